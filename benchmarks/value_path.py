@@ -91,9 +91,10 @@ def main() -> None:
     """Trace and print."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        (folder / "captions.txt").write_text("a red cup on a table\ntwo dogs run on a beach\n")
+        (folder / "captions.csv").write_text("image,caption\na.jpg,a red cup on a table\na.jpg,two dogs on a beach\n")
+        (folder / "a.jpg").touch()
         (folder / "run.yaml").write_text(
-            f"data: {{root: {folder}, sources: [{{path: captions.txt}}]}}\n"
+            f"data: {{root: {folder}, sources: [{{path: captions.csv, images: .}}]}}\n"
             f"paraphrase: {{engine: '__main__:Probe'}}\nrun: {{root: {folder / 'root'}}}\n"
         )
         here = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}

@@ -19,12 +19,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from paraclip.flows.local_stack import POOLS, TAG
+from paraclip.flows.local_stack import OURS, POOLS, RUNS
 from paraclip.tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
 from paraclip_core.errors import ConfigError
 
@@ -45,8 +44,6 @@ class Alert(NamedTuple):
     for_each: frozenset[str] = frozenset({"prefect.resource.id"})
 
 
-RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
-OURS = {"prefect.resource.id": f"prefect.tag.{TAG}"}
 ALERTS = {
     "run.failed": Alert(
         "event.resource.name ~ ' is ' ~ event.payload.validated_state.name ~ ': ' "
@@ -55,7 +52,7 @@ ALERTS = {
         3600,
         RUNS,
         related=(OURS,),
-        # A run's name has its flow and its configuration in it: `watch` may fail every ten minutes.
+        # A run's name has its flow and its configuration in it: a schedule may fail every ten minutes.
         for_each=frozenset({"prefect.resource.name"}),
     ),
     "run.waiting": Alert(
@@ -106,7 +103,7 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
     """Make or change the automations that pass events of runs on to `url`."""
     from prefect.automations import Automation
 
-    from paraclip.flows.setup import put_automation
+    from paraclip.flows.setup import put_automation, trigger_of
 
     if unknown := sorted(set(events) - {*EVENTS, *ALERTS}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join([*EVENTS, *ALERTS])}")
@@ -122,26 +119,12 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
         name = name_of(url, event)
         if alert.expect and (not event or event in wanted):
             action = _action(block, f"'paraclip.{event}'" if event else "event.event", alert.text)
-            put_automation(Automation(name=name, trigger=_trigger(alert), actions=[action]))
+            figures = alert._asdict()
+            del figures["text"]
+            put_automation(Automation(name=name, trigger=trigger_of(**figures), actions=[action]))
         else:
             with suppress(ValueError):
                 cast(Any, Automation).read(name=name).delete()
-
-
-def _trigger(alert: Alert) -> Any:
-    from prefect.events.schemas.automations import EventTrigger, Posture
-    from prefect.events.schemas.events import ResourceSpecification
-
-    return EventTrigger(
-        after=set(alert.after),
-        expect=set(alert.expect),
-        match=ResourceSpecification(dict(alert.match)),
-        match_related=[ResourceSpecification(dict(one)) for one in alert.related],
-        for_each=set(alert.for_each),
-        posture=Posture.Proactive if alert.after else Posture.Reactive,
-        threshold=1,
-        within=timedelta(seconds=alert.seconds),
-    )
 
 
 def announce_rollback(decision: Mapping[str, Any]) -> None:

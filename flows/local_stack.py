@@ -35,6 +35,8 @@ POOLS = ("paraclip-cpu", "paraclip-gpu")
 SERVER, PAGES = "server", "pages"
 TAG = "paraclip"
 """Tag of every deployment and so of its runs; automations touch no others."""
+RUNS, OURS = {"prefect.resource.id": "prefect.flow-run.*"}, {"prefect.resource.id": f"prefect.tag.{TAG}"}
+"""What automations match: flow runs, and what is related to this tag."""
 HEARTBEAT = "30"
 """Seconds between the heartbeats of a flow run."""
 NOT_TAKEN = 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from prefect import flow
@@ -14,7 +15,6 @@ from prefect.states import Completed
 from paraclip.flows.children import run_child
 from paraclip.flows.form import FormSettings, Overrides
 from paraclip.flows.logs import let_own_logs_through
-from paraclip.flows.seats import Seats
 from paraclip.flows.work import (
     DEFAULTS,
     carry_stage,
@@ -29,10 +29,14 @@ from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.publish import artifact_key, publish_table
 from paraclip.tasks.results import Result, check_run_name, record_result
 from paraclip.tasks.run.dag import STAGES
-from paraclip.tasks.run.run import Node, Run
+from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip_core.paraphrase.engines.vllm import visible_gpus
 
 log = logging.getLogger(__name__)
+
+CPU = "cpu"
+"""The slot of all CPU cores."""
 
 
 @flow(name="pipeline", flow_run_name=run_name)
@@ -86,11 +90,55 @@ def _check_captions(name: str, run: Run) -> None:
             log.warning("%s", notice)
 
 
+class Slots:
+    """What stages compute on: this machine's CPU cores are one slot, each of its GPUs is another; one stage a slot."""
+
+    def __init__(self, gpus: int | None = None) -> None:
+        """`gpus` is their number; None counts them."""
+        count = len(visible_gpus()) if gpus is None else gpus
+        self._gpus = tuple(f"cuda:{number}" for number in range(count))
+        self._taken: set[str] = set()
+
+    def take(self, stage: Stage, run: Run) -> tuple[str, ...] | None:
+        """Take the slots of a stage, none for one that computes elsewhere; None where it has to wait."""
+        slots, count = self._choice(stage, run)
+        free = [slot for slot in slots if slot not in self._taken][:count]
+        if len(free) < count:
+            return None
+        self._taken.update(free)
+        return tuple(free)
+
+    def release(self, slots: Sequence[str]) -> None:
+        """Give back what was taken."""
+        self._taken.difference_update(slots)
+
+    def device(self, slots: Sequence[str], device: str) -> str:
+        """The `run.device` of a stage on these slots: its GPU where `auto` would have every stage take the first."""
+        chooses = device == "auto" and len(self._gpus) > 1 and len(slots) == 1
+        return slots[0] if chooses and slots[0] != CPU else device
+
+    def _choice(self, stage: Stage, run: Run) -> tuple[tuple[str, ...], int]:
+        """Slots that a stage can take, and how many of them it does."""
+        options = run.settings.run
+        on_device, every = stage.pool == "gpu", stage.trains and options.processes > 1
+        if stage.name in STEPS:
+            facts = run.paraphraser.facts
+            if not facts.local:
+                return (), 0
+            # Such an engine, or each shard, has a process on every GPU.
+            on_device, every = facts.on_device, facts.one_process_a_machine is not None or options.shards > 1
+        if not on_device or options.device == CPU:
+            return (CPU,), 1
+        if options.device == "auto":
+            return (self._gpus, len(self._gpus) if every else 1) if self._gpus else ((CPU,), 1)
+        return ("cuda:0" if options.device == "cuda" else options.device,), 1
+
+
 class _Dag:
     """A run's stages as futures. One is submitted when its inputs are finished and what it computes on is free."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.seats = run, Seats()
+        self.run, self.slots = run, Slots()
         self.waiting = dict(run.nodes)
         self.futures: dict[str, PrefectFuture[Any]] = {}
         self.working: dict[PrefectFuture[Any], tuple[Node, tuple[str, ...]]] = {}
@@ -118,21 +166,21 @@ class _Dag:
             # A stage of the user's own has no deployment.
             elsewhere = self.run.settings.run.placement == "deployments" and node.stage is STAGES.get(name)
             # Of deployments, the workers' limits say how many run at once.
-            seats = () if elsewhere else self.seats.take(node.stage, self.run)
-            if seats is None:
+            slots = () if elsewhere else self.slots.take(node.stage, self.run)
+            if slots is None:
                 continue
             del self.waiting[name]
             # A child run tries again by itself.
             carry, tries = (_carry_elsewhere, 0) if elsewhere else (_carry_here, retries())
-            task = stage_task(node, carry, self._placed(seats), tries)
+            task = stage_task(node, carry, self._placed(slots), tries)
             upstream = [self.futures[name] for name in inputs]
             self.futures[name] = task.submit(name, wait_for=upstream)
-            self.working[self.futures[name]] = node, seats
+            self.working[self.futures[name]] = node, slots
 
-    def _placed(self, seats: tuple[str, ...]) -> Run:
-        """The run for a stage on these seats."""
+    def _placed(self, slots: tuple[str, ...]) -> Run:
+        """The run for a stage on these slots."""
         options = self.run.settings.run
-        device = self.seats.device(seats, options.device)
+        device = self.slots.device(slots, options.device)
         if device == options.device:
             return self.run
         placed = copy.copy(self.run)
@@ -140,8 +188,8 @@ class _Dag:
         return placed
 
     def _finish(self, future: PrefectFuture[Any]) -> None:
-        node, seats = self.working.pop(future)
-        self.seats.leave(seats)
+        node, slots = self.working.pop(future)
+        self.slots.release(slots)
         row: Any = future.result(raise_on_failure=False)
         if isinstance(row, BaseException):
             # The run's state says no more than this text, and stages run side by side.

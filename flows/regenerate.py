@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from prefect import flow, get_client, suspend_flow_run
-from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect import flow, suspend_flow_run
 from prefect.client.schemas.objects import State
-from prefect.client.schemas.responses import DeploymentResponse
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, Pause
+from prefect.exceptions import Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
@@ -36,7 +31,6 @@ from paraclip_core.settings import at_environment_root
 log = logging.getLogger(__name__)
 
 MOVE = ("channel", "before", "after")
-UNFINISHED = ("SCHEDULED", "PENDING", "RUNNING", "PAUSED", "CANCELLING")
 
 
 @flow(name="regenerate", flow_run_name=run_name)
@@ -126,51 +120,3 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
     if decision["moved"]:
         announce_rollback(decision)
     return decision
-
-
-@flow(name="watch", flow_run_name="watch-{deployment}")
-def watch(deployment: str = "regenerate/regenerate", settle_seconds: float = 10.0) -> State[None]:
-    """Start a run of another deployment where its captions are new: files came, went or changed.
-
-    Nothing is kept between two runs of this flow. Captions are new if the model of them is not finished, and this flow
-    starts one run of them at most, whatever becomes of it.
-
-    Args:
-        deployment: what to start, with the parameters that it has.
-        settle_seconds: files that change within this time are still being written, and looked at again next time.
-    """
-    with get_client(sync_client=True) as client:
-        try:
-            watched = client.read_deployment_by_name(deployment)
-        except ObjectNotFound as error:
-            raise ConfigError(
-                f"the Prefect server has no deployment {deployment!r}; `prefect deployment ls` lists them"
-            ) from error
-        runs = client.read_flow_runs(
-            deployment_filter=DeploymentFilter.model_validate({"id": {"any_": [watched.id]}}),
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": UNFINISHED}}}),
-        )
-    now = datetime.now(UTC)
-    due = [run for run in runs if run.expected_start_time is None or run.expected_start_time <= now]
-    if due:
-        return Completed(message=f"{due[0].name} is under way and takes what is there when it begins")
-    captions = _new_captions(watched)
-    if captions is None:
-        return Completed(message="no new captions")
-    time.sleep(settle_seconds)
-    if _new_captions(watched) != captions:
-        return Completed(message="files are still being written; looked at again next time")
-    started: Any = run_deployment(
-        deployment, timeout=0, as_subflow=False, idempotency_key=f"watch-{watched.id}-{captions}"
-    )
-    if started.state and started.state.is_final():
-        return Completed(message=f"{started.name} was started for these captions before; Retry it, or start a new run")
-    return Completed(message=f"new captions: started {started.name}")
-
-
-def _new_captions(watched: DeploymentResponse) -> str | None:
-    """Fingerprint of the captions that a run of the deployment would take now; None where it has a model of them."""
-    parameters = watched.parameters
-    settings = Settings.model_validate(parameters.get("settings", {}))
-    run = run_of(parameters.get("config", ""), parameters.get("overrides", ()), settings)
-    return None if run.artifact("finetune") else run.node("ingest").fingerprint

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +32,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from paraclip.flows.environment import check_server
-from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, POOLS, TAG
+from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, OURS, POOLS, RUNS, TAG
 from paraclip.flows.logs import OWN_LOGGERS
 from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError
@@ -124,20 +124,38 @@ def create_automation(watch: Watch) -> None:
 
     An update drops pending waits, because the trigger is a new one: :func:`watch_unfinished` starts them again.
     """
-    trigger = EventTrigger(
-        after={f"prefect.flow-run.{watch.after}"},
-        expect={f"prefect.flow-run.{sign}" for sign in watch.signs},
-        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+    trigger = trigger_of(
+        expect=(f"prefect.flow-run.{sign}" for sign in watch.signs),
+        after=(f"prefect.flow-run.{watch.after}",),
+        seconds=watch.seconds,
+        match=RUNS,
         # Heartbeats and changes of state carry the run's tags.
-        match_related=ResourceSpecification({"prefect.resource.id": [f"prefect.tag.{TAG}"]}),
-        for_each={"prefect.resource.id"},
-        posture=Posture.Proactive,
-        threshold=1,
-        within=timedelta(seconds=watch.seconds),
+        related=(OURS,),
     )
     message = watch.message.format(watch.seconds)
     action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
     put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
+
+
+def trigger_of(
+    expect: Iterable[str],
+    seconds: int,
+    match: Mapping[str, Any],
+    after: Sequence[str] = (),
+    related: Sequence[Mapping[str, Any]] = (),
+    for_each: Iterable[str] = ("prefect.resource.id",),
+) -> EventTrigger:
+    """The trigger that fires on an event, or with `after` where none comes so many seconds after those."""
+    return EventTrigger(
+        after=set(after),
+        expect=set(expect),
+        match=ResourceSpecification(dict(match)),
+        match_related=[ResourceSpecification(dict(one)) for one in related],
+        for_each=set(for_each),
+        posture=Posture.Proactive if after else Posture.Reactive,
+        threshold=1,
+        within=timedelta(seconds=seconds),
+    )
 
 
 def put_automation(automation: Any) -> None:

@@ -17,7 +17,6 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from paraclip.tasks.run.run import Node, Run, Stop
-from paraclip.tasks.run.status import EventLog, both, events_path
 from paraclip.tasks.shards import ShardJob, ask_shard, plan_shards
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.config import Settings
@@ -109,10 +108,7 @@ def ask_in_shards(node: Node, run: Run, progress: Progress = silent) -> None:
             return
         job = plan_shards(node, run, run.inputs(node))
         if job is not None:
-            path = events_path(store, node.name, node.fingerprint)
-            with EventLog(path, node.name, node.fingerprint, "shards") as events:
-                events.counted({"shards": job.shards})
-                _map(job, run, both(progress, events.progress))
+            _map(job, run, progress)
 
 
 def _map(job: ShardJob, run: Run, progress: Progress) -> None:

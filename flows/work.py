@@ -122,11 +122,7 @@ def retries() -> int:
 def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run, retries: int) -> Any:
     """The task of a stage, whose state says what was made or found. After errors that may pass it is tried again.
 
-    Args:
-        node: the stage.
-        carry: runs it and returns its row of the stage table.
-        run: the run that it belongs to.
-        retries: how often it is tried again.
+    `carry` runs the stage and returns its row of the stage table.
     """
     here = Here(run)
 

@@ -36,9 +36,6 @@ def load_settings(
             that name comes; None takes the defaults.
         overrides: ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
         environ: environment to look into for PARACLIP_ROOT.
-
-    Raises:
-        ConfigError: naming every wrong option at once, and whether the file or an override has it.
     """
     tree = {} if path is None else _read_file(str(path))
     root = (environ or {}).get(ROOT_VARIABLE)
@@ -46,7 +43,7 @@ def load_settings(
         _put(tree, ["run", "root"], root, f"{ROOT_VARIABLE}={root}")
     for override in overrides:
         _override(tree, override)
-    return parse_settings(tree, str(path) if path else UNNAMED, overrides)
+    return parse_settings(tree, str(path) if path else UNNAMED)
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -54,19 +51,12 @@ def shipped_configs() -> dict[str, Path]:
     return {path.stem: path for path in sorted(SHIPPED.glob("*.yaml"))}
 
 
-def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED, overrides: Sequence[str] = ()) -> Settings:
-    """Check a tree of plain values; `where` names its origin in errors, but for what `overrides` put into it.
-
-    Raises:
-        ConfigError: naming every wrong option at once, each with what was expected.
-    """
+def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED) -> Settings:
+    """Check a tree of plain values; a ConfigError names `where` it is from and every wrong option at once."""
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        problems: dict[str, list[str]] = {}
-        for detail in error.errors(include_url=False):
-            problems.setdefault(_blamed(detail["loc"], where, overrides), []).append(_explain(detail))
-        raise ConfigError("; ".join(f"{origin}: {'; '.join(texts)}" for origin, texts in problems.items())) from error
+        raise ConfigError(f"{where}: {'; '.join(map(_explain, error.errors(include_url=False)))}") from error
 
 
 def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -83,24 +73,14 @@ def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Setti
 def deployed_settings(
     settings: Settings, config: str, overrides: Sequence[str], environ: Mapping[str, str]
 ) -> Settings:
-    """What the parameters of a deployment's run mean.
-
-    Args:
-        settings: the typed tree, unless `config` names a file.
-        config: YAML file: a path on the worker, which starts from its folder, an fsspec URL, or a shipped one's name.
-        overrides: ``a.b=value`` each, put over either.
-        environ: environment to look into for PARACLIP_ROOT.
-
-    Raises:
-        ConfigError: the file cannot be read, or an option is wrong.
-    """
+    """What the parameters of a deployment's run mean: `config` names a file in place of `settings`."""
     if config:
         return load_settings(config, overrides, environ)
     if overrides:
         tree = settings.model_dump(mode="json")
         for override in overrides:
             _override(tree, override)
-        settings = parse_settings(tree, "the parameter settings", overrides)
+        settings = parse_settings(tree, "the parameter settings")
     return at_environment_root(settings, environ)
 
 
@@ -143,25 +123,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _load_yaml(text: str) -> Any:
-    """The value of a YAML document; errors say the place and quote nothing, for the file may be any file of the worker.
-
-    Raises:
-        ValueError: it is no YAML.
-    """
+    """The value of a YAML document; errors say the place and quote nothing: the file may be any file of the worker."""
     try:
         return yaml.load(text, _UniqueKeyLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise ValueError(f"{QUOTED.sub('…', error.problem or 'it cannot be read')}{place}") from None
-    except yaml.YAMLError:
-        raise ValueError("it holds a character that YAML does not allow") from None
-    except ValueError as error:  # what PyYAML does with 2024-02-30 and !!int x
-        raise ValueError(QUOTED.sub("…", str(error))) from None
-    except (LookupError, TypeError, AttributeError):  # and with !!bool x or !!map [a]
-        raise ValueError("a value is not of the kind that the tag (!!…) before it says") from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        problem = getattr(error, "problem", None) or "a value is not of the kind that it should be"
+        raise ValueError(f"{QUOTED.sub('…', problem)}{place}") from None
 
 
 def _read_file(path: str) -> dict[str, Any]:
@@ -206,7 +175,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         value = _load_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"{_shown_override(override)} is not a YAML value: {error}") from error
+        raise ConfigError(f"--set {name}=… is not a YAML value: {error}") from error
     # A file called 2024 is a name, not a number.
     arms = _arms(_annotation_at(keys))
     if str in arms and not isinstance(value, str | None) and not (isinstance(value, list) and any(map(_is_list, arms))):
@@ -237,25 +206,6 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, origin: str) -> 
         here = below
 
 
-def _blamed(location: Sequence[str | int], where: str, overrides: Sequence[str]) -> str:
-    """Where a wrong option comes from; of a group that is wrong as a whole, all that had a part in it."""
-    wrong = [str(part) for part in location]
-    parts = [where]
-    for override in overrides:
-        keys = override.partition("=")[0].strip().split(".")
-        if wrong[: len(keys)] == keys:
-            parts = [_shown_override(override)]
-        elif keys[: len(wrong)] == wrong:
-            parts.append(_shown_override(override))
-    return " and ".join(parts[1:] if parts[0] == UNNAMED and len(parts) > 1 else parts)
-
-
-def _shown_override(override: str) -> str:
-    """An override as it was given, but for what may be an address or a key, which must not get into a log."""
-    secret = any(name in override for name in ("openai", "paraphrase.options"))
-    return f"--set {override.partition('=')[0]}=…" if secret else f"--set {override}"
-
-
 def _explain(detail: Mapping[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     path = ".".join(str(part) for part in location) or "settings"
@@ -272,19 +222,12 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 def _nearest(location: Sequence[str | int]) -> str:
     paths = list(field_paths())
-    wrong = ".".join("0" if isinstance(part, int) else str(part) for part in location)
-    parent, _, name = wrong.rpartition(".")
+    parent, _, name = ".".join("0" if isinstance(part, int) else str(part) for part in location).rpartition(".")
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
-    close = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
-    if close:
-        return f"did you mean {siblings[close[0]]}?"
-    # The right name in the wrong place, or a typo in it.
-    elsewhere = [path for path in paths if path.rpartition(".")[2] == name]
-    if not elsewhere:
-        names = {path.rpartition(".")[2]: path for path in reversed(paths)}
-        elsewhere = [names[near] for near in difflib.get_close_matches(name, names, n=1, cutoff=0.7)]
-    if elsewhere:
-        return f"did you mean {' or '.join(elsewhere[:3])}?"
+    # A typo, or the right name in the wrong place.
+    for names in (siblings, {path.rpartition(".")[2]: path for path in reversed(paths)}):
+        if close := difflib.get_close_matches(name, names, n=1, cutoff=0.6):
+            return f"did you mean {names[close[0]]}?"
     return f"{parent or UNNAMED} has {', '.join(siblings) or 'no options'}"
 
 

@@ -162,12 +162,7 @@ class ArtifactStore:
         return damaged
 
     def named(self, name: str, stages: Sequence[str] = ()) -> Artifact:
-        """What a channel's name, or else the start of a fingerprint, means; its files may not be here.
-
-        Args:
-            name: as users give it.
-            stages: stages of what may be meant, where `name` does not say ``STAGE/START``; none: any.
-        """
+        """What a channel's name, or else ``[STAGE/]START`` of a fingerprint, means; its files may not be here."""
         channel = None if "/" in name or name.startswith(".") else self.channel(name)
         if channel is None:
             return self.resolve(name, stages)

@@ -30,14 +30,7 @@ def canonical_json(value: Any) -> str:
 
 
 def fingerprint(stage: str, version: int, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Fingerprint of an artifact: 32 hex digits of blake2b over everything that gives it its meaning.
-
-    Args:
-        stage: the stage's name.
-        version: the stage's version; raise it when its code gives other output for the same input.
-        options: the meaning-bearing options, JSON-ready.
-        inputs: the fingerprint of each named input.
-    """
+    """Fingerprint of an artifact: 32 hex digits of blake2b over everything that gives it its meaning."""
     text = canonical_json({"stage": stage, "version": version, "options": options, "inputs": inputs})
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

@@ -26,7 +26,7 @@ BY_HAND = "move the channel yourself with `paraclip promote --force`"
 
 
 @dataclass(frozen=True)
-class Duel:
+class Challenge:
     """What came of a challenge."""
 
     verdict: Verdict
@@ -35,26 +35,19 @@ class Duel:
     """The champion's figures as `base`, the challenger's as `tuned`; None where they cannot be compared."""
 
 
-def challenge(run: Run, champion: str, evaluation: str, progress: Progress = silent) -> Duel:
-    """Whether the challenger may follow the champion.
-
-    Args:
-        run: the challenger's.
-        champion: fingerprint of the champion's ``finetune`` artifact.
-        evaluation: fingerprint of the challenger's ``evaluate`` artifact.
-        progress: told how far the champion's evaluation is, where it has to be made.
-    """
+def challenge(run: Run, champion: str, evaluation: str, progress: Progress = silent) -> Challenge:
+    """Whether a challenger (its ``evaluate`` artifact) may follow the champion (its ``finetune`` artifact)."""
     store = run.store
     challengers = store.find("evaluate", evaluation)
     if challengers is None:
         raise ArtifactError(f"the artifact evaluate/{evaluation} is gone; run the same settings again")
     model = store.peek("finetune", champion)
     if model is None:
-        return Duel("hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}")
+        return Challenge("hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}")
     rival = store.peek("finetune", challengers.manifest.inputs["finetune"])
     towers = _tower(model), _tower(rival)
     if towers[0] != towers[1]:
-        return Duel(
+        return Challenge(
             "hold",
             f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
             f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
@@ -62,10 +55,10 @@ def challenge(run: Run, champion: str, evaluation: str, progress: Progress = sil
     champions = store.download(run_stage(_node(run, challengers, champion), run, progress))
     rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
     comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=rule)
-    return Duel(comparison.verdict, comparison.reason, comparison)
+    return Challenge(comparison.verdict, comparison.reason, comparison)
 
 
-def duel_rows(comparison: Comparison) -> list[dict[str, Any]]:
+def challenge_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """One row for each benchmark and metric: champion, challenger, delta and its interval."""
     return [
         {
@@ -154,14 +147,14 @@ def decide(
     current = store.channel(channel) or {}
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
-    moves, reason, duel = _compare(run, current, stages, result, progress, force)
+    moves, reason, outcome = _compare(run, current, stages, result, progress, force)
     decision = {
         "channel": channel,
         "moved": moves,
         "reason": reason,
         "before": before,
         "after": challenger,
-        "against_champion": duel_rows(duel.comparison) if duel and duel.comparison else [],
+        "against_champion": challenge_rows(outcome.comparison) if outcome and outcome.comparison else [],
     }
     if moves:
         if approve is not None:
@@ -176,7 +169,7 @@ def decide(
 
 def _compare(
     run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
-) -> tuple[bool, str, Duel | None]:
+) -> tuple[bool, str, Challenge | None]:
     """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
     before, challenger = current.get("fingerprint"), stages["finetune"]
     if challenger == before:
@@ -185,8 +178,8 @@ def _compare(
         return True, f"moved to {challenger} by hand", None
     if held := _held(current, challenger, result):
         return False, f"kept at {before or 'no model'}, the challenger {challenger} is held: {held}", None
-    duel = challenge(run, before, stages["evaluate"], progress) if before else None
-    return *_verdict(before, challenger, why(result.summary), duel), duel
+    outcome = challenge(run, before, stages["evaluate"], progress) if before else None
+    return *_verdict(before, challenger, why(result.summary), outcome), outcome
 
 
 def _held(current: Mapping[str, Any], challenger: str, result: Result) -> str | None:
@@ -211,12 +204,12 @@ def _move(
     return now
 
 
-def _verdict(before: str | None, challenger: str, gain: str, duel: Duel | None) -> tuple[bool, str]:
-    if duel is None:
+def _verdict(before: str | None, challenger: str, gain: str, outcome: Challenge | None) -> tuple[bool, str]:
+    if outcome is None:
         return True, f"moved to {challenger}, its first model: {gain}"
-    if duel.verdict == "promote":
+    if outcome.verdict == "promote":
         return (
             True,
-            f"moved from {before} to {challenger}: against the base, {gain}; against the champion, {duel.reason}",
+            f"moved from {before} to {challenger}: against the base, {gain}; against the champion, {outcome.reason}",
         )
-    return False, f"kept at {before}, the challenger {challenger} is held: against the champion, {duel.reason}"
+    return False, f"kept at {before}, the challenger {challenger} is held: against the champion, {outcome.reason}"

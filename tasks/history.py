@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,7 +31,7 @@ class Move:
     """Fingerprint of the ``finetune`` artifact that it serves from then on."""
     before: str | None = None
     by: str = "unknown"
-    """`run`, `promotion` or `rollback`; `unknown` for what is from before channels had a history."""
+    """`run`, `promotion` or `rollback`; `unknown` for what was done by hand."""
     at: str | None = None
     """UTC, ISO 8601."""
     who: str | None = None
@@ -47,16 +47,11 @@ class Move:
 
 def history(channel: Mapping[str, Any]) -> list[Move]:
     """The moves that a channel's file holds, the oldest first; the last one led to the model that it serves."""
-    names, entries = {item.name for item in fields(Move)}, channel.get("history")
-    # What is no move is passed over: a file edited by hand must not block the way back.
-    entries = entries if isinstance(entries, list) else []
-    sound = [entry for entry in entries if isinstance(entry, dict) and entry.get("after")]
-    moves = [Move(**{name: value for name, value in entry.items() if name in names}) for entry in sound]
+    moves = [Move(**entry) for entry in channel.get("history", ())]
     served = channel.get("fingerprint")
     if served and (not moves or moves[-1].after != served):
-        # A file without a history tells its last move.
-        facts = {name: channel.get(name) for name in ("before", "verdict", "reason")}
-        moves.append(Move(served, by=channel.get("moved_by", "unknown"), stages=channel.get("stages", {}), **facts))
+        # A file that was written by hand.
+        moves.append(Move(served, stages=channel.get("stages", {})))
     return moves
 
 
@@ -83,14 +78,8 @@ def moved(
 ) -> dict[str, Any]:
     """What a channel's file holds after a move: a history longer by it, unless the channel serves this model already.
 
-    The caller holds :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result.
-
-    Args:
-        channel: what it held before, if it was there.
-        stages: fingerprint of each stage of the model's run.
-        verdict: the gate's, base against tuned.
-        by: :data:`BY_RUN`, :data:`BY_PROMOTION` or :data:`BY_ROLLBACK`.
-        reason: why, for people.
+    The caller holds :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result. `stages` has the
+    fingerprint of each stage of the model's run.
     """
     channel = channel or {}
     before, after = channel.get("fingerprint"), stages["finetune"]
@@ -150,15 +139,8 @@ def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
 def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:
     """Move a channel to the model before the one that it serves, or to another one that is still there.
 
-    A second rollback goes one model further back. A flow run that is retried does not.
-
-    Args:
-        store: the store.
-        name: the channel.
-        to: start of the fingerprint of a model of its history, or of any other finished ``finetune`` artifact.
-
-    Returns:
-        `moved`, `reason` and the fingerprints `before` and `after`.
+    A second rollback goes one model further back. A flow run that is retried does not. `to` is the start of the
+    fingerprint of a model of its history, or of any other finished ``finetune`` artifact.
     """
     existing_channel(store, name)
     with store.channel_lock(name):

@@ -19,7 +19,6 @@ from paraclip.flows.commands.common import (
     say,
 )
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.manifests import SOURCE, sources_of
 from paraclip.tasks.history import KEPT_MODELS
 from paraclip_core.errors import UnknownNameError
 
@@ -68,17 +67,6 @@ def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOptio
     import yaml
 
     say(yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True), newline=False)
-
-
-@app.command()
-def lineage(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """What an artifact was made from, down to the source files."""
-    store = opened_root(root)
-    tree = _lineage(store, store.named(name))
-    if as_json:
-        print_json(tree)
-    else:
-        _print_tree(tree, 0, set())
 
 
 @app.command()
@@ -161,28 +149,3 @@ def _row(artifact: Artifact, store: ArtifactStore) -> dict[str, Any]:
         "metrics": manifest.metrics,
         "path": store.uri(artifact),
     }
-
-
-def _lineage(store: ArtifactStore, artifact: Artifact) -> dict[str, Any]:
-    inputs = []
-    for name, value in artifact.manifest.inputs.items():
-        if name.startswith(SOURCE):
-            continue
-        upstream = store.peek(name, value)
-        gone = {"stage": name, "fingerprint": value, "gone": True}
-        inputs.append(gone if upstream is None else _lineage(store, upstream))
-    sources = sources_of(artifact.manifest.inputs)
-    return {"stage": artifact.stage, "fingerprint": artifact.fingerprint, "sources": sources, "inputs": inputs}
-
-
-def _print_tree(tree: dict[str, Any], depth: int, seen: set[str]) -> None:
-    name = f"{tree['stage']}/{tree['fingerprint']}"
-    note = " (gone)" if tree.get("gone") else " (see above)" if name in seen and tree.get("inputs") else ""
-    say(f"{'  ' * depth}{name}{note}")
-    if note:
-        return
-    seen.add(name)
-    for source, value in tree.get("sources", {}).items():
-        say(f"{'  ' * (depth + 1)}{source} {value[:12]}")
-    for below in tree.get("inputs", []):
-        _print_tree(below, depth + 1, seen)

@@ -12,7 +12,6 @@ from paraclip.storage.roots import open_store
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import Node, Run, settings_of
 from paraclip.tasks.run.stage import carry_out
-from paraclip.tasks.run.status import EventLog, both, events_path
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.features import FEATURES
 from paraclip.tasks.stages.ingest import INGEST
@@ -48,14 +47,9 @@ def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artif
     if node.stage.trains:
         check_benchmarks(run, inputs)
     log.info("%s %s %s", name, node.fingerprint, "goes on" if store.resumable(name, node.fingerprint) else "starts")
-    with EventLog(events_path(store, name, node.fingerprint), name, node.fingerprint) as events:
-        shown = both(progress, events.progress)
-        if node.stage.isolated:
-            artifact = run_in_child(node.draft, run, inputs, shown)
-        else:
-            artifact = carry_out(node.stage, node.draft, run, inputs, shown)
-        events.counted(artifact.manifest.metrics)
-    return artifact
+    if node.stage.isolated:
+        return run_in_child(node.draft, run, inputs, progress)
+    return carry_out(node.stage, node.draft, run, inputs, progress)
 
 
 def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent) -> Artifact:

@@ -48,20 +48,6 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
     assert key(settings) != first
 
 
-def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.exceptions import ObjectNotFound
-
-    from paraclip.flows import children
-
-    def unknown(*_: Any, **__: Any) -> None:
-        raise ObjectNotFound(Exception("404"))
-
-    monkeypatch.setattr(children, "run_deployment", unknown)
-    settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
-    with pytest.raises(StageError, match=r"no deployment scenes/scenes.*paraclip serve"):
-        children.run_child(Run(settings, ArtifactStore(tmp_path)).nodes["scenes"], Run(settings))
-
-
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[None]:
     """A Prefect server with a deployment of `scenes`."""
@@ -249,18 +235,3 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
         # A run that no worker has taken needs no one to end it.
         child = client.read_flow_run(children._start(run, node).id)
     assert child.id != parent.id and child.state and child.state.type == StateType(child_becomes)
-
-
-@pytest.mark.usefixtures("deployed")
-def test_a_deployment_of_another_release_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paraclip.flows import children
-
-    ask = children.run_deployment
-
-    def with_a_new_option(name: str, **options: Any) -> Any:
-        return ask(name, **{**options, "parameters": {"settings": {"run": {"novel": 1}}}})
-
-    monkeypatch.setattr(children, "run_deployment", with_a_new_option)
-    settings = load_settings(None, [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"])
-    with pytest.raises(StageError, match=r"refuses the settings.*'novel' does not match.*paraclip serve"):
-        children.run_child(Run(settings, ArtifactStore(tmp_path)).nodes["scenes"], Run(settings))

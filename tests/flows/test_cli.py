@@ -16,7 +16,6 @@ import pytest
 import yaml
 
 from paraclip.flows.cli import run_cli
-from paraclip.flows.commands.common import print_table
 from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -36,13 +35,6 @@ def told(capsys: Capture, arguments: Sequence[str], code: int = 0) -> Any:
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
     assert run_cli(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
-
-
-def test_a_typo_names_the_nearest_option(capsys: Capture) -> None:
-    assert run_cli(["run", "--set", "finetune.lerning_rate=1"]) == 2
-    error = capsys.readouterr().err
-    assert "finetune.lerning_rate is no option; did you mean finetune.learning_rate?" in error
-    assert "Traceback" not in error
 
 
 def test_an_absent_source_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
@@ -154,14 +146,6 @@ def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[.
     assert os.times().children_user - before.children_user < 10
 
 
-def test_a_damaged_artifact_is_refused(finished_run: Callable[..., Any], capsys: Capture) -> None:
-    run = finished_run()
-    (run.artifacts["finetune"].path / "made.txt").write_text("edited by hand")
-    assert run_cli(["run", "-c", str(run.config)]) == 1
-    error = capsys.readouterr().err
-    assert "is damaged" in error and "made.txt" in error
-
-
 def test_plan_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
     config = str(finished_run().config)
     plan = told(capsys, ["plan", "-c", config])
@@ -188,11 +172,9 @@ def test_artifacts_commands(finished_run: Callable[..., Any], capsys: Capture) -
     assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
     shown = told(capsys, ["artifacts", "show", "made", *root])
     assert shown["stage"] == "finetune" and shown["wall_seconds"] == 1.5
-    tree = told(capsys, ["artifacts", "lineage", "made", *root])
-    assert {below["stage"] for below in tree["inputs"]} == set(run.artifacts["finetune"].manifest.inputs)
     assert told(capsys, ["artifacts", "verify", *root]) == {"checked": len(STAGES), "damaged": []}
     assert told(capsys, ["artifacts", "gc", *root]) == {"deleted": False, "items": [], "in_use": []}
-    for command in ("ls", "lineage made", "verify", "show made", "gc"):
+    for command in ("ls", "verify", "show made", "gc"):
         assert run_cli(["artifacts", *command.split(), *root]) == 0
     assert "scenes/" in capsys.readouterr().out
 
@@ -202,22 +184,6 @@ def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., 
     (run.artifacts["ingest"].path / "made.txt").write_text("other")
     found = told(capsys, ["artifacts", "verify", "--root", str(run.store.root)], code=1)
     assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
-
-
-def test_a_path_that_is_no_artifact_is_one_message(tmp_path: Path, capsys: Capture) -> None:
-    for arguments in (
-        ["artifacts", "show", "/absent/finetune/abc"],
-        ["export", "/absent/model", str(tmp_path / "new")],
-    ):
-        assert run_cli([*arguments, "--root", str(tmp_path)]) == 2
-        assert "begins with '/absent/" in capsys.readouterr().err
-
-
-def test_a_terminal_is_not_told_what_to_do(capsys: Capture) -> None:
-    print_table("", ["image"], [{"image": "a\x1b]0;title\x07b \x9b31m [bold]c[/]"}])
-    shown = capsys.readouterr().out
-    assert "\x1b" not in shown and "\x07" not in shown and "\x9b" not in shown
-    assert "[bold]c[/]" in shown
 
 
 def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys: Capture) -> None:
@@ -268,11 +234,6 @@ def test_a_base_is_found_by_its_fingerprint_and_a_near_channel_is_named(
     assert "no artifact of finetune" in told and "begins with 'mdae'" in told
 
 
-def test_an_empty_query_is_wrong_usage(tmp_path: Path, capsys: Capture) -> None:
-    assert run_cli(["search", " ", "--model", "made", "--root", str(tmp_path)]) == 2
-    assert "the query is empty" in capsys.readouterr().err
-
-
 def test_promote(finished_run: Callable[..., Any], capsys: Capture) -> None:
     first = finished_run(verdict="promote")
     config = ["-c", str(first.config)]
@@ -316,38 +277,6 @@ def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[...,
     assert "there are" in capsys.readouterr().err
 
 
-def test_rollback_as_a_flow(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
-    from paraclip.flows.regenerate import rollback
-
-    first, _ = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
-    told(capsys, ["promote", "-c", str(first.config)])
-    told(capsys, ["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
-    monkeypatch.setenv("PARACLIP_ROOT", str(first.store.root))
-    with prefect_server():
-        assert rollback()["after"] == first.artifacts["finetune"].fingerprint
-    assert first.store.channel("production")["history"][-1]["flow_run"]
-
-
-def test_a_run_cannot_take_a_promoted_channels_name(finished_run: Callable[..., Any], capsys: Capture) -> None:
-    run = finished_run(verdict="promote")
-    assert run_cli(["promote", "-c", str(run.config)]) == 0
-    before = run.store.channel("production")
-    assert run_cli(["run", "-c", str(run.config), "--set", "name=production"]) == 2
-    assert "only a promotion moves" in capsys.readouterr().err
-    assert run.store.channel("production") == before
-    assert run_cli(["promote", "-c", str(run.config), "--channel", "made"]) == 2
-
-
-@pytest.mark.parametrize(("words", "answer"), [("paraclip pl", "plan"), ("paraclip run --dev", "--device")])
-def test_a_shell_completes_commands_and_options(words: str, answer: str) -> None:
-    asked = {"_PARACLIP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
-    command = [sys.executable, "-c", "from paraclip.flows.cli import main; main()"]
-    done = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == [answer], done.stderr
-
-
 def test_the_next_command_takes_the_same_settings(
     finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -364,18 +293,6 @@ def test_the_next_command_takes_the_same_settings(
     assert "next:" not in capsys.readouterr().out
     assert run_cli(["config", "show", "--root", "a: [b"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["run"]["root"] == "a: [b"
-
-
-@pytest.mark.parametrize(("flag", "lines"), [([], []), (["-v"], ["INFO"]), (["-vv"], ["DEBUG", "INFO"])])
-def test_log_lines_that_are_asked_for(flag: list[str], lines: list[str]) -> None:
-    code = (
-        "import logging, sys; from paraclip.flows.cli import run_cli;"
-        "run_cli([*sys.argv[1:], 'config', 'schema', '--json']);"
-        "log = logging.getLogger('httpx'); log.debug('a line'); log.info('a line'); log.warning('a warning')"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *flag], capture_output=True, text=True, timeout=300)
-    assert re.findall(r"(\w+) httpx: a line", done.stderr) == lines and "a warning" in done.stderr
-    assert json.loads(done.stdout)["title"] == "Settings"
 
 
 def test_config_show_is_a_configuration(tmp_path: Path, capsys: Capture) -> None:
@@ -409,15 +326,6 @@ def test_an_editor_is_told_of_todays_options(capsys: Capture) -> None:
         assert list(validator.iter_errors(yaml.load(config.read_text(), EditorsLoader))) == []
     wrong = {"finetune": {"epochs": "many", "lerning_rate": 1}, "data": {"on_error": "cry"}}
     assert {error.validator for error in validator.iter_errors(wrong)} == {"type", "additionalProperties", "enum"}
-
-
-def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("paraclip.flows.commands.run.settings_from", interrupt)
-    assert run_cli(["run"]) == 130
-    assert "interrupted" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

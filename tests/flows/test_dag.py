@@ -1,4 +1,4 @@
-"""Stages as futures: what runs side by side, who waits for whose seat, what a failure ends, what the run page shows."""
+"""Stages as futures: what runs side by side, who waits for whose slot, what a failure ends, what the run page shows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from paraclip.flows.seats import Seats
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run
@@ -178,7 +177,7 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
 
 
 @pytest.mark.parametrize(
-    ("gpus", "options", "seats"),
+    ("gpus", "options", "slots"),
     [
         (0, [], {"paraphrase_1": ("cpu",), "features": None, "finetune": None}),
         (0, SERVER, {"paraphrase_1": (), "features": ("cpu",)}),
@@ -191,23 +190,16 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
         (2, ["run.device=cuda:1"], {"features": ("cuda:1",), "evaluate": None}),
     ],
 )
-def test_seats(gpus: int, options: Any, seats: dict[str, tuple[str, ...] | None]) -> None:
+def test_slots(gpus: int, options: Any, slots: dict[str, tuple[str, ...] | None]) -> None:
+    from paraclip.flows.pipeline import Slots
     from paraclip_core.settings import load_settings
 
     if "paraphrase.engine" in "".join(options) and "openai" not in "".join(options):
         options = [*options, "paraphrase.model=m"]
     run = Run(load_settings(None, ["data.scenes={}", "data.sources.0.path=captions.jsonl", *options]))
-    machine = Seats(gpus)
-    taken = {name: machine.take(STAGES[name], run) for name in seats}
-    assert taken == seats
+    machine = Slots(gpus)
+    taken = {name: machine.take(STAGES[name], run) for name in slots}
+    assert taken == slots
     for names in taken.values():
-        machine.leave(names or ())
-    assert all(machine.take(STAGES[name], run) is not None for name in list(seats)[:1])
-
-
-def test_only_where_there_are_several_gpus_a_stage_is_told_which_is_its_own() -> None:
-    assert Seats(2).device(("cuda:1",), "auto") == "cuda:1"
-    assert Seats(1).device(("cuda:0",), "auto") == "auto"
-    assert Seats(2).device(("cuda:0", "cuda:1"), "auto") == "auto"
-    assert Seats(2).device(("cpu",), "auto") == "auto"
-    assert Seats(2).device(("cuda:1",), "cuda:1") == "cuda:1"
+        machine.release(names or ())
+    assert all(machine.take(STAGES[name], run) is not None for name in list(slots)[:1])

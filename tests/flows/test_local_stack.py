@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import shutil
@@ -12,17 +11,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
-from uuid import uuid4
 
 import pytest
 import yaml
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows import local_stack
-from paraclip.flows.cli import run_cli
 from paraclip.flows.local_stack import MARK, POOLS, client_environment, password_file, processes_of, serve, stop
 from paraclip.flows.setup import PARENTS
 from paraclip.tasks.run.dag import STAGES
@@ -49,7 +45,7 @@ def free_port() -> int:
 
 def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
     names = [deployment["name"] for deployment in declared["deployments"]]
-    others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback", "watch")
+    others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback")
     assert sorted(names) == sorted([*STAGES, *others])
     for deployment in declared["deployments"]:
         module, _, flow = deployment["entrypoint"].rpartition(".")
@@ -62,28 +58,9 @@ def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
 def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
     demo = load_settings(REPOSITORY / "configs" / "demo.yaml")
     for deployment in declared["deployments"]:
-        if deployment["name"] in ("rollback", "watch"):
-            continue  # what a channel's file or another deployment holds is all that they need
+        if deployment["name"] == "rollback":
+            continue  # what a channel's file holds is all that it needs
         assert parse_settings(deployment["parameters"]["settings"]) == demo
-
-
-def test_no_module_beside_a_script_hides_another(declared: dict[str, Any], tmp_path: Path) -> None:
-    (tmp_path / "queue.py").write_text("raise RuntimeError")
-    script = tmp_path / "script.py"
-    script.write_text("import queue")
-    added = [deployment["work_pool"]["job_variables"]["env"] for deployment in declared["deployments"]]
-    assert all(variables == added[0] for variables in added)
-    for environment, code in (({}, 1), (added[0], 0)):
-        plain = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
-        environment = {**plain, "PYTHONPATH": str(REPOSITORY), **environment}
-        assert subprocess.run([sys.executable, script], env=environment, capture_output=True).returncode == code
-
-
-def test_shared_state_has_one_run_at_a_time(declared: dict[str, Any]) -> None:
-    limited = {d["name"] for d in declared["deployments"] if d.get("concurrency_limit")}
-    assert limited == {*STEPS, *(f"{name}-api" for name in STEPS), "regenerate"}
-    nightly = next(d for d in declared["deployments"] if d["name"] == "regenerate")
-    assert nightly["schedules"][0]["cron"] == "0 3 * * *"
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -176,11 +153,6 @@ def test_what_a_killed_server_has_left_gets_it_back(tmp_path: Path, monkeypatch:
                 serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_cli(["serve", "--root", str(tmp_path), "--folder", str(tmp_path / "none")]) == 2
-    assert "--folder" in capsys.readouterr().err
-
-
 class Marked:
     """Processes that carry the mark of a stack, as its parts and what they start do."""
 
@@ -240,23 +212,3 @@ def test_what_serve_started_is_ended_and_nothing_else(
     assert sorted(stop(tmp_path)) == [POOLS[0], "server"]
     assert [process.wait() for process in (server, worker, run)] == [-signal.SIGTERM, -signal.SIGKILL, -signal.SIGKILL]
     assert other.poll() is None and processes_of(tmp_path) == []
-
-
-def test_workers_open_the_root_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect's own data lies in the folder here, the workers' artifacts in the object store."""
-    for location, expected in (("s3://bucket/folder", "s3://bucket/folder"), (None, str(tmp_path))):
-        environment = Refusal(monkeypatch).serve(tmp_path, location)
-        assert environment["PARACLIP_ROOT"] == expected
-        assert environment["PREFECT_HOME"].startswith(str(tmp_path))
-
-
-def test_a_restarted_server_knows_who_holds_a_concurrency_limit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = Refusal(monkeypatch).serve(tmp_path)
-    compose = yaml.safe_load((REPOSITORY / "docker" / "compose.yaml").read_text())
-    for environment in (served, compose["services"]["server"]["environment"]):
-        leases = importlib.import_module(environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"])
-        folder = tmp_path / Path(environment["PREFECT_HOME"]).name
-        lease = asyncio.run(leases.ConcurrencyLeaseStorage(folder).create_lease([uuid4()], timedelta(minutes=5)))
-        assert asyncio.run(leases.ConcurrencyLeaseStorage(folder).read_lease(lease.id)) == lease

@@ -82,7 +82,6 @@ def test_artifacts_commands(
     assert all(artifact["path"].startswith(f"{url}/artifacts/") for artifact in listed["artifacts"])
     assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
     assert tell(["artifacts", "show", "made"])["stage"] == "finetune"
-    assert {below["stage"] for below in tell(["artifacts", "lineage", "made"])["inputs"]} >= {"ingest", "features"}
     assert tell(["artifacts", "verify"]) == {"checked": len(STAGES), "damaged": []}
     assert tell(["artifacts", "gc", "--keep-days", "0"])["items"] == []
     assert here(url) == set()
@@ -103,19 +102,6 @@ def test_gc_deletes_at_the_store(finished_run: Callable[..., Any], url: str, tel
     assert len(listed["artifacts"]) == len(STAGES) and listed["unfinished"] == []
 
 
-def test_a_damaged_object_is_one_message(
-    finished_run: Callable[..., Any], url: str, second: Callable[[], None], tell: Callable[..., Any], capsys: Capture
-) -> None:
-    run = finished_run(f"run.root={url}")
-    name = f"artifacts/report/{run.artifacts['report'].fingerprint}/report.html"
-    fsspec.filesystem("memory").rm_file(f"{url.removeprefix('memory:/')}/{name}")
-    second()
-    assert run_cli(["run", "-c", str(run.config), "--set", f"run.root={url}"]) == 1
-    error = capsys.readouterr().err
-    assert f"{url}/{name} is missing" in error and "Traceback" not in error
-    assert [entry["stage"] for entry in tell(["artifacts", "verify"], code=1)["damaged"]] == ["report"]
-
-
 def test_cache_stats_count_what_other_machines_asked(
     url: str, second: Callable[[], None], tell: Callable[..., Any]
 ) -> None:
@@ -128,11 +114,3 @@ def test_cache_stats_count_what_other_machines_asked(
     second()
     found = tell(["cache", "stats"])
     assert (found["rows"], found["keys"], found["segments"]) == (1, 1, 1)
-
-
-@pytest.mark.parametrize("root", ["s3://key:secret@bucket/x", "s3://bucket/x?secret=1"])
-def test_credentials_are_refused_and_not_repeated(root: str, capsys: Capture) -> None:
-    for arguments in (["artifacts", "ls", "--root", root], ["plan", "--set", f"run.root={root}"]):
-        assert run_cli(arguments) == 2
-        shown = "".join(capsys.readouterr())
-        assert "must be a plain URL" in shown and "secret" not in shown

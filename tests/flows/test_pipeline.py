@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import inspect
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -237,27 +235,3 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
     outcome: Any = pipeline.pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
-
-
-def test_a_finished_stage_is_found_on_a_read_only_disk(
-    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from paraclip.flows.work import carry_stage
-
-    run = finished_run("name=kept")
-
-    def refuse(path: Path, missing_ok: bool = False) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-
-    monkeypatch.setattr(Path, "unlink", refuse)
-    assert carry_stage("paraphrase_1", Run(run.settings))["state"] == "cached"
-
-
-def test_the_ui_gets_a_typed_form_with_descriptions_and_bounds() -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    groups = pipeline.parameters.model_dump()["properties"]["settings"]["properties"]
-    epochs = groups["finetune"]["properties"]["epochs"]
-    assert epochs["maximum"] == 1000 and epochs["description"]
-    engine = groups["paraphrase"]["properties"]["engine"]
-    assert "openai" in engine["anyOf"][0]["enum"] and engine["anyOf"][1]["pattern"] == ":"

@@ -85,12 +85,6 @@ def test_a_power_cut_takes_nothing_of_an_artifact(store: ArtifactStore, on_disk:
     assert [path.name for path in entries if not on_disk(path)] == []
 
 
-def test_a_store_that_is_only_asked_makes_no_folder(store: ArtifactStore) -> None:
-    assert (store.list(), store.unfinished(), store.channels(), store.channel("x")) == ([], [], {}, None)
-    assert store.find("ingest", FP) is None
-    assert not store.root.exists()
-
-
 def test_unfinished_work_is_kept_and_gone_on_with(store: ArtifactStore) -> None:
     with pytest.raises(KeyboardInterrupt), store.writing("ingest", FP) as work:
         (work.out / "a.txt").write_bytes(b"from the first try")
@@ -285,15 +279,6 @@ def test_a_channels_name_cannot_leave_its_folder(store: ArtifactStore, name: str
 
 
 # Disks
-
-
-def test_a_root_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for root in (tmp_path / "file", Path("/proc/nothing")):
-        with pytest.raises(ArtifactError, match="cannot write"):
-            make(ArtifactStore(root))
-        with pytest.raises(ArtifactError, match="cannot write"):
-            ArtifactStore(root).set_channel("production", {})
 
 
 def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:

@@ -158,21 +158,3 @@ def test_a_folder_without_flock_is_told(tmp_path: Path, monkeypatch: pytest.Monk
         ArtifactError, match=r"cannot lock .*x\.lock: No locks available.*needs a file system with flock"
     ):
         lock(tmp_path / "x.lock").__enter__()
-
-
-def test_a_lock_that_cannot_be_deleted_hides_no_reason_and_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(path: Path) -> None:
-        """As on a disk that the kernel made read-only after an error."""
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-
-    path = tmp_path / "x.lock"
-    with monkeypatch.context() as broken:
-        with pytest.raises(ValueError, match="mine"), lock(path):
-            broken.setattr(os, "unlink", failing)
-            raise ValueError("mine")
-        assert path.exists() and living_owner(path) is None
-    with lock(path, wait_seconds=0):
-        pass
-    assert not path.exists()

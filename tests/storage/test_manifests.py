@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import pytest
 from machines import FP, make
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.manifests import file_names
 from paraclip_core.errors import ArtifactError
 
 
@@ -66,19 +64,6 @@ def test_cut_missing_and_extra_files(store: ArtifactStore) -> None:
         "sub/b.bin is missing",
         "extra is not in the manifest",
     ]
-
-
-def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(path: str) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-
-    (tmp_path / "a.txt").write_bytes(b"alpha")
-    assert file_names(tmp_path) == ["a.txt"]
-    monkeypatch.setattr(os, "scandir", failing)
-    with pytest.raises(OSError, match="Input/output error"):
-        file_names(tmp_path)
 
 
 # Damaged manifests

@@ -84,12 +84,3 @@ def test_a_lost_column_is_named(tmp_path: Path, count: int) -> None:
 def test_a_folder_without_parts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no Parquet file in"):
         parquet_files(tmp_path)
-
-
-def test_no_temporary_is_left(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    with pytest.raises(ArtifactError, match="cannot write"):
-        write_table(blocked / "a.parquet", SCHEMA.empty_table())
-    write_table(tmp_path / "sub" / "a.parquet", SCHEMA.empty_table())
-    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["a.parquet"]

@@ -155,13 +155,6 @@ def test_channels_are_the_stores(machine: Machine, objects: Objects) -> None:
         machine("one").channel("production")
 
 
-def test_a_store_that_is_only_asked_writes_nothing(machine: Machine, objects: Objects) -> None:
-    store = machine("one")
-    assert (store.list(), store.unfinished(), store.channels(), store.unreadable()) == ([], [], {}, [])
-    assert store.find("ingest", FP) is None and not store.resumable("ingest", FP)
-    assert objects.names() == [] and not store.root.exists()
-
-
 @pytest.mark.usefixtures("hasty")
 def test_two_machines_that_start_at_once_do_the_work_once(machine: Machine) -> None:
     stores, made, together = [machine("one"), machine("two")], [], threading.Barrier(2)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import socket
-import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,25 +105,3 @@ def test_what_a_commit_leaves_that_is_killed_at_its_end(tmp_path: Path, monkeypa
     remove(young.garbage, store)
     assert not work.exists()
     assert store.resumable("second", SECOND.fingerprint) and [a.stage for a in store.list()] == ["first"]
-
-
-def test_unfinished_work_may_change_while_it_is_measured(tmp_path: Path) -> None:
-    store, over = ArtifactStore(tmp_path), threading.Event()
-
-    def work(folder: Path) -> None:
-        while not over.is_set():
-            for number in range(200):
-                (folder / f"{number}.tmp").write_text("x")
-            for number in range(200):
-                (folder / f"{number}.tmp").unlink()
-
-    with store.writing(FIRST.stage, FIRST.fingerprint) as made_here:
-        stage = threading.Thread(target=work, args=(made_here.out,))
-        stage.start()
-        try:
-            for _ in range(100):
-                found = collect(store, unfinished=True)
-                assert [(left.stage, left.fingerprint) for left in found.skipped] == [("first", FIRST.fingerprint)]
-        finally:
-            over.set()
-            stage.join()

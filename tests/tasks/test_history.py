@@ -13,13 +13,11 @@ from prefect import flow
 from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.storage.files import write_json
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks.cleaning import collect, remove
 from paraclip.tasks.history import (
     BY_PROMOTION,
     BY_ROLLBACK,
-    BY_RUN,
     MOVES,
     Move,
     history,
@@ -155,37 +153,6 @@ def test_a_model_that_is_gone_is_refused(store: ArtifactStore) -> None:
     with pytest.raises(ArtifactError, match="restore it, or no other model of its history is there"):
         rollback(store, "production", A)
     assert channel(store) == before
-
-
-def test_a_channel_of_runs_goes_back_and_stays_theirs(store: ArtifactStore) -> None:
-    promote(store, A, B, by=BY_RUN)
-    rollback(store, "production")
-    assert served(store) == A and channel(store)["moved_by"] == BY_RUN
-
-
-def test_a_file_without_a_history(store: ArtifactStore) -> None:
-    stages = model(store, B)
-    old = {"stage": "finetune", "fingerprint": B, "verdict": "promote", "stages": stages, "moved_by": "promotion"}
-    store.set_channel("production", {**old, "before": A, "reason": "better"})
-    expected = Move(B, A, "promotion", verdict="promote", reason="better", stages=stages)
-    assert history(channel(store)) == [expected]
-    with pytest.raises(ArtifactError, match=f"the model {A} is gone"):
-        rollback(store, "production")
-    model(store, A)
-    assert rollback(store, "production")["after"] == A
-    assert [move.by for move in history(channel(store))] == [BY_PROMOTION, BY_ROLLBACK]
-    assert channel(store)["stages"] == {"finetune": A, "ingest": "1" + A[1:]}
-    store.set_channel("production", {"stage": "finetune"})
-    with pytest.raises(ArtifactError, match="names no model; restore or delete its file"):
-        rollback(store, "production")
-
-
-@pytest.mark.parametrize("history_", [None, "x", 3, [None, "x", {"before": A}]])
-def test_an_edited_history_does_not_block_the_way_back(tmp_path: Path, history_: Any) -> None:
-    store = ArtifactStore(tmp_path)
-    promote(store, A, B)
-    write_json(tmp_path / "channels" / "production.json", channel(store) | {"history": history_})
-    assert rollback(store, "production")["after"] == A
 
 
 def test_a_retried_flow_run_goes_back_once(tmp_path: Path) -> None:

@@ -46,11 +46,6 @@ def test_an_unknown_stage(tmp_path: Path) -> None:
         run("third", tmp_path)
 
 
-def test_another_option_is_another_artifact(tmp_path: Path) -> None:
-    run("first", tmp_path)
-    assert run("second", tmp_path).fingerprint != run("second", tmp_path, finetune={"epochs": 3}).fingerprint
-
-
 def test_finished_artifacts_and_edited_ones(tmp_path: Path) -> None:
     from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
 

@@ -171,17 +171,3 @@ def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
 def test_a_mistyped_base_is_found_before_anything_runs(tmp_path: Path, base: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         fingerprints(tmp_path, f"model.base={base}")
-
-
-@pytest.mark.parametrize("base", ["ViT-B-32-quickgelu:laion400m_e32", "ViT-SO400M-14-SigLIP-384:webli", "hf-hub:a/b"])
-def test_models_from_elsewhere_need_no_network_to_plan(tmp_path: Path, base: str) -> None:
-    assert "finetune" in fingerprints(tmp_path, f"model.base={base}")
-
-
-def test_a_benchmark_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home/sts.tsv").write_text("main\tf\t2012\t1\t4.0\ta red dog\ta dog\n")
-    option = "evaluate.benchmarks=[{{name: sts, kind: sts, path: '{}', optional: true}}]"
-    at_home, in_full = option.format("~/sts.tsv"), option.format(tmp_path / "home/sts.tsv")
-    assert fingerprints(tmp_path, at_home) == fingerprints(tmp_path, in_full)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.run.dag import run_stage
-from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import (
-    EventLog,
     StatusFile,
     _new_bars,
-    events_path,
     read_answer,
     read_failure,
     relay_from,
@@ -27,8 +20,6 @@ from paraclip.tasks.run.status import (
     with_samples,
 )
 from paraclip_core.errors import ArtifactError, StageError
-
-HOSTILE = "a \x1b[31mred\u202e dog\n{'event': 'finished'}"
 
 
 def test_an_error_comes_back_with_its_class_and_its_notes(tmp_path: Path) -> None:
@@ -76,10 +67,6 @@ def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys
     assert "pairs [/val]" in last and "features" not in last.rpartition("evaluate")[2]
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("ascii").splitlines()]
-
-
 def test_what_is_spent_stands_first_and_fits_a_narrow_terminal() -> None:
     facts = {"phase": "asking", "eta_seconds": 3600, "generated": 12_345, "acceptance": 0.912, "spend": 1.2345}
     assert shown_facts(facts).startswith("spend 1.234, phase asking")
@@ -88,49 +75,3 @@ def test_what_is_spent_stands_first_and_fits_a_narrow_terminal() -> None:
     bars.add_task("paraphrase_1", total=1_000_000, completed=999_999, facts=shown_facts(facts))
     Console(file=file, width=110).print(bars.get_renderable())
     assert "999999/1000000" in file.getvalue() and "spend 1.234, phase asking" in file.getvalue()
-
-
-def test_a_stage_leaves_its_events(tmp_path: Path) -> None:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
-
-    artifact = run_stage("first", Run(settings_at(tmp_path), stages=STAGES))
-    path = events_path(ArtifactStore(tmp_path), "first", artifact.fingerprint)
-    found = lines(path)
-    assert [found[0]["event"], found[-1]["event"]] == ["started", "finished"]
-    assert found[-1]["counts"]["rows"] == 3 and found[-1]["seconds"] > 0
-    # A finished stage is only found, which is no event.
-    run_stage("first", Run(settings_at(tmp_path), stages=STAGES))
-    assert lines(path) == found
-
-
-def test_progress_comes_now_and_then_and_hostile_text_stays_on_its_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "logs" / "x.events.jsonl"
-    with pytest.raises(StageError), EventLog(path, "paraphrase_1", "0" * 32, "shards") as events:
-        events.progress(1, 10)
-        monkeypatch.setattr("paraclip.tasks.run.status.EVENT_SECONDS", 0.0)
-        events.progress(2, None, waiting=HOSTILE)
-        raise StageError(HOSTILE + "x" * 10_000)
-    assert b"\x1b" not in path.read_bytes()
-    started, progress, failed = lines(path)
-    assert started["part"] == "shards" and started["fingerprint"] == "0" * 32
-    assert (progress["done"], progress["total"], progress["facts"]) == (2, None, {"waiting": HOSTILE})
-    assert failed["event"] == "failed" and failed["error"] == "StageError"
-    assert failed["text"].startswith(HOSTILE) and len(failed["text"]) == 2000
-
-
-def test_its_size_is_bounded_and_a_disk_that_refuses_it_stops_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("paraclip.tasks.run.status.MOST_BYTES", 1000)
-    monkeypatch.setattr("paraclip.tasks.run.status.EVENT_SECONDS", 0.0)
-    path = tmp_path / "x.events.jsonl"
-    with EventLog(path, "s", "f") as events:
-        for done in range(100):
-            events.progress(done, 100)
-    assert lines(path)[-1]["event"] == "finished"
-    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 3000
-    (tmp_path / "file").write_text("")
-    with EventLog(tmp_path / "file" / "x.jsonl", "s", "f") as events:
-        events.progress(1, 2)
