@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -40,7 +40,9 @@ ABOUT_ONE = frozenset((400, 403, 413, 422, 451))
 PASSING = frozenset((408, 409, 425, 429))
 """Statuses below 500 of failures that may pass."""
 FAILURES_IN_A_ROW = 8
-"""So many failures without an answer between them, and nothing more is requested."""
+"""So many failures without an answer between them are in doubt: is it the prompts, or the server?"""
+OTHER_TEXT = "a dog on a beach"
+"""What a server in doubt is asked about."""
 NONE_SPEAKS = 16
 """So many empty answers and no other: the model cannot answer as it is asked."""
 PAUSE_SECONDS = 0.005
@@ -131,8 +133,6 @@ class OpenAIEngine:
         self.served, self._options, self.strict = options.model, options.openai, strict
         self.budget, self.pace = Budget(self._options), Pace(self._options)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
-        self.answered = 0
-        """Prompts with an answer."""
 
     @property
     def facts(self) -> EngineFacts:
@@ -312,7 +312,7 @@ class OpenAIEngine:
 class _Run:
     """Many prompts at one server at once, and what becomes of those that fail.
 
-    A failure may be the prompt's or the server's, which is open until the server answers another one.
+    A failure may be the prompt's or the server's. It is the prompt's if the server answers another one after it.
     """
 
     engine: OpenAIEngine
@@ -329,22 +329,18 @@ class _Run:
     """Completions without a word; None once there was one with some."""
     stop: EngineError | None = None
     """Why nothing more is requested."""
-    second: bool = False
-    """Whether what failed in the first round is requested once more."""
+    doubting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
         """Request all completions; each is handed over as soon as it is there."""
         await self._work(range(len(self.prompts)))
-        again = [number for number, error in self.failed.items() if isinstance(error, FailedError)]
-        if again and not self.stop:
-            self.second, self.in_a_row = True, 0
-            await self._work(again)
-            # Where the server is gone by now, they failed for that.
-            await self.engine.models(self.client)
+        if not self.stop:
+            # A server that was overloaded may have recovered.
+            await self._work([number for number, error in self.failed.items() if isinstance(error, FailedError)])
+        if self.in_a_row and not self.stop:
+            await self._doubt(next(reversed(self.failed)))
         if self.stop:
             raise self.stop
-        if self.failed and not self.engine.answered:
-            raise self._named(next(iter(self.failed)))
         for number in sorted(self.failed):
             self.completions.put((number, Completion((), 0, 0)))
         if self.failed:
@@ -377,12 +373,13 @@ class _Run:
         except (RefusedError, FailedError) as error:
             self.failed[number] = error
             self.in_a_row += 1
-            if self.engine.strict or (self.in_a_row >= FAILURES_IN_A_ROW and not self.second):
+            if self.engine.strict:
                 raise self._named(number) from error
+            if self.in_a_row >= FAILURES_IN_A_ROW:
+                await self._doubt(number)
             return
         self.failed.pop(number, None)
         self.in_a_row = 0
-        self.engine.answered += 1
         self.completions.put((number, completion))
         spoke = self.silent is None or any(text.strip() for text in completion.texts)
         self.silent = None if spoke else (self.silent or 0) + 1
@@ -391,6 +388,22 @@ class _Run:
                 f"{self.options.base_url} gave {NONE_SPEAKS} answers without a word. A model that thinks first needs "
                 "more paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
             )
+
+    async def _doubt(self, number: int) -> None:
+        """End the run, unless the server answers the same request about another text."""
+        prompt = self.prompts[number]
+        role, content = prompt.messages[-1]
+        before, text, behind = content.rpartition(prompt.text)
+        other = (*prompt.messages[:-1], (role, f"{before}{OTHER_TEXT}{behind}" if text else OTHER_TEXT))
+        prompt = replace(prompt, messages=other, text=OTHER_TEXT)
+        body = request_body(self.engine.served, prompt, self.sampling, 1, 0, self.options.extra_body)
+        async with self.doubting:
+            if self.in_a_row:
+                try:
+                    await self._request(body, prompt_size(prompt), completion_size(body))
+                except (RefusedError, FailedError):
+                    raise self._named(number) from None
+                self.in_a_row = 0
 
     async def _complete(self, prompt: Prompt) -> Completion:
         """All draws of a prompt, in one request where the server gives several."""

@@ -133,7 +133,7 @@ def test_nonsense_with_status_200_is_requested_once_more_and_then_an_error(
 ) -> None:
     openai_server.faults = [body(content)]
     assert first_words(ask(connect(), "a")) == ["well a"]
-    openai_server.faults = [body(content)] * 2
+    openai_server.answer = lambda asked: body(content)
     with pytest.raises(FailedError, match=r"nonsense.*'a'"):
         ask(connect(), "a")
 
@@ -154,7 +154,7 @@ def test_a_server_that_refuses_everything_ends_the_run(
     fault, message = REFUSED[case]
     openai_server.answer = lambda asked: fault
     completions, error = streamed(connect(concurrency=1, retries=0), numbered(50))
-    assert completions == {} and len(openai_server.asked) <= FAILURES_IN_A_ROW
+    assert completions == {} and len(openai_server.asked) <= FAILURES_IN_A_ROW + 1
     with pytest.raises(EngineError, match=message):
         raise error
 
@@ -168,21 +168,19 @@ def test_the_run_ends_when_the_server_is_gone(openai_server: OpenAIServer, conne
     assert isinstance(error, AwayError) and "run again" in str(error)
     assert len(completions) == 40
     # Three attempts each, and not five hundred.
-    assert len(openai_server.asked) <= 40 + (FAILURES_IN_A_ROW + 4) * 3
+    assert len(openai_server.asked) <= 40 + (FAILURES_IN_A_ROW + 5) * 3
     openai_server.stop()
-    with pytest.raises(AwayError, match="cannot be reached"):
+    with pytest.raises(AwayError, match="does not answer"):
         ask(connect(retries=0), "a")
 
 
 POISON: dict[str, Fault] = {
     "refused": status(400, "Your prompt was flagged by our usage guidelines."),
-    "forbidden on the way": body(b"<h1>403 Request blocked</h1>", 403),
     "always broken": status(500),
-    "always cut off": reset,
 }
 
 
-@pytest.mark.parametrize("poisoned", [{0}, {59}, {0, 1, 2, 3, 4}, {20, 21, 22, 23, 58, 59}], ids=str)
+@pytest.mark.parametrize("poisoned", [{0}, {59}, set(range(10)), {20, 21, 22, 23, 58, 59}], ids=str)
 @pytest.mark.parametrize("fault", POISON.values(), ids=POISON)
 def test_prompts_that_the_server_never_answers_do_not_stop_the_others(
     fault: Fault, poisoned: set[int], openai_server: OpenAIServer, connect: Connect, caplog: pytest.LogCaptureFixture
@@ -192,6 +190,9 @@ def test_prompts_that_the_server_never_answers_do_not_stop_the_others(
     completions = connect(retries=1, concurrency=4).generate(numbered(60), TWO)
     assert {number for number, completion in enumerate(completions) if not completion.texts} == poisoned
     assert f"{len(poisoned)} of 60 prompts got no answer ('caption {min(poisoned)}'" in caplog.text
+    # They are all that is left: whoever asks for them again is answered, too.
+    left = connect(retries=1, concurrency=4).generate([numbered(60)[number] for number in sorted(poisoned)], TWO)
+    assert not any(completion.texts for completion in left)
 
 
 def test_a_poisoned_caption_becomes_a_reject_and_is_not_requested_again(
