@@ -66,12 +66,6 @@ def test_columns_match_whatever_their_case_blanks_and_underscores(
     assert ask(engine, 2, "A dog in red.") == ("a puppy in red",)
 
 
-def test_two_columns_for_one_role_are_told(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("caption,Caption,paraphrase_1,paraphrase_2\na,b,c,d\n")
-    with pytest.raises(InputError, match=r"'caption' beside 'Caption'.*paraphrase\.file\.caption"):
-        ask(FileEngine(tmp_path / "a.csv"), 1, "a")
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
 def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"mine.{kind}.gz"
@@ -79,7 +73,7 @@ def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
     path.write_bytes(packed)
     assert ask(FileEngine(path), 2, "A dog in red.") == ("a puppy in red",)
     path.write_bytes(packed[:-12])
-    with pytest.raises(InputError, match=rf"mine\.{kind}\.gz is cut short"):
+    with pytest.raises(InputError, match=rf"cannot read .*mine\.{kind}\.gz"):
         ask(FileEngine(path), 1, "a red dog")
 
 
