@@ -13,9 +13,9 @@ import pytest
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers
+from paraclip.tasks.batch_files import export_requests
 from paraclip.tasks.context import Run
 from paraclip.tasks.plan import plan_run
-from paraclip.tasks.requests import looking_for_requests
 from paraclip.tasks.stage import carry_out
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
@@ -75,7 +75,7 @@ def test_its_answers_are_paid_for_once_and_the_bytes_are_the_same(tmp_path: Path
     before = run_all(settings)
     for part in ("artifacts/paraphrase_1", "artifacts/paraphrase_2", "cache/verdicts"):
         shutil.rmtree(tmp_path / "root" / part)
-    (tmp_path / "root" / "cache" / "generations.duckdb").unlink()
+    (tmp_path / "root" / "cache" / "answers.duckdb").unlink()
     again = run_all(settings)
     assert [made.manifest.files for made in again] == [made.manifest.files for made in before]
     assert asked(again[0]) == [8, 8, 0] and again[0].manifest.metrics["generated"] == 0
@@ -117,11 +117,8 @@ def test_options_that_no_judge_can_have(tmp_path: Path) -> None:
         settings_of(tmp_path, judge={"modle": "x"})
     with pytest.raises(ConfigError, match="the engine file asks no language model"):
         _ = Run(settings_of(tmp_path, judge={"engine": "file"})).paraphraser.judge
-    with (
-        pytest.raises(ConfigError, match="which a batch file cannot"),
-        looking_for_requests(Run(settings_of(tmp_path, engine="openai", judge={}))),
-    ):
-        pass
+    with pytest.raises(ConfigError, match="which a batch file cannot"):
+        export_requests(Run(settings_of(tmp_path, engine="openai", judge={})), tmp_path / "ask.jsonl")
 
 
 def test_options_of_a_judge_are_those_of_the_paraphraser_but_for_what_differs() -> None:
