@@ -298,7 +298,7 @@ def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> Non
         # Of an earlier import, whose lines are in order now.
         target.unlink(missing_ok=True)
         return
-    table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one[0]), path.name)], REJECTS)
+    table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one.row or 0), path.name)], REJECTS)
     write_atomic(target, lambda file: pq.write_table(table, file, compression="zstd"))
     imported.rejects.append(str(target))
 

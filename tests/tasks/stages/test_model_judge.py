@@ -75,7 +75,7 @@ def test_its_answers_are_paid_for_once_and_the_bytes_are_the_same(tmp_path: Path
     before = run_all(settings)
     for part in ("artifacts/paraphrase_1", "artifacts/paraphrase_2", "cache/verdicts"):
         shutil.rmtree(tmp_path / "root" / part)
-    (tmp_path / "root" / "cache" / "generations.duckdb").unlink()
+    (tmp_path / "root" / "cache" / "answers.duckdb").unlink()
     again = run_all(settings)
     assert [made.manifest.files for made in again] == [made.manifest.files for made in before]
     assert asked(again[0]) == [8, 8, 0] and again[0].manifest.metrics["generated"] == 0

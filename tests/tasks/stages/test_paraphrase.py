@@ -217,7 +217,7 @@ def test_the_same_bytes_from_any_chunk_and_from_the_cache(flickr: Path, tmp_path
     # Verdicts are lost, too, and the file over the parts.
     lose_artifacts(store)
     shutil.rmtree(store.cache / "verdicts")
-    (store.cache / "generations.duckdb").unlink()
+    (store.cache / "answers.duckdb").unlink()
     again = run_all(settings_of(flickr), store)
     assert contents(again) == expected
     assert [generated for generated, _ in figures(again)] == [0, 0] and all(judged for _, judged in figures(again))
