@@ -31,7 +31,6 @@ from paraclip.tasks.results import Result, check_run_name, record_result
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip_core.paraphrase.engines.vllm import visible_gpus
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +94,7 @@ class Slots:
 
     def __init__(self, gpus: int | None = None) -> None:
         """`gpus` is their number; None counts them."""
-        count = len(visible_gpus()) if gpus is None else gpus
+        count = _gpus() if gpus is None else gpus
         self._gpus = tuple(f"cuda:{number}" for number in range(count))
         self._taken: set[str] = set()
 
@@ -203,3 +202,9 @@ class _Dag:
 
     def _table(self) -> list[dict[str, Any]]:
         return [self.rows[name] for name in self.run.nodes if name in self.rows]
+
+
+def _gpus() -> int:
+    import torch  # takes seconds
+
+    return torch.cuda.device_count()

@@ -25,14 +25,8 @@ from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import PaidEngine, Prompt
-from paraclip_core.paraphrase.engines.openai_batch import (
-    Refused,
-    answer_lines,
-    draws,
-    prompt_size,
-    read_line,
-    request_line,
-)
+from paraclip_core.paraphrase.engines.openai import draws, prompt_size
+from paraclip_core.paraphrase.engines.openai_batch import Refused, read_line, request_line
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys
 from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, attempt_seed, storable
@@ -237,10 +231,10 @@ def _blocks(path: Path, n: int) -> Iterator[list[tuple[int, Any, str]]]:
     """Number, answer and beginning of each line, some lines at once."""
     try:
         with path.open("rb") as file:
-            answers = answer_lines(file)
-            while lines := list(islice(answers, BLOCK_LINES)):
+            numbered = ((line, raw) for line, raw in enumerate(map(bytes.strip, file), 1) if raw)
+            while lines := list(islice(numbered, BLOCK_LINES)):
                 yield [
-                    (line, read_line(raw, n), (raw or b"")[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS])
+                    (line, read_line(raw, n), raw[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS])
                     for line, raw in lines
                 ]
     except OSError as error:
@@ -255,29 +249,30 @@ def _import(
     imported: Imported,
 ) -> list[Reject]:
     """Keep the new answers of a block; its lines of no use."""
-    answers = [(line, one, raw) for line, one, raw in block if not isinstance(one, Refused)]
+    answers = [(line, *one, raw) for line, one, raw in block if not isinstance(one, Refused)]
     rejects = [
         Reject(line, one.reason, storable(one.detail), raw) for line, one, raw in block if isinstance(one, Refused)
     ]
-    keys = pa.array([one.key for _, one, _ in answers], pa.binary(16))
+    keys = pa.array([key for _, key, _, _ in answers], pa.binary(16))
+    completions = [completion for _, _, completion, _ in answers]
     answered = set(cache.lookup(keys).column("key").to_pylist())
     lines = {
-        "line": [line for line, _, _ in answers],
+        "line": [line for line, *_ in answers],
         "key": keys,
-        "completions": pa.array([list(map(storable, one.texts)) for _, one, _ in answers], pa.list_(pa.string())),
-        "prompt_tokens": pa.array([one.prompt_tokens for _, one, _ in answers], pa.int32()),
-        "completion_tokens": pa.array([one.completion_tokens for _, one, _ in answers], pa.int32()),
+        "completions": pa.array([list(map(storable, one.texts)) for one in completions], pa.list_(pa.string())),
+        "prompt_tokens": pa.array([one.prompt_tokens for one in completions], pa.int32()),
+        "completion_tokens": pa.array([one.completion_tokens for one in completions], pa.int32()),
     }
     con.register("lines", pa.table(lines))
     new = con.sql(NEW).to_arrow_table().select(GENERATIONS.names).cast(GENERATIONS)
     cache.append(new)
     con.execute("DELETE FROM wanted WHERE key IN (SELECT key FROM lines)")
     taken = set(new.column("key").to_pylist())
-    known = sum(one.key in taken or one.key in answered for _, one, _ in answers)
+    known = sum(key in taken or key in answered for _, key, _, _ in answers)
     rejects += [
         Reject(line, "unknown_request", UNKNOWN, raw)
-        for line, one, raw in answers
-        if one.key not in taken and one.key not in answered
+        for line, key, _, raw in answers
+        if key not in taken and key not in answered
     ]
     counts = [len(texts) for texts in new.column("completions").to_pylist()]
     imported.lines += len(block)

@@ -271,8 +271,9 @@ def _not_english(captions: pa.Array) -> int:
         pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
         for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
     )
-    foreign = pc.greater(others, english)
-    return pc.sum(pc.or_(pc.greater(letters, 2), foreign)).as_py() or 0
+    counts = (column.to_numpy(zero_copy_only=False) for column in (letters, english, others))
+    letters, english, others = counts
+    return int(((letters > 2) | (others > english)).sum())
 
 
 def _check_language(run: Run, census: Census, folder: Path) -> list[str]:

@@ -16,6 +16,7 @@ from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import charge, judge_spec, step_rounds
 from paraclip_core.captions.clean import clean, cleaned
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.base import Engine, PaidEngine
@@ -222,7 +223,7 @@ def _try(
         for name in ("generated", "cached", "prompt_tokens", "completion_tokens")
     )
     priced = isinstance(engine, PaidEngine) and engine.priced
-    gates = gates_of(judge_spec(run.paraphraser, 2, run.settings.data.context_length).gates)
+    gates = gates_of(judge_spec(run.paraphraser, 2, CONTEXT_LENGTH).gates)
     return Trial(
         engine.name,
         engine.model,

@@ -26,7 +26,6 @@ from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from numpy.typing import NDArray
-from paraclip_core.clip.feedback import refine
 from PIL import ImageOps
 from pydantic import BaseModel, Field
 
@@ -37,7 +36,7 @@ from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.search import HELD_BYTES, Searcher
+from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.paths import user_path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -22,12 +21,10 @@ from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.run.status import with_samples
-from paraclip_core.captions.rows import reject_batch
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
 from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
-from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
 from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
@@ -44,7 +41,7 @@ from paraclip_core.paraphrase.requests import (
 from paraclip_core.paraphrase.rounds import Counts, RequestSender, Rounds, word_requests
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
-from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, REJECTS, text_hash
+from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -75,7 +72,6 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         if counts.captions and not counts.accepted:
             raise _nothing(ctx.run.paraphraser, step, counts, ctx.work.out / "rejects")
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
-        about |= _left_out(ctx, engine) if step == 1 and isinstance(engine, FileEngine) else {}
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
         if isinstance(engine, MeasuredEngine):
@@ -157,7 +153,7 @@ def step_rounds(
     """The rounds of a step over these rows, closed with `stack`. Without an engine they ask nothing and say what is
     missing; `judged`: answers without a verdict are judged."""
     paraphraser = run.paraphraser
-    spec = judge_spec(paraphraser, step, run.settings.data.context_length)
+    spec = judge_spec(paraphraser, step, CONTEXT_LENGTH)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     by_image = paraphraser.facts.by_image if engine is None else engine.facts.by_image
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
@@ -258,18 +254,6 @@ def _generation_lock(
     return lock(store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
 
 
-def _left_out(ctx: StageContext, engine: FileEngine) -> dict[str, Any]:
-    """Write the rows of the user's file that cannot be used; their number by reason, for the manifest."""
-    rejects = engine.rejects()
-    if not rejects:
-        return {}
-    counts = dict(sorted(Counter(reject.reason for reject in rejects).items()))
-    writer = PartWriter(ctx.work.out / "file_rejects", REJECTS)
-    writer.write(reject_batch(rejects, Path(ctx.settings.paraphrase.file.path).name))
-    writer.close()
-    return {"file_rejected": counts}
-
-
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
     """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
@@ -284,7 +268,7 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     if not paraphraser.facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
-            f"expected data.sources' captions in its column {options.file.caption!r}, texts in the others"
+            "expected data.sources' captions in its column `caption`, texts in the others"
         )
     return EngineError(
         f"the engine {options.engine} gave an acceptable paraphrase {step} {none}; what it gave is in {rejects}. "
@@ -304,7 +288,7 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         "engine": options.engine,
         "fraction": options.fraction if step == 1 else 1.0,
         "gates": gates,
-        "context_length": run.settings.data.context_length,
+        "context_length": CONTEXT_LENGTH,
         **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
         **({} if paraphraser.judge is None else {"judge": _judging(paraphraser.judge)}),
         **asked,
@@ -334,7 +318,7 @@ def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
 
 def _sources(run: Run) -> Mapping[str, str]:
     """The user's file, the code of own gates, and the files of a sentence encoder in a folder."""
-    paraphraser, file = run.paraphraser, run.settings.paraphrase.file
+    paraphraser = run.paraphraser
     gates, hashes = paraphraser.gates, run.hashes
     sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(gates).items()}
     if gates_of(gates).meaning and gates.encoder and (folder := user_path(gates.encoder)).is_dir():
@@ -342,9 +326,8 @@ def _sources(run: Run) -> Mapping[str, str]:
     if not (paraphraser.facts.asks or paraphraser.facts.by_image):
         # Says so where the path is missing from the options.
         paraphraser.engine()
-        path = input_path(run.settings, file.path)
-        columns = f"{file.caption}|{file.paraphrase_1}|{file.paraphrase_2}"
-        sources["paraphrases"] = f"{hashes.of([path])[str(path)]}|{columns}"
+        path = input_path(run.settings, run.settings.paraphrase.file.path)
+        sources["paraphrases"] = hashes.of([path])[str(path)]
     return sources
 
 
