@@ -268,7 +268,7 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "bootstrap": {"epochs": 1, "batch_size": 16},
         "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},
-        "evaluate": {"resamples": 200, "benchmarks": [rewordings, {"name": "captions", "kind": "retrieval"}]},
+        "evaluate": {"benchmarks": [rewordings, {"name": "captions", "kind": "retrieval"}]},
         "run": {"threads": 1, "root": str(root)},
     }
 
