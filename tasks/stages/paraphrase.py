@@ -21,6 +21,7 @@ from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.run.status import with_samples
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts

@@ -266,7 +266,7 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
         "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
         "paraphrase": {"engine": "file", "file": {"path": "paraphrases.jsonl"}, "gates": {"preset": "off"}},
         "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
-        "bootstrap": {"epochs": 1, "batch_size": 16, "precision": "fp32"},
+        "bootstrap": {"epochs": 1, "batch_size": 16},
         "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},
         "evaluate": {"benchmarks": [rewordings, {"name": "captions", "kind": "retrieval"}]},
         "run": {"threads": 1, "root": str(root)},
@@ -277,6 +277,6 @@ def nightly_settings(root: Path, data: Path) -> dict[str, Any]:
     """The same, trained until it has learned."""
     settings = tiny_settings("nightly", root, data)
     # α is chosen among rankings of the images held out, so they must be more than ten.
-    settings["bootstrap"] |= {"epochs": 20, "validation": 0.45}
+    settings["bootstrap"]["epochs"] = 20
     settings["finetune"] |= {"learning_rate": 0.001, "validation": 0.45, "alpha": {"max_recall_drop": 100}}
     return settings

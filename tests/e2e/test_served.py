@@ -224,7 +224,7 @@ def side_by_side(root: Path, data: Path, url: str) -> dict[str, Any]:
     server = {"base_url": url, "concurrency": CHUNK, "retries": 0}
     settings["paraphrase"] = {"engine": "openai", "model": "smol", "prompts": "paper", "chunk": CHUNK, "openai": server}
     settings["paraphrase"] |= {"gates": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
-    settings["bootstrap"] |= {"epochs": 100}
+    settings["bootstrap"]["epochs"] = 1000
     settings["finetune"] = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
     return settings
 
@@ -250,8 +250,9 @@ def test_a_cancel_stops_stages_side_by_side_and_the_next_run_goes_on(served: Ser
         plain = side_by_side(root, data, engine.url)
         run = stack.run_deployment("pipeline", plain)
         fingerprint = Run(parse_settings(plain)).node("bootstrap").fingerprint
-        folder = ArtifactStore(root).work_path("bootstrap", fingerprint) / "scratch" / "checkpoints"
-        eventually(lambda: any(folder.glob("step-*.safetensors")), "no checkpoint")
+        work = ArtifactStore(root).work_path("bootstrap", fingerprint)
+        folder = work / "scratch" / "checkpoints"
+        eventually((work / "out" / "training_log.jsonl").exists, "no training")
         children = eventually(lambda: len(both := stage_processes(root)) == 2 and both, "not side by side")
         eventually(lambda: rows() == before + CHUNK, "no answers")
         eventually(lambda: engine.under_way, "no requests")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -59,6 +61,7 @@ def prefect_server() -> Iterator[str]:
 
     if not _started:
         folder = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
         database = f"sqlite+aiosqlite:///{folder / 'prefect.db'}"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
