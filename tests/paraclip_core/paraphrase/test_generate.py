@@ -107,7 +107,7 @@ def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: AnswerStore
 def test_a_generation_says_what_was_asked(cache: AnswerStore) -> None:
     list(ask(Scripted(), cache, chunk=64))
     (name,) = cache.parts.names()
-    table = cache.parts.read(name)
+    table = cache.parts.open(name).read()
     assert table.schema.equals(GENERATIONS)
     assert table.to_pylist()[3] == {
         "key": TODO[3][1],
