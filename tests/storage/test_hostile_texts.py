@@ -40,7 +40,7 @@ def test_hostile_texts_come_back_as_they_went_in(tmp_path: Path) -> None:
         texts = {row["key"]: row["completions"] for row in found.to_pylist()}
         assert texts == {row["key"]: row["completions"] for row in rows.to_pylist()}
         stats = store.stats()
-        assert (stats.rows, stats.keys, stats.torn) == (len(ATTACKS), len(ATTACKS), 0)
+        assert (stats.rows, stats.keys, stats.damaged) == (len(ATTACKS), len(ATTACKS), 0)
         assert {group["model"] for group in stats.groups} == {attack["text"] for attack in ATTACKS}
         rebuild(store)
     assert {path.relative_to(outside).parts[0] for path in outside.rglob("*")} == before == {"cache"}
