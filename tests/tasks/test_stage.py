@@ -22,7 +22,7 @@ from paraclip.tasks.context import Run
 from paraclip.tasks.stage import Node, Stage, StageContext, carry_out, software_versions
 from paraclip_core.errors import ArtifactError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
-from paraclip_core.training.checkpoint import Checkpoint, CheckpointFolder, TrainingLog
+from paraclip_core.training.checkpoint import CheckpointFolder, TrainingLog
 
 OLD, NEW = "a dog on a beach", "a red car in a street"
 
@@ -68,7 +68,7 @@ def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
 
 
 def write_checkpoint(folder: Path) -> None:
-    CheckpointFolder(folder / "checkpoints", "run").save(Checkpoint(1, {"w": torch.zeros(2**20)}, {}))
+    CheckpointFolder(folder / "checkpoints", "run").save({"step": 1}, {"w": torch.zeros(2**20)})
 
 
 def write_log(folder: Path) -> None:
