@@ -65,8 +65,7 @@ IMPORTED = (
     "open_clip",
     "duckdb",
     "scipy.stats",
-    "paraclip.tasks.training.bootstrap",
-    "paraclip.tasks.training.finetune",
+    "paraclip.tasks.training.bodies",
 )
 """What stages import when they begin, and every try would import anew. None of it starts a thread."""
 

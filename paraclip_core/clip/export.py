@@ -62,7 +62,7 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     Args:
         clip: the model; it is written in fp32.
         folder: made if need be.
-        card: the README.md, see :func:`paraclip_core.training.card.ReleaseCard`.
+        card: the README.md, see :func:`paraclip_core.training.card.release_card`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
