@@ -439,7 +439,9 @@ class _Run:
 
     def _named(self, number: int) -> EngineError:
         error, counts = self.failed[number], f"{len(self.failed)} of {len(self.prompts)}"
-        return type(error)(
+        # Errors that leave the engine are known to whoever runs a stage in a process of its own.
+        kind = AwayError if isinstance(error, FailedError) else RefusedError if self.engine.strict else EngineError
+        return kind(
             f"{error}; {counts} prompts have no answer: {self._texts(self.failed)}. Everything answered is kept; run "
             "again to continue"
         )
