@@ -120,4 +120,4 @@ def test_what_is_there_and_cannot_be_used_ends_with_1(finished_run: Callable[...
     run.store.remove(run.artifacts["finetune"])
     for command in (["artifacts", "show", "made"], ["search", "dog", "--model", "made"]):
         assert run_cli([*command, "--root", str(run.store.root)]) == 1
-        assert "is not under" in capsys.readouterr().err
+        assert "is gone from" in capsys.readouterr().err

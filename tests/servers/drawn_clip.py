@@ -16,7 +16,8 @@ def drawn(config: dict[str, Any]) -> Any:
     logging.disable(logging.WARNING)  # open_clip warns that the weights are random
     try:
         with torch.random.fork_rng(devices=[]):
-            return open_clip.create_model("drawn", pretrained_text=False, pretrained_image=False)
+            device = torch.get_default_device()
+            return open_clip.create_model("drawn", device=device, pretrained_text=False, pretrained_image=False)
     finally:
         logging.disable(logging.NOTSET)
         del open_clip.factory._MODEL_CONFIGS["drawn"]

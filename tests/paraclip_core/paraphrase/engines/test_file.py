@@ -58,17 +58,6 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     assert engine.model.startswith("file:")
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tsv"])
-def test_columns_match_whatever_their_case_blanks_and_underscores(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = {"caption": "Caption", "paraphrase_1": "Paraphrase 1", "paraphrase_2": "PARAPHRASE-2"}
-    monkeypatch.setattr(f"{__name__}.ROWS", [{names[name]: value for name, value in row.items()} for row in ROWS])
-    engine = engine_of(write(tmp_path, kind))
-    assert ask(engine, 1, "a red DOG") == ("a dog in red",)
-    assert ask(engine, 2, "A dog in red.") == ("a puppy in red",)
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
 def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"mine.{kind}.gz"
