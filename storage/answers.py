@@ -379,12 +379,13 @@ def _small_neighbours(folder: PartFolder) -> list[list[str]]:
     for name in folder.names():
         part, part_bytes = folder.open(name), (folder.folder / name).stat().st_size
         part_rows, schema = part.metadata.num_rows, part.schema_arrow
+        big = part_rows * 2 > BIG_ROWS or part_bytes * 2 > BIG_BYTES
         full = rows + part_rows > BIG_ROWS or size + part_bytes > BIG_BYTES
-        if full or not schema.equals(layout, check_metadata=True):
+        if big or full or not schema.equals(layout, check_metadata=True):
             groups.append([])
             rows = size = 0
-        if part_rows * 2 > BIG_ROWS or part_bytes * 2 > BIG_BYTES:
-            groups.append([])
+        if big:
+            layout = pa.schema([])
             continue
         groups[-1].append(name)
         rows, size, layout = rows + part_rows, size + part_bytes, schema
