@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,11 +66,12 @@ def check_reference(reference: str) -> None:
     names = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
     if names and name not in names:
         raise unknown_architecture(name, names)
-    # open_clip's table, without importing torch: a tag of any architecture is found, one that is mistyped is not.
-    table = Path(spec.origin).with_name("pretrained.py").read_text("utf-8")
-    tag = reference.rpartition(":")[2]
-    if local_file(reference) is None and not re.search(rf"""\b{re.escape(tag)}(=|["'])""", table):
-        raise UnknownModelError(f"open_clip has no weights {tag!r}; see open_clip.list_pretrained()")
+    if local_file(reference) is None:
+        import open_clip  # with torch, which takes seconds: only where there is a tag to look up
+
+        tags, tag = open_clip.list_pretrained_tags_by_model(name), reference.rpartition(":")[2]
+        if tag not in tags:
+            raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}")
 
 
 def unknown_architecture(name: str, names: Iterable[str]) -> UnknownModelError:

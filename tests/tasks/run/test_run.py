@@ -140,7 +140,7 @@ def test_operational_options_change_nothing(tmp_path: Path) -> None:
 
 
 def test_options_of_engines_that_are_not_in_use_change_nothing(tmp_path: Path) -> None:
-    unused = ["vllm.dtype=half", "vllm.revision=abc", "openai.revision=abc", "model=another", "file.path=mine.csv"]
+    unused = ["vllm.dtype=half", "vllm.revision=abc", "openai.revision=abc", "file.path=mine.csv"]
     assert changed(tmp_path, *(f"paraphrase.{option}" for option in unused)) == set()
 
 

@@ -181,23 +181,6 @@ def test_nothing_to_mine_stops_before_anything_is_trained(tmp_path: Path) -> Non
         mined(settings, ArtifactStore(tmp_path / "root"))
 
 
-def test_rows_of_the_file_that_cannot_be_used_are_kept_among_the_rejects(flickr: Path, tmp_path: Path) -> None:
-    (flickr / "mine.csv").write_text("image,caption\n1.jpg,a red dog\n2.jpg,a black cat\n")
-    lines = ("a red dog,a dog in red,one red hound", "a black cat, asleep,one cat,a feline")
-    (flickr / "given.csv").write_text("\n".join(("caption,paraphrase_1,paraphrase_2", *lines)))
-    # Where the file lies does not count, so rows do not tell it.
-    settings = settings_of(flickr, file=FileEngineOptions(path=str(flickr / "given.csv")))
-    settings = settings.model_copy(
-        update={"data": DataOptions(root=str(flickr), sources=(SourceOptions(path="mine.csv"),))}
-    )
-    first, second = run_all(settings, ArtifactStore(tmp_path))
-    rows = read_table(first.path / "file_rejects").to_pylist()
-    assert [(row["source"], row["source_row"], row["reason"]) for row in rows] == [("given.csv", 3, "missing_field")]
-    assert first.manifest.metrics["file_rejected"] == {"missing_field": 1}
-    assert first.manifest.metrics["rejected"] == {"no_paraphrase": 1}
-    assert "file_rejected" not in second.manifest.metrics
-
-
 def test_a_file_of_other_captions_stops_before_anything_is_trained(flickr: Path, tmp_path: Path) -> None:
     (flickr / "other.csv").write_text("caption,paraphrase_1,paraphrase_2\na zebra on the moon,b,c\n")
     settings = settings_of(flickr, file=FileEngineOptions(path="other.csv"))
