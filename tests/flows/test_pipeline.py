@@ -215,7 +215,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
     monkeypatch.setattr("paraclip.flows.work.run_stage", None)
-    with pytest.raises(ConfigError, match="needs the package wandb, which is not installed"):
+    with pytest.raises(ConfigError, match="names wandb, which is not installed"):
         pipeline(settings=run.settings)
 
 

@@ -184,8 +184,8 @@ def test_an_image_that_is_missing_is_told_before_its_captions_are_paid_for(tmp_p
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 def test_images_that_are_not_where_they_should_be(tmp_path: Path, settings_of: Make, kind: str) -> None:
-    names = [(image.removesuffix(".jpg"), caption, split) for image, caption, split in rows("train", 50)]
-    write(tmp_path / "captions.csv", [*names, *rows("val", 10, first=50)])
+    named = (*rows("train", 50), *rows("val", 10, first=50))
+    write(tmp_path / "captions.csv", [(image.removesuffix(".jpg"), caption, split) for image, caption, split in named])
     (tmp_path / "pics" / "3.jpg").rename(tmp_path / "pics" / "300.jpg")
     images = "pics"
     if kind == "tar":
