@@ -60,7 +60,7 @@ def test_both_steps_are_shown_with_every_answer_and_verdict(
     assert 'step 2 of "[bold]A child swings.[/]"' in out
     assert "1 of 1 captions have both rewrites" in out
     assert "2 requests asked (20 prompt tokens, 10 answered), 0 cached" in out and "nothing is kept" in out
-    assert "asking openai: 1 requests of step 1\n" in err
+    assert "step 1: 1 texts, with openai\n" in err
     assert not (config.parent / "root").exists()
 
 
@@ -82,7 +82,7 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
     answer(openai_server, "a child", "!")
     out, err = shown(capsys, config, "a kid on a swing", "--json")
     document: dict[str, Any] = json.loads(out)
-    assert "asking" in err
+    assert "step 2: 1 texts, with openai" in err
     assert list(document) == [
         "engine", "model", "preset", "gates", "captions", "asked", "cached", "prompt_tokens", "completion_tokens",
         "spend", "stored",

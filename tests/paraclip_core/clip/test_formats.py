@@ -97,7 +97,7 @@ def test_openais_archives_are_converted_once(known: ClipModel, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     _openai_archive(known, tmp_path / "archive.pt")
     page = (Path(__file__).parents[3] / "docs/tuned-model.md").read_text("utf-8").partition("## OpenAI's own files")[2]
-    with pytest.raises(ModelError, match=r"archive\.pt .* docs/tuned-model\.md"):
+    with pytest.raises(ModelError, match=r"archive\.pt .*docs/tuned-model\.md"):
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'archive.pt'}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch is leaving TorchScript
