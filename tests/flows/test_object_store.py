@@ -14,6 +14,7 @@ import pytest
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
+from paraclip_core.tables import GENERATIONS
 from tests.flows.test_cli import STAGES
 
 Capture = pytest.CaptureFixture[str]
@@ -105,11 +106,10 @@ def test_gc_deletes_at_the_store(finished_run: Callable[..., Any], url: str, tel
 def test_cache_stats_count_what_other_machines_asked(
     url: str, second: Callable[[], None], tell: Callable[..., Any]
 ) -> None:
-    rows = {"key": [b"k" * 16], "step": [1], "attempt": [0], "model": ["m"], "prompt": ["p"], "completions": [["x"]]}
-    types = {"key": pa.binary(16), "step": pa.int8(), "attempt": pa.int16(), "completions": pa.list_(pa.string())}
-    schema = pa.schema([(name, types.get(name, pa.string())) for name in rows])
+    row = {"key": b"k" * 16, "step": 1, "attempt": 0, "input": "a dog", "engine": "file", "model": "m", "prompt": "p"}
+    row |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
     cache = open_answers(open_store(url))
-    cache.append(pa.table(rows, schema=schema))
+    cache.append(pa.Table.from_pylist([row | {"completions": ["x"]}], schema=GENERATIONS))
     cache.close()
     second()
     found = tell(["cache", "stats"])

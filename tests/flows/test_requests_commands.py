@@ -62,7 +62,7 @@ def test_the_way_there_and_back(config: Path, tmp_path: Path, capsys: Capture) -
     assert "2 requests (2 of step 1, 0 of step 2) to smol in ask.jsonl" in out and "when these are imported" in out
     answer(tmp_path / "ask.jsonl", tmp_path / "back.jsonl", '{"custom_id": "\\u001b[2J"}\n')
     out = command(capsys, config, "import", "back.jsonl", "back.jsonl")
-    assert "2 answers of 6 lines are in the cache now" in out and "2 repeat a line before them" in out
+    assert "2 answers of 6 lines are in the cache now" in out and "2 were answered before" in out
     assert "2 have fewer answers than were asked for" in out
     assert "200 prompt tokens and 14 answered ones, which cost 0.2" in out
     assert "2 lines are of no use (unknown_request 2), see back.jsonl.rejects.parquet" in out

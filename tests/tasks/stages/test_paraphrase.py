@@ -393,7 +393,7 @@ def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_pat
     def options(**chosen: Any) -> Any:
         return PARAPHRASE_1.options(Run(settings_of(flickr, **chosen)))
 
-    assert options(engine="smollm2") != options(engine="smollm2", precision="bf16")
+    assert options(engine="openvino") != options(engine="openvino", precision="bf16")
     folder = {"engine": "transformers", "model": str(tmp_path)}
     assert options(**folder) == options(**folder, precision="bf16")
 
@@ -454,7 +454,7 @@ def test_with_the_embedded_model(flickr: Path, tmp_path: Path) -> None:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     sampling = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
-    settings = settings_of(flickr, engine="smollm2", gates=GateOptions(), fraction=0.03, sampling=sampling)
+    settings = settings_of(flickr, engine="openvino", gates=GateOptions(), fraction=0.03, sampling=sampling)
     store = ArtifactStore(tmp_path)
     first, second = run_all(settings, store)
     metrics = first.manifest.metrics

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,13 @@ from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunO
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 IMAGES = 9
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_shards() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "SHARD_IMAGES", 4)
+        yield
 
 
 @pytest.fixture(autouse=True)
