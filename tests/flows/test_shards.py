@@ -54,7 +54,7 @@ def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
         "gates": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "chunk": 16,
-        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2, "max_failures": 1},
+        "openai": {"base_url": url, "api_key_env": "NO_KEY", "retries": 0, "concurrency": 2},
     }
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root), **run}})
@@ -176,7 +176,7 @@ def test_the_demo_runs_with_two_ray_workers(
     monkeypatch.setattr("paraclip.tasks.shards.SHARD_REQUESTS", 8)
     openai_server.answer = written
     tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
-    tree["run"] |= {"shards": 2, "runner": "ray", "ray_cpus": 0.5}
+    tree["run"] |= {"shards": 2, "runner": "ray"}
     settings = parse_settings(tree)
     outcome: Any = pipeline(settings=settings)
     assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"]
