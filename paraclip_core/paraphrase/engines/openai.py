@@ -236,12 +236,12 @@ class OpenAIEngine:
         try:
             return [model for model in (await client.models.list()).data or () if hasattr(model, "id")]
         except openai.AuthenticationError as error:
-            raise self._explained(error) from error
+            raise self._explained(error) from None
         except openai.APIConnectionError as error:
             raise AwayError(
                 f"{self._options.base_url} cannot be reached: {plain(error.__cause__ or error)}; start the server, or "
                 "set paraphrase.openai.base_url to its address"
-            ) from error
+            ) from None
         except (openai.APIError, ValueError, AttributeError):
             return []
 
@@ -253,12 +253,13 @@ class OpenAIEngine:
             text = await client.post("/chat/completions", cast_to=str, body=body)
             return read_completion(json.loads(text), body.get("n", 1), prompt_tokens)
         except openai.APIError as error:
-            raise self._explained(error) from error
+            # A chained error would show the server's words in the log, and the key that it repeats.
+            raise self._explained(error) from None
         except (ValueError, RecursionError) as error:
             # Gateways pass a failure on with status 200.
             raise FailedError(
                 f"{self._options.base_url} answers nonsense: {plain(self._without_key(str(error)))}"
-            ) from error
+            ) from None
 
     def _explained(self, error: openai.APIError) -> EngineError:
         import openai
