@@ -80,8 +80,8 @@ def prefect_server() -> Iterator[str]:
         yield server.api_url
         # What waits would be sent when the server may be gone.
         with suppress(RuntimeError):
-            APILogWorker.instance().drain()
-        EventsWorker.drain_all()
+            APILogWorker.drain_all(timeout=60, at_exit=False)
+        EventsWorker.drain_all(timeout=60)
 
 
 def _empty(url: str) -> None:
