@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
+import re
+import shutil
+import subprocess
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from prefect import flow
@@ -36,6 +41,7 @@ log = logging.getLogger(__name__)
 
 CPU = "cpu"
 """The slot of all CPU cores."""
+GPU = re.compile(r"\d+|(GPU|MIG)-.+")
 
 
 @flow(name="pipeline", flow_run_name=run_name)
@@ -94,7 +100,7 @@ class Slots:
 
     def __init__(self, gpus: int | None = None) -> None:
         """`gpus` is their number; None counts them."""
-        count = _gpus() if gpus is None else gpus
+        count = len(visible_gpus()) if gpus is None else gpus
         self._gpus = tuple(f"cuda:{number}" for number in range(count))
         self._taken: set[str] = set()
 
@@ -204,7 +210,17 @@ class _Dag:
         return [self.rows[name] for name in self.run.nodes if name in self.rows]
 
 
-def _gpus() -> int:
-    import torch  # takes seconds
-
-    return torch.cuda.device_count()
+def visible_gpus() -> list[str]:
+    """Names of this machine's NVIDIA GPUs that a process sees, as CUDA_VISIBLE_DEVICES takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # CUDA sees no GPU from the first name on that is none, such as -1.
+        return list(takewhile(GPU.fullmatch, map(str.strip, visible.split(","))))
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    # Not by torch, which takes a flow's process seconds to import, and may be one without CUDA.
+    listed = subprocess.run(
+        [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []

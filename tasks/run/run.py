@@ -144,8 +144,6 @@ class Run:
             settings.paraphrase, settings.data.root, settings.run.device, self._model_hashes, RunCorpus(self)
         )
         """The engine, its options as far as they matter, and its gates."""
-        self.judges = settings.run.threads
-        """Processes that judge answers; 0: one for each CPU core."""
         self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:

@@ -177,6 +177,17 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
 
 
 @pytest.mark.parametrize(
+    ("visible", "names"),
+    [("4,5, 6,GPU-7", ["4", "5", "6", "GPU-7"]), ("3,-1,5", ["3"]), ("", []), ("-1", []), ("NoDevFiles", [])],
+)
+def test_the_gpus_that_a_process_sees(visible: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from paraclip.flows.pipeline import visible_gpus
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert visible_gpus() == names
+
+
+@pytest.mark.parametrize(
     ("gpus", "options", "slots"),
     [
         (0, [], {"paraphrase_1": ("cpu",), "features": None, "finetune": None}),
