@@ -41,6 +41,7 @@ def whole_server(home: Path) -> Iterator[str]:
         eventually(answers, "the server did not answer", 600)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
+            _send_what_waits()
     finally:
         server.terminate()
         server.wait(60)
@@ -54,8 +55,6 @@ _started: list[Any] = []
 def prefect_server() -> Iterator[str]:
     """This process's server, started once and emptied for whoever enters; gives the API's address."""
     from prefect.context import _temporary_global_settings_context, get_settings_context
-    from prefect.events.worker import EventsWorker
-    from prefect.logging.handlers import APILogWorker
     from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
@@ -78,10 +77,17 @@ def prefect_server() -> Iterator[str]:
     ):
         _empty(server.api_url)
         yield server.api_url
-        # What waits would be sent when the server may be gone.
-        with suppress(RuntimeError):
-            APILogWorker.drain_all(timeout=60, at_exit=False)
-        EventsWorker.drain_all(timeout=60)
+        _send_what_waits()
+
+
+def _send_what_waits() -> None:
+    """Send waiting logs and events and end their workers, which are bound to the first server that they see."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    with suppress(RuntimeError):
+        APILogWorker.drain_all(timeout=60, at_exit=False)
+    EventsWorker.drain_all(timeout=60)
 
 
 def _empty(url: str) -> None:
