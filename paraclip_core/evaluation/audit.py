@@ -7,7 +7,6 @@ Rewordings are given, or made by rules for what people vary without a thought: f
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Sample, unique_features
+from paraclip_core.evaluation.benchmarks.wordings import RULES
 from paraclip_core.evaluation.intervals import delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.published import field, records
@@ -27,13 +27,6 @@ DEPTH = 10
 RESAMPLES = 1000
 LONGEST_QUERY = 10_000
 """Characters; a text tower reads some 300 of them."""
-
-_ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
-_PHRASE = re.compile(r"^(.+?) ((?:above|at|behind|beside|by|in|near|next to|on|under|with) .+)$", re.IGNORECASE)
-_SINGULAR = re.compile(
-    r"(?:an? )?((?:[a-z-]+ ){0,2}?[a-z-]{2,}[a-rt-z])(?=$|[.,]| (?:and|at|behind|by|in|near|next|of|on|under|with) )",
-    re.IGNORECASE,
-)
 
 
 class Wording(NamedTuple):
@@ -195,43 +188,6 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
         if len(text) > LONGEST_QUERY:
             raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
     return queries, pairs
-
-
-def _plural(query: str) -> str:
-    if not (match := _SINGULAR.match(query)):
-        return query
-    noun = match[1]
-    if re.search(r"(ch|sh|x|z)$", noun):
-        noun += "es"
-    else:
-        noun = f"{noun[:-1]}ies" if re.search(r"[^aeiou]y$", noun) else f"{noun}s"
-    return noun + query[match.end() :]
-
-
-def _order(query: str) -> str:
-    body = query.rstrip(".")
-    if match := _PHRASE.match(body):
-        return f"{match[2]}, {match[1]}"
-    first, _, rest = body.rpartition(" ")
-    return f"{rest}, {first}" if first and "," not in query and not _ARTICLE.search(query) else query
-
-
-def _typo(query: str) -> str:
-    longest = max(re.findall(r"[^\W\d_]{4,}", query), key=len, default="")
-    middle = len(longest) // 2
-    swapped = longest[: middle - 1] + longest[middle] + longest[middle - 1] + longest[middle + 1 :] if longest else ""
-    return query.replace(longest, swapped, 1)
-
-
-RULES: Mapping[str, Callable[[str], str]] = {
-    "capitals": str.upper,
-    "plural": _plural,
-    "article": lambda query: _ARTICLE.sub("", query) if _ARTICLE.search(query) else f"the {query}",
-    "word order": _order,
-    "punctuation": lambda query: query.rstrip(".") if query.endswith(".") else f"{query}.",
-    "typo": _typo,
-    "a photo of": lambda query: f"a photo of {query[0].lower()}{query[1:]}",
-}
 
 
 def wordings(entries: Sequence[Any]) -> list[Wording]:

@@ -186,7 +186,8 @@ def compare(
     if rule is judge and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
     clauses = [reason]
-    if lost := [_shown(row) for row in rows if row.side < 0 and _shown(row) not in reason]:
+    lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.judged_by and _shown(row) not in reason]
+    if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
         lacking = [*_matching(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]

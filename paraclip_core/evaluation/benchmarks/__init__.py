@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _IN = "paraclip_core.evaluation.benchmarks"
 BENCHMARKS = {
     "paraphrased_retrieval": f"{_IN}.paraphrased:PARAPHRASED_RETRIEVAL",
+    "wordings": f"{_IN}.wordings:WORDINGS",
     "retrieval": f"{_IN}.retrieval:RETRIEVAL",
     "sts": f"{_IN}.sts:STS",
     "sick": f"{_IN}.sts:SICK",
@@ -63,6 +64,8 @@ class Metric:
     """Shown at the top of the page, and first in tables."""
     by_part: bool = False
     """Measured of parts, too: `accuracy@add_obj`."""
+    judged_by: str = ""
+    """The metric that weighs it against another one, so that by itself it is no gain or loss in a verdict."""
     published: str = ""
     """Its name in CLIP_benchmark's results; empty: the same."""
 
@@ -171,11 +174,11 @@ class Benchmark:
 
     def metric(self, name: str) -> Metric | None:
         """The row's metric of this name, or of this name with a part; None where it has none."""
-        head, at, part = name.partition("@")
+        head, _, part = name.rpartition("@")
         for metric in self.metrics:
             if metric.name == name:
                 return metric
-            if metric.by_part and at and metric.name == head:
+            if metric.by_part and metric.name == head:
                 title = metric.title and f"{metric.title.partition(',')[0]}@{part}"
                 return replace(metric, name=name, title=title, headline=False)
         return None

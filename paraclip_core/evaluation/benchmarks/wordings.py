@@ -1,0 +1,256 @@
+"""Two wordings of one query, and two queries that differ: no image belongs to either, so any gallery will do.
+
+Both texts of a pair rank the same images. Two that people called equal should find the same ones; a query and its foil,
+alike in words and unlike in meaning, should not. A tower that embeds all texts alike agrees on both, so what counts is
+the gap between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance against sensitivity).
+
+Pairs come from files, each in its published format: SICK (Marelli et al., LREC 2014; entailment with a relatedness of
+4.5 or more, and contradictions as foils), STS files with a header (a score of 4.5 or more, and where genres are stated,
+captions alone), SugarCrepe's and SugarCrepe++'s JSON, and rows with `query` and `rewording`, `foil` or both. Without a
+path the pairs are the evaluation split's captions, reworded by rule (:data:`RULES`), by class and without foils.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, Sample, unique_features
+from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, top_k
+from paraclip_core.evaluation.published import every_image, plain_tsv, records
+from paraclip_core.evaluation.published import field as text_field
+
+DEPTH = 10
+EQUAL = 4.5
+"""Human score, of 5, from which two sentences count as two wordings of one thing."""
+REWORDINGS = ("rewording", "caption2", "paraphrase")
+FOILS = ("foil", "negative_caption")
+ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+_ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
+_FUNCTION_WORD = re.compile(
+    r"\b(?:an?|the|is|are|was|were|be|being|of|in|on|at|to|by|for|from|with|and|or|that|which|while|as|its?|his|her|"
+    r"their|there|some|this|these)\b ?",
+    re.IGNORECASE,
+)
+_PHRASE = re.compile(r"^(.+?) ((?:above|at|behind|beside|by|in|near|next to|on|under|with) .+)$", re.IGNORECASE)
+_SINGULAR = re.compile(
+    r"(?:an? )?((?:[a-z-]+ ){0,2}?[a-z-]{2,}[a-rt-z])(?=$|[.,]| (?:and|at|behind|by|in|near|next|of|on|under|with) )",
+    re.IGNORECASE,
+)
+
+
+def _plural(query: str) -> str:
+    if not (match := _SINGULAR.match(query)):
+        return query
+    noun = match[1]
+    if re.search(r"(ch|sh|x|z)$", noun):
+        noun += "es"
+    else:
+        noun = f"{noun[:-1]}ies" if re.search(r"[^aeiou]y$", noun) else f"{noun}s"
+    return noun + query[match.end() :]
+
+
+def _order(query: str) -> str:
+    body = query.rstrip(".")
+    if match := _PHRASE.match(body):
+        return f"{match[2]}, {match[1]}"
+    first, _, rest = body.rpartition(" ")
+    return f"{rest}, {first}" if first and "," not in query and not _ARTICLE.search(query) else query
+
+
+def _typo(query: str) -> str:
+    longest = max(re.findall(r"[^\W\d_]{4,}", query), key=len, default="")
+    middle = len(longest) // 2
+    swapped = longest[: middle - 1] + longest[middle] + longest[middle - 1] + longest[middle + 1 :] if longest else ""
+    return query.replace(longest, swapped, 1)
+
+
+RULES: Mapping[str, Callable[[str], str]] = {
+    "capitals": str.upper,
+    "plural": _plural,
+    "article": lambda query: _ARTICLE.sub("", query) if _ARTICLE.search(query) else f"the {query}",
+    "word order": _order,
+    "punctuation": lambda query: query.rstrip(".") if query.endswith(".") else f"{query}.",
+    "typo": _typo,
+    "a photo of": lambda query: f"a photo of {query[0].lower()}{query[1:]}",
+    "keywords": lambda query: _FUNCTION_WORD.sub("", query.rstrip(" .")).strip() or query,
+}
+"""What people vary without a thought, for English: each gives other words for a query, or the query itself."""
+
+
+@dataclass
+class Wordings:
+    """Pairs of texts."""
+
+    first: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    """Of each pair: `foil`, or the class of rewording, empty where there is none."""
+    equal: int = 0
+    """Pairs left out because both texts are the same words."""
+
+    def add(self, query: str, other: str, kind: str = "") -> None:
+        """Append a pair."""
+        # Most tokenizers fold case and blanks, so such a pair is one text twice; a rule is told apart by its class.
+        if not kind and query.casefold().split() == other.casefold().split():
+            self.equal += 1
+            return
+        self.first.append(query.strip())
+        self.second.append(other.strip())
+        self.kinds.append(kind)
+
+
+def by_rule(queries: Sequence[str]) -> Wordings:
+    """Each query with what each rule makes of it."""
+    pairs = Wordings()
+    for query in queries:
+        for kind, rule in RULES.items():
+            if (other := rule(query)) != query:
+                pairs.add(query, other, kind)
+    return pairs
+
+
+def files(path: Path, split: str | None = None) -> list[Path]:
+    """The files of pairs: the file itself, or those of a folder that have some."""
+    if not path.is_dir():
+        return [path]
+    inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
+    return [file for file in inside if file.suffix in ENDINGS or re.fullmatch(r"SICK(_\w+)?\.txt", file.name)]
+
+
+def read(path: Path) -> Wordings:
+    """Read the pairs of a file or folder."""
+    pairs = Wordings()
+    for file in files(path):
+        for query, other, kind in _pairs(file):
+            pairs.add(query, other, kind)
+    return pairs
+
+
+def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
+    if file.suffix == ".txt":
+        for number, row in plain_tsv(file, ("sentence_A", "sentence_B", "relatedness_score")):
+            label = row.get("entailment_judgment", row.get("entailment_label"))
+            if label == "CONTRADICTION" or (label == "ENTAILMENT" and _score(file, number, row) >= EQUAL):
+                yield row["sentence_A"], row["sentence_B"], "foil" if label == "CONTRADICTION" else ""
+        return
+    for number, row in _rows(file):
+        if {"score", "sentence1", "sentence2"} <= row.keys():
+            if "captions" in row.get("genre_file", "captions") and _score(file, number, row) >= EQUAL:
+                yield row["sentence1"], row["sentence2"], ""
+            continue
+        query = text_field(file, number, row, "query", "caption")
+        others = [("", name) for name in REWORDINGS] + [("foil", name) for name in FOILS]
+        stated = [(kind, name) for kind, name in others if row.get(name) not in (None, "")]
+        if not stated:
+            raise BenchmarkError(
+                f"{file}, row {number}: neither rewording nor foil; expected query and rewording, foil or both; its "
+                f"fields are {', '.join(row)}"
+            )
+        for kind, name in stated:
+            yield query, text_field(file, number, row, name), kind
+
+
+def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    # STS files have quotation marks that are ordinary characters.
+    if file.suffix == ".tsv":
+        with file.open("rb") as start:
+            if b"sentence1" in start.readline():
+                return plain_tsv(file, ("score", "sentence1", "sentence2"))
+    return records(file)
+
+
+def _score(file: Path, number: int, row: Mapping[str, str]) -> float:
+    text = row.get("score") or row.get("relatedness_score") or "nan"
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BenchmarkError(f"{file}, line {number}: score {text!r}, expected a number or a blank") from error
+
+
+def load(source: Source) -> Task:
+    """Pairs from files, or the stored captions by rule; searched are a run's images, or those that are named."""
+    path, stored = source.path, source.stored
+    if path is not None:
+        pairs, where = read(path), str(path)
+    elif stored is not None:
+        first = dict(zip(reversed(stored.captions.image_ids), reversed(stored.captions.captions), strict=True))
+        pairs, where = by_rule(list(dict.fromkeys(first.values()))), f"split {stored.captions.split!r}"
+    else:
+        raise BenchmarkError("it needs a path: there is no ingested split outside a run")
+    if len(set(pairs.first)) < 2:
+        raise BenchmarkError(f"{where} has pairs of {len(set(pairs.first))} queries; an interval needs two at least")
+    if source.images is not None:
+        pool = every_image(source.images, {})
+    elif stored is not None:
+        pool = stored.pool(stored.captions.image_ids)
+    else:
+        raise BenchmarkError("it searches images and none are named; say with the option `images` where they lie")
+    if len(pool.ids) < DEPTH:
+        raise BenchmarkError(f"its pool has {len(pool.ids)} images; expected at least {DEPTH}")
+    return Task(lambda encoder: measure(pairs, pool, encoder))
+
+
+def measure(pairs: Wordings, pool: ImagePool, encoder: Encoder) -> Measured:
+    """AO@10 and JS@10 of rewordings, of each class and of foils, and the gap; the pairs of a query form a cluster."""
+    features, index = unique_features(encoder.texts, [*pairs.first, *pairs.second])
+    ranked = top_k(features, pool.features(encoder), DEPTH)
+    count = len(pairs.first)
+    lists = ranked[index[:count]], ranked[index[count:]]
+    overlap, shared = average_overlap(*lists, DEPTH), jaccard(*lists, DEPTH)
+    clusters, kinds = index[:count].astype(np.int64), np.array(pairs.kinds)
+    foil = kinds == "foil"
+    classes = [kind for kind in dict.fromkeys(pairs.kinds) if kind not in ("", "foil")]
+    parts = {"": ~foil, **{f"@{kind}": kinds == kind for kind in classes}}
+    samples = {}
+    for part, rows in parts.items():
+        if len(np.unique(clusters[rows])) > 1:
+            samples[f"ao@{DEPTH}{part}"] = Sample(overlap[rows], clusters[rows])
+            if not part:
+                samples[f"js@{DEPTH}"] = Sample(shared[rows], clusters[rows])
+    if len(np.unique(clusters[foil])) > 1:
+        samples[f"foil_ao@{DEPTH}"] = Sample(overlap[foil], clusters[foil])
+        samples[f"foil_js@{DEPTH}"] = Sample(shared[foil], clusters[foil])
+        if not foil.all():
+            samples["gap"] = Sample(_difference(overlap, foil), clusters)
+    notes = {
+        "protocol": "both texts rank all images of the pool; gap: agreement on rewordings less that on foils",
+        "images": len(pool.ids),
+        "pairs": int((~foil).sum()),
+        "foils": int(foil.sum()),
+        "pairs_with_equal_texts": pairs.equal,
+        **({} if "gap" in samples else {"gap": "unknown, for there are no foils or no rewordings beside them"}),
+    }
+    return Measured(samples, notes, {"query": lists[0], "rewording": lists[1]})
+
+
+def _difference(values: NDArray[np.float64], foil: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values whose mean is the rewordings' mean less the foils'."""
+    return np.where(foil, -values * len(values) / foil.sum(), values * len(values) / (~foil).sum())
+
+
+WORDINGS = Benchmark(
+    title="Two wordings of one query",
+    metrics=(
+        Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True, by_part=True),
+        Metric(f"js@{DEPTH}", f"JS@{DEPTH}"),
+        Metric("gap", "Gap to foils", headline=True),
+        Metric(f"foil_ao@{DEPTH}", f"AO@{DEPTH} with foils", lower_is_better=True, judged_by="gap"),
+        Metric(f"foil_js@{DEPTH}", f"JS@{DEPTH} with foils", lower_is_better=True, judged_by="gap"),
+    ),
+    load=load,
+    files=files,
+    aliases=("sick-wordings", "foils"),
+    searches_images=True,
+    searches_stored=True,
+    task="wordings",
+    needs_images=True,
+)

@@ -1,0 +1,152 @@
+"""Two wordings of one query: reading pairs and foils, and the figures against a plain loop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_encoder import WordEncoder, word_pool
+from numpy.typing import NDArray
+
+from paraclip_core.config import BenchmarkOptions, EvaluateOptions, GateRule
+from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation.base import Captions, ImagePool
+from paraclip_core.evaluation.benchmarks import Source, Stored
+from paraclip_core.evaluation.benchmarks import wordings as family
+from paraclip_core.evaluation.compare import Outcome, compare
+from paraclip_core.evaluation.run import prepare
+
+WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
+CSV = """query,rewording,foil
+red dog,dog red,blue dog
+red dog,red old dog,green car
+green car,car of green,green boat
+old tree,,old boat
+blue boat,boat blue cat,
+"""
+
+
+def stored(encoder: WordEncoder, captions: Sequence[str] = WORDS) -> Stored:
+    return Stored(Captions(WORDS, captions, "val"), lambda ids: word_pool(list(dict.fromkeys(ids)), encoder))
+
+
+def options(path: Path | None) -> BenchmarkOptions:
+    return BenchmarkOptions(name="w", kind="wordings", path=path and str(path))
+
+
+def test_a_file_with_foils_against_a_plain_loop(tmp_path: Path) -> None:
+    (file := tmp_path / "own.csv").write_text(CSV)
+    encoder = WordEncoder()
+    measured = prepare(options(file), file, stored(encoder)).measure(encoder)
+    gallery = encoder.texts([word.replace("_", " ") for word in WORDS]).astype(np.float16).astype(np.float32)
+
+    def overlap(one: str, other: str) -> float:
+        lists = []
+        for text in (one, other):
+            scores = (encoder.texts([text]) @ gallery.T)[0]
+            lists.append(sorted(range(len(WORDS)), key=lambda row: (-scores[row], row))[:10])
+        return sum(len({*lists[0][:d]} & {*lists[1][:d]}) / d for d in range(1, 11)) / 10
+
+    rows = [line.split(",") for line in CSV.splitlines()[1:]]
+    pairs = [overlap(query, rewording) for query, rewording, _ in rows if rewording]
+    foils = [overlap(query, foil) for query, _, foil in rows if foil]
+    assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(pairs))
+    assert measured.metrics["foil_ao@10"] == pytest.approx(100 * np.mean(foils))
+    assert measured.metrics["gap"] == pytest.approx(100 * (np.mean(pairs) - np.mean(foils)))
+    assert {name: measured.notes[name] for name in ("images", "pairs", "foils")} == {
+        "images": 20,
+        "pairs": 4,
+        "foils": 4,
+    }
+
+
+def test_without_foils_the_gap_is_unknown(tmp_path: Path) -> None:
+    (file := tmp_path / "own.jsonl").write_text(
+        "\n".join(json.dumps({"query": query, "rewording": f"a {query}"}) for query in ("red dog", "old car"))
+    )
+    encoder = WordEncoder()
+    measured = prepare(options(file), file, stored(encoder)).measure(encoder)
+    assert set(measured.samples) == {"ao@10", "js@10"}
+    assert "unknown" in measured.notes["gap"]
+
+
+class Collapsed(WordEncoder):
+    """Embeds all texts alike."""
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return super().texts(["dog"] * len(texts))
+
+
+def test_a_collapsed_tower_has_no_gap_and_is_held(tmp_path: Path) -> None:
+    (file := tmp_path / "own.csv").write_text(CSV)
+    base, collapsed = WordEncoder(), Collapsed()
+    task = prepare(options(file), file, stored(base))
+    outcome = Outcome("w", "wordings", task.measure(base), task.measure(collapsed))
+    assert outcome.tuned.metrics == {"ao@10": 100, "js@10": 100, "foil_ao@10": 100, "foil_js@10": 100, "gap": 0}
+    gate = GateRule(metric="wordings/ao@10", max_drop={"wordings/gap": 1})
+    comparison = compare([outcome], EvaluateOptions(gate=gate))
+    assert comparison.verdict == "hold"
+    assert "gap fell by" in comparison.reason
+
+
+def test_agreement_with_foils_is_judged_by_the_gap_alone(tmp_path: Path) -> None:
+    (file := tmp_path / "own.csv").write_text(CSV)
+    base = WordEncoder()
+    task = prepare(options(file), file, stored(base))
+    outcome = Outcome("w", "wordings", task.measure(base), task.measure(Collapsed()))
+    assert "w foil" not in compare([outcome], EvaluateOptions()).reason
+
+
+def test_rules_make_pairs_of_captions_by_class() -> None:
+    encoder = WordEncoder()
+    captions = [f"a {word.replace('_', ' ')} on the road." for word in WORDS]
+    measured = prepare(options(None), None, stored(encoder, captions)).measure(encoder)
+    assert {name for name in measured.samples if "@10@" in name} == {f"ao@10@{rule}" for rule in family.RULES}
+    assert measured.metrics["ao@10@capitals"] == 100
+    assert family.RULES["keywords"]("A red dog is lying on the road.") == "red dog lying road"
+
+
+def test_the_published_files(data_root: Path) -> None:
+    sick = family.read(data_root / "sts" / "sick")
+    assert (len(sick.first) + sick.equal, sick.kinds.count("foil")) == (1_909 + 1_459, 1_459)
+    scenes = family.read(data_root / "sts" / "raw" / "STSB-test.tsv")
+    assert len(scenes.first) > 50
+    assert not scenes.kinds.count("foil")
+    foils = family.read(data_root / "sugarcrepe")
+    assert foils.kinds.count("foil") == len(foils.kinds) > 7_000
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("own.csv", "query,other\na,b\n"),
+        ("own.csv", "caption,rewording\na,b\na,c\n"),
+        ("SICK.txt", "sentence_A\tsentence_B\trelatedness_score\tentailment_label\na\tb\tmuch\tENTAILMENT\n"),
+        ("own.jsonl", '{"query": "x", "rewording": 3.5}'),
+    ],
+)
+def test_wrong_files_are_named(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises((BenchmarkError, InputError), match=str(tmp_path)):
+        prepare(options(tmp_path), tmp_path, stored(WordEncoder()))
+
+
+def test_outside_of_a_run_images_are_named(tmp_path: Path) -> None:
+    (file := tmp_path / "own.csv").write_text(CSV)
+    with pytest.raises(BenchmarkError, match="option `images`"):
+        family.load(Source(file))
+
+
+def test_too_few_images_are_told(tmp_path: Path) -> None:
+    (file := tmp_path / "own.csv").write_text(CSV)
+    encoder = WordEncoder()
+    few = Stored(Captions(WORDS, WORDS, "val"), lambda ids: word_pool(list(ids)[:9], encoder))
+
+    def pool(ids: Sequence[str]) -> ImagePool:
+        return few.pool(ids)
+
+    with pytest.raises(BenchmarkError, match="9 images"):
+        family.load(Source(file, Stored(few.captions, pool)))
