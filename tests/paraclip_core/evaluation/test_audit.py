@@ -101,6 +101,7 @@ def test_every_rule() -> None:
         "punctuation": "a dog on a beach.",
         "typo": "a dog on a baech",
         "a photo of": "a photo of a dog on a beach",
+        "keywords": "dog beach",
     }
     plurals = {"a church": "churches", "red puppy": "red puppies", "a toy by a wall": "toys by a wall"}
     assert {query: rules(query)["plural"] for query in plurals} == plurals

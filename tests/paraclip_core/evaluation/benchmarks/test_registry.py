@@ -71,7 +71,7 @@ def test_images_are_named_for_kinds_that_read_them_beside_a_path() -> None:
 
 
 def test_the_most_important_metrics_come_first() -> None:
-    assert headline_metrics() == ["ao@10", "js@10", "text_to_image_recall@10", "spearman"]
+    assert headline_metrics() == ["ao@10", "js@10", "gap", "text_to_image_recall@10", "spearman"]
 
 
 def test_what_is_not_at_hand_any_more_has_a_name_at_least() -> None:
@@ -82,7 +82,7 @@ def test_what_is_not_at_hand_any_more_has_a_name_at_least() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("excel", r"'excel' is no benchmark; expected paraphrased_retrieval, retrieval, .* package\.module:NAME"),
+        ("excel", r"'excel' is no benchmark; expected paraphrased_retrieval, wordings, .* package\.module:NAME"),
         ("sts", r"sts has no options"),
     ],
 )
