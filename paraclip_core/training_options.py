@@ -76,8 +76,9 @@ class FinetuneOptions(Options):
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps in which the learning rate rises."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
+    where the CPU or GPU has instructions for it."""
     seed: int = 0
     """Seed of the data order."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
 from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import TrainingError
@@ -125,7 +126,7 @@ class _Run:
         self.objective = Objective(
             clip,
             job.pairs,
-            self.options.precision,
+            pick_precision(self.options.precision, clip.device),
             job.memory_gib or memory_for_batches(clip.device, job.processes.count),
             Anchor(clip, self.options.distil, self.options.ranks.weight) if anchored else None,
             job.processes,

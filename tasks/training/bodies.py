@@ -47,6 +47,7 @@ from paraclip.tasks.training.data import (
 from paraclip.tasks.training.processes import train_together
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import (
@@ -233,6 +234,7 @@ def bootstrap(ctx: StageContext) -> dict[str, Any]:
     """Train the base and write ``release/`` and ``training_log.jsonl``."""
     use_threads(ctx.settings)
     base = BasePreparation(ctx)
+    precision = pick_precision(ctx.settings.finetune.precision, base.clip.device)
     before = same_image_tower(base.clip, ctx.inputs["features"])
     result = train_together(ctx, "bootstrap", base.job())
     _release(
@@ -241,7 +243,7 @@ def bootstrap(ctx: StageContext) -> dict[str, Any]:
         title="Bootstrapped CLIP",
         summary="A new text tower trained on captions against a locked, pretrained image tower (LiT).",
         base="embedded",
-        options=meaning(ctx.settings.bootstrap) | {"precision": ctx.settings.finetune.precision},
+        options=meaning(ctx.settings.bootstrap) | {"precision": precision},
     )
     return {
         **base.rows.facts,
@@ -283,7 +285,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         base=f"bootstrap/{bootstrapped.fingerprint}" if bootstrapped else place_free_name(ctx.settings.model.base),
         weights=weights,
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
-        options=meaning(options),
+        options=meaning(options) | {"precision": pick_precision(options.precision, clip.device)},
         figures=points,
     )
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from paraclip_core.clip import encode
-from paraclip_core.clip.encode import encode_images, encode_ragged, encode_texts
+from paraclip_core.clip.encode import encode_images, encode_ragged, encode_texts, pick_precision
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import Ragged
@@ -79,6 +80,23 @@ def test_bf16_is_near_fp32_and_still_float32(tiny: Tiny) -> None:
         exact, rough = encode_ragged(clip, tokens), encode_ragged(clip, tokens, precision="bf16")
     assert rough.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 0.05
+
+
+def test_the_arithmetic_that_is_picked_is_no_slower_than_fp32() -> None:
+    picked = pick_precision("auto", torch.device("cpu"))
+
+    def seconds(dtype: torch.dtype) -> float:
+        left, right = torch.ones(512, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
+        took = []
+        for _ in range(5):
+            start = time.process_time()
+            left @ right
+            took.append(time.process_time() - start)
+        return min(took)
+
+    # Where a CPU has no instructions for bf16, it is fifty times.
+    assert seconds({"bf16": torch.bfloat16, "fp32": torch.float32}[picked]) < 5 * seconds(torch.float32)
+    assert pick_precision("bf16", torch.device("cpu")) == "bf16"
 
 
 def test_short_contexts_and_empty_lists(tiny: Tiny) -> None:
