@@ -17,7 +17,7 @@ from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.manifests import Draft
-from paraclip.tasks.history import BY_RUN, moved
+from paraclip.tasks.channels import BY_RUN, moved
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

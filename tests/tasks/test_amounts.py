@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.amounts import ASSUMED, Amount, amounts
+from paraclip.tasks.plan import ASSUMED, Amount, amounts
 from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.run import Run
 from paraclip_core.demo.scenes.plan import SEED, plan
@@ -33,7 +33,7 @@ INGEST = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
 def no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The artifacts here are metrics alone, so no image of theirs can be looked up."""
     monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
-    monkeypatch.setattr("paraclip.tasks.amounts.new_images", lambda *_: None)
+    monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
 
 
 def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
@@ -72,7 +72,7 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
     first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
 
     def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
-        monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
+        monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
         return rows_of(amounts(Run(settings, store), {"ingest": INGEST, **found}))
 
     assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
@@ -107,7 +107,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
         ],
     )
     monkeypatch.setattr(
-        "paraclip.tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+        "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
     )
     found = amounts(Run(settings, store), {"ingest": INGEST})
     # Three of ten captions pass step 1, and six of ten rows step 2.
@@ -123,7 +123,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
         options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
         settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
         monkeypatch.setattr(
-            "paraclip.tasks.amounts.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+            "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
         )
         return amounts(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
 
@@ -135,7 +135,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
 
 def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
-    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: left)
+    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
     monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
     ingest = artifact(read=9, splits={"train": 6})
 

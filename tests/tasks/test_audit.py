@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
-from paraclip.tasks.audit import QUERIES, queries_of_index
-from paraclip.tasks.image_index import SearchTarget
+from paraclip.tasks.image_index import QUERIES, SearchTarget, queries_of_index
 from paraclip_core.clip.index import ImageIndex
 from paraclip_core.clip.search import Searcher
 

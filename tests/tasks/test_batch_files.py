@@ -15,9 +15,9 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.batch_files import Exported, Imported, export_requests, import_answers
+from paraclip.tasks.requests import Exported, Imported, export_requests, import_answers
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
@@ -179,7 +179,7 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     back = answered(bodies, tmp_path / "back.jsonl")
-    monkeypatch.setattr("paraclip.tasks.batch_files.BLOCK_LINES", 5)
+    monkeypatch.setattr("paraclip.tasks.requests.BLOCK_LINES", 5)
     append, left = AnswerStore.append, [1]
 
     def dying(self: AnswerStore, generations: Any) -> None:
@@ -309,7 +309,7 @@ def test_blocks_and_batches_are_cut_without_a_difference(tmp_path: Path, monkeyp
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     for name in ("SENT_ROWS", "BLOCK_LINES"):
-        monkeypatch.setattr(f"paraclip.tasks.batch_files.{name}", 5)
+        monkeypatch.setattr(f"paraclip.tasks.requests.{name}", 5)
     assert export(settings, tmp_path / "ask.jsonl")[1] == bodies
     assert take_back(settings, answered(bodies, tmp_path / "back.jsonl")).new == 12
 

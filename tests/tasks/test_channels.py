@@ -14,9 +14,18 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks import channels
-from paraclip.tasks.channels import check_channel, decide
-from paraclip.tasks.history import BY_PROMOTION, BY_ROLLBACK, BY_RUN, history, moved, rollback
-from paraclip.tasks.results import Result, check_run_name
+from paraclip.tasks.channels import (
+    BY_PROMOTION,
+    BY_ROLLBACK,
+    BY_RUN,
+    check_channel,
+    check_run_name,
+    decide,
+    history,
+    moved,
+    rollback,
+)
+from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation

@@ -19,10 +19,9 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.dataset import export_dataset, find_paraphrases, joined, read_opt_outs
-from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.export import export_dataset, find_paraphrases, joined, read_opt_outs
+from paraclip.tasks.run.dag import STAGES, carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
@@ -178,7 +177,7 @@ def test_the_same_bytes_twice_from_any_batches(
     made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export_dataset(made, tmp_path / "one", store)
-    import paraclip.tasks.dataset as module
+    import paraclip.tasks.export as module
 
     whole = module.iter_batches
     monkeypatch.setattr(module, "iter_batches", lambda folder, columns: whole(folder, columns, batch_rows=7))
@@ -206,7 +205,7 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     rows = read_table(tmp_path / "one/data").to_pylist()
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    import paraclip.tasks.dataset as module
+    import paraclip.tasks.export as module
 
     whole = module.iter_batches
     for number, batch_rows in enumerate((1, 7)):

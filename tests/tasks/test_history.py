@@ -14,8 +14,7 @@ from prefect_server import prefect_server  # pyright: ignore[reportMissingImport
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
-from paraclip.tasks.cleaning import collect, remove
-from paraclip.tasks.history import (
+from paraclip.tasks.channels import (
     BY_PROMOTION,
     BY_ROLLBACK,
     MOVES,
@@ -26,6 +25,7 @@ from paraclip.tasks.history import (
     rollback,
     withdrawn,
 )
+from paraclip.tasks.cleaning import collect, remove
 from paraclip.tasks.publish import in_flow_run
 from paraclip_core.errors import ArtifactError, UnknownNameError
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.amounts import Amount, amounts
-from paraclip.tasks.plan import StagePlan, estimate, plan_run
+from paraclip.tasks.plan import Amount, StagePlan, amounts, estimate, plan_run
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.errors import ArtifactError
@@ -191,7 +190,7 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
         "paraphrase.fraction=0.5",
     ]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
-    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: pytest.fail("answers were looked up"))
+    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: pytest.fail("answers were looked up"))
     found = amounts(Run(settings, ArtifactStore(tmp_path / "root")), {})
     assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
         (10, 0)

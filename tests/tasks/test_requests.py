@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.tasks.requests import step_left, steps_left
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings

@@ -11,9 +11,9 @@ import pytest
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers, open_store
+from paraclip.tasks.requests import ShardJob, plan_shards, run_shard
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.shards import ShardJob, plan_shards, run_shard
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.progress import silent

@@ -18,8 +18,8 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import convert_disk_errors
 from paraclip.storage.parquet import read_table
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_versions
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.errors import ArtifactError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
 from paraclip_core.training.checkpoint import CheckpointFolder, TrainingLog

@@ -16,8 +16,7 @@ from fastapi.testclient import TestClient
 from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.audit import audit
-from paraclip.tasks.image_index import search, search_target
+from paraclip.tasks.image_index import audit, search, search_target
 from paraclip.tasks.search_page.app import Catalogue, Marks, SearchEngine, make_app
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release

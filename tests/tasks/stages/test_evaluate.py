@@ -19,9 +19,8 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import FeatureStore, write_shard
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.dag import carry_out, run_stage
 from paraclip.tasks.run.run import Node, Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core.clip.embedded import embedded_clip

@@ -13,10 +13,10 @@ import pytest
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.batch_files import export_requests
 from paraclip.tasks.plan import plan_run
+from paraclip.tasks.requests import export_requests
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.model_judge import QUESTION, judge_requests, says_same

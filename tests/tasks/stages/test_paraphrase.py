@@ -22,8 +22,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import PartWriter, read_table
 from paraclip.tasks.requests import steps_left
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
 from paraclip_core.captions.tokens import CONTEXT_LENGTH

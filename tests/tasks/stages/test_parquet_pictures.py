@@ -20,8 +20,8 @@ import paraclip.tasks.stages.features as stage
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.features import FEATURES
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
