@@ -20,7 +20,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -34,7 +33,7 @@ from paraclip.storage.files import parse_json, write_atomic
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.images import ImageArchive, holds_any
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
 from paraclip_core.errors import InputError, ParaclipError
@@ -83,24 +82,6 @@ class Ranking:
     scores: NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Query:
-    """What one request searches for: words, or an image of the index, by each of some models."""
-
-    alphas: tuple[float, ...]
-    wordings: tuple[str, ...]
-    """Texts that each model ranks images by; empty with `like`."""
-    count: int
-    """How many images each ranking has."""
-    like: int | None = None
-    """Row of the image to search with."""
-    within: NDArray[np.int64] | None = None
-    """Rows to search among; None: all."""
-    right: tuple[int, ...] = ()
-    """Rows of images marked as right, which rankings follow."""
-    wrong: tuple[int, ...] = ()
-
-
 class SearchEngine:
     """Base and tuned model over one index."""
 
@@ -118,28 +99,29 @@ class SearchEngine:
         # One request at a time: the mixed model and the index fill the processor as it is.
         self._lock = threading.Lock()
 
-    def search(self, query: Query) -> list[Ranking]:
-        """A ranking for each wording (or the image) by the model at each α, models outermost."""
-        with self._lock:
-            vectors = self._vectors(query)
-            if query.within is None:
-                rows, scores = self.searcher.nearest(vectors, query.count)
-                return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
-            scores = vectors @ self.searcher.rows(query.within).T
-            best = np.argsort(-scores, axis=1, kind="stable")[:, : query.count]
-            return [Ranking(query.within[places], row[places]) for places, row in zip(best, scores, strict=True)]
+    def search(
+        self,
+        alphas: Sequence[float],
+        wordings: Sequence[str],
+        count: int,
+        like: int | None = None,
+        right: Sequence[int] = (),
+        wrong: Sequence[int] = (),
+    ) -> list[Ranking]:
+        """A ranking for each wording by the model at each α, models outermost; with `like` for the image in that row.
 
-    def _vectors(self, query: Query) -> NDArray[np.float32]:
-        """What each model searches with, float32 [alphas · wordings, d]; marks move it, see :func:`refine`."""
-        rows = self.searcher.rows
-        if query.like is not None:
-            embeddings = list(rows(np.full(len(query.alphas), query.like)))
-        else:
-            embeddings = [vector for alpha in query.alphas for vector in self._embed(alpha, query.wordings)]
-        if query.right or query.wrong:
-            right, wrong = rows(np.array(query.right, np.int64)), rows(np.array(query.wrong, np.int64))
-            embeddings = [refine(vector, right, wrong) for vector in embeddings]
-        return np.stack(embeddings)
+        Rankings follow the rows of images marked as right or wrong, see :func:`refine`.
+        """
+        with self._lock:
+            if like is not None:
+                vectors = list(self.searcher.rows(np.full(len(alphas), like)))
+            else:
+                vectors = [vector for alpha in alphas for vector in self._embed(alpha, wordings)]
+            if right or wrong:
+                marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
+                vectors = [refine(vector, *marked) for vector in vectors]
+            rows, scores = self.searcher.nearest(np.stack(vectors), count)
+            return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
 
     def _embed(self, alpha: float, texts: Sequence[str]) -> list[NDArray[np.float32]]:
         """Unit embeddings of texts by the model at α; those that are new are encoded at once."""
@@ -177,22 +159,24 @@ class Catalogue:
     def __init__(self, target: SearchTarget, store: ArtifactStore) -> None:
         """Read a caption and the picture's place of each image."""
         self.ids = target.index.ids
-        self._places: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
         self.captions: pa.Array | None = None
+        self._rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
         self._archives: dict[str, ImageArchive | None] = {}
         self._folders: list[str] = []
         self._folder_of: NDArray[np.int16] = np.full(len(self.ids), -1, np.int16)
-        self._paths: pa.Array | None = None
         self._given = None if target.images is None else _archive_of(target.images, self.ids)
-        self._scenes = _scenes(target, store)
+        self._scenes: Path | None = None
         if target.captions is not None:
-            self._read(target)
+            made_from = target.captions.manifest.inputs.get("scenes")
+            scenes = None if made_from is None else store.find("scenes", made_from)
+            self._scenes = None if scenes is None else scenes.path
+            self._read(target.captions.path / "captions")
         self._lock = threading.Lock()
         self.picture = lru_cache(PICTURES)(self._picture)
 
     def row(self, image_id: str) -> int | None:
         """The row of an image; None where the index has none of this id."""
-        return self._places.get(image_id)
+        return self._rows.get(image_id)
 
     def caption(self, row: int) -> str | None:
         """A caption of the image; None where there is none."""
@@ -203,25 +187,13 @@ class Catalogue:
         """Whether the page can show pictures."""
         return self._given is not None or bool(self._folders)
 
-    def matching(self, text: str) -> NDArray[np.int64] | None:
-        """Rows whose id or caption holds the text, whatever its case; None for all of them."""
-        if not text.strip():
-            return None
-        columns = [pa.array(self.ids, pa.string()), *([] if self.captions is None else [self.captions])]
-        options = pc.MatchSubstringOptions(text.strip(), ignore_case=True)
-        mask = np.zeros(len(self.ids), bool)
-        for column in columns:
-            mask |= np.asarray(pc.call_function("match_substring", [column], options).fill_null(False))
-        return np.flatnonzero(mask)
-
-    def _read(self, target: SearchTarget) -> None:
-        assert target.captions is not None
+    def _read(self, folder: Path) -> None:
         captions: list[str | None] = [None] * len(self.ids)
         paths: list[str | None] = [None] * len(self.ids)
         folders: dict[str, int] = {}
-        for batch in iter_batches(target.captions.path / "captions", ["image_id", "caption", "images", "image_path"]):
+        for batch in iter_batches(folder, ["image_id", "caption", "images", "image_path"]):
             for row in batch.to_pylist():
-                place = self._places.get(row["image_id"])
+                place = self._rows.get(row["image_id"])
                 if place is None or captions[place] is not None:
                     continue
                 captions[place] = row["caption"]
@@ -245,7 +217,7 @@ class Catalogue:
         if self._given is not None:
             return self._given, self.ids[row]
         folder = int(self._folder_of[row])
-        if self._paths is None or folder < 0:
+        if folder < 0:
             raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
         images = self._folders[folder]
         if images not in self._archives:
@@ -258,28 +230,12 @@ class Catalogue:
 
 
 def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
-    archive = ImageArchive(images)
-    if not any(_holds(archive, name) for name in ids):
+    if not holds_any(images, ids):
         raise InputError(
             f"{images} has none of the {len(ids)} images of the index (the first is {ids[0]!r}); expected their file "
             "names as the index's ids, see --ids"
         )
-    return archive
-
-
-def _holds(archive: ImageArchive, name: str) -> bool:
-    try:
-        archive.read(name)
-    except InputError:
-        return False
-    return True
-
-
-def _scenes(target: SearchTarget, store: ArtifactStore) -> Path | None:
-    """The artifact that holds the demo's pictures, where the captions come from it."""
-    fingerprint = None if target.captions is None else target.captions.manifest.inputs.get("scenes")
-    scenes = None if fingerprint is None else store.find("scenes", fingerprint)
-    return None if scenes is None else scenes.path
+    return ImageArchive(images)
 
 
 class Marks:
@@ -342,8 +298,6 @@ class SearchRequest(BaseModel):
     alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of the tuned side: 0 is the base, 1 the tuned model, between them their weights are interpolated."""
     count: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 20
-    contains: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
-    """Only images whose id or caption holds this text."""
     right: ImageIds = []
     """Ids of images marked as right; with any mark the ranking follows them."""
     wrong: ImageIds = []
@@ -454,31 +408,19 @@ def _picture(catalogue: Catalogue, row: int) -> Response:
 def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
     """One request, by both models."""
     sides = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
-    wordings = (asked.query, *([asked.rewording] if asked.rewording.strip() else []))
-    query = Query(
-        alphas=tuple(sides.values()),
-        wordings=wordings if asked.like is None else (),
-        count=max(asked.count, DEPTH),
-        like=None if asked.like is None else _row(catalogue, asked.like),
-        within=catalogue.matching(asked.contains),
-        right=tuple(_row(catalogue, name) for name in asked.right),
-        wrong=tuple(_row(catalogue, name) for name in asked.wrong),
-    )
+    wordings = [] if asked.like is not None else [asked.query, *filter(str.strip, [asked.rewording])]
 
     def hits(ranking: Ranking) -> list[dict[str, Any]]:
         return [
-            {
-                "row": row,
-                "image_id": catalogue.ids[row],
-                "score": round(float(score), 4),
-                "caption": catalogue.caption(row),
-            }
+            {"row": row, "image_id": catalogue.ids[row], "score": round(float(score), 4)}
+            | {"caption": catalogue.caption(row)}
             for row, score in zip(ranking.rows[: asked.count].tolist(), ranking.scores, strict=False)
         ]
 
     def side(ranking: Ranking, of_rewording: Ranking | None = None) -> dict[str, Any]:
-        if of_rewording is None or not (depth := min(DEPTH, len(ranking.rows))):
+        if of_rewording is None:
             return {"hits": hits(ranking)}
+        depth = min(DEPTH, len(ranking.rows))
         lists = ranking.rows[None, :depth], of_rewording.rows[None, :depth]
         shared = set(of_rewording.rows[:depth].tolist())
         return {
@@ -490,8 +432,10 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) ->
             "rewording_hits": hits(of_rewording),
         }
 
-    rankings = iter(engine.search(query))
-    return {name: side(*islice(rankings, len(query.wordings) or 1)) for name in sides}
+    rows = [[_row(catalogue, name) for name in names] for names in (asked.right, asked.wrong)]
+    like = None if asked.like is None else _row(catalogue, asked.like)
+    rankings = iter(engine.search(list(sides.values()), wordings, max(asked.count, DEPTH), like, *rows))
+    return {name: side(*islice(rankings, len(wordings) or 1)) for name in sides}
 
 
 def _row(catalogue: Catalogue, image_id: str) -> int:

@@ -27,10 +27,6 @@ def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
     return ("ingest", "paraphrase_2", "features", *base_inputs(settings))
 
 
-def _finetune_options(run: Run) -> dict[str, Any]:
-    return _options(run.settings)
-
-
 def _options(settings: Settings) -> dict[str, Any]:
     base = settings.model.base
     # What a local model holds is in the sources; where it lies does not count.
@@ -42,10 +38,6 @@ def _of_control(settings: Settings) -> Settings:
     rate = settings.evaluate.control_learning_rate or settings.finetune.learning_rate
     finetune = settings.finetune.model_copy(update={"texts": "captions", "learning_rate": rate})
     return settings.model_copy(update={"finetune": finetune})
-
-
-def _control_options(run: Run) -> dict[str, Any]:
-    return _options(_of_control(run.settings))
 
 
 def _bootstrap(ctx: StageContext) -> dict[str, Any]:
@@ -84,7 +76,7 @@ FINETUNE = Stage(
     name="finetune",
     version=8,
     inputs=_finetune_inputs,
-    options=_finetune_options,
+    options=lambda run: _options(run.settings),
     body=_finetune,
     sources=base_sources,
     about="Tune the text tower on captions, paraphrases and image features.",
@@ -97,7 +89,7 @@ CONTROL = Stage(
     name="control",
     version=FINETUNE.version,
     inputs=_finetune_inputs,
-    options=_control_options,
+    options=lambda run: _options(_of_control(run.settings)),
     body=_control,
     sources=base_sources,
     applies=lambda settings: settings.evaluate.control,
