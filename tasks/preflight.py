@@ -156,8 +156,8 @@ def _check_training(counts: CaptionCounts) -> None:
     if not rows:
         raise InputError(
             f"none of the {counts.splits.total()} captions is of split train ({_listed(counts.splits)}), so nothing "
-            "can be paraphrased or trained on; give some rows this split in the column of data.sources[].columns.split, or "
-            "a source `split: train`"
+            "can be paraphrased or trained on; give some rows this split in the column of "
+            "data.sources[].columns.split, or a source `split: train`"
         )
     if without.total() == rows:
         raise InputError(

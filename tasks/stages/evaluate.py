@@ -280,24 +280,14 @@ class _Kept:
 
     def __call__(self, model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
         path = self._folder / model / f"{benchmark}.npz"
-        if (earlier := _read(path)) is not None:
-            return earlier
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
         measured = compute()
         arrays = {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
         write_atomic(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
         return measured
-
-
-def _read(path: Path) -> Measured | None:
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
-    except Exception as error:  # zipfile and numpy raise whatever the damage happens to hit
-        log.warning("%s cannot be read (%s) and is measured again", path, error)
-        return None
 
 
 EVALUATE = Stage(

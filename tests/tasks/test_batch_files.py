@@ -131,7 +131,7 @@ def test_importing_twice_adds_nothing_and_what_was_imported_counts_as_paid(tmp_p
     prices: Body = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
     settings = settings_of(tmp_path, openai=prices, **OFF)
     exported, bodies = export(settings, tmp_path / "ask.jsonl")
-    assert (exported.step_1, exported.step_2, exported.unanswered_1, exported.words) == (12, 0, 12, False)
+    assert (exported.step_1, exported.step_2, exported.unanswered_1) == (12, 0, 12)
     back = answered(bodies, tmp_path / "back.jsonl")
     first = take_back(settings, back, back)
     assert (first.lines, first.new, first.answered, first.rejected) == (24, 12, 12, {})
@@ -155,7 +155,7 @@ def test_lines_of_no_use_are_rejected_by_reason_and_the_others_kept(tmp_path: Pa
     more = [*map(json.dumps, (failed, stranger, declined)), '{"custom_id": ', (tmp_path / "ask.jsonl").read_text()]
     back = answered(others, tmp_path / "back.jsonl", says("one of two"), more)
     imported = take_back(settings, back)
-    assert (imported.lines, imported.new, imported.short, imported.declined) == (26, 11, 10, 1)
+    assert (imported.lines, imported.new, imported.declined) == (26, 11, 1)
     assert imported.rejected == {"bad_json": 1, "failed": 1, "no_response": 12, "unknown_request": 1}
     assert imported.rejects == [f"{back}.rejects.parquet"]
     table = pq.read_table(imported.rejects[0])
@@ -228,22 +228,12 @@ def test_step_2_and_further_attempts_follow_from_what_is_judged(tmp_path: Path) 
     assert export(settings, tmp_path / "rest.jsonl")[0].requests == 0
 
 
-def test_answers_that_need_single_words_are_left_to_the_run(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    assert all(body["stop"] == ["\n"] and len(body["messages"]) > 3 for body in bodies.values())
-    take_back(settings, answered(bodies, tmp_path / "back.jsonl"))
-    exported, _ = export(settings, tmp_path / "ask.jsonl")
-    assert (exported.requests, exported.words, exported.unjudged) == (0, True, 12)
-    assert not AnswerStore(tmp_path / "root" / "cache").verdict_parts.names()
-
-
 def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, engine="vllm", model="org/name", sampling={"temperature": 0, "n": 4}, **OFF)
     exported, bodies = export(settings, tmp_path / "ask.jsonl")
     assert exported.model == "org/name"
     assert all(body["model"] == "org/name" and "n" not in body for body in bodies.values())
-    assert take_back(settings, answered(bodies, tmp_path / "back.jsonl", says("fine"))).short == 0
+    take_back(settings, answered(bodies, tmp_path / "back.jsonl", says("fine")))
     table = read_table(tmp_path / "root" / "cache" / "segments")
     assert set(table.column("engine").to_pylist()) == {"vllm"}
     assert set(table.column("model").to_pylist()) == {"org/name@main"}
@@ -290,6 +280,8 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         export(own, ask)
     with pytest.raises(ConfigError, match=r"has no paraphrase\.model"):
         export(settings_of(tmp_path, engine="openvino", model=""), ask)
+    with pytest.raises(ConfigError, match="prompts=paper"):
+        export(settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"}), ask)
     with pytest.raises(ConfigError, match="cannot be written"):
         export(settings, tmp_path)
     export(settings, ask)
@@ -303,29 +295,3 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").unlink()
     with pytest.raises(InputError, match=r"captions\.txt"):
         export(settings, ask)
-
-
-def test_blocks_and_batches_are_cut_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settings_of(tmp_path, **OFF)
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    for name in ("SENT_ROWS", "BLOCK_LINES"):
-        monkeypatch.setattr(f"paraclip.tasks.requests.{name}", 5)
-    assert export(settings, tmp_path / "ask.jsonl")[1] == bodies
-    assert take_back(settings, answered(bodies, tmp_path / "back.jsonl")).new == 12
-
-
-def test_rows_that_a_rule_names_are_asked_once_more(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, sampling={"n": 1}, regenerate=["echo"])
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-
-    def some(body: Body) -> Body:
-        caption = body["messages"][-1]["content"].split('"')[1]
-        return says(caption if int(caption.split()[5]) < 3 else f"On a beach there is {caption}")(body)
-
-    take_back(settings, answered(bodies, tmp_path / "back.jsonl", some))
-    exported, more = export(settings, tmp_path / "more.jsonl")
-    assert (exported.step_1, exported.step_2) == (3, 9)
-    assert not set(more) & set(bodies)
-    take_back(settings, answered(more, tmp_path / "back.jsonl", says("on a beach a red dog is there with a number")))
-    exported, _ = export(settings, tmp_path / "rest.jsonl", (1,))
-    assert exported.step_1 == 0

@@ -173,19 +173,6 @@ def test_splits_and_similarities_are_kept(
     )
 
 
-def test_the_same_bytes_twice_from_any_batches(
-    made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export_dataset(made, tmp_path / "one", store)
-    import paraclip.tasks.export as module
-
-    whole = module.iter_batches
-    monkeypatch.setattr(module, "iter_batches", lambda folder, columns: whole(folder, columns, batch_rows=7))
-    export_dataset(made, tmp_path / "two", store)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
 def test_rewrites_of_a_caption_each_have_its_split_and_source(
     made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

