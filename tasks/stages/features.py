@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -184,15 +185,10 @@ def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, tota
 def _shards(images: Path, size: int) -> Iterator[list[ImageFile]]:
     from paraclip_core.clip.featurize import ImageFile
 
-    waiting: list[ImageFile] = []
-    for batch in iter_batches(images):
-        columns = (batch.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
-        waiting += [ImageFile(*row) for row in zip(*columns, strict=True)]
-        while len(waiting) >= size:
-            yield waiting[:size]
-            waiting = waiting[size:]
-    if waiting:
-        yield waiting
+    batches = (batch.select(["image_id", "image_path", "images"]).to_pydict() for batch in iter_batches(images))
+    files = (ImageFile(*row) for columns in batches for row in zip(*columns.values(), strict=True))
+    while shard := list(islice(files, size)):
+        yield shard
 
 
 def _part(ctx: StageContext, kind: str, shard: int) -> Path:
@@ -236,10 +232,6 @@ def _join(ctx: StageContext, shards: int, total: int) -> int:
     return rejects.rows_written
 
 
-def _inputs(settings: Settings) -> tuple[str, ...]:
-    return ("ingest",) if settings.data.scenes is None else ("scenes", "ingest")
-
-
 def _options(run: Run) -> Mapping[str, Any]:
     """What decides the features: the image tower, not the text tower; where a local model lies does not count."""
     model = run.settings.model
@@ -275,7 +267,7 @@ def _content(run: Run, images: str, number: int) -> str:
 FEATURES = Stage(
     name="features",
     version=1,
-    inputs=_inputs,
+    inputs=lambda settings: ("ingest",) if settings.data.scenes is None else ("scenes", "ingest"),
     options=_options,
     body=_body,
     sources=_sources,

@@ -109,7 +109,6 @@ def test_one_held_against_its_base_leaves_it_alone_and_says_why(settings: Settin
 @pytest.mark.parametrize(
     ("gain", "recall", "moved", "reason"),
     [
-        (0.30, 0.0, True, "ao@10 +20.00 [+20.00, +20.00] does not lie below zero"),
         (0.10, 0.0, True, "ao@10 +0.00 [+0.00, +0.00] does not lie below zero"),
         (0.05, 0.0, False, "ao@10 -5.00 [-5.00, -5.00] lies below zero"),
         (0.30, -0.02, False, "against its own base: retrieval text_to_image_recall@10 fell by"),
@@ -136,10 +135,7 @@ def test_better_than_the_base_is_not_enough(
     [
         # Agreement is full in a model that answers all texts alike; its recall tells.
         ((0.40, -0.30), (0.10, 0.0), True, "the champion fails the gate against its own base (retrieval text_to"),
-        ((0.40, -0.30), (0.50, -0.31), False, "the challenger fails the gate against its own base: retrieval text_to"),
         ((0.40, 0.0), (0.50, -0.30), False, "the challenger fails the gate against its own base: retrieval text_to"),
-        # Within what the gate allows, the champion is sound, and its agreement counts.
-        ((0.40, -0.005), (0.10, 0.0), False, "ao@10 -30.00 [-30.00, -30.00] lies below zero"),
     ],
 )
 def test_a_collapsed_model_neither_holds_nor_follows(

@@ -44,7 +44,7 @@ def run(name: str, root: Path, **changes: Any) -> None:
     run_stage(name, Run(settings_at(root, **changes), stages=fakes()))
 
 
-def counted(run: Run, artifacts: Any) -> dict[str, Amount]:
+def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
     with TempDir() as scratch:
         return amounts(run, artifacts, ingested_captions(run, artifacts, scratch))
 
@@ -130,31 +130,20 @@ def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
     assert cost[:2] == (20.0, 4400 * 150)
 
 
-def test_captions_are_counted_before_ingest_has_run(tmp_path: Path) -> None:
-    lines = "".join(f"a picture of number {number}\n" for number in range(20)) + "x\n"
-    (tmp_path / "a.txt").write_text(lines)
-    settings = load_settings(
-        None, [f"data.root={tmp_path}", "data.sources.0.path=a.txt", f"run.root={tmp_path}/root", "finetune.epochs=3"]
-    )
-    found = counted(Run(settings, ArtifactStore(tmp_path / "root")), {})
-    assert found["ingest"].rows == 21 and found["paraphrase_1"].rows == 20
-    assert found["evaluate"].rows == 0
-
-
 def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"a picture of number {number}\n" for number in range(20)))
     chosen = ["paraphrase.engine=openai", "paraphrase.model=m"]
     common = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", *chosen]
-    free = counted(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
+    free = amounts_of(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
     assert free["paraphrase_1"].spend is None
     prices = [f"paraphrase.openai.price_per_million_{kind}_tokens=1000000" for kind in ("prompt", "completion")]
-    found = counted(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
+    found = amounts_of(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
     step = found["paraphrase_1"]
     assert step.requests == 20 and step.tokens
     # At one a token the cost is the tokens.
     assert step.spend is not None and abs(step.spend - step.tokens) <= 1
     scenes = load_settings(None, [*common, *prices, "data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
-    assert counted(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
+    assert amounts_of(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
 
 
 def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
@@ -171,7 +160,7 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
     ]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
     monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: pytest.fail("answers were looked up"))
-    found = counted(Run(settings, ArtifactStore(tmp_path / "root")), {})
+    found = amounts_of(Run(settings, ArtifactStore(tmp_path / "root")), {})
     assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
         (10, 0)
     ] * 2
@@ -205,7 +194,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     scenes = settings.data.scenes
     assert scenes is not None
     texts = {text.strip() for image in scene_plan(scenes) if image.split == "train" for text in captions(image, SEED)}
-    found = counted(Run(settings, ArtifactStore(tmp_path)), {})
+    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
     assert rows_of(found, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
     first, second = found["paraphrase_1"], found["paraphrase_2"]
     assert first.rows == found["bootstrap"].rows == 120
@@ -213,7 +202,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
     assert found["finetune"].rows == round(SMALL[2] * (second.rows or 0))
     plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.prompts=paper"])
-    found = counted(Run(plain, ArtifactStore(tmp_path)), {})
+    found = amounts_of(Run(plain, ArtifactStore(tmp_path)), {})
     assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
     assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
@@ -221,7 +210,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
 
 def test_what_no_gate_stops_is_all(tmp_path: Path) -> None:
     settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=off"])
-    found = counted(Run(settings, ArtifactStore(tmp_path)), {})
+    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
     assert found["paraphrase_2"].rows == found["finetune"].rows == 120
 
 
@@ -232,7 +221,7 @@ def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypat
 
     def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
         monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
-        return rows_of(counted(Run(settings, store), {"ingest": INGEST, **found}))
+        return rows_of(amounts_of(Run(settings, store), {"ingest": INGEST, **found}))
 
     assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
     # Another prompt for step 2, which knows one of its answers.
@@ -269,7 +258,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
     monkeypatch.setattr(
         "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
     )
-    found = counted(Run(settings, store), {"ingest": INGEST})
+    found = amounts_of(Run(settings, store), {"ingest": INGEST})
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
     assert found["paraphrase_1"].tokens == 10 * (45 + 2)
@@ -286,7 +275,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
         monkeypatch.setattr(
             "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
         )
-        return counted(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
+        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
 
     for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
         counted = found(keep, n)
@@ -304,7 +293,7 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeyp
     def notes(cap: float) -> list[bool]:
         options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
         settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
-        found = counted(Run(settings, ArtifactStore(tmp_path)), {"ingest": ingest})
+        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": ingest})
         return [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS]
 
     # Each step is to cost 0.06, after the 1 that was spent before.
@@ -316,7 +305,7 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeyp
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
     def notes(*options: str) -> list[bool]:
         settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
-        found = counted(Run(settings, ArtifactStore(tmp_path)), {})
+        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
         return ["come on top" in found[name].note for name in STEPS]
 
     assert notes("paraphrase.attempts=3") == [True, True]

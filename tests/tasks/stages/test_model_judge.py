@@ -39,11 +39,6 @@ def run_all(settings: Settings) -> tuple[Artifact, Artifact]:
     return first, second
 
 
-def unchecked(run: Run, captions: object) -> list[str]:
-    """The captions have no images."""
-    return []
-
-
 def answers(made: Artifact, step: int = 1) -> list[str]:
     return read_table(made.path / "paraphrases").column(f"paraphrase_{step}").to_pylist()
 
@@ -101,15 +96,16 @@ def test_what_it_rejected_is_asked_for_again(tmp_path: Path) -> None:
     assert (first.manifest.metrics["generated"], first.manifest.metrics["rejected"]) == (7, {"judge": 2})
 
 
-def test_a_plan_counts_its_questions(tmp_path: Path) -> None:
+def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paraclip.tasks.plan.check_before_paying", lambda *_, **__: [])
     settings = settings_of(tmp_path, judge={})
     plain, judged = (
-        {stage.stage: stage for stage in plan_run(Run(each), check=unchecked).stages}["paraphrase_1"]
+        {stage.stage: stage for stage in plan_run(Run(each)).stages}["paraphrase_1"]
         for each in (settings_of(tmp_path), settings)
     )
     assert (plain.requests, judged.requests) == (6, 12) and "questions to the judge" in judged.basis
     run_all(settings)
-    assert all(stage.requests in (0, None) for stage in plan_run(Run(settings), check=unchecked).stages[1:3])
+    assert all(stage.requests in (0, None) for stage in plan_run(Run(settings)).stages[1:3])
 
 
 def test_options_that_no_judge_can_have(tmp_path: Path) -> None:

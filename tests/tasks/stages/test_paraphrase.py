@@ -345,23 +345,15 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 
 
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
-
-    def judging(settings: Settings, step: int = 1) -> JudgeSpec:
-        return judge_spec(Run(settings).paraphraser, step, CONTEXT_LENGTH)
-
     def spec(step: int, **gates: Any) -> JudgeSpec:
-        return judging(asking(tmp_path / "data", CARS, gates=GateOptions(**gates)), step)
+        settings = asking(tmp_path / "data", CARS, gates=GateOptions(**gates))
+        return judge_spec(Run(settings).paraphraser, step, CONTEXT_LENGTH)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)
     assert spec(2, **capable) != spec(2, **strict)
     # Words are asked for where a small model's gates judge what is made of them.
-    with_words = asking(tmp_path / "data", CARS, gates=GateOptions(preset="small-model"))
-    capable_words = asking(tmp_path / "data", CARS, gates=GateOptions(preset="capable"))
-    assert not judging(capable_words).words
-    assert judging(with_words).words and not spec(1).words
-    unguarded = asking(tmp_path / "data", CARS)
-    assert not judging(unguarded).words
+    assert spec(1, preset="small-model").words and not spec(1, **capable).words
 
 
 UNUSED: dict[str, Any] = {
