@@ -347,12 +347,11 @@ def provenance(rows: TrainingRows, captions: Path, scratch: Path) -> tuple[dict[
     """Captions that were trained on by licence and by source, the most frequent by name.
 
     Args:
-        rows: what is trained on; rows that do not know their caption ids count as `unknown`.
+        rows: what is trained on.
         captions: folder of the ingested captions, where each caption id is there once.
         scratch: folder for what is counted; it is made anew.
     """
-    if rows.ids is None:
-        return {"unknown": len(rows)}, {"unknown": len(rows)}
+    assert rows.ids is not None
     shutil.rmtree(scratch, ignore_errors=True)
     writer, trained = PartWriter(scratch, COUNTED), np.sort(_keys(rows.ids))
     for batch in iter_batches(captions, (CAPTION_ID, LICENCE, SOURCE)):
