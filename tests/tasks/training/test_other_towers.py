@@ -14,6 +14,8 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.stages.training import FINETUNE
@@ -23,7 +25,7 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.packed import Ragged
-from paraclip_core.clip.tokenizer import tokenize
+from paraclip_core.clip.tokenizer import shortened, tokenize
 from paraclip_core.config import Settings
 
 RunStage = Callable[..., Artifact]
@@ -113,3 +115,11 @@ def test_which_tokens_a_model_gets(make: Callable[[str], ClipModel]) -> None:
         assert found.values.dtype == own.dtype == dtype
         np.testing.assert_array_equal(found.values, expected.values)
         np.testing.assert_array_equal(found.offsets, expected.offsets)
+
+
+@given(st.lists(st.lists(st.integers(0, 49_405), max_size=12), max_size=6), st.integers(2, 14))
+def test_cutting_is_what_the_tokenizer_does(texts: list[list[int]], length: int) -> None:
+    whole = [[49406, *ids, 49407] for ids in texts]
+    cut = [ids if len(ids) <= length else [*ids[: length - 1], 49407] for ids in whole]
+    found = shortened(Ragged.from_lists(whole), length)
+    assert [found.values[a:b].tolist() for a, b in zip(found.offsets, found.offsets[1:], strict=False)] == cut
