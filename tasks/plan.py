@@ -397,7 +397,7 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
     if isinstance(engine, PaidEngine) and engine.priced:
         spend = engine.cost(prompt, answers)
     if requests and paraphraser.asks_words(step):
-        notes.append("requests for single words come on top")
+        notes.append("without its requests for single words")
     if (judge := paraphraser.judge) is not None:
         # One for each row that will be accepted; where it is refused, another one.
         questions = round((rows - left.accepted - left.rejected) * rates.share)

@@ -208,7 +208,7 @@ def ui(
     from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search_target
     from paraclip.tasks.models import judgment
-    from paraclip.tasks.search_page.app import Catalogue, Marks, SearchEngine, make_app
+    from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
 
     store = open_store(root)
     target = search_target(model, store, base, features, ids, images)

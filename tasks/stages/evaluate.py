@@ -39,6 +39,7 @@ from paraclip_core.evaluation.run import (
     Candidate,
     Evaluation,
     Prepared,
+    Remember,
     check_names,
     left_out,
     measure_all,
@@ -168,7 +169,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
     models = {name: Candidate(reference, settings.run.device, features) for name, reference in references.items()}
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), _stored(settings, ctx.inputs))
-    keep = _Kept(ctx.work.scratch / "measured")
+    keep = _kept_in(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
     if "control" in ctx.inputs:
         evaluation = _over_control(ctx, models["tuned"], tasks, evaluation, keep)
@@ -190,7 +191,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 
 def _over_control(
-    ctx: StageContext, tuned: Candidate, tasks: Sequence[Prepared], evaluation: Evaluation, keep: _Kept
+    ctx: StageContext, tuned: Candidate, tasks: Sequence[Prepared], evaluation: Evaluation, keep: Remember
 ) -> Evaluation:
     """The evaluation with the gain over the control, measured on the same queries, beside the one over the base."""
     options = ctx.settings.evaluate
@@ -272,14 +273,11 @@ def _split(folder: Path, split: str) -> Captions:
     return Captions(ids, captions, split)
 
 
-class _Kept:
-    """Outcomes of single (model, benchmark) pairs, kept so that an interrupted stage goes on after the last one."""
+def _kept_in(folder: Path) -> Remember:
+    """Keeps outcomes of single (model, benchmark) pairs, so that an interrupted stage continues after the last one."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        path = self._folder / model / f"{benchmark}.npz"
+    def keep(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        path = folder / model / f"{benchmark}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
@@ -288,6 +286,8 @@ class _Kept:
         arrays = {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
         write_atomic(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
         return measured
+
+    return keep
 
 
 EVALUATE = Stage(

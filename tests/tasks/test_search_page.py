@@ -17,7 +17,7 @@ from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.image_index import audit, search, search_target
-from paraclip.tasks.search_page.app import Catalogue, Marks, SearchEngine, make_app
+from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
