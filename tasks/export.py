@@ -1,8 +1,11 @@
-"""A model written as a folder for another library, with a card of what was measured."""
+"""Folders for others, and their way to the Hugging Face hub: a model for another library, paraphrases as a data set.
+
+The hub's token is that of huggingface_hub's own login (`hf auth login`, or HF_TOKEN) and the place is its HF_ENDPOINT.
+Both stay with that library: nothing here reads, writes or says the token.
+"""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +18,7 @@ import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.duckdb_file import frequent_values
-from paraclip.storage.files import atomic_folder, write_atomic
+from paraclip.storage.files import atomic_folder, read_json, write_atomic
 from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.rows import MANY_LICENCES
@@ -29,6 +32,19 @@ from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, pr
 Layout = Literal["open_clip", "hf", "onnx"]
 CARD = "README.md"
 PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n# CLIP\n\nConverted from `{}`.\n"
+
+
+HERE = "PATH_OF_THIS_FOLDER"
+"""What an exported card says in place of where it lies."""
+LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
+SHARD_ROWS = 200_000
+"""Rows of a shard, and of memory."""
+SAMPLES = 3
+TEXTS = ("caption", "paraphrase_1", "paraphrase_2")
+SIMILARITIES = ("similarity_1", "similarity_2")
+SPLITS = {"val": "validation"}
+"""Names that other libraries expect, where they differ from ours."""
 
 
 def export_model(
@@ -51,7 +67,8 @@ def export_model(
         The names of its files.
     """
     with atomic_folder(folder) as draft:
-        card = _card(release)
+        path = Path(release) / CARD
+        card = path.read_text("utf-8") if isinstance(release, Path) and path.is_file() else None
         if layout == "open_clip" and isinstance(release, Path) and (release / "open_clip_config.json").is_file():
             _copy(release, draft)
         else:
@@ -88,27 +105,18 @@ def _convert(release: Path | str, draft: Path, layout: Layout, card: str) -> Non
     (draft / CARD).write_text(card, "utf-8")
 
 
-def _card(release: Path | str) -> str | None:
-    path = Path(release) / CARD
-    return path.read_text("utf-8") if isinstance(release, Path) and path.is_file() else None
-
-
 def _completed(
     card: str, release: Path | str, layout: Layout, store: ArtifactStore | None, about: Mapping[str, Any] | None
 ) -> str:
     from paraclip_core.training.card import completed_card
 
-    artifact = None if store is None or not isinstance(release, Path) else _artifact(release, store)
-    if store is None or artifact is None:
-        return completed_card(card, layout=layout, about=about)
-    name = f"paraclip-{artifact.fingerprint[:8]}"
-    return completed_card(card, layout=layout, name=name, comparison=_comparison(artifact, store), about=about)
-
-
-def _artifact(release: Path, store: ArtifactStore) -> Artifact | None:
-    folder = release.resolve().parent
-    artifact = store.peek(folder.parent.name, folder.name)
-    return artifact if artifact is not None and artifact.path.resolve() == folder else None
+    if store is not None and isinstance(release, Path):
+        folder = release.resolve().parent
+        artifact = store.peek(folder.parent.name, folder.name)
+        if artifact is not None and artifact.path.resolve() == folder:
+            name = f"paraclip-{artifact.fingerprint[:8]}"
+            return completed_card(card, layout=layout, name=name, comparison=_comparison(artifact, store), about=about)
+    return completed_card(card, layout=layout, about=about)
 
 
 def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
@@ -117,16 +125,8 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     if model.stage != "finetune" or not made:
         return None
     newest = store.download(max(made, key=lambda each: (each.manifest.created, each.fingerprint)))
-    try:
-        comparison = json.loads((newest.path / "comparison.json").read_text("utf-8"))
-        return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"the evaluation {newest.path} cannot be read: {error}") from error
-
-
-HERE = "PATH_OF_THIS_FOLDER"
-"""What an exported card says in place of where it lies."""
-LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+    comparison = read_json(newest.path / "comparison.json")
+    return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
 
 
 def check_push(repo: str) -> None:
@@ -156,7 +156,11 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    kind = _kind(folder)
+    if not (folder / CARD).is_file():
+        raise ConfigError(
+            f"{folder} holds no {CARD}; expected a folder that `paraclip export` or `paraclip export-dataset` wrote"
+        )
+    kind = "dataset" if any(folder.glob("data/*.parquet")) else "model"
     check_push(repo)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
     card = published_card((folder / CARD).read_text("utf-8"), repo)
@@ -176,14 +180,6 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     return str(url)
 
 
-def _kind(folder: Path) -> str:
-    if not (folder / CARD).is_file():
-        raise ConfigError(
-            f"{folder} holds no {CARD}; expected a folder that `paraclip export` or `paraclip export-dataset` wrote"
-        )
-    return "dataset" if any(folder.glob("data/*.parquet")) else "model"
-
-
 def published_card(card: str, repo: str) -> str:
     """A card whose examples load from the hub instead of from a folder."""
     card = card.replace(f"local-dir:{HERE}", f"hf-hub:{repo}")
@@ -192,16 +188,6 @@ def published_card(card: str, repo: str) -> str:
     if "hf_hub_download(" in card:
         card = card.replace("import onnxruntime\n", "import onnxruntime\nfrom huggingface_hub import hf_hub_download\n")
     return card.replace(HERE, repo)
-
-
-STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
-SHARD_ROWS = 200_000
-"""Rows of a shard, and of memory."""
-SAMPLES = 3
-TEXTS = ("caption", "paraphrase_1", "paraphrase_2")
-SIMILARITIES = ("similarity_1", "similarity_2")
-SPLITS = {"val": "validation"}
-"""Names that other libraries expect, where they differ from ours."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +266,9 @@ def export_dataset(
     with atomic_folder(folder) as draft:
         shards = ShardWriter(draft / "data", schema, shard_rows)
         for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
-            published = outs.without(_with_hex_ids(batch))
+            ids = pa.array([value.hex() for value in batch.column("caption_id").to_pylist()], pa.string())
+            place = batch.schema.get_field_index("caption_id")
+            published = outs.without(batch.set_column(place, "caption_id", ids))
             samples += published.slice(0, SAMPLES - len(samples)).select(schema.names).to_pylist()
             shards.write(published)
         if not (rows := shards.close()):
@@ -319,11 +307,6 @@ def _input(store: ArtifactStore, artifact: Artifact, stage: str) -> Artifact:
     return input_artifact
 
 
-def _with_hex_ids(batch: pa.RecordBatch) -> pa.RecordBatch:
-    ids = pa.array([value.hex() for value in batch.column("caption_id").to_pylist()], pa.string())
-    return batch.set_column(batch.schema.get_field_index("caption_id"), "caption_id", ids)
-
-
 def _step(artifact: Artifact, step: int, settings: Settings | None) -> StepFacts:
     options = artifact.manifest.options
     return StepFacts(options, artifact.manifest.metrics, _prompt(artifact, step, settings))
@@ -346,7 +329,11 @@ def _prompt(artifact: Artifact, step: int, settings: Settings | None) -> PromptT
 
 def output_schema(paraphrases: Path) -> pa.Schema:
     """Columns of the data set; a similarity that no row of the artifact has is left out."""
-    present = [name for name in SIMILARITIES if _has_values(paraphrases, name)]
+    present = [
+        name
+        for name in SIMILARITIES
+        if any(batch.column(0).null_count < batch.num_rows for batch in iter_batches(paraphrases, [name]))
+    ]
     texts = [pa.field(name, pa.string(), nullable=False) for name in ("caption_id", *TEXTS)]
     about = [
         pa.field("image_id", pa.string()),
@@ -354,10 +341,6 @@ def output_schema(paraphrases: Path) -> pa.Schema:
         pa.field("license", pa.string(), nullable=False),
     ]
     return pa.schema([*texts, *about, *(pa.field(name, pa.float32()) for name in present)])
-
-
-def _has_values(folder: Path, column: str) -> bool:
-    return any(batch.column(0).null_count < batch.num_rows for batch in iter_batches(folder, [column]))
 
 
 def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:

@@ -1,4 +1,4 @@
-"""What a stored image index is good for: ranked images for a query, and the proof that it stays valid."""
+"""What a stored image index is good for: ranked images, the proof that it stays valid, and an audit of its wordings."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.page import WORST, render_audit, thumbnail
 
 SAMPLE = 16
+
+
+QUERIES = 200
+"""Queries that are taken from an index itself."""
+LOOKED_AT = 10_000
+"""Images that say which names fit an index."""
 
 
 @dataclass(frozen=True)
@@ -200,12 +206,6 @@ def verify_index(
         if index is not None:
             checks.append(check_features(np.asarray(index.features[rows]), computed, chosen))
     return IndexProof(base, tuned, tuple(checks))
-
-
-QUERIES = 200
-"""Queries that are taken from an index itself."""
-LOOKED_AT = 10_000
-"""Images that say which names fit an index."""
 
 
 def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None]) -> list[tuple[str, str]]:

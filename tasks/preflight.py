@@ -67,6 +67,36 @@ NAMED = """
 """
 
 
+FREQUENT = 20
+BOUND = ("share changed or vanished", "share of words never seen before")
+"""The figures that `run.drift.limit` bounds."""
+# An image's caption that went and another that came are one change; captions without an image only come and go.
+ROWS = """
+    WITH old AS (SELECT caption_id, image_id FROM read_parquet($before, hive_partitioning = false)),
+         today AS (SELECT caption_id, image_id FROM read_parquet($now, hive_partitioning = false)),
+         came AS (SELECT image_id, count(*) AS n FROM today ANTI JOIN old USING (caption_id) GROUP BY image_id),
+         went AS (SELECT image_id, count(*) AS n FROM old ANTI JOIN today USING (caption_id) GROUP BY image_id)
+    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today),
+           coalesce(sum(came.n), 0)::BIGINT, coalesce(sum(went.n), 0)::BIGINT,
+           coalesce(sum(least(came.n, went.n)) FILTER (WHERE came.n IS NOT NULL AND went.n IS NOT NULL), 0)::BIGINT
+    FROM came FULL JOIN went ON came.image_id = went.image_id
+"""
+WORDS = """
+    WITH old AS (
+             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
+             FROM read_parquet($before, hive_partitioning = false)
+         ),
+         today AS (
+             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
+             FROM read_parquet($now, hive_partitioning = false)
+         ),
+         counted AS (SELECT word, count(*) AS n FROM today GROUP BY word),
+         new AS (SELECT * FROM counted ANTI JOIN (SELECT DISTINCT word FROM old) USING (word))
+    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today), (SELECT coalesce(sum(n), 0)::BIGINT FROM new),
+           (SELECT list(word ORDER BY n DESC, word) FROM (FROM new ORDER BY n DESC, word LIMIT $frequent))
+"""
+
+
 @dataclass(frozen=True)
 class CaptionCounts:
     """Ingested captions, counted by what training and evaluation need of them."""
@@ -270,37 +300,6 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
         "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
         "leave these captions out of data.sources"
     ]
-
-
-FREQUENT = 20
-BOUND = ("share changed or vanished", "share of words never seen before")
-"""The figures that `run.drift.limit` bounds."""
-
-# An image's caption that went and another that came are one change; captions without an image only come and go.
-ROWS = """
-    WITH old AS (SELECT caption_id, image_id FROM read_parquet($before, hive_partitioning = false)),
-         today AS (SELECT caption_id, image_id FROM read_parquet($now, hive_partitioning = false)),
-         came AS (SELECT image_id, count(*) AS n FROM today ANTI JOIN old USING (caption_id) GROUP BY image_id),
-         went AS (SELECT image_id, count(*) AS n FROM old ANTI JOIN today USING (caption_id) GROUP BY image_id)
-    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today),
-           coalesce(sum(came.n), 0)::BIGINT, coalesce(sum(went.n), 0)::BIGINT,
-           coalesce(sum(least(came.n, went.n)) FILTER (WHERE came.n IS NOT NULL AND went.n IS NOT NULL), 0)::BIGINT
-    FROM came FULL JOIN went ON came.image_id = went.image_id
-"""
-WORDS = """
-    WITH old AS (
-             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
-             FROM read_parquet($before, hive_partitioning = false)
-         ),
-         today AS (
-             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
-             FROM read_parquet($now, hive_partitioning = false)
-         ),
-         counted AS (SELECT word, count(*) AS n FROM today GROUP BY word),
-         new AS (SELECT * FROM counted ANTI JOIN (SELECT DISTINCT word FROM old) USING (word))
-    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today), (SELECT coalesce(sum(n), 0)::BIGINT FROM new),
-           (SELECT list(word ORDER BY n DESC, word) FROM (FROM new ORDER BY n DESC, word LIMIT $frequent))
-"""
 
 
 def check_drift(run: Run) -> list[str]:

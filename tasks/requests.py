@@ -238,7 +238,13 @@ def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
             f"the artifact {name} is not under {store.location}: run.root must be the same shared folder or object "
             f"store for every worker"
         )
-    place = settings.run.model_copy(update={"device": _device(Run(settings, store), shard)})
+    device, one_machine = settings.run.device, settings.run.runner == "threads"
+    if device == "auto" and one_machine and Run(settings, store).paraphraser.facts.local:
+        # Each shard takes another GPU of this machine; Ray shows a shard its own ones only.
+        import torch
+
+        device = f"cuda:{shard % torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else device
+    place = settings.run.model_copy(update={"device": device})
     run = Run(settings.model_copy(update={"run": place}), store)
     with (
         TempDir() as scratch,
@@ -246,16 +252,6 @@ def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     ):
         rounds.run()
     return rounds.counts.metrics()
-
-
-def _device(run: Run, shard: int) -> str:
-    """On one machine with several GPUs each shard takes another one; Ray shows a shard its own GPUs only."""
-    device = run.settings.run.device
-    if device != "auto" or run.settings.run.runner != "threads" or not run.paraphraser.facts.local:
-        return device
-    import torch
-
-    return f"cuda:{shard % torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else device
 
 
 @dataclass(frozen=True)
@@ -411,7 +407,12 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
     if isinstance(engine, PaidEngine) and engine.priced:
         imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
     if imported.rejected and not (imported.new or imported.answered):
-        raise _useless(paths, imported)
+        reasons = ", ".join(f"{reason} {count}" for reason, count in imported.rejected.items())
+        raise InputError(
+            f"none of the {imported.lines} lines of {', '.join(path.name for path in paths)} answers a request of this "
+            f"configuration ({reasons}; see {imported.rejects[0]}); expected what came back for a file of "
+            "`paraclip requests export` with the same settings"
+        )
     return imported
 
 
@@ -499,12 +500,3 @@ def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> Non
     table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one.row or 0), path.name)], REJECTS)
     write_atomic(target, lambda file: pq.write_table(table, file, compression="zstd"))
     imported.rejects.append(str(target))
-
-
-def _useless(paths: Sequence[Path], imported: Imported) -> InputError:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in imported.rejected.items())
-    return InputError(
-        f"none of the {imported.lines} lines of {', '.join(path.name for path in paths)} answers a request of this "
-        f"configuration ({reasons}; see {imported.rejects[0]}); expected what came back for a file of "
-        "`paraclip requests export` with the same settings"
-    )

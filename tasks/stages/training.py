@@ -11,16 +11,7 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
 
 if TYPE_CHECKING:
-    from paraclip.tasks.run.run import Run
-
-
-def _bootstrap_options(run: Run) -> dict[str, Any]:
-    settings = run.settings
-    return {
-        "bootstrap": meaning(settings.bootstrap),
-        "precision": settings.finetune.precision,
-        "model": meaning(settings.model),
-    }
+    pass
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
@@ -63,7 +54,11 @@ BOOTSTRAP = Stage(
     name="bootstrap",
     version=7,
     inputs=lambda settings: ("ingest", "features"),
-    options=_bootstrap_options,
+    options=lambda run: {
+        "bootstrap": meaning(run.settings.bootstrap),
+        "precision": run.settings.finetune.precision,
+        "model": meaning(run.settings.model),
+    },
     body=_bootstrap,
     applies=lambda settings: settings.model.base == EMBEDDED,
     about="Train the embedded base model on image-caption pairs.",

@@ -4,6 +4,10 @@
 image tower is pretrained and locked, the text tower learns to read it. The weights of the epoch that finds held-out
 images best are kept, because more epochs than needed make an unseen image harder to find. ``finetune`` and ``control``
 tune the text tower of a base on captions and paraphrases, or on captions alone.
+
+Where ``run.processes`` says so, several processes of this machine train. They are started by torch's elastic launcher,
+which is what torchrun is made of: ``python -m paraclip.tasks.training.bodies REQUEST`` with RANK, WORLD_SIZE and the
+rest in the environment. The first one leaves the trained weights in the scratch folder, where the stage takes them up.
 """
 
 from __future__ import annotations
@@ -97,6 +101,10 @@ LICENCE, SOURCE = "licence", "source"
 COUNTED = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text tower repaired by paraphrases"
 PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
+
+
+POLL_SECONDS = 0.2
+WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
 
 class Preparation(ABC):
@@ -372,10 +380,6 @@ def paraphraser_of(paraphrases: Artifact) -> str | None:
     metrics = paraphrases.manifest.metrics
     parts = [f"{name} `{metrics[name]}`" for name in ("engine", "model") if metrics.get(name)]
     return ", ".join(parts) or None
-
-
-POLL_SECONDS = 0.2
-WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
 
 def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingResult:
