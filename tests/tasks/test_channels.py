@@ -130,30 +130,6 @@ def test_better_than_the_base_is_not_enough(
         assert (store.channel("production") or {})["before"] == "aaa"
 
 
-@pytest.mark.parametrize(
-    ("champion", "challenger", "moves", "reason"),
-    [
-        # Agreement is full in a model that answers all texts alike; its recall tells.
-        ((0.40, -0.30), (0.10, 0.0), True, "the champion fails the gate against its own base (retrieval text_to"),
-        ((0.40, 0.0), (0.50, -0.30), False, "the challenger fails the gate against its own base: retrieval text_to"),
-    ],
-)
-def test_a_collapsed_model_neither_holds_nor_follows(
-    settings: Settings,
-    store: ArtifactStore,
-    champion: tuple[float, float],
-    challenger: tuple[float, float],
-    moves: bool,
-    reason: str,
-) -> None:
-    evaluated(store, settings, "aaa", *champion)
-    decide(Run(settings, store), "production", result("aaa"), force=True)
-    challengers = evaluated(store, settings, "bbb", *challenger)
-    decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
-    assert decision["moved"] is moves and reason in decision["reason"]
-    assert served(store) == ("bbb" if moves else "aaa")
-
-
 def test_what_was_rolled_back_from_takes_over_by_hand_alone(settings: Settings, store: ArtifactStore) -> None:
     for name, gain in (("aaa", 0.1), ("bbb", 0.3)):
         outcome = result(name, evaluation=evaluated(store, settings, name, gain))
