@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
@@ -110,15 +110,6 @@ def polling(look: Callable[[], object], seconds: float) -> Iterator[None]:
         thread.join()
 
 
-def with_samples(progress: Progress, rows: Callable[[], Sequence[Mapping[str, str]]]) -> Progress:
-    """A progress that carries the latest samples as the fact `samples`."""
-
-    def report(done: int, total: int | None, **facts: Fact) -> None:
-        progress(done, total, **facts, samples=rows())
-
-    return report
-
-
 def both(first: Progress, second: Progress) -> Progress:
     """A progress that tells two."""
 
@@ -202,9 +193,8 @@ def _lines(stage: str, write: Callable[[str], None]) -> Progress:
 
 
 def shown_facts(facts: Mapping[str, Fact]) -> str:
-    """Facts of a progress in one line, samples aside; money first, for a narrow terminal cuts off the end."""
+    """Facts of a progress in one line; money first, for a narrow terminal cuts off the end."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in sorted(facts.items(), key=lambda fact: fact[0] != "spend")
-        if name != "samples"
     )

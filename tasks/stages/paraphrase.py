@@ -20,7 +20,6 @@ from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Stage, StageContext, input_path
-from paraclip.tasks.run.status import with_samples
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
@@ -122,7 +121,7 @@ def paraphrasing(
         step: 1 or 2.
         upstream: what the step reads.
         scratch: folder for intermediate files.
-        progress: told how far it is, with the latest answers as samples.
+        progress: told how far it is.
         share: number of a shard and of all shards, where this is one of several processes.
     """
     engine, options = run.paraphraser.engine(), run.paraphraser.options
@@ -135,7 +134,7 @@ def paraphrasing(
         charge(engine, cache)
         rounds = step_rounds(stack, run, step, batches, cache, scratch, engine)
         rounds.model_judge = _model_judge(run.paraphraser, engine, cache, step, stack)
-        rounds.progress = with_samples(progress, lambda: [one._asdict() for one in rounds.samples])
+        rounds.progress = progress
         stack.enter_context(_table_errors(scratch))
         yield rounds
 
