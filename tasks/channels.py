@@ -276,7 +276,7 @@ def _against_champion(
             f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
             None,
         )
-    champions = store.download(run_stage(_evaluation_of(run, challengers, champion), run, progress))
+    champions = store.download(run_stage(_evaluation_of(challengers, champion), run, progress))
     rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
     outcomes = [
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
@@ -290,7 +290,7 @@ def _tower(model: Artifact | None) -> str | None:
     return None if model is None else model.manifest.metrics.get("image_tower_hash_after")
 
 
-def _evaluation_of(run: Run, evaluation: Artifact, model: str) -> Node:
+def _evaluation_of(evaluation: Artifact, model: str) -> Node:
     """The same evaluation of another model."""
     manifest = evaluation.manifest
     inputs = {**manifest.inputs, "finetune": model}

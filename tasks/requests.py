@@ -400,7 +400,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
         for path in paths:
             rejects: list[Reject] = []
             for block in _blocks(path, expected):
-                rejects += _import(block, con, cache, expected, imported)
+                rejects += _import(block, con, cache, imported)
                 progress(imported.lines, None, phase="keeping answers")
             _write_rejects(path, rejects, imported)
     engine = run.paraphraser.engine()
@@ -451,7 +451,6 @@ def _import(
     block: list[tuple[int, Any, str]],
     con: duckdb.DuckDBPyConnection,
     cache: AnswerStore,
-    expected: int,
     imported: Imported,
 ) -> list[Reject]:
     """Keep the new answers of a block; its lines of no use."""
