@@ -176,19 +176,9 @@ def decide(
 ) -> dict[str, Any]:
     """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
 
-    The decision is returned, and kept as ``results/<run>/promotion.json``.
-
-    Args:
-        run: the finished run.
-        channel: the channel.
-        result: its outcome.
-        progress: told how far the champion's evaluation is, where it has to be made.
-        force: move it in any case.
-        approve: given the decision to move it before it is moved, and raises where it is not to be.
-
-    Returns:
-        `moved`, `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure
-        in `against_champion`.
+    With `force` it is moved in any case. `approve` gets the decision to move it before it is moved, and raises where it
+    is not to be. The decision is kept as ``results/<run>/promotion.json``: `moved`, `reason`, the fingerprints `before`
+    and `after`, and, where both were compared, a row for each figure in `against_champion`.
     """
     store = run.store
     current = store.channel(channel) or {}

@@ -54,17 +54,11 @@ def export_model(
     store: ArtifactStore | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Write a model in a layout; the target appears whole or not at all.
+    """Write a model in a layout and give the names of its files; the target appears whole or not at all.
 
-    Args:
-        release: a release folder, or what else :func:`paraclip_core.clip.load.load_clip` takes.
-        folder: where to.
-        layout: open_clip's, Hugging Face's ``CLIPModel`` with its processor, or ONNX of the text tower.
-        store: where the evaluation of a run's model is found.
-        about: fields of the card's front matter: `language`, `datasets`, `license`.
-
-    Returns:
-        The names of its files.
+    `release` is a release folder, or what else :func:`paraclip_core.clip.load.load_clip` takes. The evaluation of a
+    run's model is looked for in `store`; `about` has fields of the card's front matter: `language`, `datasets`,
+    `license`.
     """
     with atomic_folder(folder) as draft:
         path = Path(release) / CARD

@@ -66,14 +66,10 @@ def search_target(
 ) -> SearchTarget:
     """What to search with which models.
 
-    Args:
-        model: a channel, an artifact, a release folder or a name that open_clip knows.
-        store: where the first two are looked for.
-        base: the model before it was tuned; by default what the artifact says, or with an index of one's own and a
-            model that no run made, the model itself.
-        features: an index of one's own, see :func:`paraclip_core.clip.index.read_index`; by default the run's images.
-        ids: the ids of its rows.
-        images: folder, tar or Parquet with the images, whose names are the ids.
+    `model` and `base` are channels, artifacts, release folders or names that open_clip knows. Without `base` it is what
+    the artifact says, or with an index of one's own and a model that no run made, the model itself. `features` is an
+    index of one's own with the `ids` of its rows, see :func:`paraclip_core.clip.index.read_index`; by default the run's
+    images. `images` is a folder, tar or Parquet with the images, whose names are the ids.
     """
     if features is None:
         if ids is not None:
@@ -170,16 +166,10 @@ def verify_index(
     sample: int = SAMPLE,
     ids: Path | None = None,
 ) -> IndexProof:
-    """Compare two models' image towers and preprocessing, and what they make of images.
+    """Compare two models' image towers and preprocessing, and what they make of `sample` evenly spread images.
 
-    Args:
-        base: reference of the model that the index was made with.
-        tuned: reference of the model that is to use it.
-        images: folder or tar of images; evenly spread ones are encoded with both models.
-        features: an index of these images, see :func:`paraclip_core.clip.index.read_index`; without ids its rows are in
-            the order of the images' names.
-        sample: how many images.
-        ids: the names of the index's rows.
+    `features` is an index of these images, see :func:`paraclip_core.clip.index.read_index`; without `ids` its rows are
+    in the order of the images' names.
     """
     first, second = load_clip(base), load_clip(tuned)
     checks = check_towers(first, second)

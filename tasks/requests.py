@@ -113,7 +113,11 @@ def missing_rounds(
             first.run()
             yield first
             selection = first.select()
-            rows = lambda columns: (rows.select(list(columns)) for rows, _ in selection.batches())  # noqa: E731 (as step_batches)
+
+            def accepted_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+                return (accepted.select(list(columns)) for accepted, _ in selection.batches())
+
+            rows = accepted_rows
         second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged)
         second.progress = progress
         second.run()
@@ -279,16 +283,10 @@ class Exported:
 
 
 def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, progress: Progress = silent) -> Exported:
-    """Write what a run would ask and the answers cache does not hold, a request a line.
+    """Write what a run would ask and the answers cache does not hold, a request a line; the file appears whole.
 
-    Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Where there
-    is nothing to ask the file is empty. It appears whole; memory does not grow with it.
-
-    Args:
-        run: the run.
-        path: the file; one that is there is replaced.
-        steps: whose requests are written.
-        progress: told how far it is.
+    Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Memory does
+    not grow with the file.
     """
     above = next(folder for folder in path.absolute().parents if folder.exists())
     if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
@@ -373,15 +371,10 @@ class Imported:
 
 
 def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
-    """Put the answers to requests that a run would make into its answers cache.
+    """Put the answers to requests that a run would make into its answers cache, from batch output or error files.
 
     They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Lines of no
     use are written beside each file, as `NAME.rejects.parquet`.
-
-    Args:
-        run: the run.
-        paths: batch output or error files.
-        progress: told how far it is.
     """
     imported, expected = Imported(), draws(run.paraphraser.options.sampling)
     with (

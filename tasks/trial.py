@@ -172,13 +172,8 @@ class TrialCache:
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
     """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
 
-    `paraphrase.regenerate` is about many rows, and not tried; nor is `paraphrase.judge` asked.
-
-    Args:
-        run: the run; the answers in its cache are used.
-        captions: raw.
-        keep: put the answers into that cache, too. Otherwise nothing of them stays.
-        say: told what takes a while.
+    `paraphrase.regenerate` is about many rows, and not tried; nor is `paraphrase.judge` asked. With `keep` answers go
+    into the root's cache; otherwise nothing of them stays. `say` is told what takes a while.
     """
     with ExitStack() as stack:
         # No root is made where nothing is kept.

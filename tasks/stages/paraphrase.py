@@ -114,15 +114,8 @@ def paraphrasing(
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
     Runs that ask the same model about the same captions have other fingerprints where gates or attempts differ, and the
-    same requests. Side by side each would find them missing and both would pay, so one of them waits.
-
-    Args:
-        run: the run.
-        step: 1 or 2.
-        upstream: what the step reads.
-        scratch: folder for intermediate files.
-        progress: told how far it is.
-        share: number of a shard and of all shards, where this is one of several processes.
+    same requests. Side by side each would find them missing and both would pay, so one of them waits. `share` is the
+    number of a shard and of all shards, where this is one of several processes.
     """
     engine, options = run.paraphraser.engine(), run.paraphraser.options
     request = step_requests(options, step, engine.model)

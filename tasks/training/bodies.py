@@ -354,10 +354,7 @@ def _release(trained: Preparation, before: str, **about: Any) -> str:
 def provenance(rows: TrainingRows, captions: Path, scratch: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Captions that were trained on by licence and by source, the most frequent by name.
 
-    Args:
-        rows: what is trained on.
-        captions: folder of the ingested captions, where each caption id is there once.
-        scratch: folder for what is counted; it is made anew.
+    `captions` is the folder of the ingested ones, where each caption id is there once; `scratch` is made anew.
     """
     assert rows.ids is not None
     shutil.rmtree(scratch, ignore_errors=True)
@@ -383,12 +380,9 @@ def paraphraser_of(paraphrases: Artifact) -> str | None:
 
 
 def train_together(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingResult:
-    """Train a stage's job, in this process or in as many as the settings say.
+    """Train a stage's job, in this process or in as many as the settings say, each of which makes its own job.
 
-    Args:
-        ctx: the stage's context.
-        stage: its name among the preparations of :mod:`paraclip.tasks.training.bodies`; each process makes its own job.
-        job: the job as it was made here. Its model ends up with the trained weights, its rows are on disk already.
+    The model of the `job` that was made here ends up with the trained weights; its rows are on disk already.
     """
     count = ctx.settings.run.processes
     if count == 1:
