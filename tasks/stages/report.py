@@ -190,13 +190,12 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
         if len(samples) > 4 * SAMPLES:
             samples = dict(heapq.nsmallest(SAMPLES, samples.items(), key=lambda item: item[1]["caption_id"]))
     rows = sorted(samples.values(), key=lambda row: row["caption_id"])[:SAMPLES]
-    texts = columns[2:5]
-    return [
-        ParaphraseSample(
-            row["image_id"], *(_cut(row[name]) for name in texts), row["similarity_1"], row["similarity_2"]
-        )
-        for row in rows
-    ]
+    shown = []
+    for row in rows:
+        caption, first, second = (_cut(row[name]) for name in columns[2:5])
+        similarities = row["similarity_1"], row["similarity_2"]
+        shown.append(ParaphraseSample(row["image_id"], caption, first, second, *similarities))
+    return shown
 
 
 def _source_rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
