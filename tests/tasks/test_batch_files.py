@@ -25,7 +25,6 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import REJECTS
 
-ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
 PAPER = {"engine": "openai", "model": "smol", "prompts": "paper"}
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -240,28 +239,6 @@ def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path)
     assert export(settings, tmp_path / "ask.jsonl")[0].step_1 == 0
     # Another engine would ask all the same.
     assert export(settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl")[0].step_1 == 12
-
-
-def test_hostile_captions_and_answers_are_data(tmp_path: Path) -> None:
-    attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
-    texts = [attack["text"].replace("\n", " ") for attack in attacks]
-    hostile = [text for attack in attacks for text in attack["obeyed"]] + ["\ud800", "\x1b[2J", "[bold]x[/]", ""]
-    settings = settings_of(tmp_path, texts, **OFF)
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    assert len(bodies) > len(texts) / 2
-    turn = iter(range(10_000))
-    imported = take_back(
-        settings,
-        answered(
-            bodies,
-            tmp_path / "back.jsonl",
-            lambda body: says(*(hostile[next(turn) % len(hostile)] for _ in "12"))(body),
-        ),
-    )
-    assert (imported.new, imported.rejected) == (len(bodies), {})
-    exported, _ = export(settings, tmp_path / "more.jsonl")
-    assert exported.step_1 == 0 and exported.step_2 > 0
-    assert b"\x1b" not in (tmp_path / "more.jsonl").read_bytes()
 
 
 def test_a_prompt_whose_tokens_nobody_counted_is_estimated(tmp_path: Path) -> None:
