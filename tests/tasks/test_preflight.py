@@ -125,7 +125,7 @@ def test_pairs_of_other_images(tmp_path: Path, settings_of: Make) -> None:
     ("train", "val", "parts"),
     [
         ("absent", "pics", ["captions is of split train (val 40)", "data.sources[].columns.split", "`split: train`"]),
-        (None, "pics", ["none of the 100 training captions has an image (train.csv 100)", "data.sources[].images"]),
+        (None, None, ["none of the 100 training captions has an image (train.csv 100)", "data.sources[].images"]),
         ("pics", None, ["none of its 40 captions has an image (val.csv 40); name their tar or folder in"]),
     ],
 )
