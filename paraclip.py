@@ -128,7 +128,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
-    from paraclip.tasks.results import check_run_name, record_result, stage_row
+    from paraclip.tasks.channels import check_run_name, record_result
+    from paraclip.tasks.results import stage_row
     from paraclip.tasks.run.dag import run_stage
     from paraclip.tasks.run.run import Run
 
@@ -307,7 +308,7 @@ def audit(
         ModelError: the index was made with another image tower.
         BenchmarkError: an entry of `queries` is neither a text nor two.
     """
-    from paraclip.tasks.audit import audit as measure
+    from paraclip.tasks.image_index import audit as measure
 
     result = measure(_target(model, root, base, features, ids), queries, device)
     rows = [

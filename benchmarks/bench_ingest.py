@@ -23,8 +23,8 @@ from open_clip.tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
 from record import arguments, in_turns, record
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
 from paraclip_core.captions.clean import clean

@@ -44,8 +44,8 @@ from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, stages_of
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
 

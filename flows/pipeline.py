@@ -30,9 +30,10 @@ from paraclip.flows.work import (
     run_of,
     stage_task,
 )
+from paraclip.tasks.channels import check_run_name, record_result
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.publish import artifact_key, publish_table
-from paraclip.tasks.results import Result, check_run_name, record_result
+from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.paraphrase import STEPS

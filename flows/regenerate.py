@@ -20,7 +20,7 @@ from paraclip.flows.pipeline import run_stages
 from paraclip.flows.work import DEFAULTS, run_name, run_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel, decide
-from paraclip.tasks.history import rollback as move_back
+from paraclip.tasks.channels import rollback as move_back
 from paraclip.tasks.publish import artifact_key, emit, mark_decision, publish_markdown, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress

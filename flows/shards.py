@@ -16,8 +16,8 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from paraclip.tasks.requests import ShardJob, ask_shard, plan_shards
 from paraclip.tasks.run.run import Node, Run, Stop
-from paraclip.tasks.shards import ShardJob, ask_shard, plan_shards
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, CrashedError, StageError, with_notes, worth_a_retry

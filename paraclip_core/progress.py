@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias
 
 REPORT_SECONDS = 1.0
-Fact: TypeAlias = float | int | str | Sequence[Mapping[str, str]]
-"""A short figure worth showing; rows of a table as the fact `samples`."""
+Fact: TypeAlias = float | int | str
+"""A short figure worth showing."""
 
 
 class Progress(Protocol):

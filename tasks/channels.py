@@ -1,9 +1,14 @@
-"""Which model a channel serves: a challenger against its champion, and whether it takes over."""
+"""Which model a channel serves: its file, its moves, a challenger against its champion, and the way back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import getpass
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,97 +16,125 @@ from typing import Any
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.manifests import SOURCE
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved, withdrawn
-from paraclip.tasks.results import Result, why
+from paraclip.tasks.results import Result, gather_result, why
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
-from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.evaluation.compare import Comparison, Outcome, Row, Verdict, compare, judge_challenger
+from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
+from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
 from paraclip_core.evaluation.results import Measured, from_table
 from paraclip_core.progress import Progress, silent
 
+BY_RUN, BY_PROMOTION, BY_ROLLBACK = "run", "promotion", "rollback"
+"""What moves a channel. It belongs to the runs of its name or to promotions; a rollback moves either's."""
+MOVES = 20
+"""Moves that a channel's file keeps."""
+KEPT_MODELS = 3
+"""Models that `paraclip artifacts gc` keeps for each channel, besides the one that it serves."""
 BY_HAND = "move the channel yourself with `paraclip promote --force`"
 
 
 @dataclass(frozen=True)
-class Challenge:
-    """What came of a challenge."""
+class Move:
+    """One move of a channel."""
 
-    verdict: Verdict
-    reason: str
-    comparison: Comparison | None = None
-    """The champion's figures as `base`, the challenger's as `tuned`; None where they cannot be compared."""
+    after: str
+    """Fingerprint of the ``finetune`` artifact that it serves from then on."""
+    before: str | None = None
+    by: str = "unknown"
+    """`run`, `promotion` or `rollback`; `unknown` for what was done by hand."""
+    at: str | None = None
+    """UTC, ISO 8601."""
+    who: str | None = None
+    """User and machine."""
+    flow_run: str | None = None
+    """Id of the Prefect flow run, where there was one."""
+    verdict: str | None = None
+    """The gate's, base against tuned."""
+    reason: str | None = None
+    stages: dict[str, str] = field(default_factory=dict)
+    """Fingerprint of each stage of the model's run."""
 
 
-def challenge(run: Run, champion: str, evaluation: str, progress: Progress = silent) -> Challenge:
-    """Whether a challenger (its ``evaluate`` artifact) may follow the champion (its ``finetune`` artifact)."""
-    store = run.store
-    challengers = store.find("evaluate", evaluation)
-    if challengers is None:
-        raise ArtifactError(f"the artifact evaluate/{evaluation} is gone; run the same settings again")
-    model = store.peek("finetune", champion)
-    if model is None:
-        return Challenge("hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}")
-    rival = store.peek("finetune", challengers.manifest.inputs["finetune"])
-    towers = _tower(model), _tower(rival)
-    if towers[0] != towers[1]:
-        return Challenge(
-            "hold",
-            f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
-            f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
+def history(channel: Mapping[str, Any]) -> list[Move]:
+    """The moves that a channel's file holds, the oldest first; the last one led to the model that it serves."""
+    moves = [Move(**entry) for entry in channel.get("history", ())]
+    served = channel.get("fingerprint")
+    if served and (not moves or moves[-1].after != served):
+        # A file that was written by hand.
+        moves.append(Move(served, stages=channel.get("stages", {})))
+    return moves
+
+
+def models(channel: Mapping[str, Any]) -> list[Move]:
+    """The last move to each model of a channel's history, the model that it serves first, then from late to early."""
+    latest: dict[str, Move] = {}
+    for move in reversed(_with_first(channel)):
+        latest.setdefault(move.after, move)
+    return list(latest.values())
+
+
+def _with_first(channel: Mapping[str, Any]) -> list[Move]:
+    """The history, and before it the model that its oldest move left."""
+    moves = history(channel)
+    return [Move(moves[0].before), *moves] if moves and moves[0].before else moves
+
+
+def moved(
+    channel: Mapping[str, Any] | None,
+    stages: Mapping[str, str],
+    verdict: str | None,
+    by: str,
+    reason: str | None = None,
+) -> dict[str, Any]:
+    """What a channel's file holds after a move: a history longer by it, unless the channel serves this model already.
+
+    The caller holds :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result. `stages` has the
+    fingerprint of each stage of the model's run.
+    """
+    channel = channel or {}
+    before, after = channel.get("fingerprint"), stages["finetune"]
+    moves = history(channel)
+    if after != before:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        moves.append(Move(after, before, by, now, _who(), _flow_run(), verdict, reason, dict(stages)))
+    facts = {"before": moves[-1].before, "reason": moves[-1].reason}
+    return {
+        "stage": "finetune",
+        "fingerprint": after,
+        "verdict": verdict,
+        "stages": dict(stages),
+        "moved_by": channel.get("moved_by", BY_PROMOTION) if by == BY_ROLLBACK else by,
+        **{name: value for name, value in facts.items() if value is not None},
+        "history": [asdict(move) for move in moves[-MOVES:]],
+    }
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _flow_run() -> str | None:
+    if "prefect" not in sys.modules:
+        return None
+    from prefect.runtime import flow_run
+
+    return flow_run.id
+
+
+def check_run_name(name: str, store: ArtifactStore) -> None:
+    """See before a run that it may keep its model under its name."""
+    if (store.channel(name) or {}).get("moved_by") == BY_PROMOTION:
+        raise ConfigError(
+            f"{name!r} is a channel that only a promotion moves, and a run of this name would move it whatever its "
+            f"verdict; give the run another name, with --set name=…"
         )
-    champions = store.download(run_stage(_node(run, challengers, champion), run, progress))
-    rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
-    comparison = compare(_outcomes(champions, challengers), run.settings.evaluate, rule=rule)
-    return Challenge(comparison.verdict, comparison.reason, comparison)
-
-
-def challenge_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """One row for each benchmark and metric: champion, challenger, delta and its interval."""
-    return [
-        {
-            "benchmark": row.benchmark,
-            "metric": row.metric,
-            "champion": row.base,
-            "challenger": row.tuned,
-            "delta": row.delta,
-            "low": row.low,
-            "high": row.high,
-        }
-        for row in comparison.rows
-    ]
-
-
-def _tower(model: Artifact | None) -> str | None:
-    return None if model is None else model.manifest.metrics.get("image_tower_hash_after")
-
-
-def _node(run: Run, evaluation: Artifact, model: str) -> Node:
-    """The same evaluation of another model."""
-    manifest = evaluation.manifest
-    inputs = {**manifest.inputs, "finetune": model}
-    name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
-    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
-    return Node(EVALUATE, draft)
-
-
-def _outcomes(champions: Artifact, challengers: Artifact) -> list[Outcome]:
-    kinds = {row.benchmark: row.kind for row in _rows(challengers)}
-    return [
-        Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
-        for name, kind in kinds.items()
-    ]
-
-
-def _rows(evaluation: Artifact) -> list[Row]:
-    """A model's figures against its base."""
-    return [Row(**row) for row in read_json(evaluation.path / "comparison.json")["rows"]]
-
-
-def _tuned(folder: Path, benchmark: str) -> Measured:
-    return from_table(read_table(folder / "samples" / f"{benchmark}.parquet"))[1]
 
 
 def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
@@ -119,6 +152,20 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
         )
 
 
+def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
+    """Gather the outcome and point the run's own channel at its model."""
+    name, store = run.settings.name, run.store
+    check_run_name(name, store)
+    result = gather_result(run, rows, artifacts)
+    if "finetune" in artifacts:
+        stages = {stage: artifact.fingerprint for stage, artifact in artifacts.items()}
+        reason = why(result.summary) if result.summary else None
+        with store.channel_lock(name):
+            check_run_name(name, store)
+            store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason))
+    return result
+
+
 def decide(
     run: Run,
     channel: str,
@@ -129,87 +176,215 @@ def decide(
 ) -> dict[str, Any]:
     """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
 
-    The decision is returned, and kept as ``results/<run>/promotion.json``.
-
-    Args:
-        run: the finished run.
-        channel: the channel.
-        result: its outcome.
-        progress: told how far the champion's evaluation is, where it has to be made.
-        force: move it in any case.
-        approve: given the decision to move it before it is moved, and raises where it is not to be.
-
-    Returns:
-        `moved`, `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure
-        in `against_champion`.
+    With `force` it is moved in any case. `approve` gets the decision to move it before it is moved, and raises where it
+    is not to be. The decision is kept as ``results/<run>/promotion.json``: `moved`, `reason`, the fingerprints `before`
+    and `after`, and, where both were compared, a row for each figure in `against_champion`.
     """
     store = run.store
     current = store.channel(channel) or {}
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
-    moves, reason, outcome = _compare(run, current, stages, result, progress, force)
+    moves, reason, comparison = _judge(run, current, stages, result, progress, force)
     decision = {
         "channel": channel,
         "moved": moves,
         "reason": reason,
         "before": before,
         "after": challenger,
-        "against_champion": challenge_rows(outcome.comparison) if outcome and outcome.comparison else [],
+        "against_champion": [
+            {
+                "benchmark": row.benchmark,
+                "metric": row.metric,
+                "champion": row.base,
+                "challenger": row.tuned,
+                "delta": row.delta,
+                "low": row.low,
+                "high": row.high,
+            }
+            for row in (comparison.rows if comparison else ())
+        ],
     }
     if moves:
         if approve is not None:
             approve(decision)
-        now = _move(store, channel, before, stages, result.verdict, reason)
-        if now != before:
-            reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
-            decision |= {"moved": False, "reason": reason}
+        with store.channel_lock(channel):
+            # The champion's evaluation may take an hour, in which another promotion or a rollback can be faster.
+            current = store.channel(channel) or {}
+            now = current.get("fingerprint")
+            if now == before:
+                store.set_channel(channel, moved(current, stages, result.verdict, BY_PROMOTION, reason))
+            else:
+                reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
+                decision |= {"moved": False, "reason": reason}
     write_json(store.root / "results" / result.name / "promotion.json", decision)
     return decision
 
 
-def _compare(
+def _judge(
     run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
-) -> tuple[bool, str, Challenge | None]:
+) -> tuple[bool, str, Comparison | None]:
     """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
     before, challenger = current.get("fingerprint"), stages["finetune"]
     if challenger == before:
         return False, "kept: the challenger is the model that it serves already", None
     if force:
         return True, f"moved to {challenger} by hand", None
-    if held := _held(current, challenger, result):
-        return False, f"kept at {before or 'no model'}, the challenger {challenger} is held: {held}", None
-    outcome = challenge(run, before, stages["evaluate"], progress) if before else None
-    return *_verdict(before, challenger, why(result.summary), outcome), outcome
-
-
-def _held(current: Mapping[str, Any], challenger: str, result: Result) -> str | None:
-    """Why a challenger cannot take over whatever the champion is; None where it may."""
+    held, comparison = f"kept at {before or 'no model'}, the challenger {challenger} is held: ", None
     if result.verdict != "promote":
-        return why(result.summary)
+        return False, held + why(result.summary), None
     if left := withdrawn(current, challenger):
-        return f"{left.who} rolled the channel back from it at {left.at}; if it is to serve again, {BY_HAND}"
+        again = f"if it is to serve again, {BY_HAND}"
+        return False, f"{held}{left.who} rolled the channel back from it at {left.at}; {again}", None
+    if before is None:
+        return True, f"moved to {challenger}, its first model: {why(result.summary)}", None
+    verdict, reason, comparison = _against_champion(run, before, stages["evaluate"], progress)
+    if verdict != "promote":
+        return False, f"{held}against the champion, {reason}", comparison
+    gain = f"against the base, {why(result.summary)}; against the champion, {reason}"
+    return True, f"moved from {before} to {challenger}: {gain}", comparison
+
+
+def _against_champion(
+    run: Run, champion: str, evaluation: str, progress: Progress
+) -> tuple[str, str, Comparison | None]:
+    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (a ``finetune`` artifact).
+
+    The comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
+    """
+    store = run.store
+    challengers = store.find("evaluate", evaluation)
+    if challengers is None:
+        raise ArtifactError(f"the artifact evaluate/{evaluation} is gone; run the same settings again")
+    model = store.peek("finetune", champion)
+    if model is None:
+        return "hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}", None
+    towers = _tower(model), _tower(store.peek("finetune", challengers.manifest.inputs["finetune"]))
+    if towers[0] != towers[1]:
+        return (
+            "hold",
+            f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
+            f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
+            None,
+        )
+    champions = store.download(run_stage(_evaluation_of(challengers, champion), run, progress))
+    rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
+    outcomes = [
+        Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
+        for name, kind in {row.benchmark: row.kind for row in _rows(challengers)}.items()
+    ]
+    comparison = compare(outcomes, run.settings.evaluate, rule=rule)
+    return comparison.verdict, comparison.reason, comparison
+
+
+def _tower(model: Artifact | None) -> str | None:
+    return None if model is None else model.manifest.metrics.get("image_tower_hash_after")
+
+
+def _evaluation_of(evaluation: Artifact, model: str) -> Node:
+    """The same evaluation of another model."""
+    manifest = evaluation.manifest
+    inputs = {**manifest.inputs, "finetune": model}
+    name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
+    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
+    return Node(EVALUATE, draft)
+
+
+def _rows(evaluation: Artifact) -> list[Row]:
+    """A model's figures against its base."""
+    return [Row(**row) for row in read_json(evaluation.path / "comparison.json")["rows"]]
+
+
+def _tuned(folder: Path, benchmark: str) -> Measured:
+    return from_table(read_table(folder / "samples" / f"{benchmark}.parquet"))[1]
+
+
+def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
+    """What a channel's file holds."""
+    channel = store.channel(name)
+    if channel is None:
+        names = ", ".join(store.channels()) or "none"
+        raise UnknownNameError(f"no channel under {store.location} is named {name!r}; there are {names}")
+    if not channel.get("fingerprint"):
+        raise ArtifactError(f"the channel {name!r} under {store.location} names no model; restore or delete its file")
+    return channel
+
+
+def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
+    """The rollback that took a channel off this model, if no later move went back to it."""
+    for move in reversed(history(channel)):
+        if move.after == fingerprint:
+            return None
+        if move.by == BY_ROLLBACK and move.before == fingerprint:
+            return move
     return None
 
 
-def _move(
-    store: ArtifactStore, channel: str, before: str | None, stages: Mapping[str, str], verdict: str | None, reason: str
-) -> str | None:
-    """Move a channel that still serves `before`, and leave one that does not; what it served, either way."""
-    with store.channel_lock(channel):
-        # The champion's evaluation may take an hour, in which another promotion or a rollback can be faster.
-        current = store.channel(channel) or {}
-        now = current.get("fingerprint")
-        if now == before:
-            store.set_channel(channel, moved(current, stages, verdict, BY_PROMOTION, reason))
-    return now
+def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:
+    """Move a channel to the model before the one that it serves, or to another one that is still there.
+
+    A second rollback goes one model further back. A flow run that is retried does not. `to` is the start of the
+    fingerprint of a model of its history, or of any other finished ``finetune`` artifact.
+    """
+    existing_channel(store, name)
+    with store.channel_lock(name):
+        channel = existing_channel(store, name)
+        last = history(channel)[-1]
+        if last.by == BY_ROLLBACK and last.flow_run and last.flow_run == _flow_run():
+            return _rolled_back(name, last.before, last.after)
+        target = _target(store, name, channel, to)
+        decision = _rolled_back(name, last.after, target.after)
+        if not decision["moved"]:
+            return decision
+        artifact = store.peek("finetune", target.after)
+        if artifact is None:
+            raise ArtifactError(
+                f"the model {target.after} is gone from {store.location}, so {name!r} stays as it is; restore it, or "
+                "name another one with --to (`paraclip channel history` says which are there)"
+            )
+        stages = target.stages or _stages(store, artifact)
+        store.set_channel(name, moved(channel, stages, target.verdict, BY_ROLLBACK, decision["reason"]))
+    return decision
 
 
-def _verdict(before: str | None, challenger: str, gain: str, outcome: Challenge | None) -> tuple[bool, str]:
-    if outcome is None:
-        return True, f"moved to {challenger}, its first model: {gain}"
-    if outcome.verdict == "promote":
-        return (
-            True,
-            f"moved from {before} to {challenger}: against the base, {gain}; against the champion, {outcome.reason}",
-        )
-    return False, f"kept at {before}, the challenger {challenger} is held: against the champion, {outcome.reason}"
+def _rolled_back(name: str, before: str | None, after: str) -> dict[str, Any]:
+    moves = before != after
+    reason = f"rolled back from {before} to {after}" if moves else f"kept: it serves {after} already"
+    return {"channel": name, "moved": moves, "reason": reason, "before": before, "after": after}
+
+
+def _target(store: ArtifactStore, name: str, channel: Mapping[str, Any], to: str | None) -> Move:
+    if to is None:
+        return _earlier(name, channel)
+    start = to.removeprefix("finetune/")
+    matches = [move for move in models(channel) if start and move.after.startswith(start)]
+    if len(matches) == 1:
+        return matches[0]
+    artifact = store.resolve(to, ("finetune",))
+    if artifact.stage != "finetune":
+        raise UnknownNameError(f"{to!r} is a {artifact.stage} artifact; expected finetune, the stage that makes models")
+    return Move(artifact.fingerprint)
+
+
+def _earlier(name: str, channel: Mapping[str, Any]) -> Move:
+    """The model before: moves that a rollback undid do not count."""
+    path: list[Move] = []
+    for move in _with_first(channel):
+        if move.by == BY_ROLLBACK and any(earlier.after == move.after for earlier in path):
+            while path[-1].after != move.after:
+                path.pop()
+        else:
+            path.append(move)
+    if len(path) < 2:
+        raise ArtifactError(f"the channel {name!r} has served no model before {path[-1].after}; name one with --to")
+    return path[-2]
+
+
+def _stages(store: ArtifactStore, artifact: Artifact) -> dict[str, str]:
+    """A model's stages, by what it was made from."""
+    stages, waiting = {artifact.stage: artifact.fingerprint}, [artifact]
+    while waiting:
+        inputs = waiting.pop().manifest.inputs.items()
+        new = {name: value for name, value in inputs if not name.startswith(SOURCE) and name not in stages}
+        stages |= new
+        waiting += [upstream for item in new.items() if (upstream := store.peek(*item)) is not None]
+    return stages

@@ -12,7 +12,7 @@ from typing import Any
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import storage_error
-from paraclip.tasks.history import KEPT_MODELS, models
+from paraclip.tasks.channels import KEPT_MODELS, models
 from paraclip_core.errors import LockedError
 
 Key = tuple[str, str]

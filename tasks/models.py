@@ -98,9 +98,25 @@ def base_of(name: str, store: ArtifactStore) -> str | None:
     return _base_of(name, artifact, store, None) if artifact.stage == "finetune" else None
 
 
-def _base_of(name: str, artifact: Artifact, store: ArtifactStore, base: str | None) -> str:
-    bootstrapped = "bootstrap" in artifact.manifest.inputs
-    return _bootstrapped(name, artifact, store) if bootstrapped else _base(name, artifact, store, base)
+def _base_of(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
+    """Reference of the base: the one that a stage made, or one with the same contents as when the model was tuned."""
+    manifest = artifact.manifest
+    if fingerprint := manifest.inputs.get("bootstrap"):
+        if (made := store.find("bootstrap", fingerprint)) is None:
+            raise ArtifactError(f"the base model {fingerprint} of {name!r} was deleted; run the same settings again")
+        return str(made.path / RELEASE)
+    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
+    then = sources_of(manifest.inputs)
+    if not then:
+        return base
+    missing = next((path for path in model_files(base) if not path.exists()), None)
+    if missing is not None:
+        raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
+    if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
+        raise UnknownModelError(
+            f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
+        )
+    return base
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:
@@ -146,31 +162,6 @@ def name_in(store: ArtifactStore, release: Path | str) -> str:
     if Path(release).name == RELEASE and folder.parent.parent == store.root / "artifacts":
         return f"{folder.parent.name}/{folder.name}"
     return str(release)
-
-
-def _bootstrapped(name: str, artifact: Artifact, store: ArtifactStore) -> str:
-    fingerprint = artifact.manifest.inputs["bootstrap"]
-    bootstrap = store.find("bootstrap", fingerprint)
-    if bootstrap is None:
-        raise ArtifactError(f"the base model {fingerprint} of {name!r} was deleted; run the same settings again")
-    return str(bootstrap.path / RELEASE)
-
-
-def _base(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
-    """Reference of a base that no stage made, with the same contents as when the model was tuned."""
-    manifest = artifact.manifest
-    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
-    then = sources_of(manifest.inputs)
-    if not then:
-        return base
-    missing = next((path for path in model_files(base) if not path.exists()), None)
-    if missing is not None:
-        raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
-    if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
-        raise UnknownModelError(
-            f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
-        )
-    return base
 
 
 def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:

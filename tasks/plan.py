@@ -1,41 +1,37 @@
-"""What a run would do before it does anything: cached, resumable or to run, why, and what it would cost."""
+"""What a run would do before it does anything: cached, resumable or to run, why, how much work, and what it costs."""
 
 from __future__ import annotations
 
-import errno
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.files import storage_error
+from paraclip.storage.artifacts import Artifact
 from paraclip.storage.manifests import SOURCE
-from paraclip.tasks.amounts import Amount, amounts, units_of
+from paraclip.storage.roots import open_answers
 from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
+from paraclip.tasks.stages.features import new_images
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import CheckedEngine
+from paraclip_core.paraphrase.engines import Paraphraser
+from paraclip_core.paraphrase.engines.base import CheckedEngine, PaidEngine
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import few_for_alpha
 
 State = Literal["cached", "resumable", "to run", "damaged"]
-Count = Callable[[Run, Mapping[str, Artifact], IngestedCaptions | None], Mapping[str, Amount]]
-Check = Callable[[Run, IngestedCaptions | None], list[str]]
-PLANNED = partial(check_before_paying, planned=True)
 SHOWN = 60
-FIXED_BYTES = {"bootstrap": 78_500_000, "finetune": 78_500_000, "control": 78_500_000, "report": 730_000}
-WRITES_ALL = {"paraphrase_1": "captions", "paraphrase_2": "captions", "features": "images"}
-"""Stages whose work is what is new and whose artifact holds everything, and the metric that counts its rows."""
 MOST_GROWTH = 30
 """A run that did less than this part of the work was mostly start, and says little about the rest."""
+ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
+"""Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
+QUESTION_TOKENS = 340
+"""Of a question to the judge, its examples included; measured."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +72,27 @@ class RunPlan:
     """What else to know before it runs."""
 
 
-def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPlan:
+@dataclass(frozen=True)
+class Amount:
+    """The work of one stage."""
+
+    rows: int | None = None
+    """What it reads: images for scenes and features, rows elsewhere. Each step reads what the one before hands on."""
+    requests: int | None = None
+    tokens: int | None = None
+    units: float | None = None
+    """What its time grows with, see :func:`units_of`."""
+    spend: float | None = None
+    """What the tokens cost, in the currency of the configured prices; None without prices."""
+    note: str = ""
+    """What is assumed in it."""
+
+
+def plan_run(run: Run) -> RunPlan:
     """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
 
     Where captions are not ingested yet, the sources are read to count them.
     """
-    _expect_root(run.store.root)
     artifacts: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
     for name in run.stages:
@@ -91,23 +102,28 @@ def plan_run(run: Run, count: Count = amounts, check: Check = PLANNED) -> RunPla
         except ArtifactError as error:
             damaged[name] = str(error)
     with TempDir("plan-") as scratch:
-        captions = ingested_captions(run, artifacts, scratch) if "ingest" in run.stages else None
-        sizes = count(run, artifacts, captions)
-        runs = _runs(run)
-        stages = [
-            _plan(node, runs, run.store, artifacts.get(name), damaged.get(name), sizes.get(name, Amount()))
-            for name, node in run.nodes.items()
-        ]
-        notes = check(run, captions)
+        captions = ingested_captions(run, artifacts, scratch)
+        sizes = amounts(run, artifacts, captions)
+        own, others = _runs(run)
+        stages = []
+        for name, node in run.nodes.items():
+            amount = sizes.get(name, Amount())
+            if name in artifacts:
+                stages.append(_finished(artifacts[name], amount))
+            else:
+                why = (damaged[name],) if name in damaged else _reasons(node, run.store.list(name), own, others)
+                state: State = "resumable" if run.store.resumable(name, node.fingerprint) else "to run"
+                stages.append(_planned(run, node, amount, "damaged" if name in damaged else state, tuple(why)))
+        notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
     notes += filter(None, [few_for_alpha(held_out, held_out)])
-    if captions is not None and captions.rejected:
+    if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
-    return RunPlan(stages, notes + _notes(run, sum(stage.requests or 0 for stage in stages)))
+    return RunPlan(stages, notes + _engine_notes(run, sum(stage.requests or 0 for stage in stages)))
 
 
-def _notes(run: Run, requests: int) -> list[str]:
+def _engine_notes(run: Run, requests: int) -> list[str]:
     """The gates, and whether the engine can be asked."""
     paraphraser = run.paraphraser
     engine, chosen = paraphraser.options.engine, paraphraser.options.gates.preset
@@ -115,10 +131,8 @@ def _notes(run: Run, requests: int) -> list[str]:
     notes = [f"gates: {paraphraser.gates.preset} ({why}; docs/gates.md)"]
     if paraphraser.facts.asks and (wrong := KNOWN_WRONG.get(paraphraser.gates.preset)):
         judge = paraphraser.judge
-        after = (
-            "; paraphrase.judge asks a model about each" if judge is None else f"; {judge.model} judges what is left"
-        )
-        notes.append(f"what the gates do not see: {wrong}{after}")
+        after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
+        notes.append(f"what the gates do not see: {wrong}; {after}")
     if requests and isinstance(checked := paraphraser.engine(), CheckedEngine):
         with closing(checked):
             try:
@@ -128,59 +142,33 @@ def _notes(run: Run, requests: int) -> list[str]:
     return notes
 
 
-def _expect_root(root: Path) -> None:
-    try:
-        if root.exists():
-            if not root.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-            return
-        above = next(folder for folder in root.absolute().parents if folder.exists())
-        # Permissions do not tell everything: nobody makes a folder in /proc.
-        with TemporaryDirectory(prefix=".paraclip-", dir=above):
-            pass
-    except OSError as error:
-        raise storage_error(error, root) from error
+def _finished(artifact: Artifact, amount: Amount) -> StagePlan:
+    size = artifact.manifest.size()
+    return StagePlan(artifact.stage, artifact.fingerprint, "cached", (), amount.rows, 0, 0, 0.0, size, "its manifest")
 
 
-def _plan(
-    node: Node, runs: _Runs, store: ArtifactStore, artifact: Artifact | None, damage: str | None, amount: Amount
-) -> StagePlan:
-    name = node.name
-    if artifact is not None:
-        manifest = artifact.manifest
-        return StagePlan(name, node.fingerprint, "cached", (), amount.rows, 0, 0, 0.0, manifest.size(), "its manifest")
-    state: State = "resumable" if store.resumable(name, node.fingerprint) else "to run"
-    earlier = store.list(name)
-    why = (damage,) if damage else tuple(_reasons(node, earlier, runs))
+def _planned(run: Run, node: Node, amount: Amount, state: State, why: tuple[str, ...]) -> StagePlan:
     # Another engine is another speed.
-    alike = [a for a in earlier if a.manifest.options.get("engine") == node.draft.options.get("engine")]
-    cost = estimate(node.stage, amount, alike)
+    engine = node.draft.options.get("engine")
+    alike = [one for one in run.store.list(node.name) if one.manifest.options.get("engine") == engine]
+    seconds, size, basis = estimate(node.stage, amount, alike)
     return StagePlan(
-        name,
+        node.name,
         node.fingerprint,
-        "damaged" if damage else state,
+        state,
         why,
         amount.rows,
         amount.requests,
         amount.tokens,
-        cost.seconds,
-        cost.bytes,
-        "; ".join(part for part in (cost.basis, amount.note) if part),
+        seconds,
+        size,
+        "; ".join(filter(None, (basis, amount.note))),
         amount.spend,
     )
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Whose the finished artifacts are, as far as a report says so."""
-
-    own: Mapping[str, str]
-    """Fingerprints of the last run of this name, by stage."""
-    others: Mapping[str, str]
-    """Fingerprint → name of another run."""
-
-
-def _runs(run: Run) -> _Runs:
+def _runs(run: Run) -> tuple[dict[str, str], dict[str, str]]:
+    """Fingerprints of the last run of this name, by stage; and the names of other runs, by fingerprint."""
     own: dict[str, str] = {}
     others: dict[str, str] = {}
     for report in run.store.list("report"):
@@ -190,20 +178,20 @@ def _runs(run: Run) -> _Runs:
             own = stages
         else:
             others |= dict.fromkeys(stages.values(), str(name))
-    return _Runs(own, others)
+    return own, others
 
 
-def _reasons(node: Node, earlier: list[Artifact], runs: _Runs) -> list[str]:
+def _reasons(node: Node, earlier: list[Artifact], own: Mapping[str, str], others: Mapping[str, str]) -> list[str]:
     if not earlier:
         return ["never ran under this root"]
-    own = [artifact for artifact in earlier if artifact.fingerprint == runs.own.get(node.name)]
-    candidates = own or [one for one in earlier if one.fingerprint not in runs.others] or earlier
+    last = [artifact for artifact in earlier if artifact.fingerprint == own.get(node.name)]
+    candidates = last or [one for one in earlier if one.fingerprint not in others] or earlier
     # The newest of the nearest: what a user changed last is what is asked about.
     nearest = min(reversed(candidates), key=lambda artifact: len(differences(artifact, node)))
     reasons = differences(nearest, node) or ["its artifact was deleted"]
-    if own:
+    if last:
         return reasons
-    name = runs.others.get(nearest.fingerprint)
+    name = others.get(nearest.fingerprint)
     whose = "an unfinished run" if name is None else f"a run of another name, {name!r},"
     return [f"no run of this name is finished; {whose} of {nearest.manifest.created[:16]} is the nearest:", *reasons]
 
@@ -228,7 +216,7 @@ def differences(artifact: Artifact, node: Node) -> list[str]:
             what = "is new" if before is None else "is gone" if after is None else "has other contents"
             reasons.append(f"file {key.removeprefix(SOURCE)} {what}")
         else:
-            reasons.append(f"input {key}: {_short(before)} → {_short(after)}")
+            reasons.append(f"input {key}: {(before or '(none)')[:12]} → {(after or '(none)')[:12]}")
     return reasons
 
 
@@ -245,14 +233,8 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(values: Mapping[str, Any], key: str) -> str:
-    if key not in values:
-        return "(none)"
-    text = repr(values[key])
+    text = repr(values[key]) if key in values else "(none)"
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
-
-
-def _short(fingerprint: str | None) -> str:
-    return "(none)" if fingerprint is None else fingerprint[:12]
 
 
 @dataclass(frozen=True)
@@ -263,8 +245,9 @@ class Rate:
     """Seconds before the first unit: loading libraries and models."""
     seconds: float
     """Seconds per unit."""
-    bytes: float
-    """Bytes of the artifact per unit."""
+    bytes: float = 0.0
+    """Bytes of the artifact per row."""
+    fixed_bytes: int = 0
 
 
 DEFAULTS = {
@@ -273,53 +256,180 @@ DEFAULTS = {
     "paraphrase_1": Rate(10, 0.07, 150),
     "paraphrase_2": Rate(10, 0.07, 190),
     "features": Rate(3, 0.016, 540),
-    "bootstrap": Rate(5, 0.0012, 0.5),
-    "finetune": Rate(8, 0.0037, 0.5),
-    "control": Rate(8, 0.0013, 0.5),
+    "bootstrap": Rate(5, 0.0012, fixed_bytes=78_500_000),
+    "finetune": Rate(8, 0.0037, fixed_bytes=78_500_000),
+    "control": Rate(8, 0.0013, fixed_bytes=78_500_000),
     "evaluate": Rate(4, 0.0023, 75),
-    "report": Rate(0.8, 0.0, 0.0),
+    "report": Rate(0.8, 0.0, fixed_bytes=730_000),
 }
-"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`paraclip.tasks.amounts.units_of`."""
+"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`units_of`."""
 
-OTHERS = Rate(5, 0.0, 0.0)
+OTHERS = Rate(5, 0.0)
+
+
+def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> tuple[float | None, int | None, str]:
+    """Seconds, bytes, and where they come from; `earlier` are the stage's finished artifacts, oldest first."""
+    rate, units = DEFAULTS.get(stage.name, OTHERS), amount.units
+    if units is None:
+        return None, None, "unknown before the stages ahead of it are finished"
+    size = int(rate.fixed_bytes + rate.bytes * (units if amount.rows is None else amount.rows))
+    if earlier:
+        manifest = earlier[-1].manifest
+        basis, before = f"{manifest.stage}/{manifest.fingerprint[:12]}", units_of(stage, manifest.metrics)
+        if before is None or before == units:
+            # As much again, or nothing says how much it had to do: the same again is the best guess.
+            return manifest.wall_seconds, manifest.size(), basis
+        if before and units <= MOST_GROWTH * before:
+            # The start costs the same for any amount, so only what is above it grows.
+            start = min(rate.start, manifest.wall_seconds)
+            return round(start + (manifest.wall_seconds - start) * units / before, 1), size, basis
+    return round(rate.start + rate.seconds * units, 1), size, "defaults for two CPU cores"
+
+
+def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
+    """What a finished stage's time grew with: requests, samples seen in training, images or rows."""
+    if stage.trains and "steps" in metrics and "batch_size" in metrics:
+        return float(metrics["steps"] * metrics["batch_size"])
+    return next((float(metrics[name]) for name in stage.units if isinstance(metrics.get(name), int | float)), None)
+
+
+def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
+    """The amount of work of every built-in stage; what nobody can know yet stays None."""
+    settings = run.settings
+    result = {
+        "ingest": Amount(captions.read, units=captions.read),
+        "features": _image_amount(run, artifacts, captions),
+        "bootstrap": _training(Amount(captions.train), settings.bootstrap.epochs),
+        "report": Amount(units=1),
+    }
+    if settings.data.scenes is not None:
+        result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
+    result |= _paraphrase_amounts(run, artifacts, captions)
+    result["finetune"] = _training(result.pop("pairs"), settings.finetune.epochs)
+    if settings.evaluate.control:
+        result["control"] = result["finetune"]
+    if captions.accepted is not None:
+        held_out = captions.accepted - captions.train
+        result["evaluate"] = Amount(held_out, units=held_out)
+    return result
+
+
+def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
+    comes = "features" in run.stages and "features" not in artifacts
+    new = new_images(run, captions.folder / "captions") if comes and captions.images else None
+    if new is None:
+        return Amount(captions.images, units=captions.images)
+    return Amount(captions.images, units=new, note=f"{new} of {captions.images} images are new by their ids")
 
 
 @dataclass(frozen=True)
-class Cost:
-    """An estimate and where it comes from."""
+class _Rates:
+    """What the newest finished run of a step with the same engine says of the next one."""
 
-    seconds: float | None
-    bytes: int | None
+    share: float
+    """Rows that are accepted."""
     basis: str
+    prompt_tokens: float = 0.0
+    """Of a request; 0: not told."""
+    completion_tokens: float = 0.0
 
 
-def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> Cost:
-    """Cost of a stage for this amount of work; `earlier` are its finished artifacts, oldest first."""
-    rate = DEFAULTS.get(stage.name, OTHERS)
-    fixed = FIXED_BYTES.get(stage.name, 0)
-    if amount.units is None:
-        return Cost(None, None, "unknown before the stages ahead of it are finished")
-    scaled = _scaled(stage, amount, amount.units, earlier[-1]) if earlier else None
-    if scaled is not None:
-        return scaled
-    written = amount.units if amount.rows is None or stage.name not in WRITES_ALL else amount.rows
-    seconds, size = rate.start + rate.seconds * amount.units, fixed + rate.bytes * written
-    return Cost(round(seconds, 1), int(size), "defaults for two CPU cores")
+def _rates(run: Run, step: int) -> _Rates:
+    options, preset, stage = run.paraphraser.options, run.paraphraser.gates.preset, f"paraphrase_{step}"
+    alike = [
+        artifact.manifest
+        for artifact in run.store.list(stage)
+        if artifact.manifest.options.get("engine") == options.engine
+        and artifact.manifest.options.get("gates", {}).get("preset") == preset
+        and artifact.manifest.metrics.get("captions")
+    ]
+    metrics = alike[-1].metrics if alike else {}
+    generated = metrics.get("generated", 0)
+    tokens = [metrics.get(name, 0) / generated if generated else 0.0 for name in ("prompt_tokens", "completion_tokens")]
+    if preset == "off":
+        return _Rates(1.0, f"all of {stage} accepted", *tokens)
+    if alike:
+        # Step 2 counts rewrites, of which a caption may have several.
+        share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
+        return _Rates(share, f"{share:.0%} accepted as in {stage}/{alike[-1].fingerprint[:12]}", *tokens)
+    share = ASSUMED[preset][step]
+    return _Rates(share, f"{share:.0%} of {stage} accepted (assumed)")
 
 
-def _scaled(stage: Stage, amount: Amount, units: float, earlier: Artifact) -> Cost | None:
-    manifest, rate = earlier.manifest, DEFAULTS.get(stage.name, OTHERS)
-    basis = f"{manifest.stage}/{manifest.fingerprint[:12]}"
-    before = units_of(stage, manifest.metrics)
-    if before is None or before == units:
-        # As much again, or nothing says how much it had to do: the same again is the best guess.
-        return Cost(manifest.wall_seconds, manifest.size(), basis)
-    if not before or units > MOST_GROWTH * before:
-        return None
-    # The start costs the same for any amount, so only what is above it grows.
-    start, fixed = min(rate.start, manifest.wall_seconds), min(FIXED_BYTES.get(stage.name, 0), manifest.size())
-    share = units / before
-    seconds = start + (manifest.wall_seconds - start) * share
-    rows = manifest.metrics.get(WRITES_ALL.get(stage.name, ""))
-    written = amount.rows / rows if rows and amount.rows is not None else share
-    return Cost(round(seconds, 1), int(fixed + (manifest.size() - fixed) * written), basis)
+def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
+    """Both steps, and the `pairs` that they hand on."""
+    done = {name: artifacts[name].manifest.metrics for name in STEPS if name in artifacts}
+    finished = {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()}
+    if len(done) == len(STEPS):
+        return finished | {"pairs": Amount(done["paraphrase_2"].get("accepted"))}
+    options = run.paraphraser.options
+    if not run.paraphraser.facts.asks:
+        # Looking answers up takes a fraction of the time of asking.
+        rows = done.get("paraphrase_1", {}).get("accepted", round(captions.train * options.fraction))
+        return {name: Amount(rows, 0, 0, rows / 30) for name in STEPS} | {"pairs": Amount(rows)}
+    left = steps_left(run, artifacts, captions)
+    # A finished step 1 hands its rows on.
+    handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)
+    first = left.get(1, StepLeft(handed_on, accepted=handed_on))
+    rates = _rates(run, 1), _rates(run, 2)
+    coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
+    # Of a caption that is accepted, as many rewrites as there may be.
+    rewrites = min(options.keep, options.sampling.n)
+    rows_2 = left[2].rows + coming * rewrites
+    open_2 = rows_2 - left[2].accepted - left[2].rejected
+    fresh = min(coming, round(first.new_inputs * rates[0].share)) * rewrites
+    second = replace(left[2], missing=left[2].missing + fresh)
+    if not second.prompt_tokens and coming:
+        second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
+    asked = {
+        "paraphrase_1": _asked(run.paraphraser, 1, first.rows, first, rates[0], ""),
+        "paraphrase_2": _asked(run.paraphraser, 2, rows_2, second, rates[1], rates[0].basis if coming else ""),
+    } | finished
+    pairs = min(left[2].accepted + round(open_2 * rates[1].share), first.accepted + coming)
+    return _under_cap(run, asked) | {"pairs": Amount(pairs, note=rates[1].basis if open_2 else "")}
+
+
+def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates: _Rates, assumed: str) -> Amount:
+    requests, notes = left.missing, [assumed]
+    prompt = requests * (rates.prompt_tokens or left.prompt_tokens)
+    answers = requests * (rates.completion_tokens or left.completion_tokens)
+    engine, spend = paraphraser.engine(), None
+    if isinstance(engine, PaidEngine) and engine.priced:
+        spend = engine.cost(prompt, answers)
+    if requests and paraphraser.asks_words(step):
+        notes.append("without its requests for single words")
+    if (judge := paraphraser.judge) is not None:
+        # One for each row that will be accepted; where it is refused, another one.
+        questions = round((rows - left.accepted - left.rejected) * rates.share)
+        if questions:
+            notes.append(f"{questions} questions to the judge {judge.model} among them, at least")
+        tokens, judging = (questions * QUESTION_TOKENS, questions * 2), judge.engine()
+        if isinstance(judging, PaidEngine) and judging.priced:
+            spend = (spend or 0) + judging.cost(*tokens)
+        requests, prompt, answers = requests + questions, prompt + tokens[0], answers + tokens[1]
+    if paraphraser.options.attempts > 1 and left.missing and paraphraser.gates.preset != "off":
+        # Nobody knows how often an answer that is not there yet leads to another request.
+        notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
+    bill = None if spend is None else round(spend, 4)
+    return Amount(rows, requests, round(prompt + answers), float(requests), bill, "; ".join(filter(None, notes)))
+
+
+def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
+    """The same, with a note on the steps that the spending cap stops."""
+    engine = run.paraphraser.engine()
+    if not isinstance(engine, PaidEngine) or not engine.max_spend:
+        return dict(asked)
+    with closing(open_answers(run.store)) as cache:
+        paid = cache.paid_tokens(engine.name, engine.model)
+    left = engine.max_spend - engine.cost(*paid)
+    noted = dict(asked)
+    for name, amount in asked.items():
+        if (amount.spend or 0) > left:
+            stop = f"max_spend={engine.max_spend:g} stops it, {max(left, 0):.4g} is left to spend"
+            noted[name] = replace(amount, note="; ".join(filter(None, (stop, amount.note))))
+        left -= amount.spend or 0
+    return noted
+
+
+def _training(rows: Amount, epochs: float) -> Amount:
+    return replace(rows, units=None if rows.rows is None else rows.rows * epochs)

@@ -6,7 +6,7 @@ So what they need is checked when the captions are ingested, and when a run is p
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.duckdb_file import CONFIG
+from paraclip.storage.files import write_json
 from paraclip.storage.parquet import iter_batches, parquet_files
-from paraclip.tasks.drift import check_drift
+from paraclip.tasks.publish import artifact_key, as_text, emit, publish_table
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
@@ -54,7 +55,7 @@ USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
 """
-COUNTS = "SELECT source, split, count(*), count(*) FILTER (WHERE usable) FROM captions GROUP BY ALL"
+COUNTS = "SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable) FROM captions GROUP BY ALL"
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
 SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
 # What a source holds itself was read with its captions.
@@ -66,14 +67,44 @@ NAMED = """
 """
 
 
+FREQUENT = 20
+BOUND = ("share changed or vanished", "share of words never seen before")
+"""The figures that `run.drift.limit` bounds."""
+# An image's caption that went and another that came are one change; captions without an image only come and go.
+ROWS = """
+    WITH old AS (SELECT caption_id, image_id FROM read_parquet($before, hive_partitioning = false)),
+         today AS (SELECT caption_id, image_id FROM read_parquet($now, hive_partitioning = false)),
+         came AS (SELECT image_id, count(*) AS n FROM today ANTI JOIN old USING (caption_id) GROUP BY image_id),
+         went AS (SELECT image_id, count(*) AS n FROM old ANTI JOIN today USING (caption_id) GROUP BY image_id)
+    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today),
+           coalesce(sum(came.n), 0)::BIGINT, coalesce(sum(went.n), 0)::BIGINT,
+           coalesce(sum(least(came.n, went.n)) FILTER (WHERE came.n IS NOT NULL AND went.n IS NOT NULL), 0)::BIGINT
+    FROM came FULL JOIN went ON came.image_id = went.image_id
+"""
+WORDS = """
+    WITH old AS (
+             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
+             FROM read_parquet($before, hive_partitioning = false)
+         ),
+         today AS (
+             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
+             FROM read_parquet($now, hive_partitioning = false)
+         ),
+         counted AS (SELECT word, count(*) AS n FROM today GROUP BY word),
+         new AS (SELECT * FROM counted ANTI JOIN (SELECT DISTINCT word FROM old) USING (word))
+    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today), (SELECT coalesce(sum(n), 0)::BIGINT FROM new),
+           (SELECT list(word ORDER BY n DESC, word) FROM (FROM new ORDER BY n DESC, word LIMIT $frequent))
+"""
+
+
 @dataclass(frozen=True)
-class Census:
+class CaptionCounts:
     """Ingested captions, counted by what training and evaluation need of them."""
 
-    rows: Counter[tuple[str, str]]
-    """Captions by source and split."""
-    with_image: Counter[tuple[str, str]]
-    """Those that name an image."""
+    rows: dict[str, Counter[str]]
+    """Captions of each split, by source."""
+    without_image: dict[str, Counter[str]]
+    """Those that name no image."""
     named_images: dict[str, dict[str, str]]
     """For each tar or folder some of the images that captions name in it, with a source that does."""
     stored: Stored
@@ -82,25 +113,23 @@ class Census:
     @property
     def splits(self) -> Counter[str]:
         """Captions of each split."""
-        return _by(self.rows, 1)
-
-    def without_image(self, split: str) -> Counter[str]:
-        """Captions of a split that name no image, by source."""
-        return _by(Counter({key: count for key, count in (self.rows - self.with_image).items() if key[1] == split}), 0)
+        return Counter({split: counts.total() for split, counts in self.rows.items()})
 
 
-def count_captions(settings: Settings, folder: Path) -> Census:
+def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
-    evaluate, named = settings.evaluate, dict[str, dict[str, str]]()
+    evaluate, named = settings.evaluate, defaultdict[str, dict[str, str]](dict)
+    rows, without = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
-        counts = con.execute(COUNTS).fetchall()
+        for source, split, count, bare in con.execute(COUNTS).fetchall():
+            rows[split][source], without[split][source] = count, bare
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
         images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
         for archive, name, source in con.execute(NAMED, {"most": LOOKED_UP}).fetchall():
-            named.setdefault(archive, {})[name] = source
+            named[archive][name] = source
 
     def pool(image_ids: Sequence[str]) -> ImagePool:
         ids = [image for image in dict.fromkeys(image_ids) if image in images]
@@ -111,12 +140,7 @@ def count_captions(settings: Settings, folder: Path) -> Census:
         return ImagePool(ids, _no_features)
 
     captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
-    return Census(
-        Counter({(source, split): count for source, split, count, _ in counts}),
-        Counter({(source, split): count for source, split, _, count in counts}),
-        named,
-        Stored(captions, pool),
-    )
+    return CaptionCounts(rows, without, named, Stored(captions, pool))
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
@@ -127,24 +151,25 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
+    settings, scenes, ingested = run.settings, _finished(run, "scenes"), _finished(run, "ingest")
     with TempDir("captions-") as scratch:
-        folder = _captions_folder(run, captions, scratch)
-        return [] if folder is None else _check(run, folder, planned)
-
-
-def _check(run: Run, folder: Path, planned: bool) -> list[str]:
-    settings, scenes = run.settings, _finished(run, "scenes")
-    census, notices = count_captions(settings, folder / "captions"), []
-    # Where nothing is accepted, ingest says why.
-    if not census.rows:
-        return []
-    _check_training(census)
-    _check_split(settings, census)
-    notices += _check_language(run, census, folder)
-    if settings.data.scenes is None or scenes is not None:
-        notices += _check_images(settings, scenes, census) + _check_leakage(settings, scenes, folder)
-        tasks, _ = benchmark_tasks(settings, scenes, census.stored)
-        notices += _shows(tasks) if planned else []
+        if ingested is not None:
+            folder = run.store.download(ingested).path
+        elif settings.data.scenes is not None:
+            return []
+        else:
+            folder = (captions or ingested_captions(run, {}, scratch)).folder
+        counts = count_captions(settings, folder / "captions")
+        # Where nothing is accepted, ingest says why.
+        if not counts.rows:
+            return []
+        _check_training(counts)
+        _check_split(settings, counts)
+        notices = _language_notices(run, counts, folder)
+        if settings.data.scenes is None or scenes is not None:
+            notices += _image_notices(settings, scenes, counts) + _leakage_notices(settings, scenes, folder)
+            tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
+            notices += _validation_notices(tasks) if planned else []
     return notices + check_drift(run)
 
 
@@ -156,22 +181,13 @@ def _finished(run: Run, name: str) -> Artifact | None:
         return None
 
 
-def _captions_folder(run: Run, captions: IngestedCaptions | None, scratch: Path) -> Path | None:
-    ingested = _finished(run, "ingest")
-    if ingested is not None:
-        return run.store.download(ingested).path
-    if run.settings.data.scenes is not None:
-        return None
-    return (captions or ingested_captions(run, {}, scratch)).folder
-
-
-def _check_training(census: Census) -> None:
-    rows, without = census.splits["train"], census.without_image("train")
+def _check_training(counts: CaptionCounts) -> None:
+    rows, without = counts.splits["train"], counts.without_image["train"]
     if not rows:
         raise InputError(
-            f"none of the {census.rows.total()} captions is of split train ({_listed(census.splits)}), so nothing can "
-            "be paraphrased or trained on; give some rows this split in the column of data.sources[].columns.split, or "
-            "a source `split: train`"
+            f"none of the {counts.splits.total()} captions is of split train ({_listed(counts.splits)}), so nothing "
+            "can be paraphrased or trained on; give some rows this split in the column of "
+            "data.sources[].columns.split, or a source `split: train`"
         )
     if without.total() == rows:
         raise InputError(
@@ -181,8 +197,8 @@ def _check_training(census: Census) -> None:
         )
 
 
-def _check_split(settings: Settings, census: Census) -> None:
-    split, splits = settings.evaluate.split, census.splits
+def _check_split(settings: Settings, counts: CaptionCounts) -> None:
+    split, splits = settings.evaluate.split, counts.splits
     without_path = [benchmark for benchmark in settings.evaluate.benchmarks if benchmark.path is None]
     names = [benchmark.name for benchmark in without_path if find_benchmark(benchmark.kind).searches_images]
     if not names:
@@ -194,7 +210,7 @@ def _check_split(settings: Settings, census: Census) -> None:
             f"split in the column of data.sources[].columns.split, or a source `split: {split}`, or set "
             "evaluate.split, or give the benchmark a path of its own"
         )
-    without = census.without_image(split)
+    without = counts.without_image[split]
     if without.total() == splits[split]:
         raise InputError(
             f"{what}, but none of its {splits[split]} captions has an image ({_listed(without)}); name their tar or "
@@ -202,7 +218,7 @@ def _check_split(settings: Settings, census: Census) -> None:
         )
 
 
-def _shows(tasks: Sequence[Prepared]) -> list[str]:
+def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
     """What each benchmark of pairs can show."""
     notices = []
     for task in tasks:
@@ -217,9 +233,9 @@ def _shows(tasks: Sequence[Prepared]) -> list[str]:
     return notices
 
 
-def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -> list[str]:
+def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionCounts) -> list[str]:
     notices = []
-    for archive, names in census.named_images.items():
+    for archive, names in counts.named_images.items():
         path = input_path(settings, archive) if scenes is None else scenes.path / archive
         if not holds_any(path, list(names)):
             name, source = next(iter(names.items()))
@@ -237,13 +253,6 @@ def _check_images(settings: Settings, scenes: Artifact | None, census: Census) -
     return notices
 
 
-def _by(counts: Counter[tuple[str, str]], place: int) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for key, count in counts.items():
-        sums[key[place]] += count
-    return sums
-
-
 def _listed(counts: Counter[str]) -> str:
     shown = ", ".join(f"{name} {count}" for name, count in counts.most_common(4))
     return shown + (f" and {len(counts) - 4} more" if len(counts) > 4 else "")
@@ -253,7 +262,7 @@ def _no_features(*_: object) -> Any:
     raise AssertionError("nothing is measured before any image has features")
 
 
-def _check_leakage(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
+def _leakage_notices(settings: Settings, scenes: Artifact | None, folder: Path) -> list[str]:
     def archive(name: str) -> ImageArchive:
         return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
 
@@ -276,18 +285,74 @@ def _not_english(captions: pa.Array) -> int:
     return int(((letters > 2) | (others > english)).sum())
 
 
-def _check_language(run: Run, census: Census, folder: Path) -> list[str]:
+def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
     gates, facts = run.paraphraser.gates, run.paraphraser.facts
     if gates.encoder or not gates_of(gates).meaning or not facts.asks:
         return []
-    least = max(NOTICED, round(NOTICED_SHARE * census.splits["train"]))
+    least = max(NOTICED, round(NOTICED_SHARE * counts.splits["train"]))
     batches = iter_batches(folder / "captions", ("caption", "split"))
     unread = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
     if unread < least:
         return []
     return [
-        f"about {unread} of {census.splits['train']} training captions are not in English, by their letters and "
+        f"about {unread} of {counts.splits['train']} training captions are not in English, by their letters and "
         "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
         "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
         "leave these captions out of data.sources"
     ]
+
+
+def check_drift(run: Run) -> list[str]:
+    """Compare the ingested captions with those of the model that `run.drift.channel` serves, and hold the run if asked.
+
+    The figures are published, and kept as `results/<run>/drift.json`. Returns what the user should hear.
+    """
+    options, store, name = run.settings.run.drift, run.store, run.settings.name
+    served = (store.channel(options.channel) if options.channel else None) or {}
+    before, now = served.get("stages", {}).get("ingest"), run.artifact("ingest")
+    if before is None or now is None or before == now.fingerprint:
+        return []
+    champion = store.peek("ingest", before)
+    if champion is None:
+        return [f"the captions of {options.channel}'s model, ingest/{before}, are gone: drift is not measured"]
+    figures = measure_drift(_parts(run, champion), _parts(run, now))
+    limit = options.limit
+    held = [] if limit is None else [f"{bound} {figures[bound]:.3g}" for bound in BOUND if figures[bound] > limit]
+    write_json(store.root / "results" / name / "drift.json", {"figures": figures, "held": held})
+    rows = [{"figure": figure, "value": value} for figure, value in figures.items()]
+    text = f"Captions against those of {options.channel}'s model"
+    publish_table(artifact_key(name, "drift"), [as_text(row) for row in rows], text)
+    if held:
+        what = f"the captions drifted from those of {options.channel}'s model: {'; '.join(held)}"
+        emit("drift", name, what, channel=options.channel, **{bound: figures[bound] for bound in BOUND})
+        raise InputError(
+            f"{what}; run.drift.limit allows {limit:g}. Nothing was asked of a language model. See "
+            f"results/{name}/drift.json; if the captions are meant, raise the limit or set it to null for one run"
+        )
+    return []
+
+
+def measure_drift(before: list[str], now: list[str]) -> dict[str, Any]:
+    """Figures of two sets of captions (Parquet files of schema `tables.CAPTIONS`), by their names."""
+    with TempDir("drift-") as folder:
+        config = CONFIG | {"threads": 2, "temp_directory": str(folder / "spill")}
+        with duckdb.connect(":memory:", config=config) as con:
+            parts: dict[str, Any] = {"before": before, "now": now}
+            ((then, today, came, went, changed),) = con.execute(ROWS, parts).fetchall()
+            ((old_words, words, new_words, frequent),) = con.execute(WORDS, parts | {"frequent": FREQUENT}).fetchall()
+    return {
+        "captions before": then,
+        "captions now": today,
+        "new": came - changed,
+        "changed": changed,
+        "vanished": went - changed,
+        "words a caption before": round(old_words / max(then, 1), 2),
+        "words a caption now": round(words / max(today, 1), 2),
+        BOUND[0]: round(went / max(then, 1), 4),
+        BOUND[1]: round(new_words / max(words, 1), 4),
+        "most frequent new words": ", ".join(frequent or ()),
+    }
+
+
+def _parts(run: Run, ingest: Artifact) -> list[str]:
+    return [str(path) for path in parquet_files(run.store.download(ingest).path / "captions")]

@@ -1,33 +1,72 @@
-"""Requests of the paraphrase steps without an answer: the same rounds as a run's, with nobody asked."""
+"""Requests of the paraphrase steps without an answer: counted, divided among processes, written to files and read back.
+
+They are what the rounds of a run find missing where nobody is asked. Batch files are OpenAI batch JSONL, which
+`vllm run-batch` reads too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+import logging
+import os
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
 
+import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.roots import open_answers
-from paraclip.tasks.run.run import Run
+from paraclip.storage.duckdb_file import CONFIG
+from paraclip.storage.files import write_atomic
+from paraclip.storage.locks import lock
+from paraclip.storage.roots import open_answers, open_store
+from paraclip.tasks.run.child import call_in_child, log_path
+from paraclip.tasks.run.run import Node, Run, Stop, settings_of
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
-from paraclip.tasks.stages.paraphrase import step_batches, step_rounds
-from paraclip_core.demo.synonyms import swappable
+from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, step_batches, step_rounds
+from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
+from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.engines.base import PaidEngine, Prompt
+from paraclip_core.paraphrase.engines.openai import draws, prompt_size
+from paraclip_core.paraphrase.engines.openai_batch import Refused, read_line, request_line
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, bare, prompt_for
-from paraclip_core.paraphrase.requests import GenerationCache, RequestKeys, RowCursor, source_column, step_requests
-from paraclip_core.paraphrase.rounds import Rounds, word_requests
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.requests import RequestKeys, RowCursor, source_column, step_requests
+from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, attempt_seed, storable
 from paraclip_core.progress import Progress, silent
+from paraclip_core.tables import GENERATIONS, REJECTS
 
+log = logging.getLogger(__name__)
+
+SHARD_REQUESTS = 64
+"""Requests that are worth a process of their own."""
 SAMPLE = 1024
 """Missing texts that are looked at to tell their length."""
 CHARS_PER_TOKEN, MESSAGE_CHARS = 3.9, 20
 """Of a prompt's text, and what a chat template puts around each message; measured on the few-shot prompts."""
 TOKENS_PER_WORD = 1.15
 """Tokens of an answer for each word of its input, measured on the few-shot prompts."""
+
+
+BOTH_STEPS = (1, 2)
+BLOCK_LINES = 10_000
+"""Answers that are in memory, and kept, at once."""
+WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
+"""A request that is missing; its `prompt_tokens` are an estimate."""
+NEW = """
+SELECT w.* REPLACE (if(l.prompt_tokens < 0, w.prompt_tokens, l.prompt_tokens) AS prompt_tokens),
+  l.completions, l.completion_tokens
+FROM lines l JOIN wanted w USING (key)
+QUALIFY row_number() OVER (PARTITION BY key ORDER BY l.line) = 1 ORDER BY l.line
+"""
+UNKNOWN = "this configuration asks no such request; was it exported with another one, or from other captions?"
 
 
 @dataclass(frozen=True)
@@ -46,8 +85,6 @@ class StepLeft:
     """Of a request, examples included, estimated."""
     completion_tokens: float = 0.0
     """Of a request, all its answers together, estimated."""
-    words: int = 0
-    """Requests for single words that the missing texts lead to, estimated within a factor of two."""
     new_inputs: int = 0
     """Of step 1, what step 2 was not asked about yet and will be if it passes: answers without a verdict, as far as a
     sample says that they are new, and answers that are missing."""
@@ -76,7 +113,11 @@ def missing_rounds(
             first.run()
             yield first
             selection = first.select()
-            rows = lambda columns: (rows.select(list(columns)) for rows, _ in selection.batches())  # noqa: E731 (as step_batches)
+
+            def accepted_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+                return (accepted.select(list(columns)) for accepted, _ in selection.batches())
+
+            rows = accepted_rows
         second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged)
         second.progress = progress
         second.run()
@@ -92,33 +133,14 @@ def steps_left(
     """
     left = {}
     for rounds in missing_rounds(run, artifacts, captions):
-        step = rounds.tables.step
-        left[step] = _left(run, rounds)
-        if step == 1:
-            left[1] = replace(left[1], new_inputs=_new_inputs(run, rounds))
+        tables, options = rounds.tables, run.paraphraser.options
+        missing = [rows for _, rows in rounds.missing]
+        texts = _sample(rounds, np.unique(np.concatenate(missing)))
+        tokens = _tokens(prompt_for(options, tables.step), texts, options.sampling.n)
+        counts = sum(map(len, missing)), tables.accepted(), len(tables.rejected())
+        new = _new_inputs(run, rounds) if tables.step == 1 else 0
+        left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)
     return left
-
-
-def step_left(run: Run, step: int, upstream: Artifact) -> StepLeft:
-    """What a step has left whose input is finished."""
-    batches = step_batches(upstream.path, step, run.paraphraser.options.fraction)
-    with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache, ExitStack() as stack:
-        rounds = step_rounds(stack, run, step, batches, cache, scratch, judged=False)
-        rounds.run()
-        return _left(run, rounds)
-
-
-def _left(run: Run, rounds: Rounds) -> StepLeft:
-    tables, options = rounds.tables, run.paraphraser.options
-    missing = [rows for _, rows in rounds.missing]
-    texts = _sample(rounds, np.unique(np.concatenate(missing)))
-    prompt, answers = _tokens(prompt_for(options, tables.step), texts, options.sampling.n)
-    words = 0
-    if run.paraphraser.asks_words(tables.step):
-        words = _words(texts, len(missing[0]), word_requests(options, run.paraphraser.model), rounds.cache)
-    return StepLeft(
-        tables.rows, sum(map(len, missing)), tables.accepted(), len(tables.rejected()), prompt, answers, words
-    )
 
 
 def _new_inputs(run: Run, rounds: Rounds) -> int:
@@ -157,14 +179,311 @@ def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple
     return fixed + characters / CHARS_PER_TOKEN, words * TOKENS_PER_WORD * answers
 
 
-def _words(texts: list[str], of: int, request: RequestKeys, cache: GenerationCache) -> int:
-    """Requests for words that `of` texts lead to, of which `texts` are some.
+@dataclass(frozen=True)
+class ShardJob:
+    """What the shards of one stage have in common; plain data, so that another machine can be told."""
 
-    New words grow with the square root of the texts (Heaps' law), and each leads to about one more: its synonyms are
-    asked backwards.
+    step: int
+    shards: int
+    draft: Mapping[str, Any]
+    upstream: str
+    """Fingerprint of the artifact with the step's rows."""
+    settings: Mapping[str, Any]
+    root: str
+
+
+def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJob | None:
+    """The shards among which a stage's missing requests are divided; None where one process does them."""
+    settings = run.settings
+    step, most = STEPS.get(node.name), settings.run.shards
+    if step is None or most < 2:
+        return None
+    options, one_machine = run.paraphraser.options, settings.run.runner == "threads"
+    for asked in filter(None, (run.paraphraser, run.paraphraser.judge)):
+        if reason := asked.facts.unshardable(one_machine):
+            log.info("%s is not cut into shards: %s", node.name, reason)
+            return None
+    upstream = inputs[UPSTREAM[step]]
+    batches = step_batches(upstream.path, step, options.fraction)
+    with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache, ExitStack() as stack:
+        rounds = step_rounds(stack, run, step, batches, cache, scratch, judged=False)
+        rounds.run()
+        # Where rejected rows are asked for again, or a judge is asked, more may be missing than can be counted now.
+        further = options.attempts > 1 or bool(options.regenerate) or options.judge is not None
+        missing = rounds.tables.rows if further else sum(len(rows) for _, rows in rounds.missing)
+    shards = min(most, missing // SHARD_REQUESTS)
+    if shards < 2:
+        return None
+    place = settings.run
+    if one_machine:
+        threads = place.threads or max(1, (os.cpu_count() or 1) // shards)
+        place = place.model_copy(update={"threads": threads})
+    job_settings = settings.model_copy(update={"run": place}).model_dump(mode="json")
+    return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
+
+
+def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop | None = None) -> dict[str, Any]:
+    """Run one shard in a child process; what it counted."""
+    store, settings = open_store(job.root), settings_of(job.settings)
+    stage, fingerprint = job.draft["stage"], job.draft["fingerprint"]
+    path = log_path(store, stage, f"{fingerprint}-shard-{shard}-of-{job.shards}")
+    request = {**asdict(job), "shard": shard}
+    return call_in_child("paraclip.tasks.requests:run_shard", request, settings, path, progress, stop)
+
+
+def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Run one shard, here; `request` is a :class:`ShardJob` and the number of the shard."""
+    shard, step = request["shard"], request["step"]
+    settings, store = settings_of(request["settings"]), open_store(request["root"])
+    upstream = store.find(UPSTREAM[step], request["upstream"])
+    if upstream is None:
+        name = f"{UPSTREAM[step]}/{request['upstream']}"
+        raise ArtifactError(
+            f"the artifact {name} is not under {store.location}: run.root must be the same shared folder or object "
+            f"store for every worker"
+        )
+    device, one_machine = settings.run.device, settings.run.runner == "threads"
+    if device == "auto" and one_machine and Run(settings, store).paraphraser.facts.local:
+        # Each shard takes another GPU of this machine; Ray shows a shard its own ones only.
+        import torch
+
+        device = f"cuda:{shard % torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else device
+    place = settings.run.model_copy(update={"device": device})
+    run = Run(settings.model_copy(update={"run": place}), store)
+    with (
+        TempDir() as scratch,
+        paraphrasing(run, step, upstream, scratch, progress, (shard, request["shards"])) as rounds,
+    ):
+        rounds.run()
+    return rounds.counts.metrics()
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What a batch file holds, and what it does not."""
+
+    file: str
+    model: str
+    """The model that is asked, by its name at the server."""
+    step_1: int
+    """Requests of step 1."""
+    step_2: int
+    """Requests of step 2."""
+    unanswered_1: int
+    """Requests of step 1 without an answer, exported or not. Step 2 of their captions is not known yet."""
+
+    @property
+    def requests(self) -> int:
+        """All requests."""
+        return self.step_1 + self.step_2
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "requests": self.requests}
+
+
+def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, progress: Progress = silent) -> Exported:
+    """Write what a run would ask and the answers cache does not hold, a request a line; the file appears whole.
+
+    Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Memory does
+    not grow with the file.
     """
-    words = sorted({word for text in texts for word in swappable(bare(text))})
-    if not words:
-        return 0
-    missing = len(words) - cache.lookup(request.keys(words)).num_rows
-    return round(2 * missing * (of / len(texts)) ** 0.5)
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise ConfigError(f"{path} cannot be written; name a file in a folder that you may write to")
+    options = _askable(run).paraphraser.options
+    counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
+
+    def write(file: BinaryIO) -> None:
+        for rounds in missing_rounds(run, run.artifacts(), judged=True, progress=progress):
+            step = rounds.tables.step
+            missing[step] = sum(len(rows) for _, rows in rounds.missing)
+            for request, keys, texts in _requests(rounds) if step in steps else ():
+                for key, prompt in zip(keys, _prompts(run, request, texts), strict=True):
+                    file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
+                counts[step] += len(keys)
+                progress(sum(counts.values()), None, phase="writing requests")
+
+    write_atomic(path, write)
+    return Exported(str(path), options.model, counts[1], counts[2], missing[1])
+
+
+def _askable(run: Run) -> Run:
+    options = run.paraphraser.options
+    if not run.paraphraser.facts.asks:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
+            "shall answer them"
+        )
+    if options.judge is not None:
+        raise ConfigError(
+            "paraphrase.judge asks about answers as they come, which a batch file cannot; import the answers with "
+            "paraphrase.judge=null, and let `paraclip run` ask the judge"
+        )
+    if not options.model:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} has no paraphrase.model, by which a batch file names who shall "
+            "answer; take engine openai, vllm or transformers"
+        )
+    if any(map(run.paraphraser.asks_words, BOTH_STEPS)):
+        raise ConfigError(
+            "a batch file cannot ask for single words, as the few-shot prompts do; set paraphrase.prompts=paper"
+        )
+    return run
+
+
+def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[str]]]:
+    """The missing requests, block by block: with their keys, and what is asked about."""
+    for request, rows in rounds.missing:
+        for block in rounds.tables.with_texts(request, rows, SENT_ROWS):
+            yield request, block.column("generation").to_pylist(), block.column("asked").to_pylist()
+
+
+def _prompts(run: Run, request: RequestKeys, texts: Iterable[str]) -> list[Prompt]:
+    template = prompt_for(run.paraphraser.options, request.step)
+    seed = attempt_seed(request.seed, request.attempt)
+    return [Prompt(template.messages(text), text, request.step, seed) for text in texts]
+
+
+@dataclass
+class Imported:
+    """What became of the lines of batch files."""
+
+    lines: int = 0
+    new: int = 0
+    """Answers that are in the cache now."""
+    declined: int = 0
+    """Those of them that say that there is no answer: the prompt was too long, or against the rules."""
+    answered: int = 0
+    """Lines whose request was answered before, or by an earlier line."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Lines of no use, by reason."""
+    rejects: list[str] = field(default_factory=list)
+    """Files with the rejected lines (`tables.REJECTS`)."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    spend: float | None = None
+    """What these tokens cost with the configured prices; None without prices."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
+    """Put the answers to requests that a run would make into its answers cache, from batch output or error files.
+
+    They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Lines of no
+    use are written beside each file, as `NAME.rejects.parquet`.
+    """
+    imported, expected = Imported(), draws(run.paraphraser.options.sampling)
+    with (
+        # Two at once would both find the same requests missing.
+        lock(run.store.cache / "requests-import.lock"),
+        TempDir("requests-") as scratch,
+        closing(duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch)})) as con,
+        closing(open_answers(run.store)) as cache,
+    ):
+        con.register("rows", WANTED.empty_table())
+        con.execute("CREATE TABLE wanted AS FROM rows")
+        for rounds in missing_rounds(_askable(run), run.artifacts(), judged=True, progress=progress):
+            for request, keys, texts in _requests(rounds):
+                con.register("rows", _wanted(run, request, keys, texts))
+                con.execute("INSERT INTO wanted FROM rows")
+        for path in paths:
+            rejects: list[Reject] = []
+            for block in _blocks(path, expected):
+                rejects += _import(block, con, cache, imported)
+                progress(imported.lines, None, phase="keeping answers")
+            _write_rejects(path, rejects, imported)
+    engine = run.paraphraser.engine()
+    if isinstance(engine, PaidEngine) and engine.priced:
+        imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
+    if imported.rejected and not (imported.new or imported.answered):
+        reasons = ", ".join(f"{reason} {count}" for reason, count in imported.rejected.items())
+        raise InputError(
+            f"none of the {imported.lines} lines of {', '.join(path.name for path in paths)} answers a request of this "
+            f"configuration ({reasons}; see {imported.rejects[0]}); expected what came back for a file of "
+            "`paraclip requests export` with the same settings"
+        )
+    return imported
+
+
+def _wanted(run: Run, request: RequestKeys, keys: list[bytes], texts: list[str]) -> pa.Table:
+    same = {
+        "step": request.step,
+        "attempt": request.attempt,
+        "engine": run.paraphraser.engine().name,
+        "model": request.model,
+        "prompt": request.prompt_id,
+        "prompt_hash": request.prompt_hash,
+        "sampling": request.sampling,
+        "seed": request.seed,
+    }
+    columns: dict[str, list[Any]] = {name: [value] * len(keys) for name, value in same.items()}
+    columns |= {"key": keys, "input": list(map(storable, texts))}
+    columns["prompt_tokens"] = list(map(prompt_size, _prompts(run, request, texts)))
+    return pa.Table.from_pydict(columns, schema=WANTED)
+
+
+def _blocks(path: Path, n: int) -> Iterator[list[tuple[int, Any, str]]]:
+    """Number, answer and beginning of each line, some lines at once."""
+    try:
+        with path.open("rb") as file:
+            numbered = ((line, raw) for line, raw in enumerate(map(bytes.strip, file), 1) if raw)
+            while lines := list(islice(numbered, BLOCK_LINES)):
+                yield [
+                    (line, read_line(raw, n), raw[: 4 * SHOWN_CHARS].decode("utf-8", "replace")[:SHOWN_CHARS])
+                    for line, raw in lines
+                ]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _import(
+    block: list[tuple[int, Any, str]],
+    con: duckdb.DuckDBPyConnection,
+    cache: AnswerStore,
+    imported: Imported,
+) -> list[Reject]:
+    """Keep the new answers of a block; its lines of no use."""
+    answers = [(line, *one, raw) for line, one, raw in block if not isinstance(one, Refused)]
+    rejects = [
+        Reject(line, one.reason, storable(one.detail), raw) for line, one, raw in block if isinstance(one, Refused)
+    ]
+    keys = pa.array([key for _, key, _, _ in answers], pa.binary(16))
+    completions = [completion for _, _, completion, _ in answers]
+    answered = set(cache.lookup(keys).column("key").to_pylist())
+    lines = {
+        "line": [line for line, *_ in answers],
+        "key": keys,
+        "completions": pa.array([list(map(storable, one.texts)) for one in completions], pa.list_(pa.string())),
+        "prompt_tokens": pa.array([one.prompt_tokens for one in completions], pa.int32()),
+        "completion_tokens": pa.array([one.completion_tokens for one in completions], pa.int32()),
+    }
+    con.register("lines", pa.table(lines))
+    new = con.sql(NEW).to_arrow_table().select(GENERATIONS.names).cast(GENERATIONS)
+    cache.append(new)
+    con.execute("DELETE FROM wanted WHERE key IN (SELECT key FROM lines)")
+    known = answered | set(new.column("key").to_pylist())
+    rejects += [Reject(line, "unknown_request", UNKNOWN, raw) for line, key, _, raw in answers if key not in known]
+    imported.lines += len(block)
+    imported.new += new.num_rows
+    imported.answered += sum(key in known for _, key, _, _ in answers) - new.num_rows
+    imported.declined += sum(not texts for texts in new.column("completions").to_pylist())
+    imported.prompt_tokens += sum(new.column("prompt_tokens").to_pylist())
+    imported.completion_tokens += sum(new.column("completion_tokens").to_pylist())
+    return rejects
+
+
+def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> None:
+    target = path.with_name(f"{path.name}.rejects.parquet")
+    for reject in rejects:
+        imported.rejected[reject.reason] = imported.rejected.get(reject.reason, 0) + 1
+    if not rejects:
+        # Of an earlier import, whose lines are in order now.
+        target.unlink(missing_ok=True)
+        return
+    table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one.row or 0), path.name)], REJECTS)
+    write_atomic(target, lambda file: pq.write_table(table, file, compression="zstd"))
+    imported.rejects.append(str(target))

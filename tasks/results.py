@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, write_atomic, write_json
 from paraclip.storage.manifests import SOURCE
-from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved
-from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
 
@@ -81,29 +79,6 @@ def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mappin
     return Result(
         settings.name, plain, summary, totals, warning, report and str(report), summary_path and str(summary_path)
     )
-
-
-def check_run_name(name: str, store: ArtifactStore) -> None:
-    """See before a run that it may keep its model under its name."""
-    if (store.channel(name) or {}).get("moved_by") == BY_PROMOTION:
-        raise ConfigError(
-            f"{name!r} is a channel that only a promotion moves, and a run of this name would move it whatever its "
-            f"verdict; give the run another name, with --set name=…"
-        )
-
-
-def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
-    """Gather the outcome and point the run's own channel at its model."""
-    name, store = run.settings.name, run.store
-    check_run_name(name, store)
-    result = gather_result(run, rows, artifacts)
-    if "finetune" in artifacts:
-        stages = {stage: artifact.fingerprint for stage, artifact in artifacts.items()}
-        reason = why(result.summary) if result.summary else None
-        with store.channel_lock(name):
-            check_run_name(name, store)
-            store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason))
-    return result
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:

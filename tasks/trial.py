@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import Engine, PaidEngine
+from paraclip_core.paraphrase.engines.base import PaidEngine
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
 from paraclip_core.paraphrase.parse import parse_answer
@@ -27,6 +28,7 @@ from paraclip_core.paraphrase.requests import INPUT_COLUMNS
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
 
+COUNTED = ("generated", "cached", "prompt_tokens", "completion_tokens")
 Say = Callable[[str], None]
 Attempts = Mapping[tuple[str, str], Sequence["Attempt"]]
 """Caption and the text that is asked about → what was tried."""
@@ -170,13 +172,8 @@ class TrialCache:
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
     """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
 
-    `paraphrase.regenerate` is about many rows, and not tried; nor is `paraphrase.judge` asked.
-
-    Args:
-        run: the run; the answers in its cache are used.
-        captions: raw.
-        keep: put the answers into that cache, too. Otherwise nothing of them stays.
-        say: told what takes a while.
+    `paraphrase.regenerate` is about many rows, and not tried; nor is `paraphrase.judge` asked. With `keep` answers go
+    into the root's cache; otherwise nothing of them stays. `say` is told what takes a while.
     """
     with ExitStack() as stack:
         # No root is made where nothing is kept.
@@ -193,50 +190,38 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         stack.enter_context(closing(engine))
         root = stack.enter_context(closing(open_answers(run.store)))
         charge(engine, root)
-        return _try(stack, run, engine, TrialCache(root, keep), captions, keep, say)
+        cache, scratch = TrialCache(root, keep), stack.enter_context(TempDir("trial-"))
+        texts = [clean(caption) for caption in captions]
+        left_out = [": ".join(cleaned(caption, run.settings.data)[1] or ()) for caption in captions]
+        rows = [_rows(list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)))]
+        attempts, counts = list[Attempts](), Counter[str]()
+        for step in (1, 2):
+            say(f"step {step}: {sum(batch.num_rows for batch in rows)} texts, with {engine.name}")
 
+            def batches(columns: Sequence[str], rows: list[pa.RecordBatch] = rows) -> Iterator[pa.RecordBatch]:
+                return (batch.select(list(columns)) for batch in rows)
 
-def _try(
-    stack: ExitStack, run: Run, engine: Engine, cache: TrialCache, captions: Sequence[str], keep: bool, say: Say
-) -> Trial:
-    texts = [clean(caption) for caption in captions]
-    left_out = [": ".join(cleaned(caption, run.settings.data)[1] or ()) for caption in captions]
-    rows = [_rows(list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)))]
-    scratch, tried, counts = stack.enter_context(TempDir("trial-")), list[Attempts](), list[Any]()
-    for step in (1, 2):
-        say(f"step {step}: {sum(batch.num_rows for batch in rows)} texts, with {engine.name}")
-        batches = rows
-        rounds = step_rounds(
-            stack,
-            run,
-            step,
-            lambda columns, batches=batches: (batch.select(list(columns)) for batch in batches),
-            cache,
-            scratch / f"step-{step}",
-            engine,
+            rounds = step_rounds(stack, run, step, batches, cache, scratch / f"step-{step}", engine)
+            attempts.append(_attempts(rounds, cache))
+            counts.update({name: getattr(rounds.counts, name) for name in COUNTED})
+            rows = [accepted for accepted, _ in rounds.select().batches()]
+        gates = gates_of(judge_spec(run.paraphraser, 2, CONTEXT_LENGTH).gates)
+        spend = None
+        if isinstance(engine, PaidEngine) and engine.priced:
+            spend = round(engine.cost(counts["prompt_tokens"], counts["completion_tokens"]), 6)
+        return Trial(
+            engine.name,
+            engine.model,
+            run.paraphraser.gates.preset,
+            (*gates.text, *gates.meaning),
+            tuple(_caption(text, why, *attempts) for text, why in zip(texts, left_out, strict=True)),
+            counts["generated"],
+            counts["cached"],
+            counts["prompt_tokens"],
+            counts["completion_tokens"],
+            spend,
+            keep,
         )
-        tried.append(_attempts(rounds, cache))
-        rows = [accepted for accepted, _ in rounds.select().batches()]
-        counts.append(rounds.counts)
-    generated, cached, prompt_tokens, completion_tokens = (
-        sum(getattr(one, name) for one in counts)
-        for name in ("generated", "cached", "prompt_tokens", "completion_tokens")
-    )
-    priced = isinstance(engine, PaidEngine) and engine.priced
-    gates = gates_of(judge_spec(run.paraphraser, 2, CONTEXT_LENGTH).gates)
-    return Trial(
-        engine.name,
-        engine.model,
-        run.paraphraser.gates.preset,
-        (*gates.text, *gates.meaning),
-        tuple(_caption(text, why, *tried) for text, why in zip(texts, left_out, strict=True)),
-        generated,
-        cached,
-        prompt_tokens,
-        completion_tokens,
-        round(engine.cost(prompt_tokens, completion_tokens), 6) if isinstance(engine, PaidEngine) and priced else None,
-        keep,
-    )
 
 
 def _rows(texts: Sequence[str]) -> pa.RecordBatch:

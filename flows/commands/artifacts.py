@@ -19,7 +19,7 @@ from paraclip.flows.commands.common import (
     say,
 )
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.tasks.history import KEPT_MODELS
+from paraclip.tasks.channels import KEPT_MODELS
 from paraclip_core.errors import UnknownNameError
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check and clean up artifacts.")

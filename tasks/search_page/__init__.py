@@ -1,1 +1,459 @@
-"""The search page: one index, base beside tuned, marks that re-rank."""
+"""The search page over one index, base beside tuned, and its HTTP interface (`/search`, `/feedback`, `/images/ROW`),
+described by `/openapi.json`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse
+from numpy.typing import NDArray
+from PIL import ImageOps
+from pydantic import BaseModel, Field
+
+from paraclip.storage.artifacts import ArtifactStore
+from paraclip.storage.files import parse_json, write_atomic
+from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.image_index import SearchTarget, load_models
+from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.images import ImageArchive, holds_any
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
+from paraclip_core.errors import InputError, ParaclipError
+from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.paths import user_path
+from paraclip_core.training.alpha import interpolate
+from paraclip_core.training.memory import free_memory
+
+HERE = Path(__file__).parent
+LONGEST_QUERY = 2_000
+LARGEST_BODY = 65_536
+MOST_IMAGES, MOST_MARKS = 100, 500
+DEPTH = 10
+COOKIE = "paraclip-token"
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src 'self'; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+REPORT_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'"
+}
+FILES = {
+    "/": ("page.html", "text/html"),
+    "/page.js": ("page.js", "text/javascript"),
+    "/page.css": ("page.css", "text/css"),
+}
+BASE = 0.0
+"""The α of the base model; 1 is the tuned one."""
+HELD_SHARE = 0.5
+"""Share of the free memory that the index may take; a larger one is read from the disk at every search."""
+TEXTS = 20_000
+"""Texts whose embeddings stay in memory, some 2 kB each."""
+SIDE, QUALITY = 320, 80
+PICTURES = 4096
+"""Thumbnails that stay in memory, some 15 kB each."""
+LOG, CAPTIONS = "marks.jsonl", "captions.jsonl"
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Rows of the index, best first."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class SearchEngine:
+    """Base and tuned model over one index."""
+
+    def __init__(self, target: SearchTarget, device: str = "cpu") -> None:
+        """Load both models once."""
+        free = free_memory(torch.device("cpu")) or 0
+        self.searcher = Searcher(target.index.features, target.index.ids, max(HELD_BYTES, int(HELD_SHARE * free)))
+        models = load_models(target, self.searcher, device)
+        self._base, self._tuned = models["base"], models["tuned"]
+        self.repaired = target.base != target.tuned
+        self._weights = {name: _text_weights(clip) for name, clip in models.items()}
+        self._blended: ClipModel | None = None
+        self._alpha = -1.0
+        self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
+        # One request at a time: the mixed model and the index fill the processor as it is.
+        self._lock = threading.Lock()
+
+    def search(
+        self,
+        alphas: Sequence[float],
+        wordings: Sequence[str],
+        count: int,
+        like: int | None = None,
+        right: Sequence[int] = (),
+        wrong: Sequence[int] = (),
+    ) -> list[Ranking]:
+        """A ranking for each wording by the model at each α, models outermost; with `like` for the image in that row.
+
+        Rankings follow the rows of images marked as right or wrong, see :func:`refine`.
+        """
+        with self._lock:
+            if like is not None:
+                vectors = list(self.searcher.rows(np.full(len(alphas), like)))
+            else:
+                vectors = [vector for alpha in alphas for vector in self._embed(alpha, wordings)]
+            if right or wrong:
+                marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
+                vectors = [refine(vector, *marked) for vector in vectors]
+            rows, scores = self.searcher.nearest(np.stack(vectors), count)
+            return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
+
+    def _embed(self, alpha: float, texts: Sequence[str]) -> list[NDArray[np.float32]]:
+        """Unit embeddings of texts by the model at α; those that are new are encoded at once."""
+        if missing := [text for text in dict.fromkeys(texts) if (alpha, text) not in self._texts]:
+            vectors = encode_texts(self._model(alpha), missing)
+            self._texts.update(((alpha, text), vector) for text, vector in zip(missing, vectors, strict=True))
+        embeddings = [self._texts[alpha, text] for text in texts]
+        while len(self._texts) > TEXTS:
+            self._texts.popitem(last=False)
+        return embeddings
+
+    def _model(self, alpha: float) -> ClipModel:
+        if alpha in (BASE, 1.0):
+            return self._tuned if alpha == 1.0 else self._base
+        if self._blended is None:
+            self._blended = deepcopy(self._tuned)
+        if alpha != self._alpha:
+            parameters = dict(self._blended.model.named_parameters())
+            chosen = {name: parameters[name] for name in self._weights["tuned"]}
+            interpolate(chosen, self._weights["base"], self._weights["tuned"], alpha)
+            self._alpha = alpha
+        return self._blended
+
+
+def _text_weights(clip: ClipModel) -> dict[str, torch.Tensor]:
+    """Every weight but the image tower's."""
+    return {
+        name: parameter.detach() for name, parameter in clip.model.named_parameters() if not name.startswith("visual.")
+    }
+
+
+class Catalogue:
+    """Images by their row in the index."""
+
+    def __init__(self, target: SearchTarget, store: ArtifactStore) -> None:
+        """Read a caption and the picture's place of each image."""
+        self.ids = target.index.ids
+        self.captions: pa.Array | None = None
+        self._rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
+        self._archives: dict[str, ImageArchive | None] = {}
+        self._folders: list[str] = []
+        self._folder_of: NDArray[np.int16] = np.full(len(self.ids), -1, np.int16)
+        self._given = None if target.images is None else _archive_of(target.images, self.ids)
+        self._scenes: Path | None = None
+        if target.captions is not None:
+            made_from = target.captions.manifest.inputs.get("scenes")
+            scenes = None if made_from is None else store.find("scenes", made_from)
+            self._scenes = None if scenes is None else scenes.path
+            self._read(target.captions.path / "captions")
+        self._lock = threading.Lock()
+        self.picture = lru_cache(PICTURES)(self._picture)
+
+    def row(self, image_id: str) -> int | None:
+        """The row of an image; None where the index has none of this id."""
+        return self._rows.get(image_id)
+
+    def caption(self, row: int) -> str | None:
+        """A caption of the image; None where there is none."""
+        return None if self.captions is None else self.captions[row].as_py()
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the page can show pictures."""
+        return self._given is not None or bool(self._folders)
+
+    def _read(self, folder: Path) -> None:
+        captions: list[str | None] = [None] * len(self.ids)
+        paths: list[str | None] = [None] * len(self.ids)
+        folders: dict[str, int] = {}
+        for batch in iter_batches(folder, ["image_id", "caption", "images", "image_path"]):
+            for row in batch.to_pylist():
+                place = self._rows.get(row["image_id"])
+                if place is None or captions[place] is not None:
+                    continue
+                captions[place] = row["caption"]
+                if row["images"] and row["image_path"]:
+                    paths[place] = row["image_path"]
+                    self._folder_of[place] = folders.setdefault(row["images"], len(folders))
+        self.captions, self._paths = pa.array(captions, pa.string()), pa.array(paths, pa.string())
+        self._folders = list(folders)
+
+    def _picture(self, row: int) -> bytes:
+        """A small JPEG of the image, without metadata."""
+        with self._lock:
+            archive, name = self._place(row)
+            image = archive.open(name)
+        small = ImageOps.contain(image, (SIDE, SIDE))
+        buffer = io.BytesIO()
+        small.save(buffer, "JPEG", quality=QUALITY)
+        return buffer.getvalue()
+
+    def _place(self, row: int) -> tuple[ImageArchive, str]:
+        if self._given is not None:
+            return self._given, self.ids[row]
+        folder = int(self._folder_of[row])
+        if folder < 0:
+            raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
+        images = self._folders[folder]
+        if images not in self._archives:
+            path = self._scenes / images if self._scenes is not None else user_path(images)
+            self._archives[images] = ImageArchive(path) if path.exists() else None
+        archive = self._archives[images]
+        if archive is None:
+            raise InputError(f"the images {images} are not here; give --images")
+        return archive, self._paths[row].as_py()
+
+
+def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
+    if not holds_any(images, ids):
+        raise InputError(
+            f"{images} has none of the {len(ids)} images of the index (the first is {ids[0]!r}); expected their file "
+            "names as the index's ids, see --ids"
+        )
+    return ImageArchive(images)
+
+
+class Marks:
+    """A log of marks in one folder, and a JSONL of captions made from it.
+
+    ``captions.jsonl`` has a row for each image that a query was right for: the query as its caption. It is a source for
+    ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def mark(self, query: str, image_id: str, value: int) -> None:
+        """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts."""
+        row = {"query": query, "image_id": image_id, "mark": value, "at": round(time.time(), 3)}
+        with self._lock:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with (self._folder / LOG).open("a", encoding="utf-8") as log:
+                log.write(json.dumps(row, ensure_ascii=True) + "\n")
+                log.flush()
+                os.fsync(log.fileno())
+            self._write_captions()
+
+    def all(self) -> dict[tuple[str, str], int]:
+        """The last mark of each query and image; a line that a full disk cut short is left out."""
+        path = self._folder / LOG
+        marks: dict[tuple[str, str], int] = {}
+        if not path.exists():
+            return marks
+        for line in path.read_bytes().splitlines():
+            try:
+                row = parse_json(line)
+                marks[row["query"], row["image_id"]] = int(row["mark"])
+            except (ValueError, KeyError, TypeError):
+                continue
+        return marks
+
+    def _write_captions(self) -> None:
+        rows = [
+            {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
+            for (query, image_id), value in self.all().items()
+            if value > 0 and query
+        ]
+        text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
+        write_atomic(self._folder / CAPTIONS, lambda file: file.write(text.encode()))
+
+
+ImageIds = Annotated[list[str], Field(max_length=MOST_MARKS)]
+
+
+class SearchRequest(BaseModel):
+    """A query in words, or an image of the index to find others like it."""
+
+    query: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
+    rewording: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
+    """Other words for the query: how far both rankings agree is a part of the answer."""
+    like: str | None = None
+    """Id of an image to search with, in place of a query."""
+    alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the tuned side: 0 is the base, 1 the tuned model, between them their weights are interpolated."""
+    count: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 20
+    right: ImageIds = []
+    """Ids of images marked as right; with any mark the ranking follows them."""
+    wrong: ImageIds = []
+
+
+class Feedback(BaseModel):
+    """A mark on an image that a query found."""
+
+    query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
+    image_id: str
+    mark: Annotated[int, Field(ge=-1, le=1)]
+    """1 right, -1 wrong, 0 taken back."""
+
+
+def make_app(
+    engine: SearchEngine,
+    catalogue: Catalogue,
+    marks: Marks,
+    facts: dict[str, Any],
+    token: str | None = None,
+    report: Path | None = None,
+) -> FastAPI:
+    """The application; `facts` are what the page says of models and index, `report` is the page of the model's run.
+
+    With a `token` every request needs it, as `?token=` once or `Authorization: Bearer`.
+    """
+    app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
+    _guard(app, token)
+    for path, (name, kind) in FILES.items():
+        app.get(path, include_in_schema=False)(_file(HERE / name, kind))
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def icon() -> Response:
+        return Response(status_code=204)
+
+    @app.get("/facts")
+    def describe() -> dict[str, Any]:
+        """The models, the index, and what can be shown."""
+        shown = {"pictures": catalogue.has_pictures, "captions": catalogue.captions is not None}
+        shown["report"] = report is not None
+        return {**facts, "images": len(catalogue.ids), "repaired": engine.repaired, **shown}
+
+    if report is not None:
+        app.get("/report", response_class=Response)(_file(report, "text/html", REPORT_HEADERS))
+
+    @app.post("/search")
+    def search(asked: SearchRequest) -> dict[str, Any]:
+        """Rankings by the base and by the tuned model, and how far two wordings agree in each."""
+        if not asked.query.strip() and asked.like is None:
+            raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
+        return _answer(engine, catalogue, asked)
+
+    @app.post("/feedback")
+    def feedback(given: Feedback) -> dict[str, Any]:
+        """Keep a mark."""
+        _row(catalogue, given.image_id)
+        marks.mark(given.query, given.image_id, given.mark)
+        return {"kept": True}
+
+    @app.get("/images/{row}", response_class=Response)
+    def image(row: int) -> Response:
+        """A small JPEG of the image in this row of the index."""
+        return _picture(catalogue, row)
+
+    return app
+
+
+def _guard(app: FastAPI, token: str | None) -> None:
+    """Ask for the token, refuse large requests, and say in one line what is wrong with a request."""
+
+    @app.middleware("http")
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.query_params.get("token")
+        if token is not None and not _allowed(request, given, token):
+            return JSONResponse({"detail": "this page needs the token that `paraclip ui` printed"}, 401)
+        length = request.headers.get("content-length")
+        if request.method == "POST" and length is None:
+            return JSONResponse({"detail": "the request does not say its length (Content-Length)"}, 411)
+        if int(length or 0) > LARGEST_BODY:
+            return JSONResponse({"detail": f"the request is larger than {LARGEST_BODY} bytes"}, 413)
+        response = await answer(request)
+        for name, value in HEADERS.items():
+            response.headers.setdefault(name, value)
+        if token is not None and given:
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict")
+        return response
+
+    @app.exception_handler(ParaclipError)
+    async def failed(_: Request, error: ParaclipError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, 500)
+
+    @app.exception_handler(RequestValidationError)
+    async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
+
+
+def _picture(catalogue: Catalogue, row: int) -> Response:
+    if not 0 <= row < len(catalogue.ids):
+        raise HTTPException(404, f"the index has no row {row}")
+    try:
+        picture = catalogue.picture(row)
+    except ParaclipError as error:
+        raise HTTPException(404, str(error)) from error
+    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
+    """One request, by both models."""
+    sides = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
+    wordings = [] if asked.like is not None else [asked.query, *filter(str.strip, [asked.rewording])]
+
+    def hits(ranking: Ranking) -> list[dict[str, Any]]:
+        return [
+            {"row": row, "image_id": catalogue.ids[row], "score": round(float(score), 4)}
+            | {"caption": catalogue.caption(row)}
+            for row, score in zip(ranking.rows[: asked.count].tolist(), ranking.scores, strict=False)
+        ]
+
+    def side(ranking: Ranking, of_rewording: Ranking | None = None) -> dict[str, Any]:
+        if of_rewording is None:
+            return {"hits": hits(ranking)}
+        depth = min(DEPTH, len(ranking.rows))
+        lists = ranking.rows[None, :depth], of_rewording.rows[None, :depth]
+        shared = set(of_rewording.rows[:depth].tolist())
+        return {
+            "hits": hits(ranking),
+            "depth": depth,
+            "ao": round(100 * float(average_overlap(*lists, k=depth)[0]), 1),
+            "js": round(100 * float(jaccard(*lists, k=depth)[0]), 1),
+            "shared": [row for row in ranking.rows[:depth].tolist() if row in shared],
+            "rewording_hits": hits(of_rewording),
+        }
+
+    rows = [[_row(catalogue, name) for name in names] for names in (asked.right, asked.wrong)]
+    like = None if asked.like is None else _row(catalogue, asked.like)
+    rankings = iter(engine.search(list(sides.values()), wordings, max(asked.count, DEPTH), like, *rows))
+    return {name: side(*islice(rankings, len(wordings) or 1)) for name in sides}
+
+
+def _row(catalogue: Catalogue, image_id: str) -> int:
+    row = catalogue.row(image_id)
+    if row is None:
+        raise HTTPException(404, f"the index has no image {image_id[:200]!r}; it may be gone since the page was loaded")
+    return row
+
+
+def _allowed(request: Request, given: str | None, token: str) -> bool:
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+    offered = (given, bearer, request.cookies.get(COOKIE))
+    return any(secrets.compare_digest(text.encode(), token.encode()) for text in offered if text)
+
+
+def _file(path: Path, kind: str, headers: dict[str, str] | None = None) -> Callable[[], FileResponse]:
+    def send() -> FileResponse:
+        """A page."""
+        return FileResponse(path, media_type=kind, headers=headers)
+
+    return send

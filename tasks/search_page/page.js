@@ -46,7 +46,7 @@ async function search() {
   try {
     const answer = await ask("search", {
       query, rewording: $("rewording").value.trim(), like: state.like, alpha: Number($("alpha").value),
-      contains: $("contains").value.trim(), right: marked(1), wrong: marked(-1),
+      right: marked(1), wrong: marked(-1),
     });
     // A later request may have been answered first.
     if (number === state.latest) show(answer);
@@ -60,9 +60,8 @@ function show(answer) {
   const names = Object.keys(answer);
   const single = names.length === 1;
   $("sides").replaceChildren(...names.map((name) => side(single ? "results" : name, answer[name])));
-  const empty = names.every((name) => !answer[name].hits.length);
   const count = state.marks.size;
-  say(empty ? "No image fits the filter." : count ? `Ranked anew by ${count} mark${count > 1 ? "s" : ""}.` : "");
+  say(count ? `Ranked anew by ${count} mark${count > 1 ? "s" : ""}.` : "");
 }
 
 function side(name, answer) {
@@ -139,7 +138,7 @@ function like(id) {
 }
 
 // The address holds what is searched for, so that it can be shared.
-const SHARED = { q: "query", q2: "rewording", with: "contains", alpha: "alpha" };
+const SHARED = { q: "query", q2: "rewording", alpha: "alpha" };
 
 function remember() {
   const shared = Object.entries(SHARED).map(([name, id]) => [name, $(id).value.trim()]);
@@ -158,7 +157,6 @@ document.addEventListener("DOMContentLoaded", async () => {
   $("form").onsubmit = (event) => { event.preventDefault(); search(); };
   $("query").oninput = () => { state.marks.clear(); state.like = null; later(); };
   $("rewording").oninput = later;
-  $("contains").oninput = later;
   $("alpha").oninput = () => { $("alpha-value").value = $("alpha").value; later(); };
   $("clear").onclick = () => { state.marks.clear(); search(); };
   document.addEventListener("keydown", (event) => {

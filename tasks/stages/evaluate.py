@@ -39,6 +39,7 @@ from paraclip_core.evaluation.run import (
     Candidate,
     Evaluation,
     Prepared,
+    Remember,
     check_names,
     left_out,
     measure_all,
@@ -168,7 +169,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
     models = {name: Candidate(reference, settings.run.device, features) for name, reference in references.items()}
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), _stored(settings, ctx.inputs))
-    keep = _Kept(ctx.work.scratch / "measured")
+    keep = _kept_in(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
     if "control" in ctx.inputs:
         evaluation = _over_control(ctx, models["tuned"], tasks, evaluation, keep)
@@ -190,7 +191,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 
 def _over_control(
-    ctx: StageContext, tuned: Candidate, tasks: Sequence[Prepared], evaluation: Evaluation, keep: _Kept
+    ctx: StageContext, tuned: Candidate, tasks: Sequence[Prepared], evaluation: Evaluation, keep: Remember
 ) -> Evaluation:
     """The evaluation with the gain over the control, measured on the same queries, beside the one over the base."""
     options = ctx.settings.evaluate
@@ -272,32 +273,21 @@ def _split(folder: Path, split: str) -> Captions:
     return Captions(ids, captions, split)
 
 
-class _Kept:
-    """Outcomes of single (model, benchmark) pairs, kept so that an interrupted stage goes on after the last one."""
+def _kept_in(folder: Path) -> Remember:
+    """Keeps outcomes of single (model, benchmark) pairs, so that an interrupted stage continues after the last one."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def __call__(self, model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        path = self._folder / model / f"{benchmark}.npz"
-        if (earlier := _read(path)) is not None:
-            return earlier
+    def keep(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        path = folder / model / f"{benchmark}.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
         measured = compute()
         arrays = {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
         write_atomic(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
         return measured
 
-
-def _read(path: Path) -> Measured | None:
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
-    except Exception as error:  # zipfile and numpy raise whatever the damage happens to hit
-        log.warning("%s cannot be read (%s) and is measured again", path, error)
-        return None
+    return keep
 
 
 EVALUATE = Stage(

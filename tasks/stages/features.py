@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.clip.model import image_tower_hash, pick_device, preprocess_hash
 
-    settings = ctx.settings
+    settings, scenes = ctx.settings, ctx.inputs.get("scenes")
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     clip = _base(settings)
@@ -101,7 +102,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     tower = {"image_tower_hash": image_tower_hash(clip), "preprocess_hash": preprocess_hash(clip)}
     with Featurizer(
         clip,
-        lambda name: ImageArchive(_archive(ctx, name)),
+        lambda name: ImageArchive(scenes.path / name if scenes is not None else input_path(settings, name)),
         settings.features.batch_size,
         earlier=_earlier(ctx, tower),
     ) as featurizer:
@@ -140,11 +141,6 @@ def _base(settings: Settings) -> ClipModel:
     return load_clip(settings.model.base)
 
 
-def _archive(ctx: StageContext, name: str) -> Path:
-    scenes = ctx.inputs.get("scenes")
-    return scenes.path / name if scenes is not None else input_path(ctx.settings, name)
-
-
 def _list_images(captions: Path, target: Path) -> int:
     """Write image_id, image_path and images of each image, in the order of first mention; returns their number.
 
@@ -174,8 +170,11 @@ def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, tota
             result = featurizer.encode(files, lambda done, first=first: ctx.progress(first + done, total))
             write_shard(ctx.work.out, shard, result.features)
             write_table(_part(ctx, "rejects", shard), _reject_rows(result.rejected))
+            count = len(result.image_ids)
+            columns = {"image_id": result.image_ids, "shard": [shard] * count, "row": range(count)}
+            index = pa.table(columns | {"pixels": result.pixels}, schema=tables.FEATURE_INDEX)
             # Last, because it marks the shard as finished.
-            write_table(_part(ctx, "index", shard), _index_rows(shard, result.image_ids, result.pixels))
+            write_table(_part(ctx, "index", shard), index)
             encoded += result.encoded
         ctx.progress(min((shard + 1) * size, total), total, encoded=encoded)
     return shard + 1, encoded
@@ -184,27 +183,14 @@ def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, tota
 def _shards(images: Path, size: int) -> Iterator[list[ImageFile]]:
     from paraclip_core.clip.featurize import ImageFile
 
-    waiting: list[ImageFile] = []
-    for batch in iter_batches(images):
-        columns = (batch.column(name).to_pylist() for name in ("image_id", "image_path", "images"))
-        waiting += [ImageFile(*row) for row in zip(*columns, strict=True)]
-        while len(waiting) >= size:
-            yield waiting[:size]
-            waiting = waiting[size:]
-    if waiting:
-        yield waiting
+    batches = (batch.select(["image_id", "image_path", "images"]).to_pydict() for batch in iter_batches(images))
+    files = (ImageFile(*row) for columns in batches for row in zip(*columns.values(), strict=True))
+    while shard := list(islice(files, size)):
+        yield shard
 
 
 def _part(ctx: StageContext, kind: str, shard: int) -> Path:
     return ctx.work.scratch / f"{kind}-{shard:05d}.parquet"
-
-
-def _index_rows(shard: int, image_ids: list[str], pixels: list[bytes]) -> pa.Table:
-    rows = range(len(image_ids))
-    return pa.table(
-        {"image_id": image_ids, "shard": [shard] * len(rows), "row": rows, "pixels": pixels},
-        schema=tables.FEATURE_INDEX,
-    )
 
 
 def _reject_rows(rejected: list[tuple[ImageFile, str, str]]) -> pa.Table:
@@ -234,10 +220,6 @@ def _join(ctx: StageContext, shards: int, total: int) -> int:
         log.warning("%d of %d images cannot be read; see the rejects", rejects.rows_written, total)
     write_index(ctx.work.out, (read_table(_part(ctx, "index", shard)) for shard in range(shards)))
     return rejects.rows_written
-
-
-def _inputs(settings: Settings) -> tuple[str, ...]:
-    return ("ingest",) if settings.data.scenes is None else ("scenes", "ingest")
 
 
 def _options(run: Run) -> Mapping[str, Any]:
@@ -275,7 +257,7 @@ def _content(run: Run, images: str, number: int) -> str:
 FEATURES = Stage(
     name="features",
     version=1,
-    inputs=_inputs,
+    inputs=lambda settings: ("ingest",) if settings.data.scenes is None else ("scenes", "ingest"),
     options=_options,
     body=_body,
     sources=_sources,

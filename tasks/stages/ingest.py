@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.files import read_json, write_json
+from paraclip.storage.files import read_json, storage_error, write_json
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
@@ -25,9 +25,9 @@ from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline, KeySet, text_keys
 from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import SourceFile, expand, need_file, own_reader_source
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import meaning
 from paraclip_core.demo.scenes.texts import write_texts
-from paraclip_core.errors import InputError
+from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
 
@@ -89,7 +89,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
     """
     settings = run.settings
     with _source_root(run) as root:
-        files = expand(root, settings.data.sources, _own(settings))
+        files = expand(root, settings.data.sources, user_path(settings.run.root))
         pipeline = CaptionPipeline(settings.data, files)
         for file in files:
             yield from pipeline.run(file)
@@ -98,7 +98,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
 def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
     root = input_path(ctx.settings, ".") if scenes is None else scenes
-    files = expand(root, ctx.settings.data.sources, _own(ctx.settings))
+    files = expand(root, ctx.settings.data.sources, user_path(ctx.settings.run.root))
     pipeline = CaptionPipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):
@@ -184,11 +184,6 @@ def _ensure_parts(out: Path) -> None:
             write_table(out / name / "part-000000-00000.parquet", schema.empty_table())
 
 
-def _own(settings: Settings) -> Path:
-    """The root, should it be a folder."""
-    return user_path(settings.run.root)
-
-
 @contextmanager
 def _source_root(run: Run) -> Iterator[Path]:
     scenes = run.settings.data.scenes
@@ -202,10 +197,6 @@ def _source_root(run: Run) -> Iterator[Path]:
     with TempDir("scenes-") as folder:
         write_texts(scenes, folder)
         yield folder
-
-
-def _inputs(settings: Settings) -> tuple[str, ...]:
-    return () if settings.data.scenes is None else ("scenes",)
 
 
 def _options(run: Run) -> Mapping[str, Any]:
@@ -224,7 +215,7 @@ def _sources(run: Run) -> Mapping[str, str]:
     if settings.data.scenes is not None:
         return {}
     contents = {}
-    for file in expand(input_path(settings, "."), settings.data.sources, _own(settings)):
+    for file in expand(input_path(settings, "."), settings.data.sources, user_path(settings.run.root)):
         try:
             need_file(file.path)
             contents[file.name] = run.hashes.of([file.path])[str(file.path)]
@@ -238,10 +229,36 @@ def _sources(run: Run) -> Mapping[str, str]:
 INGEST = Stage(
     name="ingest",
     version=2,
-    inputs=_inputs,
+    inputs=lambda settings: () if settings.data.scenes is None else ("scenes",),
     options=_options,
     body=_body,
     sources=_sources,
     about="Read, clean, filter and tokenize captions from files of many formats.",
     units=("read", "rows"),
+)
+
+
+def _render_scenes(ctx: StageContext) -> dict[str, Any]:
+    """Render everything; it takes well under a minute, so a try that was cut off starts again."""
+    # Here, because drawing takes a quarter of a second to import and finding the artifact needs none of it.
+    from paraclip_core.demo.scenes.render import write_scenes
+
+    options = ctx.settings.data.scenes
+    if options is None:
+        raise ConfigError("the stage `scenes` needs `data.scenes`; set it, for example to {images: 3000}")
+    try:
+        return dict(write_scenes(options, ctx.work.out, ctx.progress))
+    except OSError as error:
+        raise storage_error(error, ctx.work.out) from error
+
+
+SCENES = Stage(
+    name="scenes",
+    version=1,
+    inputs=lambda settings: (),
+    options=lambda run: meaning(run.settings.data.scenes) if run.settings.data.scenes else {},
+    body=_render_scenes,
+    applies=lambda settings: settings.data.scenes is not None,
+    about="Render the demo's images with captions and held-out rewordings.",
+    units=("images",),
 )

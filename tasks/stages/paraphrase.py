@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,6 @@ from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Stage, StageContext, input_path
-from paraclip.tasks.run.status import with_samples
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
@@ -55,7 +54,6 @@ ABOUT = {
     1: "Ask an LLM for each training caption in plain language.",
     2: "Ask an LLM for each plain caption in other words.",
 }
-FOLDER = {1: "captions", 2: "paraphrases"}
 WAITING = "for another run that asks the same"
 SHOWN = 20
 
@@ -116,15 +114,8 @@ def paraphrasing(
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
     Runs that ask the same model about the same captions have other fingerprints where gates or attempts differ, and the
-    same requests. Side by side each would find them missing and both would pay, so one of them waits.
-
-    Args:
-        run: the run.
-        step: 1 or 2.
-        upstream: what the step reads.
-        scratch: folder for intermediate files.
-        progress: told how far it is, with the latest answers as samples.
-        share: number of a shard and of all shards, where this is one of several processes.
+    same requests. Side by side each would find them missing and both would pay, so one of them waits. `share` is the
+    number of a shard and of all shards, where this is one of several processes.
     """
     engine, options = run.paraphraser.engine(), run.paraphraser.options
     request = step_requests(options, step, engine.model)
@@ -136,7 +127,7 @@ def paraphrasing(
         charge(engine, cache)
         rounds = step_rounds(stack, run, step, batches, cache, scratch, engine)
         rounds.model_judge = _model_judge(run.paraphraser, engine, cache, step, stack)
-        rounds.progress = with_samples(progress, lambda: [one._asdict() for one in rounds.samples])
+        rounds.progress = progress
         stack.enter_context(_table_errors(scratch))
         yield rounds
 
@@ -223,26 +214,19 @@ def _table_errors(scratch: Path) -> Iterator[None]:
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
     """Reads a step's rows from the upstream artifact's folder: training captions in the fraction, or step 1's rows."""
-    if step == 2:
-        return lambda columns: iter_batches(folder / FOLDER[2], columns)
-    return lambda columns: _training_rows(iter_batches(folder / FOLDER[1], _with(columns, fraction)), columns, fraction)
 
+    def training_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        needed = dict.fromkeys((*columns, "split", *(("caption",) if fraction < 1 else ())))
+        for batch in iter_batches(folder / "captions", list(needed)):
+            trains = pc.call_function("equal", [batch.column("split"), pa.scalar("train")])
+            # Most captions are; filtering copies all texts.
+            rows = batch if trains.true_count == batch.num_rows else batch.filter(trains)
+            if fraction < 1:
+                chosen = [in_fraction(text, fraction) for text in rows.column("caption").to_pylist()]
+                rows = rows.filter(pa.array(chosen, pa.bool_()))
+            yield rows.select(list(columns))
 
-def _with(columns: Sequence[str], fraction: float) -> list[str]:
-    return list(dict.fromkeys((*columns, "split", *(("caption",) if fraction < 1 else ()))))
-
-
-def _training_rows(
-    batches: Iterable[pa.RecordBatch], columns: Sequence[str], fraction: float
-) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        trains = pc.call_function("equal", [batch.column("split"), pa.scalar("train")])
-        # Most captions are; filtering copies all texts.
-        rows = batch if trains.true_count == batch.num_rows else batch.filter(trains)
-        if fraction < 1:
-            chosen = [in_fraction(text, fraction) for text in rows.column("caption").to_pylist()]
-            rows = rows.filter(pa.array(chosen, pa.bool_()))
-        yield rows.select(list(columns))
+    return training_rows if step == 1 else lambda columns: iter_batches(folder / "paraphrases", columns)
 
 
 def _generation_lock(
@@ -280,6 +264,11 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
 def _options(step: int, run: Run) -> Mapping[str, Any]:
     paraphraser, options = run.paraphraser, run.paraphraser.options
     asked = _asking(paraphraser, step) if paraphraser.facts.asks else dict(paraphraser.facts.look_up)
+    if (judge := paraphraser.judge) is not None:
+        request = judge_requests(judge.model, judge.options.sampling)
+        prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
+        facts = {"engine": judge.options.engine, "model": request.model, "prompt": prompt}
+        asked["judge"] = facts | {"sampling": request.sampling}
     gates = meaning(paraphraser.gates)
     if step == 1:
         del gates["min_caption_similarity"]
@@ -291,26 +280,18 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         "gates": gates,
         "context_length": CONTEXT_LENGTH,
         **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
-        **({} if paraphraser.judge is None else {"judge": _judging(paraphraser.judge)}),
         **asked,
     }
 
 
-def _judging(judge: Paraphraser) -> dict[str, Any]:
-    request = judge_requests(judge.model, judge.options.sampling)
-    prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
-    return {"engine": judge.options.engine, "model": request.model, "prompt": prompt, "sampling": request.sampling}
-
-
 def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
     """The options of an engine that is asked for more than a look into a file."""
-    model, synonyms = paraphraser.model, paraphraser.asks_words(step)
     options, prompt = paraphraser.options, paraphraser.prompts[step]
     check_reasons(options.regenerate, options.gates)
     return ({"regenerate": list(options.regenerate)} if options.regenerate else {}) | {
-        "model": model,
+        "model": paraphraser.model,
         "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-        "synonyms": synonyms,
+        "synonyms": paraphraser.asks_words(step),
         "sampling": meaning(options.sampling),
         "attempts": options.attempts,
         "seed": options.seed,

@@ -50,7 +50,7 @@ from paraclip_core.report.data import (
 )
 
 if TYPE_CHECKING:
-    from paraclip.tasks.run.run import Run
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +59,10 @@ Inputs = Mapping[str, Artifact]
 PAIRS = 4
 SAMPLES = 12
 REJECT_SAMPLES = 5
-OF_THE_TRY = frozenset(
-    {
-        "cached",
-        "encoded",
-        "generated",
-        "requested",
-        "prompt_tokens",
-        "completion_tokens",
-        "spend",
-        "engine_seconds",
-        "judged",
-        "judge_seconds",
-        "samples_per_second",
-        "loss",
-        "base",
-    }
-)
+OF_THE_TRY = frozenset((
+    "cached", "encoded", "generated", "requested", "prompt_tokens", "completion_tokens", "spend", "engine_seconds",
+    "judged", "judge_seconds", "samples_per_second", "loss", "base",
+))  # fmt: skip
 """Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not. Nor does
 it tell where a local base lies."""
 SHOWN = 300
@@ -128,7 +115,8 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         paraphrases=samples,
         rejects=[
             *_source_rejects("ingest", inputs["ingest"]),
-            *_step_rejects(inputs),
+            *_step_rejects(1, inputs["paraphrase_1"]),
+            *_step_rejects(2, inputs["paraphrase_2"]),
             *_source_rejects("features", inputs["features"]),
         ],
         stages=[_stage(artifact) for artifact in inputs.values()],
@@ -202,41 +190,31 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
         if len(samples) > 4 * SAMPLES:
             samples = dict(heapq.nsmallest(SAMPLES, samples.items(), key=lambda item: item[1]["caption_id"]))
     rows = sorted(samples.values(), key=lambda row: row["caption_id"])[:SAMPLES]
-    return [
-        ParaphraseSample(
-            row["image_id"],
-            _cut(row["caption"]),
-            _cut(row["paraphrase_1"]),
-            _cut(row["paraphrase_2"]),
-            row["similarity_1"],
-            row["similarity_2"],
-        )
-        for row in rows
-    ]
+    shown = []
+    for row in rows:
+        caption, first, second = (_cut(row[name]) for name in columns[2:5])
+        similarities = row["similarity_1"], row["similarity_2"]
+        shown.append(ParaphraseSample(row["image_id"], caption, first, second, *similarities))
+    return shown
 
 
 def _source_rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
-    rows = _rows(artifact.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"])
-    samples = (
-        (row["reason"], RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(_place(row) + row["detail"])))
-        for row in rows
-    )
-    return _groups(stage, samples)
+    def samples() -> Iterator[tuple[str, RejectSample]]:
+        for row in _rows(artifact.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"]):
+            place = row["source"] if row["source_row"] is None else f"{row['source']}, row {row['source_row']}"
+            text = _cut(row["caption_raw"] or row["source"])
+            yield row["reason"], RejectSample(text, _cut(f"{place}: {row['detail']}"))
+
+    return _groups(stage, samples())
 
 
-def _place(row: Mapping[str, Any]) -> str:
-    return f"{row['source']}: " if row["source_row"] is None else f"{row['source']}, row {row['source_row']}: "
+def _step_rejects(step: int, artifact: Artifact) -> list[RejectGroup]:
+    def samples() -> Iterator[tuple[str, RejectSample]]:
+        for row in _rows(artifact.path / "rejects", ["reason", "detail", "input", "answer"]):
+            answer = row["answer"] and _cut(row["answer"])
+            yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
 
-
-def _step_rejects(inputs: Inputs) -> Iterator[RejectGroup]:
-    for step, stage in ((1, "paraphrase_1"), (2, "paraphrase_2")):
-        yield from _groups(f"paraphrase step {step}", _answers(inputs[stage].path / "rejects"))
-
-
-def _answers(folder: Path) -> Iterator[tuple[str, RejectSample]]:
-    for row in _rows(folder, ["reason", "detail", "input", "answer"]):
-        answer = row["answer"] and _cut(row["answer"])
-        yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
+    return _groups(f"paraphrase step {step}", samples())
 
 
 def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:
@@ -320,55 +298,39 @@ def _stage(artifact: Artifact) -> StageRow:
 def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
     """Every version that took part; mostly one for each package."""
     packages: dict[str, set[str]] = {}
-    for artifact in artifacts:
-        for package, version in artifact.manifest.versions.items():
-            packages.setdefault(package, set()).add(version)
+    for package, version in (item for artifact in artifacts for item in artifact.manifest.versions.items()):
+        packages.setdefault(package, set()).add(version)
     return {package: ", ".join(sorted(versions)) for package, versions in packages.items()}
 
 
 def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
     """Thumbnails of the images that are still there; a page without one of them is better than none."""
-    scenes = inputs.get("scenes")
-    thumbnails: dict[str, bytes] = {}
-    for images, names in sorted(_members(inputs, wanted).items()):
-        try:
-            thumbnails.update(_thumbnails_from(scenes.path / images if scenes else input_path(settings, images), names))
-        except InputError as error:
-            log.warning("no thumbnails from %s: %s", images, error)
-    return thumbnails
-
-
-def _members(inputs: Inputs, wanted: set[str]) -> dict[str, dict[str, str]]:
-    """Archive or folder → id of a wanted image → its name there."""
-    members: dict[str, dict[str, str]] = {}
-    for row in _rows(inputs["ingest"].path / "captions", ["image_id", "images", "image_path"]):
-        if row["image_id"] in wanted and row["images"] and row["image_path"]:
-            members.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])
-    return members
-
-
-def _thumbnails_from(images: Path, names: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.report.page import thumbnail
 
-    with ImageArchive(images) as archive:
-        # By name, which in Parquet is the order of rows; to step back would cost reading a row group again.
-        for image_id, name in sorted(names.items(), key=lambda item: (item[1], item[0])):
-            try:
-                yield image_id, thumbnail(archive.open(name))
-            except InputError as error:
-                log.warning("no thumbnail of %s: %s", image_id, error)
+    scenes, thumbnails = inputs.get("scenes"), dict[str, bytes]()
+    names: dict[str, dict[str, str]] = {}
+    for row in _rows(inputs["ingest"].path / "captions", ["image_id", "images", "image_path"]):
+        if row["image_id"] in wanted and row["images"] and row["image_path"]:
+            names.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])
+    for images, members in sorted(names.items()):
+        try:
+            with ImageArchive(scenes.path / images if scenes else input_path(settings, images)) as archive:
+                # By name, which in Parquet is the order of rows; to step back would cost reading a row group again.
+                for image_id, name in sorted(members.items(), key=lambda item: (item[1], item[0])):
+                    try:
+                        thumbnails[image_id] = thumbnail(archive.open(name))
+                    except InputError as error:
+                        log.warning("no thumbnail of %s: %s", image_id, error)
+        except InputError as error:
+            log.warning("no thumbnails from %s: %s", images, error)
+    return thumbnails
 
 
 def _stages(settings: Settings) -> tuple[str, ...]:
     scenes = ("scenes",) if settings.data.scenes is not None else ()
     steps = ("ingest", "paraphrase_1", "paraphrase_2", "features", *base_inputs(settings), "finetune")
     return (*scenes, *steps, *(("control",) if settings.evaluate.control else ()), "evaluate")
-
-
-def _options(run: Run) -> dict[str, Any]:
-    # The name changes nothing but this page, so only here it has a meaning.
-    return {"name": run.settings.name}
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -385,7 +347,8 @@ REPORT = Stage(
     name="report",
     version=9,
     inputs=_stages,
-    options=_options,
+    # The name changes nothing but this page, so only here it has a meaning.
+    options=lambda run: {"name": run.settings.name},
     body=_body,
     about="Write the page that shows a run.",
 )

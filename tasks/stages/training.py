@@ -11,24 +11,11 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
 
 if TYPE_CHECKING:
-    from paraclip.tasks.run.run import Run
-
-
-def _bootstrap_options(run: Run) -> dict[str, Any]:
-    settings = run.settings
-    return {
-        "bootstrap": meaning(settings.bootstrap),
-        "precision": settings.finetune.precision,
-        "model": meaning(settings.model),
-    }
+    pass
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
     return ("ingest", "paraphrase_2", "features", *base_inputs(settings))
-
-
-def _finetune_options(run: Run) -> dict[str, Any]:
-    return _options(run.settings)
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -42,10 +29,6 @@ def _of_control(settings: Settings) -> Settings:
     rate = settings.evaluate.control_learning_rate or settings.finetune.learning_rate
     finetune = settings.finetune.model_copy(update={"texts": "captions", "learning_rate": rate})
     return settings.model_copy(update={"finetune": finetune})
-
-
-def _control_options(run: Run) -> dict[str, Any]:
-    return _options(_of_control(run.settings))
 
 
 def _bootstrap(ctx: StageContext) -> dict[str, Any]:
@@ -71,7 +54,11 @@ BOOTSTRAP = Stage(
     name="bootstrap",
     version=7,
     inputs=lambda settings: ("ingest", "features"),
-    options=_bootstrap_options,
+    options=lambda run: {
+        "bootstrap": meaning(run.settings.bootstrap),
+        "precision": run.settings.finetune.precision,
+        "model": meaning(run.settings.model),
+    },
     body=_bootstrap,
     applies=lambda settings: settings.model.base == EMBEDDED,
     about="Train the embedded base model on image-caption pairs.",
@@ -84,7 +71,7 @@ FINETUNE = Stage(
     name="finetune",
     version=8,
     inputs=_finetune_inputs,
-    options=_finetune_options,
+    options=lambda run: _options(run.settings),
     body=_finetune,
     sources=base_sources,
     about="Tune the text tower on captions, paraphrases and image features.",
@@ -97,7 +84,7 @@ CONTROL = Stage(
     name="control",
     version=FINETUNE.version,
     inputs=_finetune_inputs,
-    options=_control_options,
+    options=lambda run: _options(_of_control(run.settings)),
     body=_control,
     sources=base_sources,
     applies=lambda settings: settings.evaluate.control,

@@ -57,9 +57,7 @@ STORED = TextTokens()
 def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
     """The stored tokens where they are the model's, cut if its context is shorter; else those of its own tokenizer.
 
-    Args:
-        clip: the model.
-        stored_length: how long stored texts are at most, see :data:`paraclip_core.captions.tokens.CONTEXT_LENGTH`.
+    Stored texts have at most `stored_length` tokens, see :data:`paraclip_core.captions.tokens.CONTEXT_LENGTH`.
     """
     if not clip.reads_clip_tokens:
         return TextTokens(True, lambda texts: _lists(tokenize(clip, texts.to_pylist()), clip), clip.token_dtype)
@@ -170,13 +168,7 @@ def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) 
 
 
 def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> TrainingRows:
-    """The rows, if there are enough to train on.
-
-    Args:
-        rows: the rows.
-        source: the stage that they come from.
-        keys: equal for equal images, for each image of the matrix.
-    """
+    """The rows of a stage, if there are enough to train on; `keys` [N] are equal for equal images of the matrix."""
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
         raise TrainingError(

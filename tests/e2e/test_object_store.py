@@ -159,7 +159,7 @@ import sys, time
 from paraclip.storage import remote_checkpoints
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.run.stage import carry_out
+from paraclip.tasks.run.dag import carry_out
 from paraclip.storage.artifacts import Draft
 from paraclip_core.config import Settings
 

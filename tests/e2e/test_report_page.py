@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip.storage.artifacts import Draft
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.report import REPORT
 from paraclip_core import tables
 from paraclip_core.settings import parse_settings

@@ -17,7 +17,7 @@ from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.manifests import Draft
-from paraclip.tasks.history import BY_RUN, moved
+from paraclip.tasks.channels import BY_RUN, moved
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -121,8 +121,6 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
     page.locator(f"[aria-label='images like {image}']").first.click()
     page.wait_for_selector("#like b")
     expect(page.locator("section[aria-label=base] li:first-child p").first).to_have_text(image)
-    page.fill("#contains", "nowhere")
-    says(page, "No image fits the filter.")
     assert not errors
     page.close()
 

@@ -173,7 +173,7 @@ def test_the_demo_runs_with_two_ray_workers(
     from paraclip.flows.pipeline import pipeline
 
     # The demo's captions are some dozens of texts.
-    monkeypatch.setattr("paraclip.tasks.shards.SHARD_REQUESTS", 8)
+    monkeypatch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 8)
     openai_server.answer = written
     tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
     tree["run"] |= {"shards": 2, "runner": "ray"}

@@ -15,9 +15,9 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.batch_files import Exported, Imported, export_requests, import_answers
+from paraclip.tasks.requests import Exported, Imported, export_requests, import_answers
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
@@ -25,7 +25,6 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import REJECTS
 
-ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
 PAPER = {"engine": "openai", "model": "smol", "prompts": "paper"}
 NOWHERE = "http://127.0.0.1:9/v1"
@@ -131,7 +130,7 @@ def test_importing_twice_adds_nothing_and_what_was_imported_counts_as_paid(tmp_p
     prices: Body = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
     settings = settings_of(tmp_path, openai=prices, **OFF)
     exported, bodies = export(settings, tmp_path / "ask.jsonl")
-    assert (exported.step_1, exported.step_2, exported.unanswered_1, exported.words) == (12, 0, 12, False)
+    assert (exported.step_1, exported.step_2, exported.unanswered_1) == (12, 0, 12)
     back = answered(bodies, tmp_path / "back.jsonl")
     first = take_back(settings, back, back)
     assert (first.lines, first.new, first.answered, first.rejected) == (24, 12, 12, {})
@@ -155,7 +154,7 @@ def test_lines_of_no_use_are_rejected_by_reason_and_the_others_kept(tmp_path: Pa
     more = [*map(json.dumps, (failed, stranger, declined)), '{"custom_id": ', (tmp_path / "ask.jsonl").read_text()]
     back = answered(others, tmp_path / "back.jsonl", says("one of two"), more)
     imported = take_back(settings, back)
-    assert (imported.lines, imported.new, imported.short, imported.declined) == (26, 11, 10, 1)
+    assert (imported.lines, imported.new, imported.declined) == (26, 11, 1)
     assert imported.rejected == {"bad_json": 1, "failed": 1, "no_response": 12, "unknown_request": 1}
     assert imported.rejects == [f"{back}.rejects.parquet"]
     table = pq.read_table(imported.rejects[0])
@@ -179,7 +178,7 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     back = answered(bodies, tmp_path / "back.jsonl")
-    monkeypatch.setattr("paraclip.tasks.batch_files.BLOCK_LINES", 5)
+    monkeypatch.setattr("paraclip.tasks.requests.BLOCK_LINES", 5)
     append, left = AnswerStore.append, [1]
 
     def dying(self: AnswerStore, generations: Any) -> None:
@@ -228,50 +227,18 @@ def test_step_2_and_further_attempts_follow_from_what_is_judged(tmp_path: Path) 
     assert export(settings, tmp_path / "rest.jsonl")[0].requests == 0
 
 
-def test_answers_that_need_single_words_are_left_to_the_run(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    assert all(body["stop"] == ["\n"] and len(body["messages"]) > 3 for body in bodies.values())
-    take_back(settings, answered(bodies, tmp_path / "back.jsonl"))
-    exported, _ = export(settings, tmp_path / "ask.jsonl")
-    assert (exported.requests, exported.words, exported.unjudged) == (0, True, 12)
-    assert not AnswerStore(tmp_path / "root" / "cache").verdict_parts.names()
-
-
 def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, engine="vllm", model="org/name", sampling={"temperature": 0, "n": 4}, **OFF)
     exported, bodies = export(settings, tmp_path / "ask.jsonl")
     assert exported.model == "org/name"
     assert all(body["model"] == "org/name" and "n" not in body for body in bodies.values())
-    assert take_back(settings, answered(bodies, tmp_path / "back.jsonl", says("fine"))).short == 0
+    take_back(settings, answered(bodies, tmp_path / "back.jsonl", says("fine")))
     table = read_table(tmp_path / "root" / "cache" / "segments")
     assert set(table.column("engine").to_pylist()) == {"vllm"}
     assert set(table.column("model").to_pylist()) == {"org/name@main"}
     assert export(settings, tmp_path / "ask.jsonl")[0].step_1 == 0
     # Another engine would ask all the same.
     assert export(settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl")[0].step_1 == 12
-
-
-def test_hostile_captions_and_answers_are_data(tmp_path: Path) -> None:
-    attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
-    texts = [attack["text"].replace("\n", " ") for attack in attacks]
-    hostile = [text for attack in attacks for text in attack["obeyed"]] + ["\ud800", "\x1b[2J", "[bold]x[/]", ""]
-    settings = settings_of(tmp_path, texts, **OFF)
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    assert len(bodies) > len(texts) / 2
-    turn = iter(range(10_000))
-    imported = take_back(
-        settings,
-        answered(
-            bodies,
-            tmp_path / "back.jsonl",
-            lambda body: says(*(hostile[next(turn) % len(hostile)] for _ in "12"))(body),
-        ),
-    )
-    assert (imported.new, imported.rejected) == (len(bodies), {})
-    exported, _ = export(settings, tmp_path / "more.jsonl")
-    assert exported.step_1 == 0 and exported.step_2 > 0
-    assert b"\x1b" not in (tmp_path / "more.jsonl").read_bytes()
 
 
 def test_a_prompt_whose_tokens_nobody_counted_is_estimated(tmp_path: Path) -> None:
@@ -290,6 +257,8 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         export(own, ask)
     with pytest.raises(ConfigError, match=r"has no paraphrase\.model"):
         export(settings_of(tmp_path, engine="openvino", model=""), ask)
+    with pytest.raises(ConfigError, match="prompts=paper"):
+        export(settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"}), ask)
     with pytest.raises(ConfigError, match="cannot be written"):
         export(settings, tmp_path)
     export(settings, ask)
@@ -303,29 +272,3 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").unlink()
     with pytest.raises(InputError, match=r"captions\.txt"):
         export(settings, ask)
-
-
-def test_blocks_and_batches_are_cut_without_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = settings_of(tmp_path, **OFF)
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    for name in ("SENT_ROWS", "BLOCK_LINES"):
-        monkeypatch.setattr(f"paraclip.tasks.batch_files.{name}", 5)
-    assert export(settings, tmp_path / "ask.jsonl")[1] == bodies
-    assert take_back(settings, answered(bodies, tmp_path / "back.jsonl")).new == 12
-
-
-def test_rows_that_a_rule_names_are_asked_once_more(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, sampling={"n": 1}, regenerate=["echo"])
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-
-    def some(body: Body) -> Body:
-        caption = body["messages"][-1]["content"].split('"')[1]
-        return says(caption if int(caption.split()[5]) < 3 else f"On a beach there is {caption}")(body)
-
-    take_back(settings, answered(bodies, tmp_path / "back.jsonl", some))
-    exported, more = export(settings, tmp_path / "more.jsonl")
-    assert (exported.step_1, exported.step_2) == (3, 9)
-    assert not set(more) & set(bodies)
-    take_back(settings, answered(more, tmp_path / "back.jsonl", says("on a beach a red dog is there with a number")))
-    exported, _ = export(settings, tmp_path / "rest.jsonl", (1,))
-    assert exported.step_1 == 0

@@ -15,8 +15,8 @@ import pytest
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.locks import lock
 from paraclip.tasks.cleaning import Collected, collect, remove
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage, StageContext
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import Settings
 
 FIRST = Draft("first", "a" * 32, 1, {}, {})

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
@@ -92,7 +93,8 @@ class Bench:
 
     def plan(self, settings: Settings) -> dict[str, StagePlan]:
         """What `paraclip plan` shows."""
-        planned = plan_run(Run(settings, stages=HERE), check=lambda *_: [])
+        with patch("paraclip.tasks.plan.check_before_paying", return_value=[]):
+            planned = plan_run(Run(settings, stages=HERE))
         return {stage.stage: stage for stage in planned.stages}
 
     def run(self, settings: Settings, *names: str) -> tuple[tuple[int, ...], list[Artifact]]:
@@ -146,10 +148,8 @@ def prompts_asked(bench: Bench, since: int) -> Counter[str]:
         ({"prompt_1": "Say plainly: {}"}, N, N),
         ({"prompt_2": "Say otherwise, please: {}"}, 0, N),
         ({"openai__revision": "2026-11"}, N, N),
-        ({"model": "other"}, N, N),
         ({"openai__extra_body": {"reasoning_effort": "low"}}, N, N),
         ({"sampling__temperature": 0.5}, N, N),
-        ({"sampling__max_tokens": 20}, N, N),
         ({"seed": 1}, N, N),
         # Ways of asking, and options that nobody looks at here.
         ({"chunk": 3, "openai__concurrency": 2, "openai__retries": 1}, 0, 0),
@@ -188,28 +188,18 @@ def test_a_prompt_of_step_1_that_changes_some_answers(bench: Bench) -> None:
     }
 
 
-def test_texts_that_become_alike_are_asked_for_once(bench: Bench) -> None:
-    bench.say = lambda asked: "a dog" if "dog" in words_of(asked) else said(asked)
-    settings = bench.settings(seed=7)
-    assert [bench.plan(settings)[name].requests for name in ASKING] == [N, N]
-    # Three dogs are one text for step 2.
-    assert bench.run(settings)[0] == (0, N, N - 2)
-
-
 @pytest.mark.parametrize(
     ("edit", "expected"),
     [
         (lambda captions: ("a blue whale in the sea", *captions[1:]), 1),
         (lambda captions: (*captions, "a blue whale in the sea", "a pink pig in the mud"), 2),
-        (lambda captions: ("a pink pig in the mud", *captions), 1),
         (lambda captions: captions[3:9], 0),
         (lambda captions: captions[::-1], 0),
         # The same words about another image.
         (lambda captions: (*captions, captions[0], captions[5]), 0),
         (lambda captions: (*captions, "a blue whale in the sea", "a blue whale in the sea"), 1),
-        (lambda captions: (*captions[:4], "a blue whale in the sea", *captions[6:]), 1),
     ],
-    ids=["edited", "added", "added in front", "removed", "in another order", "repeated", "added twice", "exchanged"],
+    ids=["edited", "added", "removed", "in another order", "repeated", "added twice"],
 )
 def test_captions(bench: Bench, edit: Callable[[tuple[str, ...]], tuple[str, ...]], expected: int) -> None:
     captions = edit(CAPTIONS)

@@ -19,10 +19,9 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.dataset import export_dataset, find_paraphrases, joined, read_opt_outs
-from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.export import export_dataset, find_paraphrases, joined, read_opt_outs
+from paraclip.tasks.run.dag import STAGES, carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
@@ -174,19 +173,6 @@ def test_splits_and_similarities_are_kept(
     )
 
 
-def test_the_same_bytes_twice_from_any_batches(
-    made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    export_dataset(made, tmp_path / "one", store)
-    import paraclip.tasks.dataset as module
-
-    whole = module.iter_batches
-    monkeypatch.setattr(module, "iter_batches", lambda folder, columns: whole(folder, columns, batch_rows=7))
-    export_dataset(made, tmp_path / "two", store)
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
-
-
 def test_rewrites_of_a_caption_each_have_its_split_and_source(
     made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,7 +192,7 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     rows = read_table(tmp_path / "one/data").to_pylist()
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    import paraclip.tasks.dataset as module
+    import paraclip.tasks.export as module
 
     whole = module.iter_batches
     for number, batch_rows in enumerate((1, 7)):
@@ -299,12 +285,13 @@ def test_opt_outs_are_left_out(
     rows = read_table(made.path / "paraphrases").to_pylist()
     listed = tmp_path / LIST
     lines = [rows[4]["caption_id"].hex().upper(), rows[20]["image_id"], f"  {rows[30]['caption']}  ", "", "nobody"]
-    lines += ["a  dog &amp; cat", rows[30]["caption"], HOSTILE[0]]
+    raw = rows[10]["caption"].replace(" ", "   ").replace("a", "&#97;")
+    lines += ["a  dog &amp; cat", rows[30]["caption"], HOSTILE[0], raw]
     listed.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
     entries = read_opt_outs(listed)
-    assert len(entries) == 6
+    assert len(entries) == 7
     found = export_dataset(made, tmp_path / "out", store, opt_outs=entries, contact="write to a@b.example")
-    gone = {rows[4]["caption"], rows[30]["caption"], HOSTILE[0]}
+    gone = {rows[4]["caption"], rows[10]["caption"], rows[30]["caption"], HOSTILE[0]}
     expected = [
         row["caption"] for row in rows if row["caption"] not in gone and row["image_id"] != rows[20]["image_id"]
     ]
@@ -312,15 +299,9 @@ def test_opt_outs_are_left_out(
     assert found.left_out == len(rows) - len(expected) >= 5
     assert found.unmatched == ["nobody", "a  dog &amp; cat"]
     text = (tmp_path / "out/README.md").read_text()
-    assert f"because of a list of 6 opt-outs: {found.left_out}." in text and "write to a@b.example" in text
+    assert f"because of a list of 7 opt-outs: {found.left_out}." in text and "write to a@b.example" in text
     assert f"| left out by opt-outs | {found.left_out} |" in text and f"| rows here, train | {len(expected)} |" in text
     assert not [line for line in lines if line.strip() and line.strip() in text]  # who opted out is nobody's business
-
-
-def test_a_caption_counts_as_it_was_before_it_was_cleaned(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
-    caption = read_table(made.path / "paraphrases").to_pylist()[10]["caption"]
-    raw = caption.replace(" ", "   ").replace("a", "&#97;")
-    assert export_dataset(made, tmp_path / "out", store, opt_outs=[raw]).unmatched == []
 
 
 def test_nothing_left_and_a_list_that_is_no_text(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
@@ -333,13 +314,10 @@ def test_nothing_left_and_a_list_that_is_no_text(made: Artifact, store: Artifact
     assert [path.name for path in tmp_path.iterdir()] == [LIST]
 
 
-def test_what_it_was_made_from_is_named_where_it_is_gone(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+def test_inputs_and_captions_that_are_missing_are_named(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     orphan = again(store, made, "9" * 32, inputs={"paraphrase_1": "0" * 32})
-    with pytest.raises(ArtifactError, match=f"paraphrase_1/{'0' * 32} .* run the same settings again"):
+    with pytest.raises(ArtifactError, match=f"paraphrase_1/{'0' * 32}"):
         export_dataset(orphan, tmp_path / "out", store)
-
-
-def test_captions_that_are_missing_are_found_out(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
     assert first is not None
     captions = read_table(store.path("ingest", first.manifest.inputs["ingest"]) / "captions")

@@ -16,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.drift import BOUND, check_drift, measure_drift
-from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.preflight import BOUND, check_before_paying, check_drift, measure_drift
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core import tables

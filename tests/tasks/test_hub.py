@@ -17,7 +17,7 @@ from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from hub_server import HubServer  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
-from paraclip.tasks.hub import published_card
+from paraclip.tasks.export import published_card
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.amounts import Amount, amounts
-from paraclip.tasks.plan import StagePlan, estimate, plan_run
+from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, estimate, plan_run
+from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
-from paraclip_core.errors import ArtifactError
+from paraclip.tasks.stages.ingest import ingested_captions
+from paraclip_core.demo.scenes.plan import SEED
+from paraclip_core.demo.scenes.plan import plan as scene_plan
+from paraclip_core.demo.scenes.texts import captions
+from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import load_settings
 
 
@@ -26,8 +31,10 @@ def fakes() -> Any:
 def plan(root: Path, **changes: Any) -> dict[str, StagePlan]:
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
-    run = Run(settings_at(root, **changes), stages=fakes())
-    planned = plan_run(run, lambda *_: {"first": Amount(rows=3, units=3)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paraclip.tasks.plan.ingested_captions", lambda *_: SimpleNamespace(rejected={}))
+        patch.setattr("paraclip.tasks.plan.amounts", lambda *_: {"first": Amount(rows=3, units=3)})
+        planned = plan_run(Run(settings_at(root, **changes), stages=fakes()))
     return {stage.stage: stage for stage in planned.stages}
 
 
@@ -35,6 +42,11 @@ def run(name: str, root: Path, **changes: Any) -> None:
     from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
 
     run_stage(name, Run(settings_at(root, **changes), stages=fakes()))
+
+
+def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
+    with TempDir() as scratch:
+        return amounts(run, artifacts, ingested_captions(run, artifacts, scratch))
 
 
 def test_nothing_ever_ran(tmp_path: Path) -> None:
@@ -52,37 +64,6 @@ def test_cached_and_resumable(tmp_path: Path) -> None:
     with ArtifactStore(tmp_path).writing("second", second.fingerprint):
         pass
     assert plan(tmp_path)["second"].state == "resumable"
-
-
-@pytest.mark.parametrize("where", ["file/root", "file"])
-def test_a_root_that_cannot_be_made_is_said(where: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ArtifactError, match=f"cannot write .*{where}.*Not a directory"):
-        plan(tmp_path / where)
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
-def test_a_root_in_proc_is_refused_although_permissions_would_allow_it() -> None:
-    with pytest.raises(ArtifactError, match="/proc/nope"):
-        plan(Path("/proc/nope"))
-
-
-def test_a_root_that_can_be_made_is_not_made(tmp_path: Path) -> None:
-    assert plan(tmp_path / "a" / "b")["first"].state == "to run"
-    assert not list((tmp_path).rglob("artifacts")) and not list(tmp_path.glob(".paraclip-*"))
-
-
-def test_a_paraphrase_stage_writes_as_its_rows_and_lasts_as_its_requests(tmp_path: Path) -> None:
-    manifest = SimpleNamespace(
-        stage="paraphrase_1",
-        fingerprint="f" * 32,
-        metrics={"generated": 1000, "captions": 4000},
-        wall_seconds=110.0,
-        size=lambda: 400_000,
-    )
-    earlier: Any = SimpleNamespace(manifest=manifest)
-    cost = estimate(STAGES["paraphrase_1"], Amount(rows=4400, units=100), [earlier])
-    assert (cost.seconds, cost.bytes) == (20.0, 440_000)
 
 
 def test_an_option_that_changed_is_named_old_and_new(tmp_path: Path) -> None:
@@ -138,44 +119,31 @@ def test_a_damaged_artifact_is_planned_not_fatal(tmp_path: Path) -> None:
 def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
     run("first", tmp_path)
     earlier = ArtifactStore(tmp_path).list("first")
-    same, double = (estimate(fakes()["first"], Amount(units=units), earlier) for units in (3, 6))
-    assert same.basis == f"first/{earlier[0].fingerprint[:12]}"
-    assert same.seconds is not None and double.seconds is not None and double.bytes == 2 * (same.bytes or 0)
-    assert estimate(STAGES["features"], Amount(units=1000), []).basis.startswith("defaults")
-    assert estimate(STAGES["features"], Amount(), []).seconds is None
-
-
-def test_captions_are_counted_before_ingest_has_run(tmp_path: Path) -> None:
-    lines = "".join(f"a picture of number {number}\n" for number in range(20)) + "x\n"
-    (tmp_path / "a.txt").write_text(lines)
-    settings = load_settings(
-        None, [f"data.root={tmp_path}", "data.sources.0.path=a.txt", f"run.root={tmp_path}/root", "finetune.epochs=3"]
-    )
-    found = amounts(Run(settings, ArtifactStore(tmp_path / "root")), {})
-    assert found["ingest"].rows == 21 and found["paraphrase_1"].rows == 20
-    assert found["evaluate"].rows == 0
-
-
-def test_scenes_are_estimated_before_they_are_rendered(tmp_path: Path) -> None:
-    settings = load_settings(None, ["data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
-    found = amounts(Run(settings, ArtifactStore(tmp_path)), {})
-    assert (found["scenes"].rows, found["ingest"].rows, found["paraphrase_1"].rows) == (100, 200, 150)
+    assert estimate(fakes()["first"], Amount(units=3), earlier)[1:] == (1, f"first/{earlier[0].fingerprint[:12]}")
+    assert estimate(STAGES["features"], Amount(units=1000), [])[2].startswith("defaults")
+    assert estimate(STAGES["features"], Amount(), [])[0] is None
+    # A paraphrase stage writes as its rows and lasts as its requests.
+    metrics = {"generated": 1000, "captions": 4000}
+    manifest = SimpleNamespace(stage="paraphrase_1", fingerprint="f" * 32, metrics=metrics, wall_seconds=110.0)
+    run_before: Any = SimpleNamespace(manifest=manifest)
+    cost = estimate(STAGES["paraphrase_1"], Amount(rows=4400, units=100), [run_before])
+    assert cost[:2] == (20.0, 4400 * 150)
 
 
 def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("".join(f"a picture of number {number}\n" for number in range(20)))
     chosen = ["paraphrase.engine=openai", "paraphrase.model=m"]
     common = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", *chosen]
-    free = amounts(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
+    free = amounts_of(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
     assert free["paraphrase_1"].spend is None
     prices = [f"paraphrase.openai.price_per_million_{kind}_tokens=1000000" for kind in ("prompt", "completion")]
-    found = amounts(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
+    found = amounts_of(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
     step = found["paraphrase_1"]
     assert step.requests == 20 and step.tokens
     # At one a token the cost is the tokens.
     assert step.spend is not None and abs(step.spend - step.tokens) <= 1
     scenes = load_settings(None, [*common, *prices, "data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
-    assert amounts(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
+    assert amounts_of(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
 
 
 def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
@@ -191,8 +159,155 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
         "paraphrase.fraction=0.5",
     ]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
-    monkeypatch.setattr("paraclip.tasks.amounts.steps_left", lambda *_: pytest.fail("answers were looked up"))
-    found = amounts(Run(settings, ArtifactStore(tmp_path / "root")), {})
+    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: pytest.fail("answers were looked up"))
+    found = amounts_of(Run(settings, ArtifactStore(tmp_path / "root")), {})
     assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
         (10, 0)
     ] * 2
+
+
+SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
+STEPS = ("paraphrase_1", "paraphrase_2")
+SMALL = ASSUMED["small-model"]
+
+
+def artifact(**metrics: Any) -> Any:
+    return SimpleNamespace(manifest=SimpleNamespace(metrics=metrics))
+
+
+INGEST = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
+
+
+@pytest.fixture
+def no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The artifacts here are metrics alone, so no image of theirs can be looked up."""
+    monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
+    monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
+
+
+def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
+    return [found[name].rows for name in names]
+
+
+def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> None:
+    settings = load_settings(None, ["data.scenes.images=80", *SCENES])
+    scenes = settings.data.scenes
+    assert scenes is not None
+    texts = {text.strip() for image in scene_plan(scenes) if image.split == "train" for text in captions(image, SEED)}
+    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
+    assert rows_of(found, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
+    first, second = found["paraphrase_1"], found["paraphrase_2"]
+    assert first.rows == found["bootstrap"].rows == 120
+    assert first.requests == len(texts) and "requests for single words" in first.note
+    assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
+    assert found["finetune"].rows == round(SMALL[2] * (second.rows or 0))
+    plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.prompts=paper"])
+    found = amounts_of(Run(plain, ArtifactStore(tmp_path)), {})
+    assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
+    assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
+    assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
+
+
+def test_what_no_gate_stops_is_all(tmp_path: Path) -> None:
+    settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=off"])
+    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
+    assert found["paraphrase_2"].rows == found["finetune"].rows == 120
+
+
+@pytest.mark.usefixtures("no_captions")
+def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+    first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
+
+    def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
+        monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
+        return rows_of(amounts_of(Run(settings, store), {"ingest": INGEST, **found}))
+
+    assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
+    # Another prompt for step 2, which knows one of its answers.
+    known = {2: StepLeft(rows=5, missing=4, accepted=1)}
+    assert rows(known, paraphrase_1=first) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
+    # Another prompt for step 1: nothing is known.
+    new = {1: StepLeft(rows=6, missing=6, new_inputs=6), 2: StepLeft(rows=0)}
+    assert rows(new) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
+
+
+@pytest.mark.usefixtures("no_captions")
+def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+    earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
+    earlier |= {"completion_tokens": 400}
+
+    def finished(stage: str, engine: str = "openvino", preset: str = "small-model", **metrics: Any) -> Any:
+        options = {"engine": engine, "gates": {"preset": preset}}
+        manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
+        return SimpleNamespace(manifest=manifest)
+
+    monkeypatch.setattr(
+        ArtifactStore,
+        "list",
+        lambda self, stage: [
+            finished(stage, accepted=1),
+            finished(stage),
+            finished(stage, engine="vllm", accepted=2, kept=2),
+            finished(stage, preset="capable", accepted=3, kept=3),
+        ],
+    )
+    monkeypatch.setattr(
+        "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+    )
+    found = amounts_of(Run(settings, store), {"ingest": INGEST})
+    # Three of ten captions pass step 1, and six of ten rows step 2.
+    assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
+    assert found["paraphrase_1"].tokens == 10 * (45 + 2)
+    assert "30% accepted as in paraphrase_1/ffffffffffff" in found["paraphrase_2"].note
+
+
+@pytest.mark.usefixtures("no_captions")
+def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def found(keep: int, n: int = 4) -> dict[str, Amount]:
+        options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
+        settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
+        monkeypatch.setattr(
+            "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+        )
+        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
+
+    for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
+        counted = found(keep, n)
+        assert rows_of(counted, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
+        assert [counted[name].requests for name in STEPS] == [10, 10 * rewrites]
+
+
+@pytest.mark.usefixtures("no_captions")
+def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
+    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
+    monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
+    ingest = artifact(read=9, splits={"train": 6})
+
+    def notes(cap: float) -> list[bool]:
+        options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
+        settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
+        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": ingest})
+        return [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS]
+
+    # Each step is to cost 0.06, after the 1 that was spent before.
+    assert notes(2) == [False, False]
+    assert notes(1.07) == [False, True]
+    assert notes(1) == [True, True]
+
+
+def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
+    def notes(*options: str) -> list[bool]:
+        settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
+        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
+        return ["come on top" in found[name].note for name in STEPS]
+
+    assert notes("paraphrase.attempts=3") == [True, True]
+    assert notes() == [False, False]
+    assert notes("paraphrase.attempts=3", "paraphrase.gates.preset=off") == [False, False]

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.parquet import read_table
+from paraclip.storage.artifacts import Artifact
 from paraclip.storage.roots import open_answers, open_store
+from paraclip.tasks.requests import ShardJob, plan_shards, run_shard
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.shards import ShardJob, plan_shards, run_shard
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.progress import silent
@@ -115,19 +114,3 @@ def test_a_shard_needs_the_rows_that_it_is_cut_from(tmp_path: Path) -> None:
     assert job is not None
     with pytest.raises(ArtifactError, match=r"the artifact ingest/gone is not under .*same shared folder"):
         run_shard({**asdict(job), "shard": 0, "upstream": "gone"}, silent)
-
-
-def test_shards_write_what_they_kept_to_one_cache(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path)
-    job = job_of(settings)
-    assert job is not None
-    run_shard({**asdict(job), "shard": 1}, silent)
-    left = job_of(settings)
-    assert left is not None and left.shards == 2, "a third is done"
-    store = ArtifactStore(tmp_path / "root")
-    assert store.list("paraphrase_1") == []
-    run_all(job)
-    found = run_stage("paraphrase_1", Run(settings, stages=HERE))
-    assert read_table(found.path / "paraphrases").column("caption").to_pylist() == [
-        text for text in CARS if text in set(read_table(found.path / "paraphrases").column("caption").to_pylist())
-    ]

@@ -14,8 +14,8 @@ from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissing
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers, open_store
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip.tasks.trial import CaptionTrial, Trial, try_captions
@@ -24,7 +24,6 @@ from paraclip_core.errors import BudgetError, ConfigError
 from paraclip_core.paraphrase.engines.base import Prompt
 from paraclip_core.settings import parse_settings
 
-ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]
 
 
@@ -162,17 +161,6 @@ def test_captions_are_cleaned_and_those_that_ingest_leaves_out_are_named(
     assert trial.captions[0].rewrites and not any(caption.attempts for caption in trial.captions[1:])
     assert engine.texts[0] == "a&b c d 1" and len(engine.asked) == 2
     assert tried(settings_of(tmp_path), [])[0].captions == ()
-
-
-def test_hostile_captions_and_answers_are_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
-    hostile = [text for attack in attacks for text in attack["obeyed"]] + ["\ud800", "", "\x1b[2J"]
-    answering(monkeypatch, Scripted(lambda prompt: hostile[len(prompt.text) % 7 :: 7]))
-    for preset, every in (("off", 1), ("small-model", 12)):
-        settings = settings_of(tmp_path, gates={"preset": preset})
-        trial, _ = tried(settings, [attack["text"] for attack in attacks[::every]])
-        assert sum(bool(caption.attempts) for caption in trial.captions) > len(attacks[::every]) / 2
-        json.dumps(trial.as_json()).encode()
 
 
 def test_paraphrases_of_the_users_own_are_looked_up(tmp_path: Path) -> None:

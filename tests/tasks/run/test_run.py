@@ -129,11 +129,6 @@ def test_every_option_that_an_output_depends_on_gives_it_another_name(tmp_path: 
         assert first == "paraphrase_1" or after["paraphrase_1"] == before["paraphrase_1"], option
 
 
-def test_fine_tuning_leaves_the_base_and_the_captions_alone(tmp_path: Path) -> None:
-    assert changed(tmp_path, "finetune.learning_rate=1e-5") == {"finetune", "evaluate", "report"}
-    assert "paraphrase_2" not in changed(tmp_path, "bootstrap.epochs=3")
-
-
 def test_operational_options_change_nothing(tmp_path: Path) -> None:
     overrides = ["run.threads=1", "run.device=cuda", "features.batch_size=3", "paraphrase.chunk=7"]
     assert changed(tmp_path, *overrides, "run.placement=deployments", "finetune.checkpoint_steps=5") == set()

@@ -17,7 +17,6 @@ from paraclip.tasks.run.status import (
     relay_from,
     shown_facts,
     shown_progress,
-    with_samples,
 )
 from paraclip_core.errors import ArtifactError, StageError
 
@@ -40,15 +39,15 @@ def test_where_there_is_no_room_no_torn_status_stays(tmp_path: Path) -> None:
     assert read_failure(tmp_path / "status.json", StageError) is None
 
 
-def test_progress_samples_and_an_answer_come_through(tmp_path: Path) -> None:
+def test_progress_and_an_answer_come_through(tmp_path: Path) -> None:
     path, seen = tmp_path / "status.json", []
     look = relay_from(path, lambda done, total, **facts: seen.append((done, total, facts)))
     look()
-    status, rows = StatusFile(path, seconds=0.0), [{"input": "a dog", "answer": "one dog", "outcome": "kept"}]
-    with_samples(status.progress, lambda: rows)(1, None, phase="asking")
+    status = StatusFile(path, seconds=0.0)
+    status.progress(1, None, phase="asking")
     look()
     look()
-    assert seen == [(1, None, {"phase": "asking", "samples": rows})]
+    assert seen == [(1, None, {"phase": "asking"})]
     assert read_answer(path) is None and read_failure(path, StageError) is None
     status.answer({"rate": 1})
     assert read_answer(path) == {"rate": 1}

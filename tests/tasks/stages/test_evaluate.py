@@ -19,9 +19,8 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import FeatureStore, write_shard
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.dag import carry_out, run_stage
 from paraclip.tasks.run.run import Node, Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core.clip.embedded import embedded_clip
@@ -172,7 +171,7 @@ def files_of(artifact: Artifact) -> Mapping[str, bytes]:
     return {name: (artifact.path / name).read_bytes() for name in artifact.manifest.files}
 
 
-@pytest.mark.parametrize("calls", [1, 3, 6])
+@pytest.mark.parametrize("calls", [1, 4])
 def test_an_interrupted_stage_goes_on(
     world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path, calls: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -192,17 +191,6 @@ def test_an_interrupted_stage_goes_on(
     assert len(measured) == 6
     assert files_of(again) == files_of(whole)
     assert run(world, settings, f"cut-{calls}").manifest == again.manifest
-
-
-def test_a_damaged_intermediate_is_measured_again(
-    world: tuple[ArtifactStore, dict[str, Artifact]], whole: Artifact, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    store, _ = world
-    scratch = store.work_path("evaluate", "damaged") / "scratch" / "measured" / "base"
-    scratch.mkdir(parents=True)
-    (scratch / "captions.npz").write_bytes(b"PK\x03\x04 cut short")
-    assert files_of(run(world, settings_with(folder), "damaged")) == files_of(whole)
-    assert "is measured again" in caplog.text
 
 
 def test_a_file_of_rewordings(
@@ -260,13 +248,6 @@ def test_features_that_no_benchmark_asks_for_are_not_read(
     matrix[-1] = np.nan  # an image of the training split
     write_shard(features.path, 0, matrix)
     assert files_of(run(world, settings_with(folder), "unread", features=features)) == files_of(whole)
-
-
-def test_a_split_without_captions(world: tuple[ArtifactStore, dict[str, Artifact]], data_root: Path) -> None:
-    settings = settings_with(data_root, [{"name": "r", "kind": "retrieval"}])
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "test"})})
-    with pytest.raises(BenchmarkError, match="benchmark 'r': no ingested caption of split 'test' has an image"):
-        run(world, settings, "empty")
 
 
 def test_a_small_pool_is_found_before_a_model_is_trained(
@@ -403,41 +384,3 @@ def test_the_gain_over_the_control_is_measured_on_the_same_queries(
     }
     # Its weights are those of a tower that has seen nothing.
     assert comparison["untrained"] and summary["reason"].startswith("the base is near chance, so nothing can be ")
-
-
-def test_a_collapsed_tower_is_held(
-    world: tuple[ArtifactStore, dict[str, Artifact]], folder: Path, data_root: Path, tmp_path: Path
-) -> None:
-    _, artifacts = world
-    base = Candidate(str(artifacts["bootstrap"].path / "release"), "cpu")
-    table = captions_table(data_root)
-    texts, images = table["caption"].to_pylist(), table["image_id"].to_pylist()
-    ids = list(dict.fromkeys(filter(None, images)))
-    vectors = base.texts(texts)
-
-    def features(out: Path) -> dict[str, Any]:
-        # Images that the base finds by their captions.
-        means = np.stack([vectors[[i == image for i in images]].mean(axis=0) for image in ids])
-        write_shard(out, 0, means / np.linalg.norm(means, axis=1, keepdims=True))
-        rows = [{"image_id": i, "shard": 0, "row": n, "pixels": text_hash(i)} for n, i in enumerate(ids)]
-        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
-        return {"image_tower_hash": image_tower_hash(base.clip)}
-
-    def collapsed(out: Path) -> dict[str, Any]:
-        clip = embedded_clip(settings_with(data_root).model)
-        with torch.no_grad():
-            clip.model.get_parameter("ln_final.weight").zero_()
-            clip.model.get_parameter("ln_final.bias").fill_(0.1)
-        save_release(clip, out / "release", "card")
-        return {}
-
-    there = ArtifactStore(tmp_path)
-    made = run(
-        world, settings_with(folder), "collapsed",
-        features=commit(there, "features", features), finetune=commit(there, "finetune", collapsed),
-    )  # fmt: skip
-    summary = json.loads((made.path / "summary.json").read_text())
-    assert summary["models"]["tuned"]["captions"]["ao@10"] == 100.0
-    assert summary["intervals"]["captions"]["ao@10"][0] > 10
-    assert summary["verdict"] == "hold"
-    assert "text_to_image_recall@10 fell by" in summary["reason"] and "what a collapse looks like" in summary["reason"]

@@ -23,9 +23,9 @@ from PIL import Image
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table, write_table
-from paraclip.tasks.amounts import amounts
+from paraclip.tasks.plan import amounts
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, new_images
 from paraclip.tasks.stages.ingest import ingested_captions

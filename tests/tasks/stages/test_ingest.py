@@ -20,8 +20,8 @@ import pytest
 from paraclip.storage import files
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST, scan_outcomes
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
@@ -114,7 +114,7 @@ def killed_ingest(settings: Settings, root: Path, calls: int) -> None:
     ingest(settings, ArtifactStore(root))
 
 
-@pytest.mark.parametrize("writes", [0, 1, 2, 4, 7, 10])
+@pytest.mark.parametrize("writes", [0, 2, 7])
 def test_a_killed_run_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path, writes: int) -> None:
     settings = settings_of(folder.parent, "data/d.txt", "data", "data/b.jsonl")
     whole = ingest(settings, ArtifactStore(tmp_path / "whole"))
@@ -188,12 +188,6 @@ def test_a_missing_source(tmp_path: Path) -> None:
         INGEST.sources(Run(Settings(), store))
 
 
-def test_options_are_those_that_matter() -> None:
-    assert set(INGEST.options(Run(Settings()))) == {
-        "sources", "held_out", "min_words", "max_words", "on_error"
-    }  # fmt: skip
-
-
 def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     code, source = tmp_path / "my_reader_of_nothing.py", SourceOptions(path="a", format="my_reader_of_nothing:read")
@@ -249,21 +243,6 @@ def test_texts_of_scenes_that_a_killed_plan_left_can_be_told(tmp_path: Path, mon
     (folder,) = tmp_path.glob("paraclip-*")
     batches.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert not folder.exists()
-
-
-def test_real_captions(data_root: Path, tmp_path: Path) -> None:
-    sources = (
-        SourceOptions(path="flickr8k", images="flickr8k/images_128.tar", license="research only"),
-        SourceOptions(path="cc3m"),
-        SourceOptions(path="laion_sample/test_10000.parquet"),
-    )
-    settings = Settings(data=DataOptions(root=str(data_root), sources=sources))
-    metrics = ingest(settings, ArtifactStore(tmp_path / "runs")).manifest.metrics
-    assert (metrics["read"], metrics["files"]) == (60_833, 3)
-    assert metrics["splits"]["val"] == 4162
-    assert 6900 < metrics["images"] <= 7000
-    assert metrics["licences"]["research only"] > 29_000
-    assert set(metrics["rejected"]) == {"duplicate", "no_image", "too_few_words", "too_long", "too_many_words"}
 
 
 def peak_megabytes(settings: Settings, root: Path, pipe: Any) -> None:

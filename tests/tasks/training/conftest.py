@@ -15,8 +15,8 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.run.stage import carry_out
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.embedded import embedded_clip

@@ -24,8 +24,8 @@ from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.object_store import open_remote
 from paraclip.storage.remote import RemoteStore
 from paraclip.tasks.models import base_reference, base_sources
+from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.run.stage import carry_out
 from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 from paraclip.tasks.training import bodies
 from paraclip.tasks.training.data import Images, hold_out

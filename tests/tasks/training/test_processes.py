@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.tasks.run.status import read_failure
 from paraclip.tasks.stages.training import BOOTSTRAP
-from paraclip.tasks.training import processes
+from paraclip.tasks.training import bodies
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError
 from paraclip_core.training.checkpoint import CheckpointFolder
@@ -62,11 +62,11 @@ def test_a_process_says_that_the_disk_is_full_where_there_is_room(
     def failing(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/full/rows.bin")
 
-    monkeypatch.setattr(processes, "die_with", lambda parent: None)
-    monkeypatch.setattr(processes, "_take_part", failing)
+    monkeypatch.setattr(bodies, "die_with", lambda parent: None)
+    monkeypatch.setattr(bodies, "_take_part", failing)
     monkeypatch.setenv("RANK", "1")
     (tmp_path / "request.json").write_text(json.dumps({"parent": 1, "statuses": str(tmp_path / "elsewhere")}))
     (tmp_path / "elsewhere").mkdir()
-    assert processes._main(tmp_path / "request.json") == 1
+    assert bodies._main(tmp_path / "request.json") == 1
     found = read_failure(tmp_path / "elsewhere/rank-1.json", TrainingError)
     assert isinstance(found, ArtifactError) and "no space left while writing /full/rows.bin" in str(found)

@@ -76,11 +76,6 @@ def test_who_paraphrased(sources: dict[str, Artifact]) -> None:
     assert paraphraser_of(replace(made, manifest=told)) == "engine `openvino`, model `x.gguf@fp32`"
 
 
-def test_rows_without_ids_are_unknown(tmp_path: Path) -> None:
-    rows = TrainingRows({}, np.arange(3))
-    assert provenance(rows, tmp_path, tmp_path / "s") == ({"unknown": 3}, {"unknown": 3})
-
-
 def test_leftovers_of_an_earlier_try_are_not_counted(sources: dict[str, Artifact], tmp_path: Path) -> None:
     captions = sources["ingest"].path / "captions"
     ids = pq.read_table(captions, columns=["caption_id"])["caption_id"].combine_chunks()
