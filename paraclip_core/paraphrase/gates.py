@@ -22,9 +22,9 @@ from paraclip_core.config import GateOptions
 from paraclip_core.demo import details
 from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
+from paraclip_core.options import import_path, module_source
 from paraclip_core.paraphrase.meaning import Compare
 from paraclip_core.paraphrase.parse import Pair, content_words, words
-from paraclip_core.plugins import import_path, module_source
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]

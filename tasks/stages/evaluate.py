@@ -45,8 +45,8 @@ from paraclip_core.evaluation.run import (
     prepare,
     source_files,
 )
+from paraclip_core.options import module_source
 from paraclip_core.paths import user_path
-from paraclip_core.plugins import module_source
 from paraclip_core.tables import text_hash
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Engines that paraphrase, one per file, behind :class:`paraclip_core.paraphrase.engines.base.Engine`.
 
-`paraphrase.engine` names one of :data:`paraclip_core.engine_options.ENGINES`, or a class of the user's own as
+`paraphrase.engine` names one of :data:`paraclip_core.config.ENGINES`, or a class of the user's own as
 `package.module:Class`. Every class is made in the same way: `Class(options, context)`.
 """
 
@@ -12,13 +12,12 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
-from paraclip_core.engine_options import ENGINES, EngineEntry
+from paraclip_core.config import ENGINES, EngineEntry, GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError
+from paraclip_core.options import import_path
 from paraclip_core.paraphrase.engines.base import Corpus, Engine, EngineContext, EngineFacts, HashFiles, read_hashes
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paths import user_path
-from paraclip_core.plugins import import_path
 
 __all__ = ["Paraphraser", "engine_facts", "make_engine", "relevant_options", "unguarded"]
 

@@ -18,8 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.engine_options import OpenAIOptions
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.lifetime import LoopThread
 from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt

@@ -14,8 +14,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Run, stages_of
-from paraclip_core.config import ParaphraseOptions, Settings
-from paraclip_core.engine_options import MinedOptions
+from paraclip_core.config import MinedOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError, ModelError
 from paraclip_core.paraphrase.engines.base import SMALL_BYTES
 from paraclip_core.settings import load_settings

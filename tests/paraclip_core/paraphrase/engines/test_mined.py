@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.engine_options import MinedOptions
+from paraclip_core.config import MinedOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import make_engine
 from paraclip_core.paraphrase.engines.base import Prompt

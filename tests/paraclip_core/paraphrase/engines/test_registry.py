@@ -10,6 +10,8 @@ import pytest
 from pydantic import ValidationError
 
 from paraclip_core.config import (
+    ENGINES,
+    MinedOptions,
     OpenAIOptions,
     ParaphraseOptions,
     SamplingOptions,
@@ -17,7 +19,6 @@ from paraclip_core.config import (
     VllmOptions,
     meaning,
 )
-from paraclip_core.engine_options import ENGINES, MinedOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import Paraphraser, engine_facts, make_engine, relevant_options, unguarded
 from paraclip_core.paraphrase.engines.base import Prompt
