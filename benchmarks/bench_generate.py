@@ -46,8 +46,7 @@ from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, TransformersOptions
 from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
-from paraclip_core.paraphrase.engines import Paraphraser, make_engine
-from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.engines import Engine, Paraphraser, Prompt, StreamingEngine, make_engine
 from paraclip_core.paraphrase.engines.openai import draw_seed
 from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 from paraclip_core.paraphrase.meaning import SentenceEncoder

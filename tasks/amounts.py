@@ -15,8 +15,7 @@ from paraclip.tasks.stages.features import new_images
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import Paraphraser
-from paraclip_core.paraphrase.engines.base import PaidEngine
+from paraclip_core.paraphrase.engines import PaidEngine, Paraphraser
 
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
 """Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""

@@ -24,9 +24,8 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import PaidEngine, Prompt
-from paraclip_core.paraphrase.engines.openai import draws, prompt_size
-from paraclip_core.paraphrase.engines.openai_batch import Refused, read_line, request_line
+from paraclip_core.paraphrase.engines import PaidEngine, Prompt
+from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys
 from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, attempt_seed, storable

@@ -22,7 +22,7 @@ from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import CheckedEngine
+from paraclip_core.paraphrase.engines import CheckedEngine
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import few_for_alpha
 

@@ -6,7 +6,7 @@ behind it by dotted path (`paraphrase.gates.extra`).
 
 Here are the gates for any model, and those of `capable`, which hold no word lists about images: a capable model
 explains itself, offers a choice, formats its answer as a web page, goes round in circles, or does what a caption tells
-it to do. Those of `small-model` are in :mod:`paraclip_core.demo`.
+it to do. Those of `small-model` are in :mod:`paraclip_core.demo.gates`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.config import GateOptions
-from paraclip_core.demo import details
 from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
@@ -239,8 +238,8 @@ PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
     "small-model": (
         (
             empty, refusal_or_preamble, small.copied_instruction, character_set, length_ratio, too_long, echo,
-            small.repetition, small.broken_words, details.changed_negation, details.changed_number,
-            details.changed_colour, details.changed_kind, details.changed_relation, details.changed_compound,
+            small.repetition, small.broken_words, small.changed_negation, small.changed_number,
+            small.changed_colour, small.changed_kind, small.changed_relation, small.changed_compound,
             small.too_many_new_words, small.high_overlap,
         ),
         (low_similarity, low_caption_similarity, small.invented_word, small.lost_word),

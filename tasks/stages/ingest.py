@@ -26,7 +26,7 @@ from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline,
 from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import SourceFile, expand, need_file, own_reader_source
 from paraclip_core.config import Settings, meaning
-from paraclip_core.demo.scenes.texts import write_texts
+from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path

@@ -24,11 +24,9 @@ from paraclip.tasks.run.status import with_samples
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
-from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
+from paraclip_core.paraphrase.engines import Engine, MeasuredEngine, PaidEngine, Paraphraser, engine_facts
 from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
-from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
-from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
+from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, ModelJudge, judge_requests
 from paraclip_core.paraphrase.requests import (
     Batches,
     GenerationCache,

@@ -21,7 +21,7 @@ def _options(run: Run) -> Mapping[str, Any]:
 def _body(ctx: StageContext) -> dict[str, Any]:
     """Render everything; it takes well under a minute, so a try that was cut off starts again."""
     # Here, because drawing takes a quarter of a second to import and finding the artifact needs none of it.
-    from paraclip_core.demo.scenes.render import write_scenes
+    from paraclip_core.demo.render import write_scenes
 
     options = ctx.settings.data.scenes
     if options is None:

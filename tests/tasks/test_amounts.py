@@ -13,8 +13,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.amounts import ASSUMED, Amount, amounts
 from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.run import Run
-from paraclip_core.demo.scenes.plan import SEED, plan
-from paraclip_core.demo.scenes.texts import captions
+from paraclip_core.demo.scenes import SEED, captions, plan
 from paraclip_core.settings import load_settings
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")

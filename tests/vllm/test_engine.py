@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import EngineContext, Prompt
+from paraclip_core.paraphrase.engines import EngineContext, Prompt
 from paraclip_core.paraphrase.engines.vllm import VllmEngine
 from paraclip_core.paraphrase.prompts import prompt_for
 

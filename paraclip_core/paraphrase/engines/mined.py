@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, meaning
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import Completion, Corpus, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, Corpus, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.parse import content_words, jaccard, parse_answer, stem, words
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """Any OpenAI-compatible server as an engine: the `openai` package's client, within limits and below a spending cap.
 
 The client retries, waits as `Retry-After` says and keeps the connections. What is here: the request's body and seed,
-many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer.
+many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer; and
+the same requests as lines of batch files, those of OpenAI's Batch API, of its like, and of `vllm run-batch`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +23,8 @@ from urllib.parse import urlsplit
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.lifetime import LoopThread
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.requests import KEY_BYTES
 
 if TYPE_CHECKING:
     # At run time where it is used: importing it takes a second, and `plan` needs no client.
@@ -541,3 +544,59 @@ def _key(variable: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise EngineError(f"the key in the environment variable {variable} holds characters that no key has")
     return key
+
+
+URL = "/v1/chat/completions"
+UNCOUNTED = -1
+"""Tokens of a prompt that its answer does not count."""
+KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
+_DECLINED = re.compile(
+    r"context[ _-](?:length|window|size)|content_(?:filter|policy)|(?:prompt|input|request) is too (?:long|large)"
+    r"|max_model_len",
+    re.I,
+)
+"""What servers call a prompt that is too long, or against their rules."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A rejected line."""
+
+    reason: str
+    detail: str
+
+
+def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
+    """A request with its line break: its key, and the body that the engine `openai` would send."""
+    body = request_body(model, prompt, sampling, draws(sampling), 0, extra)
+    line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
+    # ASCII: some readers cut lines at separators that JSON allows inside of a text.
+    return json.dumps(line).encode() + b"\n"
+
+
+def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
+    """Key and completion of a line that answers a request for `n` texts; no texts where the prompt was declined."""
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Refused("bad_json", plain(error, 120))
+    if not isinstance(line, dict):
+        return Refused("bad_json", f"a {type(line).__name__}, expected an object with custom_id, response and error")
+    custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
+    if not isinstance(custom_id, str) or not KEY.fullmatch(custom_id):
+        return Refused("unknown_request", f"custom_id {plain(custom_id, 80)!r} is no request's key")
+    if response is None and error is None:
+        what = "a request, as `requests export` writes it" if "url" in line else "neither response nor error"
+        return Refused("no_response", f"{what}; expected what came back")
+    key, response = bytes.fromhex(custom_id), response if isinstance(response, dict) else {}
+    body = response.get("body")
+    if isinstance(body, dict) and isinstance(body.get("choices"), list):
+        try:
+            return key, read_completion(body, n, UNCOUNTED)
+        except ValueError as nonsense:
+            return Refused("no_answer", str(nonsense))
+    failure = plain(error or body)
+    if _DECLINED.search(failure):
+        # As the engine `openai` has it: the gates reject it by name, and it is not requested again.
+        return key, Completion((), 0, 0)
+    return Refused("failed", f"status {plain(response.get('status_code'), 20)}: {failure}")

@@ -19,7 +19,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo import smollm2
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)

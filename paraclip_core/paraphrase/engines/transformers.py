@@ -13,7 +13,7 @@ from typing import Any
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine, RefusedError
 from paraclip_core.paths import user_path
 

@@ -8,8 +8,7 @@ from scipy import stats
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation import intervals
-from paraclip_core.evaluation.base import Sample
-from paraclip_core.evaluation.intervals import GAIN, delta_interval, expected_half, images_needed
+from paraclip_core.evaluation.metrics import GAIN, Sample, delta_interval, expected_half, images_needed
 
 
 def paired(base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None):  # noqa: ANN201

@@ -16,7 +16,7 @@ from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.config import MinedOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError, ModelError
-from paraclip_core.paraphrase.engines.base import SMALL_BYTES
+from paraclip_core.paraphrase.engines import SMALL_BYTES
 from paraclip_core.settings import load_settings
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"

@@ -24,11 +24,10 @@ from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.config import BenchmarkOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions, ImagePool, stored_pool
+from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, choice, find_benchmark
 from paraclip_core.evaluation.benchmarks.choice import FEWEST_CASES, SYMMETRIC, cleaned, shuffled
 from paraclip_core.evaluation.metrics import macro_weights
-from paraclip_core.evaluation.results import Measured
 from paraclip_core.evaluation.run import Candidate, prepare, source_files
 
 WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")

@@ -14,9 +14,8 @@ from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import sts
 from paraclip_core.evaluation.benchmarks.sts import TASKS, ScoredPairs, find_tasks, measure_all, text_variant
-from paraclip_core.evaluation.intervals import delta_interval
-from paraclip_core.evaluation.results import from_table, to_table
-from paraclip_core.evaluation.run import prepare, source_files
+from paraclip_core.evaluation.metrics import delta_interval
+from paraclip_core.evaluation.run import from_table, prepare, source_files, to_table
 
 
 def expected_spearman(encoder: WordEncoder, rows: list[tuple[str, str, float]]) -> float:

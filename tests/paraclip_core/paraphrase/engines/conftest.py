@@ -13,7 +13,7 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 )
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions
-from paraclip_core.paraphrase.engines.base import EngineContext
+from paraclip_core.paraphrase.engines import EngineContext
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 
 

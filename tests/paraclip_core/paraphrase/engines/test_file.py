@@ -13,8 +13,7 @@ import pytest
 from paraclip_core.captions.clean import clean
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Engine, Prompt
+from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
 from paraclip_core.paraphrase.parse import parse_answer
 
 ROWS = [

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.config import MinedOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines import Prompt, make_engine
 from paraclip_core.paraphrase.engines.mined import MinedEngine
 
 

@@ -40,8 +40,7 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Completion, Prompt
+from paraclip_core.paraphrase.engines import Completion, Prompt, make_engine
 from paraclip_core.paraphrase.engines.openai import (
     FAILURES_IN_A_ROW,
     RefusedError,

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.engines.base import Completion, Prompt
-from paraclip_core.paraphrase.engines.openai_batch import UNCOUNTED, Refused, read_line, request_line
+from paraclip_core.paraphrase.engines import Completion, Prompt
+from paraclip_core.paraphrase.engines.openai import UNCOUNTED, Refused, read_line, request_line
 
 KEY = bytes(range(16))
 HELLO = {"role": "assistant", "content": "Hello."}

@@ -18,7 +18,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo import smollm2
 from paraclip_core.demo.smollm2 import gguf_file
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, Prompt
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
 from paraclip_core.paraphrase.parse import Pair, parse_answer

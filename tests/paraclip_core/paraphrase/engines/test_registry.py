@@ -20,8 +20,7 @@ from paraclip_core.config import (
     meaning,
 )
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines import Paraphraser, engine_facts, make_engine, relevant_options, unguarded
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines import Paraphraser, Prompt, engine_facts, make_engine, relevant_options, unguarded
 from paraclip_core.settings import parse_settings
 
 SOME: dict[str, dict[str, Any]] = {
@@ -38,7 +37,7 @@ SOME: dict[str, dict[str, Any]] = {
 LOOKING_UP = ("file", "mined")
 """Engines that ask no model."""
 OWN = """
-from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
+from paraclip_core.paraphrase.engines import Completion, EngineFacts
 
 
 class Shouting:

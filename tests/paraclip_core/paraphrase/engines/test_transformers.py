@@ -13,8 +13,7 @@ import torch
 from paraclip_core.clip import model as clip_model
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
 from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import SMALL_BYTES, Completion, EngineContext, Prompt, read_hashes
+from paraclip_core.paraphrase.engines import SMALL_BYTES, Completion, EngineContext, Prompt, make_engine, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
 from paraclip_core.paraphrase.meaning import PACKAGE
 

@@ -14,8 +14,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import EngineContext, Prompt
+from paraclip_core.paraphrase.engines import EngineContext, Prompt, make_engine
 from paraclip_core.paraphrase.engines.vllm import VllmEngine, _gpu
 
 
