@@ -165,7 +165,7 @@ def transformers() -> Iterator[Library]:
     if MODEL:
         own = ParaphraseOptions().transformers
         dtype = json.loads((Path(MODEL) / "config.json").read_text()).get("dtype", "float32")
-        settings = f"dtype {own.dtype}: {dtype}, batches of {own.batch_size}"
+        settings = f"dtype {dtype}, batches of {own.batch_size}"
         load = partial(bare_transformers, Path(MODEL), own)
         yield Library("transformers", {"engine": "transformers", "model": MODEL}, load, settings)
 
@@ -216,7 +216,7 @@ def bare_transformers(folder: Path, options: TransformersOptions) -> Ask:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokeniser = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
     def ask(requests: Sequence[Request]) -> int:
         count = 0

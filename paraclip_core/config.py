@@ -168,8 +168,6 @@ class OpenAIOptions(Options):
     base_url: str = Field(default="http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
     """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
     the model, not where it is served."""
-    revision: str = ""
-    """Revision of the model, where the server's name for it does not say (a commit, a date, a quantization)."""
     extra_body: dict[str, Any] = Field(default={})
     """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
     `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
@@ -181,10 +179,6 @@ class OpenAIOptions(Options):
     """Requests under way at once."""
     requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Most requests in a minute, of each process; 0: no limit."""
-    tokens_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Most tokens in a minute, prompts and answers together, of each process; 0: no limit."""
-    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = Field(default=120, json_schema_extra=OPERATIONAL)
-    """Longest time without a byte of an answer."""
     retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
     """How often a request is sent again when the server is busy, fails or hangs."""
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
@@ -253,18 +247,14 @@ class OpenAIOptions(Options):
 class MinedOptions(Options):
     """Rewordings among the captions themselves."""
 
-    across: bool = False
-    """Also take captions of near-duplicate images. The features are then computed before anything is paraphrased."""
     min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine of two images' features above which they count as near-duplicates; null: calibrated on the
-    captions, or 0.95 where fewer than 200 images have several."""
+    """Also take captions of images whose features have at least this cosine: near-duplicates from about 0.95 on. The
+    features are then computed before anything is paraphrased. null: captions of the same image alone."""
 
 
 class TransformersOptions(Options):
-    """A local Hugging Face model in this process."""
+    """A local Hugging Face model in this process, in the arithmetic of its files."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Arithmetic of the model; `auto`: as its files are."""
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
     """Answers that are drawn at once, and so together. More is faster, up to where memory ends."""
 
@@ -274,27 +264,16 @@ class VllmOptions(Options):
 
     python: str = Field(default="", json_schema_extra=OPERATIONAL)
     """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
-    revision: str = "main"
-    """Branch, tag or, best, commit of a model on the hub. The files of a local folder speak for themselves."""
-    dtype: Literal["auto", "half", "float16", "bfloat16", "float", "float32"] = "auto"
-    """Arithmetic of the model."""
-    max_model_len: Annotated[int, Field(ge=64)] = Field(default=2048, json_schema_extra=OPERATIONAL)
-    """Most tokens of a prompt and its answer; one that needs more stops the run, so no answer depends on it."""
     extra: dict[str, Any] = Field(default={})
-    """Any other argument of `vllm serve`, by its name (`quantization`, `tensor_parallel_size`, `max_num_seqs`). They
-    count as changing what is answered, except those that divide or schedule the work."""
+    """Any argument of `vllm serve`, by its name (`revision`, `dtype`, `quantization`, `tensor_parallel_size`). They
+    count as changing what is answered, except those that divide or schedule the work. `max_model_len` is 2048 without
+    it; a prompt that needs more with its answer stops the run, so no answer depends on it."""
 
     @field_validator("extra")
     @classmethod
     def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        for name in sorted(arguments.keys() & {*cls.model_fields, "model", "seed"}):
-            where = "paraphrase" if name in ("model", "seed") else "paraphrase.vllm"
-            raise ValueError(f"{name} is an option of its own, {where}.{name}")
-        return arguments
-
-    @field_validator("extra")
-    @classmethod
-    def _plain(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in arguments.keys() & {"model", "seed"}:
+            raise ValueError(f"{name} is an option of its own, paraphrase.{name}")
         return json_fields(arguments)
 
 
@@ -325,24 +304,9 @@ class FileEngineOptions(Options):
 
 
 GATE_THRESHOLDS: dict[str, dict[str, float]] = {
-    "capable": {
-        "min_length_ratio": 0.25,
-        "max_length_ratio": 3.0,
-        "min_similarity": 0.6,
-        "min_caption_similarity": 0.33,
-    },
-    "small-model": {
-        "min_length_ratio": 0.4,
-        "max_length_ratio": 2.0,
-        "min_similarity": 0.75,
-        "min_caption_similarity": 0.65,
-    },
-    "mined": {
-        "min_length_ratio": 0.0,
-        "max_length_ratio": 1000.0,
-        "min_similarity": 0.7,
-        "min_caption_similarity": 0.7,
-    },
+    "capable": {"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
+    "small-model": {"max_length_ratio": 2.0, "min_similarity": 0.75, "min_caption_similarity": 0.65},
+    "mined": {"max_length_ratio": 1000.0, "min_similarity": 0.7, "min_caption_similarity": 0.7},
 }
 """Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
 
@@ -364,8 +328,6 @@ class GateOptions(Options):
     in their last digit."""
     extra: tuple[str, ...] = ()
     """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
-    min_length_ratio: Annotated[float, Field(ge=0)] | None = None
-    """Words of the answer over words of its input, at least."""
     max_length_ratio: Annotated[float, Field(gt=0)] | None = None
     """Words of the answer over words of its input, at most (plus one word)."""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None

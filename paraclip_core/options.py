@@ -122,13 +122,9 @@ class NameOrPath:
 
 
 def import_path(path: str, where: str, expected: str, *arguments: Any) -> Any:
-    """What ``package.module:name`` names.
+    """What ``package.module:name`` names, callable with `arguments` where there are some.
 
-    Args:
-        path: the dotted path.
-        where: option and value that name it, for messages.
-        expected: what it should name, for messages.
-        arguments: what it must be callable with; none: it need not be callable.
+    Messages say `where` it is named, by option and value, and what is `expected`.
     """
     module, _, name = path.partition(":")
     try:

@@ -416,16 +416,7 @@ def image_name(image: SceneImage) -> str:
 def write_texts(
     options: ScenesOptions, folder: Path, each: Callable[[SceneImage], None] = lambda image: None
 ) -> dict[str, int]:
-    """Write ``captions.jsonl`` and ``rewordings.jsonl``; an image takes about 25 µs.
-
-    Args:
-        options: which scenes.
-        folder: where to; files that are there are written over.
-        each: called with every image, in order.
-
-    Returns:
-        Counts of images, captions, rewordings and distinct training captions.
-    """
+    """Write ``captions.jsonl`` and ``rewordings.jsonl``, and count what they hold; `each` gets every image."""
     counts = {"images": 0, "captions": 0, "rewordings": 0}
     distinct: set[str] = set()
     with (

@@ -140,7 +140,7 @@ def _latin(char: str) -> bool:
 def length_ratio(pair: Pair, options: GateOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
     count, base = len(pair.answer_words), len(pair.source_words)
-    least, most = options.threshold("min_length_ratio"), options.threshold("max_length_ratio")
+    least, most = 0.4 if options.preset == "small-model" else 0.25, options.threshold("max_length_ratio")
     if count < least * base:
         return f"{count} words for {base}, at least {least:g} times as many are wanted"
     if count > most * base + 1:

@@ -24,7 +24,7 @@ from paraclip.tasks.run.status import with_samples
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.engines import Engine, MeasuredEngine, PaidEngine, Paraphraser, engine_facts
+from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser, engine_facts
 from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, ModelJudge, judge_requests
 from paraclip_core.paraphrase.requests import (
@@ -73,8 +73,6 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
-        if isinstance(engine, MeasuredEngine):
-            about |= engine.metrics
         about |= _spend(engine, counts)
         if (judge := rounds.model_judge) is not None:
             asked = judge.counts
@@ -262,7 +260,7 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     if not paraphraser.facts.asks and not options.file.path:
         return InputError(
             f"paraphrase.engine={options.engine} has a paraphrase {step} {none}; images need several captions, or "
-            "near-duplicates (paraphrase.mined.across)"
+            "near-duplicates (paraphrase.mined.min_cosine)"
         )
     if not paraphraser.facts.asks:
         return InputError(

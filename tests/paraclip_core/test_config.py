@@ -39,10 +39,9 @@ OPERATIONAL_OPTIONS = {
     "ParaphraseOptions": "chunk",
     "GateOptions": "device",
     "TransformersOptions": "batch_size",
-    "VllmOptions": "max_model_len python",
+    "VllmOptions": "python",
     "OpenAIOptions": "api_key_env base_url concurrency max_spend "
-    "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries timeout_seconds "
-    "tokens_per_minute",
+    "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries",
     "FinetuneOptions": "checkpoint_steps",
 }
 

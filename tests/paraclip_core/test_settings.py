@@ -18,7 +18,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.settings import (
     at_environment_root,
     deployed_settings,
-    field_paths,
+    fields,
     load_settings,
     parse_settings,
 )
@@ -237,7 +237,7 @@ def test_settings_survive_json_and_yaml() -> None:
 
 
 def test_every_option_has_a_description() -> None:
-    paths = list(field_paths())
+    paths = [path for path, _ in fields()]
     assert "paraphrase.gates.min_similarity" in paths and "data.sources.0.columns.caption" in paths
     schema = Settings.model_json_schema()
     bare = [

@@ -57,6 +57,12 @@ class Prompt:
     seed: int
     """Seed of this request's sampling."""
 
+    @property
+    def one_line(self) -> bool:
+        """Whether a line is the whole answer, as after examples; a model that only follows an instruction may begin
+        with an empty one."""
+        return any(role in ("text", "assistant") for role, _ in self.messages)
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -155,11 +161,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """One completion for each prompt, in order.
-
-        Raises:
-            EngineError: the engine could not start or died.
-        """
+        """One completion for each prompt, in order; EngineError where it could not start or died."""
         ...
 
     def close(self) -> None:
@@ -172,11 +174,7 @@ class CheckedEngine(Protocol):
     """What an engine has besides where it can find out early, and for nothing, whether it would answer."""
 
     def check(self) -> None:
-        """Look whether it can be asked; no answer is drawn, and none is paid for.
-
-        Raises:
-            EngineError: it cannot; says which option to mend.
-        """
+        """Look whether it can answer, for nothing; EngineError says which option to fix."""
         ...
 
 
@@ -188,10 +186,7 @@ class StreamingEngine(Protocol):
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
     ) -> Generator[tuple[int, Completion] | None, None, None]:
         """Completions as they come, each with the number of its prompt; None now and then where none comes for a while,
-        so that those before it are kept.
-
-        Raises:
-            EngineError: not every prompt has one; those that have were handed over before.
+        so that those before it are kept. EngineError comes after all that there are.
         """
         ...
 
@@ -224,23 +219,8 @@ class PaidEngine(Protocol):
         ...
 
 
-@runtime_checkable
-class MeasuredEngine(Protocol):
-    """What an engine has besides where it can say how it came to its answers."""
-
-    @property
-    def metrics(self) -> Mapping[str, Any]:
-        """Figures for the manifest, after it was asked."""
-        ...
-
-
 def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
-    """Name of a Hugging Face folder and a hash of the names and contents of its files, the big ones by `hash_files`.
-
-    Raises:
-        EngineError: the folder is not there or holds no Hugging Face model.
-        InputError: `hash_files` cannot read a file.
-    """
+    """Name of a Hugging Face folder and a hash of the names and contents of its files, the big ones by `hash_files`."""
     digest = hashlib.blake2b(digest_size=12)
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -277,15 +257,7 @@ def make_engine(
     hash_files: HashFiles = read_hashes,
     corpus: Corpus | None = None,
 ) -> Engine:
-    """The engine that the options name; no model is loaded before the first request.
-
-    Args:
-        options: the paraphrase options.
-        data_root: folder that the paths of the `file` engine are relative to.
-        device: where local models compute: a torch device, or `auto`.
-        hash_files: hashes the weights of a model that lies in a folder.
-        corpus: captions and features of the run, where there is one.
-    """
+    """The engine that the options name, with the fields of its `EngineContext`; no model is loaded yet."""
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
         raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation import intervals
+from paraclip_core.evaluation import metrics
 from paraclip_core.evaluation.metrics import GAIN, Sample, delta_interval, expected_half, images_needed
 
 
@@ -47,7 +47,7 @@ def test_rank_correlation_of_each_draw_equals_scipys() -> None:
     rng = np.random.default_rng(5)
     gold, base, tuned = (np.round(rng.random(30) * 8) for _ in range(3))
     draws = rng.integers(0, 30, (20, 30))
-    found = intervals._rank_deltas(*paired(base, tuned, gold=gold), np.arange(30), iter([draws]))
+    found = metrics._rank_deltas(*paired(base, tuned, gold=gold), np.arange(30), iter([draws]))
     expected = [
         stats.spearmanr(tuned[d], gold[d]).statistic - stats.spearmanr(base[d], gold[d]).statistic  # pyright: ignore[reportAttributeAccessIssue]
         for d in draws
@@ -75,7 +75,7 @@ def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> N
     rng = np.random.default_rng(7)
     samples = paired(rng.random(40), rng.random(40), np.repeat(np.arange(10), 4))
     whole = delta_interval(*samples, resamples=500, confidence=0.95, seed=8)
-    monkeypatch.setattr(intervals, "CELLS", 100)
+    monkeypatch.setattr(metrics, "DRAWN", 100)
     assert delta_interval(*samples, resamples=500, confidence=0.95, seed=8) == whole
     assert whole.clusters == 10
 

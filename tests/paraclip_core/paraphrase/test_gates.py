@@ -166,13 +166,13 @@ def test_preset_off_keeps_everything_that_is_not_empty(reason: str, source: str,
 
 
 def test_thresholds_are_the_presets_or_as_set() -> None:
-    auto = GateOptions(min_length_ratio=0.1)
+    auto = GateOptions(max_length_ratio=4)
     small, capable = auto.resolved("small-model"), auto.resolved("capable")
-    assert (small.preset, small.min_length_ratio, small.min_similarity) == ("small-model", 0.1, 0.75)
+    assert (small.preset, small.max_length_ratio, small.min_similarity) == ("small-model", 4, 0.75)
     assert capable.min_similarity is not None and capable.min_similarity < 0.75
     assert GateOptions(preset="small-model").resolved("capable").preset == "small-model"
     # Either way of saying the same is the same, for hashes.
-    assert small == GateOptions(preset="small-model", min_length_ratio=0.1, min_similarity=0.75).resolved("off")
+    assert small == GateOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75).resolved("off")
 
 
 def test_captions_of_other_images_pass_if_they_are_not_the_caption(judges: dict[int, Judge]) -> None:

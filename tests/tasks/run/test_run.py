@@ -43,7 +43,7 @@ def test_every_stage_comes_after_its_inputs() -> None:
 
 
 def test_features_come_before_an_engine_that_reads_them() -> None:
-    paraphrase = ParaphraseOptions(engine="mined", mined=MinedOptions(across=True))
+    paraphrase = ParaphraseOptions(engine="mined", mined=MinedOptions(min_cosine=0.9))
     stages = stages_of(Settings(paraphrase=paraphrase))
     settings = Settings(paraphrase=paraphrase)
     assert list(stages)[:4] == ["ingest", "features", "paraphrase_1", "paraphrase_2"]
@@ -139,7 +139,7 @@ def test_operational_options_change_nothing(tmp_path: Path) -> None:
 
 
 def test_options_of_engines_that_are_not_in_use_change_nothing(tmp_path: Path) -> None:
-    unused = ["vllm.dtype=half", "vllm.revision=abc", "openai.revision=abc", "file.path=mine.csv"]
+    unused = ["vllm.extra={dtype: half}", "openai.extra_body={a: 1}", "file.path=mine.csv"]
     assert changed(tmp_path, *(f"paraphrase.{option}" for option in unused)) == set()
 
 

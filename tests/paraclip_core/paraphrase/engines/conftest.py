@@ -26,7 +26,7 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
     made: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
-        quick = {"base_url": openai_server.url, "retries": 3, "timeout_seconds": 60}
+        quick = {"base_url": openai_server.url, "retries": 3}
         chosen = ParaphraseOptions(engine="openai", model=model, openai=OpenAIOptions(**(quick | options)))
         made.append(OpenAIEngine(chosen, EngineContext()))
         return made[-1]
