@@ -89,11 +89,6 @@ def test_seeds_in_one_call_are_kept_apart(engine: OpenVinoEngine, answers: list[
     assert mixed[0] != answers[0]
 
 
-def test_greedy_decoding_gives_one_answer(engine: OpenVinoEngine) -> None:
-    found = engine.generate(prompts(CAPTIONS[:1]), SamplingOptions(n=4, temperature=0, max_tokens=8))
-    assert len(found[0].texts) == 1
-
-
 def test_a_restarted_engine_goes_on_with_the_same_answers_from_a_copy_of_a_file_that_may_not_be_written(
     answers: list[Completion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
