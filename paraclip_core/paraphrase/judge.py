@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -272,9 +273,7 @@ class BlockJudge:
         tokens = self._tokens.encode_batch(texts).cast(ACCEPTED.field("tokens").type)
         similarities = pa.array([similarity for _, similarity in accepted], pa.float32())
         flat = pa.StructArray.from_arrays([pa.array(texts, pa.string()), tokens, similarities], fields=list(ACCEPTED))
-        offsets = [0]
-        for verdict in verdicts:
-            offsets.append(offsets[-1] + len(verdict.accepted))
+        offsets = [0, *accumulate(len(verdict.accepted) for verdict in verdicts)]
         columns = {
             "generation": block.column("generation"),
             "parent": block.column("parent"),
