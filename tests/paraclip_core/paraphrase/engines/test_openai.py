@@ -296,9 +296,11 @@ def test_a_limit_per_minute_spaces_requests_out(openai_server: OpenAIServer, con
 
 def test_an_interrupt_ends_the_requests_under_way(openai_server: OpenAIServer, connect: Connect) -> None:
     openai_server.faults = [hang] * 4
+    engine = connect()
+    # It connects; an interrupt before that would find no request.
+    engine.check()
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    engine = connect()
     with pytest.raises(KeyboardInterrupt):
         ask(engine, "a", "b")
     engine.close()
