@@ -46,8 +46,7 @@ from paraclip.tasks.stages.paraphrase import paraphrasing
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, TransformersOptions
 from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
-from paraclip_core.paraphrase.engines import Paraphraser, make_engine
-from paraclip_core.paraphrase.engines.base import Engine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.engines import Engine, Paraphraser, Prompt, StreamingEngine, make_engine
 from paraclip_core.paraphrase.engines.openai import draw_seed
 from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 from paraclip_core.paraphrase.meaning import SentenceEncoder
@@ -166,7 +165,7 @@ def transformers() -> Iterator[Library]:
     if MODEL:
         own = ParaphraseOptions().transformers
         dtype = json.loads((Path(MODEL) / "config.json").read_text()).get("dtype", "float32")
-        settings = f"dtype {own.dtype}: {dtype}, batches of {own.batch_size}"
+        settings = f"dtype {dtype}, batches of {own.batch_size}"
         load = partial(bare_transformers, Path(MODEL), own)
         yield Library("transformers", {"engine": "transformers", "model": MODEL}, load, settings)
 
@@ -217,7 +216,7 @@ def bare_transformers(folder: Path, options: TransformersOptions) -> Ask:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokeniser = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=options.dtype).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 
     def ask(requests: Sequence[Request]) -> int:
         count = 0

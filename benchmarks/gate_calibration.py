@@ -28,11 +28,9 @@ from record import arguments
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Engine, Prompt
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
+from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
+from paraclip_core.paraphrase.judge import JUDGE_STEP, QUESTION, Judge, JudgeSpec, Request, says_same
 from paraclip_core.paraphrase.meaning import Encoder, SentenceEncoder
-from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
 from paraclip_core.paraphrase.parse import words
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 

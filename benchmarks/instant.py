@@ -16,7 +16,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.settings import parse_settings
 
 SUBJECTS = ("a small boy", "two dogs", "an old man", "a young woman", "some kids", "a big horse", "a black car",

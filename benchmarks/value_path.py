@@ -41,7 +41,7 @@ class Probe:
 
     def __init__(self, options: Any, context: Any) -> None:
         """Look at nothing."""
-        from paraclip_core.paraphrase.engines.base import EngineFacts
+        from paraclip_core.paraphrase.engines import EngineFacts
 
         self.facts = EngineFacts(gates="off")
 

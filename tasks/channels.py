@@ -23,8 +23,9 @@ from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
+from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
-from paraclip_core.evaluation.results import Measured, from_table
+from paraclip_core.evaluation.run import from_table
 from paraclip_core.progress import Progress, silent
 
 BY_RUN, BY_PROMOTION, BY_ROLLBACK = "run", "promotion", "rollback"

@@ -20,8 +20,7 @@ from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import find_benchmark, metric_of
-from paraclip_core.evaluation.results import Provenance
-from paraclip_core.evaluation.run import Compared, Evaluation, compare_models
+from paraclip_core.evaluation.run import Compared, Evaluation, Provenance, compare_models
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 

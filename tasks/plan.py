@@ -19,8 +19,7 @@ from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.clean import listed_reasons
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import Paraphraser
-from paraclip_core.paraphrase.engines.base import CheckedEngine, PaidEngine
+from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import few_for_alpha
 

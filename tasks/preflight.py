@@ -32,7 +32,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
-from paraclip_core.evaluation.intervals import GAIN, expected_half, images_needed
+from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of

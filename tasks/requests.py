@@ -33,9 +33,8 @@ from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, step
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import PaidEngine, Prompt
-from paraclip_core.paraphrase.engines.openai import draws, prompt_size
-from paraclip_core.paraphrase.engines.openai_batch import Refused, read_line, request_line
+from paraclip_core.paraphrase.engines import PaidEngine, Prompt
+from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.requests import RequestKeys, RowCursor, source_column, step_requests

@@ -20,7 +20,7 @@ from paraclip_core.captions.clean import clean, cleaned
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import PaidEngine
+from paraclip_core.paraphrase.engines import PaidEngine
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
 from paraclip_core.paraphrase.parse import parse_answer

@@ -29,9 +29,9 @@ from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.options import import_path, module_source
 from paraclip_core.paths import below, user_path
 from paraclip_core.pictures import holds_pictures
-from paraclip_core.plugins import import_path, module_source
 
 SHARD = re.compile(r"([a-z]+)-\d{5}-of-\d{5}\b.*")
 """Names such as ``validation-00000-of-00002.parquet``, as Hugging Face's hub has them."""

@@ -22,6 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from paraclip_core.errors import FAILING, InputError
 from paraclip_core.pictures import (
     PICTURE_ROWS,
+    TarFile,
     damaged_parquet,
     is_picture,
     listed_types,
@@ -30,7 +31,6 @@ from paraclip_core.pictures import (
     picture_name,
     picture_place,
 )
-from paraclip_core.tar_file import TarFile
 
 PARQUET = b"PAR1"
 MOST_ASPECT = 1000

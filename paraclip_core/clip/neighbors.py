@@ -26,12 +26,6 @@ class Neighbors:
     """Numbers of the neighbors."""
     cosines: NDArray[np.float32]
 
-    def at_least(self, cosine: float) -> Neighbors:
-        """Those of this cosine or a higher one."""
-        near = self.cosines >= cosine
-        counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(near, dtype=np.int64)])
-        return Neighbors(counts[self.starts], self.rows[near], self.cosines[near])
-
     def first(self) -> NDArray[np.int32]:
         """The image of each pair whose neighbor is in `rows`."""
         return np.repeat(np.arange(len(self.starts) - 1, dtype=np.int32), np.diff(self.starts))

@@ -106,11 +106,8 @@ def find_synonyms(
 ) -> SynonymTable:
     """Synonyms of the content words of the texts, the nearest first; words without any are left out.
 
-    Args:
-        texts: in which words are to be swapped.
-        fetch: asks the LLM, for the words and then for their synonyms.
-        encode: the sentence encoder: unit vectors, float32 [n, d].
-        pieces: number of CLIP tokens of a word; None: any number is fine.
+    `fetch` asks the LLM for other words for some words, `encode` gives unit vectors, float32 [n, d]; without `pieces`
+    a synonym may have any number of CLIP tokens.
     """
     targets = sorted({word for text in texts for word in swappable(text)})
     forward = {word: alternatives(word, answers) for word, answers in sorted(fetch(targets).items())}

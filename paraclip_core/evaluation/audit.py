@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.base import Sample, unique_features
+from paraclip_core.evaluation.base import unique_features
 from paraclip_core.evaluation.benchmarks.wordings import RULES
-from paraclip_core.evaluation.intervals import delta_interval
-from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.evaluation.metrics import Sample, average_overlap, delta_interval, jaccard
 from paraclip_core.evaluation.published import field, records
 
 DEPTH = 10

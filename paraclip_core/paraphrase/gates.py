@@ -6,7 +6,7 @@ behind it by dotted path (`paraphrase.gates.extra`).
 
 Here are the gates for any model, and those of `capable`, which hold no word lists about images: a capable model
 explains itself, offers a choice, formats its answer as a web page, goes round in circles, or does what a caption tells
-it to do. Those of `small-model` are in :mod:`paraclip_core.demo`.
+it to do. Those of `small-model` are in :mod:`paraclip_core.demo.gates`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.config import GateOptions
-from paraclip_core.demo import details
 from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
+from paraclip_core.options import import_path, module_source
 from paraclip_core.paraphrase.meaning import Compare
 from paraclip_core.paraphrase.parse import Pair, content_words, words
-from paraclip_core.plugins import import_path, module_source
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
@@ -141,7 +140,7 @@ def _latin(char: str) -> bool:
 def length_ratio(pair: Pair, options: GateOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
     count, base = len(pair.answer_words), len(pair.source_words)
-    least, most = options.threshold("min_length_ratio"), options.threshold("max_length_ratio")
+    least, most = 0.4 if options.preset == "small-model" else 0.25, options.threshold("max_length_ratio")
     if count < least * base:
         return f"{count} words for {base}, at least {least:g} times as many are wanted"
     if count > most * base + 1:
@@ -239,8 +238,8 @@ PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
     "small-model": (
         (
             empty, refusal_or_preamble, small.copied_instruction, character_set, length_ratio, too_long, echo,
-            small.repetition, small.broken_words, details.changed_negation, details.changed_number,
-            details.changed_colour, details.changed_kind, details.changed_relation, details.changed_compound,
+            small.repetition, small.broken_words, small.changed_negation, small.changed_number,
+            small.changed_colour, small.changed_kind, small.changed_relation, small.changed_compound,
             small.too_many_new_words, small.high_overlap,
         ),
         (low_similarity, low_caption_similarity, small.invented_word, small.lost_word),

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +65,15 @@ SELECT a.row, a.attempt, a.key, v.accepted, v.answer, v.reason, v.detail, v.simi
 FROM asked a JOIN cache.verdicts v ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent'))
 WHERE v.gates = getvariable('gates')
 """
+UNJUDGED = """
+SELECT min(a.row) AS row, a.key, a.parent, any_value(g.completions) AS completions
+FROM asked a JOIN cache.generations g ON g.key = a.key
+ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v
+ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent'))
+WHERE a.attempt = ? AND (?::BIGINT[] IS NULL OR list_contains(?::BIGINT[], a.row))
+GROUP BY a.key, a.parent
+"""
 UNDECIDED = """
-CREATE OR REPLACE TABLE undecided AS
 SELECT min(a.row) AS row, any_value(v) AS v
 FROM asked a JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v
 ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent'))
@@ -368,58 +375,29 @@ class StepTables:
 
     def find_unjudged(self, attempt: int, rows: np.ndarray | None = None) -> int:
         """Collect the answers without a verdict, of all rows or of these alone, for :meth:`unjudged`; their number."""
-        chosen = None if rows is None else rows.tolist()
-        with self.cache.attached(self.con):
-            self.con.execute(
-                "CREATE OR REPLACE TABLE unjudged AS "
-                "SELECT min(a.row) AS row, a.key, a.parent, any_value(g.completions) AS completions "
-                "FROM asked a JOIN cache.generations g ON g.key = a.key "
-                "ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v "
-                "ON v.generation = a.key AND v.parent = coalesce(a.parent, getvariable('no_parent')) "
-                "WHERE a.attempt = ? AND (?::BIGINT[] IS NULL OR list_contains(?::BIGINT[], a.row)) "
-                "GROUP BY a.key, a.parent",
-                [attempt, chosen, chosen],
-            )
-        return self._count("SELECT count(*) FROM unjudged")
+        return self._collect("unjudged", UNJUDGED, attempt, rows)
 
     def unjudged(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
         """Blocks (`tables.ANSWERS`) of what :meth:`find_unjudged` collected, by row."""
         source = source_column(self.step)
         texts = RowCursor(self.batches(list(dict.fromkeys(("caption", source)))))
-        # A cursor of its own: other queries on the connection would end the stream.
-        cursor = self.con.cursor()
-        try:
-            query = "SELECT row, key, parent, completions FROM unjudged ORDER BY row"
-            for batch in cursor.sql(query).to_arrow_reader(block_rows):
-                taken = texts.take(batch.column("row").to_numpy())
-                parents = batch.column("parent").fill_null(NO_PARENT)
-                columns = [batch.column("key"), parents, taken.column("caption"), taken.column(source)]
-                yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
-        finally:
-            cursor.close()
+        for batch in self._stream("SELECT row, key, parent, completions FROM unjudged ORDER BY row", block_rows):
+            taken = texts.take(batch.column("row").to_numpy())
+            parents = batch.column("parent").fill_null(NO_PARENT)
+            columns = [batch.column("key"), parents, taken.column("caption"), taken.column(source)]
+            yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
 
     def find_undecided(self, attempt: int, rows: np.ndarray | None = None) -> int:
         """Collect the first verdicts that no last one has followed, for :meth:`undecided`; their number."""
-        chosen = None if rows is None else rows.tolist()
-        with self.cache.attached(self.con):
-            self.con.execute(UNDECIDED, [attempt, chosen, chosen])
-        return self._count("SELECT count(*) FROM undecided")
+        return self._collect("undecided", UNDECIDED, attempt, rows)
 
     def undecided(self, block_rows: int) -> Generator[tuple[list[str], pa.RecordBatch], None, None]:
         """Captions and verdicts (`tables.VERDICTS`) of what :meth:`find_undecided` collected, by row."""
         captions = RowCursor(self.batches(["caption"]))
-        cursor = self.con.cursor()
-        try:
-            for batch in cursor.sql("SELECT row, unnest(v) FROM undecided ORDER BY row").to_arrow_reader(block_rows):
-                texts = captions.take(batch.column("row").to_numpy()).column("caption").to_pylist()
-                yield (
-                    texts,
-                    pa.RecordBatch.from_arrays(
-                        [batch.column(field.name).cast(field.type) for field in VERDICTS], schema=VERDICTS
-                    ),
-                )
-        finally:
-            cursor.close()
+        for batch in self._stream("SELECT row, unnest(v) FROM undecided ORDER BY row", block_rows):
+            texts = captions.take(batch.column("row").to_numpy()).column("caption").to_pylist()
+            columns = [batch.column(field.name).cast(field.type) for field in VERDICTS]
+            yield texts, pa.RecordBatch.from_arrays(columns, schema=VERDICTS)
 
     def rejected(self) -> np.ndarray:
         """Rows (int64, ascending) that were judged and have no accepted answer at any attempt."""
@@ -448,6 +426,18 @@ class StepTables:
         with self.cache.attached(self.con):
             self.con.execute(JUDGED)
             yield
+
+    def _collect(self, table: str, query: str, attempt: int, rows: np.ndarray | None) -> int:
+        """Keep what a query of an attempt finds, of all rows or of these alone, in a table; how many rows that has."""
+        chosen = None if rows is None else rows.tolist()
+        with self.cache.attached(self.con):
+            self.con.execute(f"CREATE OR REPLACE TABLE {table} AS {query}", [attempt, chosen, chosen])
+        return len(self.con.table(table))
+
+    def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
+        # A cursor of its own: other queries on the connection would end the stream.
+        with closing(self.con.cursor()) as cursor:
+            yield from cursor.sql(query).to_arrow_reader(rows)
 
     def _numbers(self, query: str, *parameters: object) -> np.ndarray:
         return self.con.execute(query, list(parameters)).fetchnumpy()["row"].astype(np.int64)

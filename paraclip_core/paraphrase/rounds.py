@@ -23,7 +23,7 @@ import pyarrow as pa
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import (
+from paraclip_core.paraphrase.engines import (
     CheckedEngine,
     Completion,
     Engine,
@@ -31,8 +31,7 @@ from paraclip_core.paraphrase.engines.base import (
     Prompt,
     StreamingEngine,
 )
-from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool
-from paraclip_core.paraphrase.model_judge import ModelJudge
+from paraclip_core.paraphrase.judge import BLOCK_ROWS, Judged, JudgePool, ModelJudge
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.requests import (
     GenerationCache,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from paraclip_core.evaluation.intervals import GAIN, expected_half
+from paraclip_core.evaluation.metrics import GAIN, expected_half
 from paraclip_core.licenses import RolledUp, roll_up
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class ReportData:
     settings: str = ""
     """The run's options as YAML, where they are not the usual ones."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What each benchmark counted over what (:attr:`paraclip_core.evaluation.results.Measured.notes`)."""
+    """What each benchmark counted over what (:attr:`paraclip_core.evaluation.run.Measured.notes`)."""
     confidence: float = 0.95
     notes: Sequence[str] = ()
     """What was left out and why."""

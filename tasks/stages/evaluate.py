@@ -24,30 +24,27 @@ from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions, ImagePool, stored_pool
+from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.compare import compare, with_control
-from paraclip_core.evaluation.results import (
-    Measured,
-    Provenance,
-    from_arrays,
-    result_json,
-    to_arrays,
-    to_table,
-)
 from paraclip_core.evaluation.run import (
     Candidate,
     Evaluation,
     Prepared,
+    Provenance,
     Remember,
     check_names,
+    from_arrays,
     left_out,
     measure_all,
     prepare,
+    result_json,
     source_files,
+    to_arrays,
+    to_table,
 )
+from paraclip_core.options import module_source
 from paraclip_core.paths import user_path
-from paraclip_core.plugins import module_source
 from paraclip_core.tables import text_hash
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline,
 from paraclip_core.captions.rows import Counts, Outcome
 from paraclip_core.captions.sources import SourceFile, expand, need_file, own_reader_source
 from paraclip_core.config import meaning
-from paraclip_core.demo.scenes.texts import write_texts
+from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
@@ -241,7 +241,7 @@ INGEST = Stage(
 def _render_scenes(ctx: StageContext) -> dict[str, Any]:
     """Render everything; it takes well under a minute, so a try that was cut off starts again."""
     # Here, because drawing takes a quarter of a second to import and finding the artifact needs none of it.
-    from paraclip_core.demo.scenes.render import write_scenes
+    from paraclip_core.demo.render import write_scenes
 
     options = ctx.settings.data.scenes
     if options is None:

@@ -23,11 +23,9 @@ from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.engines import Paraphraser, engine_facts
-from paraclip_core.paraphrase.engines.base import Engine, MeasuredEngine, PaidEngine
+from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser, engine_facts
 from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
-from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
-from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests
+from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, ModelJudge, judge_requests
 from paraclip_core.paraphrase.requests import (
     Batches,
     GenerationCache,
@@ -73,8 +71,6 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
-        if isinstance(engine, MeasuredEngine):
-            about |= engine.metrics
         about |= _spend(engine, counts)
         if (judge := rounds.model_judge) is not None:
             asked = judge.counts
@@ -248,7 +244,7 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     if not paraphraser.facts.asks and not options.file.path:
         return InputError(
             f"paraphrase.engine={options.engine} has a paraphrase {step} {none}; images need several captions, or "
-            "near-duplicates (paraphrase.mined.across)"
+            "near-duplicates (paraphrase.mined.min_cosine)"
         )
     if not paraphraser.facts.asks:
         return InputError(

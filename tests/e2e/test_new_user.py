@@ -63,7 +63,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def home(tmp_path: Path) -> Path:
     """A folder with photos, and a spreadsheet of captions under a messy header."""
     from paraclip_core.config import ScenesOptions
-    from paraclip_core.demo.scenes.render import write_scenes
+    from paraclip_core.demo.render import write_scenes
 
     drawn = tmp_path / "drawn"
     drawn.mkdir()
@@ -85,7 +85,7 @@ OWN_FILES = {
     "tasks.py": "PHRASE = 'there is'",
     "my_parts.py": """
 import tasks
-from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
+from paraclip_core.paraphrase.engines import Completion, EngineFacts
 
 class Engine:
     name, model, facts = "mine", "1", EngineFacts(shares_cores=True)

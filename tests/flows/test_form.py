@@ -16,7 +16,7 @@ from paraclip.flows.pipeline import pipeline
 from paraclip.flows.regenerate import regenerate
 from paraclip.flows.stages import STAGE_FLOWS
 from paraclip_core.config import Settings
-from paraclip_core.settings import field_paths, parse_settings
+from paraclip_core.settings import fields, parse_settings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def options(schema: dict[str, Any], shown: bool, prefix: str = "") -> Iterator[s
 
 
 def test_the_form_shows_what_is_listed_and_hides_nothing_from_the_check() -> None:
-    paths = set(field_paths())
+    paths = {path for path, _ in fields()}
     assert set(FORM) <= paths
     schema = form_schema()
     shown = set(options(schema, shown=True))

@@ -29,7 +29,7 @@ import numpy as np
 from paraclip_core.captions.rows import Batcher
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Task
 from paraclip_core.evaluation.base import Measured, Sample
-from paraclip_core.paraphrase.engines.base import Completion, EngineFacts
+from paraclip_core.paraphrase.engines import Completion, EngineFacts
 from paraclip.storage.parquet import count_rows
 from paraclip.tasks.run.run import Stage
 

@@ -39,10 +39,9 @@ OPERATIONAL_OPTIONS = {
     "ParaphraseOptions": "chunk",
     "GateOptions": "device",
     "TransformersOptions": "batch_size",
-    "VllmOptions": "max_model_len python",
+    "VllmOptions": "python",
     "OpenAIOptions": "api_key_env base_url concurrency max_spend "
-    "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries timeout_seconds "
-    "tokens_per_minute",
+    "price_per_million_completion_tokens price_per_million_prompt_tokens requests_per_minute retries",
     "FinetuneOptions": "checkpoint_steps",
 }
 
@@ -77,15 +76,9 @@ def test_meaning_is_plain_json() -> None:
     assert json.loads(json.dumps(found)) == found
 
 
-@pytest.mark.parametrize("name", ["''", '" "', "..", "../x", "a/b", "a\\b", '"a\\nb"', ".hidden"])
-def test_a_runs_name_cannot_leave_the_folder_of_results(name: str) -> None:
-    with pytest.raises(ConfigError, match="cannot name a run"):
-        load_settings(None, [f"name={name}"])
-
-
-@pytest.mark.parametrize("name", ["x" * 201, "ö" * 101])
-def test_a_runs_name_must_fit_into_the_name_of_a_file(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"has 20[12] bytes; at most 200 can name a run"):
+@pytest.mark.parametrize("name", ["''", '" "', "..", "../x", "a/b", "a\\b", '"a\\nb"', ".hidden", "x" * 201, "ö" * 101])
+def test_a_runs_name_stays_in_the_folder_of_results_and_fits_a_file(name: str) -> None:
+    with pytest.raises(ConfigError, match="name a run"):
         load_settings(None, [f"name={name}"])
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import GateOptions, ParaphraseOptions
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines import Prompt
 
 OFF = GateOptions(preset="off")
 OPTIONS = ParaphraseOptions(engine="transformers", gates=OFF)

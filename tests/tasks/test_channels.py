@@ -31,8 +31,9 @@ from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.evaluation.base import Measured, Sample
+from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Outcome, compare
+from paraclip_core.evaluation.metrics import Sample
 from paraclip_core.evaluation.run import Evaluation
 
 QUERIES = np.random.default_rng(0).random((2, 200))

@@ -15,9 +15,8 @@ from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import ingested_captions
-from paraclip_core.demo.scenes.plan import SEED
-from paraclip_core.demo.scenes.plan import plan as scene_plan
-from paraclip_core.demo.scenes.texts import captions
+from paraclip_core.demo.scenes import SEED, captions
+from paraclip_core.demo.scenes import plan as scene_plan
 from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import load_settings
 

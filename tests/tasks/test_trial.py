@@ -21,7 +21,7 @@ from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip.tasks.trial import CaptionTrial, Trial, try_captions
 from paraclip_core.config import Settings
 from paraclip_core.errors import BudgetError, ConfigError
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines import Prompt
 from paraclip_core.settings import parse_settings
 
 CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]

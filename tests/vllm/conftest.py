@@ -48,9 +48,7 @@ def vllm_options(vllm_python: str) -> dict[str, Any]:
     """Options for a small machine."""
     return {
         "python": vllm_python,
-        "dtype": "bfloat16",
-        "max_model_len": 1024,
-        "extra": {"enforce_eager": True, "max_num_seqs": 32},
+        "extra": {"dtype": "bfloat16", "max_model_len": 1024, "enforce_eager": True, "max_num_seqs": 32},
     }
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import EngineContext, Prompt
+from paraclip_core.paraphrase.engines import EngineContext, Prompt
 from paraclip_core.paraphrase.engines.vllm import VllmEngine
 from paraclip_core.paraphrase.prompts import prompt_for
 
@@ -72,7 +72,7 @@ def test_plain_text_and_greedy_decoding(engine: VllmEngine) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_named(engine: VllmEngine) -> None:
-    with pytest.raises(EngineError, match=r"paraphrase\.vllm\.max_model_len is 1024"):
+    with pytest.raises(EngineError, match=r"max_model_len in paraphrase\.vllm\.extra is 1024"):
         engine.generate(prompts(["a dog on a beach " * 300]), SAMPLING)
 
 

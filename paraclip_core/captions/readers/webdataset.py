@@ -23,8 +23,7 @@ from paraclip_core.captions.readers.text import decode
 from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
-from paraclip_core.pictures import PICTURES
-from paraclip_core.tar_file import TarFile
+from paraclip_core.pictures import PICTURES, TarFile
 
 IMAGES = frozenset(ending[1:] for ending in PICTURES)
 TEXTS = frozenset({"txt", "text", "caption"})

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from paraclip_core.errors import BenchmarkError, ConfigError
-from paraclip_core.options import Options
-from paraclip_core.plugins import import_path
+from paraclip_core.options import Options, import_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -23,18 +23,9 @@ from numpy.typing import NDArray
 
 from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import (
-    Box,
-    Encoder,
-    ImagePool,
-    Measured,
-    Sample,
-    archive_pool,
-    need_two,
-    unique_features,
-)
+from paraclip_core.evaluation.base import Box, Encoder, ImagePool, Measured, archive_pool, need_two, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.metrics import macro_weights, pair_scores
+from paraclip_core.evaluation.metrics import Sample, macro_weights, pair_scores
 from paraclip_core.evaluation.published import (
     captioned_images,
     field,

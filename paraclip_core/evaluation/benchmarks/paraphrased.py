@@ -20,9 +20,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, Sample, unique_features
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k, top_k
+from paraclip_core.evaluation.metrics import Sample, average_overlap, jaccard, recall_at_k, top_k
 from paraclip_core.evaluation.published import (
     beside,
     captioned_files,

@@ -17,9 +17,9 @@ import numpy as np
 
 from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, Sample, unique_features
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Source, Task, recalls
-from paraclip_core.evaluation.metrics import recall_at_k, top_k
+from paraclip_core.evaluation.metrics import Sample, recall_at_k, top_k
 from paraclip_core.evaluation.published import captioned_files, captioned_images, field, pool_of, records
 from paraclip_core.options import Options
 

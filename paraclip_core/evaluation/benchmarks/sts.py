@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import STRATUM, Measured, Sample, TextEncoder, unique_features
+from paraclip_core.evaluation.base import Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.metrics import pair_scores
+from paraclip_core.evaluation.metrics import STRATUM, Sample, pair_scores
 from paraclip_core.evaluation.published import lines, plain_tsv
 
 SICK_FILES = ("SICK_test_annotated.txt", "SICK.txt")

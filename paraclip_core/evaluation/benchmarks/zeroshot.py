@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, Sample, archive_pool, unique_features
+from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, archive_pool, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.metrics import macro_weights, recall_at_k, top_k
+from paraclip_core.evaluation.metrics import Sample, macro_weights, recall_at_k, top_k
 from paraclip_core.evaluation.published import lines
 from paraclip_core.pictures import PICTURES
 

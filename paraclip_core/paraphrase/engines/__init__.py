@@ -1,26 +1,240 @@
-"""Engines that paraphrase, one per file, behind :class:`paraclip_core.paraphrase.engines.base.Engine`.
+"""Engines that paraphrase, one per file: what an engine is, how one is made, and what follows from its options.
 
-`paraphrase.engine` names one of :data:`paraclip_core.engine_options.ENGINES`, or a class of the user's own as
+`paraphrase.engine` names one of :data:`paraclip_core.config.ENGINES`, or a class of the user's own as
 `package.module:Class`. Every class is made in the same way: `Class(options, context)`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
-from paraclip_core.engine_options import ENGINES, EngineEntry
-from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines.base import Corpus, Engine, EngineContext, EngineFacts, HashFiles, read_hashes
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from paraclip_core.config import ENGINES, EngineEntry, GateOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.errors import ConfigError, EngineError
+from paraclip_core.options import import_path
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paths import user_path
-from paraclip_core.plugins import import_path
 
-__all__ = ["Paraphraser", "engine_facts", "make_engine", "relevant_options", "unguarded"]
+if TYPE_CHECKING:
+    from paraclip_core.training.data import ImageFeatures
+
+SMALL_BYTES = 16 * 1024 * 1024
+"""Files above this size are hashed by `HashFiles`, which may remember."""
+
+HashFiles = Callable[[Iterable[Path]], Mapping[str, str]]
+"""SHA-256 of each file, by its path; one that remembers need not read gigabytes each time."""
+
+
+def read_hashes(files: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file, read now."""
+    hashes = {}
+    for path in files:
+        with path.open("rb") as file:
+            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request to an engine."""
+
+    messages: tuple[tuple[str, str], ...]
+    """Chat turns as (role, content); the roles are system, user and assistant. A single message of the role `text`
+    is plain text to go on with; an engine that can only chat sends it as the user's turn."""
+    text: str
+    """The text that is to be paraphrased, which the last turn contains."""
+    step: int
+    """1 or 2; 0 where a single word is asked for."""
+    seed: int
+    """Seed of this request's sampling."""
+
+    @property
+    def one_line(self) -> bool:
+        """Whether a line is the whole answer, as after examples; a model that only follows an instruction may begin
+        with an empty one."""
+        return any(role in ("text", "assistant") for role, _ in self.messages)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine answered to one prompt."""
+
+    texts: tuple[str, ...]
+    """Raw answers, `sampling.n` of them (fewer only where an engine has no more to give)."""
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Corpus(Protocol):
+    """What the run's earlier stages made, for an engine that looks answers up there."""
+
+    def fingerprint(self, stage: str) -> str:
+        """Fingerprint of a stage's artifact, which need not be there yet."""
+        ...
+
+    def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
+        """These columns of the training captions, in their order."""
+        ...
+
+    def features(self, image_ids: pa.Array) -> tuple[ImageFeatures, NDArray[np.int64]]:
+        """The feature matrix, float16 [N, d], and the row in it of each image, -1 where it has none."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineContext:
+    """Where an engine works: what it needs besides the paraphrase options."""
+
+    data_root: Path = Path()
+    """Folder that relative paths of data are meant from."""
+    device: str = "auto"
+    """A torch device, or `auto`."""
+    hash_files: HashFiles = read_hashes
+    """Hashes the weights of a model in a folder."""
+    corpus: Corpus | None = None
+    """Captions and features of the run; None where an engine is made outside of one."""
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What the stages need to know about an engine with its options. The defaults are a model's on a GPU here."""
+
+    local: bool = True
+    """Whether the run's own processes compute the answers, on this machine's CPU cores or GPUs."""
+    on_device: bool = True
+    """Whether a local one computes on `run.device`, a GPU where there is one; otherwise on CPU cores alone."""
+    shares_cores: bool = False
+    """Whether it computes on the CPU cores that judging takes."""
+    max_in_flight: int | None = None
+    """Requests that are under way at once, at most; None: those of a chunk."""
+    asks: bool = True
+    """Whether a language model is asked. Otherwise answers are looked up by their text alone: prompts, sampling, seed
+    and attempts mean nothing."""
+    by_image: bool = False
+    """Whether an answer depends on the image, too. A prompt's `text` is then the image's id, a line break, and what is
+    asked about."""
+    inputs: tuple[str, ...] = ()
+    """The stages whose artifacts it reads besides the captions or rewrites that it is asked about."""
+    look_up: Mapping[str, Any] = field(default_factory=dict)
+    """Where it does not ask: what decides its answers, for the fingerprint."""
+    gates: Literal["off", "capable", "small-model", "mined"] = "capable"
+    """The preset that `paraphrase.gates.preset=auto` stands for."""
+    one_process: str | None = None
+    """Why requests are better not divided among processes; None where they may be."""
+    one_process_a_machine: str | None = None
+    """Why they are better not divided among processes of one machine; None where they may be."""
+
+    def unshardable(self, one_machine: bool) -> str | None:
+        """Why shards, on `one_machine` or several, would be of no use; None where requests may be divided."""
+        return self.one_process or (self.one_process_a_machine if one_machine else None)
+
+
+class Engine(Protocol):
+    """Something that completes prompts, made by calling its class with the paraphrase options and an `EngineContext`.
+
+    Making one is cheap and loading is lazy: a run whose every answer is cached never loads a model.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name for reports and the cache's column `engine`."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Model id and revision, and every option that changes an answer; part of every request key, known without
+        loading the model."""
+        ...
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What the stages need to know, known without looking at any file."""
+        ...
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
+        """One completion for each prompt, in order; EngineError where it could not start or died."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds; it may be used again."""
+        ...
+
+
+@runtime_checkable
+class CheckedEngine(Protocol):
+    """What an engine has besides where it can find out early, and for nothing, whether it would answer."""
+
+    def check(self) -> None:
+        """Look whether it can answer, for nothing; EngineError says which option to fix."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """What an engine has besides where answers come one by one and many requests can be under way."""
+
+    def stream(
+        self, prompts: Sequence[Prompt], sampling: SamplingOptions
+    ) -> Generator[tuple[int, Completion] | None, None, None]:
+        """Completions as they come, each with the number of its prompt; None now and then where none comes for a while,
+        so that those before it are kept. EngineError comes after all that there are.
+        """
+        ...
+
+
+@runtime_checkable
+class PaidEngine(Protocol):
+    """What an engine has besides where its answers cost money."""
+
+    @property
+    def priced(self) -> bool:
+        """Whether it is known what tokens cost."""
+        ...
+
+    @property
+    def max_spend(self) -> float:
+        """What answers may cost, earlier runs' included, in the currency of the configured prices; 0: no cap."""
+        ...
+
+    @property
+    def spent(self) -> float:
+        """Cost so far."""
+        ...
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens."""
+        ...
+
+    def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
+        """Count tokens that were paid for earlier towards the spending cap."""
+        ...
+
+
+def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
+    """Name of a Hugging Face folder and a hash of the names and contents of its files, the big ones by `hash_files`."""
+    digest = hashlib.blake2b(digest_size=12)
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        if not any(path.name == "config.json" for path in files):
+            raise EngineError(f"paraphrase.model: {folder} has no config.json; expected a Hugging Face folder")
+        sizes = {path: path.stat().st_size for path in files}
+        big = hash_files([path for path in files if sizes[path] > SMALL_BYTES])
+        for path in files:
+            digest.update(f"{path.name}\0{sizes[path]}\0".encode())
+            digest.update(big[str(path)].encode() if str(path) in big else path.read_bytes())
+    except OSError as error:
+        raise EngineError(f"paraphrase.model: cannot read {folder}: {error.strerror or error}") from error
+    return f"{folder.name}@{digest.hexdigest()}"
+
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
@@ -43,15 +257,7 @@ def make_engine(
     hash_files: HashFiles = read_hashes,
     corpus: Corpus | None = None,
 ) -> Engine:
-    """The engine that the options name; no model is loaded before the first request.
-
-    Args:
-        options: the paraphrase options.
-        data_root: folder that the paths of the `file` engine are relative to.
-        device: where local models compute: a torch device, or `auto`.
-        hash_files: hashes the weights of a model that lies in a folder.
-        corpus: captions and features of the run, where there is one.
-    """
+    """The engine that the options name, with the fields of its `EngineContext`; no model is loaded yet."""
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
         raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
@@ -159,6 +365,6 @@ def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
     if missing:
         raise ConfigError(
             f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
-            "paraclip_core/paraphrase/engines/base.py)"
+            "paraclip_core/paraphrase/engines/__init__.py)"
         )
     return engine

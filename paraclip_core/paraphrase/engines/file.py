@@ -23,7 +23,7 @@ from paraclip_core.captions.readers.json import read_karpathy
 from paraclip_core.captions.sources import named_format
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paths import user_path
 

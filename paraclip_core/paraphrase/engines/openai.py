@@ -1,7 +1,8 @@
 """Any OpenAI-compatible server as an engine: the `openai` package's client, within limits and below a spending cap.
 
 The client retries, waits as `Retry-After` says and keeps the connections. What is here: the request's body and seed,
-many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer.
+many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer; and
+the same requests as lines of batch files, those of OpenAI's Batch API, of its like, and of `vllm run-batch`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +20,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.engine_options import OpenAIOptions
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.lifetime import LoopThread
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.requests import KEY_BYTES
 
 if TYPE_CHECKING:
     # At run time where it is used: importing it takes a second, and `plan` needs no client.
@@ -45,6 +47,8 @@ OTHER_TEXT = "a dog on a beach"
 """What a server in doubt is asked about."""
 NONE_SPEAKS = 16
 """So many empty answers and no other: the model cannot answer as it is asked."""
+TIMEOUT_SECONDS = 600.0
+"""Longest time without a byte of an answer, which a server that queues requests may need."""
 PAUSE_SECONDS = 0.005
 """Between two looks whether there is room."""
 QUIET_SECONDS = 1.0
@@ -100,22 +104,16 @@ class Budget:
 
 
 class Pace:
-    """Spreads requests over time, so that no minute sees more of them, or more tokens, than is allowed."""
+    """Spreads requests over time, so that no minute sees more of them than is allowed."""
 
-    def __init__(self, options: OpenAIOptions) -> None:
-        self._per_request = 60 / options.requests_per_minute if options.requests_per_minute else 0.0
-        self._per_token = 60 / options.tokens_per_minute if options.tokens_per_minute else 0.0
-        self._next_request = self._next_token = 0.0
+    def __init__(self, per_minute: float) -> None:
+        self._seconds, self._next = 60 / per_minute if per_minute else 0.0, 0.0
 
-    async def turn(self, tokens: float) -> None:
-        """Wait for the turn of a request of about so many tokens; there are no bursts, which servers would refuse."""
-        at = max(now := time.monotonic(), self._next_request, self._next_token)
-        self._next_request, self._next_token = at + self._per_request, at + tokens * self._per_token
+    async def turn(self) -> None:
+        """Wait for the turn of a request; there are no bursts, which servers would refuse."""
+        at = max(now := time.monotonic(), self._next)
+        self._next = at + self._seconds
         await asyncio.sleep(at - now)
-
-    def correct(self, estimated: float, counted: float) -> None:
-        """Put right what a request was taken to need."""
-        self._next_token += (counted - estimated) * self._per_token
 
 
 class OpenAIEngine:
@@ -131,30 +129,27 @@ class OpenAIEngine:
     def __init__(self, options: ParaphraseOptions, context: EngineContext, strict: bool = False) -> None:
         """Neither server nor key are looked at before the first request; `strict`: a refused prompt ends the run."""
         self.served, self._options, self.strict = options.model, options.openai, strict
-        self.budget, self.pace = Budget(self._options), Pace(self._options)
+        self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
 
     @property
     def facts(self) -> EngineFacts:
         """A server somewhere."""
         options = self._options
-        limited = options.max_spend or options.requests_per_minute or options.tokens_per_minute
+        limited = options.max_spend or options.requests_per_minute
         return EngineFacts(
             local=False,
             max_in_flight=options.concurrency,
-            one_process="the spending cap and the limits per minute hold for one process" if limited else None,
+            one_process="the spending cap and the limit per minute hold for one process" if limited else None,
         )
 
     @property
     def model(self) -> str:
-        """The model's name at the server, its revision, and a hash of the additional fields where there are any."""
-        name = self.served
-        if self._options.revision:
-            name += f"@{self._options.revision}"
-        if self._options.extra_body:
-            canonical = json.dumps(self._options.extra_body, sort_keys=True, separators=(",", ":"), default=str)
-            name += f"+{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
-        return name
+        """The model's name at the server, and a hash of the additional fields where there are any."""
+        if not self._options.extra_body:
+            return self.served
+        canonical = json.dumps(self._options.extra_body, sort_keys=True, separators=(",", ":"))
+        return f"{self.served}+{hashlib.blake2b(canonical.encode(), digest_size=6).hexdigest()}"
 
     @property
     def priced(self) -> bool:
@@ -295,7 +290,7 @@ class OpenAIEngine:
             client = openai.AsyncOpenAI(
                 base_url=options.base_url,
                 api_key=_key(options.api_key_env) or "none",
-                timeout=options.timeout_seconds,
+                timeout=TIMEOUT_SECONDS,
                 max_retries=options.retries,
                 # With hundreds of requests at once the usual one takes four times the CPU time.
                 http_client=openai.DefaultAioHttpClient(
@@ -425,15 +420,14 @@ class _Run:
         return Completion(texts, read, written)
 
     async def _request(self, body: dict[str, Any], prompt_tokens: int, completion_tokens: int) -> Completion:
-        budget, pace, tokens = self.engine.budget, self.engine.pace, prompt_tokens + completion_tokens
+        budget = self.engine.budget
         reserved = await budget.reserve(prompt_tokens, completion_tokens)
         try:
-            await pace.turn(tokens)
+            await self.engine.pace.turn()
             if self.stop:
                 raise self.stop
             completion = await self.engine.post(self.client, body, prompt_tokens)
             budget.add(completion.prompt_tokens, completion.completion_tokens)
-            pace.correct(tokens, completion.prompt_tokens + completion.completion_tokens)
             return completion
         finally:
             budget.release(reserved)
@@ -477,8 +471,7 @@ def request_body(
         body["top_p"] = sampling.top_p
     if n > 1:
         body["n"] = n
-    # After examples every answer is one line; a model that follows instructions may begin otherwise.
-    if any(role in ("text", "assistant") for role, _ in prompt.messages):
+    if prompt.one_line:
         body["stop"] = ["\n"]
     return {name: value for name, value in {**body, **extra}.items() if value is not None}
 
@@ -542,3 +535,59 @@ def _key(variable: str) -> str:
     if not (key.isascii() and key.isprintable()):
         raise EngineError(f"the key in the environment variable {variable} holds characters that no key has")
     return key
+
+
+URL = "/v1/chat/completions"
+UNCOUNTED = -1
+"""Tokens of a prompt that its answer does not count."""
+KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
+_DECLINED = re.compile(
+    r"context[ _-](?:length|window|size)|content_(?:filter|policy)|(?:prompt|input|request) is too (?:long|large)"
+    r"|max_model_len",
+    re.I,
+)
+"""What servers call a prompt that is too long, or against their rules."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A rejected line."""
+
+    reason: str
+    detail: str
+
+
+def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
+    """A request with its line break: its key, and the body that the engine `openai` would send."""
+    body = request_body(model, prompt, sampling, draws(sampling), 0, extra)
+    line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
+    # ASCII: some readers cut lines at separators that JSON allows inside of a text.
+    return json.dumps(line).encode() + b"\n"
+
+
+def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
+    """Key and completion of a line that answers a request for `n` texts; no texts where the prompt was declined."""
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        return Refused("bad_json", plain(error, 120))
+    if not isinstance(line, dict):
+        return Refused("bad_json", f"a {type(line).__name__}, expected an object with custom_id, response and error")
+    custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
+    if not isinstance(custom_id, str) or not KEY.fullmatch(custom_id):
+        return Refused("unknown_request", f"custom_id {plain(custom_id, 80)!r} is no request's key")
+    if response is None and error is None:
+        what = "a request, as `requests export` writes it" if "url" in line else "neither response nor error"
+        return Refused("no_response", f"{what}; expected what came back")
+    key, response = bytes.fromhex(custom_id), response if isinstance(response, dict) else {}
+    body = response.get("body")
+    if isinstance(body, dict) and isinstance(body.get("choices"), list):
+        try:
+            return key, read_completion(body, n, UNCOUNTED)
+        except ValueError as nonsense:
+            return Refused("no_answer", str(nonsense))
+    failure = plain(error or body)
+    if _DECLINED.search(failure):
+        # As the engine `openai` has it: the gates reject it by name, and it is not requested again.
+        return key, Completion((), 0, 0)
+    return Refused("failed", f"status {plain(response.get('status_code'), 20)}: {failure}")

@@ -19,7 +19,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo import smollm2
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -179,8 +179,7 @@ def _generation_config(prompt: Prompt, sampling: SamplingOptions, seed: int) -> 
     config = openvino_genai.GenerationConfig()
     config.apply_chat_template = False
     config.max_new_tokens = sampling.max_tokens
-    # After examples every answer is one line; a model that follows instructions may begin otherwise.
-    if any(role in ("text", "assistant") for role, _ in prompt.messages):
+    if prompt.one_line:
         config.stop_strings = {"\n"}
     config.rng_seed = seed % 2**64
     # Greedy decoding has one answer.

@@ -13,7 +13,7 @@ from typing import Any
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -45,11 +45,9 @@ class TransformersEngine:
 
     @property
     def model(self) -> str:
-        """Folder name and a hash of the files, the way of drawing, and an arithmetic that is not the files' own."""
+        """Folder name and a hash of the files, and the way of drawing."""
         if not self._model:
-            dtype = self._options.dtype
-            own = "" if dtype == "auto" else f"&dtype={dtype}"
-            self._model = f"{local_model(self._folder, self._context.hash_files)}?draws={DRAWS}{own}"
+            self._model = f"{local_model(self._folder, self._context.hash_files)}?draws={DRAWS}"
         return self._model
 
     def check(self) -> None:
@@ -105,8 +103,7 @@ class TransformersEngine:
             way = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
             seeded = "\0".join([str(prompts[0].seed), *texts]).encode("utf-8", "surrogatepass")
             torch.manual_seed(int.from_bytes(hashlib.blake2b(seeded, digest_size=8).digest(), "little") % 2**63)
-        if any(role in ("text", "assistant") for role, _ in prompts[0].messages):
-            # After examples every answer is one line.
+        if prompts[0].one_line:
             way["eos_token_id"] = self._ends
         with torch.inference_mode():
             output = model.generate(
@@ -133,9 +130,7 @@ class TransformersEngine:
             log.info("loading %s", self._folder)
             try:
                 tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True, padding_side="left")
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    self._folder, local_files_only=True, dtype=self._options.dtype
-                )
+                model: Any = AutoModelForCausalLM.from_pretrained(self._folder, local_files_only=True, dtype="auto")
             except (OSError, ValueError, KeyError) as error:
                 raise EngineError(
                     f"paraphrase.model: cannot load {self._folder}: {error}; "

@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines.base import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine, RefusedError
 from paraclip_core.paths import user_path
 
@@ -37,7 +37,7 @@ SERVED = "paraclip"
 ALWAYS = ("--generation-config", "vllm", "--disable-uvicorn-access-log", "--enable-prefix-caching")
 SCHEDULING = {
     "api_server_count", "data_parallel_size", "enable_chunked_prefill", "enforce_eager", "gpu_memory_utilization",
-    "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "tensor_parallel_size",
+    "max_model_len", "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "tensor_parallel_size",
 }  # fmt: skip
 """Arguments that divide or schedule the work and leave the answers as they are, up to rounding."""
 SERVER = Path(__file__).with_name("vllm_server.py")
@@ -66,7 +66,9 @@ class VllmEngine:
         folder = user_path(options.model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
-        self._name, self._options, self._chunk, self._context = options.model, options.vllm, options.chunk, context
+        self._name, self._python_option, self._chunk = options.model, options.vllm.python, options.chunk
+        self._extra: dict[str, Any] = {"max_model_len": 2048, **options.vllm.extra}
+        self._context = context
         self._process: VllmProcess | None = None
         self._client: OpenAIEngine | None = None
         self._model = ""
@@ -78,13 +80,12 @@ class VllmEngine:
 
     @property
     def model(self) -> str:
-        """Model id and revision, and the options that change what it answers, where they are not the usual ones."""
+        """Model id and revision, and the arguments that change what it answers."""
         if not self._model:
-            extra = {name: value for name, value in self._options.extra.items() if name not in SCHEDULING}
-            changed = {"dtype": self._options.dtype} if self._options.dtype != "auto" else {}
+            extra = {name: value for name, value in self._extra.items() if name not in {*SCHEDULING, "revision"}}
             # Not in the order in which a configuration happens to name them.
-            changed |= {"extra": json.dumps(extra, sort_keys=True, default=str)} if extra else {}
-            self._model = self._identity() + (f"?{urlencode(changed)}" if changed else "")
+            changed = urlencode({"extra": json.dumps(extra, sort_keys=True)}) if extra else ""
+            self._model = self._identity() + (f"?{changed}" if changed else "")
         return self._model
 
     def _identity(self) -> str:
@@ -94,7 +95,7 @@ class VllmEngine:
             raise EngineError(
                 f"paraphrase.model: {self._name} is no folder; expected a Hugging Face folder, or ORGANIZATION/NAME"
             )
-        return f"{self._name}@{self._options.revision}"
+        return f"{self._name}@{self._extra.get('revision', 'main')}"
 
     def check(self) -> None:
         """Look whether model and vLLM are there; nothing is loaded."""
@@ -118,7 +119,8 @@ class VllmEngine:
         try:
             yield from client.stream(prompts, sampling)
         except RefusedError as error:
-            raise EngineError(f"{error}; paraphrase.vllm.max_model_len is {self._options.max_model_len}") from error
+            longest = self._extra["max_model_len"]
+            raise EngineError(f"{error}; max_model_len in paraphrase.vllm.extra is {longest}") from error
         except EngineError as error:
             died = self._process is not None and self._process.has_died()
             raised = self._process.failure(f"failed on {len(prompts)} prompts") if self._process and died else error
@@ -143,31 +145,23 @@ class VllmEngine:
                 self.close()
                 raise
             server = OpenAIOptions(
-                base_url=self._process.url,
-                api_key_env="PARACLIP_NO_KEY",
-                timeout_seconds=3600,
-                retries=1,
-                concurrency=self._chunk,
+                base_url=self._process.url, api_key_env="PARACLIP_NO_KEY", retries=1, concurrency=self._chunk
             )
             client = ParaphraseOptions(engine="openai", model=SERVED, openai=server)
             self._client = OpenAIEngine(client, self._context, strict=True)
         return self._client
 
     def _python(self) -> str:
-        chosen = self._options.python
+        chosen = self._python_option
         python = shutil.which(str(user_path(chosen))) if chosen else sys.executable
         if python is None:
             raise ConfigError(f"paraphrase.vllm.python: {chosen} cannot be run; expected a Python interpreter")
         return python
 
     def _arguments(self) -> list[str]:
-        options = self._options
-        values: dict[str, Any] = {"dtype": options.dtype, "max_model_len": options.max_model_len} | options.extra
-        if self._folder is None:
-            values["revision"] = options.revision
         model = str(self._folder.absolute()) if self._folder is not None else self._name
         arguments = [model, "--served-model-name", SERVED, *ALWAYS]
-        for name, value in values.items():
+        for name, value in self._extra.items():
             flag = name.replace("_", "-")
             if isinstance(value, bool):
                 arguments.append(f"--{flag}" if value else f"--no-{flag}")

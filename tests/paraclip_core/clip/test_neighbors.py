@@ -62,13 +62,3 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int | None]] = []
     near = near_images(features, rows, 0.9, 8, progress=lambda done, total, **_: calls.append((done, total)))
     assert pairs(near) == pairs(whole) and calls[-1] == (350, 350) and len(calls) == 6
-
-
-def test_a_higher_cosine_leaves_fewer() -> None:
-    features, copies = planted(100, 30, noise=0.15)
-    low = near_images(features, np.arange(130), 0.2, 8)
-    high = low.at_least(0.9)
-    assert len(low.rows) > len(high.rows) == 2 * len(copies)
-    same = near_images(features, np.arange(130), 0.9, 8)
-    assert pairs(high) == pairs(same)
-    assert high.starts.tolist() == same.starts.tolist()

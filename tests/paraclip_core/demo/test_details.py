@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import GateOptions
-from paraclip_core.demo.details import (
+from paraclip_core.demo.gates import (
     changed_colour,
     changed_negation,
     changed_number,

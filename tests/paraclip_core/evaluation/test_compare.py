@@ -11,8 +11,9 @@ import pytest
 
 from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Measured, Sample
+from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Outcome, Row, compare, judge, judge_challenger, with_control
+from paraclip_core.evaluation.metrics import Sample
 
 
 def row(kind: str, metric: str, delta: float, low: float, name: str | None = None) -> Row:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from paraclip_core.evaluation.results import (
-    Measured,
+from paraclip_core.evaluation.base import Measured
+from paraclip_core.evaluation.metrics import Sample
+from paraclip_core.evaluation.run import (
     Provenance,
-    Sample,
     from_arrays,
     from_table,
     mteb_name,

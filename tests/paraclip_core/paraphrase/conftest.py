@@ -14,7 +14,7 @@ import pytest
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions
-from paraclip_core.paraphrase.engines.base import Engine
+from paraclip_core.paraphrase.engines import Engine
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables, step_requests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import REASONS, first_failure
+from paraclip_core.paraphrase.gates import first_failure
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.parse import Pair
@@ -27,23 +26,6 @@ def read(name: str) -> list[dict[str, Any]]:
 
 
 PAIRS, FRESH, EVERYDAY = (read(f"{name}.jsonl") for name in ("pairs", "fresh", "everyday"))
-CHANGES = {"object", "attribute", "number", "negation", "relation", "addition", "omission", "nonsense"}
-
-
-def test_the_set_is_sound() -> None:
-    assert len(PAIRS) >= 200
-    assert (
-        len({row["id"] for row in PAIRS}) == len({(r["caption"], r["answer"], r["step"]) for r in PAIRS}) == len(PAIRS)
-    )
-    assert not {row["caption"].lower() for row in PAIRS} & {row["caption"].lower() for row in FRESH}
-    for row in PAIRS + FRESH:
-        assert row["kind"] in ("scene", "photo") and row["step"] in (1, 2)
-        assert (row["label"], row["changed"] in CHANGES) in (("faithful", False), ("changed", True))
-        assert row["gate"] is None or row["gate"] in REASONS
-        assert row["source"] == row["caption"] or row["step"] == 2
-    for label in ("faithful", "changed"):
-        for half in ("tune", "held-out"):
-            assert sum(row["label"] == label and row["half"] == half for row in PAIRS) >= 40
 
 
 @pytest.mark.parametrize("row", EVERYDAY, ids=lambda row: row["id"])
@@ -55,12 +37,6 @@ def test_gates_let_everyday_rewordings_pass_as_recorded(row: dict[str, Any]) -> 
 def test_most_everyday_rewordings_pass() -> None:
     assert sum(row["gate"] is None for row in EVERYDAY) >= 0.8 * len(EVERYDAY)
     assert all(row["gate"] for row in EVERYDAY if row["label"] == "changed")
-
-
-def test_halves_are_cut_by_the_caption() -> None:
-    for row in PAIRS:
-        odd = hashlib.blake2b(row["caption"].lower().encode(), digest_size=1).digest()[0] & 1
-        assert row["half"] == ("tune" if odd else "held-out")
 
 
 def test_no_caption_is_from_a_published_data_set(data_root: Path) -> None:

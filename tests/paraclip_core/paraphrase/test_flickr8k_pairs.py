@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,27 +10,11 @@ from typing import Any
 import pytest
 
 from paraclip_core.config import GateOptions
-from paraclip_core.paraphrase.gates import REASONS
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.meaning import PACKAGE
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 
 HERE = Path(__file__).parents[3]
-ROWS = [json.loads(line) for line in (HERE / "tests/data/faithfulness/flickr8k.jsonl").read_text("utf-8").splitlines()]
-CHANGES = {"object", "attribute", "number", "negation", "relation", "addition", "omission", "nonsense"}
-
-
-def test_the_set_is_sound_and_holds_no_caption() -> None:
-    assert len({row["id"] for row in ROWS}) == len(ROWS) >= 60
-    for row in ROWS:
-        assert re.fullmatch(r"[0-9a-f]{32}", row["caption_id"]) and row["image"].endswith(".jpg")
-        assert (row["label"], row["changed"] in CHANGES) in (("faithful", False), ("changed", True))
-        assert row["gate"] is None or row["gate"] in REASONS
-        assert row["half"] in ("tune", "held-out", "unseen") and (row["source"] is None) == (row["step"] == 1)
-        assert "caption" not in row
-    for half in ("tune", "held-out", "unseen"):
-        ids = {row["caption_id"] for row in ROWS if row["half"] == half}
-        assert not ids & {row["caption_id"] for row in ROWS if row["half"] != half}
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +25,6 @@ def pairs(data_root: Path) -> list[dict[str, Any]]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.read_pairs(data_root)
-
-
-def test_every_pair_can_be_put_together(pairs: list[dict[str, Any]]) -> None:
-    assert len(pairs) == len(ROWS)
-    for pair, row in zip(pairs, ROWS, strict=True):
-        assert pair["answer"] and (pair["source"] == pair["caption"]) == (pair["step"] == 1)
-        own = {part for part in (*(row["source"] or ()), *row["answer"]) if isinstance(part, str)}
-        assert not own & set(re.findall(r"\w+", pair["caption"].lower()))
 
 
 REACHED = {

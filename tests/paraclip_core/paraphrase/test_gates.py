@@ -6,7 +6,6 @@ import csv
 import importlib.util
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -166,13 +165,13 @@ def test_preset_off_keeps_everything_that_is_not_empty(reason: str, source: str,
 
 
 def test_thresholds_are_the_presets_or_as_set() -> None:
-    auto = GateOptions(min_length_ratio=0.1)
+    auto = GateOptions(max_length_ratio=4)
     small, capable = auto.resolved("small-model"), auto.resolved("capable")
-    assert (small.preset, small.min_length_ratio, small.min_similarity) == ("small-model", 0.1, 0.75)
+    assert (small.preset, small.max_length_ratio, small.min_similarity) == ("small-model", 4, 0.75)
     assert capable.min_similarity is not None and capable.min_similarity < 0.75
     assert GateOptions(preset="small-model").resolved("capable").preset == "small-model"
     # Either way of saying the same is the same, for hashes.
-    assert small == GateOptions(preset="small-model", min_length_ratio=0.1, min_similarity=0.75).resolved("off")
+    assert small == GateOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75).resolved("off")
 
 
 def test_captions_of_other_images_pass_if_they_are_not_the_caption(judges: dict[int, Judge]) -> None:
@@ -198,7 +197,6 @@ FOLDER = Path(__file__).parents[2] / "data" / "capable"
 CAPABLE = GateOptions(preset="capable")
 MOST = 0.05
 """Of good rewrites that may be stopped."""
-KINDS = ("refusal", "preamble", "echo", "multi-answer", "injection", "drift", "markup", "other script", "empty")
 
 
 def read(name: str) -> list[dict[str, Any]]:
@@ -218,20 +216,6 @@ def judges() -> dict[int, Judge]:
 
 def stopped(verdicts: Iterable[Verdict]) -> list[Verdict]:
     return [verdict for verdict in verdicts if not verdict.accepted]
-
-
-def test_the_data_is_sound() -> None:
-    assert len(REWRITES) >= 100 and len({row["caption"] for row in REWRITES}) == len(REWRITES)
-    for row in REWRITES:
-        texts = [" ".join(words(row[name])) for name in ("caption", "paraphrase_1", "paraphrase_2")]
-        assert len(set(texts)) == 3
-    assert len(BAD) >= 60 and len({row["id"] for row in BAD}) == len(BAD)
-    counts = Counter(row["kind"] for row in BAD)
-    assert all(counts[kind] >= 5 for kind in KINDS)
-    assert all((row["source"] == row["caption"]) == (row["step"] == 1) for row in BAD)
-    for rows in (REWRITES, BAD):
-        halves = Counter(row["half"] for row in rows)
-        assert set(halves) == {"tune", "held-out"} and min(halves.values()) >= 0.35 * len(rows)
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -316,11 +300,6 @@ def test_texts_that_only_look_like_it_pass(source: str, answer: str) -> None:
 )
 def test_orders_are_seen_and_captions_are_none(caption: str, before: str | None) -> None:
     assert gates.text_before_order(Pair(caption, caption, "", 1)) == before
-
-
-def test_every_gate_is_in_the_preset() -> None:
-    names = {gate.__name__ for kind in PRESETS["capable"] for gate in kind}
-    assert {"comment", "markup", "loop", "several_answers", "obeyed_order"} <= names
 
 
 OWN_GATES = '''

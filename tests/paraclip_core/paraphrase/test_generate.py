@@ -15,7 +15,7 @@ from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds as generate
-from paraclip_core.paraphrase.engines.base import Completion, Prompt
+from paraclip_core.paraphrase.engines import Completion, Prompt
 from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
@@ -138,20 +138,6 @@ def test_a_stream_that_ends_early_is_an_engine_error(cache: AnswerStore) -> None
     assert len(stored(cache)) == 19
 
 
-def test_an_unused_stream_is_closed(cache: AnswerStore) -> None:
-    engine = Streaming()
-    parts = ask(engine, cache)
-    next(parts)
-    del parts
-    assert engine.closed
-
-
-def test_what_was_answered_before_the_engine_died_is_kept(cache: AnswerStore) -> None:
-    with pytest.raises(EngineError, match="died"):
-        list(ask(Scripted(calls=2), cache))
-    assert len(stored(cache)) == 16
-
-
 def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) -> None:
     class Short(Scripted):
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -171,10 +157,3 @@ def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> Non
     assert [seeds(7, attempt) for attempt in range(3)] == [{7}, {7926}, {15845}]
     # What engines take is a whole number of 31 bits.
     assert seeds(2**31 - 1, 1) == {7918}
-
-
-def test_counts_are_ready_for_a_manifest() -> None:
-    counts = Counts(captions=3, rejected={"echo": 1, "a": 2}, engine_seconds=1.23456)
-    metrics = counts.metrics()
-    assert list(metrics["rejected"]) == ["a", "echo"]
-    assert (metrics["captions"], metrics["engine_seconds"], metrics["judge_seconds"]) == (3, 1.235, 0.0)

@@ -146,14 +146,6 @@ def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: 
         assert together(two.judge(iter(blocks), MANY), blocks).equals(whole)
 
 
-def test_no_number_of_processes_changes_a_byte(quick: JudgeSpec, answers: pa.Table) -> None:
-    expected = pa.Table.from_batches([BlockJudge(quick)(answers.to_batches()[0])])
-    for processes, size in ((1, 7), (2, 4), (3, 1)):
-        with closing(JudgePool(quick, processes)) as pool:
-            blocks = divided(answers, range(0, ROWS, size))
-            assert together(pool.judge(iter(blocks), MANY), blocks).equals(expected)
-
-
 def test_few_rows_are_judged_here(spec: JudgeSpec, answers: pa.Table, whole: pa.Table) -> None:
     with closing(JudgePool(spec, 2)) as pool:
         blocks = divided(answers, [20])
@@ -171,21 +163,6 @@ def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, wh
     assert list(two.offered(wait=True)) == []
     assert two.offer(blocks[-1])
     assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
-
-
-def test_a_single_process_takes_no_offer(spec: JudgeSpec, answers: pa.Table) -> None:
-    with closing(JudgePool(spec, 1)) as pool:
-        assert not pool.offer(answers.to_batches()[0])
-        assert list(pool.offered(wait=True)) == []
-
-
-def test_the_encoder_is_loaded_once(spec: JudgeSpec, tmp_path: Path) -> None:
-    with closing(JudgePool(spec, 1, tmp_path)) as pool:
-        encoders = set()
-        for text in ("a dog", "a cat"):
-            pool.find_synonyms(lambda words: {word: ["pet"] for word in words}, [text])
-            encoders.add(pool._judge_here().judge.encoder)
-        assert len(encoders) == 1
 
 
 def kill(pool: JudgePool) -> None:
@@ -227,20 +204,6 @@ def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
     assert 0 < found.rounds.counts.judged < 200 - 2 * 10
 
 
-def test_a_process_that_was_killed_is_told_whatever_is_asked_next(quick: JudgeSpec, answers: pa.Table) -> None:
-    blocks = divided(answers, [20, 40])
-    with closing(JudgePool(quick, 2)) as pool:
-        assert pool.offer(blocks[0])
-        list(pool.offered(wait=True))
-        kill(pool)
-        with pytest.raises(StageError, match="was killed"):
-            while True:
-                pool.offer(blocks[1])
-                list(pool.offered(wait=True))
-        with pytest.raises(StageError, match="was killed"):
-            list(pool.judge(iter(blocks), MANY))
-
-
 def test_a_process_that_is_killed_while_another_one_starts_is_told(
     quick: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,17 +230,3 @@ def test_a_process_that_has_read_other_code_is_told(
     monkeypatch.setattr("paraclip_core.paraphrase.judge.GATES_VERSION", "of another release")
     with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="code that judges was changed"):
         list(pool.judge(iter(divided(answers, [20])), MANY))
-
-
-def test_a_digest_is_of_all_that_decides(spec: JudgeSpec) -> None:
-    changed = [
-        replace(spec, step=1),
-        replace(spec, examples=(("a", "b"),)),
-        replace(spec, context_length=64),
-        replace(spec, words="asked"),
-        replace(spec, gates=spec.gates.model_copy(update={"extra": ()})),
-        replace(spec, gates=spec.gates.model_copy(update={"max_length_ratio": 2.5})),
-    ]
-    assert len({one.digest for one in (spec, *changed)}) == len(changed) + 1
-    same = replace(spec, gates=spec.gates.model_copy(update={"device": "auto"}))
-    assert same.digest == spec.digest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from paraclip_core.config import GateOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase import meaning
 from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.meaning import PACKAGE, Compare, SentenceEncoder, model_identity
+from paraclip_core.paraphrase.meaning import PACKAGE, SentenceEncoder, model_identity
 from paraclip_core.paraphrase.parse import words
 
 TEXTS = ["A dog runs on the beach.", "A puppy is running along the shore.", "Stock prices fell sharply.", ""]
@@ -126,17 +126,6 @@ def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(EngineError, match=r"gates\.encoder=.*cannot be loaded"):
         SentenceEncoder(str(tmp_path / "empty")).encode(["a"])
-
-
-class Flat:
-    """An encoder that finds all texts alike."""
-
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        return np.ones((len(texts), 1), np.float32)
-
-
-def test_what_was_not_prepared_is_computed_when_it_is_asked() -> None:
-    assert Compare(Flat()).cosine("a", "b") == 1
 
 
 def test_the_files_of_a_model_tell_it_from_another(tmp_path: Path, encoder: SentenceEncoder) -> None:

@@ -94,12 +94,6 @@ def test_braces_and_plain_text_stay() -> None:
     assert neutralize("a {dog} 5 < 6, 100% [sic] <3") == "a {dog} 5 < 6, 100% [sic] < 3"
 
 
-def test_the_smollm2_tokeniser_sees_no_control_token_in_a_caption() -> None:
-    # Control tokens of the embedded model all begin with "<".
-    for attack in ATTACKS:
-        assert "<|" not in neutralize(attack)
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -165,7 +159,3 @@ def test_the_hash_of_a_known_prompt_never_changes() -> None:
     turns = (("system", "Be brief."), ("user", "a"), ("assistant", "b"))
     template = PromptTemplate("own/1", turns, "Say ", ".", quoted=True)
     assert template.hash.hex() == "9055e4bc557169225a83992b0b2de4a0"
-
-
-def test_examples_of_the_two_steps_differ() -> None:
-    assert not {user for user, _ in FEW_SHOT[1].examples} & {user for user, _ in FEW_SHOT[2].examples}

@@ -26,7 +26,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
-from paraclip_core.paraphrase.engines.base import Completion, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
@@ -194,12 +194,6 @@ def test_an_engine_that_died_is_asked_for_the_rest(paraphrasing: Any, elsewhere:
     assert found.rows.equals(elsewhere.run([rows_of(CAPTIONS)], Scripted(), options).rows)
 
 
-def test_lone_surrogates_in_answers_are_judged_as_they_are_kept(paraphrasing: Any, rows_of: Rows) -> None:
-    found = paraphrasing.run([rows_of(["a dog"])], Scripted(lambda prompt: ("a \ud800 dog",)))
-    again_found = paraphrasing.run([rows_of(["a dog"])], Scripted(lambda prompt: ()))
-    assert found.rows.num_rows == 1 and found.rows.equals(again_found.rows)
-
-
 class Checked(Scripted):
     """Finds out early that it cannot be asked."""
 
@@ -230,21 +224,6 @@ def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None
     assert all({"generated", "cached", "requests_per_second", "eta_seconds"} <= facts.keys() for _, _, facts in told)
     assert [facts.get("acceptance") for _, _, facts in told] == [None, None, 0.5, 0.5, 0.667]
     assert told[-1][2]["generated"] == 15 and told[-1][2]["eta_seconds"] == 0
-
-
-def test_the_time_left_follows_from_the_phase_alone(
-    paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, told = [100.0], []
-    monkeypatch.setattr(rounds.time, "monotonic", lambda: now[0])
-    made = paraphrasing.rounds([rows_of(FEW)], Scripted())
-    made.progress = lambda *step, **facts: told.append((*step, facts["eta_seconds"]))
-    add = made._phase("asking", 100)
-    for seconds, count in ((10, 20), (30, 60)):
-        now[0] += seconds
-        add(count)
-    made.tables.close()
-    assert told == [(20, 100, 40), (80, 100, 10)]
 
 
 def test_the_latest_answers_can_be_looked_at(paraphrasing: Any, rows_of: Rows) -> None:

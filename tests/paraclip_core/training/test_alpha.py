@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from paraclip_core.config import AlphaOptions
 from paraclip_core.training.alpha import (
     AO,
     JS,
@@ -21,7 +22,6 @@ from paraclip_core.training.alpha import (
     measure,
     sweep,
 )
-from paraclip_core.training_options import AlphaOptions
 
 RULE = AlphaOptions(max_recall_drop=0.5)
 

@@ -14,10 +14,9 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Run, stages_of
-from paraclip_core.config import ParaphraseOptions, Settings
-from paraclip_core.engine_options import MinedOptions
+from paraclip_core.config import MinedOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError, ModelError
-from paraclip_core.paraphrase.engines.base import SMALL_BYTES
+from paraclip_core.paraphrase.engines import SMALL_BYTES
 from paraclip_core.settings import load_settings
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
@@ -44,7 +43,7 @@ def test_every_stage_comes_after_its_inputs() -> None:
 
 
 def test_features_come_before_an_engine_that_reads_them() -> None:
-    paraphrase = ParaphraseOptions(engine="mined", mined=MinedOptions(across=True))
+    paraphrase = ParaphraseOptions(engine="mined", mined=MinedOptions(min_cosine=0.9))
     stages = stages_of(Settings(paraphrase=paraphrase))
     settings = Settings(paraphrase=paraphrase)
     assert list(stages)[:4] == ["ingest", "features", "paraphrase_1", "paraphrase_2"]
@@ -135,7 +134,7 @@ def test_operational_options_change_nothing(tmp_path: Path) -> None:
 
 
 def test_options_of_engines_that_are_not_in_use_change_nothing(tmp_path: Path) -> None:
-    unused = ["vllm.dtype=half", "vllm.revision=abc", "openai.revision=abc", "file.path=mine.csv"]
+    unused = ["vllm.extra={dtype: half}", "openai.extra_body={a: 1}", "file.path=mine.csv"]
     assert changed(tmp_path, *(f"paraphrase.{option}" for option in unused)) == set()
 
 

@@ -25,7 +25,7 @@ from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST, scan_outcomes
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
-from paraclip_core.demo.scenes.plan import held_out_images
+from paraclip_core.demo.scenes import held_out_images
 from paraclip_core.errors import ConfigError, InputError
 
 TEXT = "a dog cat on the beach with red ball man woman rides bike near old house in snow under blue sky"

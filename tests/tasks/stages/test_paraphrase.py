@@ -162,7 +162,6 @@ def test_captions_of_the_same_image_are_mined(tmp_path: Path) -> None:
     assert all(some == {*captions[1]} for some in texts[-2:])
     (reject,) = read_table(first.path / "rejects").to_pylist()
     assert (reject["input"], reject["reason"]) == ("all alone", "no_paraphrase")
-    assert first.manifest.metrics["siblings"] == 2
     assert "file" not in "".join(first.manifest.inputs)
     lose_artifacts(store)
     again = mined(settings, store)
@@ -176,7 +175,9 @@ def test_nothing_to_mine_stops_before_anything_is_trained(tmp_path: Path) -> Non
     settings = Settings(
         data=DataOptions(root=str(tmp_path), sources=sources), paraphrase=ParaphraseOptions(engine="mined")
     )
-    with pytest.raises(InputError, match=r"mined has a paraphrase 1 for none of 2 texts.*paraphrase\.mined\.across"):
+    with pytest.raises(
+        InputError, match=r"mined has a paraphrase 1 for none of 2 texts.*paraphrase\.mined\.min_cosine"
+    ):
         mined(settings, ArtifactStore(tmp_path / "root"))
 
 

@@ -24,11 +24,10 @@ from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.config import BenchmarkOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions, ImagePool, stored_pool
+from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, choice, find_benchmark
 from paraclip_core.evaluation.benchmarks.choice import FEWEST_CASES, SYMMETRIC, cleaned, shuffled
 from paraclip_core.evaluation.metrics import macro_weights
-from paraclip_core.evaluation.results import Measured
 from paraclip_core.evaluation.run import Candidate, prepare, source_files
 
 WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")
@@ -293,24 +292,6 @@ def test_winoground_equals_a_plain_loop(tmp_path: Path) -> None:
     assert [found.metrics[f"{n}_score"] for n in ("text", "image", "group")] == pytest.approx(by_hand(images, texts))
     assert "text_score@Object" in found.metrics and "text_score@Both" not in found.metrics
     assert found.notes["groups"] == 4
-
-
-def test_random_scores_of_winoground_are_those_of_chance(tmp_path: Path) -> None:
-    count, rng = 4000, np.random.default_rng(0)
-    features = rng.normal(size=(4, count, 64))
-    features = (features / np.linalg.norm(features, axis=2, keepdims=True)).astype(np.float32)
-    columns = ("image_0", "image_1", "caption_0", "caption_1")
-    rows = [{column: f"{side}-{n}" for side, column in enumerate(columns)} for n in range(count)]
-    (tmp_path / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-    class Random(WordEncoder):
-        def texts(self, texts: Sequence[str]) -> np.ndarray:
-            return np.stack([features[int(side), int(n)] for side, n in (text.split("-") for text in texts)])
-
-    stored = Stored(Captions([], [], "val"), lambda ids: stored_pool(ids, lambda: Random().texts(ids), None))
-    figures = tuple(measured("winoground", tmp_path, Random(), stored).metrics.values())
-    assert figures == pytest.approx(by_hand(features[:2].swapaxes(0, 1), features[2:].swapaxes(0, 1)))
-    assert figures == pytest.approx((25, 25, 100 / 6), abs=2.5)
 
 
 def test_the_hubs_parquet(tmp_path: Path) -> None:

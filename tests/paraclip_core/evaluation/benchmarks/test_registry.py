@@ -51,13 +51,6 @@ def test_which_metrics_are_better_when_lower() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", BENCHMARKS)
-def test_every_metric_says_which_way_is_better(kind: str) -> None:
-    for metric in find_benchmark(kind).metrics:
-        assert (metric.arrow, metric.direction) in {("↑", "higher is better"), ("↓", "lower is better")}
-        assert (metric.arrow == "↓") == metric.lower_is_better
-
-
 def test_every_kind_is_in_the_guide() -> None:
     table = GUIDE.read_text("utf-8").partition("## ")[0]
     assert [kind for kind in BENCHMARKS if f"`{kind}`" not in table] == []

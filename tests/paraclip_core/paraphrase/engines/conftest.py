@@ -13,7 +13,7 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 )
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions
-from paraclip_core.paraphrase.engines.base import EngineContext
+from paraclip_core.paraphrase.engines import EngineContext
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 
 
@@ -26,7 +26,7 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
     made: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
-        quick = {"base_url": openai_server.url, "retries": 3, "timeout_seconds": 60}
+        quick = {"base_url": openai_server.url, "retries": 3}
         chosen = ParaphraseOptions(engine="openai", model=model, openai=OpenAIOptions(**(quick | options)))
         made.append(OpenAIEngine(chosen, EngineContext()))
         return made[-1]

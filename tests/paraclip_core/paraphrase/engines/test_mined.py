@@ -1,4 +1,4 @@
-"""The mined engine: circles of captions, neighbors, the threshold."""
+"""The mined engine: circles of captions, and neighbors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.engine_options import MinedOptions
+from paraclip_core.config import MinedOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Prompt
+from paraclip_core.paraphrase.engines import Prompt, make_engine
 from paraclip_core.paraphrase.engines.mined import MinedEngine
 
 
@@ -60,7 +58,9 @@ def ask(engine: MinedEngine, image: str, text: str, step: int = 1) -> tuple[str,
 @settings(deadline=None, max_examples=80)
 def test_no_step_gives_the_caption_back_and_both_steps_differ(texts: list[str], keep: int, across: bool) -> None:
     rows: list[tuple[str | None, str]] = [("one", f"a {text} here") for text in texts]
-    engine = engine_of(Captions([*rows, ("two", "other")], {"one": [1, 0], "two": [0, 1]}), across=across, min_cosine=1)
+    engine = engine_of(
+        Captions([*rows, ("two", "other")], {"one": [1, 0], "two": [0, 1]}), min_cosine=1 if across else None
+    )
     different = len({*texts})
     for _, caption in rows:
         first = ask(engine, "one", caption)
@@ -94,7 +94,6 @@ def test_a_text_on_two_images_gets_the_captions_of_each() -> None:
     assert ask(engine, "y", "a poodle", 2) == ("a poodle",)
     for image, text in (("z", "alone"), ("", "no image"), ("unknown", "a dog"), ("x", "a poodle"), ("w", "!?")):
         assert ask(engine, image, text) == ()
-    assert engine.metrics == {"images": 4, "siblings": 2}
 
 
 NEAR = {"x": [1.0, 0.0], "near": [0.98, 0.2], "nearer": [0.99, 0.1], "far": [0.0, 1.0]}
@@ -104,24 +103,22 @@ ROWS: list[tuple[str | None, str]] = [
 
 
 def test_neighbors_captions_come_nearest_first() -> None:
-    engine = engine_of(Captions(ROWS, NEAR), across=True, min_cosine=0.95)
+    engine = engine_of(Captions(ROWS, NEAR), min_cosine=0.95)
     assert ask(engine, "x", "a dog runs") == ("a dog that runs", "a running dog")
     assert ask(engine, "x", "a dog that runs", 2) == ("a running dog", "a dog runs", "a dog that runs")
     assert ask(engine, "far", "a cup") == ask(engine, "lost", "a hat") == ()
-    assert engine.metrics["images_with_neighbors"] == 3
     engine.close()
     assert ask(engine, "x", "a dog runs") == ("a dog that runs", "a running dog")
 
 
 def test_what_is_mined_names_the_model() -> None:
     one = Captions(ROWS, NEAR)
-    plain, across = engine_of(one), engine_of(one, across=True)
+    plain, across = engine_of(one), engine_of(one, min_cosine=0.9)
     assert plain.facts.inputs == ("ingest",)
     assert across.facts.inputs == ("ingest", "features")
     assert plain.facts.gates == "off"
     assert across.facts.gates == "mined"
-    assert plain.model == engine_of(one, min_cosine=0.5).model
-    assert len({plain.model, across.model, engine_of(one, across=True, min_cosine=0.5).model}) == 3
+    assert len({plain.model, across.model, engine_of(one, min_cosine=0.5).model}) == 3
     before = plain.model, across.model
     one.names["features"] = "f2"
     assert plain.model == before[0]
@@ -133,43 +130,3 @@ def test_outside_of_a_run_there_are_no_captions() -> None:
     assert not engine.facts.asks
     with pytest.raises(EngineError, match="works in a run alone"):
         _ = engine.model
-
-
-def many(siblings: int, agreeing: float) -> Captions:
-    """Pairs of near images, nearer and nearer; those above a cosine agree in their words, the others do not."""
-    rng, rows, features = np.random.default_rng(0), [], {}
-    for number in range(1500):
-        cosine = 0.8 + 0.2 * number / 1500
-        angle = rng.uniform(0, 1, 32) - 0.5
-        angle /= np.linalg.norm(angle)
-        turn = rng.normal(size=32)
-        turn -= (turn @ angle) * angle
-        turn /= np.linalg.norm(turn)
-        features |= {f"{number} a": angle, f"{number} b": cosine * angle + np.sqrt(1 - cosine**2) * turn}
-        subject = [f"w{word}" for word in rng.integers(0, 10_000, 8)]
-        other = subject[:4] if cosine >= agreeing else [f"w{word}" for word in rng.integers(0, 10_000, 8)]
-        rows += [(f"{number} a", " ".join(subject)), (f"{number} b", " ".join([*other, "x1", "x2", "x3", "x4"]))]
-        if number < siblings:
-            rows.append((f"{number} a", " ".join([*subject[:4], "y1", "y2", "y3", "y4"])))
-    return Captions(rows, {image: list(vector) for image, vector in features.items()})
-
-
-def test_the_threshold_is_where_captions_stop_to_agree() -> None:
-    engine = engine_of(many(300, agreeing=0.93), across=True)
-    engine.generate([Prompt((), "x\ny", 1, 0)], SamplingOptions())
-    assert engine.metrics["min_cosine_basis"] == "captions"
-    assert engine.metrics["min_cosine"] == pytest.approx(0.93, abs=0.03)
-
-
-def test_without_siblings_the_threshold_is_assumed(caplog: pytest.LogCaptureFixture) -> None:
-    engine = engine_of(many(10, agreeing=0.93), across=True)
-    engine.generate([Prompt((), "x\ny", 1, 0)], SamplingOptions())
-    assert (engine.metrics["min_cosine"], engine.metrics["min_cosine_basis"]) == (0.95, "assumed")
-    assert "paraphrase.mined.min_cosine" in caplog.text
-
-
-def test_neighbors_that_never_agree_give_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    engine = engine_of(many(300, agreeing=2.0), across=True)
-    engine.generate([Prompt((), "x\ny", 1, 0)], SamplingOptions())
-    assert engine.metrics["images_with_neighbors"] == 0
-    assert "none is mined" in caplog.text

@@ -40,8 +40,7 @@ from openai_server import (  # pyright: ignore[reportMissingImports]
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines import make_engine
-from paraclip_core.paraphrase.engines.base import Completion, Prompt
+from paraclip_core.paraphrase.engines import Completion, Prompt, make_engine
 from paraclip_core.paraphrase.engines.openai import (
     FAILURES_IN_A_ROW,
     RefusedError,
@@ -108,10 +107,13 @@ CUT = nonsense(b'{"choices": [{"mess', 500)
     [status(429, "slow down", {"Retry-After": "0.1"}), status(503), body(b"<html>502", 502), reset, hang, CUT],
     ids=["busy", "away", "bad gateway", "reset", "hang", "half a body"],
 )
-def test_what_may_pass_is_tried_again(fault: Fault, openai_server: OpenAIServer, connect: Connect) -> None:
+def test_what_may_pass_is_tried_again(
+    fault: Fault, openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = ask(connect(), "a", "b")
     openai_server.faults = [fault, fault]
-    assert ask(connect(timeout_seconds=1), "a", "b") == expected
+    monkeypatch.setattr("paraclip_core.paraphrase.engines.openai.TIMEOUT_SECONDS", 1.0)
+    assert ask(connect(), "a", "b") == expected
     assert len(openai_server.asked) == 2 + 2 + 2
 
 
@@ -269,7 +271,7 @@ def test_concurrency_is_used_and_kept(openai_server: OpenAIServer, connect: Conn
         return well(asked)
 
     well, openai_server.answer = openai_server.answer, patient
-    connect(concurrency=8, timeout_seconds=200).generate(numbered(24), TWO)
+    connect(concurrency=8).generate(numbered(24), TWO)
     assert openai_server.most_under_way == 8
 
 
@@ -286,21 +288,19 @@ def test_what_nobody_takes_is_not_requested(openai_server: OpenAIServer, connect
     assert len(list(stream)) == 199
 
 
-def test_per_minute_limits_space_requests_out(openai_server: OpenAIServer, connect: Connect) -> None:
+def test_a_limit_per_minute_spaces_requests_out(openai_server: OpenAIServer, connect: Connect) -> None:
     began = time.monotonic()
     connect(requests_per_minute=1200).generate(numbered(11), TWO)
     assert 0.5 <= max(openai_server.times) - began < 50
-    began = time.monotonic()
-    # 20 tokens an answer: estimates are put right by what is counted.
-    connect(tokens_per_minute=24_000, concurrency=1).generate(numbered(21), TWO)
-    assert 0.9 <= max(openai_server.times) - began < 50
 
 
 def test_an_interrupt_ends_the_requests_under_way(openai_server: OpenAIServer, connect: Connect) -> None:
     openai_server.faults = [hang] * 4
+    engine = connect()
+    # It connects; an interrupt before that would find no request.
+    engine.check()
     threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     began = time.monotonic()
-    engine = connect(timeout_seconds=60)
     with pytest.raises(KeyboardInterrupt):
         ask(engine, "a", "b")
     engine.close()
@@ -453,7 +453,6 @@ def test_the_model_id_follows_what_decides_the_answers() -> None:
         return make_engine(chosen).model
 
     assert model() == model(base_url="http://elsewhere/v1", concurrency=2, api_key_env="OTHER") == "org/smol"
-    assert model(revision="2026-01") == "org/smol@2026-01"
     ways = [{"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2}]
     assert len({model(extra_body=way) for way in ways}) == 2
     with pytest.raises(ConfigError, match=r"needs paraphrase.model"):

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.engines.base import Completion, Prompt
-from paraclip_core.paraphrase.engines.openai_batch import UNCOUNTED, Refused, read_line, request_line
+from paraclip_core.paraphrase.engines import Completion, Prompt
+from paraclip_core.paraphrase.engines.openai import Refused, read_line, request_line
 
 KEY = bytes(range(16))
 HELLO = {"role": "assistant", "content": "Hello."}
@@ -49,12 +49,6 @@ def test_documented_lines_are_read() -> None:
     assert read_line(b"\xef\xbb\xbf" + line(**vllm), 1) == (KEY, Completion(("Hello.",), 22, 2))
 
 
-def test_several_answers_come_in_the_order_of_their_index_and_none_too_many() -> None:
-    choices = [{"index": i, "message": {"content": f"answer {i}"}} for i in (2, 0, 1)]
-    answer = read_line(line(**response({"choices": choices})), 2)
-    assert answer == (KEY, Completion(("answer 0", "answer 1"), UNCOUNTED, 6))
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -68,12 +62,6 @@ def test_several_answers_come_in_the_order_of_their_index_and_none_too_many() ->
 )
 def test_a_declined_request_is_answered_with_nothing(fields: dict[str, Any]) -> None:
     assert read_line(line(**fields), 1) == (KEY, Completion((), 0, 0))
-
-
-def test_a_filtered_answer_says_nothing() -> None:
-    filtered = {"choices": [{"index": 0, "message": {"content": None}, "finish_reason": "content_filter"}]}
-    answer = read_line(line(**response(filtered)), 1)
-    assert not isinstance(answer, Refused) and answer[1].texts == ("",)
 
 
 @pytest.mark.parametrize(

@@ -1,100 +1,35 @@
-"""What a scene is drawn on and with: the background of each place, and a pen for a unit square of it.
+"""Scenes as pixels, drawn with Pillow at twice the size and then reduced, which smooths the edges; and as files.
 
-In the square (0, 0) is the top left and (1, 1) the bottom right, whatever its size in pixels. A background fills a
-square image of `side` pixels; `rng` moves what may move.
+A background fills a square image of `side` pixels; `rng` moves what may move.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-RGB = tuple[int, int, int]
-Point = tuple[float, float]
-OUTLINE = 0.016
-
-
-def mix(a: RGB, b: RGB, share: float) -> RGB:
-    """The color between `a` and `b`; `share` of it is `b`."""
-    return (
-        round(a[0] + (b[0] - a[0]) * share),
-        round(a[1] + (b[1] - a[1]) * share),
-        round(a[2] + (b[2] - a[2]) * share),
-    )
-
-
-def shade(color: RGB, share: float = 0.35) -> RGB:
-    """The color, darker. What is nearly black gets lighter instead, so that shapes on it stay visible."""
-    return mix(color, (150, 150, 158), share) if sum(color) < 200 else mix(color, (0, 0, 0), share)
-
-
-def tint(color: RGB, share: float = 0.4) -> RGB:
-    """The color, lighter."""
-    return mix(color, (255, 255, 255), share)
-
-
-class Pen:
-    """Draws filled, outlined shapes into a square of an image, mirrored if asked to."""
-
-    def __init__(self, draw: ImageDraw.ImageDraw, left: float, top: float, side: float, mirrored: bool = False) -> None:
-        """`left`, `top` and `side` are in pixels."""
-        self._draw, self._left, self._top, self._side, self._mirrored = draw, left, top, side, mirrored
-
-    def _at(self, x: float, y: float) -> Point:
-        return self._left + (1 - x if self._mirrored else x) * self._side, self._top + y * self._side
-
-    def _box(self, x0: float, y0: float, x1: float, y1: float) -> tuple[float, float, float, float]:
-        (ax, ay), (bx, by) = self._at(x0, y0), self._at(x1, y1)
-        return min(ax, bx), min(ay, by), max(ax, bx), max(ay, by)
-
-    def _width(self, width: float) -> int:
-        return max(1, round(width * self._side))
-
-    def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: RGB, outline: bool = True) -> None:
-        """Fill the ellipse inside a box."""
-        edge = shade(fill, 0.55) if outline else None
-        self._draw.ellipse(self._box(x0, y0, x1, y1), fill=fill, outline=edge, width=self._width(OUTLINE))
-
-    def rect(
-        self, x0: float, y0: float, x1: float, y1: float, fill: RGB, radius: float = 0.0, outline: bool = True
-    ) -> None:
-        """Fill a box, with round corners if `radius` says so."""
-        self._draw.rounded_rectangle(
-            self._box(x0, y0, x1, y1),
-            radius=radius * self._side,
-            fill=fill,
-            outline=shade(fill, 0.55) if outline else None,
-            width=self._width(OUTLINE),
-        )
-
-    def polygon(self, points: Sequence[Point], fill: RGB, outline: bool = True) -> None:
-        """Fill a polygon."""
-        corners = [self._at(*point) for point in points]
-        edge = shade(fill, 0.55) if outline else None
-        self._draw.polygon(corners, fill=fill, outline=edge, width=self._width(OUTLINE))
-
-    def line(self, points: Sequence[Point], color: RGB, width: float = 0.03) -> None:
-        """Draw a line through points."""
-        self._draw.line([self._at(*point) for point in points], fill=color, width=self._width(width), joint="curve")
-
-    def arc(
-        self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, color: RGB, width: float = 0.03
-    ) -> None:
-        """Draw a part of an ellipse's edge, from `start` to `end` in degrees, clockwise from three o'clock."""
-        if self._mirrored:
-            start, end = 180 - end, 180 - start
-        self._draw.arc(self._box(x0, y0, x1, y1), start, end, fill=color, width=self._width(width))
-
-    def chord(self, x0: float, y0: float, x1: float, y1: float, start: float, end: float, fill: RGB) -> None:
-        """Fill a part of an ellipse that a straight line cuts off."""
-        if self._mirrored:
-            start, end = 180 - end, 180 - start
-        self._draw.chord(
-            self._box(x0, y0, x1, y1), start, end, fill=fill, outline=shade(fill, 0.55), width=self._width(OUTLINE)
-        )
-
+from paraclip_core.config import ScenesOptions
+from paraclip_core.demo import drawings
+from paraclip_core.demo.drawings import RGB, Pen, mix
+from paraclip_core.demo.scenes import (
+    COLORS,
+    KINDS,
+    PLACES,
+    SEED,
+    Scene,
+    SceneImage,
+    Thing,
+    generator,
+    image_name,
+    write_texts,
+)
+from paraclip_core.progress import Progress, silent
 
 Background = Callable[[int, np.random.Generator], Image.Image]
 SKY: tuple[RGB, RGB] = ((120, 186, 242), (206, 232, 250))
@@ -266,3 +201,155 @@ BACKGROUNDS: dict[str, Background] = {
     "in the mountains": _mountains,
 }
 """The background of each place."""
+
+
+DRAWINGS: dict[str, Callable[[Pen, RGB], None]] = {kind: vars(drawings)[kind] for kind in KINDS}
+"""How each kind of thing is drawn."""
+
+ALONE = {"small": 0.34, None: 0.60, "large": 0.82}
+IN_A_PAIR = {"small": 0.27, None: 0.41, "large": 0.55}
+TOP = 0.03
+NOISE = 6
+QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Where a thing is drawn, in shares of the image: its left and upper edge and its side."""
+
+    thing: Thing
+    left: float
+    top: float
+    side: float
+    grounded: bool = True
+
+
+def render(image: SceneImage, side: int, seed: int) -> Image.Image:
+    """Draw an image of `side` by `side` pixels, RGB; equal arguments give equal pixels."""
+    rng = generator(seed, 1, image.index)
+    canvas = BACKGROUNDS[image.scene.place](2 * side, rng)
+    for spot in _layout(image.scene, rng):
+        _draw(canvas, spot, image.scene.place, rng)
+    pixels = np.asarray(canvas.reduce(2), np.int16)
+    noise = rng.integers(-NOISE, NOISE + 1, pixels.shape, np.int16)
+    light = int((rng.random() - 0.5) * 20)
+    return Image.fromarray(np.clip(pixels + noise + light, 0, 255).astype(np.uint8))
+
+
+def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = silent) -> dict[str, int]:
+    """Render the data set into a folder; the same options give the same bytes.
+
+    Writes ``images.tar`` (members ``images/<image_id>.jpg``), ``captions.jsonl`` (image_id, image, caption, split,
+    licence; two captions an image, split ``train`` or ``val``) and ``rewordings.jsonl`` (image_id, caption, rewording;
+    held-out images only), and counts what they hold. One image is in memory at a time.
+    """
+    with tarfile.open(folder / "images.tar", "w", format=tarfile.USTAR_FORMAT) as images:
+
+        def add(image: SceneImage) -> None:
+            buffer = io.BytesIO()
+            drawn = render(image, options.image_size, SEED)
+            drawn.save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+            # TarInfo's own defaults are mtime 0, uid 0, gid 0 and no names: nothing of this machine or moment gets in.
+            member = tarfile.TarInfo(image_name(image))
+            member.size = buffer.tell()
+            buffer.seek(0)
+            images.addfile(member, buffer)
+            if (count := image.index + 1) % 100 == 0:
+                progress(count, options.images)
+
+        return write_texts(options, folder, add)
+
+
+def _draw(canvas: Image.Image, spot: Spot, place: str, rng: np.random.Generator) -> None:
+    pixels, draw = canvas.width, ImageDraw.Draw(canvas)
+    left, top, size = spot.left * pixels, spot.top * pixels, spot.side * pixels
+    if spot.grounded:
+        _contact(canvas, draw, left, top + size, size, place)
+    base = COLORS[spot.thing.color].rgb
+    jitter = [int((rng.random() - 0.5) * 24) for _ in range(3)]
+    red, green, blue = (min(max(c + j, 0), 255) for c, j in zip(base, jitter, strict=True))
+    mirrored = rng.random() < 0.5
+    DRAWINGS[spot.thing.kind](Pen(draw, left, top, size, mirrored), (red, green, blue))
+
+
+def _contact(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, left: float, bottom: float, size: float, place: str
+) -> None:
+    """A shadow under what stands on the ground, foam around what swims."""
+    x, y = min(max(int(left + size / 2), 0), canvas.width - 1), min(int(bottom), canvas.height - 1)
+    pixel = canvas.getpixel((x, y))
+    assert isinstance(pixel, tuple)
+    swims = place == "in the sea"
+    below: RGB = mix((int(pixel[0]), int(pixel[1]), int(pixel[2])), (255, 255, 255) if swims else (0, 0, 0), 0.3)
+    draw.ellipse((left + size * 0.04, bottom - size * 0.06, left + size * 0.96, bottom + size * 0.05), fill=below)
+
+
+def _layout(scene: Scene, rng: np.random.Generator) -> list[Spot]:
+    """The things of a scene where they belong, what is behind first."""
+    ground = PLACES[scene.place].ground + (rng.random() - 0.5) * 0.03
+    if scene.second is None or scene.relation is None:
+        side = ALONE[scene.first.size] * _vary(rng)
+        side = min(side, ground - TOP)
+        return [_standing(scene.first, 0.5 + (rng.random() - 0.5) * (1 - side) * 0.6, ground, side)]
+    first = IN_A_PAIR[scene.first.size] * _vary(rng)
+    second = IN_A_PAIR[scene.second.size] * _vary(rng)
+    if scene.relation in ("next to", "left of", "right of"):
+        return _side_by_side(scene, first, second, ground, rng)
+    if scene.relation == "in front of":
+        return _in_front(scene, first, second, ground, rng)
+    return _stacked(scene, first, second, ground, rng)
+
+
+def _vary(rng: np.random.Generator) -> float:
+    return 0.94 + rng.random() * 0.12
+
+
+def _standing(thing: Thing, middle: float, bottom: float, side: float, grounded: bool = True) -> Spot:
+    left = min(max(middle - side / 2, 0.01), 0.99 - side)
+    return Spot(thing, left, bottom - side, side, grounded)
+
+
+def _side_by_side(scene: Scene, first: float, second: float, ground: float, rng: np.random.Generator) -> list[Spot]:
+    assert scene.second is not None
+    shrink = min(1.0, 0.95 / (first + second))
+    first, second = first * shrink, second * shrink
+    swapped = {"left of": False, "right of": True}.get(str(scene.relation), rng.random() < 0.5)
+    a, b = (scene.second, second), (scene.first, first)
+    (left, left_side), (right, right_side) = (a, b) if swapped else (b, a)
+    gap = 1 - left_side - right_side
+    start = gap * (0.15 + rng.random() * 0.3)
+    between = gap * (0.2 + rng.random() * 0.2)
+    return [
+        _standing(left, start + left_side / 2, ground - rng.random() * 0.03, left_side),
+        _standing(right, start + left_side + between + right_side / 2, ground, right_side),
+    ]
+
+
+def _in_front(scene: Scene, first: float, second: float, ground: float, rng: np.random.Generator) -> list[Spot]:
+    assert scene.second is not None
+    second = max(second * 1.25, 0.42)
+    first = min(first, second * 0.85)
+    middle = 0.42 + rng.random() * 0.16
+    aside = (0.5 * second - 0.1 * first) * (1 if rng.random() < 0.5 else -1)
+    return [
+        _standing(scene.second, middle + aside * 0.3, ground - 0.08, second),
+        _standing(scene.first, middle - aside * 0.7, ground + 0.05, first),
+    ]
+
+
+def _stacked(scene: Scene, first: float, second: float, ground: float, rng: np.random.Generator) -> list[Spot]:
+    assert scene.second is not None
+    touching = scene.relation == "on"
+    upper, lower = (scene.second, scene.first) if scene.relation == "under" else (scene.first, scene.second)
+    upper_side, lower_side = (second, first) if scene.relation == "under" else (first, second)
+    surface = (KINDS[lower.kind].surface or 0.0) if touching else 0.0
+    room = ground - TOP - (0 if touching else 0.02)
+    shrink = min(1.0, room / (upper_side + lower_side * (1 - surface)))
+    upper_side, lower_side = upper_side * shrink, lower_side * shrink
+    middle = 0.5 + (rng.random() - 0.5) * 0.3
+    shift = (rng.random() - 0.5) * (0.04 if touching else 0.12)
+    foot = ground - lower_side * (1 - surface) if touching else TOP + 0.01 + upper_side
+    return [
+        _standing(lower, middle, ground, lower_side),
+        _standing(upper, middle + shift, foot, upper_side, grounded=False),
+    ]

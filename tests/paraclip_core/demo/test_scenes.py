@@ -9,19 +9,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.config import ScenesOptions
-from paraclip_core.demo.scenes.plan import (
+from paraclip_core.demo.scenes import (
     COLORS,
     INVERSES,
     KINDS,
+    MAX_WORDS,
+    MIN_WORDS,
     PLACES,
     RELATIONS,
     SEED,
     SIZES,
     Concept,
     SceneImage,
+    captions,
+    plain_caption,
     plan,
+    reword,
+    with_article,
 )
-from paraclip_core.demo.scenes.texts import MAX_WORDS, MIN_WORDS, captions, plain_caption, reword, with_article
 
 OPTIONS = ScenesOptions()
 CONCEPTS: list[Concept] = [

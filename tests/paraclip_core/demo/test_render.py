@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 
 from paraclip_core.config import ScenesOptions
-from paraclip_core.demo.scenes.plan import COLORS, KINDS, PLACES, RELATIONS, Scene, SceneImage, Thing
-from paraclip_core.demo.scenes.render import DRAWINGS, render, write_scenes
-from paraclip_core.demo.scenes.texts import write_texts
+from paraclip_core.demo.render import DRAWINGS, render, write_scenes
+from paraclip_core.demo.scenes import COLORS, KINDS, PLACES, RELATIONS, Scene, SceneImage, Thing, write_texts
 
 OPTIONS = ScenesOptions(images=40, image_size=96)
 
