@@ -25,10 +25,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from paraclip.storage.duckdb_file import CONFIG, environment_error
 from paraclip.storage.files import storage_errors
 from paraclip.storage.locks import lock
 from paraclip.storage.object_store import RemoteFolder
+from paraclip.storage.parquet import CONFIG, environment_error
 from paraclip.storage.parts import DamagedPart, PartFolder, PartMirror, check_columns, digest_of
 from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
 

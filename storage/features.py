@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
 from paraclip.storage.fingerprint import FileHashes, canonical_json
+from paraclip.storage.parquet import CONFIG
 from paraclip_core.errors import ArtifactError
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip.storage.answers import AnswerStore
-from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
+from paraclip.storage.parquet import CONFIG
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.requests import missing_rounds
 from paraclip.tasks.run.run import Run

@@ -11,9 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.duckdb_file import frequent_values
 from paraclip.storage.files import atomic_folder, write_atomic
-from paraclip.storage.parquet import PartWriter, iter_batches
+from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings

@@ -10,9 +10,8 @@ from typing import Any
 import duckdb
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_json
-from paraclip.storage.parquet import parquet_files
+from paraclip.storage.parquet import CONFIG, parquet_files
 from paraclip.tasks.publish import artifact_key, as_text, emit, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip_core.errors import InputError

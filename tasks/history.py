@@ -11,8 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.manifests import SOURCE
+from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 BY_RUN, BY_PROMOTION, BY_ROLLBACK = "run", "promotion", "rollback"

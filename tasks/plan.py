@@ -12,9 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore
 from paraclip.storage.files import storage_error
-from paraclip.storage.manifests import SOURCE
 from paraclip.tasks.amounts import Amount, amounts, units_of
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage

@@ -17,8 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.duckdb_file import CONFIG
-from paraclip.storage.parquet import iter_batches, parquet_files
+from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
 from paraclip.tasks.drift import check_drift
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore
 from paraclip.storage.files import read_json, write_atomic, write_json
-from paraclip.storage.manifests import SOURCE
 from paraclip.tasks.history import BY_PROMOTION, BY_RUN, moved
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import headline_metrics

@@ -7,9 +7,8 @@ import time
 from collections.abc import Mapping
 from functools import partial
 
-from paraclip.storage.artifacts import Artifact, Draft
+from paraclip.storage.artifacts import Artifact, Draft, sources_of
 from paraclip.storage.files import convert_disk_errors
-from paraclip.storage.manifests import sources_of
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.errors import InputError
 from paraclip_core.progress import Fact, Progress, silent

@@ -24,9 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.duckdb_file import frequent_values
 from paraclip.storage.files import storage_error, write_json
-from paraclip.storage.parquet import PartWriter, iter_batches
+from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.models import base_reference
 from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (

@@ -156,7 +156,7 @@ def check_secrets(url: str, *stores: ArtifactStore) -> None:
 
 LOST = """
 import sys, time
-from paraclip.storage import remote_checkpoints
+from paraclip.storage import roots
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.run.stage import carry_out

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from patience import AT_ONCE
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.manifests import FileEntry
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 FP = "0123456789abcdef0123456789abcdef"

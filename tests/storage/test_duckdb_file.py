@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage.duckdb_file import frequent_values
-from paraclip.storage.parquet import write_table
+from paraclip.storage.parquet import frequent_values, write_table
 from paraclip_core.errors import ArtifactError
 
 # Counting

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.artifacts import parse_manifest
 from paraclip.storage.files import (
     atomic_folder,
     read_json,
@@ -22,7 +23,6 @@ from paraclip.storage.files import (
     write_json,
 )
 from paraclip.storage.locks import parse_owner
-from paraclip.storage.manifests import parse_manifest
 from paraclip.storage.parquet import write_table
 from paraclip_core.errors import ArtifactError, ConfigError
 

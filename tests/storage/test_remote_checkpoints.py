@@ -11,9 +11,9 @@ from typing import IO
 import pytest
 from machines import FP, Machine, Objects, make, refuse
 
-from paraclip.storage import remote_checkpoints
+from paraclip.storage import roots
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.storage.remote_checkpoints import LOG
+from paraclip.storage.roots import LOG
 from paraclip.tasks.cleaning import collect, remove
 from paraclip_core.errors import ArtifactError, LockedError
 
@@ -48,7 +48,7 @@ def pushed(objects: Objects) -> dict[str, bytes]:
 @pytest.fixture
 def wait_for_pushes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pushes are always due, and what starts one waits for it."""
-    monkeypatch.setattr(remote_checkpoints, "PUSH_SECONDS", 0.0)
+    monkeypatch.setattr(roots, "PUSH_SECONDS", 0.0)
     start = threading.Thread.start
 
     def wait(thread: threading.Thread) -> None:
