@@ -135,12 +135,7 @@ def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:
 def frequent_values(path: Path, column: str, limit: int = 30) -> dict[str, int]:
     """Rows of each of the `limit` most frequent values of a text column, by value; the others together at the end.
 
-    A missing value counts as `unknown`. DuckDB counts within fixed memory.
-
-    Args:
-        path: a Parquet file, or a folder of them.
-        column: name of the column, chosen by the caller's code and never by data.
-        limit: values that are named.
+    A missing value counts as `unknown`. DuckDB counts within fixed memory. `column` never comes from data.
     """
     import duckdb
 
