@@ -17,8 +17,8 @@ HERE = "PATH_OF_THIS_FOLDER"
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
 
 
-def check_push(repo: str) -> None:
-    """See, before anything is exported, that `repo` can be a name and that there is a login."""
+def _check(repo: str) -> None:
+    """See that `repo` can be a name and that there is a login."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -45,7 +45,7 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     kind = _kind(folder)
-    check_push(repo)
+    _check(repo)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
     card = published_card((folder / CARD).read_text("utf-8"), repo)
     operations = [CommitOperationAdd(CARD, card.encode())]

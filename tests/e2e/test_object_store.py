@@ -175,7 +175,7 @@ def body(context):
         print(step, flush=True)
         time.sleep(0.05)
 
-remote_checkpoints.PUSH_SECONDS = 0.5
+roots.PUSH_SECONDS = 0.5
 stage = Stage("long", 1, lambda s: (), lambda s: {}, body)
 carry_out(stage, Draft("long", "0" * 32, 1, {}, {}), Run(Settings(), open_store(sys.argv[1])), {})
 """
