@@ -135,13 +135,13 @@ def test_no_run_crosses_a_process(finished_run: Callable[..., Any], monkeypatch:
     """Prefect sends the context of a stage's task to Ray's workers, pickled; requests to processes are plain JSON."""
     from prefect.context import serialize_context
 
-    from paraclip.flows import pipeline, work
+    from paraclip.flows import pipeline, stages
 
     contexts: list[Any] = []
 
     def carry(name: str, run: Run) -> dict[str, Any]:
         contexts.append(cloudpickle.loads(cloudpickle.dumps(serialize_context())))
-        return work.carry_stage(name, run)
+        return stages.carry_stage(name, run)
 
     monkeypatch.setattr(pipeline, "carry_stage", carry)
     run = finished_run("name=crossed")
