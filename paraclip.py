@@ -24,17 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Progress, silent
 
 if TYPE_CHECKING:
     from paraclip.tasks.export import Layout
     from paraclip.tasks.image_index import SearchTarget
-    from paraclip.tasks.results import Result as RunResult
     from paraclip_core.clip.model import ClipModel
 
 __all__ = [
-    "Result", "Settings", "Table", "audit", "compare", "evaluate", "export", "load", "load_config", "paraphrase",
+    "Result", "Settings", "Table", "audit", "evaluate", "export", "load", "load_config", "paraphrase",
     "plan", "run", "search", "silent",
 ]  # fmt: skip
 
@@ -129,7 +127,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
     from paraclip.tasks.channels import check_run_name, record_result
-    from paraclip.tasks.results import stage_row
+    from paraclip.tasks.results import comparison_rows, stage_row
     from paraclip.tasks.run.dag import run_stage
     from paraclip.tasks.run.run import Run
 
@@ -146,13 +144,8 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             if progress is None:
                 _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
         outcome = record_result(wanted, rows, wanted.artifacts())
-    return _result(outcome, f"{settings.name}: {outcome.decision or 'nothing was evaluated'}")
-
-
-def _result(outcome: RunResult, title: str) -> Result:
-    from paraclip.tasks.results import comparison_rows
-
     figures = comparison_rows(outcome.summary) if outcome.summary else []
+    title = f"{settings.name}: {outcome.decision or 'nothing was evaluated'}"
     return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)
 
 
@@ -232,24 +225,6 @@ def evaluate(
             rows.append(row | {"delta": delta, "low": low, "high": high})
     title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
     return Result(rows, title, summary, folder if report else None)
-
-
-def compare(settings: Settings) -> Result:
-    """The comparison of a finished run.
-
-    Raises:
-        ConfigError: the run is not finished.
-    """
-    from paraclip.tasks.results import gather_result, stage_row
-    from paraclip.tasks.run.run import Run
-
-    wanted = Run(settings)
-    artifacts = wanted.artifacts()
-    if "evaluate" not in artifacts:
-        raise ConfigError(f"the run {settings.name!r} has no evaluation under {settings.run.root}; call run() first")
-    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
-    outcome = gather_result(wanted, rows, artifacts)
-    return _result(outcome, outcome.decision or "")
 
 
 def search(

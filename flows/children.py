@@ -30,8 +30,6 @@ POLL_SECONDS = 2.0
 AWAY_SECONDS = 3600.0
 """How long the server may be away."""
 SERVER_ERROR = 500
-CONFLICT = 409
-"""Prefect's answer where parameters do not fit the deployment's schema."""
 
 
 def run_child(node: Node, run: Run) -> dict[str, Any]:
@@ -89,14 +87,6 @@ def _start(run: Run, node: Node) -> FlowRun:
             f"the Prefect server has no deployment {name}/{deployed}, which run.placement=deployments needs; "
             "start one with `paraclip serve`, or use run.placement=inline"
         ) from error
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code != CONFLICT:
-            raise
-        raise StageError(
-            f"the deployment {name}/{deployed} refuses the settings, most likely because another release made it: "
-            f"{error.response.text}. Renew it by `paraclip stop` and `paraclip serve`, or elsewhere by "
-            f"`python -m paraclip.flows.setup prefect.yaml`"
-        ) from error
 
 
 def _wait(child: FlowRun, needed: Callable[[], bool], stop: Stop) -> FlowRun:
@@ -124,19 +114,19 @@ def _ended(client: SyncPrefectClient, child: FlowRun, stop: Stop) -> FlowRun:
         stop.check()
 
 
-def _patiently(ask: Callable[[], T], stop: Stop) -> T:
-    """What `ask` gives once the server answers; a child works on while it is away, and so must its parent wait."""
-    end, told = time.monotonic() + AWAY_SECONDS, False
+def _patiently(call: Callable[[], T], stop: Stop) -> T:
+    """The result of `call` once the server answers; a child works on while it is away, and so must its parent wait."""
+    end, warned = time.monotonic() + AWAY_SECONDS, False
     while True:
         try:
-            return ask()
+            return call()
         except (httpx.TransportError, PrefectHTTPStatusError) as error:
             away = not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= SERVER_ERROR
             if not away or time.monotonic() > end:
                 raise
-            if not told:
+            if not warned:
                 log.warning("the Prefect server does not answer and is asked again: %s", error)
-            told = True
+            warned = True
         stop.wait(POLL_SECONDS)
         stop.check()
 

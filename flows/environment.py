@@ -8,6 +8,7 @@ starter. Its database lies in a temporary folder, so that runs side by side do n
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import secrets
 import socket
@@ -15,8 +16,16 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
-from paraclip.flows.local_stack import HEARTBEAT, HOST, PASSWORD_VARIABLE, client_environment, wait_for_server
+from paraclip.flows.local_stack import (
+    HEARTBEAT,
+    HOST,
+    OWN_LOGGERS,
+    PASSWORD_VARIABLE,
+    client_environment,
+    wait_for_server,
+)
 from paraclip.storage.files import storage_errors
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir, die_with
@@ -112,6 +121,17 @@ def _end(server: subprocess.Popen[bytes], temp_dir: TempDir) -> None:
         server.kill()
         server.wait()
     temp_dir.remove()
+
+
+def show_own_logs() -> None:
+    """Send this project's own log lines, and no one else's, to standard error."""
+    # Python's handler of last resort writes to what is standard error at that moment: lines go above bars.
+    handler = cast(Any, type(logging.lastResort))(logging.INFO)
+    for name in OWN_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.handlers = [handler]
+        logger.propagate = False
 
 
 def _main() -> None:

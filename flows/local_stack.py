@@ -22,7 +22,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from paraclip.flows.logs import OWN_LOGGERS
 from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip.storage.files import storage_errors, write_atomic
 from paraclip.storage.locks import lock
@@ -31,6 +30,7 @@ from paraclip_core.paths import PACKAGES
 
 log = logging.getLogger(__name__)
 
+OWN_LOGGERS = ("paraclip", "paraclip_core")
 POOLS = ("paraclip-cpu", "paraclip-gpu")
 SERVER, PAGES = "server", "pages"
 TAG = "paraclip"
@@ -120,14 +120,8 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
     """Start what does not run and deploy everything.
 
     A server that lives keeps its port and password; one that is gone is given back, at the same address, to the workers
-    and runs that it has left.
-
-    Args:
-        root: artifact root; logs and Prefect's own data go below it.
-        port: port of the server, on 127.0.0.1; the next one is that of the report pages.
-        folder: working folder of the workers, which relative paths in settings start from.
-        prefect_file: the deployments.
-        location: URL that the workers open as their root, where that is on an object store.
+    and runs that it has left. Report pages get the next port. Relative paths in settings start from `folder`. Workers
+    open `location` as their root, where that is a URL.
     """
     # Whichever link names it: a second stack would have the same database.
     root = root.resolve()

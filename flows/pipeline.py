@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
@@ -18,12 +19,13 @@ from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed
 
 from paraclip.flows.children import run_child
-from paraclip.flows.form import FormSettings, Overrides
-from paraclip.flows.logs import let_own_logs_through
-from paraclip.flows.work import (
+from paraclip.flows.stages import (
     DEFAULTS,
+    FormSettings,
+    Overrides,
     carry_stage,
     end_earlier_tasks,
+    let_own_logs_through,
     publish_result,
     retries,
     run_name,
@@ -79,21 +81,12 @@ def run_stages(run: Run) -> Result:
     return result
 
 
-def _carry_here(name: str, run: Run) -> dict[str, Any]:
-    _check_captions(name, run)
-    return carry_stage(name, run)
-
-
-def _carry_elsewhere(name: str, run: Run) -> dict[str, Any]:
+def _carry(name: str, run: Run, elsewhere: bool = False) -> dict[str, Any]:
     let_own_logs_through()
-    _check_captions(name, run)
-    return run_child(run.node(name), run)
-
-
-def _check_captions(name: str, run: Run) -> None:
     if STEPS.get(name) == 1:
         for notice in check_before_paying(run):
             log.warning("%s", notice)
+    return run_child(run.node(name), run) if elsewhere else carry_stage(name, run)
 
 
 class Slots:
@@ -177,8 +170,9 @@ class _Dag:
                 continue
             del self.waiting[name]
             # A child run tries again by itself.
-            carry, tries = (_carry_elsewhere, 0) if elsewhere else (_carry_here, retries())
-            task = stage_task(node, carry, self._placed(slots), tries)
+            task = stage_task(
+                node, partial(_carry, elsewhere=elsewhere), self._placed(slots), 0 if elsewhere else retries()
+            )
             upstream = [self.futures[name] for name in inputs]
             self.futures[name] = task.submit(name, wait_for=upstream)
             self.working[self.futures[name]] = node, slots

@@ -15,9 +15,8 @@ from prefect.runtime import deployment
 from prefect.states import Completed
 
 from paraclip.flows.alerts import announce_rollback
-from paraclip.flows.form import FormSettings, Overrides
 from paraclip.flows.pipeline import run_stages
-from paraclip.flows.work import DEFAULTS, run_name, run_of
+from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, run_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel, decide
 from paraclip.tasks.channels import rollback as move_back

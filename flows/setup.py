@@ -32,8 +32,7 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
 from paraclip.flows.environment import check_server
-from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, OURS, POOLS, RUNS, TAG
-from paraclip.flows.logs import OWN_LOGGERS
+from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, OURS, OWN_LOGGERS, POOLS, RUNS, TAG
 from paraclip.flows.pages import ADDRESS_VARIABLE
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir

@@ -1,23 +1,303 @@
-"""One flow per stage, each deployable on its own and safe to run again: a finished stage is found, not redone."""
+"""A flow for each stage, which finds a finished stage and does not redo it; the stages' tasks; and flows' parameters.
+
+The form of the Prefect UI shows the options that people set; all others go by `overrides`. It cannot fold a group away
+and draws what stands under `properties`, so the others stand under `patternProperties`: the server checks them all the
+same, and values that a deployment gives them stay.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Annotated, Any
 
-from prefect import Flow, flow
+from prefect import Flow, State, flow, get_client, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import StateType
+from prefect.runtime import deployment, flow_run
+from prefect.states import Cancelled, Completed, Crashed
+from pydantic import Field, WithJsonSchema
 
-from paraclip.flows.form import FormSettings, Overrides
-from paraclip.flows.work import DEFAULTS, carry_alone, run_name, run_of
-from paraclip.tasks.run.dag import STAGES
-from paraclip.tasks.run.run import Stage
+from paraclip.flows.local_stack import OWN_LOGGERS
+from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.shards import Here, ask_in_shards
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.publish import (
+    artifact_key,
+    as_text,
+    emit,
+    in_flow_run,
+    mark_decision,
+    measured_progress,
+    near_cap,
+    publish_markdown,
+    publish_table,
+    published_progress,
+    report_note,
+)
+from paraclip.tasks.results import Result, comparison_rows, stage_row, why
+from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.run import Node, Run, Stage
+from paraclip.tasks.run.status import both, shown_progress
+from paraclip.tasks.stages.paraphrase import STEPS, finished_samples
+from paraclip_core.config import Settings
+from paraclip_core.errors import ParaclipError, worth_a_retry
+from paraclip_core.paraphrase.engines import unguarded
+from paraclip_core.progress import Progress
+from paraclip_core.settings import deployed_settings
+
+log = logging.getLogger(__name__)
+
+DEFAULTS = Settings()
+"""What a flow takes where it is given no settings."""
+
+RETRIES = 2
+DELAYS = [10.0, 60.0]
+"""Seconds before the first retry, and before each later one."""
+FORM = (
+    "name",
+    *(f"data.{name}" for name in ("root", "min_words", "max_words")),
+    *(f"data.sources.0.{name}" for name in ("path", "images", "split")),
+    *(f"paraphrase.{name}" for name in ("engine", "model", "prompts", "fraction", "attempts", "keep", "gates.preset")),
+    *(f"paraphrase.openai.{name}" for name in ("base_url", "api_key_env", "max_spend")),
+    *(f"paraphrase.openai.price_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
+    "model.base",
+    *(f"finetune.{name}" for name in ("epochs", "batch_size", "learning_rate", "weights.image_caption", "distil")),
+    "evaluate.split",
+    *(f"evaluate.benchmarks.0.{name}" for name in ("name", "kind", "path")),
+    *(f"run.{name}" for name in ("placement", "device", "shards", "processes")),
+)
+"""Dotted paths of the options that the form shows; an item of a list is written ``0``."""
+DROPPED = ("$defs", "operational")
+"""Of a schema, what means nothing to a form."""
+
+
+def form_schema() -> dict[str, Any]:
+    """The JSON schema of :class:`Settings` with every reference resolved, reduced to :data:`FORM` for the eye alone."""
+    schema = Settings.model_json_schema()
+    return _reduced(_resolved(schema, schema["$defs"]), "")
+
+
+def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_resolved(item, definitions) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        named = definitions[node["$ref"].rpartition("/")[2]]
+        # What stands beside a reference is about this use of it. A group's default is that of its options.
+        node = {**named, **{name: value for name, value in node.items() if name not in ("$ref", "default")}}
+    return {
+        # Below `properties` a name is an option's, whatever it is.
+        name: {key: _resolved(item, definitions) for key, item in value.items()}
+        if name == "properties"
+        else _resolved(value, definitions)
+        for name, value in node.items()
+        if name not in DROPPED
+    }
+
+
+def _reduced(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
+    if isinstance(schema.get("items"), dict):
+        return {**schema, "items": _reduced(schema["items"], f"{prefix}0.")}
+    shown = list(dict.fromkeys(_names(prefix)))
+    if not shown:
+        return schema
+    options = schema["properties"]
+    properties = {
+        name: {**_reduced(options[name], f"{prefix}{name}."), "position": place} for place, name in enumerate(shown)
+    }
+    others = {f"^{re.escape(name)}$": option for name, option in options.items() if name not in properties}
+    return {**schema, "properties": properties, "patternProperties": others}
+
+
+def _names(prefix: str) -> Iterator[str]:
+    return (path.removeprefix(prefix).partition(".")[0] for path in FORM if path.startswith(prefix))
+
+
+Override = Annotated[str, Field(pattern=r"^\s*\w+(\.\w+)*\s*=", title="option=value")]
+Overrides = tuple[Override, ...]
+FormSettings = Annotated[Settings, WithJsonSchema(form_schema())]
+
+
+def run_of(config: str, overrides: Sequence[str], settings: Settings) -> Run:
+    """The run that a flow's parameters mean, at the worker's root."""
+    return Run(deployed_settings(settings, config, overrides, os.environ))
+
+
+def run_name() -> str:
+    """Name of a flow run: its flow's, and its configuration's."""
+    parameters = flow_run.parameters
+    if own := [one.removeprefix("name=") for one in parameters.get("overrides") or () if one.startswith("name=")]:
+        return f"{flow_run.flow_name}-{own[-1]}"
+    settings = parameters.get("settings")
+    name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
+    return f"{flow_run.flow_name}-{PurePosixPath(parameters.get('config') or name or Settings().name).stem}"
+
+
+def carry_stage(name: str, run: Run) -> dict[str, Any]:
+    """Run one stage in this process and return its row of the stage table."""
+    let_own_logs_through()
+    started = time.monotonic()
+    node, cached = run.node(name), run.artifact(name) is not None
+    with shown_progress(name) as progress:
+        seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
+        seen = both(seen, measured_progress(run.settings.name, name))
+        shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
+        carry_out = _paraphrase if name in STEPS else run_stage
+        artifact = carry_out(node, run, shown)
+    row = stage_row(artifact, cached, time.monotonic() - started)
+    log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
+    return row
+
+
+def end_earlier_tasks() -> None:
+    """Mark what an earlier try of this flow run left at work: its process was killed, and nobody else would say so."""
+    with suppress(Exception), get_client(sync_client=True) as client:
+        tasks = client.read_task_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}}),
+            task_run_filter=TaskRunFilter.model_validate(
+                {
+                    "state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}},
+                    # The state of a child run's follows the child.
+                    "subflow_runs": {"exists_": False},
+                }
+            ),
+        )
+        for one in tasks:
+            client.set_task_run_state(one.id, Crashed(message="its process was gone when the run was retried"), True)
+
+
+def retries() -> int:
+    """How often a stage is tried again in this process: not under the eyes of who called `paraclip run`."""
+    return RETRIES if deployment.id else 0
+
+
+def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run, retries: int) -> Any:
+    """The task of a stage, whose state says what was made or found. After errors that may pass it is tried again.
+
+    `carry` runs the stage and returns its row of the stage table.
+    """
+    here = Here(run)
+
+    def stage(name: str) -> State[Any]:
+        run = here.value
+        try:
+            run.stop.check()
+            row = carry(name, run)
+        except ParaclipError:
+            if not run.stop.is_set():
+                raise
+            return Cancelled(message="ended with its run; the next one goes on from there")
+        return Completed(name="Cached" if row["state"] == "cached" else "Completed", message=_says(row), data=row)
+
+    return task(
+        name=node.name,
+        task_run_name=node.name,
+        description=node.stage.about,
+        persist_result=False,
+        cache_policy=NO_CACHE,
+        retries=retries,
+        retry_condition_fn=lambda _, task_run, state: _tried_again(state.data, task_run.run_count, here.value),
+    )(stage)
+
+
+def _says(row: Mapping[str, Any]) -> str:
+    """A stage's row in one line."""
+    counts = {"rows": row["rows"], "rejected": row["rejected"]}
+    return ", ".join([row["fingerprint"], *(f"{name} {count}" for name, count in counts.items() if count)])
+
+
+def _tried_again(error: object, attempt: int, run: Run) -> bool:
+    """Whether a stage is tried again after this attempt; waits until that is due, and Prefect then starts it at once.
+
+    Prefect's own delay would sleep through a cancel.
+    """
+    if not worth_a_retry(error, attempt):
+        return False
+    seconds = DELAYS[min(attempt, len(DELAYS)) - 1]
+    log.warning("try %d failed, the next one starts in %g s: %s", attempt, seconds, error)
+    return not run.stop.wait(seconds)
+
+
+def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
+    """A paraphrase stage, in shards where the settings want them, with samples of what the model says."""
+    name, key = node.name, artifact_key(run.settings.name, node.name, "samples")
+    # Once a run: step 1 says it for both.
+    if STEPS[name] == 1 and run.artifact(name) is None and (warning := unguarded(run.settings.paraphrase)):
+        log.warning("%s", warning)
+    ask_in_shards(node, run, progress)
+    artifact = run_stage(node, run, progress)
+    if rows := finished_samples(artifact, STEPS[name]):
+        publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
+    return artifact
+
+
+def publish_result(settings: Settings, result: Result) -> None:
+    """Show the comparison and the way to the report in the UI."""
+    if not in_flow_run():
+        return
+    if result.summary:
+        emit(f"run.{result.verdict}", settings.name, result.decision or "", verdict=result.verdict)
+        mark_decision(result.verdict or "hold")
+        rows = comparison_rows(result.summary)
+        text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
+        publish_table(artifact_key(settings.name, "comparison"), rows, text)
+    if result.report and result.summary_path:
+        note = report_note(settings.name, result.report, result.summary_path, os.environ.get(ADDRESS_VARIABLE))
+        publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")
+
+
+def let_own_logs_through() -> None:
+    """Lower the threshold of loggers that have none of their own.
+
+    Prefect sends the lines of PREFECT_LOGGING_EXTRA_LOGGERS to the UI, but leaves the threshold at warnings.
+    """
+    for name in OWN_LOGGERS:
+        logger = logging.getLogger(name)
+        if logger.level == logging.NOTSET:
+            logger.setLevel(logging.INFO)
+
+
+def _outlive_worker() -> None:
+    """Let a flow run's console lines go nowhere once the worker that reads them is gone.
+
+    Prefect writes them with rich, which ends the process at the first line that no one reads.
+    """
+    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
+        for handler in getattr(logger, "handlers", ()):
+            console: Any = getattr(handler, "console", None)
+            if hasattr(console, "on_broken_pipe"):
+                console.on_broken_pipe = partial(_silence, console)
+
+
+def _silence(console: Any) -> None:
+    console.quiet = True
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # What stays in the stream's buffer would fail once more when it is flushed at the end.
+    os.dup2(nowhere, console.file.fileno())
+    os.close(nowhere)
+
+
+# Every flow's module loads this one, and a run's first lines come before its body.
+_outlive_worker()
 
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
-    def run(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:
-        return carry_alone(stage.name, run_of(config, overrides, settings))
+    def carry(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:
+        run = run_of(config, overrides, settings)
+        end_earlier_tasks()
+        return stage_task(run.node(stage.name), carry_stage, run, retries())(stage.name).data
 
-    run.__name__ = stage.name
-    return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(run)
+    carry.__name__ = stage.name
+    return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(carry)
 
 
 STAGE_FLOWS = {name: _stage_flow(stage) for name, stage in STAGES.items()}

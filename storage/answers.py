@@ -12,11 +12,9 @@ Everything here raises ArtifactError where a disk fails, LockedError where anoth
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +23,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from paraclip.storage.duckdb_file import CONFIG, environment_error
 from paraclip.storage.files import storage_errors
 from paraclip.storage.locks import lock
 from paraclip.storage.object_store import RemoteFolder
+from paraclip.storage.parquet import CONFIG, environment_error
 from paraclip.storage.parts import DamagedPart, PartFolder, PartMirror, check_columns, digest_of
 from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
 
@@ -164,16 +162,6 @@ class Merged:
     """Parts that cannot be read; they stay where they are."""
 
 
-@dataclass(frozen=True)
-class Compacted:
-    """What a compaction did, with the parts of generations and of verdicts."""
-
-    before: int
-    """Parts before."""
-    after: int
-    """Parts after."""
-
-
 class AnswerStore:
     """An answers cache in one folder; any number of processes and threads may use it at once."""
 
@@ -202,9 +190,7 @@ class AnswerStore:
         check_columns(table, folder.schema)
         if not table.num_rows:
             return
-        slices = [table.slice(start, PART_ROWS) for start in range(0, table.num_rows, PART_ROWS)]
-        with ThreadPoolExecutor(min(len(slices), os.cpu_count() or 1)) as pool:
-            drafts = list(pool.map(folder.draft, slices))
+        drafts = [folder.draft(table.slice(start, PART_ROWS)) for start in range(0, table.num_rows, PART_ROWS)]
         with self.locked():
             published = folder.publish(drafts)
         self._behind = True
@@ -345,10 +331,11 @@ class AnswerStore:
         taken = rows.take(pa.array(new, pa.int64()))
         self.append(taken.replace_schema_metadata({**(taken.schema.metadata or {}), **IMPORTED}))
 
-    def compact(self) -> Compacted:
+    def compact(self) -> tuple[int, int]:
         """Join neighbouring small parts, one row a key; the first answer stays the first. Others wait meanwhile.
 
-        A kill leaves the big part beside the small ones, whose rows it repeats; the next compaction joins them.
+        Gives the number of parts before and after. A kill leaves the big part beside the small ones, whose rows it
+        repeats; the next compaction joins them.
         """
         if self.mirror is not None:
             raise ArtifactError(f"{self.folder} is shared through an object store, where parts stay as they are")
@@ -368,7 +355,7 @@ class AnswerStore:
                         # After a kill one of them may have these very rows.
                         folder.delete(name for name in names if digest_of(name) != draft.digest)
                 self.file.catch_up()
-        return Compacted(before, sum(len(folder.names()) for folder in tables.values()))
+        return before, sum(len(folder.names()) for folder in tables.values())
 
 
 def _small_neighbours(folder: PartFolder) -> list[list[str]]:

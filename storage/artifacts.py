@@ -6,26 +6,35 @@ resumable; ``out/`` becomes the artifact, ``scratch/`` is thrown away), ``cache/
 A commit writes the manifest into ``out/`` and then renames the folder, a removal renames the folder and then deletes
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 
-:class:`paraclip.storage.remote.RemoteStore` is the same store, shared through an object store. Every method raises
+:class:`paraclip.storage.roots.RemoteStore` is the same store, shared through an object store. Every method raises
 ArtifactError where a disk or an object store fails, or what it reads is damaged.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from paraclip.storage.files import parse_json, remove_temporary, storage_errors, sync_folder, write_json
+from paraclip.storage.files import (
+    file_sha256,
+    files_below,
+    parse_json,
+    remove_temporary,
+    safe_name,
+    storage_errors,
+    sync_folder,
+    write_json,
+)
 from paraclip.storage.locks import living_owner, lock, owner_name
-from paraclip.storage.manifests import MANIFEST, Artifact, Draft, Manifest, differences, file_names, read_manifest, seal
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -37,6 +46,75 @@ LONGEST_NAME = 200
 """Bytes of a channel's name: file systems take 255, and a file's ending and a draft's marks are more."""
 RUN = "run"
 """Stands for a stage in the marks of runs under way: each is a lock that nobody else asks for."""
+MANIFEST = "manifest.json"
+SOURCE = "source:"
+"""What the names of inputs from outside the store begin with."""
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of an artifact: its size in bytes and the SHA-256 of its bytes."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an artifact is, where it came from and what is in it."""
+
+    stage: str
+    fingerprint: str
+    stage_version: int
+    inputs: dict[str, str]
+    """Fingerprint of each input, by its name."""
+    options: dict[str, Any]
+    """The meaning-bearing options."""
+    files: dict[str, FileEntry]
+    """Every file, by its path inside the artifact."""
+    metrics: dict[str, Any]
+    """What the stage measured: row counts, scores."""
+    versions: dict[str, str]
+    """Software that made it."""
+    wall_seconds: float
+    created: str
+    """ISO 8601, UTC."""
+    schema_version: int = SCHEMA_VERSION
+
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files.values())
+
+
+@dataclass(frozen=True)
+class Draft:
+    """All that a manifest says besides the files."""
+
+    stage: str
+    fingerprint: str
+    stage_version: int
+    inputs: dict[str, str]
+    options: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that made it."""
+        return self.manifest.stage
+
+    @property
+    def fingerprint(self) -> str:
+        """Its name."""
+        return self.manifest.fingerprint
 
 
 @dataclass(frozen=True)
@@ -371,3 +449,81 @@ def safe_channel(name: str) -> str:
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
         raise UnknownNameError(f"{name[:40]!r}… is no name: a channel's has at most {LONGEST_NAME} bytes")
     return name
+
+
+def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
+    """Fingerprints of the inputs from outside the store, by their names without the prefix."""
+    return {name.removeprefix(SOURCE): value for name, value in inputs.items() if name.startswith(SOURCE)}
+
+
+def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Manifest:
+    """The manifest in `data`, which lies at `where` and must be that of `stage` and `fingerprint`."""
+    home = where.removesuffix(f"/{MANIFEST}")
+    try:
+        raw = parse_json(data)
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not valid JSON ({error}); restore it or delete its folder") from error
+    try:
+        if raw["schema_version"] != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{where} has schema version {raw['schema_version']}, this release reads {SCHEMA_VERSION}; "
+                f"use the paraclip that wrote it, or delete {home} to have it made again"
+            )
+        if (raw["stage"], raw["fingerprint"]) != (stage, fingerprint):
+            raise ArtifactError(f"{where} belongs to {raw['stage']}/{raw['fingerprint']}; move or delete the folder")
+        raw["files"] = {safe_name(name): FileEntry(**entry) for name, entry in raw["files"].items()}
+        return Manifest(**raw)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{where} lacks or has an unknown field ({error}); delete {home}") from error
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest in an artifact's folder, which is named by stage and fingerprint."""
+    path = folder / MANIFEST
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
+    return parse_manifest(data, str(path), folder.parent.name, folder.name)
+
+
+def file_names(folder: Path) -> list[str]:
+    """Every file below `folder` but its manifest, as sorted paths with slashes."""
+    names = (path.relative_to(folder).as_posix() for path in files_below(folder))
+    return sorted(name for name in names if name != MANIFEST)
+
+
+def seal(path: Path) -> FileEntry:
+    """Flush a file to disk, so that a manifest never outlives what it names, and describe it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return FileEntry(path.stat().st_size, file_sha256(path))
+
+
+def differences(folder: Path, manifest: Manifest, contents: bool = False) -> list[str]:
+    """How the files differ from the manifest, one a line: names and sizes, and contents of files younger than it.
+
+    With `contents` every file is read, and files that the manifest does not name are told.
+    """
+    try:
+        committed = (folder / MANIFEST).stat().st_mtime_ns
+        checks = ((name, _problem(folder / name, entry, committed, contents)) for name, entry in manifest.files.items())
+        problems = [f"{name} {problem}" for name, problem in checks if problem]
+        if contents:
+            extra = set(file_names(folder)) - set(manifest.files)
+            problems += [f"{name} is not in the manifest" for name in sorted(extra)]
+    except OSError as error:
+        raise ArtifactError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+    return problems
+
+
+def _problem(path: Path, entry: FileEntry, committed: int, contents: bool) -> str | None:
+    if not path.is_file():
+        return "is missing"
+    stat = path.stat()
+    if stat.st_size != entry.size:
+        return f"has {stat.st_size} bytes instead of {entry.size}"
+    # A file that is younger than the manifest was touched after the commit, so its contents are looked at.
+    if (contents or stat.st_mtime_ns > committed) and file_sha256(path) != entry.sha256:
+        return "was changed (its SHA-256 differs)"
+    return None

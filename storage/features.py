@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
 from paraclip.storage.fingerprint import FileHashes, canonical_json
+from paraclip.storage.parquet import CONFIG
 from paraclip_core.errors import ArtifactError
 
 log = logging.getLogger(__name__)
@@ -269,9 +269,7 @@ def _hashes(strings: pa.Array) -> NDArray[np.uint64]:
 class BenchmarkFeatures:
     """Features of benchmarks' images, kept from run to run: a frozen image tower gives the same ones each time.
 
-    A file holds the features of one call: of so many images of an archive, or of parts of them. Its name is a hash of
-    the tower, of what computes it, and of the images' contents and parts, so nothing in it can be out of date; a folder
-    that is deleted is made again.
+    A file holds the features of one call. Its name is a hash of all that they depend on, so none can be out of date.
     """
 
     def __init__(self, folder: Path, hashes: FileHashes) -> None:
@@ -286,14 +284,9 @@ class BenchmarkFeatures:
         boxes: Sequence[Sequence[int]] | None,
         compute: Callable[[], NDArray[np.float16]],
     ) -> NDArray[np.float16]:
-        """Features float16 [n, d] of the images of these names, looked up or computed and kept.
+        """Features float16 [n, d] of these images in an archive, or of the box of each, looked up or computed and kept.
 
-        Args:
-            computed_by: the image tower's hash, the device and the library that computes.
-            archive: tar, folder or Parquet file.
-            names: the images.
-            boxes: the part of each that counts; None: the whole images.
-            compute: gives the features.
+        `computed_by` is the image tower's hash, the device and the library that computes.
         """
         files = [archive] if archive.is_file() else [archive / name for name in dict.fromkeys(names)]
         about: dict[str, Any] = {

@@ -100,6 +100,13 @@ def sweep_drafts(folder: Path) -> None:
 # Contents
 
 
+def safe_name(name: str) -> str:
+    """A file's path below a folder, as it is."""
+    if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+        raise ArtifactError(f"{name!r} cannot be the path of a file below a folder; delete what names it")
+    return name
+
+
 def files_below(folder: Path) -> Iterator[Path]:
     """Every file below `folder`, in any order."""
 

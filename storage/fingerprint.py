@@ -63,36 +63,27 @@ class FileHashes:
         return hashes
 
     def of_folder(self, folder: Path) -> str:
-        """Hash of the names and contents of all files below a folder, wherever it lies; those of the root aside."""
+        """Hash of the names and contents of all files below a folder, 32 hex digits; it does not depend on its place.
+
+        Only files whose size or times of change differ from the last time are read. Links to folders are not followed,
+        broken ones are passed over.
+        """
         cache = self._path.parent
+        place = hashlib.blake2b(_encoded(str(folder.resolve())), digest_size=16).hexdigest()
+        path, content = cache / "source_folders" / f"{place}.json", hashlib.blake2b(digest_size=16)
+        before, entries = _remembered(path), dict[str, Entry]()
         # A root may lie among the images, and changes whenever something is made.
-        return folder_hash(folder, cache / "source_folders", without=cache.parent)
-
-
-def folder_hash(folder: Path, memory: Path, without: Path | None = None) -> str:
-    """Hash of the names and contents of all files below `folder`, 32 hex digits; it does not depend on where that lies.
-
-    Only files whose size or times of change differ from the last time are read.
-
-    Args:
-        folder: any number of files, at any depth; links to folders are not followed, broken ones are passed over.
-        memory: folder to remember in, one JSON file for each folder.
-        without: a folder that does not count, should it lie below.
-    """
-    place = hashlib.blake2b(_encoded(str(folder.resolve())), digest_size=16).hexdigest()
-    path, content = memory / f"{place}.json", hashlib.blake2b(digest_size=16)
-    before, entries = _remembered(path), dict[str, Entry]()
-    for name, stat in _files(folder, _below(folder, without)):
-        try:
-            entry = _entry(folder / name, stat, before.get(name))
-        except OSError as error:
-            raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
-        if settled(stat):
-            entries[name] = entry
-        content.update(_encoded(name) + entry[3].encode())
-    if entries != before:
-        _remember(path, entries)
-    return content.hexdigest()
+        for name, stat in _files(folder, _below(folder, cache.parent)):
+            try:
+                entry = _entry(folder / name, stat, before.get(name))
+            except OSError as error:
+                raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
+            if settled(stat):
+                entries[name] = entry
+            content.update(_encoded(name) + entry[3].encode())
+        if entries != before:
+            _remember(path, entries)
+        return content.hexdigest()
 
 
 def _entry(path: Path, stat: os.stat_result, before: Entry | None) -> Entry:
@@ -118,9 +109,9 @@ def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
         write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 
 
-def _below(folder: Path, other: Path | None) -> Path | None:
+def _below(folder: Path, other: Path) -> Path | None:
     """`other` as a path that begins as `folder` does, if it lies below that."""
-    if other is None or folder.resolve() not in other.resolve().parents:
+    if folder.resolve() not in other.resolve().parents:
         return None
     return folder / other.resolve().relative_to(folder.resolve())
 

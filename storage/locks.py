@@ -48,13 +48,9 @@ Poll = Callable[[], None]
 def lock(
     path: Path, wait_seconds: float | None = None, poll: Poll | None = None, info: Owner | None = None
 ) -> Iterator[None]:
-    """Hold the lock file `path`, which is deleted at the end.
+    """Hold the lock file `path`, which also says `info` about its owner, and is deleted at the end.
 
-    Args:
-        path: the lock file.
-        wait_seconds: give up with LockedError after this long; None waits for ever.
-        poll: called between two tries, for progress or for giving up by an exception of its own.
-        info: what else the file tells about its owner, as plain values.
+    After `wait_seconds` it gives up with LockedError. `poll` is called between two tries and may give up by its own.
     """
     descriptors: list[int] = []
 
@@ -198,10 +194,7 @@ class Lease:
         return None
 
     def renew(self) -> float:
-        """Say that the owner lives; a heart that cannot be heard is not a reason to stop working.
-
-        Gives the seconds to the next one.
-        """
+        """Say that the owner lives; gives the seconds to the next time. Not being heard is no reason to stop."""
         try:
             if self.holds():
                 self._remote.write(self._path(self._number), self._content())

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from paraclip.storage.files import storage_error
-from paraclip.storage.manifests import safe_name
+from paraclip.storage.files import safe_name, storage_error
 from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError
 
 BLOCK = 8 * 2**20

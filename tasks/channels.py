@@ -13,10 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import fingerprint
-from paraclip.storage.manifests import SOURCE
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.results import Result, gather_result, why
 from paraclip.tasks.run.dag import run_stage

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.duckdb_file import frequent_values
 from paraclip.storage.files import atomic_folder, read_json, write_atomic
-from paraclip.storage.parquet import PartWriter, iter_batches
+from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.config import Settings
@@ -123,8 +122,8 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
 
 
-def check_push(repo: str) -> None:
-    """See, before anything is exported, that `repo` can be a name and that there is a login."""
+def _check(repo: str) -> None:
+    """See that `repo` can be a name and that there is a login."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -155,7 +154,7 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
             f"{folder} holds no {CARD}; expected a folder that `paraclip export` or `paraclip export-dataset` wrote"
         )
     kind = "dataset" if any(folder.glob("data/*.parquet")) else "model"
-    check_push(repo)
+    _check(repo)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
     card = published_card((folder / CARD).read_text("utf-8"), repo)
     operations = [CommitOperationAdd(CARD, card.encode())]

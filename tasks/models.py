@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import Artifact, ArtifactStore, sources_of
 from paraclip.storage.fingerprint import FileHashes
-from paraclip.storage.manifests import sources_of
 from paraclip_core.clip.reference import (
     canonical,
     check_reference,

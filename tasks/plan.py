@@ -7,8 +7,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from paraclip.storage.artifacts import Artifact
-from paraclip.storage.manifests import SOURCE
+from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.requests import StepLeft, steps_left

@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_json
-from paraclip.storage.parquet import iter_batches, parquet_files
+from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
 from paraclip.tasks.publish import artifact_key, as_text, emit, publish_table
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks

@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.duckdb_file import CONFIG
 from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
+from paraclip.storage.parquet import CONFIG
 from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import Node, Run, Stop, settings_of

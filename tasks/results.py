@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from paraclip.storage.artifacts import Artifact
+from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.files import read_json, write_atomic, write_json
-from paraclip.storage.manifests import SOURCE
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
 

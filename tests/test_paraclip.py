@@ -49,10 +49,7 @@ def test_an_index_alone_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "By what changed" in (tmp_path / "audit.html").read_text()
 
 
-def test_a_run_that_is_not_finished_cannot_be_compared(tmp_path: Path) -> None:
-    settings = paraclip.load_config(None, [f"run.root={tmp_path}", "data.scenes.images=30"])
-    with pytest.raises(ConfigError, match=r"call run\(\) first"):
-        paraclip.compare(settings)
+def test_an_unknown_option_is_named() -> None:
     with pytest.raises(ConfigError, match=r"finetune\.epoch"):
         paraclip.load_config(None, ["finetune.epoch=3"])
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,17 +36,17 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 RootOption = Annotated[
     str, typer.Option("--root", envvar="PARACLIP_ROOT", help="Folder or URL of artifacts, unfinished work and caches.")
 ]
-PushOption = Annotated[
-    str | None,
-    typer.Option(
-        "--push", metavar="ORG/NAME", help="Push it to the Hugging Face hub, too, with `hf auth login`'s token."
-    ),
-]
-PrivateOption = Annotated[bool, typer.Option("--private", help="A repository that the push makes is private.")]
 RunRootOption = Annotated[
     str | None, typer.Option("--root", help="run.root; default: PARACLIP_ROOT, or what the configuration says.")
 ]
 RunDeviceOption = Annotated[str | None, typer.Option("--device", help="run.device: auto, cpu, cuda or cuda:N.")]
+
+MODEL = (
+    "A channel, the start of a fingerprint or STAGE/START, a model folder, an open_clip name such as "
+    "ViT-B-32:laion2b_s34b_b79k, or ViT-B-32:FILE with weights."
+)
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_ROOT = RunOptions().root
 """Where a command works that is told no root."""
@@ -75,12 +75,7 @@ def same_options(
     config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
 ) -> list[str]:
     """The arguments by which another command gets the same settings."""
-    sets = [("--set", text) for text in overrides or ()]
-    return arguments([("-c", config), *sets, ("--root", root), ("--device", device)])
-
-
-def arguments(options: Iterable[tuple[str, object]]) -> list[str]:
-    """Options as a command line has them, without those that are None."""
+    options = [("-c", config), *(("--set", text) for text in overrides or ()), ("--root", root), ("--device", device)]
     return [str(part) for name, value in options if value is not None for part in (name, value)]
 
 
@@ -123,9 +118,19 @@ def print_json(value: Any) -> None:
     typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
 
 
-def say(text: str, newline: bool = True) -> None:
+def print_facts(value: Any, as_json: bool) -> None:
+    """One document on standard output: JSON for machines, YAML for people."""
+    if as_json:
+        print_json(value)
+        return
+    import yaml
+
+    typer.echo(printable(yaml.safe_dump(value, sort_keys=False, allow_unicode=True)), nl=False)
+
+
+def say(text: str) -> None:
     """A line on standard output that may quote what others wrote."""
-    typer.echo(printable(text), nl=newline)
+    typer.echo(printable(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -137,7 +142,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
     for row in rows:
         # A Text is never parsed for markup, and captions may hold anything.
         table.add_row(*(Text(_cell(row.get(column))) for column in columns))
-    _console().print(table)
+    console = Console(highlight=False)
+    # Piped output keeps whole lines: a program that reads it must not find words cut by a width of 80.
+    (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
 
 
 def human_bytes(count: float | None) -> str:
@@ -166,9 +173,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
-
-
-def _console() -> Console:
-    # Piped output keeps whole lines: a program that reads it must not find words cut by a width of 80.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=200)

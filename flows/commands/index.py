@@ -10,19 +10,19 @@ import typer
 
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
+    MODEL,
     ConfigOption,
+    DeviceOption,
     JsonOption,
     RootOption,
     SetOption,
-    arguments,
     print_json,
     print_table,
     printable,
     say,
-    say_next,
     settings_from,
 )
-from paraclip.flows.commands.models import MODEL, DeviceOption
+from paraclip.storage.roots import open_store
 from paraclip_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -62,7 +62,6 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Rank a run's images, or an index of your own, for a query: the base model's order beside the tuned one's."""
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search as nearest_images
     from paraclip.tasks.image_index import search_target
 
@@ -78,7 +77,6 @@ def search(
         for base, tuned in zip(hits["base"], hits["tuned"], strict=True)
     ]
     print_table("", ["rank", "base", " ", "tuned", "  "], rows)
-    say_next("ui", *_same_index(model, root, base, features, ids))
 
 
 def verify_index(
@@ -99,7 +97,6 @@ def verify_index(
     as_json: JsonOption = False,
 ) -> None:
     """Prove that image embeddings made with the base stay valid for the tuned model; exit code 1 if they do not."""
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import verify_index as verify
     from paraclip.tasks.models import find_release
 
@@ -182,7 +179,6 @@ def audit(
     if result.gain:
         say("difference: " + ", ".join(f"{metric.upper()} {_shown(value)}" for metric, value in result.gain.items()))
     say(f"page: {out}")
-    say_next("ui", *_same_index(model, root, base, features, ids, images))
 
 
 def ui(
@@ -205,7 +201,6 @@ def ui(
 
     import uvicorn
 
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search_target
     from paraclip.tasks.models import judgment
     from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
@@ -227,12 +222,6 @@ def ui(
     say(f"search page: {place}{f'?token={token}' if token else ''}")
     say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
-
-
-def _same_index(model: str, root: str, *more: str | Path | None) -> list[str]:
-    """The arguments by which another command searches the same index; `more` is base, features, ids, images."""
-    names = ("--model", "--base", "--features", "--ids", "--images")
-    return arguments([*zip(names, (model, *more), strict=False), ("--root", root)])
 
 
 def _shown(value: Figure) -> str:

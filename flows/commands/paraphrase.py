@@ -24,23 +24,17 @@ from paraclip.flows.commands.common import (
     say_next,
     settings_from,
 )
-from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Fact, Progress
 
 if TYPE_CHECKING:
     from paraclip.tasks.requests import Exported, Imported
     from paraclip.tasks.trial import Attempt, CaptionTrial, Trial
 
-MOST_CAPTIONS = 1000
-LONGEST_LINE = 100_000
 requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
 
 
 def paraphrase(
-    captions: Annotated[list[str] | None, typer.Argument(metavar="CAPTION...", help="Captions to try.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Text file with more of them, one a line.")
-    ] = None,
+    captions: Annotated[list[str], typer.Argument(metavar="CAPTION...", help="Captions to try.")],
     config: ConfigOption = None,
     set_: SetOption = None,
     root: RunRootOption = None,
@@ -58,30 +52,14 @@ def paraphrase(
     from paraclip.tasks.trial import try_captions
 
     settings = settings_from(config, set_, root, device)
-    texts = [*(captions or ()), *(_lines(file) if file else ())]
-    if not texts:
-        raise ConfigError('no captions to try; give some, for example `paraclip paraphrase "a kid on a swing"`')
-    if len(texts) > MOST_CAPTIONS:
-        raise ConfigError(f"more than {MOST_CAPTIONS} captions; try fewer here, or let `paraclip run` paraphrase all")
-    trial = try_captions(Run(settings), list(dict.fromkeys(texts)), keep, _hint)
+    trial = try_captions(
+        Run(settings), list(dict.fromkeys(captions)), keep, lambda line: typer.echo(printable(line), err=True)
+    )
     if as_json:
         print_json(trial.as_json())
     else:
         _print(trial)
         say_next("plan", *same_options(config, set_, root, device))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    count = 0
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        while count <= MOST_CAPTIONS and (line := file.readline(LONGEST_LINE)):
-            if line.strip():
-                count += 1
-                yield line.rstrip("\r\n")
-
-
-def _hint(text: str) -> None:
-    typer.echo(printable(text), err=True)
 
 
 def _print(trial: Trial) -> None:
@@ -155,7 +133,6 @@ def export(
     config: ConfigOption = None,
     set_: SetOption = None,
     root: RunRootOption = None,
-    step: Annotated[int | None, typer.Option(min=1, max=2, help="Only this step's requests.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write what a run would ask and the generation cache does not hold, for OpenAI's Batch API or `vllm run-batch`.
@@ -163,19 +140,17 @@ def export(
     Step 2 asks about accepted answers of step 1: export and import once for each step. Where nothing is missing, the
     file is empty.
     """
-    from paraclip.tasks.requests import BOTH_STEPS, export_requests
+    from paraclip.tasks.requests import export_requests
     from paraclip.tasks.run.run import Run
 
     settings = settings_from(config, set_, root)
     with _watched() as progress:
-        steps = BOTH_STEPS if step is None else (step,)
-        exported = export_requests(Run(settings), file, steps, progress)
+        exported = export_requests(Run(settings), file, progress=progress)
     if as_json:
         print_json(exported.as_json())
     else:
-        _print_exported(exported, step)
-        first = ("requests", "export", exported.file, "--step", "1") if exported.unanswered_1 else ("run",)
-        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else first
+        _print_exported(exported)
+        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else ("run",)
         say_next(*following, *same_options(config, set_, root))
 
 
@@ -218,18 +193,13 @@ def _watched() -> Iterator[Progress]:
         yield progress
 
 
-def _print_exported(exported: Exported, step: int | None) -> None:
+def _print_exported(exported: Exported) -> None:
     if exported.requests:
         counts = f"{exported.step_1} of step 1, {exported.step_2} of step 2"
         say(f"{exported.requests} requests ({counts}) to {exported.model} in {exported.file}")
-    elif exported.unanswered_1 and step == 2:
-        say(
-            f"{exported.unanswered_1} requests of step 1 have no answer yet, and step 2 asks about their answers; "
-            f"{exported.file} is empty. Export and import --step 1 first"
-        )
     else:
-        say(f"nothing to ask{'' if step is None else f' at step {step}'}; {exported.file} is empty")
-    if exported.unanswered_1 and exported.requests and step != 1:
+        say(f"nothing to ask; {exported.file} is empty")
+    if exported.unanswered_1:
         say("what step 2 asks about their answers is exported when these are imported")
 
 

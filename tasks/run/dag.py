@@ -10,9 +10,8 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from paraclip.storage.artifacts import Artifact, Draft
+from paraclip.storage.artifacts import Artifact, Draft, sources_of
 from paraclip.storage.files import convert_disk_errors
-from paraclip.storage.manifests import sources_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import Node, Run, Stage, StageContext, settings_of

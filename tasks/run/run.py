@@ -16,10 +16,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
+from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft, WorkFolder
 from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.fingerprint import FileHashes, fingerprint
-from paraclip.storage.manifests import SOURCE
 from paraclip.storage.parquet import iter_batches
 from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings

@@ -17,10 +17,17 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip.storage.duckdb_file import CONFIG, environment_error
+from paraclip.storage.artifacts import SOURCE
 from paraclip.storage.features import EarlierFeatures, FeatureStore, write_index, write_shard
-from paraclip.storage.manifests import SOURCE
-from paraclip.storage.parquet import PartWriter, iter_batches, parquet_files, read_table, write_table
+from paraclip.storage.parquet import (
+    CONFIG,
+    PartWriter,
+    environment_error,
+    iter_batches,
+    parquet_files,
+    read_table,
+    write_table,
+)
 from paraclip.tasks.models import base_sources
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables

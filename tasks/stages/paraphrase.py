@@ -15,9 +15,8 @@ import pyarrow.compute as pc
 
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.duckdb_file import environment_error
 from paraclip.storage.locks import lock
-from paraclip.storage.parquet import PartWriter, iter_batches
+from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH

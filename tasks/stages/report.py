@@ -18,10 +18,9 @@ import pyarrow as pa
 import yaml
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.duckdb_file import frequent_values
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import read_json, write_atomic
-from paraclip.storage.parquet import count_rows, iter_batches
+from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
 from paraclip.tasks.models import EMBEDDED, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path

@@ -36,9 +36,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, WorkFolder
-from paraclip.storage.duckdb_file import frequent_values
 from paraclip.storage.files import convert_disk_errors, storage_error, write_json
-from paraclip.storage.parquet import PartWriter, iter_batches
+from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.models import base_reference
 from paraclip.tasks.run.run import Run, StageContext, settings_of
 from paraclip.tasks.run.status import StatusFile, polling, read_failure, relay_from

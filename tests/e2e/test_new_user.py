@@ -190,12 +190,12 @@ def test_from_photos_to_other_software(
     outcome = json.loads(call(environment, home, "run", *options, "--json"))
     assert outcome["verdict"] in ("promote", "hold")
     pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
-    call(environment, home, "export", "trip", "open_clip", "--push", "me/holiday", "--dataset", "me/words", **pushed)
+    call(environment, home, "export", "trip", "open_clip", "--dataset", "me/words")
+    call(environment, home, "push", "open_clip", "me/holiday", **pushed)
     for layout in ("onnx", "hf"):
         call(environment, home, "export", "trip", layout, "--format", layout)
-    call(
-        environment, home, "export-dataset", "words", *options, "--push", "me/words", "--model", "me/holiday", **pushed
-    )
+    call(environment, home, "export-dataset", "words", *options, "--model", "me/holiday")
+    call(environment, home, "push", "words", "me/words", **pushed)
     assert set(hub.repos) == {("model", "me/holiday"), ("dataset", "me/words")}
     assert b"datasets:\n- me/words" in hub.repos["model", "me/holiday"]["README.md"]
     assert b"](https://huggingface.co/me/holiday)" in hub.repos["dataset", "me/words"]["README.md"]

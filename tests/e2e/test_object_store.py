@@ -156,7 +156,7 @@ def check_secrets(url: str, *stores: ArtifactStore) -> None:
 
 LOST = """
 import sys, time
-from paraclip.storage import remote_checkpoints
+from paraclip.storage import roots
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.run.dag import carry_out
@@ -175,7 +175,7 @@ def body(context):
         print(step, flush=True)
         time.sleep(0.05)
 
-remote_checkpoints.PUSH_SECONDS = 0.5
+roots.PUSH_SECONDS = 0.5
 stage = Stage("long", 1, lambda s: (), lambda s: {}, body)
 carry_out(stage, Draft("long", "0" * 32, 1, {}, {}), Run(Settings(), open_store(sys.argv[1])), {})
 """

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 from search_home import make_home  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.manifests import Draft
+from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.channels import BY_RUN, moved
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

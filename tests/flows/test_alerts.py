@@ -146,7 +146,7 @@ def _a_night(
     def refuse(*_: object, **__: object) -> None:
         raise InputError('captions.csv row 7: "no" caption')
 
-    monkeypatch.setattr("paraclip.flows.work.run_stage", refuse)
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", refuse)
     with pytest.raises(InputError), tags(TAG):
         pipeline(settings=second.settings)
     failed = wait_for(posted, "run.failed")

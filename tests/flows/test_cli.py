@@ -257,7 +257,6 @@ def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[...,
     # None of today's sources, and nothing goes that the way back needs.
     first.config.unlink()
     assert told(capsys, ["artifacts", "gc", *root, "--keep-days", "0"])["items"] == []
-    assert told(capsys, ["channel", "show", "production", *root])["fingerprint"] == new
     decision = told(capsys, ["channel", "rollback", "production", *root])
     assert decision["moved"] and (decision["before"], decision["after"]) == (new, old)
     moves = told(capsys, ["channel", "history", "production", *root])["moves"]
@@ -266,14 +265,13 @@ def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[...,
         ("promotion", new, True),
         ("promotion", old, True),
     ]
+    assert moves[0]["reason"].startswith(f"rolled back from {new} to {old}")
     assert run_cli(["channel", "history", "production", *root]) == 0
     assert "by hand" in capsys.readouterr().out
-    assert run_cli(["channel", "show", "production", *root]) == 0
-    assert f"rolled back from {new} to {old}" in " ".join(capsys.readouterr().out.split())
     told(capsys, ["artifacts", "gc", *root, "--keep-days", "0", "--keep-models", "0", "--yes"])
     assert run_cli(["channel", "rollback", "production", "--to", new[:8], *root]) == 1
     assert f"the model {new} is gone from" in capsys.readouterr().err
-    assert run_cli(["channel", "show", "prodution", *root]) == 2
+    assert run_cli(["channel", "history", "prodution", *root]) == 2
     assert "there are" in capsys.readouterr().err
 
 

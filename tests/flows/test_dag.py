@@ -82,7 +82,7 @@ def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
             path = run.artifacts[name].path
             path.rename(path.with_name("earlier"))
         machine = Machine(run)
-        monkeypatch.setattr("paraclip.flows.work.run_stage", machine)
+        monkeypatch.setattr("paraclip.flows.stages.run_stage", machine)
         return machine
 
     return make
@@ -143,7 +143,6 @@ def test_stages_that_compute_on_the_same_cores_take_turns_in_the_order_of_the_st
 def test_the_first_failure_is_the_runs_and_ends_the_others(
     machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows import work
     from paraclip.flows.pipeline import pipeline
 
     monkeypatch.setattr("paraclip.flows.pipeline.retries", lambda: 1)
@@ -154,10 +153,10 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     assert sorted(here.order) == ["features", "paraphrase_1"]
     # One that waits for its next try is ended, too.
-    monkeypatch.setattr(work, "DELAYS", [1000.0])
+    monkeypatch.setattr("paraclip.flows.stages.DELAYS", [1000.0])
     here.meet, here.errors = {}, {**here.errors, "features": CrashedError("its process was killed by SIGKILL")}
     waiting = threading.Event()
-    tried_again = work._tried_again
+    from paraclip.flows.stages import _tried_again as tried_again
 
     def noticed(*asked: Any) -> bool:
         waiting.set()
@@ -168,8 +167,8 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
             assert waiting.wait(PATIENCE)
         return here(*asked)
 
-    monkeypatch.setattr(work, "_tried_again", noticed)
-    monkeypatch.setattr(work, "run_stage", late)
+    monkeypatch.setattr("paraclip.flows.stages._tried_again", noticed)
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", late)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"captions\.csv row 7"):
         pipeline(settings=here.run.settings)

@@ -84,7 +84,7 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
         needed.append({stage for holder in run.store.holders() for stage in holder.reads})
         raise InputError(f"{node.name}: captions.csv row 7 has no caption")
 
-    monkeypatch.setattr("paraclip.flows.work.run_stage", refuse)
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", refuse)
     state = pipeline(settings=run.settings, return_state=True)
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     with pytest.raises(InputError):
@@ -108,7 +108,6 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
 def test_a_stage_is_tried_again_where_that_may_help(
     error: Exception, tries: int, alone: bool, finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows import work
     from paraclip.flows.pipeline import pipeline
     from paraclip.flows.stages import STAGE_FLOWS
 
@@ -118,8 +117,8 @@ def test_a_stage_is_tried_again_where_that_may_help(
         asked.append(node.name)
         raise error
 
-    monkeypatch.setattr(work, "DELAYS", [0.0])
-    monkeypatch.setattr(work, "run_stage", fail)
+    monkeypatch.setattr("paraclip.flows.stages.DELAYS", [0.0])
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", fail)
     run = finished_run("name=tried")
     with pytest.raises(type(error)):
         pipeline(settings=run.settings)
@@ -136,13 +135,13 @@ def test_no_run_crosses_a_process(finished_run: Callable[..., Any], monkeypatch:
     """Prefect sends the context of a stage's task to Ray's workers, pickled; requests to processes are plain JSON."""
     from prefect.context import serialize_context
 
-    from paraclip.flows import pipeline, work
+    from paraclip.flows import pipeline, stages
 
     contexts: list[Any] = []
 
     def carry(name: str, run: Run) -> dict[str, Any]:
         contexts.append(cloudpickle.loads(cloudpickle.dumps(serialize_context())))
-        return work.carry_stage(name, run)
+        return stages.carry_stage(name, run)
 
     monkeypatch.setattr(pipeline, "carry_stage", carry)
     run = finished_run("name=crossed")
@@ -180,11 +179,10 @@ def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finis
 def test_a_retry_is_said_to_start_when_it_does(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows import work
     from paraclip.flows.pipeline import pipeline
 
     said: SimpleQueue[Any] = SimpleQueue()
-    for name in ("paraclip.flows.work", "prefect.task_runs"):
+    for name in ("paraclip.flows.stages", "prefect.task_runs"):
         monkeypatch.setattr(logging.getLogger(name), "handlers", [QueueHandler(said)])
     tries: list[float] = []
 
@@ -192,9 +190,9 @@ def test_a_retry_is_said_to_start_when_it_does(
         tries.append(time.time())
         raise CrashedError("its process was killed by SIGKILL")
 
-    monkeypatch.setattr(work, "DELAYS", [1.5])
+    monkeypatch.setattr("paraclip.flows.stages.DELAYS", [1.5])
     monkeypatch.setattr("paraclip.flows.pipeline.retries", lambda: 1)
-    monkeypatch.setattr(work, "run_stage", fail)
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", fail)
     with pytest.raises(CrashedError):
         pipeline(settings=finished_run("name=tried").settings)
     lines = [(line.created, line.getMessage()) for line in (said.get() for _ in range(said.qsize()))]
@@ -214,7 +212,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
     outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
-    monkeypatch.setattr("paraclip.flows.work.run_stage", None)
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", None)
     with pytest.raises(ConfigError, match="names wandb, which is not installed"):
         pipeline(settings=run.settings)
 
@@ -222,7 +220,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
 def test_captions_that_come_while_it_runs_are_the_next_runs(
     finished_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows import pipeline, work
+    from paraclip.flows import pipeline
 
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"caption": "a dog on a beach"}\n')
@@ -231,7 +229,7 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
     def feed(*_: object) -> None:
         captions.write_text('{"caption": "a dog on a beach"}\n{"caption": "a cat on a mat"}\n')
 
-    monkeypatch.setattr(work, "let_own_logs_through", feed)
+    monkeypatch.setattr("paraclip.flows.stages.let_own_logs_through", feed)
     outcome: Any = pipeline.pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint

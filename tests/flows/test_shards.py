@@ -61,7 +61,7 @@ def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
 
 
 def carry(settings: Settings, *names: str) -> list[Artifact]:
-    from paraclip.flows.work import carry_stage
+    from paraclip.flows.stages import carry_stage
 
     for name in names:
         carry_stage(name, Run(settings))
@@ -132,7 +132,7 @@ def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
 
     # Prefect sets the root's handlers anew, pytest's with them.
     said: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    monkeypatch.setattr(logging.getLogger("paraclip.flows.work"), "handlers", [QueueHandler(said)])
+    monkeypatch.setattr(logging.getLogger("paraclip.flows.stages"), "handlers", [QueueHandler(said)])
     settings = whole.settings(model.url, "shards", shards=2)
     STAGE_FLOWS["paraphrase_1"](settings=settings)
     artifacts = [found(settings, "paraphrase_1"), *carry(settings, "paraphrase_2")]

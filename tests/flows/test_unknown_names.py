@@ -23,7 +23,7 @@ UNKNOWN = {
         "--set nonsense=1",
         "-c CONFIG --device nonsense",
     ],
-    "paraphrase": ["a -c ABSENT", "a --set nonsense=1", "--file ABSENT"],
+    "paraphrase": ["a -c ABSENT", "a --set nonsense=1"],
     "requests export": ["NEW -c ABSENT"],
     "requests import": ["ABSENT -c CONFIG", "FILE -c ABSENT"],
     "evaluate": [
@@ -45,7 +45,6 @@ UNKNOWN = {
     "artifacts show": ["nothing", "finetune/nothing", "nothing/nothing", "../x", "--root ABSENT x"],
     "artifacts verify": ["nothing", "--root ABSENT"],
     "artifacts gc": ["--root ABSENT"],
-    "channel show": ["nothing", "../x", "--root ABSENT x"],
     "channel history": ["nothing", "../x", "--root ABSENT x"],
     "channel rollback": ["nothing", "../x", "nothing --to 3f", "--root ABSENT x"],
     "cache stats": ["--root ABSENT"],

@@ -8,7 +8,7 @@ from typing import Any
 import fsspec
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.remote import RemoteStore
+from paraclip.storage.roots import RemoteStore
 from paraclip_core.errors import ArtifactError
 
 FP = "0123456789abcdef0123456789abcdef"

@@ -108,14 +108,6 @@ def test_damage_that_shows_in_the_middle_of_a_join_is_mended_by_the_next_call(st
             assert con.execute(count).fetchall()[0][0] == 30_000
 
 
-def test_rebuilding_changes_nothing(store: AnswerStore) -> None:
-    for start in range(0, 50, 10):
-        store.append(numbered(range(start, start + 20), f"text {start}"))
-    before = store.stats(), answers(store, range(100))
-    rebuild(store)
-    assert (store.stats(), answers(store, range(100))) == before
-
-
 # Disks
 
 

@@ -7,7 +7,6 @@ import random
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -153,18 +152,6 @@ def test_processes_append_and_look_up_at_once(store: AnswerStore) -> None:
     numbers = [int(name.partition("-")[0]) for name in store.parts.names()]
     assert len(set(numbers)) == 61
     assert stats.verdicts == len({*range(450), *range(1000, 1300), *range(2000, 2300)})
-
-
-def test_threads_append_and_look_up_at_once(store: AnswerStore) -> None:
-    def work(base: int) -> bool:
-        for start in range(base, base + 100, 20):
-            store.append(numbered(range(start, start + 20)))
-            assert len(answers(store, range(start, start + 20))) == 20
-        return True
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, range(0, 400, 100)))
-    assert store.stats().rows == 400
 
 
 def test_a_program_that_keeps_the_index_open_is_named(store: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:

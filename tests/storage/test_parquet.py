@@ -1,15 +1,25 @@
-"""Parquet parts: whole, bounded, and the same bytes however the batches are cut."""
+"""Parquet parts: whole, bounded, and the same bytes however the batches are cut; columns counted in fixed memory."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage.parquet import PartWriter, count_rows, iter_batches, parquet_files, read_table, write_table
+from paraclip.storage.parquet import (
+    PartWriter,
+    count_rows,
+    frequent_values,
+    iter_batches,
+    parquet_files,
+    read_table,
+    write_table,
+)
 from paraclip_core.errors import ArtifactError
 
 SCHEMA = pa.schema([pa.field("n", pa.int64()), pa.field("text", pa.string())])
@@ -84,3 +94,35 @@ def test_a_lost_column_is_named(tmp_path: Path, count: int) -> None:
 def test_a_folder_without_parts(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no Parquet file in"):
         parquet_files(tmp_path)
+
+
+def write_values(path: Path, values: Sequence[str | None]) -> Path:
+    write_table(path, pa.table({"licence": pa.array(values, pa.string())}))
+    return path
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(values=st.lists(st.sampled_from(["CC-BY", "MIT", "x' OR 1=1 --", '"', "é"]), max_size=40))
+def test_few_values_are_all_counted(tmp_path: Path, values: list[str]) -> None:
+    assert frequent_values(write_values(tmp_path / "a.parquet", values), "licence") == dict(Counter(values))
+
+
+def test_many_values_are_cut_and_none_is_lost(tmp_path: Path) -> None:
+    values = ["a"] * 5 + ["b"] * 3 + [f"rare-{number:04d}" for number in range(100)] + [None, None]
+    found = frequent_values(write_values(tmp_path / "a.parquet", values), "licence", limit=4)
+    assert found == {"unknown": 2, "a": 5, "b": 3, "rare-0000": 1, "99 others": 99}
+    assert sum(found.values()) == len(values)
+
+
+def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
+    folder = tmp_path / "licence=MIT"
+    folder.mkdir()
+    for number, values in enumerate((["a"], ["a", "b"])):
+        write_values(folder / f"part-0000{number}.parquet", values)
+    assert frequent_values(folder, "licence") == {"a": 2, "b": 1}
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "part-00000.parquet").write_bytes(b"PAR1 not Parquet PAR1")
+    with pytest.raises(ArtifactError, match=r"cannot count the values in .*part-00000\.parquet"):
+        frequent_values(tmp_path, "licence")

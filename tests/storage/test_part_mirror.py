@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +12,6 @@ from machines import Machine, Objects, refuse
 
 from paraclip.storage import parts
 from paraclip.storage.answers import GENERATIONS, AnswerStore
-from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip_core.errors import ArtifactError
 
@@ -80,13 +78,6 @@ def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pyte
     assert one.stats().rows == 2
     rebuild(one)
     assert answers(one, 1) == found[0]
-
-
-def test_an_index_is_made_again_from_the_store(cache: Cache) -> None:
-    cache("one").append(generations({1: "a"}))
-    two = cache("two")
-    rebuild(two)
-    assert (two.stats().rows, two.stats().segments) == (1, 1)
 
 
 def test_answers_that_could_not_be_sent_are_sent_later(
@@ -168,7 +159,3 @@ def test_shared_segments_are_not_compacted(cache: Cache) -> None:
     one.append(generations({2: "b"}))
     with pytest.raises(ArtifactError, match="stay as they are"):
         one.compact()
-
-
-def test_a_folder_has_no_mirror(tmp_path: Path) -> None:
-    assert open_answers(ArtifactStore(tmp_path)).mirror is None

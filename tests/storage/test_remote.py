@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
 from pathlib import Path
 
 import pytest
 from machines import FP, Machine, Objects, contents, make, refuse
 
-from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.storage.artifacts import Draft
 from paraclip_core.errors import ArtifactError
 
 # Finished artifacts
@@ -105,7 +104,7 @@ def test_a_changed_object_never_becomes_an_artifact(machine: Machine, objects: O
     assert contents(make(store))["a.txt"] == contents(made)["a.txt"]
 
 
-@pytest.mark.parametrize("data", [b"{", b"[]", b'{"schema_version": 1}', b"\xff"])
+@pytest.mark.parametrize("data", [b"{", b'{"schema_version": 1}'])
 def test_a_damaged_manifest_is_named(machine: Machine, objects: Objects, data: bytes, url: str) -> None:
     make(machine("one"))
     objects.write(f"artifacts/ingest/{FP}/manifest.json", data)
@@ -153,29 +152,3 @@ def test_channels_are_the_stores(machine: Machine, objects: Objects) -> None:
     objects.write("channels/production.json", b"{")
     with pytest.raises(ArtifactError, match=r"channels/production\.json is not valid JSON"):
         machine("one").channel("production")
-
-
-@pytest.mark.usefixtures("hasty")
-def test_two_machines_that_start_at_once_do_the_work_once(machine: Machine) -> None:
-    stores, made, together = [machine("one"), machine("two")], [], threading.Barrier(2)
-
-    def run(store: ArtifactStore) -> None:
-        together.wait()
-        with store.writing("ingest", FP) as work:
-            found = store.find("ingest", FP)
-            if found is None:
-                made.append(store.root)
-                (work.out / "a.txt").write_bytes(b"alpha")
-                # The other one comes meanwhile.
-                threading.Event().wait(0.2)
-                store.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
-
-    threads = [threading.Thread(target=run, args=(store,)) for store in stores]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert len(made) == 1
-    first, second = (store.find("ingest", FP) for store in stores)
-    assert first is not None and second is not None and contents(first) == contents(second)
-    assert all(not store.resumable("ingest", FP) for store in stores)

@@ -6,14 +6,13 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from typing import IO
 
 import pytest
 from machines import FP, Machine, Objects, make, refuse
 
-from paraclip.storage import remote_checkpoints
+from paraclip.storage import roots
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.storage.remote_checkpoints import LOG
+from paraclip.storage.roots import LOG
 from paraclip.tasks.cleaning import collect, remove
 from paraclip_core.errors import ArtifactError, LockedError
 
@@ -48,7 +47,7 @@ def pushed(objects: Objects) -> dict[str, bytes]:
 @pytest.fixture
 def wait_for_pushes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pushes are always due, and what starts one waits for it."""
-    monkeypatch.setattr(remote_checkpoints, "PUSH_SECONDS", 0.0)
+    monkeypatch.setattr(roots, "PUSH_SECONDS", 0.0)
     start = threading.Thread.start
 
     def wait(thread: threading.Thread) -> None:
@@ -106,25 +105,6 @@ def test_a_checkpoint_is_sent_once_and_goes_when_it_goes_here(
         work.push()
         assert pushed(objects) == LATER
     assert sent == [f"work/ingest/{FP}/{FOUR}"]
-
-
-@pytest.mark.usefixtures("wait_for_pushes")
-def test_a_checkpoint_may_go_and_the_log_grow_while_they_are_sent(
-    machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = machine("one")
-    upload = store.remote.upload_open
-
-    def slow(path: str, file: IO[bytes]) -> None:
-        (store.work_path("ingest", FP) / TWO).unlink()
-        write(store, {LOG: b"1\n2\n3\n"})
-        upload(path, file)
-
-    monkeypatch.setattr(store.remote, "upload_open", slow)
-    with store.writing("ingest", FP) as work:
-        write(store, WORK)
-        work.push()
-        assert pushed(objects) == WORK
 
 
 def test_a_push_that_is_cut_off_leaves_the_checkpoint_before(

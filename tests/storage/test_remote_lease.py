@@ -10,7 +10,7 @@ import pytest
 from machines import Machine, Objects
 
 from paraclip.storage import locks
-from paraclip.storage.remote import RemoteStore
+from paraclip.storage.roots import RemoteStore
 from paraclip_core.errors import LockedError
 
 

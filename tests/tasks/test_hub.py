@@ -85,9 +85,10 @@ def secrets(hub: HubServer, folder: Path) -> list[str]:
 
 
 def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, model: Path, tmp_path: Path) -> None:
-    options = ["--push", "me/tuned", "--language", "en", "--dataset", "me/words", "--license", "cc-by-4.0"]
+    options = ["--language", "en", "--dataset", "me/words", "--license", "cc-by-4.0"]
     done = paraclip(hub, tmp_path, "export", str(model), "out", *options)
     assert done.returncode == 0, done.stderr
+    done = paraclip(hub, tmp_path, "push", "out", "me/tuned")
     assert f"pushed to {hub.url}/me/tuned" in done.stdout and len(hub.commits) == 1
     repo = hub.repos["model", "me/tuned"]
     assert set(repo) == {"README.md", "open_clip_config.json", "open_clip_model.safetensors"}
@@ -106,11 +107,11 @@ def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, mod
     ("name", "message"),
     [("a b", "is no name on the hub"), ("x", "expected ORG/NAME"), ("me/x", "HF_HUB_OFFLINE is set")],
 )
-def test_a_name_is_looked_at_before_anything_is_exported(
-    name: str, message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_name_that_the_hub_cannot_have_is_refused(
+    name: str, message: str, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_cli(["export", str(model), str(tmp_path / "out"), "--push", name]) == 2
-    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert run_cli(["push", str(model), name]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_without_a_card_is_no_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.object_store import open_remote
-from paraclip.storage.remote import RemoteStore
+from paraclip.storage.roots import RemoteStore
 from paraclip.tasks.models import base_reference, base_sources
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run

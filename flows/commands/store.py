@@ -1,0 +1,248 @@
+"""`paraclip artifacts`, `cache` and `channel`: what is under a root, where it came from, and what may go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paraclip.flows.alerts import announce_rollback
+from paraclip.flows.commands.common import (
+    DEFAULT_ROOT,
+    JsonOption,
+    RootOption,
+    human_bytes,
+    human_seconds,
+    opened_root,
+    print_facts,
+    print_json,
+    print_table,
+    say,
+)
+from paraclip.storage.roots import open_answers, open_store
+from paraclip.tasks.channels import KEPT_MODELS, existing_channel, history
+from paraclip.tasks.channels import rollback as move_back
+from paraclip_core.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from paraclip.storage.answers import AnswerStore, Merged
+
+artifacts = typer.Typer(no_args_is_help=True, help="List, inspect, check and clean up artifacts.")
+cache = typer.Typer(no_args_is_help=True, help="The answers cache.")
+channel = typer.Typer(no_args_is_help=True, help="Show a channel and its history, and move it back.")
+
+NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE/START, or a channel's name.")]
+ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]
+
+
+@artifacts.command("ls")
+def list_artifacts(
+    root: RootOption = DEFAULT_ROOT,
+    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Finished and unfinished artifacts, and the channels."""
+    store = opened_root(root)
+    rows = [
+        {
+            "stage": artifact.stage,
+            "fingerprint": artifact.fingerprint,
+            "created": artifact.manifest.created,
+            "seconds": artifact.manifest.wall_seconds,
+            "bytes": artifact.manifest.size(),
+            "metrics": artifact.manifest.metrics,
+            "path": store.uri(artifact),
+        }
+        for artifact in store.list(stage)
+    ]
+    unfinished = [
+        {"stage": name, "fingerprint": fingerprint, "path": str(path)}
+        for name, fingerprint, path in store.unfinished()
+        if stage in (None, name)
+    ]
+    if stage is not None and not rows and not unfinished:
+        from paraclip.tasks.run.dag import STAGES
+
+        if stage not in STAGES:
+            raise UnknownNameError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
+    if as_json:
+        print_json({"artifacts": rows, "unfinished": unfinished, "channels": store.channels()})
+        return
+    shown = [{**row, "size": human_bytes(row["bytes"]), "took": human_seconds(row["seconds"])} for row in rows]
+    print_table("", ["stage", "fingerprint", "created", "took", "size"], shown)
+    if unfinished:
+        print_table("unfinished", ["stage", "fingerprint", "path"], unfinished)
+    for name, value in store.channels().items():
+        mover = f", moved by {value['moved_by']}" if "moved_by" in value else ""
+        say(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}{mover}")
+
+
+@artifacts.command()
+def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """An artifact's manifest."""
+    store = opened_root(root)
+    artifact = store.named(name)
+    print_facts({**asdict(artifact.manifest), "path": store.uri(artifact)}, as_json)
+
+
+@artifacts.command()
+def verify(
+    name: Annotated[str | None, typer.Argument(help="As for show; all artifacts without it.")] = None,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every file with its manifest; ends with code 1 where something differs."""
+    store = opened_root(root)
+    chosen = store.list() if name is None else [store.named(name)]
+    checked = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
+    unreadable = store.unreadable() if name is None else []
+    checked += [{"stage": stage, "fingerprint": print_, "problems": [problem]} for stage, print_, problem in unreadable]
+    damaged = [entry for entry in checked if entry["problems"]]
+    if as_json:
+        print_json({"checked": len(checked), "damaged": damaged})
+    else:
+        for entry in damaged:
+            for problem in entry["problems"]:
+                say(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
+        say(f"{len(checked)} artifacts checked, {len(damaged)} damaged")
+    if damaged:
+        raise typer.Exit(1)
+
+
+@artifacts.command()
+def gc(
+    root: RootOption = DEFAULT_ROOT,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it they are only listed.")] = False,
+    keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 1.0,
+    keep_models: Annotated[
+        int, typer.Option(min=0, help="Earlier models of each channel that are kept.")
+    ] = KEPT_MODELS,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete what no channel's models need and no stage in progress reads. The generation cache is never touched.
+
+    A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
+    A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
+    """
+    from paraclip.tasks.cleaning import collect, remove
+
+    store = opened_root(root)
+    collected = collect(store, keep_days, unfinished, keep_models)
+    if yes:
+        remove(collected.garbage, store)
+    if as_json:
+        items, in_use = ([one.as_json() for one in some] for some in (collected.garbage, collected.skipped))
+        print_json({"deleted": yes, "items": items, "in_use": in_use})
+        return
+    for one in collected.skipped:
+        say(f"skipped {one.stage}/{one.fingerprint}: {one.used}")
+    for one in collected.garbage:
+        say(f"{'deleted' if yes else 'would delete'} {one.path} ({human_bytes(one.size)})")
+    if collected.young:
+        say(f"{collected.young} more stay because they, or what was made from them, are young; see --keep-days")
+    total = human_bytes(sum(one.size for one in collected.garbage))
+    say(f"{len(collected.garbage)} folders, {total}" + ("" if yes or not collected.garbage else "; --yes deletes them"))
+
+
+@cache.command()
+def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """How many answers there are, of which models and prompts."""
+    with _answers(root) as answers:
+        print_facts(asdict(answers.stats()), as_json)
+
+
+@cache.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="A cache folder to make or to add to.")],
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy answers to a folder that `import` reads; what it holds already is passed over."""
+    from paraclip.storage.answers import AnswerStore
+
+    with _answers(root) as answers:
+        # A shared cache first fetches what other machines have.
+        answers.refresh()
+        merged = AnswerStore(folder).merge(answers.folder)
+    _print_merged(merged, f"exported to {folder}", as_json)
+
+
+@cache.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Another cache: an exported folder, or ROOT/cache.")],
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over another cache's answers; what is answered here stays as it is. Ends with 1 if some were damaged."""
+    with closing(open_answers(open_store(root))) as answers:
+        merged = answers.merge(folder)
+    _print_merged(merged, f"imported from {folder}", as_json)
+
+
+@cache.command()
+def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """Join many small parts to few big ones; it may be killed at any time, and others wait meanwhile."""
+    with _answers(root) as answers:
+        before, after = answers.compact()
+    if as_json:
+        print_json({"before": before, "after": after})
+    else:
+        say(f"{before} parts before, {after} now")
+
+
+@contextmanager
+def _answers(root: str) -> Iterator[AnswerStore]:
+    with closing(open_answers(opened_root(root))) as answers:
+        yield answers
+
+
+def _print_merged(merged: Merged, what: str, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(merged))
+    else:
+        say(f"{what}: {merged.new} new answers, {merged.known} known")
+        if merged.damaged:
+            say(f"{merged.damaged} parts are damaged and were left where they are")
+    if merged.damaged:
+        raise typer.Exit(1)
+
+
+@channel.command("history")
+def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
+    """The last moves of a channel, the newest first, and whether each model is still there."""
+    store = opened_root(root)
+    moves: list[dict[str, Any]] = [
+        asdict(move) | {"there": store.peek("finetune", move.after) is not None}
+        for move in history(existing_channel(store, name))[::-1]
+    ]
+    if as_json:
+        print_json({"channel": name, "moves": moves})
+        return
+    short = [{**row, "before": (row["before"] or "")[:12], "after": row["after"][:12]} for row in moves]
+    shown = [{**row, "there": "yes" if row["there"] else "no"} for row in short]
+    print_table("", ["at", "by", "who", "before", "after", "verdict", "there", "reason"], shown)
+
+
+@channel.command()
+def rollback(
+    name: ChannelArgument,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Start of a model's fingerprint, of the history or not; default: the model before."),
+    ] = None,
+    root: RootOption = DEFAULT_ROOT,
+    as_json: JsonOption = False,
+) -> None:
+    """Move a channel to the model before the one that it serves, or to another one that is still there."""
+    decision = move_back(opened_root(root), name, to)
+    if decision["moved"]:
+        announce_rollback(decision)
+    if as_json:
+        print_json(decision)
+    else:
+        say(f"{name}: {decision['reason']}")
