@@ -26,8 +26,6 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # No test uses blocks; to make them known takes a new server a second.
 os.environ.setdefault("PREFECT_SERVER_REGISTER_BLOCKS_ON_START", "false")
-# Of a server that Prefect starts by itself, on a busy machine.
-os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "900")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # As in a stage's process. oneDNN reads it at the first computation, and else keeps a gigabyte of kernels.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
@@ -42,10 +40,9 @@ settings.load_profile("patient")
 
 
 def pytest_sessionfinish() -> None:
-    """End the Prefect servers of this process, which the end of an xdist worker would leave running."""
-    if prefect := sys.modules.get("prefect.server.api.server"):
-        for server in list(prefect.SubprocessASGIServer._instances.values()):
-            server.stop()
+    """End what a process shares between its tests."""
+    if shared := sys.modules.get("prefect_server"):
+        shared.end_server()
 
 
 @pytest.fixture(scope="module", autouse=True)

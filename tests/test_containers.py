@@ -64,24 +64,13 @@ def test_caches_lie_on_the_volume() -> None:
     assert str(working_folder("s3://bucket/root")).startswith(mount.removeprefix("data:") + "/")
 
 
-def test_the_gpu_image_can_compile_what_triton_needs() -> None:
+def test_what_the_files_must_say() -> None:
     (with_vllm,) = re.findall(r'if \[ -n "\$\{VLLM\}" \](.*?)fi$', DOCKERFILE, re.DOTALL | re.MULTILINE)
-    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", with_vllm)
-
-
-def test_another_projects_volumes_are_not_shared() -> None:
-    # Without a name it is the folder's, `docker`.
-    assert COMPOSE["name"] == "paraclip"
-
-
-def test_the_server_waits_for_a_database_that_it_can_reach() -> None:
-    # While Postgres makes its database, it answers on its Unix socket only.
+    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", with_vllm), "Triton compiles"
+    assert COMPOSE["name"] == "paraclip", "another project in a folder `docker` would share its volumes"
     check = COMPOSE["services"]["postgres"]["healthcheck"]["test"]
-    assert check[:4] == ["CMD", "pg_isready", "-h", "localhost"]
-
-
-def test_a_killed_runs_processes_are_not_left_as_zombies() -> None:
-    assert COMPOSE["x-paraclip"]["init"] is True
+    assert check[:4] == ["CMD", "pg_isready", "-h", "localhost"], "Postgres answers on its Unix socket too early"
+    assert COMPOSE["x-paraclip"]["init"] is True, "a killed run's processes would be zombies"
 
 
 def test_a_change_of_the_source_repeats_no_download() -> None:

@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from processes import with_variable  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import password_file
 
@@ -192,25 +193,7 @@ def serving(
 
 def of_stack(root: Path, part: str = "") -> list[int]:
     """Processes below this root whose command line has `part`."""
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if part in command_of(pid) and environment_of(pid).get("PARACLIP_ROOT") == str(root)]
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """The environment that a process was started with."""
-    try:
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:
-        return {}
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-
-
-def command_of(pid: int) -> str:
-    """A process's command line, empty once it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError:
-        return ""
+    return with_variable("PARACLIP_ROOT", str(root), part)
 
 
 def declare(path: Path, *names: str, **changes: Any) -> Path:

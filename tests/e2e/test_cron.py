@@ -74,10 +74,6 @@ def test_cron_regenerates_what_is_new(tmp_path: Path) -> None:
     assert (made["generated"], made["cached"]) == (len(more), len(trained)), "only what is new was asked for"
     assert second["before"] == first["after"] and second["after"] == newest(store, "finetune").fingerprint
     assert (store.channel("production") or {})["fingerprint"] == second["after" if second["moved"] else "before"]
-    assert ("moved from" in second["reason"]) if second["moved"] else (" is held: " in second["reason"])
-    if "against the champion" in second["reason"]:
-        assert {row["benchmark"] for row in second["against_champion"]} == {"rewordings", "captions"}
-        assert len(store.list("evaluate")) == 3, "the champion was measured on the benchmarks of the new run"
     assert any(second["reason"] in text for text in shown)
 
     times = [[datetime.fromisoformat(run[name]) for name in ("start_time", "end_time")] for run in runs]

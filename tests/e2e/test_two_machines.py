@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -132,20 +131,6 @@ def test_a_machine_that_is_cut_off_is_succeeded_and_joins_again(
     assert files(pair["one"].start(STAGE, settings)) == made
     # The chunk that was under way when it was cut off, and the one that it asked for before it heard of the other.
     assert len(model.answered) == CAPTIONS and twice(model) <= 2 * CHUNK
-
-
-def test_a_lost_machine_is_succeeded(
-    pair: Mapping[str, Machine], settings: str, model: OpenAIServer, record_property: Callable[[str, object], None]
-) -> None:
-    one = under_way(pair["one"], settings, model)
-    one.kill()
-    one.communicate()
-    shutil.rmtree(pair["one"].folder)
-    start = time.monotonic()
-    files(pair["two"].start(STAGE, settings))
-    record_property("lost: seconds until another has finished", round(time.monotonic() - start))
-    record_property("lost: requests paid twice", twice(model))
-    assert len(model.answered) == CAPTIONS and twice(model) <= CHUNK
 
 
 def test_clocks_ten_minutes_apart_take_nothing_from_a_living_machine(

@@ -1,9 +1,9 @@
-"""A run whose every stage is finished, made without any of the work: for what surrounds the stages."""
+"""A run whose every stage is finished, made without any of the work, and a Prefect server."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,15 @@ def summary(verdict: str = "hold") -> dict[str, object]:
         "reason": "because this test says so",
         "fingerprints": {},
     }
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[str]:
+    """A Prefect server, emptied for the module; the address of its API."""
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+
+    with prefect_server() as url:
+        yield url
 
 
 @dataclass(frozen=True)

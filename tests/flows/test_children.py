@@ -49,15 +49,11 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
 
 
 @pytest.fixture(scope="module")
-def deployed() -> Iterator[None]:
+def deployed(prefect: str) -> None:
     """A Prefect server with a deployment of `scenes`."""
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
     from paraclip.flows.stages import STAGE_FLOWS
 
-    with prefect_server():
-        STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
-        yield
+    STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -28,15 +28,7 @@ from paraclip_core.errors import (
     InputError,
 )
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
-    with prefect_server():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 
 def shown(key: str) -> Any:

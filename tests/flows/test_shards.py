@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
@@ -28,20 +27,12 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
 from paraclip_core.settings import parse_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 CAPTIONS = 300
 ANSWERS = 150
 """Step 1 gives two captions the same paraphrase, so step 2 has half as many requests."""
 BAD = "a red dog with number 77 on a beach"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
-    with prefect_server():
-        yield
 
 
 def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
@@ -167,6 +158,7 @@ NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, 
 
 
 @NEEDS_RAY
+@pytest.mark.nightly
 def test_the_demo_runs_with_two_ray_workers(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,8 +179,7 @@ def test_the_demo_runs_with_two_ray_workers(
 
 
 @NEEDS_RAY
-@pytest.mark.nightly
-@pytest.mark.parametrize("then", ["threads", "ray"])
+@pytest.mark.parametrize("then", ["threads", pytest.param("ray", marks=pytest.mark.nightly)])
 def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     model: OpenAIServer, whole: Whole, then: str
 ) -> None:
