@@ -10,14 +10,12 @@ import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -130,30 +128,6 @@ class Api:
             page.get_by_role("menuitem", name="Retry").click()
             page.get_by_role("alertdialog").get_by_role("button", name="Retry").click()
             page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
-
-
-@contextmanager
-def web_server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a page of another origin, which takes what is posted; and that, as JSON."""
-    posted: list[dict[str, Any]] = []
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}/", posted
-        http.shutdown()
 
 
 def free_port() -> int:

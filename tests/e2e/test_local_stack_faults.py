@@ -48,22 +48,6 @@ def pids(root: Path) -> dict[str, int]:
     return {process.name: process.pid for process in processes_of(root) if process.name}
 
 
-def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    with stack(root, tmp_path) as api:
-        before = pids(root)
-        os.kill(before["paraclip-cpu"], signal.SIGKILL)
-        eventually(lambda: not command_of(before["paraclip-cpu"]), "the worker does not end")
-        said = serve_again(root, tmp_path)
-        after = pids(root)
-        assert api.url in said and after["paraclip-cpu"] != before["paraclip-cpu"]
-        assert {name: after[name] for name in ("server", "paraclip-gpu")} == {
-            name: before[name] for name in ("server", "paraclip-gpu")
-        }
-        api.run_deployment("scenes")
-        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the new worker takes no run")
-
-
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
     root = tmp_path / "root"
     with stack(root, tmp_path, images=4_000) as api:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
+from receiver import web_server  # pyright: ignore[reportMissingImports]
 from served import (
     COLORS,
     ENDED,
@@ -29,7 +30,6 @@ from served import (
     nightly_settings,
     paraclip,
     serving,
-    web_server,
     write_lines,
 )
 from waiting import eventually  # pyright: ignore[reportMissingImports]
@@ -52,8 +52,7 @@ def reworded(asked: dict[str, Any]) -> dict[str, Any]:
     color = next(word for word in reversed(words) if word in COLORS)
     thing = next(word for word in reversed(words) if word in THINGS)
     text = f"the {THINGS[thing]} is {color}" if "outside" in words else f"one {color} {thing} outside"
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    return reply(text)
 
 
 def settings_of(root: Path, data: Path, url: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import pytest
 from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMissingImports]
 from processes import command_of, parent_of  # pyright: ignore[reportMissingImports]
 from pyarrow.parquet import read_metadata
+from receiver import web_server  # pyright: ignore[reportMissingImports]
 from served import (
     Api,
     declare,
@@ -28,7 +29,6 @@ from served import (
     of_stack,
     serving,
     tiny_settings,
-    web_server,
 )
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 

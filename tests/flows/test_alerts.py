@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -12,12 +11,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, cast
 
 import pytest
+from receiver import web_server  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import HEARTBEAT
@@ -39,22 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, Posted]]:
-    posted: Posted = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            posted.append({"event": None, "run": None, **message})
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}/hook", posted
-        http.shutdown()
+    with web_server() as (url, posted):
+        yield f"{url}hook", posted
 
 
 class Mailbox(StreamRequestHandler):
@@ -66,8 +51,7 @@ class Mailbox(StreamRequestHandler):
         while line := self.rfile.readline().upper().strip():
             if line == b"DATA":
                 self.wfile.write(b"354 go on\r\n")
-                letter = b"".join(iter(self.rfile.readline, b".\r\n"))
-                mails.append(letter.decode())
+                mails.append(b"".join(iter(self.rfile.readline, b".\r\n")).decode())
             self.wfile.write(b"221 bye\r\n" if line == b"QUIT" else b"250 fine\r\n")
 
 
@@ -83,7 +67,7 @@ def mailbox() -> Iterator[tuple[int, list[str]]]:
 
 
 def wait_for(posted: Posted, event: str) -> dict[str, Any]:
-    return eventually(lambda: next((m for m in list(posted) if m["event"] == f"paraclip.{event}"), None), event)
+    return eventually(lambda: next((m for m in list(posted) if m.get("event") == f"paraclip.{event}"), None), event)
 
 
 def test_a_night_is_told(
@@ -138,7 +122,7 @@ def _a_night(
         pipeline(settings=second.settings)
     failed = wait_for(posted, "run.failed")
     assert failed["run"] == "pipeline-nightly" and 'InputError: scenes: captions.csv row 7: "no" cap' in failed["text"]
-    told = eventually(lambda: [m for m in posted if m["event"] is None])
+    told = eventually(lambda: [m for m in posted if "event" not in m])
     assert len(told) == 1 and "production: moved" in told[0]["message"] and "nightly" in told[0]["title"]
     mail = eventually(lambda: mails)[0]
     assert "To: ops@example.org" in mail and "row 7" in mail
@@ -178,7 +162,7 @@ def test_what_a_run_cannot_tell_itself_is_told(
     assert all(state.is_failed() for state in states)
 
     def alerts_of(event: str, run: str = "") -> list[dict[str, Any]]:
-        return [m for m in list(posted) if m["event"] == f"paraclip.{event}" and m["run"] in (run or m["run"],)]
+        return [m for m in list(posted) if m["event"] == f"paraclip.{event}" and run in ("", m["run"])]
 
     def has_come() -> bool:
         runs = [alerts_of("run.failed", run) for run in (names[1], "pipeline-gone", "rollback-nobodys")]
@@ -319,7 +303,7 @@ def test_a_cap_that_is_near_is_told_once_a_run(receiver: tuple[str, Posted]) -> 
     pass_on(url)
     spend()
     spend()
-    near = eventually(lambda: len(both := [m for m in posted if m["run"] == "costly"]) == 2 and both)
+    near = eventually(lambda: len(both := [m for m in posted if m.get("run") == "costly"]) == 2 and both)
     assert [m["event"] for m in near] == ["paraclip.cap.near"] * 2 and near[0]["facts"]["spend"] == 1.6
 
 

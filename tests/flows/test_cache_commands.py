@@ -69,12 +69,6 @@ def test_export_and_import_count_new_known_and_damaged(tmp_path: Path, capsys: C
     assert told(capsys, ["stats", "--root", str(tmp_path / "new")])["keys"] == 80
 
 
-def test_import_from_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:
-    assert run_cli(["cache", "import", str(tmp_path / "absent"), "--root", str(tmp_path)]) == 2
-    assert "is no cache folder" in capsys.readouterr().err
-    assert run_cli(["cache", "export", str(tmp_path / "out"), "--root", str(tmp_path / "absent")]) == 2
-
-
 def test_compact(tmp_path: Path, capsys: Capture) -> None:
     store = fill(tmp_path, range(100), segments=10)
     damage(store, 3)

@@ -53,20 +53,6 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder
     assert len(set(found)) == 4
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measured(*_: object, **__: object) -> None:
-        pytest.fail("it was measured")
-
-    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", measured)
-    monkeypatch.chdir(_write(tmp_path / "here"))
-    (tmp_path / "file").touch()
-    models = ["--base", "base", "--tuned", "tuned", "--out", str(tmp_path / "file" / "results")]
-    assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
-    assert "--out: " in (told := capsys.readouterr().err) and "cannot be made (Not a directory)" in told
-
-
 Capture = pytest.CaptureFixture[str]
 
 
@@ -80,6 +66,7 @@ Capture = pytest.CaptureFixture[str]
         (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
         (["--base", "base", "--tuned", "tuned", "--images", "gone"], "--images 'gone': gone does not exist"),
         (["--base", "base", "--tuned", "tuned", "--images", "base"], "none of stsb reads images beside its path"),
+        (["--base", "base", "--tuned", "tuned", "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
     ],
 )
 def test_wrong_options_are_told_before_anything_is_measured(

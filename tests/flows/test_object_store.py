@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pytest
 
 from paraclip.flows.cli import run_cli
-from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
-from paraclip_core.tables import GENERATIONS
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from tests.flows.test_cli import STAGES
 
 Capture = pytest.CaptureFixture[str]
@@ -101,16 +99,3 @@ def test_gc_deletes_at_the_store(finished_run: Callable[..., Any], url: str, tel
     assert sorted(item["stage"] for item in deleted) == ["evaluate", "finetune", "ingest", "report"]
     listed = tell(["artifacts", "ls"])
     assert len(listed["artifacts"]) == len(STAGES) and listed["unfinished"] == []
-
-
-def test_cache_stats_count_what_other_machines_asked(
-    url: str, second: Callable[[], None], tell: Callable[..., Any]
-) -> None:
-    row = {"key": b"k" * 16, "step": 1, "attempt": 0, "input": "a dog", "engine": "file", "model": "m", "prompt": "p"}
-    row |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
-    cache = open_answers(open_store(url))
-    cache.append(pa.Table.from_pylist([row | {"completions": ["x"]}], schema=GENERATIONS))
-    cache.close()
-    second()
-    found = tell(["cache", "stats"])
-    assert (found["rows"], found["keys"], found["segments"]) == (1, 1, 1)

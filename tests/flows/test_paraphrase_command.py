@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.flows.commands import paraphrase as command
@@ -39,8 +37,7 @@ def config(tmp_path: Path, openai_server: OpenAIServer, monkeypatch: pytest.Monk
 
 
 def answer(server: OpenAIServer, *texts: str) -> None:
-    choices = [{"index": number, "message": {"content": text}} for number, text in enumerate(texts)]
-    server.answer = lambda asked: {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    server.answer = lambda asked: reply(*texts)
 
 
 def shown(capsys: Capture, config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
@@ -108,9 +105,8 @@ def test_hostile_captions_and_answers_are_shown_as_text(
     openai_server: OpenAIServer, config: Path, capsys: Capture
 ) -> None:
     attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
-    openai_server.answer = lambda asked: {
-        "choices": [{"message": {"content": f"\x1b[2J\u202e[red]{words_of(asked)}[/] {attacks[0]['obeyed'][0]}"}}]
-    }
+    obeyed = attacks[0]["obeyed"][0]
+    openai_server.answer = lambda asked: reply(f"\x1b[2J\u202e[red]{words_of(asked)}[/] {obeyed}")
     captions = [attack["text"] for attack in attacks[::3] if "\0" not in attack["text"]]
     for more in ([], ["--json"]):
         out, err = shown(capsys, config, *more, "--", *captions)
@@ -129,15 +125,3 @@ def test_what_cannot_be_tried_is_said(
     openai_server.stop()
     assert "cannot be reached" in shown(capsys, config, "a kid on a swing", code=1)[1]
     assert openai_server.asked == []
-
-
-def test_it_needs_no_prefect(openai_server: OpenAIServer, config: Path) -> None:
-    answer(openai_server, "one of them", "another")
-    code = (
-        "import sys; from paraclip.flows.cli import run_cli; "
-        f"code = run_cli(['paraphrase', 'a red dog', '-c', {str(config)!r}]); "
-        "sys.exit(code or 'prefect' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    assert "CHOSEN" in done.stdout

@@ -15,6 +15,8 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from tiny_run import served  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.shards import Here
 from paraclip.tasks.run.run import Node, Run
@@ -27,6 +29,7 @@ from paraclip_core.errors import (
     FullDiskError,
     InputError,
 )
+from paraclip_core.settings import parse_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
@@ -48,20 +51,6 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     assert [row["stage"] for row in shown("shown-stages")] == [row["stage"] for row in outcome["stages"]]
     assert shown("shown-comparison")[0]["delta"] == 2.5
     assert outcome["report"] in shown("shown-report")
-
-
-def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[..., Any]) -> None:
-    from paraclip.flows.regenerate import regenerate
-
-    nightly: Any = regenerate
-    first = finished_run("name=nightly", verdict="promote")
-    decision = nightly(settings=first.settings)["decision"]
-    assert decision["moved"] and first.store.channel("production")["fingerprint"] == decision["after"]
-    second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
-    decision = nightly(settings=second.settings)["decision"]
-    assert not decision["moved"] and "held" in decision["reason"]
-    assert first.store.channel("production")["fingerprint"] == decision["before"]
-    assert decision["reason"] in shown("nightly-promotion")
 
 
 def test_a_failing_stage_fails_the_run_with_its_own_error(
@@ -227,3 +216,19 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
     outcome: Any = pipeline.pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
+
+
+def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path, openai_server: OpenAIServer) -> None:
+    """All twelve images are for training, and the benchmark wants others."""
+    from paraclip.flows.pipeline import pipeline
+
+    rows = [f"{image}.jpg,a dog with number {image} runs {way}" for image in range(12) for way in ("east", "west")]
+    (tmp_path / "captions.csv").write_text("\n".join(["Image,Caption", *rows]) + "\n")
+    (tmp_path / "0.jpg").touch()
+    tree = {"run": {"root": str(tmp_path / "root")}, "paraphrase": served(openai_server.url)}
+    tree["data"] = {"root": str(tmp_path), "sources": [{"path": "captions.csv", "images": "."}]}
+    tree["evaluate"] = {"benchmarks": [{"name": "captions", "kind": "paraphrased_retrieval"}]}
+    with pytest.raises(InputError, match=r"split val \(evaluate\.split\), but none of the 24 captions is of it"):
+        pipeline(settings=parse_settings(tree))
+    assert [path.name for path in (tmp_path / "root" / "artifacts").iterdir()] == ["ingest"]
+    assert not openai_server.asked

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_server import reply  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 
@@ -48,9 +49,9 @@ def document(capsys: Capture, config: Path, *arguments: str) -> dict[str, Any]:
 def answer(asked: Path, target: Path, more: str = "") -> None:
     lines = []
     for line in asked.read_text().splitlines():
-        choices = [{"index": 0, "message": {"content": f"\x1b[31mone {json.loads(line)['custom_id']}"}}]
-        body = {"choices": choices, "usage": {"prompt_tokens": 100, "completion_tokens": 7}}
-        lines.append(json.dumps({"custom_id": json.loads(line)["custom_id"], "response": {"body": body}}) + "\n")
+        name = json.loads(line)["custom_id"]
+        body = reply(f"\x1b[31mone {name}") | {"usage": {"prompt_tokens": 100, "completion_tokens": 7}}
+        lines.append(json.dumps({"custom_id": name, "response": {"body": body}}) + "\n")
     target.write_text("".join(lines) + more)
 
 

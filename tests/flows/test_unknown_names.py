@@ -100,15 +100,12 @@ def test_a_name_that_nothing_has_ends_with_2(
 
 
 def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture) -> None:
-    run = finished_run()
-    assert run_cli(["artifacts", "ls", "--root", str(tmp_path / "absent")]) == 2
-    assert f"there is no root {tmp_path / 'absent'}: nothing was run there; give --root" in capsys.readouterr().err
+    run, foreign = finished_run(), tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "1.jpg").touch()
     for command in (["artifacts", "ls"], ["cache", "stats"], ["cache", "compact"]):
-        foreign = tmp_path / "photos"
-        foreign.mkdir(exist_ok=True)
-        (foreign / "1.jpg").touch()
         assert run_cli([*command, "--root", str(foreign)]) == 2
-        assert f"there is no root {foreign}" in capsys.readouterr().err
+        assert f"there is no root {foreign}: nothing was run there; give --root" in capsys.readouterr().err
         assert [path.name for path in foreign.iterdir()] == ["1.jpg"]
     assert run_cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)]) == 2
     assert "there is no stage 'finetun'; there are " in capsys.readouterr().err
