@@ -135,8 +135,7 @@ def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     root, data, port = tmp_path / "root", tmp_path / "data", free_port()
     captions = make_data(data)
     parameters = {"settings": settings_of(root, data, f"http://127.0.0.1:{port}/v1")}
-    names = ("regenerate", "rollback", "watch")
-    file = declare(tmp_path / "prefect.yaml", *names, parameters=parameters, schedules=[])
+    file = declare(tmp_path / "prefect.yaml", "regenerate", "rollback", parameters=parameters, schedules=[])
     variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
     with web_server() as (hook, posted), serving(root, tmp_path, file, variables) as api:
         night = Night(api, root, posted)

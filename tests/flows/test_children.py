@@ -48,6 +48,20 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
     assert key(settings) != first
 
 
+def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.exceptions import ObjectNotFound
+
+    from paraclip.flows import children
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise ObjectNotFound(Exception("404"))
+
+    monkeypatch.setattr(children, "run_deployment", unknown)
+    settings, _, node, _ = scenes(tmp_path, 23)
+    with pytest.raises(StageError, match=r"no deployment scenes/scenes.*run\.placement=deployments"):
+        children.run_child(node, Run(settings))
+
+
 @pytest.fixture(scope="module")
 def deployed(prefect: str) -> None:
     """A Prefect server with a deployment of `scenes`."""

@@ -184,6 +184,9 @@ def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., 
     (run.artifacts["ingest"].path / "made.txt").write_text("other")
     found = told(capsys, ["artifacts", "verify", "--root", str(run.store.root)], code=1)
     assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
+    (run.artifacts["finetune"].path / "made.txt").write_text("edited by hand")
+    assert run_cli(["run", "-c", str(run.config)]) == 1
+    assert "is damaged" in (error := capsys.readouterr().err) and "made.txt" in error
 
 
 def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys: Capture) -> None:
