@@ -27,7 +27,11 @@ marked = partial(with_variable, "PARACLIP_TEST")
 
 @pytest.mark.parametrize(
     ("number", "whole_group", "code"),
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, False, -signal.SIGKILL)],
+    [
+        (signal.SIGINT, True, 130),
+        pytest.param(signal.SIGTERM, False, 143, marks=pytest.mark.nightly),
+        (signal.SIGKILL, False, -signal.SIGKILL),
+    ],
 )
 def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_group: bool, code: int) -> None:
     mark = tmp_path.name
