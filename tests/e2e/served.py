@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from processes import with_variable  # pyright: ignore[reportMissingImports]
+from processes import free_port, with_variable  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import password_file
 
@@ -128,13 +127,6 @@ class Api:
             page.get_by_role("menuitem", name="Retry").click()
             page.get_by_role("alertdialog").get_by_role("button", name="Retry").click()
             page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> str:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import command_of  # pyright: ignore[reportMissingImports]
-from served import Api, declare, free_port, of_stack, paraclip, serving
+from processes import command_of, free_port  # pyright: ignore[reportMissingImports]
+from served import Api, declare, of_stack, paraclip, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import processes_of

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
+from processes import free_port  # pyright: ignore[reportMissingImports]
 from receiver import web_server  # pyright: ignore[reportMissingImports]
 from served import (
     COLORS,
@@ -25,7 +26,6 @@ from served import (
     THINGS,
     Api,
     declare,
-    free_port,
     make_data,
     nightly_settings,
     paraclip,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, cast
 
 import pytest
+from processes import free_port  # pyright: ignore[reportMissingImports]
 from receiver import web_server  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
@@ -316,9 +316,7 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
     scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
         try:
             STAGE_FLOWS["scenes"](settings=parse_settings(scenes))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import with_variable  # pyright: ignore[reportMissingImports]
+from processes import free_port, with_variable  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import client_environment
@@ -63,10 +62,7 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
 
 def test_serve_that_is_ended_midway_ends_what_it_has_started(tmp_path: Path) -> None:
     mark, root = tmp_path.name, tmp_path / "root"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "paraclip.flows.cli", "serve", "--root", str(root), "--port", port]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "serve", "--root", str(root), "--port", str(free_port())]
     serving = subprocess.Popen(command, env={**os.environ, "PARACLIP_TEST": mark}, start_new_session=True)
     try:
         eventually(lambda: client_environment(root), "no server was started")

@@ -99,22 +99,25 @@ def test_a_name_that_nothing_has_ends_with_2(
     assert not (tmp_path / "absent").exists() and not (tmp_path / "new").exists()
 
 
-def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture) -> None:
+def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
     run, foreign = finished_run(), tmp_path / "photos"
     foreign.mkdir()
     (foreign / "1.jpg").touch()
     for command in (["artifacts", "ls"], ["cache", "stats"], ["cache", "compact"]):
-        assert run_cli([*command, "--root", str(foreign)]) == 2
-        assert f"there is no root {foreign}: nothing was run there; give --root" in capsys.readouterr().err
+        assert (
+            f"there is no root {foreign}: nothing was run there; give --root"
+            in cli([*command, "--root", str(foreign)], code=2).err
+        )
         assert [path.name for path in foreign.iterdir()] == ["1.jpg"]
-    assert run_cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)]) == 2
-    assert "there is no stage 'finetun'; there are " in capsys.readouterr().err
+    assert (
+        "there is no stage 'finetun'; there are "
+        in cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)], code=2).err
+    )
 
 
-def test_what_is_there_and_cannot_be_used_ends_with_1(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_what_is_there_and_cannot_be_used_ends_with_1(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
-    assert run_cli(["run", "-c", str(run.config)]) == 0
+    cli(["run", "-c", str(run.config)])
     run.store.remove(run.artifacts["finetune"])
     for command in (["artifacts", "show", "made"], ["search", "dog", "--model", "made"]):
-        assert run_cli([*command, "--root", str(run.store.root)]) == 1
-        assert "is gone from" in capsys.readouterr().err
+        assert "is gone from" in cli([*command, "--root", str(run.store.root)], code=1).err

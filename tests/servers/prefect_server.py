@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 REPOSITORY = Path(__file__).parents[2]
@@ -50,18 +50,12 @@ def _start(command: Sequence[str], port: int, **variables: str) -> tuple[subproc
     return server, url
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @contextmanager
 def whole_server(home: Path) -> Iterator[str]:
     """A server with all services, as `paraclip serve` starts it."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
-    port = _free_port()
+    port = free_port()
     command = ["-m", "paraclip.flows.server", "start", "--port", str(port)]
     server, url = _start(command, port, PREFECT_HOME=str(home))
     try:
@@ -86,7 +80,7 @@ def prefect_server() -> Iterator[str]:
     if not _started:
         folder = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        database, port = f"sqlite+aiosqlite:///{folder / 'prefect.db'}", _free_port()
+        database, port = f"sqlite+aiosqlite:///{folder / 'prefect.db'}", free_port()
         variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database, "PREFECT_HOME": str(folder)}
         ephemeral = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_SERVER_UI_ENABLED": "false"}
         _started.extend((*_start(["-c", LIGHT, str(os.getpid()), str(port)], port, **variables, **ephemeral), database))

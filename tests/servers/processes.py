@@ -1,9 +1,17 @@
-"""Processes of this machine, seen in /proc."""
+"""Processes of this machine, seen in /proc, and its ports."""
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from pathlib import Path
+
+
+def free_port() -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def alive(pid: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import urllib.request
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import below, command_of  # pyright: ignore[reportMissingImports]
+from processes import below, command_of, free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 FOLDER = os.environ.get("PARACLIP_VLLM")
@@ -68,9 +67,7 @@ class Server:
 
     def __init__(self, python: str, model: str, log: Path) -> None:
         self.log = log
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._command = [
             python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "smol",
