@@ -15,10 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from paraclip.flows.cli import run_cli
 from paraclip_core.settings import load_settings
 
-Capture = pytest.CaptureFixture[str]
 HEADER = (" File_Name ", "CAPTION", "Remark", "LICENSE")
 
 
@@ -178,7 +176,7 @@ def test_a_file_without_images_is_left_out(data: Path, facts: Any) -> None:
         ("twice", "the images are in Photos and in Thumbnails; say with --images"),
     ],
 )
-def test_what_is_missing_is_said(case: str, message: str, data: Path, capsys: Capture) -> None:
+def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) -> None:
     other = data.parent / case
     folder = other
     if case in ("two", "twice"):
@@ -195,8 +193,7 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, capsys: Ca
         table(other / "a.csv", captions(60))
     if case == "no names":
         (other / "a.txt").write_text("a dog on a beach\n")
-    assert run_cli(["init", folder.name]) != 0
-    assert message in capsys.readouterr().err
+    assert message in cli(["init", folder.name], code=1).err
     assert not Path("paraclip.yaml").exists()
 
 

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
 
-from paraclip.flows.cli import run_cli
 from paraclip.flows.commands import paraphrase as command
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -40,44 +38,42 @@ def answer(server: OpenAIServer, *texts: str) -> None:
     server.answer = lambda asked: reply(*texts)
 
 
-def shown(capsys: Capture, config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
-    assert run_cli(["paraphrase", "-c", str(config), *arguments]) == code
-    captured = capsys.readouterr()
-    return captured.out, captured.err
+def shown(cli: Any, config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    return cli(["paraphrase", "-c", str(config), *arguments], code)
 
 
 def test_both_steps_are_shown_with_every_answer_and_verdict(
-    openai_server: OpenAIServer, config: Path, capsys: Capture
+    openai_server: OpenAIServer, config: Path, cli: Any
 ) -> None:
     answer(openai_server, "Answer: [bold]A child swings.[/]", "...")
-    out, err = shown(capsys, config, "a kid on a swing")
+    out, err = shown(cli, config, "a kid on a swing")
     assert "1. a kid on a swing" in out and "gates of preset off: empty" in out
     assert "Answer: [bold]A child swings.[/]" in out and "[bold]A child swings.[/]" in out
     assert "empty: no word in the answer" in out and "CHOSEN" in out and "passes 1 of 1 gates" in out
     assert 'step 2 of "[bold]A child swings.[/]"' in out
     assert "1 of 1 captions have both rewrites" in out
-    assert "2 requests asked (20 prompt tokens, 10 answered), 0 cached" in out and "nothing is kept" in out
+    assert "2 requests asked (20 prompt tokens, 20 answered), 0 cached" in out and "nothing is kept" in out
     assert "step 1: 1 texts, with openai\n" in err
     assert not (config.parent / "root").exists()
 
 
 def test_answers_are_kept_on_demand_and_cached_ones_used(
-    openai_server: OpenAIServer, config: Path, tmp_path: Path, capsys: Capture
+    openai_server: OpenAIServer, config: Path, tmp_path: Path, cli: Any
 ) -> None:
     answer(openai_server, "one of them", "another")
     file = tmp_path / "captions.txt"
     file.write_bytes(b"\xef\xbb\xbfa red dog\r\n\n  \na blue caf\xe9 bar\n")
-    out, _ = shown(capsys, config, "a red dog", "--file", str(file), "--keep")
+    out, _ = shown(cli, config, "a red dog", "--file", str(file), "--keep")
     assert "2. a blue caf\ufffd bar" in out and "3. " not in out and "the answers are kept" in out
     asked = len(openai_server.asked)
-    out, err = shown(capsys, config, "a red dog")
+    out, err = shown(cli, config, "a red dog")
     assert len(openai_server.asked) == asked
     assert "step 1, cached" in out and "0 requests asked" in out and "2 cached" in out and "asking" not in err
 
 
-def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, capsys: Capture) -> None:
+def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
     answer(openai_server, "a child", "!")
-    out, err = shown(capsys, config, "a kid on a swing", "--json")
+    out, err = shown(cli, config, "a kid on a swing", "--json")
     document: dict[str, Any] = json.loads(out)
     assert "step 2: 1 texts, with openai" in err
     assert list(document) == [
@@ -101,27 +97,23 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
     assert len(first["key"]) == 32 and first["chosen"] == ["a child"]
 
 
-def test_hostile_captions_and_answers_are_shown_as_text(
-    openai_server: OpenAIServer, config: Path, capsys: Capture
-) -> None:
+def test_hostile_captions_and_answers_are_shown_as_text(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
     attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
     obeyed = attacks[0]["obeyed"][0]
     openai_server.answer = lambda asked: reply(f"\x1b[2J\u202e[red]{words_of(asked)}[/] {obeyed}")
     captions = [attack["text"] for attack in attacks[::3] if "\0" not in attack["text"]]
     for more in ([], ["--json"]):
-        out, err = shown(capsys, config, *more, "--", *captions)
+        out, err = shown(cli, config, *more, "--", *captions)
         steering = {char for char in out + err if unicodedata.category(char) == "Cc"} - {"\n", "\t"}
         assert not steering and "\u202e" not in out + err
         assert "[red]" in out
 
 
-def test_what_cannot_be_tried_is_said(
-    openai_server: OpenAIServer, config: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    assert "no captions to try" in shown(capsys, config, code=2)[1]
+def test_what_cannot_be_tried_is_said(openai_server: OpenAIServer, config: Path, tmp_path: Path, cli: Any) -> None:
+    assert "no captions to try" in shown(cli, config, code=2)[1]
     (tmp_path / "many.txt").write_text("a dog\n" * 10 + "".join(f"a dog {n}\n" for n in range(command.MOST_CAPTIONS)))
-    assert "more than 1000 captions" in shown(capsys, config, "--file", str(tmp_path / "many.txt"), code=2)[1]
-    assert "does not exist" in shown(capsys, config, "--file", str(tmp_path / "none.txt"), code=2)[1]
+    assert "more than 1000 captions" in shown(cli, config, "--file", str(tmp_path / "many.txt"), code=2)[1]
+    assert "does not exist" in shown(cli, config, "--file", str(tmp_path / "none.txt"), code=2)[1]
     openai_server.stop()
-    assert "cannot be reached" in shown(capsys, config, "a kid on a swing", code=1)[1]
+    assert "cannot be reached" in shown(cli, config, "a kid on a swing", code=1)[1]
     assert openai_server.asked == []
