@@ -52,15 +52,10 @@ def test_what_git_ignores_stays_out_of_the_image() -> None:
 
 
 @pytest.mark.usefixtures("image_environment")
-def test_the_servers_pages_lie_where_its_user_may_write() -> None:
-    (folder,) = COMPOSE["x-paraclip"]["tmpfs"]
+def test_pages_and_caches_lie_where_the_image_s_user_may_write() -> None:
+    (folder,), (mount,) = COMPOSE["x-paraclip"]["tmpfs"], COMPOSE["x-paraclip"]["volumes"]
     pages = Settings().server.ui.static_directory
     assert pages is not None and pages.startswith(f"{folder}/")
-
-
-@pytest.mark.usefixtures("image_environment")
-def test_caches_lie_on_the_volume() -> None:
-    (mount,) = COMPOSE["x-paraclip"]["volumes"]
     assert str(working_folder("s3://bucket/root")).startswith(mount.removeprefix("data:") + "/")
 
 
@@ -209,11 +204,8 @@ def test_a_kubernetes_job_takes_a_deployment_s_variables(template: dict[str, Any
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     assert container["image"] == defaults["image"] and container["env"] == {"A": "b"}
     assert not find_placeholders(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])
-def test_a_kubernetes_job_is_kept_as_a_container_of_compose_is(template: dict[str, Any]) -> None:
-    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    # It is kept as a container of compose is.
+    pod = job["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsUser"] == int(*re.findall(r"--uid (\d+)", DOCKERFILE))
     assert container["securityContext"]["readOnlyRootFilesystem"]

@@ -64,7 +64,8 @@ class Cli:
     def __call__(self, arguments: Sequence[str], code: int = 0) -> Said:
         self._capsys.readouterr()
         ended = run_cli(list(arguments))
-        said = Said(*self._capsys.readouterr())
+        out, err = self._capsys.readouterr()
+        said = Said(out, err)
         assert ended == code and "Traceback" not in said.err, f"{arguments} ended with {ended}: {said.err}"
         return said
 
