@@ -177,7 +177,17 @@ def test_the_demo_runs_with_two_ray_workers(
 
 
 @NEEDS_RAY
-@pytest.mark.parametrize("then", ["threads", pytest.param("ray", marks=pytest.mark.nightly)])
+def test_two_ray_workers_end_with_the_same_bytes(model: OpenAIServer, whole: Whole) -> None:
+    artifacts = carry(whole.settings(model.url, "ray", shards=2, runner="ray"), "paraphrase_1")
+    assert contents(artifacts) == whole.expected[:1]
+    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
+    assert artifacts[0].manifest.metrics["generated"] == 0, "the shards asked for everything"
+    assert len(list((whole.folder / "ray/logs").glob("paraphrase_1-*-shard-?-of-2.log"))) == 2
+
+
+@NEEDS_RAY
+@pytest.mark.nightly
+@pytest.mark.parametrize("then", ["threads", "ray"])
 def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     model: OpenAIServer, whole: Whole, then: str
 ) -> None:
