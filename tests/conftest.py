@@ -26,6 +26,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # No test uses blocks; to make them known takes a new server a second.
 os.environ.setdefault("PREFECT_SERVER_REGISTER_BLOCKS_ON_START", "false")
+# Of a server that Prefect starts by itself, on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "900")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # As in a stage's process. oneDNN reads it at the first computation, and else keeps a gigabyte of kernels.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
