@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +16,8 @@ from uuid import UUID
 import httpx
 from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.lifetime import TempDir
 
 REPOSITORY = Path(__file__).parents[2]
 LIGHT = """
@@ -78,8 +78,10 @@ def prefect_server() -> Iterator[str]:
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
     if not _started:
-        folder = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        # Its owner is seen to live: others sweep temporary folders of ours that nobody holds.
+        temp_dir = TempDir("tests-")
+        atexit.register(temp_dir.remove)
+        folder = temp_dir.path
         database, port = f"sqlite+aiosqlite:///{folder / 'prefect.db'}", free_port()
         variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database, "PREFECT_HOME": str(folder)}
         ephemeral = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_SERVER_UI_ENABLED": "false"}
