@@ -2,14 +2,11 @@
 
     python benchmarks/ablations.py -c configs/demo.yaml --seeds 3
     python benchmarks/ablations.py -c configs/demo.yaml --variant 'lr 1e-3: finetune.learning_rate=1e-3'
-    python benchmarks/ablations.py -c configs/demo.yaml --validation --variant … --variant …
 
 All variants share the earlier stages' artifacts, so that each costs a fine-tuning and an evaluation; what is finished
 is found again. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds.
 *validation* is the gain in AO@10 on the training images that are held out for choosing α, at that α: a setting that is
 chosen by it, and not by the other columns, is judged on images that it was not chosen on.
-
-`--validation` fine-tunes alone and tables what each α gains on these held-out images.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
-from paraclip_core.training.alpha import AO, RECALL
+from paraclip_core.training.alpha import AO
 
 STANDARD = {
     "all three losses": [],
@@ -57,14 +54,9 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--variant", action="append", default=[], metavar="'NAME: a.b=c d.e=f'")
-    parser.add_argument(
-        "--validation", action="store_true", help="fine-tune alone, and table each α on held-out images"
-    )
     chosen = parser.parse_args()
     base = load_settings(chosen.config, chosen.overrides, os.environ)
     variants = dict(parse_variant(text) for text in chosen.variant) or standard(base)
-    if chosen.validation:
-        return validate(chosen, variants)
     print(f"| variant | α | validation | {' | '.join(METRICS)} | verdicts |\n|---|---|---|{'---|' * len(METRICS)}---|")
     for name, overrides in variants.items():
         print(row(name, [measure(settings) for settings in of_seeds(chosen, overrides)]), flush=True)
@@ -76,27 +68,6 @@ def of_seeds(chosen: argparse.Namespace, overrides: list[str]) -> list[Settings]
         load_settings(chosen.config, [*chosen.overrides, *overrides, f"finetune.seed={seed}"], os.environ)
         for seed in range(chosen.seeds)
     ]
-
-
-def validate(chosen: argparse.Namespace, variants: dict[str, list[str]]) -> None:
-    """Print what each α of each variant gains on held-out images, AO@10 and recall@10 in points, means over seeds."""
-    heads: list[str] = []
-    for name, overrides in variants.items():
-        sweeps = [sweep_of(run_until("finetune", settings)) for settings in of_seeds(chosen, overrides)]
-        gains = {figure: mean_gains(sweeps, figure) for figure in (AO, RECALL)}
-        alphas = [point["alpha"] for point in sweeps[0]["alphas"]]
-        if not heads:
-            heads = ["variant", "chosen", *(f"α = {alpha:g}" for alpha in alphas)]
-            print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-        cells = [f"{ao:+.1f}, {recall:+.1f}" for ao, recall in zip(gains[AO], gains[RECALL], strict=True)]
-        alphas_chosen = ", ".join(f"{sweep['chosen']:g}" for sweep in sweeps)
-        print(f"| {name} | {alphas_chosen} | {' | '.join(cells)} |", flush=True)
-
-
-def mean_gains(sweeps: list[dict[str, Any]], figure: str) -> list[float]:
-    """Points over the base at each α, the mean over the seeds."""
-    gains = [[point[figure] - sweep["alphas"][0][figure] for point in sweep["alphas"]] for sweep in sweeps]
-    return [statistics.mean(of_alpha) for of_alpha in zip(*gains, strict=True)]
 
 
 def run_until(last: str, settings: Settings) -> dict[str, Artifact]:

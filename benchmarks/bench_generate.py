@@ -2,15 +2,14 @@
 
     python benchmarks/bench_generate.py [--captions 64] [--rounds 3] [--clock wall|cpu] [--only NAME]
 
-For each engine that is there (SmolLM2 on OpenVINO; the same model in transformers, PARACLIP_SMOLLM2: its Hugging Face
-folder; and behind vLLM's server, PARACLIP_VLLM: its environment, as `make test-vllm` makes it) three sides take turns,
-with other captions in each round:
+For each engine that is there (SmolLM2 on OpenVINO; the same model behind vLLM's server, PARACLIP_VLLM: its environment,
+as `make test-vllm` makes it) three sides take turns, with other captions in each round:
 
 - the stage: step 1 of `--captions` captions in two chunks, options as they ship, the answers kept on disk;
 - our engine alone: the calls that the stage made;
 - the library alone, without our code: the same requests, rendered before, in the same arithmetic and at the same sizes,
-  which the record names. All requests with the same sampling go to the library in one call (transformers has batches
-  only, so these are cut as our engine cuts them, by length; a server gets as many at a time as our engine sends).
+  which the record names. All requests with the same sampling go to the library in one call (a server gets as many at a
+  time as our engine sends).
 
 `stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. vLLM works in
 processes of its own, so that only the wall clock tells.
@@ -20,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import json
 import os
 import shutil
 import socket
@@ -43,7 +41,7 @@ from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import paraphrasing
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings, TransformersOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
 from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP
 from paraclip_core.paraphrase.engines import Engine, Paraphraser, Prompt, StreamingEngine, make_engine
@@ -54,7 +52,6 @@ from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
-MODEL = os.environ.get("PARACLIP_SMOLLM2") or (f"{VLLM}/smollm2" if VLLM else "")
 VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
 """What vLLM needs to know where it has no GPU; it means nothing where it has one."""
 CHUNKS = 2
@@ -160,22 +157,12 @@ def openvino() -> Iterator[Library]:
         yield Library("openvino", {"engine": "openvino"}, load, f"{options.precision}, prefix cache on")
 
 
-def transformers() -> Iterator[Library]:
-    """The same model in transformers, where its folder is there."""
-    if MODEL:
-        own = ParaphraseOptions().transformers
-        dtype = json.loads((Path(MODEL) / "config.json").read_text()).get("dtype", "float32")
-        settings = f"dtype {dtype}, batches of {own.batch_size}"
-        load = partial(bare_transformers, Path(MODEL), own)
-        yield Library("transformers", {"engine": "transformers", "model": MODEL}, load, settings)
-
-
 def vllm_served() -> Iterator[Library]:
     """The same model behind vLLM's server, where its environment is there."""
     if VLLM:
         on_cpu = {"dtype": "bfloat16", "enable_chunked_prefill": False, "max_num_batched_tokens": 4096}
         own = {} if shutil.which("nvidia-smi") else on_cpu | {"enforce_eager": True}
-        arguments = {"model": MODEL, "served_model_name": "smol", "max_model_len": 1024, **own}
+        arguments = {"model": f"{VLLM}/smollm2", "served_model_name": "smol", "max_model_len": 1024, **own}
         with vllm_server(Path(VLLM) / "bin" / "python", arguments) as url:
             served = {"base_url": url, "concurrency": CONCURRENCY}
             engine = {"engine": "openai", "model": "smol", "synonyms": False, "openai": served}
@@ -205,46 +192,6 @@ def bare_openvino(precision: str) -> Ask:
                 config.num_return_sequences = sampling.n
             texts = [p.messages[0][1] if p.messages[0][0] == "text" else chatml(p.messages) for p in prompts]
             count += len(pipeline.generate(texts, config).texts)
-        return count
-
-    return ask
-
-
-def bare_transformers(folder: Path, options: TransformersOptions) -> Ask:
-    """transformers' `model.generate`."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokeniser = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-
-    def ask(requests: Sequence[Request]) -> int:
-        count = 0
-        for sampling, prompts in _by_sampling(requests):
-            texts = sorted((_rendered(tokeniser, prompt) for prompt in prompts), key=len)
-            greedy = sampling.temperature == 0
-            how: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-            if not greedy:
-                how = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
-            n = 1 if greedy else sampling.n
-            size = max(1, options.batch_size // n)
-            for start in range(0, len(texts), size):
-                inputs = tokeniser(
-                    texts[start : start + size], return_tensors="pt", padding=True, add_special_tokens=False
-                )
-                with torch.inference_mode():
-                    output = model.generate(
-                        input_ids=inputs["input_ids"],
-                        attention_mask=inputs["attention_mask"],
-                        num_return_sequences=n,
-                        max_new_tokens=sampling.max_tokens,
-                        pad_token_id=tokeniser.pad_token_id,
-                        stop_strings=["\n"],
-                        tokenizer=tokeniser,
-                        **how,
-                    )
-                fresh = output[:, inputs["input_ids"].shape[1] :]
-                count += len(tokeniser.batch_decode(fresh, skip_special_tokens=True))
         return count
 
     return ask
@@ -322,14 +269,7 @@ def _by_sampling(requests: Sequence[Request]) -> list[tuple[SamplingOptions, lis
     return [(sampling, [prompt for prompt, _ in group]) for sampling, group in groups]
 
 
-def _rendered(tokeniser: Any, prompt: Prompt) -> str:
-    if prompt.messages[0][0] == "text":
-        return prompt.messages[0][1]
-    turns = [{"role": role, "content": content} for role, content in prompt.messages]
-    return tokeniser.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-
-
-LIBRARIES = {each.__name__: each for each in (openvino, transformers, vllm_served)}
+LIBRARIES = {each.__name__: each for each in (openvino, vllm_served)}
 
 
 def main() -> None:

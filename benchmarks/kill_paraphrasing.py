@@ -86,7 +86,6 @@ class Figures:
     """Rows and different keys of the disturbed run's answers cache."""
     parts_ahead: int = 0
     """Kills that left parts which their table did not know."""
-    seconds: float = 0.0
 
     @property
     def good(self) -> bool:
@@ -304,13 +303,11 @@ def measure(folder: Path, captions: int, kills: int, seed: int = 0, chunk: int =
     figures.carried = cached(folder / "disturbed")[0]
 
     server = CountingServer(folder / "disturbed.log")
-    began = time.monotonic()
     try:
         killer = Killer(settings_of(folder, "disturbed", server.url, chunk), server, figures, rng)
         artifacts = killer.kill_all(kill_plan(kills, rng), figures.distinct - figures.carried)
     finally:
         server.kill()
-    figures.seconds = round(time.monotonic() - began, 1)
     counts = server.counts()
     figures.same_bytes = artifacts == expected
     figures.asked, figures.distinct_seen = sum(counts.values()), len(counts)

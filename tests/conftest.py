@@ -42,10 +42,9 @@ settings.load_profile("patient")
 
 
 def pytest_sessionfinish() -> None:
-    """End the Prefect servers of this process, which the end of an xdist worker would leave running."""
-    if prefect := sys.modules.get("prefect.server.api.server"):
-        for server in list(prefect.SubprocessASGIServer._instances.values()):
-            server.stop()
+    """End what a process shares between its tests."""
+    if shared := sys.modules.get("prefect_server"):
+        shared.end_server()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -52,36 +52,20 @@ def test_what_git_ignores_stays_out_of_the_image() -> None:
 
 
 @pytest.mark.usefixtures("image_environment")
-def test_the_servers_pages_lie_where_its_user_may_write() -> None:
-    (folder,) = COMPOSE["x-paraclip"]["tmpfs"]
+def test_pages_and_caches_lie_where_the_image_s_user_may_write() -> None:
+    (folder,), (mount,) = COMPOSE["x-paraclip"]["tmpfs"], COMPOSE["x-paraclip"]["volumes"]
     pages = Settings().server.ui.static_directory
     assert pages is not None and pages.startswith(f"{folder}/")
-
-
-@pytest.mark.usefixtures("image_environment")
-def test_caches_lie_on_the_volume() -> None:
-    (mount,) = COMPOSE["x-paraclip"]["volumes"]
     assert str(working_folder("s3://bucket/root")).startswith(mount.removeprefix("data:") + "/")
 
 
-def test_the_gpu_image_can_compile_what_triton_needs() -> None:
+def test_what_the_files_must_say() -> None:
     (with_vllm,) = re.findall(r'if \[ -n "\$\{VLLM\}" \](.*?)fi$', DOCKERFILE, re.DOTALL | re.MULTILINE)
-    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", with_vllm)
-
-
-def test_another_projects_volumes_are_not_shared() -> None:
-    # Without a name it is the folder's, `docker`.
-    assert COMPOSE["name"] == "paraclip"
-
-
-def test_the_server_waits_for_a_database_that_it_can_reach() -> None:
-    # While Postgres makes its database, it answers on its Unix socket only.
+    assert re.search(r"apt-get install .*\bgcc libc6-dev\b", with_vllm), "Triton compiles"
+    assert COMPOSE["name"] == "paraclip", "another project in a folder `docker` would share its volumes"
     check = COMPOSE["services"]["postgres"]["healthcheck"]["test"]
-    assert check[:4] == ["CMD", "pg_isready", "-h", "localhost"]
-
-
-def test_a_killed_runs_processes_are_not_left_as_zombies() -> None:
-    assert COMPOSE["x-paraclip"]["init"] is True
+    assert check[:4] == ["CMD", "pg_isready", "-h", "localhost"], "Postgres answers on its Unix socket too early"
+    assert COMPOSE["x-paraclip"]["init"] is True, "a killed run's processes would be zombies"
 
 
 def test_a_change_of_the_source_repeats_no_download() -> None:
@@ -220,11 +204,8 @@ def test_a_kubernetes_job_takes_a_deployment_s_variables(template: dict[str, Any
     (container,) = manifest["spec"]["template"]["spec"]["containers"]
     assert container["image"] == defaults["image"] and container["env"] == {"A": "b"}
     assert not find_placeholders(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])
-def test_a_kubernetes_job_is_kept_as_a_container_of_compose_is(template: dict[str, Any]) -> None:
-    pod = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    # It is kept as a container of compose is.
+    pod = job["job_manifest"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsUser"] == int(*re.findall(r"--uid (\d+)", DOCKERFILE))
     assert container["securityContext"]["readOnlyRootFilesystem"]

@@ -19,7 +19,6 @@ RUNS = {
     "bench_ingest --rows 2000 --rounds 1": {"ingest_rows", "tokenise_cleaned_4096", "tokenise_cleaned_8192"},
     "bench_judge --captions 700 --presets off --repeat 1": {"judging_scales", "stage_over_instant", "engine_busy"},
     "bench_loader --rows 2000 --naive-rows 1000": {"loader_spool", "loader_first_batch", "loader_wait"},
-    "bench_search --images 1000": {"search_alone", "search_together"},
 }
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import yaml
-from served import ENDED, REPOSITORY, Api, free_port
+from processes import free_port  # pyright: ignore[reportMissingImports]
+from served import ENDED, REPOSITORY, Api
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 IMAGE = "paraclip-test"

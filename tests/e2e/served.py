@@ -6,24 +6,22 @@ import base64
 import json
 import os
 import shutil
-import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from processes import free_port, with_variable  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import password_file
 
@@ -131,37 +129,6 @@ class Api:
             page.locator("[data-sonner-toast]").get_by_text("scheduled for retry").wait_for()
 
 
-@contextmanager
-def web_server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """The address of a page of another origin, which takes what is posted; and that, as JSON."""
-    posted: list[dict[str, Any]] = []
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}/", posted
-        http.shutdown()
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> str:
     """Run a command without Prefect's and this project's variables but these; gives what it said."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
@@ -192,25 +159,7 @@ def serving(
 
 def of_stack(root: Path, part: str = "") -> list[int]:
     """Processes below this root whose command line has `part`."""
-    pids = [int(path.name) for path in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if part in command_of(pid) and environment_of(pid).get("PARACLIP_ROOT") == str(root)]
-
-
-def environment_of(pid: int) -> dict[str, str]:
-    """The environment that a process was started with."""
-    try:
-        pairs = Path(f"/proc/{pid}/environ").read_bytes().decode("utf-8", "replace").split("\0")
-    except OSError:
-        return {}
-    return dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-
-
-def command_of(pid: int) -> str:
-    """A process's command line, empty once it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
-    except OSError:
-        return ""
+    return with_variable("PARACLIP_ROOT", str(root), part)
 
 
 def declare(path: Path, *names: str, **changes: Any) -> Path:

@@ -89,35 +89,22 @@ def test_a_training_outlives_what_keeps_the_books(
     assert services.call(f"flow_runs/{run}")["run_count"] == 1
 
 
-def test_a_killed_worker_s_run_is_crashed_and_its_retry_goes_on(
-    services: Compose, record_property: Callable[[str, object], None]
+@pytest.mark.parametrize("how", ["a killed worker", "an upgrade under load"])
+def test_a_cut_off_run_is_crashed_and_its_retry_goes_on(
+    services: Compose, how: str, record_property: Callable[[str, object], None]
 ) -> None:
-    run = training(services, "finetune.seed=1")
-    services.crash("worker-cpu-1")
-    record_property("worker-cpu-1: seconds until the run is Crashed", round(services.until(run, ENDED, SILENCE)))
+    run = training(services, f"finetune.seed={len(how)}")
+    if how == "a killed worker":
+        services.crash("worker-cpu-1")
+    else:
+        services.compose("down")
+        services.up()
+    record_property(f"{how}: seconds until the run is Crashed", round(services.until(run, ENDED, SILENCE)))
     assert services.state(run) == "Crashed"
     services.retry(run)
     services.complete(run)
-    assert went_on(services)
-
-
-def test_an_upgrade_under_load(services: Compose, record_property: Callable[[str, object], None]) -> None:
-    run = training(services, "finetune.seed=2")
-    start = time.monotonic()
-    services.compose("down")
-    services.up()
-    services.until(run, ENDED, SILENCE)
-    record_property("down and up: seconds until the run is Crashed", round(time.monotonic() - start))
-    assert services.state(run) == "Crashed"
-    services.retry(run)
-    services.complete(run)
-    assert went_on(services)
-
-
-def went_on(services: Compose) -> bool:
-    """Whether the last training began from a checkpoint."""
     starts = [line for line in services.log().splitlines() if "paraclip.tasks.run.dag - finetune " in line]
-    return starts[-1].endswith("goes on")
+    assert starts[-1].endswith("goes on"), "the training began anew"
 
 
 def test_fifty_pipelines_at_once(services: Compose, record_property: Callable[[str, object], None]) -> None:

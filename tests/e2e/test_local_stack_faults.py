@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from served import Api, command_of, declare, free_port, of_stack, paraclip, serving
+from processes import command_of, free_port  # pyright: ignore[reportMissingImports]
+from served import Api, declare, of_stack, paraclip, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import processes_of
@@ -46,32 +46,6 @@ def serve_again(root: Path, folder: Path) -> str:
 
 def pids(root: Path) -> dict[str, int]:
     return {process.name: process.pid for process in processes_of(root) if process.name}
-
-
-def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        said = paraclip("serve", "--root", tmp_path, "--port", port, code=2)
-    assert f"port {port} cannot be used" in said and "--port" in said
-    assert not of_stack(tmp_path) and "nothing runs" in paraclip("stop", "--root", tmp_path)
-
-
-def test_a_dead_worker_is_started_again(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    with stack(root, tmp_path) as api:
-        before = pids(root)
-        os.kill(before["paraclip-cpu"], signal.SIGKILL)
-        eventually(lambda: not command_of(before["paraclip-cpu"]), "the worker does not end")
-        said = serve_again(root, tmp_path)
-        after = pids(root)
-        assert api.url in said and after["paraclip-cpu"] != before["paraclip-cpu"]
-        assert {name: after[name] for name in ("server", "paraclip-gpu")} == {
-            name: before[name] for name in ("server", "paraclip-gpu")
-        }
-        api.run_deployment("scenes")
-        eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the new worker takes no run")
 
 
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:

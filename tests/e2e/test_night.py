@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
+from processes import free_port  # pyright: ignore[reportMissingImports]
+from receiver import web_server  # pyright: ignore[reportMissingImports]
 from served import (
     COLORS,
     ENDED,
@@ -24,12 +26,10 @@ from served import (
     THINGS,
     Api,
     declare,
-    free_port,
     make_data,
     nightly_settings,
     paraclip,
     serving,
-    web_server,
     write_lines,
 )
 from waiting import eventually  # pyright: ignore[reportMissingImports]
@@ -52,8 +52,7 @@ def reworded(asked: dict[str, Any]) -> dict[str, Any]:
     color = next(word for word in reversed(words) if word in COLORS)
     thing = next(word for word in reversed(words) if word in THINGS)
     text = f"the {THINGS[thing]} is {color}" if "outside" in words else f"one {color} {thing} outside"
-    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    return reply(text)
 
 
 def settings_of(root: Path, data: Path, url: str) -> dict[str, Any]:
@@ -136,8 +135,7 @@ def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     root, data, port = tmp_path / "root", tmp_path / "data", free_port()
     captions = make_data(data)
     parameters = {"settings": settings_of(root, data, f"http://127.0.0.1:{port}/v1")}
-    names = ("regenerate", "rollback", "watch")
-    file = declare(tmp_path / "prefect.yaml", *names, parameters=parameters, schedules=[])
+    file = declare(tmp_path / "prefect.yaml", "regenerate", "rollback", parameters=parameters, schedules=[])
     variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
     with web_server() as (hook, posted), serving(root, tmp_path, file, variables) as api:
         night = Night(api, root, posted)

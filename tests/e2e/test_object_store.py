@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import signal
@@ -13,7 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import fsspec
 import pytest
+from s3_server import bucket  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore
@@ -22,9 +23,6 @@ from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.settings import load_settings
 
-moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
-
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
@@ -32,33 +30,12 @@ CAPTIONS = [f"a {animal} on the {place}" for animal in ("dog", "cat") for place 
 NEW = "a tall tree in a field"
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """Address of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    found = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    found.start()
-    host, port = found.get_host_and_port()
-    yield f"http://{host}:{port}"
-    found.stop()
-
-
 @pytest.fixture
-def url(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A root of its own, seen from the machine `one`."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARACLIPTEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-may-see")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
-    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    s3fs.S3FileSystem.clear_instance_cache()
-    bucket = f"paraclip-{tmp_path.name.replace('_', '-').lower()}"
-    s3fs.S3FileSystem().mkdir(bucket)
-    yield f"s3://{bucket}/teams/ours"
-    s3fs.S3FileSystem.clear_instance_cache()
+    with bucket(monkeypatch) as name:
+        yield f"{name}/teams/ours"
 
 
 @pytest.fixture
@@ -146,7 +123,7 @@ def check_commands(options: list[str], url: str, capsys: pytest.CaptureFixture[s
 
 def check_secrets(url: str, *stores: ArtifactStore) -> None:
     """Credentials are in no object and no file, logs included."""
-    remote = s3fs.S3FileSystem()
+    remote = fsspec.filesystem("s3")
     told = {path: remote.cat_file(path) for path in remote.find(url.removeprefix("s3://"))}
     told |= {str(path): path.read_bytes() for store in stores for path in store.root.rglob("*") if path.is_file()}
     assert any(path.endswith(".log") for path in told) and any(path.endswith("manifest.json") for path in told)

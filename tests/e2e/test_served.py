@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 
 import pytest
 from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMissingImports]
+from processes import command_of, parent_of  # pyright: ignore[reportMissingImports]
 from pyarrow.parquet import read_metadata
+from receiver import web_server  # pyright: ignore[reportMissingImports]
 from served import (
     Api,
-    command_of,
     declare,
     make_data,
     of_stack,
     serving,
     tiny_settings,
-    web_server,
 )
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
@@ -115,10 +115,6 @@ def stage_processes(root: Path) -> dict[str, int]:
     return {request["draft"]["stage"]: pid for pid, request in requests.items()}
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 def test_a_killed_stage_is_retried_in_the_ui(served: Served) -> None:
     api, root, data = served
@@ -135,7 +131,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served) -> None:
     child = stage_processes(root)["finetune"]
     os.kill(parent_of(child), signal.SIGKILL)
 
-    eventually(lambda: command_of(child) == "", "the child outlived its killed parent", 10)
+    eventually(lambda: command_of(child) == "", "the child outlived its killed parent", 60)
     eventually(lambda: api.state(pipeline) == "Failed", "the pipeline did not see that its stage was killed")
     killed = [run for run in api.runs() if run["flow"] == "finetune"]
     assert [run["state"]["name"] for run in killed] == ["Crashed"]

@@ -6,8 +6,6 @@ The language model is beside that server, so a machine that is cut off has neith
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
 import subprocess
 import time
@@ -18,13 +16,11 @@ from typing import Any
 import pytest
 from netns import ADDRESS, Machine, machines, obstacle  # pyright: ignore[reportMissingImports]
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from s3_server import bucket  # pyright: ignore[reportMissingImports]
 from tiny_run import served, written  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.locks import DEAD_SECONDS
-
-moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1800)]
 
@@ -66,32 +62,13 @@ def model(pair: Mapping[str, Machine]) -> Iterator[OpenAIServer]:
 def settings(
     pair: Mapping[str, Machine], model: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """A run over some captions whose root is on the S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = moto_server.ThreadedMotoServer(ADDRESS, 0, verbose=False)
-    server.start()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{ADDRESS}:{server.get_host_and_port()[1]}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARACLIPTEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    s3fs.S3FileSystem.clear_instance_cache()
-    # The server's objects are its process's, and so outlive it.
-    bucket = f"machines-{time.time_ns()}"
-    s3fs.S3FileSystem().mkdir(bucket)
+    """A run over some captions whose root is on an S3 server."""
     lines = (json.dumps({"caption": f"a dog on lawn number {number}"}) + "\n" for number in range(CAPTIONS))
     (tmp_path / "captions.jsonl").write_text("".join(lines))
-    yield json.dumps(
-        {
-            "run": {"root": f"s3://{bucket}/root"},
-            "data": {"root": str(tmp_path), "sources": [{"path": "captions.jsonl"}]},
-            "paraphrase": {**served(model.url), "chunk": CHUNK, "fraction": 1.0},
-        }
-    )
-    server.stop()
-    s3fs.S3FileSystem.clear_instance_cache()
+    data = {"root": str(tmp_path), "sources": [{"path": "captions.jsonl"}]}
+    paraphrase = {**served(model.url), "chunk": CHUNK, "fraction": 1.0}
+    with bucket(monkeypatch, ADDRESS) as name:
+        yield json.dumps({"run": {"root": f"{name}/root"}, "data": data, "paraphrase": paraphrase})
 
 
 def files(machine: subprocess.Popen[str]) -> dict[str, str]:

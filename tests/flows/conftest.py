@@ -1,14 +1,16 @@
-"""A run whose every stage is finished, made without any of the work: for what surrounds the stages."""
+"""A run whose every stage is finished, made without any of the work, and a Prefect server."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
+from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
@@ -35,6 +37,46 @@ def summary(verdict: str = "hold") -> dict[str, object]:
         "reason": "because this test says so",
         "fingerprints": {},
     }
+
+
+@pytest.fixture(scope="module")
+def prefect() -> Iterator[str]:
+    """A Prefect server, emptied for the module; the address of its API."""
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+
+    with prefect_server() as url:
+        yield url
+
+
+class Said(NamedTuple):
+    """What a command wrote."""
+
+    out: str
+    err: str
+
+
+class Cli:
+    """The command line in this process; a command must end with a code, and without a traceback."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+
+    def __call__(self, arguments: Sequence[str], code: int = 0) -> Said:
+        self._capsys.readouterr()
+        ended = run_cli(list(arguments))
+        out, err = self._capsys.readouterr()
+        said = Said(out, err)
+        assert ended == code and "Traceback" not in said.err, f"{arguments} ended with {ended}: {said.err}"
+        return said
+
+    def json(self, arguments: Sequence[str], code: int = 0) -> Any:
+        """The one document of a command with --json."""
+        return json.loads(self([*arguments, "--json"], code).out)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
 
 
 @dataclass(frozen=True)

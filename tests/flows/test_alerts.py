@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -12,14 +10,16 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, cast
 
 import pytest
+from processes import free_port  # pyright: ignore[reportMissingImports]
+from receiver import web_server  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip.flows.local_stack import HEARTBEAT
 from paraclip_core.errors import ConfigError, InputError
 
 # The second is of a library of Prefect's.
@@ -38,22 +38,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, Posted]]:
-    posted: Posted = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            posted.append({"event": None, "run": None, **message})
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}/hook", posted
-        http.shutdown()
+    with web_server() as (url, posted):
+        yield f"{url}hook", posted
 
 
 class Mailbox(StreamRequestHandler):
@@ -65,8 +51,7 @@ class Mailbox(StreamRequestHandler):
         while line := self.rfile.readline().upper().strip():
             if line == b"DATA":
                 self.wfile.write(b"354 go on\r\n")
-                letter = b"".join(iter(self.rfile.readline, b".\r\n"))
-                mails.append(letter.decode())
+                mails.append(b"".join(iter(self.rfile.readline, b".\r\n")).decode())
             self.wfile.write(b"221 bye\r\n" if line == b"QUIT" else b"250 fine\r\n")
 
 
@@ -81,22 +66,8 @@ def mailbox() -> Iterator[tuple[int, list[str]]]:
         server.shutdown()
 
 
-def wait_until(ready: Callable[[], Any], posted: Posted) -> Any:
-    end = time.monotonic() + 240
-    while not (result := ready()):
-        assert time.monotonic() < end, f"came {posted}"
-        time.sleep(0.2)
-    return result
-
-
 def wait_for(posted: Posted, event: str) -> dict[str, Any]:
-    end = time.monotonic() + 240
-    while time.monotonic() < end:
-        for message in list(posted):
-            if message["event"] == f"paraclip.{event}":
-                return message
-        time.sleep(0.2)
-    raise AssertionError(f"{event} was not posted; came {posted}")
+    return eventually(lambda: next((m for m in list(posted) if m.get("event") == f"paraclip.{event}"), None), event)
 
 
 def test_a_night_is_told(
@@ -151,12 +122,11 @@ def _a_night(
         pipeline(settings=second.settings)
     failed = wait_for(posted, "run.failed")
     assert failed["run"] == "pipeline-nightly" and 'InputError: scenes: captions.csv row 7: "no" cap' in failed["text"]
-    told = wait_until(lambda: [m for m in posted if m["event"] is None], posted)
+    told = eventually(lambda: [m for m in posted if "event" not in m])
     assert len(told) == 1 and "production: moved" in told[0]["message"] and "nightly" in told[0]["title"]
-    mail = wait_until(lambda: mails, posted)[0]
-    assert (
-        "To: ops@example.org" in mail and "Subject: paraclip.run.failed: pipeline-nightly" in mail and "row 7" in mail
-    )
+    mail = eventually(lambda: mails)[0]
+    assert "To: ops@example.org" in mail and "row 7" in mail
+    assert "Subject: paraclip.run.failed: pipeline-nightly" in mail
 
 
 @pytest.mark.nightly  # it waits for the server's clock, which a busy machine delays
@@ -192,14 +162,14 @@ def test_what_a_run_cannot_tell_itself_is_told(
     assert all(state.is_failed() for state in states)
 
     def alerts_of(event: str, run: str = "") -> list[dict[str, Any]]:
-        return [m for m in list(posted) if m["event"] == f"paraclip.{event}" and m["run"] in (run or m["run"],)]
+        return [m for m in list(posted) if m["event"] == f"paraclip.{event}" and run in ("", m["run"])]
 
     def has_come() -> bool:
         runs = [alerts_of("run.failed", run) for run in (names[1], "pipeline-gone", "rollback-nobodys")]
         others = [alerts_of("run.waiting", waiting), alerts_of("pool.down", POOLS[1]), alerts_of("regenerate.missing")]
         return all([*runs, *others])
 
-    wait_until(has_come, posted)
+    eventually(has_come, "not all have come")
     assert "gone.yaml" in alerts_of("run.failed", "pipeline-gone")[0]["text"]
     assert "nobodys" in alerts_of("run.failed", "rollback-nobodys")[0]["text"]
     assert "no worker" in alerts_of("pool.down", POOLS[1])[0]["text"]
@@ -208,21 +178,22 @@ def test_what_a_run_cannot_tell_itself_is_told(
     assert len(alerts_of("run.failed", "rollback-nobodys")) == 1 and not alerts_of("run.failed", names[0])
 
 
+@pytest.mark.parametrize("silent", [0, pytest.param(int(HEARTBEAT) + 10, marks=pytest.mark.nightly)])
 def test_a_person_has_the_last_word(
-    finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, tmp_path: Path
+    finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, silent: int
 ) -> None:
     from prefect import get_client
 
     from paraclip.flows.alerts import pass_on
-    from paraclip.flows.local_stack import HEARTBEAT, POOLS, TAG
+    from paraclip.flows.local_stack import POOLS, TAG
     from paraclip.flows.regenerate import regenerate
     from paraclip.flows.setup import SILENT, create_automation, create_pools
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
     create_pools()
-    silence = SILENT._replace(seconds=int(HEARTBEAT) + 10)
-    create_automation(silence)
+    if silent:
+        create_automation(SILENT._replace(seconds=silent))
     night = finished_run("name=nightly", "run.promote=ask", verdict="promote")
     with pytest.raises(ConfigError, match="needs a run of the deployment"):
         regenerate(settings=night.settings)
@@ -252,8 +223,8 @@ def test_a_person_has_the_last_word(
             first, second = start(), start()
             assert night.store.channel("production") is None
             assert "waits for Resume in the UI, and is then moved to" in wait_for(posted, "channel.asks")["text"]
-            # Nothing is behind it, and it has not crashed.
-            time.sleep(silence.seconds + 10)
+            # Nothing is behind it, and it does not count as crashed.
+            time.sleep(silent and silent + 10)
             for run, message in ((first, "production: moved to"), (second, "kept: the challenger is the model that")):
                 assert state(run).name == "Suspended"
                 client.resume_flow_run(run.id)
@@ -308,16 +279,8 @@ def test_a_rollback_by_hand_is_told(
 
 def roll_back(run: Any, variables: dict[str, str]) -> str:
     """Move `production` back as a process of its own; gives what it said besides its answer."""
-    command = [
-        sys.executable,
-        "-m",
-        "paraclip.flows.cli",
-        "channel",
-        "rollback",
-        "production",
-        "--root",
-        str(run.store.root),
-    ]
+    words = f"paraclip.flows.cli channel rollback production --root {run.store.root}"
+    command = [sys.executable, "-m", *words.split()]
     done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "rolled back" in done.stdout, done.stderr
     return done.stderr
@@ -340,8 +303,7 @@ def test_a_cap_that_is_near_is_told_once_a_run(receiver: tuple[str, Posted]) -> 
     pass_on(url)
     spend()
     spend()
-    wait_until(lambda: len([m for m in posted if m["run"] == "costly"]) == 2, posted)
-    near = [m for m in posted if m["run"] == "costly"]
+    near = eventually(lambda: len(both := [m for m in posted if m.get("run") == "costly"]) == 2 and both)
     assert [m["event"] for m in near] == ["paraclip.cap.near"] * 2 and near[0]["facts"]["spend"] == 1.6
 
 
@@ -354,9 +316,7 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
     scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
         try:
             STAGE_FLOWS["scenes"](settings=parse_settings(scenes))

@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 
-from paraclip.flows.cli import run_cli
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.tables import GENERATIONS
-
-Capture = pytest.CaptureFixture[str]
-
-
-def told(capsys: Capture, arguments: Sequence[str], code: int = 0) -> Any:
-    """Run a command with --json and read its one document."""
-    assert run_cli(["cache", *arguments, "--json"]) == code
-    return json.loads(capsys.readouterr().out)
-
-
-def said(capsys: Capture, arguments: Sequence[str], code: int = 0) -> str:
-    assert run_cli(["cache", *arguments]) == code
-    return capsys.readouterr().out
 
 
 def fill(root: Path, numbers: Iterable[int], segments: int = 1, **same: Any) -> AnswerStore:
@@ -51,34 +35,28 @@ def damage(store: AnswerStore, at: int) -> str:
     return name
 
 
-def test_export_and_import_count_new_known_and_damaged(tmp_path: Path, capsys: Capture) -> None:
+def test_export_and_import_count_new_known_and_damaged(tmp_path: Path, cli: Any) -> None:
     ours, theirs, exported = tmp_path / "ours", tmp_path / "theirs", tmp_path / "exported"
     store = fill(theirs, range(100), segments=5)
     fill(ours, range(10))
-    arguments = ["export", str(exported), "--root", str(theirs)]
-    assert told(capsys, arguments) == {"new": 100, "known": 0, "damaged": 0}
-    assert told(capsys, arguments)["known"] == 100
-    arguments = ["import", str(exported), "--root", str(ours)]
-    assert told(capsys, arguments) == {"new": 90, "known": 10, "damaged": 0}
-    assert "0 new answers, 100 known" in said(capsys, arguments)
-    assert told(capsys, ["stats", "--root", str(ours)])["keys"] == 100
+    arguments = ["cache", "export", str(exported), "--root", str(theirs)]
+    assert cli.json(arguments) == {"new": 100, "known": 0, "damaged": 0}
+    assert cli.json(arguments)["known"] == 100
+    arguments = ["cache", "import", str(exported), "--root", str(ours)]
+    assert cli.json(arguments) == {"new": 90, "known": 10, "damaged": 0}
+    assert "0 new answers, 100 known" in cli(arguments).out
+    assert cli.json(["cache", "stats", "--root", str(ours)])["keys"] == 100
     damage(store, 2)
     # A whole root's cache is a folder to import from, too.
-    arguments = ["import", str(theirs / "cache"), "--root", str(tmp_path / "new")]
-    assert "1 parts are damaged" in said(capsys, arguments, code=1)
-    assert told(capsys, ["stats", "--root", str(tmp_path / "new")])["keys"] == 80
+    arguments = ["cache", "import", str(theirs / "cache"), "--root", str(tmp_path / "new")]
+    assert "1 parts are damaged" in cli(arguments, code=1).out
+    assert cli.json(["cache", "stats", "--root", str(tmp_path / "new")])["keys"] == 80
 
 
-def test_import_from_what_is_no_cache(tmp_path: Path, capsys: Capture) -> None:
-    assert run_cli(["cache", "import", str(tmp_path / "absent"), "--root", str(tmp_path)]) == 2
-    assert "is no cache folder" in capsys.readouterr().err
-    assert run_cli(["cache", "export", str(tmp_path / "out"), "--root", str(tmp_path / "absent")]) == 2
-
-
-def test_compact(tmp_path: Path, capsys: Capture) -> None:
+def test_compact(tmp_path: Path, cli: Any) -> None:
     store = fill(tmp_path, range(100), segments=10)
     damage(store, 3)
-    assert "10 parts before, 1 now" in said(capsys, ["compact", "--root", str(tmp_path)])
-    stats = told(capsys, ["stats", "--root", str(tmp_path)])
+    assert "10 parts before, 1 now" in cli(["cache", "compact", "--root", str(tmp_path)]).out
+    stats = cli.json(["cache", "stats", "--root", str(tmp_path)])
     assert (stats["keys"], stats["segments"], stats["damaged"], stats["verdicts"]) == (90, 1, 1, 0)
-    assert said(capsys, ["stats", "--root", str(tmp_path)]).startswith("rows: 90\nkeys: 90\n")
+    assert cli(["cache", "stats", "--root", str(tmp_path)]).out.startswith("rows: 90\nkeys: 90\n")

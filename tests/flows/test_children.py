@@ -48,16 +48,40 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
     assert key(settings) != first
 
 
-@pytest.fixture(scope="module")
-def deployed() -> Iterator[None]:
-    """A Prefect server with a deployment of `scenes`."""
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.exceptions import ObjectNotFound
 
+    from paraclip.flows import children
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise ObjectNotFound(Exception("404"))
+
+    monkeypatch.setattr(children, "run_deployment", unknown)
+    settings, _, node, _ = scenes(tmp_path, 23)
+    with pytest.raises(StageError, match=r"no deployment scenes/scenes.*run\.placement=deployments"):
+        children.run_child(node, Run(settings))
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect: str) -> None:
+    """A Prefect server with a deployment of `scenes`."""
     from paraclip.flows.stages import STAGE_FLOWS
 
-    with prefect_server():
-        STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
-        yield
+    STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
+
+
+def scenes(root: Path, images: int) -> tuple[Settings, ArtifactStore, Node, Callable[[int], str]]:
+    """A run, the store, the node of `scenes`, and what makes its artifact."""
+    options = [f"run.root={root}", f"data.scenes.images={images}", "data.sources.0.path=captions.jsonl"]
+    settings, store = load_settings(None, options), ArtifactStore(root)
+    node = Run(settings, store).nodes["scenes"]
+
+    def make(_: int) -> str:
+        with store.writing("scenes", node.fingerprint):
+            store.commit(node.draft, {}, 0.0)
+        return "COMPLETED"
+
+    return settings, store, node, make
 
 
 @contextmanager
@@ -96,14 +120,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
     from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
-    options = [f"run.root={tmp_path}", "data.scenes={}", "data.sources.0.path=captions.jsonl"]
-    settings, store = load_settings(None, options), ArtifactStore(tmp_path)
-    node = Run(settings, store).nodes["scenes"]
-
-    def make(_: int) -> str:
-        with store.writing("scenes", node.fingerprint):
-            store.commit(node.draft, {}, 0.0)
-        return "COMPLETED"
+    settings, store, node, make = scenes(tmp_path, 20)
 
     with worker(make) as taken:
         assert children.run_child(node, Run(settings))["state"] == "made"
@@ -172,19 +189,12 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
-    options = [f"run.root={tmp_path}", "data.scenes.images=21", "data.sources.0.path=captions.jsonl"]
-    settings, store = load_settings(None, options), ArtifactStore(tmp_path)
-    node = Run(settings, store).nodes["scenes"]
+    settings, _, node, make = scenes(tmp_path, 21)
     child = children._start(Run(settings), node)
 
     def become(kind: str) -> None:
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(child.id, State(type=StateType(kind)), force=True)
-
-    def make(_: int) -> str:
-        with store.writing("scenes", node.fingerprint):
-            store.commit(node.draft, {}, 0.0)
-        return "COMPLETED"
 
     # Prefect cancels the children of a cancelled run some seconds after it; Retry may come before.
     become("RUNNING")
@@ -215,9 +225,8 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
 
     from paraclip.flows import children
 
-    options = [f"run.root={tmp_path}", "data.scenes.images=22", "data.sources.0.path=captions.jsonl"]
-    run = Run(load_settings(None, options), ArtifactStore(tmp_path))
-    node = run.nodes["scenes"]
+    settings, store, node, _ = scenes(tmp_path, 22)
+    run = Run(settings, store)
 
     def ended(_: float) -> bool:
         run.stop.reason = ended_by

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import jsonschema
 import pytest
 import yaml
 
-from paraclip.flows.cli import run_cli
 from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,41 +22,31 @@ Capture = pytest.CaptureFixture[str]
 STAGES = ["scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report"]
 
 
-def told(capsys: Capture, arguments: Sequence[str], code: int = 0) -> Any:
-    """Run a command with --json and read its one document."""
-    assert run_cli([*arguments, "--json"]) == code
-    return json.loads(capsys.readouterr().out)
-
-
 @pytest.mark.parametrize(
     "arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["run", "--set"], ["search", "a dog"]]
 )
-def test_wrong_usage_ends_with_2(arguments: list[str], capsys: Capture) -> None:
-    assert run_cli(arguments) == 2
-    assert "Traceback" not in capsys.readouterr().err
+def test_wrong_usage_ends_with_2(arguments: list[str], cli: Any) -> None:
+    cli(arguments, code=2)
 
 
-def test_an_absent_source_ends_with_1(tmp_path: Path, capsys: Capture) -> None:
+def test_an_absent_source_ends_with_1(tmp_path: Path, cli: Any) -> None:
     arguments = ["run", "--set", f"data.root={tmp_path}", "--set", "data.sources.0.path=absent.csv"]
-    assert run_cli([*arguments, "--set", f"run.root={tmp_path}/root"]) == 1
-    error = capsys.readouterr().err
-    assert "absent.csv" in error and "Traceback" not in error
+    error = cli([*arguments, "--set", f"run.root={tmp_path}/root"], code=1).err
+    assert "absent.csv" in error
 
 
 @pytest.mark.parametrize(
     "arguments", [["export", "x" * 300, "y"], ["plan", "--set", f"data.sources=[{{path: {'x' * 300}}}]"]]
 )
-def test_a_name_that_no_file_can_have_is_one_message(arguments: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_a_name_that_no_file_can_have_is_one_message(arguments: list[str], tmp_path: Path, cli: Any) -> None:
     root = ["--root", str(tmp_path)] if arguments[0] == "export" else ["--set", f"run.root={tmp_path}"]
-    assert run_cli([*arguments, *root]) == 2
-    error = capsys.readouterr().err
+    error = cli([*arguments, *root], code=2).err
     assert "xxx… cannot be a file's name, which has at most 255 bytes" in error and len(error) < 300
 
 
-def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
-    assert run_cli(["run", "-c", str(run.config)]) == 0
-    shown = capsys.readouterr().out
+    shown = cli(["run", "-c", str(run.config)]).out
     assert "Nothing to do" in shown and all(stage in shown for stage in STAGES)
     assert "+2.50" in shown and "[+1.00, +4.00]" in shown
     assert "verdict: hold (because this test says so; trained on 137 of 4,512 captions)" in shown
@@ -67,38 +56,33 @@ def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any],
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["verdict"] == "hold"
     assert f"note: {summary['notes'][-1]}" in shown and "tuned is the base itself" in summary["notes"][-1]
-
-
-def test_a_run_says_how_many_captions_were_asked_about_kept_and_trained_on(
-    finished_run: Callable[..., Any], capsys: Capture
-) -> None:
-    run = finished_run()
-    assert run_cli(["run", "-c", str(run.config)]) == 0
-    shown = capsys.readouterr().out
     cells = ["4,512", "150 (3.3 %), 320 rewrites", "137 (3.0 %)"]
     assert all(word in shown for word in ("asked", "kept", "trained on", *cells))
     first = shown.splitlines()[0]
     assert first.startswith(
         "warning: trained on 137 of 4,512 captions, fewer than one batch (finetune.batch_size is 512)"
     )
-    summary = json.loads((run.store.root / "results/made/summary.json").read_text())
     assert summary["rows"] == {"asked": 4512, "kept": 150, "rewrites": 320, "trained_on": 137}
     assert f"warning: {summary['notes'][0]}" == first
     overrides = ["finetune.batch_size=137"]
-    outcome = told(capsys, ["run", "-c", str(finished_run(*overrides).config), "--set", *overrides])
+    outcome = cli.json(["run", "-c", str(finished_run(*overrides).config), "--set", *overrides])
     assert outcome["warning"] is None and outcome["rows"] == outcome["summary"]["rows"] == summary["rows"]
+    assert set(outcome) == {"name", "stages", "summary", "rows", "warning", "verdict", "report", "summary_path"}
+    assert [row["stage"] for row in outcome["stages"]] == STAGES
+    assert {row["state"] for row in outcome["stages"]} == {"cached"}
+    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
 
 
-def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], cli: Any) -> None:
     config = str(finished_run().config)
-    assert run_cli(["run", "-c", config, "--require-work"]) == 3
-    assert run_cli(["run", "-c", config, "--gate"]) == 4
+    cli(["run", "-c", config, "--require-work"], code=3)
+    cli(["run", "-c", config, "--gate"], code=4)
     better = str(finished_run("finetune.seed=1", verdict="promote").config)
-    assert run_cli(["run", "-c", better, "--set", "finetune.seed=1", "--gate"]) == 0
+    cli(["run", "-c", better, "--set", "finetune.seed=1", "--gate"])
 
 
 def test_a_run_from_a_stage_makes_nothing_before_it(
-    finished_run: Callable[..., Any], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    finished_run: Callable[..., Any], cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = str(finished_run().config)
     started: list[int] = []
@@ -108,27 +92,17 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("paraclip.flows.commands.run._carry_out", carry_out)
-    assert run_cli(["run", "-c", config, "--from", "finetune"]) == 0
+    cli(["run", "-c", config, "--from", "finetune"])
     for stage in ("features", "bootstrap", "finetune"):
-        assert run_cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage]) == 130
+        cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage], code=130)
     assert started == [5, 5, 5]
-    capsys.readouterr()
     for override, stage, missing in (
         ("finetune.seed=5", "evaluate", "finetune must be finished and is not"),
         ("paraphrase.seed=5", "finetune", "paraphrase_1, paraphrase_2 must be finished and are not"),
         ("finetune.seed=5", "finetunes", "no stage 'finetunes'; it has scenes, ingest"),
     ):
-        assert run_cli(["run", "-c", config, "--set", override, "--from", stage]) == 2
-        assert missing in capsys.readouterr().err
+        assert missing in cli(["run", "-c", config, "--set", override, "--from", stage], code=2).err
     assert started == [5, 5, 5]
-
-
-def test_run_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
-    outcome = told(capsys, ["run", "-c", str(finished_run().config)])
-    assert set(outcome) == {"name", "stages", "summary", "rows", "warning", "verdict", "report", "summary_path"}
-    assert [row["stage"] for row in outcome["stages"]] == STAGES
-    assert {row["state"] for row in outcome["stages"]} == {"cached"}
-    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
 
 
 def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[..., Any]) -> None:
@@ -146,12 +120,12 @@ def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[.
     assert os.times().children_user - before.children_user < 10
 
 
-def test_plan_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
     config = str(finished_run().config)
-    plan = told(capsys, ["plan", "-c", config])
+    plan = cli.json(["plan", "-c", config])
     assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
     assert plan["total"]["requests"] == 0 and plan["total"]["seconds"] == 0
-    plan = told(capsys, ["plan", "-c", config, "--set", "finetune.epochs=9"])
+    plan = cli.json(["plan", "-c", config, "--set", "finetune.epochs=9"])
     states = {stage["stage"]: stage for stage in plan["stages"]}
     assert states["finetune"]["why"] == ["option finetune.epochs: 2.0 → 9.0"]
     assert [stage["stage"] for stage in plan["stages"] if stage["state"] == "to run"] == [
@@ -162,145 +136,116 @@ def test_plan_as_json(finished_run: Callable[..., Any], capsys: Capture) -> None
     assert set(states["report"]) >= {"rows", "requests", "tokens", "seconds", "bytes", "basis", "fingerprint"}
 
 
-def test_artifacts_commands(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_artifacts_commands(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
     root = ["--root", str(run.store.root)]
-    assert run_cli(["run", "-c", str(run.config)]) == 0  # sets the channel
-    capsys.readouterr()
-    listed = told(capsys, ["artifacts", "ls", *root])
+    cli(["run", "-c", str(run.config)])  # sets the channel
+    listed = cli.json(["artifacts", "ls", *root])
     assert {artifact["stage"] for artifact in listed["artifacts"]} == set(STAGES)
     assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
-    shown = told(capsys, ["artifacts", "show", "made", *root])
+    shown = cli.json(["artifacts", "show", "made", *root])
     assert shown["stage"] == "finetune" and shown["wall_seconds"] == 1.5
-    assert told(capsys, ["artifacts", "verify", *root]) == {"checked": len(STAGES), "damaged": []}
-    assert told(capsys, ["artifacts", "gc", *root]) == {"deleted": False, "items": [], "in_use": []}
-    for command in ("ls", "verify", "show made", "gc"):
-        assert run_cli(["artifacts", *command.split(), *root]) == 0
-    assert "scenes" in capsys.readouterr().out
+    assert cli.json(["artifacts", "verify", *root]) == {"checked": len(STAGES), "damaged": []}
+    assert cli.json(["artifacts", "gc", *root]) == {"deleted": False, "items": [], "in_use": []}
+    for command in ("verify", "show made", "gc", "ls"):
+        shown = cli(["artifacts", *command.split(), *root]).out
+    assert "scenes" in shown
 
 
-def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
     (run.artifacts["ingest"].path / "made.txt").write_text("other")
-    found = told(capsys, ["artifacts", "verify", "--root", str(run.store.root)], code=1)
+    found = cli.json(["artifacts", "verify", "--root", str(run.store.root)], code=1)
     assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
+    (run.artifacts["finetune"].path / "made.txt").write_text("edited by hand")
+    assert "is damaged" in (error := cli(["run", "-c", str(run.config)], code=1).err) and "made.txt" in error
 
 
-def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
-    assert run_cli(["run", "-c", str(run.config)]) == 0
+    cli(["run", "-c", str(run.config)])
     other = finished_run("finetune.epochs=5")
-    capsys.readouterr()
     root = ["--root", str(run.store.root)]
-    named = {item["stage"] for item in told(capsys, ["artifacts", "gc", *root, "--keep-days", "0"])["items"]}
+    named = {item["stage"] for item in cli.json(["artifacts", "gc", *root, "--keep-days", "0"])["items"]}
     assert named == {"finetune", "evaluate", "report"}
     assert other.artifacts["finetune"].path.exists(), "without --yes nothing is deleted"
-    assert told(capsys, ["artifacts", "gc", *root, "--keep-days", "1"])["items"] == []
-    assert run_cli(["artifacts", "gc", *root]) == 0
-    assert "3 more stay because they, or what was made from them, are young; see --keep-days" in capsys.readouterr().out
-    assert run_cli(["artifacts", "gc", *root, "--keep-days", "0"]) == 0
-    assert "young" not in capsys.readouterr().out
-    told(capsys, ["artifacts", "gc", *root, "--yes", "--keep-days", "0"])
+    assert cli.json(["artifacts", "gc", *root, "--keep-days", "1"])["items"] == []
+    assert "3 more stay because they, or what was made from them, are young" in cli(["artifacts", "gc", *root]).out
+    assert "young" not in cli(["artifacts", "gc", *root, "--keep-days", "0"]).out
+    cli.json(["artifacts", "gc", *root, "--yes", "--keep-days", "0"])
     assert not other.artifacts["finetune"].path.exists() and run.artifacts["finetune"].path.exists()
 
 
-def test_export(finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture) -> None:
+def test_export(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
     run = finished_run()
     root = ["--root", str(run.store.root)]
     name = run.artifacts["finetune"].fingerprint[:8]
-    made = told(capsys, ["export", name, str(tmp_path / "model"), *root])
+    made = cli.json(["export", name, str(tmp_path / "model"), *root])
     assert made["files"] == ["open_clip_config.json"] and (tmp_path / "model" / "open_clip_config.json").is_file()
-    assert run_cli(["export", name, str(tmp_path / "model"), *root]) == 2
-    assert run_cli(["export", "nothing", str(tmp_path / "other"), *root]) == 2
-    assert "begins with 'nothing', and no channel has that name; see" in capsys.readouterr().err
+    cli(["export", name, str(tmp_path / "model"), *root], code=2)
+    error = cli(["export", "nothing", str(tmp_path / "other"), *root], code=2).err
+    assert "begins with 'nothing', and no channel has that name" in error
+    base = run.artifacts["bootstrap"].fingerprint[:12]
+    assert cli.json(["export", f"bootstrap/{base}", str(tmp_path / "base"), *root])["files"] == made["files"]
 
 
-def test_a_base_is_found_by_its_fingerprint_and_a_near_channel_is_named(
-    finished_run: Callable[..., Any], capsys: Capture
-) -> None:
-    from paraclip.tasks.models import find_release, name_in
-
-    run = finished_run()
-    for stage in ("bootstrap", "finetune"):
-        fingerprint = run.artifacts[stage].fingerprint
-        for name in (fingerprint[:12], f"{stage}/{fingerprint[:12]}"):
-            found = find_release(name, run.store)
-            assert found == run.artifacts[stage].path / "release"
-            assert name_in(run.store, found) == f"{stage}/{fingerprint}"
-    assert name_in(run.store, "ViT-B-32:laion2b_s34b_b79k") == "ViT-B-32:laion2b_s34b_b79k"
-    run.store.set_channel("made", {"stage": "finetune", "fingerprint": run.artifacts["finetune"].fingerprint})
-    assert run_cli(["search", "a dog", "--model", "mdae", "--root", str(run.store.root)]) == 2
-    told = capsys.readouterr().err
-    assert "no artifact of finetune" in told and "begins with 'mdae'" in told
-
-
-def test_promote(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     first = finished_run(verdict="promote")
     config = ["-c", str(first.config)]
-    decision = told(capsys, ["promote", *config])
+    decision = cli.json(["promote", *config])
     assert decision["moved"] and decision["after"] == first.artifacts["finetune"].fingerprint
     held = finished_run("finetune.seed=1", verdict="hold")
     other = ["promote", *config, "--set", "finetune.seed=1"]
-    assert run_cli([*other, "--gate"]) == 4
-    assert "production: kept at" in capsys.readouterr().out
-    assert told(capsys, [*other, "--force"])["after"] == held.artifacts["finetune"].fingerprint
-    assert run_cli(["promote", *config, "--set", "finetune.seed=2"]) == 2
-    assert "is not finished (finetune, evaluate, report)" in capsys.readouterr().err
+    assert "production: kept at" in cli([*other, "--gate"], code=4).out
+    assert cli.json([*other, "--force"])["after"] == held.artifacts["finetune"].fingerprint
+    error = cli(["promote", *config, "--set", "finetune.seed=2"], code=2).err
+    assert "is not finished (finetune, evaluate, report)" in error
 
 
-def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[..., Any], cli: Any) -> None:
     first, second = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
     root = ["--root", str(first.store.root)]
     old, new = (run.artifacts["finetune"].fingerprint for run in (first, second))
-    told(capsys, ["promote", "-c", str(first.config)])
-    told(capsys, ["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
+    cli.json(["promote", "-c", str(first.config)])
+    cli.json(["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
     # None of today's sources, and nothing goes that the way back needs.
     first.config.unlink()
-    assert told(capsys, ["artifacts", "gc", *root, "--keep-days", "0"])["items"] == []
-    decision = told(capsys, ["channel", "rollback", "production", *root])
+    assert cli.json(["artifacts", "gc", *root, "--keep-days", "0"])["items"] == []
+    decision = cli.json(["channel", "rollback", "production", *root])
     assert decision["moved"] and (decision["before"], decision["after"]) == (new, old)
-    moves = told(capsys, ["channel", "history", "production", *root])["moves"]
+    moves = cli.json(["channel", "history", "production", *root])["moves"]
     assert [(move["by"], move["after"], move["there"]) for move in moves] == [
         ("rollback", old, True),
         ("promotion", new, True),
         ("promotion", old, True),
     ]
     assert moves[0]["reason"].startswith(f"rolled back from {new} to {old}")
-    assert run_cli(["channel", "history", "production", *root]) == 0
-    assert "by hand" in capsys.readouterr().out
-    told(capsys, ["artifacts", "gc", *root, "--keep-days", "0", "--keep-models", "0", "--yes"])
-    assert run_cli(["channel", "rollback", "production", "--to", new[:8], *root]) == 1
-    assert f"the model {new} is gone from" in capsys.readouterr().err
-    assert run_cli(["channel", "history", "prodution", *root]) == 2
-    assert "there are" in capsys.readouterr().err
+    assert "by hand" in cli(["channel", "history", "production", *root]).out
+    cli.json(["artifacts", "gc", *root, "--keep-days", "0", "--keep-models", "0", "--yes"])
+    error = cli(["channel", "rollback", "production", "--to", new[:8], *root], code=1).err
+    assert f"the model {new} is gone from" in error
+    assert "there are" in cli(["channel", "history", "prodution", *root], code=2).err
 
 
-def test_the_next_command_takes_the_same_settings(
-    finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture
-) -> None:
+def test_the_next_command_takes_the_same_settings(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
     run = finished_run(verdict="promote")
     root = str(run.store.root)
     chosen = ["-c", str(run.config), "--set", "data.min_words=2", "--root", root, "--device", "cpu"]
     for command in ("plan", "run", "promote"):
-        assert run_cli([command, *chosen]) == 0
-        following = capsys.readouterr().out.splitlines()[-1].removeprefix("next: paraclip ").split()
+        following = cli([command, *chosen]).out.splitlines()[-1].removeprefix("next: paraclip ").split()
         if command != "promote":
             assert following == [{"plan": "run", "run": "promote"}[command], *chosen]
     assert following == ["export", "production", "FOLDER", "--root", root]
-    assert run_cli(["-q", "plan", *chosen]) == 0
-    assert "next:" not in capsys.readouterr().out
-    assert run_cli(["config", "show", "--root", "a: [b"]) == 0
-    assert yaml.safe_load(capsys.readouterr().out)["run"]["root"] == "a: [b"
+    assert "next:" not in cli(["-q", "plan", *chosen]).out
+    assert yaml.safe_load(cli(["config", "show", "--root", "a: [b"]).out)["run"]["root"] == "a: [b"
 
 
-def test_config_show_is_a_configuration(tmp_path: Path, capsys: Capture) -> None:
-    assert run_cli(["config", "show", "--set", "finetune.epochs=3"]) == 0
-    tree = yaml.safe_load(capsys.readouterr().out)
+def test_config_show_is_a_configuration(cli: Any) -> None:
+    tree = yaml.safe_load(cli(["config", "show", "--set", "finetune.epochs=3"]).out)
     assert Settings.model_validate(tree).finetune.epochs == 3
-    assert told(capsys, ["config", "show"])["finetune"]["epochs"] == 2
-    assert told(capsys, ["config", "schema"])["properties"]["finetune"]
-    assert run_cli(["config", "schema"]) == 0
-    assert "data.sources.0.path" in capsys.readouterr().out
+    assert cli.json(["config", "show"])["finetune"]["epochs"] == 2
+    assert cli.json(["config", "schema"])["properties"]["finetune"]
+    assert "data.sources.0.path" in cli(["config", "schema"]).out
 
 
 class EditorsLoader(yaml.SafeLoader):
@@ -312,10 +257,9 @@ class EditorsLoader(yaml.SafeLoader):
     }
 
 
-def test_an_editor_is_told_of_todays_options(capsys: Capture) -> None:
-    assert run_cli(["config", "schema", "--json"]) == 0
+def test_an_editor_is_told_of_todays_options(cli: Any) -> None:
     text = (CONFIGS / "schema.json").read_text()
-    assert text == capsys.readouterr().out, "paraclip config schema --json > configs/schema.json"
+    assert text == cli(["config", "schema", "--json"]).out, "paraclip config schema --json > configs/schema.json"
     validator = jsonschema.Draft202012Validator(json.loads(text))
     validator.check_schema(validator.schema)
     for config in CONFIGS.glob("*.yaml"):
@@ -339,13 +283,8 @@ def test_an_output_that_is_full_is_one_message_without_a_traceback() -> None:
 def test_a_failing_stage_is_one_message_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
     options = [f"data.root={tmp_path}", "data.sources.0.path=bad.parquet", f"run.root={tmp_path}/root"]
-    command = [
-        sys.executable,
-        "-m",
-        "paraclip.flows.cli",
-        "run",
-        *(part for text in options for part in ("--set", text)),
-    ]
+    sets = [part for text in options for part in ("--set", text)]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "run", *sets]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 1, done.stderr
     assert "error:" in done.stderr and "bad.parquet" in done.stderr

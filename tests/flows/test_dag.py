@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,19 +15,11 @@ from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run
 from paraclip_core.errors import CrashedError, InputError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 UNFINISHED = ("paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")
 SERVER = "paraphrase.engine=openai", "paraphrase.model=m", "paraphrase.openai.base_url=http://127.0.0.1:1"
 PATIENCE = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
-    with prefect_server():
-        yield
 
 
 class Machine:

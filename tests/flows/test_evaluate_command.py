@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 
-from paraclip.flows.cli import run_cli
-
 
 @pytest.fixture
-def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Callable[[Path], Path]:
     """The folder of the results of an evaluation that is called in a given folder."""
     written: list[Path] = []
 
@@ -23,8 +21,8 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path
 
     def evaluated(here: Path) -> Path:
         monkeypatch.chdir(here)
-        models = ["--base", "base", "--tuned", "tuned"]
-        assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]) == 0
+        options = f"--base base --tuned tuned --benchmark stsb=s.tsv --root {tmp_path}/r"
+        cli.json(["evaluate", *options.split()])
         return written[-1]
 
     monkeypatch.setattr(
@@ -53,23 +51,6 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder
     assert len(set(found)) == 4
 
 
-def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def measured(*_: object, **__: object) -> None:
-        pytest.fail("it was measured")
-
-    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", measured)
-    monkeypatch.chdir(_write(tmp_path / "here"))
-    (tmp_path / "file").touch()
-    models = ["--base", "base", "--tuned", "tuned", "--out", str(tmp_path / "file" / "results")]
-    assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
-    assert "--out: " in (told := capsys.readouterr().err) and "cannot be made (Not a directory)" in told
-
-
-Capture = pytest.CaptureFixture[str]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -80,19 +61,19 @@ Capture = pytest.CaptureFixture[str]
         (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
         (["--base", "base", "--tuned", "tuned", "--images", "gone"], "--images 'gone': gone does not exist"),
         (["--base", "base", "--tuned", "tuned", "--images", "base"], "none of stsb reads images beside its path"),
+        (["--base", "base", "--tuned", "tuned", "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
     ],
 )
 def test_wrong_options_are_told_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, options: list[str], message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, options: list[str], message: str
 ) -> None:
     monkeypatch.chdir(_write(tmp_path / "here"))
     monkeypatch.setattr("paraclip.tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
-    assert run_cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", "--root", str(tmp_path / "r")]) == 2
-    assert message in capsys.readouterr().err
+    assert message in cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", f"--root={tmp_path}/r"], code=2).err
 
 
 def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
 ) -> None:
     def compared(*_: object, progress: Callable[..., None], **__: object) -> SimpleNamespace:
         progress(1, 4, benchmark="stsb", model="tuned", texts="4096 of 9000", eta_seconds=40)
@@ -103,6 +84,5 @@ def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
     monkeypatch.setattr("paraclip.tasks.comparison.compare_models", compared)
     monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
     models = ["--base", "base", "--tuned", "tuned"]
-    assert run_cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]) == 0
-    shown = capsys.readouterr().err
+    shown = cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]).err
     assert "evaluate: 1 of 4, benchmark stsb, model tuned, texts 4096 of 9000, eta_seconds 40" in shown

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from paraclip.flows.cli import run_cli
 from paraclip_core.settings import load_settings
 
-Capture = pytest.CaptureFixture[str]
 HEADER = (" File_Name ", "CAPTION", "Remark", "LICENSE")
 
 
@@ -53,29 +52,20 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "my data"
 
 
-def facts(*arguments: str) -> dict[str, Any]:
-    capture: Any = facts.capture  # pyright: ignore[reportFunctionMemberAccess]
-    capture.readouterr()
-    assert run_cli(["init", *arguments, "--json"]) == 0
-    return json.loads(capture.readouterr().out)
+@pytest.fixture
+def facts(cli: Any) -> Callable[..., dict[str, Any]]:
+    return lambda *arguments: cli.json(["init", *arguments])
 
 
-@pytest.fixture(autouse=True)
-def _capture(capsys: Capture) -> None:
-    facts.capture = capsys  # pyright: ignore[reportFunctionMemberAccess]
-
-
-def test_plan_takes_what_it_writes(data: Path, capsys: Capture) -> None:
-    assert run_cli(["init", data.name, "--name", "holiday"]) == 0
-    out = capsys.readouterr().out
+def test_plan_takes_what_it_writes(data: Path, cli: Any) -> None:
+    out = cli(["init", data.name, "--name", "holiday"]).out
     assert "My export.csv: 121 of 121 rows" in out
     assert "1 of the first images are not there, such as '2024/gone.png'" in out
     assert "20% of the images are held out as val" in out and "next: paraclip plan -c paraclip.yaml" in out
     settings = load_settings("paraclip.yaml")
     assert (settings.name, settings.evaluate.split) == ("holiday", "val")
     assert [benchmark.kind for benchmark in settings.evaluate.benchmarks] == ["paraphrased_retrieval", "retrieval"]
-    assert run_cli(["plan", "-c", "paraclip.yaml", "--json"]) == 0
-    planned = json.loads(capsys.readouterr().out)
+    planned = json.loads(cli(["plan", "-c", "paraclip.yaml", "--json"]).out)
     stages = {stage["stage"]: stage for stage in planned["stages"]}
     assert stages["ingest"]["rows"] == 121 and stages["evaluate"]["rows"] > 10
     images = stages["evaluate"]["rows"] // 2
@@ -86,7 +76,7 @@ def test_plan_takes_what_it_writes(data: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(("images", "batch"), [(60, 16), (2000, 512)])
-def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batch: int) -> None:
+def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batch: int, facts: Any) -> None:
     """Five steps leave it near chance, and everything measured on it is noise."""
     table(data / "My export.csv", captions(images))
     rows = facts(data.name)["captions"]["train"]
@@ -97,22 +87,17 @@ def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batc
     assert load_settings("paraclip.yaml").bootstrap == settings.bootstrap.__class__()
 
 
-def test_nothing_is_written_over(data: Path, capsys: Capture) -> None:
+def test_nothing_is_written_over(data: Path, cli: Any) -> None:
     Path("paraclip.yaml").write_text("name: kept\n")
-    assert run_cli(["init", data.name]) == 2
-    assert "paraclip.yaml is there already; give --force" in capsys.readouterr().err
+    assert "paraclip.yaml is there already; give --force" in cli(["init", data.name], code=2).err
     assert Path("paraclip.yaml").read_text() == "name: kept\n"
-    assert run_cli(["init", data.name, "--force"]) == 0
+    cli(["init", data.name, "--force"])
     assert load_settings("paraclip.yaml").name == "mine"
-
-
-def test_the_schema_that_editors_check_with_is_there(data: Path) -> None:
-    assert run_cli(["init", data.name]) == 0
     first = Path("paraclip.yaml").read_text().splitlines()[0]
     assert first.startswith("# yaml-language-server: $schema=") and Path(first.partition("=")[2]).is_file()
 
 
-def test_a_split_for_each_file(data: Path) -> None:
+def test_a_split_for_each_file(data: Path, facts: Any) -> None:
     (data / "My export.csv").unlink()
     for name, first, last in (("train", 0, 40), ("valid", 40, 60)):
         table(data / f"{name}.tsv", [])
@@ -127,7 +112,7 @@ def test_a_split_for_each_file(data: Path) -> None:
     assert load_settings("paraclip.yaml").data.held_out == 0
 
 
-def test_images_in_a_tar_and_captions_in_jsonl(data: Path) -> None:
+def test_images_in_a_tar_and_captions_in_jsonl(data: Path, facts: Any) -> None:
     (data / "My export.csv").unlink()
     lines = [json.dumps({"text": text, "file name": Path(image).name}) for image, text in captions(60)]
     (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
@@ -137,7 +122,7 @@ def test_images_in_a_tar_and_captions_in_jsonl(data: Path) -> None:
     assert report["sources"][0]["images"] == "pictures.tar"
 
 
-def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, facts: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for part in range(2):
         rows = [{"image": {"bytes": picture(50 * part + n)}, "caption": f"picture {part} {n}"} for n in range(30)]
@@ -145,44 +130,36 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = facts()
     assert [source["path"] for source in report["sources"]] == ["."] and report["rows"]["accepted"] == 60
     assert "rewording" in Path("paraclip.yaml").read_text(), "one caption an image gives no pairs"
-    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 0
+    cli(["plan", "-c", "paraclip.yaml"])
 
 
-def test_a_linked_folder_of_images_is_seen(data: Path) -> None:
+def test_a_linked_folder_of_images_is_seen(data: Path, cli: Any, facts: Any) -> None:
     (data / "Photos").rename(data.parent / "Elsewhere")
     (data / "Photos").symlink_to(data.parent / "Elsewhere", target_is_directory=True)
     report = facts(data.name)
     assert report["sources"][0]["images"] == "Photos" and report["images_missing"] == ["2024/gone.png"]
     # What is found can be read: names must not lead out of the folder.
     assert load_settings(Path("paraclip.yaml"), []).data.sources[0].images == "Photos"
-    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 0
+    cli(["plan", "-c", "paraclip.yaml"])
 
 
-def test_rows_that_an_option_leaves_out_and_splits_that_share_images_are_told(data: Path, capsys: Capture) -> None:
-    rows = [[*row, "val" if n % 4 else "train"] for n, row in enumerate(captions(60))]
+@pytest.mark.parametrize("twice", [False, True], ids=["shared images", "repeated rows"])
+def test_validation_rows_that_share_images_with_training_are_told_and_refused(
+    data: Path, cli: Any, twice: bool
+) -> None:
+    rows = [[*row, "train" if twice or n % 4 == 0 else "val"] for n, row in enumerate(captions(60))]
+    rows += [[*row[:2], "val"] for row in rows[:40]] if twice else []
     with (data / "My export.csv").open("w", newline="") as file:
         long = ["2024/IMG 1.PNG", " ".join(["word"] * 16), "train"]
         csv.writer(file).writerows([["image", "caption", "split"], *rows, long])
-    assert run_cli(["init", data.name]) == 0
-    out = " ".join(capsys.readouterr().out.split())
+    out = " ".join(cli(["init", data.name]).out.split())
     assert "left out: too_many_words 1 (data.max_words)" in out
-    assert "30 of 60 validation images are trained on, too, by their ids: `run` refuses that" in out
-    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 1
-    assert "give all rows of an image one split" in " ".join(capsys.readouterr().err.split())
+    shared = "20 of 20" if twice else "30 of 60"
+    assert f"{shared} validation images are trained on, too, by their ids: `run` refuses that" in out
+    assert "give all rows of an image one split" in " ".join(cli(["plan", "-c", "paraclip.yaml"], code=1).err.split())
 
 
-def test_validation_rows_that_repeat_training_rows_are_told_and_refused(data: Path, capsys: Capture) -> None:
-    trained = [[*row, "train"] for row in captions(60)]
-    with (data / "My export.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [["image", "caption", "split"], *trained, *([*row[:2], "val"] for row in trained[:40])]
-        )
-    assert run_cli(["init", data.name]) == 0
-    assert "20 of 20 validation images are trained on, too, by their ids" in " ".join(capsys.readouterr().out.split())
-    assert run_cli(["plan", "-c", "paraclip.yaml"]) == 1
-
-
-def test_a_file_without_images_is_left_out(data: Path) -> None:
+def test_a_file_without_images_is_left_out(data: Path, facts: Any) -> None:
     (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
     report = facts(data.name)
     assert [source["path"] for source in report["sources"]] == ["My export.csv"] and report["unused"] == ["notes.csv"]
@@ -199,7 +176,7 @@ def test_a_file_without_images_is_left_out(data: Path) -> None:
         ("twice", "the images are in Photos and in Thumbnails; say with --images"),
     ],
 )
-def test_what_is_missing_is_said(case: str, message: str, data: Path, capsys: Capture) -> None:
+def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) -> None:
     other = data.parent / case
     folder = other
     if case in ("two", "twice"):
@@ -216,12 +193,11 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, capsys: Ca
         table(other / "a.csv", captions(60))
     if case == "no names":
         (other / "a.txt").write_text("a dog on a beach\n")
-    assert run_cli(["init", folder.name]) != 0
-    assert message in capsys.readouterr().err
+    assert message in cli(["init", folder.name], code=1).err
     assert not Path("paraclip.yaml").exists()
 
 
-def test_columns_of_other_names(data: Path) -> None:
+def test_columns_of_other_names(data: Path, facts: Any) -> None:
     table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
     report = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
     assert report["rows"]["accepted"] == 120

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
+from processes import free_port, with_variable  # pyright: ignore[reportMissingImports]
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import client_environment
 
@@ -20,21 +21,16 @@ pytestmark = [
 ]
 
 
-def marked(mark: str) -> list[str]:
-    """Command lines of living processes whose environment has the mark."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"PARACLIP_TEST={mark}".encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-        except OSError:
-            continue
-    return [command for command in found if command]
+marked = partial(with_variable, "PARACLIP_TEST")
 
 
 @pytest.mark.parametrize(
     ("number", "whole_group", "code"),
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 143), (signal.SIGKILL, False, -signal.SIGKILL)],
+    [
+        (signal.SIGINT, True, 130),
+        pytest.param(signal.SIGTERM, False, 143, marks=pytest.mark.nightly),
+        (signal.SIGKILL, False, -signal.SIGKILL),
+    ],
 )
 def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_group: bool, code: int) -> None:
     mark = tmp_path.name
@@ -49,10 +45,7 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
     try:
         assert run.stderr is not None
         assert "scenes" in run.stderr.readline()
-        deadline = time.monotonic() + 120
-        while not any("paraclip.tasks.run.child" in command for command in marked(mark)):
-            assert time.monotonic() < deadline, "the stage got no process"
-            time.sleep(0.05)
+        eventually(lambda: marked(mark, "paraclip.tasks.run.child"), "the stage got no process")
         # As a terminal does with Ctrl-C: every process of the group gets it.
         (os.killpg if whole_group else os.kill)(run.pid, number)
         _, rest = run.communicate(timeout=120)
@@ -64,24 +57,15 @@ def test_it_ends_at_once_and_leaves_nothing(tmp_path: Path, number: int, whole_g
             run.stderr.close()
     assert run.returncode == code
     assert "Traceback" not in rest
-    deadline = time.monotonic() + 120
-    while marked(mark):
-        assert time.monotonic() < deadline, marked(mark)
-        time.sleep(0.05)
+    eventually(lambda: not marked(mark), "a process stays")
 
 
 def test_serve_that_is_ended_midway_ends_what_it_has_started(tmp_path: Path) -> None:
     mark, root = tmp_path.name, tmp_path / "root"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "paraclip.flows.cli", "serve", "--root", str(root), "--port", port]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "serve", "--root", str(root), "--port", str(free_port())]
     serving = subprocess.Popen(command, env={**os.environ, "PARACLIP_TEST": mark}, start_new_session=True)
     try:
-        deadline = time.monotonic() + 120
-        while not client_environment(root):
-            assert time.monotonic() < deadline, "no server was started"
-            time.sleep(0.05)
+        eventually(lambda: client_environment(root), "no server was started")
         serving.terminate()
         assert serving.wait(120) == 143
     finally:

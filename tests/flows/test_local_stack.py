@@ -117,6 +117,17 @@ def test_a_server_gets_a_password_that_stays_and_that_nobody_else_reads(
     assert path.read_text().strip() == first
 
 
+def test_workers_open_the_root_that_was_named_and_leases_outlive_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusal = Refusal(monkeypatch)
+    for location, expected in (("s3://bucket/folder", "s3://bucket/folder"), (None, str(tmp_path))):
+        environment = refusal.serve(tmp_path, location)
+        assert environment["PARACLIP_ROOT"] == expected and environment["PREFECT_HOME"].startswith(str(tmp_path))
+    leases = environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    assert leases.endswith(".filesystem") and importlib.import_module(leases).ConcurrencyLeaseStorage
+
+
 def test_a_link_and_what_it_points_to_are_one_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, link = tmp_path / "root", tmp_path / "link"
     root.mkdir()

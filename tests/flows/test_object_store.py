@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
 import pytest
 
-from paraclip.flows.cli import run_cli
-from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
-from paraclip_core.tables import GENERATIONS
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from tests.flows.test_cli import STAGES
 
 Capture = pytest.CaptureFixture[str]
@@ -31,18 +27,6 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @pytest.fixture
-def tell(url: str, capsys: Capture) -> Callable[..., Any]:
-    """Runs a command at the root and reads its one JSON document."""
-
-    def told(arguments: Sequence[str], code: int = 0) -> Any:
-        capsys.readouterr()
-        assert run_cli([*arguments, "--root", url, "--json"]) == code
-        return json.loads(capsys.readouterr().out)
-
-    return told
-
-
-@pytest.fixture
 def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Goes on as another machine."""
     return lambda: monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
@@ -54,17 +38,15 @@ def here(url: str) -> set[str]:
 
 
 def test_a_second_machine_has_nothing_to_do(
-    finished_run: Callable[..., Any], url: str, second: Callable[[], None], capsys: Capture
+    finished_run: Callable[..., Any], url: str, second: Callable[[], None], cli: Any
 ) -> None:
     run = finished_run(f"run.root={url}")
     second()
     at = ["-c", str(run.config), "--set", f"run.root={url}"]
-    assert run_cli(["plan", *at, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
+    plan = cli.json(["plan", *at])
     assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
     assert here(url) == set()
-    assert run_cli(["run", *at, "--require-work", "--json"]) == 3
-    outcome = json.loads(capsys.readouterr().out)
+    outcome = cli.json(["run", *at, "--require-work"], code=3)
     assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
     assert Path(outcome["report"]).read_text() == "<title>made</title>"
     # A run that only shows its outcome needs the outcome's artifacts and no other.
@@ -73,44 +55,31 @@ def test_a_second_machine_has_nothing_to_do(
 
 
 def test_artifacts_commands(
-    finished_run: Callable[..., Any], url: str, second: Callable[[], None], tell: Callable[..., Any], tmp_path: Path
+    finished_run: Callable[..., Any], url: str, second: Callable[[], None], tmp_path: Path, cli: Any
 ) -> None:
     run = finished_run(f"run.root={url}")
-    assert run_cli(["run", "-c", str(run.config), "--set", f"run.root={url}"]) == 0  # sets the channel
+    cli(["run", "-c", str(run.config), "--set", f"run.root={url}"])  # sets the channel
     second()
-    listed = tell(["artifacts", "ls"])
+    listed = cli.json(["artifacts", "ls", "--root", url])
     assert {artifact["stage"] for artifact in listed["artifacts"]} == set(STAGES)
     assert all(artifact["path"].startswith(f"{url}/artifacts/") for artifact in listed["artifacts"])
     assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
-    assert tell(["artifacts", "show", "made"])["stage"] == "finetune"
-    assert tell(["artifacts", "verify"]) == {"checked": len(STAGES), "damaged": []}
-    assert tell(["artifacts", "gc", "--keep-days", "0"])["items"] == []
+    assert cli.json(["artifacts", "show", "made", "--root", url])["stage"] == "finetune"
+    assert cli.json(["artifacts", "verify", "--root", url]) == {"checked": len(STAGES), "damaged": []}
+    assert cli.json(["artifacts", "gc", "--keep-days", "0", "--root", url])["items"] == []
     assert here(url) == set()
-    assert tell(["export", "made", str(tmp_path / "model")])["files"] == ["open_clip_config.json"]
+    assert cli.json(["export", "made", str(tmp_path / "model"), "--root", url])["files"] == ["open_clip_config.json"]
     assert here(url) == {"finetune"}
 
 
-def test_gc_deletes_at_the_store(finished_run: Callable[..., Any], url: str, tell: Callable[..., Any]) -> None:
+def test_gc_deletes_at_the_store(finished_run: Callable[..., Any], url: str, cli: Any) -> None:
     run = finished_run(f"run.root={url}")
-    assert run_cli(["run", "-c", str(run.config), "--set", f"run.root={url}"]) == 0
+    cli(["run", "-c", str(run.config), "--set", f"run.root={url}"])
     finished_run(f"run.root={url}", "finetune.epochs=5")
     with pytest.raises(KeyboardInterrupt), open_store(url).writing("ingest", "a" * 32) as work:
         (work.scratch / "state").write_text("7")
         raise KeyboardInterrupt
-    deleted = tell(["artifacts", "gc", "--keep-days", "0", "--unfinished", "--yes"])["items"]
+    deleted = cli.json(["artifacts", "gc", "--keep-days", "0", "--unfinished", "--yes", "--root", url])["items"]
     assert sorted(item["stage"] for item in deleted) == ["evaluate", "finetune", "ingest", "report"]
-    listed = tell(["artifacts", "ls"])
+    listed = cli.json(["artifacts", "ls", "--root", url])
     assert len(listed["artifacts"]) == len(STAGES) and listed["unfinished"] == []
-
-
-def test_cache_stats_count_what_other_machines_asked(
-    url: str, second: Callable[[], None], tell: Callable[..., Any]
-) -> None:
-    row = {"key": b"k" * 16, "step": 1, "attempt": 0, "input": "a dog", "engine": "file", "model": "m", "prompt": "p"}
-    row |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 3, "completion_tokens": 4}
-    cache = open_answers(open_store(url))
-    cache.append(pa.Table.from_pylist([row | {"completions": ["x"]}], schema=GENERATIONS))
-    cache.close()
-    second()
-    found = tell(["cache", "stats"])
-    assert (found["rows"], found["keys"], found["segments"]) == (1, 1, 1)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, words_of  # pyright: ignore[reportMissingImports]
-
-from paraclip.flows.cli import run_cli
+from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
-Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
@@ -38,46 +33,41 @@ def config(tmp_path: Path, openai_server: OpenAIServer, monkeypatch: pytest.Monk
 
 
 def answer(server: OpenAIServer, *texts: str) -> None:
-    choices = [{"index": number, "message": {"content": text}} for number, text in enumerate(texts)]
-    server.answer = lambda asked: {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    server.answer = lambda asked: reply(*texts)
 
 
-def shown(capsys: Capture, config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
-    assert run_cli(["paraphrase", "-c", str(config), *arguments]) == code
-    captured = capsys.readouterr()
-    return captured.out, captured.err
+def shown(cli: Any, config: Path, *arguments: str, code: int = 0) -> tuple[str, str]:
+    return cli(["paraphrase", "-c", str(config), *arguments], code)
 
 
 def test_both_steps_are_shown_with_every_answer_and_verdict(
-    openai_server: OpenAIServer, config: Path, capsys: Capture
+    openai_server: OpenAIServer, config: Path, cli: Any
 ) -> None:
     answer(openai_server, "Answer: [bold]A child swings.[/]", "...")
-    out, err = shown(capsys, config, "a kid on a swing")
+    out, err = shown(cli, config, "a kid on a swing")
     assert "1. a kid on a swing" in out and "gates of preset off: empty" in out
     assert "Answer: [bold]A child swings.[/]" in out and "[bold]A child swings.[/]" in out
     assert "empty: no word in the answer" in out and "CHOSEN" in out and "passes 1 of 1 gates" in out
     assert 'step 2 of "[bold]A child swings.[/]"' in out
     assert "1 of 1 captions have both rewrites" in out
-    assert "2 requests asked (20 prompt tokens, 10 answered), 0 cached" in out and "nothing is kept" in out
+    assert "2 requests asked (20 prompt tokens, 20 answered), 0 cached" in out and "nothing is kept" in out
     assert "step 1: 1 texts, with openai\n" in err
     assert not (config.parent / "root").exists()
 
 
-def test_answers_are_kept_on_demand_and_cached_ones_used(
-    openai_server: OpenAIServer, config: Path, capsys: Capture
-) -> None:
+def test_answers_are_kept_on_demand_and_cached_ones_used(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
     answer(openai_server, "one of them", "another")
-    out, _ = shown(capsys, config, "a red dog", "a red dog", "a blue bar", "--keep")
+    out, _ = shown(cli, config, "a red dog", "a red dog", "a blue bar", "--keep")
     assert "2. a blue bar" in out and "3. " not in out and "the answers are kept" in out
     asked = len(openai_server.asked)
-    out, err = shown(capsys, config, "a red dog")
+    out, err = shown(cli, config, "a red dog")
     assert len(openai_server.asked) == asked
     assert "step 1, cached" in out and "0 requests asked" in out and "2 cached" in out and "asking" not in err
 
 
-def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, capsys: Capture) -> None:
+def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
     answer(openai_server, "a child", "!")
-    out, err = shown(capsys, config, "a kid on a swing", "--json")
+    out, err = shown(cli, config, "a kid on a swing", "--json")
     document: dict[str, Any] = json.loads(out)
     assert "step 2: 1 texts, with openai" in err
     assert list(document) == [
@@ -101,35 +91,20 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
     assert len(first["key"]) == 32 and first["chosen"] == ["a child"]
 
 
-def test_hostile_captions_and_answers_are_shown_as_text(
-    openai_server: OpenAIServer, config: Path, capsys: Capture
-) -> None:
+def test_hostile_captions_and_answers_are_shown_as_text(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
     attacks = [json.loads(line) for line in ATTACKS.read_text("utf-8").splitlines()]
-    openai_server.answer = lambda asked: {
-        "choices": [{"message": {"content": f"\x1b[2J\u202e[red]{words_of(asked)}[/] {attacks[0]['obeyed'][0]}"}}]
-    }
+    obeyed = attacks[0]["obeyed"][0]
+    openai_server.answer = lambda asked: reply(f"\x1b[2J\u202e[red]{words_of(asked)}[/] {obeyed}")
     captions = [attack["text"] for attack in attacks[::3] if "\0" not in attack["text"]]
     for more in ([], ["--json"]):
-        out, err = shown(capsys, config, *more, "--", *captions)
+        out, err = shown(cli, config, *more, "--", *captions)
         steering = {char for char in out + err if unicodedata.category(char) == "Cc"} - {"\n", "\t"}
         assert not steering and "\u202e" not in out + err
         assert "[red]" in out
 
 
-def test_what_cannot_be_tried_is_said(openai_server: OpenAIServer, config: Path, capsys: Capture) -> None:
-    assert "CAPTION" in shown(capsys, config, code=2)[1]
+def test_what_cannot_be_tried_is_said(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
+    assert "CAPTION" in shown(cli, config, code=2)[1]
     openai_server.stop()
-    assert "cannot be reached" in shown(capsys, config, "a kid on a swing", code=1)[1]
+    assert "cannot be reached" in shown(cli, config, "a kid on a swing", code=1)[1]
     assert openai_server.asked == []
-
-
-def test_it_needs_no_prefect(openai_server: OpenAIServer, config: Path) -> None:
-    answer(openai_server, "one of them", "another")
-    code = (
-        "import sys; from paraclip.flows.cli import run_cli; "
-        f"code = run_cli(['paraphrase', 'a red dog', '-c', {str(config)!r}]); "
-        "sys.exit(code or 'prefect' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    assert "CHOSEN" in done.stdout

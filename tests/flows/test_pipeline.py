@@ -7,7 +7,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from logging.handlers import QueueHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -15,6 +15,8 @@ from typing import Any
 
 import cloudpickle
 import pytest
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from tiny_run import served  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.shards import Here
 from paraclip.tasks.run.run import Node, Run
@@ -27,16 +29,9 @@ from paraclip_core.errors import (
     FullDiskError,
     InputError,
 )
+from paraclip_core.settings import parse_settings
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
-    with prefect_server():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 
 def shown(key: str) -> Any:
@@ -56,20 +51,6 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     assert [row["stage"] for row in shown("shown-stages")] == [row["stage"] for row in outcome["stages"]]
     assert shown("shown-comparison")[0]["delta"] == 2.5
     assert outcome["report"] in shown("shown-report")
-
-
-def test_regenerate_moves_the_channel_only_on_promote(finished_run: Callable[..., Any]) -> None:
-    from paraclip.flows.regenerate import regenerate
-
-    nightly: Any = regenerate
-    first = finished_run("name=nightly", verdict="promote")
-    decision = nightly(settings=first.settings)["decision"]
-    assert decision["moved"] and first.store.channel("production")["fingerprint"] == decision["after"]
-    second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
-    decision = nightly(settings=second.settings)["decision"]
-    assert not decision["moved"] and "held" in decision["reason"]
-    assert first.store.channel("production")["fingerprint"] == decision["before"]
-    assert decision["reason"] in shown("nightly-promotion")
 
 
 def test_a_failing_stage_fails_the_run_with_its_own_error(
@@ -93,20 +74,21 @@ def test_a_failing_stage_fails_the_run_with_its_own_error(
 
 
 @pytest.mark.parametrize(
-    ("error", "tries"),
+    ("error", "tries", "where"),
     [
-        (CrashedError("its process was killed by SIGKILL"), 3),
-        (AwayError("http://127.0.0.1:1 cannot be reached"), 3),
-        (FullDiskError("no space left"), 2),
-        (ConfigError("--lr"), 1),
-        (EngineError("the server refuses the key"), 1),
-        (ArtifactError("an edited file"), 1),
+        (CrashedError("its process was killed by SIGKILL"), 1, "without a deployment"),
+        (CrashedError("its process was killed by SIGKILL"), 3, "alone"),
+        (CrashedError("its process was killed by SIGKILL"), 3, "pipeline"),
+        (AwayError("http://127.0.0.1:1 cannot be reached"), 3, "pipeline"),
+        (FullDiskError("no space left"), 2, "pipeline"),
+        (ConfigError("--lr"), 1, "pipeline"),
+        (EngineError("the server refuses the key"), 1, "alone"),
+        (ArtifactError("an edited file"), 1, "pipeline"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
-@pytest.mark.parametrize("alone", [False, True])
 def test_a_stage_is_tried_again_where_that_may_help(
-    error: Exception, tries: int, alone: bool, finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    error: Exception, tries: int, where: str, finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paraclip.flows.pipeline import pipeline
     from paraclip.flows.stages import STAGE_FLOWS
@@ -119,15 +101,10 @@ def test_a_stage_is_tried_again_where_that_may_help(
 
     monkeypatch.setattr("paraclip.flows.stages.DELAYS", [0.0])
     monkeypatch.setattr("paraclip.flows.stages.run_stage", fail)
-    run = finished_run("name=tried")
-    with pytest.raises(type(error)):
-        pipeline(settings=run.settings)
-    assert asked == ["scenes"], "without a deployment a run ends with the first error"
-    asked.clear()
-    for place in ("work", "pipeline"):
+    for place in ("stages", "pipeline") if where != "without a deployment" else ():
         monkeypatch.setattr(f"paraclip.flows.{place}.retries", lambda: 2)
     with pytest.raises(type(error)):
-        (STAGE_FLOWS["scenes"] if alone else pipeline)(settings=run.settings)
+        (STAGE_FLOWS["scenes"] if where == "alone" else pipeline)(settings=finished_run("name=tried").settings)
     assert asked == ["scenes"] * tries
 
 
@@ -233,3 +210,19 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
     outcome: Any = pipeline.pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
+
+
+def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path, openai_server: OpenAIServer) -> None:
+    """All twelve images are for training, and the benchmark wants others."""
+    from paraclip.flows.pipeline import pipeline
+
+    rows = [f"{image}.jpg,a dog with number {image} runs {way}" for image in range(12) for way in ("east", "west")]
+    (tmp_path / "captions.csv").write_text("\n".join(["Image,Caption", *rows]) + "\n")
+    (tmp_path / "0.jpg").touch()
+    tree = {"run": {"root": str(tmp_path / "root")}, "paraphrase": served(openai_server.url)}
+    tree["data"] = {"root": str(tmp_path), "sources": [{"path": "captions.csv", "images": "."}]}
+    tree["evaluate"] = {"benchmarks": [{"name": "captions", "kind": "paraphrased_retrieval"}]}
+    with pytest.raises(InputError, match=r"split val \(evaluate\.split\), but none of the 24 captions is of it"):
+        pipeline(settings=parse_settings(tree))
+    assert [path.name for path in (tmp_path / "root" / "artifacts").iterdir()] == ["ingest"]
+    assert not openai_server.asked

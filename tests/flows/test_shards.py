@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
@@ -17,7 +15,8 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer, reply, status, words_of  # pyright: ignore[reportMissingImports]
+from s3_server import bucket  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
@@ -28,20 +27,12 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import StageError
 from paraclip_core.settings import parse_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 CAPTIONS = 300
 ANSWERS = 150
 """Step 1 gives two captions the same paraphrase, so step 2 has half as many requests."""
 BAD = "a red dog with number 77 on a beach"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
-    with prefect_server():
-        yield
 
 
 def settings_of(folder: Path, url: str, root: str, **run: Any) -> Settings:
@@ -81,9 +72,7 @@ def contents(artifacts: list[Artifact]) -> list[dict[str, str]]:
 
 def same_for_two(asked: dict[str, Any]) -> dict[str, Any]:
     number = int(re.findall(r"number (\d+)", words_of(asked))[-1])
-    message = {"role": "assistant", "content": f"one dog, number {number % ANSWERS}"}
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    return {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}}
+    return reply(f"one dog, number {number % ANSWERS}")
 
 
 @pytest.fixture
@@ -167,6 +156,7 @@ NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, 
 
 
 @NEEDS_RAY
+@pytest.mark.nightly
 def test_the_demo_runs_with_two_ray_workers(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +174,15 @@ def test_the_demo_runs_with_two_ray_workers(
         assert len(list((tmp_path / "root/logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
         assert found(settings, name).manifest.metrics["generated"] == 0, "the shards asked for everything"
     assert set(openai_server.answered.values()) == {1}
+
+
+@NEEDS_RAY
+def test_two_ray_workers_end_with_the_same_bytes(model: OpenAIServer, whole: Whole) -> None:
+    artifacts = carry(whole.settings(model.url, "ray", shards=2, runner="ray"), "paraphrase_1")
+    assert contents(artifacts) == whole.expected[:1]
+    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
+    assert artifacts[0].manifest.metrics["generated"] == 0, "the shards asked for everything"
+    assert len(list((whole.folder / "ray/logs").glob("paraphrase_1-*-shard-?-of-2.log"))) == 2
 
 
 @NEEDS_RAY
@@ -206,7 +205,7 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     asked = len(model.answered)
     assert CAPTIONS // 3 < asked < CAPTIONS
     # The one that went on to its end said so from its own process; the other may not have come to that.
-    done, total, facts = told[-1]
+    done, total, facts = next(each for each in reversed(told) if "generated" in each[2])
     assert 0 < done <= (total or CAPTIONS)
     assert CAPTIONS // 3 < facts["generated"] <= asked
     assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
@@ -224,23 +223,11 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
 def test_shards_at_an_object_store_share_their_answers(
     model: OpenAIServer, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
-    s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
-    store = moto_server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    store.start()
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://{}:{}".format(*store.get_host_and_port()))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAPARACLIPTEST")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret-that-nobody-may-see")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
-    try:
-        s3fs.S3FileSystem.clear_instance_cache()
-        s3fs.S3FileSystem().mkdir("paraclip-shards")
-        run = {"root": "s3://paraclip-shards/root", "shards": 2}
+    with bucket(monkeypatch) as name:
         plain = settings_of(whole.folder, model.url, "nowhere")
-        settings = plain.model_copy(update={"run": plain.run.model_copy(update=run)})
+        run = plain.run.model_copy(update={"root": f"{name}/root", "shards": 2})
+        settings = plain.model_copy(update={"run": run})
         artifacts = carry(settings, "ingest", "paraphrase_1")
         assert contents(artifacts[1:]) == whole.expected[:1]
         assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
@@ -248,6 +235,20 @@ def test_shards_at_an_object_store_share_their_answers(
         monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
         with closing(open_answers(open_store(settings.run.root))) as cache:
             assert cache.stats().keys == CAPTIONS
-    finally:
-        s3fs.S3FileSystem.clear_instance_cache()
-        store.stop()
+
+
+def test_acceptance_is_the_mean_over_rows() -> None:
+    from paraclip.flows.shards import Board
+    from paraclip.tasks.run.run import Stop
+
+    seen: list[tuple[int, int | None, dict[str, Any]]] = []
+    board = Board(2, lambda done, total, **facts: seen.append((done, total, facts)), Stop())
+    board.progress_of(0)(0, 500, generated=3)
+    assert "acceptance" not in seen[-1][2]
+    board.progress_of(0)(300, 500, generated=300, acceptance=0.9, eta_seconds=7, spend=1.5)
+    board.progress_of(1)(100, 400, generated=150, acceptance=0.5, eta_seconds=9, spend=0.5)
+    facts = {"shards": 2, "generated": 450, "acceptance": 0.8, "eta_seconds": 9, "spend": 2.0}
+    assert seen[-1] == (400, 900, facts)
+    # One that has judged nothing yet has no weight.
+    board.progress_of(1)(100, 400, warning="few are accepted")
+    assert (seen[-1][2]["acceptance"], seen[-1][2]["warning"]) == (0.9, "few are accepted")

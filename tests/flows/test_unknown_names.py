@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import typer
 
-from paraclip.flows.cli import app, run_cli
-
-Capture = pytest.CaptureFixture[str]
+from paraclip.flows.cli import app
 
 UNKNOWN = {
     "demo": ["--set nonsense=1", "--device nonsense"],
@@ -77,7 +75,7 @@ def test_every_command_is_tried() -> None:
 
 @pytest.mark.parametrize("command", UNKNOWN)
 def test_a_name_that_nothing_has_ends_with_2(
-    command: str, finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture
+    command: str, finished_run: Callable[..., Any], tmp_path: Path, cli: Any
 ) -> None:
     run = finished_run()
     (tmp_path / "file.txt").write_text("")
@@ -92,31 +90,29 @@ def test_a_name_that_nothing_has_ends_with_2(
         given = [str(places.get(word, word)) for word in text.split()]
         given = ["=".join(str(places.get(part, part)) for part in word.split("=")) for word in given]
         root = [] if "--root" in given or command in WITHOUT_ROOT else ["--root", str(run.store.root)]
-        assert run_cli([*command.split(), *given, *root]) == 2, text
-        error = capsys.readouterr().err
-        assert error.strip() and "Traceback" not in error
+        assert cli([*command.split(), *given, *root], code=2).err.strip()
     assert not (tmp_path / "absent").exists() and not (tmp_path / "new").exists()
 
 
-def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: Path, capsys: Capture) -> None:
-    run = finished_run()
-    assert run_cli(["artifacts", "ls", "--root", str(tmp_path / "absent")]) == 2
-    assert f"there is no root {tmp_path / 'absent'}: nothing was run there; give --root" in capsys.readouterr().err
+def test_what_is_not_there_is_said(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
+    run, foreign = finished_run(), tmp_path / "photos"
+    foreign.mkdir()
+    (foreign / "1.jpg").touch()
     for command in (["artifacts", "ls"], ["cache", "stats"], ["cache", "compact"]):
-        foreign = tmp_path / "photos"
-        foreign.mkdir(exist_ok=True)
-        (foreign / "1.jpg").touch()
-        assert run_cli([*command, "--root", str(foreign)]) == 2
-        assert f"there is no root {foreign}" in capsys.readouterr().err
+        assert (
+            f"there is no root {foreign}: nothing was run there; give --root"
+            in cli([*command, "--root", str(foreign)], code=2).err
+        )
         assert [path.name for path in foreign.iterdir()] == ["1.jpg"]
-    assert run_cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)]) == 2
-    assert "there is no stage 'finetun'; there are " in capsys.readouterr().err
+    assert (
+        "there is no stage 'finetun'; there are "
+        in cli(["artifacts", "ls", "--stage", "finetun", "--root", str(run.store.root)], code=2).err
+    )
 
 
-def test_what_is_there_and_cannot_be_used_ends_with_1(finished_run: Callable[..., Any], capsys: Capture) -> None:
+def test_what_is_there_and_cannot_be_used_ends_with_1(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
-    assert run_cli(["run", "-c", str(run.config)]) == 0
+    cli(["run", "-c", str(run.config)])
     run.store.remove(run.artifacts["finetune"])
     for command in (["artifacts", "show", "made"], ["search", "dog", "--model", "made"]):
-        assert run_cli([*command, "--root", str(run.store.root)]) == 1
-        assert "is gone from" in capsys.readouterr().err
+        assert "is gone from" in cli([*command, "--root", str(run.store.root)], code=1).err

@@ -21,6 +21,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from processes import free_port  # pyright: ignore[reportMissingImports]
+
 LINE = 33
 """Bytes of a line of the log."""
 SILENT, SHARED = 41, 7
@@ -34,9 +36,7 @@ class CountingServer:
         """Start it on a free port; `log` is made."""
         self.log = log
         log.touch()
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.process = self._started()
 

@@ -113,19 +113,17 @@ def words_of(asked: dict[str, Any]) -> str:
     return asked["messages"][-1]["content"] if "messages" in asked else asked["prompt"]
 
 
+def reply(*texts: str, chat: bool = True) -> dict[str, Any]:
+    """An answer with these texts; its tokens are 10 and 5 a choice."""
+    contents = [{"message": {"role": "assistant", "content": text}} if chat else {"text": text} for text in texts]
+    choices = [{"index": i, "finish_reason": "stop", **content} for i, content in enumerate(contents)]
+    return {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5 * len(texts)}}
+
+
 def well(asked: dict[str, Any]) -> dict[str, Any]:
-    """A right answer; its tokens are 10 and 5 a choice."""
-    chat, n = "messages" in asked, asked.get("n", 1)
-    texts = [f"well {words_of(asked)} {asked.get('seed')} {i}" for i in range(n)]
-    choices = [
-        {
-            "index": i,
-            "finish_reason": "stop",
-            **({"message": {"role": "assistant", "content": t}} if chat else {"text": t}),
-        }
-        for i, t in enumerate(texts)
-    ]
-    return {"choices": choices, "usage": {"prompt_tokens": 10, "completion_tokens": 5 * n}}
+    """A right answer."""
+    texts = [f"well {words_of(asked)} {asked.get('seed')} {i}" for i in range(asked.get("n", 1))]
+    return reply(*texts, chat="messages" in asked)
 
 
 def status(number: int, text: str = "out of order", headers: dict[str, str] | None = None, **error: Any) -> Fault:

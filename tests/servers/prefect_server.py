@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,70 +14,98 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip_core.lifetime import TempDir
 
-@contextmanager
-def whole_server(home: Path) -> Iterator[str]:
-    """A server with the services that Prefect's harness lacks, which see that runs are late and workers gone."""
-    from prefect.settings import PREFECT_API_URL, temporary_settings
+REPOSITORY = Path(__file__).parents[2]
+LIGHT = """
+import sys
+from paraclip_core.lifetime import die_with
+die_with(int(sys.argv[1]))
+import uvicorn
+from paraclip.flows.server import wait_for_other_writers
+wait_for_other_writers()
+application = "prefect.server.api.server:create_app"
+uvicorn.run(application, factory=True, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lifespan="on")
+"""
+"""A server without the services that see that runs are late and workers gone; it ends with this process."""
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+
+def _start(command: Sequence[str], port: int, **variables: str) -> tuple[subprocess.Popen[bytes], str]:
+    """A server, once it answers, and the address of its API."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, **variables, "PYTHONPATH": path}
+    server = subprocess.Popen([sys.executable, "-P", *command], env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--port", str(port)]
-    server = subprocess.Popen(command, env={**os.environ, "PREFECT_HOME": str(home)}, stdout=subprocess.DEVNULL)
 
     def answers() -> bool:
+        assert server.poll() is None, f"the server ended with {server.returncode}"
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=10):
             return True
         return False
 
+    eventually(answers, "the server did not answer", 900)
+    return server, url
+
+
+@contextmanager
+def whole_server(home: Path) -> Iterator[str]:
+    """A server with all services, as `paraclip serve` starts it."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    port = free_port()
+    command = ["-m", "paraclip.flows.server", "start", "--port", str(port)]
+    server, url = _start(command, port, PREFECT_HOME=str(home))
     try:
-        eventually(answers, "the server did not answer", 600)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
-            _send_what_waits()
+            _drain()
     finally:
         server.terminate()
         server.wait(60)
 
 
 _started: list[Any] = []
-"""Prefect's handle of this process's server, and the URL of its database."""
+"""This process's server, the address of its API, and the URL of its database."""
 
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
     """This process's server, started once and emptied for whoever enters; gives the API's address."""
     from prefect.context import _temporary_global_settings_context, get_settings_context
-    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
     if not _started:
-        folder = Path(tempfile.mkdtemp(prefix="paraclip-prefect-"))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        database = f"sqlite+aiosqlite:///{folder / 'prefect.db'}"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: database}):
-            server = SubprocessASGIServer(port=port)
-            server.start(timeout=900)
-        _started.extend((server, database))
-    server, database = _started
+        # Its owner is seen to live: others sweep temporary folders of ours that nobody holds.
+        temp_dir = TempDir("tests-")
+        atexit.register(temp_dir.remove)
+        folder = temp_dir.path
+        database, port = f"sqlite+aiosqlite:///{folder / 'prefect.db'}", free_port()
+        variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": database, "PREFECT_HOME": str(folder)}
+        ephemeral = {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT_SERVER_UI_ENABLED": "false"}
+        _started.extend((*_start(["-c", LIGHT, str(os.getpid()), str(port)], port, **variables, **ephemeral), database))
+    _, url, database = _started
     # Also for threads, whose context is that of the process.
     with (
-        temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: database, PREFECT_API_URL: server.api_url}),
+        temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: database, PREFECT_API_URL: url}),
         _temporary_global_settings_context(get_settings_context()),
     ):
-        _empty(server.api_url)
-        yield server.api_url
-        _send_what_waits()
+        _empty(url)
+        yield url
+        _drain()
 
 
-def _send_what_waits() -> None:
+def end_server() -> None:
+    """End this process's server, which the end of an xdist worker would kill."""
+    if _started:
+        _started[0].terminate()
+        _started[0].wait(60)
+        _started.clear()
+
+
+def _drain() -> None:
     """Send waiting logs and events and end their workers, which are bound to the first server that they see."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker

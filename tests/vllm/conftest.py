@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import below, command_of, free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 FOLDER = os.environ.get("PARACLIP_VLLM")
@@ -60,50 +60,12 @@ def captions() -> list[str]:
     return [text for text in texts if 4 <= len(text.split()) <= 14][:CAPTIONS]
 
 
-def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def below(pid: int, what: str) -> list[int]:
-    """Processes below `pid` whose command line holds `what`."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError, IndexError):
-            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found, row = [], [pid]
-    while row:
-        row = [child for child, parent in parents.items() if parent in row]
-        for child in row:
-            with suppress(OSError):
-                if what in Path(f"/proc/{child}/cmdline").read_text():
-                    found.append(child)
-    return found
-
-
-@pytest.fixture(scope="session")
-def is_alive() -> Callable[[int], bool]:
-    """Ask for a process."""
-    return alive
-
-
-@pytest.fixture(scope="session")
-def find_below() -> Callable[[int, str], list[int]]:
-    """Find processes."""
-    return below
-
-
 class Server:
     """vLLM's own OpenAI-compatible server, which may be killed and started again at the same address."""
 
     def __init__(self, python: str, model: str, log: Path) -> None:
         self.log = log
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self._command = [
             python, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", "smol",
@@ -130,10 +92,10 @@ class Server:
     def kill(self) -> None:
         """End it and all that it started, without warning."""
         assert self._process is not None
-        for pid in (self._process.pid, *below(self._process.pid, "")):
-            with suppress(OSError):
-                # The one that gives back the others' shared memory may do so.
-                if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text():
+        for pid in (self._process.pid, *below(self._process.pid)):
+            # The one that gives back the others' shared memory may do so.
+            if "resource_tracker" not in command_of(pid):
+                with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
         self._process.wait()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from processes import alive, below  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
@@ -75,77 +75,53 @@ def cleaned(captions: list[str]) -> list[str]:
     return [text.removesuffix(".").strip() for text in captions]
 
 
-def test_our_own_server(
-    tmp_path: Path,
-    cleaned: list[str],
-    smollm2: str,
-    vllm_options: dict[str, Any],
-    find_below: Callable[[int, str], list[int]],
-    is_alive: Callable[[int], bool],
+@pytest.mark.parametrize("whose", ["our own", "someone else's"])
+def test_a_killed_stage_and_a_killed_server(
+    whose: str, tmp_path: Path, cleaned: list[str], request: pytest.FixtureRequest
 ) -> None:
-    root, chosen = tmp_path / "one", {"engine": "vllm", "model": smollm2, "vllm": vllm_options}
+    if whose == "our own":
+        server, model = None, request.getfixturevalue("smollm2")
+        chosen = {"engine": "vllm", "model": model, "vllm": request.getfixturevalue("vllm_options")}
+    else:
+        server = request.getfixturevalue("vllm_server")
+        options = {"base_url": server.url, "concurrency": CHUNK, "retries": 1}
+        chosen = {"engine": "openai", "model": "smol", "openai": options}
+    root = tmp_path / "one"
     settings = settings_of(root, cleaned, **chosen)
     run_stage("ingest", Run(settings))
     with ThreadPoolExecutor(1) as pool:
         # The stage is killed: its engine must not stay behind.
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
-        (stage,) = find_below(os.getpid(), "paraclip.tasks.run.child")
-        (engine,) = find_below(stage, "vllm_server.py")
+        (stage,) = below(os.getpid(), "paraclip.tasks.run.child")
+        engines = below(stage, "vllm_server.py")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
             run.result()
-        eventually(lambda: not is_alive(engine), seconds=30)
+        assert len(engines) == (server is None)
+        eventually(lambda: not any(map(alive, engines)), seconds=30)
         first = len(keys(root))
         assert CHUNK <= first < len(cleaned)
 
-        # The engine is killed: the stage says so and ends.
+        # The server is killed: the stage says so and ends.
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= first + CHUNK)
-        (engine,) = find_below(os.getpid(), "vllm_server.py")
-        os.kill(engine, signal.SIGKILL)
-        with pytest.raises(EngineError, match="its process was killed by signal 9"):
+        if server is None:
+            (engine,) = below(os.getpid(), "vllm_server.py")
+            os.kill(engine, signal.SIGKILL)
+        else:
+            server.kill()
+        with pytest.raises(EngineError, match="its process was killed by signal 9" if server is None else ""):
             run.result()
         second = len(keys(root))
         assert first + CHUNK <= second < len(cleaned)
 
+        if server is not None:
+            server.start()
         artifact = started(pool, settings).result()
     metrics = artifact.manifest.metrics
     assert (metrics["cached"], metrics["generated"]) == (second, len(cleaned) - second)
-    check(root, tmp_path / "two", cleaned, artifact, **chosen)
-
-
-def test_a_server_of_someone_elses(
-    tmp_path: Path,
-    cleaned: list[str],
-    vllm_server: Any,
-    find_below: Callable[[int, str], list[int]],
-) -> None:
-    server = {"base_url": vllm_server.url, "concurrency": CHUNK, "retries": 1}
-    root, chosen = tmp_path / "one", {"engine": "openai", "model": "smol", "openai": server}
-    settings = settings_of(root, cleaned, **chosen)
-    run_stage("ingest", Run(settings))
-    with ThreadPoolExecutor(1) as pool:
-        run = started(pool, settings)
-        eventually(lambda: len(keys(root)) >= CHUNK)
-        (stage,) = find_below(os.getpid(), "paraclip.tasks.run.child")
-        os.kill(stage, signal.SIGKILL)
-        with pytest.raises(StageError, match="was killed by SIGKILL"):
-            run.result()
-        first = len(keys(root))
-
-        run = started(pool, settings)
-        eventually(lambda: len(keys(root)) >= first + CHUNK)
-        vllm_server.kill()
-        with pytest.raises(EngineError):
-            run.result()
-        second = len(keys(root))
-        assert first + CHUNK <= second < len(cleaned)
-
-        vllm_server.start()
-        artifact = started(pool, settings).result()
-    metrics = artifact.manifest.metrics
-    assert (metrics["cached"], metrics["generated"]) == (second, len(cleaned) - second)
-    # What was in flight at a kill is asked for again, and nothing else.
-    assert len(cleaned) <= vllm_server.answered() <= len(cleaned) + 2 * CHUNK
+    if server is not None:
+        # What was in flight at a kill is asked for again, and nothing else.
+        assert len(cleaned) <= server.answered() <= len(cleaned) + 2 * CHUNK
     check(root, tmp_path / "two", cleaned, artifact, **chosen)
