@@ -42,11 +42,12 @@ from torch.nn import functional
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
-from paraclip_core.clip.packed import Ragged, alphabetical, prefix_trie, weight_gradient
+from paraclip_core.clip.packed import weight_gradient
+from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
 from paraclip_core.config import LossWeights
 from paraclip_core.training.data import Batch, TrainingRows, bank_of, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
-from paraclip_core.training.memory import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.processes import bound_kernel_cache, deterministic, keep_freed_memory
 from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")

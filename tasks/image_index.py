@@ -14,12 +14,11 @@ from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.models import base_of, find_model, find_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.index import ImageIndex, read_index
+from paraclip_core.clip.index import ImageIndex, IndexCheck, check_features, check_images, check_towers, read_index
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
-from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
 from paraclip_core.errors import ConfigError, InputError, ModelError
 
 SAMPLE = 16

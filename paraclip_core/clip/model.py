@@ -36,7 +36,7 @@ class ClipModel:
     revision: str | None = None
     """The hub's commit, where it is known."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
-    """Set by :func:`paraclip_core.clip.tokenizer.model_tokenizer` once it is loaded."""
+    """Set by :func:`paraclip_core.clip.encode.model_tokenizer` once it is loaded."""
 
     @property
     def embed_dim(self) -> int:

@@ -1,13 +1,15 @@
-"""Images that fit a text best, by stored features."""
+"""Images that fit a text best, or another image, by the cosine of their stored features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
@@ -21,7 +23,7 @@ SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
 
 RIGHT, WRONG = 0.5, 0.3
-"""Weights of the images marked as right and as wrong beside the query's 1, chosen by benchmarks/bench_feedback.py."""
+"""Weights of the images marked as right and as wrong beside the query's 1, chosen on Flickr8k (docs/experiments.md)."""
 
 
 class Gallery(Protocol):
@@ -161,3 +163,65 @@ def refine(
     vector = np.asarray(query, np.float64)
     vector = vector + RIGHT * positive.sum(0) / (len(positive) + 1) - WRONG * negative.sum(0) / (len(negative) + 1)
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
+
+
+COSINES = 1 << 25
+"""Cosines that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Near images of each of n images, the nearest first."""
+
+    starts: NDArray[np.int64]
+    """Where each image's neighbors begin, and the number of all, [n + 1]."""
+    rows: NDArray[np.int32]
+    """Numbers of the neighbors."""
+    cosines: NDArray[np.float32]
+
+    def at_least(self, cosine: float) -> Neighbors:
+        """Those of this cosine or a higher one."""
+        near = self.cosines >= cosine
+        counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(near, dtype=np.int64)])
+        return Neighbors(counts[self.starts], self.rows[near], self.cosines[near])
+
+    def first(self) -> NDArray[np.int32]:
+        """The image of each pair whose neighbor is in `rows`."""
+        return np.repeat(np.arange(len(self.starts) - 1, dtype=np.int32), np.diff(self.starts))
+
+
+def near_images(
+    features: Gallery,
+    rows: NDArray[np.int64],
+    least: float,
+    most: int,
+    device: torch.device | str = "cpu",
+) -> Neighbors:
+    """The nearest images of each image, at most `most`, with a cosine of at least `least`.
+
+    The time grows with the square of the images: of 512 dimensions, 100,000 take a minute of two CPU cores. Sums in
+    another order (other devices and numbers of threads) may tell cosines apart that are equal in six digits.
+
+    Args:
+        features: of all images, float16 [N, d].
+        rows: rows of `features` that are compared, [n]; the result counts them from 0.
+        least: the lowest cosine.
+        most: neighbors of an image, at most.
+        device: where cosines are computed; it holds the features as float32.
+    """
+    n, count = len(rows), min(most, len(rows) - 1)
+    starts, parts = [np.zeros(1, np.int64)], [(np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    if count < 1:
+        return Neighbors(np.zeros(n + 1, np.int64), *parts[0])
+    vectors = normalize(torch.from_numpy(np.asarray(features[rows])).to(device).float(), dim=1)
+    block = max(1, COSINES // n)
+    for start in range(0, n, block):
+        cosines = vectors[start : start + block] @ vectors.T
+        cosines.diagonal(start).fill_(-2)
+        values, others = (part.cpu().numpy() for part in cosines.topk(count, dim=1))
+        order = np.lexsort((others, -values), axis=1)
+        values, others = (np.take_along_axis(part, order, axis=1) for part in (values, others))
+        near = values >= least
+        parts.append((others[near].astype(np.int32), values[near]))
+        starts.append(starts[-1][-1] + np.cumsum(near.sum(axis=1)))
+    return Neighbors(np.concatenate(starts), *(np.concatenate(part) for part in zip(*parts, strict=True)))

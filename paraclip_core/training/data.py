@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.ragged import Ragged
 
 IMAGE = "image"
 """The kind that is no text, beside the three of `TEXTS`."""
@@ -325,17 +325,3 @@ def prefetched(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[I
 
     with ThreadPoolExecutor(1, "batches") as pool:
         yield batches()
-
-
-def save_batch(path: Path, rows: TrainingRows, indices: NDArray[np.int64], batch: Batch) -> None:
-    """Write a batch for inspection, as a NumPy archive.
-
-    It holds ``caption_ids`` (lower-case hexadecimal), ``rows`` (numbers among the training rows), ``image_rows`` (rows
-    of the feature matrix) and the tokens of each kind, ``<kind>_values`` and ``<kind>_offsets``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ids = [] if rows.ids is None else [row.tobytes().hex() for row in rows.ids[indices]]
-    arrays: dict[str, Any] = {"caption_ids": np.array(ids, str), "rows": indices, "image_rows": batch.image_rows}
-    for kind in batch.parts:
-        arrays |= {f"{kind}_values": batch.texts(kind).values, f"{kind}_offsets": batch.texts(kind).offsets}
-    np.savez(path, **arrays)

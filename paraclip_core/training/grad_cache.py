@@ -11,7 +11,6 @@ cores share each of them, they wait for one another ten thousand times.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares
+from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares, text_tower
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.packed import Ragged
-from paraclip_core.clip.towers import text_tower
-from paraclip_core.training.distributed import ALONE, Processes
-from paraclip_core.training.memory import anonymous_memory, free_heap
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.training.processes import ALONE, Processes, anonymous_memory, free_heap
 
 T = TypeVar("T")
 
@@ -195,11 +193,10 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
     place[torch.from_numpy(used)] = torch.arange(len(used))
     place, rows = place.to(device), torch.from_numpy(used).to(device)
     few = weight.detach()[rows].requires_grad_()
-    look_up = _with_table(module, few).forward  # hooks run when the module itself is called
 
     def forward(ids: Tensor) -> Tensor:
         places = place[ids]
-        return whole(ids) if bool((places < 0).any()) else look_up(places)
+        return whole(ids) if bool((places < 0).any()) else functional.embedding(places, few)
 
     module.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -214,20 +211,13 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
         weight.grad[rows] += few.grad
 
 
-def _with_table(module: nn.Embedding, table: Tensor) -> nn.Embedding:
-    """The same kind of module over another table: some scale what they look up, as NLLB's does."""
-    other = copy.copy(module)
-    other._parameters = {}
-    other.weight, other.padding_idx = table, None  # pyright: ignore[reportAttributeAccessIssue]
-    return other
-
-
 def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
-    """The token embedding, if it is trained: the largest table of the text tower."""
+    """The token embedding, if it is a plain one and trained: the largest table of the text tower."""
     tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
-    plain = largest is not None and largest.max_norm is None and not largest.scale_grad_by_freq and not largest.sparse
-    return largest if plain and largest is not None and largest.weight.requires_grad else None
+    if largest is None or type(largest) is not nn.Embedding or largest.max_norm is not None:
+        return None
+    return largest if largest.weight.requires_grad else None
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:

@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from paraclip_core.clip.encode import Precision, computed_tokens
+from paraclip_core.clip.encode import Precision, text_tower
 from paraclip_core.clip.model import ClipModel, trained_parameters
 from paraclip_core.config import LossWeights
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
-from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
-from paraclip_core.training.memory import GIB, anonymous_memory
+from paraclip_core.training.processes import ALONE, GIB, Processes, anonymous_memory
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
@@ -314,5 +313,6 @@ class Objective:
 
     def fits(self, batch: Batch) -> bool:
         """Whether this process's share of the batch can be kept for the backward pass."""
-        tokens = computed_tokens(self.clip, batch.tokens) / self.processes.count
+        widths = text_tower(self.clip).widths(batch.tokens.lengths, self.clip.context_length)
+        tokens = int(widths.sum()) / self.processes.count
         return tokens * activation_bytes(self.clip, self.precision) <= self.memory_gib * GIB

@@ -46,9 +46,8 @@ from paraclip.tasks.training.data import (
 )
 from paraclip.tasks.training.processes import train_together
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
-from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import load_clip
+from paraclip_core.clip.load import embedded_clip, load_clip
 from paraclip_core.clip.model import (
     ClipModel,
     freeze_image_tower,

@@ -32,8 +32,7 @@ from paraclip_core.config import meaning
 from paraclip_core.errors import ConfigError, ParaclipError, TrainingError
 from paraclip_core.lifetime import TempDir, die_with
 from paraclip_core.tensor_file import write_tensors
-from paraclip_core.training.distributed import joined
-from paraclip_core.training.memory import bound_kernel_cache
+from paraclip_core.training.processes import bound_kernel_cache, joined
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 

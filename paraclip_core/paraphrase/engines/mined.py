@@ -106,7 +106,7 @@ class MinedEngine:
     def _neighbors(self, captions: _Captions) -> _Near:
         # Imported here, because torch takes seconds and facts need none.
         from paraclip_core.clip.model import pick_device
-        from paraclip_core.clip.neighbors import near_images
+        from paraclip_core.clip.search import near_images
 
         options, (matrix, rows) = self._options, self._whole().features(captions.ids)
         images = np.flatnonzero(rows >= 0)

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import REASONS, clean
-from paraclip_core.captions.pipeline import CaptionPipeline, KeySet, caption_ids
+from paraclip_core.captions.clean import REASONS
+from paraclip_core.captions.pipeline import CaptionPipeline, KeySet
 from paraclip_core.captions.rows import Counts
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokenizer
@@ -275,14 +275,6 @@ def test_counts_survive_json(tmp_path: Path) -> None:
         "read": 2, "accepted": 1, "rejected": {"too_few_words": 1}, "splits": {"train": 1}, "licences": {"unknown": 1}
     }  # fmt: skip
     assert Counts.from_json(json.loads(json.dumps(raw))) == counts
-
-
-@given(st.lists(st.tuples(st.none() | st.text(max_size=5), st.text(max_size=20)), max_size=5))
-@settings(max_examples=100, deadline=None)
-def test_ids_are_the_tables_hash(rows: list[tuple[str | None, str]]) -> None:
-    rows = [(image and clean(image), clean(text)) for image, text in rows]
-    ids = caption_ids([image for image, _ in rows], [text for _, text in rows])
-    assert ids == [tables.text_hash(image, text) for image, text in rows]
 
 
 @given(st.binary(max_size=200))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.data import (
     TEXTS,
     DataOrder,

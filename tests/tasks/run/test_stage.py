@@ -22,7 +22,7 @@ from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_vers
 from paraclip.tasks.run.stage import carry_out
 from paraclip_core.errors import ArtifactError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
-from paraclip_core.training.checkpoint import CheckpointFolder, TrainingLog
+from paraclip_core.training.trainer import CheckpointFolder, TrainingLog
 
 OLD, NEW = "a dog on a beach", "a red car in a street"
 

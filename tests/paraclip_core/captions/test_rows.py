@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paraclip_core.captions.readers.columns import match_column
-from paraclip_core.captions.rows import RowBatch
+from paraclip_core.captions.rows import RowBatch, match_column
 from paraclip_core.captions.sources import READERS, expand
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError

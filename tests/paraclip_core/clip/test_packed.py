@@ -10,12 +10,10 @@ import pytest
 import torch
 
 from paraclip_core.clip import encode
-from paraclip_core.clip.encode import encode_ragged, shares
+from paraclip_core.clip.encode import TextTower, encode_ragged, shares, text_tower
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.packed import Ragged, weight_gradient
-from paraclip_core.clip.packed.attention import TrieLayout, attention, padded_count
-from paraclip_core.clip.packed.trie import PrefixTrie, alphabetical, prefix_trie
-from paraclip_core.clip.towers import TextTower, text_tower
+from paraclip_core.clip.packed import TrieLayout, attention, padded_count, weight_gradient
+from paraclip_core.clip.ragged import PrefixTrie, Ragged, alphabetical, prefix_trie
 
 Tiny = Callable[..., ClipModel]
 START, END = 49406, 49407
