@@ -36,7 +36,7 @@ from paraclip_core.training_options import RankOptions as RankOptions
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
 BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
-TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
 """Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
 
@@ -279,7 +279,7 @@ class RunOptions(Options):
     """Who moves the channel of `regenerate`: the gate (`auto`), or, where the gate would, a person (`ask`)."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
-    install), `file`."""
+    install)."""
     stages: tuple[str, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Stages of your own, as `package.module:STAGE`. Each runs when its inputs are finished; one with the name of a
     built-in stage takes its place."""

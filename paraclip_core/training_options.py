@@ -43,12 +43,10 @@ class LossWeights(Options):
 
 
 class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank images as the base does for the caption."""
+    """Rank consistency: caption and both paraphrases rank a batch's images as the base does for the caption."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean KL divergence from the base's ranking; 0: none."""
-    bank: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Training images that each step ranks besides its batch's: so many draws from the stored features."""
 
 
 class AlphaOptions(Options):

@@ -263,13 +263,7 @@ def check_images(
 
 
 def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str]) -> IndexCheck:
-    """Compare stored embeddings with computed ones; both are brought to length 1.
-
-    Args:
-        stored: [n, d] of any floating-point type.
-        computed: [n, d], of the same images.
-        names: of the images.
-    """
+    """Compare stored embeddings, [n, d] of any floating-point type, with computed ones, both brought to length 1."""
     if stored.shape != computed.shape:
         raise ModelError(f"the stored features are {stored.shape}, but {computed.shape} were computed")
     gap = np.abs(_units(stored) - _units(computed)).max(axis=1, initial=0.0)

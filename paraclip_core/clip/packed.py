@@ -110,15 +110,7 @@ class PackedTransformer:
         self._cast = [_cast(*layer, dtype, beside=number % 2 == 0) for number, layer in enumerate(layers)]
 
     def __call__(self, x: Tensor, trie: PrefixTrie) -> Tensor:
-        """Run the blocks; the last one gives the ends of texts only.
-
-        Args:
-            x: float32 [N, width], the nodes' embeddings.
-            trie: the nodes, at least one.
-
-        Returns:
-            float32 [E, width], by ``trie.ends``.
-        """
+        """The ends of texts, float32 [E, width] by ``trie.ends``, from the nodes' embeddings, float32 [N, width]."""
         layout = TrieLayout.of(trie, self._blocks[0].attn.num_heads, self._dtype, x.device)
         x = F.pad(x, (0, 0, 0, len(layout.primary_slot) - len(x)))
         for number, block in enumerate(self._blocks):

@@ -129,11 +129,9 @@ def trie_chunks(texts: Ragged, budget: int) -> Iterator[slice]:
 
 
 def prefix_trie(texts: Ragged, slots: int = SLOTS) -> PrefixTrie:
-    """The prefix trie of texts, none of them empty.
+    """The prefix trie of texts, none of them empty, in blocks of at least `slots` slots.
 
-    Args:
-        texts: sorted by :func:`alphabetical`; other orders are correct, but share less.
-        slots: smallest number of slots of a block; a longer text makes it larger.
+    Texts sorted by :func:`alphabetical` share most; other orders are correct, too.
     """
     lengths = texts.lengths
     padded = texts.padded(pad=-1)

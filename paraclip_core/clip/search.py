@@ -41,12 +41,9 @@ class Searcher:
     """Ranks the images of one index by cosine, for many queries."""
 
     def __init__(self, features: Gallery, ids: Sequence[str], memory: int = HELD_BYTES) -> None:
-        """Keep the features in memory if they are small, else read them block by block at every search.
+        """Keep the features, [n, d] of any length, in memory where they take at most `memory` bytes as float32.
 
-        Args:
-            features: [n, d] of any length; a row that is not finite is refused when it is read.
-            ids: n ids, one for each row.
-            memory: bytes that the features may take as float32 to stay in memory.
+        Otherwise they are read block by block at every search. A row that is not finite is refused when it is read.
         """
         self._features = features
         self.ids = ids
@@ -68,11 +65,7 @@ class Searcher:
             )
 
     def nearest(self, vectors: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `k` images with the largest inner product for each vector.
-
-        Args:
-            vectors: [q, d]; of length 1, scores are cosines.
-            k: how many images.
+        """The `k` images with the largest inner product for each of the vectors, [q, d].
 
         Returns:
             Rows, int64 [q, min(k, n)], best first, of equal ones the lower row first; and their scores, float32.
@@ -127,17 +120,7 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list[tuple[str, float]]:
-    """The `k` images nearest to a text.
-
-    Args:
-        clip: the model; base and tuned ones share the features, for their image tower is the same.
-        searcher: the images.
-        query: the text.
-        k: how many images, at most n.
-
-    Returns:
-        (image id, cosine in -1…1) with the nearest first; of equally near ones the earlier row comes first.
-    """
+    """Id and cosine of the `k` images nearest to a text, the nearest first; of equally near ones the earlier row."""
     searcher.check(clip)
     rows, scores = searcher.nearest(encode_texts(clip, [query]), k)
     nearest: list[int] = rows[0].tolist()
@@ -150,15 +133,7 @@ def refine(
     """The query, drawn towards the images marked as right and away from those marked as wrong (Rocchio, 1971).
 
     The sum of the marked images is divided by their number and one, so that a single mark, which says little, counts
-    half.
-
-    Args:
-        query: unit vector of the text or image that was searched for, [d].
-        positive: unit features of the images marked as right, [p, d].
-        negative: those of the images marked as wrong, [n, d].
-
-    Returns:
-        Unit vector, float32 [d]; the query itself where nothing is marked.
+    half. All are unit vectors: the query [d], the images marked as right [p, d] and as wrong [n, d], the result [d].
     """
     vector = np.asarray(query, np.float64)
     vector = vector + RIGHT * positive.sum(0) / (len(positive) + 1) - WRONG * negative.sum(0) / (len(negative) + 1)
@@ -203,11 +178,8 @@ def near_images(
     another order (other devices and numbers of threads) may tell cosines apart that are equal in six digits.
 
     Args:
-        features: of all images, float16 [N, d].
+        features: of all images, float16 [N, d]; `device` holds them as float32.
         rows: rows of `features` that are compared, [n]; the result counts them from 0.
-        least: the lowest cosine.
-        most: neighbors of an image, at most.
-        device: where cosines are computed; it holds the features as float32.
     """
     n, count = len(rows), min(most, len(rows) - 1)
     starts, parts = [np.zeros(1, np.int64)], [(np.zeros(0, np.int32), np.zeros(0, np.float32))]

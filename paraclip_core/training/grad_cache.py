@@ -63,14 +63,8 @@ class CachedTexts:
     ) -> None:
         """Take this process's share of the texts.
 
-        Args:
-            clip: the model.
-            tokens: all texts of the step, n of them.
-            precision: arithmetic of the tower.
-            keep: keep the first pass for the backward one: more memory, less time, the same result.
-            most_bytes: of this process's memory; until then freed memory is kept.
-            seed: of dropout, where the tower has any.
-            processes: those that embed the other shares.
+        `keep` keeps the first pass for the backward one: more memory, less time, the same result. Until the process
+        takes `most_bytes`, freed memory is kept. `seed` is that of dropout, where the tower has any.
         """
         self._clip, self._tokens, self._keep = clip, tokens, keep
         self._precision: Precision = precision

@@ -40,7 +40,6 @@ from paraclip_core.training.data import (
     DataOrder,
     ImageFeatures,
     TrainingRows,
-    bank_of,
     make_batch,
     prefetched,
 )
@@ -186,12 +185,8 @@ class _Run:
 
     def _batch(self, step: int) -> Batch:
         """The batch of a step, a pure function of its number."""
-        job, indices = self.job, self.order.batch(step)
-        ranked = None
-        if self.options.ranks.weight:
-            images = np.asarray(job.rows.image_rows[indices])
-            ranked = bank_of(job.rows, self.options.ranks.bank, self.options.seed, step, images)
-        return make_batch(job.rows, indices, self.kinds, job.features, job.image_keys, ranked)
+        job = self.job
+        return make_batch(job.rows, self.order.batch(step), self.kinds, job.features, job.image_keys)
 
     def _step(self, step: int, batch: Batch) -> None:
         options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")

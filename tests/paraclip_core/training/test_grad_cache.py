@@ -43,7 +43,7 @@ def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def batch(tiny: ModuleType, rows: int = 40) -> Batch:
     stored, features = tiny.tiny_rows()
     images = np.arange(len(features))
-    return make_batch(stored, np.arange(rows), TEXTS, features, images, images[5:])
+    return make_batch(stored, np.arange(rows), TEXTS, features, images)
 
 
 def clip_of(tiny: ModuleType, **text: object) -> ClipModel:

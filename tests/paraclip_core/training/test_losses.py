@@ -278,6 +278,6 @@ def test_training_moves_wordings_to_the_base_s_ranking(tiny: ModuleType, tmp_pat
         return measure(job.clip, held_out), [line["losses"].get("ranks") for line in lines if "losses" in line]
 
     without, _ = trained("without")
-    taught, divergences = trained("taught", ranks={"weight": 1, "bank": 15})
+    taught, divergences = trained("taught", ranks={"weight": 1})
     assert divergences[-1] < 0.5 * divergences[0]
     assert taught[AO] > without[AO] + 5 and RECALL in taught

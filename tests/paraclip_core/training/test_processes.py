@@ -20,7 +20,7 @@ from paraclip_core.training.processes import GIB, anonymous_memory, free_heap, f
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
-OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5, "bank": 9}}
+OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5}}
 
 
 def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:
