@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +140,7 @@ class IndexProof:
 
     def as_json(self) -> dict[str, Any]:
         """Itself as plain values."""
-        checks = [check.as_json() for check in self.checks]
+        checks = [asdict(check) for check in self.checks]
         return {"base": self.base, "tuned": self.tuned, "valid": self.valid, "checks": checks}
 
 

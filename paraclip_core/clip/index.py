@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -224,10 +223,6 @@ class IndexCheck:
     detail: str
     differences: tuple[str, ...] = ()
     """The first ten images that differ."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self) | {"differences": list(self.differences)}
 
 
 def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
+from paraclip_core.clip.model import ClipModel, add_tensors, freeze_image_tower, trained_parameters, weights_hash
 from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import FAILING, TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
@@ -280,7 +280,7 @@ class _Run:
         """Digest of the run, computed while the weights are those of the start."""
         pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
         run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
-        run += [weights_digest(self.job.clip.model), data_digest(self.job.rows, self.job.image_keys)]
+        run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -394,23 +394,7 @@ class CheckpointFolder:
 
 def _digest(meta: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.blake2b(json.dumps(meta, sort_keys=True).encode(), digest_size=16)
-    for name in sorted(tensors):
-        _add_tensor(digest, name, tensors[name])
-    return digest.hexdigest()
-
-
-def _add_tensor(digest: hashlib.blake2b, name: str, tensor: Tensor) -> None:
-    value = tensor.detach().cpu().contiguous()
-    digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-    digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """Digest of names, dtypes, shapes and bytes of all parameters but the image tower's."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
-        if not name.startswith("visual."):
-            _add_tensor(digest, name, parameter)
+    add_tensors(digest, tensors)
     return digest.hexdigest()
 
 

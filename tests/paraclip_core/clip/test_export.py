@@ -162,13 +162,6 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
     assert not (tmp_path / "m" / WEIGHTS).exists()
 
 
-def test_weights_that_cannot_be_written_are_said(tiny: Tiny, tmp_path: Path) -> None:
-    (tmp_path / WEIGHTS / "in the way").mkdir(parents=True)
-    with pytest.raises(OSError, match=WEIGHTS):
-        save_release(tiny(), tmp_path, "card")
-    assert not list(tmp_path.glob(".*"))
-
-
 def recipe(heading: str) -> str:
     """The Python of a section of docs/tuned-model.md."""
     section = (Path(__file__).parents[3] / "docs/tuned-model.md").read_text("utf-8").partition(f"## {heading}\n")[2]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from paraclip_core.training import processes
-from paraclip_core.training.processes import GIB, anonymous_memory, free_heap, free_memory, memory_for_batches
+from paraclip_core.training.processes import GIB, anonymous_memory, free_memory, memory_for_batches
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
@@ -80,14 +79,6 @@ def test_two_processes_do_what_one_does(together: Path, alone: tuple[Path, dict[
         [losses(alone[0])[step] for step in (1, 2, 3)], rel=1e-5
     )
     assert_near(together, alone)
-
-
-def test_two_processes_draw_the_same_rewrites_as_one(tiny: ModuleType, tmp_path: Path) -> None:
-    options = {"options": {"epochs": 2.0, "checkpoint_steps": 0, "batch_size": 5}, "rewrites": 4}
-    train(tiny.tiny_job(tmp_path / "one", **options))
-    ended = torchrun(tmp_path / "two", 2, **options)
-    assert ended.returncode == 0, ended.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
 
 
 def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(killed: Path, together: Path, tmp_path: Path) -> None:
@@ -155,16 +146,3 @@ def test_memory_is_seen() -> None:
         blocks.append(bytearray(b"x" * 50_000_000))
         growth.append(anonymous_memory() - before)
     assert 45_000_000 < sorted(growth)[1] < 150_000_000 and len(blocks[0]) == 50_000_000
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
-def test_holes_in_the_heap_go_back_to_the_system() -> None:
-    blocks = [bytearray(100_000) for _ in range(1000)]
-    for block in blocks:
-        block[:: os.sysconf("SC_PAGE_SIZE")] = b"x" * len(range(0, len(block), os.sysconf("SC_PAGE_SIZE")))
-    last = blocks[-1]  # so that the end of the heap is in use
-    blocks.clear()
-    before = anonymous_memory()
-    free_heap()
-    assert before - anonymous_memory() > 50_000_000  # of 100_000_000
-    assert len(last) == 100_000
