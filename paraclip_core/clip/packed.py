@@ -68,13 +68,8 @@ class PackedTower:
 
 def packed_tower(tower: Any, pool: str, end: int | None, project: Callable[[Tensor], Tensor]) -> PackedTower | None:
     """The packed tower of a causal text tower, None where it has parts that :class:`PackedTransformer` lacks."""
-    if (
-        all(map(_plain, tower.transformer.resblocks))
-        and not tower.transformer.grad_checkpointing
-        and all(weight.dtype is torch.float32 for weight in (tower.token_embedding.weight, tower.positional_embedding))
-    ):
-        return PackedTower(tower, pool, end, project)
-    return None
+    plain = all(map(_plain, tower.transformer.resblocks))
+    return PackedTower(tower, pool, end, project) if plain else None
 
 
 Cast = tuple[Tensor, Tensor | None]
@@ -85,17 +80,14 @@ ONES = 16
 
 
 def _plain(block: Any) -> bool:
-    """Whether a block is a plain one, without dropout that acts."""
     return (
         type(block) is ResidualAttentionBlock
         and type(block.attn) is nn.MultiheadAttention
         and block.attn.in_proj_bias is not None
         and block.attn.batch_first
-        and not (block.attn.dropout and block.training)
         and all(type(norm) is LayerNorm and norm.bias is not None for norm in (block.ln_1, block.ln_2))
         and all(type(scale) is nn.Identity for scale in (block.ls_1, block.ls_2))
         and type(block.mlp.gelu) in (nn.GELU, QuickGELU)
-        and all(parameter.dtype is torch.float32 for parameter in block.parameters())
     )
 
 

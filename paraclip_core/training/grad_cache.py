@@ -58,23 +58,22 @@ class CachedTexts:
         precision: Precision,
         keep: bool,
         most_bytes: float = 0,
-        seed: int = 0,
         processes: Processes = ALONE,
     ) -> None:
         """Take this process's share of the texts.
 
         `keep` keeps the first pass for the backward one: more memory, less time, the same result. Until the process
-        takes `most_bytes`, freed memory is kept. `seed` is that of dropout, where the tower has any.
+        takes `most_bytes`, freed memory is kept.
         """
         self._clip, self._tokens, self._keep = clip, tokens, keep
         self._precision: Precision = precision
-        self._most_bytes, self._seed, self._processes = most_bytes, seed, processes
+        self._most_bytes, self._processes = most_bytes, processes
         mine = shares(clip, tokens, processes.count)[processes.rank]
         tower = text_tower(clip)
         # A packed tower sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save padding.
         self._chunk_tokens = GROUP_TOKENS if tower.packed is not None else CHUNK_TOKENS
         self._groups = _groups(mine, tower.widths(tokens.lengths[mine], clip.context_length))
-        # Dropout's random state belongs to the process; a packed tower needs none.
+        # torch keeps the kind of attention for the whole process; a packed tower has its own.
         self._packed = tower.packed is not None
         self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
         self._outputs: list[Tensor] = []
@@ -115,15 +114,8 @@ class CachedTexts:
 
     def _encode(self, number: int) -> Tensor:
         texts = self._tokens.take(self._groups[number])
-        with nullcontext() if self._packed else self._process_state(number):
+        with nullcontext() if self._packed else _attention(self._clip.device):
             return encode_ragged(self._clip, texts, chunk_tokens=self._chunk_tokens, precision=self._precision)
-
-    @contextmanager
-    def _process_state(self, number: int) -> Iterator[None]:
-        """Dropout's seed and the kind of attention, which torch keeps for the whole process."""
-        torch.manual_seed((self._seed * 1_000_003 + number * self._processes.count + self._processes.rank) % 2**63)
-        with _attention(self._clip.device):
-            yield
 
 
 def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -179,26 +171,20 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
     if module is None:
         yield []
         return
-    weight, whole, device = module.weight, module.forward, module.weight.device
-    # Towers pad with 0 or 1; chunks with a token beyond these rows use the whole table.
-    padding = [0, 1] if module.padding_idx is None else [0, 1, module.padding_idx]
-    used = np.union1d(tokens.values.astype(np.int64), padding)
-    place = torch.full((len(weight),), -1, dtype=torch.int64)
-    place[torch.from_numpy(used)] = torch.arange(len(used))
-    place, rows = place.to(device), torch.from_numpy(used).to(device)
+    weight, device = module.weight, module.weight.device
+    used = np.union1d(tokens.values.astype(np.int64), [text_tower(clip).pad])
+    rows = torch.from_numpy(used).to(device)
+    place = torch.full((len(weight),), -1, dtype=torch.int64, device=device)
+    place[rows] = torch.arange(len(used), device=device)
     few = weight.detach()[rows].requires_grad_()
-
-    def forward(ids: Tensor) -> Tensor:
-        places = place[ids]
-        return whole(ids) if bool((places < 0).any()) else functional.embedding(places, few)
-
-    module.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    # Hooks run when the module itself is called.
+    module.forward = lambda ids: functional.embedding(place[ids], few)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield [few]
     finally:
         del module.forward
     if few.grad is not None:
-        if module.padding_idx is not None:
+        if module.padding_idx is not None and module.padding_idx in used:
             few.grad[place[module.padding_idx]] = 0.0
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
@@ -209,9 +195,8 @@ def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
     """The token embedding, if it is a plain one and trained: the largest table of the text tower."""
     tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
-    if largest is None or type(largest) is not nn.Embedding or largest.max_norm is not None:
-        return None
-    return largest if largest.weight.requires_grad else None
+    plain = largest is not None and type(largest) is nn.Embedding and largest.weight.requires_grad
+    return largest if plain else None
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:

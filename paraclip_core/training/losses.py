@@ -271,8 +271,8 @@ class Objective:
     taken: int = field(default_factory=anonymous_memory)
     """Bytes of this process before the first batch."""
 
-    def gradients(self, batch: Batch, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """Add the gradients of a batch's loss to the parameters' ``grad``; `seed` is that of dropout.
+    def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Add the gradients of a batch's loss to the parameters' ``grad``.
 
         Returns:
             The loss, and each term without its weight, by name; scalars without history, the same in every process.
@@ -288,7 +288,7 @@ class Objective:
             processes=self.processes,
         )
         with touched_vocabulary(clip, batch.tokens) as vocabulary:
-            texts = cached(clip, batch.tokens, keep=self.fits(batch), seed=seed)
+            texts = cached(clip, batch.tokens, keep=self.fits(batch))
             text_embeddings = texts.embed().requires_grad_()
             embeddings = batch.embeddings(text_embeddings)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device))

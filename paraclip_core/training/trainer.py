@@ -194,7 +194,7 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss, parts = self.objective.gradients(batch, options.seed * 1_000_003 + step)
+        loss, parts = self.objective.gradients(batch)
         norm = float(torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), CLIP_NORM))
         self.loss = float(loss)
         if not math.isfinite(self.loss) or not math.isfinite(norm):

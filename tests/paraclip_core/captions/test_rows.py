@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.rows import RowBatch, match_column
-from paraclip_core.captions.sources import READERS, expand
+from paraclip_core.captions.sources import READERS
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 
@@ -79,14 +79,6 @@ def test_names_that_the_user_gives_match_in_the_same_way(tmp_path: Path, form: s
     path = write(tmp_path, form, ("Alt Text", "alt-text", "image"), ("a dog runs", "a cat sits", "1.jpg"))
     assert read(path, form, columns={"caption": "alt_text"}).captions == ["a dog runs"]
     assert read(path, form, columns={"caption": "alt-text"}).captions == ["a cat sits"]
-
-
-def test_an_imagefolders_metadata(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "metadata.csv").write_text("File Name,Text\n1.jpg,a dog runs\n")
-    (file,) = expand(tmp_path, [SourceOptions(path="train", images="train")])
-    (batch,) = READERS[file.form].read(file.path, file.options)
-    assert (batch.image_ids, batch.image_paths, batch.captions) == (["1.jpg"], ["1.jpg"], ["a dog runs"])
 
 
 def test_records_of_one_file_may_differ(tmp_path: Path) -> None:

@@ -147,17 +147,6 @@ def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypa
     assert len(trimmed) == 2 * groups > 2
 
 
-def test_dropout_is_the_same_in_both_passes(tiny: ModuleType) -> None:
-    clip, prepared = clip_of(tiny), batch(tiny)
-    block = clip.model.get_submodule("transformer.resblocks.0")
-    block.attn.dropout = 0.3  # type: ignore[assignment]
-    found = []
-    for memory, seed in ((4.0, 1), (1e-9, 1), (4.0, 2)):
-        Objective(clip, PAIRS, memory_gib=memory).gradients(prepared, seed)
-        found.append(gradients(clip)["text_projection"])
-    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", TOWER_KINDS)
 def test_the_estimate_is_near_what_is_kept(
@@ -216,11 +205,6 @@ def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
     few = table.weight.grad.clone()
     clip.model.zero_grad()
     encode_ragged(clip, prepared.tokens).sum().backward()
-    torch.testing.assert_close(few, table.weight.grad)
-    # Tokens that were not foreseen are looked up in the whole table.
-    clip.model.zero_grad()
-    with grad_cache.touched_vocabulary(clip, prepared.tokens.take([0])):
-        encode_ragged(clip, prepared.tokens).sum().backward()
     torch.testing.assert_close(few, table.weight.grad)
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import logging
 import math
-import os
-import sqlite3
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -89,45 +84,6 @@ def test_services_get_project_name_and_figures(package: str, tmp_path: Path, mon
     assert [name for name, _ in calls] == ["init", "log", "finish"]
     assert (calls[0][1]["project"], calls[0][1]["name"], calls[0][1]["config"]) == ("paraclip", "r", {"seed": 0})
     assert calls[1][1] == {"args": ({"loss": 0.5},), "step": 7}
-
-
-RESUMED = """
-import sys
-from pathlib import Path
-from paraclip_core.training.trackers import TrackedRun, Trackers
-for steps in ((1, 2), (3,)):
-    trackers = Trackers([sys.argv[1]], TrackedRun("r", Path(sys.argv[2]), {"seed": 0}))
-    trackers.begin(steps[0] - 1)
-    for step in steps:
-        trackers.log(step, {"loss": 1 / step})
-    trackers.close()
-"""
-
-
-def resumed_with(package: str, folder: Path) -> None:
-    """A run that is resumed tells the installed package, in a process of its own, without a network."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"no {package}")
-    apart = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder)}
-    command = [sys.executable, "-c", RESUMED, package, str(folder)]
-    done = subprocess.run(command, env=os.environ | apart, capture_output=True, text=True, check=True)
-    assert "is left alone" not in done.stderr
-
-
-def test_trackio_goes_on_with_the_run(tmp_path: Path) -> None:
-    resumed_with("trackio", tmp_path)
-    with sqlite3.connect(tmp_path / "paraclip.db") as database:
-        told = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
-    database.close()
-    assert [(name, step, json.loads(figures)["loss"]) for name, step, figures in told] == [
-        ("r", step, 1 / step) for step in (1, 2, 3)
-    ]
-
-
-def test_wandb_keeps_the_run_for_later_without_a_network(tmp_path: Path) -> None:
-    resumed_with("wandb", tmp_path)
-    parts = sorted((tmp_path / "wandb").glob("offline-run-*-r/run-r.wandb"))
-    assert sum(part.read_bytes().count(b"loss") for part in parts) >= 3
 
 
 def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
