@@ -219,6 +219,15 @@ def encode_ragged(
     return F.normalize(features, dim=-1).index_select(0, back)
 
 
+def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
+    """Upper bound of the tokens that encoding these texts computes, padding and repeated prefixes included."""
+    tower = text_tower(clip)
+    widths = np.sort(tower.widths(tokens.lengths, clip.context_length))
+    if tower.packed is not None:
+        return int(widths.sum())
+    return sum((chunk.stop - chunk.start) * int(widths[chunk.stop - 1]) for chunk in _chunks(widths, CHUNK_TOKENS))
+
+
 def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
     """Divide texts into `count` shares of about equal cost: lists of their numbers, in the order of encoding.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import normalize
 
-from paraclip_core.clip.encode import Precision, text_tower
+from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import ClipModel, trained_parameters
 from paraclip_core.config import LossWeights
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
@@ -304,6 +304,5 @@ class Objective:
 
     def fits(self, batch: Batch) -> bool:
         """Whether this process's share of the batch can be kept for the backward pass."""
-        widths = text_tower(self.clip).widths(batch.tokens.lengths, self.clip.context_length)
-        tokens = int(widths.sum()) / self.processes.count
+        tokens = computed_tokens(self.clip, batch.tokens) / self.processes.count
         return tokens * activation_bytes(self.clip, self.precision) <= self.memory_gib * GIB
