@@ -71,6 +71,24 @@ class TrainingRows:
         return replace(self, texts=dict.fromkeys(TEXTS, self.texts[CAPTION]))
 
 
+class CaptionStarts:
+    """Finds the first row of each caption in a stream; rows of one caption follow each other."""
+
+    def __init__(self) -> None:
+        self._last: NDArray[np.uint8] | None = None
+
+    def __call__(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.bool_]:
+        """Which of the next rows begin another caption than the row before, bool [n]."""
+        values = id_array(ids)
+        begins = np.ones(len(values), bool)
+        begins[1:] = (values[1:] != values[:-1]).any(axis=1)
+        if len(values):
+            if self._last is not None:
+                begins[0] = (values[0] != self._last).any()
+            self._last = values[-1].copy()
+        return begins
+
+
 def id_array(ids: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
     """Caption ids as numbers, uint8 [n, 16]: a view of the buffer instead of a Python object a row."""
     values = np.frombuffer(ids.buffers()[1], np.uint8).reshape(-1, ID_BYTES)
@@ -115,7 +133,7 @@ def spool_rows(
 
 
 def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtype: type[np.integer]) -> None:
-    ends, rows, last = dict.fromkeys(kinds, 0), 0, np.zeros((0, ID_BYTES), np.uint8)
+    ends, rows, begins = dict.fromkeys(kinds, 0), 0, CaptionStarts()
     names = ["image_rows", CAPTION_ID, STARTS, *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
@@ -123,12 +141,8 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtyp
             files[f"{kind}.offsets"].write(np.zeros(1, np.int64).data)
         for texts, image_rows in batches:
             files["image_rows"].write(np.ascontiguousarray(image_rows, np.int64).data)
-            ids = id_array(texts[CAPTION_ID])
-            files[CAPTION_ID].write(ids.data)
-            # Rows of one caption follow each other; the very first row begins one.
-            before = np.concatenate([last if len(last) else ~ids[:1], ids])[: len(ids)]
-            files[STARTS].write((rows + np.flatnonzero((ids != before).any(axis=1))).astype(np.int64).data)
-            last = ids[-1:].copy() if len(ids) else last
+            files[CAPTION_ID].write(id_array(texts[CAPTION_ID]).data)
+            files[STARTS].write((rows + np.flatnonzero(begins(texts[CAPTION_ID]))).astype(np.int64).data)
             rows += len(image_rows)
             for kind in kinds:
                 ragged = Ragged.from_arrow(texts[kind])
