@@ -39,7 +39,6 @@ STANDARD = {
     "distillation and α": ["finetune.distil=10"],
     "no interpolation": ["finetune.alpha.grid=[1.0]"],
     "rank consistency": ["finetune.ranks.weight=1"],
-    "rank consistency over a bank": ["finetune.ranks.weight=1", "finetune.ranks.bank=4096"],
     "without rank consistency": ["finetune.ranks.weight=0"],
     "half the learning rate": [],
     "double the learning rate": [],

@@ -3,9 +3,8 @@
 * `train_vs_open_clip_fp32`, `train_vs_open_clip_bf16`: open_clip's own locked loop. Every step decodes, preprocesses
   and encodes its images, tokenizes its texts and pads them to 77, and has the same three losses.
 * `train_vs_padded_text`: the text-only loop over the same stored features, texts padded to 77 (bf16).
-* `train_rank_bank`: a step with rank consistency over a bank of 4,096 stored features against one without (bf16). The
-  base embeds the captions again, and reading the bank, which training does in a thread, is in it, too. The bound is
-  1 / 1.15.
+* `train_ranks`: a step with rank consistency against one without (bf16): the base embeds the captions again. The bound
+  is 1 / 1.15.
 
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
 them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, else generated ones of the same lengths.
@@ -42,11 +41,12 @@ from torch.nn import functional
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
-from paraclip_core.clip.packed import Ragged, alphabetical, prefix_trie, weight_gradient
+from paraclip_core.clip.packed import weight_gradient
+from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
 from paraclip_core.config import LossWeights
-from paraclip_core.training.data import Batch, TrainingRows, bank_of, make_batch
+from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
-from paraclip_core.training.memory import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.processes import bound_kernel_cache, deterministic, keep_freed_memory
 from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -56,9 +56,8 @@ PLANS = {
     "train_vs_open_clip_bf16": ("open_clip", "bf16", "open_clip's locked loop, bf16"),
     "train_vs_padded_text": ("padded", "bf16", "the same loop with texts padded to 77, bf16"),
 }
-RANK_BANK = "train_rank_bank"
-BANK = 4096
-BANK_BOUND = 1 / 1.15
+RANKS = "train_ranks"
+RANKS_BOUND = 1 / 1.15
 BATCHES = {"fp32": 128, "bf16": 256}
 """What loops over padded texts keep of a step of ViT-B-32 then takes 17 GB, in either precision."""
 COMMON_WORDS = "a the man woman dog child in on with red blue water grass street two running playing black white"
@@ -93,9 +92,9 @@ class Bench:
         """Rows of a step."""
         return np.arange(number * self.batch, (number + 1) * self.batch) % len(self.rows)
 
-    def batch_of(self, number: int, ranked: np.ndarray | None = None) -> Batch:
+    def batch_of(self, number: int) -> Batch:
         """The batch of a step."""
-        return make_batch(self.rows, self.indices(number), KINDS, self.features, self.keys, ranked)
+        return make_batch(self.rows, self.indices(number), KINDS, self.features, self.keys)
 
     def matmuls(self, number: int, precision: str) -> None:
         """The matrix products of our step's linear layers, and nothing else."""
@@ -125,9 +124,8 @@ class Bench:
             return Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(batch)[0]
 
     def ranked(self, number: int, precision: str) -> None:
-        """The same with rank consistency over a bank."""
-        images = TrainingRows({}, np.arange(len(self.features)))
-        batch = self.batch_of(number, bank_of(images, BANK, 0, number, self.rows.image_rows[self.indices(number)]))
+        """The same with rank consistency."""
+        batch = self.batch_of(number)
         with deterministic():
             Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32", anchor=self.anchor).gradients(batch)
 
@@ -232,8 +230,7 @@ def set_up(
     config = config or open_clip.get_model_config(name)
     assert config is not None
     clip = ClipModel(model, config, {"size": [config["vision_cfg"]["image_size"]] * 2}, name)
-    stored = max(len(images), 4 * BANK)
-    features = functional.normalize(torch.randn(stored, clip.embed_dim), dim=-1).half().numpy()
+    features = functional.normalize(torch.randn(len(images), clip.embed_dim), dim=-1).half().numpy()
     bench = Bench(clip, TrainingRows(ragged, np.arange(len(images))), texts, images, features, batch)
     return bench, float(np.mean([tokens.lengths.mean() for tokens in ragged.values()]))
 
@@ -258,7 +255,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="default: 128 in fp32, 256 in bf16")
     parser.add_argument("--rounds", type=int, default=3, help="measured ones, of which the median counts")
     parser.add_argument("--model", default="ViT-B-32", help="records of other models have the model in their names")
-    parser.add_argument("--only", choices=[*PLANS, RANK_BANK], nargs="+", default=[*PLANS, RANK_BANK])
+    parser.add_argument("--only", choices=[*PLANS, RANKS], nargs="+", default=[*PLANS, RANKS])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the cores, too")
     options = parser.parse_args()
@@ -279,12 +276,12 @@ def main() -> None:
         rates = f"{bench.batch / ours:.1f} against {bench.batch / theirs:.1f} samples/s"
         print(f"{name}, batch {bench.batch}: {rates}; {100 * matmuls / ours:.0f} % of the matmul rate", flush=True)
         results.append((name + suffix, bench.batch / ours, against, theirs / ours, theirs / matmuls))
-    if RANK_BANK in options.only:
+    if RANKS in options.only:
         bench.batch = options.batch or BATCHES["bf16"]
         steps = {side: partial(bench.step, getattr(bench, side), "bf16") for side in ("ranked", "ours")}
         seconds = in_turns(steps, options.rounds, bench.clock, warm=1)
         rate, ratio = bench.batch / seconds["ranked"], seconds["ours"] / seconds["ranked"]
-        results.append((RANK_BANK + suffix, rate, "the same step without rank consistency", ratio, BANK_BOUND))
+        results.append((RANKS + suffix, rate, "the same step without rank consistency", ratio, RANKS_BOUND))
     for name, rate, against, ratio, bound in results:
         record(name, rate, "samples/s", against, ratio, bound)
 

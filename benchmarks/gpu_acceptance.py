@@ -47,10 +47,9 @@ from paraclip_core.clip.encode import Precision, encode_ragged
 from paraclip_core.clip.featurize import Featurizer, ImageFile
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import pick_device
-from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import FinetuneOptions
-from paraclip_core.training.distributed import Processes
-from paraclip_core.training.memory import bound_kernel_cache, keep_freed_memory
+from paraclip_core.training.processes import Processes, bound_kernel_cache, keep_freed_memory
 from paraclip_core.training.trainer import TrainingJob, train
 
 SMALL: dict[str, Any] = {

@@ -23,7 +23,7 @@ from paraclip_core.options import meaning as meaning
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
 BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
-TrackerName = Literal["file", "tensorboard", "trackio", "wandb"]
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
 LONGEST_NAME = 200
 """Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
 
@@ -503,12 +503,10 @@ class LossWeights(Options):
 
 
 class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank images as the base does for the caption."""
+    """Rank consistency: caption and both paraphrases rank a batch's images as the base does for the caption."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean KL divergence from the base's ranking; 0: none."""
-    bank: Annotated[int, Field(ge=0, le=1_000_000)] = 0
-    """Training images that each step ranks besides its batch's: so many draws from the stored features."""
 
 
 class AlphaOptions(Options):
@@ -666,7 +664,7 @@ class RunOptions(Options):
     """Who moves the channel of `regenerate`: the gate (`auto`), or, where the gate would, a person (`ask`)."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
-    install), `file`."""
+    install)."""
     stages: tuple[str, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Stages of your own, as `package.module:STAGE`. Each runs when its inputs are finished; one with the name of a
     built-in stage takes its place."""

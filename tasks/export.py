@@ -83,9 +83,8 @@ def _copy(source: Path, target: Path) -> None:
 
 def _convert(release: Path | str, draft: Path, layout: Layout, card: str) -> None:
     # Here, because torch takes seconds to import and copying a folder does not need it.
-    from paraclip_core.clip.export import save_hf, save_release
+    from paraclip_core.clip.export import save_hf, save_onnx, save_release
     from paraclip_core.clip.load import load_clip
-    from paraclip_core.clip.onnx import save_onnx
     from paraclip_core.tensor_file import set_default_mode
 
     clip = load_clip(str(release))

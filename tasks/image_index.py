@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,11 @@ from paraclip.tasks.run.run import Run
 from paraclip.tasks.trial import try_captions
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.index import ImageIndex, read_index
+from paraclip_core.clip.index import ImageIndex, IndexCheck, check_features, check_images, check_towers, read_index
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
-from paraclip_core.clip.verify import IndexCheck, check_features, check_images, check_towers
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
 from paraclip_core.evaluation.audit import Audit, audit_index
@@ -154,7 +153,7 @@ class IndexProof:
 
     def as_json(self) -> dict[str, Any]:
         """Itself as plain values."""
-        checks = [check.as_json() for check in self.checks]
+        checks = [asdict(check) for check in self.checks]
         return {"base": self.base, "tuned": self.tuned, "valid": self.valid, "checks": checks}
 
 

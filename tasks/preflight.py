@@ -25,8 +25,7 @@ from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
-from paraclip_core.captions.survey import missing_images
-from paraclip_core.clip.images import ImageArchive, holds_any
+from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions, ImagePool
@@ -236,14 +235,15 @@ def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionC
     notices = []
     for archive, names in counts.named_images.items():
         path = input_path(settings, archive) if scenes is None else scenes.path / archive
-        if not holds_any(path, list(names)):
+        missing = missing_images(path, list(names))
+        if len(missing) == len(names):
             name, source = next(iter(names.items()))
             count = f"{len(names)} images that were looked up" if len(names) > 1 else "image that was looked up"
             raise InputError(
                 f"{path} has none of the {count}; the first is {name!r}, as {source} names it. Correct "
                 "data.sources[].images, or name the column with the file names in data.sources[].columns.image"
             )
-        if missing := missing_images(path, list(names)):
+        if missing:
             notices.append(
                 f"{len(missing)} of {len(names)} images that were looked up in {archive} are not there, the first is "
                 f"{missing[0]!r}; their captions are paraphrased and then not trained on: add the images, or take the "

@@ -85,7 +85,7 @@ class CaptionPipeline:
             batch.image_ids = [None if image is None else prefix + image for image in batch.image_ids]
         texts = self._cleaned(batch, file.split, file.images)
         texts = self._without_conflicts(batch, texts, file)
-        ids = caption_ids(batch.image_ids, texts)
+        ids = [tables.text_hash(image, text) for image, text in zip(batch.image_ids, texts, strict=True)]
         new = self._captions.add(_row_keys(ids, batch.splits)).tolist()
         if not all(new):
             for n in compress(range(len(batch)), map(not_, new)):
@@ -209,29 +209,12 @@ def _places(images: list[tuple[str, str | None]], group: str) -> Keys:
     return text_keys([f"{image}\0{PurePosixPath(path or '').name}" for image, path in images], group)
 
 
-def caption_ids(image_ids: list[str | None], texts: list[str]) -> list[bytes]:
-    """`tables.text_hash(image_id, caption)` of each row, in one call of the hash."""
-    return [
-        blake2b(
-            _with_length(b"\xff" if image is None else image.encode()) + _with_length(text.encode()), digest_size=16
-        ).digest()
-        for image, text in zip(image_ids, texts, strict=True)
-    ]
-
-
-def _with_length(raw: bytes) -> bytes:
-    return len(raw).to_bytes(8, "little") + raw
-
-
-def id_keys(ids: Sequence[bytes]) -> Keys:
-    """The first eight bytes of each id. Two of ten million captions share them with probability 3e-6."""
-    return np.frombuffer(b"".join(ids), dtype="<u8")[::2].astype(np.uint64)
-
-
 def _row_keys(ids: Sequence[bytes], splits: Sequence[str | None]) -> Keys:
     """The ids' keys, others for rows that are held out: one that is trained on, too, is no duplicate but leakage."""
     held_out = np.array([split != "train" for split in splits], np.bool_)
-    return np.where(held_out, ~id_keys(ids), id_keys(ids))
+    # Two of ten million captions share the first eight bytes of their ids with probability 3e-6.
+    keys = np.frombuffer(b"".join(ids), dtype="<u8")[::2].astype(np.uint64)
+    return np.where(held_out, ~keys, keys)
 
 
 def text_keys(texts: Sequence[str], salt: str = "") -> Keys:

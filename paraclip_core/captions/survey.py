@@ -20,7 +20,7 @@ from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, 
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.rows import Counts, RowBatch
 from paraclip_core.captions.sources import SourceFile, expand, named_format, read, shard_split
-from paraclip_core.clip.images import ImageArchive, holds_any
+from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
@@ -147,7 +147,7 @@ def _find_images(root: Path, names: Sequence[str], where: str) -> str:
             f"the captions of {where} name no image, so nothing can be trained on; add a column `image` with the file "
             "names, or name the one that has them with --image-column"
         )
-    places = {place: len(names) - len(missing_images(root / place, names)) for place in _image_places(root)}
+    places = {place: len(names) - len(_missing(root / place, names)) for place in _image_places(root)}
     most = max(places.values(), default=0)
     if not most:
         raise InputError(
@@ -181,17 +181,11 @@ def _image_places(root: Path) -> Iterable[str]:
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
-def missing_images(place: Path, names: Sequence[str]) -> list[str]:
-    """Those of some images that a folder, tar or Parquet file does not have; all of one that cannot be read."""
-    if place.is_dir():
-        return [name for name in names if not holds_any(place, [name])]
+def _missing(place: Path, names: Sequence[str]) -> list[str]:
     try:
-        with ImageArchive(place) as archive:
-            members = archive.names()
-    except InputError:
+        return missing_images(place, names)
+    except InputError:  # what cannot be read has none of them
         return list(names)
-    there = {*members, *(Path(member).name for member in members)}
-    return [name for name in names if name not in there]
 
 
 def _counted(data: DataOptions, unused: list[str]) -> Survey:
@@ -212,7 +206,7 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
         name
         for source in data.sources
         if source.images
-        for name in missing_images(Path(data.root) / source.images, _first_names(batches, source.images))
+        for name in _missing(Path(data.root) / source.images, _first_names(batches, source.images))
     ]
     return Survey(data, counts, images, find_shared(lambda: batches, contents), missing, unused)
 

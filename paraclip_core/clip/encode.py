@@ -1,24 +1,184 @@
-"""Texts and images to unit vectors in the shared space."""
+"""Texts and images to unit vectors in the shared space: a model's tokens, the forward pass of its text tower, chunks.
+
+How much padding a text tower needs to see depends on its kind:
+
+=============================================================  ==========================================
+CLIP, EVA-02, MobileCLIP-B, worldwide CLIP (causal)             none: it comes after the pooled token
+RoBERTa, XLM-RoBERTa, mT5, NLLB (Hugging Face)                  none: the attention mask hides it
+SigLIP, CLIPA, MobileCLIP-S, CoCa: tokens see the padding       all of it, which is part of the model
+=============================================================  ==========================================
+
+A causal tower of plain blocks computes shared prefixes once, see :mod:`paraclip_core.clip.packed`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import open_clip
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from open_clip.hf_model import HFTextEncoder
 from open_clip.transform import PreprocessCfg, image_transform_v2
+from open_clip.transformer import TextTransformer, text_global_pool
 from PIL import Image
 from torch import nn
 
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.packed import Ragged, alphabetical
-from paraclip_core.clip.tokenizer import tokenize
-from paraclip_core.clip.towers import TextTower, text_tower
-from paraclip_core.errors import InputError, ModelError
+from paraclip_core.clip.packed import PackedTower, packed_tower
+from paraclip_core.clip.ragged import Ragged, alphabetical
+from paraclip_core.clip.reference import tokenizer_reference
+from paraclip_core.errors import ModelError, one_line
+
+NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+"""A folder's configuration could ask to run its own code, and a prompt would ask the user."""
+
+WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
+"""Keys of a tokenizer's configuration in which transformers notes where it was loaded from."""
+
+
+def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
+    """Token lists by the model's own tokenizer, cut to its context, padding removed; uint16, or int32 if need be."""
+    if not len(texts):
+        return Ragged.from_lists([])
+    ids = np.asarray(model_tokenizer(clip)(list(texts)))
+    if clip.reads_clip_tokens:
+        # The end token has the highest id of CLIP's vocabulary; padding comes after it.
+        lengths = ids.argmax(axis=1) + 1
+    else:
+        # An end token that pads as well, as SigLIP's does, goes with the padding and comes back with it.
+        text = ids[:, ::-1] != pad_token(clip)
+        lengths = np.where(text.any(axis=1), ids.shape[1] - text.argmax(axis=1), 1)
+    inside = np.arange(ids.shape[1]) < lengths[:, None]
+    return Ragged(ids[inside].astype(clip.token_dtype), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
+
+
+def shortened(tokens: Ragged, length: int) -> Ragged:
+    """Lists of CLIP's tokens cut to `length` as its tokenizer cuts texts: the end token comes last all the same."""
+    lengths = np.minimum(tokens.lengths, length)
+    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+    values = np.array(tokens.values[np.repeat(tokens.offsets[:-1], lengths) + within])
+    cut = tokens.lengths > length
+    values[offsets[1:][cut] - 1] = tokens.values[tokens.offsets[1:][cut] - 1]
+    return Ragged(values, offsets)
+
+
+def pad_token(clip: ClipModel) -> int:
+    """The id that fills texts up to the model's context."""
+    if clip.reads_clip_tokens:
+        return 0
+    config = getattr(getattr(clip.model, "text", None), "config", None)
+    if config is not None:
+        # A Hugging Face tower masks what equals this.
+        return int(config.pad_token_id)
+    return int(getattr(getattr(model_tokenizer(clip), "tokenizer", None), "pad_token_id", None) or 0)
+
+
+def model_tokenizer(clip: ClipModel) -> Any:
+    """open_clip's callable from texts to padded ids, loaded once for each model."""
+    if clip.tokenizer is None:
+        clip.tokenizer = _load(clip)
+    return clip.tokenizer
+
+
+def save_tokenizer(clip: ClipModel, folder: Path) -> None:
+    """Write a tokenizer that comes with the model where open_clip looks for it: the same bytes however it was used."""
+    # A fresh one, because a tokenizer keeps, and would save, how it was called last.
+    _load(clip).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    plain = {name: value for name, value in config.items() if name not in WHERE_FROM}
+    path.write_text(json.dumps(plain, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _load(clip: ClipModel) -> Any:
+    if clip.reads_clip_tokens:
+        return open_clip.SimpleTokenizer(context_length=clip.context_length)
+    text = clip.model_cfg["text_cfg"]
+    source = tokenizer_reference(clip.reference)
+    try:
+        no_code = NO_CODE if text.get("hf_tokenizer_name") else {}
+        return open_clip.get_tokenizer(source, context_length=clip.context_length, **no_code)
+    except Exception as error:  # the hub client's or tokenizers' own
+        raise ModelError(
+            f"cannot load the tokenizer of {clip.reference}: {one_line(error)}; "
+            "put its files beside the weights in a local folder"
+        ) from error
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """How to encode texts with one model."""
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    """int64 [n, length] to [n, embed_dim], normalized or not."""
+    pad: int
+    """The id that fills shorter texts up."""
+    padded: bool = False
+    """Whether texts must be padded to the whole context."""
+    packed: PackedTower | None = None
+    """A faster way with the same result, where there is one."""
+
+    def widths(self, lengths: NDArray[np.int64], context: int) -> NDArray[np.int64]:
+        """Tokens that the tower computes for each text of these lengths, apart from a longer neighbor's padding."""
+        return np.full_like(lengths, context) if self.padded else lengths
+
+
+def text_tower(clip: ClipModel) -> TextTower:
+    """The text tower of a model."""
+    model: Any = clip.model
+    pad = pad_token(clip)
+    if isinstance(model, open_clip.CLIP):
+        pool, tower = str(model.text_pool_type), model
+    else:
+        tower = getattr(model, "text", None)
+        pool = str(getattr(tower, "pool_type", ""))
+    if pool == "none":
+        raise ModelError(
+            f"the text tower of {clip.reference} (text_cfg.pool_type none) gives a vector for each token and none for "
+            "the text; choose a model that pools by argmax, eos, first or last"
+        )
+    if isinstance(tower, HFTextEncoder):
+        return TextTower(partial(_own, tower), pad)
+    end = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
+    causal = isinstance(tower, open_clip.CLIP | TextTransformer) and tower.attn_mask is not None and pool != "last"
+    # An end token that pads as well was taken off with the padding, and a class token comes after the padding.
+    if causal and getattr(tower, "cls_emb", None) is None and not (pool == "eos" and end == pad):
+        packed = packed_tower(tower, pool, end, partial(_project, tower))
+        return TextTower(partial(_causal, tower, pool, end), pad, packed=packed)
+    return TextTower(partial(_own, model.encode_text), pad, padded=True)
+
+
+def _own(encode: Callable[[torch.Tensor], Any], inputs: torch.Tensor) -> torch.Tensor:
+    output = encode(inputs)
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _causal(tower: Any, pool: str, end: int | None, ids: torch.Tensor) -> torch.Tensor:
+    """open_clip's text forward with positional table and mask cut to the texts."""
+    length = ids.shape[1]
+    dtype = tower.transformer.get_cast_dtype()
+    x = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:length].to(dtype)
+    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    # The final norm works token by token, so only the pooled token needs it.
+    return _project(tower, tower.ln_final(text_global_pool(x, ids, pool, eos_token_id=end)))
+
+
+def _project(tower: Any, x: torch.Tensor) -> torch.Tensor:
+    if tower.text_projection is None:
+        return x
+    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
+
 
 Precision = Literal["fp32", "bf16"]
 
@@ -41,29 +201,30 @@ CHUNK_TOKENS = 2048
 def encode_ragged(
     clip: ClipModel, tokens: Ragged, *, chunk_tokens: int = CHUNK_TOKENS, precision: Precision = "fp32"
 ) -> torch.Tensor:
-    """Encode token lists, with gradients where grad mode is on.
+    """Encode token lists, with gradients where grad mode is on: float32 [n, embed_dim], each row of length 1.
 
-    Equal to the model's own `encode_text` on texts padded to the whole context. A causal tower computes the prefixes
-    that texts share once (see :mod:`paraclip_core.clip.packed`). For other towers texts are sorted by length and cut
-    into chunks, each padded to its longest text plus the padding that the tower sees.
+    Equal to the model's own `encode_text` on texts padded to the whole context. Other than packed towers get texts
+    sorted by length, in chunks each padded to its longest text.
 
     Args:
         clip: the model.
         tokens: n token lists by the model's own tokenizer.
         chunk_tokens: tokens that are computed together, padding included; affects speed and rounding.
         precision: `bf16` runs the tower under autocast.
-
-    Returns:
-        float32 [n, embed_dim], each row of length 1, in the order of `tokens`, on the model's device.
     """
     if not len(tokens):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
-    _check(clip, tokens)
+    highest = int(tokens.values.max(initial=0))
+    if clip.vocab_size and highest >= clip.vocab_size:
+        raise ModelError(
+            f"token {highest} is outside the vocabulary of {clip.reference} ({clip.vocab_size} tokens); "
+            "the texts were tokenized for another model"
+        )
     tower = text_tower(clip)
-    with _autocast(clip.device, precision):
+    low = precision == "bf16"
+    with torch.autocast(clip.device.type, dtype=torch.bfloat16) if low else nullcontext():
         if tower.packed is not None:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            order, outputs = tower.packed.encode(tokens, clip.context_length, chunk_tokens, dtype)
+            order, outputs = tower.packed.encode(tokens, chunk_tokens, torch.bfloat16 if low else torch.float32)
         else:
             order, outputs = _by_length(clip, tower, tokens, chunk_tokens)
     features = torch.cat([output.float() for output in outputs])
@@ -74,13 +235,10 @@ def encode_ragged(
 def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
     """Upper bound of the tokens that encoding these texts computes, padding and repeated prefixes included."""
     tower = text_tower(clip)
+    widths = np.sort(tower.widths(tokens.lengths, clip.context_length))
     if tower.packed is not None:
-        return len(tokens.values)
-    lengths = np.sort(tokens.lengths)
-    chunks = _chunks(lengths, CHUNK_TOKENS, tower, clip.context_length) if len(lengths) else ()
-    return sum(
-        (chunk.stop - chunk.start) * tower.width(int(lengths[chunk.stop - 1]), clip.context_length) for chunk in chunks
-    )
+        return int(widths.sum())
+    return sum((chunk.stop - chunk.start) * int(widths[chunk.stop - 1]) for chunk in _chunks(widths, CHUNK_TOKENS))
 
 
 def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
@@ -100,14 +258,22 @@ def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
 
 def _by_length(
     clip: ClipModel, tower: TextTower, tokens: Ragged, chunk_tokens: int
-) -> tuple[np.ndarray, list[torch.Tensor]]:
+) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
     order = np.argsort(tokens.lengths, kind="stable")
-    outputs = []
-    for chunk in _chunks(tokens.lengths[order], chunk_tokens, tower, clip.context_length):
-        part = tokens.take(order[chunk])
-        width = tower.width(int(part.lengths.max()), clip.context_length)
-        outputs.append(tower.forward(torch.from_numpy(part.padded(width, tower.pad)).to(clip.device)))
+    widths, outputs = tower.widths(tokens.lengths[order], clip.context_length), []
+    for chunk in _chunks(widths, chunk_tokens):
+        part = tokens.take(order[chunk]).padded(int(widths[chunk.stop - 1]), tower.pad)
+        outputs.append(tower.forward(torch.from_numpy(part).to(clip.device)))
     return order, outputs
+
+
+def _chunks(widths: NDArray[np.int64], budget: int) -> Iterator[slice]:
+    """Cut texts of rising widths into slices of at most `budget` tokens, padding included (one text at least)."""
+    start = 0
+    for end in range(1, len(widths) + 1):
+        if end == len(widths) or (end + 1 - start) * int(widths[end]) > budget:
+            yield slice(start, end)
+            start = end
 
 
 def encode_texts(clip: ClipModel, texts: Sequence[str]) -> np.ndarray:
@@ -125,7 +291,8 @@ def encode_images(clip: ClipModel, images: Iterable[Image.Image], *, batch_size:
     """Encode RGB images without gradients: float16 [n, embed_dim], rows of length 1 before rounding."""
     transform = image_transform(clip)
     parts = [np.zeros((0, clip.embed_dim), np.float16)]
-    for batch in _batches(images, batch_size):
+    remaining = iter(images)
+    while batch := list(islice(remaining, batch_size)):
         parts.append(encode_pixels(clip, torch.stack([transform(image) for image in batch])))
     return np.concatenate(parts)
 
@@ -137,43 +304,5 @@ def encode_pixels(clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | N
     """
     visual: Any = clip.visual if tower is None else tower
     with torch.inference_mode():
-        features = _first(visual(pixels.to(clip.device, memory_format=torch.channels_last)))
+        features = _own(visual, pixels.to(clip.device, memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1).half().cpu().numpy()
-
-
-def _chunks(lengths: np.ndarray, budget: int, tower: TextTower, context: int) -> Iterator[slice]:
-    """Cut rising lengths into slices of at most `budget` tokens, padding included (one text at least)."""
-    start = 0
-    for end in range(1, len(lengths) + 1):
-        if end == len(lengths) or (end + 1 - start) * tower.width(int(lengths[end]), context) > budget:
-            yield slice(start, end)
-            start = end
-
-
-def _check(clip: ClipModel, tokens: Ragged) -> None:
-    lengths = tokens.lengths
-    if int(lengths.max()) > clip.context_length or int(lengths.min()) < 1:
-        raise InputError(
-            f"a text has {lengths.min()} or {lengths.max()} tokens; {clip.reference} reads 1 to {clip.context_length}"
-        )
-    size = clip.vocab_size
-    highest = int(tokens.values.max(initial=0))
-    if size and highest >= size:
-        raise ModelError(
-            f"token {highest} is outside the vocabulary of {clip.reference} ({size} tokens); "
-            "the texts were tokenized for another model"
-        )
-
-
-def _first(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
-
-
-def _autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def _batches(items: Iterable[Image.Image], size: int) -> Iterator[list[Image.Image]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -1,53 +1,53 @@
-"""Writing a model: open_clip's release, and Hugging Face's ``CLIPModel``.
+"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel``, and the text tower as ONNX.
 
-Both describe the same network. They differ in names, in attention's input projections (one matrix or three) and in the
-orientation of the two projections into the shared space.
+open_clip and ``CLIPModel`` describe the same network. They differ in names, in attention's input projections (one
+matrix or three) and in the orientation of the two projections into the shared space.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import warnings
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 from paraclip_core.captions.tokens import load_byte_pairs
+from paraclip_core.clip.encode import TextTower, model_tokenizer, save_tokenizer, text_tower
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import CONFIG, WEIGHTS
-from paraclip_core.clip.tokenizer import save_tokenizer
 from paraclip_core.errors import ModelError, one_line
 from paraclip_core.tensor_file import write_tensors
 
-NAMES = {
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "logit_scale": "logit_scale",
-}
 TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
-# Those of the image tower come first, as those of the text tower are their ends.
-PREFIXES = {
-    "visual.transformer.resblocks.": "vision_model.encoder.layers.",
-    "visual.ln_post.": "vision_model.post_layernorm.",
-    "visual.ln_pre.": "vision_model.pre_layrnorm.",
-    "transformer.resblocks.": "text_model.encoder.layers.",
-    "ln_final.": "text_model.final_layer_norm.",
-}
-PARTS = {
-    ".attn.out_proj.": ".self_attn.out_proj.",
-    ".ln_1.": ".layer_norm1.",
-    ".ln_2.": ".layer_norm2.",
-    ".mlp.c_fc.": ".mlp.fc1.",
-    ".mlp.c_proj.": ".mlp.fc2.",
-}
+HF_NAMES = tuple(
+    (re.compile(old), new)
+    for old, new in {
+        r"^visual\.class_embedding": "vision_model.embeddings.class_embedding",
+        r"^visual\.conv1": "vision_model.embeddings.patch_embedding",
+        r"^visual\.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+        r"^visual\.ln_pre": "vision_model.pre_layrnorm",
+        r"^visual\.ln_post": "vision_model.post_layernorm",
+        r"^visual\.transformer\.resblocks": "vision_model.encoder.layers",
+        r"^token_embedding": "text_model.embeddings.token_embedding",
+        r"^positional_embedding": "text_model.embeddings.position_embedding.weight",
+        r"^ln_final": "text_model.final_layer_norm",
+        r"^transformer\.resblocks": "text_model.encoder.layers",
+        r"\.attn\.": ".self_attn.",
+        r"\.ln_([12])": r".layer_norm\1",
+        r"\.mlp\.c_fc": ".mlp.fc1",
+        r"\.mlp\.c_proj": ".mlp.fc2",
+    }.items()
+)
+"""Parts of open_clip's names and what takes their place."""
 PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_JOINED = re.compile(r"(.*\.)attn\.in_proj_(weight|bias)")
+_JOINED = re.compile(r"in_proj_(weight|bias)$")
 NO_HF = "cannot be a Hugging Face CLIPModel; export it as open_clip, or its text tower as onnx"
 RESIZE = ("shortest", "squash")
 START_ID, END_ID = 49406, 49407
@@ -57,12 +57,8 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     """Write weights, configuration and model card, so that open_clip loads ``local-dir:FOLDER``.
 
-    The same model gives the same bytes. Each file appears whole, the weights last.
-
-    Args:
-        clip: the model; it is written in fp32.
-        folder: made if need be.
-        card: the README.md, see :func:`paraclip_core.training.card.release_card`.
+    The same model gives the same bytes. `card` is the README.md, see
+    :func:`paraclip_core.training.card.release_card`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -72,20 +68,11 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
         # A copy, because safetensors refuses tensors that share memory.
         tensors[name] = tensor.detach().cpu().contiguous().clone()
     config = {"model_cfg": clip.model_cfg, "preprocess_cfg": clip.preprocess_cfg}
-    _replace(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
-    _replace(folder / "README.md", card.encode())
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / "README.md").write_text(card, "utf-8")
     if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
         save_tokenizer(clip, folder)
     write_tensors(tensors, folder / WEIGHTS[0], {"format": "pt"})
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save_hf(clip: ClipModel, folder: Path) -> None:
@@ -200,23 +187,87 @@ def to_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     renamed: dict[str, torch.Tensor] = {}
     for stored, tensor in tensors.items():
         name = stored.removeprefix("text.")
-        joined = _JOINED.fullmatch(name)
-        if joined is not None:
-            block = _renamed(joined[1], PREFIXES)
-            for key, part in zip("qkv", tensor.chunk(3), strict=True):
-                renamed[f"{block}self_attn.{key}_proj.{joined[2]}"] = part.contiguous()
-        elif name in TRANSPOSED:
+        if name in TRANSPOSED:
             renamed[TRANSPOSED[name]] = tensor.T.contiguous()
+            continue
+        for old, new in HF_NAMES:
+            name = old.sub(new, name)
+        if _JOINED.search(name):
+            for key, part in zip("qkv", tensor.chunk(3), strict=True):
+                renamed[_JOINED.sub(rf"{key}_proj.\1", name)] = part.contiguous()
         else:
-            renamed[NAMES.get(name) or _renamed(_renamed(name, PREFIXES), PARTS)] = tensor
+            renamed[name] = tensor
     return renamed
 
 
-def _renamed(name: str, table: Mapping[str, str]) -> str:
-    for old, new in table.items():
-        # Prefixes end with a dot and stand first, parts are found within.
-        if old.startswith(".") and old in name:
-            return name.replace(old, new, 1)
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
+ONNX_FILE = "text_model.onnx"
+ONNX_TEXTS = "text_model.json"
+CLIP_TOKENS = "CLIP's byte pairs"
+NEEDED = ("onnx", "onnxscript")
+PROTOBUF_BYTES = 1_900_000_000
+EXAMPLES = ("a photo of a dog", "two men on a boat")
+
+
+def save_onnx(clip: ClipModel, folder: Path) -> None:
+    """Write ``text_model.onnx``, and beside it the facts of its input.
+
+    The graph maps `input_ids`, int64 [batch, length], to `text_embeds`, float32 [batch, embed_dim] with rows of length
+    1. Texts are padded to the longest of a batch, for towers that see all padding to the model's context.
+    """
+    if absent := [name for name in NEEDED if find_spec(name) is None]:
+        raise ModelError(f"ONNX needs {' and '.join(absent)}; run: pip install 'paraclip[export]'")
+    folder.mkdir(parents=True, exist_ok=True)
+    tower = text_tower(clip)
+    shortest = clip.context_length if tower.padded else 2
+    ids = model_tokenizer(clip)(list(EXAMPLES))
+    length: dict[int, Any] = {}
+    if not tower.padded:
+        # Cut to their length: an example of the whole context would fix the length in the graph.
+        ids = ids[:, : int((ids != tower.pad).sum(dim=1).max()) + 1].contiguous()
+        length = {1: torch.export.Dim("length", min=shortest, max=clip.context_length)}
+    _export(_Texts(clip.model, tower), ids, folder / ONNX_FILE, length)
+    facts = {
+        "input": "input_ids",
+        "output": "text_embeds",
+        "context_length": clip.context_length,
+        "shortest_length": shortest,
+        "pad_token_id": tower.pad,
+        "tokenizer": CLIP_TOKENS if clip.reads_clip_tokens else "the tokenizer files in this folder",
+    }
+    (folder / ONNX_TEXTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
+        save_tokenizer(clip, folder)
+
+
+class _Texts(nn.Module):
+    def __init__(self, model: nn.Module, tower: TextTower) -> None:
+        super().__init__()
+        self.model = model  # what the tower's forward reads, so that the exporter finds its weights
+        self._tower = tower
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self._tower.forward(input_ids.long()).float(), dim=-1)
+
+
+def _export(module: nn.Module, example: torch.Tensor, path: Path, dimensions: dict[int, Any]) -> None:
+    """Write the tower; the batch and `dimensions` may have any size."""
+    shape = {0: torch.export.Dim("batch", min=1), **dimensions}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter about itself
+            torch.onnx.export(
+                module.eval(),
+                (example.to(next(module.parameters()).device),),
+                path,
+                input_names=["input_ids"],
+                output_names=["text_embeds"],
+                dynamic_shapes=(shape,),
+                dynamo=True,
+                # One file, unless it would be larger than protobuf can be.
+                external_data=sum(p.numel() * p.element_size() for p in module.parameters()) > PROTOBUF_BYTES,
+                verbose=False,
+            )
+    except OSError:
+        raise
+    except Exception as error:  # the exporter's many own
+        raise ModelError(f"torch cannot export this tower to ONNX: {one_line(error)}") from error

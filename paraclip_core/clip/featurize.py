@@ -87,12 +87,8 @@ class Featurizer:
     ) -> None:
         """Encode with `clip`, which stays as it is.
 
-        Args:
-            clip: the model.
-            archive: opens an archive by its name in the table.
-            batch_size: images that go through the tower together.
-            workers: threads that decode.
-            earlier: the tower's features float16 [embed_dim] for an image file with this hash, where they are at hand.
+        `archive` opens an archive by its name in the table. `earlier` has the tower's features float16 [embed_dim] for
+        an image file with this hash, where they are at hand.
         """
         self._earlier = earlier
         height, width = clip.preprocess_cfg["size"]
@@ -113,12 +109,7 @@ class Featurizer:
             archive.close()
 
     def encode(self, files: Sequence[ImageFile], on_batch: Callable[[int], None] = lambda done: None) -> Featurized:
-        """Features of `files` in their order.
-
-        Args:
-            files: the images.
-            on_batch: called after each batch with the number of images done so far.
-        """
+        """Features of `files` in their order; `on_batch` gets the number of images done after each batch."""
         result = Featurized(np.empty((len(files), self._clip.embed_dim), np.float16))
         waiting: dict[int, _Decoded] = {}
         done = 0

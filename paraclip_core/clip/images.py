@@ -89,6 +89,10 @@ class ImageArchive:
         place = self._place(key)
         return None if place is None else place[1]
 
+    def has(self, name: str) -> bool:
+        """Whether there is such an image."""
+        return self._parquet.has(name) if self._parquet is not None else self.size(name) is not None
+
     def _place(self, key: str) -> tuple[int, int] | None:
         return self._index.get(key) or self._index.get(self._by_file_name.get(key, ""))
 
@@ -140,22 +144,10 @@ class ImageArchive:
             raise InputError(f"{self.path} has no readable image {name!r}: {error}") from error
 
 
-def holds_any(path: Path, names: Sequence[str]) -> bool:
-    """Whether a tar, folder or Parquet file has one of these images; a tar is read no further than the first."""
-    try:
-        if path.is_dir():
-            return any(_is_file(path, _key(name)) for name in names)
-        if _is_parquet(path):
-            with ImageArchive(path) as archive:
-                return not set(archive.names()).isdisjoint(names)
-        name_keys = {_key(name) for name in names}
-        with TarFile.open(path, "r:") as tar:
-            keys = (_key(member.name) for member in tar if member.isreg())
-            return any(key in name_keys or PurePosixPath(key).name in name_keys for key in keys)
-    except tarfile.TarError as error:
-        raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
-    except OSError as error:
-        raise InputError(f"cannot read images from {path}: {error.strerror or error}") from error
+def missing_images(path: Path, names: Sequence[str]) -> list[str]:
+    """Those of some images that a folder, tar or Parquet file does not have."""
+    with ImageArchive(path) as archive:
+        return [name for name in names if not archive.has(name)]
 
 
 def _named(error: OSError, path: Path) -> OSError:
@@ -282,6 +274,11 @@ class ParquetPictures:
         column = picture_column(self._schema, where=str(self._path))
         assert column is not None
         return [picture_name(column, row) for row in range(self._starts[-1])]
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a row."""
+        column, row = picture_place(name) or ("", -1)
+        return self._schema.get_field_index(column) >= 0 and 0 <= row < self._starts[-1]
 
     def close(self) -> None:
         """Close the file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MethodType
 from typing import Any
@@ -36,7 +37,7 @@ class ClipModel:
     revision: str | None = None
     """The hub's commit, where it is known."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
-    """Set by :func:`paraclip_core.clip.tokenizer.model_tokenizer` once it is loaded."""
+    """Set by :func:`paraclip_core.clip.encode.model_tokenizer` once it is loaded."""
 
     @property
     def embed_dim(self) -> int:
@@ -124,18 +125,22 @@ def image_tower_hash(clip: ClipModel) -> str:
 
 
 def weights_hash(clip: ClipModel) -> str:
-    """The same digest of the whole model; it names a base that has no revision on the hub."""
+    """The same digest of the whole model; it names a base that has no revision on the hub, and a run's start."""
     return _hash(clip.model)
 
 
 def _hash(module: nn.Module) -> str:
-    tensors: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+    add_tensors(digest, {**dict(module.named_parameters()), **dict(module.named_buffers())})
+    return digest.hexdigest()
+
+
+def add_tensors(digest: hashlib.blake2b, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Add names, dtypes, shapes and bytes to a digest, in the order of the names."""
+    for name, stored in sorted(tensors.items()):
+        tensor = stored.detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def preprocess_hash(clip: ClipModel) -> str:

@@ -1,17 +1,20 @@
-"""Images that fit a text best, by stored features."""
+"""Images that fit a text best, or another image, by the cosine of their stored features."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.functional import normalize
 
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
+from paraclip_core.training.data import ImageFeatures
 
 BLOCK = 65_536
 """Images whose features are in memory at once, where not all are."""
@@ -21,7 +24,7 @@ SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
 
 RIGHT, WRONG = 0.5, 0.3
-"""Weights of the images marked as right and as wrong beside the query's 1, chosen by benchmarks/bench_feedback.py."""
+"""Weights of the images marked as right and as wrong beside the query's 1, chosen on Flickr8k (docs/experiments.md)."""
 
 
 class Gallery(Protocol):
@@ -39,12 +42,9 @@ class Searcher:
     """Ranks the images of one index by cosine, for many queries."""
 
     def __init__(self, features: Gallery, ids: Sequence[str], memory: int = HELD_BYTES) -> None:
-        """Keep the features in memory if they are small, else read them block by block at every search.
+        """Keep the features, [n, d] of any length, in memory where they take at most `memory` bytes as float32.
 
-        Args:
-            features: [n, d] of any length; a row that is not finite is refused when it is read.
-            ids: n ids, one for each row.
-            memory: bytes that the features may take as float32 to stay in memory.
+        Otherwise they are read block by block at every search. A row that is not finite is refused when it is read.
         """
         self._features = features
         self.ids = ids
@@ -66,11 +66,7 @@ class Searcher:
             )
 
     def nearest(self, vectors: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `k` images with the largest inner product for each vector.
-
-        Args:
-            vectors: [q, d]; of length 1, scores are cosines.
-            k: how many images.
+        """The `k` images with the largest inner product for each of the vectors, [q, d].
 
         Returns:
             Rows, int64 [q, min(k, n)], best first, of equal ones the lower row first; and their scores, float32.
@@ -125,17 +121,7 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list[tuple[str, float]]:
-    """The `k` images nearest to a text.
-
-    Args:
-        clip: the model; base and tuned ones share the features, for their image tower is the same.
-        searcher: the images.
-        query: the text.
-        k: how many images, at most n.
-
-    Returns:
-        (image id, cosine in -1…1) with the nearest first; of equally near ones the earlier row comes first.
-    """
+    """Id and cosine of the `k` images nearest to a text, the nearest first; of equally near ones the earlier row."""
     searcher.check(clip)
     rows, scores = searcher.nearest(encode_texts(clip, [query]), k)
     nearest: list[int] = rows[0].tolist()
@@ -148,16 +134,61 @@ def refine(
     """The query, drawn towards the images marked as right and away from those marked as wrong (Rocchio, 1971).
 
     The sum of the marked images is divided by their number and one, so that a single mark, which says little, counts
-    half.
-
-    Args:
-        query: unit vector of the text or image that was searched for, [d].
-        positive: unit features of the images marked as right, [p, d].
-        negative: those of the images marked as wrong, [n, d].
-
-    Returns:
-        Unit vector, float32 [d]; the query itself where nothing is marked.
+    half. All are unit vectors: the query [d], the images marked as right [p, d] and as wrong [n, d], the result [d].
     """
     vector = np.asarray(query, np.float64)
     vector = vector + RIGHT * positive.sum(0) / (len(positive) + 1) - WRONG * negative.sum(0) / (len(negative) + 1)
     return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)
+
+
+COSINES = 1 << 25
+"""Cosines that are in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Near images of each of n images, the nearest first."""
+
+    starts: NDArray[np.int64]
+    """Where each image's neighbors begin, and the number of all, [n + 1]."""
+    rows: NDArray[np.int32]
+    """Numbers of the neighbors."""
+    cosines: NDArray[np.float32]
+
+    def first(self) -> NDArray[np.int32]:
+        """The image of each pair whose neighbor is in `rows`."""
+        return np.repeat(np.arange(len(self.starts) - 1, dtype=np.int32), np.diff(self.starts))
+
+
+def near_images(
+    features: ImageFeatures,
+    rows: NDArray[np.int64],
+    least: float,
+    most: int,
+    device: torch.device | str = "cpu",
+) -> Neighbors:
+    """The nearest images of each image, at most `most`, with a cosine of at least `least`.
+
+    The time grows with the square of the images: of 512 dimensions, 100,000 take a minute of two CPU cores. Sums in
+    another order (other devices and numbers of threads) may tell cosines apart that are equal in six digits.
+
+    Args:
+        features: of all images, float16 [N, d]; `device` holds them as float32.
+        rows: rows of `features` that are compared, [n]; the result counts them from 0.
+    """
+    n, count = len(rows), min(most, len(rows) - 1)
+    starts, parts = [np.zeros(1, np.int64)], [(np.zeros(0, np.int32), np.zeros(0, np.float32))]
+    if count < 1:
+        return Neighbors(np.zeros(n + 1, np.int64), *parts[0])
+    vectors = normalize(torch.from_numpy(np.asarray(features[rows])).to(device).float(), dim=1)
+    block = max(1, COSINES // n)
+    for start in range(0, n, block):
+        cosines = vectors[start : start + block] @ vectors.T
+        cosines.diagonal(start).fill_(-2)
+        values, others = (part.cpu().numpy() for part in cosines.topk(count, dim=1))
+        order = np.lexsort((others, -values), axis=1)
+        values, others = (np.take_along_axis(part, order, axis=1) for part in (values, others))
+        near = values >= least
+        parts.append((others[near].astype(np.int32), values[near]))
+        starts.append(starts[-1][-1] + np.cumsum(near.sum(axis=1)))
+    return Neighbors(np.concatenate(starts), *(np.concatenate(part) for part in zip(*parts, strict=True)))

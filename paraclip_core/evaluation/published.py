@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip_core.captions.clean import split_name
-from paraclip_core.captions.readers.columns import SPLIT
 from paraclip_core.captions.readers.json import json_records, load_json
 from paraclip_core.captions.readers.parquet import parquet_records
 from paraclip_core.captions.readers.text import csv_records, numbered_lines
-from paraclip_core.captions.rows import decodable
+from paraclip_core.captions.rows import SPLIT, decodable
 from paraclip_core.captions.sources import detect, read, shard_split
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.config import ColumnNames, SourceOptions

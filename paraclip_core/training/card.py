@@ -50,19 +50,8 @@ def release_card(
 ) -> str:
     """The README.md of a release: what the model is, its origin, how to load it.
 
-    Args:
-        title: its name.
-        summary: what was done, in a sentence or two.
-        base: the model that it started from.
-        image_tower_hash: equal before and after training.
-        licences: training rows under each stated licence.
-        sources: training rows from each source.
-        options: hyper-parameters.
-        paraphraser: who wrote the paraphrases, where there are any.
-        figures: rows of the table of validation figures, all with the same columns.
-        base_model: the base's name on the Hugging Face hub, where it has one.
-        revision: the base's commit there, where it is known.
-        weights: hash of the base's weights.
+    `licences` and `sources` count training rows. `figures` are rows of a table, all with the same columns. `base_model`
+    and `revision` name the base on the Hugging Face hub, `weights` is the hash of its weights.
     """
     head: dict[str, Any] = {
         "library_name": "open_clip",
@@ -105,12 +94,8 @@ def completed_card(
 ) -> str:
     """A release's card for another layout, with the evaluation, whose figures become the hub's `model-index`, too.
 
-    Args:
-        card: the text of a :func:`release_card`.
-        layout: open_clip, hf or onnx; decides how to load the model.
-        name: the model's name in the index.
-        comparison: an evaluation's ``comparison.json``.
-        about: fields of the front matter that the publisher states: `language`, `datasets`, `license`.
+    `comparison` is an evaluation's ``comparison.json``; `about` has fields of the front matter that the publisher
+    states: `language`, `datasets`, `license`.
     """
     head, body = _parted(card)
     for other in LOAD.values():  # the release may be an export

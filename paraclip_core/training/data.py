@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.ragged import Ragged
 
 IMAGE = "image"
 """The kind that is no text, beside the three of `TEXTS`."""
@@ -36,8 +36,8 @@ DONE = "rows.json"
 CAPTION_ID = "caption_id"
 STARTS = "starts"
 ID_BYTES = 16
-REWRITE_DRAWS, BANK_DRAWS = 2**128, 2**129
-"""Where Philox's numbers for rewrites and for the bank begin, far behind those for the order."""
+REWRITE_DRAWS = 2**128
+"""Where Philox's numbers for rewrites begin, far behind those for the order."""
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
 """Token lists of some rows by kind, with the captions' ids, binary(16), under ``caption_id``; and each row's row in the
 feature matrix."""
@@ -171,19 +171,10 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Draw one of each caption's rewrites for an epoch, as LaCLIP does (arXiv 2305.20088).
+    """Draw one of each caption's rewrites for an epoch, as LaCLIP does (arXiv 2305.20088): numbers from 0, int64 [n].
 
     A draw depends on seed, epoch and the caption's number alone: it is that output of SplitMix64 (Steele et al., 2014),
     with a state that Philox gives for seed and epoch.
-
-    Args:
-        captions: numbers of n captions.
-        rewrites: how many rewrites each of them has, at least 1.
-        seed: seed of the run.
-        epoch: epoch, from 0.
-
-    Returns:
-        Numbers of rewrites, from 0, int64 [n].
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     state = np.uint64(np.random.Philox(counter=REWRITE_DRAWS, key=key).random_raw())
@@ -224,16 +215,6 @@ class DataOrder:
         return first + draw(captions, after - first, self.seed, epoch)
 
 
-def bank_of(rows: TrainingRows, bank: int, seed: int, step: int, batch: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Feature rows of the images that a step ranks: its batch's and `bank` draws, each once and in order.
-
-    The draws are a function of (seed, step). An image is drawn as often as it has training rows.
-    """
-    key = np.array([seed % 2**64, step], np.uint64)
-    drawn = np.random.Philox(counter=BANK_DRAWS, key=key).random_raw(bank) % np.uint64(len(rows.image_rows))
-    return np.unique(np.concatenate([batch, rows.image_rows[drawn.astype(np.int64)]]))
-
-
 @dataclass(frozen=True)
 class Batch:
     """What one step trains on."""
@@ -248,8 +229,6 @@ class Batch:
     """Stored features of the images, [n, d]."""
     keys: Mapping[str, NDArray[np.int64]]
     """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images."""
-    ranked: NDArray[np.float32] | None = None
-    """Stored features of the images that rankings are compared over, [m, d]; None: rankings are not trained."""
 
     def texts(self, kind: str) -> Ragged:
         """The n texts of one kind."""
@@ -261,9 +240,8 @@ class Batch:
         return {IMAGE: _unit(self.features, texts.device)} | {kind: texts[part] for kind, part in self.parts.items()}
 
     def gallery(self, device: torch.device) -> Tensor:
-        """Embeddings of the images that rankings are compared over, float32 [m, d]."""
-        assert self.ranked is not None
-        return _unit(self.ranked, device)
+        """Embeddings of the batch's different images, which rankings are compared over, float32 [m, d]."""
+        return _unit(self.features[np.unique(self.image_rows, return_index=True)[1]], device)
 
     def key_tensors(self, device: torch.device) -> dict[str, Tensor]:
         """The keys on a device."""
@@ -281,9 +259,8 @@ def make_batch(
     kinds: Sequence[str],
     features: ImageFeatures,
     image_keys: NDArray[np.int64],
-    ranked: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """The rows at `indices` with the texts of these kinds; `ranked` has the feature rows of images to rank."""
+    """The rows at `indices` with the texts of these kinds."""
     n, image_rows = len(indices), np.asarray(rows.image_rows[indices])
     # Kinds that share their texts share their place, so that they are encoded once.
     unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
@@ -292,8 +269,7 @@ def make_batch(
     tokens = Ragged.concatenate([texts.take(indices) for texts in unique])
     by_text = token_keys(tokens)
     keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: np.asarray(image_keys[image_rows])}
-    gallery = None if ranked is None else np.asarray(features[ranked], np.float32)
-    return Batch(image_rows, tokens, parts, np.asarray(features[image_rows], np.float32), keys, gallery)
+    return Batch(image_rows, tokens, parts, np.asarray(features[image_rows], np.float32), keys)
 
 
 def token_keys(tokens: Ragged) -> NDArray[np.int64]:
@@ -325,17 +301,3 @@ def prefetched(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[I
 
     with ThreadPoolExecutor(1, "batches") as pool:
         yield batches()
-
-
-def save_batch(path: Path, rows: TrainingRows, indices: NDArray[np.int64], batch: Batch) -> None:
-    """Write a batch for inspection, as a NumPy archive.
-
-    It holds ``caption_ids`` (lower-case hexadecimal), ``rows`` (numbers among the training rows), ``image_rows`` (rows
-    of the feature matrix) and the tokens of each kind, ``<kind>_values`` and ``<kind>_offsets``.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ids = [] if rows.ids is None else [row.tobytes().hex() for row in rows.ids[indices]]
-    arrays: dict[str, Any] = {"caption_ids": np.array(ids, str), "rows": indices, "image_rows": batch.image_rows}
-    for kind in batch.parts:
-        arrays |= {f"{kind}_values": batch.texts(kind).values, f"{kind}_offsets": batch.texts(kind).offsets}
-    np.savez(path, **arrays)

@@ -11,7 +11,6 @@ cores share each of them, they wait for one another ten thousand times.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares
+from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares, text_tower
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.packed import Ragged
-from paraclip_core.clip.towers import text_tower
-from paraclip_core.training.distributed import ALONE, Processes
-from paraclip_core.training.memory import anonymous_memory, free_heap
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.training.processes import ALONE, Processes, anonymous_memory, free_heap
 
 T = TypeVar("T")
 
@@ -60,29 +58,22 @@ class CachedTexts:
         precision: Precision,
         keep: bool,
         most_bytes: float = 0,
-        seed: int = 0,
         processes: Processes = ALONE,
     ) -> None:
         """Take this process's share of the texts.
 
-        Args:
-            clip: the model.
-            tokens: all texts of the step, n of them.
-            precision: arithmetic of the tower.
-            keep: keep the first pass for the backward one: more memory, less time, the same result.
-            most_bytes: of this process's memory; until then freed memory is kept.
-            seed: of dropout, where the tower has any.
-            processes: those that embed the other shares.
+        `keep` keeps the first pass for the backward one: more memory, less time, the same result. Until the process
+        takes `most_bytes`, freed memory is kept.
         """
         self._clip, self._tokens, self._keep = clip, tokens, keep
         self._precision: Precision = precision
-        self._most_bytes, self._seed, self._processes = most_bytes, seed, processes
+        self._most_bytes, self._processes = most_bytes, processes
         mine = shares(clip, tokens, processes.count)[processes.rank]
         tower = text_tower(clip)
         # A packed tower sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save padding.
         self._chunk_tokens = GROUP_TOKENS if tower.packed is not None else CHUNK_TOKENS
         self._groups = _groups(mine, tower.widths(tokens.lengths[mine], clip.context_length))
-        # Dropout's random state belongs to the process; a packed tower needs none.
+        # torch keeps the kind of attention for the whole process; a packed tower has its own.
         self._packed = tower.packed is not None
         self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
         self._outputs: list[Tensor] = []
@@ -123,15 +114,8 @@ class CachedTexts:
 
     def _encode(self, number: int) -> Tensor:
         texts = self._tokens.take(self._groups[number])
-        with nullcontext() if self._packed else self._process_state(number):
+        with nullcontext() if self._packed else _attention(self._clip.device):
             return encode_ragged(self._clip, texts, chunk_tokens=self._chunk_tokens, precision=self._precision)
-
-    @contextmanager
-    def _process_state(self, number: int) -> Iterator[None]:
-        """Dropout's seed and the kind of attention, which torch keeps for the whole process."""
-        torch.manual_seed((self._seed * 1_000_003 + number * self._processes.count + self._processes.rank) % 2**63)
-        with _attention(self._clip.device):
-            yield
 
 
 def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -187,47 +171,32 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
     if module is None:
         yield []
         return
-    weight, whole, device = module.weight, module.forward, module.weight.device
-    # Towers pad with 0 or 1; chunks with a token beyond these rows use the whole table.
-    padding = [0, 1] if module.padding_idx is None else [0, 1, module.padding_idx]
-    used = np.union1d(tokens.values.astype(np.int64), padding)
-    place = torch.full((len(weight),), -1, dtype=torch.int64)
-    place[torch.from_numpy(used)] = torch.arange(len(used))
-    place, rows = place.to(device), torch.from_numpy(used).to(device)
+    weight, device = module.weight, module.weight.device
+    used = np.union1d(tokens.values.astype(np.int64), [text_tower(clip).pad])
+    rows = torch.from_numpy(used).to(device)
+    place = torch.full((len(weight),), -1, dtype=torch.int64, device=device)
+    place[rows] = torch.arange(len(used), device=device)
     few = weight.detach()[rows].requires_grad_()
-    look_up = _with_table(module, few).forward  # hooks run when the module itself is called
-
-    def forward(ids: Tensor) -> Tensor:
-        places = place[ids]
-        return whole(ids) if bool((places < 0).any()) else look_up(places)
-
-    module.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+    # Hooks run when the module itself is called.
+    module.forward = lambda ids: functional.embedding(place[ids], few)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield [few]
     finally:
         del module.forward
     if few.grad is not None:
-        if module.padding_idx is not None:
+        if module.padding_idx is not None and module.padding_idx in used:
             few.grad[place[module.padding_idx]] = 0.0
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         weight.grad[rows] += few.grad
 
 
-def _with_table(module: nn.Embedding, table: Tensor) -> nn.Embedding:
-    """The same kind of module over another table: some scale what they look up, as NLLB's does."""
-    other = copy.copy(module)
-    other._parameters = {}
-    other.weight, other.padding_idx = table, None  # pyright: ignore[reportAttributeAccessIssue]
-    return other
-
-
 def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
-    """The token embedding, if it is trained: the largest table of the text tower."""
+    """The token embedding, if it is a plain one and trained: the largest table of the text tower."""
     tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
-    plain = largest is not None and largest.max_norm is None and not largest.scale_grad_by_freq and not largest.sparse
-    return largest if plain and largest is not None and largest.weight.requires_grad else None
+    plain = largest is not None and type(largest) is nn.Embedding and largest.weight.requires_grad
+    return largest if plain else None
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:

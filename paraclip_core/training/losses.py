@@ -5,9 +5,9 @@ paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Ea
 of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
-rank consistency: every wording of a caption ranks images as the base does for the caption. Over the images of the batch
-and a bank of others, with p = softmax(T · base's caption · images) and q = softmax(T · wording · images), it is the
-mean of KL(p ‖ q): ListNet's top-one probabilities (Cao et al., ICML 2007). The contrastive losses draw single pairs
+rank consistency: every wording of a caption ranks images as the base does for the caption. Over the images of the
+batch, with p = softmax(T · base's caption · images) and q = softmax(T · wording · images), it is the mean of KL(p ‖ q):
+ListNet's top-one probabilities (Cao et al., ICML 2007). The contrastive losses draw single pairs
 together and leave rankings to follow; this one trains what AO@k and recall@k look at.
 """
 
@@ -28,9 +28,8 @@ from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import ClipModel, trained_parameters
 from paraclip_core.config import LossWeights
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
-from paraclip_core.training.distributed import ALONE, Processes
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
-from paraclip_core.training.memory import GIB, anonymous_memory
+from paraclip_core.training.processes import ALONE, GIB, Processes, anonymous_memory
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
@@ -140,13 +139,8 @@ def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop
     """Entries of a pair's matrix that are no negatives although they are off the diagonal.
 
     Rows i and j are no negatives of each other where they share their image, or one of the pair's texts; and
-    ``first[i]`` is none of ``second[j]`` where both are the same text.
-
-    Args:
-        pair: the pair.
-        keys: int64 [n] for each kind (``image`` included); equal keys mean equal texts or equal images.
-        start: first row of the matrix that is wanted.
-        stop: row after the last one; None for all rows.
+    ``first[i]`` is none of ``second[j]`` where both are the same text. Equal `keys`, int64 [n] for each kind, mean
+    equal texts or equal images.
 
     Returns:
         bool [stop - start, n], false on the diagonal.
@@ -277,12 +271,8 @@ class Objective:
     taken: int = field(default_factory=anonymous_memory)
     """Bytes of this process before the first batch."""
 
-    def gradients(self, batch: Batch, seed: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+    def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
-
-        Args:
-            batch: the batch.
-            seed: of the dropout, where the tower has any.
 
         Returns:
             The loss, and each term without its weight, by name; scalars without history, the same in every process.
@@ -298,7 +288,7 @@ class Objective:
             processes=self.processes,
         )
         with touched_vocabulary(clip, batch.tokens) as vocabulary:
-            texts = cached(clip, batch.tokens, keep=self.fits(batch), seed=seed)
+            texts = cached(clip, batch.tokens, keep=self.fits(batch))
             text_embeddings = texts.embed().requires_grad_()
             embeddings = batch.embeddings(text_embeddings)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device))

@@ -47,20 +47,6 @@ class Tracker(Protocol):
         ...
 
 
-class FileTracker:
-    """JSON lines in ``<folder>/file/<run>.jsonl``; of a step that comes twice after a kill the later line counts."""
-
-    def __init__(self, run: TrackedRun, step: int) -> None:
-        path = run.folder / "file" / f"{run.name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Line by line, or a kill would take the steps before a checkpoint with it.
-        self._file = path.open("a", encoding="utf-8", buffering=1)
-        self.close = self._file.close
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-
-
 class TensorBoardTracker:
     """Event files in ``<folder>/tensorboard/<run>``; a later one hides the steps of earlier ones behind its first."""
 
@@ -106,7 +92,6 @@ class WandbTracker(TrackioTracker):
 
 
 OPENERS: Mapping[str, Callable[[TrackedRun, int], Tracker]] = {
-    "file": FileTracker,
     "tensorboard": TensorBoardTracker,
     "trackio": TrackioTracker,
     "wandb": WandbTracker,
@@ -152,5 +137,5 @@ class Trackers:
 def check_trackers(names: Sequence[str]) -> None:
     """Check that the packages of trackers are installed, long before any of them is opened."""
     for name in names:
-        if name != "file" and find_spec(name) is None:
+        if find_spec(name) is None:
             raise ConfigError(f"run.trackers names {name}, which is not installed; `pip install {name}` or take it out")

@@ -33,14 +33,14 @@ from paraclip.storage.files import parse_json, write_atomic
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.images import ImageArchive, holds_any
+from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.paths import user_path
 from paraclip_core.training.alpha import interpolate
-from paraclip_core.training.memory import free_memory
+from paraclip_core.training.processes import free_memory
 
 HERE = Path(__file__).parent
 LONGEST_QUERY = 2_000
@@ -230,12 +230,14 @@ class Catalogue:
 
 
 def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
-    if not holds_any(images, ids):
+    archive = ImageArchive(images)
+    if not any(archive.has(name) for name in ids):
+        archive.close()
         raise InputError(
             f"{images} has none of the {len(ids)} images of the index (the first is {ids[0]!r}); expected their file "
             "names as the index's ids, see --ids"
         )
-    return ImageArchive(images)
+    return archive
 
 
 class Marks:

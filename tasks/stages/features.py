@@ -140,8 +140,7 @@ def _earlier(ctx: StageContext, tower: Mapping[str, str]) -> EarlierFeatures:
 
 
 def _base(settings: Settings) -> ClipModel:
-    from paraclip_core.clip.embedded import embedded_clip
-    from paraclip_core.clip.load import load_clip
+    from paraclip_core.clip.load import embedded_clip, load_clip
 
     if settings.model.base == "embedded":
         return embedded_clip(settings.model)

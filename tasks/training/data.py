@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.parquet import iter_batches
+from paraclip_core.clip.encode import shortened, tokenize
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.clip.packed import Ragged
-from paraclip_core.clip.tokenizer import shortened, tokenize
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
 from paraclip_core.training.alpha import ValidationSet
 from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
-from paraclip_core.training.memory import bound_kernel_cache
+from paraclip_core.training.processes import bound_kernel_cache
 
 SUFFIX = "_tokens"
 Texts: TypeAlias = pa.Array | pa.ChunkedArray

@@ -185,7 +185,7 @@ def test_a_tracker_that_is_missing_is_told_before_anything_runs(
 
     monkeypatch.setattr("paraclip_core.training.trackers.find_spec", lambda name: None)
     # Where nothing is left to train, nothing is missing.
-    run = finished_run("name=tracked", "run.trackers=[wandb, file]")
+    run = finished_run("name=tracked", "run.trackers=[wandb]")
     outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from paraclip_core.captions.readers.columns import CAPTION, IMAGE, LICENCE, PATH
+from paraclip_core.captions.rows import CAPTION, IMAGE, LICENCE, PATH
 from paraclip_core.config import ColumnNames, Settings, meaning
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import unusual

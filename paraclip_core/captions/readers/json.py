@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.readers.columns import Columns, choose_columns
 from paraclip_core.captions.readers.text import decode, numbered_lines, open_bytes
-from paraclip_core.captions.rows import Batcher, RowBatch
+from paraclip_core.captions.rows import Batcher, RowBatch, choose_columns
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 
@@ -37,24 +37,19 @@ def is_jsonl(start: bytes) -> bool:
 
 def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
     """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array."""
-    batcher, chosen = Batcher(), dict[tuple[str, ...], Columns | None]()
+    batcher = Batcher()
+    choose = lru_cache(REMEMBERED)(lambda fields: choose_columns(fields, options.columns))
     for number, record in json_records(path):
         if isinstance(record, Exception):
             batcher.reject(number, "bad_json", f"not a JSON object: {record}")
         elif not isinstance(record, dict):
             batcher.reject(number, "wrong_type", f"a JSON {type(record).__name__}, expected an object with a caption")
+        elif (columns := choose(tuple(record))) is None:
+            names = ", ".join(sorted(record))[:200]
+            batcher.reject(number, "missing_field", f"no caption among the fields {names}")
         else:
-            fields = tuple(record)
-            if fields not in chosen:
-                if len(chosen) >= REMEMBERED:
-                    chosen.clear()
-                chosen[fields] = choose_columns(fields, options.columns)
-            if (columns := chosen[fields]) is None:
-                names = ", ".join(sorted(record))[:200]
-                batcher.reject(number, "missing_field", f"no caption among the fields {names}")
-            else:
-                keys = (record.get(name) if name else None for name in columns.keys)
-                batcher.add(number, itemgetter(*columns.captions)(record), *keys)
+            keys = (record.get(name) if name else None for name in columns.keys)
+            batcher.add(number, itemgetter(*columns.captions)(record), *keys)
         yield from batcher.full()
     yield from batcher.rest()
 

@@ -14,9 +14,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.columns import IMAGE, Columns, match_column, need_columns
 from paraclip_core.captions.readers.text import decode
-from paraclip_core.captions.rows import BATCH_ROWS, Batcher, RowBatch, as_key
+from paraclip_core.captions.rows import (
+    BATCH_ROWS,
+    IMAGE,
+    Batcher,
+    Columns,
+    RowBatch,
+    match_column,
+    need_columns,
+)
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import (
@@ -38,10 +45,13 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
             if columns.picture is not None:
                 yield from _picture_rows(file, columns, columns.picture)
                 return
-            first = 0
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns.names()):
-                yield from _rows(batch, columns, first)
-                first += batch.num_rows
+            batcher, row = Batcher(), 0
+            for batch in file.iter_batches(BATCH_ROWS, columns=columns.names()):
+                for caption, *keys in zip(_captions(batch, columns), *_keys(batch, *columns.keys), strict=True):
+                    batcher.add(row, caption, *keys)
+                    row += 1
+                    yield from batcher.full()
+                yield from batcher.rest()
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: one name for several columns
         raise damaged_parquet(path, error) from error
 
@@ -70,12 +80,9 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
 def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str) -> Iterator[RowBatch]:
     batcher, row = Batcher(), 0
     for batch in file.iter_batches(PICTURE_ROWS, columns=columns.names()):
-        keys, splits, licences = (
-            [None] * batch.num_rows if name is None else _values(batch.column(name))
-            for name in (columns.image, columns.split, columns.licence)
-        )
+        keys = _keys(batch, columns.image, columns.split, columns.licence)
         for data, caption, key, *rest in zip(
-            picture_bytes(batch.column(picture)), _captions(batch, columns), keys, splits, licences, strict=True
+            picture_bytes(batch.column(picture)), _captions(batch, columns), *keys, strict=True
         ):
             if data.is_valid:
                 digest = picture_digest(data.as_buffer())
@@ -88,20 +95,8 @@ def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str) -> Itera
     yield from batcher.rest()
 
 
-def _rows(batch: pa.RecordBatch, columns: Columns, first: int) -> Iterator[RowBatch]:
-    captions, rows = _captions(batch, columns), list(range(first, first + batch.num_rows))
-    keys = [[None] * len(rows) if name is None else _values(batch.column(name)) for name in columns.keys]
-    plain = all(value is None or isinstance(value, str) for column in keys for value in column)
-    if plain and all(isinstance(caption, str) for caption in captions):
-        # As in every other format a blank is no image, no split and no licence.
-        images, paths, splits, licences = ([as_key(value, "") for value in column] for column in keys)
-        yield RowBatch(captions, images, paths, splits, licences, rows)
-        return
-    batcher = Batcher()
-    for row, *fields in zip(rows, captions, *keys, strict=True):
-        batcher.add(row, *fields)
-        yield from batcher.full()
-    yield from batcher.rest()
+def _keys(batch: pa.RecordBatch, *columns: str | None) -> list[list[Any]]:
+    return [[None] * batch.num_rows if name is None else _values(batch.column(name)) for name in columns]
 
 
 def _captions(batch: pa.RecordBatch, columns: Columns) -> list[Any]:

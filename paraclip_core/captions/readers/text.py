@@ -21,16 +21,18 @@ from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from paraclip_core.captions.readers.columns import (
+from paraclip_core.captions.rows import (
     CAPTION,
     IMAGE_NAME,
+    LONGEST_RECORD,
+    Batcher,
     Columns,
+    RowBatch,
     has_caption,
     need_columns,
     plain_name,
     reads_like_a_table,
 )
-from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 

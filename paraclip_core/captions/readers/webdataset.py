@@ -18,9 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from paraclip_core.captions.readers.columns import CAPTION, LICENCE, SPLIT, match_column
 from paraclip_core.captions.readers.text import decode
-from paraclip_core.captions.rows import LONGEST_RECORD, Batcher, RowBatch
+from paraclip_core.captions.rows import CAPTION, LICENCE, LONGEST_RECORD, SPLIT, Batcher, RowBatch, match_column
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES, TarFile

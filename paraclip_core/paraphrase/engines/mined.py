@@ -91,7 +91,7 @@ class MinedEngine:
     def _neighbors(self, captions: _Captions, least: float) -> _Near:
         # Imported here, because torch takes seconds and facts need none.
         from paraclip_core.clip.model import pick_device
-        from paraclip_core.clip.neighbors import near_images
+        from paraclip_core.clip.search import near_images
 
         matrix, rows = self._whole().features(captions.ids)
         images = np.flatnonzero(rows >= 0)

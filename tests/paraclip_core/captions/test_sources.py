@@ -14,11 +14,8 @@ from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.sources import READERS, detect, expand, own_reader_source, read
 from paraclip_core.config import FORMATS, DataOptions, SourceOptions
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.settings import load_settings
 
 KARPATHY = json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog"}]}]})
-CONFIGS = Path(__file__).parents[3] / "configs"
-SHARDS = ("laion400m/00000.tar", "laion400m/00001.tar")
 COCO = json.dumps({"info": {}, "annotations": [], "images": []})
 
 
@@ -64,16 +61,6 @@ def test_parquet_that_holds_its_images(tmp_path: Path) -> None:
     assert names(tmp_path, path="test.parquet", images="pics") == [("test.parquet", "parquet", "pics")]
 
 
-def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a/x.csv").touch()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/~b.csv").touch()
-    assert [file.path for file in expand(tmp_path / "data", [SourceOptions(path="~/a")])] == [tmp_path / "a/x.csv"]
-    assert expand(tmp_path / "data", [SourceOptions(path="~b.csv")])[0].path == tmp_path / "data/~b.csv"
-
-
 def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "runs/artifacts").mkdir(parents=True)
     for name in ("a.csv", "runs/b.jsonl", "runs/artifacts/c.parquet", "runs/d.txt"):
@@ -82,14 +69,6 @@ def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
     assert [file.name for file in expand(tmp_path, [source], tmp_path / "runs")] == ["a.csv"]
     inside = SourceOptions(path="runs/artifacts")
     assert len(expand(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
-
-
-def test_the_shipped_webdataset_configuration_finds_its_shards(tmp_path: Path) -> None:
-    (tmp_path / "laion400m").mkdir()
-    for name in ("00000.tar", "00000.parquet", "00000_stats.json", "00001.tar"):
-        (tmp_path / "laion400m" / name).write_text("")
-    files = expand(tmp_path, load_settings(CONFIGS / "laion.yaml").data.sources)
-    assert [(file.name, file.images) for file in files] == [(name, name) for name in SHARDS]
 
 
 def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
@@ -139,13 +118,6 @@ def test_detection_by_first_bytes(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_bytes(data)
         with pytest.raises(InputError, match=message):
             detect(tmp_path / "x.json")
-
-
-def test_real_files(data_root: Path) -> None:
-    assert detect(data_root / "coco" / "captions_val2017.json") == "coco"
-    assert detect(data_root / "flickr8k" / "dataset_flickr8k.json") == "karpathy"
-    found = names(data_root, path="flickr8k", images="flickr8k/images_128.tar")
-    assert found == [("flickr8k/dataset_flickr8k.json", "karpathy", "flickr8k/images_128.tar")]
 
 
 SOURCE = """

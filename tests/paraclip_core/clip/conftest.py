@@ -13,9 +13,7 @@ import pytest
 import torch
 from open_clip.model import set_model_preprocess_cfg
 
-from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import ModelOptions
 
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
@@ -55,20 +53,6 @@ def tiny_clip(text: dict[str, Any] | None = None, **extra: Any) -> ClipModel:
                     parameter.mul_(3)
     set_model_preprocess_cfg(model, deepcopy(PREPROCESS))
     return ClipModel(model.eval(), config, deepcopy(PREPROCESS), "tiny")
-
-
-@pytest.fixture(params=["embedded", "vit", "quick-gelu", "custom-text"])
-def any_clip(request: pytest.FixtureRequest) -> ClipModel:
-    """One model of each kind that takes the padding-free path."""
-    match request.param:
-        case "embedded":
-            return embedded_clip(ModelOptions(text_width=64, text_layers=2, embed_dim=32))
-        case "vit":
-            return tiny_clip()
-        case "quick-gelu":
-            return tiny_clip(quick_gelu=True)
-        case _:
-            return tiny_clip(custom_text=True)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, image_tower_hash, pick_device, preprocess_hash
 from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ConfigError

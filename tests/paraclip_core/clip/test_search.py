@@ -1,4 +1,4 @@
-"""Search over stored features."""
+"""Search over stored features, relevance feedback, and near-duplicates against all cosines at once."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from paraclip_core.clip import search as module
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.search import Searcher, search
+from paraclip_core.clip.search import Neighbors, Searcher, near_images, refine, search
 from paraclip_core.errors import InputError, ModelError
 
 
@@ -55,3 +56,85 @@ def test_a_feature_that_is_not_finite_is_named() -> None:
     features[1, 2] = np.nan
     with pytest.raises(InputError, match=r"'b' \(row 1\) are not finite"):
         Searcher(features, ["a", "b", "c"])
+
+
+RNG = np.random.default_rng(0)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+CENTERS = unit(RNG.normal(size=(8, 64)))
+IMAGES = unit(np.repeat(CENTERS, 50, axis=0) + 0.12 * RNG.normal(size=(400, 64)))
+GROUP = np.repeat(np.arange(8), 50)
+NOTHING = np.zeros((0, 64))
+
+
+def precision(vector: np.ndarray, group: int, depth: int = 40) -> float:
+    return float((GROUP[np.argsort(-(IMAGES @ vector))[:depth]] == group).mean())
+
+
+def test_without_marks_it_is_the_query() -> None:
+    assert refine(CENTERS[0], NOTHING, NOTHING) == pytest.approx(CENTERS[0], abs=1e-6)
+
+
+def test_marks_find_what_the_query_missed() -> None:
+    """The query lies between two groups of images; three marks each way say which one is meant."""
+    query = unit(CENTERS[0] + CENTERS[1])
+    refined = refine(query, IMAGES[50:53], IMAGES[:3])
+    assert precision(refined, 1) > precision(query, 1) + 0.15
+    assert np.linalg.norm(refined) == pytest.approx(1, abs=1e-5)
+
+
+def test_right_or_wrong_alone_are_enough() -> None:
+    query = unit(CENTERS[0] + CENTERS[1])
+    before = precision(query, 1)
+    assert precision(refine(query, IMAGES[50:53], NOTHING), 1) > before
+    assert precision(refine(query, NOTHING, IMAGES[:3]), 1) > before
+
+
+def pairs(near: Neighbors) -> list[tuple[int, int]]:
+    return list(zip(near.first().tolist(), near.rows.tolist(), strict=True))
+
+
+@given(
+    count=st.integers(0, 40),
+    least=st.floats(-0.5, 0.9),
+    most=st.integers(1, 50),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None, max_examples=60)
+def test_all_pairs_at_once_say_the_same(count: int, least: float, most: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count + 3, 6)).astype(np.float16)
+    rows = rng.permutation(count + 3)[:count]
+    near = near_images(features, rows, least, most)
+    vectors = unit(features[rows].astype(np.float64))
+    cosines = vectors @ vectors.T
+    for image in range(count):
+        others = [other for other in np.argsort(-cosines[image], kind="stable") if other != image]
+        expected = [other for other in others if cosines[image, other] >= least][:most]
+        assert near.rows[near.starts[image] : near.starts[image + 1]].tolist() == expected
+    assert (np.diff(near.starts) >= 0).all()
+    assert near.starts[-1] == len(near.rows) == len(near.cosines)
+
+
+def planted(images: int, copies: int, noise: float) -> tuple[NDArray[np.float16], list[tuple[int, int]]]:
+    """Random images, and of the first ones a slightly changed copy each, in another order."""
+    rng = np.random.default_rng(3)
+    first = rng.normal(size=(images, 32))
+    other = first[:copies] + noise * rng.normal(size=(copies, 32))
+    order = rng.permutation(images + copies)
+    place = np.argsort(order)
+    features = np.concatenate([first, other])[order].astype(np.float16)
+    return features, [(int(place[one]), int(place[images + one])) for one in range(copies)]
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, copies = planted(300, 50, noise=0.15)
+    rows = np.arange(len(features))
+    whole = near_images(features, rows, 0.9, 8)
+    assert {*copies} <= {*pairs(whole)} == {(other, one) for one, other in pairs(whole)}
+    monkeypatch.setattr(module, "COSINES", 350 * 64)
+    assert pairs(near_images(features, rows, 0.9, 8)) == pairs(whole)

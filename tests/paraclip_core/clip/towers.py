@@ -50,16 +50,16 @@ M2M = {
     "encoder_layerdrop": 0.0,  # or a layer is left out by chance in one forward pass of ten while it is trained
 }
 
-KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "clip": ("causal", {"text_cfg": TEXT}),
-    "clip-quickgelu": ("causal", {"text_cfg": TEXT, "quick_gelu": True}),
-    "clip-short": ("causal", {"text_cfg": {**TEXT, "context_length": 16}}),
-    "eva": ("causal", {"text_cfg": TEXT, "custom_text": True}),
-    "pe": ("causal", {"text_cfg": {**TEXT, "block_type": "custom", "scale_attn": True}, "custom_text": True}),
-    "worldwide": ("causal", {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "roberta"}}),
-    "eos-is-pad": ("causal", {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 1, "hf_tokenizer_name": "siglip"}}),
+KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
+    "clip": (False, {"text_cfg": TEXT}),
+    "clip-quickgelu": (False, {"text_cfg": TEXT, "quick_gelu": True}),
+    "clip-short": (False, {"text_cfg": {**TEXT, "context_length": 16}}),
+    "eva": (False, {"text_cfg": TEXT, "custom_text": True}),
+    "pe": (False, {"text_cfg": {**TEXT, "block_type": "custom", "scale_attn": True}, "custom_text": True}),
+    "worldwide": (False, {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "roberta"}}),
+    "eos-is-pad": (True, {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 1, "hf_tokenizer_name": "siglip"}}),
     "coca": (
-        "cls",
+        True,
         {
             "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
             "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
@@ -67,16 +67,16 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             "custom_text": True,
         },
     ),
-    "roberta": ("masked", {"text_cfg": {"hf_model_name": "roberta", "hf_pooler_type": "mean_pooler"}}),
-    "xlm-roberta": ("masked", {"text_cfg": {"hf_model_name": "xlm-roberta", "hf_pooler_type": "mean_pooler"}}),
-    "bert": ("masked", {"text_cfg": {"hf_model_name": "bert", "hf_pooler_type": "cls_pooler"}}),
-    "mt5": ("masked", {"text_cfg": {"hf_model_name": "mt5", "hf_pooler_type": "mean_pooler"}}),
+    "roberta": (False, {"text_cfg": {"hf_model_name": "roberta", "hf_pooler_type": "mean_pooler"}}),
+    "xlm-roberta": (False, {"text_cfg": {"hf_model_name": "xlm-roberta", "hf_pooler_type": "mean_pooler"}}),
+    "bert": (False, {"text_cfg": {"hf_model_name": "bert", "hf_pooler_type": "cls_pooler"}}),
+    "mt5": (False, {"text_cfg": {"hf_model_name": "mt5", "hf_pooler_type": "mean_pooler"}}),
     "nllb": (
-        "masked",
+        False,
         {"text_cfg": {"hf_model_name": "m2m_100", "hf_pooler_type": "cls_pooler", "hf_proj_type": "linear"}},
     ),
     "coca-roberta": (
-        "masked",
+        False,
         {
             "text_cfg": {"hf_model_name": "roberta", "hf_proj_type": "linear", "output_tokens": True},
             "multimodal_cfg": {"context_length": 76, "vocab_size": 400, "width": 64, "heads": 2, "layers": 1},
@@ -85,11 +85,11 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "siglip": (
-        "padded",
+        True,
         {"text_cfg": {**SIGLIP, "hf_tokenizer_name": "siglip"}, "custom_text": True, "init_logit_bias": -10},
     ),
     "siglip2": (
-        "padded",
+        True,
         {
             "text_cfg": {**SIGLIP, "act_kwargs": {"approximate": "tanh"}, "hf_tokenizer_name": "bert"},
             "custom_text": True,
@@ -97,7 +97,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "clipa": (
-        "padded",
+        True,
         {
             "text_cfg": {
                 **SMALL,
@@ -108,9 +108,9 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
-    "mobileclip-s": ("padded", {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
+    "mobileclip-s": (True, {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
 }
-"""Architectures in small: how the text tower takes padding, and the `model_cfg`."""
+"""Architectures in small: whether the text tower must see all padding, and the `model_cfg`."""
 
 
 def model_of(kind: str, folder: Path) -> ClipModel:

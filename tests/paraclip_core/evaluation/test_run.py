@@ -11,9 +11,9 @@ import open_clip
 import pytest
 import torch
 
-from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
+from paraclip_core.clip.load import embedded_clip
 from paraclip_core.config import BenchmarkOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
 from paraclip_core.evaluation.run import (

@@ -101,20 +101,14 @@ def test_it_says_which_figures_are_better_when_lower() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "library", "call"),
-    [
-        ("hf", "transformers", "CLIPModel.from_pretrained"),
-        ("onnx", "onnx", "onnxruntime.InferenceSession"),
-    ],
+    [("hf", "transformers", "CLIPModel.from_pretrained"), ("onnx", "onnx", "onnxruntime.InferenceSession")],
 )
 def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: str) -> None:
     text = completed_card(card(), layout=layout)
     assert ModelCard(text).data.to_dict()["library_name"] == library
     assert call in text and "open_clip.create_model" not in text
-
-
-def test_a_release_that_is_exported_again_says_how_it_is_loaded_now() -> None:
-    assert completed_card(completed_card(card(), layout="hf")) == card()
-    assert completed_card(completed_card(card(), layout="onnx"), layout="hf") == completed_card(card(), layout="hf")
+    # A release that is exported again says how it is loaded now.
+    assert completed_card(text) == card() and completed_card(text, layout="hf") == completed_card(card(), layout="hf")
 
 
 def test_a_card_of_unknown_origin_is_kept() -> None:

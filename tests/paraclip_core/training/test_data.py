@@ -11,16 +11,14 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.data import (
     TEXTS,
     DataOrder,
     RowBatch,
-    TrainingRows,
-    bank_of,
     draw,
     epoch_order,
     make_batch,
@@ -102,22 +100,6 @@ def test_the_draws_stay_the_same_in_every_release() -> None:
 def test_steps_count_rows_and_not_whole_batches() -> None:
     assert DataOrder(1000, 512, 0).steps(2.0) == 4
     assert DataOrder(3, 512, 0).steps(0.01) == 1
-
-
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**63), step=st.integers(0, 10**7), bank=st.integers(0, 50))
-def test_a_bank_follows_from_seed_and_step(seed: int, step: int, bank: int) -> None:
-    rows, batch = TrainingRows({}, np.array([3, 5, 5, 8, 900, 41], np.int64)), np.array([8, 3, 8], np.int64)
-    images = bank_of(rows, bank, seed, step, batch)
-    assert images.tolist() == sorted(set(images.tolist())) and len(images) <= 2 + bank
-    assert set(batch.tolist()) <= set(images.tolist()) <= set(rows.image_rows.tolist())
-    assert np.array_equal(images, bank_of(rows, bank, seed, step, batch[::-1]))
-
-
-def test_banks_of_other_steps_and_seeds_are_others() -> None:
-    rows, batch = TrainingRows({}, np.arange(10_000)), np.zeros(1, np.int64)
-    banks = [bank_of(rows, 100, seed, step, batch) for seed, step in ((0, 0), (0, 1), (1, 0))]
-    assert all(len(np.intersect1d(first, second)) < 20 for first, second in (banks[:2], banks[1:], banks[::2]))
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=20))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import logging
-import os
-import sqlite3
-import subprocess
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,13 +18,38 @@ from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import train
 
 
-def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path) -> None:
-    trackers = Trackers(["file", "file"], TrackedRun("r", tmp_path, {}))
-    train(tiny.tiny_job(tmp_path, trackers=trackers))
-    lines = [json.loads(line) for line in (tmp_path / "file/r.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 46))
-    assert {"loss", "learning_rate", "losses/image~paraphrase_2"} <= set(lines[0])
-    assert any("validation/text_to_image_recall@10" in line for line in lines)
+class Noted:
+    """A tracker that keeps what it is told, and fails after `failing` steps."""
+
+    told: dict[int, Mapping[str, float]]
+    closed = False
+    failing: float = math.inf
+
+    def __init__(self, run: TrackedRun, step: int) -> None:
+        type(self).told = {}
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        if len(self.told) >= self.failing:
+            raise OSError("no network")
+        self.told[step] = {**self.told.get(step, {}), **figures}
+
+    def close(self) -> None:
+        type(self).closed = True
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> type[Noted]:
+    monkeypatch.setattr(trackers_module, "find_spec", lambda name: name)
+    kind = type("OfATest", (Noted,), {})
+    monkeypatch.setattr(trackers_module, "OPENERS", {"wandb": kind})
+    return kind
+
+
+def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path, noted: type[Noted]) -> None:
+    train(tiny.tiny_job(tmp_path, trackers=Trackers(["wandb", "wandb"], TrackedRun("r", tmp_path, {}))))
+    assert list(noted.told) == list(range(1, 46)) and noted.closed
+    assert {"loss", "learning_rate", "losses/image~paraphrase_2"} <= set(noted.told[1])
+    assert "validation/text_to_image_recall@10" in noted.told[45]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -65,45 +86,6 @@ def test_services_get_project_name_and_figures(package: str, tmp_path: Path, mon
     assert calls[1][1] == {"args": ({"loss": 0.5},), "step": 7}
 
 
-RESUMED = """
-import sys
-from pathlib import Path
-from paraclip_core.training.trackers import TrackedRun, Trackers
-for steps in ((1, 2), (3,)):
-    trackers = Trackers([sys.argv[1]], TrackedRun("r", Path(sys.argv[2]), {"seed": 0}))
-    trackers.begin(steps[0] - 1)
-    for step in steps:
-        trackers.log(step, {"loss": 1 / step})
-    trackers.close()
-"""
-
-
-def resumed_with(package: str, folder: Path) -> None:
-    """A run that is resumed tells the installed package, in a process of its own, without a network."""
-    if importlib.util.find_spec(package) is None:
-        pytest.skip(f"no {package}")
-    apart = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder)}
-    command = [sys.executable, "-c", RESUMED, package, str(folder)]
-    done = subprocess.run(command, env=os.environ | apart, capture_output=True, text=True, check=True)
-    assert "is left alone" not in done.stderr
-
-
-def test_trackio_goes_on_with_the_run(tmp_path: Path) -> None:
-    resumed_with("trackio", tmp_path)
-    with sqlite3.connect(tmp_path / "paraclip.db") as database:
-        told = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
-    database.close()
-    assert [(name, step, json.loads(figures)["loss"]) for name, step, figures in told] == [
-        ("r", step, 1 / step) for step in (1, 2, 3)
-    ]
-
-
-def test_wandb_keeps_the_run_for_later_without_a_network(tmp_path: Path) -> None:
-    resumed_with("wandb", tmp_path)
-    parts = sorted((tmp_path / "wandb").glob("offline-run-*-r/run-r.wandb"))
-    assert sum(part.read_bytes().count(b"loss") for part in parts) >= 3
-
-
 def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers_module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="`pip install wandb` or take it out"):
@@ -111,26 +93,14 @@ def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_tracker_that_fails_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, noted: type[Noted], caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: list[int] = []
-
-    class Broken:
-        def __init__(self, run: TrackedRun, step: int) -> None:
-            pass
-
-        def log(self, step: int, figures: Mapping[str, float]) -> None:
-            told.append(step)
-            raise OSError("no network")
-
-        def close(self) -> None:
-            raise AssertionError("it was left alone")
-
-    monkeypatch.setattr(trackers_module, "OPENERS", {"file": Broken})
-    trackers = Trackers(["file"], TrackedRun("r", tmp_path, {}))
+    noted.failing = 1
+    trackers = Trackers(["wandb"], TrackedRun("r", tmp_path, {}))
     trackers.begin(0)
     with caplog.at_level(logging.WARNING):
-        trackers.log(1, {})
-        trackers.log(2, {})
+        for step in (1, 2, 3):
+            trackers.log(step, {"loss": 1.0})
         trackers.close()
-    assert told == [1] and "tracker file failed" in caplog.text and "no network" in caplog.text
+    assert list(noted.told) == [1] and not noted.closed
+    assert caplog.text.count("tracker wandb failed") == 1 and "no network" in caplog.text

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.packed import Ragged
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import FinetuneOptions, LossWeights
 from paraclip_core.training.alpha import RECALL, ValidationSet, measure
 from paraclip_core.training.data import TEXTS, TrainingRows

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import tiny_job
 
-from paraclip_core.training.distributed import joined
+from paraclip_core.training.processes import joined
 from paraclip_core.training.trainer import train
 
 

@@ -19,7 +19,7 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 

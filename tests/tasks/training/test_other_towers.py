@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.stages.training import FINETUNE
 from paraclip.tasks.training.data import STORED, tokens_for
-from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.encode import encode_texts, shortened, tokenize
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.clip.packed import Ragged
-from paraclip_core.clip.tokenizer import shortened, tokenize
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 
 RunStage = Callable[..., Artifact]

@@ -18,7 +18,7 @@ from paraclip.tasks.stages.training import BOOTSTRAP
 from paraclip.tasks.training import bodies
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, TrainingError
-from paraclip_core.training.checkpoint import CheckpointFolder
+from paraclip_core.training.trainer import CheckpointFolder
 
 RunStage = Callable[..., Artifact]
 

@@ -40,11 +40,6 @@ def test_laion_columns(tmp_path: Path) -> None:
     assert batch.rows == [0, 1]
 
 
-def test_img2dataset_columns(tmp_path: Path) -> None:
-    path = write(tmp_path, url=["http://a"], caption=["a dog"], key=["000000000"], status=["success"])
-    assert one(path).image_ids == ["000000000"]
-
-
 def test_columns_of_the_user(tmp_path: Path) -> None:
     path = write(tmp_path, words=["a dog"], pic=[7], of=["val"], terms=pa.array(["CC0"]).dictionary_encode())
     names = ColumnNames(caption="words", image="pic", split="of", license="terms")

@@ -151,12 +151,6 @@ def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
         list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
 
 
-def test_a_caption_of_a_megabyte_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path, "caption\n" + "x" * 1_000_000 + "\n")
-    assert len(first(read_csv(path, OPTIONS)).captions[0]) == 1_000_000
-    assert len(first(read_tsv(path, OPTIONS)).captions[0]) == 1_000_000
-
-
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)
 
 

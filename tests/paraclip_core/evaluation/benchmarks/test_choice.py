@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import embedded_clip
 from paraclip_core.config import BenchmarkOptions, ModelOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool

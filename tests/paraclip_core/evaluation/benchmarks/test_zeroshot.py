@@ -55,8 +55,8 @@ def test_figures_equal_a_plain_loop(tmp_path: Path) -> None:
 
 
 def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None:
-    from paraclip_core.clip.embedded import embedded_clip
     from paraclip_core.clip.export import save_release
+    from paraclip_core.clip.load import embedded_clip
     from paraclip_core.config import ModelOptions
 
     synsets = {"n01440764": 0, "n02123045": 281, "n02504458": 386, "n03063599": 504}

@@ -1,4 +1,4 @@
-"""A prefix trie of texts: a causal tower computes each node once.
+"""Token lists of different lengths, and their prefix trie, of which a causal tower computes each node once.
 
 In a causal tower a token's state depends only on the tokens before it. Texts with a common prefix ("a man in a …")
 share states, and a repeated text costs nothing: with three captions for each of 256 photographs, a quarter of the
@@ -8,13 +8,74 @@ has a slot in both, and is one row everywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from paraclip_core.clip.packed.ragged import Ragged
+
+@dataclass(frozen=True)
+class Ragged:
+    """Token lists back to back: list `i` is ``values[offsets[i]:offsets[i + 1]]``."""
+
+    values: np.ndarray
+    """uint16 [tokens]; wider where a tokenizer's vocabulary needs it."""
+    offsets: np.ndarray
+    """int64 [n + 1], rising from 0."""
+
+    @classmethod
+    def from_arrow(cls, lists: pa.ListArray | pa.ChunkedArray) -> Ragged:
+        """Token lists of a table's column; slices and several chunks are fine."""
+        if isinstance(lists, pa.ChunkedArray):
+            return cls.concatenate([cls.from_arrow(chunk) for chunk in lists.chunks])
+        offsets = np.asarray(lists.offsets, dtype=np.int64)
+        values = np.asarray(lists.values)[offsets[0] : offsets[-1]] if len(offsets) else np.empty(0, np.uint16)
+        return cls(values, offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64))
+
+    @classmethod
+    def from_lists(cls, lists: Sequence[Sequence[int]], dtype: type[np.integer] = np.uint16) -> Ragged:
+        """Token lists given one by one."""
+        offsets = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(tokens) for tokens in lists], out=offsets[1:])
+        values = np.fromiter((token for tokens in lists for token in tokens), dtype, int(offsets[-1]))
+        return cls(values, offsets)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Ragged]) -> Ragged:
+        """The lists of all parts, one part after the other."""
+        if not parts:
+            return cls(np.empty(0, np.uint16), np.zeros(1, np.int64))
+        starts = np.cumsum([0, *(len(part.values) for part in parts)])
+        offsets = [part.offsets[1:] + start for part, start in zip(parts, starts[:-1], strict=True)]
+        return cls(np.concatenate([part.values for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n]: tokens of each list."""
+        return np.diff(self.offsets)
+
+    def take(self, indices: np.ndarray | Sequence[int]) -> Ragged:
+        """The lists at `indices`, in that order; an index may come more than once."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        lengths = self.offsets[chosen + 1] - self.offsets[chosen]
+        offsets = np.zeros(len(chosen) + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
+        return Ragged(self.values[np.repeat(self.offsets[chosen], lengths) + within], offsets)
+
+    def padded(self, length: int | None = None, pad: int = 0) -> np.ndarray:
+        """int64 [n, length] with `pad` after each list; `length` is the longest list's where it is not given."""
+        lengths = self.lengths
+        width = int(lengths.max(initial=0)) if length is None else length
+        out = np.full((len(self), width), pad, np.int64)
+        out[np.arange(width) < lengths[:, None]] = self.values
+        return out
+
 
 SLOTS = 64
 Array = NDArray[np.int64]
@@ -68,11 +129,9 @@ def trie_chunks(texts: Ragged, budget: int) -> Iterator[slice]:
 
 
 def prefix_trie(texts: Ragged, slots: int = SLOTS) -> PrefixTrie:
-    """The prefix trie of texts, none of them empty.
+    """The prefix trie of texts, none of them empty, in blocks of at least `slots` slots.
 
-    Args:
-        texts: sorted by :func:`alphabetical`; other orders are correct, but share less.
-        slots: smallest number of slots of a block; a longer text makes it larger.
+    Texts sorted by :func:`alphabetical` share most; other orders are correct, too.
     """
     lengths = texts.lengths
     padded = texts.padded(pad=-1)

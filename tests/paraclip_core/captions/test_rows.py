@@ -12,10 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paraclip_core.captions.readers.columns import match_column
-from paraclip_core.captions.rows import RowBatch
-from paraclip_core.captions.sources import READERS, expand
-from paraclip_core.config import ColumnNames, SourceOptions
+from paraclip_core.captions.rows import RowBatch, match_column
+from paraclip_core.captions.sources import READERS
+from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 
 TABLES = ("csv", "tsv", "jsonl", "parquet")
@@ -82,21 +81,6 @@ def test_names_that_the_user_gives_match_in_the_same_way(tmp_path: Path, form: s
     assert read(path, form, columns={"caption": "alt-text"}).captions == ["a cat sits"]
 
 
-@pytest.mark.parametrize("form", TABLES)
-def test_numbered_captions(tmp_path: Path, form: str) -> None:
-    path = write(tmp_path, form, ("Image", "caption_0", "CAPTION-1"), ("1.jpg", "a dog runs", "one dog runs"))
-    batch = read(path, form)
-    assert (batch.captions, batch.image_ids) == (["a dog runs", "one dog runs"], ["1.jpg", "1.jpg"])
-
-
-def test_an_imagefolders_metadata(tmp_path: Path) -> None:
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "metadata.csv").write_text("File Name,Text\n1.jpg,a dog runs\n")
-    (file,) = expand(tmp_path, [SourceOptions(path="train", images="train")])
-    (batch,) = READERS[file.form].read(file.path, file.options)
-    assert (batch.image_ids, batch.image_paths, batch.captions) == (["1.jpg"], ["1.jpg"], ["a dog runs"])
-
-
 def test_records_of_one_file_may_differ(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     records = [{"caption": "a dog", "split": "val"}, {"Caption": "a cat", "Split": "test"}, {"note": "no caption"}]
@@ -104,18 +88,6 @@ def test_records_of_one_file_may_differ(tmp_path: Path) -> None:
     batch = read(path, "jsonl")
     assert (batch.captions, batch.splits) == (["a dog", "a cat"], ["val", "test"])
     assert [(reject.row, reject.reason) for reject in batch.rejects] == [(3, "missing_field")]
-
-
-def test_pictures_inside_of_parquet(tmp_path: Path) -> None:
-    pictures = pa.array([b"x", b"y"])
-    path = tmp_path / "rows.parquet"
-    pq.write_table(pa.table({"IMG": pictures, "Text": ["a dog", "a cat"], "Image ID": ["1", "2"]}), path)
-    assert read(path, "parquet").image_ids == ["1", "2"]
-    (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet")])
-    assert file.pictures and file.images == "rows.parquet"
-    (file,) = expand(tmp_path, [SourceOptions(path="rows.parquet", columns=ColumnNames(image="img"))])
-    (batch,) = READERS["parquet"].read(path, file.options)
-    assert file.pictures and batch.image_ids[0] not in ("1", None)
 
 
 def test_fields_of_a_webdatasets_json(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Two real processes under torchrun against one."""
+"""Two real processes under torchrun against one; what training may take of a machine's memory."""
 
 from __future__ import annotations
 
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from paraclip_core.training import processes
+from paraclip_core.training.processes import GIB, anonymous_memory, free_memory, memory_for_batches
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
-OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5, "bank": 9}}
+OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5}}
 
 
 def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:
@@ -78,14 +81,6 @@ def test_two_processes_do_what_one_does(together: Path, alone: tuple[Path, dict[
     assert_near(together, alone)
 
 
-def test_two_processes_draw_the_same_rewrites_as_one(tiny: ModuleType, tmp_path: Path) -> None:
-    options = {"options": {"epochs": 2.0, "checkpoint_steps": 0, "batch_size": 5}, "rewrites": 4}
-    train(tiny.tiny_job(tmp_path / "one", **options))
-    ended = torchrun(tmp_path / "two", 2, **options)
-    assert ended.returncode == 0, ended.stderr
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-
-
 def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(killed: Path, together: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     # By processes of which only the first one has read the checkpoint.
@@ -103,3 +98,51 @@ def test_a_run_goes_on_with_another_number_of_processes(
     ended = torchrun(tmp_path, 1)
     assert ended.returncode == 0, ended.stderr
     assert_near(tmp_path, alone)
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the kernel says of a machine with 12 GiB free, in no container."""
+    (tmp_path / "meminfo").write_text(f"MemTotal: {24 * 2**20} kB\nMemAvailable:   {12 * 2**20} kB\n")
+    monkeypatch.setattr(processes, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(processes, "CGROUP", tmp_path)
+    return tmp_path
+
+
+def test_batches_get_a_third_of_what_is_free(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory_for_batches(CPU) == pytest.approx(4)
+    assert memory_for_batches(CPU, 2) == pytest.approx(2)
+    # Each process has a GPU of its own.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
+    assert memory_for_batches(torch.device("cuda", 1), 2) == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    ("limit", "free"), [(f"{8 * GIB}\n", 6 * GIB), ("max\n", 12 * GIB), (f"{64 * GIB}", 12 * GIB), (f"{GIB}", 0)]
+)
+def test_a_container_may_have_less(machine: Path, limit: str, free: int) -> None:
+    (machine / "memory.max").write_text(limit)
+    (machine / "memory.stat").write_text(f"anon {2 * GIB}\nfile {9 * GIB}\n")
+    assert free_memory(CPU) == free
+
+
+def test_four_gib_where_nothing_is_told(machine: Path) -> None:
+    (machine / "meminfo").unlink()
+    assert free_memory(CPU) is None and memory_for_batches(CPU) == 4
+    assert free_memory(torch.device("mps")) is None
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="other systems have no /proc")
+def test_memory_is_seen() -> None:
+    free = free_memory(CPU)
+    assert free is not None and free > 0
+    # The system counts in batches of pages, and other memory comes and goes, in one try of a few all that was there.
+    growth, blocks = [], []
+    for _ in range(3):
+        before = anonymous_memory()
+        blocks.append(bytearray(b"x" * 50_000_000))
+        growth.append(anonymous_memory() - before)
+    assert 45_000_000 < sorted(growth)[1] < 150_000_000 and len(blocks[0]) == 50_000_000

@@ -1,4 +1,9 @@
-"""Process settings of a training run: memory, reproducible kernels, notice of SIGTERM."""
+"""The processes that train together, as torchrun starts them, and the settings of each: memory, kernels, SIGTERM.
+
+Each process embeds its share of a batch's texts. From the gathered embeddings every process computes the loss of the
+whole batch, and runs its own share backward; the summed gradients are those of one process. So data, loss and
+checkpoints do not depend on the number of processes.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +12,86 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(hours=2)
+"""How long the others wait for the first process, which alone validates and writes checkpoints."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train together."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device | str = "cpu"
+    """Where tensors that are sent must be."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place."""
+        if self.count > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.count == 1:
+            return flag
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum the gradients over all processes; a parameter without any keeps none."""
+        if self.count == 1:
+            return
+        # A process without texts has no gradients.
+        counts = self.sum(torch.tensor([int(p.grad is not None) for p in parameters], device=self.device)).tolist()
+        pending = []
+        for parameter, count in zip(parameters, counts, strict=True):
+            if count:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                pending.append(dist.all_reduce(parameter.grad, async_op=True))
+        for work in pending:
+            work.wait()
+
+    def first_ones(self, number: int) -> int:
+        """The first process's number."""
+        sent = torch.tensor(number, device=self.device)
+        if self.count > 1:
+            dist.broadcast(sent, 0)
+        return int(sent)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that torchrun started (environment: RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes(device=device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
 
 GIB = 2**30
 
@@ -32,9 +110,7 @@ STATUS, MEMINFO, CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path
 def memory_for_batches(device: torch.device, processes: int = 1) -> float:
     """GiB that this process may keep for the backward pass: a third of what is free now.
 
-    Args:
-        device: where the text tower is.
-        processes: how many train together; on a CPU they share its memory.
+    On a CPU the processes that train together share its memory.
     """
     free = free_memory(device)
     if free is None:
@@ -68,14 +144,13 @@ def free_heap() -> None:
 
     Tensors of ever new shapes leave holes in the heap that the next ones do not fit into.
     """
-    trim = _malloc_trim()
-    if trim is not None:
+    if (trim := getattr(_c_library(), "malloc_trim", None)) is not None:
         trim(0)
 
 
 @cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def keep_freed_memory() -> None:
@@ -84,10 +159,8 @@ def keep_freed_memory() -> None:
     Otherwise it returns large blocks at once, and the system clears every page again for the next tensor: writing a new
     tensor of 32 MB took three times as long, and a step takes thousands of these.
     """
-    if sys.platform != "linux":
-        return
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
+    set_option = getattr(_c_library(), "mallopt", None)
+    if sys.platform == "linux" and set_option is not None:
         set_option(TRIM_THRESHOLD, 1 << 30)
         set_option(MMAP_THRESHOLD, 1 << 28)
 
