@@ -139,6 +139,9 @@ def _main() -> None:
     # Imported here, for the line above must come first.
     import uvicorn
 
+    from paraclip.flows.server import wait_for_other_writers
+
+    wait_for_other_writers()
     application = "prefect.server.api.server:create_app"
     uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
 
