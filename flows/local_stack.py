@@ -73,12 +73,14 @@ class Process(NamedTuple):
 def processes_of(root: Path) -> list[Process]:
     """What runs of the stack under this root, whoever its parents are by now."""
     mark = f" {MARK}={root.resolve()} "
-    found = []
+    processes = []
     for pid, text in _all_processes():
         if mark in text and (url := URL.search(text)):
             part, password = PART.search(text), PASSWORD.search(text)
-            found.append(Process((part[1] or part[2]) if part else "", pid, url[1], password[1] if password else ""))
-    return found
+            processes.append(
+                Process((part[1] or part[2]) if part else "", pid, url[1], password[1] if password else "")
+            )
+    return processes
 
 
 def _all_processes() -> Iterator[tuple[int, str]]:

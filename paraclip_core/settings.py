@@ -178,26 +178,26 @@ def _override(tree: dict[str, Any], override: str) -> None:
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, origin: str) -> None:
-    here: Any = tree
+    node: Any = tree
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
-        if isinstance(here, list):
+        if isinstance(node, list):
             at: Any = int(key) if key.isdecimal() else -1
-            if not 0 <= at <= len(here):
+            if not 0 <= at <= len(node):
                 parent = ".".join(keys[:position])
-                raise ConfigError(f"{origin}: {parent} has {len(here)} items, so {key!r} names none (0 is the first)")
-            if at == len(here):
-                here.append({})
+                raise ConfigError(f"{origin}: {parent} has {len(node)} items, so {key!r} names none (0 is the first)")
+            if at == len(node):
+                node.append({})
         else:
             at = key
         if last:
-            here[at] = value
+            node[at] = value
             return
-        below = here[at] if isinstance(here, list) else here.get(at)
+        below = node[at] if isinstance(node, list) else node.get(at)
         if not isinstance(below, dict | list):
             below = [] if keys[position + 1].isdecimal() else {}
-            here[at] = below
-        here = below
+            node[at] = below
+        node = below
 
 
 def _explain(detail: Mapping[str, Any]) -> str:

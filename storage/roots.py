@@ -150,9 +150,9 @@ class RemoteStore(ArtifactStore):
         return problems + [self._was_changed(base, name) for name, expected, actual in hashes if actual != expected]
 
     def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Callable[[], Manifest]]]:
-        here = set()
+        local = set()
         for name, fingerprint, read in super()._manifests(stage):
-            here.add((name, fingerprint))
+            local.add((name, fingerprint))
             yield name, fingerprint, read
         keys = {
             f"artifacts/{name}/{fingerprint}/{MANIFEST}": (name, fingerprint)
@@ -161,7 +161,7 @@ class RemoteStore(ArtifactStore):
             for fingerprint in self.remote.children(f"artifacts/{name}")
         }
         for path, data in sorted(self.remote.read_all(keys).items()):
-            if keys[path] not in here:
+            if keys[path] not in local:
                 yield *keys[path], partial(parse_manifest, data, self.remote.name(path), *keys[path])
 
     def _manifest(self, stage: str, fingerprint: str) -> Manifest | None:
@@ -286,8 +286,8 @@ class RemoteStore(ArtifactStore):
     def unfinished(self) -> list[tuple[str, str, Path]]:
         """All unfinished work, with that of which only checkpoints at the store are left."""
         objects = (path.split("/") for path in self.remote.sizes("work"))
-        there = {(names[0], names[1], self.work_path(names[0], names[1])) for names in objects if len(names) > 2}
-        return sorted({*super().unfinished(), *there})
+        remote_work = {(names[0], names[1], self.work_path(names[0], names[1])) for names in objects if len(names) > 2}
+        return sorted({*super().unfinished(), *remote_work})
 
     @contextmanager
     def _shared_work(
@@ -360,15 +360,15 @@ class RemoteCheckpoints:
 
     def fetch(self, incoming: Path) -> None:
         """Bring the checkpoints at the store here, by way of the folder `incoming`, if the newest one is not here."""
-        there = [
+        stored = [
             name for name in self._remote.sizes(self._base) if name == LOG or name.rpartition("/")[0] == CHECKPOINTS
         ]
         # By their names, which number the steps; the log's comes before them.
-        if max(there, default=LOG) <= max(self._names(), default=LOG):
+        if max(stored, default=LOG) <= max(self._names(), default=LOG):
             return
         draft = incoming / uuid.uuid4().hex
         try:
-            self._remote.download({self._object(name): draft / name for name in there})
+            self._remote.download({self._object(name): draft / name for name in stored})
             # The log first: an older checkpoint does with a longer one, and its absence has all fetched again.
             for name in (LOG, CHECKPOINTS):
                 target = self._folder / name
@@ -423,8 +423,8 @@ class RemoteCheckpoints:
             for name in files.keys() - self._sent:
                 self._remote.upload_open(self._object(name), files[name])
                 self._sent.add(name)
-        kept = {LOG, *names}
-        self._remote.delete(self._object(name) for name in self._remote.sizes(self._base) if name not in kept)
+        wanted = {LOG, *names}
+        self._remote.delete(self._object(name) for name in self._remote.sizes(self._base) if name not in wanted)
 
     def _names(self) -> list[str]:
         return sorted(f"{CHECKPOINTS}/{path.name}" for path in (self._folder / CHECKPOINTS).glob("*.safetensors"))

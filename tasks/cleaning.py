@@ -70,20 +70,20 @@ def collect(
     needed = _of_channels(store, keep_models)
     recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
     staying = _with_origins([*needed, *recent], artifacts)
-    found = [
+    garbage = [
         Garbage(*key, artifact.path, artifact.manifest.size(), artifact, used.get(key, ""))
         for key, artifact in artifacts.items()
         if key not in staying
     ]
-    found += [
+    garbage += [
         Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
         for stage, name, path in store.unfinished()
         # A commit that was killed at its very end leaves work that nothing goes on with.
         if unfinished or (stage, name) in artifacts
     ]
-    skipped = sorted((one for one in found if one.used), key=lambda one: (one.stage, one.fingerprint))
+    skipped = sorted((one for one in garbage if one.used), key=lambda one: (one.stage, one.fingerprint))
     return Collected(
-        [one for one in found if not one.used], skipped, len(staying) - len(_with_origins(needed, artifacts))
+        [one for one in garbage if not one.used], skipped, len(staying) - len(_with_origins(needed, artifacts))
     )
 
 

@@ -113,10 +113,12 @@ def _completed(
 
 def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     """The newest evaluation of a tuned model, None where there is none."""
-    made = [each for each in store.list("evaluate") if each.manifest.inputs.get(model.stage) == model.fingerprint]
-    if model.stage != "finetune" or not made:
+    evaluations = [
+        each for each in store.list("evaluate") if each.manifest.inputs.get(model.stage) == model.fingerprint
+    ]
+    if model.stage != "finetune" or not evaluations:
         return None
-    newest = store.download(max(made, key=lambda each: (each.manifest.created, each.fingerprint)))
+    newest = store.download(max(evaluations, key=lambda each: (each.manifest.created, each.fingerprint)))
     comparison = read_json(newest.path / "comparison.json")
     return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
 
@@ -344,24 +346,24 @@ def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
     columns = ("caption_id", *TEXTS, "image_id", "licence", *SIMILARITIES)
     names = ["license" if name == "licence" else name for name in columns] + ["split", "source"]
     caption_batches = iter_batches(captions, ("caption_id", "split", "source"))
-    here = next(caption_batches, None)
+    captions_batch = next(caption_batches, None)
     for batch in iter_batches(paraphrases, columns):
         while batch.num_rows:
-            if here is None:
+            if captions_batch is None:
                 raise ArtifactError(
                     f"{paraphrases}: the caption {batch.column('caption_id')[0].as_py().hex()} is not in {captions} in "
                     "its place; see `paraclip artifacts verify`, and run the same settings again"
                 )
-            places = _compute("index_in", batch.column("caption_id"), value_set=here.column("caption_id"))
+            places = _compute("index_in", batch.column("caption_id"), value_set=captions_batch.column("caption_id"))
             missing = _compute("index", places.is_null(), True).as_py()
             count = batch.num_rows if missing < 0 else missing
-            about = here.select(["split", "source"]).take(places.slice(0, count))
+            about = captions_batch.select(["split", "source"]).take(places.slice(0, count))
             if count:
                 arrays = [*batch.slice(0, count).columns, *about.columns]
                 yield pa.RecordBatch.from_arrays(arrays, names=names)
             batch = batch.slice(count)
             if batch.num_rows:
-                here = next(caption_batches, None)
+                captions_batch = next(caption_batches, None)
 
 
 def read_opt_outs(path: Path) -> list[str]:

@@ -149,8 +149,8 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
 def judgment(name: str, store: ArtifactStore) -> tuple[str | None, Path | None]:
     """Verdict and reason on a channel's model, and the report of its run; None for what is not there."""
     channel = (store.channel(name) if name in store.channels() else None) or {}
-    made = channel.get("stages", {}).get("report")
-    report = None if made is None else store.find("report", made)
+    fingerprint = channel.get("stages", {}).get("report")
+    report = None if fingerprint is None else store.find("report", fingerprint)
     verdict = ": ".join(filter(None, (channel.get("verdict"), channel.get("reason"))))
     return verdict or None, None if report is None else report.path / "report.html"
 

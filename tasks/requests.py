@@ -464,11 +464,13 @@ def _import(
     new = con.sql(NEW).to_arrow_table().select(GENERATIONS.names).cast(GENERATIONS)
     cache.append(new)
     con.execute("DELETE FROM wanted WHERE key IN (SELECT key FROM lines)")
-    known = answered | set(new.column("key").to_pylist())
-    rejects += [Reject(line, "unknown_request", UNKNOWN, raw) for line, key, _, raw in answers if key not in known]
+    answered_keys = answered | set(new.column("key").to_pylist())
+    rejects += [
+        Reject(line, "unknown_request", UNKNOWN, raw) for line, key, _, raw in answers if key not in answered_keys
+    ]
     imported.lines += len(block)
     imported.new += new.num_rows
-    imported.answered += sum(key in known for _, key, _, _ in answers) - new.num_rows
+    imported.answered += sum(key in answered_keys for _, key, _, _ in answers) - new.num_rows
     imported.declined += sum(not texts for texts in new.column("completions").to_pylist())
     imported.prompt_tokens += sum(new.column("prompt_tokens").to_pylist())
     imported.completion_tokens += sum(new.column("completion_tokens").to_pylist())

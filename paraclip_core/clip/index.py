@@ -185,8 +185,8 @@ class _Shards:
         features = np.empty((len(rows), self.shape[1]), np.float32)
         shards = np.searchsorted(self._starts, rows, "right") - 1
         for shard in np.unique(shards):
-            here = shards == shard
-            features[here] = self._matrices[shard][rows[here] - self._starts[shard]]
+            inside = shards == shard
+            features[inside] = self._matrices[shard][rows[inside] - self._starts[shard]]
         return features
 
 

@@ -151,8 +151,10 @@ def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
     paths = [PurePosixPath(name) for name in names]
     # Webdataset's tars have a text beside each picture, of the same stem. Later entries count: the least deep ones.
     stems = {path.stem: name for path, name in zip(paths, names, strict=True) if path.suffix.lower() in PICTURES}
-    found = stems | {path.name: name for path, name in zip(paths, names, strict=True)} | {name: name for name in names}
-    return {image_id: found[image_id] for image_id in ids if image_id in found}
+    name_of = (
+        stems | {path.name: name for path, name in zip(paths, names, strict=True)} | {name: name for name in names}
+    )
+    return {image_id: name_of[image_id] for image_id in ids if image_id in name_of}
 
 
 def pool_of(

@@ -155,9 +155,9 @@ def _list_images(captions: Path, target: Path) -> int:
     if not target.exists():
         temporary = target.with_suffix(".tmp")
         files = [str(path) for path in parquet_files(captions)]
-        here = {"threads": 2, "temp_directory": str(target.parent / "spill")}
+        limits = {"threads": 2, "temp_directory": str(target.parent / "spill")}
         try:
-            with duckdb.connect(":memory:", config=CONFIG | here) as connection:
+            with duckdb.connect(":memory:", config=CONFIG | limits) as connection:
                 connection.sql(UNIQUE_IMAGES, params={"parts": files}).write_parquet(str(temporary))
         except duckdb.Error as error:
             raise environment_error(error, target) or ArtifactError(

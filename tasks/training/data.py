@@ -285,17 +285,17 @@ def _rows(
     keep: Keep | None,
     tokens: TextTokens,
 ) -> Iterator[RowBatch]:
-    found = images.find(batch["image_id"])
-    usable = found >= 0
+    image_rows = images.find(batch["image_id"])
+    usable = image_rows >= 0
     wanted = usable.copy()
     if keep is not None:
-        wanted[usable] = keep(found[usable])
+        wanted[usable] = keep(image_rows[usable])
     if counts is not None:
-        counts.read += len(found)
+        counts.read += len(image_rows)
         counts.without_image += int((~usable).sum())
         counts.held_out += int((usable & ~wanted).sum())
-    kept = batch.filter(pa.array(wanted))
-    if not kept.num_rows:
+    chosen = batch.filter(pa.array(wanted))
+    if not chosen.num_rows:
         return
-    texts, image_rows = {c.removesuffix("_tokens"): tokens.convert(kept[c]) for c in columns}, found[wanted]
-    yield ({**texts, CAPTION_ID: kept[CAPTION_ID]} if columns else texts), image_rows
+    texts = {c.removesuffix("_tokens"): tokens.convert(chosen[c]) for c in columns}
+    yield ({**texts, CAPTION_ID: chosen[CAPTION_ID]} if columns else texts), image_rows[wanted]

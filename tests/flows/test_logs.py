@@ -10,7 +10,7 @@ RUN = """
 import logging, sys
 from prefect.logging.configuration import setup_logging
 setup_logging()
-import paraclip.flows.work  # every flow's module imports it
+import paraclip.flows.stages  # every flow's module imports it
 sys.stdin.readline()
 for _ in range(3):
     logging.getLogger().warning("a line that no one reads")

@@ -292,8 +292,8 @@ def read_order(source: Source, choice: Choice) -> Cases:
     made_by = "the file"
     if all(len(texts) == 1 for _, texts in listed):
         made_by = f"the rules {', '.join(RULES)} with seed {SEED}"
-        made = [[shuffled(texts[0], rule) for rule in RULES] for _, texts in listed]
-        listed = [(image, [*texts, *wrong]) for (image, texts), wrong in zip(listed, made, strict=True)]
+        wrong_texts = [[shuffled(texts[0], rule) for rule in RULES] for _, texts in listed]
+        listed = [(image, [*texts, *wrong]) for (image, texts), wrong in zip(listed, wrong_texts, strict=True)]
     images = [image for image, _ in listed]
     texts = [[cleaned(text) for text in texts] for _, texts in listed]
     # A row with fewer texts than others has its caption again, which is no rival.

@@ -75,8 +75,10 @@ def _of_language(path: Path, number: int, row: dict[str, Any], language: str | N
         return
     texts = row.get(language)
     if not isinstance(texts, dict) or not isinstance(texts.get("caption"), list):
-        known = [name for name, value in row.items() if isinstance(value, dict) and "caption" in value]
-        raise BenchmarkError(f"{path}, row {number}: no captions of language {language!r}; it has {', '.join(known)}")
+        languages = [name for name, value in row.items() if isinstance(value, dict) and "caption" in value]
+        raise BenchmarkError(
+            f"{path}, row {number}: no captions of language {language!r}; it has {', '.join(languages)}"
+        )
     for text in texts["caption"]:
         yield field(path, number, row, "image/key"), field(path, number, {"caption": text}, "caption")
 
