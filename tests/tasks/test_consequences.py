@@ -74,7 +74,7 @@ class Bench:
         (self.folder / "captions.tsv").write_text("\n".join(["caption\timage", *lines]) + "\n")
 
     def settings(self, **changes: Any) -> Settings:
-        """The usual settings with other paraphrase options; `openai__revision` is one of a group."""
+        """The usual settings with other paraphrase options; `openai__retries` is one of a group."""
         paraphrase: dict[str, Any] = {
             "engine": "openai",
             "model": "smol",
@@ -147,7 +147,6 @@ def prompts_asked(bench: Bench, since: int) -> Counter[str]:
     [
         ({"prompt_1": "Say plainly: {}"}, N, N),
         ({"prompt_2": "Say otherwise, please: {}"}, 0, N),
-        ({"openai__revision": "2026-11"}, N, N),
         ({"openai__extra_body": {"reasoning_effort": "low"}}, N, N),
         ({"sampling__temperature": 0.5}, N, N),
         ({"seed": 1}, N, N),
