@@ -119,9 +119,11 @@ def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
 ) -> None:
     from paraclip.flows.stages import STAGE_FLOWS
 
-    # Prefect sets the root's handlers anew, pytest's with them.
+    # Prefect sets the root's handlers anew, pytest's with them; and whatever ran before has set levels.
     said: SimpleQueue[logging.LogRecord] = SimpleQueue()
-    monkeypatch.setattr(logging.getLogger("paraclip.flows.stages"), "handlers", [QueueHandler(said)])
+    log = logging.Logger("of this test")
+    log.addHandler(QueueHandler(said))
+    monkeypatch.setattr("paraclip.flows.stages.log", log)
     settings = whole.settings(model.url, "shards", shards=2)
     STAGE_FLOWS["paraphrase_1"](settings=settings)
     artifacts = [found(settings, "paraphrase_1"), *carry(settings, "paraphrase_2")]
