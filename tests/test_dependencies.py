@@ -56,3 +56,8 @@ def test_what_an_extra_brings_is_imported_or_named() -> None:
     extras = {name: lines for name, lines in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")}
     for name in set().union(*map(declared, extras.values())) - {"s3fs", "prefect-redis"}:
         assert name in imported() or name in text, name
+
+
+def test_the_package_is_the_module() -> None:
+    # A link: whoever edits files by a script makes a copy of it, which then grows old.
+    assert (REPOSITORY / "paraclip" / "__init__.py").resolve() == REPOSITORY / "paraclip.py"
