@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import gc
+import logging
 import os
 import shutil
 import signal
@@ -45,6 +46,12 @@ def pytest_sessionfinish() -> None:
     """End what a process shares between its tests."""
     if shared := sys.modules.get("prefect_server"):
         shared.end_server()
+
+
+@pytest.fixture(autouse=True)
+def _hear_every_line() -> None:
+    """What an earlier test of this process has switched off is heard again."""
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module", autouse=True)

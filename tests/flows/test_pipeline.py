@@ -159,8 +159,12 @@ def test_a_retry_is_said_to_start_when_it_does(
     from paraclip.flows.pipeline import pipeline
 
     said: SimpleQueue[Any] = SimpleQueue()
-    for name in ("paraclip.flows.stages", "prefect.task_runs"):
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [QueueHandler(said)])
+    # Loggers of this test's own, for earlier ones have set levels and handlers.
+    ours, theirs = logging.Logger("ours"), logging.getLogger("prefect.task_runs")
+    ours.addHandler(QueueHandler(said))
+    monkeypatch.setattr("paraclip.flows.stages.log", ours)
+    monkeypatch.setattr(theirs, "handlers", [QueueHandler(said)])
+    theirs.setLevel(logging.INFO)
     tries: list[float] = []
 
     def fail(*_: object, **__: object) -> None:
