@@ -67,12 +67,29 @@ def test_any_context_length(words: list[str], length: int) -> None:
     assert len(ids) <= length
 
 
+def test_a_small_memo_changes_nothing() -> None:
+    texts = [f"word{n % 7} dog{n % 5} cat{n}" for n in range(60)] * 2
+    assert Tokenizer(memo_pieces=4).encode_batch(texts) == TOKENIZER.encode_batch(texts)
+
+
 def test_a_batch_is_its_texts() -> None:
     texts = ["a dog", "", "a " * 200]
     batch = TOKENIZER.encode_batch(texts)
     assert str(batch.type.value_type) == "uint16"
     assert batch.to_pylist() == [TOKENIZER.encode(text) for text in texts]
     assert TOKENIZER.encode_batch([]).to_pylist() == []
+
+
+@given(st.lists(st.text(), max_size=8), st.integers(8, 77))
+@example(["ΑΣ", "Σ", "ΑΣ."], 77)
+@example(["", "", " "], 77)
+@example(["a\nb", "c\n"], 77)
+@example(["İ", "word " * 90, "<start_of_text> x"], 12)
+@settings(max_examples=300, deadline=None)
+def test_a_batch_is_each_text_alone(texts: list[str], length: int) -> None:
+    tokenizer = Tokenizer(length)
+    for batch in (texts, [clean(text) for text in texts]):
+        assert tokenizer.encode_batch(batch).to_pylist() == [tokenizer.encode(text) for text in batch]
 
 
 def test_a_word_of_one_megabyte_takes_no_quadratic_time() -> None:
