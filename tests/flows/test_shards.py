@@ -158,7 +158,6 @@ NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, 
 
 
 @NEEDS_RAY
-@pytest.mark.nightly
 def test_the_demo_runs_with_two_ray_workers(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

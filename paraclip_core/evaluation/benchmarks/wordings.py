@@ -23,16 +23,14 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, Sample, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
+from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH, ENDINGS, REWORDINGS
 from paraclip_core.evaluation.metrics import average_overlap, jaccard, top_k
 from paraclip_core.evaluation.published import every_image, plain_tsv, records
 from paraclip_core.evaluation.published import field as text_field
 
-DEPTH = 10
 EQUAL = 4.5
 """Human score, of 5, from which two sentences count as two wordings of one thing."""
-REWORDINGS = ("rewording", "caption2", "paraphrase")
 FOILS = ("foil", "negative_caption")
-ENDINGS = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 _FUNCTION_WORD = re.compile(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.config import BenchmarkOptions, EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.base import Captions, ImagePool
+from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import wordings as family
 from paraclip_core.evaluation.compare import Outcome, compare
@@ -144,9 +144,5 @@ def test_too_few_images_are_told(tmp_path: Path) -> None:
     (file := tmp_path / "own.csv").write_text(CSV)
     encoder = WordEncoder()
     few = Stored(Captions(WORDS, WORDS, "val"), lambda ids: word_pool(list(ids)[:9], encoder))
-
-    def pool(ids: Sequence[str]) -> ImagePool:
-        return few.pool(ids)
-
     with pytest.raises(BenchmarkError, match="9 images"):
-        family.load(Source(file, Stored(few.captions, pool)))
+        family.load(Source(file, few))
