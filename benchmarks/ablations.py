@@ -4,7 +4,8 @@
     python benchmarks/ablations.py -c configs/demo.yaml --variant 'lr 1e-3: finetune.learning_rate=1e-3'
 
 All variants share the earlier stages' artifacts, so that each costs a fine-tuning and an evaluation; what is finished
-is found again. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds.
+is found again. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds;
+below them, where `evaluate.control` is set, tuned minus captions alone.
 *validation* is the gain in AO@10 on the training images that are held out for choosing α, at that α: a setting that is
 chosen by it, and not by the other columns, is judged on images that it was not chosen on.
 """
@@ -43,7 +44,12 @@ STANDARD = {
     "half the learning rate": [],
     "double the learning rate": [],
 }
-METRICS = ("ao@10", "js@10", "text_to_image_recall@10", "rewording_text_to_image_recall@10", "spearman")
+METRICS = {
+    "wordings/ao@10": "rewordings AO@10", "wordings/foil_ao@10": "foils AO@10", "wordings/gap": "gap",
+    "paraphrased_retrieval/ao@10": "captions AO@10", "retrieval/text_to_image_recall@10": "recall@10",
+    "sts/spearman": "STS",
+}  # fmt: skip
+"""Columns: a benchmark's kind and metric."""
 
 
 def main() -> None:
@@ -56,9 +62,13 @@ def main() -> None:
     chosen = parser.parse_args()
     base = load_settings(chosen.config, chosen.overrides, os.environ)
     variants = dict(parse_variant(text) for text in chosen.variant) or standard(base)
-    print(f"| variant | α | validation | {' | '.join(METRICS)} | verdicts |\n|---|---|---|{'---|' * len(METRICS)}---|")
+    titles = " | ".join(METRICS.values())
+    print(f"| variant | rows | α | validation | {titles} | verdicts |\n|---|---|---|---|{'---|' * len(METRICS)}---|")
     for name, overrides in variants.items():
-        print(row(name, [measure(settings) for settings in of_seeds(chosen, overrides)]), flush=True)
+        results = [measure(settings) for settings in of_seeds(chosen, overrides)]
+        print(row(name, results), flush=True)
+        if all("over_control" in result["comparison"] for result in results):
+            print(f"| … over captions alone | | | | {figures(results, 'over_control')} | |", flush=True)
 
 
 def of_seeds(chosen: argparse.Namespace, overrides: list[str]) -> list[Settings]:
@@ -96,25 +106,31 @@ def parse_variant(text: str) -> tuple[str, list[str]]:
 
 
 def measure(settings: Settings) -> dict[str, Any]:
-    """Deltas, intervals, the sweep of α and verdict of one variant."""
+    """Deltas, intervals, the sweep of α, rows and verdict of one variant."""
     artifacts = run_until("evaluate", settings)
     comparison = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())
-    return {"comparison": comparison, "sweep": sweep_of(artifacts)}
+    rows = artifacts["finetune"].manifest.metrics["rows"]
+    return {"comparison": comparison, "sweep": sweep_of(artifacts), "rows": rows}
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
-    """A line of the table: means over the seeds, the first seed's interval in brackets."""
-    cells = [_mean(validation_gains(results))]
-    for metric in METRICS:
-        per_seed = [r for result in results for r in result["comparison"]["rows"] if r["metric"] == metric]
-        if not per_seed:
-            cells.append("–")
-            continue
-        deltas = [entry["delta"] for entry in per_seed]
-        cells.append(f"{_mean(deltas)} [{per_seed[0]['low']:+.2f}, {per_seed[0]['high']:+.2f}]")
+    """A line of the table over the base."""
     alphas = ", ".join(f"{result['sweep']['chosen']:g}" for result in results)
     verdicts = ", ".join(result["comparison"]["verdict"] for result in results)
-    return f"| {name} | {alphas} | {' | '.join(cells)} | {verdicts} |"
+    gain = _mean(validation_gains(results))
+    return f"| {name} | {results[0]['rows']:,} | {alphas} | {gain} | {figures(results, 'rows')} | {verdicts} |"
+
+
+def figures(results: list[dict[str, Any]], over: str) -> str:
+    """Cells of the metrics: means over the seeds, the interval that reaches lowest in brackets."""
+    cells = []
+    for kind, _, metric in (name.partition("/") for name in METRICS):
+        measured = [row for result in results for row in result["comparison"][over]]
+        seeds = [row for row in measured if (row["kind"], row["metric"]) == (kind, metric)]
+        lowest = min(seeds, key=lambda row: row["low"], default=None)
+        mean = _mean([row["delta"] for row in seeds])
+        cells.append(f"{mean} [{lowest['low']:+.2f}, {lowest['high']:+.2f}]" if lowest else "–")
+    return " | ".join(cells)
 
 
 def validation_gains(results: list[dict[str, Any]]) -> list[float]:

@@ -134,8 +134,8 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
     `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
     `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A drop rule whose kind was not
     measured is noted; one whose kind was measured without that metric is most likely misspelt, so the model is held. A
-    rule on retrieval that was not measured goes by the captions' recall of paraphrased retrieval. The reason is of
-    clauses with `; ` between them, the first on `gate.metric`.
+    rule on retrieval that was not measured goes by the captions' recall of paraphrased retrieval, a gate on wordings by
+    its overlap. The reason is of clauses with `; ` between them, the first on `gate.metric`.
     """
     return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
@@ -159,7 +159,7 @@ def judge_challenger(
     verdict, why, notes = _judge(
         rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
     )
-    gains = _matching(rows, gate.metric)
+    gains = _gains(rows, gate)
     if verdict == "promote" and sum(row.gain[0] for row in gains) < 0:
         # It may be noise, but tomorrow's challenger is measured against it: many such steps are a slide.
         return "hold", f"{', '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
@@ -190,7 +190,7 @@ def compare(
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
-        lacking = [*_matching(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]
+        lacking = [*_gains(rows, options.gate), *(row for row, _ in _lost(rows, options.gate))]
         clauses += filter(None, map(_too_few, lacking))
     return Comparison(rows, verdict, "; ".join(clauses), tuple(notes))
 
@@ -203,12 +203,12 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     `over` is control against tuned, `control` base against control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
-    gains, verdict = _matching(over, gate.metric), comparison.verdict
+    gains, verdict = _gains(over, gate), comparison.verdict
     if comparison.untrained or not gains:
         return comparison
     text = f"over captions alone {', '.join(map(_shown, gains))}"
     lost = [row for row, _ in _lost(control, gate)]
-    if fell := [row for row in (*_matching(control, gate.metric), *lost) if row.side < 0]:
+    if fell := [row for row in (*_gains(control, gate), *lost) if row.side < 0]:
         text = (
             f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
             "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
@@ -268,9 +268,11 @@ def _judge(
     rows: Sequence[Row], gate: GateRule, passes: Callable[[Row], bool], failed: str, passed: str
 ) -> tuple[Verdict, str, list[str]]:
     notes: list[str] = []
-    gains = _matching(rows, gate.metric)
+    gains = _gains(rows, gate)
     if not gains:
         return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
+    if gains[0].kind != gate.metric.partition("/")[0]:
+        notes.append(f"{gains[0].kind} stands in for the gate's {gate.metric}: no such benchmark was measured")
     worse = "above" if gains[0].facts.lower_is_better else "below"
     problems = [
         f"{_shown(row)} {(failed if row.side >= 0 else 'lies {worse} zero').format(worse=worse)}"
@@ -346,6 +348,11 @@ def _rows(outcome: Outcome) -> list[Row]:
 def _matching(rows: Sequence[Row], rule: str) -> list[Row]:
     kind, _, metric = rule.partition("/")
     return [row for row in rows if row.kind == kind and row.metric == metric]
+
+
+def _gains(rows: Sequence[Row], gate: GateRule) -> list[Row]:
+    """The gate's metric; that of an image's captions where no wordings of one query were measured."""
+    return _matching(rows, gate.metric) or _matching(rows, gate.metric.replace("wordings/", "paraphrased_retrieval/"))
 
 
 def _stand_in(rule: str) -> str:

@@ -152,7 +152,7 @@ def check_benchmarks(run: Run, inputs: Mapping[str, Artifact]) -> None:
         return
     scenes = inputs["ingest"].manifest.inputs.get("scenes")
     rendered = None if scenes is None else run.store.find("scenes", scenes)
-    benchmark_tasks(settings, rendered, _stored(settings, inputs))
+    benchmark_tasks(settings, rendered, stored_split(settings, inputs))
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     references = {"base": base_reference(settings, ctx.inputs), "tuned": str(tuned.path / "release")}
     features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
     models = {name: Candidate(reference, settings.run.device, features) for name, reference in references.items()}
-    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), _stored(settings, ctx.inputs))
+    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored_split(settings, ctx.inputs))
     keep = _kept_in(ctx.work.scratch / "measured")
     evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
     if "control" in ctx.inputs:
@@ -239,7 +239,7 @@ def _images(settings: Settings, benchmark: BenchmarkOptions) -> Path | None:
     return None if benchmark.images is None else input_path(settings, benchmark.images)
 
 
-def _stored(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
+def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
     features = inputs["features"]
     store = FeatureStore(features.path)
     tower = features.manifest.metrics.get("image_tower_hash")
@@ -255,10 +255,10 @@ def _stored(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
         # Only these are read: memory must not grow with the images that are trained on.
         return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], tower)
 
-    return Stored(_split(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
+    return Stored(captions_of(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
 
 
-def _split(folder: Path, split: str) -> Captions:
+def captions_of(folder: Path, split: str) -> Captions:
     """Captions with images of one split; an absent split has none, which only matters to benchmarks that use it."""
     ids: list[str] = []
     captions: list[str] = []

@@ -16,7 +16,7 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import wordings as family
-from paraclip_core.evaluation.compare import Outcome, compare
+from paraclip_core.evaluation.compare import Outcome, Row, compare, judge
 from paraclip_core.evaluation.run import prepare
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
@@ -98,6 +98,17 @@ def test_agreement_with_foils_is_judged_by_the_gap_alone(tmp_path: Path) -> None
     task = prepare(options(file), file, stored(base))
     outcome = Outcome("w", "wordings", task.measure(base), task.measure(Collapsed()))
     assert "w foil" not in compare([outcome], EvaluateOptions()).reason
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.1, "promote"), (-0.1, "hold")])
+def test_captions_stand_in_for_wordings_that_are_not_there(low: float, verdict: str) -> None:
+    captions = Row("captions", "paraphrased_retrieval", "ao@10", 50, 51, delta=1, low=low, high=2, n=10, clusters=10)
+    found, why, notes = judge([captions], GateRule(metric="wordings/ao@10", max_drop={}))
+    assert found == verdict
+    assert "captions ao@10" in why
+    assert "stands in for the gate's wordings/ao@10" in notes[0]
+    lost = Row("sick", "wordings", "ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
+    assert judge([captions, lost], GateRule(metric="wordings/ao@10", max_drop={}))[0] == "hold"
 
 
 def test_rules_make_pairs_of_captions_by_class() -> None:
