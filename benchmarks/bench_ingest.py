@@ -10,6 +10,7 @@ open_clip's is spared its own cleaning; in each round nothing is remembered on e
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import time
 from collections.abc import Iterator
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
+    gc.freeze()  # open_clip imports torch, whose objects the collector would look through; ingest imports none
     with tempfile.TemporaryDirectory() as folder:
         bench_tokenizer(chosen.rows, chosen.rounds)
         bench_ingest(chosen.rows, chosen.rounds, Path(folder))
