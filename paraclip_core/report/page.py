@@ -18,7 +18,7 @@ from paraclip_core.evaluation.audit import Audit, Figure
 from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
-from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot
+from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot, wordings_plot
 
 SIDE, QUALITY = 112, 74
 """Of a thumbnail, in pixels, and of its JPEG."""
@@ -150,6 +150,8 @@ def _plots(data: ReportData) -> list[Plot]:
         drawn.append((alpha_plot(data.alpha_sweep), f"Interpolation with the base: α = {chosen} was chosen"))
         caption = f"What agreement costs: each point is an α, the one with the ring ({chosen}) was chosen"
         drawn.append((pareto_plot(data.alpha_sweep), caption))
+    caption = "Invariance and sensitivity: above the line more is told apart than by the base"
+    drawn.append((wordings_plot(data.comparison, data.control), caption))
     # Safe because plots.py builds it from numbers and escaped names.
     return [Plot(Markup(svg), caption) for svg, caption in drawn if svg is not None]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import Training
 
 WIDTH, HEIGHT, FONT = 460, 270, 12
@@ -158,6 +159,38 @@ def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
     chosen = next((place for place, point in enumerate(points) if point["alpha"] == sweep.get("chosen")), None)
     x, y = (f"{_words(str(name))}, change in points" for name in names)
     return line_chart("agreement against recall", [Line("α", along, up, True)], x, y, labels=labels, ring=chosen)
+
+
+def wordings_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:
+    """Agreement on rewordings against agreement on foils, of each model; None where no benchmark has foils.
+
+    On the line the gap between both is the base's: a model above it tells more apart for all that it agrees more.
+    """
+    benchmark = next((row.benchmark for row in comparison if row.kind == "wordings" and row.metric == "gap"), None)
+    if benchmark is None:
+        return None
+
+    def place(rows: Sequence[Row], model: str) -> tuple[float, float]:
+        figures = {row.metric: getattr(row, model) for row in rows if row.benchmark == benchmark}
+        foil = next(name for name in figures if name.startswith("foil_ao@"))
+        return figures[foil], figures[foil.removeprefix("foil_")]
+
+    places = {"base": place(comparison, "base")}
+    if control:
+        places["captions alone"] = place(control, "tuned")
+    places["tuned"] = place(comparison, "tuned")
+    foils, rewordings = zip(*places.values(), strict=True)
+    ends = [min(foils), max(foils)]
+    gap = Line("the base's gap", ends, [rewordings[0] - foils[0] + end for end in ends])
+    labels = [(*at, name) for name, at in places.items()]
+    return line_chart(
+        "rewordings against foils",
+        [Line("models", foils, rewordings, True), gap],
+        "AO@10 of foils, %",
+        "AO@10 of rewordings, %",
+        labels=labels,
+        ring=len(labels) - 1,
+    )
 
 
 def _parts(lines: Sequence[Mapping[str, Any]]) -> int:

@@ -7,8 +7,18 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import Training
-from paraclip_core.report.plots import Axis, Line, alpha_plot, line_chart, loss_plot, pareto_plot, validation_plot
+from paraclip_core.report.plots import (
+    Axis,
+    Line,
+    alpha_plot,
+    line_chart,
+    loss_plot,
+    pareto_plot,
+    validation_plot,
+    wordings_plot,
+)
 
 SWEEP = {
     "alphas": [{"alpha": a, "text_to_image_recall@10": 54 - a, "ao@10": 29 + a} for a in (0.0, 0.5, 1.0)],
@@ -23,6 +33,11 @@ LOG = Training(
         {"step": 2, "validation": {"ao@10": 30.0}},
     ],
 )
+
+
+def rows(foils: float, tuned: float) -> list[Row]:
+    figures = {"ao@10": (50, tuned), "ao@10@typo": (9, 9), "foil_ao@10": (45, foils), "gap": (5, tuned - foils)}
+    return [Row("sick", "wordings", name, a, b, b - a, 0, 0, n=9, clusters=9) for name, (a, b) in figures.items()]
 
 
 def texts(svg: str) -> list[str]:
@@ -95,3 +110,10 @@ def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:
     assert "AO@10, change in points" in svg and "text→image recall@10, change in points" in svg
     unringed = pareto_plot({"alphas": points, "chosen": 0.3})
     assert unringed is not None and 'r="7"' not in unringed
+
+
+def test_rewordings_and_foils_of_three_models() -> None:
+    svg = str(wordings_plot(rows(47, 54), rows(48, 51)))
+    assert {"tuned", "base", "captions alone", "the base's gap"} <= set(texts(svg))
+    assert svg.count("<circle") == 4  # with the ring
+    assert wordings_plot([row for row in rows(47, 54) if row.metric == "ao@10"]) is None
