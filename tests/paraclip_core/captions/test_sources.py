@@ -71,18 +71,16 @@ def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
     assert len(expand(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
 
 
-def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("nope.csv", "empty"):
+        assert names(tmp_path, path=name) == [(name, "unknown", None)]
+    with pytest.raises(ConfigError, match=r"data\.sources is empty"):
+        expand(tmp_path, [])
+    # Texts are read only where there is nothing else.
     for name in ("b.txt", "a.txt", "readme.txt"):
         (tmp_path / name).write_text("a dog")
     assert [name for name, *_ in names(tmp_path, path=".")] == ["a.txt", "b.txt"]
-
-
-def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert names(tmp_path, path="nope.csv") == [("nope.csv", "unknown", None)]
-    assert names(tmp_path, path="empty") == [("empty", "unknown", None)]
-    with pytest.raises(ConfigError, match=r"data\.sources is empty"):
-        expand(tmp_path, [])
 
 
 @pytest.mark.parametrize(

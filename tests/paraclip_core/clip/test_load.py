@@ -22,10 +22,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.reference import local_file, model_files, place_free_name, tokenizer_reference
-from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
 
-SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 TEXTS = ["a dog on a beach", "two men & a boat", "A"]
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -43,8 +41,8 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
         weights.write_bytes(damaged)
         with pytest.raises(ModelError, match=WEIGHTS):
             load_clip(str(folder))
-    tensors = load_file_bytes(whole, tmp_path)
-    tensors.pop("ln_final.weight")
+    weights.write_bytes(whole)
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items() if name != "ln_final.weight"}
     save_file(tensors, weights)
     with pytest.raises(ModelError, match=r"ln_final\.weight"):
         load_clip(str(folder))
@@ -63,11 +61,6 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="absent does not exist; expected embedded, a folder"):
         load_clip(str(tmp_path / "absent"))
     assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def load_file_bytes(data: bytes, folder: Path) -> dict[str, torch.Tensor]:
-    (folder / "whole.safetensors").write_bytes(data)
-    return load_file(folder / "whole.safetensors")
 
 
 def test_unknown_names_get_the_nearest() -> None:
@@ -132,26 +125,15 @@ def test_the_hubs_commit_is_noted(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
 
 
 ARCHITECTURE = "Tiny-B-32"
-HEADS_OF_64 = {"width": 64, "head_width": 64}
 
 
 @pytest.fixture
 def known(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> ClipModel:
     """A model whose architecture open_clip knows by name; every head is 64 wide, as in OpenAI's models."""
-    clip = tiny({"width": 64, "heads": 1}, vision_cfg={**VISION, **HEADS_OF_64})
+    vision = {"image_size": 32, "layers": 2, "patch_size": 16, "width": 64, "head_width": 64}
+    clip = tiny({"width": 64, "heads": 1}, vision_cfg=vision)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, clip.model_cfg)
     return clip
-
-
-VISION = {"image_size": 32, "layers": 2, "patch_size": 16}
-
-
-def same(found: ClipModel, expected: ClipModel) -> None:
-    """The two models are one."""
-    assert image_tower_hash(found) == image_tower_hash(expected)
-    for name, tensor in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], tensor), name
-    np.testing.assert_array_equal(encode_texts(found, TEXTS), encode_texts(expected, TEXTS))
 
 
 def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> None:
@@ -164,14 +146,16 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
     torch.save(tensors, tmp_path / "plain.bin")
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     save_file(tensors, tmp_path / "weights.safetensors")
-    for name in ("open_clip.pt", "laclip.pt", "plain.bin", "old.pth", "weights.safetensors"):
-        same(load_clip(f"{ARCHITECTURE}:{tmp_path / name}"), known)
+    for file in ("open_clip.pt", "laclip.pt", "plain.bin", "old.pth", "weights.safetensors"):
+        found = load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
+        assert image_tower_hash(found) == image_tower_hash(known)
+        for name, tensor in tensors.items():
+            assert torch.equal(found.model.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_path: Path) -> None:
     tensors = dict(known.model.state_dict())
-    tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], value)
+    tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], float("nan"))
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"w\.safetensors has weights .* in ln_final\.weight"):
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}")
@@ -212,12 +196,8 @@ def test_openais_archives_are_converted_once(known: ClipModel, tmp_path: Path, m
         exec(page.partition("```python\n")[2].partition("```")[0], {})
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, {**known.model_cfg, "quick_gelu": True})
     loaded = load_clip(f"{ARCHITECTURE}:{tmp_path / 'base.pt'}")
-    assert image_tower_hash(loaded) == image_tower_hash(_rounded(known))
-
-
-def _rounded(clip: ClipModel) -> ClipModel:
-    clip.model.half().float()
-    return clip
+    known.model.half().float()
+    assert image_tower_hash(loaded) == image_tower_hash(known)
 
 
 class _Bomb:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import torch
 
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.load import embedded_clip
-from paraclip_core.config import BenchmarkOptions, ModelOptions
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
 from paraclip_core.evaluation.run import (
     Candidate,
@@ -25,23 +26,21 @@ from paraclip_core.evaluation.run import (
     source_files,
 )
 
-SMALL = ModelOptions(text_width=64, text_layers=1, embed_dim=32)
-
 
 def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **options: Any) -> Evaluation:
     return compare_models({"base": base, "tuned": tuned}, benchmarks, **options).evaluations["tuned"]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    clip = embedded_clip(SMALL)
-    save_release(clip, folder / "base", "card")
+def models(small_model: tuple[ClipModel, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    clip, base = small_model
+    tuned = deepcopy(clip)
     with torch.no_grad():
         torch.manual_seed(0)
-        clip.model.token_embedding.weight.add_(0.05 * torch.randn_like(clip.model.token_embedding.weight))  # pyright: ignore
-    save_release(clip, folder / "tuned", "card")
-    return str(folder / "base"), str(folder / "tuned")
+        tuned.model.token_embedding.weight.add_(0.05 * torch.randn_like(clip.model.token_embedding.weight))  # pyright: ignore
+    folder = tmp_path_factory.mktemp("models") / "tuned"
+    save_release(tuned, folder, "card")
+    return base, str(folder)
 
 
 @pytest.fixture
@@ -123,24 +122,17 @@ def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
         check_names([BenchmarkOptions(name=name, kind="sts", path="x") for name in names])
 
 
-def test_absent_benchmarks(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
+def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
         compared("unused", "unused", [gone], root=tmp_path)
+    with pytest.raises(ModelError, match="nowhere"):
+        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)
     with pytest.raises(BenchmarkError, match="needs a path"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    found = compared(
-        *models,
-        [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")],
-        root=data_root,
-        device="cpu",
-    )
+    both = [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")]
+    found = compared(*models, both, root=data_root, device="cpu")
     assert "gone was left out: its path is absent" in found.comparison.notes
     assert [outcome.benchmark for outcome in found.outcomes] == ["sick"]
-
-
-def test_an_unknown_model_is_named(data_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="nowhere"):
-        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)

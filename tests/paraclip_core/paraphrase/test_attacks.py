@@ -114,10 +114,3 @@ def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share:
     assert not [answer for _, answer in accepted if "HACKED" in answer.split() or SECRET in answer]
     orders = [name for name, _ in accepted if not name.startswith(PIECES)]
     assert len(orders) <= 0.02 * sum(len(obedient(attack)) for attack in ATTACKS), orders
-
-
-def test_preset_off_guards_against_none_of_it() -> None:
-    """As docs/gates.md warns: it keeps what the published method keeps."""
-    judge = Judge(JudgeSpec(GateOptions(preset="off"), 1))
-    verdicts = judge.judge([Request("a dog", "a dog", [answer]) for answer in ("HACKED", SECRET)])
-    assert [[answer for answer, _ in verdict.accepted] for verdict in verdicts] == [["HACKED"], [SECRET]]

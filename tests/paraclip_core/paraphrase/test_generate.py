@@ -101,11 +101,6 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_a_slow_stream_is_kept_by_the_clock(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "KEEP_SECONDS", 0.0)
-    assert [len(part) for part in ask(Streaming(), cache)] == [1] * 20
-
-
 def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
     cache: AnswerStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

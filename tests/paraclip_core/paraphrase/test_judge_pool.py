@@ -25,6 +25,7 @@ from paraclip.storage.answers import VERDICTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
 from paraclip_core.errors import StageError
+from paraclip_core.paraphrase import judge as judge_module
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.judge import BlockJudge, JudgePool, JudgeSpec
 from paraclip_core.tables import ANSWERS, VERDICTS
@@ -92,12 +93,6 @@ def two(spec: JudgeSpec) -> Iterator[JudgePool]:
     """Two processes, which take some seconds to start."""
     with closing(JudgePool(spec, 2)) as pool:
         yield pool
-
-
-@pytest.fixture
-def quick(spec: JudgeSpec) -> JudgeSpec:
-    """Gates without an encoder, whose processes start at once."""
-    return replace(spec, gates=GateOptions(preset="off", extra=("scripted_gates:blue_input", "scripted_gates:short")))
 
 
 def divided(answers: pa.Table, cuts: Sequence[int]) -> list[pa.RecordBatch]:
@@ -204,8 +199,9 @@ def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
     assert 0 < found.rounds.counts.judged < 200 - 2 * 10
 
 
+@pytest.mark.nightly
 def test_a_process_that_is_killed_while_another_one_starts_is_told(
-    quick: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
+    spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, started = SpawnProcess.start, []
 
@@ -220,13 +216,16 @@ def test_a_process_that_is_killed_while_another_one_starts_is_told(
     # Longer than what a pipe holds, so that one who writes it waits for one who reads.
     wide = pa.concat_tables([answers] * 40).combine_chunks().to_batches()[0]
     assert wide.nbytes > 2 * 64 * 1024
+    # Gates without an encoder, whose processes start at once.
+    quick = replace(spec, gates=GateOptions(preset="off", extra=("scripted_gates:blue_input",)))
     with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
         list(pool.judge(iter([wide] * 6), MANY))
 
 
 def test_a_process_that_has_read_other_code_is_told(
-    quick: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
+    spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paraclip_core.paraphrase.judge.GATES_VERSION", "of another release")
-    with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="code that judges was changed"):
-        list(pool.judge(iter(divided(answers, [20])), MANY))
+    for name, value in {"_spec": spec, "_digest": b"of another release"}.items():
+        monkeypatch.setattr(judge_module, name, value, raising=False)
+    with pytest.raises(StageError, match="code that judges was changed"):
+        judge_module._judge_block(answers.to_batches()[0], "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -43,30 +42,21 @@ def test_similar_texts_are_near(encoder: SentenceEncoder) -> None:
     assert encoder.encode([]).shape == (0, 384)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives the number of threads back."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, threads: None) -> None:
+def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, request: pytest.FixtureRequest) -> None:
     import torch
 
     texts = sentences(150)
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
     torch.set_num_threads(1)
     expected = SentenceEncoder().encode(texts)
     draw = random.Random(0)
-    for count in (1, 2):
+    for count, size in ((1, 61), (2, 150), (2, 7), (2, 1)):
         torch.set_num_threads(count)
-        for size in (150, 61, 7, 1):
-            rows = draw.sample(range(150), size)
-            # A fresh one, which remembers no word.
-            vectors = SentenceEncoder().encode([texts[row] for row in rows])
-            assert np.array_equal(vectors, expected[rows]), (count, size)
+        rows = draw.sample(range(150), size)
+        # A fresh one, which remembers no word.
+        vectors = SentenceEncoder().encode([texts[row] for row in rows])
+        assert np.array_equal(vectors, expected[rows]), (count, size)
 
 
 def test_loading_says_nothing_on_the_terminal(encoder: SentenceEncoder, capfd: pytest.CaptureFixture[str]) -> None:

@@ -43,11 +43,6 @@ REQUESTS = st.builds(
 )
 
 
-@given(REQUESTS, TEXT, REQUESTS, TEXT)
-def test_equal_keys_mean_equal_requests(one: RequestKeys, text: str, two: RequestKeys, other: str) -> None:
-    assert (one.key(text) == two.key(other)) == ((one, text) == (two, other))
-
-
 @given(REQUESTS, TEXT, REQUESTS)
 def test_each_part_alone_changes_the_key(base: RequestKeys, text: str, other: RequestKeys) -> None:
     for field in fields(base):

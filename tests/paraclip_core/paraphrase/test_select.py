@@ -204,13 +204,6 @@ def test_a_flood_is_one_for_all_of_its_inputs_whatever_their_order(
     assert results[0] == results[1]
 
 
-def test_an_answer_that_an_input_gets_twice_counts_once(rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
-    verdicts = {(text, attempt): Judged((("yes", None),)) for text in INPUTS for attempt in range(3)}
-    with closing(Bench(Step(INPUTS[:2], (3, 3), verdicts), rows_of, reading, tmp_path)) as bench:
-        assert bench.select(1, 2)[0].num_rows == 2
-        assert bench.select(1, 1)[0].num_rows == 0
-
-
 @pytest.mark.parametrize("name", ["it's here", 'a "quoted" folder', "100% and $x"])
 def test_any_folder_will_do_for_scratch(name: str, rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
     step = Step(INPUTS, (1,) * 4, {(text, n): Judged((("yes", None),)) for text in INPUTS for n in range(3)})

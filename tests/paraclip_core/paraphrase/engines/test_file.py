@@ -79,22 +79,17 @@ def test_texts_are_found_as_ingest_and_the_answers_parser_clean_them(tmp_path: P
     rows = [
         ("The dog’s ball &amp; a “red” kite", "1. the ball of a dog\nand a kite", "a toy"),
         ("Ein Ｃafe\u0301 im Café", "Caption: a café", "one café inside another"),
+        # Words that differ in their vowel signs are different.
+        ("लड़का दौड़ रहा है", "a boy", "a lad"),
+        ("लड़की दौड़ रही है", "a girl", "a lass"),
     ]
-    names = ("caption", "paraphrase_1", "paraphrase_2")
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows))
+    path.write_text("\n".join(json.dumps(dict(zip(ROWS[0], row, strict=True))) for row in [*rows, ("🐶", "no", "no")]))
     engine = engine_of(path)
     for caption, first, second in rows:
         assert ask(engine, 1, clean(caption)) == (" ".join(first.split()),)
         assert ask(engine, 2, parse_answer(" ".join(first.split()))) == (second,)
-
-
-def test_words_that_differ_in_their_vowel_signs_are_different(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    rows = [("लड़का दौड़ रहा है", "a boy"), ("लड़की दौड़ रही है", "a girl"), ("🐶", "no words at all")]
-    path.write_text("\n".join(json.dumps({"caption": c, "paraphrase_1": p, "paraphrase_2": p}) for c, p in rows))
-    engine = engine_of(path)
-    assert [ask(engine, 1, clean(caption)) for caption, _ in rows] == [("a boy",), ("a girl",), ()]
+    assert ask(engine, 1, "🐶") == ()
 
 
 def test_the_model_id_follows_content_and_not_the_name(tmp_path: Path) -> None:
@@ -126,29 +121,23 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("a.csv", b"x,y\n1,2\n"),
-        ("a.csv", b""),
         ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n"),
         ("a.jsonl", b"{broken\n"),
         ("a.jsonl", b"1\n"),
         ("a.jsonl", b'{"caption": "a", "paraphrase_1": ["b"]}\n'),
         ("a.json", b'{"annotations": []}'),
-        ("a.json", b"{broken"),
         ("a.parquet", b"PAR1 broken"),
         ("a.txt", b"x"),
+        ("nowhere.csv", None),
     ],
 )
-def test_bad_files_are_named(name: str, content: bytes, tmp_path: Path) -> None:
+def test_bad_files_are_named(name: str, content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(InputError, match=r"^paraphrase\.file\.path") as caught:
         ask(engine_of(path), 1, "a")
     assert str(path) in str(caught.value)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    options = ParaphraseOptions(engine="file", file=FileEngineOptions(path="nowhere.csv"))
-    with pytest.raises(InputError, match=r"nowhere\.csv"):
-        _ = make_engine(options, tmp_path).model
 
 
 @pytest.mark.parametrize("separator", [",", "\t"])

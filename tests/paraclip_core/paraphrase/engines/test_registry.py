@@ -94,17 +94,13 @@ def test_only_what_the_engine_in_use_reads_is_looked_at(engine: str) -> None:
         assert (plain == relevant) == (name not in reads), name
         # The options of `transformers` are operational.
         assert (meaning(plain) == meaning(relevant)) == (name not in reads or name == "transformers"), name
+    # Prompts, attempts and seed are every model's.
+    for changed in ({"seed": 4}, {"attempts": 2}, {"prompts": "paper"}, {"prompt_1": "x {}"}):
+        assert (relevant_options(options(engine, **changed)) == plain) == (engine in LOOKING_UP), changed
     given = options(engine, chunk=3, fraction=0.5, gates={"preset": "off"}, **{n: SOME[n][n] for n in reads})
     relevant = relevant_options(given)
     assert all(getattr(relevant, n) == getattr(given, n) for n in ("engine", "chunk", "fraction", "gates", *reads))
     assert relevant_options(relevant) == relevant
-
-
-def test_prompts_sampling_and_seed_are_every_models() -> None:
-    for name, value in {"seed": 4, "attempts": 2, "prompts": "paper", "prompt_1": "x {}"}.items():
-        for engine in ENGINES:
-            same = relevant_options(options(engine)) == relevant_options(options(engine, **{name: value}))
-            assert same == (engine in LOOKING_UP), (engine, name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
