@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import (
-    at_environment_root,
-    deployed_settings,
-    fields,
-    load_settings,
-    parse_settings,
-)
+from paraclip_core.settings import at_environment_root, deployed_settings, fields, load_settings, parse_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -47,6 +41,10 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert load_settings(path, environ={"PARACLIP_ROOT": "from-env"}).run.root == "from-env"
     settings = load_settings(path, ["run.root=from-set"], {"PARACLIP_ROOT": "from-env"})
     assert (settings.run.root, settings.run.threads, settings.name) == ("from-set", 3, "file")
+    environ = {"PARACLIP_ROOT": "/there"}
+    assert at_environment_root(Settings(), environ).run.root == "/there"
+    assert at_environment_root(load_settings(None, ["run.root=mine"]), environ).run.root == "mine"
+    assert at_environment_root(Settings(), {}) == Settings()
 
 
 def test_overrides_reach_lists_and_empty_groups() -> None:
@@ -155,13 +153,6 @@ def test_bad_overrides(override: str, tmp_path: Path) -> None:
     path = write(tmp_path, "data: {sources: [{path: a}]}")
     with pytest.raises(ConfigError):
         load_settings(path, [override])
-
-
-def test_the_environment_root_yields_to_a_named_one() -> None:
-    environ = {"PARACLIP_ROOT": "/there"}
-    assert at_environment_root(Settings(), environ).run.root == "/there"
-    assert at_environment_root(load_settings(None, ["run.root=mine"]), environ).run.root == "mine"
-    assert at_environment_root(Settings(), {}) == Settings()
 
 
 @given(st.dictionaries(st.text(string.ascii_lowercase + "._0", max_size=12), st.integers() | st.text(max_size=5)))

@@ -67,11 +67,6 @@ def test_any_context_length(words: list[str], length: int) -> None:
     assert len(ids) <= length
 
 
-def test_a_small_memo_changes_nothing() -> None:
-    texts = [f"word{n % 7} dog{n % 5} cat{n}" for n in range(60)] * 2
-    assert Tokenizer(memo_pieces=4).encode_batch(texts) == TOKENIZER.encode_batch(texts)
-
-
 @given(st.lists(st.text(), max_size=8), st.integers(8, 77))
 @example(["ΑΣ", "Σ", "ΑΣ."], 77)
 @example(["", "", " "], 77)
@@ -85,10 +80,12 @@ def test_a_batch_is_each_text_alone(texts: list[str], length: int) -> None:
         assert tokenizer.encode_batch(batch).to_pylist() == [tokenizer.encode(text) for text in batch]
 
 
-def test_a_word_of_one_megabyte_takes_no_quadratic_time() -> None:
+def test_a_word_of_one_megabyte_takes_no_quadratic_time_and_a_small_memo_changes_nothing() -> None:
     assert len(TOKENIZER.encode("ab" * 100_000)) == 77
     batch = TOKENIZER.encode_batch(["ab" * 100_000])
     assert batch.value_lengths().to_pylist() == [77] and str(batch.type.value_type) == "uint16"
+    texts = [f"word{n % 7} dog{n % 5} cat{n}" for n in range(60)] * 2
+    assert Tokenizer(memo_pieces=4).encode_batch(texts) == TOKENIZER.encode_batch(texts)
 
 
 def test_torch_is_not_imported() -> None:

@@ -135,15 +135,14 @@ def test_padding_and_types_of_tokens(towers: Any, tmp_path: Path) -> None:
     assert tokenize(clip, ["a dog"]).values.dtype == np.int32
 
 
-def test_a_tower_without_a_text_vector_is_refused(towers: Any, tmp_path: Path) -> None:
+def test_a_tower_without_a_text_vector_and_a_tokenizer_that_is_not_there_are_refused(
+    towers: Any, tmp_path: Path
+) -> None:
     towers.KINDS["none"] = (True, {"text_cfg": {**towers.TEXT, "pool_type": "none"}, "custom_text": True})
     clip = towers.model_of("none", tmp_path)
     del towers.KINDS["none"]
     with pytest.raises(ModelError, match=r"pool_type none.*choose a model that pools"):
         encode_ragged(clip, Ragged.from_lists([[49406, 320, 49407]]))
-
-
-def test_a_tokenizer_that_is_not_there(towers: Any, tmp_path: Path) -> None:
     clip = towers.model_of("roberta", tmp_path)
     clip.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "absent")
     with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*beside the weights"):

@@ -30,14 +30,11 @@ def same(index: ImageIndex) -> bool:
     return bool(np.allclose(*units, atol=2e-3))
 
 
-def test_npy_with_numbers_for_ids(tmp_path: Path) -> None:
+def test_npy_and_parquet_and_their_ids(tmp_path: Path) -> None:
     for dtype in (np.float16, np.float64):
         np.save(tmp_path / "index.npy", ROWS.astype(dtype))
         index = read_index(tmp_path / "index.npy")
         assert same(index) and list(index.ids) == [str(row) for row in range(7)] and not index.named
-
-
-def test_ids_as_text_json_or_parquet(tmp_path: Path) -> None:
     np.save(tmp_path / "index.npy", ROWS)
     (tmp_path / "ids.txt").write_text("\n".join(NAMES) + "\n")
     (tmp_path / "ids.json").write_text(json.dumps(NAMES))
@@ -45,9 +42,6 @@ def test_ids_as_text_json_or_parquet(tmp_path: Path) -> None:
     for name in ("ids.txt", "ids.json", "ids.parquet"):
         index = read_index(tmp_path / "index.npy", tmp_path / name)
         assert index.ids == NAMES and index.named
-
-
-def test_parquet_with_a_column_of_vectors(tmp_path: Path) -> None:
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 4), pa.large_list(pa.float64())):
         vectors = pa.array(ROWS.tolist(), kind)
         pq.write_table(pa.table({"path": NAMES, "clip": vectors}), tmp_path / "index.parquet", row_group_size=3)
@@ -67,7 +61,7 @@ def test_a_folder_of_clip_retrieval(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(index.features[np.array([4, 0])]), ROWS[[4, 0]].astype(np.float16))
 
 
-def test_what_is_no_index_is_named(tmp_path: Path) -> None:
+def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", ROWS.reshape(-1))
     np.save(tmp_path / "whole.npy", ROWS.astype(np.int64))
     np.save(tmp_path / "no-rows.npy", ROWS[:0])
@@ -91,9 +85,6 @@ def test_what_is_no_index_is_named(tmp_path: Path) -> None:
     for name, message in expected.items():
         with pytest.raises(InputError, match=message):
             read_index(tmp_path / name)
-
-
-def test_ids_that_do_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "index.npy", ROWS)
     (tmp_path / "ids.txt").write_text("one\ntwo\n")
     (tmp_path / "ids.json").write_text('{"a": 1}')

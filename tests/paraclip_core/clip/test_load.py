@@ -21,7 +21,14 @@ from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.clip.reference import local_file, model_files, place_free_name, tokenizer_reference
+from paraclip_core.clip.reference import (
+    check_reference,
+    local_file,
+    model_files,
+    place_free_name,
+    pretrained_tags,
+    tokenizer_reference,
+)
 from paraclip_core.errors import ModelError
 
 TEXTS = ["a dog on a beach", "two men & a boat", "A"]
@@ -63,14 +70,13 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_unknown_names_get_the_nearest() -> None:
+def test_unknown_names_get_the_nearest_and_weights_of_another_activation_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         load_clip("ViT-B32:openai")
     with pytest.raises(ModelError, match="laion400m"):
         load_clip("ViT-B-32:laion400m")
-
-
-def test_weights_of_another_activation_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"quick_gelu": False})
     with pytest.raises(ModelError, match="use ViT-B-32:openai"):
         load_clip("ViT-B-32-quickgelu:openai")
@@ -153,12 +159,16 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
             assert torch.equal(found.model.state_dict()[name], tensor), name
 
 
-def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_path: Path) -> None:
+def test_weights_that_are_no_numbers_or_of_another_model_are_told(known: ClipModel, tmp_path: Path, tiny: Tiny) -> None:
     tensors = dict(known.model.state_dict())
     tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], float("nan"))
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"w\.safetensors has weights .* in ln_final\.weight"):
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}")
+    for file, content in (("other.pt", tiny().model.state_dict()), ("list.pt", [1, 2]), ("empty.pt", {"epoch": 3})):
+        torch.save(content, tmp_path / file)
+        with pytest.raises(ModelError, match="does not fit Tiny-B-32"):
+            load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
 
 
 def _openai_archive(clip: ClipModel, path: Path) -> None:
@@ -237,13 +247,6 @@ def test_damaged_files_are_told(known: ClipModel, tmp_path: Path) -> None:
         load_clip(f"Tiny-B-23:{tmp_path / 'w.pt'}")
 
 
-def test_weights_of_another_model_are_told(known: ClipModel, tiny: Tiny, tmp_path: Path) -> None:
-    for file, content in (("other.pt", tiny().model.state_dict()), ("list.pt", [1, 2]), ("empty.pt", {"epoch": 3})):
-        torch.save(content, tmp_path / file)
-        with pytest.raises(ModelError, match="does not fit Tiny-B-32"):
-            load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
-
-
 def test_what_references_mean(tmp_path: Path) -> None:
     assert local_file("ViT-B-32:laion2b_s34b_b79k") is None and local_file("hf-hub:org/name") is None
     assert local_file("ViT-B-32:/data/w.pt") == ("ViT-B-32", Path("/data/w.pt"))
@@ -260,3 +263,29 @@ def test_what_references_mean(tmp_path: Path) -> None:
         "open_clip_config.json",
         "open_clip_model.safetensors",
     ]
+
+
+TABLE = Path(open_clip.__file__).with_name("pretrained.py")
+
+
+def test_the_tags_that_are_read_are_those_that_open_clip_has() -> None:
+    for architecture in open_clip.list_models():
+        assert pretrained_tags(TABLE, architecture) == set(open_clip.list_pretrained_tags_by_model(architecture))
+
+
+@pytest.mark.parametrize(
+    "content", ["_PRETRAINED = load()", "TABLE = {}", "_PRETRAINED = {'ViT-B-32': dict(**more)}", "def", "\0"]
+)
+def test_a_table_in_another_form_is_not_judged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "pretrained.py").write_text(content)
+    assert pretrained_tags(tmp_path / "pretrained.py", "ViT-B-32") is None
+    assert pretrained_tags(tmp_path / "absent.py", "ViT-B-32") is None
+
+
+def test_a_tag_is_checked_and_a_file_is_not_one(tmp_path: Path) -> None:
+    check_reference("ViT-B-32:openai")
+    check_reference("ViT-B-32-quickgelu:openai")
+    check_reference(f"ViT-B-32:{tmp_path}/weights.pt")
+    for wrong in ("ViT-B-32:laion2b", "ViT-B-32:", "ViT-B-32-quickgelu:laion2b_s34b_b79k"):
+        with pytest.raises(ModelError, match="has no weights"):
+            check_reference(wrong)

@@ -46,12 +46,9 @@ def test_as_sorting_all_scores_does(held: int, seed: int, count: int, k: int) ->
     assert np.array_equal(scores, np.take_along_axis(queries @ features.T, expected, 1))
 
 
-def test_features_of_another_model(tiny: Callable[..., ClipModel]) -> None:
+def test_features_of_another_model_or_not_finite_are_told(tiny: Callable[..., ClipModel]) -> None:
     with pytest.raises(ModelError, match="another image tower"):
         search(tiny(), Searcher(np.zeros((2, 8), np.float16), ["a", "b"]), "x")
-
-
-def test_a_feature_that_is_not_finite_is_named() -> None:
     features = np.ones((3, 4), np.float32)
     features[1, 2] = np.nan
     with pytest.raises(InputError, match=r"'b' \(row 1\) are not finite"):
@@ -91,12 +88,7 @@ def pairs(near: Neighbors) -> list[tuple[int, int]]:
     return list(zip(near.first().tolist(), near.rows.tolist(), strict=True))
 
 
-@given(
-    count=st.integers(0, 40),
-    least=st.floats(-0.5, 0.9),
-    most=st.integers(1, 50),
-    seed=st.integers(0, 1000),
-)
+@given(count=st.integers(0, 40), least=st.floats(-0.5, 0.9), most=st.integers(1, 50), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
 def test_all_pairs_at_once_say_the_same(count: int, least: float, most: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

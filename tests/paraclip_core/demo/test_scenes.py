@@ -52,20 +52,16 @@ def training_words(training_captions: set[str]) -> set[str]:
     return set().union(*(words(text) for text in training_captions))
 
 
-def test_a_quarter_is_held_out_and_no_training_image_shows_those_scenes(images: list[SceneImage]) -> None:
+def test_a_quarter_is_held_out_and_captions_are_few_and_of_4_to_13_words(
+    images: list[SceneImage], training_captions: set[str]
+) -> None:
     train = [image for image in images if image.split == "train"]
     val = [image for image in images if image.split == "val"]
     assert (len(train), len(val)) == (2250, 750)
     assert len({image.scene for image in val}) == len(val)
     assert not {image.scene for image in val} & {image.scene for image in train}
     assert len({image.image_id for image in images}) == len(images)
-
-
-def test_distinct_training_captions_stay_few(training_captions: set[str]) -> None:
     assert 1000 <= len(training_captions) <= 1500
-
-
-def test_every_image_has_two_different_captions_of_4_to_13_words(images: list[SceneImage]) -> None:
     for image in images:
         pair = captions(image, SEED)
         assert len(set(pair)) == 2

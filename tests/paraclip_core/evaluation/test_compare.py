@@ -92,12 +92,17 @@ def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
     assert verdict == "hold" and why.endswith("+2.00 [+1.50, +2.50] lies above zero")
 
 
-def test_a_rule_without_its_benchmark_is_noted() -> None:
+def test_what_a_gate_needs_is_told() -> None:
     notes = judge([GAIN], GateRule())[2]
     assert notes == [
         f"the rule on {rule} was not applied: no such benchmark was measured"
         for rule in (f"retrieval/{RECALL}", "sts/spearman")
     ]
+    with pytest.raises(ValueError, match=r"set evaluate\.control: true"):
+        EvaluateOptions(gate=GateRule(over_control=True))
+    one = Measured({"spearman": Sample(np.ones(3), np.zeros(3, int))}, {})
+    with pytest.raises(BenchmarkError, match=r"benchmark 'tiny', spearman: .* at least two"):
+        compare([Outcome("tiny", "sts", one, one)], EvaluateOptions())
 
 
 def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
@@ -219,11 +224,6 @@ def test_nothing_is_measured_on_a_base_near_chance(hits: float, images: int, unt
         assert not compare([searched(0.3, 0.6, hits=hits), knows], EvaluateOptions()).untrained
 
 
-def test_a_gate_over_the_control_needs_one() -> None:
-    with pytest.raises(ValueError, match=r"set evaluate\.control: true"):
-        EvaluateOptions(gate=GateRule(over_control=True))
-
-
 def outcome(gain: float = 0.2, images: int = 30) -> Outcome:
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(30), 3)
@@ -252,12 +252,6 @@ def test_a_gain_among_few_images_is_held() -> None:
     held, promoted = (compare([outcome(images=n)], EvaluateOptions()) for n in (19, 20))
     assert (held.verdict, promoted.verdict) == ("hold", "promote") and held.rows == promoted.rows
     assert held.reason == "the 19 images of rewordings prove nothing; use a split of 20 images or more"
-
-
-def test_too_few_queries_name_the_benchmark() -> None:
-    one = Measured({"spearman": Sample(np.ones(3), np.zeros(3, int))}, {})
-    with pytest.raises(BenchmarkError, match=r"benchmark 'tiny', spearman: .* at least two"):
-        compare([Outcome("tiny", "sts", one, one)], EvaluateOptions())
 
 
 def test_summary_has_the_agreed_shape() -> None:

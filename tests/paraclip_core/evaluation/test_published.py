@@ -57,7 +57,7 @@ def test_real_coco_files(data_root: Path) -> None:
     assert [one.encoded_images for one in (encoder, twin, other)] == [33, 0, 33]
 
 
-def test_the_test_split_comes_first(tmp_path: Path) -> None:
+def test_the_test_split_comes_first_and_several_candidates_are_told(tmp_path: Path) -> None:
     path = tmp_path / "dataset_x.json"
     path.write_text(karpathy("train", "val", "test", "restval"))
     assert published.load_captions(path).image_ids == ["2.jpg", "2.jpg"]
@@ -65,6 +65,12 @@ def test_the_test_split_comes_first(tmp_path: Path) -> None:
     path.write_text(karpathy("train"))
     with pytest.raises(BenchmarkError, match=r"no captions of split 'test'; its splits: \['train'\]"):
         published.load_captions(path)
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(BenchmarkError, match=r"found a\.json, b\.json"):
+        published.captions_file(tmp_path)
+    (tmp_path / "dataset_c.json").touch()
+    assert published.captions_file(tmp_path).name == "dataset_c.json"
 
 
 @pytest.mark.parametrize(
@@ -157,15 +163,6 @@ def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
     assert published.beside(path) == [tmp_path / "a.JPG", tmp_path / "more.tif", path]
 
 
-def test_a_folder_with_several_candidates(tmp_path: Path) -> None:
-    for name in ("a.json", "b.json"):
-        (tmp_path / name).touch()
-    with pytest.raises(BenchmarkError, match=r"found a\.json, b\.json"):
-        published.captions_file(tmp_path)
-    (tmp_path / "dataset_c.json").touch()
-    assert published.captions_file(tmp_path).name == "dataset_c.json"
-
-
 @pytest.mark.parametrize("kind", ["sts", "retrieval", "paraphrased_retrieval"])
 def test_a_pipe_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
     os.mkfifo(tmp_path / "pairs.parquet")
@@ -235,6 +232,8 @@ def test_rows_tell_their_split_and_repeat_pictures(tmp_path: Path) -> None:
     assert (captions.captions, len(pool.ids), captions.split) == (["b", "c", "d"], 2, "test")
     assert captions.image_ids[0] == captions.image_ids[2]
     assert load_pictures(path, picture_files(path, "train"), "train")[0].captions == ["a"]
+    path = write(tmp_path / "a.parquet", [1, 2], caption_0=["a", None], caption_1=[" ", "b"])
+    assert load_pictures(path, [path])[0].captions == ["a", "b"]
 
 
 @pytest.mark.parametrize("kind", ["retrieval", "paraphrased_retrieval"])
@@ -254,11 +253,6 @@ def test_other_formats_go_first(tmp_path: Path) -> None:
     assert picture_files(folder) and pairs_files(folder) == [folder / "pairs.tsv"]
     (folder / "captions.jsonl").touch()
     assert picture_files(folder) == []
-
-
-def test_nulls_and_blanks_beside_other_captions_are_left_out(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.parquet", [1, 2], caption_0=["a", None], caption_1=[" ", "b"])
-    assert load_pictures(path, [path])[0].captions == ["a", "b"]
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,24 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
+from paraclip_core.evaluation.base import Measured
+from paraclip_core.evaluation.metrics import Sample
 from paraclip_core.evaluation.run import (
     Candidate,
     Evaluation,
+    Provenance,
     check_names,
     compare_models,
+    from_arrays,
+    from_table,
+    mteb_name,
     parse_benchmark,
+    result_json,
     source_files,
+    to_arrays,
+    to_table,
 )
+from paraclip_core.tables import SAMPLES
 
 
 def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **options: Any) -> Evaluation:
@@ -89,7 +99,9 @@ def test_pairs_with_images_beside_them(models: tuple[str, str], mini: Path) -> N
     assert found.comparison.verdict == "hold"
 
 
-def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_are_encoded_in_blocks_and_images_anew_by_another_tower(
+    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     candidate = Candidate(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]
     whole = candidate.texts(texts)
@@ -97,9 +109,6 @@ def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytes
     np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
     assert candidate.texts([]).shape == (0, 32)
     assert candidate.tower == Candidate(models[1], "cpu").tower
-
-
-def test_images_of_a_tower_that_computes_otherwise_are_encoded_anew(models: tuple[str, str]) -> None:
     base, quick = Candidate(models[0], "cpu"), Candidate(models[0], "cpu")
     quick.clip.model_cfg["quick_gelu"] = True
     assert base.tower != quick.tower
@@ -136,3 +145,59 @@ def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], d
     found = compared(*models, both, root=data_root, device="cpu")
     assert "gone was left out: its path is absent" in found.comparison.notes
     assert [outcome.benchmark for outcome in found.outcomes] == ["sick"]
+
+
+def test_arrays_there_and_back() -> None:
+    gold = Sample(np.arange(4.0), np.arange(4), np.arange(4.0)[::-1])
+    before = Measured(
+        {"spearman": gold, "ao@10": Sample(np.ones(2), np.arange(2))}, {"a": 1}, {"x": np.eye(2, dtype=int)}
+    )
+    after = from_arrays(to_arrays(before), {"a": 1})
+    assert after.metrics == before.metrics == {"spearman": -100.0, "ao@10": 100.0}
+    assert list(after.samples) == list(before.samples)
+    np.testing.assert_array_equal(after.ranked["x"], before.ranked["x"])
+
+
+def test_tables_there_and_back() -> None:
+    gold = Sample(np.array([0.1, 0.2, 0.4]), np.arange(3), np.array([3.0, 1.0, 2.0]))
+    base = Measured({"spearman": gold, "ao@10": Sample(np.ones(2), np.array([7, 7]))}, {"a": 1})
+    other = Sample(np.array([0.3, 0.1, 0.2]), np.arange(3), gold.gold)
+    tuned = Measured({"spearman": other, "ao@10": Sample(np.zeros(2), np.array([7, 7]))}, {})
+    table = to_table(base, tuned)
+    assert table.schema.equals(SAMPLES) and table.num_rows == 5
+    for before, after in zip((base, tuned), from_table(table), strict=True):
+        assert after.metrics == before.metrics and list(after.samples) == list(before.samples)
+        for metric, sample in before.samples.items():
+            np.testing.assert_array_equal(after.samples[metric].clusters, sample.clusters)
+            assert (after.samples[metric].gold is None) == (sample.gold is None)
+
+
+def test_published_result_shapes() -> None:
+    hits = Sample(np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4))
+    found = result_json(
+        "retrieval", "karpathy", "base", "abc", Measured({"text_to_image_recall@5": hits}, {"split": "test"})
+    )
+    assert found["metrics"] == {"image_retrieval_recall@5": 0.75}
+    assert (found["task"], found["dataset"], found["language"]) == ("zeroshot_retrieval", "karpathy", "en")
+    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": hits}, {}))
+    assert found["scores"]["test"][0]["main_score"] == found["scores"]["test"][0]["cosine_spearman"] == 0.75
+    found = result_json(
+        "sugarcrepe", "crepe", "base", "abc", Measured({"accuracy@add_obj": hits, "accuracy": hits}, {})
+    )
+    assert found["metrics"] == {"acc@add_obj": 0.75, "acc": 0.75}
+
+
+def test_a_bundle_is_one_result_and_an_artifacts_say_nothing_that_differs_from_run_to_run() -> None:
+    hits = Sample(np.array([1.0, 0.0]), np.arange(2))
+    measured = Measured({"spearman": hits, "spearman@STS12": hits, "spearman@SICK-R": hits}, {"texts": "raw"})
+    provenance = Provenance("r" * 64, 1.5, {"torch": "2"})
+    whole = result_json("sts7", "all", "tuned", "abc", measured, provenance)
+    assert whole["metrics"] == {"spearman": 0.5, "spearman@STS12": 0.5, "spearman@SICK-R": 0.5}
+    assert (whole["versions"], whole["dataset_revision"]) == ({"torch": "2"}, "r" * 64)
+    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": Sample(np.ones(2), np.arange(2))}, {}))
+    fields = "task_name dataset_revision mteb_version scores evaluation_time kg_co2_emissions model pretrained protocol"
+    assert list(found) == fields.split()
+    assert (found["task_name"], found["dataset_revision"], found["mteb_version"]) == ("stsb", None, None)
+    names = [mteb_name("sts", name) for name in ("stsb", "STS-B", "sts12", "STS16", "mine")]
+    assert names == ["STSBenchmark", "STSBenchmark", "STS12", "STS16", "mine"]
+    assert mteb_name("sick", "anything") == "SICK-R"

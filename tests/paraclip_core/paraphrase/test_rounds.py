@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -103,25 +102,19 @@ def test_another_caption_costs_one_request_and_one_verdict(
     assert [outcome.rows for outcome in found] == [outcome.rows for outcome in expected]
 
 
-def test_equal_captions_are_asked_about_and_judged_once(paraphrasing: Any, rows_of: Rows) -> None:
+def test_equal_captions_are_asked_about_once_and_equal_paraphrases_judged_beside_each(
+    paraphrasing: Any, rows_of: Rows
+) -> None:
     engine = Scripted()
     found = paraphrasing.run([rows_of(["a cat", "a dog", "a cat", "a cat"])], engine)
     assert engine.texts == ["a cat", "a dog"] and figures(found) == (2, 2, 2)
     assert found.rows.column("paraphrase_1").to_pylist() == [f"well a {name}" for name in ("cat", "dog", "cat", "cat")]
     assert len(set(found.rows.column("caption_id").to_pylist())) == 4
-
-
-def test_paraphrases_that_are_alike_are_asked_about_once_and_judged_beside_each_caption(
-    paraphrasing: Any, rows_of: Rows
-) -> None:
     first = paraphrasing.run([rows_of(["a cat", "a dog", "a cow"])], Scripted(lambda prompt: ("one animal",)))
     engine = Scripted()
     second = paraphrasing.run(first.input_of_step_2, engine, step=2)
     assert engine.texts == ["one animal"] and figures(second) == (1, 1, 3)
     assert second.rows.column("caption").to_pylist() == ["a cat", "a dog", "a cow"]
-
-
-def test_a_changed_prompt_of_step_2_costs_step_1_nothing(paraphrasing: Any, rows_of: Rows) -> None:
     both_steps(paraphrasing, [rows_of(FEW)], Scripted())
     engine = Scripted()
     both_steps(paraphrasing, [rows_of(FEW)], engine, with_options(prompt_2="Say {} otherwise."))
@@ -172,20 +165,18 @@ def test_rejected_captions_are_asked_again_with_another_seed(paraphrasing: Any, 
     assert found.rows.column("caption").to_pylist() == CAPTIONS[:8]
 
 
-def test_a_text_that_an_engine_has_nothing_for_is_rejected(paraphrasing: Any, rows_of: Rows) -> None:
-    found = paraphrasing.run([rows_of(["a cat", "a dog"])], Scripted(lambda p: () if "cat" in p.text else well(p)))
-    assert found.rows.num_rows == 1
-    reject = found.rejects.to_pylist()[0]
-    assert (reject["reason"], reject["answer"], reject["input"]) == ("no_paraphrase", None, "a cat")
-    assert found.rounds.counts.metrics()["rejected"] == {"no_paraphrase": 1}
-
-
-def test_a_step_without_rows_asks_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted()
     for batches in ([], [rows_of([])], [rows_of(["a cat"]).slice(0, 0), rows_of([])]):
         found = paraphrasing.run(batches, engine, with_options(attempts=2))
         assert (found.rows.num_rows, found.rejects.num_rows, figures(found)) == (0, 0, (0, 0, 0))
     assert engine.asked == []
+    engine = Checked()
+    with pytest.raises(EngineError, match="the key is wrong"):
+        paraphrasing.run([rows_of(FEW)], engine)
+    assert engine.asked == []
+    paraphrasing.run([rows_of(FEW)], Scripted(name=engine.name))
+    assert paraphrasing.run([rows_of(FEW)], engine).rows.num_rows == 10
 
 
 def test_an_engine_that_died_is_asked_for_the_rest(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
@@ -203,15 +194,6 @@ class Checked(Scripted):
 
     def check(self) -> None:
         raise EngineError("the key is wrong")
-
-
-def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Checked()
-    with pytest.raises(EngineError, match="the key is wrong"):
-        paraphrasing.run([rows_of(FEW)], engine)
-    assert engine.asked == []
-    paraphrasing.run([rows_of(FEW)], Scripted(name=engine.name))
-    assert paraphrasing.run([rows_of(FEW)], engine).rows.num_rows == 10
 
 
 # What is told meanwhile.
@@ -335,18 +317,6 @@ def test_up_to_keep_rewrites_of_step_1_have_one_of_step_2_each(paraphrasing: Any
     assert [(c.captions, c.accepted, c.kept) for c in counts] == [(3, 3, 6), (6, 6, 6)]
 
 
-def test_fewer_are_kept_where_fewer_are_accepted(paraphrasing: Any, rows_of: Rows) -> None:
-    three = {"a cat": ("no", "one cat here", "a cat sits there"), "a dog": ("no", "a dog", "one dog over there")}
-    options = gated("short").model_copy(update={"keep": 2})
-    found = paraphrasing.run([rows_of([*three, "a cow"])], Scripted(lambda p: three.get(p.text, ("no",))), options)
-    assert found.rows.column("paraphrase_1").to_pylist() == ["one cat here", "a cat sits there", "one dog over there"]
-    assert (found.rounds.counts.accepted, found.rounds.counts.kept) == (2, 3)
-    assert attempts(found.rejects) == [("a cow", 0)]
-    one = paraphrasing.run([rows_of([*three, "a cow"])], Scripted(), gated("short"))
-    assert one.rows.column("paraphrase_1").to_pylist() == ["one cat here", "one dog over there"]
-    assert one.rounds.counts.judged == 0
-
-
 # The first answers.
 
 
@@ -386,16 +356,6 @@ def test_enough_acceptance_or_few_requests_are_no_warning(
     with caplog.at_level(logging.WARNING):
         paraphrasing.run([rows_of(many(count))], few_accepted(share))
     assert caplog.records == []
-
-
-def test_verdicts_that_were_there_count_among_the_first(
-    paraphrasing: Any, elsewhere: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
-) -> None:
-    paraphrasing.run([rows_of(many())], Scripted())
-    shutil.copytree(paraphrasing.cache.folder / "verdicts", elsewhere.cache.folder / "verdicts", dirs_exist_ok=True)
-    with caplog.at_level(logging.WARNING):
-        found = elsewhere.run([rows_of(many())], Scripted())
-    assert figures(found) == (100, 100, 0) and caplog.records == []
 
 
 # Asking again for the rows of a reason.

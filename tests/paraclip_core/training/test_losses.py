@@ -100,11 +100,15 @@ def test_the_whole_matrix_is_never_in_memory() -> None:
     assert rows < largest <= 1024 * rows
 
 
-def test_equals_open_clip() -> None:
+def test_equals_open_clip_and_is_fp32_under_autocast() -> None:
     found = embeddings(16)
     scale = torch.tensor(math.log(14.0)).exp()
     ours = info_nce(found["image"], found["caption"], scale)
     torch.testing.assert_close(ours, ClipLoss()(found["image"], found["caption"], scale))
+    found = {kind: tensor.bfloat16() for kind, tensor in embeddings(4).items()}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _ = contrastive_loss(found, torch.tensor(4.0), named_pairs(LossWeights()))
+    assert total.dtype == torch.float32
 
 
 @pytest.mark.parametrize("pair", named_pairs(LossWeights(image_caption=1)))
@@ -156,13 +160,6 @@ def test_gradients_reach_texts_and_scale_even_where_every_negative_is_left_out()
     assert float(total.detach()) == 0.0
     assert scale.grad is not None and torch.isfinite(scale.grad)
     assert all(torch.isfinite(tensor.grad).all() for tensor in found.values() if tensor.grad is not None)
-
-
-def test_loss_is_fp32_under_autocast() -> None:
-    found = {kind: tensor.bfloat16() for kind, tensor in embeddings(4).items()}
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _ = contrastive_loss(found, torch.tensor(4.0), named_pairs(LossWeights()))
-    assert total.dtype == torch.float32
 
 
 def test_a_scale_in_a_list_of_one_is_a_scale() -> None:

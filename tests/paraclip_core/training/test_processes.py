@@ -93,6 +93,9 @@ def test_batches_get_a_third_of_what_is_free(machine: Path, monkeypatch: pytest.
     # Each process has a GPU of its own.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
     assert memory_for_batches(torch.device("cuda", 1), 2) == pytest.approx(20)
+    (machine / "meminfo").unlink()
+    assert free_memory(CPU) is None and memory_for_batches(CPU) == 4
+    assert free_memory(torch.device("mps")) is None
 
 
 @pytest.mark.parametrize(
@@ -102,12 +105,6 @@ def test_a_container_may_have_less(machine: Path, limit: str, free: int) -> None
     (machine / "memory.max").write_text(limit)
     (machine / "memory.stat").write_text(f"anon {2 * GIB}\nfile {9 * GIB}\n")
     assert free_memory(CPU) == free
-
-
-def test_four_gib_where_nothing_is_told(machine: Path) -> None:
-    (machine / "meminfo").unlink()
-    assert free_memory(CPU) is None and memory_for_batches(CPU) == 4
-    assert free_memory(torch.device("mps")) is None
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="other systems have no /proc")

@@ -59,19 +59,16 @@ def test_not_utf8(tmp_path: Path) -> None:
         first(read_text(write(tmp_path, "a dog".encode("utf-16")), OPTIONS))
 
 
-def test_gzip(tmp_path: Path) -> None:
+def test_text_and_gzip(tmp_path: Path) -> None:
+    batch = first(read_text(write(tmp_path, "\ufeffa dog\r\n\n<b>cat</b>, ignore the above"), OPTIONS))
+    assert batch.captions == ["a dog", "", "<b>cat</b>, ignore the above"]
+    assert (batch.rows, batch.image_ids) == ([1, 2, 3], [None, None, None])
     packed = gzip.compress(b"a dog\n" * 10_000 + bytes(range(65, 91)) * 50)
     path = write(tmp_path, packed)
     assert first(read_text(path, OPTIONS)).captions[0] == "a dog"
     for damaged in (packed[:-20], packed[:40] + b"\xff" * 40 + packed[80:], packed[:-8] + b"\x00" * 8):
         with pytest.raises(InputError, match="cannot read"):
             list(read_text(write(tmp_path, damaged), OPTIONS))
-
-
-def test_text(tmp_path: Path) -> None:
-    batch = first(read_text(write(tmp_path, "\ufeffa dog\r\n\n<b>cat</b>, ignore the above"), OPTIONS))
-    assert batch.captions == ["a dog", "", "<b>cat</b>, ignore the above"]
-    assert (batch.rows, batch.image_ids) == ([1, 2, 3], [None, None, None])
 
 
 def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
@@ -101,10 +98,17 @@ def test_csv_with_header_quotes_and_line_breaks(tmp_path: Path) -> None:
     assert rejects(batch) == [(4, "empty"), (5, "missing_field")]
 
 
-def test_columns_by_number(tmp_path: Path) -> None:
+def test_columns_by_number_wrong_ones_and_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     options = SourceOptions(path="x", columns=ColumnNames(caption="2", image="0"))
     batch = first(read_csv(write(tmp_path, "1,x,a dog\n2,y,a cat\n"), options))
     assert (batch.captions, batch.image_ids, batch.rows) == (["a dog", "a cat"], ["1", "2"], [1, 2])
+    options = SourceOptions(path="x", columns=ColumnNames(caption="captoin"))
+    with pytest.raises(InputError, match=r"no column 'captoin'.*'image', 'caption'"):
+        first(read_csv(write(tmp_path, "image,caption\n1,a dog\n"), options))
+    with pytest.raises(InputError, match=r"no column '5'.*'0', '1'"):
+        first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
+    with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
+        list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
 
 
 def test_captions_in_several_columns(tmp_path: Path) -> None:
@@ -129,19 +133,6 @@ def test_one_column_without_header(tmp_path: Path, first_line: str) -> None:
 def test_a_caption_column_that_cannot_be_guessed(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"no header that names a caption.*columns\.caption"):
         first(read_csv(write(tmp_path, text), OPTIONS))
-
-
-def test_a_wrong_column_lists_those_that_exist(tmp_path: Path) -> None:
-    options = SourceOptions(path="x", columns=ColumnNames(caption="captoin"))
-    with pytest.raises(InputError, match=r"no column 'captoin'.*'image', 'caption'"):
-        first(read_csv(write(tmp_path, "image,caption\n1,a dog\n"), options))
-    with pytest.raises(InputError, match=r"no column '5'.*'0', '1'"):
-        first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
-
-
-def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
-        list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
 
 
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)

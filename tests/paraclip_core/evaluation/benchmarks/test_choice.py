@@ -340,14 +340,11 @@ def test_wrong_files_are_named(tmp_path: Path, kind: str, make: Callable[[Path],
         measured(kind, tmp_path / "x.json" if kind == "caption_order" else tmp_path)
 
 
-def test_named_images_must_all_be_there(tmp_path: Path) -> None:
+def test_named_images_must_all_be_there_and_wrong_options_are_named(tmp_path: Path) -> None:
     crepe(tmp_path, PLUS)
     touch(tmp_path / "pics", ["sea.jpg"])
     for kind in ("sugarcrepe", "sugarcrepe_pp"):
         with pytest.raises(BenchmarkError, match=r"pics lacks 2 of 3 images"):
             prepare(BenchmarkOptions(name="x", kind=kind, path="."), tmp_path, images=tmp_path / "pics")
-
-
-def test_wrong_options_are_named() -> None:
     with pytest.raises(ValueError, match=r"options\.pols: Extra inputs.*paraphrased_retrieval takes pool"):
         BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="x", options={"pols": "all"})

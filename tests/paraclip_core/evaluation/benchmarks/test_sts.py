@@ -50,11 +50,18 @@ def test_real_sick(data_root: Path) -> None:
     assert found == pytest.approx(100 * expected_spearman(encoder, triples), abs=1e-9)
 
 
-def test_the_single_sick_file_counts_its_test_rows(tmp_path: Path) -> None:
+def test_the_single_sick_file_the_headerless_one_and_absent_ones(tmp_path: Path) -> None:
     header = "pair_ID\tsentence_A\tsentence_B\tentailment_label\trelatedness_score\tSemEval_set"
     rows = [f"{i}\ta {i}\tb {i}\tNEUTRAL\t{i}.5\t{'TEST' if i % 2 else 'TRAIN'}" for i in range(6)]
     (tmp_path / "SICK.txt").write_text("\r\n".join([header, *rows]))
     assert sts.read_sick(tmp_path).gold == [1.5, 3.5, 5.5]
+    path = tmp_path / "sts-test.csv"
+    path.write_text("g\tf\t2012\t1\t2.5\tone\ttwo\ng\tf\t2012\t2\t3.5\tthree\tfour\tlicence\n")
+    assert sts.read_sts(path) == sts.ScoredPairs(["one", "three"], ["two", "four"], [2.5, 3.5])
+    with pytest.raises(BenchmarkError, match=r"no STS\.input"):
+        sts.read_sts(tmp_path)
+    with pytest.raises(BenchmarkError, match="SICK_test_annotated"):
+        sts.read_sick(tmp_path)
 
 
 def test_quotes_blanks_and_odd_line_ends_are_text(tmp_path: Path) -> None:
@@ -65,12 +72,6 @@ def test_quotes_blanks_and_odd_line_ends_are_text(tmp_path: Path) -> None:
     pairs = sts.read_sts(path)
     assert (pairs.gold, pairs.without_score) == ([3.0, 4.0], 1)
     assert (pairs.first[0], pairs.second[0]) == ('"open', "b\u2028c")
-
-
-def test_the_headerless_file_of_the_sts_benchmark(tmp_path: Path) -> None:
-    path = tmp_path / "sts-test.csv"
-    path.write_text("g\tf\t2012\t1\t2.5\tone\ttwo\ng\tf\t2012\t2\t3.5\tthree\tfour\tlicence\n")
-    assert sts.read_sts(path) == sts.ScoredPairs(["one", "three"], ["two", "four"], [2.5, 3.5])
 
 
 def test_semevals_folder_is_one_list_with_blanks_left_out(tmp_path: Path) -> None:
@@ -102,13 +103,6 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BenchmarkError, match=message) as caught:
         sts.read_sts(path)
     assert str(path) in str(caught.value)
-
-
-def test_absent_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match=r"no STS\.input"):
-        sts.read_sts(tmp_path)
-    with pytest.raises(BenchmarkError, match="SICK_test_annotated"):
-        sts.read_sick(tmp_path)
 
 
 BENCHMARK = BenchmarkOptions(name="sts7", kind="sts7", path=".")

@@ -86,11 +86,7 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path, small_m
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [
-        ("classnames.txt", "one\n"),
-        ("classnames.txt", "\n"),
-        ("zeroshot_classification_templates.txt", "a photo\n"),
-    ],
+    [("classnames.txt", "one\n"), ("classnames.txt", "\n"), ("zeroshot_classification_templates.txt", "a photo\n")],
 )
 def test_wrong_names_and_templates_are_told(tmp_path: Path, name: str, text: str) -> None:
     (folders(tmp_path / "val") / name).write_text(text)

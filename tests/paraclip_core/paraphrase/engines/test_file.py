@@ -101,7 +101,7 @@ def test_the_model_id_follows_content_and_not_the_name(tmp_path: Path) -> None:
     assert engine_of(path).model != engine_of(other).model
 
 
-def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path) -> None:
+def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path, tmp_path: Path) -> None:
     path = data_root / "flickr8k" / "dataset_flickr8k.json"
     content = json.loads(path.read_bytes())
     engine = engine_of(path)
@@ -109,9 +109,6 @@ def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path) -> N
     first = ask(engine, 1, texts[4])
     assert first == (" ".join(texts[0].split()),)
     assert ask(engine, 2, first[0]) == (" ".join(texts[1].split()),)
-
-
-def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
     path = tmp_path / "k.json"
     path.write_text(json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "alone"}, {"raw": "Alone."}]}]}))
     assert ask(engine_of(path), 1, "alone") == ()

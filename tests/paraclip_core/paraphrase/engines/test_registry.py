@@ -80,10 +80,17 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_engines"
 
 
-def test_every_option_of_one_engine_is_told() -> None:
+def test_every_option_of_one_engine_is_told_and_which_requests_may_be_divided() -> None:
     assert {name for entry in ENGINES.values() for name in entry.reads} | {"options"} == set(SOME)
     # An option group with an engine's name is that engine's.
     assert all(name in ENGINES[name].reads for name in ENGINES.keys() & ParaphraseOptions.model_fields)
+    assert engine_facts(options("file")).unshardable(False) == "a file is read faster by one process"
+    vllm, server = engine_facts(options("vllm")), engine_facts(options("openai"))
+    assert "this machine's GPUs" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
+    assert server.unshardable(True) is None
+    for limit in ({"requests_per_minute": 1}, {"max_spend": 1, "price_per_million_prompt_tokens": 1}):
+        assert "cap" in str(engine_facts(options("openai", openai=limit)).unshardable(False))
+    assert engine_facts(options("openvino")).unshardable(True) is None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -123,16 +130,6 @@ def test_facts() -> None:
     }  # fmt: skip
     assert engine_facts(options("openvino", model="own.gguf")).gates == "capable"
     assert engine_facts(options("openai", openai={"concurrency": 7})).max_in_flight == 7
-
-
-def test_which_requests_may_be_divided() -> None:
-    assert engine_facts(options("file")).unshardable(False) == "a file is read faster by one process"
-    vllm, server = engine_facts(options("vllm")), engine_facts(options("openai"))
-    assert "this machine's GPUs" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
-    assert server.unshardable(True) is None
-    for limit in ({"requests_per_minute": 1}, {"max_spend": 1, "price_per_million_prompt_tokens": 1}):
-        assert "cap" in str(engine_facts(options("openai", openai=limit)).unshardable(False))
-    assert engine_facts(options("openvino")).unshardable(True) is None
 
 
 def test_an_engine_of_the_users_own(own_module: str) -> None:
@@ -175,8 +172,7 @@ def test_an_option_that_is_missing_is_named(engine: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "expected"),
-    [({}, [1, 2]), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])],
+    ("changed", "expected"), [({}, [1, 2]), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])]
 )
 def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
     paraphraser = Paraphraser(ParaphraseOptions(**changed))

@@ -49,15 +49,6 @@ def test_an_option_has_one_place(name: str) -> None:
         VllmOptions(extra={name: 1})
 
 
-def test_a_gpu_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert (_gpu("auto"), _gpu("cpu"), _gpu("cuda:1")) == (None, None, "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5")
-    assert _gpu("cuda:1") == "5"
-    with pytest.raises(ConfigError, match=r"run\.device=cuda:2"):
-        _gpu("cuda:2")
-
-
 STAND_IN = """
 import json, os, signal, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -190,8 +181,14 @@ def test_no_server_outlives_a_process_that_is_killed(stand_in: str) -> None:
     eventually(lambda: not alive(int(killed.stdout)), seconds=60)
 
 
-def test_wrong_options_are_named() -> None:
+def test_wrong_options_are_named_and_a_gpu_is_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^paraphrase\.vllm\.python: /no/python cannot be run"):
         engine_of(python="/no/python").generate([prompt()], SamplingOptions())
     with pytest.raises(ConfigError, match=r"needs paraphrase\.model"):
         make_engine(ParaphraseOptions(engine="vllm"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (_gpu("auto"), _gpu("cpu"), _gpu("cuda:1")) == (None, None, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5")
+    assert _gpu("cuda:1") == "5"
+    with pytest.raises(ConfigError, match=r"run\.device=cuda:2"):
+        _gpu("cuda:2")
