@@ -219,9 +219,7 @@ def read_rows(path: Path, form: str, **options: object) -> RowBatch:
         ("\ufeffImageId", "file name", "Text", "_split", "licence"),
     ],
 )
-def test_headers_match_whatever_their_case_blanks_and_underscores(
-    tmp_path: Path, form: str, header: tuple[str, ...]
-) -> None:
+def test_headers_match_whatever_their_case_and_blanks(tmp_path: Path, form: str, header: tuple[str, ...]) -> None:
     batch = read_rows(write(tmp_path, form, header), form)
     assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog runs"], ["1"], ["1.jpg"])
     assert (batch.splits, batch.licences) == (["val"], ["CC0"])

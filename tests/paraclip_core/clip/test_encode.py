@@ -135,9 +135,7 @@ def test_padding_and_types_of_tokens(towers: Any, tmp_path: Path) -> None:
     assert tokenize(clip, ["a dog"]).values.dtype == np.int32
 
 
-def test_a_tower_without_a_text_vector_and_a_tokenizer_that_is_not_there_are_refused(
-    towers: Any, tmp_path: Path
-) -> None:
+def test_a_tower_without_a_text_vector_or_tokenizer_is_refused(towers: Any, tmp_path: Path) -> None:
     towers.KINDS["none"] = (True, {"text_cfg": {**towers.TEXT, "pool_type": "none"}, "custom_text": True})
     clip = towers.model_of("none", tmp_path)
     del towers.KINDS["none"]

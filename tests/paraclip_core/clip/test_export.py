@@ -59,9 +59,7 @@ def test_transformers_loads_a_clip_model(extra: dict[str, Any], tiny: Tiny, tmp_
     assert model.logit_scale == clip.model.logit_scale
 
 
-def test_sentence_transformers_loads_it_by_the_recipe(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sentence_transformers_loads_a_model(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
     clip = tiny(quick_gelu=True)
     save_hf(clip, tmp_path / "my-hf")
@@ -164,7 +162,7 @@ def recipe(heading: str) -> str:
 @pytest.mark.parametrize(
     "kind", ["quick-gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("embedded", "siglip", "roberta"))]
 )
-def test_the_recipes_for_immich_and_int8_give_the_models_own_queries(
+def test_recipes_give_the_models_queries(
     kind: str, towers: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):

@@ -29,6 +29,7 @@ from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURE_ROWS, holds_pictures, picture_column, picture_name, picture_place
 
 ROWS = 5 * PICTURE_ROWS
+Tiny = Callable[..., ClipModel]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -79,9 +80,7 @@ def test_names_never_lead_out(tmp_path: Path) -> None:
             packed.read("/etc/hostname")
 
 
-def test_a_disk_at_fault_is_not_taken_for_an_image_that_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -180,9 +179,7 @@ def test_any_order_and_several_threads(tmp_path: Path, group: int) -> None:
         assert archive.read(picture_name("image", 7, "0" * 32)) == _data(7)
 
 
-def test_in_order_each_row_group_is_begun_once(
-    tmp_path: Path, tiny: Callable[..., ClipModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_order_each_row_group_is_begun_once(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     begin = ParquetPictures._windows
     monkeypatch.setattr(ParquetPictures, "_windows", lambda self, name, n: (begun.append(n), begin(self, name, n))[1])

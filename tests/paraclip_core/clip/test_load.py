@@ -70,7 +70,7 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_unknown_names_get_the_nearest_and_weights_of_another_activation_are_refused(
+def test_unknown_names_and_activations_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
@@ -94,9 +94,7 @@ def test_offline_is_told(reference: str, monkeypatch: pytest.MonkeyPatch) -> Non
         load_clip(reference)
 
 
-def test_quick_gelu_is_turned_on_for_weights_that_need_it(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quick_gelu_is_turned_on_where_needed(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """open_clip only warns when `ViT-B-32` meets `laion400m_e32`, and the model is then worse."""
     source = tiny(quick_gelu=True)
     save_file(source.model.state_dict(), tmp_path / "weights.safetensors")

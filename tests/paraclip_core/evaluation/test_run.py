@@ -99,9 +99,7 @@ def test_pairs_with_images_beside_them(models: tuple[str, str], mini: Path) -> N
     assert found.comparison.verdict == "hold"
 
 
-def test_texts_are_encoded_in_blocks_and_images_anew_by_another_tower(
-    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = Candidate(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]
     whole = candidate.texts(texts)

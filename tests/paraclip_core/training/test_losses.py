@@ -211,9 +211,7 @@ def divergence_by_loop(wordings: list[Tensor], base: Tensor, gallery: Tensor, te
 @given(
     rows=st.integers(1, 7), images=st.integers(1, 9), temperature=st.floats(0.5, 60), cells=st.sampled_from((1, 16, 99))
 )
-def test_rankings_have_the_value_and_gradient_of_the_definition(
-    rows: int, images: int, temperature: float, cells: int
-) -> None:
+def test_rankings_have_the_defined_value_and_gradient(rows: int, images: int, temperature: float, cells: int) -> None:
     base, gallery = unit(rows, 0), unit(images, 1)
     wordings = [unit(rows, seed).requires_grad_() for seed in (2, 3, 4)]
     with pytest.MonkeyPatch.context() as patch:

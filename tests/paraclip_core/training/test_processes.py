@@ -19,6 +19,7 @@ from paraclip_core.training.processes import GIB, anonymous_memory, free_memory,
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
+Trained = tuple[Path, dict[str, torch.Tensor]]
 OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5}}
 
 
@@ -29,14 +30,14 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("alone")
     job = tiny.tiny_job(folder, options=OPTIONS)
     train(job)
     return folder, dict(job.clip.model.state_dict())
 
 
-def assert_near(folder: Path, weights: dict[str, torch.Tensor], alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def assert_near(folder: Path, weights: dict[str, torch.Tensor], alone: Trained) -> None:
     assert losses(folder) == pytest.approx(losses(alone[0]), rel=1e-3)
     for name, value in alone[1].items():
         torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)
@@ -51,7 +52,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_processes_do_what_one_does(two: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
+def test_two_processes_do_what_one_does(two: Path, alone: Trained) -> None:
     first, expected = losses(two / "undisturbed"), losses(alone[0])
     assert [first[step] for step in (1, 2, 3)] == pytest.approx([expected[step] for step in (1, 2, 3)], rel=1e-5)
     assert_near(two / "undisturbed", load_file(two / "undisturbed/w.st"), alone)
@@ -66,9 +67,7 @@ def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(two: Path) -> No
         assert (two / "again" / file).read_bytes() == (two / "undisturbed" / file).read_bytes()
 
 
-def test_a_run_goes_on_with_another_number_of_processes(
-    two: Path, tiny: ModuleType, tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]
-) -> None:
+def test_a_run_goes_on_with_one_process(two: Path, tiny: ModuleType, tmp_path: Path, alone: Trained) -> None:
     shutil.copytree(two / "killed", tmp_path, dirs_exist_ok=True)
     job = tiny.tiny_job(tmp_path, options=OPTIONS)
     train(job)

@@ -28,6 +28,7 @@ from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.trainer import CheckpointFolder, TrainingLog, build_optimizer, learning_rate, train
 
 SCRIPT = Path(__file__).with_name("tiny.py")
+Whole = tuple[Path, dict[str, Tensor]]
 
 
 def weights(tiny: ModuleType, folder: Path, **changed: object) -> dict[str, Tensor]:
@@ -37,7 +38,7 @@ def weights(tiny: ModuleType, folder: Path, **changed: object) -> dict[str, Tens
 
 
 @pytest.fixture(scope="module")
-def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     """The log and the weights of a run that nothing disturbs."""
     folder = tmp_path_factory.mktemp("whole")
     return folder / "training_log.jsonl", weights(tiny, folder)
@@ -51,9 +52,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def test_it_learns_and_leaves_the_image_tower_alone(
-    tiny: ModuleType, tmp_path: Path, whole: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
     job = tiny.tiny_job(tmp_path)
     before = image_tower_hash(job.clip)
     seen: list[int] = []
@@ -82,9 +81,7 @@ def one_step(tiny: ModuleType, folder: Path, **changed: float) -> tuple[dict[str
     return before, job.clip.model.state_dict()
 
 
-def test_each_option_does_to_a_step_what_it_says(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_option_does_what_it_says(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "CLIP_NORM", 1e9)
     top, gain = "text_projection", "ln_final.weight"
     before, plain = one_step(tiny, tmp_path / "plain")
@@ -126,9 +123,7 @@ def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: 
     assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 30
 
 
-def test_without_a_word_batches_get_a_share_of_what_is_free(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_get_a_share_of_what_is_free(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     of_class = trainer.Objective
     monkeypatch.setattr(trainer, "Objective", lambda *args: given.append(args[3]) or of_class(*args))
@@ -176,9 +171,7 @@ def test_killed_runs_give_the_same_bytes(tmp_path: Path, precision: str, threads
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
 
 
-def test_a_lost_log_means_starting_anew(
-    tiny: ModuleType, tmp_path: Path, whole: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_a_lost_log_means_starting_anew(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
     log = tmp_path / "training_log.jsonl"
     shutil.copytree(whole[0].parent, tmp_path, dirs_exist_ok=True)
     log.unlink()
@@ -186,9 +179,7 @@ def test_a_lost_log_means_starting_anew(
     assert log.read_bytes() == whole[0].read_bytes()
 
 
-def test_a_run_of_other_options_base_or_data_does_not_go_on_from_its_checkpoints(
-    tiny: ModuleType, tmp_path: Path
-) -> None:
+def test_a_run_of_other_options_base_or_data_does_not_go_on(tiny: ModuleType, tmp_path: Path) -> None:
     short, job = {"epochs": 1.0}, tiny.tiny_job(tmp_path)
     rows = replace(job.rows, ids=np.random.RandomState(0).randint(0, 256, (60, 16), np.uint8))
     longer = Ragged.from_lists([[1, 2, 3]] * len(rows))
@@ -214,9 +205,7 @@ def test_a_run_of_other_options_base_or_data_does_not_go_on_from_its_checkpoints
             run(**changed)
 
 
-def test_checkpoints_by_the_clock_and_a_validation_an_epoch(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_come_by_the_clock(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     weights(tiny, tmp_path, options={"epochs": 2.0, "checkpoint_steps": 0})
     assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [5, 10]
@@ -257,7 +246,7 @@ def test_learning_rate_rises_and_falls() -> None:
     assert 0 < rates[-1] < 1e-6 and learning_rate(0, 1, 1e-3, 0.5) == 1e-3
 
 
-def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
+def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
     options = {"checkpoint_steps": 0}
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
@@ -309,9 +298,7 @@ def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.L
     assert "step-00000003.safetensors is damaged" in caplog.text
 
 
-def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_on_the_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints, told = saved(tmp_path, 2), list[list[str]]()
     names = {tmp_path.stat().st_ino: "folder"}
 
@@ -324,9 +311,7 @@ def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
     assert told == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
 
 
-def test_a_checkpoint_behind_a_disk_at_fault_is_not_taken_for_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_at_fault_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(path: Path, *_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 

@@ -38,9 +38,7 @@ from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
 
 
-def test_answers_come_in_the_order_of_the_prompts_whoever_is_first(
-    openai_server: OpenAIServer, connect: Connect
-) -> None:
+def test_answers_come_in_the_order_of_the_prompts(openai_server: OpenAIServer, connect: Connect) -> None:
     overtaken, waited = threading.Event(), []
 
     def slow_first(asked: dict[str, Any]) -> Any:
@@ -115,7 +113,7 @@ NONSENSE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_with_status_200_is_requested_once_more_and_then_an_error(
+def test_nonsense_is_requested_once_more_and_then_told(
     content: Any, openai_server: OpenAIServer, connect: Connect
 ) -> None:
     openai_server.faults = [body(content)]
@@ -135,9 +133,7 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_server_that_refuses_everything_ends_the_run(
-    case: str, openai_server: OpenAIServer, connect: Connect
-) -> None:
+def test_a_server_that_refuses_all_ends_the_run(case: str, openai_server: OpenAIServer, connect: Connect) -> None:
     fault, message = REFUSED[case]
     openai_server.answer = lambda asked: fault
     completions, error = streamed(connect(concurrency=1, retries=0), numbered(50))
@@ -199,7 +195,7 @@ def test_a_poisoned_caption_becomes_a_reject_and_is_not_requested_again(
     assert generated == [12, 0]
 
 
-def test_a_server_that_refuses_everything_from_some_time_on_ends_the_run(
+def test_a_server_that_refuses_all_from_some_time_on_ends_the_run(
     openai_server: OpenAIServer, connect: Connect
 ) -> None:
     well = openai_server.answer
@@ -433,9 +429,7 @@ def test_the_model_id_follows_what_decides_the_answers() -> None:
         make_engine(ParaphraseOptions(engine="openai"))
 
 
-def test_the_check_finds_a_model_under_its_names_and_says_what_to_mend(
-    openai_server: OpenAIServer, connect: Connect
-) -> None:
+def test_the_check_finds_a_model_under_its_names(openai_server: OpenAIServer, connect: Connect) -> None:
     connect("smol").check()
     with pytest.raises(EngineError, match=r"'smol-2', but smol, other; set paraphrase.model"):
         connect("smol-2").check()

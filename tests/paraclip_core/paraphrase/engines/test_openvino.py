@@ -86,9 +86,7 @@ def test_answers_do_not_depend_on_what_is_computed_together(engine: OpenVinoEngi
     assert mixed[0] != answers[0]
 
 
-def test_a_restarted_engine_goes_on_with_the_same_answers_from_a_copy_of_a_file_that_may_not_be_written(
-    answers: list[Completion], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_restarted_engine_goes_on_from_a_copy(answers: list[Completion], monkeypatch: pytest.MonkeyPatch) -> None:
     import openvino_genai
 
     load, opened = openvino_genai.LLMPipeline, []
