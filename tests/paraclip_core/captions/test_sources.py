@@ -90,11 +90,9 @@ def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) ->
     [
         ("a.json", KARPATHY, "karpathy"),
         ("a.json", COCO, "coco"),
-        ("a.json", '{"caption": "a"}\n{"caption": "b"}\n', "jsonl"),
         ("a.json", '{"caption": "a", "images": []}\n{"caption": "b", "images": []}\n', "jsonl"),
         ("a.json", '[{"caption": "a"}]', "jsonl"),
         ("rows", KARPATHY, "karpathy"),
-        ("A.TSV", "", "tsv"),
         ("a.csv.gz", "", "csv"),
         ("captions.txt", "", "text"),
     ],

@@ -57,14 +57,11 @@ def test_only_near_words_that_lead_back_or_are_very_near_may_stand_for_a_word() 
         ("dog", "Hound, puppy.", ["hound", "puppy"]),
         ("dog", "dogs, dog house, doghouse, doggy", []),
         ("dog", "cat, kitten", []),
-        ("dog", "animal, pet", []),
         ("dogs", "puppy, puppies", ["puppies"]),
         ("large", "small, tiny, big", ["big"]),
         ("running", "run, jog, jogging", ["jogging"]),
         ("shore", "coastal, beach", ["beach"]),
-        ("sky", "blue, two, the, it is", []),
         ("plane", "x1, <b>, {}, a, 飞机, airplane", ["airplane"]),
-        ("child", "kid", ["kid"]),
     ],
 )
 def test_alternatives(word: str, answer: str, expected: list[str]) -> None:

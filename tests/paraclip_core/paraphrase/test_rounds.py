@@ -108,11 +108,11 @@ def test_equal_captions_and_paraphrases_are_asked_about_once(paraphrasing: Any, 
     assert engine.texts == ["a cat", "a dog"] and figures(found) == (2, 2, 2)
     assert found.rows.column("paraphrase_1").to_pylist() == [f"well a {name}" for name in ("cat", "dog", "cat", "cat")]
     assert len(set(found.rows.column("caption_id").to_pylist())) == 4
-    first = paraphrasing.run([rows_of(["a cat", "a dog", "a cow"])], Scripted(lambda prompt: ("one animal",)))
+    first = paraphrasing.run([rows_of(["a pig", "a hen", "a cow"])], Scripted(lambda prompt: ("one animal",)))
     engine = Scripted()
     second = paraphrasing.run(first.input_of_step_2, engine, step=2)
     assert engine.texts == ["one animal"] and figures(second) == (1, 1, 3)
-    assert second.rows.column("caption").to_pylist() == ["a cat", "a dog", "a cow"]
+    assert second.rows.column("caption").to_pylist() == ["a pig", "a hen", "a cow"]
     both_steps(paraphrasing, [rows_of(FEW)], Scripted())
     engine = Scripted()
     both_steps(paraphrasing, [rows_of(FEW)], engine, with_options(prompt_2="Say {} otherwise."))

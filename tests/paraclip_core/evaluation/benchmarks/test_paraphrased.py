@@ -57,15 +57,11 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
         ("pairs.jsonl", '{"image_id": "x", "caption": "y"}'),
         ("pairs.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}'),
         ("pairs.jsonl", '{"image_id": "x"'),
-        ("pairs.jsonl", "1"),
         ("pairs.json", "3"),
-        ("pairs.json", "{"),
         ("pairs.csv", "image_id,caption,rewording\nx,y\n"),
-        ("pairs.csv", 'image_id,caption,rewording\nx,"y"q,z\n'),
         ("pairs.parquet", "PAR1"),
         ("pairs.jsonl", '{"image_id": "x", "caption": "\\ud83d", "rewording": "z"}'),
         ("pairs.jsonl", ""),
-        ("a.jsonl", '{"image_id": "x", "caption": "y"}'),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, name: str, text: str) -> None:

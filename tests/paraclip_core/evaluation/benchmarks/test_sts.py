@@ -58,10 +58,11 @@ def test_the_single_sick_file_the_headerless_one_and_absent_ones(tmp_path: Path)
     path = tmp_path / "sts-test.csv"
     path.write_text("g\tf\t2012\t1\t2.5\tone\ttwo\ng\tf\t2012\t2\t3.5\tthree\tfour\tlicence\n")
     assert sts.read_sts(path) == sts.ScoredPairs(["one", "three"], ["two", "four"], [2.5, 3.5])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(BenchmarkError, match=r"no STS\.input"):
-        sts.read_sts(tmp_path)
+        sts.read_sts(tmp_path / "empty")
     with pytest.raises(BenchmarkError, match="SICK_test_annotated"):
-        sts.read_sick(tmp_path)
+        sts.read_sick(tmp_path / "empty")
 
 
 def test_quotes_blanks_and_odd_line_ends_are_text(tmp_path: Path) -> None:
