@@ -17,7 +17,6 @@ PIECES = (
 
 
 def reference(text: str) -> str:
-    """open_clip's cleaning."""
     from open_clip.tokenizer import basic_clean, whitespace_clean
 
     return whitespace_clean(basic_clean(text))

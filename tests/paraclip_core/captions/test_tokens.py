@@ -34,7 +34,6 @@ def reference(text: str, length: int = 77) -> list[int]:
 
 
 def padded(ids: list[int], length: int = 77) -> list[int]:
-    """`ids` with open_clip's padding."""
     return ids + [0] * (length - len(ids))
 
 

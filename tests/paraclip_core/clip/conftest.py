@@ -55,5 +55,4 @@ def tiny_clip(text: dict[str, Any] | None = None, **extra: Any) -> ClipModel:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., ClipModel]:
-    """Builds small models, see `tiny_clip`."""
     return tiny_clip

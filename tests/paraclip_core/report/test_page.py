@@ -33,8 +33,6 @@ ROWS = (
 
 
 class Reader(HTMLParser):
-    """Tags, attributes and texts of a page."""
-
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: set[str] = set()

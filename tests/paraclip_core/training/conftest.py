@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    """The module `tiny.py`."""
     return importlib.import_module("tiny")
 
 

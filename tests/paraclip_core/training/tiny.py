@@ -39,7 +39,6 @@ CONFIG: dict[str, Any] = {
 
 
 def tiny_clip(seed: int = 0) -> ClipModel:
-    """A CLIP model with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return tiny_model(open_clip.CLIP(**CONFIG), CONFIG)

@@ -73,7 +73,6 @@ def options(engine: str, **changed: Any) -> ParaphraseOptions:
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's, on the path."""
     (tmp_path / "my_engines.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_engines", raising=False)

@@ -88,7 +88,6 @@ def stand_in(tmp_path: Path) -> str:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
