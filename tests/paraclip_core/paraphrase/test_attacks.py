@@ -22,21 +22,16 @@ from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
 DATA = Path(__file__).parents[2] / "data" / "attacks.jsonl"
 ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
 TEXTS = {attack["id"]: attack["text"] * attack.get("repeat", 1) for attack in ATTACKS}
-TEMPLATES = [*PAPER.values(), *FEW_SHOT.values(), THESAURUS]
 SECRET = "sk-proj-4f9a2c7d1e"
 # What templates of other families, which a served model may use, begin and end turns with.
 FOREIGN = re.compile(r"<[|/A-Za-z_]|\[/?[A-Z_]+\]|<<SYS>>|<｜|｜>")
 
-every_attack = pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack["id"])
-every_template = pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.id)
 
-
-@every_attack
-@every_template
-def test_no_attack_changes_a_prompts_structure(template: PromptTemplate, attack: dict[str, Any]) -> None:
+@pytest.mark.parametrize("template", [*PAPER.values(), *FEW_SHOT.values(), THESAURUS], ids=lambda template: template.id)
+def test_no_attack_changes_a_prompts_structure(template: PromptTemplate) -> None:
     harmless = template.messages("a dog")
     # Captions are cleaned at ingest, which unescapes entities; other texts come as they are.
-    for text in (TEXTS[attack["id"]], clean(TEXTS[attack["id"]])):
+    for text in (*TEXTS.values(), *map(clean, TEXTS.values())):
         messages = template.messages(text)
         assert [role for role, _ in messages] == [role for role, _ in harmless]
         assert messages[:-1] == harmless[:-1]
@@ -46,8 +41,7 @@ def test_no_attack_changes_a_prompts_structure(template: PromptTemplate, attack:
         assert not FOREIGN.search(inside), inside[:200]
         assert "\n" not in inside
         assert not [c for c in inside if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")]
-        if template.quoted:
-            assert '"' not in inside
+        assert not (template.quoted and '"' in inside)
 
 
 @pytest.fixture(scope="module")

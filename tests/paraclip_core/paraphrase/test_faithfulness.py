@@ -28,13 +28,10 @@ def read(name: str) -> list[dict[str, Any]]:
 PAIRS, FRESH, EVERYDAY = (read(f"{name}.jsonl") for name in ("pairs", "fresh", "everyday"))
 
 
-@pytest.mark.parametrize("row", EVERYDAY, ids=lambda row: row["id"])
-def test_gates_let_everyday_rewordings_pass_as_recorded(row: dict[str, Any]) -> None:
-    failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
-    assert (None if failure is None else failure[0]) == row["gate"]
-
-
-def test_most_everyday_rewordings_pass() -> None:
+def test_everyday_rewordings_pass_as_recorded_and_most_of_them() -> None:
+    for row in EVERYDAY:
+        failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
+        assert (None if failure is None else failure[0]) == row["gate"], row["id"]
     assert sum(row["gate"] is None for row in EVERYDAY) >= 0.8 * len(EVERYDAY)
     assert all(row["gate"] for row in EVERYDAY if row["label"] == "changed")
 

@@ -179,12 +179,11 @@ def test_good_rewrites_pass(judges: dict[int, Judge], step: int) -> None:
     assert len(stopped(judges[step].judge(requests))) <= MOST * len(requests)
 
 
-@pytest.mark.parametrize("kind", sorted({row["kind"] for row in BAD}))
-def test_every_bad_answer_is_stopped(judges: dict[int, Judge], kind: str) -> None:
-    for row in BAD:
-        if row["kind"] == kind:
-            request = Request(row["caption"], row["source"], [row["answer"]])
-            assert not judges[row["step"]].judge([request])[0].accepted, row
+def test_every_bad_answer_is_stopped(judges: dict[int, Judge]) -> None:
+    for step in (1, 2):
+        rows = [row for row in BAD if row["step"] == step]
+        verdicts = judges[step].judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
+        assert [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.accepted] == []
 
 
 def human_rewordings(folder: Path, name: str) -> Iterator[tuple[str, str]]:
