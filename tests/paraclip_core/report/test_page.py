@@ -70,6 +70,9 @@ def full(text: str) -> ReportData:
     )
 
 
+PLAIN = Reader(render_report(full("plain")))
+
+
 def test_figures_are_shown_as_percentages_and_points() -> None:
     page = render_report(ReportData("demo", "hold", ["it fell"], ROWS, "f" * 64))
     text = " ".join(Reader(page).text)
@@ -99,6 +102,7 @@ def test_rows_on_their_way_into_training_are_shown_with_their_shares() -> None:
 def test_what_is_not_there_is_not_shown() -> None:
     page = render_report(ReportData("demo", "hold", [], [], "f" * 64))
     assert "Load the model" in page and "Provenance" not in page
+    assert render_report(ReportData("demo", "hold", [], [], "f" * 64)) == page, "equal data, equal bytes"
     assert "Load the model" not in render_report(ReportData("demo", "hold", [], ROWS))
     pair = QueryPair("a", "x", "y", 0.1, 0.2, ["a"], ["a"], ["a"], ["a"])
     assert "thumb none shared right" in render_report(ReportData("demo", "hold", [], [], "f", better=[pair]))
@@ -131,12 +135,10 @@ def test_a_picture_is_embedded_once_however_often_it_is_shown() -> None:
 @example("{{ 7*7 }}")
 @settings(max_examples=30, deadline=None)
 def test_any_text_stays_text(text: str) -> None:
-    page = render_report(full(text))
-    plain, hostile = Reader(render_report(full("plain"))), Reader(page)
-    assert hostile.tags == plain.tags and "script" not in hostile.tags
-    assert hostile.attributes == plain.attributes
+    hostile = Reader(render_report(full(text)))
+    assert hostile.tags == PLAIN.tags and "script" not in hostile.tags
+    assert hostile.attributes == PLAIN.attributes
     assert text in hostile.text
-    assert render_report(full(text)) == page, "equal data, equal bytes"
 
 
 def test_a_thumbnail_is_a_small_square_jpeg_without_metadata() -> None:
