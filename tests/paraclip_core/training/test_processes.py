@@ -48,7 +48,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left in the three folders of the script."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, str(SCRIPT), str(folder), json.dumps(OPTIONS)]
-    subprocess.run(command, cwd=SCRIPT.parents[3], timeout=300, check=True)
+    subprocess.run(command, cwd=SCRIPT.parents[3], timeout=900, check=True)
     return folder
 
 
