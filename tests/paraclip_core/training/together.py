@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from tiny import carry_out, tiny_job
 
+from paraclip_core.lifetime import die_with
 from paraclip_core.training.processes import joined
 from paraclip_core.training.trainer import train
 
@@ -35,11 +36,12 @@ def two(folder: Path, options: dict[str, Any], die: int = 0) -> list[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    children = []
+    parent, children = os.getpid(), []
     for rank in range(2):
         # A fork, because importing torch takes longer than the run.
         child = os.fork()
         if child == 0:
+            die_with(parent)
             os.environ.update(address, RANK=str(rank))
             take_part(folder, options, die)
             os._exit(0)
