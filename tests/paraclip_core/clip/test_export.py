@@ -74,7 +74,9 @@ def test_sentence_transformers_loads_a_model(tiny: Tiny, tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["clip-quickgelu", "roberta", pytest.param("siglip", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "kind", ["roberta", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("clip-quickgelu", "siglip"))]
+)
 def test_onnxruntime_runs_the_text_tower(kind: str, towers: Any, tmp_path: Path) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed, reason=f"{needed} is not installed")
