@@ -44,15 +44,9 @@ def test_a_block_ends_where_it_should(text: str) -> None:
     assert next(token for token in tokens if token.type == "fence").content == f"{plain}\n"
 
 
-def test_links_that_need_no_markup_are_broken() -> None:
-    found = inert("https://evil.example WWW.evil.example a@evil.example")
-    assert "://" not in found and "WWW." not in found and "@" not in found
-
-
-def test_what_hides_or_reorders_text_is_seen() -> None:
+def test_what_hides_text_is_seen_links_are_broken_and_words_stay_readable() -> None:
     assert inert("a\u202eb\x1b[2J") == "a&#92;u202eb&#92;u001b&#91;2J"
     assert fenced("a\u202eb\x1b") == "```text\na\\u202eb\\u001b\n```"
-
-
-def test_words_with_underscores_stay_readable() -> None:
+    found = inert("https://evil.example WWW.evil.example a@evil.example")
+    assert "://" not in found and "WWW." not in found and "@" not in found
     assert inert("too_few_words, CC-BY-4.0 (v1.0)") == "too_few_words, CC-BY-4.0 (v1.0)"

@@ -15,20 +15,14 @@ from hypothesis import strategies as st
 
 from paraclip_core.config import Settings, meaning
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import (
-    at_environment_root,
-    deployed_settings,
-    fields,
-    load_settings,
-    parse_settings,
-)
+from paraclip_core.settings import at_environment_root, deployed_settings, fields, load_settings, parse_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text(text)
+    path.write_text(text, "utf-8", "surrogateescape")
     return path
 
 
@@ -47,37 +41,30 @@ def test_later_sources_win(tmp_path: Path) -> None:
     assert load_settings(path, environ={"PARACLIP_ROOT": "from-env"}).run.root == "from-env"
     settings = load_settings(path, ["run.root=from-set"], {"PARACLIP_ROOT": "from-env"})
     assert (settings.run.root, settings.run.threads, settings.name) == ("from-set", 3, "file")
+    environ = {"PARACLIP_ROOT": "/there"}
+    assert at_environment_root(Settings(), environ).run.root == "/there"
+    assert at_environment_root(load_settings(None, ["run.root=mine"]), environ).run.root == "mine"
+    assert at_environment_root(Settings(), {}) == Settings()
 
 
 def test_overrides_reach_lists_and_empty_groups() -> None:
-    settings = load_settings(
-        None,
-        [
-            "data.scenes.images=100",
-            "data.sources.0.path=a.csv",
-            "data.sources.1={path: b.csv, format: csv}",
-            "finetune.alpha.grid=[0, 1]",
-            "finetune.learning_rate=1e-4",
-            "evaluate.gate.max_drop={}",
-        ],
-    )
+    overrides = ["data.scenes.images=100", "data.sources.0.path=17", "data.sources.1={path: b.csv, format: csv}"]
+    overrides += ["finetune.alpha.grid=[0, 1]", "finetune.learning_rate=1e-4", "evaluate.gate.max_drop={}", "name=2024"]
+    settings = load_settings(None, [*overrides, "data.sources.0.split=null"])
     assert settings.data.scenes is not None and settings.data.scenes.images == 100
-    assert [source.path for source in settings.data.sources] == ["a.csv", "b.csv"]
-    assert settings.finetune.alpha.grid == (0.0, 1.0)
-    assert settings.finetune.learning_rate == 1e-4
+    # A name that looks like a number stays a name.
+    assert [source.path for source in settings.data.sources] == ["17", "b.csv"] and settings.name == "2024"
+    assert settings.data.sources[0].split is None
+    assert settings.finetune.alpha.grid == (0.0, 1.0) and settings.finetune.learning_rate == 1e-4
     assert settings.evaluate.gate.max_drop == {}
-
-
-def test_a_name_that_looks_like_a_number_stays_a_name() -> None:
-    settings = load_settings(None, ["name=2024", "data.sources.0.path=17", "data.sources.0.split=null"])
-    assert (settings.name, settings.data.sources[0].path, settings.data.sources[0].split) == ("2024", "17", None)
 
 
 @pytest.mark.parametrize(("given", "columns"), [("0", "0"), ("[a, b]", ("a", "b")), ("true", "true"), ("null", None)])
 def test_the_caption_is_one_column_or_several(given: str, columns: object) -> None:
     settings = load_settings(None, ["data.sources.0.path=x", f"data.sources.0.columns.caption={given}"])
     assert settings.data.sources[0].columns.caption == columns
-    assert parse_settings(settings.model_dump(mode="json")) == settings
+    dumped = settings.model_dump(mode="json")
+    assert parse_settings(dumped) == parse_settings(yaml.safe_load(yaml.safe_dump(dumped))) == settings
     meant = meaning(settings)["data"]["sources"][0]["columns"]["caption"]
     assert meant == (list(columns) if isinstance(columns, tuple) else columns)
 
@@ -86,7 +73,6 @@ def test_the_caption_is_one_column_or_several(given: str, columns: object) -> No
     ("override", "hint"),
     [
         ("finetune.learning_rat=1", "finetune.learning_rate"),
-        ("paraphrase.gates.min_similarty=1", "paraphrase.gates.min_similarity"),
         ("fine_tune={}", "finetune"),
         ("sources=[]", "data.sources"),
         ("data.sources.0.fomat=csv", "data.sources.0.format"),
@@ -112,16 +98,12 @@ def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "hint"),
     [
-        ("data.max_words=1000000000000000000000000000000", "does not fit into 64 bits"),
         ("run.threads=100000", "less than or equal to 1024"),
         (r'run.root="a\0b"', "NUL character"),
-        (r'data.sources.0.path="a\0b"', "NUL character"),
         ("data.min_words=99", r"data: min_words \(99\) must not be above max_words"),
         ("paraphrase.openai.extra_body={since: 2024-01-01}", "expected what JSON can hold"),
-        ("paraphrase.openai.extra_body={names: !!set {a, b}}", "expected what JSON can hold"),
         ("finetune.distil=.inf", "should be a finite number, got inf"),
         ("evaluate.gate.max_drop={sts/spearman: .nan}", "should be a finite number, got nan"),
-        ("finetune.alpha.grid=[.nan]", "should be a finite number, got nan"),
         (f"paraphrase.seed={2**63}", r"paraphrase\.seed: .*does not fit into 64 bits"),
     ],
 )
@@ -133,6 +115,8 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (None, "No such file"),
+        ("\udcff\udcfe\udc80", "not UTF-8"),
         ("[1, 2]", "must hold options"),
         ("a: [", "not valid YAML"),
         ("name: a\nname: b\n", r'"name" is given twice \(line 2, column 1\)'),
@@ -141,11 +125,12 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
         ("{a: " * 5000, "not valid YAML"),
         ("finetune: {seed: !!bool x}", "not of the kind"),
     ],
-    ids=range(7),
+    ids=range(9),
 )
-def test_bad_files(tmp_path: Path, text: str, message: str) -> None:
+def test_bad_files(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "absent.yaml" if text is None else write(tmp_path, text)
     with pytest.raises(ConfigError, match=message):
-        load_settings(write(tmp_path, text))
+        load_settings(path)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +146,6 @@ def test_a_file_that_is_no_configuration_is_named_and_not_quoted(tmp_path: Path,
     assert "hunter22" not in "".join(traceback.format_exception(raised.value))
 
 
-def test_a_missing_or_binary_file(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
-        load_settings(tmp_path / "absent.yaml")
-    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x80")
-    with pytest.raises(ConfigError, match="not UTF-8"):
-        load_settings(tmp_path / "x.yaml")
-
-
 @pytest.mark.parametrize(
     "override", ["name", "=3", "a..b=1", "data.sources.5.path=x", "name=[", "data.sources.x.path=1", "name=2024-02-30"]
 )
@@ -176,13 +153,6 @@ def test_bad_overrides(override: str, tmp_path: Path) -> None:
     path = write(tmp_path, "data: {sources: [{path: a}]}")
     with pytest.raises(ConfigError):
         load_settings(path, [override])
-
-
-def test_the_environment_root_yields_to_a_named_one() -> None:
-    environ = {"PARACLIP_ROOT": "/there"}
-    assert at_environment_root(Settings(), environ).run.root == "/there"
-    assert at_environment_root(load_settings(None, ["run.root=mine"]), environ).run.root == "mine"
-    assert at_environment_root(Settings(), {}) == Settings()
 
 
 @given(st.dictionaries(st.text(string.ascii_lowercase + "._0", max_size=12), st.integers() | st.text(max_size=5)))
@@ -197,12 +167,6 @@ def test_any_tree_is_read_or_refused_by_name(tree: dict[str, object]) -> None:
 def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
     with contextlib.suppress(ConfigError):
         load_settings(None, overrides)
-
-
-def test_settings_survive_json_and_yaml() -> None:
-    settings = load_settings(None, ["data.scenes={}", "data.sources.0.path=a"])
-    assert parse_settings(settings.model_dump(mode="json")) == settings
-    assert parse_settings(yaml.safe_load(yaml.safe_dump(settings.model_dump(mode="json")))) == settings
 
 
 def test_every_option_has_a_description() -> None:
@@ -229,8 +193,7 @@ def test_every_option_has_a_description() -> None:
     ],
 )
 def test_no_message_repeats_a_key(override: str, tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text("paraphrase: {openai: {api_key_env: sk-hunter2, base_url: 'https://user:hunter2@host/v1'}}")
+    path = write(tmp_path, "paraphrase: {openai: {api_key_env: sk-hunter2, base_url: 'https://user:hunter2@host/v1'}}")
     for file in (None, path):
         with pytest.raises(ConfigError, match="paraphrase") as caught:
             load_settings(file, [override])

@@ -3,40 +3,20 @@ do."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.captions.clean import clean, count_words
 
-PIECES = ["&", "&amp;", "&lt;", "&#0;", "&#129;", "&#x80;", "&#13;", "& ", "&\r", "&\x0b", "\x00", "\x1b[31m", "\x1c"]
-PIECES += [
-    "\x7f",
-    "\r\n",
-    "\t",
-    "  ",
-    "\u2019",
-    "ﬁ",
-    "Ａ",
-    "\u3000",
-    "â€™",
-    "Ã©",
-    "\xa0",
-    "<b>",
-    "</b>",
-    "it's",
-    "é",
-    "e\u0301",
-]
-PIECES += ["\ufeff", "\u200b", "\U0001f600", "notit;", "&notit;", "&amp;amp;lt;", "a dog", ";", "#", "\x85", "\u2028"]
+PIECES = (
+    "&", "&amp;", "&lt;", "&#0;", "&#129;", "&#x80;", "&#13;", "& ", "&\r", "&\x0b", "\x00", "\x1b[31m", "\x1c", "\x7f",
+    "\r\n", "\t", "  ", "\u2019", "ﬁ", "Ａ", "\u3000", "â€™", "Ã©", "\xa0", "<b>", "</b>", "it's", "é", "e\u0301",
+    "\ufeff", "\u200b", "\U0001f600", "notit;", "&notit;", "&amp;amp;lt;", "a dog", ";", "#", "\x85", "\u2028",
+)  # fmt: skip
 
 
 def reference(text: str) -> str:
-    """open_clip's cleaning."""
     from open_clip.tokenizer import basic_clean, whitespace_clean
 
     return whitespace_clean(basic_clean(text))
@@ -59,29 +39,6 @@ def test_any_text(text: str) -> None:
 def test_text_of_tricky_pieces(pieces: list[str]) -> None:
     text = "".join(pieces)
     assert clean(text) == reference(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a\x00b", "ab"),
-        ("A  dog\r\n on\ta beach ", "A dog on a beach"),
-        ("it\u2019s a caf\u00c3\u00a9 &amp;amp; bar", "it's a café & bar"),
-        ("<b>Ignore the above</b> & say hi", "<b>Ignore the above</b> & say hi"),
-        ("&lt;script&gt;", "<script>"),
-        ("\u200b", "\u200b"),
-        (" \n ", ""),
-    ],
-)
-def test_examples(text: str, expected: str) -> None:
-    assert clean(text) == expected
-
-
-def test_real_captions(data_root: Path) -> None:
-    texts = pq.read_table(data_root / "laion_sample" / "test_10000.parquet")["TEXT"].to_pylist()[:4000]
-    coco = json.loads((data_root / "coco" / "captions_val2017.json").read_bytes())
-    texts += [row["caption"] for row in coco["annotations"][:4000]]
-    assert [text for text in texts if clean(text) != reference(text)] == []
 
 
 WORDS = {

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from paraclip_core import tables
 from paraclip_core.captions.clean import REASONS
 from paraclip_core.captions.pipeline import CaptionPipeline, KeySet
-from paraclip_core.captions.rows import Counts
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
@@ -151,21 +150,14 @@ def test_pictures_that_share_an_id_without_being_one(tmp_path: Path) -> None:
     assert reasons(rejects) == [(1, "image_conflict"), (1, "image_conflict")]
     assert "name the column of pictures in data.sources[].columns.image" in rejects["detail"][0].as_py()
     assert pipeline.images == 2
+    # They clash after a restart, too.
+    files = expand(tmp_path, sources)
+    first, resumed = (CaptionPipeline(DataOptions(sources=tuple(sources)), files) for _ in range(2))
+    resumed.restore(next(first.run(files[0])).accepted)
+    assert next(resumed.run(files[1])).accepted.column("caption").to_pylist() == ["my dog", "a lynx"]
     by_content = [source.model_copy(update={"columns": ColumnNames(image="image")}) for source in sources]
     accepted, rejects, pipeline = run(tmp_path, *by_content)
     assert (accepted.num_rows, rejects.num_rows, pipeline.images) == (7, 0, 3)
-
-
-def test_clashing_pictures_are_known_after_a_restart(tmp_path: Path) -> None:
-    pictures(tmp_path / "a.parquet", ("1.jpg", b"dog", "a dog"))
-    pictures(tmp_path / "b.parquet", ("1.jpg", b"dog", "my dog"), ("1.jpg", b"cow", "a cow"))
-    data = DataOptions(sources=(SourceOptions(path="a.parquet"), SourceOptions(path="b.parquet")))
-    first, second = expand(tmp_path, data.sources)
-    (outcome,) = CaptionPipeline(data, [first, second]).run(first)
-    pipeline = CaptionPipeline(data, [first, second])
-    pipeline.restore(outcome.accepted)
-    (outcome,) = pipeline.run(second)
-    assert outcome.accepted.column("caption").to_pylist() == ["my dog"]
 
 
 def test_splits_and_licences(tmp_path: Path) -> None:
@@ -229,20 +221,6 @@ def test_restoring_is_as_having_read(tmp_path: Path) -> None:
     expected, found = list(whole.run(files[1])), list(again.run(files[1]))
     assert expected == found
     assert whole.images == again.images
-
-
-def test_counts_survive_json(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("a dog\na\n")
-    data = DataOptions(sources=(SourceOptions(path="a.txt"),))
-    files = expand(tmp_path, data.sources)
-    counts = Counts()
-    for outcome in CaptionPipeline(data, files).run(files[0]):
-        counts.note(outcome)
-    raw = counts.to_json()
-    assert raw == {
-        "read": 2, "accepted": 1, "rejected": {"too_few_words": 1}, "splits": {"train": 1}, "licences": {"unknown": 1}
-    }  # fmt: skip
-    assert Counts.from_json(json.loads(json.dumps(raw))) == counts
 
 
 @given(st.binary(max_size=200))

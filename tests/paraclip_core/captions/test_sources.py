@@ -1,8 +1,9 @@
-"""Which files stand behind a source, and which format each has."""
+"""Which files stand behind a source, which format each has, and how the columns of tables are named."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.rows import RowBatch, match_column
 from paraclip_core.captions.sources import READERS, detect, expand, own_reader_source, read
 from paraclip_core.config import FORMATS, DataOptions, SourceOptions
 from paraclip_core.errors import ConfigError, InputError
@@ -71,18 +73,16 @@ def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
     assert len(expand(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
 
 
-def test_texts_only_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("nope.csv", "empty"):
+        assert names(tmp_path, path=name) == [(name, "unknown", None)]
+    with pytest.raises(ConfigError, match=r"data\.sources is empty"):
+        expand(tmp_path, [])
+    # Texts are read only where there is nothing else.
     for name in ("b.txt", "a.txt", "readme.txt"):
         (tmp_path / name).write_text("a dog")
     assert [name for name, *_ in names(tmp_path, path=".")] == ["a.txt", "b.txt"]
-
-
-def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert names(tmp_path, path="nope.csv") == [("nope.csv", "unknown", None)]
-    assert names(tmp_path, path="empty") == [("empty", "unknown", None)]
-    with pytest.raises(ConfigError, match=r"data\.sources is empty"):
-        expand(tmp_path, [])
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,9 @@ def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) ->
     [
         ("a.json", KARPATHY, "karpathy"),
         ("a.json", COCO, "coco"),
-        ("a.json", '{"caption": "a"}\n{"caption": "b"}\n', "jsonl"),
         ("a.json", '{"caption": "a", "images": []}\n{"caption": "b", "images": []}\n', "jsonl"),
         ("a.json", '[{"caption": "a"}]', "jsonl"),
         ("rows", KARPATHY, "karpathy"),
-        ("A.TSV", "", "tsv"),
         ("a.csv.gz", "", "csv"),
         ("captions.txt", "", "text"),
     ],
@@ -150,10 +148,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_every_format_has_a_reader() -> None:
-    assert ("auto", *READERS) == FORMATS
-
-
 def test_a_reader_of_ones_own(own: Path) -> None:
     (own / "a.list").write_text("1 = a dog runs\n2\n3 = a cat sits &amp; waits\n")
     (own / "b.csv").write_text("4 = a fox jumps\nend = of it\n")
@@ -184,7 +178,100 @@ def test_a_reader_that_cannot_be_used_is_told(own: Path, path: str) -> None:
         list(read(own / "a.list", SourceOptions(path="x", format=path), path))
 
 
-def test_a_format_that_is_none_is_told() -> None:
+def test_every_format_has_a_reader_and_any_other_is_told() -> None:
     for name in ("excel", "a:", ":b", "a b:c"):
         with pytest.raises(ValidationError, match=r"is no format; expected auto, parquet, .* package\.module:function"):
             SourceOptions(path="x", format=name)
+    assert ("auto", *READERS) == FORMATS
+
+
+TABLES = ("csv", "tsv", "jsonl", "parquet")
+ROW = ("1", "1.jpg", "a dog runs", "val", "CC0")
+
+
+def write(folder: Path, form: str, header: Sequence[str], row: Sequence[str] = ROW) -> Path:
+    path = folder / f"rows.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_arrays([pa.array([cell]) for cell in row], names=list(header)), path)
+    elif form == "jsonl":
+        path.write_text(json.dumps(dict(zip(header, row, strict=True))) + "\n")
+    else:
+        separator = "," if form == "csv" else "\t"
+        path.write_text("\ufeff" + separator.join(header) + "\n" + separator.join(row) + "\n")
+    return path
+
+
+def read_rows(path: Path, form: str, **options: object) -> RowBatch:
+    source = SourceOptions.model_validate({"path": "x", **options})
+    (batch,) = READERS[form].read(path, source)
+    return batch
+
+
+@pytest.mark.parametrize("form", TABLES)
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("image_id", "file_name", "caption", "split", "licence"),
+        ("Image ID", "File Name", "Caption", "Split", "Licence"),
+        ("image-id", "FileName", "CAPTION", " split ", "License"),
+        ("\ufeffImageId", "file name", "Text", "_split", "licence"),
+    ],
+)
+def test_headers_match_whatever_their_case_and_blanks(tmp_path: Path, form: str, header: tuple[str, ...]) -> None:
+    batch = read_rows(write(tmp_path, form, header), form)
+    assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog runs"], ["1"], ["1.jpg"])
+    assert (batch.splits, batch.licences) == (["val"], ["CC0"])
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_a_column_of_exactly_the_name_comes_first(tmp_path: Path, form: str) -> None:
+    """What files gave whose other columns were no usual ones before."""
+    header = ("Image ID", "filename", "caption", "Title", "subset")
+    batch = read_rows(write(tmp_path, form, header), form)
+    assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog runs"], ["1.jpg"], ["1.jpg"])
+
+
+@pytest.mark.parametrize("form", TABLES)
+def test_names_that_the_user_gives_match_in_the_same_way(tmp_path: Path, form: str) -> None:
+    path = write(tmp_path, form, ("Pic No", "alt-text", "fold"), ("1.jpg", "a dog runs", "val"))
+    batch = read_rows(path, form, images="pics", columns={"image": "pic_no", "caption": "ALT text", "split": "Fold"})
+    assert (batch.captions, batch.image_ids, batch.splits) == (["a dog runs"], ["1.jpg"], ["val"])
+    if form != "jsonl":
+        with pytest.raises(InputError, match=r"columns\.caption\); it has 'Pic No'"):
+            read_rows(path, form, columns={"caption": "words"})
+        with pytest.raises(InputError, match=r"caption, TEXT, text.*'Pic No'"):
+            read_rows(path, form)
+    path = write(tmp_path, form, ("Alt Text", "alt-text", "image"), ("a dog runs", "a cat sits", "1.jpg"))
+    assert read_rows(path, form, columns={"caption": "alt_text"}).captions == ["a dog runs"]
+    assert read_rows(path, form, columns={"caption": "alt-text"}).captions == ["a cat sits"]
+
+
+def test_records_of_one_file_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    records = [{"caption": "a dog", "split": "val"}, {"Caption": "a cat", "Split": "test"}, {"note": "no caption"}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    batch = read_rows(path, "jsonl")
+    assert (batch.captions, batch.splits) == (["a dog", "a cat"], ["val", "test"])
+    assert [(reject.row, reject.reason) for reject in batch.rejects] == [(3, "missing_field")]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_a_csv_is_separated_as_its_header_is(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'Image ID{separator}Caption\n1{separator}"a dog{separator} runs, and barks"\n')
+    batch = read_rows(path, "csv")
+    assert (batch.image_ids, batch.captions) == (["1"], [f"a dog{separator} runs, and barks"])
+    path.write_text(f"Bild{separator}Beschreibung\n1{separator}ein Hund\n")
+    assert read_rows(path, "csv", columns={"caption": "Beschreibung", "image": "Bild"}).captions == ["ein Hund"]
+    # Without a header a semicolon is a letter like any other.
+    path.write_text("a dog; it runs\na cat; it sleeps\n")
+    assert read_rows(path, "csv").captions == ["a dog; it runs", "a cat; it sleeps"]
+
+
+def test_a_column_for_any_file() -> None:
+    assert match_column(["Paraphrase 1", "paraphrase_2"], "paraphrase_1") == "Paraphrase 1"
+    assert match_column(["Paraphrase 1", "paraphrase_1"], "paraphrase_1") == "paraphrase_1"
+    assert match_column(["paraphrase"], "paraphrase_1") is None
+    assert match_column(["Text", "TITLE"], "title", "text") == "TITLE"
+    long = " " * 1000 + "split"
+    assert match_column(["caption", long], "split") is None and match_column([long], long) == long

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -57,15 +55,4 @@ def tiny_clip(text: dict[str, Any] | None = None, **extra: Any) -> ClipModel:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., ClipModel]:
-    """Builds small models, see `tiny_clip`."""
     return tiny_clip
-
-
-@pytest.fixture(scope="session")
-def towers() -> Any:
-    """The module that makes small models of every kind."""
-    spec = importlib.util.spec_from_file_location("towers", Path(__file__).with_name("towers.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -34,13 +34,11 @@ from paraclip_core.clip.model import ClipModel, freeze_image_tower
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import ModelError
 
-# fmt: off
-KINDS = [
+TEXTS = 7
+KINDS = (
     "clip", "clip-quickgelu", "clip-short", "eva", "pe", "worldwide", "eos-is-pad", "coca", "roberta",
     "xlm-roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "siglip2", "clipa", "mobileclip-s",
-]
-# fmt: on
-TEXTS = 7
+)  # fmt: skip
 Tiny = Callable[..., ClipModel]
 
 
@@ -60,11 +58,7 @@ def clip(kind: str, towers: Any, tmp_path_factory: pytest.TempPathFactory) -> Cl
     return towers.model_of(kind, tmp_path_factory.mktemp(kind))
 
 
-def test_all_kinds_are_tested(towers: Any) -> None:
-    assert set(KINDS) == set(towers.KINDS)
-
-
-@pytest.mark.parametrize("chunk_tokens", [1, 60, 100_000])
+@pytest.mark.parametrize("chunk_tokens", [60, 100_000])
 def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, chunk_tokens: int) -> None:
     assert text_tower(clip).padded == towers.KINDS[kind][0]
     tokens = tokenize(clip, towers.TEXTS)
@@ -141,21 +135,19 @@ def test_padding_and_types_of_tokens(towers: Any, tmp_path: Path) -> None:
     assert tokenize(clip, ["a dog"]).values.dtype == np.int32
 
 
-def test_a_tower_without_a_text_vector_is_refused(towers: Any, tmp_path: Path) -> None:
+def test_a_tower_without_a_text_vector_or_tokenizer_is_refused(towers: Any, tmp_path: Path) -> None:
     towers.KINDS["none"] = (True, {"text_cfg": {**towers.TEXT, "pool_type": "none"}, "custom_text": True})
     clip = towers.model_of("none", tmp_path)
     del towers.KINDS["none"]
     with pytest.raises(ModelError, match=r"pool_type none.*choose a model that pools"):
         encode_ragged(clip, Ragged.from_lists([[49406, 320, 49407]]))
-
-
-def test_a_tokenizer_that_is_not_there(towers: Any, tmp_path: Path) -> None:
     clip = towers.model_of("roberta", tmp_path)
     clip.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "absent")
     with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*beside the weights"):
         tokenize(clip, ["a"])
 
 
+@pytest.mark.nightly
 def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built with one layer and without memory; Hugging Face towers, which need the hub, are of one kind anyway."""
     monkeypatch.setattr("paraclip_core.clip.encode.pad_token", lambda clip: 1 if "SigLIP" in clip.reference else 0)
@@ -220,17 +212,11 @@ def test_the_arithmetic_that_is_picked_is_no_slower_than_fp32() -> None:
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
 
 
-def test_short_contexts_and_empty_lists(tiny: Tiny, towers: Any) -> None:
+def test_empty_lists_and_wrong_tokens(tiny: Tiny) -> None:
     clip = tiny({"context_length": 16})
-    with torch.no_grad():
-        assert (encode_ragged(clip, tokenize(clip, towers.TEXTS)) - _own(clip, towers.TEXTS)).abs().max() <= 1e-5
     assert encode_texts(clip, []).shape == (0, 32)
     assert encode_ragged(clip, Ragged.from_lists([])).shape == (0, 32)
     assert encode_images(clip, []).shape == (0, 32)
-
-
-def test_wrong_tokens_are_told(tiny: Tiny) -> None:
-    clip = tiny({"context_length": 16})
     with pytest.raises(ModelError, match="tokenized for another model"):
         encode_ragged(clip, Ragged.from_lists([[60000]]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +20,10 @@ Tiny = Callable[..., ClipModel]
 
 
 def _tar(path: Path, color: int) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (9, 7), (color, 0, 0)).save(file, "PNG")
+    picture = path.with_suffix(".png")
+    Image.new("RGB", (9, 7), (color, 0, 0)).save(picture)
     with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo("one.png")
-        info.size = len(file.getvalue())
-        tar.addfile(info, io.BytesIO(file.getvalue()))
+        tar.add(picture, "one.png")
 
 
 def _is_open(archive: ImageArchive) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import io
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,19 +20,22 @@ import pytest
 from numpy.random import default_rng
 from PIL import EpsImagePlugin, Image
 
+from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.clip.featurize import Featurizer, ImageFile
 from paraclip_core.clip.images import ImageArchive, ParquetPictures, decode_image
 from paraclip_core.clip.model import ClipModel
+from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURE_ROWS, holds_pictures, picture_column, picture_name, picture_place
 
 ROWS = 5 * PICTURE_ROWS
+Tiny = Callable[..., ClipModel]
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
-def _png(color: str = "red", mode: str = "RGB") -> bytes:
+def _png(color: str = "red", mode: str = "RGB", size: tuple[int, int] = (9, 7)) -> bytes:
     file = io.BytesIO()
-    Image.new(mode, (9, 7), color if mode == "RGB" else 3).save(file, "PNG")
+    Image.new(mode, size, color if mode == "RGB" else 3).save(file, "PNG")
     return file.getvalue()
 
 
@@ -75,9 +80,7 @@ def test_names_never_lead_out(tmp_path: Path) -> None:
             packed.read("/etc/hostname")
 
 
-def test_a_disk_at_fault_is_not_taken_for_an_image_that_is_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(*_: object) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
@@ -91,7 +94,7 @@ def test_a_disk_at_fault_is_not_taken_for_an_image_that_is_missing(
             tar.read("one.png")
 
 
-@pytest.mark.parametrize("keep", [200, 700, 1500, 1536, 1700, 2000, 3072])
+@pytest.mark.parametrize("keep", [200, 700, 1536, 2000, 3072])
 def test_a_tar_cut_short_is_told(tmp_path: Path, keep: int) -> None:
     whole = _tar(tmp_path / "x.tar", [("a.bin", b"x" * 600), ("b.bin", b"y" * 900)]).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:keep])
@@ -126,8 +129,6 @@ def test_modes_become_rgb_and_damage_is_named() -> None:
 def test_absurdly_large_images_are_refused() -> None:
     header = bytearray(_png())
     header[16:24] = (60_000).to_bytes(4, "big") * 2
-    import zlib
-
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
     with pytest.raises(InputError, match="DecompressionBomb"):
         decode_image(bytes(header), "bomb")
@@ -154,14 +155,8 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("size", [(1, 65_000), (20_000, 1)])
 def test_a_line_is_no_image(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"a.png cannot be decoded as an image: .*{size[0]} x {size[1]} pixels"):
-        decode_image(_drawn(size), "a.png")
-    assert decode_image(_drawn((1, 1000)), "b.png").size == (1, 1000)
-
-
-def _drawn(size: tuple[int, int]) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", size).save(file, "PNG")
-    return file.getvalue()
+        decode_image(_png(size=size), "a.png")
+    assert decode_image(_png(size=(1, 1000)), "b.png").size == (1, 1000)
 
 
 def _data(row: int) -> bytes:
@@ -184,9 +179,7 @@ def test_any_order_and_several_threads(tmp_path: Path, group: int) -> None:
         assert archive.read(picture_name("image", 7, "0" * 32)) == _data(7)
 
 
-def test_in_order_each_row_group_is_begun_once(
-    tmp_path: Path, tiny: Callable[..., ClipModel], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_order_each_row_group_is_begun_once(tmp_path: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[int] = []
     begin = ParquetPictures._windows
     monkeypatch.setattr(ParquetPictures, "_windows", lambda self, name, n: (begun.append(n), begin(self, name, n))[1])
@@ -250,3 +243,45 @@ def test_what_holds_no_pictures_or_is_damaged_is_told(tmp_path: Path) -> None:
             with pytest.raises(InputError, match=r"a\.parquet"):
                 archive.read(picture_name("image", row))
         assert archive.read(picture_name("image", ROWS - 1)) == noise[ROWS - 1].as_py()
+
+
+def _member(kind: bytes, data: bytes, told: int | None = None, name: str = "0.txt") -> bytes:
+    """A member whose header tells of another size than it has."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(data) if told is None else told
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+def _pax(text: str) -> bytes:
+    record = f" {text}\n"
+    return _member(tarfile.XHDTYPE, f"{len(record) + 2}{record}".encode())
+
+
+FIRST = _member(tarfile.REGTYPE, b"a dog on a beach", name="first.txt")
+LAST = _member(tarfile.REGTYPE, b"a cat") + bytes(2 * tarfile.BLOCKSIZE)
+IMPOSSIBLE = {
+    "a size below 0": _member(tarfile.REGTYPE, b"", -512),
+    "a size below 0 in words": _pax("size=-1536"),
+    "a size beyond any file": _pax(f"size={10**30}"),
+    "a name of a size below 0": _member(tarfile.GNUTYPE_LONGNAME, b"", -1024),
+    "a name of a name of a name": _member(tarfile.GNUTYPE_LONGNAME, b"a\0") * 1500,
+    "a name of gigabytes": _member(tarfile.GNUTYPE_LONGNAME, b"a\0", 4 << 30),
+    "holes that are no numbers": _pax("GNU.sparse.map=a,b"),
+}
+
+
+@pytest.mark.parametrize("what", IMPOSSIBLE)
+def test_an_impossible_header_is_told(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(FIRST + IMPOSSIBLE[what] + LAST)
+    with pytest.raises(InputError, match=r"a\.tar is not a whole, uncompressed tar file"):
+        ImageArchive(path)
+    with pytest.raises(InputError, match=r"a\.tar cannot be read as a tar, it is damaged"):
+        list(read_webdataset(path, SourceOptions(path="a.tar")))
+
+
+def test_a_long_name_that_unpacks_to_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(FIRST + _member(tarfile.XHDTYPE, bytes(64 << 20)) + LAST, 1))
+    with pytest.raises(InputError, match="a header of 67108864 bytes"):
+        list(read_webdataset(path, SourceOptions(path="a.tar.gz")))

@@ -21,26 +21,20 @@ from paraclip_core.errors import InputError, ModelError
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 NAMES = [f"photo {row}.jpg" for row in range(7)]
-EVERY = np.arange(7)
-
-
-def directions(index: ImageIndex) -> np.ndarray:
-    rows = np.asarray(index.features[EVERY], np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def same(index: ImageIndex) -> bool:
-    return bool(np.allclose(directions(index), ROWS / np.linalg.norm(ROWS, axis=1, keepdims=True), atol=2e-3))
+    """Whether it has the directions of the rows."""
+    rows = np.asarray(index.features[np.arange(7)], np.float32)
+    units = [some / np.linalg.norm(some, axis=1, keepdims=True) for some in (rows, ROWS)]
+    return bool(np.allclose(*units, atol=2e-3))
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
-def test_npy_with_numbers_for_ids(tmp_path: Path, dtype: type) -> None:
-    np.save(tmp_path / "index.npy", ROWS.astype(dtype))
-    index = read_index(tmp_path / "index.npy")
-    assert same(index) and list(index.ids) == [str(row) for row in range(7)] and not index.named
-
-
-def test_ids_as_text_json_or_parquet(tmp_path: Path) -> None:
+def test_npy_and_parquet_and_their_ids(tmp_path: Path) -> None:
+    for dtype in (np.float16, np.float64):
+        np.save(tmp_path / "index.npy", ROWS.astype(dtype))
+        index = read_index(tmp_path / "index.npy")
+        assert same(index) and list(index.ids) == [str(row) for row in range(7)] and not index.named
     np.save(tmp_path / "index.npy", ROWS)
     (tmp_path / "ids.txt").write_text("\n".join(NAMES) + "\n")
     (tmp_path / "ids.json").write_text(json.dumps(NAMES))
@@ -48,9 +42,6 @@ def test_ids_as_text_json_or_parquet(tmp_path: Path) -> None:
     for name in ("ids.txt", "ids.json", "ids.parquet"):
         index = read_index(tmp_path / "index.npy", tmp_path / name)
         assert index.ids == NAMES and index.named
-
-
-def test_parquet_with_a_column_of_vectors(tmp_path: Path) -> None:
     for kind in (pa.list_(pa.float32()), pa.list_(pa.float32(), 4), pa.large_list(pa.float64())):
         vectors = pa.array(ROWS.tolist(), kind)
         pq.write_table(pa.table({"path": NAMES, "clip": vectors}), tmp_path / "index.parquet", row_group_size=3)
@@ -70,7 +61,7 @@ def test_a_folder_of_clip_retrieval(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(index.features[np.array([4, 0])]), ROWS[[4, 0]].astype(np.float16))
 
 
-def test_what_is_no_index_is_named(tmp_path: Path) -> None:
+def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", ROWS.reshape(-1))
     np.save(tmp_path / "whole.npy", ROWS.astype(np.int64))
     np.save(tmp_path / "no-rows.npy", ROWS[:0])
@@ -94,9 +85,6 @@ def test_what_is_no_index_is_named(tmp_path: Path) -> None:
     for name, message in expected.items():
         with pytest.raises(InputError, match=message):
             read_index(tmp_path / name)
-
-
-def test_ids_that_do_not_fit(tmp_path: Path) -> None:
     np.save(tmp_path / "index.npy", ROWS)
     (tmp_path / "ids.txt").write_text("one\ntwo\n")
     (tmp_path / "ids.json").write_text('{"a": 1}')
@@ -116,26 +104,13 @@ def pictures(count: int = 3) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values]
 
 
-def test_another_text_tower_changes_nothing(tiny: Tiny) -> None:
+def test_another_text_tower_changes_nothing_and_another_image_tower_or_preprocessing_does(tiny: Tiny) -> None:
     base, tuned = tiny(), tiny()
     with torch.no_grad():
         tuned.model.get_parameter("text_projection").zero_()
     assert all(check.valid and not check.differences for check in check_towers(base, tuned))
     check, features = check_images(base, tuned, pictures(), list("abc"))
     assert check.valid and features.shape == (3, 32) and "3 of 3" in check.detail
-
-
-@pytest.mark.parametrize("change", ["nextafter", "sign of zero"])
-def test_the_smallest_change_of_the_image_tower_is_seen(tiny: Tiny, change: str) -> None:
-    base, tuned = tiny(), tiny()
-    bias = tuned.model.get_parameter("visual.ln_post.bias")
-    with torch.no_grad():
-        bias[3] = -0.0 if change == "sign of zero" else bias.detach()[3].nextafter(torch.tensor(1.0))
-    tower, preprocess = check_towers(base, tuned)
-    assert not tower.valid and preprocess.valid
-
-
-def test_other_images_and_another_preprocessing(tiny: Tiny) -> None:
     base, changed, other = tiny(), tiny(), tiny()
     with torch.no_grad():
         for parameter in changed.visual.parameters():
@@ -147,6 +122,16 @@ def test_other_images_and_another_preprocessing(tiny: Tiny) -> None:
     assert same.valid and not preprocess.valid
     check, _ = check_images(base, tiny(embed_dim=16), pictures(), list("abc"))
     assert not check.valid and "32 and 16 dimensions" in check.detail
+
+
+@pytest.mark.parametrize("change", ["nextafter", "sign of zero"])
+def test_the_smallest_change_of_the_image_tower_is_seen(tiny: Tiny, change: str) -> None:
+    base, tuned = tiny(), tiny()
+    bias = tuned.model.get_parameter("visual.ln_post.bias")
+    with torch.no_grad():
+        bias[3] = -0.0 if change == "sign of zero" else bias.detach()[3].nextafter(torch.tensor(1.0))
+    tower, preprocess = check_towers(base, tuned)
+    assert not tower.valid and preprocess.valid
 
 
 @pytest.mark.parametrize("change", [{"quick_gelu": True}, {"vision_cfg": {"head_width": 32}}])

@@ -21,11 +21,16 @@ from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.clip.reference import local_file, model_files, place_free_name, tokenizer_reference
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.reference import (
+    check_reference,
+    local_file,
+    model_files,
+    place_free_name,
+    pretrained_tags,
+    tokenizer_reference,
+)
 from paraclip_core.errors import ModelError
 
-SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 TEXTS = ["a dog on a beach", "two men & a boat", "A"]
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -43,8 +48,8 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
         weights.write_bytes(damaged)
         with pytest.raises(ModelError, match=WEIGHTS):
             load_clip(str(folder))
-    tensors = load_file_bytes(whole, tmp_path)
-    tensors.pop("ln_final.weight")
+    weights.write_bytes(whole)
+    tensors = {name: tensor.clone() for name, tensor in load_file(weights).items() if name != "ln_final.weight"}
     save_file(tensors, weights)
     with pytest.raises(ModelError, match=r"ln_final\.weight"):
         load_clip(str(folder))
@@ -65,19 +70,13 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def load_file_bytes(data: bytes, folder: Path) -> dict[str, torch.Tensor]:
-    (folder / "whole.safetensors").write_bytes(data)
-    return load_file(folder / "whole.safetensors")
-
-
-def test_unknown_names_get_the_nearest() -> None:
+def test_unknown_names_and_activations_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with pytest.raises(ModelError, match="did you mean ViT-B-32"):
         load_clip("ViT-B32:openai")
     with pytest.raises(ModelError, match="laion400m"):
         load_clip("ViT-B-32:laion400m")
-
-
-def test_weights_of_another_activation_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: {"quick_gelu": False})
     with pytest.raises(ModelError, match="use ViT-B-32:openai"):
         load_clip("ViT-B-32-quickgelu:openai")
@@ -95,9 +94,7 @@ def test_offline_is_told(reference: str, monkeypatch: pytest.MonkeyPatch) -> Non
         load_clip(reference)
 
 
-def test_quick_gelu_is_turned_on_for_weights_that_need_it(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quick_gelu_is_turned_on_where_needed(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """open_clip only warns when `ViT-B-32` meets `laion400m_e32`, and the model is then worse."""
     source = tiny(quick_gelu=True)
     save_file(source.model.state_dict(), tmp_path / "weights.safetensors")
@@ -132,26 +129,15 @@ def test_the_hubs_commit_is_noted(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
 
 
 ARCHITECTURE = "Tiny-B-32"
-HEADS_OF_64 = {"width": 64, "head_width": 64}
 
 
 @pytest.fixture
 def known(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> ClipModel:
     """A model whose architecture open_clip knows by name; every head is 64 wide, as in OpenAI's models."""
-    clip = tiny({"width": 64, "heads": 1}, vision_cfg={**VISION, **HEADS_OF_64})
+    vision = {"image_size": 32, "layers": 2, "patch_size": 16, "width": 64, "head_width": 64}
+    clip = tiny({"width": 64, "heads": 1}, vision_cfg=vision)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, clip.model_cfg)
     return clip
-
-
-VISION = {"image_size": 32, "layers": 2, "patch_size": 16}
-
-
-def same(found: ClipModel, expected: ClipModel) -> None:
-    """The two models are one."""
-    assert image_tower_hash(found) == image_tower_hash(expected)
-    for name, tensor in expected.model.state_dict().items():
-        assert torch.equal(found.model.state_dict()[name], tensor), name
-    np.testing.assert_array_equal(encode_texts(found, TEXTS), encode_texts(expected, TEXTS))
 
 
 def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> None:
@@ -164,17 +150,23 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
     torch.save(tensors, tmp_path / "plain.bin")
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     save_file(tensors, tmp_path / "weights.safetensors")
-    for name in ("open_clip.pt", "laclip.pt", "plain.bin", "old.pth", "weights.safetensors"):
-        same(load_clip(f"{ARCHITECTURE}:{tmp_path / name}"), known)
+    for file in ("open_clip.pt", "laclip.pt", "plain.bin", "old.pth", "weights.safetensors"):
+        found = load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
+        assert image_tower_hash(found) == image_tower_hash(known)
+        for name, tensor in tensors.items():
+            assert torch.equal(found.model.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_refused_by_name(known: ClipModel, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_no_numbers_or_of_another_model_are_told(known: ClipModel, tmp_path: Path, tiny: Tiny) -> None:
     tensors = dict(known.model.state_dict())
-    tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], value)
+    tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], float("nan"))
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(ModelError, match=r"w\.safetensors has weights .* in ln_final\.weight"):
         load_clip(f"{ARCHITECTURE}:{tmp_path / 'w.safetensors'}")
+    for file, content in (("other.pt", tiny().model.state_dict()), ("list.pt", [1, 2]), ("empty.pt", {"epoch": 3})):
+        torch.save(content, tmp_path / file)
+        with pytest.raises(ModelError, match="does not fit Tiny-B-32"):
+            load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
 
 
 def _openai_archive(clip: ClipModel, path: Path) -> None:
@@ -212,12 +204,8 @@ def test_openais_archives_are_converted_once(known: ClipModel, tmp_path: Path, m
         exec(page.partition("```python\n")[2].partition("```")[0], {})
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, {**known.model_cfg, "quick_gelu": True})
     loaded = load_clip(f"{ARCHITECTURE}:{tmp_path / 'base.pt'}")
-    assert image_tower_hash(loaded) == image_tower_hash(_rounded(known))
-
-
-def _rounded(clip: ClipModel) -> ClipModel:
-    clip.model.half().float()
-    return clip
+    known.model.half().float()
+    assert image_tower_hash(loaded) == image_tower_hash(known)
 
 
 class _Bomb:
@@ -257,13 +245,6 @@ def test_damaged_files_are_told(known: ClipModel, tmp_path: Path) -> None:
         load_clip(f"Tiny-B-23:{tmp_path / 'w.pt'}")
 
 
-def test_weights_of_another_model_are_told(known: ClipModel, tiny: Tiny, tmp_path: Path) -> None:
-    for file, content in (("other.pt", tiny().model.state_dict()), ("list.pt", [1, 2]), ("empty.pt", {"epoch": 3})):
-        torch.save(content, tmp_path / file)
-        with pytest.raises(ModelError, match="does not fit Tiny-B-32"):
-            load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
-
-
 def test_what_references_mean(tmp_path: Path) -> None:
     assert local_file("ViT-B-32:laion2b_s34b_b79k") is None and local_file("hf-hub:org/name") is None
     assert local_file("ViT-B-32:/data/w.pt") == ("ViT-B-32", Path("/data/w.pt"))
@@ -280,3 +261,29 @@ def test_what_references_mean(tmp_path: Path) -> None:
         "open_clip_config.json",
         "open_clip_model.safetensors",
     ]
+
+
+TABLE = Path(open_clip.__file__).with_name("pretrained.py")
+
+
+def test_the_tags_that_are_read_are_those_that_open_clip_has() -> None:
+    for architecture in open_clip.list_models():
+        assert pretrained_tags(TABLE, architecture) == set(open_clip.list_pretrained_tags_by_model(architecture))
+
+
+@pytest.mark.parametrize(
+    "content", ["_PRETRAINED = load()", "TABLE = {}", "_PRETRAINED = {'ViT-B-32': dict(**more)}", "def", "\0"]
+)
+def test_a_table_in_another_form_is_not_judged(content: str, tmp_path: Path) -> None:
+    (tmp_path / "pretrained.py").write_text(content)
+    assert pretrained_tags(tmp_path / "pretrained.py", "ViT-B-32") is None
+    assert pretrained_tags(tmp_path / "absent.py", "ViT-B-32") is None
+
+
+def test_a_tag_is_checked_and_a_file_is_not_one(tmp_path: Path) -> None:
+    check_reference("ViT-B-32:openai")
+    check_reference("ViT-B-32-quickgelu:openai")
+    check_reference(f"ViT-B-32:{tmp_path}/weights.pt")
+    for wrong in ("ViT-B-32:laion2b", "ViT-B-32:", "ViT-B-32-quickgelu:laion2b_s34b_b79k"):
+        with pytest.raises(ModelError, match="has no weights"):
+            check_reference(wrong)

@@ -39,8 +39,8 @@ def test_a_frozen_tower_stays_frozen(tiny: Tiny) -> None:
     assert not twin.visual.training
 
 
-@pytest.mark.parametrize("change", ["weight", "buffer", "name"])
-def test_the_hash_sees_every_tensor(change: str) -> None:
+@pytest.mark.parametrize("change", ["weight", "buffer", "name", "text"])
+def test_the_hash_sees_every_tensor_but_those_of_the_text_tower(change: str) -> None:
     clip = embedded_clip(SMALL)
     before = image_tower_hash(clip)
     visual: Any = clip.visual
@@ -49,18 +49,12 @@ def test_the_hash_sees_every_tensor(change: str) -> None:
             visual.head.proj.weight[3, 5].nextafter_(torch.tensor(2.0))
         elif change == "buffer":
             visual.trunk.bn2.running_var[0] += 1e-3
-        else:
+        elif change == "name":
             visual.register_buffer("more", torch.zeros(1))
-    assert image_tower_hash(clip) != before
+        else:
+            clip.model.get_parameter("text_projection").zero_()
+    assert (image_tower_hash(clip) != before) == (change != "text")
     assert len(before) == 32
-
-
-def test_the_hash_leaves_the_text_tower_out() -> None:
-    clip = embedded_clip(SMALL)
-    before = image_tower_hash(clip)
-    with torch.no_grad():
-        clip.model.get_parameter("text_projection").zero_()
-    assert image_tower_hash(clip) == before
 
 
 def test_devices() -> None:
@@ -86,7 +80,7 @@ def test_the_embedded_model_follows_its_options_only() -> None:
     assert image_tower_hash(embedded_clip(SMALL.model_copy(update={"embed_dim": 16}))) != image_tower_hash(first)
 
 
-@pytest.mark.parametrize("embed_dim", [32, 1280, 1500])
+@pytest.mark.parametrize("embed_dim", [32, 1500])
 def test_the_projection_is_orthonormal(embed_dim: int) -> None:
     visual: Any = embedded_clip(SMALL.model_copy(update={"embed_dim": embed_dim})).visual
     weight = visual.head.proj.weight.detach().double()

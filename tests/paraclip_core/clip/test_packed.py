@@ -104,7 +104,6 @@ def drawn_trie() -> PrefixTrie:
 
 
 def attended(qkv: torch.Tensor, layout: TrieLayout, last: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention's output and its gradient, without padding."""
     count = layout.end_count if last else layout.node_count
     qkv = torch.nn.functional.pad(qkv, (0, 0, 0, len(layout.primary_slot) - len(qkv))).requires_grad_()
     output = attention(qkv, layout, last)

@@ -46,12 +46,9 @@ def test_as_sorting_all_scores_does(held: int, seed: int, count: int, k: int) ->
     assert np.array_equal(scores, np.take_along_axis(queries @ features.T, expected, 1))
 
 
-def test_features_of_another_model(tiny: Callable[..., ClipModel]) -> None:
+def test_features_of_another_model_or_not_finite_are_told(tiny: Callable[..., ClipModel]) -> None:
     with pytest.raises(ModelError, match="another image tower"):
         search(tiny(), Searcher(np.zeros((2, 8), np.float16), ["a", "b"]), "x")
-
-
-def test_a_feature_that_is_not_finite_is_named() -> None:
     features = np.ones((3, 4), np.float32)
     features[1, 2] = np.nan
     with pytest.raises(InputError, match=r"'b' \(row 1\) are not finite"):
@@ -75,35 +72,23 @@ def precision(vector: np.ndarray, group: int, depth: int = 40) -> float:
     return float((GROUP[np.argsort(-(IMAGES @ vector))[:depth]] == group).mean())
 
 
-def test_without_marks_it_is_the_query() -> None:
-    assert refine(CENTERS[0], NOTHING, NOTHING) == pytest.approx(CENTERS[0], abs=1e-6)
-
-
 def test_marks_find_what_the_query_missed() -> None:
     """The query lies between two groups of images; three marks each way say which one is meant."""
     query = unit(CENTERS[0] + CENTERS[1])
     refined = refine(query, IMAGES[50:53], IMAGES[:3])
     assert precision(refined, 1) > precision(query, 1) + 0.15
     assert np.linalg.norm(refined) == pytest.approx(1, abs=1e-5)
-
-
-def test_right_or_wrong_alone_are_enough() -> None:
-    query = unit(CENTERS[0] + CENTERS[1])
-    before = precision(query, 1)
-    assert precision(refine(query, IMAGES[50:53], NOTHING), 1) > before
-    assert precision(refine(query, NOTHING, IMAGES[:3]), 1) > before
+    # Right or wrong ones alone help, too, and without any it is the query.
+    for right, wrong in ((IMAGES[50:53], NOTHING), (NOTHING, IMAGES[:3])):
+        assert precision(refine(query, right, wrong), 1) > precision(query, 1)
+    assert refine(query, NOTHING, NOTHING) == pytest.approx(query, abs=1e-6)
 
 
 def pairs(near: Neighbors) -> list[tuple[int, int]]:
     return list(zip(near.first().tolist(), near.rows.tolist(), strict=True))
 
 
-@given(
-    count=st.integers(0, 40),
-    least=st.floats(-0.5, 0.9),
-    most=st.integers(1, 50),
-    seed=st.integers(0, 1000),
-)
+@given(count=st.integers(0, 40), least=st.floats(-0.5, 0.9), most=st.integers(1, 50), seed=st.integers(0, 1000))
 @settings(deadline=None, max_examples=60)
 def test_all_pairs_at_once_say_the_same(count: int, least: float, most: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

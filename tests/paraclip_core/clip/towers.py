@@ -38,18 +38,31 @@ SIGLIP = {
 HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 400}
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 400}
 M2M = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "vocab_size": 400,
-    "max_position_embeddings": 96,
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 400, "max_position_embeddings": 96,
     "encoder_layerdrop": 0.0,  # or a layer is left out by chance in one forward pass of ten while it is trained
-}
+}  # fmt: skip
 
+
+def _hf(name: str, pooler: str = "mean_pooler", **more: Any) -> dict[str, Any]:
+    return {"text_cfg": {"hf_model_name": name, "hf_pooler_type": pooler, **more}}
+
+
+def _coca(text: dict[str, Any], vocabulary: int) -> dict[str, Any]:
+    return {
+        "text_cfg": {**text, "output_tokens": True},
+        "multimodal_cfg": {"context_length": 76, "vocab_size": vocabulary, "width": 64, "heads": 2, "layers": 1},
+        "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
+        "custom_text": True,
+    }
+
+
+def _siglip(tokenizer: str, **more: Any) -> dict[str, Any]:
+    text = {**SIGLIP, "hf_tokenizer_name": tokenizer, **more}
+    return {"text_cfg": text, "custom_text": True, "init_logit_bias": -10}
+
+
+CLIPA = {**SMALL, "no_causal_mask": True, "pool_type": "last", "hf_tokenizer_name": "bert"}
 KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "clip": (False, {"text_cfg": TEXT}),
     "clip-quickgelu": (False, {"text_cfg": TEXT, "quick_gelu": True}),
@@ -58,56 +71,16 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "pe": (False, {"text_cfg": {**TEXT, "block_type": "custom", "scale_attn": True}, "custom_text": True}),
     "worldwide": (False, {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 2, "hf_tokenizer_name": "roberta"}}),
     "eos-is-pad": (True, {"text_cfg": {**SMALL, "pool_type": "eos", "eos_id": 1, "hf_tokenizer_name": "siglip"}}),
-    "coca": (
-        True,
-        {
-            "text_cfg": {**TEXT, "context_length": 76, "embed_cls": True, "output_tokens": True},
-            "multimodal_cfg": {"context_length": 76, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1},
-            "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-            "custom_text": True,
-        },
-    ),
-    "roberta": (False, {"text_cfg": {"hf_model_name": "roberta", "hf_pooler_type": "mean_pooler"}}),
-    "xlm-roberta": (False, {"text_cfg": {"hf_model_name": "xlm-roberta", "hf_pooler_type": "mean_pooler"}}),
-    "bert": (False, {"text_cfg": {"hf_model_name": "bert", "hf_pooler_type": "cls_pooler"}}),
-    "mt5": (False, {"text_cfg": {"hf_model_name": "mt5", "hf_pooler_type": "mean_pooler"}}),
-    "nllb": (
-        False,
-        {"text_cfg": {"hf_model_name": "m2m_100", "hf_pooler_type": "cls_pooler", "hf_proj_type": "linear"}},
-    ),
-    "coca-roberta": (
-        False,
-        {
-            "text_cfg": {"hf_model_name": "roberta", "hf_proj_type": "linear", "output_tokens": True},
-            "multimodal_cfg": {"context_length": 76, "vocab_size": 400, "width": 64, "heads": 2, "layers": 1},
-            "vision_cfg": {**VISION, "attentional_pool": True, "attn_pooler_heads": 2, "output_tokens": True},
-            "custom_text": True,
-        },
-    ),
-    "siglip": (
-        True,
-        {"text_cfg": {**SIGLIP, "hf_tokenizer_name": "siglip"}, "custom_text": True, "init_logit_bias": -10},
-    ),
-    "siglip2": (
-        True,
-        {
-            "text_cfg": {**SIGLIP, "act_kwargs": {"approximate": "tanh"}, "hf_tokenizer_name": "bert"},
-            "custom_text": True,
-            "init_logit_bias": -10,
-        },
-    ),
-    "clipa": (
-        True,
-        {
-            "text_cfg": {
-                **SMALL,
-                "no_causal_mask": True,
-                "pool_type": "last",
-                "hf_tokenizer_name": "bert",
-                "tokenizer_kwargs": {"strip_sep_token": True},
-            }
-        },
-    ),
+    "coca": (True, _coca({**TEXT, "context_length": 76, "embed_cls": True}, 49408)),
+    "roberta": (False, _hf("roberta")),
+    "xlm-roberta": (False, _hf("xlm-roberta")),
+    "bert": (False, _hf("bert", "cls_pooler")),
+    "mt5": (False, _hf("mt5")),
+    "nllb": (False, _hf("m2m_100", "cls_pooler", hf_proj_type="linear")),
+    "coca-roberta": (False, _coca({"hf_model_name": "roberta", "hf_proj_type": "linear"}, 400)),
+    "siglip": (True, _siglip("siglip")),
+    "siglip2": (True, _siglip("bert", act_kwargs={"approximate": "tanh"})),
+    "clipa": (True, {"text_cfg": {**CLIPA, "tokenizer_kwargs": {"strip_sep_token": True}}}),
     "mobileclip-s": (True, {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
 }
 """Architectures in small: whether the text tower must see all padding, and the `model_cfg`."""

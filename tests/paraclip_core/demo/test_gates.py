@@ -1,4 +1,4 @@
-"""Gates on the meaning of single words, with cosines that are given."""
+"""Gates on single words, with cosines that are given, and on details: numbers, colours, where things are."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 from paraclip_core.config import GateOptions
 from paraclip_core.demo.gates import (
     align,
+    changed_colour,
+    changed_negation,
+    changed_number,
     compared_words,
+    directions,
+    misplaced,
     narrowed,
+    new_relation,
     new_words,
+    placed,
     unknown_words,
 )
 from paraclip_core.paraphrase.gates import gates_of
@@ -51,35 +58,26 @@ def near(pair: Pair) -> dict[tuple[str, str], float]:
     return {(pair.source, pair.answer): 0.9, (pair.caption, pair.answer): 0.9}
 
 
-def test_whole_texts_must_be_near() -> None:
+def test_whole_texts_must_be_near_and_words_are_compared_only_where_they_differ() -> None:
     pair = texts("a dog", "the dog")
     assert first(pair, {}) == "low_similarity"
     assert first(pair, near(pair)) is None
     second = texts("a dog", "the dog", 2, "one dog")
     assert first(second, {("one dog", "the dog"): 0.9, ("a dog", "the dog"): 0.5}) == "low_caption_similarity"
+    assert compared_words(texts("a dog", "the dog")) == set()
 
 
-def test_a_new_word_must_stand_for_a_lost_one() -> None:
+def test_a_new_word_must_stand_for_a_lost_one_and_no_word_may_go() -> None:
     pair = texts("a cat in the sea", "a cat in the ocean")
     assert first(pair, near(pair) | {("sea", "ocean"): 0.8}) is None
     assert first(pair, near(pair) | {("sea", "ocean"): 0.4}) == "invented_word"
     added = texts("a rabbit under a cup", "a rabbit under a cup of coffee")
     # However near to a word that is still there.
     assert first(added, near(added) | {("cup", "coffee"): 0.9}) == "invented_word"
-
-
-def test_one_lost_word_is_not_said_with_three() -> None:
     pair = texts("a bird by the car", "a bird by the vehicle near a parking garage")
     assert first(pair, near(pair), other=0.9) == "invented_word"
-
-
-def test_a_word_of_the_caption_must_not_go() -> None:
     pair = texts("a blue ball and a fish on the street", "a blue ball on the street")
     assert first(pair, near(pair)) == "lost_word"
-
-
-def test_words_are_compared_only_where_texts_differ() -> None:
-    assert compared_words(texts("a dog", "the dog")) == set()
 
 
 @pytest.mark.parametrize(
@@ -87,19 +85,13 @@ def test_words_are_compared_only_where_texts_differ() -> None:
     [
         ("a red car in the sea", "a red vehicle in the ocean", "car sea", "vehicle ocean", "vehicle ocean"),
         ("a dog on the beach", "a puppy at the shore", "", "puppy shore", ""),
-        ("two dogs running", "two dogs run", "", "", ""),
         ("stock photo 88213 of a bus #4.jpg", "a bus", "", "", ""),
         ("a small green lamp left of a cup", "a lamp and a cup", "green", "", ""),
         ("a rabbit under a red cup", "a rabbit under a red cup of coffee", "", "coffee", "coffee"),
-        ("a couple on a bench", "two on a bench", "", "", ""),
-        ("12 balloons", "twelve balloons", "", "", ""),
         ("a dozen eggs", "12 eggs", "", "", ""),
         ("nobody is in the room", "no one is in the room", "", "", ""),
-        ("a man who doesn't run", "a man that does not run", "", "", ""),
         ("a ball under a table", "a ball beneath a table", "", "", ""),
-        ("a girl's hat", "the hat of a girl", "", "", ""),
         ("a woman on her cellphone", "a woman on her cell phone", "", "", ""),
-        ("a cat on a window sill", "a cat on a windowsill", "", "", ""),
     ],
 )
 def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> None:
@@ -111,15 +103,11 @@ def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> 
     ("caption", "answer", "wrong"),
     [
         ("a dog in the snow", "a dog in a snowstorm", "snowstorm"),
-        ("a dog with a bone", "a dog with a jawbone", "jawbone"),
         ("a dog in the snow", "a dog in snowy weather", None),
-        ("the woods in a photo", "the woodland in a photograph", None),
         ("a man swims", "a swimmer", None),
         ("hikers walk on a path", "hikes walking on a trail", "hikes"),
         ("hikers walk on a path", "people hiking on a trail", None),
-        ("a skater jumps", "a skate is jumping", "skate"),
         ("a skateboarder jumps", "a person on a skateboard jumps", None),
-        ("a skateboarder jumps", "a skater on a skateboard is jumping", None),
         ("an older girl", "an old girl", None),
         ("a red chair", "a red armchair", None),  # a list knows both, so another gate judges
     ],
@@ -140,8 +128,113 @@ def test_unknown_words_are_new_and_nothing_is_lost_to_itself(one: str, two: str)
 def test_new_words_are_those_of_neither_text_in_any_form() -> None:
     pair = Pair("two dogs on a skate board", "two dogs skating", "A wet dog on three skateboards, running", 2)
     assert new_words(pair) == ["wet", "running"]
-
-
-def test_another_word_for_a_known_thing_is_not_unknown() -> None:
     pair = Pair("a dog on a beach", "a dog on a beach", "a puppy on a wet shore", 1)
     assert new_words(pair) == ["puppy", "wet", "shore"] and "puppy" not in unknown_words(pair)
+
+
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+UNITS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+@pytest.mark.parametrize("between", ["-", " "])
+def test_a_number_is_the_same_in_words_and_digits(between: str) -> None:
+    for ten, tens in enumerate(TENS, 2):
+        for unit, units in enumerate(UNITS, 1):
+            digits, spelled = f"{10 * ten + unit} dogs", f"{tens}{between}{units} dogs"
+            assert changed_number(texts(digits, spelled), GateOptions()) is None
+            assert changed_number(texts(spelled, digits), GateOptions()) is None
+            assert changed_number(texts(spelled, f"{10 * ten} dogs"), GateOptions()) is not None
+
+
+def test_long_numbers_in_digits_may_go_and_none_may_come() -> None:
+    assert changed_number(texts("a dog 88213", "a puppy"), GateOptions()) is None
+    assert changed_number(texts("twenty dogs", "many dogs"), GateOptions()) == "lost 20"
+    assert changed_number(texts("a dog", "a dog 88213"), GateOptions()) == "says 88213, which the input does not"
+
+
+@pytest.mark.parametrize(
+    ("source", "answer", "why"),
+    [
+        ("a black and white cat", "a white and black cat", None),
+        ("a black and white cat", "a black cat", "lost white"),
+        ("a red ball and a blue car", "a blue ball and a red car", "blue ball was red"),
+    ],
+)
+def test_colours_stay_with_their_things(source: str, answer: str, why: str | None) -> None:
+    assert changed_colour(texts(source, answer), GateOptions()) == why
+
+
+@pytest.mark.parametrize("denial", ["cannot", "can't", "does not", "doesn't", "doesn’t", "never"])
+def test_a_denial_may_be_said_in_any_way(denial: str) -> None:
+    assert changed_negation(texts(f"the dog {denial} jump", "the dog will not jump"), GateOptions()) is None
+    assert changed_negation(texts(f"the dog {denial} jump", "the dog will jump"), GateOptions()) is not None
+
+
+MISPLACED = [
+    ("a black bus and a blue box in the hills", "a black bus in a blue box", "in box"),
+    ("on the street, a red bus", "on a red bus in a highway", "on bus"),
+    ("a cat next to a lamp", "a cat under a lamp", "below lamp"),
+]
+WELL_PLACED = [
+    ("a red umbrella in the sea left of a tree", "a red umbrella in the ocean to the left of a tree"),
+    ("a hat on the table in front of a clock", "in front of a clock, a hat on a table"),
+    ("a dog on the beach", "a dog at the shore"),
+    ("a boy rides a donkey along a riverbed", "a boy on a donkey"),
+    ("a lamp and a cup", "a lamp with a cup"),
+]
+
+
+@pytest.mark.parametrize(("caption", "answer", "wrong"), MISPLACED)
+def test_what_is_elsewhere_is_named(caption: str, answer: str, wrong: str) -> None:
+    assert misplaced(caption, answer) == wrong
+
+
+@pytest.mark.parametrize(("caption", "answer"), WELL_PLACED)
+def test_other_words_for_the_same_place_are_fine(caption: str, answer: str) -> None:
+    assert misplaced(caption, answer) is None
+    assert directions(caption) == directions(answer)
+
+
+@pytest.mark.parametrize(
+    ("caption", "answer", "wrong"),
+    [
+        ("a dog runs near the water", "a dog running toward the water", "toward"),
+        ("three girls hold pillows", "three girls wearing pillows", "wearing"),
+        ("a girl with a red hat", "a girl wearing a red hat", None),
+        ("two dogs play on a carpet", "two dogs playing with a carpet", "with carpet"),
+        ("two dogs play with a ball on a carpet", "two dogs playing on a carpet with a ball", None),
+    ],
+)
+def test_a_relation_that_only_the_answer_tells_of_is_named(caption: str, answer: str, wrong: str | None) -> None:
+    assert new_relation(caption, answer) == wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a fish left of a house", {"left"}),
+        ("a fish left on a house", set()),
+        ("the tree at the right side of a man", {"right"}),
+        ("a dog turns left", set()),
+        ("a cup underneath a chair in front of a house", {"below", "front"}),
+    ],
+)
+def test_directions(text: str, expected: set[str]) -> None:
+    assert directions(text) == expected
+
+
+def test_a_thing_stands_where_its_preposition_says() -> None:
+    assert placed("a boy on a big red bus, near the pond") == {
+        "person/boy": {"-"},
+        "vehicle/bus": {"on"},
+        "pond": {"next"},
+    }
+    assert directions("a bird over a clock") == set()
+    assert directions("a bird over a clock", loose=True) == directions("a bird above a clock") == {"above"}
+
+
+@given(st.text(max_size=60))
+def test_a_text_agrees_with_itself(text: str) -> None:
+    assert misplaced(text, text) is None
+    assert new_relation(text, text) is None
+    assert directions(text) == directions(text.upper())

@@ -27,12 +27,9 @@ def pixels(scene: Scene, index: int = 0) -> np.ndarray:
     return np.asarray(render(SceneImage(index, 0, "val", scene), 96, 7), np.int16)
 
 
-def test_every_kind_has_a_drawing_and_known_colors() -> None:
+def test_every_kind_has_a_drawing_that_shows_its_color() -> None:
     assert set(DRAWINGS) == set(KINDS)
     assert all(set(kind.colors) <= set(COLORS) for kind in KINDS.values())
-
-
-def test_every_kind_shows_its_color() -> None:
     for kind in KINDS.values():
         for color in kind.colors:
             image = pixels(Scene(Thing(kind.word, color), "in the snow"))
@@ -40,18 +37,12 @@ def test_every_kind_shows_its_color() -> None:
             assert near.mean() > 0.02, f"{color} {kind.word}"
 
 
-def test_a_large_thing_covers_more_than_a_small_one() -> None:
-    ball = [pixels(Scene(Thing("ball", "red", size), "in the sea")) for size in ("small", None, "large")]
-    red = [((image[..., 0] > 150) & (image[..., 2] < 110)).mean() for image in ball]
-    assert red[0] * 1.5 < red[1] < red[2]
-
-
-def test_places_and_relations_all_render_at_full_size() -> None:
+def test_places_and_relations_all_render() -> None:
     for index, place in enumerate(PLACES):
         for relation in RELATIONS:
             scene = Scene(Thing("cat", "black"), place, relation, Thing("table", "white", "large"))
-            image = render(SceneImage(index, 0, "train", scene), 224, 7)
-            assert (image.size, image.mode) == ((224, 224), "RGB")
+            image = render(SceneImage(index, 0, "train", scene), 64, 7)
+            assert (image.size, image.mode) == ((64, 64), "RGB")
 
 
 def test_what_is_above_is_drawn_higher_and_what_is_left_further_left() -> None:

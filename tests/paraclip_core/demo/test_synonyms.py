@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.demo.synonyms import (
-    SWAPS,
-    THESAURUS,
-    alternatives,
-    find_synonyms,
-    swapped,
-    variants,
-)
+from paraclip_core.demo.synonyms import SWAPS, THESAURUS, alternatives, find_synonyms, swapped, variants
 
 ANSWERS = {
     "boat": ["ship, vessel", "vessel, sea", "Boats, boat"],
@@ -49,16 +42,13 @@ def test_only_near_words_that_lead_back_or_are_very_near_may_stand_for_a_word() 
     table = find_synonyms(["Two dogs near a boat."], fetch, Vectors())
     # `sea` does not lead back to `boat` but is very near here; `hound` is no plural.
     assert table == {"boat": ("sea", "ship", "vessel"), "dogs": ("puppies",)}
-
-
-def test_words_that_clip_cuts_into_pieces_are_left_out() -> None:
     table = find_synonyms(["a boat"], fetch, Vectors(), lambda word: 2 if word == "ship" else 1)
     assert table == {"boat": ("sea", "vessel")}
-
-
-def test_nothing_to_ask_is_no_error() -> None:
-    assert find_synonyms([], fetch, Vectors()) == {}
-    assert find_synonyms(["red", "two"], fetch, Vectors()) == {}
+    for texts in ([], ["red", "two"]):
+        assert find_synonyms(texts, fetch, Vectors()) == {}
+    # They do not depend on the other texts.
+    dogs, boat = (find_synonyms([text], fetch, Vectors()) for text in ("two dogs", "a boat"))
+    assert find_synonyms(["two dogs", "a boat"], fetch, Vectors()) == {**dogs, **boat}
 
 
 @pytest.mark.parametrize(
@@ -67,21 +57,16 @@ def test_nothing_to_ask_is_no_error() -> None:
         ("dog", "Hound, puppy.", ["hound", "puppy"]),
         ("dog", "dogs, dog house, doghouse, doggy", []),
         ("dog", "cat, kitten", []),
-        ("dog", "animal, pet", []),
         ("dogs", "puppy, puppies", ["puppies"]),
         ("large", "small, tiny, big", ["big"]),
         ("running", "run, jog, jogging", ["jogging"]),
         ("shore", "coastal, beach", ["beach"]),
-        ("sky", "blue, two, the, it is", []),
         ("plane", "x1, <b>, {}, a, 飞机, airplane", ["airplane"]),
-        ("child", "kid", ["kid"]),
     ],
 )
 def test_alternatives(word: str, answer: str, expected: list[str]) -> None:
     assert alternatives(word, [answer]) == expected
-
-
-def test_the_most_frequent_alternative_comes_first() -> None:
+    # The most frequent one comes first.
     assert alternatives("boat", ["vessel, ship", "vessel", "ship, vessel"]) == ["vessel", "ship"]
 
 
@@ -90,13 +75,9 @@ TABLE = {"dog": ("hound", "puppy"), "umbrella": ("parasol",), "car": ("automobil
 
 def test_sentences_keep_their_shape() -> None:
     assert swapped(["A car."], TABLE) == ["An automobile."]
-    assert swapped(["An umbrella, a car"], TABLE, most=1) == swapped(["An umbrella, a car"], TABLE, most=1)
     for text in swapped(["A dog and an umbrella by the sea."], TABLE):
-        assert text.endswith(".")
-        assert " a ocean" not in text
-        assert "an parasol" not in text
-    assert swapped(["nothing here"], TABLE) == []
-    assert swapped([], TABLE) == []
+        assert text.endswith(".") and " a ocean" not in text and "an parasol" not in text
+    assert swapped(["nothing here"], TABLE) == swapped([], TABLE) == []
 
 
 @given(st.text(max_size=60) | st.sampled_from(["a dog in a car", "Umbrella by the SEA"]), st.integers(1, 3))
@@ -116,23 +97,12 @@ def test_the_thesaurus_is_plain_text_and_the_word_is_data() -> None:
 OTHERS = {"quick": ("fast",), "fast": ("quick",), "lamp": ("lantern",), "lantern": ("lamp",)}
 
 
-def test_words_are_swapped_in_the_caption_and_in_the_answers() -> None:
+def test_words_are_swapped_one_in_step_1_and_more_in_step_2() -> None:
     assert variants("a lamp", "a lamp", ["one", "a lamp"], 1, OTHERS) == ["a lantern"]
     assert variants("a dog", "a dog", ["a dog"], 2, OTHERS) == []
-
-
-def test_step_1_swaps_one_word_and_step_2_more() -> None:
     text = "a quick lamp"
     for step, most in SWAPS.items():
         results = variants(text, text, [], step, OTHERS)
         assert max(len(set(answer.split()) - set(text.split())) for answer in results) == min(most, 2)
-
-
-def test_step_2_first_leaves_the_new_words_of_step_1() -> None:
     # "lantern" is what step 1 put; leading back to "lamp" would undo it.
     assert variants("a quick lantern", "a quick lamp", [], 2, OTHERS)[0] == "a fast lantern"
-
-
-def test_a_words_synonyms_do_not_depend_on_the_other_texts() -> None:
-    dogs, boat = (find_synonyms([text], fetch, Vectors()) for text in ("two dogs", "a boat"))
-    assert find_synonyms(["two dogs", "a boat"], fetch, Vectors()) == {**dogs, **boat}

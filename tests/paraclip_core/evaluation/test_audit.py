@@ -56,11 +56,18 @@ def test_a_model_to_which_all_texts_are_one_agrees_with_itself() -> None:
     assert audit.gain["ao"].mean == pytest.approx(100 - audit.figures["base"]["ao"].mean, abs=0.02)
 
 
-def test_one_query_has_no_interval_and_few_images_are_ranked_whole() -> None:
+def test_one_query_has_no_interval_and_what_is_no_query_is_named() -> None:
     audit = audit_index(Searcher(IMAGES[:4], IDS[:4]), {"base": vectors}, PAIRS[:1])
     assert audit.depth == 4 and audit.figures["base"]["js"].mean == 100 and audit.figures["base"]["js"].low is None
     with pytest.raises(BenchmarkError, match="no query has a rewording"):
         audit_index(Searcher(IMAGES, IDS), {"base": vectors}, [])
+    assert wordings([("a", "b"), ("a", "b"), ["c", "d"]]) == [("a", "b", ""), ("c", "d", "")]
+    bad: list[Any] = [("a", 1), 7, "", (), ("a", "b", "c", "d")]
+    for entry in bad:
+        with pytest.raises(BenchmarkError, match=r"entry 2 is .*expected a query, or a tuple"):
+            wordings(["a dog", entry])
+    with pytest.raises(BenchmarkError, match="expected a list of queries"):
+        wordings("a dog")
 
 
 def test_queries_from_text_and_tables(tmp_path: Path) -> None:
@@ -116,13 +123,3 @@ def test_any_text_gets_rewordings_that_differ_from_it(query: str) -> None:
     pairs = wordings([query])
     assert "a photo of" in {pair.kind for pair in pairs} <= set(RULES)
     assert all(pair.query == query.strip() != pair.rewording for pair in pairs)
-
-
-def test_pairs_stay_as_they_are_and_anything_else_is_named() -> None:
-    assert wordings([("a", "b"), ("a", "b"), ["c", "d"]]) == [("a", "b", ""), ("c", "d", "")]
-    bad: list[Any] = [("a", 1), 7, "", (), ("a", "b", "c", "d")]
-    for entry in bad:
-        with pytest.raises(BenchmarkError, match=r"entry 2 is .*expected a query, or a tuple"):
-            wordings(["a dog", entry])
-    with pytest.raises(BenchmarkError, match="expected a list of queries"):
-        wordings("a dog")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,27 @@ import torch
 
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.load import embedded_clip
-from paraclip_core.config import BenchmarkOptions, ModelOptions
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
+from paraclip_core.evaluation.base import Measured
+from paraclip_core.evaluation.metrics import Sample
 from paraclip_core.evaluation.run import (
     Candidate,
     Evaluation,
+    Provenance,
     check_names,
     compare_models,
+    from_arrays,
+    from_table,
+    mteb_name,
     parse_benchmark,
+    result_json,
     source_files,
+    to_arrays,
+    to_table,
 )
-
-SMALL = ModelOptions(text_width=64, text_layers=1, embed_dim=32)
+from paraclip_core.tables import SAMPLES
 
 
 def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **options: Any) -> Evaluation:
@@ -33,20 +42,19 @@ def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **option
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    folder = tmp_path_factory.mktemp("models")
-    clip = embedded_clip(SMALL)
-    save_release(clip, folder / "base", "card")
+def models(small_model: tuple[ClipModel, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    clip, base = small_model
+    tuned = deepcopy(clip)
     with torch.no_grad():
         torch.manual_seed(0)
-        clip.model.token_embedding.weight.add_(0.05 * torch.randn_like(clip.model.token_embedding.weight))  # pyright: ignore
-    save_release(clip, folder / "tuned", "card")
-    return str(folder / "base"), str(folder / "tuned")
+        tuned.model.token_embedding.weight.add_(0.05 * torch.randn_like(clip.model.token_embedding.weight))  # pyright: ignore
+    folder = tmp_path_factory.mktemp("models") / "tuned"
+    save_release(tuned, folder, "card")
+    return base, str(folder)
 
 
 @pytest.fixture
 def mini(data_root: Path, tmp_path: Path) -> Path:
-    """The real COCO images that are at hand, with their captions in JSONL."""
     for name in ("coco_val2017_mini.tar", "coco_val2017_mini.jsonl"):
         (tmp_path / name).symlink_to(data_root / "coco" / name)
     return tmp_path / "coco_val2017_mini.jsonl"
@@ -98,9 +106,6 @@ def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytes
     np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
     assert candidate.texts([]).shape == (0, 32)
     assert candidate.tower == Candidate(models[1], "cpu").tower
-
-
-def test_images_of_a_tower_that_computes_otherwise_are_encoded_anew(models: tuple[str, str]) -> None:
     base, quick = Candidate(models[0], "cpu"), Candidate(models[0], "cpu")
     quick.clip.model_cfg["quick_gelu"] = True
     assert base.tower != quick.tower
@@ -123,24 +128,73 @@ def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
         check_names([BenchmarkOptions(name=name, kind="sts", path="x") for name in names])
 
 
-def test_absent_benchmarks(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
+def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
         compared("unused", "unused", [gone], root=tmp_path)
+    with pytest.raises(ModelError, match="nowhere"):
+        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)
     with pytest.raises(BenchmarkError, match="needs a path"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    found = compared(
-        *models,
-        [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")],
-        root=data_root,
-        device="cpu",
-    )
+    both = [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")]
+    found = compared(*models, both, root=data_root, device="cpu")
     assert "gone was left out: its path is absent" in found.comparison.notes
     assert [outcome.benchmark for outcome in found.outcomes] == ["sick"]
 
 
-def test_an_unknown_model_is_named(data_root: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="nowhere"):
-        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)
+def test_arrays_there_and_back() -> None:
+    gold = Sample(np.arange(4.0), np.arange(4), np.arange(4.0)[::-1])
+    before = Measured(
+        {"spearman": gold, "ao@10": Sample(np.ones(2), np.arange(2))}, {"a": 1}, {"x": np.eye(2, dtype=int)}
+    )
+    after = from_arrays(to_arrays(before), {"a": 1})
+    assert after.metrics == before.metrics == {"spearman": -100.0, "ao@10": 100.0}
+    assert list(after.samples) == list(before.samples)
+    np.testing.assert_array_equal(after.ranked["x"], before.ranked["x"])
+
+
+def test_tables_there_and_back() -> None:
+    gold = Sample(np.array([0.1, 0.2, 0.4]), np.arange(3), np.array([3.0, 1.0, 2.0]))
+    base = Measured({"spearman": gold, "ao@10": Sample(np.ones(2), np.array([7, 7]))}, {"a": 1})
+    other = Sample(np.array([0.3, 0.1, 0.2]), np.arange(3), gold.gold)
+    tuned = Measured({"spearman": other, "ao@10": Sample(np.zeros(2), np.array([7, 7]))}, {})
+    table = to_table(base, tuned)
+    assert table.schema.equals(SAMPLES) and table.num_rows == 5
+    for before, after in zip((base, tuned), from_table(table), strict=True):
+        assert after.metrics == before.metrics and list(after.samples) == list(before.samples)
+        for metric, sample in before.samples.items():
+            np.testing.assert_array_equal(after.samples[metric].clusters, sample.clusters)
+            assert (after.samples[metric].gold is None) == (sample.gold is None)
+
+
+def test_published_result_shapes() -> None:
+    hits = Sample(np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4))
+    found = result_json(
+        "retrieval", "karpathy", "base", "abc", Measured({"text_to_image_recall@5": hits}, {"split": "test"})
+    )
+    assert found["metrics"] == {"image_retrieval_recall@5": 0.75}
+    assert (found["task"], found["dataset"], found["language"]) == ("zeroshot_retrieval", "karpathy", "en")
+    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": hits}, {}))
+    assert found["scores"]["test"][0]["main_score"] == found["scores"]["test"][0]["cosine_spearman"] == 0.75
+    found = result_json(
+        "sugarcrepe", "crepe", "base", "abc", Measured({"accuracy@add_obj": hits, "accuracy": hits}, {})
+    )
+    assert found["metrics"] == {"acc@add_obj": 0.75, "acc": 0.75}
+
+
+def test_a_bundle_is_one_result_and_an_artifacts_say_nothing_that_differs_from_run_to_run() -> None:
+    hits = Sample(np.array([1.0, 0.0]), np.arange(2))
+    measured = Measured({"spearman": hits, "spearman@STS12": hits, "spearman@SICK-R": hits}, {"texts": "raw"})
+    provenance = Provenance("r" * 64, 1.5, {"torch": "2"})
+    whole = result_json("sts7", "all", "tuned", "abc", measured, provenance)
+    assert whole["metrics"] == {"spearman": 0.5, "spearman@STS12": 0.5, "spearman@SICK-R": 0.5}
+    assert (whole["versions"], whole["dataset_revision"]) == ({"torch": "2"}, "r" * 64)
+    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": Sample(np.ones(2), np.arange(2))}, {}))
+    fields = "task_name dataset_revision mteb_version scores evaluation_time kg_co2_emissions model pretrained protocol"
+    assert list(found) == fields.split()
+    assert (found["task_name"], found["dataset_revision"], found["mteb_version"]) == ("stsb", None, None)
+    names = [mteb_name("sts", name) for name in ("stsb", "STS-B", "sts12", "STS16", "mine")]
+    assert names == ["STSBenchmark", "STSBenchmark", "STS12", "STS16", "mine"]
+    assert mteb_name("sick", "anything") == "SICK-R"

@@ -59,7 +59,6 @@ def captions_batch(texts: Sequence[str]) -> pa.RecordBatch:
 
 
 def read_from(batches: Sequence[pa.RecordBatch]) -> Batches:
-    """Reads batches as a stage reads its files."""
     return lambda columns: (batch.select(list(columns)) for batch in batches)
 
 
@@ -79,7 +78,6 @@ class Paraphrasing:
         max_repeats: int | None = None,
         with_words: bool = False,
     ) -> Rounds:
-        """Ready to run."""
         spec = JudgeSpec(options.gates, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
         pool = JudgePool(spec, processes, self._scratch)
@@ -97,7 +95,6 @@ class Paraphrasing:
         progress: Any = None,
         **more: Any,
     ) -> StepOutcome:
-        """One step, to its end."""
         rounds = self.rounds(batches, engine, options, **more)
         rounds.progress = progress or rounds.progress
         with closing(rounds.tables), closing(rounds.pool):
@@ -110,30 +107,25 @@ class Paraphrasing:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> Iterator[AnswerStore]:
-    """An empty cache."""
     with closing(AnswerStore(tmp_path / "cache")) as store:
         yield store
 
 
 @pytest.fixture
 def paraphrasing(cache: AnswerStore, tmp_path: Path) -> Paraphrasing:
-    """Runs steps over `cache`."""
     return Paraphrasing(cache, tmp_path / "scratch")
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Paraphrasing:
-    """Runs steps over another empty cache."""
     return Paraphrasing(AnswerStore(tmp_path / "elsewhere"), tmp_path / "scratch")
 
 
 @pytest.fixture(scope="session")
 def rows_of() -> Callable[[Sequence[str]], pa.RecordBatch]:
-    """Texts → rows as ingest gives them."""
     return captions_batch
 
 
 @pytest.fixture(scope="session")
 def reading() -> Callable[[Sequence[pa.RecordBatch]], Batches]:
-    """Batches → what reads them again and again."""
     return read_from

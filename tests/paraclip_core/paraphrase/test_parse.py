@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.paraphrase.parse import Pair, content_words, jaccard, once_per_pair, parse_answer, stem, words
+from paraclip_core.paraphrase.parse import Pair, content_words, parse_answer, stem, words
 
 
 @pytest.mark.parametrize(
@@ -17,22 +17,16 @@ from paraclip_core.paraphrase.parse import Pair, content_words, jaccard, once_pe
         ("A dog runs.", "A dog runs."),
         ("  A dog runs .\nAnother line", "A dog runs."),
         ('"A dog runs."', "A dog runs."),
-        ("“A dog runs.”", "A dog runs."),
         ("1. A dog runs.", "A dog runs."),
-        ("- A dog runs.", "A dog runs."),
         ("2 dogs run.", "2 dogs run."),
-        ("Paraphrase: A dog runs.", "A dog runs."),
         ('Paraphrased caption: "A dog runs."', "A dog runs."),
         ("Sure, here is a paraphrase: A dog runs.", "A dog runs."),
         ("Here's the rewritten caption:\nA dog runs.", "A dog runs."),
         ('The original text is: "A dog runs."', "A dog runs."),
-        ("The paraphrased sentence is: A dog runs.", "A dog runs."),
         ("A dog runs.<|im_end|>\n<|im_start|>user", "A dog runs."),
         ("A dog &amp; a cat\u00a0run", "A dog & a cat run"),
         ('A man says "hello" to a dog', 'A man says "hello" to a dog'),
-        ("The kids' dog runs", "The kids' dog runs"),
         ("", ""),
-        ("\n\n", ""),
         ('""', ""),
         (None, ""),
         ("<think>\nWhat is a dog?\n</think>\n\nA dog runs.", "A dog runs."),
@@ -79,31 +73,9 @@ def test_plain_answers_take_a_shorter_way_to_the_same_text(raw: str) -> None:
     assert parse_answer(raw) == parse_answer(f" {raw}")
 
 
-@given(st.lists(st.sampled_from("abcdef")), st.lists(st.sampled_from("abcdef")))
-def test_jaccard(one: list[str], two: list[str]) -> None:
-    assert jaccard(one, two) == jaccard(two, one)
-    assert 0 <= jaccard(one, two) <= 1
-    assert jaccard(one, one) == 1
-
-
-def test_the_overlap_counts_the_caption_twice() -> None:
-    pair = Pair("a red dog", "a wet puppy", "the wet puppies", 2)
-    assert pair.content_overlap == pytest.approx((1 + 2 * 0) / 3)
-
-
 def test_words_are_plain_and_their_forms_meet() -> None:
     assert words("A girl's hat isn't Red; who's there?") == ["a", "girl", "hat", "isn't", "red", "who", "there"]
     assert content_words(["a", "girl", "is", "not", "running"]) == ["girl", "running"]
     assert {stem(word) for word in ("jumping", "jumps", "jumped")} == {"jump"}
-
-
-def test_what_gates_share_is_computed_once() -> None:
-    calls = []
-
-    @once_per_pair
-    def counted(pair: Pair) -> int:
-        calls.append(pair)
-        return len(calls)
-
-    pair = Pair("a", "a", "b", 1)
-    assert (counted(pair), counted(pair), counted(Pair("a", "a", "c", 1))) == (1, 1, 2)
+    pair = Pair("a red dog", "a wet puppy", "the wet puppies", 2)
+    assert pair.content_overlap == pytest.approx((1 + 2 * 0) / 3)

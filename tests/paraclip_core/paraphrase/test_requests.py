@@ -1,22 +1,26 @@
-"""Requests: keys that tell them apart, the rows that a fraction and a shard have, and rows by their numbers."""
+"""Requests: keys that tell them apart, shards, rows by their numbers; and select, compared with a plain-Python reading
+of what its docstring says."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+import regex
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.requests import (
+    INPUT_COLUMNS,
     NO_PARENT,
     Batches,
     RequestKeys,
@@ -24,10 +28,12 @@ from paraclip_core.paraphrase.requests import (
     StepTables,
     in_fraction,
     own_share,
+    rejected_for,
     sampling_json,
+    select,
     step_requests,
 )
-from paraclip_core.tables import ANSWERS, GENERATIONS, VERDICTS
+from paraclip_core.tables import ANSWERS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 
 SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'
 TEXT = st.text(max_size=20)
@@ -41,11 +47,6 @@ REQUESTS = st.builds(
     seed=st.integers(-5, 5),
     attempt=st.integers(0, 3),
 )
-
-
-@given(REQUESTS, TEXT, REQUESTS, TEXT)
-def test_equal_keys_mean_equal_requests(one: RequestKeys, text: str, two: RequestKeys, other: str) -> None:
-    assert (one.key(text) == two.key(other)) == ((one, text) == (two, other))
 
 
 @given(REQUESTS, TEXT, REQUESTS)
@@ -102,7 +103,7 @@ def numbered(texts: list[str], size: int) -> list[pa.RecordBatch]:
 
 
 @given(MANY_TEXTS, st.integers(1, 5), st.integers(1, 7))
-def test_every_row_is_in_one_shard_and_equal_texts_are_in_the_same(
+def test_every_row_is_in_one_shard_and_equal_texts_in_the_same(
     reading: Reading, texts: list[str], shards: int, size: int
 ) -> None:
     first = step_requests(ParaphraseOptions(), 1, "a model")
@@ -149,7 +150,6 @@ Rows = Callable[[Sequence[str]], pa.RecordBatch]
 
 
 def answer(cache: AnswerStore, request: RequestKeys, *texts: str) -> None:
-    """Keep an answer to each text."""
     same = {"step": request.step, "attempt": request.attempt, "engine": "e", "model": "m", "prompt": "p"}
     same |= {"prompt_hash": bytes(16), "sampling": "{}", "seed": 0, "prompt_tokens": 1, "completion_tokens": 1}
     rows = [same | {"key": request.key(text), "input": text, "completions": [f"well {text}"]} for text in texts]
@@ -164,7 +164,6 @@ def judge(
     gates: bytes = GATES,
     parent: bytes = NO_PARENT,
 ) -> None:
-    """Keep a verdict on the answer to each text."""
     rows = [
         {
             "generation": request.key(text),
@@ -203,18 +202,13 @@ def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, ca
     answer(cache, FIRST, "a dog", "a cow", "a pig")
     missing = tables.missing(0)
     assert (missing.dtype, len(missing)) == (np.int64, 0)
-
-
-def test_a_further_attempt_is_asked_for_some_rows(tables: StepTables) -> None:
-    tables.ask(FIRST)
+    # A further attempt is asked for some rows.
     tables.ask(SECOND, np.array([1, 3, 5]))
     assert (tables.rows, tables.requests(0), tables.requests(1)) == (6, 4, 2)
     assert tables.missing(1).tolist() == [1, 3]
 
 
-def test_answers_are_unjudged_until_there_is_a_verdict_of_the_same_gates(
-    tables: StepTables, cache: AnswerStore
-) -> None:
+def test_answers_are_unjudged_until_the_same_gates_have_a_verdict(tables: StepTables, cache: AnswerStore) -> None:
     tables.ask(FIRST)
     assert tables.find_unjudged(0) == 0 and unjudged(tables) == []
     answer(cache, FIRST, "a dog", "a pig", "a cat")
@@ -261,7 +255,7 @@ def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: AnswerStore
     assert tables.rejected().tolist() == [1, 5] and tables.accepted() == 3
 
 
-def test_step_2_judges_an_answer_for_each_generation_that_its_input_came_from(
+def test_step_2_judges_an_answer_beside_each_input(
     cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path
 ) -> None:
     parents = [bytes([number]) * 16 for number in (1, 2, 1)]
@@ -283,3 +277,178 @@ def test_step_2_judges_an_answer_for_each_generation_that_its_input_came_from(
         judge(cache, request, ["one dog"], parent=parents[0])
         judge(cache, request, failed=["one dog"], parent=parents[1])
         assert tables.rejected().tolist() == [1] and tables.accepted() == 2
+
+
+INPUTS = ("a dog", "a cat", "a cow", "a pig")
+# Some are the same but for case and punctuation.
+SAID = ("Yes", "yes.", "yes, two", "no", "É", "é!")
+
+
+@dataclass(frozen=True)
+class Judged:
+    accepted: tuple[tuple[str, float | None], ...] = ()
+    answer: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """Rows of inputs, the attempts of each, and the verdict on each input at each attempt."""
+
+    inputs: tuple[str, ...]
+    attempts: tuple[int, ...]
+    verdicts: dict[tuple[str, int], Judged]
+    batch_rows: int = 3
+
+
+accepted = st.lists(
+    st.tuples(st.sampled_from(SAID), st.none() | st.sampled_from((0.25, 0.5))), min_size=1, max_size=3
+).map(lambda some: Judged(tuple(some)))
+refused = st.builds(Judged, answer=st.none() | st.sampled_from(SAID), reason=st.sampled_from(("echo", "empty")))
+
+
+@st.composite
+def steps(draw: Any) -> Step:
+    inputs = tuple(draw(st.lists(st.sampled_from(INPUTS), min_size=1, max_size=9)))
+    attempts = tuple(draw(st.lists(st.integers(1, 3), min_size=len(inputs), max_size=len(inputs))))
+    verdicts = {(text, attempt): draw(accepted | refused) for text in set(inputs) for attempt in range(3)}
+    return Step(inputs, attempts, verdicts, draw(st.integers(1, 4)))
+
+
+def plain(answer: str) -> str:
+    return regex.sub(r"[^\pL\pN]+", " ", answer.lower()).strip()
+
+
+def expected(step: Step, keep: int, max_repeats: int | None) -> tuple[list[Any], list[Any]]:
+    """Rows as (row, attempt, answer, similarity) and rejects as (row, attempt, reason, answer), row by row."""
+    asked = [(row, attempt) for row, count in enumerate(step.attempts) for attempt in range(count)]
+    inputs_of: dict[str, set[str]] = {}
+    for row, attempt in asked:
+        for answer, _ in step.verdicts[step.inputs[row], attempt].accepted[:1]:
+            inputs_of.setdefault(plain(answer), set()).add(step.inputs[row])
+    floods = {answer for answer, inputs in inputs_of.items() if max_repeats is not None and len(inputs) > max_repeats}
+    rows: dict[int, list[Any]] = {}
+    rejects = []
+    for row, attempt in asked:
+        verdict = step.verdicts[step.inputs[row], attempt]
+        kept = [(answer, similarity) for answer, similarity in verdict.accepted if plain(answer) not in floods]
+        if kept:
+            rows[row] = [(row, attempt, *one) for one in kept[:keep]]
+        elif verdict.accepted:
+            rejects.append((row, attempt, "repeated_flood", verdict.accepted[0][0]))
+        else:
+            rejects.append((row, attempt, verdict.reason, verdict.answer))
+    return [one for row in sorted(rows) for one in rows[row]], rejects
+
+
+class Bench:
+    """A step whose verdicts are in a cache."""
+
+    def __init__(self, step: Step, rows_of: Rows, reading: Reading, folder: Path) -> None:
+        whole = rows_of(step.inputs)
+        cut = [whole.slice(start, step.batch_rows) for start in range(0, whole.num_rows, step.batch_rows)]
+        self.cache, self.step = AnswerStore(folder / "cache"), step
+        self.tables = StepTables(1, self.cache, reading([*cut[:1], whole.slice(0, 0), *cut[1:]]), GATES, folder / "x")
+        requests = [step_requests(OPTIONS, 1, "m", attempt) for attempt in range(3)]
+        self.keys = {
+            requests[attempt].key(text): (text, attempt) for text in step.inputs for attempt in range(len(requests))
+        }
+        verdicts = [
+            {
+                "generation": key,
+                "parent": NO_PARENT,
+                "gates": GATES,
+                "accepted": [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in judged.accepted],
+                "answer": judged.answer,
+                "reason": judged.reason,
+                "detail": judged.reason and f"because {judged.reason}",
+                "similarity": judged.reason and 0.125,
+            }
+            for key, judged in ((key, step.verdicts[self.keys[key]]) for key in self.keys)
+        ]
+        self.cache.append_verdicts(pa.Table.from_pylist(verdicts, schema=VERDICTS))
+        self.tables.ask(requests[0])
+        for attempt in (1, 2):
+            again = [row for row, count in enumerate(step.attempts) if count > attempt]
+            self.tables.ask(requests[attempt], np.array(again, np.int64))
+        self.captions = whole
+
+    def select(self, keep: int, max_repeats: int | None) -> tuple[pa.Table, pa.Table, Any]:
+        selection = select(self.tables, keep, max_repeats)
+        parts = list(selection.batches())
+        assert len(parts) == len(list(self.tables.batches(("caption",))))
+        rows = pa.Table.from_batches([rows for rows, _ in parts], PARAPHRASES)
+        return rows, pa.Table.from_batches([rejects for _, rejects in parts], PARAPHRASE_REJECTS), selection
+
+    def close(self) -> None:
+        self.tables.close()
+
+
+@settings(max_examples=30)
+@given(step=steps(), keep=st.integers(1, 3), max_repeats=st.none() | st.integers(1, 3))
+def test_rows_and_rejects_are_the_references(
+    rows_of: Rows, reading: Reading, step: Step, keep: int, max_repeats: int | None
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:
+        rows, rejects, selection = bench.select(keep, max_repeats)
+        wanted_rows, wanted_rejects = expected(step, keep, max_repeats)
+        ids = bench.captions.column("caption_id").to_pylist()
+        found = [
+            (ids.index(row["caption_id"]), bench.keys[row["generation_1"]][1], row["paraphrase_1"], row["similarity_1"])
+            for row in rows.to_pylist()
+        ]
+        assert found == wanted_rows
+        for row in rows.to_pylist():
+            same = bench.captions.slice(ids.index(row["caption_id"]), 1).to_pylist()[0]
+            assert {name: row[name] for name in INPUT_COLUMNS[1]} == same
+            assert row["paraphrase_1_tokens"] == list(map(ord, row["paraphrase_1"]))
+            assert (row["paraphrase_2"], row["generation_2"]) == (None, None)
+            assert bench.keys[row["generation_1"]][0] == row["caption"]
+        found = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]
+        assert found == wanted_rejects
+        for reject in rejects.to_pylist():
+            flooded = f"the same answer for more than {max_repeats} inputs"
+            assert reject["detail"] == (flooded if "flood" in reject["reason"] else f"because {reject['reason']}")
+            assert bench.keys[reject["generation"]] == (reject["input"], reject["attempt"])
+            assert reject["step"] == 1
+        assert selection.kept == len(wanted_rows) and selection.accepted == len({row for row, *_ in wanted_rows})
+        reasons = [reason for _, _, reason, _ in wanted_rejects]
+        assert selection.reasons == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+
+
+@settings(max_examples=15)
+@given(step=steps(), max_repeats=st.none() | st.integers(1, 3))
+def test_rejected_rows_are_named_by_their_last_reason(
+    rows_of: Rows, reading: Reading, step: Step, max_repeats: int | None
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:
+        rows, rejects = expected(step, 1, max_repeats)
+        last = {row: reason for row, _, reason, _ in rejects}
+        accepted = {row for row, *_ in rows}
+        for reason in ("echo", "empty", "repeated_flood"):
+            wanted = [(step.attempts[row], row) for row in last if row not in accepted and last[row] == reason]
+            named = rejected_for(bench.tables, reason, max_repeats)
+            assert [(attempt, row) for attempt in named for row in named[attempt].tolist()] == sorted(wanted)
+
+
+def test_a_flood_is_one_for_all_of_its_inputs(rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
+    verdicts = {(text, attempt): Judged((("Yes!", None),)) for text in INPUTS for attempt in range(3)}
+    verdicts["a pig", 0] = Judged((("yes", None), ("a hog", None)))
+    results = []
+    for number, inputs in enumerate((INPUTS, INPUTS[::-1])):
+        step = Step(inputs, (1,) * len(inputs), verdicts)
+        with closing(Bench(step, rows_of, reading, tmp_path / str(number))) as bench:
+            rows, rejects, _ = bench.select(1, 3)
+            results.append({row["caption"]: row["paraphrase_1"] for row in rows.to_pylist()})
+            # The next of its answers takes the place of a flood.
+            assert results[-1] == {"a pig": "a hog"} and rejects.num_rows == 3
+            assert bench.select(1, 4)[0].num_rows == 4
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["it's here", 'a "quoted" folder', "100% and $x"])
+def test_any_folder_will_do_for_scratch(name: str, rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
+    step = Step(INPUTS, (1,) * 4, {(text, n): Judged((("yes", None),)) for text in INPUTS for n in range(3)})
+    (tmp_path / name).mkdir()
+    with closing(Bench(step, rows_of, reading, tmp_path / name)) as bench:
+        assert bench.select(1, None)[0].num_rows == 4

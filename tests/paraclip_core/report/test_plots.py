@@ -44,16 +44,11 @@ def texts(svg: str) -> list[str]:
     return ["".join(element.itertext()) for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 
-def test_equal_arguments_give_equal_bytes_and_no_date() -> None:
-    assert alpha_plot(SWEEP) == alpha_plot(SWEEP)
-    assert "date" not in str(alpha_plot(SWEEP)).lower()
-
-
-def test_colors_are_the_page_s_and_nothing_reaches_out() -> None:
+def test_bytes_and_colors_are_the_page_s_and_nothing_reaches_out() -> None:
     svg = str(alpha_plot(SWEEP))
-    assert set(re.findall(r"(?:fill|stroke):([^;\"]+)", svg)) == {
-        "none", "var(--accent)", "var(--ink)", "var(--muted)", "var(--rule)"
-    }  # fmt: skip
+    assert alpha_plot(SWEEP) == svg and "date" not in svg.lower()
+    colors = {"none", "var(--accent)", "var(--ink)", "var(--muted)", "var(--rule)"}
+    assert set(re.findall(r"(?:fill|stroke):([^;\"]+)", svg)) == colors
     assert "<style" not in svg and "font-family" not in svg and " id=" not in svg
 
 
@@ -73,31 +68,22 @@ def test_ticks_are_round_and_inside(values: list[float], count: int, whole: bool
     assert all(0 <= float(axis.at(tick)) <= 100 for tick in (*axis.ticks, *values))
 
 
-def test_a_name_cannot_leave_its_attribute() -> None:
-    ET.fromstring(line_chart('"><script>', [Line("<b>&", [1, 2], [3, 4]), Line("c", [1, 2], [3, 4])], "x", "y"))
-
-
-def test_the_sum_and_each_loss_are_drawn() -> None:
-    assert {"sum", "image~paraphrase 2", "caption~paraphrase 1"} <= set(texts(str(loss_plot(LOG))))
-
-
-def test_the_sweep_shows_changes_against_the_base_and_ao_first() -> None:
+def test_the_sweep_shows_changes_long_logs_are_thinned_and_names_stay_text() -> None:
     shown = texts(str(alpha_plot(SWEEP)))
     assert shown.index("AO@10") < shown.index("text→image recall@10")
     assert "change, points" in shown
-
-
-def test_what_was_not_logged_is_not_drawn() -> None:
-    assert loss_plot(Training("x", [])) is None
-    assert validation_plot(Training("x", LOG.lines[:2])) is None
-    assert "AO@10, %" in texts(str(validation_plot(LOG)))
-    assert alpha_plot({"alphas": []}) is None
-
-
-def test_long_logs_are_thinned_to_what_a_screen_shows() -> None:
     steps = list(range(20_000))
     svg = line_chart("long", [Line("loss", steps, [float(s % 7) for s in steps])], "step", "loss")
     assert len(svg) < 40_000
+    ET.fromstring(line_chart('"><script>', [Line("<b>&", [1, 2], [3, 4]), Line("c", [1, 2], [3, 4])], "x", "y"))
+
+
+def test_what_was_logged_is_drawn_and_nothing_else() -> None:
+    assert {"sum", "image~paraphrase 2", "caption~paraphrase 1"} <= set(texts(str(loss_plot(LOG))))
+    assert "AO@10, %" in texts(str(validation_plot(LOG)))
+    assert loss_plot(Training("x", [])) is None
+    assert validation_plot(Training("x", LOG.lines[:2])) is None
+    assert alpha_plot({"alphas": []}) is None
 
 
 def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:

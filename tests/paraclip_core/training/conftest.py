@@ -1,8 +1,8 @@
-"""The tiny run, which a script in this folder shares with the tests."""
+"""The tiny run, which scripts in this folder share with the tests."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,20 +11,12 @@ from types import ModuleType
 import pytest
 import torch
 
-TINY = Path(__file__).with_name("tiny.py")
-TOWERS = Path(__file__).parents[1] / "clip/towers.py"
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    """The module `tiny.py`."""
-    return _module("tiny_training", TINY)
-
-
-@pytest.fixture(scope="session")
-def towers() -> ModuleType:
-    """The module that makes small models of every kind."""
-    return _module("towers_of_clip", TOWERS)
+    return importlib.import_module("tiny")
 
 
 @pytest.fixture
@@ -33,12 +25,3 @@ def cores() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
-
-
-def _module(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module

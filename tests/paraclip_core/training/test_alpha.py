@@ -82,27 +82,18 @@ def test_recall_counts_by_its_weight(weight: float, chosen: float) -> None:
     assert ("+" in choice["rule"]) == bool(weight)
 
 
-@pytest.mark.parametrize(("images", "measured"), [(1, {RECALL}), (2, {RECALL, AO, JS, PARAPHRASE_RECALL})])
-def test_one_image_tells_nothing_of_rankings(tiny: ModuleType, images: int, measured: set[str]) -> None:
-    rows, features = tiny.tiny_rows(rows=4, images=images)
+@pytest.mark.parametrize("images", [1, 2, 10, 30])
+def test_one_image_tells_nothing_of_rankings_and_of_some_any_can_be_missed(tiny: ModuleType, images: int) -> None:
+    rows, features = tiny.tiny_rows(images=images)
     texts = rows.texts
     held_out = ValidationSet(
         features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
     )
     figures = measure(tiny.tiny_clip(), held_out)
-    assert set(figures) == measured
     if images == 1:
+        assert set(figures) == {RECALL}
         # Every α finds the one image, and that must not undo the training.
         assert choose_alpha([{"alpha": alpha, **figures} for alpha in np.linspace(0, 1, 3)], RULE)["chosen"] == 1
-
-
-def test_some_images_can_be_missed_however_few_there_are(tiny: ModuleType) -> None:
-    for images in (2, 10, 19, 30):
-        rows, features = tiny.tiny_rows(images=images)
-        texts = rows.texts
-        held_out = ValidationSet(
-            features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
-        )
-        figures = measure(tiny.tiny_clip(), held_out)
+    else:
         assert set(figures) == {RECALL, AO, JS, PARAPHRASE_RECALL}
         assert 0 < figures[RECALL] < 75 and figures[JS] < 100

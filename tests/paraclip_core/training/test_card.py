@@ -53,6 +53,8 @@ def test_the_hubs_library_reads_it() -> None:
     assert data["license_name"] == 'CC BY 4.0, evil" --- license: mit | <b>'
     assert "at revision `1a25a446`" in text and "`abab" in text and "local-dir:" in text
     assert "<b>" not in text.partition("\n---\n")[2] and "| 1 | 31.5 |" in text
+    assert "Paraphrases: engine `openvino`, model `x`." in card(paraphraser="engine `openvino`, model `x`")
+    assert "Paraphrases" not in text
 
 
 def test_no_name_out_of_a_data_file_comes_alive() -> None:
@@ -64,13 +66,6 @@ def test_no_name_out_of_a_data_file_comes_alive() -> None:
     assert "<img" not in shown and "<a " not in shown and "<em>" not in shown
     usual = {"CC-BY-4.0": 1, "unknown": 2}
     assert "| CC-BY-4.0 | 1 |\n| unknown | 2 |" in card(licences=usual)
-
-
-def test_it_names_sources_and_paraphraser() -> None:
-    body = card(sources={"a|b<i>.parquet": 4}, paraphraser="engine `openvino`, model `x`").partition("\n---\n")[2]
-    assert "Paraphrases: engine `openvino`, model `x`." in body
-    assert "| source | rows |\n|---|---|\n| a&#124;b&#60;i&#62;.parquet | 4 |" in body
-    assert "Paraphrases" not in card()
 
 
 def test_the_evaluation_becomes_the_hubs_model_index() -> None:

@@ -48,10 +48,19 @@ def test_any_step_is_had_without_the_ones_before(rows: int, size: int, step: int
     assert len(set(batch)) == min(rows, size)
 
 
-def test_the_order_stays_the_same_in_every_release() -> None:
+def test_order_and_draws_stay_the_same_in_every_release() -> None:
     assert epoch_order(8, 0, 0).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert epoch_order(8, 7, 3).tolist() == [2, 5, 7, 3, 0, 6, 4, 1]
     assert not np.array_equal(DataOrder(100, 10, 0).batch(0), DataOrder(100, 10, 1).batch(0))
+
+    def drawn(seed: int, epoch: int) -> list[int]:
+        return draw(np.arange(12), np.full(12, 3), seed, epoch).tolist()
+
+    assert drawn(7, 0) == [2, 0, 1, 2, 1, 0, 1, 0, 0, 2, 0, 0]
+    assert drawn(7, 1) == [1, 1, 2, 1, 1, 2, 0, 2, 1, 2, 1, 2]
+    assert drawn(8, 1) == [2, 0, 0, 0, 0, 1, 2, 2, 0, 2, 0, 0]
+    assert DataOrder(1000, 512, 0).steps(2.0) == 4
+    assert DataOrder(3, 512, 0).steps(0.01) == 1
 
 
 @pytest.mark.parametrize("starts", [None, np.arange(11)])
@@ -86,20 +95,6 @@ def test_a_draw_depends_on_no_other_caption(captions: list[int], seed: int, epoc
     numbers, counts = np.array(captions), np.array([1 + number % 16 for number in captions])
     alone = [int(draw(numbers[[n]], counts[[n]], seed, epoch)[0]) for n in range(len(captions))]
     assert draw(numbers, counts, seed, epoch).tolist() == alone
-
-
-def test_the_draws_stay_the_same_in_every_release() -> None:
-    def drawn(seed: int, epoch: int) -> list[int]:
-        return draw(np.arange(12), np.full(12, 3), seed, epoch).tolist()
-
-    assert drawn(7, 0) == [2, 0, 1, 2, 1, 0, 1, 0, 0, 2, 0, 0]
-    assert drawn(7, 1) == [1, 1, 2, 1, 1, 2, 0, 2, 1, 2, 1, 2]
-    assert drawn(8, 1) == [2, 0, 0, 0, 0, 1, 2, 2, 0, 2, 0, 0]
-
-
-def test_steps_count_rows_and_not_whole_batches() -> None:
-    assert DataOrder(1000, 512, 0).steps(2.0) == 4
-    assert DataOrder(3, 512, 0).steps(0.01) == 1
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=6), max_size=20))
@@ -145,9 +140,7 @@ def test_rows_of_a_caption_are_told_from_those_of_the_next(tmp_path: Path) -> No
     assert spooled("none", [], []) is None
 
 
-def test_every_file_is_on_the_disk_before_the_mark_that_all_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_file_is_on_the_disk_before_the_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, synced = tmp_path / "rows", dict[int, int]()
 
     def note(descriptor: int) -> None:

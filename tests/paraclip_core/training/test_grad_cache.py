@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -25,8 +26,7 @@ from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, n
 from paraclip_core.training.processes import deterministic
 
 TOWER_KINDS = (
-    "clip", "eva", "pe", "worldwide", "coca", "roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "clipa",
-    "mobileclip-s",
+    "clip", "pe", "coca", "roberta", "mt5", "siglip", "mobileclip-s",
 )  # fmt: skip
 WORDS = "a dog runs on the beach with two men and small red car near old house under trees rain day photo"
 PAIRS = named_pairs(LossWeights())
@@ -120,16 +120,20 @@ def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, monke
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("anchored", [False, True])
-def test_bytes_do_not_depend_on_the_memory(tiny: ModuleType, precision: str, anchored: bool) -> None:
+def test_bytes_depend_on_no_memory_or_cores(
+    tiny: ModuleType, precision: str, anchored: bool, cores: Callable[[int], None]
+) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
     anchor = Anchor(clip, 1.0, 1.0) if anchored else None
     found = []
-    for memory, fits in ((4.0, True), (1e-9, False)):
+    for memory, count in product((4.0, 1e-9), (1, 2)):
+        cores(count)
         objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
-        assert objective.fits(prepared) is fits
+        assert objective.fits(prepared) is (memory == 4.0)
         loss, _ = objective.gradients(prepared)
         found.append({"loss": loss, **gradients(clip)})
-    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
+    for other in found[1:]:
+        assert [name for name in found[0] if not torch.equal(found[0][name], other[name])] == []
 
 
 def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +153,7 @@ def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypa
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("kind", TOWER_KINDS)
-def test_the_estimate_is_near_what_is_kept(
+def test_the_estimate_is_near(
     kind: str, precision: str, towers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)
@@ -176,20 +180,6 @@ def test_the_estimate_is_near_what_is_kept(
     needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     estimate = computed_tokens(clip, tokens) * grad_cache.activation_bytes(clip, precision)  # type: ignore[arg-type]
     assert needed / 2.5 < estimate < needed * 2.5
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("memory", [4.0, 1e-9])
-def test_bytes_do_not_depend_on_whether_groups_are_side_by_side(
-    tiny: ModuleType, precision: str, memory: float, cores: Callable[[int], None]
-) -> None:
-    clip, prepared = clip_of(tiny), batch(tiny)
-    anchor, found = Anchor(clip, 1.0, 0.0), []
-    for count in (1, 2):
-        cores(count)
-        loss, _ = Objective(clip, PAIRS, precision, memory, anchor).gradients(prepared)  # type: ignore[arg-type]
-        found.append({"loss": loss, **gradients(clip)})
-    assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
 
 
 def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Two real processes under torchrun against one; what training may take of a machine's memory."""
+"""Two real processes against one; what training may take of a machine's memory."""
 
 from __future__ import annotations
 
@@ -19,17 +19,8 @@ from paraclip_core.training.processes import GIB, anonymous_memory, free_memory,
 from paraclip_core.training.trainer import train
 
 SCRIPT = Path(__file__).with_name("together.py")
+Trained = tuple[Path, dict[str, torch.Tensor]]
 OPTIONS = {"checkpoint_steps": 4, "batch_size": 13, "distil": 0.5, "ranks": {"weight": 0.5}}
-
-
-def torchrun(folder: Path, processes: int, **changed: object) -> subprocess.CompletedProcess[str]:
-    folder.mkdir(exist_ok=True)
-    changed = {"options": OPTIONS, **changed}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(SCRIPT), str(folder), json.dumps(changed)]
-    return subprocess.run(
-        command, cwd=SCRIPT.parents[3], timeout=300, capture_output=True, text=True, errors="replace", check=False
-    )
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -39,65 +30,48 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+def alone(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("alone")
     job = tiny.tiny_job(folder, options=OPTIONS)
     train(job)
     return folder, dict(job.clip.model.state_dict())
 
 
-def assert_near(found: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    assert losses(found) == pytest.approx(losses(alone[0]), rel=1e-3)
-    weights = load_file(found / "w.st")
+def assert_near(folder: Path, weights: dict[str, torch.Tensor], alone: Trained) -> None:
+    assert losses(folder) == pytest.approx(losses(alone[0]), rel=1e-3)
     for name, value in alone[1].items():
         torch.testing.assert_close(weights[name], value, rtol=1e-2, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("together")
-    ended = torchrun(folder, 2)
-    assert ended.returncode == 0, ended.stderr
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left in the three folders of the script."""
+    folder = tmp_path_factory.mktemp("two")
+    command = [sys.executable, str(SCRIPT), str(folder), json.dumps(OPTIONS)]
+    subprocess.run(command, cwd=SCRIPT.parents[3], timeout=900, check=True)
     return folder
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What is left when the first of two processes is killed."""
-    folder = tmp_path_factory.mktemp("killed")
-    died = torchrun(folder, 2, die=6)
-    assert died.returncode != 0 and not (folder / "w.st").exists(), died.stderr
+def test_two_processes_do_what_one_does(two: Path, alone: Trained) -> None:
+    first, expected = losses(two / "undisturbed"), losses(alone[0])
+    assert [first[step] for step in (1, 2, 3)] == pytest.approx([expected[step] for step in (1, 2, 3)], rel=1e-5)
+    assert_near(two / "undisturbed", load_file(two / "undisturbed/w.st"), alone)
+
+
+def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(two: Path) -> None:
     # There is more than the checkpoint has, and it is done again.
-    assert max(losses(folder)) == 28
-    assert max((folder / "scratch").glob("step-*")).name == "step-00000024.safetensors"
-    return folder
-
-
-def test_two_processes_do_what_one_does(together: Path, alone: tuple[Path, dict[str, torch.Tensor]]) -> None:
-    first = losses(together)
-    assert [first[step] for step in (1, 2, 3)] == pytest.approx(
-        [losses(alone[0])[step] for step in (1, 2, 3)], rel=1e-5
-    )
-    assert_near(together, alone)
-
-
-def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(killed: Path, together: Path, tmp_path: Path) -> None:
-    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    # By processes of which only the first one has read the checkpoint.
-    again = torchrun(tmp_path, 2)
-    assert again.returncode == 0, again.stderr
-    assert [(folder / "validations").read_text() for folder in (together, tmp_path)] == ["9", "4"]
+    assert max(losses(two / "killed")) == 28 and not (two / "killed/w.st").exists()
+    assert max((two / "killed/scratch").glob("step-*")).name == "step-00000024.safetensors"
+    assert [(two / name / "validations").read_text() for name in ("undisturbed", "again")] == ["9", "4"]
     for file in ("w.st", "training_log.jsonl"):
-        assert (tmp_path / file).read_bytes() == (together / file).read_bytes()
+        assert (two / "again" / file).read_bytes() == (two / "undisturbed" / file).read_bytes()
 
 
-def test_a_run_goes_on_with_another_number_of_processes(
-    killed: Path, tmp_path: Path, alone: tuple[Path, dict[str, torch.Tensor]]
-) -> None:
-    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
-    ended = torchrun(tmp_path, 1)
-    assert ended.returncode == 0, ended.stderr
-    assert_near(tmp_path, alone)
+def test_a_run_goes_on_with_one_process(two: Path, tiny: ModuleType, tmp_path: Path, alone: Trained) -> None:
+    shutil.copytree(two / "killed", tmp_path, dirs_exist_ok=True)
+    job = tiny.tiny_job(tmp_path, options=OPTIONS)
+    train(job)
+    assert_near(tmp_path, dict(job.clip.model.state_dict()), alone)
 
 
 CPU = torch.device("cpu")
@@ -118,6 +92,9 @@ def test_batches_get_a_third_of_what_is_free(machine: Path, monkeypatch: pytest.
     # Each process has a GPU of its own.
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * GIB, 80 * GIB))
     assert memory_for_batches(torch.device("cuda", 1), 2) == pytest.approx(20)
+    (machine / "meminfo").unlink()
+    assert free_memory(CPU) is None and memory_for_batches(CPU) == 4
+    assert free_memory(torch.device("mps")) is None
 
 
 @pytest.mark.parametrize(
@@ -127,12 +104,6 @@ def test_a_container_may_have_less(machine: Path, limit: str, free: int) -> None
     (machine / "memory.max").write_text(limit)
     (machine / "memory.stat").write_text(f"anon {2 * GIB}\nfile {9 * GIB}\n")
     assert free_memory(CPU) == free
-
-
-def test_four_gib_where_nothing_is_told(machine: Path) -> None:
-    (machine / "meminfo").unlink()
-    assert free_memory(CPU) is None and memory_for_batches(CPU) == 4
-    assert free_memory(torch.device("mps")) is None
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="other systems have no /proc")

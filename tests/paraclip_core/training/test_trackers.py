@@ -92,9 +92,7 @@ def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytes
         Trackers(["wandb"], TrackedRun("r", tmp_path, {}))
 
 
-def test_a_tracker_that_fails_is_left_alone(
-    tmp_path: Path, noted: type[Noted], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_tracker_is_left_alone(tmp_path: Path, noted: type[Noted], caplog: pytest.LogCaptureFixture) -> None:
     noted.failing = 1
     trackers = Trackers(["wandb"], TrackedRun("r", tmp_path, {}))
     trackers.begin(0)

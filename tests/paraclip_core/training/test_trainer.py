@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,12 +28,20 @@ from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.trainer import CheckpointFolder, TrainingLog, build_optimizer, learning_rate, train
 
 SCRIPT = Path(__file__).with_name("tiny.py")
+Whole = tuple[Path, dict[str, Tensor]]
 
 
 def weights(tiny: ModuleType, folder: Path, **changed: object) -> dict[str, Tensor]:
     job = tiny.tiny_job(folder, **changed)
     train(job)
     return {name: value.clone() for name, value in job.clip.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """The log and the weights of a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder / "training_log.jsonl", weights(tiny, folder)
 
 
 def lines(folder: Path) -> list[dict]:
@@ -43,7 +52,7 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: Path) -> None:
+def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
     job = tiny.tiny_job(tmp_path)
     before = image_tower_hash(job.clip)
     seen: list[int] = []
@@ -58,6 +67,9 @@ def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: 
     assert steps[0]["loss"] == pytest.approx(sum(steps[0]["losses"].values()), rel=1e-5)
     assert result.best == max(checks) and result.steps == 45 and seen[-1] == 45
     assert not job.clip.model.training
+    # Another time it gives the same bytes.
+    assert_equal(whole[1], dict(job.clip.model.state_dict()))
+    assert (tmp_path / "training_log.jsonl").read_bytes() == whole[0].read_bytes()
 
 
 def one_step(tiny: ModuleType, folder: Path, **changed: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -69,12 +81,11 @@ def one_step(tiny: ModuleType, folder: Path, **changed: float) -> tuple[dict[str
     return before, job.clip.model.state_dict()
 
 
-def test_each_option_does_to_a_step_what_it_says(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_option_does_what_it_says(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "CLIP_NORM", 1e9)
     top, gain = "text_projection", "ln_final.weight"
     before, plain = one_step(tiny, tmp_path / "plain")
+    assert not torch.equal(plain[top], one_step(tiny, tmp_path / "seed", seed=1)[1][top])
     assert float((plain[top] - before[top]).abs().max()) == pytest.approx(0.002, rel=1e-2)
     _, decayed = one_step(tiny, tmp_path / "decay", weight_decay=0.5)
     torch.testing.assert_close(decayed[top], plain[top] - 0.001 * before[top])
@@ -94,14 +105,6 @@ def test_rows_of_one_image_are_no_negatives_of_each_other(tiny: ModuleType, tmp_
     assert loss("one", np.zeros(30, np.int64)) == pytest.approx(0.0, abs=1e-5) and loss("all", np.arange(30)) > 1
 
 
-def test_the_same_run_gives_the_same_bytes_and_another_seed_others(tiny: ModuleType, tmp_path: Path) -> None:
-    first, second = weights(tiny, tmp_path / "a"), weights(tiny, tmp_path / "b")
-    assert_equal(first, second)
-    assert (tmp_path / "a/training_log.jsonl").read_bytes() == (tmp_path / "b/training_log.jsonl").read_bytes()
-    other = weights(tiny, tmp_path / "c", options={"seed": 1})
-    assert not torch.equal(first["token_embedding.weight"], other["token_embedding.weight"])
-
-
 def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: Path) -> None:
     options = {"options": {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4}, "rewrites": 3}
     whole = weights(tiny, tmp_path / "whole", **options)
@@ -116,25 +119,27 @@ def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: 
         train(replace(job, validate=interrupted))
     assert_equal(whole, weights(tiny, tmp_path / "cut", **options))
     logs = [(tmp_path / folder / "training_log.jsonl").read_bytes() for folder in ("whole", "cut")]
+    # Twenty captions an epoch, each in one of its rewrites.
     assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 30
-    others = weights(tiny, tmp_path / "others", **{**options, "rewrites": 0})
-    assert not torch.equal(whole["text_projection"], others["text_projection"])
 
 
-def test_without_a_word_batches_get_a_share_of_what_is_free(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batches_get_a_share_of_what_is_free(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[float] = []
     of_class = trainer.Objective
     monkeypatch.setattr(trainer, "Objective", lambda *args: given.append(args[3]) or of_class(*args))
     monkeypatch.setattr(trainer, "memory_for_batches", lambda device, processes: 1e-9 if processes == 1 else 0)
-    assert_equal(weights(tiny, tmp_path / "a"), weights(tiny, tmp_path / "b", memory_gib=3.0))
+    short = {"epochs": 0.4}
+    free, said = (
+        weights(tiny, tmp_path / "a", options=short),
+        weights(tiny, tmp_path / "b", options=short, memory_gib=3),
+    )
+    assert_equal(free, said)
     assert given == [1e-9, 3.0]
 
 
 def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
     job = tiny.tiny_job(tmp_path)
-    figures = iter([10.0, 40.0, 30.0, 40.0, 20.0, 1.0, 1.0, 1.0, 1.0])
+    figures = iter([10.0, 40.0, 40.0, 20.0])
     kept: dict[str, Tensor] = {}
 
     def validate() -> dict[str, float]:
@@ -143,7 +148,9 @@ def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
             kept.update({name: tensor.clone() for name, tensor in job.clip.model.state_dict().items()})
         return {"figure": value}
 
-    result = train(tiny.tiny_job(tmp_path, clip=job.clip, validate=validate, keep_best="figure"))
+    result = train(
+        tiny.tiny_job(tmp_path, clip=job.clip, validate=validate, keep_best="figure", options={"epochs": 4.0})
+    )
     assert (result.best_step, result.best) == (10, 40.0)
     assert_equal(kept, job.clip.model.state_dict())
 
@@ -151,9 +158,8 @@ def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "threads", "kills", "epochs"),
     [
-        ("bf16", 2, 10, 24),
-        ("fp32", 1, 4, 12),
-        pytest.param("bf16", 1, 10, 24, marks=pytest.mark.nightly),
+        ("bf16", 2, 2, 8),
+        *(pytest.param(*loop, marks=pytest.mark.nightly) for loop in (("bf16", 2, 10, 24), ("fp32", 1, 10, 24))),
     ],
 )
 def test_killed_runs_give_the_same_bytes(tmp_path: Path, precision: str, threads: int, kills: int, epochs: int) -> None:
@@ -166,81 +172,62 @@ def test_killed_runs_give_the_same_bytes(tmp_path: Path, precision: str, threads
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "undisturbed" / file).read_bytes()
 
 
-def test_a_lost_log_means_starting_anew(tiny: ModuleType, tmp_path: Path) -> None:
-    whole = weights(tiny, tmp_path)
-    log = (tmp_path / "training_log.jsonl").read_bytes()
-    (tmp_path / "training_log.jsonl").unlink()
-    assert_equal(whole, weights(tiny, tmp_path))
-    assert (tmp_path / "training_log.jsonl").read_bytes() == log
+def test_a_lost_log_means_starting_anew(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
+    log = tmp_path / "training_log.jsonl"
+    shutil.copytree(whole[0].parent, tmp_path, dirs_exist_ok=True)
+    log.unlink()
+    assert_equal(whole[1], weights(tiny, tmp_path))
+    assert log.read_bytes() == whole[0].read_bytes()
 
 
-def test_other_options_do_not_go_on_from_its_checkpoints(tiny: ModuleType, tmp_path: Path) -> None:
-    short = {"epochs": 1.0}
-    weights(tiny, tmp_path, options=short)
+def test_a_run_of_other_options_base_or_data_does_not_go_on(tiny: ModuleType, tmp_path: Path) -> None:
+    short, job = {"epochs": 1.0}, tiny.tiny_job(tmp_path)
+    rows = replace(job.rows, ids=np.random.RandomState(0).randint(0, 256, (60, 16), np.uint8))
+    longer = Ragged.from_lists([[1, 2, 3]] * len(rows))
+    with torch.no_grad():
+        job.clip.model.get_parameter("text_projection")[1, 1] += 1e-3
+
+    def run(**changed: object) -> None:
+        train(tiny.tiny_job(tmp_path, **{"options": short, "rows": rows, **changed}))
+
+    run()
+    run()
     for changed in (
         {"options": {**short, "learning_rate": 1e-3}},
-        {"pairs": named_pairs(LossWeights(image_paraphrase_2=2))},
         {"options": {**short, "distil": 0.1}},
+        {"pairs": named_pairs(LossWeights(image_paraphrase_2=2))},
         {"keep_best": "ao@10"},
+        {"clip": job.clip},
+        {"image_keys": job.image_keys[::-1].copy()},
+        {"rows": replace(rows, ids=rows.ids[::-1].copy())},
+        {"rows": replace(rows, texts={**rows.texts, "paraphrase_2": longer})},
     ):
         with pytest.raises(TrainingError, match="belongs to another run"):
-            weights(tiny, tmp_path, **{"options": short, **changed})
+            run(**changed)
 
 
-def test_checkpoints_by_the_clock_and_a_validation_an_epoch(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoints_come_by_the_clock(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0.0)
     weights(tiny, tmp_path, options={"epochs": 2.0, "checkpoint_steps": 0})
     assert [line["step"] for line in lines(tmp_path) if "validation" in line] == [5, 10]
     assert (tmp_path / "scratch/step-00000009.safetensors").exists()
 
 
-@pytest.mark.parametrize("other", ["base", "images", "captions", "paraphrases"])
-def test_another_base_or_other_data_does_not_go_on_from_its_checkpoints(
-    tiny: ModuleType, tmp_path: Path, other: str
-) -> None:
-    ids = np.random.RandomState(0).randint(0, 256, (60, 16), np.uint8)
-
-    def run(changed: str = "") -> None:
-        job = tiny.tiny_job(tmp_path, options={"epochs": 1.0})
-        if changed == "base":
-            with torch.no_grad():
-                job.clip.model.get_parameter("text_projection")[1, 1] += 1e-3
-        rows, keys = replace(job.rows, ids=ids), job.image_keys
-        if changed == "images":
-            keys = keys[::-1].copy()
-        if changed == "captions":
-            rows = replace(rows, ids=ids[::-1].copy())
-        if changed == "paraphrases":
-            longer = Ragged.from_lists([[1, 2, 3]] * len(rows))
-            rows = replace(rows, texts={**rows.texts, "paraphrase_2": longer})
-        train(replace(job, rows=rows, image_keys=keys))
-
-    run()
-    run()
-    with pytest.raises(TrainingError, match="belongs to another run"):
-        run(other)
-
-
-def test_divergence_stops(tiny: ModuleType, tmp_path: Path) -> None:
+def test_divergence_stops_and_the_logit_scale_stays_below_100(tiny: ModuleType, tmp_path: Path) -> None:
     job = tiny.tiny_job(tmp_path)
     with torch.no_grad():
         job.clip.model.token_embedding.weight[3:] = torch.inf
     with pytest.raises(TrainingError, match=r"step 1 of 45: loss nan.*learning_rate"):
         train(job)
-
-
-def test_logit_scale_stays_below_100(tiny: ModuleType, tmp_path: Path) -> None:
-    job = tiny.tiny_job(tmp_path, validate=None, keep_best=None)
+    job = tiny.tiny_job(tmp_path, validate=None, keep_best=None, options={"epochs": 1.0})
     with torch.no_grad():
         job.clip.model.logit_scale.fill_(9.0)
     result = train(job)
-    assert (result.best, result.best_step) == (None, 45)
+    assert (result.best, result.best_step) == (None, 5)
     assert float(job.clip.model.logit_scale.detach()) <= np.log(100) + 1e-6
 
 
-@pytest.mark.parametrize("kind", ["clip", "eva", "pe", "coca", "roberta", "mt5", "nllb", "siglip", "clipa"])
+@pytest.mark.parametrize("kind", ["clip", "eva", "coca", "mt5", "siglip"])
 def test_matrices_of_every_tower_decay(kind: str, towers: ModuleType, tmp_path: Path) -> None:
     clip = towers.model_of(kind, tmp_path)
     freeze_image_tower(clip)
@@ -257,9 +244,8 @@ def test_learning_rate_rises_and_falls() -> None:
     assert 0 < rates[-1] < 1e-6 and learning_rate(0, 1, 1e-3, 0.5) == 1e-3
 
 
-def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
+def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
     options = {"checkpoint_steps": 0}
-    whole = weights(tiny, tmp_path / "whole", options=options)
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
     job = tiny.tiny_job(tmp_path, options=options)
@@ -277,7 +263,7 @@ def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path) -> None:
         signal.signal(signal.SIGTERM, before)
     assert came == [signal.SIGTERM]
     assert [path.name for path in (tmp_path / "scratch").glob("step-*")] == ["step-00000010.safetensors"]
-    assert_equal(whole, weights(tiny, tmp_path, options=options))
+    assert_equal(whole[1], weights(tiny, tmp_path, options=options))
 
 
 def saved(folder: Path, steps: int = 3) -> CheckpointFolder:
@@ -310,15 +296,7 @@ def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.L
     assert "step-00000003.safetensors is damaged" in caplog.text
 
 
-def test_another_run_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path)
-    with pytest.raises(TrainingError, match="belongs to another run"):
-        list(CheckpointFolder(tmp_path, "that run").sound_steps())
-
-
-def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_files_are_on_the_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints, told = saved(tmp_path, 2), list[list[str]]()
     names = {tmp_path.stat().st_ino: "folder"}
 
@@ -331,9 +309,7 @@ def test_file_and_folder_are_on_the_disk_before_an_older_one_goes(
     assert told == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
 
 
-def test_a_checkpoint_behind_a_disk_at_fault_is_not_taken_for_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_at_fault_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(path: Path, *_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 

@@ -39,7 +39,6 @@ CONFIG: dict[str, Any] = {
 
 
 def tiny_clip(seed: int = 0) -> ClipModel:
-    """A CLIP model with random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return tiny_model(open_clip.CLIP(**CONFIG), CONFIG)
@@ -90,9 +89,8 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
     return TrainingJob(**{**job, **changed})
 
 
-def carry_out(folder: Path, **options: Any) -> None:
+def carry_out(job: TrainingJob, folder: Path) -> None:
     """Train and write the weights to `folder`."""
-    job = tiny_job(folder, options=options)
     train(job)
     save_file({name: value.contiguous() for name, value in job.clip.model.state_dict().items()}, folder / "w.st")
 
@@ -115,7 +113,7 @@ def lives(folder: Path, threads: int, kills: int, seed: int, precision: str, epo
         child = os.fork()
         if child == 0:
             torch.set_num_threads(threads)
-            carry_out(folder, precision=precision, epochs=epochs)
+            carry_out(tiny_job(folder, options={"precision": precision, "epochs": epochs}), folder)
             os._exit(0)
         if attempt < kills:
             _wait_for_growth(folder / "training_log.jsonl", moments.randrange(100, 900), child)

@@ -59,7 +59,10 @@ def test_not_utf8(tmp_path: Path) -> None:
         first(read_text(write(tmp_path, "a dog".encode("utf-16")), OPTIONS))
 
 
-def test_gzip(tmp_path: Path) -> None:
+def test_text_and_gzip(tmp_path: Path) -> None:
+    batch = first(read_text(write(tmp_path, "\ufeffa dog\r\n\n<b>cat</b>, ignore the above"), OPTIONS))
+    assert batch.captions == ["a dog", "", "<b>cat</b>, ignore the above"]
+    assert (batch.rows, batch.image_ids) == ([1, 2, 3], [None, None, None])
     packed = gzip.compress(b"a dog\n" * 10_000 + bytes(range(65, 91)) * 50)
     path = write(tmp_path, packed)
     assert first(read_text(path, OPTIONS)).captions[0] == "a dog"
@@ -68,24 +71,14 @@ def test_gzip(tmp_path: Path) -> None:
             list(read_text(write(tmp_path, damaged), OPTIONS))
 
 
-def test_text(tmp_path: Path) -> None:
-    batch = first(read_text(write(tmp_path, "\ufeffa dog\r\n\n<b>cat</b>, ignore the above"), OPTIONS))
-    assert batch.captions == ["a dog", "", "<b>cat</b>, ignore the above"]
-    assert (batch.rows, batch.image_ids) == ([1, 2, 3], [None, None, None])
-
-
 def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
     return [(reject.row, reject.reason) for reject in batch.rejects]
 
 
-def test_tsv_without_header_as_conceptual_captions(tmp_path: Path) -> None:
+def test_tsv_without_header_as_conceptual_captions_or_with_the_image_first(tmp_path: Path) -> None:
     batch = first(read_tsv(write(tmp_path, 'a "dog" , yes\thttp://a/1.jpg\n"a cat\thttps://b\n'), OPTIONS))
-    assert batch.captions == ['a "dog" , yes', '"a cat']
+    assert (batch.captions, batch.rows) == (['a "dog" , yes', '"a cat'], [1, 2])
     assert batch.image_ids == ["http://a/1.jpg", "https://b"]
-    assert batch.rows == [1, 2]
-
-
-def test_tsv_with_the_image_first(tmp_path: Path) -> None:
     batch = first(read_tsv(write(tmp_path, "100 a.jpg#0\ta dog\n100 a.jpg#1\ta cat\n"), OPTIONS))
     assert (batch.captions, batch.image_ids) == (["a dog", "a cat"], ["100 a.jpg#0", "100 a.jpg#1"])
 
@@ -105,10 +98,17 @@ def test_csv_with_header_quotes_and_line_breaks(tmp_path: Path) -> None:
     assert rejects(batch) == [(4, "empty"), (5, "missing_field")]
 
 
-def test_columns_by_number(tmp_path: Path) -> None:
+def test_columns_by_number_wrong_ones_and_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     options = SourceOptions(path="x", columns=ColumnNames(caption="2", image="0"))
     batch = first(read_csv(write(tmp_path, "1,x,a dog\n2,y,a cat\n"), options))
     assert (batch.captions, batch.image_ids, batch.rows) == (["a dog", "a cat"], ["1", "2"], [1, 2])
+    options = SourceOptions(path="x", columns=ColumnNames(caption="captoin"))
+    with pytest.raises(InputError, match=r"no column 'captoin'.*'image', 'caption'"):
+        first(read_csv(write(tmp_path, "image,caption\n1,a dog\n"), options))
+    with pytest.raises(InputError, match=r"no column '5'.*'0', '1'"):
+        first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
+    with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
+        list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
 
 
 def test_captions_in_several_columns(tmp_path: Path) -> None:
@@ -124,31 +124,15 @@ def test_captions_in_several_columns(tmp_path: Path) -> None:
         list(read_tsv(write(tmp_path, "a\tb\n"), SourceOptions(path="x", columns=ColumnNames(caption=("a", "c")))))
 
 
-def test_one_numbered_column_is_no_header(tmp_path: Path) -> None:
-    assert first(read_csv(write(tmp_path, "caption_0\na dog\n"), OPTIONS)).captions == ["caption_0", "a dog"]
-
-
-def test_one_column_without_header(tmp_path: Path) -> None:
-    assert first(read_csv(write(tmp_path, "a dog\na cat\n"), OPTIONS)).captions == ["a dog", "a cat"]
+@pytest.mark.parametrize("first_line", ["a cat", "caption_0"])
+def test_one_column_without_header(tmp_path: Path, first_line: str) -> None:
+    assert first(read_csv(write(tmp_path, f"{first_line}\na dog\n"), OPTIONS)).captions == [first_line, "a dog"]
 
 
 @pytest.mark.parametrize("text", ["a,b,c\n", "a dog,a cat\n", "1.jpg,2.jpg\n"])
 def test_a_caption_column_that_cannot_be_guessed(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match=r"no header that names a caption.*columns\.caption"):
         first(read_csv(write(tmp_path, text), OPTIONS))
-
-
-def test_a_wrong_column_lists_those_that_exist(tmp_path: Path) -> None:
-    options = SourceOptions(path="x", columns=ColumnNames(caption="captoin"))
-    with pytest.raises(InputError, match=r"no column 'captoin'.*'image', 'caption'"):
-        first(read_csv(write(tmp_path, "image,caption\n1,a dog\n"), options))
-    with pytest.raises(InputError, match=r"no column '5'.*'0', '1'"):
-        first(read_csv(write(tmp_path, "1,2\n"), SourceOptions(path="x", columns=ColumnNames(caption="5"))))
-
-
-def test_a_quote_that_is_never_closed(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"begins at line 3.*quote not closed"):
-        list(read_csv(write(tmp_path, 'caption\na dog\n"a cat\na fox\n'), OPTIONS))
 
 
 FIELD = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8)

@@ -35,8 +35,8 @@ def one(path: Path, options: SourceOptions = OPTIONS) -> RowBatch:
 SAMPLES = {
     "000000000.jpg": b"\xff\xd8" + b"x" * 3000,
     "000000000.txt": b"a dog on a beach",
-    "000000000.json": json.dumps({"caption": "other", "key": "000000000", "license": "CC0", "split": "val"}).encode(),
-    "000000001.json": json.dumps({"caption": "two cats", "url": "http://b"}).encode(),
+    "000000000.json": json.dumps({"caption": "other", "key": "000000000", "License": "CC0", "split": "val"}).encode(),
+    "000000001.json": json.dumps({"Caption": "two cats", "url": "http://b"}).encode(),
     "000000001.png": b"png",
     "sub/000000002.webp": b"webp",
     "sub/000000002.txt": "café".encode("latin-1"),
@@ -54,17 +54,16 @@ def test_samples(tmp_path: Path, name: str, mode: str) -> None:
     assert batch.rows == [0, 1, 2]
 
 
-def test_another_field_of_the_json(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.tar", {"1.json": b'{"alt": "a dog", "caption": "no"}', "1.txt": b"no"})
-    assert one(path, SourceOptions(path="x", columns=ColumnNames(caption="alt"))).captions == ["a dog"]
-
-
-def test_several_fields_of_the_json(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "a.tar", {"0.json": b'{"a": "a dog", "b": "one dog"}', "1.json": b'{"a": null, "b": "a cat"}'}
-    )
+def test_another_field_of_the_json_or_several(tmp_path: Path) -> None:
+    members = {
+        "0.json": b'{"a": "a dog", "b": "one dog", "caption": "no"}',
+        "0.txt": b"no",
+        "1.json": b'{"b": "a cat"}',
+    }
+    path = write(tmp_path / "a.tar", members)
     batch = one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b"))))
     assert (batch.captions, batch.rows) == (["a dog", "one dog", "a cat"], [0, 0, 1])
+    assert one(path, SourceOptions(path="x", columns=ColumnNames(caption="b"))).captions == ["one dog", "a cat"]
 
 
 def test_bad_members_cost_one_row(tmp_path: Path) -> None:
@@ -101,11 +100,10 @@ def test_names_are_only_keys(tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("blocks", range(1, 16))
-def test_a_tar_cut_short_anywhere_is_an_error(tmp_path: Path, blocks: int) -> None:
+def test_a_tar_cut_short_anywhere_is_an_error(tmp_path: Path) -> None:
     whole = write(tmp_path / "a.tar", SAMPLES).read_bytes()
     cut = tmp_path / "cut.tar"
-    for size in (512 * blocks, 512 * blocks + 100):
+    for size in (512 * blocks + more for blocks in range(1, 16) for more in (0, 100)):
         cut.write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"cut\.tar cannot be read as a tar, it is damaged or cut short"):
             list(read_webdataset(cut, OPTIONS))
@@ -124,11 +122,8 @@ def test_a_packed_tar_cut_short_or_changed(tmp_path: Path, packing: str) -> None
     middle = len(whole) // 2
     # Noise is packed as it is, so that what is changed is a header, or a picture, whose names and captions still read.
     changed = (bytes(byte ^ 255 for byte in whole[middle : middle + size]) for size in (1, 50, 4000))
-    for damaged in (
-        whole[:-40],
-        whole[:-4],
-        *(whole[:middle] + some + whole[middle + len(some) :] for some in changed),
-    ):
+    wrong = [whole[:middle] + some + whole[middle + len(some) :] for some in changed]
+    for damaged in (whole[:-40], whole[:-4], *wrong):
         path.write_bytes(damaged)
         with pytest.raises(InputError, match="damaged or cut short"):
             list(read_webdataset(path, OPTIONS))

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from paraclip_core.clip.encode import encode_images
-from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
-from paraclip_core.config import BenchmarkOptions, ModelOptions
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
-from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, choice, find_benchmark
+from paraclip_core.evaluation.benchmarks import Stored, choice
 from paraclip_core.evaluation.benchmarks.choice import FEWEST_CASES, SYMMETRIC, cleaned, shuffled
 from paraclip_core.evaluation.metrics import macro_weights
 from paraclip_core.evaluation.run import Candidate, prepare, source_files
@@ -131,11 +130,6 @@ def order(folder: Path, rows: object, name: str = "coco_karpathy_test.json") -> 
     return folder / name
 
 
-def test_every_row_says_where_it_comes_from() -> None:
-    for row in (find_benchmark(kind) for kind, at in BENCHMARKS.items() if ".choice:" in at):
-        assert row.citation and row.license and row.source.startswith("https://")
-
-
 def test_the_real_sugarcrepe_without_images(data_root: Path) -> None:
     folder, encoder, means = data_root / "sugarcrepe", WordEncoder(), {}
     for file in folder.glob("*.json"):
@@ -214,14 +208,11 @@ def test_aros_lists() -> None:
     assert not {"on", "behind", "riding", "eating", "to the left of"} & SYMMETRIC
 
 
-def test_a_real_tower_sees_the_part_alone(tmp_path: Path) -> None:
-    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
-    save_release(clip, tmp_path / "model", "card")
+def test_a_real_tower_sees_the_part_alone(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
+    clip, folder = small_model
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    (tmp_path / "images").mkdir()
-    Image.fromarray(noise).save(tmp_path / "images" / "a.png")
-    boxes = [(20, 10, 80, 70), (0, 0, 9, 9)]
-    part = Candidate(str(tmp_path / "model"), "cpu").images(tmp_path / "images", ["a.png", "a.png"], boxes)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    part = Candidate(folder, "cpu").images(tmp_path, ["a.png", "a.png"], [(20, 10, 80, 70), (0, 0, 9, 9)])
     np.testing.assert_array_equal(part[:1], encode_images(clip, [Image.fromarray(noise[10:70, 20:80])]))
     assert np.abs(part[0].astype(float) - part[1]).max() > 0.01
 
@@ -294,7 +285,7 @@ def test_winoground_equals_a_plain_loop(tmp_path: Path) -> None:
     assert found.notes["groups"] == 4
 
 
-def test_the_hubs_parquet(tmp_path: Path) -> None:
+def test_the_hubs_parquet(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
     rng, pictures = np.random.default_rng(0), []
     for _ in range(6):
         buffer = io.BytesIO()
@@ -302,16 +293,13 @@ def test_the_hubs_parquet(tmp_path: Path) -> None:
         pictures.append({"bytes": buffer.getvalue(), "path": None})
     texts = [["a dog", "a cat", "the sea"], ["a man", "a car", "the land"]]
     table = pa.table({"image_0": pictures[:3], "image_1": pictures[3:], "caption_0": texts[0], "caption_1": texts[1]})
-    (tmp_path / "data").mkdir()
-    pq.write_table(table, tmp_path / "data" / "test-00000-of-00001.parquet")
-    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
-    save_release(clip, tmp_path / "model", "card")
-    candidate = Candidate(str(tmp_path / "model"), "cpu")
+    pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
+    clip, folder = small_model
+    candidate = Candidate(folder, "cpu")
     images = encode_images(clip, [Image.open(io.BytesIO(p["bytes"])).convert("RGB") for p in pictures])
-    both = by_hand(
-        np.stack([images[:3], images[3:]], axis=1), np.stack([candidate.texts(side) for side in texts], axis=1)
-    )
-    assert tuple(measured("winoground", tmp_path / "data", candidate).metrics.values()) == pytest.approx(both)
+    pairs = np.stack([images[:3], images[3:]], axis=1)
+    both = by_hand(pairs, np.stack([candidate.texts(side) for side in texts], axis=1))
+    assert tuple(measured("winoground", tmp_path, candidate).metrics.values()) == pytest.approx(both)
 
 
 def changed(**change: Any) -> Callable[[Path], None]:
@@ -334,16 +322,12 @@ CAPTION = {"filename": "a.jpg", "caption": "a", "caption2": "b"}
     ("kind", "make", "message"),
     [
         ("vg_relation", changed(bbox_w=0), r"relation\.json, row 1: no part"),
-        ("vg_relation", changed(bbox_x="left"), r"relation\.json, row 1: no part"),
         ("vg_relation", changed(relation_name=None), r"row 1: relation_name is None"),
-        ("vg_relation", changed(true_caption=" "), r"row 1: true_caption is ' '"),
         ("vg_relation", changed(image_path="gone.jpg"), r"lacks 1 of \d+ images .*n\.json, first 'gone\.jpg'"),
         ("caption_order", wrong("x.json", [RED | {"caption_options": ["a", "b"]}, RED | {"caption": "a"}]), r"x\.json"),
         ("caption_order", wrong("x.json", [RED | {"caption": "a b"}]), r"images of .*x\.json are missing"),
-        ("caption_order", wrong("x.json", []), r"x\.json"),
         ("sugarcrepe", lambda folder: None, "has no rows; expected filename, caption"),
         ("sugarcrepe", wrong("add_att.json", [CAPTION]), r"add_att\.json, row 1: negative_caption is None"),
-        ("sugarcrepe_pp", wrong("swap_att.json", [CAPTION]), r"swap_att\.json, row 1: negative_caption is None"),
         ("winoground", lambda folder: None, r"has no examples\.jsonl and no Parquet"),
         ("winoground", lambda folder: winoground(folder) and (folder / "images" / "dog_0.png").unlink(), r"`images`"),
         ("winoground", wrong("examples.jsonl", {"image_0": "a", "image_1": "b", "caption_0": "c"}), "caption_1"),
@@ -356,14 +340,11 @@ def test_wrong_files_are_named(tmp_path: Path, kind: str, make: Callable[[Path],
         measured(kind, tmp_path / "x.json" if kind == "caption_order" else tmp_path)
 
 
-def test_named_images_must_all_be_there(tmp_path: Path) -> None:
+def test_named_images_must_all_be_there_and_wrong_options_are_named(tmp_path: Path) -> None:
     crepe(tmp_path, PLUS)
     touch(tmp_path / "pics", ["sea.jpg"])
     for kind in ("sugarcrepe", "sugarcrepe_pp"):
         with pytest.raises(BenchmarkError, match=r"pics lacks 2 of 3 images"):
             prepare(BenchmarkOptions(name="x", kind=kind, path="."), tmp_path, images=tmp_path / "pics")
-
-
-def test_wrong_options_are_named() -> None:
     with pytest.raises(ValueError, match=r"options\.pols: Extra inputs.*paraphrased_retrieval takes pool"):
         BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="x", options={"pols": "all"})

@@ -57,27 +57,17 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
         ("pairs.jsonl", '{"image_id": "x", "caption": "y"}'),
         ("pairs.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}'),
         ("pairs.jsonl", '{"image_id": "x"'),
-        ("pairs.jsonl", "1"),
         ("pairs.json", "3"),
-        ("pairs.json", "{"),
         ("pairs.csv", "image_id,caption,rewording\nx,y\n"),
-        ("pairs.csv", 'image_id,caption,rewording\nx,"y"q,z\n'),
         ("pairs.parquet", "PAR1"),
         ("pairs.jsonl", '{"image_id": "x", "caption": "\\ud83d", "rewording": "z"}'),
         ("pairs.jsonl", ""),
-        ("a.jsonl", '{"image_id": "x", "caption": "y"}'),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises((BenchmarkError, InputError), match=str(tmp_path)):
         family.read_pairs(tmp_path)
-
-
-def test_pairs_that_are_all_one_text_twice_are_told() -> None:
-    pairs = family.pairs_of_captions(Captions(["i", "i"], ["A dog", "a  dog"], "val"))
-    with pytest.raises(BenchmarkError, match=r"all 1 pairs \(val\) are one text twice, .* expected two wordings"):
-        family.within(pairs, word_pool(["i"], WordEncoder()))
 
 
 def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
@@ -87,6 +77,13 @@ def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
     assert (pairs.captions[0], pairs.rewordings[0], pairs.equal) == ("a dog", "b", 1)
     with pytest.raises(BenchmarkError, match="no image of split 'val' has two captions"):
         family.pairs_of_captions(Captions(["i"], ["a"], "val"))
+    pairs = family.pairs_of_captions(Captions(["i", "i"], ["A dog", "a  dog"], "val"))
+    with pytest.raises(BenchmarkError, match=r"all 1 pairs \(val\) are one text twice, .* expected two wordings"):
+        family.within(pairs, word_pool(["i"], WordEncoder()))
+    encoder = WordEncoder()
+    pool = word_pool(WORDS[:7], encoder)
+    with pytest.raises(BenchmarkError, match="at least 10 images, got 7"):
+        family.measure(family.Pairs(WORDS[:1], ["a"], ["b"], "val"), pool, encoder)
 
 
 def test_all_pairs_of_the_real_captions(data_root: Path) -> None:
@@ -134,13 +131,6 @@ def test_the_table_of_queries() -> None:
     assert base.samples["ao@10"].clusters.tolist() == [0, 0]
     with pytest.raises(BenchmarkError, match=r"none of 1 pairs .* first missing: 'gone'"):
         family.within(family.Pairs(["gone"], ["a"], ["b"], "val"), pool)
-
-
-def test_a_small_pool_is_refused() -> None:
-    encoder = WordEncoder()
-    pool = word_pool(WORDS[:7], encoder)
-    with pytest.raises(BenchmarkError, match="at least 10 images, got 7"):
-        family.measure(family.Pairs(WORDS[:1], ["a"], ["b"], "val"), pool, encoder)
 
 
 def test_all_images_beside_the_pairs_are_searched(tmp_path: Path) -> None:

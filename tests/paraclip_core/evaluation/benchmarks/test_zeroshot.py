@@ -11,6 +11,7 @@ import torch
 from fake_encoder import WordEncoder
 from PIL import Image
 
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.run import Candidate, prepare, source_files
@@ -54,11 +55,7 @@ def test_figures_equal_a_plain_loop(tmp_path: Path) -> None:
     assert {file.name for file in source_files("zeroshot_classification", path)} >= {"cat_0.jpg", "dog_1.jpg"}
 
 
-def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None:
-    from paraclip_core.clip.export import save_release
-    from paraclip_core.clip.load import embedded_clip
-    from paraclip_core.config import ModelOptions
-
+def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
     synsets = {"n01440764": 0, "n02123045": 281, "n02504458": 386, "n03063599": 504}
     rng = np.random.default_rng(0)
     for synset in synsets:
@@ -66,16 +63,15 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None
         for number in range(3):
             pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "val" / synset / f"{number}.png")
-    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
-    save_release(clip, tmp_path / "model", "card")
-    measured = prepare(BENCHMARK, tmp_path / "val").measure(Candidate(str(tmp_path / "model"), "cpu"))
+    clip, folder = small_model
+    measured = prepare(BENCHMARK, tmp_path / "val").measure(Candidate(folder, "cpu"))
     names = [open_clip.IMAGENET_CLASSNAMES[place] for place in synsets.values()]
     assert names[0] == "tench" and names[2] == "African bush elephant" and names[3] == "coffee mug"
     with torch.no_grad():
         weights = open_clip.build_zero_shot_classifier(
             clip.model, open_clip.SimpleTokenizer(), names, open_clip.OPENAI_IMAGENET_TEMPLATES
         )
-        _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'model'}")
+        _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{folder}")
         files = sorted((tmp_path / "val").rglob("*.png"))
         pixels = torch.stack([preprocess(Image.open(file)) for file in files])  # pyright: ignore
         images = torch.nn.functional.normalize(clip.model.encode_image(pixels), dim=-1)  # pyright: ignore
@@ -90,11 +86,7 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [
-        ("classnames.txt", "one\n"),
-        ("classnames.txt", "\n"),
-        ("zeroshot_classification_templates.txt", "a photo\n"),
-    ],
+    [("classnames.txt", "one\n"), ("classnames.txt", "\n"), ("zeroshot_classification_templates.txt", "a photo\n")],
 )
 def test_wrong_names_and_templates_are_told(tmp_path: Path, name: str, text: str) -> None:
     (folders(tmp_path / "val") / name).write_text(text)
@@ -103,8 +95,7 @@ def test_wrong_names_and_templates_are_told(tmp_path: Path, name: str, text: str
 
 
 def test_what_is_no_classification_is_told(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="has 0 classified images"):
-        prepare(BENCHMARK, tmp_path)
     (tmp_path / "x").touch()
-    with pytest.raises(BenchmarkError, match="has 0 classified images"):
-        prepare(BENCHMARK, tmp_path / "x")
+    for path in (tmp_path, tmp_path / "x"):
+        with pytest.raises(BenchmarkError, match="has 0 classified images"):
+            prepare(BENCHMARK, path)

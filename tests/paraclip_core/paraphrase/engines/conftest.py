@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from openai_asking import (  # pyright: ignore[reportMissingImports]
-    VARIABLE,
-)
-from openai_server import (  # pyright: ignore[reportMissingImports]
-    OpenAIServer,
-)
+from openai_asking import VARIABLE  # pyright: ignore[reportMissingImports]
+from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import OpenAIOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines import EngineContext

@@ -79,22 +79,17 @@ def test_texts_are_found_as_ingest_and_the_answers_parser_clean_them(tmp_path: P
     rows = [
         ("The dog’s ball &amp; a “red” kite", "1. the ball of a dog\nand a kite", "a toy"),
         ("Ein Ｃafe\u0301 im Café", "Caption: a café", "one café inside another"),
+        # Words that differ in their vowel signs are different.
+        ("लड़का दौड़ रहा है", "a boy", "a lad"),
+        ("लड़की दौड़ रही है", "a girl", "a lass"),
     ]
-    names = ("caption", "paraphrase_1", "paraphrase_2")
     path = tmp_path / "a.jsonl"
-    path.write_text("\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows))
+    path.write_text("\n".join(json.dumps(dict(zip(ROWS[0], row, strict=True))) for row in [*rows, ("🐶", "no", "no")]))
     engine = engine_of(path)
     for caption, first, second in rows:
         assert ask(engine, 1, clean(caption)) == (" ".join(first.split()),)
         assert ask(engine, 2, parse_answer(" ".join(first.split()))) == (second,)
-
-
-def test_words_that_differ_in_their_vowel_signs_are_different(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    rows = [("लड़का दौड़ रहा है", "a boy"), ("लड़की दौड़ रही है", "a girl"), ("🐶", "no words at all")]
-    path.write_text("\n".join(json.dumps({"caption": c, "paraphrase_1": p, "paraphrase_2": p}) for c, p in rows))
-    engine = engine_of(path)
-    assert [ask(engine, 1, clean(caption)) for caption, _ in rows] == [("a boy",), ("a girl",), ()]
+    assert ask(engine, 1, "🐶") == ()
 
 
 def test_the_model_id_follows_content_and_not_the_name(tmp_path: Path) -> None:
@@ -106,7 +101,7 @@ def test_the_model_id_follows_content_and_not_the_name(tmp_path: Path) -> None:
     assert engine_of(path).model != engine_of(other).model
 
 
-def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path) -> None:
+def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path, tmp_path: Path) -> None:
     path = data_root / "flickr8k" / "dataset_flickr8k.json"
     content = json.loads(path.read_bytes())
     engine = engine_of(path)
@@ -114,9 +109,6 @@ def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path) -> N
     first = ask(engine, 1, texts[4])
     assert first == (" ".join(texts[0].split()),)
     assert ask(engine, 2, first[0]) == (" ".join(texts[1].split()),)
-
-
-def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
     path = tmp_path / "k.json"
     path.write_text(json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "alone"}, {"raw": "Alone."}]}]}))
     assert ask(engine_of(path), 1, "alone") == ()
@@ -126,33 +118,27 @@ def test_an_image_with_one_caption_has_no_paraphrase(tmp_path: Path) -> None:
     ("name", "content"),
     [
         ("a.csv", b"x,y\n1,2\n"),
-        ("a.csv", b""),
         ("a.csv", b"caption,paraphrase_1,paraphrase_2\n\xff\xfe,b,c\n"),
         ("a.jsonl", b"{broken\n"),
         ("a.jsonl", b"1\n"),
         ("a.jsonl", b'{"caption": "a", "paraphrase_1": ["b"]}\n'),
         ("a.json", b'{"annotations": []}'),
-        ("a.json", b"{broken"),
         ("a.parquet", b"PAR1 broken"),
         ("a.txt", b"x"),
+        ("nowhere.csv", None),
     ],
 )
-def test_bad_files_are_named(name: str, content: bytes, tmp_path: Path) -> None:
+def test_bad_files_are_named(name: str, content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(InputError, match=r"^paraphrase\.file\.path") as caught:
         ask(engine_of(path), 1, "a")
     assert str(path) in str(caught.value)
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    options = ParaphraseOptions(engine="file", file=FileEngineOptions(path="nowhere.csv"))
-    with pytest.raises(InputError, match=r"nowhere\.csv"):
-        _ = make_engine(options, tmp_path).model
-
-
 @pytest.mark.parametrize("separator", [",", "\t"])
-def test_rows_with_more_or_fewer_fields_than_the_header_are_left_out_and_told(
+def test_rows_with_other_fields_are_left_out_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, separator: str
 ) -> None:
     rows = ["caption,paraphrase_1,paraphrase_2", "a,b,c", "a dog, running,a hound,a canine", "d,e"]

@@ -51,9 +51,7 @@ def ask(engine: MinedEngine, image: str, text: str, step: int = 1) -> tuple[str,
 
 
 @given(
-    texts=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=9),
-    keep=st.integers(1, 9),
-    across=st.booleans(),
+    texts=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=9), keep=st.integers(1, 9), across=st.booleans()
 )
 @settings(deadline=None, max_examples=80)
 def test_no_step_gives_the_caption_back_and_both_steps_differ(texts: list[str], keep: int, across: bool) -> None:

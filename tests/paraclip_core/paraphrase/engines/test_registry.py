@@ -73,17 +73,23 @@ def options(engine: str, **changed: Any) -> ParaphraseOptions:
 
 @pytest.fixture
 def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of the user's, on the path."""
     (tmp_path / "my_engines.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_engines", raising=False)
     return "my_engines"
 
 
-def test_every_option_of_one_engine_is_told() -> None:
+def test_every_option_of_one_engine_is_told_and_which_requests_may_be_divided() -> None:
     assert {name for entry in ENGINES.values() for name in entry.reads} | {"options"} == set(SOME)
     # An option group with an engine's name is that engine's.
     assert all(name in ENGINES[name].reads for name in ENGINES.keys() & ParaphraseOptions.model_fields)
+    assert engine_facts(options("file")).unshardable(False) == "a file is read faster by one process"
+    vllm, server = engine_facts(options("vllm")), engine_facts(options("openai"))
+    assert "this machine's GPUs" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
+    assert server.unshardable(True) is None
+    for limit in ({"requests_per_minute": 1}, {"max_spend": 1, "price_per_million_prompt_tokens": 1}):
+        assert "cap" in str(engine_facts(options("openai", openai=limit)).unshardable(False))
+    assert engine_facts(options("openvino")).unshardable(True) is None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -94,17 +100,13 @@ def test_only_what_the_engine_in_use_reads_is_looked_at(engine: str) -> None:
         assert (plain == relevant) == (name not in reads), name
         # The options of `transformers` are operational.
         assert (meaning(plain) == meaning(relevant)) == (name not in reads or name == "transformers"), name
+    # Prompts, attempts and seed are every model's.
+    for changed in ({"seed": 4}, {"attempts": 2}, {"prompts": "paper"}, {"prompt_1": "x {}"}):
+        assert (relevant_options(options(engine, **changed)) == plain) == (engine in LOOKING_UP), changed
     given = options(engine, chunk=3, fraction=0.5, gates={"preset": "off"}, **{n: SOME[n][n] for n in reads})
     relevant = relevant_options(given)
     assert all(getattr(relevant, n) == getattr(given, n) for n in ("engine", "chunk", "fraction", "gates", *reads))
     assert relevant_options(relevant) == relevant
-
-
-def test_prompts_sampling_and_seed_are_every_models() -> None:
-    for name, value in {"seed": 4, "attempts": 2, "prompts": "paper", "prompt_1": "x {}"}.items():
-        for engine in ENGINES:
-            same = relevant_options(options(engine)) == relevant_options(options(engine, **{name: value}))
-            assert same == (engine in LOOKING_UP), (engine, name)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -127,16 +129,6 @@ def test_facts() -> None:
     }  # fmt: skip
     assert engine_facts(options("openvino", model="own.gguf")).gates == "capable"
     assert engine_facts(options("openai", openai={"concurrency": 7})).max_in_flight == 7
-
-
-def test_which_requests_may_be_divided() -> None:
-    assert engine_facts(options("file")).unshardable(False) == "a file is read faster by one process"
-    vllm, server = engine_facts(options("vllm")), engine_facts(options("openai"))
-    assert "this machine's GPUs" in str(vllm.unshardable(True)) and vllm.unshardable(False) is None
-    assert server.unshardable(True) is None
-    for limit in ({"requests_per_minute": 1}, {"max_spend": 1, "price_per_million_prompt_tokens": 1}):
-        assert "cap" in str(engine_facts(options("openai", openai=limit)).unshardable(False))
-    assert engine_facts(options("openvino")).unshardable(True) is None
 
 
 def test_an_engine_of_the_users_own(own_module: str) -> None:
@@ -179,8 +171,7 @@ def test_an_option_that_is_missing_is_named(engine: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "expected"),
-    [({}, [1, 2]), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])],
+    ("changed", "expected"), [({}, [1, 2]), ({"prompts": "paper"}, []), ({"prompt_1": "Say {}."}, [2])]
 )
 def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
     paraphraser = Paraphraser(ParaphraseOptions(**changed))

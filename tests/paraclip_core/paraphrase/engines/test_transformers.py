@@ -143,9 +143,6 @@ def test_the_device_of_the_run_is_taken(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(clip_model, "pick_device", torch.device)
     model, _ = engine_of(folder, device="meta")._load()
     assert model.device.type == "meta"
-
-
-@pytest.mark.parametrize("device", ["cuda:99", "xpu:99"])
-def test_a_device_that_is_not_here_is_told(folder: Path, device: str) -> None:
-    with pytest.raises(ConfigError, match=rf"run\.device is '{device}'"):
-        ask(engine_of(folder, device), TEXTS[:1])
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"run\.device is 'cuda:99'"):
+        ask(engine_of(folder, "cuda:99"), TEXTS[:1])

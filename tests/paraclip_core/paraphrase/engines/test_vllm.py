@@ -49,58 +49,28 @@ def test_an_option_has_one_place(name: str) -> None:
         VllmOptions(extra={name: 1})
 
 
-def test_a_gpu_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert (_gpu("auto"), _gpu("cpu"), _gpu("cuda:1")) == (None, None, "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5")
-    assert _gpu("cuda:1") == "5"
-    with pytest.raises(ConfigError, match=r"run\.device=cuda:2"):
-        _gpu("cuda:2")
-
-
 STAND_IN = """
-import json, os, signal, sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os, signal, sys, threading
+from openai_server import OpenAIServer, reply, status, words_of
 
 assert sys.argv[sys.argv.index("--model") + 1] and "--no-enable-chunked-prefill" in sys.argv, sys.argv
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self):
-        self.reply(200, {})
-
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = asked["messages"][-1]["content"]
-        if "die now" in text:
-            print("I was told to", flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-        if "too long" in text:
-            self.reply(400, {"error": {"message": "This model's maximum context length is 512 tokens."}})
-            return
-        choice = {"message": {"content": f"{text} by {os.getpid()}"}}
-        self.reply(200, {"model": asked["model"], "choices": [choice] * asked.get("n", 1)})
-
-    def reply(self, code, content):
-        raw = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(raw)))
-        self.end_headers()
-        self.wfile.write(raw)
-
-    def log_message(self, *_):
-        pass
+def answer(asked):
+    text = words_of(asked)
+    if "die now" in text:
+        print("I was told to", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "too long" in text:
+        return status(400, "This model's maximum context length is 512 tokens.")
+    return reply(*[f"{text} by {os.getpid()}"] * asked.get("n", 1))
 
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-
-Server(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Handler).serve_forever()
+server = OpenAIServer(port=int(sys.argv[sys.argv.index("--port") + 1]))
+server.answer = answer
+threading.Event().wait()
 """
+SERVERS = Path(__file__).parents[3] / "servers"
 
 
 @pytest.fixture
@@ -112,13 +82,12 @@ def stand_in(tmp_path: Path) -> str:
     (package / "platforms.py").write_text("class current_platform:\n    is_cpu = staticmethod(lambda: True)\n")
     (package / "entrypoints" / "openai" / "api_server.py").write_text(STAND_IN)
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path / "site"}" exec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path / "site"}:{SERVERS}" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     return str(python)
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -190,8 +159,14 @@ def test_no_server_outlives_a_process_that_is_killed(stand_in: str) -> None:
     eventually(lambda: not alive(int(killed.stdout)), seconds=60)
 
 
-def test_wrong_options_are_named() -> None:
+def test_wrong_options_are_named_and_a_gpu_is_of_those_that_are_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"^paraphrase\.vllm\.python: /no/python cannot be run"):
         engine_of(python="/no/python").generate([prompt()], SamplingOptions())
     with pytest.raises(ConfigError, match=r"needs paraphrase\.model"):
         make_engine(ParaphraseOptions(engine="vllm"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (_gpu("auto"), _gpu("cpu"), _gpu("cuda:1")) == (None, None, "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5")
+    assert _gpu("cuda:1") == "5"
+    with pytest.raises(ConfigError, match=r"run\.device=cuda:2"):
+        _gpu("cuda:2")

@@ -1,0 +1,18 @@
+"""What several folders share."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "clip"))
+
+
+@pytest.fixture(scope="session")
+def towers() -> ModuleType:
+    """The module that makes small models of every kind of text tower."""
+    return importlib.import_module("towers")
