@@ -113,7 +113,7 @@ def test_an_option_changes_its_stage_and_what_follows_from_it(tmp_path: Path, ov
 
 
 def test_every_option_that_an_output_depends_on_gives_it_another_name(tmp_path: Path) -> None:
-    asking = ("sampling.n=1", "sampling.top_p=0.5", "attempts=3", "fraction=0.5", "seed=9")
+    asking = ("sampling.n=1", "sampling.top_p=0.5", "attempts=3", "fraction=0.5", "seed=9", "keep=2")
     asking += ("prompts=paper", "prompt_1='Say {}'", "gates.max_length_ratio=1.5", "gates.preset=off")
     asking += ("regenerate=[echo]", "precision=bf16")
     options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,48 +160,37 @@ def test_corrupt_and_missing_images_are_rejected_by_name(photos: Path, tmp_path:
     assert str(tmp_path) not in str(rejects.to_pylist())
 
 
-def test_only_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
+def test_without_images_the_stage_stops_or_is_empty(tmp_path: Path) -> None:
     _tar(tmp_path / "photos.tar", {"a.jpg": b"", "b.jpg": b"\x89PNG\r\n"})
-    ingest = _ingested(tmp_path / "ingest", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
+    unreadable = _ingested(tmp_path / "unreadable", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
     with pytest.raises(InputError, match=r"none of the 2 images can be read.*'a'"):
-        _run(_settings(tmp_path), ingest, tmp_path / "root")
-
-
-def test_captions_without_images_give_an_empty_store(tmp_path: Path) -> None:
-    ingest = _ingested(tmp_path / "ingest", [(None, None, None), ("a", None, None)])
-    artifact = _run(_settings(tmp_path), ingest, tmp_path / "root")
-    store = FeatureStore(artifact.path)
+        _run(_settings(tmp_path), unreadable, tmp_path / "root")
+    none = _ingested(tmp_path / "none", [(None, None, None), ("a", None, None)])
+    store = FeatureStore(_run(_settings(tmp_path), none, tmp_path / "root", "e" * 32).path)
     assert store.image_ids == [] and store.view().shape == (0, 16)
     assert store.find(["a", None]).tolist() == [-1, -1]
 
 
-def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
-    ingest = _ingested(tmp_path / "ingest", _rows(photos))
-    whole = _run(_settings(photos), ingest, tmp_path / "whole")
-    settings = _settings(photos)
-    (tmp_path / "settings.json").write_text(settings.model_dump_json())
-    code = (
-        "import os, pathlib, runpy, signal, sys\n"
-        "import paraclip.tasks.stages.features as stage\n"
-        "space = runpy.run_path(sys.argv[1])\n"
-        "write, here = stage.write_table, pathlib.Path(sys.argv[2])\n"
-        "def deadly(path, table):\n"
-        "    if path.name == sys.argv[3]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    write(path, table)\n"
-        "stage.write_table = deadly\n"
-        "settings = space['Settings'].model_validate_json((here / 'settings.json').read_text())\n"
-        "ingest = space['Artifact'](here / 'ingest', None)\n"
-        "space['_run'](settings, ingest, here / 'killed')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    # The second shard's matrix is written by then, but not marked as finished.
-    command = [sys.executable, "-c", code, __file__, str(tmp_path), "index-00001.parquet"]
-    assert subprocess.run(command, env=environment, timeout=900).returncode == -9
-    work = tmp_path / "killed/work/features" / ("f" * 32)
-    finished = work / "out/features/shard-00000.npy"
+def test_an_interrupted_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest, settings = _ingested(tmp_path / "ingest", _rows(photos)), _settings(photos)
+    whole = _run(settings, ingest, tmp_path / "whole")
+    write = features.write_table
+
+    def interrupted(path: Path, table: pa.Table) -> None:
+        # The second shard's matrix is written by then, but not marked as finished.
+        if path.name == "index-00001.parquet":
+            raise KeyboardInterrupt
+        write(path, table)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(features, "write_table", interrupted)
+        _run(settings, ingest, tmp_path / "cut")
+    finished = tmp_path / "cut/work/features" / ("f" * 32) / "out/features/shard-00000.npy"
     before = finished.stat().st_mtime_ns
     finished.with_name(".shard-00002.npy.123.tmp").write_bytes(b"half a shard")
-    resumed = _run(settings, ingest, tmp_path / "killed")
+    resumed = _run(settings, ingest, tmp_path / "cut")
     assert _files(resumed) == _files(whole)
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
 
