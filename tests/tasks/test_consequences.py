@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.plan import StagePlan, plan_run
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
@@ -37,11 +37,7 @@ N = len(CAPTIONS)
 PROMPT_1, PROMPT_2 = "Say simply: {}", "Say otherwise: {}"
 LONG = CAPTIONS[2:5]
 """Captions whose paraphrase 1 is twice as long."""
-OPEN: dict[str, Any] = {
-    "preset": "capable",
-    "min_similarity": -1,
-    "min_caption_similarity": -1,
-}
+OPEN: dict[str, Any] = {"preset": "capable", "min_similarity": -1, "min_caption_similarity": -1}
 """Gates of which the length alone is of account here."""
 OFF = {"preset": "off"}
 
@@ -149,10 +145,8 @@ def prompts_asked(bench: Bench, since: int) -> Counter[str]:
         ({"prompt_2": "Say otherwise, please: {}"}, 0, N),
         ({"openai__extra_body": {"reasoning_effort": "low"}}, N, N),
         ({"sampling__temperature": 0.5}, N, N),
-        ({"seed": 1}, N, N),
         # Ways of asking, and options that nobody looks at here.
-        ({"chunk": 3, "openai__concurrency": 2, "openai__retries": 1}, 0, 0),
-        ({"gates": {"preset": "off", "max_length_ratio": 1.1}}, 0, 0),
+        ({"chunk": 3, "openai__concurrency": 2, "gates": {"preset": "off", "max_length_ratio": 1.1}}, 0, 0),
         ({"attempts": 3}, 0, 0),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
@@ -191,14 +185,11 @@ def test_a_prompt_of_step_1_that_changes_some_answers(bench: Bench) -> None:
     ("edit", "expected"),
     [
         (lambda captions: ("a blue whale in the sea", *captions[1:]), 1),
-        (lambda captions: (*captions, "a blue whale in the sea", "a pink pig in the mud"), 2),
-        (lambda captions: captions[3:9], 0),
-        (lambda captions: captions[::-1], 0),
+        (lambda captions: captions[8:2:-1], 0),
         # The same words about another image.
-        (lambda captions: (*captions, captions[0], captions[5]), 0),
-        (lambda captions: (*captions, "a blue whale in the sea", "a blue whale in the sea"), 1),
+        (lambda captions: (*captions, captions[0], "a blue whale in the sea", "a blue whale in the sea"), 1),
     ],
-    ids=["edited", "added", "removed", "in another order", "repeated", "added twice"],
+    ids=["edited", "removed, in another order", "added, repeated"],
 )
 def test_captions(bench: Bench, edit: Callable[[tuple[str, ...]], tuple[str, ...]], expected: int) -> None:
     captions = edit(CAPTIONS)
@@ -206,13 +197,6 @@ def test_captions(bench: Bench, edit: Callable[[tuple[str, ...]], tuple[str, ...
     made = bench.change(expected, expected)
     assert made[2].manifest.metrics["accepted"] == len(captions)
     bench.write(CAPTIONS)
-    bench.change(0, 0)
-
-
-def test_a_lost_artifact_costs_nothing(bench: Bench) -> None:
-    store = ArtifactStore(bench.settings().run.root)
-    for name in (*ASKING[::-1], "ingest"):
-        store.remove(store.list(name)[0])
     bench.change(0, 0)
 
 

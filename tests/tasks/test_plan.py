@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_stages  # pyright: ignore[reportMissingImports]
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, estimate, plan_run
 from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.dag import STAGES, run_stage
-from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
@@ -21,26 +23,21 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import load_settings
 
 
-def fakes() -> Any:
-    from fake_stages import STAGES  # pyright: ignore[reportMissingImports]
-
-    return STAGES
+def fakes() -> dict[str, Stage]:
+    """The fake stages, in this process."""
+    return {name: replace(stage, isolated=False) for name, stage in fake_stages.STAGES.items()}
 
 
 def plan(root: Path, **changes: Any) -> dict[str, StagePlan]:
-    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paraclip.tasks.plan.ingested_captions", lambda *_: SimpleNamespace(rejected={}))
         patch.setattr("paraclip.tasks.plan.amounts", lambda *_: {"first": Amount(rows=3, units=3)})
-        planned = plan_run(Run(settings_at(root, **changes), stages=fakes()))
+        planned = plan_run(Run(fake_stages.settings_at(root, **changes), stages=fakes()))
     return {stage.stage: stage for stage in planned.stages}
 
 
 def run(name: str, root: Path, **changes: Any) -> None:
-    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
-
-    run_stage(name, Run(settings_at(root, **changes), stages=fakes()))
+    run_stage(name, Run(fake_stages.settings_at(root, **changes), stages=fakes()))
 
 
 def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
@@ -48,14 +45,11 @@ def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
         return amounts(run, artifacts, ingested_captions(run, artifacts, scratch))
 
 
-def test_nothing_ever_ran(tmp_path: Path) -> None:
+def test_to_run_cached_and_resumable(tmp_path: Path) -> None:
     stages = plan(tmp_path)
     assert {stage.state for stage in stages.values()} == {"to run"}
     assert stages["first"].why == ("never ran under this root",)
-    assert not (tmp_path / "artifacts").exists() and not (tmp_path / "work").exists()
-
-
-def test_cached_and_resumable(tmp_path: Path) -> None:
+    assert not any(tmp_path.iterdir())
     run("first", tmp_path)
     first, second = plan(tmp_path)["first"], plan(tmp_path)["second"]
     assert (first.state, first.why, first.seconds, first.rows) == ("cached", (), 0.0, 3)
@@ -94,10 +88,6 @@ def test_a_stage_is_compared_with_the_last_run_of_the_same_name(tmp_path: Path) 
 
 
 def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> None:
-    from dataclasses import replace
-
-    import fake_stages  # pyright: ignore[reportMissingImports]
-
     run("first", tmp_path)
     run("second", tmp_path)
     newer = replace(fake_stages.STAGES["first"], version=2)
@@ -151,18 +141,11 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
     captions = [f"a picture of number {number}" for number in range(20)]
     (tmp_path / "a.txt").write_text("".join(f"{caption}\n" for caption in captions))
     (tmp_path / "p.csv").write_text("caption,paraphrase_1,paraphrase_2\na picture of number 1,one,first\n")
-    given = [
-        f"data.root={tmp_path}",
-        "data.sources.0.path=a.txt",
-        f"run.root={tmp_path}/root",
-        "paraphrase.fraction=0.5",
-    ]
+    given = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", "paraphrase.fraction=0.5"]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
     monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: pytest.fail("answers were looked up"))
     found = amounts_of(Run(settings, ArtifactStore(tmp_path / "root")), {})
-    assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
-        (10, 0)
-    ] * 2
+    assert [(found[name].rows, found[name].requests) for name in STEPS] == [(10, 0)] * 2
 
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
@@ -205,12 +188,6 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
     assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
-
-
-def test_what_no_gate_stops_is_all(tmp_path: Path) -> None:
-    settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=off"])
-    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
-    assert found["paraphrase_2"].rows == found["finetune"].rows == 120
 
 
 @pytest.mark.usefixtures("no_captions")
@@ -302,11 +279,8 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeyp
 
 
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
-    def notes(*options: str) -> list[bool]:
-        settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
+    for options, told in ((("attempts=3",), True), ((), False), (("attempts=3", "gates.preset=off"), False)):
+        chosen = [f"paraphrase.{option}" for option in options]
+        settings = load_settings(None, ["data.scenes.images=80", *SCENES, *chosen])
         found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
-        return ["come on top" in found[name].note for name in STEPS]
-
-    assert notes("paraphrase.attempts=3") == [True, True]
-    assert notes() == [False, False]
-    assert notes("paraphrase.attempts=3", "paraphrase.gates.preset=off") == [False, False]
+        assert ["come on top" in found[name].note for name in STEPS] == [told] * 2

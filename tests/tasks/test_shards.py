@@ -76,21 +76,25 @@ def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("changed", "run", "shards"),
+    ("changed", "run", "answered", "shards"),
     [
-        ({}, {}, 3),
-        ({}, {"shards": 9}, 3),
-        ({}, {"shards": 2}, 2),
-        ({}, {"shards": 1}, None),
-        ({"fraction": 0.5}, {}, None),
-        ({"engine": "file", "file": {"path": "captions.csv"}}, {}, None),
+        ({}, {}, 0, 3),
+        ({}, {"shards": 9}, 0, 3),
+        ({}, {"shards": 2}, 0, 2),
+        ({}, {"shards": 1}, 0, None),
+        # Fifty requests are missing, which one process asks; with further attempts more may be.
+        ({}, {}, 150, None),
+        ({"attempts": 2}, {}, 150, 3),
+        ({"engine": "file", "file": {"path": "captions.csv"}}, {}, 0, None),
     ],
-    ids=["three", "no more than there is work for", "two", "one", "too few", "a file"],
 )
 def test_how_many_shards_there_are(
-    changed: dict[str, Any], run: dict[str, int], shards: int | None, tmp_path: Path
+    changed: dict[str, Any], run: dict[str, int], answered: int, shards: int | None, tmp_path: Path
 ) -> None:
     (tmp_path / "captions.csv").write_text("caption,paraphrase_1,paraphrase_2\na,b,c\n")
+    if answered:
+        for name in ("ingest", "paraphrase_1"):
+            run_stage(name, Run(settings_of(tmp_path, captions=answered), stages=HERE))
     settings = settings_of(tmp_path, **changed)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update=run)})
     job = job_of(settings)
@@ -98,15 +102,6 @@ def test_how_many_shards_there_are(
     if job is not None:
         # Together they take no more cores than one process would.
         assert job.settings["run"]["threads"] == 1
-
-
-def test_what_is_answered_is_not_divided(tmp_path: Path) -> None:
-    run_stage("ingest", Run(settings_of(tmp_path, captions=150), stages=HERE))
-    run_stage("paraphrase_1", Run(settings_of(tmp_path, captions=150), stages=HERE))
-    # Fifty requests are missing, which one process asks; with further attempts more may be.
-    assert job_of(settings_of(tmp_path)) is None
-    more = job_of(settings_of(tmp_path, attempts=2))
-    assert more is not None and more.shards == 3
 
 
 def test_a_shard_needs_the_rows_that_it_is_cut_from(tmp_path: Path) -> None:

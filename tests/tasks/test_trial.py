@@ -83,7 +83,6 @@ def first(trial: Trial) -> CaptionTrial:
     return trial.captions[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 3])
 def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
     engine = answering(monkeypatch, Scripted(uneven))

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import convert_disk_errors
@@ -26,8 +27,6 @@ from paraclip_core.training.trainer import CheckpointFolder, TrainingLog
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
-
     return run_stage(name, Run(settings_at(root, **changes), stages=STAGES))
 
 
@@ -58,8 +57,6 @@ def test_an_unknown_stage(tmp_path: Path) -> None:
 
 
 def test_finished_artifacts_and_edited_ones(tmp_path: Path) -> None:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
-
     here = Run(settings_at(tmp_path), stages=STAGES)
     assert here.artifacts() == {}
     made = run("first", tmp_path)

@@ -18,7 +18,6 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import PartWriter, read_table
-from paraclip.tasks.requests import steps_left
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
@@ -36,7 +35,6 @@ from paraclip_core.config import (
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.requests import in_fraction
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 FEW = 40
@@ -237,64 +235,6 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path, monkeyp
     # A gate of step 2 alone.
     _, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
     assert figures([second]) == [(0, first[1].manifest.metrics["judged"])]
-
-
-@pytest.mark.parametrize("place", [30, 72], ids=["in the middle", "behind"])
-def test_a_new_caption_costs_its_own_answers_and_verdicts(place: int, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-    run_all(asking(tmp_path / "data", CARS), store)
-    settings = asking(tmp_path / "data", [*CARS[:place], "a new cat on a mat", *CARS[place:]])
-    ingested = run_stage(INGEST, settings, store)
-    left = steps_left(Run(settings, store), {"ingest": ingested})
-    assert (left[1].missing, left[2].missing, left[2].rows) == (1, 0, 72)
-    more = run_all(settings, store)
-    assert figures(more) == [(1, 1), (1, 1)]
-    assert contents(more) == contents(run_all(settings, ArtifactStore(tmp_path / "calm")))
-    left = steps_left(Run(settings, store), {"ingest": ingested})
-    assert [(left[step].rows, left[step].missing, left[step].accepted) for step in (1, 2)] == [(73, 0, 73)] * 2
-
-
-def test_another_prompt_costs_exactly_its_step(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-    before, _ = run_all(asking(tmp_path / "data", CARS), store)
-    ingested = store.list("ingest")[0]
-    other = asking(tmp_path / "data", CARS, prompt_2="Say {} differently.")
-    planned = steps_left(Run(other, store), {"ingest": ingested})
-    same, changed = run_all(other, store)
-    assert same.fingerprint == before.fingerprint
-    assert (planned[1].missing, planned[2].missing) == (0, changed.manifest.metrics["generated"])
-    assert changed.manifest.metrics["generated"] == 72
-    assert steps_left(Run(other, store), {"ingest": ingested, "paraphrase_1": same})[2].missing == 0
-
-
-def test_a_fraction_is_stable_when_captions_are_added(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-
-    def rows(captions: Sequence[str]) -> list[str]:
-        first, _ = run_all(asking(tmp_path / "data", captions, fraction=0.3), store)
-        assert first.manifest.metrics["captions"] == first.manifest.metrics["accepted"]
-        return read_table(first.path / "paraphrases").column("caption").to_pylist()
-
-    few, many = rows(CARS[:40]), rows(CARS)
-    assert many == [text for text in CARS if in_fraction(text, 0.3)]
-    assert 0 < len(few) < len(many) < 40 and few == [text for text in many if text in CARS[:40]]
-
-
-def test_rewrites_of_a_caption_are_neighbours_and_count_as_one(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-    one = run_all(asking(tmp_path / "data", CARS, engine="Several"), store)
-    three = run_all(asking(tmp_path / "data", CARS, engine="Several", keep=3), store)
-    assert one[0].fingerprint != three[0].fingerprint
-    # Two different answers are there, which one answer of step 2 each follows.
-    assert figures(three) == [(0, 0), (72, 72)]
-    rows = read_table(three[1].path / "paraphrases")
-    assert rows.column("caption").to_pylist() == [text for text in CARS for _ in range(2)]
-    assert rows.column("paraphrase_1").to_pylist()[:2] == [f"{n} {CARS[0]}" for n in ("first", "second")]
-    metrics = [
-        (a.manifest.metrics["captions"], a.manifest.metrics["accepted"], a.manifest.metrics["kept"]) for a in three
-    ]
-    assert metrics == [(72, 72, 144), (144, 72, 144)]
-    assert one[1].manifest.metrics["kept"] == 72
 
 
 def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
