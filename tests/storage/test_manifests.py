@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -20,30 +19,21 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "root")
 
 
-def touch(path: Path, nanoseconds: int) -> None:
-    os.utime(path, ns=(nanoseconds, nanoseconds))
-
-
-def test_an_edit_of_the_same_size_is_found(store: ArtifactStore) -> None:
-    path = make(store).path / "a.txt"
-    path.write_bytes(b"ALPHA")
-    with pytest.raises(ArtifactError, match=rf"ingest/{FP} is damaged: a\.txt was changed .* Delete .*{FP}"):
-        store.find("ingest", FP)
-
-
-def test_an_edit_with_the_time_put_back_is_found_by_verify(store: ArtifactStore) -> None:
+def test_an_edit_of_the_same_size_is_found_and_with_the_time_put_back_by_verify(store: ArtifactStore) -> None:
     made = make(store)
     path = made.path / "a.txt"
     time_before = path.stat().st_mtime_ns
     path.write_bytes(b"ALPHA")
-    touch(path, time_before)
+    with pytest.raises(ArtifactError, match=rf"ingest/{FP} is damaged: a\.txt was changed .* Delete .*{FP}"):
+        store.find("ingest", FP)
+    os.utime(path, ns=(time_before, time_before))
     assert store.find("ingest", FP) == made
     assert store.verify(made) == ["a.txt was changed (its SHA-256 differs)"]
 
 
 def test_a_touched_or_copied_artifact_is_sound(store: ArtifactStore) -> None:
     made = make(store)
-    touch(made.path / "a.txt", time.time_ns() + 10**9)
+    os.utime(made.path / "a.txt", (time.time() + 1, time.time() + 1))
     assert store.find("ingest", FP) == made
     copy = ArtifactStore(store.root.parent / "copy")
     shutil.copytree(store.root, copy.root, copy_function=shutil.copyfile)
@@ -66,25 +56,22 @@ def test_cut_missing_and_extra_files(store: ArtifactStore) -> None:
     ]
 
 
-def change(path: Path, **fields: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
-
-
-def test_a_manifest_of_another_version_is_refused(store: ArtifactStore) -> None:
-    made = make(store)
-    change(made.path / "manifest.json", schema_version=99)
-    with pytest.raises(ArtifactError, match=r"schema version 99, this release reads 1; use the paraclip that wrote it"):
-        store.find("ingest", FP)
-
-
-@pytest.mark.parametrize("content", ["{", "[]", '{"schema_version": 1, "files": []}'])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"manifest\.json"),
+        ("[]", r"manifest\.json"),
+        ('{"schema_version": 1, "files": []}', r"manifest\.json"),
+        ('{"schema_version": 99}', r"schema version 99, this release reads 1; use the paraclip that wrote it"),
+    ],
+)
 def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
-    store: ArtifactStore, content: str, caplog: pytest.LogCaptureFixture
+    store: ArtifactStore, content: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = make(store)
     other = make(store, "f" * 32)
     (made.path / "manifest.json").write_text(content)
-    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+    with pytest.raises(ArtifactError, match=message):
         store.find("ingest", FP)
     assert store.list() == [other]
     assert FP in caplog.text

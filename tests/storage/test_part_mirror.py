@@ -41,25 +41,19 @@ def cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cache:
     return lambda name: open_answers(machine(name))
 
 
-def test_what_one_machine_asked_another_knows(cache: Cache) -> None:
+def test_what_one_machine_asked_and_judged_another_knows(cache: Cache, objects: Objects) -> None:
     one, two = cache("one"), cache("two")
     assert answers(two, 1) == {}
     one.append(generations({1: "a", 2: "b"}))
-    assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
-    two.append(generations({3: "c"}))
-    assert answers(one, 1, 2, 3) == {1: "a", 2: "b", 3: "c"}
-    assert one.stats() == two.stats()
-
-
-def test_verdicts_are_shared_too(cache: Cache, objects: Objects) -> None:
-    one, two = cache("one"), cache("two")
     one.append_verdicts(verdicts(range(5)))
+    assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
     assert judged(two) == judged(one) != []
+    two.append(generations({3: "c"}))
     two.append_verdicts(verdicts(range(5, 9)))
-    two.append(generations({1: "a"}))
-    assert len(judged(one)) == 9
+    assert answers(one, 1, 2, 3) == {1: "a", 2: "b", 3: "c"} and len(judged(one)) == 9
+    assert one.stats() == two.stats()
     assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "verdicts"]
-    assert (cache("three").stats().rows, cache("three").stats().verdicts) == (1, 9)
+    assert (cache("three").stats().rows, cache("three").stats().verdicts) == (3, 9)
 
 
 def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

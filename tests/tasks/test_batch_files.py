@@ -10,19 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from openai_server import OpenAIServer, well  # pyright: ignore[reportMissingImports]
+from small_runs import both_steps, contents, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.answers import AnswerStore
-from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks.requests import Exported, Imported, export_requests, import_answers
-from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.ingest import INGEST
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.settings import parse_settings
 from paraclip_core.tables import REJECTS
 
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
@@ -33,15 +29,8 @@ Body = dict[str, Any]
 
 
 def settings_of(folder: Path, captions: list[str] = CAPTIONS, root: str = "root", **paraphrase: Any) -> Settings:
-    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
     openai = {"base_url": NOWHERE, "api_key_env": "NO_KEY", "retries": 0} | paraphrase.pop("openai", {})
-    return parse_settings(
-        {
-            "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
-            "paraphrase": {**PAPER, "sampling": {"n": 2}, "openai": openai, **paraphrase},
-            "run": {"root": str(folder / root), "threads": 1},
-        }
-    )
+    return settings_of_texts(folder, captions, {**PAPER, "sampling": {"n": 2}, "openai": openai, **paraphrase}, root)
 
 
 OFF: dict[str, Any] = {"gates": {"preset": "off"}}
@@ -79,16 +68,6 @@ def take_back(settings: Settings, *paths: Path) -> Imported:
 def says(*texts: str) -> Callable[[Body], Body]:
     choices = [{"index": number, "message": {"content": text}} for number, text in enumerate(texts)]
     return lambda body: {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
-
-
-def contents(artifact: Artifact) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
-
-
-def both_steps(settings: Settings) -> list[Artifact]:
-    """The paraphrase stages, carried out in this process."""
-    run = Run(settings, stages={stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)})
-    return [carry_out(node.stage, node.draft, run, run.inputs(node)) for node in run.nodes.values()][1:]
 
 
 def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] = well) -> list[dict[str, Body]]:

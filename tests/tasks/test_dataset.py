@@ -19,11 +19,12 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
+from paraclip.tasks import export as module
 from paraclip.tasks.export import export_dataset, find_paraphrases, joined, read_opt_outs
 from paraclip.tasks.run.dag import STAGES, carry_out
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
+from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import PARAPHRASES
@@ -111,6 +112,12 @@ def again(store: ArtifactStore, artifact: Artifact, name: str, **changes: Any) -
         return store.commit(draft, {**manifest.metrics, **changes.get("metrics", {})}, 0.0)
 
 
+def ancestors(made: Artifact, store: ArtifactStore) -> tuple[Artifact, Artifact]:
+    """Step 1 and the captions that it read."""
+    first = store.resolve(f"paraphrase_1/{made.manifest.inputs['paraphrase_1']}")
+    return first, store.resolve(f"ingest/{first.manifest.inputs['ingest']}")
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -153,10 +160,7 @@ def test_splits_and_similarities_are_kept(
         place = rows.schema.names.index("similarity_2")
         write_table(next((out / "paraphrases").glob("*")), rows.set_column(place, "similarity_2", values))
 
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None
-    ingest = store.find("ingest", first.manifest.inputs["ingest"])
-    assert ingest is not None
+    first, ingest = ancestors(made, store)
     ingest = again(store, ingest, "1" * 32, edit=other_splits)
     first = again(store, first, "2" * 32, inputs={"ingest": ingest.fingerprint})
     second = again(store, made, "3" * 32, inputs={"paraphrase_1": first.fingerprint}, edit=similar)
@@ -192,8 +196,6 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     rows = read_table(tmp_path / "one/data").to_pylist()
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    import paraclip.tasks.export as module
-
     whole = module.iter_batches
     for number, batch_rows in enumerate((1, 7)):
         monkeypatch.setattr(module, "iter_batches", lambda *given, n=batch_rows: whole(*given, batch_rows=n))
@@ -219,8 +221,8 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     metrics = made.manifest.metrics
     assert "| engine | file | file |" in text and metrics["model"].replace(":", "&#58;") in text
     assert f"| captions with an accepted paraphrase 2 | {metrics['accepted']} |" in text
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None and first.manifest.metrics["rejected"]
+    first, _ = ancestors(made, store)
+    assert first.manifest.metrics["rejected"]
     for reason, count in first.manifest.metrics["rejected"].items():
         assert f"| paraphrase 1 | {reason} | {count} |" in text
     assert "Off: every answer" in text and "No opt-out list was given." in text and made.fingerprint in text
@@ -254,8 +256,7 @@ def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: A
         sampling = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 40, "n": 2}
         return {**about, "gates": gates, "sampling": sampling, "synonyms": number == 1 and prompt is FEW_SHOT[1]}
 
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None
+    first, _ = ancestors(made, store)
     metrics = {"engine": "vllm", "model": "Org/Model@0123abc", "rejected": {"echo": 4}}
     for name, one, two in (("7", FEW_SHOT[1], PAPER[2]), ("8", PAPER[1], prompt_for(own, 2))):
         step_1 = again(store, first, name * 32, options=asked(1, one), metrics=metrics)
@@ -304,66 +305,50 @@ def test_opt_outs_are_left_out(
     assert not [line for line in lines if line.strip() and line.strip() in text]  # who opted out is nobody's business
 
 
-def test_nothing_left_and_a_list_that_is_no_text(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_named(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     everything = read_table(made.path / "paraphrases").column("caption").to_pylist()
     with pytest.raises(ConfigError, match="no row is left"):
         export_dataset(made, tmp_path / "out", store, opt_outs=everything)
     (tmp_path / LIST).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"names.txt cannot be read as UTF-8"):
         read_opt_outs(tmp_path / LIST)
-    assert [path.name for path in tmp_path.iterdir()] == [LIST]
-
-
-def test_inputs_and_captions_that_are_missing_are_named(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     orphan = again(store, made, "9" * 32, inputs={"paraphrase_1": "0" * 32})
     with pytest.raises(ArtifactError, match=f"paraphrase_1/{'0' * 32}"):
         export_dataset(orphan, tmp_path / "out", store)
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None
-    captions = read_table(store.path("ingest", first.manifest.inputs["ingest"]) / "captions")
+    assert [path.name for path in tmp_path.iterdir()] == [LIST]
+    captions = read_table(ancestors(made, store)[1].path / "captions")
     write_table(tmp_path / "few" / "part-00000.parquet", captions.slice(0, 5))
     with pytest.raises(ArtifactError, match=r"the caption [0-9a-f]{32} is not in .* in its place"):
         list(joined(made.path / "paraphrases", tmp_path / "few"))
 
 
-def told(capsys: Capture, *arguments: str, code: int = 0) -> Any:
-    assert run_cli([*arguments, "--json"]) == code
-    return json.loads(capsys.readouterr().out)
-
-
 def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
-    config, _, store = run
-    made = find_paraphrases(store, settings=run[1])
+    config, settings, store = run
+    made = find_paraphrases(store, settings=settings)
     (tmp_path / LIST).write_text("nobody\nimage 0\n")
-    listed = ["--opt-outs", str(tmp_path / LIST)]
-    one = told(capsys, "export-dataset", str(tmp_path / "one"), "-c", str(config), *listed)
-    root = ["--root", str(store.root)]
-    two = told(capsys, "export-dataset", str(tmp_path / "two"), "--artifact", made.fingerprint[:20], *root)
+    listed, root = ["--opt-outs", str(tmp_path / LIST)], ["--root", str(store.root)]
+
+    def export(name: str, *arguments: str, code: int = 0) -> Any:
+        assert run_cli(["export-dataset", str(tmp_path / name), *arguments]) == code
+        out, error = capsys.readouterr()
+        return error if code else json.loads(out) if "--json" in arguments else out
+
+    one = export("one", "-c", str(config), *listed, "--json")
+    two = export("two", "--artifact", made.fingerprint[:20], *root, "--json")
     assert one["artifact"] == two["artifact"] == f"paraphrase_2/{made.fingerprint}"
     assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
     assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"]["class"] == "unknown"
     assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
     assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
-    assert run_cli(["export-dataset", str(tmp_path / "one"), "-c", str(config)]) == 2
-    error = capsys.readouterr().err
-    assert "is not empty; choose a new folder" in error and "Traceback" not in error
-    assert run_cli(["export-dataset", str(tmp_path / "three"), "-c", str(config), *listed]) == 0
-    output = capsys.readouterr().out
+    output = export("three", "-c", str(config), *listed)
     assert "this opt-out names no row: nobody" in output and "load_dataset" in output
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
-
-
-def test_what_the_command_asks_for(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
-    config, settings, store = run
-    root = ["--root", str(store.root)]
-    assert run_cli(["export-dataset", str(tmp_path / "x"), *root]) == 2
-    assert "say which paraphrases" in capsys.readouterr().err
-    changed = ["-c", str(config), "--set", "data.max_words=9"]
-    assert run_cli(["export-dataset", str(tmp_path / "x"), *changed]) == 2
-    assert "are not finished" in capsys.readouterr().err
-    with pytest.raises(UnknownNameError, match="is a ingest artifact; expected paraphrase_2"):
-        find_paraphrases(store, "ingest/" + store.list("ingest")[0].fingerprint)
-    store.set_channel(
-        "chan", {"stage": "paraphrase_2", "fingerprint": find_paraphrases(store, settings=settings).fingerprint}
-    )
-    assert told(capsys, "export-dataset", str(tmp_path / "x"), "-a", "chan", *root)["rows"]
+    store.set_channel("chan", {"stage": "paraphrase_2", "fingerprint": made.fingerprint})
+    assert export("four", "-a", "chan", *root, "--json")["rows"]
+    for wrong, told in (
+        (["-c", str(config)], "is not empty; choose a new folder"),
+        (root, "say which paraphrases"),
+        (["-c", str(config), "--set", "data.max_words=9"], "are not finished"),
+        (["-a", "ingest/" + store.list("ingest")[0].fingerprint, *root], "is a ingest artifact; expected paraphrase_2"),
+    ):
+        assert told in export("one", *wrong, code=2)

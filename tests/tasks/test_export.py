@@ -68,13 +68,8 @@ def tuned(store: ArtifactStore) -> Artifact:
         rows = [{**ROW, **FIGURES, "delta": delta}]
         comparison = {"rows": rows, "verdict": "promote", "reason": "it rose", "confidence": 0.95}
         inputs = {"finetune": made.fingerprint if name == "a" else "0" * 32}
-        _commit(
-            store,
-            "evaluate",
-            name * 32,
-            inputs,
-            lambda out, c=comparison: (out / "comparison.json").write_text(json.dumps(c)),
-        )
+        text = json.dumps(comparison)
+        _commit(store, "evaluate", name * 32, inputs, lambda out, text=text: (out / "comparison.json").write_text(text))
     return made
 
 

@@ -54,7 +54,7 @@ def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
         find_model(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
 
 
-def test_a_base_in_a_folder_is_found_from_everywhere_by_a_run_that_is_called_as_a_folder(
+def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _folder(tmp_path / "base")

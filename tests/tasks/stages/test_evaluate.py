@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.features import FeatureStore, write_shard
+from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.run.dag import carry_out, run_stage
 from paraclip.tasks.run.run import Node, Run
@@ -72,19 +72,16 @@ def commit(store: ArtifactStore, stage: str, write: Callable[[Path], dict[str, A
 def captions_table(data_root: Path) -> pa.Table:
     raw = json.loads((data_root / "flickr8k" / "dataset_flickr8k.json").read_bytes())
     images = [image for image in raw["images"] if image["split"] == "val"][:IMAGES]
+    same = {"images": "images.tar", "caption_tokens": [49406, 49407], "licence": "x", "source": "x"}
     rows = [
         {
             "caption_id": text_hash(image["filename"], sentence["raw"]),
             "image_id": None if number == 0 and position == 4 else image["filename"],
             "image_path": image["filename"],
-            "images": "images.tar",
-            "caption": sentence["raw"],
-            "caption_raw": sentence["raw"],
-            "caption_tokens": [49406, 49407],
+            **dict.fromkeys(("caption", "caption_raw"), sentence["raw"]),
             "split": "val" if number < IMAGES - 2 else "train",
-            "licence": "x",
-            "source": "x",
             "source_row": number,
+            **same,
         }
         for number, image in enumerate(images)
         for position, sentence in enumerate(image["sentences"])
@@ -232,34 +229,8 @@ def test_features_of_another_tower_are_refused(world: World, folder: Path) -> No
         run(world, settings_with(folder), "tower", features=other)
 
 
-def test_features_that_no_benchmark_asks_for_are_not_read(
-    world: World, whole: Artifact, folder: Path, tmp_path: Path
-) -> None:
-    features = Artifact(tmp_path / "features", world[1]["features"].manifest)
-    shutil.copytree(world[1]["features"].path, features.path)
-    store = FeatureStore(features.path)
-    matrix = store.view()[np.arange(len(store))]
-    matrix[-1] = np.nan  # an image of the training split
-    write_shard(features.path, 0, matrix)
-    assert files_of(run(world, settings_with(folder), "unread", features=features)) == files_of(whole)
-
-
-def test_a_small_pool_is_found_before_a_model_is_trained(
-    world: World, data_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, artifacts = world
-    settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
-    monkeypatch.setattr("paraclip.tasks.run.dag.run_in_child", lambda *_: pytest.fail("it was trained"))
-    for stage in (BOOTSTRAP, FINETUNE):
-        monkeypatch.setattr(Run, "inputs", lambda *_: artifacts)
-        node = Node(stage, Draft(stage.name, "new", stage.version, {}, {}))
-        with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
-            run_stage(node, Run(settings, store))
-
-
-def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
-    world: World, data_root: Path, tmp_path: Path
+def test_what_cannot_be_measured_is_found_before_a_model_is_trained(
+    world: World, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, artifacts = world
     (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta dog\n")
@@ -269,14 +240,23 @@ def test_files_that_cannot_be_measured_are_found_before_a_model_is_trained(
     negative = {"filename": "1.jpg", "caption": "a dog", "negative_caption": "no dog"}
     (tmp_path / "add_obj.json").write_text(json.dumps([negative, negative | {"filename": "2.jpg"}]))
     (tmp_path / "swap_att.json").write_text(json.dumps([negative]))
-    for benchmark, reason in (
-        ({"name": "b", "kind": "sts", "path": "pairs.tsv"}, r"benchmark 'b': .*pairs\.tsv, line 2: 2 fields"),
-        ({"name": "b", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}, "benchmark 'b': .* are of one image"),
-        ({"name": "b", "kind": "sugarcrepe", "path": "."}, "all rows of category 'swap_att' are of one image, '1.jpg'"),
+    for kind, path, reason in (
+        ("sts", "pairs.tsv", r"benchmark 'b': .*pairs\.tsv, line 2: 2 fields"),
+        ("paraphrased_retrieval", "pairs.jsonl", "benchmark 'b': .* are of one image"),
+        ("sugarcrepe", ".", "all rows of category 'swap_att' are of one image, '1.jpg'"),
     ):
         with pytest.raises(BenchmarkError, match=reason):
-            check_benchmarks(Run(settings_with(tmp_path, [benchmark]), store), artifacts)
+            settings = settings_with(tmp_path, [{"name": "b", "kind": kind, "path": path}])
+            check_benchmarks(Run(settings, store), artifacts)
     check_benchmarks(Run(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store), artifacts)
+    # By the training stages.
+    settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
+    monkeypatch.setattr("paraclip.tasks.run.dag.run_in_child", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(Run, "inputs", lambda *_: artifacts)
+    for stage in (BOOTSTRAP, FINETUNE):
+        with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
+            run_stage(Node(stage, Draft(stage.name, "new", stage.version, {}, {})), Run(settings, store))
 
 
 def test_an_interpolation_of_nothing_is_explained(world: World, whole: Artifact, folder: Path) -> None:
@@ -349,26 +329,15 @@ def test_the_code_and_the_options_of_an_own_benchmark_count(tmp_path: Path, monk
     assert seen()[0] == before[0] and seen()[1] != before[1]
 
 
-def with_control_in(settings: Settings, over_control: bool = False) -> Settings:
-    plain = settings.model_dump(mode="json")
-    plain["evaluate"] |= {"control": True, "gate": plain["evaluate"]["gate"] | {"over_control": over_control}}
-    return Settings.model_validate(plain)
-
-
 def test_the_gain_over_the_control_is_measured_on_the_same_queries(world: World, folder: Path) -> None:
-    settings = settings_with(folder)
-    # A control that learned nothing is the base, one that learned the same is the tuned model.
-    base, tuned = (
-        run(world, with_control_in(settings), name, control=world[1][name]) for name in ("bootstrap", "finetune")
-    )
-    comparison = json.loads((base.path / "comparison.json").read_text())
-    assert comparison["over_control"] == comparison["rows"]
-    summary = json.loads((tuned.path / "summary.json").read_text())
+    plain = settings_with(folder).model_dump(mode="json")
+    plain["evaluate"]["control"] = True
+    # A control that learned the same is the tuned model.
+    made = run(world, Settings.model_validate(plain), "control", control=world[1]["finetune"])
+    summary = json.loads((made.path / "summary.json").read_text())
     assert summary["models"]["control"] == summary["models"]["tuned"]
     assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
     assert summary["control"] == {
         name: {metric: [delta, *summary["intervals"][name][metric]] for metric, delta in of.items()}
         for name, of in summary["deltas"].items()
     }
-    # Its weights are those of a tower that has seen nothing.
-    assert comparison["untrained"] and summary["reason"].startswith("the base is near chance, so nothing can be ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import shutil
@@ -25,7 +26,7 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, new_images
-from paraclip.tasks.stages.ingest import ingested_captions
+from paraclip.tasks.stages.ingest import INGEST, ingested_captions
 from paraclip_core import tables
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
@@ -71,25 +72,13 @@ def _settings(root: Path, images: str = "photos.tar", batch: int = 3, **model: A
 
 def _ingested(folder: Path, rows: Sequence[tuple[str | None, str | None, str | None]], parts: int = 1) -> Artifact:
     """An ingest artifact whose captions have these image_id, image_path and images."""
-    table = pa.Table.from_pylist(
-        [
-            {
-                "caption_id": tables.text_hash(str(number)),
-                "image_id": image_id,
-                "image_path": name,
-                "images": images,
-                "caption": f"caption {number}",
-                "caption_raw": f"caption {number}",
-                "caption_tokens": [49406, 49407],
-                "split": "train",
-                "licence": "unknown",
-                "source": "captions.jsonl",
-                "source_row": number,
-            }
-            for number, (image_id, name, images) in enumerate(rows)
-        ],
-        schema=tables.CAPTIONS,
-    )
+    same = {"caption_tokens": [49406, 49407], "split": "train", "licence": "unknown", "source": "captions.jsonl"}
+    filled = [
+        {"caption_id": tables.text_hash(str(n)), "image_id": image_id, "image_path": name, "images": images}
+        | {"caption": f"caption {n}", "caption_raw": f"caption {n}", "source_row": n, **same}
+        for n, (image_id, name, images) in enumerate(rows)
+    ]
+    table = pa.Table.from_pylist(filled, schema=tables.CAPTIONS)
     size = max(1, -(-table.num_rows // parts))
     for part in range(parts):
         write_table(folder / "captions" / f"part-{part:05d}.parquet", table.slice(part * size, size))
@@ -300,3 +289,74 @@ def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path
     assert FEATURES.options(Run(_settings(photos, embed_dim=32))) != same
     here, there = (Run(_settings(photos, base=base)) for base in ("local-dir:/a", "/b"))
     assert FEATURES.options(here) == FEATURES.options(there)
+
+
+# Pictures inside of Parquet
+
+
+def _both(root: Path, **source: Any) -> tuple[Artifact, Artifact]:
+    """Ingest and features of a source."""
+    data = DataOptions(root=str(root), sources=(SourceOptions(**source),))
+    settings = _settings(root).model_copy(update={"data": data})
+    draft = Draft("ingest", "e" * 32, INGEST.version, {}, {})
+    ingest = carry_out(INGEST, draft, Run(settings, ArtifactStore(root / "root")), {})
+    return ingest, _run(settings, ingest, root / "root")
+
+
+def _texts(number: int) -> list[str]:
+    return [f"a photo of number {number}", f"the number {number} in a photo"]
+
+
+def _by_datasets(path: Path, pictures: list[bytes]) -> None:
+    """A row an image, with its captions in a list."""
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets (pip install -e '.[dev]')")
+    features = datasets.Features(image=datasets.Image(), text=[datasets.Value("string")])
+    rows = {"image": [{"bytes": each, "path": None} for each in pictures], "text": [*map(_texts, range(len(pictures)))]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def _by_pyarrow(path: Path, pictures: list[bytes]) -> None:
+    """A row a caption, with the image's bytes in each."""
+    captions = [text for number in range(len(pictures)) for text in _texts(number)]
+    twice = [picture for picture in pictures for _ in range(2)]
+    pq.write_table(pa.table({"image": pa.array(twice, pa.large_binary()), "caption": captions}), path, row_group_size=5)
+
+
+def test_features_of_pictures_in_parquet_are_those_of_loose_files(photos: Path, tmp_path: Path) -> None:
+    with ImageArchive(photos / "photos.tar") as images:
+        pictures = [images.read(name) for name in images.names()]
+    loose = tmp_path / "loose"
+    (loose / "pics").mkdir(parents=True)
+    rows = []
+    for number, picture in enumerate(pictures):
+        (loose / f"pics/{number}.jpg").write_bytes(picture)
+        # Called what it is, so that the index can be compared, too.
+        image = hashlib.blake2b(picture, digest_size=16).hexdigest()
+        rows.append({"image_id": image, "image": f"{number}.jpg", "caption": _texts(number)})
+    (loose / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted, expected = _both(loose, path="captions.jsonl", images="pics")
+    same = ["caption_id", "image_id", "caption"]
+    for write in (_by_datasets, _by_pyarrow):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        write(folder / "a.parquet", pictures)
+        ingest, made = _both(folder, path="a.parquet")
+        assert _files(made) == _files(expected)
+        found, captions = (read_table(artifact.path / "captions").select(same) for artifact in (ingest, wanted))
+        assert found.equals(captions) and found.num_rows == 2 * len(pictures)
+
+
+def test_damaged_and_absent_pictures_are_rejected_by_file_and_row(photos: Path, tmp_path: Path) -> None:
+    with ImageArchive(photos / "photos.tar") as images:
+        one, two, three = (images.read(name) for name in images.names()[:3])
+    given = [one, two[:200], None, b"no image", three]
+    table = pa.table({"image": pa.array(given), "caption": [_texts(number) for number in range(5)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    ingest, made = _both(tmp_path, path="a.parquet")
+    absent = read_table(ingest.path / "rejects").select(["source", "source_row", "reason"]).to_pylist()
+    assert absent == [{"source": "a.parquet", "source_row": 2, "reason": "missing_field"}]
+    rejects = read_table(made.path / "rejects")
+    assert rejects["source"].to_pylist() == ["a.parquet"] * 2 and rejects["source_row"].to_pylist() == [1, 3]
+    assert rejects["reason"].to_pylist() == ["corrupt_image"] * 2
+    assert "a.parquet/image[000000001]/" in rejects["detail"][0].as_py()
+    assert len(FeatureStore(made.path)) == 2

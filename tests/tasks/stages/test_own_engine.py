@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+from small_runs import both_steps, made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import STAGES, run_stage
-from paraclip.tasks.run.run import Run
 from paraclip_core.settings import parse_settings
 
-HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
 GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"
 
 
@@ -44,9 +41,7 @@ def test_the_guides_engine_paraphrases(folder: Path) -> None:
     tree["paraphrase"]["gates"] = {"preset": "off"}
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     settings = parse_settings({**tree, "data": data, "run": {"root": str(folder / "root")}})
-    run_stage("ingest", Run(settings, stages=HERE))
-    first = run_stage("paraphrase_1", Run(settings, stages=HERE))
-    second = run_stage("paraphrase_2", Run(settings, stages=HERE))
+    first, second = both_steps(settings)
     rows = read_table(second.path / "paraphrases").to_pylist()
     assert [row["caption"] for row in rows] == ["a dog on a beach", "two kids on a swing"]
     assert len({row[name] for row in rows for name in ("paraphrase_1", "paraphrase_2")}) == 4
@@ -57,4 +52,4 @@ def test_the_guides_engine_paraphrases(folder: Path) -> None:
     # Another artifact from the same requests asks for nothing.
     again = {**tree["paraphrase"], "fraction": 0.999999}
     settings = parse_settings({"paraphrase": again, "data": data, "run": {"root": str(folder / "root")}})
-    assert run_stage("paraphrase_1", Run(settings, stages=HERE)).manifest.metrics["generated"] == 0
+    assert made("paraphrase_1", settings).manifest.metrics["generated"] == 0
