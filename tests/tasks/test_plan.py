@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,13 +158,25 @@ def artifact(**metrics: Any) -> Any:
 
 
 INGEST = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
+PRICES = [f"openai.price_per_million_{kind}_tokens=1" for kind in ("prompt", "completion")]
+
+
+NEW = {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+Counted = Callable[..., dict[str, Amount]]
 
 
 @pytest.fixture
-def no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The artifacts here are metrics alone, so no image of theirs can be looked up."""
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Amounts of a run whose steps have so much left, and whose artifacts are metrics alone."""
     monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
+
+    def count(left: dict[int, StepLeft] | None, *options: str, **found: Any) -> dict[str, Amount]:
+        monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
+        settings = load_settings(None, ["data.sources.0.path=a.txt", *(f"paraphrase.{option}" for option in options)])
+        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **found})
+
+    return count
 
 
 def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
@@ -190,29 +202,20 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
 
 
-@pytest.mark.usefixtures("no_captions")
-def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+def test_each_stage_reads_what_the_one_before_hands_on(counted: Counted) -> None:
     first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
-
-    def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
-        monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
-        return rows_of(amounts_of(Run(settings, store), {"ingest": INGEST, **found}))
-
-    assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
+    assert rows_of(counted(None, paraphrase_1=first, paraphrase_2=second)) == [9, 6, 5, 3, 2]
     # Another prompt for step 2, which knows one of its answers.
     known = {2: StepLeft(rows=5, missing=4, accepted=1)}
-    assert rows(known, paraphrase_1=first) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
+    assert rows_of(counted(known, paraphrase_1=first)) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
     # Another prompt for step 1: nothing is known.
     new = {1: StepLeft(rows=6, missing=6, new_inputs=6), 2: StepLeft(rows=0)}
-    assert rows(new) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
+    assert rows_of(counted(new)) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
 
 
-@pytest.mark.usefixtures("no_captions")
 def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
     earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
     earlier |= {"completion_tokens": 400}
 
@@ -221,61 +224,36 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
         manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
         return SimpleNamespace(manifest=manifest)
 
-    monkeypatch.setattr(
-        ArtifactStore,
-        "list",
-        lambda self, stage: [
-            finished(stage, accepted=1),
-            finished(stage),
-            finished(stage, engine="vllm", accepted=2, kept=2),
-            finished(stage, preset="capable", accepted=3, kept=3),
-        ],
-    )
-    monkeypatch.setattr(
-        "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
-    )
-    found = amounts_of(Run(settings, store), {"ingest": INGEST})
+    def listed(_: ArtifactStore, stage: str) -> list[Any]:
+        others = finished(stage, engine="vllm", accepted=2, kept=2), finished(stage, preset="capable", accepted=3)
+        return [finished(stage, accepted=1), finished(stage), *others]
+
+    monkeypatch.setattr(ArtifactStore, "list", listed)
+    found = counted(NEW)
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
     assert found["paraphrase_1"].tokens == 10 * (45 + 2)
     assert "30% accepted as in paraphrase_1/ffffffffffff" in found["paraphrase_2"].note
 
 
-@pytest.mark.usefixtures("no_captions")
+@pytest.mark.parametrize(("keep", "n", "rewrites"), [(1, 4, 1), (3, 4, 3), (9, 4, 4)])
 def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep: int, n: int, rewrites: int, counted: Counted
 ) -> None:
-    def found(keep: int, n: int = 4) -> dict[str, Amount]:
-        options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
-        settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
-        monkeypatch.setattr(
-            "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
-        )
-        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
-
-    for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
-        counted = found(keep, n)
-        assert rows_of(counted, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
-        assert [counted[name].requests for name in STEPS] == [10, 10 * rewrites]
+    found = counted(NEW, f"keep={keep}", f"sampling.n={n}", "gates.preset=off")
+    assert rows_of(found, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
+    assert [found[name].requests for name in STEPS] == [10, 10 * rewrites]
 
 
-@pytest.mark.usefixtures("no_captions")
-def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cap", "stopped"), [(2, [False, False]), (1.07, [False, True]), (1, [True, True])])
+def test_the_spending_cap_is_told_before_it_stops_a_step(
+    cap: float, stopped: list[bool], counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is to cost 0.06, after the 1 that was spent before."""
     left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
-    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
     monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
-    ingest = artifact(read=9, splits={"train": 6})
-
-    def notes(cap: float) -> list[bool]:
-        options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
-        settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
-        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": ingest})
-        return [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS]
-
-    # Each step is to cost 0.06, after the 1 that was spent before.
-    assert notes(2) == [False, False]
-    assert notes(1.07) == [False, True]
-    assert notes(1) == [True, True]
+    found = counted(left, "engine=openai", "model=m", f"openai.max_spend={cap}", *PRICES[:1])
+    assert [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS] == stopped
 
 
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +11,9 @@ from typing import Any
 import pytest
 from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
-from paraclip.storage.parquet import PartWriter, read_table
+from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
@@ -33,7 +29,6 @@ from paraclip_core.config import (
     SourceOptions,
 )
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
@@ -297,53 +292,3 @@ def test_what_a_file_does_not_look_at_changes_nothing(
             assert stage.options(Run(settings)) == stage.options(Run(settings_of(flickr, **{name: value}))), name
     # Not even the keys in the artifact, which are made of the requests.
     assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path))) == contents(plain)
-
-
-KILLS = (
-    (FileEngine, "generate", 3),
-    (AnswerStore, "append", 2),
-    (FileEngine, "generate", 5),
-    (AnswerStore, "append_verdicts", 0),
-    (PartWriter, "close", 1),
-    (AnswerStore, "append_verdicts", 1),
-)
-"""What is about to be called, and for the how manyth time after the first, when a process is killed."""
-
-
-def run_and_die(folder: Path, root: Path, number: int) -> None:
-    """Run both steps in a process that is killed."""
-    owner, name, calls = KILLS[number]
-    method, left = getattr(owner, name), [calls]
-
-    def dying(*arguments: Any) -> Any:
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-        return method(*arguments)
-
-    store = ArtifactStore(root)
-    ingested = run_stage(INGEST, settings_of(folder), store)
-    setattr(owner, name, dying)
-    first = run_stage(PARAPHRASE_1, settings_of(folder), store, ingest=ingested)
-    run_stage(PARAPHRASE_2, settings_of(folder), store, paraphrase_1=first)
-
-
-@pytest.mark.parametrize("kills", [[1], pytest.param(range(len(KILLS)), marks=pytest.mark.nightly)], ids=len)
-def test_kills_lose_nothing_and_ask_nothing_twice(
-    flickr: Path, plain: tuple[Artifact, Artifact], tmp_path: Path, kills: Sequence[int]
-) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    for number in kills:
-        child = spawn.Process(target=run_and_die, args=(flickr, tmp_path, number))
-        child.start()
-        child.join(300)
-        assert child.exitcode == -signal.SIGKILL, KILLS[number]
-    store = ArtifactStore(tmp_path)
-    # What a half-written part leaves behind does not get into the artifact.
-    for _, _, folder in store.unfinished():
-        (folder / "out" / "paraphrases").mkdir(parents=True, exist_ok=True)
-        (folder / "out" / "paraphrases" / ".part-00000.parquet.1.tmp").write_bytes(b"half")
-    finished = run_all(settings_of(flickr), store)
-    assert contents(finished) == contents(plain)
-    stats = AnswerStore(store.cache).stats()
-    assert stats.rows == stats.keys == sum(artifact.manifest.metrics["requested"] for artifact in finished)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
-import signal
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +26,17 @@ from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
 from paraclip.tasks.training import bodies
 from paraclip.tasks.training.bodies import BASE_HELD_OUT, paraphraser_of, provenance
 from paraclip.tasks.training.data import Images, hold_out
+from paraclip_core import progress
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import LossWeights, RankOptions, Settings
 from paraclip_core.errors import TrainingError
+from paraclip_core.progress import Fact
 from paraclip_core.training.alpha import choose_alpha
 from paraclip_core.training.data import TrainingRows
 
 RunStage = Callable[..., Artifact]
 Edited = Callable[..., dict[str, Artifact]]
 Change = Callable[[pa.Table], pa.Table]
-SPAWN = multiprocessing.get_context("spawn")
 
 
 def files(made: Artifact) -> dict[str, str]:
@@ -116,31 +113,27 @@ def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: P
     assert options("embedded")["base"] == "embedded"
 
 
-def _finetune(draft: Draft, settings: Settings, store: ArtifactStore, inputs: dict[str, Artifact]) -> None:
-    carry_out(FINETUNE, draft, Run(settings, store), inputs)
-
-
-def _wait_for_lines(path: Path, lines: int, child: BaseProcess) -> None:
-    until = time.monotonic() + 300
-    while not path.exists() or path.read_bytes().count(b"\n") < lines:
-        assert child.is_alive(), "ended before it was killed"
-        assert time.monotonic() < until, "no step was taken"
-        time.sleep(0.005)
-
-
-def test_killed_and_gone_on_with_it_gives_the_same_files(
-    run_stage: RunStage, store: ArtifactStore, inputs: dict[str, Artifact], tuned: Artifact, settings: Settings
+def test_interrupted_and_gone_on_with_it_gives_the_same_files(
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    tuned: Artifact,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    often = {"checkpoint_steps": 2}
-    changed = settings.model_copy(update={"finetune": settings.finetune.model_copy(update=often)})
-    work, draft = store.work_path(FINETUNE.name, "e" * 32), Draft(FINETUNE.name, "e" * 32, FINETUNE.version, {}, {})
-    child = SPAWN.Process(target=_finetune, args=(draft, changed, store, inputs))
-    child.start()
-    _wait_for_lines(work / "out/training_log.jsonl", 5, child)
-    child.kill()
-    child.join()
-    assert child.exitcode == -signal.SIGKILL and list((work / "scratch/checkpoints").glob("step-*"))
-    assert files(run_stage(FINETUNE, inputs, "e" * 32, finetune=often)) == files(tuned)
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
+
+    def stop(done: int, total: int | None, **facts: Fact) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    often = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint_steps": 2})})
+    draft, run = Draft(FINETUNE.name, "e" * 32, FINETUNE.version, {}, {}), Run(often, store)
+    with pytest.raises(KeyboardInterrupt):
+        carry_out(FINETUNE, draft, run, inputs, stop)
+    with caplog.at_level("INFO"):
+        assert files(carry_out(FINETUNE, draft, run, inputs)) == files(tuned)
+    assert "going on after step 4" in caplog.text
 
 
 def test_the_control_trains_on_captions_alone(
