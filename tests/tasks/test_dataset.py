@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
+from small_runs import both_steps  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
@@ -21,8 +22,6 @@ from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks import export as module
 from paraclip.tasks.export import export_dataset, find_paraphrases, joined, read_opt_outs
-from paraclip.tasks.run.dag import STAGES, carry_out
-from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
@@ -68,12 +67,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, Artif
         "paraphrase: {engine: file, file: {path: given.jsonl}}\n"
     )
     settings = load_settings(config, [])
-    store = open_store(settings.run.root)
-    wanted = {name: STAGES[name] for name in ("ingest", "paraphrase_1", "paraphrase_2")}
-    whole = Run(settings, store, wanted)
-    for node in whole.nodes.values():
-        carry_out(node.stage, node.draft, whole, whole.inputs(node))
-    return config, settings, store
+    both_steps(settings)
+    return config, settings, open_store(settings.run.root)
 
 
 @pytest.fixture
@@ -94,13 +89,16 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], An
     return lambda folder: datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "datasets"))
 
 
-def again(store: ArtifactStore, artifact: Artifact, name: str, **changes: Any) -> Artifact:
-    """A copy of an artifact with another manifest; `edit` changes its files."""
-    edit: Callable[[Path], None] = changes.pop("edit", lambda out: None)
-    manifest = artifact.manifest
-    inputs = {**manifest.inputs, **changes.get("inputs", {})}
-    draft = Draft(
-        artifact.stage, name, 1, inputs, {**manifest.options, **changes.get("options", {})}, {"paraclip": "1"}
+def again(
+    store: ArtifactStore,
+    artifact: Artifact,
+    name: str,
+    edit: Callable[[pa.Table], pa.Table] = lambda table: table,
+    **changes: dict[str, Any],
+) -> Artifact:
+    """A copy of an artifact with another manifest; `edit` changes its captions or paraphrases."""
+    inputs, options, metrics = (
+        {**getattr(artifact.manifest, field), **changes.get(field, {})} for field in ("inputs", "options", "metrics")
     )
     if (found := store.find(artifact.stage, name)) is not None:
         store.remove(found)
@@ -108,8 +106,9 @@ def again(store: ArtifactStore, artifact: Artifact, name: str, **changes: Any) -
         shutil.copytree(artifact.path, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         for path in work.out.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        edit(work.out)
-        return store.commit(draft, {**manifest.metrics, **changes.get("metrics", {})}, 0.0)
+        (path,) = (path for folder in ("captions", "paraphrases") for path in work.out.glob(f"{folder}/*"))
+        write_table(path, edit(read_table(path)))
+        return store.commit(Draft(artifact.stage, name, 1, inputs, options, {"paraclip": "1"}), metrics, 0.0)
 
 
 def ancestors(made: Artifact, store: ArtifactStore) -> tuple[Artifact, Artifact]:
@@ -147,18 +146,13 @@ def test_other_libraries_read_the_same_rows(
 def test_splits_and_similarities_are_kept(
     made: Artifact, store: ArtifactStore, tmp_path: Path, load: Callable[[Path], Any]
 ) -> None:
-    def other_splits(out: Path) -> None:
-        rows = read_table(out / "captions")
-        splits = pa.array(["train" if n % 3 else "val" if n % 2 else "test" for n in range(rows.num_rows)])
-        write_table(
-            next((out / "captions").glob("*")), rows.set_column(rows.schema.names.index("split"), "split", splits)
-        )
+    def other_splits(rows: pa.Table) -> pa.Table:
+        splits = ["train" if n % 3 else "val" if n % 2 else "test" for n in range(rows.num_rows)]
+        return rows.set_column(rows.schema.names.index("split"), "split", pa.array(splits))
 
-    def similar(out: Path) -> None:
-        rows = read_table(out / "paraphrases")
+    def similar(rows: pa.Table) -> pa.Table:
         values = pa.array([0.5, *[None] * (rows.num_rows - 1)], pa.float32())
-        place = rows.schema.names.index("similarity_2")
-        write_table(next((out / "paraphrases").glob("*")), rows.set_column(place, "similarity_2", values))
+        return rows.set_column(rows.schema.names.index("similarity_2"), "similarity_2", values)
 
     first, ingest = ancestors(made, store)
     ingest = again(store, ingest, "1" * 32, edit=other_splits)
@@ -180,13 +174,10 @@ def test_splits_and_similarities_are_kept(
 def test_rewrites_of_a_caption_each_have_its_split_and_source(
     made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def three_each(out: Path) -> None:
-        rows = [
-            {**row, "paraphrase_2": f"{row['paraphrase_2']} {number}"}
-            for row in read_table(out / "paraphrases").to_pylist()
-            for number in range(3)
-        ]
-        write_table(next((out / "paraphrases").glob("*")), pa.Table.from_pylist(rows, schema=PARAPHRASES))
+    def three_each(table: pa.Table) -> pa.Table:
+        rows = ((row, number) for row in table.to_pylist() for number in range(3))
+        rewritten = [{**row, "paraphrase_2": f"{row['paraphrase_2']} {number}"} for row, number in rows]
+        return pa.Table.from_pylist(rewritten, schema=PARAPHRASES)
 
     several = again(store, made, "8" * 32, edit=three_each)
     source = read_table(several.path / "paraphrases").to_pylist()
@@ -202,11 +193,8 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
         export_dataset(several, tmp_path / str(number), store)
         assert contents(tmp_path / str(number)) == contents(tmp_path / "one")
     without = export_dataset(several, tmp_path / "two", store, opt_outs=opt_outs)
-    assert (
-        without.left_out >= 6
-        and without.left_out % 3 == 0
-        and without.rows == {"train": len(source) - without.left_out}
-    )
+    assert without.left_out >= 6 and without.left_out % 3 == 0
+    assert without.rows == {"train": len(source) - without.left_out}
 
 
 def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
