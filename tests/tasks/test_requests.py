@@ -38,7 +38,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".duckdb"))
 
 
-@settings(max_examples=5, phases=(Phase.reuse, Phase.generate))
+@settings(max_examples=3, phases=(Phase.reuse, Phase.generate))
 @given(st.lists(st.sampled_from(CARS), unique=True), st.lists(st.sampled_from(CARS), unique=True))
 def test_what_is_counted_is_what_is_asked(
     tmp_path_factory: pytest.TempPathFactory, before: list[str], after: list[str]
