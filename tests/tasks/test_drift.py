@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.preflight import BOUND, check_before_paying, check_drift, measure_drift
-from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.errors import InputError
@@ -79,9 +79,9 @@ def make(tmp_path: Path) -> Any:
             csv.writer(file).writerows([["image", "caption", "split"], *rows])
         source = {"path": "captions.csv", "images": "images"}
         plain = {"name": "night", "data": {"root": str(tmp_path), "sources": [source]}}
-        run = Run(parse_settings(plain | {"run": {"root": str(tmp_path / "root"), "drift": drift}}))
-        run_stage("ingest", run)
-        return run
+        settings = parse_settings(plain | {"run": {"root": str(tmp_path / "root"), "drift": drift}})
+        made("ingest", settings)
+        return Run(settings)
 
     return run
 

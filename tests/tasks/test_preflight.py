@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from small_runs import made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks.preflight import check_before_paying, count_captions
-from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.clip.images import missing_images
 from paraclip_core.config import Settings
@@ -69,7 +69,7 @@ def told(settings: Settings) -> str:
     store, messages = open_store(settings.run.root), []
     for ingested in (False, True):
         if ingested:
-            run_stage("ingest", Run(settings))
+            made("ingest", settings)
         try:
             messages.append("\n".join(check_before_paying(Run(settings, store))))
         except ParaclipError as error:
@@ -216,7 +216,7 @@ def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> Non
     store = open_store(settings.run.root)
     assert check_before_paying(Run(settings, store)) == []
     for name in ("scenes", "ingest"):
-        run_stage(name, Run(settings))
+        made(name, settings)
     assert check_before_paying(Run(settings, store)) == []
 
 
