@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_reader_never_sees_half_a_file_and_a_kill_leaves_none(tmp_path: Path) -> None:
     path = tmp_path / "file.json"
     write_json(path, {"numbers": [0] * 20_000})
-    for _ in range(3):
+    for _ in range(2):
         command = [sys.executable, "-c", REWRITE, str(path)]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
@@ -94,22 +94,17 @@ def test_what_is_not_json_is_refused_by_file(tmp_path: Path, value: object) -> N
     assert list(tmp_path.iterdir()) == []
 
 
-def test_brackets_without_end_are_no_json(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("[" * 100_000)
-    with pytest.raises(ArtifactError, match=r"a\.json is not valid JSON"):
-        read_json(tmp_path / "a.json")
-    with pytest.raises(ArtifactError, match=r"manifest\.json is not valid JSON"):
-        parse_manifest(b"[" * 100_000, "x/manifest.json", "ingest", "f")
-    assert parse_owner(b"[" * 100_000) == {}
-
-
 def test_reading_what_is_absent_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"cannot read .*nothing\.json: No such file"):
         read_json(tmp_path / "nothing.json")
-    for content in (b"", b"{", b"\xff\xfe\xfa", b'{"a": 1}{'):
+    endless = b"[" * 100_000
+    for content in (b"", b"{", b"\xff\xfe\xfa", b'{"a": 1}{', endless):
         (tmp_path / "bad.json").write_bytes(content)
         with pytest.raises(ArtifactError, match=r"bad\.json is not valid JSON"):
             read_json(tmp_path / "bad.json")
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not valid JSON"):
+        parse_manifest(endless, "x/manifest.json", "ingest", "f")
+    assert parse_owner(endless) == {}
 
 
 def test_temporary_files_are_removed_at_any_depth(tmp_path: Path) -> None:

@@ -5,33 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
 import pytest
-from generation_rows import judged, rebuild, verdicts
+from generation_rows import answers, judged, numbered, rebuild, verdicts
 from machines import Machine, Objects, refuse
 
 from paraclip.storage import parts
-from paraclip.storage.answers import GENERATIONS, AnswerStore
+from paraclip.storage.answers import AnswerStore
 from paraclip.storage.roots import open_answers
 from paraclip_core.errors import ArtifactError
 
 Cache = Callable[[str], AnswerStore]
-
-
-def keys(*numbers: int) -> pa.FixedSizeBinaryArray:
-    return pa.array([number.to_bytes(16, "big") for number in numbers], pa.binary(16))
-
-
-def generations(answers: dict[int, str]) -> pa.Table:
-    same = {"step": 1, "engine": "e", "model": "m", "prompt": "p", "prompt_tokens": 1, "completion_tokens": 1}
-    columns = {name: [value] * len(answers) for name, value in same.items()}
-    columns |= {"key": keys(*answers).to_pylist(), "completions": [[text] for text in answers.values()]}
-    return pa.table(columns, schema=GENERATIONS.schema)
-
-
-def answers(store: AnswerStore, *numbers: int) -> dict[int, str]:
-    found = store.lookup(keys(*numbers)).to_pylist()
-    return {int.from_bytes(row["key"], "big"): row["completions"][0] for row in found}
 
 
 @pytest.fixture
@@ -41,25 +24,19 @@ def cache(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Cache:
     return lambda name: open_answers(machine(name))
 
 
-def test_what_one_machine_asked_another_knows(cache: Cache) -> None:
+def test_what_one_machine_asked_and_judged_another_knows(cache: Cache, objects: Objects) -> None:
     one, two = cache("one"), cache("two")
-    assert answers(two, 1) == {}
-    one.append(generations({1: "a", 2: "b"}))
-    assert answers(two, 1, 2, 3) == {1: "a", 2: "b"}
-    two.append(generations({3: "c"}))
-    assert answers(one, 1, 2, 3) == {1: "a", 2: "b", 3: "c"}
-    assert one.stats() == two.stats()
-
-
-def test_verdicts_are_shared_too(cache: Cache, objects: Objects) -> None:
-    one, two = cache("one"), cache("two")
+    assert answers(two, [1]) == {}
+    one.append(numbered([1, 2]))
     one.append_verdicts(verdicts(range(5)))
+    assert answers(two, [1, 2, 3]) == {1: ["answer 1"], 2: ["answer 2"]}
     assert judged(two) == judged(one) != []
+    two.append(numbered([3]))
     two.append_verdicts(verdicts(range(5, 9)))
-    two.append(generations({1: "a"}))
-    assert len(judged(one)) == 9
+    assert answers(one, [1, 2, 3]) == {1: ["answer 1"], 2: ["answer 2"], 3: ["answer 3"]} and len(judged(one)) == 9
+    assert one.stats() == two.stats()
     assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "verdicts"]
-    assert (cache("three").stats().rows, cache("three").stats().verdicts) == (1, 9)
+    assert (cache("three").stats().rows, cache("three").stats().verdicts) == (3, 9)
 
 
 def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,15 +46,15 @@ def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pyte
     for store, answer in ((one, "from one"), (two, "from two")):
         with monkeypatch.context() as alone:
             alone.setattr(store.mirror, "push", lambda names: None)
-            store.append(generations({1: answer}))
+            store.append(numbered([1], answer))
     for store in (one, two):
         store.close()
     three = cache("three")
-    found = [answers(store, 1) for store in (one, two, three)]
+    found = [answers(store, [1]) for store in (one, two, three)]
     assert found[0] == found[1] == found[2]
     assert one.stats().rows == 2
     rebuild(one)
-    assert answers(one, 1) == found[0]
+    assert answers(one, [1]) == found[0]
 
 
 def test_answers_that_could_not_be_sent_are_sent_later(
@@ -87,20 +64,20 @@ def test_answers_that_could_not_be_sent_are_sent_later(
     assert one.mirror is not None
     with monkeypatch.context() as broken:
         broken.setattr(one.mirror._remote, "upload", refuse)
-        one.append(generations({1: "a"}))
+        one.append(numbered([1]))
         assert "new answers are not uploaded yet: the network is down" in caplog.text
         with pytest.raises(ArtifactError, match="network is down"):
             one.close()
     assert objects.names("cache") == []
     # Another process of the same machine makes up for it.
     cache("one").close()
-    assert answers(cache("two"), 1) == {1: "a"}
+    assert answers(cache("two"), [1]) == {1: ["answer 1"]}
 
 
 def test_nothing_is_downloaded_or_sent_twice(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = cache("one"), cache("two")
-    one.append(generations({1: "a"}))
-    assert answers(two, 1) == {1: "a"}
+    one.append(numbered([1]))
+    assert answers(two, [1]) == {1: ["answer 1"]}
     assert two.mirror is not None
 
     def never(*_: Any) -> None:
@@ -108,7 +85,7 @@ def test_nothing_is_downloaded_or_sent_twice(cache: Cache, monkeypatch: pytest.M
 
     monkeypatch.setattr(two.mirror._remote, "download", lambda files: never() if files else None)
     monkeypatch.setattr(two.mirror._remote, "upload", lambda files: never() if files else None)
-    assert answers(two, 1) == {1: "a"}
+    assert answers(two, [1]) == {1: ["answer 1"]}
     two.close()
 
 
@@ -116,23 +93,23 @@ def test_a_damaged_object_is_left_out_and_named(
     cache: Cache, objects: Objects, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = cache("one")
-    one.append(generations({1: "a"}))
-    one.append(generations({2: "b"}))
+    one.append(numbered([1]))
+    one.append(numbered([2]))
     damaged = objects.names("cache")[0]
     objects.write(damaged, b"PAR1 and then nothing")
     two = cache("two")
-    assert answers(two, 1, 2) == {2: "b"}
+    assert answers(two, [1, 2]) == {2: ["answer 2"]}
     assert f"/{damaged} is damaged and left out" in caplog.text
     assert list(two.parts.folder.glob(".*.tmp")) == []
 
 
 def test_a_torn_segment_is_healed_from_the_store(cache: Cache) -> None:
     one = cache("one")
-    one.append(generations({1: "a"}))
+    one.append(numbered([1]))
     name = one.parts.names()[0]
     (one.parts.folder / name).write_bytes(b"torn")
     rebuild(one)
-    assert answers(one, 1) == {1: "a"}
+    assert answers(one, [1]) == {1: ["answer 1"]}
 
 
 def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
@@ -140,22 +117,22 @@ def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
 ) -> None:
     one = cache("one")
     assert one.mirror is not None
-    one.append(generations({1: "a"}))
+    one.append(numbered([1]))
     monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
     with pytest.raises(ArtifactError, match="network is down"):
-        answers(one, 1)
+        answers(one, [1])
     monkeypatch.undo()
-    assert answers(one, 1) == {1: "a"}
+    assert answers(one, [1]) == {1: ["answer 1"]}
     # Later it is a warning: what was asked meanwhile is safe here.
     monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
     monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
-    assert answers(one, 1) == {1: "a"}
+    assert answers(one, [1]) == {1: ["answer 1"]}
     assert "the answers of other machines are not seen: the network is down" in caplog.text
 
 
 def test_shared_segments_are_not_compacted(cache: Cache) -> None:
     one = cache("one")
-    one.append(generations({1: "a"}))
-    one.append(generations({2: "b"}))
+    one.append(numbered([1]))
+    one.append(numbered([2]))
     with pytest.raises(ArtifactError, match="stay as they are"):
         one.compact()

@@ -25,14 +25,10 @@ def test_another_machine_finds_what_one_has_made(machine: Machine, objects: Obje
     found = other.find("ingest", FP)
     assert found is not None and found.path != made.path and contents(found) == contents(made)
     assert other.verify(found) == []
-
-
-def test_a_finished_artifact_is_used_without_the_store(machine: Machine, objects: Objects) -> None:
-    made = make(machine("one"))
-    for name in objects.names():
-        objects.delete(name)
-    assert machine("one").find("ingest", FP) == made
-    assert machine("two").find("ingest", FP) is None
+    # One that is here is used without the store, and one that is removed is gone everywhere.
+    other.remove(found)
+    assert objects.names() == [] and other.list() == []
+    assert machine("one").find("ingest", FP) == made and machine("two").find("ingest", FP) is None
 
 
 def test_listing_needs_no_download(machine: Machine, url: str) -> None:
@@ -132,23 +128,3 @@ def test_verify_reads_the_objects(machine: Machine, objects: Objects) -> None:
     problems = machine("one").verify(artifact)
     assert len(problems) == 1 and "a.txt was changed" in problems[0]
     assert machine("two").verify(artifact) == problems
-
-
-def test_a_removed_artifact_is_gone_everywhere(machine: Machine, objects: Objects) -> None:
-    make(machine("one"))
-    other = machine("two")
-    other.remove(other.resolve(FP))
-    assert objects.names() == [] and other.list() == []
-
-
-# Channels
-
-
-def test_channels_are_the_stores(machine: Machine, objects: Objects) -> None:
-    machine("one").set_channel("production", {"stage": "finetune", "fingerprint": FP})
-    other = machine("two")
-    assert other.channel("production") == {"stage": "finetune", "fingerprint": FP}
-    assert list(other.channels()) == ["production"] and other.channel("absent") is None
-    objects.write("channels/production.json", b"{")
-    with pytest.raises(ArtifactError, match=r"channels/production\.json is not valid JSON"):
-        machine("one").channel("production")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-FAKES = Path(__file__).parent / "fakes"
+FAKES = str(Path(__file__).parent / "fakes")
+sys.path.insert(0, FAKES)
 
 
 @pytest.fixture(autouse=True)
-def _fakes_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FAKES))
-    monkeypatch.setenv("PYTHONPATH", str(FAKES), prepend=os.pathsep)
+def _children_import_the_fakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", FAKES, prepend=os.pathsep)

@@ -10,19 +10,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from openai_server import OpenAIServer, well  # pyright: ignore[reportMissingImports]
+from small_runs import both_steps, contents, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.answers import AnswerStore
-from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks.requests import Exported, Imported, export_requests, import_answers
-from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.ingest import INGEST
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.settings import parse_settings
 from paraclip_core.tables import REJECTS
 
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
@@ -33,15 +29,8 @@ Body = dict[str, Any]
 
 
 def settings_of(folder: Path, captions: list[str] = CAPTIONS, root: str = "root", **paraphrase: Any) -> Settings:
-    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
     openai = {"base_url": NOWHERE, "api_key_env": "NO_KEY", "retries": 0} | paraphrase.pop("openai", {})
-    return parse_settings(
-        {
-            "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
-            "paraphrase": {**PAPER, "sampling": {"n": 2}, "openai": openai, **paraphrase},
-            "run": {"root": str(folder / root), "threads": 1},
-        }
-    )
+    return settings_of_texts(folder, captions, {**PAPER, "sampling": {"n": 2}, "openai": openai, **paraphrase}, root)
 
 
 OFF: dict[str, Any] = {"gates": {"preset": "off"}}
@@ -81,16 +70,6 @@ def says(*texts: str) -> Callable[[Body], Body]:
     return lambda body: {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
 
 
-def contents(artifact: Artifact) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
-
-
-def both_steps(settings: Settings) -> list[Artifact]:
-    """The paraphrase stages, carried out in this process."""
-    run = Run(settings, stages={stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)})
-    return [carry_out(node.stage, node.draft, run, run.inputs(node)) for node in run.nodes.values()][1:]
-
-
 def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] = well) -> list[dict[str, Body]]:
     """Export and import for each step; the bodies of both."""
     asked = []
@@ -101,7 +80,6 @@ def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] =
     return asked
 
 
-@pytest.mark.slow
 def test_a_run_after_the_way_there_and_back_asks_nothing_and_writes_the_same(
     openai_server: OpenAIServer, tmp_path: Path
 ) -> None:
@@ -197,7 +175,6 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     assert (stats.rows, stats.keys) == (12, 12)
 
 
-@pytest.mark.slow
 def test_step_2_and_further_attempts_follow_from_what_is_judged(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, attempts=2)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
@@ -232,7 +209,10 @@ def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path)
     exported, bodies = export(settings, tmp_path / "ask.jsonl")
     assert exported.model == "org/name"
     assert all(body["model"] == "org/name" and "n" not in body for body in bodies.values())
-    take_back(settings, answered(bodies, tmp_path / "back.jsonl", says("fine")))
+    # A prompt whose tokens nobody counted is estimated.
+    fine: Body = {"choices": says("fine")({})["choices"]}
+    imported = take_back(settings, answered(bodies, tmp_path / "back.jsonl", lambda _: fine))
+    assert 12 * 20 < imported.prompt_tokens < 12 * 80
     table = read_table(tmp_path / "root" / "cache" / "segments")
     assert set(table.column("engine").to_pylist()) == {"vllm"}
     assert set(table.column("model").to_pylist()) == {"org/name@main"}
@@ -241,24 +221,16 @@ def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path)
     assert export(settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl")[0].step_1 == 12
 
 
-def test_a_prompt_whose_tokens_nobody_counted_is_estimated(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, **OFF)
-    _, bodies = export(settings, tmp_path / "ask.jsonl")
-    imported = take_back(
-        settings, answered(bodies, tmp_path / "back.jsonl", lambda _: {"choices": [{"message": {"content": "one"}}]})
-    )
-    assert 12 * 20 < imported.prompt_tokens < 12 * 80
-
-
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     settings, ask = settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl"
     own = settings_of(tmp_path, engine="file", file={"path": "captions.txt"})
-    with pytest.raises(ConfigError, match="engine=file asks nothing"):
-        export(own, ask)
-    with pytest.raises(ConfigError, match=r"has no paraphrase\.model"):
-        export(settings_of(tmp_path, engine="openvino", model=""), ask)
-    with pytest.raises(ConfigError, match="prompts=paper"):
-        export(settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"}), ask)
+    for wrong, told in (
+        (own, "engine=file asks nothing"),
+        (settings_of(tmp_path, engine="openvino", model=""), r"has no paraphrase\.model"),
+        (settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"}), "prompts=paper"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            export(wrong, ask)
     with pytest.raises(ConfigError, match="cannot be written"):
         export(settings, tmp_path)
     export(settings, ask)

@@ -91,17 +91,15 @@ def served(store: ArtifactStore, channel: str = "production") -> Any:
     return (store.channel(channel) or {}).get("fingerprint")
 
 
-def test_a_first_model_moves_the_channel_and_the_decision_is_kept(settings: Settings, store: ArtifactStore) -> None:
+def test_a_first_model_moves_the_channel_and_one_held_against_its_base_does_not(
+    settings: Settings, store: ArtifactStore
+) -> None:
     decision = decide(Run(settings, store), "production", result("aaa"))
     assert decision["moved"] and decision["before"] is None and "ao@10" in decision["reason"]
     channel = store.channel("production")
     assert channel is not None and channel["fingerprint"] == "aaa" and channel["stages"] == {"finetune": "aaa"}
     assert channel["moved_by"] == BY_PROMOTION and channel["reason"] == decision["reason"]
     assert json.loads((store.root / "results" / "run" / "promotion.json").read_text()) == decision
-
-
-def test_one_held_against_its_base_leaves_it_alone_and_says_why(settings: Settings, store: ArtifactStore) -> None:
-    decide(Run(settings, store), "production", result("aaa"))
     decision = decide(Run(settings, store), "production", result("bbb", "hold"))
     assert not decision["moved"] and (decision["before"], decision["after"]) == ("aaa", "bbb")
     assert "ao@10 +1.0" in decision["reason"] and served(store) == "aaa"
@@ -234,12 +232,9 @@ def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStor
     store.set_channel("production", moved(None, {"finetune": "aaa"}, "promote", BY_PROMOTION))
     with pytest.raises(ConfigError, match=r"give the run another name, or name another channel$"):
         check_channel("production", "production", store)
-
-
-def test_a_run_cannot_take_the_name_of_a_promoted_channel(settings: Settings, store: ArtifactStore) -> None:
-    check_run_name("production", store)
-    store.set_channel("demo", moved(None, {"finetune": "aaa"}, "hold", BY_RUN))
-    check_run_name("demo", store)
-    decide(Run(settings, store), "production", result("aaa"))
+    # Nor can a run take the name of a promoted one.
     with pytest.raises(ConfigError, match="only a promotion moves"):
         check_run_name("production", store)
+    store.set_channel("demo", moved(None, {"finetune": "aaa"}, "hold", BY_RUN))
+    for name in ("demo", "new"):
+        check_run_name(name, store)

@@ -16,6 +16,7 @@ from paraclip_core.clip.load import embedded_clip
 from paraclip_core.config import ModelOptions
 from paraclip_core.evaluation.run import compare_models, parse_benchmark
 
+NAMES = ("plain", "one", "two")
 WORDS = ("dog", "cat", "sea", "man", "red", "old", "tree", "car")
 Capture = pytest.CaptureFixture[str]
 
@@ -25,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models with one image tower."""
     folder = tmp_path_factory.mktemp("models")
     clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
-    for seed, name in enumerate(("plain", "one", "two")):
+    for seed, name in enumerate(NAMES):
         save_release(clip, folder / name, "card")
         with torch.no_grad():
             torch.manual_seed(seed)
@@ -45,20 +46,15 @@ def files(tmp_path: Path, data_root: Path) -> Path:
     return tmp_path
 
 
-def evaluated(models: Path, files: Path, *options: str) -> dict[str, Any]:
-    names = [f"{name}={models / name}" for name in ("plain", "one", "two")]
-    given = [text for name in names for text in ("--model", name)]
-    benchmarks = ["--benchmark", f"stsb={files / 'stsb.tsv'}", "--benchmark", f"coco={files / 'captions.jsonl'}"]
-    root = ["--root", str(files / "root"), "--out", str(files / "out"), "--device", "cpu"]
-    assert run_cli(["evaluate", *given, *benchmarks, *root, *options]) == 0
-    return json.loads((files / "out" / "summary.json").read_text())
-
-
 def test_any_number_of_models_in_one_table(models: Path, files: Path, data_root: Path, capsys: Capture) -> None:
     images = data_root / "coco" / "coco_val2017_mini.tar"
-    summary = evaluated(models, files, "--images", str(images), "--report")
+    given = [text for name in NAMES for text in ("--model", f"{name}={models / name}")]
+    given += ["--benchmark", f"stsb={files / 'stsb.tsv'}", "--benchmark", f"coco={files / 'captions.jsonl'}"]
+    given += ["--root", str(files / "root"), "--out", str(files / "out"), "--device", "cpu"]
+    assert run_cli(["evaluate", *given, "--images", str(images), "--report"]) == 0
+    summary = json.loads((files / "out" / "summary.json").read_text())
     shown = capsys.readouterr().out
-    assert summary["base"] == "plain" and set(summary["models"]) == {"plain", "one", "two"}
+    assert summary["base"] == "plain" and set(summary["models"]) == {*NAMES}
     assert set(summary["comparisons"]) == {"one", "two"}
     assert summary["better"]["stsb"] == {"spearman": "higher is better"}
     for name in ("one", "two"):
@@ -69,8 +65,20 @@ def test_any_number_of_models_in_one_table(models: Path, files: Path, data_root:
         assert f"<h1>{name} against plain</h1>" in page and "33 images searched" in page
         assert "Load the model" not in page and str(models / name) in page
     assert "spearman ↑" in shown and "two: hold" in shown and shown.count("report: ") == 2
-    check_mteb(json.loads((files / "out" / "one" / "results" / "tuned" / "stsb.json").read_text()), "STSBenchmark")
-    check_clip_benchmark(json.loads((files / "out" / "two" / "results" / "base" / "coco.json").read_text()))
+    # The shapes of mteb 2.26's TaskResult and of CLIP_benchmark 1.6's `build`.
+    sts, coco = (
+        json.loads((files / "out" / place).read_text())
+        for place in ("one/results/tuned/stsb.json", "two/results/base/coco.json")
+    )
+    assert sts["task_name"] == "STSBenchmark" and len(sts["dataset_revision"]) == 64
+    assert isinstance(sts["mteb_version"], str) and isinstance(sts["evaluation_time"], float)
+    (score,) = sts["scores"]["test"]
+    assert isinstance(score["main_score"], float) and score["main_score"] == score["cosine_spearman"]
+    assert (score["hf_subset"], score["languages"]) == ("default", ["eng-Latn"])
+    assert isinstance(coco["model"] + coco["pretrained"] + coco["dataset"], str)
+    assert {"image_retrieval_recall@5", "text_retrieval_recall@1"} <= coco["metrics"].keys()
+    assert all(0 <= value <= 1 for value in coco["metrics"].values())
+    assert (coco["task"], coco["language"], len(coco["dataset_revision"])) == ("zeroshot_retrieval", "en", 64)
 
 
 def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files: Path, data_root: Path) -> None:
@@ -82,7 +90,7 @@ def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files
     def progress(done: int, total: int | None, **facts: Any) -> None:
         told.append({"done": done, "total": total, **facts})
 
-    references = {name: str(models / name) for name in ("plain", "one", "two")}
+    references = {name: str(models / name) for name in NAMES}
     compared = compare_models(references, [benchmark], device="cpu", progress=progress)
     assert list(compared.evaluations) == ["one", "two"] and len(compared.seconds) == 3
     images = [line for line in told if "images" in line]
@@ -90,23 +98,3 @@ def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files
     assert [(line["model"], line["images"]) for line in images] == [("plain", "33 of 33")]
     assert images[0]["eta_seconds"] >= 0 and told[-1] == {"done": 3, "total": 3}
     assert any(line.get("texts") == "165 of 165" for line in told)
-
-
-def check_mteb(result: dict[str, Any], task: str) -> None:
-    """mteb 2.26's TaskResult: types of its fields, and what it asks of each score."""
-    assert result["task_name"] == task
-    assert isinstance(result["dataset_revision"], str) and len(result["dataset_revision"]) == 64
-    assert isinstance(result["mteb_version"], str) and isinstance(result["evaluation_time"], float)
-    (score,) = result["scores"]["test"]
-    assert isinstance(score["main_score"], float) and score["main_score"] == score["cosine_spearman"]
-    assert score["hf_subset"] == "default" and score["languages"] == ["eng-Latn"]
-    assert "paraclip" in result["versions"] or "torch" in result["versions"]
-
-
-def check_clip_benchmark(result: dict[str, Any]) -> None:
-    """CLIP_benchmark 1.6's `build`: metrics beside plain fields, model and pretrained as text."""
-    row = {**result["metrics"], **{name: value for name, value in result.items() if name != "metrics"}}
-    assert isinstance(row["model"] + " " + row["pretrained"], str)
-    assert {"dataset", "task", "language", "image_retrieval_recall@5", "text_retrieval_recall@1"} <= row.keys()
-    assert all(0 <= value <= 1 for value in result["metrics"].values())
-    assert (row["task"], row["language"], len(row["dataset_revision"])) == ("zeroshot_retrieval", "en", 64)

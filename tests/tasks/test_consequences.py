@@ -9,24 +9,21 @@ import importlib.util
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
+from small_runs import HERE, made  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.plan import StagePlan, plan_run
-from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError
 from paraclip_core.settings import parse_settings
 
-HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
-"""The real stages, in this process, which saves starting one for each."""
 ASKING = ("paraphrase_1", "paraphrase_2")
 CAPTIONS = tuple(f"a {colour} {animal} on the {place}" for colour, animal, place in (
     ("red", "dog", "beach"), ("red", "cat", "roof"), ("black", "horse", "street"), ("white", "bird", "roof"),
@@ -37,11 +34,7 @@ N = len(CAPTIONS)
 PROMPT_1, PROMPT_2 = "Say simply: {}", "Say otherwise: {}"
 LONG = CAPTIONS[2:5]
 """Captions whose paraphrase 1 is twice as long."""
-OPEN: dict[str, Any] = {
-    "preset": "capable",
-    "min_similarity": -1,
-    "min_caption_similarity": -1,
-}
+OPEN: dict[str, Any] = {"preset": "capable", "min_similarity": -1, "min_caption_similarity": -1}
 """Gates of which the length alone is of account here."""
 OFF = {"preset": "off"}
 
@@ -99,12 +92,12 @@ class Bench:
 
     def run(self, settings: Settings, *names: str) -> tuple[tuple[int, ...], list[Artifact]]:
         """Requests that came in each of the stages, and their artifacts."""
-        counts, made = [], []
+        counts, artifacts = [], []
         for name in names or ("ingest", *ASKING):
             before = len(self.server.asked)
-            made.append(run_stage(name, Run(settings, stages=HERE)))
+            artifacts.append(made(name, settings))
             counts.append(len(self.server.asked) - before)
-        return tuple(counts), made
+        return tuple(counts), artifacts
 
     def change(self, expected_1: int, expected_2: int, **changes: Any) -> list[Artifact]:
         """See that plan, server and the numbers counted by hand agree about a run with these changes."""
@@ -112,15 +105,14 @@ class Bench:
         planned, before = self.plan(settings), len(self.server.asked)
         assert len(self.server.asked) == before, "a plan asks for nothing"
         assert tuple(planned[name].requests for name in ASKING) == (expected_1, expected_2)
-        (_, *found), made = self.run(settings)
+        (_, *found), artifacts = self.run(settings)
         assert tuple(found) == (expected_1, expected_2)
-        for name, count, artifact in zip(ASKING, found, made[1:], strict=True):
+        for name, count, artifact in zip(ASKING, found, artifacts[1:], strict=True):
             if planned[name].state != "cached":
                 assert artifact.manifest.metrics["generated"] == count
         again = self.plan(settings)
-        assert {again[name].state for name in ASKING} == {"cached"}
-        assert {again[name].requests for name in ASKING} == {0}
-        return made
+        assert {(again[name].state, again[name].requests) for name in ASKING} == {("cached", 0)}
+        return artifacts
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +141,8 @@ def prompts_asked(bench: Bench, since: int) -> Counter[str]:
         ({"prompt_2": "Say otherwise, please: {}"}, 0, N),
         ({"openai__extra_body": {"reasoning_effort": "low"}}, N, N),
         ({"sampling__temperature": 0.5}, N, N),
-        ({"seed": 1}, N, N),
         # Ways of asking, and options that nobody looks at here.
-        ({"chunk": 3, "openai__concurrency": 2, "openai__retries": 1}, 0, 0),
-        ({"gates": {"preset": "off", "max_length_ratio": 1.1}}, 0, 0),
+        ({"chunk": 3, "openai__concurrency": 2, "gates": {"preset": "off", "max_length_ratio": 1.1}}, 0, 0),
         ({"attempts": 3}, 0, 0),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
@@ -191,28 +181,18 @@ def test_a_prompt_of_step_1_that_changes_some_answers(bench: Bench) -> None:
     ("edit", "expected"),
     [
         (lambda captions: ("a blue whale in the sea", *captions[1:]), 1),
-        (lambda captions: (*captions, "a blue whale in the sea", "a pink pig in the mud"), 2),
-        (lambda captions: captions[3:9], 0),
-        (lambda captions: captions[::-1], 0),
+        (lambda captions: captions[8:2:-1], 0),
         # The same words about another image.
-        (lambda captions: (*captions, captions[0], captions[5]), 0),
-        (lambda captions: (*captions, "a blue whale in the sea", "a blue whale in the sea"), 1),
+        (lambda captions: (*captions, captions[0], "a blue whale in the sea", "a blue whale in the sea"), 1),
     ],
-    ids=["edited", "added", "removed", "in another order", "repeated", "added twice"],
+    ids=["edited", "removed, in another order", "added, repeated"],
 )
 def test_captions(bench: Bench, edit: Callable[[tuple[str, ...]], tuple[str, ...]], expected: int) -> None:
     captions = edit(CAPTIONS)
     bench.write(captions)
-    made = bench.change(expected, expected)
-    assert made[2].manifest.metrics["accepted"] == len(captions)
+    artifacts = bench.change(expected, expected)
+    assert artifacts[2].manifest.metrics["accepted"] == len(captions)
     bench.write(CAPTIONS)
-    bench.change(0, 0)
-
-
-def test_a_lost_artifact_costs_nothing(bench: Bench) -> None:
-    store = ArtifactStore(bench.settings().run.root)
-    for name in (*ASKING[::-1], "ingest"):
-        store.remove(store.list(name)[0])
     bench.change(0, 0)
 
 

@@ -14,16 +14,16 @@ import pyarrow as pa
 import pytest
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
+from small_runs import both_steps  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
+from paraclip.tasks import export as module
 from paraclip.tasks.export import export_dataset, find_paraphrases, joined, read_opt_outs
-from paraclip.tasks.run.dag import STAGES, carry_out
-from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
+from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import PARAPHRASES
@@ -67,12 +67,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Settings, Artif
         "paraphrase: {engine: file, file: {path: given.jsonl}}\n"
     )
     settings = load_settings(config, [])
-    store = open_store(settings.run.root)
-    wanted = {name: STAGES[name] for name in ("ingest", "paraphrase_1", "paraphrase_2")}
-    whole = Run(settings, store, wanted)
-    for node in whole.nodes.values():
-        carry_out(node.stage, node.draft, whole, whole.inputs(node))
-    return config, settings, store
+    both_steps(settings)
+    return config, settings, open_store(settings.run.root)
 
 
 @pytest.fixture
@@ -93,13 +89,16 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], An
     return lambda folder: datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "datasets"))
 
 
-def again(store: ArtifactStore, artifact: Artifact, name: str, **changes: Any) -> Artifact:
-    """A copy of an artifact with another manifest; `edit` changes its files."""
-    edit: Callable[[Path], None] = changes.pop("edit", lambda out: None)
-    manifest = artifact.manifest
-    inputs = {**manifest.inputs, **changes.get("inputs", {})}
-    draft = Draft(
-        artifact.stage, name, 1, inputs, {**manifest.options, **changes.get("options", {})}, {"paraclip": "1"}
+def again(
+    store: ArtifactStore,
+    artifact: Artifact,
+    name: str,
+    edit: Callable[[pa.Table], pa.Table] = lambda table: table,
+    **changes: dict[str, Any],
+) -> Artifact:
+    """A copy of an artifact with another manifest; `edit` changes its captions or paraphrases."""
+    inputs, options, metrics = (
+        {**getattr(artifact.manifest, field), **changes.get(field, {})} for field in ("inputs", "options", "metrics")
     )
     if (found := store.find(artifact.stage, name)) is not None:
         store.remove(found)
@@ -107,8 +106,15 @@ def again(store: ArtifactStore, artifact: Artifact, name: str, **changes: Any) -
         shutil.copytree(artifact.path, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         for path in work.out.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
-        edit(work.out)
-        return store.commit(draft, {**manifest.metrics, **changes.get("metrics", {})}, 0.0)
+        (path,) = (path for folder in ("captions", "paraphrases") for path in work.out.glob(f"{folder}/*"))
+        write_table(path, edit(read_table(path)))
+        return store.commit(Draft(artifact.stage, name, 1, inputs, options, {"paraclip": "1"}), metrics, 0.0)
+
+
+def ancestors(made: Artifact, store: ArtifactStore) -> tuple[Artifact, Artifact]:
+    """Step 1 and the captions that it read."""
+    first = store.resolve(f"paraphrase_1/{made.manifest.inputs['paraphrase_1']}")
+    return first, store.resolve(f"ingest/{first.manifest.inputs['ingest']}")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -140,23 +146,15 @@ def test_other_libraries_read_the_same_rows(
 def test_splits_and_similarities_are_kept(
     made: Artifact, store: ArtifactStore, tmp_path: Path, load: Callable[[Path], Any]
 ) -> None:
-    def other_splits(out: Path) -> None:
-        rows = read_table(out / "captions")
-        splits = pa.array(["train" if n % 3 else "val" if n % 2 else "test" for n in range(rows.num_rows)])
-        write_table(
-            next((out / "captions").glob("*")), rows.set_column(rows.schema.names.index("split"), "split", splits)
-        )
+    def other_splits(rows: pa.Table) -> pa.Table:
+        splits = ["train" if n % 3 else "val" if n % 2 else "test" for n in range(rows.num_rows)]
+        return rows.set_column(rows.schema.names.index("split"), "split", pa.array(splits))
 
-    def similar(out: Path) -> None:
-        rows = read_table(out / "paraphrases")
+    def similar(rows: pa.Table) -> pa.Table:
         values = pa.array([0.5, *[None] * (rows.num_rows - 1)], pa.float32())
-        place = rows.schema.names.index("similarity_2")
-        write_table(next((out / "paraphrases").glob("*")), rows.set_column(place, "similarity_2", values))
+        return rows.set_column(rows.schema.names.index("similarity_2"), "similarity_2", values)
 
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None
-    ingest = store.find("ingest", first.manifest.inputs["ingest"])
-    assert ingest is not None
+    first, ingest = ancestors(made, store)
     ingest = again(store, ingest, "1" * 32, edit=other_splits)
     first = again(store, first, "2" * 32, inputs={"ingest": ingest.fingerprint})
     second = again(store, made, "3" * 32, inputs={"paraphrase_1": first.fingerprint}, edit=similar)
@@ -176,13 +174,10 @@ def test_splits_and_similarities_are_kept(
 def test_rewrites_of_a_caption_each_have_its_split_and_source(
     made: Artifact, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def three_each(out: Path) -> None:
-        rows = [
-            {**row, "paraphrase_2": f"{row['paraphrase_2']} {number}"}
-            for row in read_table(out / "paraphrases").to_pylist()
-            for number in range(3)
-        ]
-        write_table(next((out / "paraphrases").glob("*")), pa.Table.from_pylist(rows, schema=PARAPHRASES))
+    def three_each(table: pa.Table) -> pa.Table:
+        rows = ((row, number) for row in table.to_pylist() for number in range(3))
+        rewritten = [{**row, "paraphrase_2": f"{row['paraphrase_2']} {number}"} for row, number in rows]
+        return pa.Table.from_pylist(rewritten, schema=PARAPHRASES)
 
     several = again(store, made, "8" * 32, edit=three_each)
     source = read_table(several.path / "paraphrases").to_pylist()
@@ -192,19 +187,14 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     rows = read_table(tmp_path / "one/data").to_pylist()
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    import paraclip.tasks.export as module
-
     whole = module.iter_batches
     for number, batch_rows in enumerate((1, 7)):
         monkeypatch.setattr(module, "iter_batches", lambda *given, n=batch_rows: whole(*given, batch_rows=n))
         export_dataset(several, tmp_path / str(number), store)
         assert contents(tmp_path / str(number)) == contents(tmp_path / "one")
     without = export_dataset(several, tmp_path / "two", store, opt_outs=opt_outs)
-    assert (
-        without.left_out >= 6
-        and without.left_out % 3 == 0
-        and without.rows == {"train": len(source) - without.left_out}
-    )
+    assert without.left_out >= 6 and without.left_out % 3 == 0
+    assert without.rows == {"train": len(source) - without.left_out}
 
 
 def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
@@ -219,8 +209,8 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     metrics = made.manifest.metrics
     assert "| engine | file | file |" in text and metrics["model"].replace(":", "&#58;") in text
     assert f"| captions with an accepted paraphrase 2 | {metrics['accepted']} |" in text
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None and first.manifest.metrics["rejected"]
+    first, _ = ancestors(made, store)
+    assert first.manifest.metrics["rejected"]
     for reason, count in first.manifest.metrics["rejected"].items():
         assert f"| paraphrase 1 | {reason} | {count} |" in text
     assert "Off: every answer" in text and "No opt-out list was given." in text and made.fingerprint in text
@@ -254,8 +244,7 @@ def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: A
         sampling = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 40, "n": 2}
         return {**about, "gates": gates, "sampling": sampling, "synonyms": number == 1 and prompt is FEW_SHOT[1]}
 
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None
+    first, _ = ancestors(made, store)
     metrics = {"engine": "vllm", "model": "Org/Model@0123abc", "rejected": {"echo": 4}}
     for name, one, two in (("7", FEW_SHOT[1], PAPER[2]), ("8", PAPER[1], prompt_for(own, 2))):
         step_1 = again(store, first, name * 32, options=asked(1, one), metrics=metrics)
@@ -304,66 +293,50 @@ def test_opt_outs_are_left_out(
     assert not [line for line in lines if line.strip() and line.strip() in text]  # who opted out is nobody's business
 
 
-def test_nothing_left_and_a_list_that_is_no_text(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+def test_what_cannot_be_exported_is_named(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     everything = read_table(made.path / "paraphrases").column("caption").to_pylist()
     with pytest.raises(ConfigError, match="no row is left"):
         export_dataset(made, tmp_path / "out", store, opt_outs=everything)
     (tmp_path / LIST).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"names.txt cannot be read as UTF-8"):
         read_opt_outs(tmp_path / LIST)
-    assert [path.name for path in tmp_path.iterdir()] == [LIST]
-
-
-def test_inputs_and_captions_that_are_missing_are_named(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     orphan = again(store, made, "9" * 32, inputs={"paraphrase_1": "0" * 32})
     with pytest.raises(ArtifactError, match=f"paraphrase_1/{'0' * 32}"):
         export_dataset(orphan, tmp_path / "out", store)
-    first = store.find("paraphrase_1", made.manifest.inputs["paraphrase_1"])
-    assert first is not None
-    captions = read_table(store.path("ingest", first.manifest.inputs["ingest"]) / "captions")
+    assert [path.name for path in tmp_path.iterdir()] == [LIST]
+    captions = read_table(ancestors(made, store)[1].path / "captions")
     write_table(tmp_path / "few" / "part-00000.parquet", captions.slice(0, 5))
     with pytest.raises(ArtifactError, match=r"the caption [0-9a-f]{32} is not in .* in its place"):
         list(joined(made.path / "paraphrases", tmp_path / "few"))
 
 
-def told(capsys: Capture, *arguments: str, code: int = 0) -> Any:
-    assert run_cli([*arguments, "--json"]) == code
-    return json.loads(capsys.readouterr().out)
-
-
 def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
-    config, _, store = run
-    made = find_paraphrases(store, settings=run[1])
+    config, settings, store = run
+    made = find_paraphrases(store, settings=settings)
     (tmp_path / LIST).write_text("nobody\nimage 0\n")
-    listed = ["--opt-outs", str(tmp_path / LIST)]
-    one = told(capsys, "export-dataset", str(tmp_path / "one"), "-c", str(config), *listed)
-    root = ["--root", str(store.root)]
-    two = told(capsys, "export-dataset", str(tmp_path / "two"), "--artifact", made.fingerprint[:20], *root)
+    listed, root = ["--opt-outs", str(tmp_path / LIST)], ["--root", str(store.root)]
+
+    def export(name: str, *arguments: str, code: int = 0) -> Any:
+        assert run_cli(["export-dataset", str(tmp_path / name), *arguments]) == code
+        out, error = capsys.readouterr()
+        return error if code else json.loads(out) if "--json" in arguments else out
+
+    one = export("one", "-c", str(config), *listed, "--json")
+    two = export("two", "--artifact", made.fingerprint[:20], *root, "--json")
     assert one["artifact"] == two["artifact"] == f"paraphrase_2/{made.fingerprint}"
     assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
     assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"]["class"] == "unknown"
     assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
     assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
-    assert run_cli(["export-dataset", str(tmp_path / "one"), "-c", str(config)]) == 2
-    error = capsys.readouterr().err
-    assert "is not empty; choose a new folder" in error and "Traceback" not in error
-    assert run_cli(["export-dataset", str(tmp_path / "three"), "-c", str(config), *listed]) == 0
-    output = capsys.readouterr().out
+    output = export("three", "-c", str(config), *listed)
     assert "this opt-out names no row: nobody" in output and "load_dataset" in output
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
-
-
-def test_what_the_command_asks_for(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
-    config, settings, store = run
-    root = ["--root", str(store.root)]
-    assert run_cli(["export-dataset", str(tmp_path / "x"), *root]) == 2
-    assert "say which paraphrases" in capsys.readouterr().err
-    changed = ["-c", str(config), "--set", "data.max_words=9"]
-    assert run_cli(["export-dataset", str(tmp_path / "x"), *changed]) == 2
-    assert "are not finished" in capsys.readouterr().err
-    with pytest.raises(UnknownNameError, match="is a ingest artifact; expected paraphrase_2"):
-        find_paraphrases(store, "ingest/" + store.list("ingest")[0].fingerprint)
-    store.set_channel(
-        "chan", {"stage": "paraphrase_2", "fingerprint": find_paraphrases(store, settings=settings).fingerprint}
-    )
-    assert told(capsys, "export-dataset", str(tmp_path / "x"), "-a", "chan", *root)["rows"]
+    store.set_channel("chan", {"stage": "paraphrase_2", "fingerprint": made.fingerprint})
+    assert export("four", "-a", "chan", *root, "--json")["rows"]
+    for wrong, told in (
+        (["-c", str(config)], "is not empty; choose a new folder"),
+        (root, "say which paraphrases"),
+        (["-c", str(config), "--set", "data.max_words=9"], "are not finished"),
+        (["-a", "ingest/" + store.list("ingest")[0].fingerprint, *root], "is a ingest artifact; expected paraphrase_2"),
+    ):
+        assert told in export("one", *wrong, code=2)

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.preflight import BOUND, check_before_paying, check_drift, measure_drift
-from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.errors import InputError
@@ -79,9 +79,9 @@ def make(tmp_path: Path) -> Any:
             csv.writer(file).writerows([["image", "caption", "split"], *rows])
         source = {"path": "captions.csv", "images": "images"}
         plain = {"name": "night", "data": {"root": str(tmp_path), "sources": [source]}}
-        run = Run(parse_settings(plain | {"run": {"root": str(tmp_path / "root"), "drift": drift}}))
-        run_stage("ingest", run)
-        return run
+        settings = parse_settings(plain | {"run": {"root": str(tmp_path / "root"), "drift": drift}})
+        made("ingest", settings)
+        return Run(settings)
 
     return run
 
@@ -107,10 +107,6 @@ def test_drift_holds_a_run_before_it_pays(make: Any, tmp_path: Path) -> None:
     drift = json.loads(shown.read_text())
     assert (drift["figures"]["changed"], drift["figures"]["vanished"], len(drift["held"])) == (3, 2, 1)
 
-
-def test_a_run_that_names_no_channel_compares_nothing(make: Any, tmp_path: Path) -> None:
-    run = make(["a red ball", "a blue car"], limit=0.0)
-    run.store.set_channel("production", {"fingerprint": "0" * 64, "stages": {"ingest": "0" * 64}})
-    assert check_drift(run) == []
-    gone = make(["a red ball", "a blue car"], channel="production")
-    assert "are gone: drift is not measured" in check_drift(gone)[0]
+    assert check_drift(make(texts, limit=0.0)) == [], "no channel, nothing to compare"
+    first.store.set_channel("production", {"fingerprint": "0" * 64, "stages": {"ingest": "0" * 64}})
+    assert "are gone: drift is not measured" in check_drift(make(texts, channel="production"))[0]

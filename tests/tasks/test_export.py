@@ -57,38 +57,24 @@ def store(tmp_path: Path) -> ArtifactStore:
 def tuned(store: ArtifactStore) -> Artifact:
     """A tuned model as the stage leaves it, evaluated twice."""
     clip = _model()
-    card = release_card(
-        title="Tuned",
-        summary="",
-        base="x",
-        image_tower_hash=image_tower_hash(clip),
-        licences={"CC0": 1},
-        sources={"made": 1},
-        options={},
-    )
+    about = {"base": "x", "image_tower_hash": image_tower_hash(clip), "options": {}}
+    card = release_card(title="Tuned", summary="", licences={"CC0": 1}, sources={"made": 1}, **about)
 
     def write(out: Path) -> None:
         save_release(clip, out / "release", card)
 
     made = _commit(store, "finetune", "f" * 32, {}, write)
     for name, delta in (("a", 2.0), ("b", 3.0)):
-        comparison = {
-            "rows": [{**ROW, **FIGURES, "delta": delta}],
-            "verdict": "promote",
-            "reason": "it rose",
-            "confidence": 0.95,
-        }
+        rows = [{**ROW, **FIGURES, "delta": delta}]
+        comparison = {"rows": rows, "verdict": "promote", "reason": "it rose", "confidence": 0.95}
         inputs = {"finetune": made.fingerprint if name == "a" else "0" * 32}
-        _commit(store, "evaluate", name * 32, inputs, lambda out, c=comparison: _json(out / "comparison.json", c))
+        text = json.dumps(comparison)
+        _commit(store, "evaluate", name * 32, inputs, lambda out, text=text: (out / "comparison.json").write_text(text))
     return made
 
 
-def _json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value))
-
-
 def _commit(
-    store: ArtifactStore, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], None]
+    store: ArtifactStore, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], object]
 ) -> Artifact:
     draft = Draft(stage, name, 1, inputs, {})
     with store.writing(stage, name) as work:
@@ -99,8 +85,14 @@ def _commit(
 def test_an_open_clip_release_has_its_evaluation_in_its_card(
     store: ArtifactStore, tuned: Artifact, tmp_path: Path
 ) -> None:
-    before = (tuned.path / "release/README.md").read_bytes()
-    files = export_model(tuned.path / "release", tmp_path / "out", store=store)
+    release = tuned.path / "release"
+    before = (release / "README.md").read_bytes()
+    for path in [*release.iterdir(), release]:
+        path.chmod(path.stat().st_mode & ~0o222)
+    files = export_model(release, tmp_path / "out", store=store)
+    # An export of a read-only artifact can be written.
+    assert all(path.stat().st_mode & 0o200 for path in [*(tmp_path / "out").iterdir(), tmp_path / "out"])
+    release.chmod(0o755)
     assert files == ["README.md", "open_clip_config.json", "open_clip_model.safetensors"]
     text = (tmp_path / "out/README.md").read_text()
     read: Any = ModelCard(text).data
@@ -118,17 +110,6 @@ def test_an_open_clip_release_has_its_evaluation_in_its_card(
     )
     with pytest.raises(ConfigError, match="is not empty"):
         export_model(tuned.path / "release", tmp_path / "out", store=store)
-
-
-def test_an_export_of_a_read_only_artifact_can_be_written(
-    store: ArtifactStore, tuned: Artifact, tmp_path: Path
-) -> None:
-    release = tuned.path / "release"
-    for path in [*release.iterdir(), release]:
-        path.chmod(path.stat().st_mode & ~0o222)
-    export_model(release, tmp_path / "out", store=store)
-    assert all(path.stat().st_mode & 0o200 for path in [*(tmp_path / "out").iterdir(), tmp_path / "out"])
-    release.chmod(0o755)
 
 
 def test_other_layouts_have_their_files_and_the_figures(store: ArtifactStore, tuned: Artifact, tmp_path: Path) -> None:
@@ -191,12 +172,8 @@ def test_an_index_stays_valid(tmp_path: Path, pictures: Path, capsys: Capture) -
     code, text = run("tuned", *more, "--json")
     found = json.loads(text)
     assert code == 0 and found["valid"]
-    assert [check["what"] for check in found["checks"]] == [
-        "image tower",
-        "preprocessing",
-        "images",
-        "stored features",
-    ]
+    checked = ["image tower", "preprocessing", "images", "stored features"]
+    assert [check["what"] for check in found["checks"]] == checked
     assert "3 of 3 images" in found["checks"][2]["detail"] and "3 of 3 stored" in found["checks"][3]["detail"]
     code, text = run("tuned")
     assert code == 0 and "stored image embeddings stay valid" in text
@@ -211,17 +188,16 @@ def test_an_index_stays_valid(tmp_path: Path, pictures: Path, capsys: Capture) -
 
 def test_what_cannot_be_verified_is_told(tmp_path: Path, pictures: Path) -> None:
     save_release(_model(), tmp_path / "base", "card")
-    base, features = str(tmp_path / "base"), tmp_path / "features.npy"
-    with pytest.raises(InputError, match="give --images"):
-        verify_index(base, base, features=features)
-    with pytest.raises(InputError, match="does not exist"):
-        verify_index(base, base, pictures, features)
-    features.touch()
-    with pytest.raises(InputError, match="cannot read features"):
-        verify_index(base, base, pictures, features)
-    np.save(features, np.zeros((4, 32)))
-    with pytest.raises(InputError, match=r"\(4, 32\); expected one row for each of the 5 images"):
-        verify_index(base, base, pictures, features)
     (tmp_path / "none").mkdir()
-    with pytest.raises(InputError, match="has no images"):
-        verify_index(base, base, tmp_path / "none")
+    (tmp_path / "empty.npy").touch()
+    np.save(tmp_path / "few.npy", np.zeros((4, 32)))
+    for images, features, message in (
+        (None, "few.npy", "give --images"),
+        (pictures, "absent.npy", "does not exist"),
+        (pictures, "empty.npy", "cannot read features"),
+        (pictures, "few.npy", r"\(4, 32\); expected one row for each of the 5 images"),
+        (tmp_path / "none", None, "has no images"),
+    ):
+        with pytest.raises(InputError, match=message):
+            base = str(tmp_path / "base")
+            verify_index(base, base, images, None if features is None else tmp_path / features)

@@ -86,8 +86,7 @@ def secrets(hub: HubServer, folder: Path) -> list[str]:
 
 def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, model: Path, tmp_path: Path) -> None:
     options = ["--language", "en", "--dataset", "me/words", "--license", "cc-by-4.0"]
-    done = paraclip(hub, tmp_path, "export", str(model), "out", *options)
-    assert done.returncode == 0, done.stderr
+    assert run_cli(["export", str(model), str(tmp_path / "out"), *options]) == 0
     done = paraclip(hub, tmp_path, "push", "out", "me/tuned")
     assert f"pushed to {hub.url}/me/tuned" in done.stdout and len(hub.commits) == 1
     repo = hub.repos["model", "me/tuned"]
@@ -107,21 +106,21 @@ def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, mod
     ("name", "message"),
     [("a b", "is no name on the hub"), ("x", "expected ORG/NAME"), ("me/x", "HF_HUB_OFFLINE is set")],
 )
-def test_a_name_that_the_hub_cannot_have_is_refused(
-    name: str, message: str, model: Path, capsys: pytest.CaptureFixture[str]
+def test_what_cannot_be_pushed_is_refused(
+    name: str, message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_cli(["push", str(model), name]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_a_folder_without_a_card_is_no_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(["push", str(tmp_path), "me/x"]) == 2
     assert f"{tmp_path} holds no README.md" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("token", "message"),
-    [("", "without a login; log in with `hf auth login`"), ("hf_wrong", "refuses to write to me/x")],
+    [
+        pytest.param("", "log in with `hf auth login`", marks=pytest.mark.nightly),
+        ("hf_wrong", "refuses to write to me/x"),
+    ],
 )
 def test_a_login_is_needed(token: str, message: str, hub: HubServer, model: Path, tmp_path: Path) -> None:
     done = paraclip(hub, tmp_path, "push", str(model), "me/x", token=token)
@@ -162,8 +161,5 @@ def test_a_published_card_loads_from_the_hub() -> None:
         "read_parquet('PATH_OF_THIS_FOLDER/data/train-*.parquet')\nfrom_pretrained(\"PATH_OF_THIS_FOLDER\")\n"
     )
     published = published_card(card, "me/x")
-    assert (
-        'from huggingface_hub import hf_hub_download\nInferenceSession(hf_hub_download("me/x", "text_model.onnx"))'
-        in (published)
-    )
+    assert 'import hf_hub_download\nInferenceSession(hf_hub_download("me/x", "text_model.onnx"))' in published
     assert "'hf://datasets/me/x/data/train-*.parquet'" in published and 'from_pretrained("me/x")' in published

@@ -35,18 +35,12 @@ def _tuned(tmp_path: Path, base: str, option: str) -> ArtifactStore:
     return store
 
 
-def test_a_base_in_a_folder_is_found_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = _folder(tmp_path / "base")
-    monkeypatch.chdir(tmp_path)
-    store = _tuned(tmp_path, "local-dir:base", "local")
-    monkeypatch.chdir("/")
-    assert find_model(TUNED, store).base == f"local-dir:{folder}"
-
-
-def test_a_base_in_a_file_is_found(tmp_path: Path) -> None:
+def test_a_base_in_a_file_or_from_elsewhere_is_its_name(tmp_path: Path) -> None:
     (tmp_path / "w.pt").write_text("weights")
-    base = f"ViT-B-32:{tmp_path / 'w.pt'}"
-    assert find_model(TUNED, _tuned(tmp_path, base, "ViT-B-32:local")).base == base
+    for number, (base, option) in enumerate(
+        ((f"ViT-B-32:{tmp_path / 'w.pt'}", "ViT-B-32:local"), ("ViT-B-32:openai", "ViT-B-32:openai"))
+    ):
+        assert find_model(TUNED, _tuned(tmp_path / str(number), base, option)).base == base
 
 
 def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
@@ -60,19 +54,18 @@ def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
         find_model(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
 
 
-def test_a_base_from_elsewhere_is_its_name(tmp_path: Path) -> None:
-    store = _tuned(tmp_path, "ViT-B-32:openai", "ViT-B-32:openai")
-    assert find_model(TUNED, store).base == "ViT-B-32:openai"
-
-
-def test_a_folder_of_data_may_be_called_as_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _folder(tmp_path / "base")
     monkeypatch.chdir(tmp_path)
     store = _tuned(tmp_path, "local-dir:base", "local")
     store.set_channel("holiday", {"stage": "finetune", "fingerprint": TUNED})
-    (tmp_path / "holiday").mkdir()
+    for name in ("holiday", "base2", "elsewhere"):
+        (tmp_path / name).mkdir()
     assert find_release("holiday", store) == store.path("finetune", TUNED) / "release"
     assert find_model("holiday", store).base == f"local-dir:{tmp_path / 'base'}"
     with pytest.raises(UnknownModelError, match="base2 holds no open_clip_config"):
-        (tmp_path / "base2").mkdir()
         find_release("base2", store)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_model(TUNED, store).base == f"local-dir:{tmp_path / 'base'}"

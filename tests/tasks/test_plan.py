@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_stages  # pyright: ignore[reportMissingImports]
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, estimate, plan_run
 from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.dag import STAGES, run_stage
-from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
@@ -21,26 +23,21 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import load_settings
 
 
-def fakes() -> Any:
-    from fake_stages import STAGES  # pyright: ignore[reportMissingImports]
-
-    return STAGES
+def fakes() -> dict[str, Stage]:
+    """The fake stages, in this process."""
+    return {name: replace(stage, isolated=False) for name, stage in fake_stages.STAGES.items()}
 
 
 def plan(root: Path, **changes: Any) -> dict[str, StagePlan]:
-    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paraclip.tasks.plan.ingested_captions", lambda *_: SimpleNamespace(rejected={}))
         patch.setattr("paraclip.tasks.plan.amounts", lambda *_: {"first": Amount(rows=3, units=3)})
-        planned = plan_run(Run(settings_at(root, **changes), stages=fakes()))
+        planned = plan_run(Run(fake_stages.settings_at(root, **changes), stages=fakes()))
     return {stage.stage: stage for stage in planned.stages}
 
 
 def run(name: str, root: Path, **changes: Any) -> None:
-    from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
-
-    run_stage(name, Run(settings_at(root, **changes), stages=fakes()))
+    run_stage(name, Run(fake_stages.settings_at(root, **changes), stages=fakes()))
 
 
 def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
@@ -48,14 +45,11 @@ def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
         return amounts(run, artifacts, ingested_captions(run, artifacts, scratch))
 
 
-def test_nothing_ever_ran(tmp_path: Path) -> None:
+def test_to_run_cached_and_resumable(tmp_path: Path) -> None:
     stages = plan(tmp_path)
     assert {stage.state for stage in stages.values()} == {"to run"}
     assert stages["first"].why == ("never ran under this root",)
-    assert not (tmp_path / "artifacts").exists() and not (tmp_path / "work").exists()
-
-
-def test_cached_and_resumable(tmp_path: Path) -> None:
+    assert not any(tmp_path.iterdir())
     run("first", tmp_path)
     first, second = plan(tmp_path)["first"], plan(tmp_path)["second"]
     assert (first.state, first.why, first.seconds, first.rows) == ("cached", (), 0.0, 3)
@@ -94,10 +88,6 @@ def test_a_stage_is_compared_with_the_last_run_of_the_same_name(tmp_path: Path) 
 
 
 def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> None:
-    from dataclasses import replace
-
-    import fake_stages  # pyright: ignore[reportMissingImports]
-
     run("first", tmp_path)
     run("second", tmp_path)
     newer = replace(fake_stages.STAGES["first"], version=2)
@@ -151,18 +141,11 @@ def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
     captions = [f"a picture of number {number}" for number in range(20)]
     (tmp_path / "a.txt").write_text("".join(f"{caption}\n" for caption in captions))
     (tmp_path / "p.csv").write_text("caption,paraphrase_1,paraphrase_2\na picture of number 1,one,first\n")
-    given = [
-        f"data.root={tmp_path}",
-        "data.sources.0.path=a.txt",
-        f"run.root={tmp_path}/root",
-        "paraphrase.fraction=0.5",
-    ]
+    given = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", "paraphrase.fraction=0.5"]
     settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
     monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: pytest.fail("answers were looked up"))
     found = amounts_of(Run(settings, ArtifactStore(tmp_path / "root")), {})
-    assert [(found[f"paraphrase_{step}"].rows, found[f"paraphrase_{step}"].requests) for step in (1, 2)] == [
-        (10, 0)
-    ] * 2
+    assert [(found[name].rows, found[name].requests) for name in STEPS] == [(10, 0)] * 2
 
 
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
@@ -175,13 +158,25 @@ def artifact(**metrics: Any) -> Any:
 
 
 INGEST = artifact(read=9, accepted=8, splits={"train": 6}, images=4)
+PRICES = [f"openai.price_per_million_{kind}_tokens=1" for kind in ("prompt", "completion")]
+
+
+NEW = {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
+Counted = Callable[..., dict[str, Amount]]
 
 
 @pytest.fixture
-def no_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The artifacts here are metrics alone, so no image of theirs can be looked up."""
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    """Amounts of a run whose steps have so much left, and whose artifacts are metrics alone."""
     monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
+
+    def count(left: dict[int, StepLeft] | None, *options: str, **found: Any) -> dict[str, Amount]:
+        monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
+        settings = load_settings(None, ["data.sources.0.path=a.txt", *(f"paraphrase.{option}" for option in options)])
+        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **found})
+
+    return count
 
 
 def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
@@ -207,35 +202,20 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
 
 
-def test_what_no_gate_stops_is_all(tmp_path: Path) -> None:
-    settings = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.gates.preset=off"])
-    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
-    assert found["paraphrase_2"].rows == found["finetune"].rows == 120
-
-
-@pytest.mark.usefixtures("no_captions")
-def test_each_stage_reads_what_the_one_before_hands_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
+def test_each_stage_reads_what_the_one_before_hands_on(counted: Counted) -> None:
     first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
-
-    def rows(left: dict[int, StepLeft] | None = None, **found: Any) -> list[Any]:
-        monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
-        return rows_of(amounts_of(Run(settings, store), {"ingest": INGEST, **found}))
-
-    assert rows(paraphrase_1=first, paraphrase_2=second) == [9, 6, 5, 3, 2]
+    assert rows_of(counted(None, paraphrase_1=first, paraphrase_2=second)) == [9, 6, 5, 3, 2]
     # Another prompt for step 2, which knows one of its answers.
     known = {2: StepLeft(rows=5, missing=4, accepted=1)}
-    assert rows(known, paraphrase_1=first) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
+    assert rows_of(counted(known, paraphrase_1=first)) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
     # Another prompt for step 1: nothing is known.
     new = {1: StepLeft(rows=6, missing=6, new_inputs=6), 2: StepLeft(rows=0)}
-    assert rows(new) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
+    assert rows_of(counted(new)) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
 
 
-@pytest.mark.usefixtures("no_captions")
 def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings, store = load_settings(None, ["data.sources.0.path=a.txt"]), ArtifactStore(tmp_path)
     earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
     earlier |= {"completion_tokens": 400}
 
@@ -244,69 +224,41 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
         manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
         return SimpleNamespace(manifest=manifest)
 
-    monkeypatch.setattr(
-        ArtifactStore,
-        "list",
-        lambda self, stage: [
-            finished(stage, accepted=1),
-            finished(stage),
-            finished(stage, engine="vllm", accepted=2, kept=2),
-            finished(stage, preset="capable", accepted=3, kept=3),
-        ],
-    )
-    monkeypatch.setattr(
-        "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
-    )
-    found = amounts_of(Run(settings, store), {"ingest": INGEST})
+    def listed(_: ArtifactStore, stage: str) -> list[Any]:
+        others = finished(stage, engine="vllm", accepted=2, kept=2), finished(stage, preset="capable", accepted=3)
+        return [finished(stage, accepted=1), finished(stage), *others]
+
+    monkeypatch.setattr(ArtifactStore, "list", listed)
+    found = counted(NEW)
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
     assert found["paraphrase_1"].tokens == 10 * (45 + 2)
     assert "30% accepted as in paraphrase_1/ffffffffffff" in found["paraphrase_2"].note
 
 
-@pytest.mark.usefixtures("no_captions")
+@pytest.mark.parametrize(("keep", "n", "rewrites"), [(1, 4, 1), (3, 4, 3), (9, 4, 4)])
 def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    keep: int, n: int, rewrites: int, counted: Counted
 ) -> None:
-    def found(keep: int, n: int = 4) -> dict[str, Amount]:
-        options = [f"paraphrase.keep={keep}", f"paraphrase.sampling.n={n}", "paraphrase.gates.preset=off"]
-        settings = load_settings(None, ["data.sources.0.path=a.txt", *options])
-        monkeypatch.setattr(
-            "paraclip.tasks.plan.steps_left", lambda *_: {1: StepLeft(10, 10, new_inputs=10), 2: StepLeft(0)}
-        )
-        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST})
-
-    for keep, n, rewrites in ((1, 4, 1), (3, 4, 3), (9, 4, 4)):
-        counted = found(keep, n)
-        assert rows_of(counted, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
-        assert [counted[name].requests for name in STEPS] == [10, 10 * rewrites]
+    found = counted(NEW, f"keep={keep}", f"sampling.n={n}", "gates.preset=off")
+    assert rows_of(found, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
+    assert [found[name].requests for name in STEPS] == [10, 10 * rewrites]
 
 
-@pytest.mark.usefixtures("no_captions")
-def test_the_spending_cap_is_told_before_it_stops_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cap", "stopped"), [(2, [False, False]), (1.07, [False, True]), (1, [True, True])])
+def test_the_spending_cap_is_told_before_it_stops_a_step(
+    cap: float, stopped: list[bool], counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each step is to cost 0.06, after the 1 that was spent before."""
     left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
-    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
     monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
-    ingest = artifact(read=9, splits={"train": 6})
-
-    def notes(cap: float) -> list[bool]:
-        options = ["paraphrase.engine=openai", "paraphrase.model=m", f"paraphrase.openai.max_spend={cap}"]
-        settings = load_settings(None, [*options, "paraphrase.openai.price_per_million_prompt_tokens=1"])
-        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": ingest})
-        return [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS]
-
-    # Each step is to cost 0.06, after the 1 that was spent before.
-    assert notes(2) == [False, False]
-    assert notes(1.07) == [False, True]
-    assert notes(1) == [True, True]
+    found = counted(left, "engine=openai", "model=m", f"openai.max_spend={cap}", *PRICES[:1])
+    assert [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS] == stopped
 
 
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
-    def notes(*options: str) -> list[bool]:
-        settings = load_settings(None, ["data.scenes.images=80", *SCENES, *options])
+    for options, told in ((("attempts=3",), True), ((), False), (("attempts=3", "gates.preset=off"), False)):
+        chosen = [f"paraphrase.{option}" for option in options]
+        settings = load_settings(None, ["data.scenes.images=80", *SCENES, *chosen])
         found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
-        return ["come on top" in found[name].note for name in STEPS]
-
-    assert notes("paraphrase.attempts=3") == [True, True]
-    assert notes() == [False, False]
-    assert notes("paraphrase.attempts=3", "paraphrase.gates.preset=off") == [False, False]
+        assert ["come on top" in found[name].note for name in STEPS] == [told] * 2

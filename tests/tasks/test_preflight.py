@@ -14,11 +14,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+from small_runs import made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
 from paraclip.tasks.preflight import check_before_paying, count_captions
-from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.clip.images import missing_images
 from paraclip_core.config import Settings
@@ -69,7 +69,7 @@ def told(settings: Settings) -> str:
     store, messages = open_store(settings.run.root), []
     for ingested in (False, True):
         if ingested:
-            run_stage("ingest", Run(settings))
+            made("ingest", settings)
         try:
             messages.append("\n".join(check_before_paying(Run(settings, store))))
         except ParaclipError as error:
@@ -81,19 +81,25 @@ def told(settings: Settings) -> str:
 def test_a_run_that_has_all_it_needs(tmp_path: Path, settings_of: Make) -> None:
     write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
     assert told(settings_of()) == ""
+    # But pairs of other images.
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "x.jpg", "caption": "a dog", "rewording": "a hound"}))
+    own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
+    assert "benchmark 'own': none of 1 pairs" in told(settings_of(benchmarks=[own]))
     write(tmp_path / "captions.csv", rows("train", 50))
     assert told(settings_of(split="train")) == ""
     assert told(settings_of(benchmarks=[])) == ""
+    # An image that is missing is told before its captions are paid for.
+    (tmp_path / "pics" / "3.jpg").unlink()
+    missing = "1 of 50 images that were looked up in pics are not there, the first is '3.jpg'"
+    assert told(settings_of(split="train")).startswith(missing)
 
 
 def test_no_caption_of_the_split_that_is_evaluated(tmp_path: Path, settings_of: Make) -> None:
     write(tmp_path / "captions.csv", [*rows("train", 50), *rows("test", 20, first=50)])
-    assert told(settings_of()) == (
-        "InputError: benchmark 'captions' searches the images of split val (evaluate.split), but none of the 140 "
-        "captions is of it (train 100, test 40); give some rows this split in the column of "
-        "data.sources[].columns.split, or a source `split: val`, or set evaluate.split, or give the benchmark a path "
-        "of its own"
-    )
+    message = told(settings_of())
+    assert message.startswith("InputError: benchmark 'captions' searches the images of split val (evaluate.split)")
+    assert "none of the 140 captions is of it (train 100, test 40)" in message
+    assert "data.sources[].columns.split" in message and "`split: val`" in message
     assert told(settings_of(split="test")) == ""
     assert told(settings_of({"path": "captions.csv", "images": "pics", "split": "val"})).startswith("InputError")
     pair = {"image": "3.jpg", "caption": "a dog", "rewording": "a hound"}
@@ -111,14 +117,6 @@ def test_too_few_images_of_the_split(tmp_path: Path, settings_of: Make) -> None:
     write(tmp_path / "captions.csv", [*rows("train", 50), *single])
     assert "no image of split 'val' has two captions" in told(settings_of())
     assert told(settings_of(benchmarks=[{"name": "r", "kind": "retrieval"}])) == ""
-
-
-def test_pairs_of_other_images(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
-    pair = {"image": "other.jpg", "caption": "a dog", "rewording": "a hound"}
-    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair))
-    own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
-    assert "benchmark 'own': none of 1 pairs" in told(settings_of(benchmarks=[own]))
 
 
 @pytest.mark.parametrize(
@@ -139,15 +137,6 @@ def test_a_split_without_captions_or_images(
             sources.append({"path": f"{split}.csv", **({"images": images} if images else {})})
     message = told(settings_of(*sources))
     assert message.startswith("InputError: ") and all(part in message for part in parts), message
-
-
-def test_some_captions_have_no_image(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
-    (tmp_path / "more.txt").write_text("a cat on a mat\na cow on a hill\n")
-    settings = settings_of({"path": "captions.csv", "images": "pics"}, {"path": "more.txt"})
-    ingested = run_stage("ingest", Run(settings)).manifest.metrics
-    assert (ingested["accepted"], ingested["rejected"]) == (120, {"no_image": 2})
-    assert told(settings) == ""
 
 
 @pytest.mark.parametrize("way", ["ids", "contents", "captions"])
@@ -171,14 +160,6 @@ def test_validation_that_is_trained_on(tmp_path: Path, settings_of: Make, way: s
     assert expected[way] in message
     write(tmp_path / "captions.csv", [*train, *val[:1], *rows("val", 30, first=60)])
     assert re.fullmatch(r"1 of \d+ validation (images|captions) .*", told(settings_of()))
-
-
-def test_an_image_that_is_missing_is_told_before_its_captions_are_paid_for(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
-    (tmp_path / "pics" / "3.jpg").unlink()
-    assert told(settings_of()).startswith(
-        "1 of 60 images that were looked up in pics are not there, the first is '3.jpg'"
-    )
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -237,27 +218,20 @@ def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> Non
     store = open_store(settings.run.root)
     assert check_before_paying(Run(settings, store)) == []
     for name in ("scenes", "ingest"):
-        run_stage(name, Run(settings))
+        made(name, settings)
     assert check_before_paying(Run(settings, store)) == []
 
 
 def test_few_of_many_images_are_looked_up(tmp_path: Path, settings_of: Make) -> None:
     size, count = 4000, 2500
-    columns = {name: pa.array([f"{row % count}.jpg" for row in range(size)]) for name in ("image_id", "image_path")}
-    columns |= {
-        "caption": columns["image_id"],
-        "images": pa.array(["pics"] * size),
-        "split": pa.array(["train"] * size),
-    }
-    write_table(
-        tmp_path / "captions" / "part-0.parquet", pa.table(columns | {"source": pa.array(["captions.csv"] * size)})
-    )
+    names = [f"{row % count}.jpg" for row in range(size)]
+    columns = {"image_id": names, "image_path": names, "caption": names, "images": ["pics"] * size}
+    table = pa.table(columns | {"split": ["train"] * size, "source": ["captions.csv"] * size})
+    write_table(tmp_path / "captions" / "part-0.parquet", table)
     counts = count_captions(settings_of(), tmp_path / "captions")
     assert counts.splits == {"train": size} and not counts.without_image["train"].total()
-    looked_up = list(counts.named_images["pics"])
-    assert len(set(looked_up)) == 1000 and looked_up == list(
-        count_captions(settings_of(), tmp_path / "captions").named_images["pics"]
-    )
+    looked_up, again = counts.named_images["pics"], count_captions(settings_of(), tmp_path / "captions")
+    assert len(set(looked_up)) == 1000 and list(looked_up) == list(again.named_images["pics"])
 
 
 def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:
@@ -269,8 +243,7 @@ def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) 
     settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
     (notice,) = check_before_paying(Run(settings))
     assert notice.startswith("about 4 of 24 training captions are not in English") and "gates.encoder" in notice
-    multilingual = settings.paraphrase.gates.model_copy(update={"encoder": "multilingual"})
-    settings = settings.model_copy(
-        update={"paraphrase": settings.paraphrase.model_copy(update={"gates": multilingual})}
-    )
+    options = settings.paraphrase
+    multilingual = options.model_copy(update={"gates": options.gates.model_copy(update={"encoder": "multilingual"})})
+    settings = settings.model_copy(update={"paraphrase": multilingual})
     assert check_before_paying(Run(settings)) == []

@@ -3,146 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
+from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.fingerprint import fingerprint
-from paraclip.tasks.requests import steps_left
-from paraclip.tasks.run.dag import carry_out
-from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.stages.ingest import INGEST
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
+from paraclip.tasks.requests import StepLeft, steps_left
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
-from paraclip_core.settings import parse_settings
 
 CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(30)]
-INPUT = {"paraphrase_1": "ingest", "paraphrase_2": "paraphrase_1"}
 
 
-class Bench:
-    """A root, and captions that are written for each look at it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.store = ArtifactStore(folder / "root")
-
-    def settings(self, captions: Sequence[str], engine: str = "Writer", **changed: Any) -> Settings:
-        (self.folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
-        paraphrase = {"engine": f"scripted_engine:{engine}", "gates": {"preset": "off"}}
-        data = {"root": str(self.folder), "sources": [{"path": "captions.txt"}]}
-        return parse_settings({"data": data, "paraphrase": paraphrase | changed})
-
-    def run(self, stage: Stage, chosen: Settings) -> Artifact:
-        inputs = {}
-        if stage.name in INPUT:
-            inputs = {name: self.run(BEFORE[name], chosen) for name in (INPUT[stage.name],)}
-        options = dict(stage.options(Run(chosen, self.store)))
-        names = {name: artifact.fingerprint for name, artifact in inputs.items()}
-        names |= stage.sources(Run(chosen, self.store))
-        name = fingerprint(stage.name, stage.version, options, names)
-        draft = Draft(stage.name, name, stage.version, names, options)
-        return self.store.find(stage.name, name) or carry_out(stage, draft, Run(chosen, self.store), inputs)
-
-    def generated(self, stage: Stage, chosen: Settings) -> int:
-        return self.run(stage, chosen).manifest.metrics["generated"]
+def settings_of(folder: Path, captions: Sequence[str] = CARS, engine: str = "Writer", **changed: Any) -> Settings:
+    paraphrase = {"engine": f"scripted_engine:{engine}", "gates": {"preset": "off"}, **changed}
+    return settings_of_texts(folder, captions, paraphrase)
 
 
-BEFORE = {"ingest": INGEST, "paraphrase_1": PARAPHRASE_1}
+def asked(step: int, chosen: Settings) -> int:
+    """What a run of the step, and those before it, asks in the step."""
+    artifacts = [made(name, chosen) for name in ("ingest", "paraphrase_1", "paraphrase_2")[: step + 1]]
+    return artifacts[-1].manifest.metrics["generated"]
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path)
+def left(chosen: Settings, **found: Any) -> dict[int, StepLeft]:
+    return steps_left(Run(chosen), found)
 
 
-def files(store: ArtifactStore) -> list[Path]:
-    return sorted(path for path in store.root.rglob("*") if path.is_file() and path.suffix not in (".lock", ".duckdb"))
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".duckdb"))
 
 
-@settings(max_examples=5, phases=(Phase.reuse, Phase.generate))
+@settings(max_examples=3, phases=(Phase.reuse, Phase.generate))
 @given(st.lists(st.sampled_from(CARS), unique=True), st.lists(st.sampled_from(CARS), unique=True))
 def test_what_is_counted_is_what_is_asked(
     tmp_path_factory: pytest.TempPathFactory, before: list[str], after: list[str]
 ) -> None:
     assume(before != after)
-    bench = Bench(tmp_path_factory.mktemp("bench"))
-    bench.run(PARAPHRASE_2, bench.settings([*before, "the car 2 is fast"]))
-    chosen = bench.settings([*after, "the car 2 is fast"])
-    left = steps_left(Run(chosen, bench.store), {})
-    assert left == steps_left(Run(chosen, bench.store), {"ingest": bench.run(INGEST, chosen)})
-    first = bench.run(PARAPHRASE_1, chosen)
-    assert left[1].missing == len(set(after) - set(before) - {"the car 2 is fast"})
-    assert first.manifest.metrics["generated"] == left[1].missing
-    assert left[1].rows == first.manifest.metrics["captions"] == len(after) + 1
+    settings = partial(settings_of, tmp_path_factory.mktemp("bench"))
+    asked(2, settings([*before, "the car 2 is fast"]))
+    chosen = settings([*after, "the car 2 is fast"])
+    counted = left(chosen)
+    assert counted == left(chosen, ingest=made("ingest", chosen))
+    first = made("paraphrase_1", chosen)
+    assert counted[1].missing == len(set(after) - set(before) - {"the car 2 is fast"})
+    assert first.manifest.metrics["generated"] == counted[1].missing
+    assert counted[1].rows == first.manifest.metrics["captions"] == len(after) + 1
     # Step 2 of what is missing is not known before.
-    then = steps_left(Run(chosen, bench.store), {"paraphrase_1": first})
-    assert left[2].missing <= then[2].missing <= left[2].missing + left[1].new_inputs
-    assert bench.generated(PARAPHRASE_2, chosen) == then[2].missing
-    done = steps_left(Run(chosen, bench.store), {})
+    then = left(chosen, paraphrase_1=first)
+    assert counted[2].missing <= then[2].missing <= counted[2].missing + counted[1].new_inputs
+    assert asked(2, chosen) == then[2].missing
+    done = left(chosen)
     assert [(done[step].missing, done[step].accepted + done[step].rejected) for step in (1, 2)] == [
         (0, len(after) + 1), (0, first.manifest.metrics["kept"])
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("reason", "expected"), [("empty", 11), ("echo", 0)])
-def test_rows_that_are_to_be_asked_again_are_counted(reason: str, expected: int, bench: Bench) -> None:
-    bench.run(PARAPHRASE_1, bench.settings(CARS))
-    chosen = bench.settings(CARS, regenerate=[reason])
-    left = steps_left(Run(chosen, bench.store), {})
-    assert left[1].missing == bench.generated(PARAPHRASE_1, chosen) == expected
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"regenerate": ["empty"]}, 11),
+        ({"regenerate": ["echo"]}, 0),
+        ({"regenerate": ["empty", "empty"]}, 11),
+        ({"attempts": 2}, 11),
+    ],
+)
+def test_rows_that_are_to_be_asked_again_are_counted(changed: dict[str, Any], expected: int, tmp_path: Path) -> None:
+    asked(1, settings_of(tmp_path))
+    chosen = settings_of(tmp_path, **changed)
+    counted = left(chosen)[1]
+    assert (counted.missing, counted.rejected, counted.accepted) == (expected, 11, 19)
+    # What a second rule of the same rows will ask is not known before.
+    assert expected <= asked(1, chosen) <= expected * len(changed.get("regenerate", "1"))
+    assert left(chosen)[1].missing == 0
 
 
-def test_rules_that_name_the_same_rows_are_counted_once_as_long_as_their_answers_are_not_known(bench: Bench) -> None:
-    bench.run(PARAPHRASE_1, bench.settings(CARS))
-    chosen = bench.settings(CARS, regenerate=["empty", "empty"])
-    assert steps_left(Run(chosen, bench.store), {})[1].missing == 11
-    generated = bench.generated(PARAPHRASE_1, chosen)
-    assert 11 <= generated <= 22
-    assert steps_left(Run(chosen, bench.store), {})[1].missing == 0
-
-
-def test_further_attempts_are_counted_for_the_rows_that_are_known_to_be_rejected(bench: Bench) -> None:
-    bench.run(PARAPHRASE_1, bench.settings(CARS))
-    chosen = bench.settings(CARS, attempts=2)
-    left = steps_left(Run(chosen, bench.store), {})[1]
-    assert left.completion_tokens > 10
-    assert (left.missing, left.rejected, left.accepted) == (11, 11, 19)
-    assert bench.generated(PARAPHRASE_1, chosen) == 11
-
-
-def test_answers_without_a_verdict_lead_to_requests_as_far_as_they_are_new(bench: Bench) -> None:
-    bench.run(PARAPHRASE_2, bench.settings(CARS[:10], engine="Well"))
+def test_answers_without_a_verdict_lead_to_requests_as_far_as_they_are_new(tmp_path: Path) -> None:
+    asked(2, settings_of(tmp_path, CARS[:10], engine="Well"))
     # Ten answers are judged anew, and known to step 2; the others are missing.
-    other = {"preset": "off", "extra": ["scripted_gates:short"]}
-    left = steps_left(Run(bench.settings(CARS[:14], engine="Well", gates=other), bench.store), {})
-    assert (left[1].missing, left[1].new_inputs, left[1].accepted, left[2].rows) == (4, 4, 0, 0)
+    other = {"engine": "Well", "gates": {"preset": "off", "extra": ["scripted_gates:short"]}}
+    counted = left(settings_of(tmp_path, CARS[:14], **other))
+    assert (counted[1].missing, counted[1].new_inputs, counted[1].accepted, counted[2].rows) == (4, 4, 0, 0)
     # With another prompt step 2 knows none of them.
-    chosen = bench.settings(CARS[:14], engine="Well", gates=other, prompt_2="Say {}!")
-    assert steps_left(Run(chosen, bench.store), {})[1].new_inputs == 14
-    assert bench.generated(PARAPHRASE_2, chosen) == 14
+    chosen = settings_of(tmp_path, CARS[:14], **other, prompt_2="Say {}!")
+    assert left(chosen)[1].new_inputs == asked(2, chosen) == 14
 
 
-def test_a_look_asks_judges_and_keeps_nothing(bench: Bench) -> None:
-    chosen = bench.settings(CARS[:10], engine="Refusing")
-    left = steps_left(Run(chosen, bench.store), {})
-    assert left[1].missing == 10 and not bench.store.root.exists()
-    bench.run(PARAPHRASE_1, bench.settings(CARS[:10], engine="Well"))
-    before = files(bench.store)
-    looked = bench.settings(CARS, engine="Refusing", gates={"preset": "off", "extra": ["scripted_gates:short"]})
-    left = steps_left(Run(looked, bench.store), {})
-    assert (left[1].rows, left[1].missing, left[1].accepted) == (30, 20, 0)
-    assert files(bench.store) == before
+def test_a_look_asks_judges_and_keeps_nothing(tmp_path: Path) -> None:
+    assert left(settings_of(tmp_path, CARS[:10], engine="Refusing"))[1].missing == 10
+    assert not (tmp_path / "root").exists()
+    asked(1, settings_of(tmp_path, CARS[:10], engine="Well"))
+    before = files(tmp_path)
+    other = {"preset": "off", "extra": ["scripted_gates:short"]}
+    counted = left(settings_of(tmp_path, engine="Refusing", gates=other))[1]
+    assert (counted.rows, counted.missing, counted.accepted) == (30, 20, 0)
+    assert files(tmp_path) == before
 
 
-def test_tokens_grow_with_prompt_text_and_answers(bench: Bench) -> None:
+def test_tokens_grow_with_prompt_text_and_answers(tmp_path: Path) -> None:
     def tokens(captions: Sequence[str] = CARS, **changed: Any) -> tuple[float, float]:
-        left = steps_left(Run(bench.settings(captions, **changed), bench.store), {})[1]
-        return left.prompt_tokens, left.completion_tokens
+        counted = left(settings_of(tmp_path, captions, **changed))[1]
+        return counted.prompt_tokens, counted.completion_tokens
 
     few_shot, paper = tokens(), tokens(prompts="paper")
     assert few_shot[0] > 2 * paper[0] and few_shot[1] == paper[1]

@@ -15,21 +15,14 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 
 
-def _row(metrics: dict[str, Any]) -> dict[str, Any]:
-    return stage_row(Artifact(Path("a"), Manifest("ingest", "f", 1, {}, {}, {}, metrics, {}, 0.0, "")), False, 1.0)
-
-
 @pytest.mark.parametrize(
-    ("metrics", "rejected", "reasons"),
-    [
-        ({"rejected": {"empty": 1, "too_many_words": 84}}, 85, [("too_many_words", 84), ("empty", 1)]),
-        ({"rejected": 2}, 2, []),
-        ({}, 0, []),
-    ],
+    ("rejected", "total", "reasons"),
+    [({"empty": 1, "too_many_words": 84}, 85, [("too_many_words", 84), ("empty", 1)]), (2, 2, []), (0, 0, [])],
 )
-def test_rejects_and_their_reasons(metrics: dict[str, Any], rejected: int, reasons: list[tuple[str, int]]) -> None:
-    row = _row(metrics)
-    assert (row["rejected"], list(row["reasons"].items())) == (rejected, reasons)
+def test_rejects_and_their_reasons(rejected: Any, total: int, reasons: list[tuple[str, int]]) -> None:
+    manifest = Manifest("ingest", "f", 1, {}, {}, {}, {"rejected": rejected}, {}, 0.0, "")
+    row = stage_row(Artifact(Path("a"), manifest), False, 1.0)
+    assert (row["rejected"], list(row["reasons"].items())) == (total, reasons)
 
 
 def test_a_model_that_stayed_as_it_was_is_told() -> None:
@@ -72,26 +65,21 @@ def _artifacts(store: ArtifactStore, metrics: Mapping[str, dict[str, Any]]) -> d
     [
         (METRICS, {"asked": 4512, "kept": 150, "rewrites": 320, "trained_on": 137}, "137 of 4,512"),
         ({"finetune": {"rows": 137}}, {"trained_on": 137}, "137"),
+        ({}, {}, None),
     ],
 )
 def test_the_summary_counts_the_rows(
-    tmp_path: Path, metrics: dict[str, dict[str, Any]], rows: dict[str, int], verdict: str
+    tmp_path: Path, metrics: dict[str, dict[str, Any]], rows: dict[str, int], verdict: str | None
 ) -> None:
     store = ArtifactStore(tmp_path)
     artifacts = _artifacts(store, metrics)
-    for batch_size, few in ((137, False), (138, True)):
+    for batch_size, few in ((137, False), (138, verdict is not None)):
         settings = Settings.model_validate({"finetune": {"batch_size": batch_size}})
         result = gather_result(Run(settings, store), [], artifacts)
         summary = json.loads((tmp_path / "results" / settings.name / "summary.json").read_text())
         assert result.rows == rows == summary["rows"] and result.summary == summary
-        assert why(summary) == f"it fell; trained on {verdict} captions"
+        assert why(summary) == "it fell" + (f"; trained on {verdict} captions" if verdict else "")
         assert summary["notes"] == ["a note", *([result.warning] if few else [])]
         assert (result.warning is not None) is few
         if result.warning is not None:
             assert result.warning.startswith(f"trained on {verdict} captions, fewer than one batch")
-
-
-def test_without_training_nothing_is_said_of_rows(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    result = gather_result(Run(Settings(), store), [], _artifacts(store, {}))
-    assert (result.rows, result.warning, why(result.summary)) == ({}, None, "it fell")

@@ -32,7 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def client(home: Path, folder: Path, token: str | None = None, **paths: Path) -> TestClient:
+def client(home: Path, folder: Path, token: str | None = None, **paths: Path | None) -> TestClient:
     given = {"features": home / "index.npy", "ids": home / "ids.txt", "images": home / "pictures"} | paths
     store = ArtifactStore(folder)
     target = search_target(str(home / "tuned"), store, str(home / "base"), **given)
@@ -80,11 +80,6 @@ def test_two_wordings_are_compared(page: TestClient) -> None:
     assert set(side["shared"]) == both and side["js"] == pytest.approx(100 * len(both) / (20 - len(both)), abs=0.1)
 
 
-def test_images_like_one(page: TestClient) -> None:
-    answer = page.post("/search", json={"like": "07 <b>.png", "count": 3}).json()
-    assert ids(answer["base"])[0] == "07 <b>.png" and answer["base"]["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
-
-
 def test_marks_change_the_ranking_and_are_kept(page: TestClient, tmp_path: Path) -> None:
     before = page.post("/search", json={"query": "a dog", "count": COUNT}).json()
     right, wrong = ids(before["tuned"])[-1], ids(before["tuned"])[0]
@@ -100,11 +95,16 @@ def test_marks_change_the_ranking_and_are_kept(page: TestClient, tmp_path: Path)
     ]
 
 
-def test_pictures(page: TestClient, home: Path) -> None:
+def test_pictures(page: TestClient, home: Path, tmp_path: Path) -> None:
     answer = page.get("/images/3")
     assert answer.headers["content-type"] == "image/jpeg" and answer.content[:2] == b"\xff\xd8"
     assert page.get(f"/images/{COUNT}").status_code == 404
     assert page.get("/images/..%2f..%2fetc%2fpasswd").status_code in (404, 422)
+    with client(home, tmp_path / "none", images=None) as without:
+        assert without.get("/facts").json()["pictures"] is False
+        assert len(without.post("/search", json={"query": "a dog"}).json()["tuned"]["hits"]) == 20
+        answer = without.get("/images/0")
+        assert answer.status_code == 404 and "give --images" in answer.json()["detail"]
 
 
 def test_a_picture_that_is_gone_can_be_marked_and_is_a_gap(home: Path, tmp_path: Path) -> None:
@@ -120,17 +120,6 @@ def test_a_picture_that_is_gone_can_be_marked_and_is_a_gap(home: Path, tmp_path:
         assert page.get("/images/5").status_code == 200
         marked = {"query": "a dog", "right": ["03 <b>.png"], "count": 3}
         assert len(page.post("/search", json=marked).json()["tuned"]["hits"]) == 3
-
-
-def test_without_images_it_searches_and_shows_none(home: Path, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    target = search_target(str(home / "tuned"), store, str(home / "base"), home / "index.npy", home / "ids.txt")
-    app = make_app(SearchEngine(target), Catalogue(target, store), Marks(tmp_path / "feedback"), {})
-    with TestClient(app) as page:
-        assert page.get("/facts").json() | {"pictures": False} == page.get("/facts").json()
-        assert len(page.post("/search", json={"query": "a dog"}).json()["tuned"]["hits"]) == 20
-        answer = page.get("/images/0")
-        assert answer.status_code == 404 and "give --images" in answer.json()["detail"]
 
 
 def test_bad_requests_say_what_is_wrong(page: TestClient) -> None:
@@ -169,6 +158,8 @@ def test_many_at_once_get_their_own_answers(page: TestClient, home: Path, tmp_pa
     requests = [{"query": f"{number} dogs", **kinds[number % len(kinds)]} for number in range(40)]
     with client(home, tmp_path / "alone") as quiet:
         alone = [quiet.post("/search", json=request).json() for request in requests]
+    like = alone[2]["base"]["hits"][0]
+    assert like["image_id"] == "05 <b>.png" and like["score"] == pytest.approx(1, abs=1e-3)
     with ThreadPoolExecutor(16) as threads:
         answers = threads.map(lambda request: page.post("/search", json=request).json(), reversed(requests))
         for expected, answer in zip(reversed(alone), answers, strict=True):

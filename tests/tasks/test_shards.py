@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import HERE, contents, made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.artifacts import Artifact
 from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.requests import ShardJob, plan_shards, run_shard
-from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError
 from paraclip_core.progress import silent
-from paraclip_core.settings import parse_settings
 
-HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
 CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(200)]
 
 
 def settings_of(folder: Path, root: str = "root", captions: int = 200, **changed: Any) -> Settings:
-    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in CARS[:captions]))
-    run: dict[str, Any] = {"root": str(folder / root), "shards": 3, "threads": 1}
-    paraphrase = {"engine": "scripted_engine:Writer", "gates": {"preset": "off"}}
-    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
-    return parse_settings({"data": data, "paraphrase": paraphrase | changed, "run": run})
+    paraphrase = {"engine": "scripted_engine:Writer", "gates": {"preset": "off"}, **changed}
+    return settings_of_texts(folder, CARS[:captions], paraphrase, root, shards=3)
 
 
 def job_of(settings: Settings, step: int = 1) -> ShardJob | None:
-    run_stage("ingest", Run(settings, stages=HERE))
-    if step == 2:
-        run_stage("paraphrase_1", Run(settings, stages=HERE))
+    for name in ("ingest", "paraphrase_1")[:step]:
+        made(name, settings)
     run = Run(settings, stages=HERE)
     node = run.node(f"paraphrase_{step}")
     return plan_shards(node, run, run.inputs(node))
@@ -43,23 +36,19 @@ def run_all(job: ShardJob) -> list[dict[str, Any]]:
     return [run_shard({**asdict(job), "shard": shard}, silent) for shard in range(job.shards)]
 
 
-def contents(artifact: Artifact) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
-
-
 @pytest.mark.parametrize("step", [1, 2])
 def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Path) -> None:
     again = {"attempts": 2, "regenerate": ["empty"], "chunk": 16}
     calm = settings_of(tmp_path, "calm", **again)
     for name in ("ingest", "paraphrase_1", "paraphrase_2"):
-        expected = run_stage(name, Run(calm, stages=HERE))
+        expected = made(name, calm)
         if name == f"paraphrase_{step}":
             break
     settings = settings_of(tmp_path, **again)
     job = job_of(settings, step)
     assert job is not None and job.shards == (3 if step == 1 else 2)
     counts = run_all(job)
-    found = run_stage(f"paraphrase_{step}", Run(settings, stages=HERE))
+    found = made(f"paraphrase_{step}", settings)
     metrics, alone = found.manifest.metrics, expected.manifest.metrics
     assert contents(found) == contents(expected)
     assert (metrics["generated"], metrics["judged"]) == (0, 0)
@@ -76,21 +65,25 @@ def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("changed", "run", "shards"),
+    ("changed", "run", "answered", "shards"),
     [
-        ({}, {}, 3),
-        ({}, {"shards": 9}, 3),
-        ({}, {"shards": 2}, 2),
-        ({}, {"shards": 1}, None),
-        ({"fraction": 0.5}, {}, None),
-        ({"engine": "file", "file": {"path": "captions.csv"}}, {}, None),
+        ({}, {}, 0, 3),
+        ({}, {"shards": 9}, 0, 3),
+        ({}, {"shards": 2}, 0, 2),
+        ({}, {"shards": 1}, 0, None),
+        # Fifty requests are missing, which one process asks; with further attempts more may be.
+        ({}, {}, 150, None),
+        ({"attempts": 2}, {}, 150, 3),
+        ({"engine": "file", "file": {"path": "captions.csv"}}, {}, 0, None),
     ],
-    ids=["three", "no more than there is work for", "two", "one", "too few", "a file"],
 )
 def test_how_many_shards_there_are(
-    changed: dict[str, Any], run: dict[str, int], shards: int | None, tmp_path: Path
+    changed: dict[str, Any], run: dict[str, int], answered: int, shards: int | None, tmp_path: Path
 ) -> None:
     (tmp_path / "captions.csv").write_text("caption,paraphrase_1,paraphrase_2\na,b,c\n")
+    if answered:
+        for name in ("ingest", "paraphrase_1"):
+            made(name, settings_of(tmp_path, captions=answered))
     settings = settings_of(tmp_path, **changed)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update=run)})
     job = job_of(settings)
@@ -98,15 +91,6 @@ def test_how_many_shards_there_are(
     if job is not None:
         # Together they take no more cores than one process would.
         assert job.settings["run"]["threads"] == 1
-
-
-def test_what_is_answered_is_not_divided(tmp_path: Path) -> None:
-    run_stage("ingest", Run(settings_of(tmp_path, captions=150), stages=HERE))
-    run_stage("paraphrase_1", Run(settings_of(tmp_path, captions=150), stages=HERE))
-    # Fifty requests are missing, which one process asks; with further attempts more may be.
-    assert job_of(settings_of(tmp_path)) is None
-    more = job_of(settings_of(tmp_path, attempts=2))
-    assert more is not None and more.shards == 3
 
 
 def test_a_shard_needs_the_rows_that_it_is_cut_from(tmp_path: Path) -> None:

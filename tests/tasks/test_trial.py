@@ -10,31 +10,23 @@ from typing import Any
 
 import pytest
 from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissingImports]
+from small_runs import both_steps, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers, open_store
-from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.ingest import INGEST
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
 from paraclip.tasks.trial import CaptionTrial, Trial, try_captions
 from paraclip_core.config import Settings
 from paraclip_core.errors import BudgetError, ConfigError
 from paraclip_core.paraphrase.engines import Prompt
-from paraclip_core.settings import parse_settings
 
 CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]
 
 
 def settings_of(folder: Path, **paraphrase: Any) -> Settings:
-    (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in CAPTIONS))
-    return parse_settings(
-        {
-            "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
-            "paraphrase": {"engine": "transformers", "model": "any", "prompts": "paper", **paraphrase},
-            "run": {"root": str(folder / "root"), "threads": 1},
-        }
+    return settings_of_texts(
+        folder, CAPTIONS, {"engine": "transformers", "model": "any", "prompts": "paper", **paraphrase}
     )
 
 
@@ -60,11 +52,6 @@ def tried(settings: Settings, captions: Sequence[str] = CAPTIONS, keep: bool = F
     return try_captions(Run(settings, open_store(settings.run.root)), captions, keep, messages.append), messages
 
 
-def run(settings: Settings) -> list[Artifact]:
-    whole = Run(settings, stages={stage.name: stage for stage in (INGEST, PARAPHRASE_1, PARAPHRASE_2)})
-    return [carry_out(node.stage, node.draft, whole, whole.inputs(node)) for node in whole.nodes.values()]
-
-
 def rows_of(artifact: Artifact) -> list[tuple[str, str, str]]:
     columns = ("caption", "paraphrase_1", "paraphrase_2")
     return [tuple(row[name] for name in columns) for row in read_table(artifact.path / "paraphrases").to_pylist()]
@@ -83,7 +70,6 @@ def first(trial: Trial) -> CaptionTrial:
     return trial.captions[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [1, 3])
 def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
@@ -94,9 +80,9 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     assert (trial.asked, trial.cached, trial.stored) == (asked, 0, False)
     assert messages[0] == "step 1: 10 texts, with scripted"
 
-    artifacts = run(settings)
+    _, second = both_steps(settings)
     assert len(engine.asked) == 2 * asked
-    assert complete(trial) == rows_of(artifacts[-1])
+    assert complete(trial) == rows_of(second)
     assert len(complete(trial)) == (9 if keep == 1 else 18)
     rejected = trial.captions[7]
     assert [(one.step, one.attempt, one.reason) for one in rejected.attempts] == [(1, 0, "echo"), (1, 1, "echo")]
@@ -118,7 +104,7 @@ def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert trial.stored
     assert open_answers(open_store(settings.run.root)).stats().keys == trial.asked
     asked = len(engine.asked)
-    run(settings)
+    both_steps(settings)
     assert len(engine.asked) == asked
 
 
@@ -146,7 +132,7 @@ def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pyte
     asked = [prompt.text for prompt in engine.asked]
     assert len(asked) == len(set((prompt.text, prompt.step) for prompt in engine.asked)), "each once"
     if rows := complete(trial):
-        assert rows == rows_of(run(settings)[-1])
+        assert rows == rows_of(both_steps(settings)[1])
 
 
 def test_captions_are_cleaned_and_those_that_ingest_leaves_out_are_named(

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from paraclip.tasks.run.run import Stage, StageContext
@@ -50,23 +49,6 @@ def _hang(context: StageContext) -> dict[str, Any]:
         time.sleep(0.1)
 
 
-def _full(context: StageContext) -> dict[str, Any]:
-    """Meet a full disk outside the store's own writers, as a library would."""
-    with Path("/dev/full").open("wb") as file:
-        file.write(bytes(100_000))
-    return {}
-
-
-def _resume(context: StageContext) -> dict[str, Any]:
-    """Be killed the first time, go on the second."""
-    half = context.work.scratch / "half"
-    if not half.exists():
-        half.write_text("done")
-        os.kill(os.getpid(), signal.SIGKILL)
-    (context.work.out / "made.txt").write_text("whole")
-    return {"rows": 1, "resumed": True}
-
-
 def _talk(context: StageContext) -> dict[str, Any]:
     """Write more than a pipe holds, from a grandchild too."""
     sys.stdout.write("x" * 300_000 + "\n")
@@ -104,8 +86,6 @@ TROUBLE = {
         "crash": _crash,
         "killed": _killed,
         "hang": _hang,
-        "full": _full,
-        "resume": _resume,
         "talk": _talk,
     }.items()
 }

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import convert_disk_errors
@@ -22,49 +23,30 @@ from paraclip.tasks.run.dag import carry_out, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_versions
 from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
-from paraclip_core.training.trainer import CheckpointFolder, TrainingLog
+from paraclip_core.training.trainer import CheckpointFolder
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
-
     return run_stage(name, Run(settings_at(root, **changes), stages=STAGES))
 
 
-def test_a_finished_stage_is_found_not_made_again(tmp_path: Path) -> None:
-    first = run("first", tmp_path)
-    changed = (first.path / "manifest.json").stat().st_mtime_ns
-    assert run("first", tmp_path).fingerprint == first.fingerprint
-    assert (first.path / "manifest.json").stat().st_mtime_ns == changed
-
-
-def test_inputs_come_first_and_are_handed_on(tmp_path: Path) -> None:
+def test_a_stage_is_found_or_made_from_its_inputs(tmp_path: Path) -> None:
+    here = Run(settings_at(tmp_path), stages=STAGES)
+    assert here.artifacts() == {}
+    with pytest.raises(ConfigError, match="has no stage 'third'; it has first, second"):
+        run("third", tmp_path)
     with pytest.raises(ArtifactError, match="run first first"):
         run("second", tmp_path)
     first = run("first", tmp_path)
+    written = (first.path / "manifest.json").stat().st_mtime_ns
+    assert run("first", tmp_path) == first and (first.path / "manifest.json").stat().st_mtime_ns == written
     second = run("second", tmp_path)
     assert second.manifest.inputs == {"first": first.fingerprint}
     assert (second.path / "made.txt").read_text() == "xx"
-
-
-def test_a_stage_that_needs_no_isolation_runs_here(tmp_path: Path) -> None:
-    assert run("here", tmp_path).manifest.metrics["pid"] == os.getpid()
-    assert run("first", tmp_path).manifest.metrics["pid"] != os.getpid()
-
-
-def test_an_unknown_stage(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no stage 'third'; it has first, second"):
-        run("third", tmp_path)
-
-
-def test_finished_artifacts_and_edited_ones(tmp_path: Path) -> None:
-    from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
-
-    here = Run(settings_at(tmp_path), stages=STAGES)
-    assert here.artifacts() == {}
-    made = run("first", tmp_path)
-    assert list(here.artifacts()) == ["first"]
-    (made.path / "made.txt").write_text("edited")
+    # One that needs no isolation runs in this process.
+    assert run("here", tmp_path).manifest.metrics["pid"] == os.getpid() != first.manifest.metrics["pid"]
+    assert list(here.artifacts()) == ["first", "second", "here"]
+    (first.path / "made.txt").write_text("edited")
     with pytest.raises(ArtifactError, match="damaged"):
         here.artifacts()
 
@@ -116,10 +98,6 @@ def write_checkpoint(folder: Path) -> None:
     CheckpointFolder(folder / "checkpoints", "run").save({"step": 1}, {"w": torch.zeros(2**20)})
 
 
-def write_log(folder: Path) -> None:
-    TrainingLog(folder / "log.jsonl").write({"text": "x" * 2**21})
-
-
 def write_rows(folder: Path) -> None:
     rows = pa.table({"x": pa.array(range(2**19))})
     pq.write_table(rows, folder / "x.parquet", compression="NONE", use_dictionary=False)
@@ -132,7 +110,7 @@ def copy_a_model(folder: Path) -> None:
         raise EngineError(f"cannot copy the model: {error}") from error
 
 
-@pytest.mark.parametrize("write", [write_checkpoint, write_log, write_rows, copy_a_model])
+@pytest.mark.parametrize("write", [write_checkpoint, write_rows, copy_a_model])
 def test_a_full_disk_is_told_whoever_meets_it_and_worth_one_more_try(
     small_disk: Path, write: Callable[[Path], None]
 ) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +26,7 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, new_images
-from paraclip.tasks.stages.ingest import ingested_captions
+from paraclip.tasks.stages.ingest import INGEST, ingested_captions
 from paraclip_core import tables
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
@@ -74,25 +72,13 @@ def _settings(root: Path, images: str = "photos.tar", batch: int = 3, **model: A
 
 def _ingested(folder: Path, rows: Sequence[tuple[str | None, str | None, str | None]], parts: int = 1) -> Artifact:
     """An ingest artifact whose captions have these image_id, image_path and images."""
-    table = pa.Table.from_pylist(
-        [
-            {
-                "caption_id": tables.text_hash(str(number)),
-                "image_id": image_id,
-                "image_path": name,
-                "images": images,
-                "caption": f"caption {number}",
-                "caption_raw": f"caption {number}",
-                "caption_tokens": [49406, 49407],
-                "split": "train",
-                "licence": "unknown",
-                "source": "captions.jsonl",
-                "source_row": number,
-            }
-            for number, (image_id, name, images) in enumerate(rows)
-        ],
-        schema=tables.CAPTIONS,
-    )
+    same = {"caption_tokens": [49406, 49407], "split": "train", "licence": "unknown", "source": "captions.jsonl"}
+    filled = [
+        {"caption_id": tables.text_hash(str(n)), "image_id": image_id, "image_path": name, "images": images}
+        | {"caption": f"caption {n}", "caption_raw": f"caption {n}", "source_row": n, **same}
+        for n, (image_id, name, images) in enumerate(rows)
+    ]
+    table = pa.Table.from_pylist(filled, schema=tables.CAPTIONS)
     size = max(1, -(-table.num_rows // parts))
     for part in range(parts):
         write_table(folder / "captions" / f"part-{part:05d}.parquet", table.slice(part * size, size))
@@ -163,48 +149,37 @@ def test_corrupt_and_missing_images_are_rejected_by_name(photos: Path, tmp_path:
     assert str(tmp_path) not in str(rejects.to_pylist())
 
 
-def test_only_unreadable_images_stop_the_stage(tmp_path: Path) -> None:
+def test_without_images_the_stage_stops_or_is_empty(tmp_path: Path) -> None:
     _tar(tmp_path / "photos.tar", {"a.jpg": b"", "b.jpg": b"\x89PNG\r\n"})
-    ingest = _ingested(tmp_path / "ingest", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
+    unreadable = _ingested(tmp_path / "unreadable", [("a", "a.jpg", "photos.tar"), ("b", "b.jpg", "photos.tar")])
     with pytest.raises(InputError, match=r"none of the 2 images can be read.*'a'"):
-        _run(_settings(tmp_path), ingest, tmp_path / "root")
-
-
-def test_captions_without_images_give_an_empty_store(tmp_path: Path) -> None:
-    ingest = _ingested(tmp_path / "ingest", [(None, None, None), ("a", None, None)])
-    artifact = _run(_settings(tmp_path), ingest, tmp_path / "root")
-    store = FeatureStore(artifact.path)
+        _run(_settings(tmp_path), unreadable, tmp_path / "root")
+    none = _ingested(tmp_path / "none", [(None, None, None), ("a", None, None)])
+    store = FeatureStore(_run(_settings(tmp_path), none, tmp_path / "root", "e" * 32).path)
     assert store.image_ids == [] and store.view().shape == (0, 16)
     assert store.find(["a", None]).tolist() == [-1, -1]
 
 
-def test_a_killed_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(photos: Path, tmp_path: Path) -> None:
-    ingest = _ingested(tmp_path / "ingest", _rows(photos))
-    whole = _run(_settings(photos), ingest, tmp_path / "whole")
-    settings = _settings(photos)
-    (tmp_path / "settings.json").write_text(settings.model_dump_json())
-    code = (
-        "import os, pathlib, runpy, signal, sys\n"
-        "import paraclip.tasks.stages.features as stage\n"
-        "space = runpy.run_path(sys.argv[1])\n"
-        "write, here = stage.write_table, pathlib.Path(sys.argv[2])\n"
-        "def deadly(path, table):\n"
-        "    if path.name == sys.argv[3]: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    write(path, table)\n"
-        "stage.write_table = deadly\n"
-        "settings = space['Settings'].model_validate_json((here / 'settings.json').read_text())\n"
-        "ingest = space['Artifact'](here / 'ingest', None)\n"
-        "space['_run'](settings, ingest, here / 'killed')\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    # The second shard's matrix is written by then, but not marked as finished.
-    command = [sys.executable, "-c", code, __file__, str(tmp_path), "index-00001.parquet"]
-    assert subprocess.run(command, env=environment, timeout=900).returncode == -9
-    work = tmp_path / "killed/work/features" / ("f" * 32)
-    finished = work / "out/features/shard-00000.npy"
+def test_an_interrupted_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest, settings = _ingested(tmp_path / "ingest", _rows(photos)), _settings(photos)
+    whole = _run(settings, ingest, tmp_path / "whole")
+    write = features.write_table
+
+    def interrupted(path: Path, table: pa.Table) -> None:
+        # The second shard's matrix is written by then, but not marked as finished.
+        if path.name == "index-00001.parquet":
+            raise KeyboardInterrupt
+        write(path, table)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(features, "write_table", interrupted)
+        _run(settings, ingest, tmp_path / "cut")
+    finished = tmp_path / "cut/work/features" / ("f" * 32) / "out/features/shard-00000.npy"
     before = finished.stat().st_mtime_ns
     finished.with_name(".shard-00002.npy.123.tmp").write_bytes(b"half a shard")
-    resumed = _run(settings, ingest, tmp_path / "killed")
+    resumed = _run(settings, ingest, tmp_path / "cut")
     assert _files(resumed) == _files(whole)
     assert (resumed.path / "features/shard-00000.npy").stat().st_mtime_ns == before
 
@@ -314,3 +289,74 @@ def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path
     assert FEATURES.options(Run(_settings(photos, embed_dim=32))) != same
     here, there = (Run(_settings(photos, base=base)) for base in ("local-dir:/a", "/b"))
     assert FEATURES.options(here) == FEATURES.options(there)
+
+
+# Pictures inside of Parquet
+
+
+def _both(root: Path, **source: Any) -> tuple[Artifact, Artifact]:
+    """Ingest and features of a source."""
+    data = DataOptions(root=str(root), sources=(SourceOptions(**source),))
+    settings = _settings(root).model_copy(update={"data": data})
+    draft = Draft("ingest", "e" * 32, INGEST.version, {}, {})
+    ingest = carry_out(INGEST, draft, Run(settings, ArtifactStore(root / "root")), {})
+    return ingest, _run(settings, ingest, root / "root")
+
+
+def _texts(number: int) -> list[str]:
+    return [f"a photo of number {number}", f"the number {number} in a photo"]
+
+
+def _by_datasets(path: Path, pictures: list[bytes]) -> None:
+    """A row an image, with its captions in a list."""
+    datasets = pytest.importorskip("datasets", reason="needs the package datasets (pip install -e '.[dev]')")
+    features = datasets.Features(image=datasets.Image(), text=[datasets.Value("string")])
+    rows = {"image": [{"bytes": each, "path": None} for each in pictures], "text": [*map(_texts, range(len(pictures)))]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def _by_pyarrow(path: Path, pictures: list[bytes]) -> None:
+    """A row a caption, with the image's bytes in each."""
+    captions = [text for number in range(len(pictures)) for text in _texts(number)]
+    twice = [picture for picture in pictures for _ in range(2)]
+    pq.write_table(pa.table({"image": pa.array(twice, pa.large_binary()), "caption": captions}), path, row_group_size=5)
+
+
+def test_features_of_pictures_in_parquet_are_those_of_loose_files(photos: Path, tmp_path: Path) -> None:
+    with ImageArchive(photos / "photos.tar") as images:
+        pictures = [images.read(name) for name in images.names()]
+    loose = tmp_path / "loose"
+    (loose / "pics").mkdir(parents=True)
+    rows = []
+    for number, picture in enumerate(pictures):
+        (loose / f"pics/{number}.jpg").write_bytes(picture)
+        # Called what it is, so that the index can be compared, too.
+        image = hashlib.blake2b(picture, digest_size=16).hexdigest()
+        rows.append({"image_id": image, "image": f"{number}.jpg", "caption": _texts(number)})
+    (loose / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    wanted, expected = _both(loose, path="captions.jsonl", images="pics")
+    same = ["caption_id", "image_id", "caption"]
+    for write in (_by_datasets, _by_pyarrow):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        write(folder / "a.parquet", pictures)
+        ingest, made = _both(folder, path="a.parquet")
+        assert _files(made) == _files(expected)
+        found, captions = (read_table(artifact.path / "captions").select(same) for artifact in (ingest, wanted))
+        assert found.equals(captions) and found.num_rows == 2 * len(pictures)
+
+
+def test_damaged_and_absent_pictures_are_rejected_by_file_and_row(photos: Path, tmp_path: Path) -> None:
+    with ImageArchive(photos / "photos.tar") as images:
+        one, two, three = (images.read(name) for name in images.names()[:3])
+    given = [one, two[:200], None, b"no image", three]
+    table = pa.table({"image": pa.array(given), "caption": [_texts(number) for number in range(5)]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    ingest, made = _both(tmp_path, path="a.parquet")
+    absent = read_table(ingest.path / "rejects").select(["source", "source_row", "reason"]).to_pylist()
+    assert absent == [{"source": "a.parquet", "source_row": 2, "reason": "missing_field"}]
+    rejects = read_table(made.path / "rejects")
+    assert rejects["source"].to_pylist() == ["a.parquet"] * 2 and rejects["source_row"].to_pylist() == [1, 3]
+    assert rejects["reason"].to_pylist() == ["corrupt_image"] * 2
+    assert "a.parquet/image[000000001]/" in rejects["detail"][0].as_py()
+    assert len(FeatureStore(made.path)) == 2

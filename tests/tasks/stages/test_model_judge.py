@@ -9,34 +9,24 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from small_runs import both_steps, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.plan import plan_run
 from paraclip.tasks.requests import export_requests
-from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.judge import QUESTION, judge_requests, says_same
-from paraclip_core.settings import parse_settings
 
 DOGS = [f"a dog with number {number}" for number in range(6)]
-STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 
 
-def settings_of(folder: Path, root: str = "root", **paraphrase: Any) -> Settings:
-    (folder / "captions.txt").write_text("\n".join(DOGS) + "\n")
+def settings_of(folder: Path, **paraphrase: Any) -> Settings:
     chosen = {"engine": "scripted_engine:Doubting", "model": "m", "gates": {"preset": "off"}, **paraphrase}
-    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
-    return parse_settings({"data": data, "paraphrase": chosen, "run": {"root": str(folder / root)}})
-
-
-def run_all(settings: Settings) -> tuple[Artifact, Artifact]:
-    run = Run(settings)
-    _, first, second = (carry_out(node.stage, node.draft, run, run.inputs(node)) for node in map(run.node, STAGES))
-    return first, second
+    return settings_of_texts(folder, DOGS, chosen)
 
 
 def answers(made: Artifact, step: int = 1) -> list[str]:
@@ -48,7 +38,7 @@ def asked(made: Artifact) -> list[int]:
 
 
 def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(tmp_path: Path) -> None:
-    first, second = run_all(settings_of(tmp_path, judge={}))
+    first, second = both_steps(settings_of(tmp_path, judge={}))
     kept = [f"{'second' if n == 3 else 'first'} {DOGS[n]}" for n in (0, 1, 2, 3, 5)]
     assert answers(first) == kept
     (reject,) = read_table(first.path / "rejects").to_pylist()
@@ -67,32 +57,32 @@ def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(
 
 def test_its_answers_are_paid_for_once_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, judge={})
-    before = run_all(settings)
+    before = both_steps(settings)
     for part in ("artifacts/paraphrase_1", "artifacts/paraphrase_2", "cache/verdicts"):
         shutil.rmtree(tmp_path / "root" / part)
     (tmp_path / "root" / "cache" / "answers.duckdb").unlink()
-    again = run_all(settings)
+    again = both_steps(settings)
     assert [made.manifest.files for made in again] == [made.manifest.files for made in before]
     assert asked(again[0]) == [8, 8, 0] and again[0].manifest.metrics["generated"] == 0
     # What it decided stays without it, and with a cut of other size.
-    run_all(settings_of(tmp_path))
-    third = run_all(settings_of(tmp_path, judge={}, keep=2))
+    both_steps(settings_of(tmp_path))
+    third = both_steps(settings_of(tmp_path, judge={}, keep=2))
     assert third[0].manifest.metrics["kept"] == 9 and asked(third[0]) == [12, 8, 4]
 
 
 def test_another_model_asks_anew_and_without_one_nothing_changes(tmp_path: Path) -> None:
-    plain = run_all(settings_of(tmp_path))
+    plain = both_steps(settings_of(tmp_path))
     assert "judge" not in plain[0].manifest.metrics | dict(plain[0].manifest.options)
     assert answers(plain[0]) == [f"first {dog}" for dog in DOGS]
-    other = run_all(settings_of(tmp_path, judge={"model": "better"}))
+    other = both_steps(settings_of(tmp_path, judge={"model": "better"}))
     assert other[0].manifest.metrics["generated"] == 0 and asked(other[0]) == [8, 0, 8]
     assert other[0].manifest.metrics["judge"]["model"] == "well better"
     assert other[0].fingerprint != plain[0].fingerprint
-    assert asked(run_all(settings_of(tmp_path, judge={}))[0]) == [8, 0, 8]
+    assert asked(both_steps(settings_of(tmp_path, judge={}))[0]) == [8, 0, 8]
 
 
 def test_what_it_rejected_is_asked_for_again(tmp_path: Path) -> None:
-    first, _ = run_all(settings_of(tmp_path, judge={}, regenerate=["judge"]))
+    first, _ = both_steps(settings_of(tmp_path, judge={}, regenerate=["judge"]))
     assert (first.manifest.metrics["generated"], first.manifest.metrics["rejected"]) == (7, {"judge": 2})
 
 
@@ -104,7 +94,7 @@ def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyP
         for each in (settings_of(tmp_path), settings)
     )
     assert (plain.requests, judged.requests) == (6, 12) and "questions to the judge" in judged.basis
-    run_all(settings)
+    both_steps(settings)
     assert all(stage.requests in (0, None) for stage in plan_run(Run(settings)).stages[1:3])
 
 

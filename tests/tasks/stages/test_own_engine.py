@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_runs import both_steps, made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import run_stage
-from paraclip.tasks.run.run import Run
 from paraclip_core.settings import parse_settings
 
 GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"
@@ -32,7 +31,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     command.write_text('#!/bin/sh\n[ "$1 $2" = "run llama3.2" ] || exit 3\nread prompt\necho "$prompt" | md5sum\n')
     command.chmod(0o755)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     monkeypatch.delitem(sys.modules, "my_engine", raising=False)
     return tmp_path
@@ -43,9 +41,7 @@ def test_the_guides_engine_paraphrases(folder: Path) -> None:
     tree["paraphrase"]["gates"] = {"preset": "off"}
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     settings = parse_settings({**tree, "data": data, "run": {"root": str(folder / "root")}})
-    run_stage("ingest", Run(settings))
-    first = run_stage("paraphrase_1", Run(settings))
-    second = run_stage("paraphrase_2", Run(settings))
+    first, second = both_steps(settings)
     rows = read_table(second.path / "paraphrases").to_pylist()
     assert [row["caption"] for row in rows] == ["a dog on a beach", "two kids on a swing"]
     assert len({row[name] for row in rows for name in ("paraphrase_1", "paraphrase_2")}) == 4
@@ -56,4 +52,4 @@ def test_the_guides_engine_paraphrases(folder: Path) -> None:
     # Another artifact from the same requests asks for nothing.
     again = {**tree["paraphrase"], "fraction": 0.999999}
     settings = parse_settings({"paraphrase": again, "data": data, "run": {"root": str(folder / "root")}})
-    assert run_stage("paraphrase_1", Run(settings)).manifest.metrics["generated"] == 0
+    assert made("paraphrase_1", settings).manifest.metrics["generated"] == 0

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
-from paraclip.storage.parquet import PartWriter, read_table
-from paraclip.tasks.requests import steps_left
+from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
@@ -36,9 +29,7 @@ from paraclip_core.config import (
     SourceOptions,
 )
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.engines.file import FileEngine
 from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.requests import in_fraction
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 FEW = 40
@@ -120,9 +111,15 @@ def lose_artifacts(store: ArtifactStore) -> None:
             store.remove(artifact)
 
 
-def test_artifacts_and_metrics(flickr: Path, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    first, second = run_all(settings_of(flickr), store)
+@pytest.fixture(scope="module")
+def plain(flickr: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
+    """Both steps of the small data set, undisturbed."""
+    return run_all(settings_of(flickr), ArtifactStore(tmp_path_factory.mktemp("plain")))
+
+
+def test_artifacts_and_metrics(plain: tuple[Artifact, Artifact]) -> None:
+    first, second = plain
+    store = ArtifactStore(first.path.parents[2])
     assert set(contents([first])[0]) == {"paraphrases/part-00000.parquet", "rejects/part-00000.parquet"}
     rows = read_table(second.path / "paraphrases")
     assert rows.schema == PARAPHRASES
@@ -140,7 +137,7 @@ def test_artifacts_and_metrics(flickr: Path, tmp_path: Path) -> None:
     assert (metrics["engine"], metrics["cached"]) == ("file", 0)
     assert "prompts" not in metrics, "a file is asked nothing"
     assert metrics["model"].startswith("file:")
-    assert not [path for path in (tmp_path / "work").rglob("*") if path.is_file()], "nothing is left of the tables"
+    assert not [path for path in (store.root / "work").rglob("*") if path.is_file()], "nothing is left of the tables"
 
 
 def test_captions_of_the_same_image_are_mined(tmp_path: Path) -> None:
@@ -169,40 +166,30 @@ def test_captions_of_the_same_image_are_mined(tmp_path: Path) -> None:
     assert figures(again) == [(0, 0)] * 2
 
 
-def test_nothing_to_mine_stops_before_anything_is_trained(tmp_path: Path) -> None:
+def test_what_no_caption_finds_a_paraphrase_in_stops_before_anything_is_trained(flickr: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("a dog\na cat\n")
     sources = (SourceOptions(path="captions.txt", format="text"),)
     settings = Settings(
         data=DataOptions(root=str(tmp_path), sources=sources), paraphrase=ParaphraseOptions(engine="mined")
     )
-    with pytest.raises(
-        InputError, match=r"mined has a paraphrase 1 for none of 2 texts.*paraphrase\.mined\.min_cosine"
-    ):
+    with pytest.raises(InputError, match=r"none of 2 texts.*paraphrase\.mined\.min_cosine"):
         mined(settings, ArtifactStore(tmp_path / "root"))
-
-
-def test_a_file_of_other_captions_stops_before_anything_is_trained(flickr: Path, tmp_path: Path) -> None:
     (flickr / "other.csv").write_text("caption,paraphrase_1,paraphrase_2\na zebra on the moon,b,c\n")
-    settings = settings_of(flickr, file=FileEngineOptions(path="other.csv"))
-    with pytest.raises(InputError, match=r"other\.csv has a usable paraphrase 1 for none of .* \(no_paraphrase \d+\)"):
-        run_all(settings, ArtifactStore(tmp_path))
+    with pytest.raises(InputError, match=r"other\.csv .*\(no_paraphrase \d+\)"):
+        run_all(settings_of(flickr, file=FileEngineOptions(path="other.csv")), ArtifactStore(tmp_path / "root"))
 
 
-def test_the_same_bytes_from_any_chunk_and_from_the_cache(flickr: Path, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "one")
-    expected = contents(run_all(settings_of(flickr), store))
-    other = run_all(settings_of(flickr, chunk=1024), ArtifactStore(tmp_path / "two"))
-    assert contents(other) == expected
-    # The artifacts are lost, the cache is not.
-    lose_artifacts(store)
-    again = run_all(settings_of(flickr), store)
-    assert contents(again) == expected and figures(again) == [(0, 0), (0, 0)]
-    # Verdicts are lost, too, and the file over the parts.
+def test_the_same_bytes_from_any_chunk_and_from_the_cache(
+    flickr: Path, plain: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    store = ArtifactStore(tmp_path)
+    assert contents(run_all(settings_of(flickr, chunk=1024), store)) == contents(plain)
+    # The artifacts are lost, the verdicts, too, and the file over the parts.
     lose_artifacts(store)
     shutil.rmtree(store.cache / "verdicts")
     (store.cache / "answers.duckdb").unlink()
     again = run_all(settings_of(flickr), store)
-    assert contents(again) == expected
+    assert contents(again) == contents(plain)
     assert [generated for generated, _ in figures(again)] == [0, 0] and all(judged for _, judged in figures(again))
 
 
@@ -228,6 +215,12 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path, monkeyp
     store, settings = ArtifactStore(tmp_path / "root"), uneven(tmp_path / "data", encoder)
     first = run_all(settings, store)
     assert first[0].manifest.metrics["rejected"].keys() >= {"repeated_flood", "empty", "echo"}
+    # What people see of them.
+    samples = finished_samples(first[0], 1)
+    kept, reject = (read_table(first[0].path / name).to_pylist()[0] for name in ("paraphrases", "rejects"))
+    assert samples[0] == {"input": kept["caption"], "answer": kept["paraphrase_1"], "outcome": "kept"}
+    rejected = {"input": reject["input"], "answer": reject["answer"] or "", "outcome": reject["reason"]}
+    assert rejected in samples and len(samples) <= 40
     lose_artifacts(store)
     again = run_all(settings, store)
     assert contents(again) == contents(first) and figures(again) == [(0, 0), (0, 0)]
@@ -237,85 +230,6 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path, monkeyp
     # A gate of step 2 alone.
     _, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
     assert figures([second]) == [(0, first[1].manifest.metrics["judged"])]
-
-
-@pytest.mark.parametrize("place", [30, 72], ids=["in the middle", "behind"])
-def test_a_new_caption_costs_its_own_answers_and_verdicts(place: int, tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-    run_all(asking(tmp_path / "data", CARS), store)
-    settings = asking(tmp_path / "data", [*CARS[:place], "a new cat on a mat", *CARS[place:]])
-    ingested = run_stage(INGEST, settings, store)
-    left = steps_left(Run(settings, store), {"ingest": ingested})
-    assert (left[1].missing, left[2].missing, left[2].rows) == (1, 0, 72)
-    more = run_all(settings, store)
-    assert figures(more) == [(1, 1), (1, 1)]
-    assert contents(more) == contents(run_all(settings, ArtifactStore(tmp_path / "calm")))
-    left = steps_left(Run(settings, store), {"ingest": ingested})
-    assert [(left[step].rows, left[step].missing, left[step].accepted) for step in (1, 2)] == [(73, 0, 73)] * 2
-
-
-def test_another_prompt_costs_exactly_its_step(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-    before, _ = run_all(asking(tmp_path / "data", CARS), store)
-    ingested = store.list("ingest")[0]
-    other = asking(tmp_path / "data", CARS, prompt_2="Say {} differently.")
-    planned = steps_left(Run(other, store), {"ingest": ingested})
-    same, changed = run_all(other, store)
-    assert same.fingerprint == before.fingerprint
-    assert (planned[1].missing, planned[2].missing) == (0, changed.manifest.metrics["generated"])
-    assert changed.manifest.metrics["generated"] == 72
-    assert steps_left(Run(other, store), {"ingest": ingested, "paraphrase_1": same})[2].missing == 0
-
-
-def test_a_fraction_is_stable_when_captions_are_added(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-
-    def rows(captions: Sequence[str]) -> list[str]:
-        first, _ = run_all(asking(tmp_path / "data", captions, fraction=0.3), store)
-        assert first.manifest.metrics["captions"] == first.manifest.metrics["accepted"]
-        return read_table(first.path / "paraphrases").column("caption").to_pylist()
-
-    few, many = rows(CARS[:40]), rows(CARS)
-    assert many == [text for text in CARS if in_fraction(text, 0.3)]
-    assert 0 < len(few) < len(many) < 40 and few == [text for text in many if text in CARS[:40]]
-
-
-def test_rewrites_of_a_caption_are_neighbours_and_count_as_one(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path / "root")
-    one = run_all(asking(tmp_path / "data", CARS, engine="Several"), store)
-    three = run_all(asking(tmp_path / "data", CARS, engine="Several", keep=3), store)
-    assert one[0].fingerprint != three[0].fingerprint
-    # Two different answers are there, which one answer of step 2 each follows.
-    assert figures(three) == [(0, 0), (72, 72)]
-    rows = read_table(three[1].path / "paraphrases")
-    assert rows.column("caption").to_pylist() == [text for text in CARS for _ in range(2)]
-    assert rows.column("paraphrase_1").to_pylist()[:2] == [f"{n} {CARS[0]}" for n in ("first", "second")]
-    metrics = [
-        (a.manifest.metrics["captions"], a.manifest.metrics["accepted"], a.manifest.metrics["kept"]) for a in three
-    ]
-    assert metrics == [(72, 72, 144), (144, 72, 144)]
-    assert one[1].manifest.metrics["kept"] == 72
-
-
-def test_fingerprints_follow_meaning_only(flickr: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def options(stage: Stage, **changed: Any) -> dict[str, Any]:
-        return dict(stage.options(Run(asking(tmp_path / "data", CARS, **changed))))
-
-    for stage in (PARAPHRASE_1, PARAPHRASE_2):
-        assert options(stage) == options(stage, chunk=7)
-        assert options(stage) != options(stage, seed=1)
-        assert options(stage) != options(stage, gates=GateOptions(preset="small-model"))
-        assert options(stage) == options(stage, gates=GateOptions(preset="off", max_length_ratio=9))
-        own = [GateOptions(preset="off", extra=(f"scripted_gates:{name}",)) for name in ("short", "copy")]
-        assert options(stage) != options(stage, gates=own[0]) != options(stage, gates=own[1])
-    usual = GateOptions(preset="small-model")
-    strict = GateOptions(preset="small-model", min_caption_similarity=0.9)
-    assert options(PARAPHRASE_1, gates=usual) == options(PARAPHRASE_1, gates=strict)
-    assert options(PARAPHRASE_2, gates=usual) != options(PARAPHRASE_2, gates=strict)
-    assert options(PARAPHRASE_1) == options(PARAPHRASE_1, prompt_2="other {}")
-    assert options(PARAPHRASE_2) != options(PARAPHRASE_2, prompt_2="other {}")
-    assert options(PARAPHRASE_1) != options(PARAPHRASE_1, keep=2)
-    assert options(PARAPHRASE_1, regenerate=("echo",)) != options(PARAPHRASE_1)
 
 
 def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,80 +283,12 @@ UNUSED: dict[str, Any] = {
 }
 
 
-def test_what_a_file_does_not_look_at_changes_nothing(flickr: Path, tmp_path: Path) -> None:
-    plain = settings_of(flickr)
+def test_what_a_file_does_not_look_at_changes_nothing(
+    flickr: Path, plain: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    settings = settings_of(flickr)
     for name, value in UNUSED.items():
         for stage in (PARAPHRASE_1, PARAPHRASE_2):
-            assert stage.options(Run(plain)) == stage.options(Run(settings_of(flickr, **{name: value}))), name
+            assert stage.options(Run(settings)) == stage.options(Run(settings_of(flickr, **{name: value}))), name
     # Not even the keys in the artifact, which are made of the requests.
-    expected = run_all(plain, ArtifactStore(tmp_path / "plain"))
-    assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path / "other"))) == contents(expected)
-
-
-KILLS = (
-    (FileEngine, "generate", 3),
-    (AnswerStore, "append", 2),
-    (FileEngine, "generate", 5),
-    (AnswerStore, "append_verdicts", 0),
-    (PartWriter, "close", 1),
-    (AnswerStore, "append_verdicts", 1),
-)
-"""What is about to be called, and for the how manyth time after the first, when a process is killed."""
-
-
-def run_and_die(folder: Path, root: Path, number: int) -> None:
-    """Run both steps in a process that is killed."""
-    owner, name, calls = KILLS[number]
-    method, left = getattr(owner, name), [calls]
-
-    def dying(*arguments: Any) -> Any:
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        left[0] -= 1
-        return method(*arguments)
-
-    store = ArtifactStore(root)
-    ingested = run_stage(INGEST, settings_of(folder), store)
-    setattr(owner, name, dying)
-    first = run_stage(PARAPHRASE_1, settings_of(folder), store, ingest=ingested)
-    run_stage(PARAPHRASE_2, settings_of(folder), store, paraphrase_1=first)
-
-
-@pytest.mark.slow
-def test_kills_lose_nothing_and_ask_nothing_twice(flickr: Path, tmp_path: Path) -> None:
-    expected = contents(run_all(settings_of(flickr), ArtifactStore(tmp_path / "calm")))
-    root = tmp_path / "killed"
-    spawn = multiprocessing.get_context("spawn")
-    for number in range(len(KILLS)):
-        child = spawn.Process(target=run_and_die, args=(flickr, root, number))
-        child.start()
-        child.join(300)
-        assert child.exitcode == -signal.SIGKILL, KILLS[number]
-    store = ArtifactStore(root)
-    # What a half-written part leaves behind does not get into the artifact.
-    for _, _, folder in store.unfinished():
-        (folder / "out" / "paraphrases").mkdir(parents=True, exist_ok=True)
-        (folder / "out" / "paraphrases" / ".part-00000.parquet.1.tmp").write_bytes(b"half")
-    finished = run_all(settings_of(flickr), store)
-    assert contents(finished) == expected
-    stats = AnswerStore(store.cache).stats()
-    assert stats.rows == stats.keys == sum(artifact.manifest.metrics["requested"] for artifact in finished)
-
-
-def test_a_finished_stage_has_some_of_its_rows_and_rejects(tmp_path: Path) -> None:
-    artifact: Any = SimpleNamespace(path=tmp_path)
-    assert finished_samples(artifact, 1) == []
-    rows = [
-        {"caption": f"a dog {n}", "paraphrase_1": f"one dog {n}", "paraphrase_2": f"a hound {n}"} for n in range(50)
-    ]
-    rejects = [{"input": "one cat", "answer": None, "reason": "empty"}]
-    for name, schema, content in (("paraphrases", PARAPHRASES, rows), ("rejects", PARAPHRASE_REJECTS, rejects)):
-        writer = PartWriter(tmp_path / name, pa.schema([field.with_nullable(True) for field in schema]))
-        filled = [dict.fromkeys(schema.names) | row for row in content]
-        writer.write(pa.RecordBatch.from_pylist(filled, pa.schema([field.with_nullable(True) for field in schema])))
-        writer.close()
-    first, second = finished_samples(artifact, 1), finished_samples(artifact, 2)
-    assert len(first) == len(second) == 21
-    assert first[0] == {"input": "a dog 0", "answer": "one dog 0", "outcome": "kept"}
-    assert second[0] == {"input": "one dog 0", "answer": "a hound 0", "outcome": "kept"}
-    assert first[-1] == {"input": "one cat", "answer": "", "outcome": "empty"}
+    assert contents(run_all(settings_of(flickr, **UNUSED), ArtifactStore(tmp_path))) == contents(plain)

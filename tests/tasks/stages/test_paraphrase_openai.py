@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingImports]
+from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.dag import run_stage
@@ -19,51 +19,37 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import GateOptions, Settings
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.paraphrase.rounds import KEEP_SECONDS
-from paraclip_core.settings import parse_settings
 
 KEY = "sk-not-a-real-key-0123456789"
 CAPTIONS = 150
 
 
 def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Settings:
-    (folder / "captions.txt").write_text("".join(f"a red dog with number {n} on a beach\n" for n in range(CAPTIONS)))
     server = {"base_url": url, "api_key_env": "STAGE_KEY", "concurrency": 4, "retries": 1}
     # The server's answers have 10 and 5 tokens.
     prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
-    paraphrase = {
-        "engine": "openai",
-        "model": "smol",
-        "prompts": "paper",
-        "gates": {"preset": "off"},
-        "sampling": {"n": 1, "max_tokens": 5},
-        "chunk": 40,
-        "openai": server | prices | openai,
-    }
-    data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
-    return parse_settings({"data": data, "paraphrase": paraphrase, "run": {"root": str(folder / root)}})
-
-
-def run_first_step(settings: Settings) -> None:
-    run_stage("paraphrase_1", Run(settings))
+    paraphrase = {"engine": "openai", "model": "smol", "prompts": "paper", "gates": {"preset": "off"}, "chunk": 40}
+    paraphrase |= {"sampling": {"n": 1, "max_tokens": 5}, "openai": server | prices | openai}
+    captions = [f"a red dog with number {n} on a beach" for n in range(CAPTIONS)]
+    return settings_of_texts(folder, captions, paraphrase, root)
 
 
 def begun(server: OpenAIServer, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Settings:
     """A run whose captions are there, before a server without keys that takes so long for an answer."""
     monkeypatch.delenv("STAGE_KEY", raising=False)
     settings = settings_of(folder, server.url)
-    run_stage("ingest", Run(settings))
+    made("ingest", settings)
     well = server.answer
     server.answer = lambda asked: time.sleep(seconds) or well(asked)
     return settings
 
 
-@pytest.mark.slow
 def test_a_server_that_dies_costs_nothing_twice(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAGE_KEY", KEY)
     settings = settings_of(tmp_path, openai_server.url)
-    run_stage("ingest", Run(settings))
+    made("ingest", settings)
 
     def answered() -> int:
         return sum(openai_server.answered.values())
@@ -73,16 +59,16 @@ def test_a_server_that_dies_costs_nothing_twice(
 
     well, openai_server.answer = openai_server.answer, die_after
     with pytest.raises(AwayError):
-        run_stage("paraphrase_1", Run(settings))
+        made("paraphrase_1", settings)
     # The server is back, and the cap counts what was spent before it went: 2 an answer.
     openai_server.answer = well
     before = answered()
     assert 60 <= before < 64
     capped = settings_of(tmp_path, openai_server.url, max_spend=200)
     with pytest.raises(BudgetError, match=r"max_spend=200 is spent \(earlier runs included\)"):
-        run_stage("paraphrase_1", Run(capped))
+        made("paraphrase_1", capped)
     assert before < answered() <= 100
-    first = run_stage("paraphrase_1", Run(settings))
+    first = made("paraphrase_1", settings)
     assert answered() == CAPTIONS
     assert set(openai_server.answered.values()) == {1}
     assert first.manifest.metrics["spend"] == pytest.approx(2 * first.manifest.metrics["generated"])
@@ -110,43 +96,39 @@ def test_runs_at_once_that_ask_the_same_pay_once(
     def note(done: int, total: int | None, **facts: object) -> None:
         told.append(facts.get("waiting"))
 
-    for step in (1, 2):
-        with ThreadPoolExecutor(2) as pool:
-            made = [pool.submit(run_stage, f"paraphrase_{step}", Run(each), note) for each in (settings, other)]
-        first, second = (future.result() for future in made)
-        assert first.fingerprint != second.fingerprint
-        assert sorted(each.manifest.metrics["generated"] for each in (first, second)) == [0, CAPTIONS]
-        assert len(openai_server.asked) == step * CAPTIONS
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(run_stage, "paraphrase_1", Run(each), note) for each in (settings, other)]
+    first, second = (future.result() for future in both)
+    assert first.fingerprint != second.fingerprint
+    assert sorted(each.manifest.metrics["generated"] for each in (first, second)) == [0, CAPTIONS]
+    assert len(openai_server.asked) == CAPTIONS
     assert "for another run that asks the same" in told
 
 
 @pytest.mark.slow
-def test_kills_cost_the_answers_of_two_seconds_each_whatever_the_chunk(
+def test_a_kill_costs_the_answers_of_two_seconds_whatever_the_chunk(
     openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     well, seconds = openai_server.answer, 0.25
     settings = begun(openai_server, tmp_path, monkeypatch, seconds)
     settings = settings.model_copy(update={"paraphrase": settings.paraphrase.model_copy(update={"chunk": 1024})})
-    spawn = multiprocessing.get_context("spawn")
-    kills = (50, 110)
-    for least in kills:
-        child = spawn.Process(target=run_first_step, args=(settings,))
-        child.start()
-        while len(openai_server.answered) < least and child.is_alive():
-            time.sleep(0.01)
-        os.kill(child.pid or 0, signal.SIGKILL)
-        child.join(300)
-        assert child.exitcode == -signal.SIGKILL
-    finished = run_stage("paraphrase_1", Run(settings))
+    child = multiprocessing.get_context("spawn").Process(target=made, args=("paraphrase_1", settings))
+    child.start()
+    while len(openai_server.answered) < 60 and child.is_alive():
+        time.sleep(0.01)
+    child.kill()
+    child.join(300)
+    assert child.exitcode == -signal.SIGKILL
+    openai_server.answer = well
+    finished = made("paraphrase_1", settings)
     assert len(openai_server.answered) == CAPTIONS
     twice = len(openai_server.asked) - CAPTIONS
     # What came since the last part, what waits to be taken, and what is under way.
     concurrency = settings.paraphrase.openai.concurrency
-    assert 0 <= twice <= len(kills) * (concurrency * KEEP_SECONDS / seconds + 2 * concurrency)
-    openai_server.answer = well
+    assert 0 <= twice <= concurrency * KEEP_SECONDS / seconds + 2 * concurrency
     calm = settings_of(tmp_path, openai_server.url, root="calm")
-    run_stage("ingest", Run(calm))
-    undisturbed = run_stage("paraphrase_1", Run(calm))
+    made("ingest", calm)
+    undisturbed = made("paraphrase_1", calm)
     assert read_table(finished.path / "paraphrases").equals(read_table(undisturbed.path / "paraphrases"))
 
 
@@ -157,7 +139,7 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
     settings = settings_of(tmp_path, openai_server.url)
     choosy = settings.paraphrase.model_copy(update={"gates": GateOptions()})
     settings = settings.model_copy(update={"paraphrase": choosy})
-    run_stage("ingest", Run(settings))
+    made("ingest", settings)
     well = openai_server.answer
 
     def refuse(asked: dict[str, Any]) -> Any:
@@ -166,9 +148,7 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
         return answer
 
     openai_server.answer = refuse
-    with pytest.raises(
-        EngineError, match=rf"paraphrase 1 for none of {CAPTIONS} texts \(refusal_or_preamble"
-    ) as caught:
-        run_stage("paraphrase_1", Run(settings))
+    with pytest.raises(EngineError, match=rf"none of {CAPTIONS} texts \(refusal_or_preamble") as caught:
+        made("paraphrase_1", settings)
     rejects = Path(str(caught.value).partition("what it gave is in ")[2].partition(". Take")[0])
     assert read_table(rejects).num_rows == CAPTIONS

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,6 +21,7 @@ from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
+from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.load import embedded_clip
@@ -55,13 +60,13 @@ def _threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    """An empty store."""
-    return ArtifactStore(tmp_path / "runs")
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
+    """The store of all that is trained here."""
+    return ArtifactStore(tmp_path_factory.mktemp("trained"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def sources(store: ArtifactStore, tower: str) -> dict[str, Artifact]:
     """The artifacts ingest, paraphrase_2 and features of 80 training images and some held-out ones."""
     return {
@@ -73,14 +78,45 @@ def sources(store: ArtifactStore, tower: str) -> dict[str, Artifact]:
     }
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_stage(store: ArtifactStore, settings: Settings) -> Callable[..., Artifact]:
-    """Carry out a stage on given artifacts; a second call with another name does the work again."""
+    """Carry out a stage on given artifacts, by default with changed options under a new name."""
+    numbers = count()
 
-    def run(stage: Stage, inputs: dict[str, Artifact], name: str = "f" * 32, changed: Settings = settings) -> Artifact:
-        return carry_out(stage, Draft(stage.name, name, stage.version, {}, {}), Run(changed, store), inputs)
+    def run(stage: Stage, inputs: dict[str, Artifact], name: str | None = None, **changed: Any) -> Artifact:
+        options = {
+            group: getattr(settings, group).model_copy(update=values) if isinstance(values, dict) else values
+            for group, values in changed.items()
+        }
+        draft = Draft(stage.name, name or f"{next(numbers):032}", stage.version, {}, {})
+        return carry_out(stage, draft, Run(settings.model_copy(update=options), store), inputs)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def inputs(run_stage: Callable[..., Artifact], sources: dict[str, Artifact]) -> dict[str, Artifact]:
+    """All that fine-tuning reads."""
+    return {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
+
+
+@pytest.fixture(scope="session")
+def tuned(run_stage: Callable[..., Artifact], inputs: dict[str, Artifact]) -> Artifact:
+    """The plain fine-tuning."""
+    return run_stage(FINETUNE, inputs)
+
+
+@pytest.fixture
+def edited(inputs: dict[str, Artifact], tmp_path: Path) -> Callable[..., dict[str, Artifact]]:
+    """The inputs, one of them with another table in the place of its own."""
+
+    def edit(name: str, change: Callable[[pa.Table], pa.Table]) -> dict[str, Artifact]:
+        made = replace(inputs[name], path=Path(shutil.copytree(inputs[name].path, tmp_path / name)))
+        (path,) = made.path.glob("*/part-00000.parquet")
+        pq.write_table(change(pq.read_table(path)), path)
+        return {**inputs, name: made}
+
+    return edit
 
 
 def _names() -> list[tuple[str, str, str]]:

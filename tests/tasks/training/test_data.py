@@ -15,8 +15,19 @@ from paraclip.tasks.training.data import Images, caption_rows, hold_out, paraphr
 from paraclip_core.training.data import TrainingRows, spool_rows
 
 
-def test_held_out_images_are_training_images_and_never_trained_on(sources: dict[str, Artifact]) -> None:
-    captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
+@pytest.fixture
+def captions(sources: dict[str, Artifact]) -> Path:
+    return sources["ingest"].path / "captions"
+
+
+@pytest.fixture
+def images(sources: dict[str, Artifact]) -> Images:
+    return Images(sources["features"].path)
+
+
+def test_held_out_images_are_training_images_and_never_trained_on(
+    sources: dict[str, Artifact], captions: Path, images: Images
+) -> None:
     held_out = hold_out(captions, images, 0.3)
     trained = {int(row) for _, rows in caption_rows(captions, images, keep=held_out.trains) for row in rows}
     assert len(held_out.gallery) > 5
@@ -33,8 +44,9 @@ def names_of(rows: TrainingRows) -> list[str]:
     return [row.tobytes().hex() for row in rows.ids]
 
 
-def test_rows_know_which_captions_they_are(sources: dict[str, Artifact], tmp_path: Path) -> None:
-    captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
+def test_rows_know_which_captions_they_are(
+    sources: dict[str, Artifact], captions: Path, images: Images, tmp_path: Path
+) -> None:
     paraphrases, held_out = sources["paraphrase_2"].path / "paraphrases", hold_out(captions, images, 0.3)
     stored = {row["caption_id"].hex(): row for row in pq.read_table(paraphrases).to_pylist()}
     stream = paraphrase_rows(paraphrases, images, keep=held_out.trains)
@@ -47,24 +59,17 @@ def test_rows_know_which_captions_they_are(sources: dict[str, Artifact], tmp_pat
     assert {row["caption_id"].hex() for row in pq.read_table(captions).to_pylist()} > set(names_of(base))
 
 
-def test_a_smaller_share_is_part_of_a_larger_one(sources: dict[str, Artifact]) -> None:
-    captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
+def test_shares_are_nested_and_alpha_is_chosen_on_images_that_the_base_has_not_seen(
+    captions: Path, images: Images
+) -> None:
     small, large = hold_out(captions, images, 0.1), hold_out(captions, images, 0.4)
     assert set(small.gallery.tolist()) < set(large.gallery.tolist())
-
-
-def test_alpha_is_chosen_on_images_that_the_base_has_not_seen(sources: dict[str, Artifact]) -> None:
-    captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
-    base, tuned = hold_out(captions, images, 0.1), hold_out(captions, images, 0.4, unseen=0.1)
-    assert np.array_equal(base.gallery, tuned.gallery)
-    assert tuned.all.sum() > base.all.sum()
-
-
-def test_one_image_at_least_is_held_out(sources: dict[str, Artifact]) -> None:
-    captions, images = sources["ingest"].path / "captions", Images(sources["features"].path)
-    base = hold_out(captions, images, 1e-9)
-    assert len(base.gallery) == 1
-    assert np.array_equal(hold_out(captions, images, 0.4, unseen=1e-9).gallery, base.gallery)
+    tuned = hold_out(captions, images, 0.4, unseen=0.1)
+    assert np.array_equal(small.gallery, tuned.gallery) and tuned.all.sum() > small.all.sum()
+    # One image at least is held out.
+    one = hold_out(captions, images, 1e-9)
+    assert len(one.gallery) == 1
+    assert np.array_equal(hold_out(captions, images, 0.4, unseen=1e-9).gallery, one.gallery)
 
 
 def test_equal_pictures_are_one_image(tmp_path: Path) -> None:
