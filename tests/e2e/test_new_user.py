@@ -14,7 +14,6 @@ import sys
 import sysconfig
 import tarfile
 import venv
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ import pytest
 from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from hub_server import HubServer  # pyright: ignore[reportMissingImports]
 from PIL import Image
-from tiny_run import written  # pyright: ignore[reportMissingImports]
 
 REPOSITORY = Path(__file__).parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "results")
@@ -124,33 +122,6 @@ def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, 
     assert len(files) == 1, "what `serve` deploys"
     out = call(environment, home, "init", "holiday")
     assert "120 of 120 rows" in out and "Photos: " in out
-    planned = json.loads(call(environment, home, "plan", "-c", "paraclip.yaml", "--json"))
-    assert next(stage["rows"] for stage in planned["stages"] if stage["stage"] == "ingest") == 120
-
-
-@pytest.mark.nightly
-def test_files_of_the_names_of_our_folders_and_an_engine_that_needs_one(
-    environment: Path, home: Path, base: Any
-) -> None:
-    """In the working folder and on PYTHONPATH, for the commands, the stages' processes and Python."""
-    for name, text in OWN_FILES.items():
-        (home / name).write_text(text)
-    call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
-    engine = {"engine": "my_parts:Engine", "prompts": "paper", "gates": {"preset": "off", "extra": ["my_parts:gate"]}}
-    sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
-    options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
-    path = {"PYTHONPATH": str(home)}
-    assert json.loads(call(environment, home, "plan", *options, "--json", **path))["stages"]
-    outcome = json.loads(call(environment, home, "run", *options, "--json", **path))
-    assert outcome["verdict"] in ("promote", "hold")
-    code = """
-import paraclip, tasks, sys
-(row,) = paraclip.paraphrase(["a dog"], paraclip.load_config(sys.argv[1], sys.argv[2:]))
-assert row["paraphrase_1"].startswith(tasks.PHRASE), row
-"""
-    run = [environment / "python", "-c", code, "paraclip.yaml", *sets]
-    variables = {**os.environ, **path, "PARACLIP_ROOT": str(home / "runs")}
-    subprocess.run(run, cwd=home, env=variables, check=True, timeout=300)
 
 
 @pytest.fixture
@@ -169,32 +140,38 @@ def base(home: Path) -> Any:
     return clip
 
 
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
+PARAPHRASE_IN_PYTHON = """
+import paraclip, tasks, sys
+(row,) = paraclip.paraphrase(["a dog"], paraclip.load_config(sys.argv[1], sys.argv[2:]))
+assert row["paraphrase_1"].startswith(tasks.PHRASE), row
+"""
 
 
 @pytest.mark.nightly
-def test_from_photos_to_other_software(
-    environment: Path, home: Path, base: Any, hub: HubServer, openai_server: Any
-) -> None:
-    openai_server.answer = written
+def test_from_photos_to_other_software(environment: Path, home: Path, base: Any) -> None:
+    """By an engine of the user's own, in commands, stages' processes and Python."""
+    for name, text in OWN_FILES.items():
+        (home / name).write_text(text)
+    path = {"PYTHONPATH": str(home)}
     call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
-    engine = {"engine": "openai", "model": "smol", "prompts": "paper", "gates": {"preset": "off"}}
-    engine["openai"] = {"base_url": openai_server.url, "api_key_env": "NO_KEY"}
+    engine = {"engine": "my_parts:Engine", "prompts": "paper", "gates": {"preset": "off", "extra": ["my_parts:gate"]}}
     sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
     options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
-    call(environment, home, "plan", *options)
-    outcome = json.loads(call(environment, home, "run", *options, "--json"))
+    assert json.loads(call(environment, home, "plan", *options, "--json", **path))["stages"]
+    outcome = json.loads(call(environment, home, "run", *options, "--json", **path))
     assert outcome["verdict"] in ("promote", "hold")
-    pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
-    call(environment, home, "export", "trip", "open_clip", "--dataset", "me/words")
-    call(environment, home, "push", "open_clip", "me/holiday", **pushed)
-    for layout in ("onnx", "hf"):
-        call(environment, home, "export", "trip", layout, "--format", layout)
-    call(environment, home, "export-dataset", "words", *options, "--model", "me/holiday")
-    call(environment, home, "push", "words", "me/words", **pushed)
+    run = [environment / "python", "-c", PARAPHRASE_IN_PYTHON, "paraclip.yaml", *sets]
+    variables = {**os.environ, **path, "PARACLIP_ROOT": str(home / "runs")}
+    subprocess.run(run, cwd=home, env=variables, check=True, timeout=300)
+
+    with HubServer() as hub:
+        pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+        call(environment, home, "export", "trip", "open_clip", "--dataset", "me/words")
+        call(environment, home, "push", "open_clip", "me/holiday", **pushed)
+        for layout in ("onnx", "hf"):
+            call(environment, home, "export", "trip", layout, "--format", layout)
+        call(environment, home, "export-dataset", "words", *options, "--model", "me/holiday", **path)
+        call(environment, home, "push", "words", "me/words", **pushed)
     assert set(hub.repos) == {("model", "me/holiday"), ("dataset", "me/words")}
     assert b"datasets:\n- me/words" in hub.repos["model", "me/holiday"]["README.md"]
     assert b"](https://huggingface.co/me/holiday)" in hub.repos["dataset", "me/words"]["README.md"]

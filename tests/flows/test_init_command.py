@@ -112,14 +112,21 @@ def test_a_split_for_each_file(data: Path, facts: Any) -> None:
     assert load_settings("paraclip.yaml").data.held_out == 0
 
 
-def test_images_in_a_tar_and_captions_in_jsonl(data: Path, facts: Any) -> None:
+def test_columns_and_files_of_other_names(data: Path, facts: Any) -> None:
+    table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
+    report = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
+    assert report["rows"]["accepted"] == 120
     (data / "My export.csv").unlink()
     lines = [json.dumps({"text": text, "file name": Path(image).name}) for image, text in captions(60)]
     (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    # What names no image is left out.
+    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
     with tarfile.open(data / "pictures.tar", "w") as tar:
         tar.add(data / "Photos", "Photos")
-    report = facts(data.name, "--images", "pictures.tar")
-    assert report["sources"][0]["images"] == "pictures.tar"
+    report = facts(data.name, "--images", "pictures.tar", "--force")
+    (source,) = report["sources"]
+    assert (source["path"], source["images"]) == ("captions.jsonl", "pictures.tar")
+    assert report["unused"] == ["notes.csv"]
 
 
 def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, facts: Any) -> None:
@@ -159,12 +166,6 @@ def test_validation_rows_that_share_images_with_training_are_told_and_refused(
     assert "give all rows of an image one split" in " ".join(cli(["plan", "-c", "paraclip.yaml"], code=1).err.split())
 
 
-def test_a_file_without_images_is_left_out(data: Path, facts: Any) -> None:
-    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
-    report = facts(data.name)
-    assert [source["path"] for source in report["sources"]] == ["My export.csv"] and report["unused"] == ["notes.csv"]
-
-
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -195,9 +196,3 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) 
         (other / "a.txt").write_text("a dog on a beach\n")
     assert message in cli(["init", folder.name], code=1).err
     assert not Path("paraclip.yaml").exists()
-
-
-def test_columns_of_other_names(data: Path, facts: Any) -> None:
-    table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
-    report = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
-    assert report["rows"]["accepted"] == 120
