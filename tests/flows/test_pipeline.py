@@ -41,26 +41,6 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     assert outcome["report"] in shown("shown-report")
 
 
-def test_a_failing_stage_fails_the_run_with_its_own_error(
-    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    run = finished_run("name=failing")
-    needed: list[set[str]] = []
-
-    def refuse(node: Node, *_: object, **__: object) -> None:
-        needed.append({stage for holder in run.store.holders() for stage in holder.reads})
-        raise InputError(f"{node.name}: captions.csv row 7 has no caption")
-
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", refuse)
-    state = pipeline(settings=run.settings, return_state=True)
-    assert state.is_failed() and "captions.csv row 7" in (state.message or "")
-    with pytest.raises(InputError):
-        pipeline(settings=run.settings)
-    assert all({"paraphrase_1", "evaluate"} <= stages for stages in needed) and run.store.holders() == []
-
-
 @pytest.mark.parametrize(
     ("error", "tries", "where"),
     [
