@@ -103,8 +103,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     root = tmp_path_factory.mktemp("finished") / "root"
     with OpenAIServer() as server, prefect_server(), pytest.MonkeyPatch.context() as patch:
         server.answer = written
-        # Its captions are some dozens of texts.
-        patch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 8)
+        # Its captions are eight texts.
+        patch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 4)
         settings = tiny_settings(root, server.url, shards=2, runner="ray" if find_spec("prefect_ray") else "threads")
         outcome: Any = pipeline(settings=settings)
     assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"] in ("promote", "hold")

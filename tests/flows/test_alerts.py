@@ -322,7 +322,7 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
     from paraclip_core.settings import parse_settings
 
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
-    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 20, "image_size": 64}}}
+    scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
     port = free_port()
     with temporary_settings({PREFECT_CLIENT_METRICS_ENABLED: True, PREFECT_CLIENT_METRICS_PORT: port}):
         try:
@@ -331,5 +331,5 @@ def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.Mo
                 lines = answer.read().decode().splitlines()
         finally:
             stop_client_metrics_server()
-    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 20.0' in lines
+    assert 'paraclip_stage{fact="done",run="night",stage="scenes"} 200.0' in lines
     assert any(line.startswith("prefect_") for line in lines)

@@ -119,14 +119,11 @@ def test_columns_and_files_of_other_names(data: Path, facts: Any) -> None:
     (data / "My export.csv").unlink()
     lines = [json.dumps({"text": text, "file name": Path(image).name}) for image, text in captions(60)]
     (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
-    # What names no image is left out.
-    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
     with tarfile.open(data / "pictures.tar", "w") as tar:
         tar.add(data / "Photos", "Photos")
     report = facts(data.name, "--images", "pictures.tar", "--force")
     (source,) = report["sources"]
     assert (source["path"], source["images"]) == ("captions.jsonl", "pictures.tar")
-    assert report["unused"] == ["notes.csv"]
 
 
 def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, facts: Any) -> None:
@@ -143,8 +140,12 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_linked_folder_of_images_is_seen(data: Path, cli: Any, facts: Any) -> None:
     (data / "Photos").rename(data.parent / "Elsewhere")
     (data / "Photos").symlink_to(data.parent / "Elsewhere", target_is_directory=True)
+    # What names no image is left out.
+    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
     report = facts(data.name)
-    assert report["sources"][0]["images"] == "Photos" and report["images_missing"] == ["2024/gone.png"]
+    (source,) = report["sources"]
+    assert (source["path"], source["images"]) == ("My export.csv", "Photos")
+    assert report["unused"] == ["notes.csv"] and report["images_missing"] == ["2024/gone.png"]
     # What is found can be read: names must not lead out of the folder.
     assert load_settings(Path("paraclip.yaml"), []).data.sources[0].images == "Photos"
     cli(["plan", "-c", "paraclip.yaml"])
