@@ -93,26 +93,24 @@ def demo(root: Path) -> Run:
 RUNS: dict[str, Callable[[Path], Run]] = {"tiny": tiny, "demo": demo}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """The tiny run as a flow whose paraphrase stages are cut into two shards, over Ray where that is installed."""
+def flow_of(settings: Settings) -> Any:
+    """What a run says that a flow carries out."""
     from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
     from paraclip.flows.pipeline import pipeline
 
-    root = tmp_path_factory.mktemp("finished") / "root"
-    with OpenAIServer() as server, prefect_server(), pytest.MonkeyPatch.context() as patch:
+    with prefect_server():
+        return pipeline(settings=settings)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The tiny run, as a flow."""
+    with OpenAIServer() as server:
         server.answer = written
-        # Its captions are eight texts.
-        patch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 4)
-        settings = tiny_settings(root, server.url, shards=2, runner="ray" if find_spec("prefect_ray") else "threads")
-        outcome: Any = pipeline(settings=settings)
+        settings = tiny_settings(tmp_path_factory.mktemp("finished") / "root", server.url)
+        outcome = flow_of(settings)
     assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"] in ("promote", "hold")
-    assert set(server.answered.values()) == {1}, "an answer was paid for twice"
-    for name in ("paraphrase_1", "paraphrase_2"):
-        assert len(list((root / "logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
-        artifact = Run(settings).artifact(name)
-        assert artifact is not None and artifact.manifest.metrics["generated"] == 0, "the shards asked for everything"
     return settings
 
 
@@ -125,6 +123,27 @@ def test_every_stage_has_the_bytes_that_are_held(name: str, tmp_path: Path, requ
     for stage, files in digests.items():
         if stage not in rounded:
             assert files == held["stages"][stage], f"{stage} has other bytes"
+
+
+@pytest.mark.skipif(find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
+def test_two_shards_on_ray_pay_once_and_end_with_the_same_bytes(
+    finished: Settings, tmp_path: Path, openai_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai_server.answer = written
+    root, stages = tmp_path / "root", ["paraphrase_1", "paraphrase_2"]
+    shutil.copytree(finished.run.root, root)
+    for gone in ("cache", *(f"artifacts/{name}" for name in stages)):
+        shutil.rmtree(root / gone)
+    # There are eight texts.
+    monkeypatch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 4)
+    settings = tiny_settings(root, openai_server.url, shards=2, runner="ray")
+    assert [row["stage"] for row in flow_of(settings)["stages"] if row["state"] == "made"] == stages
+    assert set(openai_server.answered.values()) == {1}
+    for name in stages:
+        assert len(list((root / "logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
+        artifact = Run(settings).artifact(name)
+        assert artifact is not None and artifact.manifest.metrics["generated"] == 0, "the shards asked for everything"
+    assert contents(Run(settings)) == contents(Run(finished))
 
 
 USE = """
