@@ -48,7 +48,7 @@ test-nightly: $(VENV)/.dev
 test-containers: $(VENV)/.dev
 	$(BIN)/python -m pytest -m containers tests/e2e --durations=0 -o junit_family=xunit1 --junitxml=build/containers.xml
 
-# Real vLLM on the CPU, the run's own server and another's, over the embedded model; a few minutes. Starting it keeps one core busy.
+# Real vLLM on the CPU over the embedded model; a few minutes. Starting it keeps one core busy.
 test-vllm: $(VENV)/.dev $(VLLM)/smollm2
 	PARACLIP_VLLM="$(abspath $(VLLM))" $(BIN)/python -m pytest $(VLLM_TESTS) -n 2 --dist loadfile --durations=5
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import gc
 import logging
 import os
@@ -11,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,26 +69,6 @@ def data_root() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set PARACLIP_DATA")
     return folder.resolve()
-
-
-@pytest.fixture(scope="session")
-def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """Gives the session's folder of a name, which whoever is first fills for all of xdist's workers."""
-    base = tmp_path_factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def give(name: str, fill: Callable[[Path], object]) -> Path:
-        folder, finished = base / name, base / f"{name}.finished"
-        with (base / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not finished.exists():
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                fill(folder)
-                finished.touch()
-        return folder
-
-    return give
 
 
 @pytest.fixture

@@ -68,15 +68,6 @@ def test_what_the_files_must_say() -> None:
     assert COMPOSE["x-paraclip"]["init"] is True, "a killed run's processes would be zombies"
 
 
-def test_a_change_of_the_source_repeats_no_download() -> None:
-    steps = re.findall(r"^(?:COPY|RUN) (.+(?:\\\n.+)*)", DOCKERFILE, re.MULTILINE)
-    needed, needs, source, itself = (
-        next(number for number, step in enumerate(steps) if text in step)
-        for text in ("requirements*.txt", "-r requirements.txt", ". .", "--no-deps --no-build-isolation -e .")
-    )
-    assert needed < needs < source < itself
-
-
 def locked(path: Path) -> dict[str, str]:
     """Versions by name, as a lock has them."""
     pins = re.findall(r"^([A-Za-z0-9_.-]+)==([^ \n]+)", path.read_text(), re.MULTILINE)

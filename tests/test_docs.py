@@ -122,13 +122,3 @@ def assert_command(words: list[str], line: str) -> None:
         command = commands[words.pop(0)]
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
-
-
-@pytest.mark.nightly
-@by_name
-def test_lines_fit_a_screen(page: Path) -> None:
-    if page.name == "CHANGELOG.md":
-        pytest.skip("one line an entry")
-    fenced = {line for _, text in code(page) for line in text.splitlines()}
-    prose = (line for line in page.read_text().splitlines() if not line.lstrip().startswith("|"))
-    assert [line for line in prose if len(line) > 120 and line.strip() not in {text.strip() for text in fenced}] == []

@@ -17,6 +17,14 @@ from paraclip.flows.cli import run_cli
 from paraclip_core.errors import BenchmarkError, ConfigError
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models and an index."""
+    folder = tmp_path_factory.mktemp("home")
+    make_home(folder)
+    return folder
+
+
 def test_tables_show_themselves_and_become_data_frames() -> None:
     table = paraclip.Table([{"a": 1.23456, "b": "<b>"}, {"a": None, "c": 2}], "<title>")
     html = table._repr_html_()
@@ -25,33 +33,31 @@ def test_tables_show_themselves_and_become_data_frames() -> None:
     assert list(frame.columns) == ["a", "b", "c"] and len(frame) == len(table) == 2
 
 
-def test_wrong_calls_say_what_to_do(tmp_path: Path) -> None:
-    make_home(tmp_path)
+def test_wrong_calls_say_what_to_do(home: Path) -> None:
     wrong: Any = [("a dog", 7)]
     with pytest.raises(BenchmarkError, match=r"entry 1 is .*7"):
-        paraclip.audit(str(tmp_path / "base"), wrong, tmp_path / "index.npy")
+        paraclip.audit(str(home / "base"), wrong, home / "index.npy")
+    with pytest.raises(ConfigError, match=r"finetune\.epoch"):
+        paraclip.load_config(None, ["finetune.epoch=3"])
 
 
-def test_a_loaded_model_is_one_short_line(tmp_path: Path) -> None:
-    make_home(tmp_path)
-    shown = repr(paraclip.load(str(tmp_path / "base")))
-    assert shown.startswith("ClipModel(reference=") and len(shown) < 300
+def test_hits_and_audits_of_ones_own_index_are_tables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(home)
+    index: dict[str, Any] = {"features": "index.npy", "ids": "ids.txt", "base": "base", "root": str(home / "root")}
+    hits = paraclip.search("a dog", "tuned", count=3, **index)
+    assert list(hits.to_pandas()["rank"]) == [1, 2, 3]
+    html = hits._repr_html_()
+    assert "&lt;b&gt;.png" in html and "<b>" not in html
+    audited = paraclip.audit("tuned", [("a dog", "one dog")], **index)
+    assert {row["model"] for row in audited} == {"base", "tuned", "difference"}
 
-
-def test_an_index_alone_is_audited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_home(tmp_path)
-    monkeypatch.chdir(tmp_path)
+    # Without queries, too.
     rows = list(paraclip.audit("base", features="index.npy"))
     assert {"ao@10", "js@10", "ao@10, typo", "ao@10, a photo of"} <= {row["metric"] for row in rows}
     (exact,) = [row["mean"] for row in rows if row["metric"] == "ao@10, capitals"]
     assert exact == 100, "this tokenizer lowers letters"
     assert run_cli(["audit", "-m", "tuned", "--base", "base", "--features", "index.npy", "--ids", "ids.txt"]) == 0
-    assert "By what changed" in (tmp_path / "audit.html").read_text()
-
-
-def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"finetune\.epoch"):
-        paraclip.load_config(None, ["finetune.epoch=3"])
+    assert "By what changed" in (home / "audit.html").read_text()
 
 
 def spearman(model: str, path: Path) -> float:
@@ -68,14 +74,13 @@ def spearman(model: str, path: Path) -> float:
     return 100 * result.statistic
 
 
-def test_any_number_of_models_on_a_real_benchmark(tmp_path: Path, data_root: Path) -> None:
-    make_home(tmp_path)
-    stsb = data_root / "sts" / "raw" / "STSB-test.tsv"
-    models = {"plain": str(tmp_path / "base"), "other": str(tmp_path / "tuned"), "same": str(tmp_path / "base")}
-    result = paraclip.evaluate(models, [f"stsb={stsb}"], root=str(tmp_path / "root"), device="cpu", report=True)
+def test_any_number_of_models_on_a_real_benchmark(home: Path, data_root: Path) -> None:
+    stsb, root = data_root / "sts" / "raw" / "STSB-test.tsv", str(home / "root")
+    models = {"plain": str(home / "base"), "other": str(home / "tuned"), "same": str(home / "base")}
+    result = paraclip.evaluate(models, [f"stsb={stsb}"], root=root, device="cpu", report=True)
     values = {row["model"]: row for row in result if row["metric"] == "spearman"}
-    for name, reference in models.items():
-        assert values[name]["value"] == pytest.approx(spearman(reference, stsb), abs=0.01)
+    for name in ("plain", "other"):
+        assert values[name]["value"] == pytest.approx(spearman(models[name], stsb), abs=0.01)
     assert values["plain"]["delta"] is None and values["same"]["delta"] == 0
     assert values["other"]["low"] <= values["other"]["delta"] <= values["other"]["high"]
     assert result.verdict is None and set(result.verdicts) == {"other", "same"}
@@ -83,23 +88,11 @@ def test_any_number_of_models_on_a_real_benchmark(tmp_path: Path, data_root: Pat
     assert list(result.to_pandas()["model"]) == ["plain", "other", "same"] and "stsb" in result._repr_html_()
 
     pair = {"base": models["plain"], "tuned": models["other"]}
-    result = paraclip.evaluate(pair, [f"stsb={stsb}"], root=str(tmp_path / "root"), device="cpu")
+    result = paraclip.evaluate(pair, [f"stsb={stsb}"], root=root, device="cpu")
     (row,) = result
     assert (row["base"], row["tuned"]) == (values["plain"]["value"], values["other"]["value"])
     assert result.verdicts == {"tuned": result.verdict} == {"tuned": "hold"}
     with pytest.raises(ConfigError, match="expected two at least"):
         paraclip.evaluate({"plain": models["plain"]}, [f"stsb={stsb}"])
     with pytest.raises(BenchmarkError, match=r"gone\.tsv"):
-        paraclip.evaluate(pair, [f"stsb={tmp_path}/gone.tsv"], root=str(tmp_path / "root"))
-
-
-def test_hits_and_audits_of_ones_own_index_are_tables(tmp_path: Path) -> None:
-    make_home(tmp_path)
-    index: dict[str, Any] = {"features": tmp_path / "index.npy", "ids": tmp_path / "ids.txt"}
-    index |= {"base": str(tmp_path / "base"), "root": str(tmp_path / "root")}
-    hits = paraclip.search("a dog", str(tmp_path / "tuned"), count=3, **index)
-    assert list(hits.to_pandas()["rank"]) == [1, 2, 3]
-    html = hits._repr_html_()
-    assert "&lt;b&gt;.png" in html and "<b>" not in html
-    audited = paraclip.audit(str(tmp_path / "tuned"), [("a dog", "one dog")], **index)
-    assert {row["model"] for row in audited} == {"base", "tuned", "difference"}
+        paraclip.evaluate(pair, [f"stsb={home}/gone.tsv"], root=root)

@@ -220,12 +220,3 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
         "evaluate": {"benchmarks": [rewordings, {"name": "captions", "kind": "retrieval"}]},
         "run": {"threads": 1, "root": str(root)},
     }
-
-
-def nightly_settings(root: Path, data: Path) -> dict[str, Any]:
-    """The same, trained until it has learned."""
-    settings = tiny_settings("nightly", root, data)
-    # α is chosen among rankings of the images held out, so they must be more than ten.
-    settings["bootstrap"]["epochs"] = 20
-    settings["finetune"] |= {"learning_rate": 0.001, "validation": 0.45, "alpha": {"max_recall_drop": 100}}
-    return settings

@@ -14,27 +14,14 @@ import sys
 import sysconfig
 import tarfile
 import venv
-from collections.abc import Iterator
-from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from hub_server import HubServer  # pyright: ignore[reportMissingImports]
-from PIL import Image
-from tiny_run import written  # pyright: ignore[reportMissingImports]
+from search_home import release  # pyright: ignore[reportMissingImports]
 
 REPOSITORY = Path(__file__).parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "results")
-VIT: dict[str, Any] = {
-    "embed_dim": 32,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
-TEXTS = ["a dog on a beach", "a red car in the snow", "two cats in a room"]
 SMALL = (
     "finetune.epochs=2", "finetune.batch_size=8", "finetune.precision=fp32", "run.threads=1",
 )  # fmt: skip
@@ -124,93 +111,42 @@ def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, 
     assert len(files) == 1, "what `serve` deploys"
     out = call(environment, home, "init", "holiday")
     assert "120 of 120 rows" in out and "Photos: " in out
-    planned = json.loads(call(environment, home, "plan", "-c", "paraclip.yaml", "--json"))
-    assert next(stage["rows"] for stage in planned["stages"] if stage["stage"] == "ingest") == 120
 
 
-@pytest.mark.nightly
-def test_files_of_the_names_of_our_folders_and_an_engine_that_needs_one(
-    environment: Path, home: Path, base: Any
-) -> None:
-    """In the working folder and on PYTHONPATH, for the commands, the stages' processes and Python."""
-    for name, text in OWN_FILES.items():
-        (home / name).write_text(text)
-    call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
-    engine = {"engine": "my_parts:Engine", "prompts": "paper", "gates": {"preset": "off", "extra": ["my_parts:gate"]}}
-    sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
-    options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
-    path = {"PYTHONPATH": str(home)}
-    assert json.loads(call(environment, home, "plan", *options, "--json", **path))["stages"]
-    outcome = json.loads(call(environment, home, "run", *options, "--json", **path))
-    assert outcome["verdict"] in ("promote", "hold")
-    code = """
+PARAPHRASE_IN_PYTHON = """
 import paraclip, tasks, sys
 (row,) = paraclip.paraphrase(["a dog"], paraclip.load_config(sys.argv[1], sys.argv[2:]))
 assert row["paraphrase_1"].startswith(tasks.PHRASE), row
 """
-    run = [environment / "python", "-c", code, "paraclip.yaml", *sets]
-    variables = {**os.environ, **path, "PARACLIP_ROOT": str(home / "runs")}
-    subprocess.run(run, cwd=home, env=variables, check=True, timeout=300)
-
-
-@pytest.fixture
-def base(home: Path) -> Any:
-    """The CLIP model of the user's index, of which they have the release in `base`."""
-    import torch
-
-    from paraclip_core.clip.export import save_release
-    from paraclip_core.clip.model import ClipModel
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model: Any = drawn(VIT)
-    clip = ClipModel(model.eval(), VIT, deepcopy(model.visual.preprocess_cfg), "base")
-    save_release(clip, home / "base", "---\nlibrary_name: open_clip\n---\n# Base\n")
-    return clip
-
-
-@pytest.fixture
-def hub() -> Iterator[HubServer]:
-    with HubServer() as server:
-        yield server
 
 
 @pytest.mark.nightly
-def test_from_photos_to_other_software(
-    environment: Path, home: Path, base: Any, hub: HubServer, openai_server: Any
-) -> None:
-    openai_server.answer = written
+def test_from_photos_to_other_software(environment: Path, home: Path) -> None:
+    """By an engine of the user's own, in commands, stages' processes and Python."""
+    for name, text in OWN_FILES.items():
+        (home / name).write_text(text)
+    release(home / "base", 0.0)
+    path = {"PYTHONPATH": str(home)}
     call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
-    engine = {"engine": "openai", "model": "smol", "prompts": "paper", "gates": {"preset": "off"}}
-    engine["openai"] = {"base_url": openai_server.url, "api_key_env": "NO_KEY"}
+    engine = {"engine": "my_parts:Engine", "prompts": "paper", "gates": {"preset": "off", "extra": ["my_parts:gate"]}}
     sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
     options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
-    call(environment, home, "plan", *options)
-    outcome = json.loads(call(environment, home, "run", *options, "--json"))
+    assert json.loads(call(environment, home, "plan", *options, "--json", **path))["stages"]
+    outcome = json.loads(call(environment, home, "run", *options, "--json", **path))
     assert outcome["verdict"] in ("promote", "hold")
-    pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
-    call(environment, home, "export", "trip", "open_clip", "--dataset", "me/words")
-    call(environment, home, "push", "open_clip", "me/holiday", **pushed)
-    for layout in ("onnx", "hf"):
-        call(environment, home, "export", "trip", layout, "--format", layout)
-    call(environment, home, "export-dataset", "words", *options, "--model", "me/holiday")
-    call(environment, home, "push", "words", "me/words", **pushed)
+    run = [environment / "python", "-c", PARAPHRASE_IN_PYTHON, "paraclip.yaml", *sets]
+    variables = {**os.environ, **path, "PARACLIP_ROOT": str(home / "runs")}
+    subprocess.run(run, cwd=home, env=variables, check=True, timeout=300)
+
+    with HubServer() as hub:
+        pushed = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token}
+        call(environment, home, "export", "trip", "open_clip", "--dataset", "me/words")
+        call(environment, home, "push", "open_clip", "me/holiday", **pushed)
+        for layout in ("onnx", "hf"):
+            call(environment, home, "export", "trip", layout, "--format", layout)
+        call(environment, home, "export-dataset", "words", *options, "--model", "me/holiday", **path)
+        call(environment, home, "push", "words", "me/words", **pushed)
     assert set(hub.repos) == {("model", "me/holiday"), ("dataset", "me/words")}
     assert b"datasets:\n- me/words" in hub.repos["model", "me/holiday"]["README.md"]
     assert b"](https://huggingface.co/me/holiday)" in hub.repos["dataset", "me/words"]["README.md"]
     assert (home / "onnx" / "text_model.onnx").is_file() and (home / "hf" / "model.safetensors").is_file()
-    audit_of_own_index(environment, home, base)
-
-
-def audit_of_own_index(environment: Path, home: Path, base: Any) -> None:
-    """An index that other software made with the base is searched with both towers."""
-    from paraclip_core.clip.encode import encode_images
-
-    photos = sorted((home / "holiday" / "Photos").rglob("*.jpg"))
-    np.save(home / "index.npy", encode_images(base, [Image.open(path) for path in photos]).astype(np.float32))
-    (home / "ids.txt").write_text("\n".join(path.name for path in photos) + "\n")
-    lines = ["query,rewording", *(f"{text},there is {text}" for text in TEXTS)]
-    (home / "queries.csv").write_text("\n".join(lines) + "\n")
-    index = ["--features", "index.npy", "--ids", "ids.txt", "--queries", "queries.csv"]
-    audit = json.loads(call(environment, home, "audit", "--model", "trip", *index, "--json"))
-    assert audit and (home / "audit.html").is_file()

@@ -27,12 +27,14 @@ from served import (
     Api,
     declare,
     make_data,
-    nightly_settings,
     paraclip,
     serving,
+    tiny_settings,
     write_lines,
 )
 from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from paraclip.storage.artifacts import ArtifactStore
 
 pytestmark = [
     pytest.mark.e2e,
@@ -57,7 +59,10 @@ def reworded(asked: dict[str, Any]) -> dict[str, Any]:
 
 def settings_of(root: Path, data: Path, url: str) -> dict[str, Any]:
     """A tiny nightly run that asks the server at `url`."""
-    settings = nightly_settings(root, data)
+    settings = tiny_settings("nightly", root, data)
+    # α is chosen among rankings of the images held out, so they must be more than ten.
+    settings["bootstrap"]["epochs"] = 20
+    settings["finetune"] |= {"learning_rate": 0.001, "validation": 0.45, "alpha": {"max_recall_drop": 100}}
     settings["paraphrase"] = {
         "engine": "openai",
         "model": "smol",
@@ -202,6 +207,8 @@ def _is_followed(night: Night, data: Path, captions: list[dict[str, Any]], first
     run = night.start("regenerate", overrides=["finetune.epochs=90", "paraphrase.openai.max_spend=5"])
     assert f"moved from {first}" in night.ended(run, "Completed")
     assert night.told("run.promote") and night.told("channel.moved")["facts"]["before"] == first
+    made = ArtifactStore(night.root).list("paraphrase_1")[-1].manifest.metrics
+    assert (made["generated"], made["cached"]) == (4, len(trained)), "only what is new was asked for"
     shown = json.loads((night.root / "results" / "nightly" / "drift.json").read_text())
     assert (shown["figures"]["new"], shown["figures"]["vanished"], shown["held"]) == (4, 0, [])
     return served_model(night)

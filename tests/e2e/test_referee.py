@@ -1,4 +1,6 @@
-"""The bytes of every stage, held: a change that means to change nothing is seen to change nothing.
+"""One small run of every stage, asked from many sides: the bytes of each, its report in Chromium, Python over it.
+
+The bytes are held, so that a change that means to change nothing is seen to change nothing.
 
     python tests/e2e/test_referee.py tiny | demo
 
@@ -11,12 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
+import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -26,15 +35,22 @@ sys.path.insert(0, str(SERVERS))
 from openai_server import OpenAIServer  # noqa: E402  # pyright: ignore[reportMissingImports]  # found by the line above
 from tiny_run import served, tiny_run, written  # noqa: E402  # pyright: ignore[reportMissingImports]  # as above
 
-from paraclip.tasks.run.dag import run_stage  # noqa: E402  # as above
+from paraclip.storage.artifacts import Draft  # noqa: E402  # as above
+from paraclip.tasks.run.dag import carry_out, run_stage  # noqa: E402  # as above
 from paraclip.tasks.run.run import Run  # noqa: E402  # as above
+from paraclip.tasks.stages.report import REPORT  # noqa: E402  # as above
+from paraclip_core import tables  # noqa: E402  # as above
+from paraclip_core.config import Settings  # noqa: E402  # as above
 from paraclip_core.settings import load_settings, parse_settings  # noqa: E402  # as above
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 HELD = Path(__file__).parents[1] / "data" / "referee.json"
 CONTENT = {".parquet", ".npy", ".npz", ".safetensors", ".tar", ".jsonl"}
 """Files with a stage's output. Cards, pages and manifests name versions and options, which may change."""
-COMPUTED = ("paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "control", "evaluate")
-"""Stages whose bytes depend on the processor; `paraphrase_*` only with the embedded language model."""
+TRAINED = ("features", "bootstrap", "finetune", "control", "evaluate")
+COMPUTED = {"tiny": TRAINED, "demo": ("paraphrase_1", "paraphrase_2", *TRAINED)}
+"""Stages whose bytes depend on the processor."""
 
 
 def processor() -> str:
@@ -48,21 +64,23 @@ def contents(run: Run) -> dict[str, dict[str, str]]:
     for name in run.stages:
         folder = run_stage(name, run).path
         paths = sorted(path for path in folder.rglob("*") if path.suffix in CONTENT)
-        digests[name] = {str(path.relative_to(folder)): _digest(path) for path in paths}
+        digests[name] = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
     return {name: files for name, files in digests.items() if files}
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def tiny_settings(root: Path, url: str, **run: Any) -> Settings:
+    """A run of every stage, control included, asked of a server that answers at once."""
+    tree = tiny_run(root, served(url))
+    tree["evaluate"]["control"] = True
+    tree["run"] |= run
+    return parse_settings(tree)
 
 
 def tiny(root: Path) -> Run:
-    """A run of every stage, asked of a server that answers at once."""
+    """It, stage by stage and in one process each."""
     with OpenAIServer() as server:
         server.answer = written
-        tree: dict[str, Any] = tiny_run(root, served(server.url))
-        tree["evaluate"]["control"] = True
-        run = Run(parse_settings(tree))
+        run = Run(tiny_settings(root, server.url))
         contents(run)
     return run
 
@@ -75,17 +93,193 @@ def demo(root: Path) -> Run:
 RUNS: dict[str, Callable[[Path], Run]] = {"tiny": tiny, "demo": demo}
 
 
-@pytest.mark.e2e
-@pytest.mark.slow
+def flow_of(settings: Settings) -> Any:
+    """What a run says that a flow carries out."""
+    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+
+    from paraclip.flows.pipeline import pipeline
+
+    with prefect_server():
+        return pipeline(settings=settings)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The tiny run, as a flow."""
+    with OpenAIServer() as server:
+        server.answer = written
+        settings = tiny_settings(tmp_path_factory.mktemp("finished") / "root", server.url)
+        outcome = flow_of(settings)
+    assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"] in ("promote", "hold")
+    return settings
+
+
 @pytest.mark.parametrize("name", ["tiny", pytest.param("demo", marks=pytest.mark.nightly)])
-def test_every_stage_has_the_bytes_that_are_held(name: str, tmp_path: Path, finished: Any) -> None:
+def test_every_stage_has_the_bytes_that_are_held(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     held = json.loads(HELD.read_text())[name]
-    digests = contents(Run(parse_settings(finished.settings)) if name == "tiny" else demo(tmp_path))
+    digests = contents(Run(request.getfixturevalue("finished")) if name == "tiny" else demo(tmp_path))
     assert list(digests) == list(held["stages"])
-    rounded = () if held["processor"] == processor() else COMPUTED
+    rounded = () if held["processor"] == processor() else COMPUTED[name]
     for stage, files in digests.items():
         if stage not in rounded:
             assert files == held["stages"][stage], f"{stage} has other bytes"
+
+
+@pytest.mark.skipif(find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
+def test_two_shards_on_ray_pay_once_and_end_with_the_same_bytes(
+    finished: Settings, tmp_path: Path, openai_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai_server.answer = written
+    root, stages = tmp_path / "root", ["paraphrase_1", "paraphrase_2"]
+    shutil.copytree(finished.run.root, root)
+    for gone in ("cache", *(f"artifacts/{name}" for name in stages)):
+        shutil.rmtree(root / gone)
+    # There are eight texts.
+    monkeypatch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 4)
+    settings = tiny_settings(root, openai_server.url, shards=2, runner="ray")
+    assert [row["stage"] for row in flow_of(settings)["stages"] if row["state"] == "made"] == stages
+    assert set(openai_server.answered.values()) == {1}
+    for name in stages:
+        assert len(list((root / "logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
+        artifact = Run(settings).artifact(name)
+        assert artifact is not None and artifact.manifest.metrics["generated"] == 0, "the shards asked for everything"
+    assert contents(Run(settings)) == contents(Run(finished))
+
+
+USE = """
+import sys
+import paraclip
+
+settings, asking = map(paraclip.Settings.model_validate_json, sys.argv[1:3])
+folder = sys.argv[3]
+name, root = settings.name, settings.run.root
+states = {row["stage"]: row["state"] for row in paraclip.plan(settings)}
+assert states.pop("report") == "to run" and set(states.values()) == {"cached"}, states
+result = paraclip.run(settings)
+assert result.verdict in ("promote", "hold") and len(result) and result.report.is_file()
+assert list(paraclip.run(settings)) == list(result) and "<table>" in result._repr_html_()
+audit = paraclip.audit(name, root=root)
+assert "ao@10, another caption" in {row["metric"] for row in audit}, audit
+hits = paraclip.search("a red ball", name, root=root, count=3)
+assert [row["rank"] for row in hits] == [1, 2, 3]
+audit = paraclip.audit(name, [("a red ball", "a ball that is red")], root=root)
+assert {row["model"] for row in audit} == {"base", "tuned", "difference"}
+tried = paraclip.paraphrase(["a red ball on a table", "a"], asking)
+assert [(row["caption"], bool(row["paraphrase_2"])) for row in tried] == [("a red ball on a table", True), ("a", False)]
+assert paraclip.export(name, folder, root=root)
+assert paraclip.load(folder).embed_dim == paraclip.load(name, root=root).embed_dim
+assert "prefect" not in sys.modules
+"""
+
+
+def test_every_function_of_python_works_without_prefect(finished: Settings, tmp_path: Path, openai_server: Any) -> None:
+    report = Run(finished).artifact("report")
+    assert report is not None
+    shutil.rmtree(report.path)
+    openai_server.answer = written
+    asking = tiny_settings(Path(finished.run.root), openai_server.url)
+    settings = [tree.model_dump_json() for tree in (finished, asking)]
+    command = [sys.executable, "-c", USE, *settings, str(tmp_path / "exported")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^report: made, \d+ s$", done.stderr, re.MULTILINE), "progress"
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "{{ 7 * 7 }} ${7*7} </style><style>*{display:none}",
+)
+TEXTS = {"caption", "caption_raw", "paraphrase_1", "paraphrase_2", "rewording", "detail", "answer"}
+"""Columns that hold what a stranger wrote."""
+
+
+def make_hostile(path: Path) -> None:
+    """Put hostile texts into every column of texts that a table has."""
+    table = pq.read_table(path)
+    for place, field in enumerate(table.schema):
+        if field.name in TEXTS:
+            texts = pa.array(islice(cycle(HOSTILE), table.num_rows), field.type)
+            table = table.set_column(place, field, texts)
+    pq.write_table(table, path)
+
+
+@pytest.fixture(scope="module")
+def report(finished: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a copy of the run whose every text is hostile."""
+    root = tmp_path_factory.mktemp("run") / "root"
+    shutil.copytree(finished.run.root, root)
+    run = Run(finished.model_copy(update={"run": finished.run.model_copy(update={"root": str(root)})}))
+    inputs = {name: artifact for name, artifact in run.artifacts().items() if name in REPORT.inputs(run.settings)}
+    for artifact in inputs.values():
+        for path in artifact.path.rglob("*.parquet"):
+            make_hostile(path)
+    rejects = {"caption_id": bytes(16), "step": 1, "attempt": 1, "reason": "echo", "input": "a dog"}
+    rejects |= {"detail": HOSTILE[2], "answer": HOSTILE[1], "generation": bytes(16)}
+    table = pa.Table.from_pylist([rejects], schema=tables.PARAPHRASE_REJECTS)
+    pq.write_table(table, inputs["paraphrase_1"].path / "rejects" / "part-99999.parquet")
+    pages = []
+    for name in "ab":
+        artifact = carry_out(REPORT, Draft("report", f"{name:0<64}", 1, {}, {}), run, inputs)
+        assert artifact.manifest.metrics["thumbnails"] > 10
+        pages.append(artifact.path / "report.html")
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+    return pages[0]
+
+
+def test_the_report_is_self_contained(report: Path) -> None:
+    page = report.read_text("utf-8")
+    assert "http://" not in page.replace("http://www.w3.org/", "") and "https://" not in page
+    assert "<script" not in page and "<link" not in page and len(page) < 2_000_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("no Chromium or Chrome is installed")
+    with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        opened = playwright.chromium.launch(executable_path=chromium, args=flags)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_a_browser_shows_the_report_without_errors_and_hostile_captions_stay_text(
+    report: Path, browser: Any, tmp_path: Path, width: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    assert look(page, report, width) == []
+    picture = tmp_path / "report.png"
+    page.screenshot(path=str(picture), full_page=True)
+    assert picture.stat().st_size > 50_000
+
+
+def look(page: Any, report: Path, width: int) -> list[str]:
+    """What a browser complained of while the page was seen from top to bottom."""
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("dialog", lambda dialog: (problems.append(f"dialog {dialog.message}"), dialog.dismiss()))
+    page.on(
+        "request",
+        lambda request: None if request.url.startswith(("file:", "data:")) else problems.append(request.url),
+    )
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    text = page.inner_text("body")
+    assert all(hostile in text for hostile in HOSTILE)
+    assert ("Promote" in text or "Hold" in text) and "CC0-1.0" in text
+    assert page.locator("script, img, iframe, object, link").count() == 0
+    assert page.locator("figure svg").count() >= 4 and page.locator(".pair .thumb").count() >= 20
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "the page scrolls sideways"
+    assert page.evaluate("getComputedStyle(document.querySelector('.pair .thumb')).backgroundImage").startswith("url")
+    ids = page.evaluate("Array.from(document.querySelectorAll('[id]')).map(e => e.id)")
+    assert len(ids) == len(set(ids))
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = false)")
+    assert page.locator(".pair").first.is_visible() == (width > 700), "examples are folded on a phone alone"
+    return problems
 
 
 if __name__ == "__main__":

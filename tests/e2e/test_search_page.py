@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +34,15 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     make_run(home)
     command = f"""ui --model photos --base {home}/base --features {home}/index.npy --ids {home}/ids.txt
         --images {home}/pictures --root {home}/root --port 0""".split()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "paraclip.flows.cli", *command],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[2],
-    )
-    try:
+    command = [sys.executable, "-m", "paraclip.flows.cli", *command]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if match := re.search(r"search page: (\S+)", line):
-                yield match[1], home / "root"
-                break
-        else:
-            pytest.fail("the page was not served")
-    finally:
-        process.send_signal(signal.SIGINT)
-        process.wait(30)
-        if process.stdout is not None:
-            process.stdout.close()
+        found = filter(None, (re.search(r"search page: (\S+)", line) for line in process.stdout))
+        try:
+            yield next(found)[1], home / "root"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
 
 
 def make_run(home: Path) -> None:
@@ -77,12 +67,22 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-def opened(browser: Any, url: str, errors: list[str], **view: Any) -> Any:
-    page = browser.new_page(**view)
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.goto(url)
-    return page
+@pytest.fixture
+def opened(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Opens a page of a size, which must have no error until the test's end."""
+    pages, errors = [], []
+
+    def open_page(url: str, width: int, height: int = 900, **view: Any) -> Any:
+        pages.append(page := browser.new_page(viewport={"width": width, "height": height}, **view))
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url)
+        return page
+
+    yield open_page
+    assert not errors
+    for page in pages:
+        page.close()
 
 
 def says(page: Any, text: str | re.Pattern[str]) -> None:
@@ -91,11 +91,11 @@ def says(page: Any, text: str | re.Pattern[str]) -> None:
     expect(page.locator("#message")).to_have_text(text)
 
 
-def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], browser: Any) -> None:
+def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], opened: Callable[..., Any]) -> None:
     from playwright.sync_api import expect
 
-    (url, root), errors = address, []
-    page = opened(browser, url, errors, viewport={"width": 1280, "height": 900})
+    url, root = address
+    page = opened(url, 1280)
     says(page, re.compile("^Type what"))
     page.keyboard.type("a dog")
     page.wait_for_selector("section[aria-label=tuned] li img")
@@ -120,8 +120,6 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
     page.locator(f"[aria-label='images like {image}']").first.click()
     page.wait_for_selector("#like b")
     expect(page.locator("section[aria-label=base] li:first-child p").first).to_have_text(image)
-    assert not errors
-    page.close()
 
 
 def top(page: Any, model: str, number: int) -> dict[str, float]:
@@ -129,13 +127,12 @@ def top(page: Any, model: str, number: int) -> dict[str, float]:
     return page.locator(f"section[aria-label={model}] ol").nth(number).locator("img").first.bounding_box()
 
 
-def test_an_address_shows_both_wordings_and_what_to_think_of_the_model(address: tuple[str, Path], browser: Any) -> None:
+def test_an_address_shows_both_wordings_and_what_to_think_of_the_model(
+    address: tuple[str, Path], opened: Callable[..., Any]
+) -> None:
     from playwright.sync_api import expect
 
-    errors: list[str] = []
-    page = opened(
-        browser, f"{address[0]}?q=a+dog&q2=%3Cb%3Ehound&alpha=0.5", errors, viewport={"width": 1280, "height": 800}
-    )
+    page = opened(f"{address[0]}?q=a+dog&q2=%3Cb%3Ehound&alpha=0.5", 1280, 800)
     page.wait_for_selector("section[aria-label=tuned] h2 b")
     expect(page.locator("section[aria-label=base] h3")).to_have_text(["a dog", "<b>hound"])
     places = [top(page, model, number) for model in ("base", "tuned") for number in (0, 1)]
@@ -155,18 +152,15 @@ def test_an_address_shows_both_wordings_and_what_to_think_of_the_model(address: 
     page.go_back()
     expect(page.locator("#query")).to_have_value("a dog")
     page.wait_for_selector("section[aria-label=tuned] img")
-    assert not errors
-    page.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_nothing_overflows_and_axe_has_no_serious_finding(
-    address: tuple[str, Path], browser: Any, width: int, scheme: Any
+    address: tuple[str, Path], opened: Callable[..., Any], width: int, scheme: Any
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    errors: list[str] = []
-    page = opened(browser, address[0], errors, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page = opened(address[0], width, color_scheme=scheme)
     page.fill("#query", "a dog")
     page.fill("#rewording", "the hound")
     page.wait_for_selector("section[aria-label=tuned] h2 b")
@@ -176,8 +170,6 @@ def test_nothing_overflows_and_axe_has_no_serious_finding(
     assert page.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     violations = Axe().run(page).response["violations"]
     assert not [one["id"] for one in violations if one["impact"] in ("serious", "critical")]
-    assert not errors
-    page.close()
 
 
 def test_a_server_that_is_gone_is_said(address: tuple[str, Path], browser: Any) -> None:

@@ -14,6 +14,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,20 +24,13 @@ from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMis
 from processes import command_of, parent_of  # pyright: ignore[reportMissingImports]
 from pyarrow.parquet import read_metadata
 from receiver import web_server  # pyright: ignore[reportMissingImports]
-from served import (
-    Api,
-    declare,
-    make_data,
-    of_stack,
-    serving,
-    tiny_settings,
-)
+from served import Api, declare, make_data, of_stack, serving, tiny_settings
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.run.child import log_path
 from paraclip.tasks.run.dag import run_stage
-from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.settings import parse_settings
 
 pytestmark = [
@@ -89,22 +84,26 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     root, data = folder / "root", folder / "data"
     make_data(data)
-    settings = parse_settings(killed_run(root, data))
-    with ThreadPoolExecutor(1) as pool:
-        ahead = pool.submit(lambda: [run_stage(name, Run(settings)) for name in BEFORE])
-        scenes = {"scenes": {"images": 24}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
-        few = {"name": "few", "data": scenes, "run": {"root": str(root)}}
-        names = ("scenes", "pipeline", "finetune", "evaluate", "report")
-        with serving(root, folder, declare(folder / "prefect.yaml", *names, parameters={"settings": few})) as api:
-            ahead.result()
-            yield Served(api, root, data)
+    scenes = {"scenes": {"images": 24}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+    few = {"name": "few", "data": scenes, "run": {"root": str(root)}}
+    names = ("scenes", "pipeline", "finetune", "evaluate", "report")
+    file = declare(folder / "prefect.yaml", *names, parameters={"settings": few})
+    with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
+        api = pool.submit(stack.enter_context, serving(root, folder, file))
+        settings = parse_settings(killed_run(root, data, "inline"))
+        # In this process, which saves starting one for each stage.
+        stages = {name: replace(stage, isolated=False) for name, stage in stages_of(settings).items()}
+        for name in BEFORE:
+            run_stage(name, Run(settings, stages=stages))
+        yield Served(api.result(), root, data)
 
 
-def killed_run(root: Path, data: Path) -> dict[str, Any]:
+def killed_run(root: Path, data: Path, placement: str) -> dict[str, Any]:
     """A run whose fine-tuning takes long enough to be killed half-way."""
-    settings = tiny_settings("e2e", root, data)
-    settings["run"]["placement"] = "deployments"
-    settings["finetune"] |= {"batch_size": 8, "checkpoint_steps": 5}
+    settings = tiny_settings(f"e2e-{placement}", root, data)
+    settings["run"]["placement"] = placement
+    settings["finetune"] |= {"batch_size": 8, "checkpoint_steps": 5, "seed": len(placement)}
+    del settings["evaluate"]["benchmarks"][1:]
     return settings
 
 
@@ -116,12 +115,20 @@ def stage_processes(root: Path) -> dict[str, int]:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-def test_a_killed_stage_is_retried_in_the_ui(served: Served) -> None:
+@pytest.mark.parametrize("placement", ["inline", pytest.param("deployments", marks=pytest.mark.nightly)])
+def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> None:
     api, root, data = served
-    plain, store = killed_run(root, data), ArtifactStore(root)
+    plain, store = killed_run(root, data, placement), ArtifactStore(root)
     made = {
         path: path.stat().st_mtime_ns for stage in BEFORE for path in store.root.glob(f"artifacts/{stage}/*/*.json")
     }
+    earlier = {run["id"] for run in api.runs()}
+
+    def runs() -> dict[str, dict[str, Any]]:
+        ours = [run for run in api.runs() if run["id"] not in earlier]
+        by_flow = {run["flow"]: run for run in ours}
+        assert len(by_flow) == len(ours), "a stage has two runs"
+        return by_flow
 
     pipeline = api.run_deployment("pipeline", plain)
     fingerprint = Run(parse_settings(plain), store).nodes["finetune"].fingerprint
@@ -129,31 +136,32 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served) -> None:
     # Not any file: one that is being written does not count, and the killed run could not go on from it.
     eventually(lambda: any(work.glob("step-*.safetensors")), "fine-tuning left no checkpoint")
     child = stage_processes(root)["finetune"]
+    # The flow run that waits for it.
     os.kill(parent_of(child), signal.SIGKILL)
 
     eventually(lambda: command_of(child) == "", "the child outlived its killed parent", 60)
-    eventually(lambda: api.state(pipeline) == "Failed", "the pipeline did not see that its stage was killed")
-    killed = [run for run in api.runs() if run["flow"] == "finetune"]
-    assert [run["state"]["name"] for run in killed] == ["Crashed"]
+    ends = {"inline": {"pipeline": "Crashed"}, "deployments": {"pipeline": "Failed", "finetune": "Crashed"}}[placement]
+    eventually(lambda: {flow: run["state"]["name"] for flow, run in runs().items()} == ends, "it was not seen")
+    killed = runs()
 
     # Prefect looks for hooks in a process of its own, which must find the flow's modules.
-    assert "ModuleNotFoundError" not in (root / "logs" / "prefect-paraclip-gpu.log").read_text()
+    logs = [path.read_text() for path in (root / "logs").glob("prefect-paraclip-*.log")]
+    assert logs and "ModuleNotFoundError" not in "".join(logs)
 
     api.press_retry(pipeline)
     eventually(lambda: api.state(pipeline) == "Completed", "the retried pipeline did not complete", 300)
 
-    runs = {run["flow"]: run for run in api.runs()}
-    assert len(runs) == len(api.runs()), "no stage has two runs"
-    assert runs["pipeline"]["run_count"] == 2
-    assert runs["finetune"]["id"] == killed[0]["id"] and runs["finetune"]["run_count"] == 2
-    assert not set(BEFORE) & set(runs), "finished stages started nothing"
+    after = runs()
+    assert {flow: after[flow]["id"] for flow in killed} == {flow: run["id"] for flow, run in killed.items()}
+    assert {after[flow]["run_count"] for flow in killed} == {2}
+    assert set(after) == {"pipeline", *(("finetune", "evaluate", "report") if placement == "deployments" else ())}
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert [len(store.list(stage)) for stage in BEFORE] == [1] * len(BEFORE)
+    assert [len(store.list(stage)) for stage in BEFORE] == [1] * len(BEFORE), "finished stages were made again"
     log = log_path(store, "finetune", fingerprint).read_text()
     assert log.count(" starts in process ") == 2 and "going on after step" in log
-    assert (root / "results" / "e2e" / "report.html").is_file()
+    assert (root / "results" / plain["name"] / "report.html").is_file()
     keys = {artifact["key"] for artifact in api.call("artifacts/latest/filter", {})}
-    assert {"e2e-stages", "e2e-comparison", "e2e-report", "e2e-finetune-progress"} <= keys
+    assert {f"{plain['name']}-{key}" for key in ("stages", "comparison", "report", "finetune-progress")} <= keys
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, status  # pyright: ignore[reportMissingImports]
-from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
+from tiny_run import served, written  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
@@ -50,7 +51,6 @@ def test_no_secret_is_left_anywhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     from paraclip.flows.alerts import pass_on
-    from paraclip.flows.pipeline import pipeline
     from paraclip.flows.stages import STAGE_FLOWS
 
     caplog.set_level(logging.DEBUG, "paraclip_core")
@@ -60,12 +60,15 @@ def test_no_secret_is_left_anywhere(
     pass_on(f"mailto://ops:{PASSWORD}@127.0.0.1:9?from=a@example.org&to=b@example.org")
     paraphrase = served(openai_server.url)
     paraphrase["openai"] |= {"api_key_env": "CANARY_KEY", "retries": 0}
-    plain = tiny_run(tmp_path / "root", paraphrase) | {"name": CONTROL}
-    settings = parse_settings(plain)
+    (tmp_path / "captions.txt").write_text("a red ball on a table\n")
+    data = {"root": str(tmp_path), "sources": [{"path": "captions.txt"}]}
+    run = {"root": str(tmp_path / "root")}
+    settings = parse_settings({"name": CONTROL, "data": data, "paraphrase": paraphrase | {"fraction": 1.0}, "run": run})
+    STAGE_FLOWS["ingest"](settings=settings)
 
     # A server that refuses the key says which.
     openai_server.answer = lambda _: status(401, f"{REFUSED}: {KEY}")
-    state = pipeline(settings=settings, return_state=True)
+    state: Any = STAGE_FLOWS["paraphrase_1"](settings=settings, return_state=True)
     assert state.is_failed() and REFUSED in (state.message or "") and KEY not in (state.message or "")
     openai_server.answer = written
     STAGE_FLOWS["paraphrase_1"](settings=settings)
@@ -73,7 +76,7 @@ def test_no_secret_is_left_anywhere(
 
     root = tmp_path / "root"
     eventually(lambda: holding(REFUSED, database()), "the server has no log of it")
-    time.sleep(3)  # what else there is to be written
+    time.sleep(1)  # what else there is to be written
     assert holding(REFUSED, [root]) and holding(CONTROL, database()) and holding("CANARY_KEY", [root])
     for secret in (KEY, PASSWORD, BUCKET):
         assert not holding(secret, [root, *database()])

@@ -20,46 +20,27 @@ from paraclip_core.settings import load_settings
 pytestmark = pytest.mark.slow
 
 
-class Asked(Exception):
-    """Raised in place of starting a run."""
-
-
 def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from paraclip.flows import children
-
-    def refuse(deployment: str, *, idempotency_key: str, **_: Any) -> None:
-        raise Asked(idempotency_key)
-
-    monkeypatch.setattr(children, "run_deployment", refuse)
-    captions = tmp_path / "captions.csv"
-    settings = load_settings(
-        None, [f"run.root={tmp_path / 'root'}", f"data.root={tmp_path}", "data.sources.0.path=captions.csv"]
-    )
-
-    def key(settings: Settings) -> str:
-        with pytest.raises(Asked) as asked:
-            children.run_child(Run(settings, ArtifactStore(settings.run.root)).nodes["ingest"], Run(settings))
-        return str(asked.value)
-
-    captions.write_text("caption\na dog on a beach\n")
-    first = key(settings)
-    assert key(settings) == first
-    captions.write_text("caption\na dog on a beach\na cat on a mat\n")
-    assert key(settings) != first
-
-
-def test_a_server_without_deployments_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.exceptions import ObjectNotFound
 
     from paraclip.flows import children
 
-    def unknown(*_: Any, **__: Any) -> None:
+    keys: list[str] = []
+
+    def unknown(_: str, *, idempotency_key: str, **__: Any) -> None:
+        keys.append(idempotency_key)
         raise ObjectNotFound(Exception("404"))
 
     monkeypatch.setattr(children, "run_deployment", unknown)
-    settings, _, node, _ = scenes(tmp_path, 23)
-    with pytest.raises(StageError, match=r"no deployment scenes/scenes.*run\.placement=deployments"):
-        children.run_child(node, Run(settings))
+    captions = tmp_path / "captions.csv"
+    settings = load_settings(
+        None, [f"run.root={tmp_path / 'root'}", f"data.root={tmp_path}", "data.sources.0.path=captions.csv"]
+    )
+    for more in ("", "", "a cat on a mat\n"):
+        captions.write_text(f"caption\na dog on a beach\n{more}")
+        with pytest.raises(StageError, match=r"no deployment ingest/ingest.*run\.placement=deployments"):
+            children.run_child(Run(settings, ArtifactStore(settings.run.root)).nodes["ingest"], Run(settings))
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,9 @@ Capture = pytest.CaptureFixture[str]
 STAGES = ["scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report"]
 
 
-@pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["run", "--set"], ["search", "a dog"]]
-)
+@pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["search", "a dog"]])
 def test_wrong_usage_ends_with_2(arguments: list[str], cli: Any) -> None:
     cli(arguments, code=2)
-
-
-def test_an_absent_source_ends_with_1(tmp_path: Path, cli: Any) -> None:
-    arguments = ["run", "--set", f"data.root={tmp_path}", "--set", "data.sources.0.path=absent.csv"]
-    error = cli([*arguments, "--set", f"run.root={tmp_path}/root"], code=1).err
-    assert "absent.csv" in error
 
 
 @pytest.mark.parametrize(
@@ -136,22 +128,6 @@ def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
     assert set(states["report"]) >= {"rows", "requests", "tokens", "seconds", "bytes", "basis", "fingerprint"}
 
 
-def test_artifacts_commands(finished_run: Callable[..., Any], cli: Any) -> None:
-    run = finished_run()
-    root = ["--root", str(run.store.root)]
-    cli(["run", "-c", str(run.config)])  # sets the channel
-    listed = cli.json(["artifacts", "ls", *root])
-    assert {artifact["stage"] for artifact in listed["artifacts"]} == set(STAGES)
-    assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
-    shown = cli.json(["artifacts", "show", "made", *root])
-    assert shown["stage"] == "finetune" and shown["wall_seconds"] == 1.5
-    assert cli.json(["artifacts", "verify", *root]) == {"checked": len(STAGES), "damaged": []}
-    assert cli.json(["artifacts", "gc", *root]) == {"deleted": False, "items": [], "in_use": []}
-    for command in ("verify", "show made", "gc", "ls"):
-        shown = cli(["artifacts", *command.split(), *root]).out
-    assert "scenes" in shown
-
-
 def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
     (run.artifacts["ingest"].path / "made.txt").write_text("other")
@@ -179,14 +155,11 @@ def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], cli: An
 def test_export(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
     run = finished_run()
     root = ["--root", str(run.store.root)]
-    name = run.artifacts["finetune"].fingerprint[:8]
-    made = cli.json(["export", name, str(tmp_path / "model"), *root])
-    assert made["files"] == ["open_clip_config.json"] and (tmp_path / "model" / "open_clip_config.json").is_file()
-    cli(["export", name, str(tmp_path / "model"), *root], code=2)
-    error = cli(["export", "nothing", str(tmp_path / "other"), *root], code=2).err
-    assert "begins with 'nothing', and no channel has that name" in error
-    base = run.artifacts["bootstrap"].fingerprint[:12]
-    assert cli.json(["export", f"bootstrap/{base}", str(tmp_path / "base"), *root])["files"] == made["files"]
+    for stage in ("finetune", "bootstrap"):
+        name, folder = f"{stage}/{run.artifacts[stage].fingerprint[:12]}", tmp_path / stage
+        assert cli.json(["export", name, str(folder), *root])["files"] == ["open_clip_config.json"]
+        assert (folder / "open_clip_config.json").is_file()
+        cli(["export", name, str(folder), *root], code=2)
 
 
 def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
@@ -208,23 +181,12 @@ def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[...,
     old, new = (run.artifacts["finetune"].fingerprint for run in (first, second))
     cli.json(["promote", "-c", str(first.config)])
     cli.json(["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
-    # None of today's sources, and nothing goes that the way back needs.
     first.config.unlink()
-    assert cli.json(["artifacts", "gc", *root, "--keep-days", "0"])["items"] == []
     decision = cli.json(["channel", "rollback", "production", *root])
     assert decision["moved"] and (decision["before"], decision["after"]) == (new, old)
     moves = cli.json(["channel", "history", "production", *root])["moves"]
-    assert [(move["by"], move["after"], move["there"]) for move in moves] == [
-        ("rollback", old, True),
-        ("promotion", new, True),
-        ("promotion", old, True),
-    ]
-    assert moves[0]["reason"].startswith(f"rolled back from {new} to {old}")
+    assert [move["by"] for move in moves] == ["rollback", "promotion", "promotion"]
     assert "by hand" in cli(["channel", "history", "production", *root]).out
-    cli.json(["artifacts", "gc", *root, "--keep-days", "0", "--keep-models", "0", "--yes"])
-    error = cli(["channel", "rollback", "production", "--to", new[:8], *root], code=1).err
-    assert f"the model {new} is gone from" in error
-    assert "there are" in cli(["channel", "history", "prodution", *root], code=2).err
 
 
 def test_the_next_command_takes_the_same_settings(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:

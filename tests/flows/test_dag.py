@@ -33,6 +33,8 @@ class Machine:
         self.meet: dict[str, str] = {}
         """A stage that ends only once the other one is at work."""
         self.errors: dict[str, Exception] = {}
+        self.needed: list[set[str]] = []
+        """What the store said each time is being read."""
 
     def __call__(self, node: Node, run: Run, *_: object) -> Artifact:
         artifact = run.store.peek(node.name, node.fingerprint)
@@ -42,6 +44,7 @@ class Machine:
             self.working.add(node.name)
             self.order.append(node.name)
             self.together.add(frozenset(self.working))
+            self.needed.append({stage for holder in run.store.holders() for stage in holder.reads})
         try:
             other, end = self.meet.get(node.name), time.monotonic() + PATIENCE
             while other and other not in self.order:
@@ -144,6 +147,8 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
     state = pipeline(settings=here.run.settings, return_state=True)
     assert state.is_failed() and "captions.csv row 7" in (state.message or "")
     assert sorted(here.order) == ["features", "paraphrase_1"]
+    assert all({"paraphrase_1", "evaluate"} <= stages for stages in here.needed)
+    assert here.run.store.holders() == []
     # One that waits for its next try is ended, too.
     monkeypatch.setattr("paraclip.flows.stages.DELAYS", [1000.0])
     here.meet, here.errors = {}, {**here.errors, "features": CrashedError("its process was killed by SIGKILL")}

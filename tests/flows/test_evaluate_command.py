@@ -70,19 +70,3 @@ def test_wrong_options_are_told_before_anything_is_measured(
     monkeypatch.chdir(_write(tmp_path / "here"))
     monkeypatch.setattr("paraclip.tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
     assert message in cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", f"--root={tmp_path}/r"], code=2).err
-
-
-def test_without_a_terminal_lines_say_how_far_it_is_and_how_long_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
-) -> None:
-    def compared(*_: object, progress: Callable[..., None], **__: object) -> SimpleNamespace:
-        progress(1, 4, benchmark="stsb", model="tuned", texts="4096 of 9000", eta_seconds=40)
-        return SimpleNamespace(evaluations={"tuned": None})
-
-    monkeypatch.chdir(_write(tmp_path / "here"))
-    monkeypatch.setattr("paraclip.tasks.run.status.LOG_SECONDS", 0.0)
-    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", compared)
-    monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", lambda *_: {"verdict": "hold"})
-    models = ["--base", "base", "--tuned", "tuned"]
-    shown = cli(["evaluate", *models, "--benchmark", "stsb=s.tsv", "--json", "--root", str(tmp_path / "r")]).err
-    assert "evaluate: 1 of 4, benchmark stsb, model tuned, texts 4096 of 9000, eta_seconds 40" in shown

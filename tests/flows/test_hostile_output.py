@@ -93,5 +93,5 @@ def test_search_shows_hostile_captions_and_ids_safely(
 
 
 def test_an_error_that_quotes_a_hostile_name_is_safe(tmp_path: Path, cli: Any) -> None:
-    for text in TEXTS:
+    for text in TEXTS[::5]:
         check("".join(cli(["artifacts", "show", f"x{text[:200]}", "--root", str(tmp_path)], code=2)))

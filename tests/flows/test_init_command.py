@@ -112,14 +112,18 @@ def test_a_split_for_each_file(data: Path, facts: Any) -> None:
     assert load_settings("paraclip.yaml").data.held_out == 0
 
 
-def test_images_in_a_tar_and_captions_in_jsonl(data: Path, facts: Any) -> None:
+def test_columns_and_files_of_other_names(data: Path, facts: Any) -> None:
+    table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
+    report = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
+    assert report["rows"]["accepted"] == 120
     (data / "My export.csv").unlink()
     lines = [json.dumps({"text": text, "file name": Path(image).name}) for image, text in captions(60)]
     (data / "captions.jsonl").write_text("\n".join(lines) + "\n")
     with tarfile.open(data / "pictures.tar", "w") as tar:
         tar.add(data / "Photos", "Photos")
-    report = facts(data.name, "--images", "pictures.tar")
-    assert report["sources"][0]["images"] == "pictures.tar"
+    report = facts(data.name, "--images", "pictures.tar", "--force")
+    (source,) = report["sources"]
+    assert (source["path"], source["images"]) == ("captions.jsonl", "pictures.tar")
 
 
 def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, facts: Any) -> None:
@@ -136,8 +140,12 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_linked_folder_of_images_is_seen(data: Path, cli: Any, facts: Any) -> None:
     (data / "Photos").rename(data.parent / "Elsewhere")
     (data / "Photos").symlink_to(data.parent / "Elsewhere", target_is_directory=True)
+    # What names no image is left out.
+    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
     report = facts(data.name)
-    assert report["sources"][0]["images"] == "Photos" and report["images_missing"] == ["2024/gone.png"]
+    (source,) = report["sources"]
+    assert (source["path"], source["images"]) == ("My export.csv", "Photos")
+    assert report["unused"] == ["notes.csv"] and report["images_missing"] == ["2024/gone.png"]
     # What is found can be read: names must not lead out of the folder.
     assert load_settings(Path("paraclip.yaml"), []).data.sources[0].images == "Photos"
     cli(["plan", "-c", "paraclip.yaml"])
@@ -157,12 +165,6 @@ def test_validation_rows_that_share_images_with_training_are_told_and_refused(
     shared = "20 of 20" if twice else "30 of 60"
     assert f"{shared} validation images are trained on, too, by their ids: `run` refuses that" in out
     assert "give all rows of an image one split" in " ".join(cli(["plan", "-c", "paraclip.yaml"], code=1).err.split())
-
-
-def test_a_file_without_images_is_left_out(data: Path, facts: Any) -> None:
-    (data / "notes.csv").write_text("caption,rating\na first picture,3\n")
-    report = facts(data.name)
-    assert [source["path"] for source in report["sources"]] == ["My export.csv"] and report["unused"] == ["notes.csv"]
 
 
 @pytest.mark.parametrize(
@@ -195,9 +197,3 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) 
         (other / "a.txt").write_text("a dog on a beach\n")
     assert message in cli(["init", folder.name], code=1).err
     assert not Path("paraclip.yaml").exists()
-
-
-def test_columns_of_other_names(data: Path, facts: Any) -> None:
-    table(data / "My export.csv", captions(60), ("Bild", "Beschreibung"))
-    report = facts(data.name, "--caption-column", "beschreibung", "--image-column", "Bild")
-    assert report["rows"]["accepted"] == 120

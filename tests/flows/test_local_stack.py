@@ -29,11 +29,6 @@ from paraclip_core.settings import load_settings, parse_settings
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def declared() -> dict[str, Any]:
-    return yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
-
-
 def free_port() -> int:
     """A port that nobody uses, as is the next one."""
     while True:
@@ -43,7 +38,8 @@ def free_port() -> int:
             return one.getsockname()[1]
 
 
-def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
+def test_every_flow_is_deployed_once_with_the_demo_s_settings() -> None:
+    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
     names = [deployment["name"] for deployment in declared["deployments"]]
     others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback")
     assert sorted(names) == sorted([*STAGES, *others])
@@ -51,16 +47,13 @@ def test_every_flow_is_deployed_once(declared: dict[str, Any]) -> None:
         module, _, flow = deployment["entrypoint"].rpartition(".")
         assert getattr(importlib.import_module(module), flow).name == deployment["name"].removesuffix("-api")
         assert deployment["work_pool"]["name"] in POOLS
+        # Of a rollback, what a channel's file holds is all that it needs.
+        if deployment["name"] != "rollback":
+            assert parse_settings(deployment["parameters"]["settings"]) == load_settings("demo")
+    (nightly,) = (one for one in declared["deployments"] if one["name"] == "regenerate")
+    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"} and nightly["schedules"]
     queued = {one["name"] for one in declared["deployments"] if one["work_pool"].get("work_queue_name") == PARENTS}
     assert queued == {"pipeline", "regenerate"}
-
-
-def test_the_deployed_settings_are_the_demo(declared: dict[str, Any]) -> None:
-    demo = load_settings(REPOSITORY / "configs" / "demo.yaml")
-    for deployment in declared["deployments"]:
-        if deployment["name"] == "rollback":
-            continue  # what a channel's file holds is all that it needs
-        assert parse_settings(deployment["parameters"]["settings"]) == demo
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -107,7 +100,13 @@ def test_a_server_gets_a_password_that_stays_and_that_nobody_else_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusal = Refusal(monkeypatch)
-    first, second = (refusal.serve(tmp_path)["PREFECT_SERVER_API_AUTH_STRING"] for _ in range(2))
+    servers = [refusal.serve(tmp_path, location) for location in (None, "s3://bucket/folder")]
+    assert [one["PARACLIP_ROOT"] for one in servers] == [str(tmp_path), "s3://bucket/folder"]
+    # Leases outlive the server.
+    leases = servers[0]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+    assert leases.endswith(".filesystem") and importlib.import_module(leases).ConcurrencyLeaseStorage
+    assert servers[0]["PREFECT_HOME"].startswith(str(tmp_path))
+    first, second = (one["PREFECT_SERVER_API_AUTH_STRING"] for one in servers)
     path = password_file(tmp_path)
     assert first == second == path.read_text().strip() and path.stat().st_mode & 0o777 == 0o600
     assert refusal.serve(tmp_path / "other")["PREFECT_SERVER_API_AUTH_STRING"] != first
@@ -115,17 +114,6 @@ def test_a_server_gets_a_password_that_stays_and_that_nobody_else_reads(
     own = refusal.serve(tmp_path)
     assert own["PREFECT_SERVER_API_AUTH_STRING"] == own["PREFECT_API_AUTH_STRING"] == "admin:own"
     assert path.read_text().strip() == first
-
-
-def test_workers_open_the_root_that_was_named_and_leases_outlive_the_server(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    refusal = Refusal(monkeypatch)
-    for location, expected in (("s3://bucket/folder", "s3://bucket/folder"), (None, str(tmp_path))):
-        environment = refusal.serve(tmp_path, location)
-        assert environment["PARACLIP_ROOT"] == expected and environment["PREFECT_HOME"].startswith(str(tmp_path))
-    leases = environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
-    assert leases.endswith(".filesystem") and importlib.import_module(leases).ConcurrencyLeaseStorage
 
 
 def test_a_link_and_what_it_points_to_are_one_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,16 +70,3 @@ def test_artifacts_commands(
     assert here(url) == set()
     assert cli.json(["export", "made", str(tmp_path / "model"), "--root", url])["files"] == ["open_clip_config.json"]
     assert here(url) == {"finetune"}
-
-
-def test_gc_deletes_at_the_store(finished_run: Callable[..., Any], url: str, cli: Any) -> None:
-    run = finished_run(f"run.root={url}")
-    cli(["run", "-c", str(run.config), "--set", f"run.root={url}"])
-    finished_run(f"run.root={url}", "finetune.epochs=5")
-    with pytest.raises(KeyboardInterrupt), open_store(url).writing("ingest", "a" * 32) as work:
-        (work.scratch / "state").write_text("7")
-        raise KeyboardInterrupt
-    deleted = cli.json(["artifacts", "gc", "--keep-days", "0", "--unfinished", "--yes", "--root", url])["items"]
-    assert sorted(item["stage"] for item in deleted) == ["evaluate", "finetune", "ingest", "report"]
-    listed = cli.json(["artifacts", "ls", "--root", url])
-    assert len(listed["artifacts"]) == len(STAGES) and listed["unfinished"] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def config(tmp_path: Path, openai_server: OpenAIServer, monkeypatch: pytest.Monk
             "model": "smol",
             "prompts": "paper",
             "gates": {"preset": "off"},
-            "openai": {"base_url": openai_server.url, "api_key_env": "NO_KEY"},
+            "openai": {"base_url": openai_server.url, "api_key_env": "NO_KEY", "retries": 0},
         },
     }
     path = tmp_path / "run.yaml"
@@ -63,6 +64,19 @@ def test_answers_are_kept_on_demand_and_cached_ones_used(openai_server: OpenAISe
     out, err = shown(cli, config, "a red dog")
     assert len(openai_server.asked) == asked
     assert "step 1, cached" in out and "0 requests asked" in out and "2 cached" in out and "asking" not in err
+
+    # They are taken along, and a part that is damaged is counted.
+    root, other, exported = (str(config.parent / name) for name in ("root", "other", "exported"))
+    assert cli.json(["cache", "export", exported, "--root", root]) == {"new": asked, "known": 0, "damaged": 0}
+    assert cli.json(["cache", "import", exported, "--root", other])["new"] == asked
+    assert f"0 new answers, {asked} known" in cli(["cache", "import", exported, "--root", other]).out
+    assert "1 now" in cli(["cache", "compact", "--root", root]).out
+    stats = cli.json(["cache", "stats", "--root", root])
+    assert (stats["keys"], stats["segments"], stats["damaged"]) == (asked, 1, 0)
+    assert cli(["cache", "stats", "--root", other]).out.startswith(f"rows: {asked}\nkeys: {asked}\n")
+    for part in Path(other, "cache", "segments").glob("*.parquet"):
+        os.truncate(part, 100)
+    assert "1 parts are damaged" in cli(["cache", "import", f"{other}/cache", "--root", f"{other}-again"], code=1).out
 
 
 def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, cli: Any) -> None:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import shutil
-import time
 from collections.abc import Callable
-from logging.handlers import QueueHandler
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import cloudpickle
@@ -20,15 +16,7 @@ from tiny_run import served  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.shards import Here
 from paraclip.tasks.run.run import Node, Run
-from paraclip_core.errors import (
-    ArtifactError,
-    AwayError,
-    ConfigError,
-    CrashedError,
-    EngineError,
-    FullDiskError,
-    InputError,
-)
+from paraclip_core.errors import AwayError, ConfigError, CrashedError, EngineError, FullDiskError, InputError
 from paraclip_core.settings import parse_settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
@@ -53,37 +41,14 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     assert outcome["report"] in shown("shown-report")
 
 
-def test_a_failing_stage_fails_the_run_with_its_own_error(
-    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    run = finished_run("name=failing")
-    needed: list[set[str]] = []
-
-    def refuse(node: Node, *_: object, **__: object) -> None:
-        needed.append({stage for holder in run.store.holders() for stage in holder.reads})
-        raise InputError(f"{node.name}: captions.csv row 7 has no caption")
-
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", refuse)
-    state = pipeline(settings=run.settings, return_state=True)
-    assert state.is_failed() and "captions.csv row 7" in (state.message or "")
-    with pytest.raises(InputError):
-        pipeline(settings=run.settings)
-    assert all({"paraphrase_1", "evaluate"} <= stages for stages in needed) and run.store.holders() == []
-
-
 @pytest.mark.parametrize(
     ("error", "tries", "where"),
     [
         (CrashedError("its process was killed by SIGKILL"), 1, "without a deployment"),
-        (CrashedError("its process was killed by SIGKILL"), 3, "alone"),
         (CrashedError("its process was killed by SIGKILL"), 3, "pipeline"),
-        (AwayError("http://127.0.0.1:1 cannot be reached"), 3, "pipeline"),
-        (FullDiskError("no space left"), 2, "pipeline"),
-        (ConfigError("--lr"), 1, "pipeline"),
+        (AwayError("http://127.0.0.1:1 cannot be reached"), 3, "alone"),
+        (FullDiskError("no space left"), 2, "alone"),
         (EngineError("the server refuses the key"), 1, "alone"),
-        (ArtifactError("an edited file"), 1, "pipeline"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -151,35 +116,6 @@ def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finis
         theirs = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}}))
     ended = {one.name: one.state.name for one in theirs if one.state and one.name.startswith("left")}
     assert ended == {"left-1": "Crashed", "left-2": "Completed"}
-
-
-def test_a_retry_is_said_to_start_when_it_does(
-    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    said: SimpleQueue[Any] = SimpleQueue()
-    # Loggers of this test's own, for earlier ones have set levels and handlers.
-    ours, theirs = logging.Logger("ours"), logging.getLogger("prefect.task_runs")
-    ours.addHandler(QueueHandler(said))
-    monkeypatch.setattr("paraclip.flows.stages.log", ours)
-    monkeypatch.setattr(theirs, "handlers", [QueueHandler(said)])
-    theirs.setLevel(logging.INFO)
-    tries: list[float] = []
-
-    def fail(*_: object, **__: object) -> None:
-        tries.append(time.time())
-        raise CrashedError("its process was killed by SIGKILL")
-
-    monkeypatch.setattr("paraclip.flows.stages.DELAYS", [1.5])
-    monkeypatch.setattr("paraclip.flows.pipeline.retries", lambda: 1)
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", fail)
-    with pytest.raises(CrashedError):
-        pipeline(settings=finished_run("name=tried").settings)
-    lines = [(line.created, line.getMessage()) for line in (said.get() for _ in range(said.qsize()))]
-    assert [text for _, text in lines if "the next one starts in 1.5 s" in text]
-    (prefects,) = [at for at, text in lines if text.endswith("Retry 1/1 will start immediately")]
-    assert prefects - tries[0] >= 1.5 and tries[1] - prefects < prefects - tries[0]
 
 
 def test_a_tracker_that_is_missing_is_told_before_anything_runs(

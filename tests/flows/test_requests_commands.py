@@ -63,11 +63,6 @@ def test_the_way_there_and_back(config: Path, tmp_path: Path, cli: Any) -> None:
     assert "0 answers of 0 lines" in out
 
 
-def test_single_words_are_left_to_the_run(config: Path, cli: Any) -> None:
-    few_shot = ("--set", "paraphrase.prompts=few-shot", "--set", "paraphrase.gates.preset=small-model")
-    assert "set paraphrase.prompts=paper" in command(cli, config, "export", "ask.jsonl", *few_shot, code=2)
-
-
 def test_errors_end_with_their_codes(config: Path, tmp_path: Path, cli: Any) -> None:
     own = ("--set", "paraphrase.engine=file", "--set", "paraphrase.file.path=captions.txt")
     assert "engine=file" in command(cli, config, "export", "ask.jsonl", *own, code=2)

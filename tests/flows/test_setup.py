@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -67,49 +68,49 @@ def read_deployment(name: str) -> Any:
         return client.read_deployment_by_name(name)
 
 
-def declare(path: Path, name: str, **changes: Any) -> Path:
-    """A file with one deployment of `prefect.yaml`."""
+@pytest.fixture(scope="module")
+def deployed(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """A file with two deployments, of which the server knows, and the root that their runs are to work in."""
+    from paraclip.flows.setup import deploy
+
+    folder = tmp_path_factory.mktemp("deployed")
     declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
-    (deployment,) = (one for one in declared["deployments"] if one["name"] == name)
-    path.write_text(yaml.safe_dump(declared | {"deployments": [deployment | changes]}))
-    return path
+    chosen = {one["name"]: one for one in declared["deployments"] if one["name"] in ("regenerate", "scenes")}
+    chosen["regenerate"] |= {"tags": ["own"]}
+    data = {"scenes": {"images": 20}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+    chosen["scenes"] |= {"parameters": {"settings": {"name": "bare", "data": data}}}
+    path = folder / "prefect.yaml"
+    path.write_text(yaml.safe_dump(declared | {"deployments": [*chosen.values()]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", server)
+        for name in ("home", "root"):
+            (folder / name).mkdir()
+            patch.setenv(f"PARACLIP_{name.upper()}", str(folder / name))
+        assert deploy(path) == 0
+        yield path, folder / "root"
 
 
-def test_a_schedule_that_was_paused_stays_paused(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schedule_that_was_paused_stays_paused(deployed: tuple[Path, Path]) -> None:
     from prefect import get_client
 
     from paraclip.flows.setup import deploy
 
-    monkeypatch.setenv("PREFECT_API_URL", server)
-    monkeypatch.setenv("PARACLIP_HOME", str(tmp_path))
-    path = declare(tmp_path / "prefect.yaml", "regenerate", tags=["own"])
-    assert deploy(path) == 0
     made = read_deployment("regenerate/regenerate")
     assert made.schedules[0].active and not made.paused and made.tags == ["own", TAG]
     with get_client(sync_client=True) as client:
         client.update_deployment_schedule(made.id, made.schedules[0].id, active=False)
         client.pause_deployment(made.id)
-    assert deploy(path) == 0
+    assert deploy(deployed[0]) == 0
     again = read_deployment("regenerate/regenerate")
     assert again.id == made.id and again.paused and [schedule.active for schedule in again.schedules] == [False]
 
 
 def test_a_bare_worker_works_in_the_root_that_the_setup_names(
-    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    deployed: tuple[Path, Path], server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect import get_client
     from prefect.settings import Settings
 
-    from paraclip.flows.setup import deploy
-
-    root, home = tmp_path / "root", tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("PREFECT_API_URL", server)
-    monkeypatch.setenv("PARACLIP_HOME", str(home))
-    monkeypatch.setenv("PARACLIP_ROOT", str(root))
-    data = {"scenes": {"images": 20}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
-    settings = {"settings": {"name": "bare", "data": data}}
-    assert deploy(declare(tmp_path / "prefect.yaml", "scenes", parameters=settings)) == 0
     deployment = read_deployment("scenes/scenes")
     environment = deployment.job_variables["env"]
     assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == HEARTBEAT and environment["PYTHONSAFEPATH"] == "1"
@@ -126,14 +127,22 @@ def test_a_bare_worker_works_in_the_root_that_the_setup_names(
     command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOLS[0], "--run-once"]
     done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert states([run.id]) == ["Completed"], done.stdout + done.stderr
-    assert list((root / "artifacts" / "scenes").iterdir())
+    assert list((deployed[1] / "artifacts" / "scenes").iterdir())
 
 
-def test_a_server_that_does_not_take_the_setup_is_told(tmp_path: Path) -> None:
-    environment = {**os.environ, "PREFECT_API_URL": "http://127.0.0.1:1/api", "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-m", "paraclip.flows.setup", str(REPOSITORY / "prefect.yaml")]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == NOT_TAKEN and "PREFECT_API_AUTH_STRING" in done.stderr.splitlines()[-1]
+def test_a_server_that_does_not_take_the_setup_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from paraclip.flows.setup import _main
+
+    url = "http://127.0.0.1:1/api"
+    monkeypatch.setenv("PREFECT_API_URL", url)
+    monkeypatch.setenv("PARACLIP_HOME", str(REPOSITORY))
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert _main(REPOSITORY / "prefect.yaml") == NOT_TAKEN
+    assert "PREFECT_API_AUTH_STRING" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("server")
@@ -191,7 +200,7 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
     silent, retried, taken, begun = ours(4)
     (left,), (stopping,) = ours(1, "PENDING"), ours(1, "CANCELLING")
     for watch in (SILENT, TAKEN, STOPPING):
-        create_automation(watch._replace(seconds=20))
+        create_automation(watch._replace(seconds=10))
     watch_unfinished()
     heartbeat(foreign)
     with get_client(sync_client=True) as client:
@@ -205,5 +214,6 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
         lambda: states([silent, left, taken, stopping]) == ["Crashed", "Crashed", "Crashed", "Cancelled"],
         "a run with nothing behind it does not end",
     )
-    time.sleep(10)
+    # The server looks every five seconds.
+    time.sleep(6)
     assert states([foreign, retried, begun]) == ["Running", "AwaitingRetry", "Running"]

@@ -1,4 +1,4 @@
-"""Paraphrase stages in shards, over threads and over Ray: the same bytes, nothing asked twice, nothing lost."""
+"""Paraphrase stages in shards: the same bytes, nothing asked twice, nothing lost. e2e/test_referee.py has Ray daily."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import shutil
-from contextlib import closing
 from dataclasses import dataclass
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -16,11 +15,9 @@ from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, reply, status, words_of  # pyright: ignore[reportMissingImports]
-from s3_server import bucket  # pyright: ignore[reportMissingImports]
-from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
+from paraclip.storage.roots import open_store
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
@@ -154,39 +151,7 @@ def test_a_failing_shard_stops_no_other_and_only_its_rest_is_asked_again(model: 
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
 
 
-NEEDS_RAY = pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
-
-
-@NEEDS_RAY
-def test_the_demo_runs_with_two_ray_workers(
-    openai_server: OpenAIServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    # The demo's captions are some dozens of texts.
-    monkeypatch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 8)
-    openai_server.answer = written
-    tree = tiny_run(tmp_path / "root", served(openai_server.url) | {"fraction": 1.0})
-    tree["run"] |= {"shards": 2, "runner": "ray"}
-    settings = parse_settings(tree)
-    outcome: Any = pipeline(settings=settings)
-    assert {row["state"] for row in outcome["stages"]} == {"made"} and outcome["verdict"]
-    for name in ("paraphrase_1", "paraphrase_2"):
-        assert len(list((tmp_path / "root/logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
-        assert found(settings, name).manifest.metrics["generated"] == 0, "the shards asked for everything"
-    assert set(openai_server.answered.values()) == {1}
-
-
-@NEEDS_RAY
-def test_two_ray_workers_end_with_the_same_bytes(model: OpenAIServer, whole: Whole) -> None:
-    artifacts = carry(whole.settings(model.url, "ray", shards=2, runner="ray"), "paraphrase_1")
-    assert contents(artifacts) == whole.expected[:1]
-    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
-    assert artifacts[0].manifest.metrics["generated"] == 0, "the shards asked for everything"
-    assert len(list((whole.folder / "ray/logs").glob("paraphrase_1-*-shard-?-of-2.log"))) == 2
-
-
-@NEEDS_RAY
+@pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
 @pytest.mark.nightly
 @pytest.mark.parametrize("then", ["threads", "ray"])
 def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
@@ -218,24 +183,6 @@ def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
     assert artifacts[0].manifest.metrics["generated"] == 0
     assert not list((whole.folder / f"ray-{then}" / "cache" / "shards").iterdir())
-
-
-@pytest.mark.nightly
-def test_shards_at_an_object_store_share_their_answers(
-    model: OpenAIServer, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
-    with bucket(monkeypatch) as name:
-        plain = settings_of(whole.folder, model.url, "nowhere")
-        run = plain.run.model_copy(update={"root": f"{name}/root", "shards": 2})
-        settings = plain.model_copy(update={"run": run})
-        artifacts = carry(settings, "ingest", "paraphrase_1")
-        assert contents(artifacts[1:]) == whole.expected[:1]
-        assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
-        # A machine that was not there finds the answers.
-        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
-        with closing(open_answers(open_store(settings.run.root))) as cache:
-            assert cache.stats().keys == CAPTIONS
 
 
 def test_acceptance_is_the_mean_over_rows() -> None:

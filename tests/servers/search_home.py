@@ -27,8 +27,8 @@ COUNT = 40
 def make_home(home: Path) -> None:
     """Write ``base``, ``tuned``, ``pictures``, ``index.npy`` and ``ids.txt`` into a folder."""
     torch.set_num_threads(1)
-    base = load_clip(_release(home / "base", 0.0))
-    _release(home / "tuned", 0.3)
+    base = load_clip(release(home / "base", 0.0))
+    release(home / "tuned", 0.3)
     (home / "pictures").mkdir()
     rng, pictures = np.random.default_rng(0), []
     for number in range(COUNT):
@@ -39,7 +39,8 @@ def make_home(home: Path) -> None:
     (home / "ids.txt").write_text("\n".join(f"{number:02d} <b>.png" for number in range(COUNT)))
 
 
-def _release(folder: Path, shift: float) -> str:
+def release(folder: Path, shift: float) -> str:
+    """Write a model whose text tower is so far from the others'."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model: Any = drawn(CONFIG)

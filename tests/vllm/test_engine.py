@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import alive, below  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
 from paraclip_core.errors import EngineError
@@ -75,20 +71,6 @@ def test_plain_text_and_greedy_decoding(engine: VllmEngine) -> None:
 def test_a_prompt_that_does_not_fit_is_named(engine: VllmEngine) -> None:
     with pytest.raises(EngineError, match=r"max_model_len in paraphrase\.vllm\.extra is 1024"):
         engine.generate(prompts(["a dog on a beach " * 300]), SAMPLING)
-
-
-def test_a_killed_engine_is_an_error_and_the_next_call_starts_another(engine: VllmEngine, captions: list[str]) -> None:
-    engine.generate(prompts(captions[:1]), SAMPLING)
-    (pid,) = below(os.getpid(), "vllm_server.py")
-    killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
-    killer.start()
-    with pytest.raises(EngineError, match="its process was killed by signal 9"):
-        engine.generate(prompts(captions), SAMPLING)
-    killer.join()
-    assert not alive(pid)
-    assert len(engine.generate(prompts(captions[:2]), SAMPLING)) == 2
-    engine.close()
-    assert below(os.getpid(), "vllm_server.py") == []
 
 
 def test_the_check_finds_model_and_vllm(engine: VllmEngine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The paraphrase stage over real vLLM, ours and another's, killed and resumed: no caption is paid for twice."""
+"""The paraphrase stage over real vLLM, killed and resumed: no caption is paid for twice."""
 
 from __future__ import annotations
 
@@ -75,17 +75,10 @@ def cleaned(captions: list[str]) -> list[str]:
     return [text.removesuffix(".").strip() for text in captions]
 
 
-@pytest.mark.parametrize("whose", ["our own", "someone else's"])
 def test_a_killed_stage_and_a_killed_server(
-    whose: str, tmp_path: Path, cleaned: list[str], request: pytest.FixtureRequest
+    tmp_path: Path, cleaned: list[str], smollm2: str, vllm_options: dict[str, Any]
 ) -> None:
-    if whose == "our own":
-        server, model = None, request.getfixturevalue("smollm2")
-        chosen = {"engine": "vllm", "model": model, "vllm": request.getfixturevalue("vllm_options")}
-    else:
-        server = request.getfixturevalue("vllm_server")
-        options = {"base_url": server.url, "concurrency": CHUNK, "retries": 1}
-        chosen = {"engine": "openai", "model": "smol", "openai": options}
+    chosen = {"engine": "vllm", "model": smollm2, "vllm": vllm_options}
     root = tmp_path / "one"
     settings = settings_of(root, cleaned, **chosen)
     run_stage("ingest", Run(settings))
@@ -94,34 +87,24 @@ def test_a_killed_stage_and_a_killed_server(
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= CHUNK)
         (stage,) = below(os.getpid(), "paraclip.tasks.run.child")
-        engines = below(stage, "vllm_server.py")
+        (engine,) = below(stage, "vllm_server.py")
         os.kill(stage, signal.SIGKILL)
         with pytest.raises(StageError, match="was killed by SIGKILL"):
             run.result()
-        assert len(engines) == (server is None)
-        eventually(lambda: not any(map(alive, engines)), seconds=30)
+        eventually(lambda: not alive(engine), seconds=30)
         first = len(keys(root))
         assert CHUNK <= first < len(cleaned)
 
         # The server is killed: the stage says so and ends.
         run = started(pool, settings)
         eventually(lambda: len(keys(root)) >= first + CHUNK)
-        if server is None:
-            (engine,) = below(os.getpid(), "vllm_server.py")
-            os.kill(engine, signal.SIGKILL)
-        else:
-            server.kill()
-        with pytest.raises(EngineError, match="its process was killed by signal 9" if server is None else ""):
+        (engine,) = below(os.getpid(), "vllm_server.py")
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(EngineError, match="its process was killed by signal 9"):
             run.result()
         second = len(keys(root))
         assert first + CHUNK <= second < len(cleaned)
-
-        if server is not None:
-            server.start()
         artifact = started(pool, settings).result()
     metrics = artifact.manifest.metrics
     assert (metrics["cached"], metrics["generated"]) == (second, len(cleaned) - second)
-    if server is not None:
-        # What was in flight at a kill is asked for again, and nothing else.
-        assert len(cleaned) <= server.answered() <= len(cleaned) + 2 * CHUNK
     check(root, tmp_path / "two", cleaned, artifact, **chosen)
