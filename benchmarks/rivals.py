@@ -40,7 +40,7 @@ from paraclip_core.evaluation.published import records
 from paraclip_core.evaluation.run import Candidate, Prepared, measure_all, prepare
 from paraclip_core.settings import load_settings
 
-RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """In mean eigenvalues of the captions' features."""
 TIMED = 100
 
