@@ -104,12 +104,11 @@ MOST_NAME_BYTES = 1 << 20
 
 
 class _Header(tarfile.TarInfo):
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        header = super().frombuf(buf, encoding, errors)
-        if header.size < 0 or (header.type in NAME_TYPES and header.size > MOST_NAME_BYTES):
-            raise tarfile.ReadError(f"a header of {header.size} bytes")
-        return header
+    # All ways to read a header end here, in every Python; `frombuf` is no longer one of them since 3.13.5.
+    def _proc_member(self, file: tarfile.TarFile) -> Self:
+        if self.size < 0 or (self.type in NAME_TYPES and self.size > MOST_NAME_BYTES):
+            raise tarfile.ReadError(f"a header of {self.size} bytes")
+        return super()._proc_member(file)  # pyright: ignore[reportAttributeAccessIssue]  # typeshed leaves it out
 
 
 class TarFile(tarfile.TarFile):
@@ -119,12 +118,16 @@ class TarFile(tarfile.TarFile):
 
     def next(self) -> tarfile.TarInfo | None:
         """The next member, None at the end."""
+        offset = self.offset
         try:
             member = super().next()
         except (ValueError, LookupError, OverflowError, RecursionError) as error:
             raise tarfile.ReadError(f"a header that makes no sense ({error})") from error
-        # Such a member would lead back to bytes that were read already, for ever.
-        if member is not None and member.size < 0:
+        if member is None:
+            # Python may have gone past a header that it refused.
+            self.offset = offset
+        elif member.size < 0:
+            # It would lead back to bytes that were read already, for ever.
             raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
         return member
 
