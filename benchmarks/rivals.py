@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from paraclip.tasks.stages.evaluate import benchmark_tasks, captions_of, stored_
 from paraclip.tasks.training.bodies import BASE_HELD_OUT
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core.config import BenchmarkOptions, Settings
-from paraclip_core.evaluation.base import Captions, Encoder, TextEncoder, unique_features
+from paraclip_core.evaluation.base import Captions, Encoder, Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.evaluation.published import records
@@ -75,17 +75,28 @@ def main() -> None:
     rivals |= {"normalized": Rival(base, lambda texts: base.texts([text.lower().rstrip(" .") for text in texts]))}
     released = {"captions alone": "control", "paraphrases": "finetune"}
     rivals |= {name: Candidate(str(inputs[stage].path / "release")) for name, stage in released.items()}
+    gains = gains_over(base, tasks, settings)
     print(f"| over the base | {' | '.join(METRICS.values())} | ms a query |\n|---|{'---|' * len(METRICS)}---|")
     for name, rival in rivals.items():
-        rows = gains(settings, tasks, base, rival)
+        rows = gains(rival)
         cells = [next((cell(row) for row in rows if f"{row.kind}/{row.metric}" == metric), "–") for metric in METRICS]
         print(f"| {name} | {' | '.join(cells)} | {milliseconds(rival, stored.captions.captions):.1f} |", flush=True)
 
 
-def gains(settings: Settings, tasks: Sequence[Prepared], base: Encoder, rival: Encoder) -> tuple[Row, ...]:
-    """Every figure of base and rival."""
-    models = {"base": base, "tuned": rival}
-    return measure_all(models, tasks, settings.evaluate, {}, lambda _, __, compute: compute()).comparison.rows
+def gains_over(base: Encoder, tasks: Sequence[Prepared], settings: Settings) -> Callable[[Encoder], tuple[Row, ...]]:
+    """Gives every figure of a rival beside the base's, which is measured once."""
+    of_base: dict[str, Measured] = {}
+
+    def remember(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        if model != "base":
+            return compute()
+        if benchmark not in of_base:
+            of_base[benchmark] = compute()
+        return of_base[benchmark]
+
+    return lambda rival: (
+        measure_all({"base": base, "tuned": rival}, tasks, settings.evaluate, {}, remember).comparison.rows
+    )
 
 
 def cell(row: Row) -> str:
@@ -119,13 +130,13 @@ def linear_map(settings: Settings, inputs: Mapping[str, Artifact], base: Candida
     square, cross, identity = x.T @ x / len(x), x.T @ y / len(x), np.eye(x.shape[1])
     kinds = ("paraphrased_retrieval", "retrieval")
     tasks = [prepare(BenchmarkOptions(name=k, kind=k), None, replace(stored, captions=validated)) for k in kinds]
+    gains, wanted = gains_over(base, tasks, settings), {"ao@10", "text_to_image_recall@10"}
     maps: list[tuple[float, Rival]] = []
     for ridge in RIDGES:
         penalty = ridge / x.shape[1] * identity
-        matrix = np.linalg.solve(square + penalty, cross + penalty)
+        matrix = np.linalg.solve(square + penalty, cross + penalty).astype(np.float32)
         rival = Rival(base, lambda texts, matrix=matrix: unit(base.texts(texts) @ matrix))
-        wanted = {"ao@10", "text_to_image_recall@10"}
-        gained = [row.delta for row in gains(settings, tasks, base, rival) if row.metric in wanted]
+        gained = [row.delta for row in gains(rival) if row.metric in wanted]
         print(f"linear map, ridge {ridge:g}: {sum(gained):+.2f} on held-out images", flush=True)
         maps.append((sum(gained), rival))
     return max(maps, key=lambda entry: entry[0])[1]

@@ -104,7 +104,7 @@ MOST_NAME_BYTES = 1 << 20
 
 
 class _Header(tarfile.TarInfo):
-    # All ways to read a header end here, in every Python; `frombuf` is no longer one of them since 3.13.5.
+    # All ways to read a header end here, in every Python; `frombuf` is none of them in newer ones (3.13.5).
     def _proc_member(self, file: tarfile.TarFile) -> Self:
         if self.size < 0 or (self.type in NAME_TYPES and self.size > MOST_NAME_BYTES):
             raise tarfile.ReadError(f"a header of {self.size} bytes")

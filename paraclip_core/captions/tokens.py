@@ -37,12 +37,12 @@ BLANK, LINE_BREAK = 32, 10
 class Tokenizer:
     """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
-    def __init__(self, context_length: int = CONTEXT_LENGTH, memo_pieces: int = _MEMO_PIECES) -> None:
-        """Cut texts to `context_length` ids; remember the ids of at most `memo_pieces` pieces and as many words."""
+    def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
+        """Cut texts to `context_length` ids."""
         pairs = load_byte_pairs()
         self.context_length = context_length
         self.start, self.end = pairs.start, pairs.end
-        self._ids_of = _pieces(pairs, memo_pieces)
+        self._ids_of = _pieces(pairs)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one cleaned text: start … end, at most `context_length` of them, the end always last."""
@@ -92,18 +92,18 @@ class Tokenizer:
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(whole))
 
 
-def _pieces(pairs: BytePairs, size: int) -> Callable[[str], tuple[int, ...]]:
+def _pieces(pairs: BytePairs) -> Callable[[str], tuple[int, ...]]:
     """Memo of blank-separated pieces over a memo of the pattern's words, of which new pieces mostly consist."""
     symbols = _byte_symbols()
 
-    @lru_cache(size)
+    @lru_cache(_MEMO_PIECES)
     def of_word(word: str) -> tuple[int, ...]:
         return pairs.encode("".join([symbols[byte] for byte in word.encode()]))
 
     def of_piece(piece: str) -> tuple[int, ...]:
         return tuple(chain.from_iterable(map(of_word, _PATTERN.findall(piece))))
 
-    remembered = lru_cache(size)(of_piece)
+    remembered = lru_cache(_MEMO_PIECES)(of_piece)
     # A memo of long pieces could fill the memory.
     return lambda piece: remembered(piece) if len(piece) <= _MEMO_LETTERS else of_piece(piece)
 

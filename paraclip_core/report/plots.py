@@ -172,8 +172,7 @@ def wordings_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str
 
     def place(rows: Sequence[Row], model: str) -> tuple[float, float]:
         figures = {row.metric: getattr(row, model) for row in rows if row.benchmark == benchmark}
-        foil = next(name for name in figures if name.startswith("foil_ao@"))
-        return figures[foil], figures[foil.removeprefix("foil_")]
+        return figures["foil_ao@10"], figures["ao@10"]
 
     places = {"base": place(comparison, "base")}
     if control:

@@ -240,6 +240,7 @@ def _images(settings: Settings, benchmark: BenchmarkOptions) -> Path | None:
 
 
 def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
+    """The evaluation split's captions, and the stored features of the images; `inputs`: `ingest` and `features`."""
     features = inputs["features"]
     store = FeatureStore(features.path)
     tower = features.manifest.metrics.get("image_tower_hash")

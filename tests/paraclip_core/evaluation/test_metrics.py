@@ -168,7 +168,9 @@ def test_more_wanted_than_there_are() -> None:
     assert top_k(np.ones((2, 3)), np.ones((0, 3)), 10).shape == (2, 0)
 
 
-def paired(base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None):  # noqa: ANN201
+def paired(
+    base: np.ndarray, tuned: np.ndarray, clusters: np.ndarray | None = None, gold: np.ndarray | None = None
+) -> tuple[Sample, Sample]:
     clusters = np.arange(len(base)) if clusters is None else clusters
     return Sample(base, clusters, gold), Sample(tuned, clusters, gold)
 
