@@ -484,7 +484,8 @@ class BootstrapOptions(Options):
 
 
 class LossWeights(Options):
-    """Weights of the InfoNCE losses; the published method is the sum of the three named ones."""
+    """Weights of the contrastive losses, InfoNCE or, against images and for a base with a logit bias, the pairwise
+    sigmoid; the published method is the sum of the three named ones."""
 
     image_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
     """Weight of image against paraphrase 2."""
@@ -527,7 +528,7 @@ class FinetuneOptions(Options):
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
     """Passes over the training rows."""
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    """Rows in a batch, and so candidates of each InfoNCE loss."""
+    """Rows in a batch, and so candidates of each contrastive loss."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
+from paraclip.tasks.models import EMBEDDED
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
@@ -16,6 +17,7 @@ from paraclip.tasks.stages.features import new_images
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.clean import listed_reasons
+from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, ParaclipError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
@@ -115,10 +117,15 @@ def plan_run(run: Run) -> RunPlan:
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
-    notes += filter(None, [few_for_alpha(held_out, held_out)])
+    notes += filter(None, [few_for_alpha(held_out, held_out), _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
     return RunPlan(stages, notes + _engine_notes(run, sum(stage.requests or 0 for stage in stages)))
+
+
+def _loss_note(base: str) -> str:
+    sigmoid = base != EMBEDDED and has_logit_bias(base)
+    return f"loss: {' or '.join(LOSSES.values()) if sigmoid is None else LOSSES[sigmoid]}"
 
 
 def _engine_notes(run: Run, requests: int) -> list[str]:

@@ -16,8 +16,10 @@ from torch import nn
 from paraclip_core.errors import ConfigError
 
 CLIP_VOCABULARY = 49408
-UNSEEN = ("text_decoder.", "logit_bias")
-"""Prefixes of parameters that a contrastive loss over softmaxes does not see: CoCa's decoder, SigLIP's logit bias."""
+LOGITS = ("logit_scale", "logit_bias")
+"""What turns a cosine into a logit; the bias is SigLIP's alone."""
+UNSEEN = "text_decoder."
+"""Prefix of parameters that no contrastive loss sees: CoCa's decoder."""
 
 
 @dataclass
@@ -60,6 +62,11 @@ class ClipModel:
         return self.model.get_submodule("visual")
 
     @property
+    def sigmoid(self) -> bool:
+        """Whether it has a logit bias: it was trained with the pairwise sigmoid loss (SigLIP), not with softmaxes."""
+        return getattr(self.model, "logit_bias", None) is not None
+
+    @property
     def reads_clip_tokens(self) -> bool:
         """Whether CLIP's own tokenizer makes its tokens, so that stored caption tokens fit."""
         text = self.model_cfg["text_cfg"]
@@ -82,12 +89,13 @@ def freeze_image_tower(clip: ClipModel) -> None:
     """Take all but the text tower and the logit scale out of training.
 
     The image tower stays in eval mode whatever `model.train()` says, so that neither batch norms nor dropout act.
-    Parameters named in :data:`UNSEEN` are frozen, too.
+    A model with a logit bias keeps scale and bias, which make a probability of a cosine that users set thresholds for.
     """
     clip.visual.requires_grad_(False)
     stay_in_eval(clip.visual)
+    fixed = LOGITS if clip.sigmoid else ()
     for name, parameter in clip.model.named_parameters():
-        if name.startswith(UNSEEN):
+        if name.startswith(UNSEEN) or name in fixed:
             parameter.requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import json
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -129,6 +130,27 @@ def model_files(reference: str) -> list[Path]:
     weights = next((place / name for name in WEIGHTS if (place / name).is_file()), place / WEIGHTS[0])
     more = [place / name for name in TOKENIZER]
     return [place / CONFIG, weights, *(path for path in more if path.is_file())]
+
+
+LOSSES = {
+    False: "InfoNCE",
+    True: "pairwise sigmoid between texts and images, as the base has a logit bias; InfoNCE between texts",
+}
+"""What the losses against images and texts are, by whether the base has a logit bias."""
+
+
+def has_logit_bias(reference: str) -> bool | None:
+    """Whether a model was trained with the pairwise sigmoid loss, by its configuration; None where that is not here."""
+    spec, folder, file = find_spec("open_clip"), local_folder(reference), local_file(reference)
+    if folder is not None:
+        path = folder / CONFIG
+    else:
+        name = file[0] if file else reference.rpartition(":")[0]
+        path = Path(spec.origin if spec and spec.origin else "").parent / "model_configs" / f"{name}.json"
+    if not path.is_file():
+        return None
+    stored = json.loads(path.read_text("utf-8"))
+    return "init_logit_bias" in stored.get("model_cfg", stored)
 
 
 def place_free_name(reference: str) -> str:

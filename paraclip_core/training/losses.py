@@ -1,8 +1,12 @@
-"""The loss of a step and its gradients: InfoNCE over named pairs, and terms that hold the tower near its base.
+"""The loss of a step and its gradients: contrastive over named pairs, and terms that hold the tower near its base.
 
 The published method sums three InfoNCE terms with equal weights: image against paraphrase 2, caption against
 paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``, the mean
 of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
+
+Of a base with a logit bias (SigLIP, arXiv 2303.15343), pairs with an image have open_clip's ``SigLipLoss`` in its
+place, with the base's own scale and bias. Pairs of texts keep InfoNCE: their cosines lie far above those of a text and
+an image, which the bias was learned for.
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
 rank consistency: every wording of a caption ranks images as the base does for the caption. Over the images of the
@@ -22,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, softplus
 
 from paraclip_core.clip.encode import Precision, computed_tokens
-from paraclip_core.clip.model import ClipModel, trained_parameters
+from paraclip_core.clip.model import LOGITS, ClipModel, trained_parameters
 from paraclip_core.config import LossWeights
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
@@ -135,6 +139,56 @@ class _ChunkedInfoNce(torch.autograd.Function):
         return *(gradient * saved for saved in ctx.saved_tensors), None, None
 
 
+def pairwise_sigmoid(
+    first: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    left_out: LeftOut | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+) -> Tensor:
+    """SigLIP's loss: each entry of the matrix is told apart on its own, as a pair or as none.
+
+    Args are those of :func:`info_nce`, and `bias`, which is added to the scaled cosines, a scalar.
+
+    Returns:
+        The sum of -log sigmoid(±(scale · cosine + bias)) over the matrix, + on its diagonal, divided by n; a scalar.
+    """
+    loss = _ChunkedSigmoid.apply(first, second, scale, bias, left_out, chunk_rows)
+    assert isinstance(loss, Tensor)
+    return loss
+
+
+class _ChunkedSigmoid(torch.autograd.Function):
+    """With S = scale · first · secondᵀ + bias, the gradient by S is sigmoid(S) / n, less 1/n on the diagonal."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, first: Tensor, second: Tensor, scale: Tensor, bias: Tensor, left_out: LeftOut | None, chunk_rows: int
+    ) -> Tensor:
+        n, total, grad_bias = len(first), first.new_zeros(()), first.new_zeros(())
+        grad_first, grad_second = torch.empty_like(first), torch.zeros_like(second)
+        for start in range(0, n, chunk_rows):
+            stop = min(start + chunk_rows, n)
+            part = (scale * first[start:stop] @ second.T).add_(bias)
+            if left_out is not None:
+                part.masked_fill_(left_out(start, stop), float("-inf"))
+            total += softplus(part).sum() - part.diagonal(start).sum()
+            part.sigmoid_().diagonal(start).sub_(1)
+            torch.mm(part, second, out=grad_first[start:stop])
+            grad_second.addmm_(part.T, first[start:stop])
+            grad_bias += part.sum()
+        grad_scale = (grad_first * first).sum()
+        gradients = (grad_first.mul_(scale), grad_second.mul_(scale), grad_scale, grad_bias)
+        ctx.save_for_backward(*(gradient.div_(n) for gradient in gradients))
+        return total / n
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None
+
+
 def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop: int | None = None) -> Tensor:
     """Entries of a pair's matrix that are no negatives although they are off the diagonal.
 
@@ -161,6 +215,7 @@ def contrastive_loss(
     logit_scale: Tensor,
     pairs: Sequence[Pair],
     keys: Mapping[str, Tensor] | None = None,
+    logit_bias: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the pairs' losses, in float32 whatever the embeddings come in.
 
@@ -169,6 +224,7 @@ def contrastive_loss(
         logit_scale: the model's logarithmic scale, one number; a scalar or, as some models have it, of shape [1].
         pairs: the terms.
         keys: see :func:`false_negatives`; None keeps every negative.
+        logit_bias: the model's bias, a scalar or of shape [1], where it has one: image pairs are told apart by it.
 
     Returns:
         The sum, and each pair's own loss (detached, unweighted) by the pair's name.
@@ -179,7 +235,11 @@ def contrastive_loss(
         parts: dict[str, Tensor] = {}
         for pair in pairs:
             left_out = partial(false_negatives, pair, keys) if keys is not None else None
-            loss = info_nce(embeddings[pair.first].float(), embeddings[pair.second].float(), scale, left_out)
+            first, second = embeddings[pair.first].float(), embeddings[pair.second].float()
+            if logit_bias is not None and pair.first == IMAGE:
+                loss = pairwise_sigmoid(first, second, scale, logit_bias.float().reshape(()), left_out)
+            else:
+                loss = info_nce(first, second, scale, left_out)
             total = total + pair.weight * loss
             parts[pair.name] = loss.detach()
     return total, parts
@@ -278,9 +338,9 @@ class Objective:
             The loss, and each term without its weight, by name; scalars without history, the same in every process.
         """
         clip, anchor = self.clip, self.anchor
-        scale, parameters = clip.model.get_parameter("logit_scale"), trained_parameters(clip.model)
-        # The scale's gradient comes from the whole batch.
-        tower = [parameter for parameter in parameters.values() if parameter is not scale]
+        scale, bias = (getattr(clip.model, name, None) for name in LOGITS)
+        # Gradients of scale and bias come from the whole batch.
+        tower = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
         cached = partial(
             CachedTexts,
             precision=self.precision,
@@ -291,7 +351,7 @@ class Objective:
             texts = cached(clip, batch.tokens, keep=self.fits(batch))
             text_embeddings = texts.embed().requires_grad_()
             embeddings = batch.embeddings(text_embeddings)
-            loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device))
+            loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device), bias)
             if anchor is not None:
                 captions = cached(anchor.clip, batch.texts(CAPTION), keep=False).embed()
                 for name, (weight, value) in anchor.terms(batch, embeddings, captions).items():

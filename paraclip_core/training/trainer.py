@@ -204,7 +204,8 @@ class _Run:
                 "precision: fp32"
             )
         self.optimizer.step()
-        clamp_scale(scale)
+        if scale.requires_grad:
+            clamp_scale(scale)
         self._write(
             {
                 "step": step + 1,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
 from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
-
-if TYPE_CHECKING:
-    pass
-
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
     return ("ingest", "paraphrase_2", "features", *base_inputs(settings))
@@ -69,7 +65,7 @@ BOOTSTRAP = Stage(
 
 FINETUNE = Stage(
     name="finetune",
-    version=8,
+    version=9,
     inputs=_finetune_inputs,
     options=lambda run: _options(run.settings),
     body=_finetune,

@@ -68,7 +68,7 @@ from paraclip_core.clip.model import (
     trained_parameters,
     weights_hash,
 )
-from paraclip_core.clip.reference import fixed_place, place_free_name
+from paraclip_core.clip.reference import LOSSES, fixed_place, place_free_name
 from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import ConfigError, ModelError, ParaclipError, TrainingError
 from paraclip_core.lifetime import TempDir, die_with
@@ -261,7 +261,7 @@ def bootstrap(ctx: StageContext) -> dict[str, Any]:
         title="Bootstrapped CLIP",
         summary="A new text tower trained on captions against a locked, pretrained image tower (LiT).",
         base="embedded",
-        options=meaning(ctx.settings.bootstrap) | {"precision": precision},
+        options=meaning(ctx.settings.bootstrap) | {"precision": precision, "loss": LOSSES[base.clip.sigmoid]},
     )
     return {
         **base.rows.facts,
@@ -303,7 +303,8 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         base=f"bootstrap/{bootstrapped.fingerprint}" if bootstrapped else place_free_name(ctx.settings.model.base),
         weights=weights,
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
-        options=meaning(options) | {"precision": pick_precision(options.precision, clip.device)},
+        options=meaning(options)
+        | {"precision": pick_precision(options.precision, clip.device), "loss": LOSSES[clip.sigmoid]},
         figures=points,
     )
     return {

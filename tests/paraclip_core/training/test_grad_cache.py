@@ -49,7 +49,7 @@ def batch(tiny: ModuleType, rows: int = 40) -> Batch:
 def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = {**tiny.CONFIG, "text_cfg": {**tiny.CONFIG["text_cfg"], **text}}
+        config = {**tiny.CONFIG, **(tiny.SIGMOID if text else {}), "text_cfg": {**tiny.CONFIG["text_cfg"], **text}}
         model = (open_clip.CustomTextCLIP if text else open_clip.CLIP)(**config)
     clip = tiny.tiny_model(model, config)
     freeze_image_tower(clip)
@@ -65,8 +65,8 @@ def gradients(clip: ClipModel) -> dict[str, Tensor]:
 
 def plain(clip: ClipModel, prepared: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
-    keys = prepared.key_tensors(clip.device)
-    loss, _ = contrastive_loss(embeddings, clip.model.get_parameter("logit_scale"), PAIRS, keys)
+    keys, bias = prepared.key_tensors(clip.device), getattr(clip.model, "logit_bias", None)
+    loss, _ = contrastive_loss(embeddings, clip.model.get_parameter("logit_scale"), PAIRS, keys, bias)
     loss.backward()
     return loss.detach(), gradients(clip)
 
@@ -74,7 +74,7 @@ def plain(clip: ClipModel, prepared: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("memory", [4.0, 1e-9])
 @pytest.mark.parametrize(
     ("text", "noise"),
-    # A tower that sees its padding sums many more terms.
+    # SigLIP's; a tower that sees its padding sums many more terms.
     [({}, 1e-6), ({"no_causal_mask": True, "pool_type": "last"}, 2e-6)],
 )
 def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[str, object], noise: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from open_clip.loss import ClipLoss
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +27,7 @@ from paraclip_core.training.losses import (
     false_negatives,
     info_nce,
     named_pairs,
+    pairwise_sigmoid,
     rank_divergence,
 )
 
@@ -109,6 +110,41 @@ def test_equals_open_clip_and_is_fp32_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         total, _ = contrastive_loss(found, torch.tensor(4.0), named_pairs(LossWeights()))
     assert total.dtype == torch.float32
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 16, 1024])
+def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(chunk_rows: int) -> None:
+    def inputs() -> list[Tensor]:
+        made = embeddings(50)
+        scalars = (torch.tensor(30.0), torch.tensor(-9.0))
+        return [tensor.requires_grad_() for tensor in (made["image"], made["caption"], *scalars)]
+
+    ours, theirs = inputs(), inputs()
+    loss = pairwise_sigmoid(*ours, chunk_rows=chunk_rows)
+    expected = SigLipLoss()(*theirs)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+    (3 * loss).backward()
+    (3 * expected).backward()
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.grad is not None and other.grad is not None
+        assert float((one.grad - other.grad).norm() / other.grad.norm()) < 1e-5
+
+
+def test_the_sigmoid_loss_leaves_known_pairs_out_and_is_of_images_alone() -> None:
+    made, scale, bias = embeddings(7, seed=3), torch.tensor(math.log(9.0)), torch.tensor([-2.0])
+    keys = {kind: torch.arange(7) for kind in KINDS} | {"image": torch.tensor([1, 1, 2, 3, 4, 5, 6])}
+    pairs = named_pairs(LossWeights(image_paraphrase_2=1, caption_paraphrase_1=1, paraphrase_1_paraphrase_2=0))
+    _, terms = contrastive_loss(made, scale, pairs, keys, bias)
+    logits = [[9.0 * float(made["image"][i] @ made["paraphrase_2"][j]) - 2.0 for j in range(7)] for i in range(7)]
+    losses = [
+        math.log1p(math.exp(-logits[i][j] if i == j else logits[i][j]))
+        for i in range(7)
+        for j in range(7)
+        if {i, j} != {0, 1}
+    ]
+    assert float(terms["image~paraphrase_2"]) == pytest.approx(sum(losses) / 7, rel=1e-5)
+    _, of_softmax = contrastive_loss(made, scale, pairs, keys)
+    assert terms["caption~paraphrase_1"] == of_softmax["caption~paraphrase_1"]
 
 
 @pytest.mark.parametrize("pair", named_pairs(LossWeights(image_caption=1)))

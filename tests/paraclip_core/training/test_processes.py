@@ -45,7 +45,7 @@ def assert_near(folder: Path, weights: dict[str, torch.Tensor], alone: Trained) 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes left in the three folders of the script."""
+    """What two processes left in the folders of the script."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, str(SCRIPT), str(folder), json.dumps(OPTIONS)]
     subprocess.run(command, cwd=SCRIPT.parents[3], timeout=900, check=True)
@@ -56,6 +56,14 @@ def test_two_processes_do_what_one_does(two: Path, alone: Trained) -> None:
     first, expected = losses(two / "undisturbed"), losses(alone[0])
     assert [first[step] for step in (1, 2, 3)] == pytest.approx([expected[step] for step in (1, 2, 3)], rel=1e-5)
     assert_near(two / "undisturbed", load_file(two / "undisturbed/w.st"), alone)
+
+
+def test_two_processes_have_the_sigmoid_loss_of_one(two: Path, tiny: ModuleType, tmp_path: Path) -> None:
+    job = tiny.tiny_job(tmp_path, options=OPTIONS, base=tiny.SIGMOID)
+    train(job)
+    weights = dict(job.clip.model.state_dict())
+    assert (float(weights["logit_scale"]), float(weights["logit_bias"])) == (3.0, -10.0), "probabilities keep a meaning"
+    assert_near(two / "sigmoid", load_file(two / "sigmoid/w.st"), (tmp_path, weights))
 
 
 def test_a_killed_run_of_two_goes_on_with_two_to_the_same_bytes(two: Path) -> None:

@@ -37,11 +37,14 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 24, "vocab_size": VOCABULARY, "width": 64, "heads": 2, "layers": 1},
 }
 
+SIGMOID = {"init_logit_scale": 3.0, "init_logit_bias": -10.0}
+"""Options of a model as SigLIP is one."""
 
-def tiny_clip(seed: int = 0) -> ClipModel:
+
+def tiny_clip(seed: int = 0, **more: Any) -> ClipModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return tiny_model(open_clip.CLIP(**CONFIG), CONFIG)
+        return tiny_model(open_clip.CLIP(**CONFIG, **more), {**CONFIG, **more})
 
 
 def tiny_model(model: nn.Module, config: dict[str, Any]) -> ClipModel:
@@ -67,8 +70,11 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
 
 
 def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
-    """A run of 45 steps with a validation after every 5; `rewrites` makes so many rows of the 60 one caption."""
-    clip = tiny_clip()
+    """A run of 45 steps with a validation after every 5; `rewrites` makes so many rows of the 60 one caption.
+
+    `base` has options of the model that is tuned.
+    """
+    clip = tiny_clip(**changed.pop("base", {}))
     rows, features = tiny_rows()
     if rewrites := changed.pop("rewrites", 0):
         rows = replace(rows, starts=np.arange(0, len(rows) + 1, rewrites))

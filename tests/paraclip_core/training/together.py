@@ -11,10 +11,11 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
-from tiny import carry_out, tiny_job
+from tiny import SIGMOID, carry_out, tiny_job
 
 from paraclip_core.lifetime import die_with
 from paraclip_core.training.processes import joined
@@ -22,15 +23,19 @@ from paraclip_core.training.trainer import train
 
 
 def main(folder: Path, options: dict[str, Any]) -> None:
-    """Leave `undisturbed`, `killed` as a kill of the first process left it, and `again`, which went on from there."""
+    """Leave `undisturbed`, `killed` as a kill of the first process left it, and `again`, which went on from there.
+
+    And `sigmoid`, for a base with a logit bias.
+    """
     assert two(folder / "undisturbed", options) == [0, 0]
+    assert two(folder / "sigmoid", options, base=SIGMOID) == [0, 0]
     assert two(folder / "killed", options, die=6)[0] == -signal.SIGKILL
     shutil.copytree(folder / "killed", folder / "again")
     # Of these only the first one reads the checkpoint.
     assert two(folder / "again", options) == [0, 0]
 
 
-def two(folder: Path, options: dict[str, Any], die: int = 0) -> list[int]:
+def two(folder: Path, options: dict[str, Any], die: int = 0, base: Mapping[str, Any] = MappingProxyType({})) -> list[int]:
     """Train in two processes, as torchrun starts them; how each ended. Where one fails, the other is ended."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
@@ -43,7 +48,7 @@ def two(folder: Path, options: dict[str, Any], die: int = 0) -> list[int]:
         if child == 0:
             die_with(parent)
             os.environ.update(address, RANK=str(rank))
-            take_part(folder, options, die)
+            take_part(folder, options, die, base)
             os._exit(0)
         children.append(child)
     ends: dict[int, int] = {}
@@ -56,10 +61,10 @@ def two(folder: Path, options: dict[str, Any], die: int = 0) -> list[int]:
     return [ends[child] for child in children]
 
 
-def take_part(folder: Path, options: dict[str, Any], die: int) -> None:
+def take_part(folder: Path, options: dict[str, Any], die: int, base: Mapping[str, Any]) -> None:
     """Train; the first process writes the weights, or kills itself in its n-th validation."""
     torch.set_num_threads(1)
-    job = tiny_job(folder, options=options)
+    job = tiny_job(folder, options=options, base=base)
     validate, calls = job.validate, 0
 
     def dying() -> Mapping[str, float]:
