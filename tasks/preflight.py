@@ -34,16 +34,21 @@ from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.meaning import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
+REFUSED_SHARE = 0.1
+"""Their share from which on they are no accident. LAION's English captions have 2.5 % of them, CC3M's 0.01 %, COCO's
+and Flickr8k's none."""
 OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
 ENGLISH, OTHERS = (
     rf"(?i)\b(?:{words})\b"
     for words in (
         "the|a|an|of|in|on|and|with|is|are|at|to|for|by|from|it|his|her|their",
         "le|la|les|des|du|un|une|en|est|et|dans|pour|avec|sur|aux|der|das|und|mit|auf|ein|eine|einer|einem|im|dem|zu|für|ist|el|los|las"
-        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett",
+        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett"
+        "|bir|ile|için|một|và|của|trên|trong|với|yang|dengan|sebuah|seorang|egy|és|egyik|și|lângă|joka|jsou|který|ang|mga|kwa",
     )
 )
 """Function words that tell English from languages that are written in Latin letters, too."""
@@ -285,20 +290,39 @@ def _not_english(captions: pa.Array) -> int:
 
 
 def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
-    gates, facts = run.paraphraser.gates, run.paraphraser.facts
-    if gates.encoder or not gates_of(gates).meaning or not facts.asks:
+    """What is said of captions that the gates cannot read, or that a model would answer in English; refuses many of the
+    first kind."""
+    paraphraser, options, rows = run.paraphraser, run.paraphraser.options, counts.splits["train"]
+    gates, asks = paraphraser.gates, paraphraser.facts.asks
+    if gates_of(gates).meaning:
+        check_encoder(gates.encoder)
+    reads_english = bool(gates_of(gates).meaning) and (not gates.encoder or gates.preset == "small-model")
+    answers_english = asks and not (options.prompt_1 and options.prompt_2)
+    if not (reads_english or answers_english):
         return []
-    least = max(NOTICED, round(NOTICED_SHARE * counts.splits["train"]))
     batches = iter_batches(folder / "captions", ("caption", "split"))
-    unread = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
-    if unread < least:
+    foreign = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
+    if foreign < max(NOTICED, round(NOTICED_SHARE * rows)):
         return []
-    return [
-        f"about {unread} of {counts.splits['train']} training captions are not in English, by their letters and "
-        "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
-        "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
-        "leave these captions out of data.sources"
-    ]
+    found = f"about {foreign} of {rows} training captions are not in English, by their letters and common words"
+    notices = []
+    if reads_english:
+        encoder = f"the gates {gates.preset} read" if gates.encoder else "the gates' sentence encoder reads"
+        why = (
+            f"{found}, and {encoder} English alone: their paraphrases would be {'paid for and ' * asks}rejected, or "
+            "judged by chance. Set paraphrase.gates.preset=capable and paraphrase.gates.encoder to a multilingual one, "
+            "a folder or a name on the hub such as sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, or "
+            "paraphrase.gates.preset=off, or leave these captions out of data.sources (docs/gates.md)"
+        )
+        if foreign >= REFUSED_SHARE * rows:
+            raise InputError(why)
+        notices.append(why)
+    if answers_english and foreign >= REFUSED_SHARE * rows:
+        notices.append(
+            f"{found}, and most answers to the English prompts of paraphrase.prompts={options.prompts} will be in "
+            "English: write paraphrase.prompt_1 and prompt_2 in the captions' language (docs/own-captions.md)"
+        )
+    return notices
 
 
 def check_drift(run: Run) -> list[str]:
