@@ -25,6 +25,7 @@ from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
@@ -58,7 +59,11 @@ USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
 """
-COUNTS = "SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable) FROM captions GROUP BY ALL"
+COUNTS = f"""
+    SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable),
+           count(*) FILTER (WHERE split = 'train' AND len(caption_tokens) >= {CONTEXT_LENGTH})
+    FROM captions GROUP BY ALL
+"""
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
 SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
 # What a source holds itself was read with its captions.
@@ -112,6 +117,8 @@ class CaptionCounts:
     """For each tar or folder some of the images that captions name in it, with a source that does."""
     stored: Stored
     """What benchmarks will find, if every image can be read."""
+    cut: int
+    """Training captions that fill CLIP's context, or are cut to it."""
 
     @property
     def splits(self) -> Counter[str]:
@@ -122,13 +129,14 @@ class CaptionCounts:
 def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
     evaluate, named = settings.evaluate, defaultdict[str, dict[str, str]](dict)
-    rows, without = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
+    rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
     every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
-        for source, split, count, bare in con.execute(COUNTS).fetchall():
+        for source, split, count, bare, filled in con.execute(COUNTS).fetchall():
             rows[split][source], without[split][source] = count, bare
+            cut += filled
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
         images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
         for archive, name, source in con.execute(NAMED, {"most": LOOKED_UP}).fetchall():
@@ -143,7 +151,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
         return ImagePool(ids, _no_features)
 
     captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
-    return CaptionCounts(rows, without, named, Stored(captions, pool))
+    return CaptionCounts(rows, without, named, Stored(captions, pool), cut)
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
@@ -290,22 +298,27 @@ def _not_english(captions: pa.Array) -> int:
 
 
 def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
-    """What is said of captions that the gates cannot read, or that a model would answer in English; refuses many of the
-    first kind."""
-    paraphraser, options, rows = run.paraphraser, run.paraphraser.options, counts.splits["train"]
+    """What is said of captions that CLIP or the gates cannot read, or that a model would answer in English; refuses many
+    that the gates cannot."""
+    paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
     gates, asks = paraphraser.gates, paraphraser.facts.asks
     if gates_of(gates).meaning:
         check_encoder(gates.encoder)
     reads_english = bool(gates_of(gates).meaning) and (not gates.encoder or gates.preset == "small-model")
     answers_english = asks and not (options.prompt_1 and options.prompt_2)
+    noticed = max(NOTICED, round(NOTICED_SHARE * rows))
+    if counts.cut >= noticed:
+        notices.append(
+            f"{counts.cut} of {rows} training captions have {CONTEXT_LENGTH} tokens of CLIP's own tokenizer or more: "
+            "a text tower that reads those does not see their ends; lower data.max_words (docs/own-captions.md)"
+        )
     if not (reads_english or answers_english):
-        return []
+        return notices
     batches = iter_batches(folder / "captions", ("caption", "split"))
     foreign = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
-    if foreign < max(NOTICED, round(NOTICED_SHARE * rows)):
-        return []
+    if foreign < noticed:
+        return notices
     found = f"about {foreign} of {rows} training captions are not in English, by their letters and common words"
-    notices = []
     if reads_english:
         encoder = f"the gates {gates.preset} read" if gates.encoder else "the gates' sentence encoder reads"
         why = (

@@ -227,7 +227,9 @@ def test_few_of_many_images_are_looked_up(tmp_path: Path, settings_of: Make) -> 
     size, count = 4000, 2500
     names = [f"{row % count}.jpg" for row in range(size)]
     columns = {"image_id": names, "image_path": names, "caption": names, "images": ["pics"] * size}
-    table = pa.table(columns | {"split": ["train"] * size, "source": ["captions.csv"] * size})
+    table = pa.table(
+        columns | {"split": ["train"] * size, "source": ["captions.csv"] * size, "caption_tokens": [[1]] * size}
+    )
     write_table(tmp_path / "captions" / "part-0.parquet", table)
     counts = count_captions(settings_of(), tmp_path / "captions")
     assert counts.splits == {"train": size} and not counts.without_image["train"].total()
@@ -265,6 +267,9 @@ def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) 
         assert told_of(10, gates=gates, **own) == ""
     # Word lists read English, whatever the encoder.
     assert "the gates small-model read English alone" in told_of(10, gates=encoder | {"preset": "small-model"}, **own)
+    # Of Chinese, fifteen words are more than CLIP reads.
+    foreign.append(("5.jpg", "阿尔卑斯山脚下戴着墨镜的厨师在咖啡馆旁边切蔬菜喂养黑猫骑着", "train"))
+    assert told_of(10, gates=encoder, **own).startswith("1 of 26 training captions have 77 tokens of CLIP's own")
     # What would judge is looked for before anything is judged.
     (tmp_path / "nothing").mkdir()
     assert "nothing' cannot be loaded" in told_of(10, gates={"encoder": str(tmp_path / "nothing")})

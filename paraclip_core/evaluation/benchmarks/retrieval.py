@@ -47,19 +47,13 @@ def load(source: Source) -> Task:
     spoken = None if source.path is None or not source.path.is_file() else _multilingual(source.path, language)
     if spoken is None or source.path is None:
         captions, pool = captioned_images(source)
-        pool.check_queries(captions.image_ids)
-        return Task(lambda encoder: measure(captions, pool, encoder, language))
-    by_language = {
-        name: Captions([image for image, _ in pairs], [text for _, text in pairs], "all")
-        for name, pairs in spoken.items()
-    }
-    pool = pool_of(source.path, [image for pairs in spoken.values() for image, _ in pairs], source.images)
+        by_language = {language: captions}
+    else:
+        by_language = {name: Captions(*zip(*pairs, strict=True), "all") for name, pairs in spoken.items()}
+        pool = pool_of(source.path, [image for pairs in spoken.values() for image, _ in pairs], source.images)
     for captions in by_language.values():
         pool.check_queries(captions.image_ids)
-    if len(by_language) > 1:
-        return Task(lambda encoder: measure_languages(by_language, pool, encoder))
-    ((name, captions),) = by_language.items()
-    return Task(lambda encoder: measure(captions, pool, encoder, name))
+    return Task(lambda encoder: measure_languages(by_language, pool, encoder))
 
 
 def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs] | None:
@@ -80,11 +74,10 @@ def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs
     for number, row in records(path):
         for name, image, text in _spoken(path, number, row, language):
             spoken[name].append((image, text))
-    if language is None:
-        return spoken
-    if language not in spoken:
+    chosen = list(spoken) if language is None else [language]
+    if not chosen or chosen[0] not in spoken:
         raise BenchmarkError(f"{path} has no captions of language {language!r}; it has {', '.join(map(str, spoken))}")
-    return {language: spoken[language]}
+    return {name: spoken[name] for name in chosen}
 
 
 def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) -> Iterator[tuple[str, str, str]]:
@@ -105,8 +98,11 @@ def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) ->
             yield name, image, field(path, number, {"caption": text}, "caption")
 
 
-def measure_languages(by_language: Mapping[str, Captions], pool: ImagePool, encoder: Encoder) -> Measured:
-    """Each language by itself, and the unweighted mean over them; what is said of one image is a cluster."""
+def measure_languages(by_language: Mapping[str | None, Captions], pool: ImagePool, encoder: Encoder) -> Measured:
+    """The one language, or of several each by itself and the unweighted mean over them; an image is a cluster."""
+    if len(by_language) == 1:
+        ((name, captions),) = by_language.items()
+        return measure(captions, pool, encoder, name)
     parts, notes = {}, []
     for name, captions in by_language.items():
         measured = measure(captions, pool, encoder)
