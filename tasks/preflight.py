@@ -59,9 +59,9 @@ USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
 """
-COUNTS = f"""
+COUNTS = """
     SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable),
-           count(*) FILTER (WHERE split = 'train' AND len(caption_tokens) >= {CONTEXT_LENGTH})
+           count(*) FILTER (WHERE split = 'train' AND len(caption_tokens) >= $context)
     FROM captions GROUP BY ALL
 """
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
@@ -134,7 +134,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
-        for source, split, count, bare, filled in con.execute(COUNTS).fetchall():
+        for source, split, count, bare, filled in con.execute(COUNTS, {"context": CONTEXT_LENGTH}).fetchall():
             rows[split][source], without[split][source] = count, bare
             cut += filled
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
@@ -298,8 +298,10 @@ def _not_english(captions: pa.Array) -> int:
 
 
 def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
-    """What is said of captions that CLIP or the gates cannot read, or that a model would answer in English; refuses many
-    that the gates cannot."""
+    """What is said of captions that CLIP or the gates cannot read, or that a model would answer in English.
+
+    Many that the gates cannot read are refused.
+    """
     paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
     gates, asks = paraphraser.gates, paraphraser.facts.asks
     if gates_of(gates).meaning:
