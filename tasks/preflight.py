@@ -25,6 +25,7 @@ from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
@@ -34,16 +35,21 @@ from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.meaning import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
+REFUSED_SHARE = 0.1
+"""Their share from which on they are no accident. LAION's English captions have 2.5 % of them, CC3M's 0.01 %, COCO's
+and Flickr8k's none."""
 OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
 ENGLISH, OTHERS = (
     rf"(?i)\b(?:{words})\b"
     for words in (
         "the|a|an|of|in|on|and|with|is|are|at|to|for|by|from|it|his|her|their",
         "le|la|les|des|du|un|une|en|est|et|dans|pour|avec|sur|aux|der|das|und|mit|auf|ein|eine|einer|einem|im|dem|zu|für|ist|el|los|las"
-        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett",
+        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett"
+        "|bir|ile|için|một|và|của|trên|trong|với|yang|dengan|sebuah|seorang|egy|és|egyik|și|lângă|joka|jsou|který|ang|mga|kwa",
     )
 )
 """Function words that tell English from languages that are written in Latin letters, too."""
@@ -53,7 +59,11 @@ USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
 """
-COUNTS = "SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable) FROM captions GROUP BY ALL"
+COUNTS = """
+    SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable),
+           count(*) FILTER (WHERE split = 'train' AND len(caption_tokens) >= $context)
+    FROM captions GROUP BY ALL
+"""
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
 SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
 # What a source holds itself was read with its captions.
@@ -107,6 +117,8 @@ class CaptionCounts:
     """For each tar or folder some of the images that captions name in it, with a source that does."""
     stored: Stored
     """What benchmarks will find, if every image can be read."""
+    cut: int
+    """Training captions that fill CLIP's context, or are cut to it."""
 
     @property
     def splits(self) -> Counter[str]:
@@ -117,13 +129,14 @@ class CaptionCounts:
 def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
     evaluate, named = settings.evaluate, defaultdict[str, dict[str, str]](dict)
-    rows, without = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
+    rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
     every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
-        for source, split, count, bare in con.execute(COUNTS).fetchall():
+        for source, split, count, bare, filled in con.execute(COUNTS, {"context": CONTEXT_LENGTH}).fetchall():
             rows[split][source], without[split][source] = count, bare
+            cut += filled
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
         images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
         for archive, name, source in con.execute(NAMED, {"most": LOOKED_UP}).fetchall():
@@ -138,7 +151,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
         return ImagePool(ids, _no_features)
 
     captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
-    return CaptionCounts(rows, without, named, Stored(captions, pool))
+    return CaptionCounts(rows, without, named, Stored(captions, pool), cut)
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
@@ -285,20 +298,46 @@ def _not_english(captions: pa.Array) -> int:
 
 
 def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
-    gates, facts = run.paraphraser.gates, run.paraphraser.facts
-    if gates.encoder or not gates_of(gates).meaning or not facts.asks:
-        return []
-    least = max(NOTICED, round(NOTICED_SHARE * counts.splits["train"]))
+    """What is said of captions that CLIP or the gates cannot read, or that a model would answer in English.
+
+    Many that the gates cannot read are refused.
+    """
+    paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
+    gates, asks = paraphraser.gates, paraphraser.facts.asks
+    if gates_of(gates).meaning:
+        check_encoder(gates.encoder)
+    reads_english = bool(gates_of(gates).meaning) and (not gates.encoder or gates.preset == "small-model")
+    answers_english = asks and not (options.prompt_1 and options.prompt_2)
+    noticed = max(NOTICED, round(NOTICED_SHARE * rows))
+    if counts.cut >= noticed:
+        notices.append(
+            f"{counts.cut} of {rows} training captions have {CONTEXT_LENGTH} tokens of CLIP's own tokenizer or more: "
+            "a text tower that reads those does not see their ends; lower data.max_words (docs/own-captions.md)"
+        )
+    if not (reads_english or answers_english):
+        return notices
     batches = iter_batches(folder / "captions", ("caption", "split"))
-    unread = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
-    if unread < least:
-        return []
-    return [
-        f"about {unread} of {counts.splits['train']} training captions are not in English, by their letters and "
-        "common words, and the gates' sentence encoder reads English alone: their paraphrases would be paid for and "
-        "then rejected, or judged by chance. Set paraphrase.gates.encoder to a multilingual one (docs/gates.md), or "
-        "leave these captions out of data.sources"
-    ]
+    foreign = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
+    if foreign < noticed:
+        return notices
+    found = f"about {foreign} of {rows} training captions are not in English, by their letters and common words"
+    if reads_english:
+        encoder = f"the gates {gates.preset} read" if gates.encoder else "the gates' sentence encoder reads"
+        why = (
+            f"{found}, and {encoder} English alone: their paraphrases would be {'paid for and ' * asks}rejected, or "
+            "judged by chance. Set paraphrase.gates.preset=capable and paraphrase.gates.encoder to a multilingual one, "
+            "a folder or a name on the hub such as sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, or "
+            "paraphrase.gates.preset=off, or leave these captions out of data.sources (docs/gates.md)"
+        )
+        if foreign >= REFUSED_SHARE * rows:
+            raise InputError(why)
+        notices.append(why)
+    if answers_english and foreign >= REFUSED_SHARE * rows:
+        notices.append(
+            f"{found}, and most answers to the English prompts of paraphrase.prompts={options.prompts} will be in "
+            "English: write paraphrase.prompt_1 and prompt_2 in the captions' language (docs/own-captions.md)"
+        )
+    return notices
 
 
 def check_drift(run: Run) -> list[str]:

@@ -30,6 +30,7 @@ from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import Node, Run, Stop, settings_of
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, step_batches, step_rounds
+from paraclip_core.captions.clean import count_words
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
@@ -48,8 +49,9 @@ SHARD_REQUESTS = 64
 """Requests that are worth a process of their own."""
 SAMPLE = 1024
 """Missing texts that are looked at to tell their length."""
-CHARS_PER_TOKEN, MESSAGE_CHARS = 3.9, 20
-"""Of a prompt's text, and what a chat template puts around each message; measured on the few-shot prompts."""
+BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
+"""Of a prompt's text, and what a chat template puts around each message; measured on the few-shot prompts. A Chinese
+letter has three bytes, and is about a token."""
 TOKENS_PER_WORD = 1.15
 """Tokens of an answer for each word of its input, measured on the few-shot prompts."""
 
@@ -171,11 +173,11 @@ def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:
 
 def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple[float, float]:
     """Tokens of a request and of its answers, by the length of the texts."""
-    lengths = [(len(text), len(text.split())) for text in texts]
+    lengths = [(len(text.encode()), count_words(text)) for text in texts]
     count = max(len(lengths), 1)
-    characters, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
-    fixed = sum(len(content) + MESSAGE_CHARS for _, content in prompt.messages("")) / CHARS_PER_TOKEN
-    return fixed + characters / CHARS_PER_TOKEN, words * TOKENS_PER_WORD * answers
+    size, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
+    fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in prompt.messages(""))
+    return (fixed + size) / BYTES_PER_TOKEN, words * TOKENS_PER_WORD * answers
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
 from paraclip_core.paraphrase.meaning import Compare
-from paraclip_core.paraphrase.parse import Pair, content_words, words
+from paraclip_core.paraphrase.parse import UNSPACED, Pair, content_words, words
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
@@ -56,7 +56,7 @@ _FORMATTING = re.compile(
 )
 _JOINERS = "\u200c\u200d"
 """Invisible characters that Persian and Indian scripts are written with."""
-_LOOP = re.compile(r"\b([^\W\d]+(?:\W+\w+){0,5})(?:\W+\1\b){2}", re.I)
+_LOOP = re.compile(rf"\b([^\W\d]+(?:\W+\w+){{0,5}})(?:\W+\1\b){{2}}|([{UNSPACED}]{{2,20}}?)\2{{2}}", re.I)
 
 _CHOICE = re.compile(
     r"\balternatively\b|\b(?:two|three|four|some|few|several) (?:options|versions|alternatives|possibilities)\b"
@@ -65,7 +65,7 @@ _CHOICE = re.compile(
     r"|\b(?:original|input|paraphrase[ds]?|rewrite|output|caption|paraphrase \d)\s*:|(?:^|[\s(])(?:2|b|ii)[.)]\s",
     re.I,
 )
-_BETWEEN = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z\d])|\s+[-–—/|•*]\s+|;\s+")
+_BETWEEN = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z\d])|\s+[-–—/|•*]\s+|;\s+|(?<=[。！？])(?=.)")
 SHARE_OF_WORDS = 0.5
 """Of the input's words that an alternative has, at least: the parts of one description are shorter."""
 ALIKE = 0.4
@@ -127,14 +127,21 @@ def character_set(pair: Pair, options: GateOptions) -> str | None:
     match = _MARKUP.search(pair.answer)
     if match and match.group().lower() not in pair.source.lower():
         return f"markup {match.group()!r}"
+    if pair.answer.isascii():
+        return None
+    known = {"LATIN", *map(_script, pair.source)} - {""}
     for char in pair.answer:
-        if not char.isascii() and not char.isspace() and char not in pair.source and not _latin(char):
+        if not char.isascii() and not char.isspace() and char not in pair.source and _script(char) not in known:
             return f"character U+{ord(char):04X}"
     return None
 
 
-def _latin(char: str) -> bool:
-    return unicodedata.name(char, "").startswith("LATIN") or unicodedata.category(char) in ("Pd", "Pi", "Pf", "Po")
+def _script(char: str) -> str:
+    """The script that a character belongs to, by its name; punctuation belongs to any."""
+    if unicodedata.category(char) in ("Pd", "Pi", "Pf", "Po"):
+        return "LATIN"
+    script = re.split(r"[ -]", unicodedata.name(char, ""), maxsplit=1)[0]
+    return "CJK" if script in ("HIRAGANA", "KATAKANA", "IDEOGRAPHIC") else script
 
 
 def length_ratio(pair: Pair, options: GateOptions) -> str | None:
@@ -190,7 +197,7 @@ def markup(pair: Pair, options: GateOptions) -> str | None:
 def loop(pair: Pair, options: GateOptions) -> str | None:
     """The answer says the same one to six words three times in a row, as its input does not."""
     match = _LOOP.search(pair.answer)
-    return f"repeats {match.group(1)!r}" if match and not _LOOP.search(pair.source) else None
+    return f"repeats {match[1] or match[2]!r}" if match and not _LOOP.search(pair.source) else None
 
 
 def alternatives(pair: Pair) -> list[str]:

@@ -38,7 +38,7 @@ from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
 from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
 from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
 
-GATES_VERSION = "1cfe02560ddad9cb4e1158e7d28e5a7d"
+GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
 """Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
 OVERLAP_WEIGHT = 0.3
 AS_THEY_CAME = ("off", "mined")

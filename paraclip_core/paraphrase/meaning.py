@@ -150,6 +150,10 @@ def _unit_vectors(output: Any, pooling: str) -> Any:
     return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
+def _place(name: str) -> str:
+    return str(user_path(name)) if user_path(name).is_dir() else name
+
+
 def _load(name: str, device: str) -> tuple[Any, Any]:
     """Model and tokenizer of a local folder or hub id."""
     # Spinning OpenMP threads make small matrices forty times slower on busy cores.
@@ -161,26 +165,42 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
 
     # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
     disable_progress_bar()
-    path = user_path(name)
-    place = str(path) if path.is_dir() else name
+    place = _place(name)
     log.info("loading the sentence encoder from %s", place)
     try:
         model = AutoModel.from_pretrained(place, dtype="float32", use_safetensors=True)
         tokenizer = AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError, KeyError) as error:
-        raise EngineError(
-            f"paraphrase.gates.encoder={name!r} cannot be loaded: {one_line(error)}; give a folder with "
-            "config.json, a tokenizer and safetensors weights, or the id of such a model on the hub"
-        ) from error
+        raise _no_model(name, error) from error
     return model.to(pick_device(device)).eval(), tokenizer
+
+
+def _no_model(name: str, error: Exception) -> EngineError:
+    return EngineError(
+        f"paraphrase.gates.encoder={name!r} cannot be loaded: {one_line(error)}; give a folder with "
+        "config.json, a tokenizer and safetensors weights, or the id of such a model on the hub"
+    )
+
+
+def check_encoder(name: str) -> None:
+    """See that a sentence encoder is at hand and pools as it may, before anything is paid for; loads no weights."""
+    if not name:
+        packaged_folder()
+        return
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(_place(name))
+    except (OSError, ValueError) as error:
+        raise _no_model(name, error) from error
+    _pooling(name)
 
 
 def _pooling(name: str) -> str:
     """How a sentence encoder pools its tokens, as its folder says: `mean` (also where it says nothing) or `cls`."""
     from transformers.utils.hub import cached_file
 
-    place = str(user_path(name)) if user_path(name).is_dir() else name
-    path = cached_file(place, "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    path = cached_file(_place(name), "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
     modes = json.loads(Path(path).read_text("utf-8")) if path else {}
     chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on] or [
         "pooling_mode_mean_tokens"

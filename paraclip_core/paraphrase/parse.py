@@ -79,8 +79,12 @@ def _unquote(text: str) -> str:
     return text
 
 
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Letters of scripts without blanks, for a pattern's set: Thai to Khmer, Japanese, Chinese. Each is a word."""
 # What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
-_WORD = re.compile(r"([^\W_]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
+_WORD = re.compile(rf"([{UNSPACED}]|[^\W_{UNSPACED}]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
 
 def word_set(text: str) -> frozenset[str]:
@@ -161,7 +165,10 @@ def once_per_pair(function: Callable[[Pair], T]) -> Callable[[Pair], T]:
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them."""
+    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them.
+
+    In scripts without blanks each letter is a word, so that lengths and overlaps can be told there, too.
+    """
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
@@ -179,7 +186,11 @@ def stem(word: str) -> str:
 
 def content_words(text_words: Sequence[str]) -> list[str]:
     """Those of the words that carry meaning; whether something is denied is asked of the whole text."""
-    return [word for word in text_words if word not in STOP_WORDS and len(word) > 1 and not denies(word)]
+    return [
+        word
+        for word in text_words
+        if word not in STOP_WORDS and (len(word) > 1 or word >= UNSPACED[0]) and not denies(word)
+    ]
 
 
 def denies(word: str) -> bool:

@@ -7,12 +7,12 @@ from pathlib import Path
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
-def tiny_encoder(folder: Path) -> Path:
-    """Write the encoder, which knows letters and digits, into a folder."""
+def tiny_encoder(folder: Path, letters: str = LETTERS) -> Path:
+    """Write the encoder, which knows these letters, into a folder."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
     torch.manual_seed(3)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertModel(BertConfig.from_dict({"vocab_size": len(vocabulary), **sizes})).save_pretrained(folder)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from small_runs import made  # pyright: ignore[reportMissingImports]
+from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
@@ -226,7 +227,9 @@ def test_few_of_many_images_are_looked_up(tmp_path: Path, settings_of: Make) -> 
     size, count = 4000, 2500
     names = [f"{row % count}.jpg" for row in range(size)]
     columns = {"image_id": names, "image_path": names, "caption": names, "images": ["pics"] * size}
-    table = pa.table(columns | {"split": ["train"] * size, "source": ["captions.csv"] * size})
+    table = pa.table(
+        columns | {"split": ["train"] * size, "source": ["captions.csv"] * size, "caption_tokens": [[1]] * size}
+    )
     write_table(tmp_path / "captions" / "part-0.parquet", table)
     counts = count_captions(settings_of(), tmp_path / "captions")
     assert counts.splits == {"train": size} and not counts.without_image["train"].total()
@@ -237,13 +240,36 @@ def test_few_of_many_images_are_looked_up(tmp_path: Path, settings_of: Make) -> 
 def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:
     others = (
         "Zwei Kinder spielen im Park", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
+        "iki çocuk ve bir köpek",
     )  # fmt: skip
     foreign = [(f"{image}.jpg", text, "train") for image, text in enumerate(others)]
-    write(tmp_path / "captions.csv", [*rows("train", 10), *foreign, *rows("val", 12, 10)])
-    settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
-    (notice,) = check_before_paying(Run(settings))
-    assert notice.startswith("about 4 of 24 training captions are not in English") and "gates.encoder" in notice
-    options = settings.paraphrase
-    multilingual = options.model_copy(update={"gates": options.gates.model_copy(update={"encoder": "multilingual"})})
-    settings = settings.model_copy(update={"paraphrase": multilingual})
-    assert check_before_paying(Run(settings)) == []
+
+    def told_of(english: int, **paraphrase: Any) -> str:
+        write(tmp_path / "captions.csv", [*rows("train", english), *foreign, *rows("val", 12, english)])
+        settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
+        options = settings.paraphrase.model_copy(update={k: v for k, v in paraphrase.items() if k != "gates"})
+        gates = options.gates.model_copy(update=paraphrase.get("gates", {}))
+        changed = settings.model_copy(update={"paraphrase": options.model_copy(update={"gates": gates})})
+        return told(changed)
+
+    encoder = {"encoder": str(tiny_encoder(tmp_path / "encoder"))}
+    own = {"prompt_1": "Formuliere um: {}", "prompt_2": "Sage anders: {}"}
+    refused, noticed = told_of(10), told_of(40)
+    assert refused.startswith("InputError: about 5 of 25 training captions are not in English, by their letters")
+    assert "reads English alone: their paraphrases would be paid for and rejected" in refused
+    assert "paraphrase.gates.encoder to a multilingual one" in refused and "gates.preset=off" in refused
+    # A few among many are no reason to stop, and are said.
+    assert noticed == refused.replace("InputError: ", "").replace("5 of 25", "5 of 85")
+    # They could be judged, and the model would answer in English.
+    for gates in (encoder, {"preset": "off"}):
+        in_english = told_of(10, gates=gates)
+        assert in_english.startswith("about 5 of 25") and "paraphrase.prompt_1 and prompt_2 in the" in in_english
+        assert told_of(10, gates=gates, **own) == ""
+    # Word lists read English, whatever the encoder.
+    assert "the gates small-model read English alone" in told_of(10, gates=encoder | {"preset": "small-model"}, **own)
+    # Of Chinese, fifteen words are more than CLIP reads.
+    foreign.append(("5.jpg", "阿尔卑斯山脚下戴着墨镜的厨师在咖啡馆旁边切蔬菜喂养黑猫骑着", "train"))
+    assert told_of(10, gates=encoder, **own).startswith("1 of 26 training captions have 77 tokens of CLIP's own")
+    # What would judge is looked for before anything is judged.
+    (tmp_path / "nothing").mkdir()
+    assert "nothing' cannot be loaded" in told_of(10, gates={"encoder": str(tmp_path / "nothing")})

@@ -3,13 +3,16 @@
 A caption is found when its image is among the k nearest; an image is found when any of its captions is.
 
 The option `language` names the language of the captions. Of Crossmodal-3600's ``captions.jsonl`` (image/key, and a
-field for each language) and of rows with a field `language` it chooses those that are read; of CLIP_benchmark's JSON
-for one language (image_paths, annotations) and of all other formats it is the label that results go by.
+field for each language) and of rows with a field `language` it chooses those that are read, and without it every
+language is measured by itself: the figures are the means over them, and each language's mean of recall@1, 5 and 10,
+text→image, is a row, as Immich's table of models has it. Of CLIP_benchmark's JSON for one language (image_paths,
+annotations) and of all other formats the option is the label that results go by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,69 +21,104 @@ import numpy as np
 from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
-from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Source, Task, recalls
-from paraclip_core.evaluation.metrics import Sample, recall_at_k, top_k
+from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
+from paraclip_core.evaluation.metrics import Sample, macro_weights, recall_at_k, top_k
 from paraclip_core.evaluation.published import captioned_files, captioned_images, field, pool_of, records
 from paraclip_core.options import Options
+
+MEAN_RECALL = "text_to_image_mean_recall"
+SEVERAL = "mul"
+"""ISO 639's code of several languages, which their results have."""
+Pairs = list[tuple[str, str]]
+"""Images and captions."""
 
 
 class RetrievalOptions(Options):
     """Which captions, and how results name them."""
 
     language: str | None = None
-    """Language of the captions, such as `de`; results of several languages are told apart by it."""
+    """Language of the captions, such as `de`; results of several languages are told apart by it. Without it all
+    languages of a file with several are measured, and their mean."""
 
 
 def load(source: Source) -> Task:
     """Captions and their images."""
     language = RetrievalOptions.model_validate(dict(source.options)).language
-    rows = None if source.path is None or not source.path.is_file() else _multilingual(source.path, language)
-    if rows is None or source.path is None:
+    spoken = None if source.path is None or not source.path.is_file() else _multilingual(source.path, language)
+    if spoken is None or source.path is None:
         captions, pool = captioned_images(source)
+        by_language = {language: captions}
     else:
-        captions = Captions([image for image, _ in rows], [text for _, text in rows], "all")
-        pool = pool_of(source.path, captions.image_ids, source.images)
-    pool.check_queries(captions.image_ids)
-    return Task(lambda encoder: measure(captions, pool, encoder, language))
+        by_language = {name: Captions(*zip(*pairs, strict=True), "all") for name, pairs in spoken.items()}
+        pool = pool_of(source.path, [image for pairs in spoken.values() for image, _ in pairs], source.images)
+    for captions in by_language.values():
+        pool.check_queries(captions.image_ids)
+    return Task(lambda encoder: measure_languages(by_language, pool, encoder))
 
 
-def _multilingual(path: Path, language: str | None) -> list[tuple[str, str]] | None:
-    """Image and caption of the formats that hold several languages, or one without saying which; None of others."""
+def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs] | None:
+    """Images and captions by language, of formats that hold several, or one without saying which; None of others."""
     if path.suffix == ".json" and isinstance(value := load_json(path), dict) and "image_paths" in value:
         images, texts = value["image_paths"], value.get("annotations")
         if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
             raise BenchmarkError(f"{path}: expected lists `image_paths` and `annotations` of one length")
-        return [
+        pairs = [
             (PurePosixPath(field(path, n, {"image": image}, "image")).name, field(path, n, {"text": text}, "text"))
             for n, (image, text) in enumerate(zip(images, texts, strict=True), 1)
         ]
+        return {language: pairs}
     first = next(iter(records(path)), None) if path.suffix == ".jsonl" else None
     if first is None or not {"image/key", "language"} & first[1].keys():
         return None
-    chosen = [pair for number, row in records(path) for pair in _of_language(path, number, row, language)]
-    if not chosen:
-        raise BenchmarkError(f"{path} has no captions of language {language!r}")
-    return chosen
+    spoken = defaultdict[str | None, Pairs](list)
+    for number, row in records(path):
+        for name, image, text in _spoken(path, number, row, language):
+            spoken[name].append((image, text))
+    chosen = list(spoken) if language is None else [language]
+    if not chosen or chosen[0] not in spoken:
+        raise BenchmarkError(f"{path} has no captions of language {language!r}; it has {', '.join(map(str, spoken))}")
+    return {name: spoken[name] for name in chosen}
 
 
-def _of_language(path: Path, number: int, row: dict[str, Any], language: str | None) -> Iterator[tuple[str, str]]:
-    if language is None:
-        raise BenchmarkError(f"{path} has captions of several languages; name one in options: {{language: de}}")
-    if "image/key" not in row:
-        if row.get("language") == language:
-            texts = row.get("captions", row.get("caption"))
-            image = field(path, number, row, "image", "filename", "file_name", "image_id")
-            for text in texts if isinstance(texts, list) else [texts]:
-                yield image, field(path, number, {"caption": text}, "caption")
-        return
-    texts = row.get(language)
-    if not isinstance(texts, dict) or not isinstance(texts.get("caption"), list):
-        languages = [name for name, value in row.items() if isinstance(value, dict) and "caption" in value]
-        raise BenchmarkError(
-            f"{path}, row {number}: no captions of language {language!r}; it has {', '.join(languages)}"
-        )
-    for text in texts["caption"]:
-        yield field(path, number, row, "image/key"), field(path, number, {"caption": text}, "caption")
+def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) -> Iterator[tuple[str, str, str]]:
+    """Language, image and caption of all captions of a row; of Crossmodal-3600 each image has some of `wanted`."""
+    if "image/key" in row:
+        image = field(path, number, row, "image/key")
+        spoken = {name: value for name, value in row.items() if isinstance(value, dict) and "caption" in value}
+        if wanted is not None and wanted not in spoken:
+            raise BenchmarkError(
+                f"{path}, row {number}: no captions of language {wanted!r}; it has {', '.join(spoken)}"
+            )
+        by_language = {name: value["caption"] for name, value in spoken.items()}
+    else:
+        image = field(path, number, row, "image", "filename", "file_name", "image_id")
+        by_language = {field(path, number, row, "language"): row.get("captions", row.get("caption"))}
+    for name, texts in by_language.items():
+        for text in texts if isinstance(texts, list) else [texts]:
+            yield name, image, field(path, number, {"caption": text}, "caption")
+
+
+def measure_languages(by_language: Mapping[str | None, Captions], pool: ImagePool, encoder: Encoder) -> Measured:
+    """The one language, or of several each by itself and the unweighted mean over them; an image is a cluster."""
+    if len(by_language) == 1:
+        ((name, captions),) = by_language.items()
+        return measure(captions, pool, encoder, name)
+    parts, notes = {}, []
+    for name, captions in by_language.items():
+        measured = measure(captions, pool, encoder)
+        depths = [measured.samples[f"text_to_image_recall@{k}"] for k in RECALL_DEPTHS]
+        mean = Sample(np.mean([depth.values for depth in depths], axis=0), depths[0].clusters)
+        parts[name] = {**measured.samples, MEAN_RECALL: mean}
+        notes.append(measured.notes)
+    samples = {}
+    for metric in next(iter(parts.values())):
+        some = [part[metric] for part in parts.values()]
+        weights = macro_weights(np.repeat(list(parts), [len(sample.values) for sample in some]).tolist())
+        values, clusters = (np.concatenate([getattr(sample, of) for sample in some]) for of in ("values", "clusters"))
+        samples[metric] = Sample(values * weights, clusters)
+    samples |= {f"{MEAN_RECALL}@{name}": part[MEAN_RECALL] for name, part in parts.items()}
+    counts = {name: sum(some[name] for some in notes) for name in ("captions", "captions_without_image")}
+    return Measured(samples, {**notes[0], **counts, "language": SEVERAL, "languages": list(parts)})
 
 
 def measure(captions: Captions, pool: ImagePool, encoder: Encoder, language: str | None = None) -> Measured:
@@ -119,6 +157,7 @@ RETRIEVAL = Benchmark(
     metrics=(
         *recalls("text_to_image_recall", "text → image recall", "image_retrieval_recall", headline=10),
         *recalls("image_to_text_recall", "image → text recall", "text_retrieval_recall"),
+        Metric(MEAN_RECALL, "mean recall, text → image, of @1, 5 and 10", by_part=True),
     ),
     load=load,
     files=captioned_files,

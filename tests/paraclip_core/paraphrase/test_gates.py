@@ -224,6 +224,28 @@ def test_a_capable_models_gate_stops_what_it_is_for(gate: str, source: str, answ
 
 
 @pytest.mark.parametrize(
+    ("stopped_by", "source", "answer"),
+    [
+        ([], "Ein brauner Hund läuft am Strand entlang", "Am Ufer rennt ein braunes Hündchen."),
+        ([], "一只棕色的狗在海滩上奔跑", "沙滩上,棕毛小狗正在飞奔。"),
+        ([], "窗台上的一只黑猫", "黑猫,它,正,蹲在,窗台。"),
+        ([], "犬が浜辺を走る", "ビーチを駆ける一匹のイヌ"),
+        ([], "собака бежит по пляжу", "пёс несётся вдоль моря"),
+        (["length_ratio"], "一位戴着墨镜的女士在路边咖啡馆喝咖啡", "咖啡"),
+        (["character_set"], "ein Hund am Strand", "собака am Ufer"),
+        (["loop"], "一只黑猫在窗台上", "一只猫一只猫一只猫"),
+        (["echo"], "窗台上的一只黑猫。", "窗台上的一只黑猫"),
+        (["alternatives"], "一只狗在海滩上奔跑", "一条狗在沙滩上飞奔。沙滩上有一条狗在跑。"),
+    ],
+)
+def test_texts_in_other_languages_and_scripts(stopped_by: list[str], source: str, answer: str) -> None:
+    pair = Pair(source, source, answer, 1, pieces=pieces)
+    gates_and_parts = {**gates_of(CAPABLE).text, "alternatives": lambda pair, _: gates.alternatives(pair)}
+    assert [name for name, gate in gates_and_parts.items() if gate(pair, CAPABLE)] == stopped_by
+    assert pair.content_overlap < 1 or "echo" in stopped_by
+
+
+@pytest.mark.parametrize(
     ("source", "answer"),
     [
         ("I used a red brush", "I used a crimson brush"),

@@ -11,10 +11,11 @@ import pytest
 import torch
 from fake_encoder import WordEncoder, word_pool
 
-from paraclip_core.config import BenchmarkOptions
+from paraclip_core.config import BenchmarkOptions, EvaluateOptions
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import retrieval
+from paraclip_core.evaluation.compare import Outcome, compare
 from paraclip_core.evaluation.run import prepare, result_json
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
@@ -53,7 +54,7 @@ def test_both_directions_equal_clip_benchmark() -> None:
         assert measured.metrics[f"text_to_image_recall@{k}"] == pytest.approx(100 * to_image)
         assert measured.metrics[f"image_to_text_recall@{k}"] == pytest.approx(100 * to_text)
     assert measured.notes["captions"] == 100
-    assert list(measured.metrics) == [metric.name for metric in retrieval.RETRIEVAL.metrics]
+    assert list(measured.metrics) == [metric.name for metric in retrieval.RETRIEVAL.metrics if not metric.by_part]
 
 
 def test_distractors_and_captions_without_image() -> None:
@@ -114,15 +115,45 @@ def test_a_language_is_chosen_and_named(tmp_path: Path, file: str, captions: int
     assert result_json("retrieval", "de", "base", "x", measured)["language"] == "de"
 
 
+def test_all_languages_and_their_mean(tmp_path: Path) -> None:
+    """Crossmodal-3600 as Immich prints it: of each language the mean of recall@1, 5 and 10, and the mean over them."""
+    said = {"de": ["{}", "{} hier"], "zh": ["{}"], "sw": ["gone"]}
+    rows = [
+        {"image/key": w, "image/locale": "de", **{name: {"caption": [t.format(w.replace("_", " ")) for t in texts]}
+         for name, texts in said.items()}} for w in WORDS
+    ]  # fmt: skip
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "images").mkdir()
+    for word in WORDS:
+        (tmp_path / "images" / f"{word}.jpg").touch()
+    everyone = BenchmarkOptions(name="xm", kind="retrieval", path="captions.jsonl")
+    measured = prepare(everyone, tmp_path / "captions.jsonl").measure(WordEncoder())
+    alone = {
+        name: prepare(everyone.model_copy(update={"options": {"language": name}}), tmp_path / "captions.jsonl")
+        .measure(WordEncoder()).metrics
+        for name in said
+    }  # fmt: skip
+    recalls = {name: np.mean([alone[name][f"text_to_image_recall@{k}"] for k in (1, 5, 10)]) for name in said}
+    assert len(set(recalls.values())) > 1
+    mean = retrieval.MEAN_RECALL
+    for name, recall in recalls.items():
+        assert measured.metrics[f"{mean}@{name}"] == pytest.approx(recall)
+    # German has twice the captions, and counts once.
+    assert measured.metrics[mean] == pytest.approx(np.mean([*recalls.values()]))
+    for metric in alone["de"]:
+        assert measured.metrics[metric] == pytest.approx(np.mean([alone[name][metric] for name in said]))
+    assert (measured.notes["captions"], measured.notes["languages"]) == (80, ["de", "zh", "sw"])
+    assert result_json("retrieval", "xm", "base", "x", measured)["language"] == "mul"
+    assert compare([Outcome("xm", "retrieval", measured, measured)], EvaluateOptions()).rows[-1].metric == f"{mean}@sw"
+
+
 def test_a_language_that_is_not_there_is_told(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text(LANGUAGES["captions.jsonl"])
     benchmark = BenchmarkOptions(name="x", kind="retrieval", path="captions.jsonl")
-    with pytest.raises(BenchmarkError, match=r"several languages; name one in options: \{language: de\}"):
-        prepare(benchmark, path)
     with pytest.raises(BenchmarkError, match=r"row 1: no captions of language 'ko'; it has de, fr"):
         prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), path)
     rows = tmp_path / "rows.jsonl"
     rows.write_text(LANGUAGES["rows.jsonl"])
-    with pytest.raises(BenchmarkError, match=r"rows\.jsonl has no captions of language 'ko'"):
+    with pytest.raises(BenchmarkError, match=r"rows\.jsonl has no captions of language 'ko'; it has de, fr"):
         prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), rows)

@@ -1,0 +1,148 @@
+"""German and Chinese captions from plan to report: nothing that cannot be judged is paid for, nothing is lost."""
+
+from __future__ import annotations
+
+import csv
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
+from PIL import Image
+from small_runs import HERE, made  # pyright: ignore[reportMissingImports]
+from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
+
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.plan import plan_run
+from paraclip.tasks.run.run import Run
+from paraclip_core.config import Settings
+from paraclip_core.errors import InputError
+from paraclip_core.settings import parse_settings
+
+PARTS = {
+    "de": (
+        ("ein brauner Hund", "eine alte Frau", "ein junger Koch", "eine schwarze Katze", "ein kleines Mädchen"),
+        ("ein braunes Tier", "eine betagte Dame", "ein Küchenchef", "ein dunkles Kätzchen", "ein Kind"),
+        tuple(f"{where} {what}" for where, what in product(
+            ("vor dem", "neben dem", "hinter dem", "nahe dem"), ("Bahnhof", "Hafen", "Fluss", "Garten", "Markt"))),
+        ("bei Regen", "im Sonnenschein"),
+        ("{who} {where} {sky}", "{where} ist {sky} {who} zu sehen", "{sky} steht {other} {where}"),
+    ),
+    "zh": (
+        ("一只棕色的狗", "一位老妇人", "一名年轻厨师", "一只黑色的猫", "一个小女孩"),
+        ("棕毛小犬", "年迈的女士", "掌勺的青年", "漆黑的小猫", "年幼的孩子"),
+        tuple(f"{what}{where}" for where, what in product(
+            ("前面", "旁边", "后面", "附近"), ("车站", "港口", "河流", "花园", "市场"))),
+        ("雨中", "阳光下"),
+        ("{sky}{where}有{who}", "{who}出现在{sky}的{where}", "{where}能看到{other},正在{sky}"),
+    ),
+}  # fmt: skip
+"""Of each language five subjects, other words for them, twenty places, two skies, and a caption with its rewordings."""
+HELD_OUT = 0.2
+
+
+def wordings(language: str) -> list[tuple[str, ...]]:
+    """200 captions with two rewordings each."""
+    subjects, others, places, skies, forms = PARTS[language]
+    return [
+        tuple(form.format(who=who, other=other, where=where, sky=sky) for form in forms)
+        for (who, other), where, sky in product(zip(subjects, others, strict=True), places, skies)
+    ]
+
+
+@pytest.fixture
+def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
+    """Settings of a run over a language's captions, two an image, that asks the server in this language."""
+    (tmp_path / "pics").mkdir()
+    for number in range(100):
+        Image.new("RGB", (32, 32), (number * 53 % 256, number * 101 % 256, number * 7 % 256)).save(
+            tmp_path / "pics" / f"{number}.png"
+        )
+    spoken = {name: [caption for caption, _, _ in wordings(name)] for name in PARTS}
+    rows = [
+        {"image/key": f"{n}.png", **{name: {"caption": texts[2 * n : 2 * n + 2]} for name, texts in spoken.items()}}
+        for n in range(30)
+    ]
+    (tmp_path / "xm3600.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+
+    def make(language: str, **gates: Any) -> Settings:
+        texts = wordings(language)
+        with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8") as file:
+            rows = [(f"{number // 2}.png", caption) for number, (caption, _, _) in enumerate(texts)]
+            csv.writer(file).writerows([("image", "caption"), *rows])
+        answers = {text: other for _, *pair in texts for text, other in [pair]} | {row[0]: row[1] for row in texts}
+        # Every twentieth caption comes back as it is, and of the one after it a letter.
+        answers |= {row[0]: row[0] for row in texts[::20]} | {row[0]: row[0][-1] for row in texts[1::20]}
+        openai_server.answer = lambda asked: reply(answers[words_of(asked).partition(": ")[2]])
+        own = {"de": ("Formuliere um: {}", "Sage es anders: {}"), "zh": ("改写: {}", "换一种说法: {}")}[language]
+        return parse_settings(
+            {
+                "name": language,
+                "data": {
+                    "root": str(tmp_path),
+                    "sources": [{"path": "captions.csv", "images": "pics"}],
+                    "held_out": HELD_OUT,
+                },
+                "paraphrase": {
+                    "engine": "openai",
+                    "model": "smol",
+                    "openai": {"base_url": openai_server.url, "api_key_env": "NO_KEY"},
+                    "sampling": {"n": 1},
+                    "prompt_1": own[0],
+                    "prompt_2": own[1],
+                    "gates": gates,
+                },
+                "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
+                "bootstrap": {"epochs": 2, "batch_size": 32},
+                "finetune": {"epochs": 1, "batch_size": 32},
+                "evaluate": {
+                    "benchmarks": [
+                        {"name": "captions", "kind": "paraphrased_retrieval"},
+                        {"name": "languages", "kind": "retrieval", "path": "xm3600.jsonl", "images": "pics"},
+                    ]
+                },
+                "run": {"root": str(tmp_path / "root"), "threads": 1},
+            }
+        )
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", PARTS)
+def test_captions_in_their_own_language_from_plan_to_report(
+    language: str, settings_of: Any, openai_server: OpenAIServer, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"about 1\d\d of 1\d\d training captions are not in English.*gates\.encoder"):
+        plan_run(Run(settings_of(language)))
+    assert not openai_server.asked
+    letters = "".join(
+        sorted({letter for row in wordings(language) for letter in "".join(row).lower()} - {*LETTERS, " "})
+    )
+    settings = settings_of(language, encoder=str(tiny_encoder(tmp_path / "encoder", LETTERS + letters)))
+    plan = plan_run(Run(settings))
+    assert not [note for note in plan.notes if "English" in note]
+    ingest = made("ingest", settings)
+    captions = read_table(ingest.path / "captions").to_pylist()
+    assert len(captions) == 200 and ingest.manifest.metrics["rejected"] == {}
+    train = [row["caption"] for row in captions if row["split"] == "train"]
+    steps = [stage.requests for stage in plan.stages if stage.stage == "paraphrase_1"]
+    assert steps == [len(train)]
+    first, second = (made(name, settings) for name in ("paraphrase_1", "paraphrase_2"))
+    texts = wordings(language)
+    bad = [{row[0] for row in texts[n::20]} & {*train} for n in (0, 1)]
+    rejects = read_table(first.path / "rejects").to_pylist()
+    assert {row["input"]: row["reason"] for row in rejects} == {
+        **dict.fromkeys(bad[0], "echo"), **dict.fromkeys(bad[1], "length_ratio")
+    }  # fmt: skip
+    rows = read_table(second.path / "paraphrases").to_pylist()
+    kept = {row[0]: row for row in texts if row[0] in {*train} - bad[0] - bad[1]}
+    assert {row["caption"]: (row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows} == kept
+    assert len(openai_server.asked) == len(train) + len(kept)
+    for name in list(HERE)[list(HERE).index("paraphrase_2") + 1 :]:
+        if name in Run(settings).nodes:
+            report = made(name, settings)
+    page = (report.path / "report.html").read_text("utf-8")
+    assert "mean recall@de" in page and "mean recall@zh" in page
