@@ -168,11 +168,11 @@ def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
     """transformers' model with these weights, once it is seen to compute the same."""
     import transformers
 
-    visual, text = clip.visual, getattr(clip.model, "text", clip.model)
+    visual: Any = clip.visual
+    text: Any = getattr(clip.model, "text", clip.model)
     siglip = name == "SiglipModel"
-    blocks, patches = (
-        (visual.trunk.blocks, visual.trunk.patch_embed.proj) if siglip else (visual.transformer.resblocks, visual.conv1)
-    )
+    blocks = visual.trunk.blocks if siglip else visual.transformer.resblocks
+    patches = visual.trunk.patch_embed.proj if siglip else visual.conv1
     projection = {"projection_size" if siglip else "projection_dim": clip.embed_dim}
     text_config = {
         **_hf_tower(text.transformer.resblocks),
@@ -202,7 +202,8 @@ def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
 @torch.no_grad()
 def _computed_otherwise(clip: ClipModel, model: Any, tokenizer: Any) -> str:
     """What transformers' model gives other embeddings than the model itself: texts, images or nothing."""
-    original, device, size = clip.model, clip.device, clip.preprocess_cfg["size"]
+    original: Any = clip.model
+    device, size = clip.device, clip.preprocess_cfg["size"]
     height, width = size if isinstance(size, list) else (size, size)
     pixels = torch.linspace(-2, 2, 3 * height * width).reshape(1, 3, height, width)
     inputs = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt")
@@ -244,7 +245,7 @@ def hf_tokenizer(clip: ClipModel) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     ours, length, pad = model_tokenizer(clip), clip.context_length, pad_token(clip)
-    own = _clip_tokenizer() if clip.reads_clip_tokens else getattr(ours, "tokenizer", None)
+    own: Any = _clip_tokenizer() if clip.reads_clip_tokens else getattr(ours, "tokenizer", None)
     if not hasattr(own, "backend_tokenizer"):
         return None
     clean = (clip.model_cfg["text_cfg"].get("tokenizer_kwargs") or {}).get("clean", "whitespace")
@@ -255,11 +256,7 @@ def hf_tokenizer(clip: ClipModel) -> Any:
     steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
     backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
-    backend.no_padding()
     padded = text_tower(clip).padded
-    if padded and own.pad_token:
-        # Libraries that pad to the longest text of a batch respect the multiple.
-        backend.enable_padding(length=length, pad_to_multiple_of=length, pad_id=pad, pad_token=own.pad_token)
     # A class of transformers' for one model would put its own normalizer in the place of this one.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -271,6 +268,11 @@ def hf_tokenizer(clip: ClipModel) -> Any:
     expected = ours(list(EXAMPLES))
     made = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt").input_ids
     same = (made == expected) | ((expected == pad) & (not padded))
+    tokenizer.backend_tokenizer.no_padding()
+    if padded:
+        # Libraries that pad to the longest text of a batch respect the multiple.
+        padding = {"length": length, "pad_to_multiple_of": length, "pad_id": pad, "pad_token": own.pad_token}
+        tokenizer.backend_tokenizer.enable_padding(**padding)
     return tokenizer if bool(same.all()) else None
 
 

@@ -54,7 +54,7 @@ def _coca(text: dict[str, Any], vocabulary: int) -> dict[str, Any]:
 @register_model
 def vit_drawn_siglip(num_classes: int, global_pool: Any, **_: Any) -> VisionTransformer:
     """timm's ``vit_base_patch16_siglip_224`` in small."""
-    sizes = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return VisionTransformer(**sizes, num_classes=num_classes, global_pool=global_pool, class_token=False)
 
 
@@ -168,7 +168,7 @@ def _gemma(folder: Path) -> Path:
         TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
     )
     model = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(pair) for pair in model["merges"]]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
     gemma: Any = GemmaTokenizer(
         vocab=model["vocab"], merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right"
     )
