@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -269,8 +270,11 @@ def _clip_retrieval(clip: ClipModel, images: np.ndarray) -> Any:
     import faiss  # pyright: ignore[reportMissingImports]
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from clip_retrieval import clip_back  # pyright: ignore[reportMissingImports]
 
+    clip_back: Any = import_module("clip_retrieval.clip_back")  # whose package has a function of this name
+    loading: Any = import_module("all_clip.main")
+    loading.load_clip.cache_clear()  # the path is the same for each kind
+    loading.load_clip_without_warmup.cache_clear()
     save_release(clip, Path("my-model"), "card")
     Path("index/metadata").mkdir(parents=True)
     pq.write_table(pa.table({"image_path": [str(n) for n in range(len(images))]}), "index/metadata/0.parquet")
@@ -292,5 +296,6 @@ def _clip_retrieval(clip: ClipModel, images: np.ndarray) -> Any:
         patch.setattr(clip_back.Flask, "run", lambda *_, **__: None)
         clip_back.clip_back(**options)
     service = clip_back.KnnService(**served["KnnService"]["resource_class_kwargs"])
-    hits = service.query(text_input=QUERY, modality="image", num_images=PICTURES, num_result_ids=PICTURES)
+    counts = {"num_images": PICTURES, "num_result_ids": PICTURES}
+    hits = service.query(text_input=QUERY, modality="image", deduplicate=False, **counts)
     return [int(hit["image_path"]) for hit in hits]
