@@ -26,7 +26,7 @@ SHOWN = 10
 """Opt-outs without a row that are named; the JSON names all."""
 LOADED_BY = {
     "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
-    "hf": 'transformers.CLIPModel.from_pretrained("{}")',
+    "hf": 'transformers.AutoModel.from_pretrained("{}")',
     "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
 }
 

@@ -1,7 +1,7 @@
-"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel``, and the text tower as ONNX.
+"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel`` or ``SiglipModel``, and the text tower as ONNX.
 
-open_clip and ``CLIPModel`` describe the same network. They differ in names, in attention's input projections (one
-matrix or three) and in the orientation of the two projections into the shared space.
+open_clip and transformers describe the same networks. They differ in names, in attention's input projections (one
+matrix or three; SigLIP's pooling: two or one) and in the orientation of CLIP's projections into the shared space.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from paraclip_core.captions.tokens import load_byte_pairs
-from paraclip_core.clip.encode import TextTower, model_tokenizer, save_tokenizer, text_tower
+from paraclip_core.clip.encode import TextTower, model_tokenizer, pad_token, save_tokenizer, text_tower
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import CONFIG, WEIGHTS
 from paraclip_core.errors import ModelError, one_line
@@ -30,28 +30,52 @@ HF_NAMES = tuple(
     (re.compile(old), new)
     for old, new in {
         r"^visual\.class_embedding": "vision_model.embeddings.class_embedding",
-        r"^visual\.conv1": "vision_model.embeddings.patch_embedding",
-        r"^visual\.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+        r"^visual\.(conv1|trunk\.patch_embed\.proj)\.": "vision_model.embeddings.patch_embedding.",
+        r"^visual\.(positional_embedding|trunk\.pos_embed)": "vision_model.embeddings.position_embedding.weight",
         r"^visual\.ln_pre": "vision_model.pre_layrnorm",
-        r"^visual\.ln_post": "vision_model.post_layernorm",
-        r"^visual\.transformer\.resblocks": "vision_model.encoder.layers",
+        r"^visual\.(ln_post|trunk\.norm)\.": "vision_model.post_layernorm.",
+        r"^visual\.(transformer\.resblocks|trunk\.blocks)": "vision_model.encoder.layers",
+        r"^visual\.trunk\.attn_pool\.latent": "vision_model.head.probe",
+        r"^visual\.trunk\.attn_pool\.k?[qv]\.": "vision_model.head.attention.in_proj_",
+        r"^visual\.trunk\.attn_pool\.proj": "vision_model.head.attention.out_proj",
+        r"^visual\.trunk\.attn_pool\.norm": "vision_model.head.layernorm",
+        r"^visual\.trunk\.attn_pool\.mlp": "vision_model.head.mlp",
         r"^token_embedding": "text_model.embeddings.token_embedding",
         r"^positional_embedding": "text_model.embeddings.position_embedding.weight",
         r"^ln_final": "text_model.final_layer_norm",
+        r"^text_projection\.": "text_model.head.",
         r"^transformer\.resblocks": "text_model.encoder.layers",
-        r"\.attn\.": ".self_attn.",
-        r"\.ln_([12])": r".layer_norm\1",
+        r"\.attn\.proj\.": ".self_attn.out_proj.",
+        r"\.attn\.(qkv\.)?": ".self_attn.",
+        r"\.(?:ln_|norm)([12])": r".layer_norm\1",
         r"\.mlp\.c_fc": ".mlp.fc1",
         r"\.mlp\.c_proj": ".mlp.fc2",
     }.items()
 )
-"""Parts of open_clip's names and what takes their place."""
+"""Parts of open_clip's and timm's names and what takes their place."""
 PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-_JOINED = re.compile(r"in_proj_(weight|bias)$")
-NO_HF = "cannot be a Hugging Face CLIPModel; export it as open_clip, or its text tower as onnx"
-RESIZE = ("shortest", "squash")
-START_ID, END_ID = 49406, 49407
+_JOINED = re.compile(r"(?<=self_attn\.)(?:in_proj_)?(weight|bias)$")
+HF_PARTS = {
+    "CLIPModel": {
+        "image tower": "VisionTransformer of open_clip",
+        "image pooling": "tok",
+        "text tower": "Transformer of open_clip",
+        "attention mask of texts": "causal",
+        "text pooling": "argmax",
+        "tokenizer": "CLIP's",
+        "resize_mode": "shortest or squash",
+    }
+}
+HF_PARTS["SiglipModel"] = HF_PARTS["CLIPModel"] | {
+    "image tower": "VisionTransformer of timm",
+    "image pooling": "map",
+    "attention mask of texts": "none",
+    "text pooling": "last",
+    "tokenizer": "its own",
+}
+"""What a model must consist of to be one of transformers'."""
 START, END = "<|startoftext|>", "<|endoftext|>"
+EXAMPLES = ("a photo of a dog", "two men on a boat", "Two MEN, a boat &  3 o'clock: “sunny”!")
 
 
 def save_release(clip: ClipModel, folder: Path, card: str) -> None:
@@ -76,90 +100,197 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
 
 
 def save_hf(clip: ClipModel, folder: Path) -> None:
-    """Write a folder that ``transformers.CLIPModel`` and ``CLIPProcessor`` load."""
-    from transformers import CLIPImageProcessor, CLIPProcessor
-    from transformers.utils.logging import disable_progress_bar
+    """Write a folder that transformers' ``AutoModel`` and ``AutoProcessor`` load, and sentence-transformers."""
+    import transformers
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    model, tokenizer = _hf_model(clip), clip_tokenizer(clip)
-    folder.mkdir(parents=True, exist_ok=True)
     disable_progress_bar()  # drawn without a terminal, too
+    set_verbosity_error()  # it warns of the token ids that its own defaults have
+    name = _hf_name(clip)
+    if (tokenizer := hf_tokenizer(clip)) is None:
+        raise _refused(clip, name, "its tokens are others than transformers' tokenizers can make")
+    model = _hf_model(clip, name, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    images = CLIPImageProcessor(**_image_processing(clip))
-    CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+    images = transformers.CLIPImageProcessor(**_image_processing(clip))
+    processor: Any = getattr(transformers, name.replace("Model", "Processor"))
+    _save_hf_tokenizer(processor(image_processor=images, tokenizer=tokenizer), folder)
     # Older versions look for each part's own file.
     images.save_pretrained(folder)
+    module = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
+    ways = {
+        kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in ("text", "image")
+    }
+    how: dict[str, Any] = {"modality_config": ways, "module_output_name": "sentence_embedding"}
+    if text_tower(clip).padded:  # and not to the longest text of a batch, as otherwise
+        how["processing_kwargs"] = {"text": {"padding": "max_length"}}
+    for name, facts in {"modules.json": [module], "sentence_bert_config.json": how}.items():
+        (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
-def _hf_model(clip: ClipModel) -> Any:
-    from transformers import CLIPConfig, CLIPModel
+def _parts(clip: ClipModel) -> dict[str, str]:
+    text: Any = getattr(clip.model, "text", clip.model)
+    trunk = getattr(clip.visual, "trunk", clip.visual)
+    pool = getattr(trunk, "global_pool", getattr(trunk, "pool_type", "another"))
+    fit = clip.preprocess_cfg["resize_mode"]
+    return {
+        "image tower": _whose(trunk),
+        "image pooling": pool if isinstance(pool, str) else "another",
+        "text tower": _whose(getattr(text, "transformer", text)),
+        "attention mask of texts": "none" if getattr(text, "attn_mask", None) is None else "causal",
+        "text pooling": str(getattr(text, "text_pool_type", getattr(text, "pool_type", "another"))),
+        "tokenizer": "CLIP's" if clip.reads_clip_tokens else "its own",
+        "resize_mode": "shortest or squash" if fit in ("shortest", "squash") else fit,
+    }
 
-    vision, text = (clip.model_cfg[part] for part in ("vision_cfg", "text_cfg"))
-    pairs, vision_width = load_byte_pairs(), vision.get("width", 768)
+
+def _whose(module: nn.Module) -> str:
+    return f"{type(module).__name__} of {type(module).__module__.partition('.')[0]}"
+
+
+def _refused(clip: ClipModel, name: str, why: str) -> ModelError:
+    where = "export it as open_clip, or its text tower as onnx"
+    return ModelError(f"{clip.reference} cannot be transformers' {name}: {why}; {where}")
+
+
+def _hf_name(clip: ClipModel) -> str:
+    """The one of transformers' models that consists of the same parts."""
+    parts = _parts(clip)
+    different = {name: [part for part in parts if parts[part] != wants[part]] for name, wants in HF_PARTS.items()}
+    name = min(different, key=lambda name: len(different[name]))
+    if different[name]:
+        says = (f"its {part} is {parts[part]}, {name}'s is {HF_PARTS[name][part]}" for part in different[name])
+        raise _refused(clip, name, "; ".join(says))
+    return name
+
+
+def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
+    """transformers' model with these weights, once it is seen to compute the same."""
+    import transformers
+
+    visual: Any = clip.visual
+    text: Any = getattr(clip.model, "text", clip.model)
+    siglip = name == "SiglipModel"
+    blocks = visual.trunk.blocks if siglip else visual.transformer.resblocks
+    patches = visual.trunk.patch_embed.proj if siglip else visual.conv1
+    projection = {"projection_size" if siglip else "projection_dim": clip.embed_dim}
     text_config = {
-        **_hf_tower(clip, text, text.get("width", 512)),
-        "num_attention_heads": text.get("heads", 8),
+        **_hf_tower(text.transformer.resblocks),
+        **projection,
         "max_position_embeddings": clip.context_length,
-        "vocab_size": text.get("vocab_size", 49408),
-        "bos_token_id": pairs.start,
-        "eos_token_id": pairs.end,
-        "pad_token_id": pairs.end,
+        "vocab_size": text.token_embedding.num_embeddings,
+        **{f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")},
     }
-    vision_config = {
-        **_hf_tower(clip, vision, vision_width),
-        "num_attention_heads": vision_width // vision.get("head_width", 64),
-        "image_size": _square(vision.get("image_size", 224)),
-        "patch_size": _square(vision.get("patch_size", 16)),
-    }
+    vision_config = {**_hf_tower(blocks), "image_size": visual.image_size[0], "patch_size": patches.kernel_size[0]}
+    configuration: Any = getattr(transformers, name.replace("Model", "Config"))
+    config = configuration(text_config=text_config, vision_config=vision_config, **({} if siglip else projection))
     with torch.random.fork_rng(devices=[]):
-        config = CLIPConfig(text_config=text_config, vision_config=vision_config, projection_dim=clip.embed_dim)
-        model: Any = CLIPModel(config)
-    stored = {name: tensor.detach().cpu().float() for name, tensor in clip.model.state_dict().items()}
-    stored["logit_scale"] = stored["logit_scale"].reshape(())
-    stored.pop("logit_bias", None)  # cosines do not depend on it
+        model: Any = getattr(transformers, name)(config)
+    stored = to_hf({name: tensor.detach().cpu().float() for name, tensor in clip.model.state_dict().items()})
+    bias = stored.pop("logit_bias", torch.zeros(()))  # cosines do not depend on it
+    stored |= {"logit_bias": bias.reshape(1), "logit_scale": stored["logit_scale"].reshape(1)} if siglip else {}
     try:
-        model.load_state_dict(to_hf(stored), strict=True)
-        same = clip.preprocess_cfg["resize_mode"] in RESIZE and _computes_alike(clip, model.eval())
+        model.load_state_dict(stored, strict=True)
+        other = _computed_otherwise(clip, model.eval(), tokenizer)
     except (RuntimeError, ValueError) as error:
-        raise ModelError(f"{clip.reference} {NO_HF}: {one_line(error)}") from error
-    if not same:
-        raise ModelError(f"{clip.reference} {NO_HF}: it computes something else with these weights, or sees images so")
+        raise _refused(clip, name, one_line(error)) from error
+    if other:
+        raise _refused(clip, name, f"with the same weights it gives {other} other embeddings")
     return model
 
 
 @torch.no_grad()
-def _computes_alike(clip: ClipModel, model: Any) -> bool:
-    """Whether CLIPModel gives a text and an image the embeddings that the model gives them."""
-    ids = torch.tensor([[START_ID, 320, 1929, 525, 518, 3940, END_ID] + [0] * (clip.context_length - 7)])
-    size = clip.preprocess_cfg["size"]
-    pixels = torch.randn(1, 3, *(size if isinstance(size, list) else (size, size)))
+def _computed_otherwise(clip: ClipModel, model: Any, tokenizer: Any) -> str:
+    """What transformers' model gives other embeddings than the model itself: texts, images or nothing."""
     original: Any = clip.model
-    device = clip.device
-    output = model(input_ids=ids, pixel_values=pixels)
-    text = original.encode_text(ids.to(device), normalize=True).cpu()
-    image = original.encode_image(pixels.to(device), normalize=True).cpu()
-    return torch.allclose(text, output.text_embeds, atol=1e-4) and torch.allclose(image, output.image_embeds, atol=1e-4)
+    device, size = clip.device, clip.preprocess_cfg["size"]
+    height, width = size if isinstance(size, list) else (size, size)
+    pixels = torch.linspace(-2, 2, 3 * height * width).reshape(1, 3, height, width)
+    inputs = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt")
+    theirs = model(**inputs, pixel_values=pixels)
+    texts = original.encode_text(model_tokenizer(clip)(list(EXAMPLES)).to(device), normalize=True)
+    images = original.encode_image(pixels.to(device), normalize=True)
+    pairs = {"texts": (texts, theirs.text_embeds), "images": (images, theirs.image_embeds)}
+    return " and ".join(what for what, (ours, its) in pairs.items() if not torch.allclose(ours.cpu(), its, atol=1e-4))
 
 
-def _hf_tower(clip: ClipModel, tower: dict[str, Any], width: int) -> dict[str, Any]:
-    """What the configurations of both towers have."""
+ACTIVATIONS = {
+    "QuickGELU()": "quick_gelu",
+    "GELU(approximate='tanh')": "gelu_pytorch_tanh",
+    "GELUTanh()": "gelu_pytorch_tanh",
+}
+
+
+def _hf_tower(blocks: Any) -> dict[str, Any]:
+    """What the configurations of all four towers have, read off their blocks."""
+    first = blocks[0]
+    hidden = next(module for module in first.mlp.modules() if isinstance(module, nn.Linear))
+    activations = [ACTIVATIONS[repr(module)] for module in first.mlp.children() if repr(module) in ACTIVATIONS]
     return {
-        "hidden_size": width,
-        "intermediate_size": round(width * tower.get("mlp_ratio", 4.0)),
-        "num_hidden_layers": tower.get("layers", 12),
-        "layer_norm_eps": (tower.get("norm_kwargs") or {}).get("eps", 1e-5),
-        "hidden_act": "quick_gelu" if clip.model_cfg.get("quick_gelu") else "gelu",
-        "projection_dim": clip.embed_dim,
+        "hidden_size": hidden.in_features,
+        "intermediate_size": hidden.out_features,
+        "num_hidden_layers": len(blocks),
+        "num_attention_heads": first.attn.num_heads,
+        "layer_norm_eps": next(module.eps for module in first.modules() if isinstance(module, nn.LayerNorm)),
+        "hidden_act": next(iter(activations), "gelu"),
     }
 
 
-def clip_tokenizer(clip: ClipModel) -> Any:
-    """CLIP's byte pairs as Hugging Face's tokenizer, which gives special tokens other names."""
+def hf_tokenizer(clip: ClipModel) -> Any:
+    """The model's tokenizer as one of transformers, with open_clip's cleaning inside; None where that gives other ids.
+
+    HTML entities, and what ftfy repairs besides curly quotes, are left to the caller.
+    """
+    from tokenizers import Regex, Tokenizer, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    ours, length, pad = model_tokenizer(clip), clip.context_length, pad_token(clip)
+    own: Any = _clip_tokenizer() if clip.reads_clip_tokens else getattr(ours, "tokenizer", None)
+    if not hasattr(own, "backend_tokenizer"):
+        return None
+    clean = (clip.model_cfg["text_cfg"].get("tokenizer_kwargs") or {}).get("clean", "whitespace")
+    steps = [normalizers.NFC(), normalizers.Replace(Regex("[ʼ‘-‛]"), "'"), normalizers.Replace(Regex("[“-‟]"), '"')]
+    if clean == "canonicalize":
+        steps += [normalizers.Replace("_", " "), normalizers.Replace(Regex(r"[!-/:-@\[-`{-~]"), "")]
+    steps += [normalizers.Lowercase()] if clean in ("canonicalize", "lower") else []
+    steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
+    backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
+    padded = text_tower(clip).padded
+    # A class of transformers' for one model would put its own normalizer in the place of this one.
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=length,
+        model_input_names=["input_ids"] if padded else ["input_ids", "attention_mask"],
+        padding_side=own.padding_side,
+        **own.special_tokens_map,
+    )
+    expected = ours(list(EXAMPLES))
+    made = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    same = (made == expected) | ((expected == pad) & (not padded))
+    tokenizer.backend_tokenizer.no_padding()
+    if padded:
+        # Libraries that pad to the longest text of a batch respect the multiple.
+        padding = {"length": length, "pad_to_multiple_of": length, "pad_id": pad, "pad_token": own.pad_token}
+        tokenizer.backend_tokenizer.enable_padding(**padding)
+    return tokenizer if bool(same.all()) else None
+
+
+def _clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     pairs = load_byte_pairs()
-    names = {pairs.start: START, pairs.end: END}
+    names = {pairs.start: START, pairs.end: END}  # which Hugging Face names otherwise
     vocabulary = {names.get(number, symbol): number for symbol, number in pairs.ids.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs.merges, model_max_length=clip.context_length)  # pyright: ignore[reportArgumentType]
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs.merges)  # pyright: ignore[reportArgumentType]
+
+
+def _save_hf_tokenizer(part: Any, folder: Path) -> None:
+    part.save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    # The name that transformers has had for years, in place of version 5's.
+    config = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
 
 def _image_processing(clip: ClipModel) -> dict[str, Any]:
@@ -178,12 +309,8 @@ def _image_processing(clip: ClipModel) -> dict[str, Any]:
     }
 
 
-def _square(size: Any) -> int:
-    return int(size if isinstance(size, int) else size[0])
-
-
 def to_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An open_clip state dict (``CLIP``, or ``CustomTextCLIP`` with CLIP's text tower) under ``CLIPModel``'s names."""
+    """An open_clip state dict (``CLIP``, or ``CustomTextCLIP`` with its own text tower) under transformers' names."""
     renamed: dict[str, torch.Tensor] = {}
     for stored, tensor in tensors.items():
         name = stored.removeprefix("text.")
@@ -195,17 +322,17 @@ def to_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if _JOINED.search(name):
             for key, part in zip("qkv", tensor.chunk(3), strict=True):
                 renamed[_JOINED.sub(rf"{key}_proj.\1", name)] = part.contiguous()
+        elif name in renamed:  # pooling's query and key-value projections, in this order
+            renamed[name] = torch.cat([renamed[name], tensor])
         else:
-            renamed[name] = tensor
+            renamed[name] = tensor.squeeze(0) if stored == "visual.trunk.pos_embed" else tensor
     return renamed
 
 
 ONNX_FILE = "text_model.onnx"
 ONNX_TEXTS = "text_model.json"
-CLIP_TOKENS = "CLIP's byte pairs"
 NEEDED = ("onnx", "onnxscript")
 PROTOBUF_BYTES = 1_900_000_000
-EXAMPLES = ("a photo of a dog", "two men on a boat")
 
 
 def save_onnx(clip: ClipModel, folder: Path) -> None:
@@ -217,7 +344,7 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         raise ModelError(f"ONNX needs {' and '.join(absent)}; run: pip install 'paraclip[export]'")
     folder.mkdir(parents=True, exist_ok=True)
-    tower = text_tower(clip)
+    tower, tokenizer = text_tower(clip), hf_tokenizer(clip)
     shortest = clip.context_length if tower.padded else 2
     ids = model_tokenizer(clip)(list(EXAMPLES))
     length: dict[int, Any] = {}
@@ -232,11 +359,11 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
         "context_length": clip.context_length,
         "shortest_length": shortest,
         "pad_token_id": tower.pad,
-        "tokenizer": CLIP_TOKENS if clip.reads_clip_tokens else "the tokenizer files in this folder",
+        "tokenizer": "the tokenizer files in this folder" if tokenizer else "open_clip's",
     }
     (folder / ONNX_TEXTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
-    if clip.model_cfg["text_cfg"].get("hf_tokenizer_name"):
-        save_tokenizer(clip, folder)
+    if tokenizer:
+        _save_hf_tokenizer(tokenizer, folder)
 
 
 class _Texts(nn.Module):

@@ -18,14 +18,19 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:PATH_OF_
 model.eval()  # open_clip gives it ready for training, where an image's embedding can depend on its batch
 tokenizer = open_clip.get_tokenizer("local-dir:PATH_OF_THIS_FOLDER")
 """,
-    "hf": """from transformers import CLIPModel, CLIPProcessor
+    "hf": """from transformers import AutoModel, AutoProcessor
 
-model = CLIPModel.from_pretrained("PATH_OF_THIS_FOLDER")
-processor = CLIPProcessor.from_pretrained("PATH_OF_THIS_FOLDER")
+model = AutoModel.from_pretrained("PATH_OF_THIS_FOLDER")
+processor = AutoProcessor.from_pretrained("PATH_OF_THIS_FOLDER")
+# SigLIP reads its padding, so texts are padded to the whole context.
+inputs = processor(text=["a dog on a beach"], padding="max_length", truncation=True, return_tensors="pt")
+vectors = model.get_text_features(**inputs).pooler_output
 """,
     "onnx": """import onnxruntime
+from transformers import AutoTokenizer
 
-ids = ...  # int64 [batch, length], by the tokenizer that text_model.json names
+tokenizer = AutoTokenizer.from_pretrained("PATH_OF_THIS_FOLDER")
+ids = tokenizer(["a dog on a beach"], padding="max_length", truncation=True, return_tensors="np").input_ids
 session = onnxruntime.InferenceSession("PATH_OF_THIS_FOLDER/text_model.onnx")
 (vectors,) = session.run(None, {"input_ids": ids})
 """,

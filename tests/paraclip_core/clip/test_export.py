@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from paraclip_core.clip.encode import encode_images, encode_texts, image_transform, model_tokenizer
+from paraclip_core.clip.encode import encode_images, encode_texts, image_transform, model_tokenizer, pad_token
 from paraclip_core.clip.export import ONNX_FILE, ONNX_TEXTS, save_hf, save_onnx, save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.load import embedded_clip, load_clip
@@ -24,9 +25,16 @@ from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError
 
 Tiny = Callable[..., ClipModel]
-TEXTS = ["a dog on a beach", "two men & a boat, 3 o'clock", "A", "word " * 100, "naïve café ❤ photo"]
-
-
+TEXTS = [
+    "a dog on a beach",
+    "two men & a boat, 3 o'clock",
+    "A",
+    "word " * 100,
+    "naïve café ❤ photo",
+    "it’s  “Fun”, A_dog",
+]
+SIGLIP_PREPROCESS = {"resize_mode": "squash", "mean": [0.5] * 3, "std": [0.5] * 3}
+PAGE = Path(__file__).parents[3] / "docs/serving-elsewhere.md"
 SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -36,53 +44,65 @@ def _picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(values.astype(np.uint8))
 
 
-@pytest.mark.parametrize("extra", [{"quick_gelu": True}, {"custom_text": True}])
-def test_transformers_loads_a_clip_model(extra: dict[str, Any], tiny: Tiny, tmp_path: Path) -> None:
-    from transformers import CLIPModel, CLIPProcessor
+@pytest.fixture
+def clip(kind: str, tiny: Tiny, towers: Any, tmp_path: Path) -> ClipModel:
+    """A model of a kind, with the image preprocessing of its family."""
+    if kind == "embedded":
+        return embedded_clip(SMALL)
+    if kind in ("quick_gelu", "custom_text"):
+        return tiny(**{kind: True})
+    clip = towers.model_of(kind, tmp_path)
+    clip.preprocess_cfg |= SIGLIP_PREPROCESS if kind.startswith("siglip") else {}
+    return clip
 
-    clip = tiny(**extra)
+
+def recipe(heading: str) -> str:
+    """The code of a section of docs/serving-elsewhere.md."""
+    return (
+        PAGE.read_text("utf-8")
+        .partition(f"## {heading}\n")[2]
+        .partition("```")[2]
+        .partition("\n")[2]
+        .partition("```")[0]
+    )
+
+
+@pytest.mark.parametrize("kind", ["quick_gelu", "custom_text", "siglip", "siglip2"])
+def test_transformers_loads_a_model(clip: ClipModel, kind: str, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoProcessor
+
     save_hf(clip, tmp_path)
-    model: Any = CLIPModel.from_pretrained(tmp_path)
-    processor: Any = CLIPProcessor.from_pretrained(tmp_path)
+    model: Any = AutoModel.from_pretrained(tmp_path)
+    processor: Any = AutoProcessor.from_pretrained(tmp_path)
+    assert type(model).__name__ == ("SiglipModel" if kind.startswith("siglip") else "CLIPModel")
     images = [_picture(50, 40), _picture(32, 90)]
-    inputs = processor(text=TEXTS, images=images, return_tensors="pt", padding=True, truncation=True)
-    assert torch.equal(inputs["input_ids"][0, :7], model_tokenizer(clip)(TEXTS)[0, :7])
+    inputs = processor(text=TEXTS, images=images, return_tensors="pt", padding="max_length", truncation=True)
+    own = model_tokenizer(clip)(TEXTS)
+    # transformers pads CLIP's texts with the end token, after the token that is read.
+    assert torch.equal(inputs["input_ids"][own != pad_token(clip)], own[own != pad_token(clip)])
     # The processor's own scaling rounds grey levels.
-    own = torch.stack([image_transform(clip)(image) for image in images])
-    assert (inputs["pixel_values"] - own).abs().max() < 0.05
-    inputs["pixel_values"] = own
+    pixels = torch.stack([image_transform(clip)(image) for image in images])
+    assert (inputs["pixel_values"] - pixels).abs().max() < 0.05
+    inputs["pixel_values"] = pixels
     with torch.no_grad():
         output = model(**inputs)
-        expected = F.normalize(clip.model.encode_image(own), dim=-1)  # type: ignore[operator]
+        expected = F.normalize(clip.model.encode_image(pixels), dim=-1)  # type: ignore[operator]
     np.testing.assert_allclose(output.text_embeds.numpy(), encode_texts(clip, TEXTS), atol=1e-5)
     torch.testing.assert_close(output.image_embeds, expected, atol=1e-5, rtol=0)
     assert model.logit_scale == clip.model.logit_scale
-
-
-def test_sentence_transformers_loads_a_model(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = pytest.importorskip("sentence_transformers", reason="sentence-transformers is not installed")
-    clip = tiny(quick_gelu=True)
-    save_hf(clip, tmp_path / "my-hf")
-    monkeypatch.chdir(tmp_path)
-    exec(recipe("sentence-transformers"), {})
-    model = library.SentenceTransformer("my-sentence-transformer", device="cpu")
-    texts = model.encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(texts, encode_texts(clip, TEXTS), atol=1e-5)
-    picture = _picture(32, 32)
-    images = model.encode([picture], normalize_embeddings=True)
-    np.testing.assert_allclose(images, encode_images(clip, [picture]).astype(np.float32), atol=2e-3)
+    assert kind not in ("siglip", "siglip2") or model.logit_bias == clip.model.logit_bias
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["roberta", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("clip-quickgelu", "siglip"))]
+    "kind", ["siglip2", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("clip-quickgelu", "siglip", "roberta"))]
 )
-def test_onnxruntime_runs_the_text_tower(kind: str, towers: Any, tmp_path: Path) -> None:
+def test_onnxruntime_runs_the_text_tower(clip: ClipModel, kind: str, towers: Any, tmp_path: Path) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed, reason=f"{needed} is not installed")
     import onnxruntime
+    from transformers import AutoTokenizer
 
-    clip = towers.model_of(kind, tmp_path)
     save_onnx(clip, tmp_path / "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_FILE)
     facts = json.loads((tmp_path / "onnx" / ONNX_TEXTS).read_text())
@@ -91,11 +111,13 @@ def test_onnxruntime_runs_the_text_tower(kind: str, towers: Any, tmp_path: Path)
     assert np.abs(session.run(None, {"input_ids": ids})[0] - expected).max() <= 1e-5
     # One text alone, cut to what the facts say that it needs.
     length = int((ids[1] != facts["pad_token_id"]).sum())
-    if kind == "siglip":
+    if kind.startswith("siglip"):
         length = facts["shortest_length"]
     alone = session.run(None, {"input_ids": ids[1:2, :length]})[0]
     assert np.abs(alone - expected[1:2]).max() <= 1e-5
-    assert (tmp_path / "onnx" / "tokenizer.json").is_file() == (kind in ("roberta", "siglip"))
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "onnx")
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="np").input_ids
+    assert np.abs(session.run(None, {"input_ids": ids})[0] - encode_texts(clip, TEXTS)).max() <= 1e-5
 
 
 def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,22 +126,29 @@ def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pyte
         save_onnx(tiny(), tmp_path)
 
 
-def test_what_clip_model_does_not_have_is_refused(tiny: Tiny, towers: Any, tmp_path: Path) -> None:
+def test_what_transformers_does_not_have_is_refused(tiny: Tiny, towers: Any, tmp_path: Path) -> None:
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    longest = tiny()
+    longest, tanh = tiny(), towers.model_of("siglip2", tmp_path)
     longest.preprocess_cfg["resize_mode"] = "longest"
-    cases = [embedded_clip(SMALL), tiny({"no_causal_mask": True}, custom_text=True), longest]
-    cases += [tiny(vision_cfg={**vision, "no_ln_pre": True})]
-    cases += [towers.model_of(kind, tmp_path) for kind in ("roberta", "siglip", "coca")]
-    for clip in cases:
-        with pytest.raises(ModelError, match="export it as open_clip"):
+    tanh.visual.trunk.blocks[1].mlp.act = torch.nn.SiLU()
+    cases = {
+        "image tower is EfficientNet of timm, CLIPModel's is VisionTransformer of open_clip": embedded_clip(SMALL),
+        "mask of texts is none, CLIPModel's is causal": tiny({"no_causal_mask": True}, custom_text=True),
+        "resize_mode is longest, CLIPModel's is shortest or squash": longest,
+        "Missing key.*pre_layrnorm": tiny(vision_cfg={**vision, "no_ln_pre": True}),
+        "text tower is RobertaModel of transformers": towers.model_of("roberta", tmp_path),
+        "image tower is VisionTransformer of open_clip, SiglipModel's is": towers.model_of("clipa", tmp_path),
+        "its tokens are others": towers.model_of("coca", tmp_path),
+        "with the same weights it gives images other embeddings": tanh,
+    }
+    for reason, clip in cases.items():
+        with pytest.raises(ModelError, match=rf"(?s){reason}.*export it as open_clip"):
             save_hf(clip, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["embedded", "quick-gelu", "custom-text"])
-def test_stock_open_clip_loads_a_release(tiny: Tiny, kind: str, tmp_path: Path, data_root: Path) -> None:
-    clip = embedded_clip(SMALL) if kind == "embedded" else tiny(**{kind.replace("-", "_"): True})
+@pytest.mark.parametrize("kind", ["embedded", "quick_gelu", "custom_text"])
+def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_root: Path) -> None:
     for name in ("a", "b"):
         save_release(clip, tmp_path / name, "# A card\n")
     with ImageArchive(data_root / "flickr8k/images_128.tar") as archive:
@@ -154,25 +183,17 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
     assert not (tmp_path / "m" / WEIGHTS).exists()
 
 
-def recipe(heading: str) -> str:
-    """The Python of a section of docs/tuned-model.md."""
-    section = (Path(__file__).parents[3] / "docs/tuned-model.md").read_text("utf-8").partition(f"## {heading}\n")[2]
-    return section.partition("```python\n")[2].partition("```")[0]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["quick-gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("embedded", "siglip", "roberta"))]
+    "kind", ["quick_gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("embedded", "siglip2", "roberta"))]
 )
-def test_recipes_give_the_models_queries(
-    kind: str, towers: Any, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_onnx_recipes_give_the_models_queries(
+    clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed)
     import onnxruntime
 
-    models = {"quick-gelu": lambda: tiny(quick_gelu=True), "embedded": lambda: embedded_clip(SMALL)}
-    clip = models.get(kind, lambda: towers.model_of(kind, tmp_path))()
     save_release(clip, tmp_path / "my-model", "card")
     save_onnx(clip, tmp_path / "my-onnx")
     monkeypatch.chdir(tmp_path)
@@ -180,7 +201,7 @@ def test_recipes_give_the_models_queries(
         warnings.simplefilter("ignore")  # of the exporter about itself
         exec(recipe("Immich"), {})
     exec(recipe("The text tower in int8"), {})
-    texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind == "siglip" else 60)]
+    texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind == "siglip2" else 60)]
     rows = [row[None] for row in model_tokenizer(clip)(texts).numpy()]
     immich: Any = onnxruntime.InferenceSession("model.onnx")
     vectors = np.concatenate([immich.run(None, {"text": row.astype(np.int32)})[0] for row in rows])
@@ -189,3 +210,92 @@ def test_recipes_give_the_models_queries(
     int8: Any = onnxruntime.InferenceSession("my-onnx/text_model_int8.onnx")
     rough = np.concatenate([int8.run(None, {"input_ids": row})[0] for row in rows])
     assert (rough * expected).sum(axis=1).mean() > 0.98 and not np.array_equal(rough, vectors)
+
+
+QUERY = "a dog on a beach"
+PICTURES = 6
+
+
+def _ranking(clip: ClipModel, images: np.ndarray) -> list[int]:
+    return np.argsort(-(images @ encode_texts(clip, [QUERY])[0])).tolist()
+
+
+@pytest.mark.filterwarnings("ignore")  # of these libraries
+@pytest.mark.parametrize("kind", ["clip", "siglip2"])
+@pytest.mark.parametrize("library", ["sentence_transformers", "fastembed", "lancedb", "clip_retrieval"])
+def test_other_software_searches_the_same_index(
+    library: str, clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    noise = np.random.default_rng(0).integers(0, 256, (PICTURES, 32, 32, 3), np.uint8)
+    images = encode_images(clip, [Image.fromarray(picture) for picture in noise]).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", clip.model_cfg)  # as the page names it
+    found = globals()[f"_{library}"](clip, images)
+    if isinstance(found, np.ndarray):
+        np.testing.assert_allclose(found, encode_texts(clip, [QUERY]), atol=1e-5)
+        found = np.argsort(-(images @ found[0])).tolist()
+    assert found == _ranking(clip, images)
+
+
+def _sentence_transformers(clip: ClipModel, images: np.ndarray) -> Any:
+    save_hf(clip, Path("my-hf"))
+    exec(recipe("sentence-transformers"), found := {})
+    own = found["model"].encode([picture := _picture(32, 32)], normalize_embeddings=True)
+    np.testing.assert_allclose(own, encode_images(clip, [picture]).astype(np.float32), atol=2e-3)
+    return found["queries"]
+
+
+def _fastembed(clip: ClipModel, images: np.ndarray) -> Any:
+    from fastembed.text.custom_text_embedding import CustomTextEmbedding  # pyright: ignore[reportMissingImports]
+
+    CustomTextEmbedding.SUPPORTED_MODELS.clear()
+    save_onnx(clip, Path("my-onnx"))
+    exec(recipe("FastEmbed"), found := {})
+    return np.stack(found["queries"])
+
+
+def _lancedb(clip: ClipModel, images: np.ndarray) -> Any:
+    import lancedb  # pyright: ignore[reportMissingImports]
+
+    save_release(clip, Path("my-model"), "card")
+    rows = [{"number": number, "vector": vector} for number, vector in enumerate(images)]
+    lancedb.connect("my-lancedb").create_table("images", rows)
+    exec(recipe("LanceDB"), found := {})
+    return [hit["number"] for hit in found["hits"]]
+
+
+def _clip_retrieval(clip: ClipModel, images: np.ndarray) -> Any:
+    import faiss  # pyright: ignore[reportMissingImports]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    clip_back: Any = import_module("clip_retrieval.clip_back")  # whose package has a function of this name
+    loading: Any = import_module("all_clip.main")
+    loading.load_clip.cache_clear()  # the path is the same for each kind
+    loading.load_clip_without_warmup.cache_clear()
+    save_release(clip, Path("my-model"), "card")
+    Path("index/metadata").mkdir(parents=True)
+    pq.write_table(pa.table({"image_path": [str(n) for n in range(len(images))]}), "index/metadata/0.parquet")
+    index = faiss.IndexFlatIP(images.shape[1])
+    index.add(images)
+    faiss.write_index(index, "index/image.index")
+    Path("indices_paths.json").write_text(json.dumps({"mine": "index"}))
+    # The command of the page, up to where it opens a port.
+    served: dict[str, Any] = {}
+    words = recipe("clip-retrieval").replace("\\\n", " ").split()[2:]
+    options = {
+        name.removeprefix("--"): {"False": False}.get(value, value)
+        for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            clip_back.Api, "add_resource", lambda _, kind, *__, **given: served.update({kind.__name__: given})
+        )
+        patch.setattr(clip_back.Flask, "run", lambda *_, **__: None)
+        clip_back.clip_back(**options)
+    service = clip_back.KnnService(**served["KnnService"]["resource_class_kwargs"])
+    counts = {"num_images": PICTURES, "num_result_ids": PICTURES}
+    hits = service.query(text_input=QUERY, modality="image", deduplicate=False, **counts)
+    return [int(hit["image_path"]) for hit in hits]

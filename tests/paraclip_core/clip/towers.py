@@ -10,7 +10,9 @@ from typing import Any
 import open_clip
 import torch
 from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from paraclip_core.clip.model import ClipModel
 
@@ -27,14 +29,6 @@ TEXTS = [
 VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
 SMALL = {"context_length": 32, "vocab_size": 400, "width": 64, "heads": 2, "layers": 2}
-SIGLIP = {
-    **SMALL,
-    "no_causal_mask": True,
-    "proj_bias": True,
-    "pool_type": "last",
-    "norm_kwargs": {"eps": 1e-6},
-    "tokenizer_kwargs": {"clean": "canonicalize"},
-}
 HF = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 400}
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 400}
 M2M = {
@@ -57,9 +51,19 @@ def _coca(text: dict[str, Any], vocabulary: int) -> dict[str, Any]:
     }
 
 
-def _siglip(tokenizer: str, **more: Any) -> dict[str, Any]:
-    text = {**SIGLIP, "hf_tokenizer_name": tokenizer, **more}
-    return {"text_cfg": text, "custom_text": True, "init_logit_bias": -10}
+@register_model
+def vit_drawn_siglip(num_classes: int, global_pool: Any, **_: Any) -> VisionTransformer:
+    """timm's ``vit_base_patch16_siglip_224`` in small."""
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return VisionTransformer(**sizes, num_classes=num_classes, global_pool=global_pool, class_token=False)
+
+
+def _siglip(name: str, tokenizer: str) -> dict[str, Any]:
+    """open_clip's own configuration in small."""
+    config: Any = open_clip.get_model_config(name)
+    config["text_cfg"] |= {**SMALL, "hf_tokenizer_name": tokenizer}
+    config["vision_cfg"] |= {"timm_model_name": "vit_drawn_siglip", "image_size": 32}
+    return config | {"embed_dim": 32}
 
 
 CLIPA = {**SMALL, "no_causal_mask": True, "pool_type": "last", "hf_tokenizer_name": "bert"}
@@ -78,8 +82,8 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "mt5": (False, _hf("mt5")),
     "nllb": (False, _hf("m2m_100", "cls_pooler", hf_proj_type="linear")),
     "coca-roberta": (False, _coca({"hf_model_name": "roberta", "hf_proj_type": "linear"}, 400)),
-    "siglip": (True, _siglip("siglip")),
-    "siglip2": (True, _siglip("bert", act_kwargs={"approximate": "tanh"})),
+    "siglip": (True, _siglip("ViT-B-16-SigLIP", "siglip")),
+    "siglip2": (True, _siglip("ViT-B-16-SigLIP2", "gemma")),
     "clipa": (True, {"text_cfg": {**CLIPA, "tokenizer_kwargs": {"strip_sep_token": True}}}),
     "mobileclip-s": (True, {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
 }
@@ -131,6 +135,8 @@ def _tokenizer(name: str, folder: Path) -> Path:
     """Byte-level BPE with the special tokens of a family: where padding, start and end have their ids."""
     from transformers import PreTrainedTokenizerFast
 
+    if name == "gemma":
+        return _gemma(folder)
     start, pad, end, others = {
         "bert": ("[CLS]", "[PAD]", "[SEP]", ["[PAD]", "[CLS]", "[SEP]"]),
         "t5": (None, "<pad>", "</s>", ["<pad>", "</s>", "<unk>"]),
@@ -149,3 +155,22 @@ def _tokenizer(name: str, folder: Path) -> Path:
     fast: Any = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{k: v for k, v in names.items() if v})
     fast.save_pretrained(folder / f"tokenizer-{name}")
     return folder / f"tokenizer-{name}"
+
+
+def _gemma(folder: Path) -> Path:
+    """SigLIP 2's: BPE with byte fallback and an end token."""
+    from transformers import GemmaTokenizer
+
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    )
+    model = json.loads(tokenizer.to_str())["model"]
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    gemma: Any = GemmaTokenizer(
+        vocab=model["vocab"], merges=merges, add_bos_token=False, add_eos_token=True, padding_side="right"
+    )
+    gemma.save_pretrained(folder / "tokenizer-gemma")
+    return folder / "tokenizer-gemma"
