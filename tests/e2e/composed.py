@@ -97,7 +97,7 @@ class Compose(Api):
     def until(self, run: str, states: Sequence[str], seconds: float) -> float:
         """Wait for one of these states; how long it took."""
         start = time.monotonic()
-        eventually(lambda: self._state(run) in states, f"not {states} but {self._state(run)}", seconds)
+        eventually(lambda: self._state(run) in states, lambda: f"not {states} but {self._state(run)}", seconds)
         return time.monotonic() - start
 
     def _state(self, run: str) -> str:

@@ -9,10 +9,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def eventually(what: Callable[[], T], message: str = "it never happened", seconds: float = 500) -> T:
-    """What `what` gives as soon as it gives anything."""
+def eventually(
+    what: Callable[[], T], message: str | Callable[[], str] = "it never happened", seconds: float = 500
+) -> T:
+    """What `what` gives as soon as it gives anything; `message` may be made when it is needed."""
     end = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < end, message
+        assert time.monotonic() < end, message() if callable(message) else message
         time.sleep(0.1)
     return found
