@@ -10,6 +10,7 @@ from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
 
+
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
     return ("ingest", "paraphrase_2", "features", *base_inputs(settings))
 

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,14 +27,14 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     And `sigmoid`, for a base with a logit bias.
     """
     assert two(folder / "undisturbed", options) == [0, 0]
-    assert two(folder / "sigmoid", options, base=SIGMOID) == [0, 0]
+    assert two(folder / "sigmoid", options, **SIGMOID) == [0, 0]
     assert two(folder / "killed", options, die=6)[0] == -signal.SIGKILL
     shutil.copytree(folder / "killed", folder / "again")
     # Of these only the first one reads the checkpoint.
     assert two(folder / "again", options) == [0, 0]
 
 
-def two(folder: Path, options: dict[str, Any], die: int = 0, base: Mapping[str, Any] = MappingProxyType({})) -> list[int]:
+def two(folder: Path, options: dict[str, Any], die: int = 0, **base: Any) -> list[int]:
     """Train in two processes, as torchrun starts them; how each ended. Where one fails, the other is ended."""
     folder.mkdir(exist_ok=True)
     with socket.socket() as free:
