@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModel, AutoTokenizer
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.tasks.stages.training import FINETUNE
 from paraclip.tasks.training.data import STORED, tokens_for
 from paraclip_core.clip.encode import encode_texts, shortened, tokenize
-from paraclip_core.clip.export import save_release
+from paraclip_core.clip.export import save_hf, save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.ragged import Ragged
@@ -34,23 +36,24 @@ TEXTS = ["a red dog", "hound, red", "word " * 90]
 
 @pytest.fixture
 def towers() -> Any:
-    """The module that makes small models of every kind."""
-    spec = importlib.util.spec_from_file_location("towers_of_clip", TOWERS)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The module that makes small models of every kind, once in a process: timm remembers the models it registers."""
+    if "towers" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("towers", TOWERS)
+        assert spec is not None and spec.loader is not None
+        sys.modules["towers"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["towers"])
+    return sys.modules["towers"]
 
 
 @pytest.fixture
-def make(towers: Any, tmp_path: Path) -> Callable[[str], ClipModel]:
+def make(towers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ClipModel]:
     """A base of a kind, as a release folder."""
 
     def build(kind: str) -> ClipModel:
         folder = tmp_path / kind
         folder.mkdir()
         if kind == "xlm-roberta":
-            towers.HF = {**towers.HF, "vocab_size": 70_000}
+            monkeypatch.setattr(towers, "HF", {**towers.HF, "vocab_size": 70_000})
         save_release(towers.model_of(kind, folder), folder / "release", "card")
         return load_clip(str(folder / "release"))
 
@@ -65,13 +68,14 @@ def _features_of(clip: ClipModel, features: Artifact, store: ArtifactStore) -> A
         return store.commit(draft, {"image_tower_hash": image_tower_hash(clip)}, 0.0)
 
 
-@pytest.mark.parametrize("kind", ["roberta", "coca", "siglip"])
+@pytest.mark.parametrize("kind", ["roberta", "coca", "siglip2"])
 def test_it_is_tuned_and_released(
     kind: str,
     make: Callable[[str], ClipModel],
     run_stage: RunStage,
     sources: dict[str, Artifact],
     store: ArtifactStore,
+    tmp_path: Path,
 ) -> None:
     base = make(kind)
     inputs = {**sources, "features": _features_of(base, sources["features"], store)}
@@ -91,6 +95,15 @@ def test_it_is_tuned_and_released(
     for name in ("logit_bias", "text_decoder.text_projection"):
         if name in base.model.state_dict():
             assert torch.equal(tuned.model.state_dict()[name], base.model.state_dict()[name])
+    card = (made.path / "release/README.md").read_text()
+    assert ("pairwise sigmoid" in card) == base.sigmoid == (kind == "siglip2")
+    if base.sigmoid:
+        save_hf(tuned, tmp_path / "hf")
+        tokens = AutoTokenizer.from_pretrained(tmp_path / "hf")(TEXTS, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            features: Any = AutoModel.from_pretrained(tmp_path / "hf").get_text_features(**tokens)
+        queries = torch.nn.functional.normalize(features.pooler_output, dim=-1)
+        np.testing.assert_allclose(queries.numpy(), encode_texts(tuned, TEXTS), atol=1e-5)
 
 
 def test_which_tokens_a_model_gets(make: Callable[[str], ClipModel]) -> None:
