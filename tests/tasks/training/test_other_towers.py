@@ -99,7 +99,9 @@ def test_it_is_tuned_and_released(
     assert ("pairwise sigmoid" in card) == base.sigmoid == (kind == "siglip2")
     if base.sigmoid:
         save_hf(tuned, tmp_path / "hf")
-        tokens = AutoTokenizer.from_pretrained(tmp_path / "hf")(TEXTS, truncation=True, return_tensors="pt")
+        tokens = AutoTokenizer.from_pretrained(tmp_path / "hf")(
+            TEXTS, padding="max_length", truncation=True, return_tensors="pt"
+        )
         with torch.no_grad():
             features: Any = AutoModel.from_pretrained(tmp_path / "hf").get_text_features(**tokens)
         queries = torch.nn.functional.normalize(features.pooler_output, dim=-1)
