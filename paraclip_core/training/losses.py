@@ -338,7 +338,7 @@ class Objective:
             The loss, and each term without its weight, by name; scalars without history, the same in every process.
         """
         clip, anchor = self.clip, self.anchor
-        scale, bias = (getattr(clip.model, name, None) for name in LOGITS)
+        scale, bias = clip.model.get_parameter("logit_scale"), getattr(clip.model, "logit_bias", None)
         # Gradients of scale and bias come from the whole batch.
         tower = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
         cached = partial(

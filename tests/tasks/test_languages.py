@@ -141,8 +141,7 @@ def test_captions_in_their_own_language_from_plan_to_report(
     kept = {row[0]: row for row in texts if row[0] in {*train} - bad[0] - bad[1]}
     assert {row["caption"]: (row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows} == kept
     assert len(openai_server.asked) == len(train) + len(kept)
-    for name in list(HERE)[list(HERE).index("paraphrase_2") + 1 :]:
-        if name in Run(settings).nodes:
-            report = made(name, settings)
+    later = [name for name in list(HERE)[list(HERE).index("paraphrase_2") + 1 :] if name in Run(settings).nodes]
+    report = [made(name, settings) for name in later][-1]
     page = (report.path / "report.html").read_text("utf-8")
     assert "mean recall@de" in page and "mean recall@zh" in page

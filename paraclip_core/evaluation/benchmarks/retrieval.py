@@ -49,7 +49,10 @@ def load(source: Source) -> Task:
         captions, pool = captioned_images(source)
         by_language = {language: captions}
     else:
-        by_language = {name: Captions(*zip(*pairs, strict=True), "all") for name, pairs in spoken.items()}
+        by_language = {
+            name: Captions([image for image, _ in pairs], [text for _, text in pairs], "all")
+            for name, pairs in spoken.items()
+        }
         pool = pool_of(source.path, [image for pairs in spoken.values() for image, _ in pairs], source.images)
     for captions in by_language.values():
         pool.check_queries(captions.image_ids)

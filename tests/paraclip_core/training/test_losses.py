@@ -120,7 +120,8 @@ def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(chunk_rows: int) ->
         return [tensor.requires_grad_() for tensor in (made["image"], made["caption"], *scalars)]
 
     ours, theirs = inputs(), inputs()
-    loss = pairwise_sigmoid(*ours, chunk_rows=chunk_rows)
+    first, second, scale, bias = ours
+    loss = pairwise_sigmoid(first, second, scale, bias, chunk_rows=chunk_rows)
     expected = SigLipLoss()(*theirs)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     (3 * loss).backward()

@@ -27,7 +27,7 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     And `sigmoid`, for a base with a logit bias.
     """
     assert two(folder / "undisturbed", options) == [0, 0]
-    assert two(folder / "sigmoid", options, **SIGMOID) == [0, 0]
+    assert two(folder / "sigmoid", options, 0, **SIGMOID) == [0, 0]
     assert two(folder / "killed", options, die=6)[0] == -signal.SIGKILL
     shutil.copytree(folder / "killed", folder / "again")
     # Of these only the first one reads the checkpoint.
