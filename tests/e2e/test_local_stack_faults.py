@@ -50,7 +50,7 @@ def pids(root: Path) -> dict[str, int]:
 
 def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    with stack(root, tmp_path, images=4_000) as api:
+    with stack(root, tmp_path, images=10_000) as api:
         run = api.run_deployment("scenes")
         (child,) = eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
         before = pids(root)
