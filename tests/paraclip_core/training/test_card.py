@@ -96,7 +96,7 @@ def test_it_says_which_figures_are_better_when_lower() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "library", "call"),
-    [("hf", "transformers", "CLIPModel.from_pretrained"), ("onnx", "onnx", "onnxruntime.InferenceSession")],
+    [("hf", "transformers", "AutoModel.from_pretrained"), ("onnx", "onnx", "onnxruntime.InferenceSession")],
 )
 def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: str) -> None:
     text = completed_card(card(), layout=layout)
