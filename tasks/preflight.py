@@ -176,6 +176,8 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             return []
         _check_training(counts)
         _check_split(settings, counts)
+        if gates_of(run.paraphraser.gates).meaning:
+            check_encoder(run.paraphraser.gates.encoder)
         notices = _language_notices(run, counts, folder)
         if settings.data.scenes is None or scenes is not None:
             notices += _image_notices(settings, scenes, counts) + _leakage_notices(settings, scenes, folder)
@@ -304,8 +306,6 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
     """
     paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
     gates, asks = paraphraser.gates, paraphraser.facts.asks
-    if gates_of(gates).meaning:
-        check_encoder(gates.encoder)
     reads_english = bool(gates_of(gates).meaning) and (not gates.encoder or gates.preset == "small-model")
     answers_english = asks and not (options.prompt_1 and options.prompt_2)
     noticed = max(NOTICED, round(NOTICED_SHARE * rows))

@@ -266,8 +266,8 @@ def hf_tokenizer(clip: ClipModel) -> Any:
         **own.special_tokens_map,
     )
     expected = ours(list(EXAMPLES))
-    made = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt").input_ids
-    same = (made == expected) | ((expected == pad) & (not padded))
+    ids = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt").input_ids
+    same = (ids == expected) | ((expected == pad) & (not padded))
     tokenizer.backend_tokenizer.no_padding()
     if padded:
         # Libraries that pad to the longest text of a batch respect the multiple.

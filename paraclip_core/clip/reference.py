@@ -16,6 +16,8 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 HUB_URL = "hf://"
 
 CONFIG = "open_clip_config.json"
+CONFIGS = "model_configs"
+"""Folder of open_clip's architectures, a JSON file each."""
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -61,16 +63,28 @@ def check_reference(reference: str) -> None:
             f"model {reference!r}: {folder.absolute()} does not exist; expected embedded, a folder, {HUB}ORG/NAME, "
             f"ARCHITECTURE:TAG or ARCHITECTURE:FILE"
         )
-    spec = find_spec("open_clip")
-    if folder is not None or reference.startswith(HUB) or spec is None or spec.origin is None:
+    package = _open_clip()
+    if folder is not None or reference.startswith(HUB) or package is None:
         return
-    name = reference.rpartition(":")[0] if local_file(reference) is None else reference.partition(":")[0]
-    names = [path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json")]
+    name = _architecture(reference)
+    names = [path.stem for path in (package / CONFIGS).glob("*.json")]
     if names and name not in names:
         raise unknown_architecture(name, names)
-    tags = pretrained_tags(Path(spec.origin).with_name("pretrained.py"), name)
+    tags = pretrained_tags(package / "pretrained.py", name)
     if tags is not None and local_file(reference) is None and (tag := reference.rpartition(":")[2]) not in tags:
         raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}")
+
+
+def _open_clip() -> Path | None:
+    """The folder of open_clip's code, None where it is not installed."""
+    spec = find_spec("open_clip")
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def _architecture(reference: str) -> str:
+    """The architecture that ``ARCHITECTURE:TAG`` or ``ARCHITECTURE:FILE`` names."""
+    file = local_file(reference)
+    return reference.rpartition(":")[0] if file is None else file[0]
 
 
 def unknown_architecture(name: str, names: Iterable[str]) -> UnknownModelError:
@@ -141,13 +155,12 @@ LOSSES = {
 
 def has_logit_bias(reference: str) -> bool | None:
     """Whether a model was trained with the pairwise sigmoid loss, by its configuration; None where that is not here."""
-    spec, folder, file = find_spec("open_clip"), local_folder(reference), local_file(reference)
+    folder, package = local_folder(reference), _open_clip()
     if folder is not None:
         path = folder / CONFIG
     else:
-        name = file[0] if file else reference.rpartition(":")[0]
-        path = Path(spec.origin if spec and spec.origin else "").parent / "model_configs" / f"{name}.json"
-    if not path.is_file():
+        path = None if package is None else package / CONFIGS / f"{_architecture(reference)}.json"
+    if path is None or not path.is_file():
         return None
     stored = json.loads(path.read_text("utf-8"))
     return "init_logit_bias" in stored.get("model_cfg", stored)

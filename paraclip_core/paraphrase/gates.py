@@ -129,9 +129,9 @@ def character_set(pair: Pair, options: GateOptions) -> str | None:
         return f"markup {match.group()!r}"
     if pair.answer.isascii():
         return None
-    known = {"LATIN", *map(_script, pair.source)} - {""}
+    scripts = {"LATIN", *map(_script, pair.source)} - {""}
     for char in pair.answer:
-        if not char.isascii() and not char.isspace() and char not in pair.source and _script(char) not in known:
+        if not char.isascii() and not char.isspace() and char not in pair.source and _script(char) not in scripts:
             return f"character U+{ord(char):04X}"
     return None
 

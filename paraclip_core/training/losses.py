@@ -95,7 +95,16 @@ def info_nce(
     return loss
 
 
-class _ChunkedInfoNce(torch.autograd.Function):
+class _Precomputed(torch.autograd.Function):
+    """A function whose forward pass saves the gradient by each of its tensors; two arguments that are none follow."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        return *(gradient * saved for saved in ctx.saved_tensors), None, None
+
+
+class _ChunkedInfoNce(_Precomputed):
     """With S = scale · first · secondᵀ and its row and column log-sum-exps r and c, the gradient by S is
     (exp(S - r) + exp(S - c)) / 2n, less 1/n on the diagonal."""
 
@@ -133,11 +142,6 @@ class _ChunkedInfoNce(torch.autograd.Function):
             ctx.save_for_backward(grad_first.mul_(scale), grad_second.mul_(scale), grad_scale)
         return ((row_sums - diagonal) + (column_sums - diagonal)).mean() / 2
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return *(gradient * saved for saved in ctx.saved_tensors), None, None
-
 
 def pairwise_sigmoid(
     first: Tensor,
@@ -159,7 +163,7 @@ def pairwise_sigmoid(
     return loss
 
 
-class _ChunkedSigmoid(torch.autograd.Function):
+class _ChunkedSigmoid(_Precomputed):
     """With S = scale · first · secondᵀ + bias, the gradient by S is sigmoid(S) / n, less 1/n on the diagonal."""
 
     @staticmethod
@@ -182,11 +186,6 @@ class _ChunkedSigmoid(torch.autograd.Function):
         gradients = (grad_first.mul_(scale), grad_second.mul_(scale), grad_scale, grad_bias)
         ctx.save_for_backward(*(gradient.div_(n) for gradient in gradients))
         return total / n
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return *(gradient * saved for saved in ctx.saved_tensors), None, None
 
 
 def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop: int | None = None) -> Tensor:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,19 +29,16 @@ from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.clip.ragged import Ragged
 
 RunStage = Callable[..., Artifact]
-TOWERS = Path(__file__).parents[2] / "paraclip_core/clip/towers.py"
+TOWERS = Path(__file__).parents[2] / "paraclip_core/clip"
 TEXTS = ["a red dog", "hound, red", "word " * 90]
 
 
 @pytest.fixture
-def towers() -> Any:
-    """The module that makes small models of every kind, once in a process: timm remembers the models it registers."""
-    if "towers" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("towers", TOWERS)
-        assert spec is not None and spec.loader is not None
-        sys.modules["towers"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["towers"])
-    return sys.modules["towers"]
+def towers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that makes small models of every kind, under the name that it has for the tests beside it: timm
+    remembers the models that it registers."""
+    monkeypatch.syspath_prepend(TOWERS)
+    return importlib.import_module("towers")
 
 
 @pytest.fixture
