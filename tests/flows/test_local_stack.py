@@ -10,12 +10,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import pytest
 import yaml
+from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows import local_stack
@@ -27,15 +27,6 @@ from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.settings import load_settings, parse_settings
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    """A port that nobody uses, as is the next one."""
-    while True:
-        with socket.socket() as one, socket.socket() as two, suppress(OSError, OverflowError):
-            one.bind(("127.0.0.1", 0))
-            two.bind(("127.0.0.1", one.getsockname()[1] + 1))
-            return one.getsockname()[1]
 
 
 def test_every_flow_is_deployed_once_with_the_demo_s_settings() -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import random
 import socket
 from contextlib import suppress
 from pathlib import Path
 
 
 def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody uses, as is the next one, which ``paraclip serve`` takes for its figures.
+
+    Below those that the kernel gives to outgoing connections (32768 and above): one of them is taken again by any
+    process beside this one before a server of ours has bound it.
+    """
+    while True:
+        port = random.SystemRandom().randrange(12000, 32000)
+        with socket.socket() as one, socket.socket() as two, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            two.bind(("127.0.0.1", port + 1))
+            return port
 
 
 def alive(pid: int) -> bool:
