@@ -65,7 +65,7 @@ def main() -> None:
     titles = " | ".join(METRICS.values())
     print(f"| variant | rows | α | validation | {titles} | verdicts |\n|---|---|---|---|{'---|' * len(METRICS)}---|")
     for name, overrides in variants.items():
-        results = [measure(settings) for settings in of_seeds(chosen, overrides)]
+        results = [measure(Run(settings)) for settings in of_seeds(chosen, overrides)]
         print(row(name, results), flush=True)
         if all("over_control" in result["comparison"] for result in results):
             print(f"| … over captions alone | | | | {figures(results, 'over_control')} | |", flush=True)
@@ -79,9 +79,8 @@ def of_seeds(chosen: argparse.Namespace, overrides: list[str]) -> list[Settings]
     ]
 
 
-def run_until(last: str, settings: Settings) -> dict[str, Artifact]:
+def run_until(last: str, run: Run) -> dict[str, Artifact]:
     """The artifacts of all stages up to one."""
-    run = Run(settings)
     stages = list(run.stages)
     return {name: run_stage(name, run) for name in stages[: stages.index(last) + 1]}
 
@@ -105,9 +104,9 @@ def parse_variant(text: str) -> tuple[str, list[str]]:
     return name.strip(), overrides.split()
 
 
-def measure(settings: Settings) -> dict[str, Any]:
+def measure(run: Run) -> dict[str, Any]:
     """Deltas, intervals, the sweep of α, rows and verdict of one variant."""
-    artifacts = run_until("evaluate", settings)
+    artifacts = run_until("evaluate", run)
     comparison = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())
     rows = artifacts["finetune"].manifest.metrics["rows"]
     return {"comparison": comparison, "sweep": sweep_of(artifacts), "rows": rows}

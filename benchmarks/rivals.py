@@ -29,6 +29,7 @@ from record import arguments
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.models import base_reference
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, captions_of, stored_split
 from paraclip.tasks.training.bodies import BASE_HELD_OUT
 from paraclip.tasks.training.data import Images, hold_out
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--rewordings", type=Path)
     chosen = parser.parse_args()
     settings = load_settings(chosen.config, chosen.overrides, os.environ)
-    inputs = run_until("control", settings)
+    inputs = run_until("control", Run(settings))
     base = Candidate(base_reference(settings, inputs), settings.run.device)
     stored, others = stored_split(settings, inputs), read_rewordings(chosen.rewordings)
     if others:
