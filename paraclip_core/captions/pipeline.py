@@ -13,8 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import cleaned, split_name
-from paraclip_core.captions.rows import Outcome, Reject, RowBatch, reject_batch
+from paraclip_core.captions.rows import Outcome, Reject, RowBatch, cleaned, reject_batch, split_name
 from paraclip_core.captions.sources import SourceFile, detect, read
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from paraclip_core.captions.clean import configured_split, split_name
 from paraclip_core.captions.readers.json import (
     is_coco,
     is_jsonl,
@@ -26,7 +25,7 @@ from paraclip_core.captions.readers.json import (
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.readers.text import open_bytes, read_csv, read_text, read_tsv, without_mark
 from paraclip_core.captions.readers.webdataset import read_webdataset
-from paraclip_core.captions.rows import RowBatch
+from paraclip_core.captions.rows import RowBatch, configured_split, split_name
 from paraclip_core.config import SourceOptions
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.options import import_path, module_source

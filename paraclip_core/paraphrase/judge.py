@@ -32,10 +32,8 @@ from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.paraphrase.engines import CheckedEngine, Engine
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
-from paraclip_core.paraphrase.meaning import Compare, Encoder, SentenceEncoder, model_identity
-from paraclip_core.paraphrase.parse import Pair, Pieces, parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
-from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
+from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, neutralize, sampling_json
+from paraclip_core.paraphrase.texts import Compare, Encoder, Pair, Pieces, SentenceEncoder, model_identity, parse_answer
 from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
 
 GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from paraclip_core.config import ENGINES, EngineEntry, GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.options import import_path
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
 from paraclip_core.paths import user_path
 
 if TYPE_CHECKING:

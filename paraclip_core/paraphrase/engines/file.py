@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
-from paraclip_core.captions.clean import clean
 from paraclip_core.captions.readers.json import read_karpathy
+from paraclip_core.captions.rows import clean
 from paraclip_core.captions.sources import named_format
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)

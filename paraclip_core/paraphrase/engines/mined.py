@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, Corpus, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.parse import parse_answer, words
+from paraclip_core.paraphrase.texts import parse_answer, words
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import REASONS
 from paraclip_core.captions.pipeline import CaptionPipeline, KeySet
+from paraclip_core.captions.rows import REASONS
 from paraclip_core.captions.sources import expand
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions

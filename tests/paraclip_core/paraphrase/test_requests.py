@@ -28,11 +28,10 @@ from paraclip_core.paraphrase.requests import (
     StepTables,
     in_fraction,
     own_share,
-    rejected_for,
     sampling_json,
-    select,
     step_requests,
 )
+from paraclip_core.paraphrase.rounds import rejected_for, select
 from paraclip_core.tables import ANSWERS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 
 SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'

@@ -34,7 +34,7 @@ from paraclip_core.paraphrase.engines.openai import (
     read_line,
     request_line,
 )
-from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
+from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
 
 

@@ -21,8 +21,8 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, Prompt
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
-from paraclip_core.paraphrase.parse import Pair, parse_answer
-from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.requests import prompt_for
+from paraclip_core.paraphrase.texts import Pair, parse_answer
 
 OPTIONS = ParaphraseOptions()
 SAMPLING = SamplingOptions(n=2, temperature=0.8, max_tokens=24)

@@ -15,7 +15,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions, Transformer
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import SMALL_BYTES, Completion, EngineContext, Prompt, make_engine, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
-from paraclip_core.paraphrase.meaning import PACKAGE
+from paraclip_core.paraphrase.texts import PACKAGE
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
