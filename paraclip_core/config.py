@@ -235,7 +235,6 @@ class OpenAIOptions(Options):
 
     @property
     def priced(self) -> bool:
-        """Whether it is known what tokens cost."""
         return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:

@@ -199,7 +199,6 @@ class CaptionPipeline:
 
 
 def _distinct(ids: list[str | None], paths: list[str | None]) -> list[tuple[str, str | None]]:
-    """Ids and paths of a batch's different images."""
     return list(dict.fromkeys((image, path) for image, path in zip(ids, paths, strict=True) if image is not None))
 
 
@@ -227,11 +226,9 @@ class KeySet:
     """Distinct keys (8 bytes each) in sorted runs; the newest is merged when it has grown to half of the one before."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._runs: list[Keys] = []
 
     def __len__(self) -> int:
-        """Number of different keys."""
         return sum(map(len, self._runs))
 
     def add(self, keys: Keys) -> npt.NDArray[np.bool_]:

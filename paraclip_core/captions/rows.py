@@ -84,7 +84,6 @@ class Columns:
         return self.image, self.path, self.split, self.licence
 
     def names(self) -> list[str]:
-        """Every column that is used, each once."""
         return list(dict.fromkeys(name for name in (*self.captions, *self.keys, self.picture) if name is not None))
 
 
@@ -198,7 +197,6 @@ class RowBatch:
     rejects: list[Reject] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Rows that are not rejected."""
         return len(self.captions)
 
     def reject(self, n: int, reason: str, detail: str) -> None:
@@ -206,13 +204,11 @@ class RowBatch:
         self.rejects.append(Reject(self.rows[n], reason, detail, self.captions[n]))
 
     def keep(self, mask: Sequence[bool]) -> None:
-        """Keep the rows for which `mask` is true."""
         if not all(mask):
             for name in (*TEXTS, "rows"):
                 setattr(self, name, list(compress(getattr(self, name), mask)))
 
     def drop_undecodable(self) -> None:
-        """Reject the rows with bytes that are not UTF-8."""
         columns = [getattr(self, name) for name in TEXTS]
         if all(map(decodable, columns)):
             return
@@ -229,7 +225,6 @@ class Batcher:
     """Collects single rows into batches of bounded size and turns rows with wrong types into rejects."""
 
     def __init__(self) -> None:
-        """Start with an empty batch."""
         self.batch = RowBatch()
         self._chars = 0
 
@@ -271,7 +266,6 @@ class Batcher:
         self._chars += len(caption)
 
     def reject(self, row: int | None, reason: str, detail: str, caption: str | None = None) -> None:
-        """Leave a row out."""
         self.batch.rejects.append(Reject(row, reason, detail, caption))
         self._chars += len(caption or "")
 
@@ -281,7 +275,6 @@ class Batcher:
             yield from self.rest()
 
     def rest(self) -> Iterator[RowBatch]:
-        """The batch, if there is anything in it."""
         batch, self.batch, self._chars = self.batch, RowBatch(), 0
         if batch.captions or batch.rejects:
             yield batch
@@ -346,7 +339,6 @@ class Counts:
     licences: Counter[str] = field(default_factory=Counter)
 
     def note(self, outcome: Outcome) -> None:
-        """Count a batch."""
         self.read += outcome.accepted.num_rows + outcome.rejects.num_rows
         self.accepted += outcome.accepted.num_rows
         self.rejected.update(outcome.rejects.column("reason").to_pylist())
@@ -356,20 +348,17 @@ class Counts:
             self.licences[licence if room else "(others)"] += count
 
     def add(self, other: Counts) -> None:
-        """Count another file."""
         self.read += other.read
         self.accepted += other.accepted
         for name in TALLIES:
             getattr(self, name).update(getattr(other, name))
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values with sorted names."""
         tallies = {name: dict(sorted(getattr(self, name).items())) for name in TALLIES}
         return {"read": self.read, "accepted": self.accepted, **tallies}
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Counts:
-        """The counts that :meth:`to_json` gave."""
         return cls(read=raw["read"], accepted=raw["accepted"], **{name: Counter(raw[name]) for name in TALLIES})
 
 

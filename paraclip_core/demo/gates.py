@@ -252,7 +252,6 @@ def _families(text_words: Sequence[str]) -> set[str]:
 
 @once_per_pair
 def alignment(pair: Pair) -> Alignment:
-    """The words in which caption and answer differ."""
     return align(pair.caption, pair.answer)
 
 

@@ -81,7 +81,6 @@ class Audit:
     """Worst of the first model first."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self)
 
 

@@ -82,7 +82,6 @@ class Candidate:
 
     @property
     def accepted(self) -> bool:
-        """Whether it passes every gate."""
         return all(detail is None for detail in self.results.values())
 
 
@@ -327,7 +326,6 @@ class JudgePool:
         yield from self.offered(wait=True)
 
     def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
-        """What each gate says of every candidate of each request of a block."""
         return self._judge_here().judge.explain(_requests(block))
 
     def offer(self, block: pa.RecordBatch) -> bool:

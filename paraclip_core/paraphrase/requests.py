@@ -422,7 +422,6 @@ class StepTables:
         """Rows of the step, known once the first attempt is asked."""
 
     def close(self) -> None:
-        """Give back memory and temporary files."""
         self.con.close()
 
     def ask(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
@@ -520,7 +519,6 @@ class StepTables:
             )
 
     def accepted(self) -> int:
-        """How many rows have an accepted answer."""
         with self.judged():
             return self._count("SELECT count(DISTINCT row) FROM judged WHERE len(accepted) > 0")
 

@@ -99,7 +99,6 @@ class Counts:
     judge_seconds: float = 0.0
 
     def metrics(self) -> dict[str, Any]:
-        """The counts as JSON-ready values."""
         seconds = {name: round(getattr(self, name), 3) for name in ("engine_seconds", "judge_seconds")}
         return {**vars(self), "rejected": dict(sorted(self.rejected.items())), **seconds}
 
@@ -284,13 +283,11 @@ class Rounds:
 
     @property
     def engine(self) -> Engine:
-        """Who is asked."""
         assert self._engine is not None
         return self._engine
 
     @property
     def pool(self) -> JudgePool:
-        """Who judges."""
         assert self._pool is not None
         return self._pool
 
@@ -315,7 +312,6 @@ class Rounds:
             yield from rejected_for(self.tables, reason, self._max_repeats).items()
 
     def select(self) -> Selection:
-        """Choose among what was accepted."""
         # Step 2 gives each of step 1's rewrites one of its own.
         selection = select(self.tables, self.options.keep if self.tables.step == 1 else 1, self._max_repeats)
         counts = self.counts

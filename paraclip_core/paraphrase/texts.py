@@ -142,17 +142,14 @@ class Pair:
 
     @cached_property
     def caption_words(self) -> list[str]:
-        """Words of the caption."""
         return words(self.caption)
 
     @cached_property
     def source_words(self) -> list[str]:
-        """Words of the input."""
         return words(self.source)
 
     @cached_property
     def answer_words(self) -> list[str]:
-        """Words of the answer."""
         return words(self.answer)
 
     @property

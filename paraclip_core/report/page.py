@@ -303,7 +303,6 @@ class Axis:
         return cls(low, high, start, end, ticks, max(0, -math.floor(math.log10(step) + 1e-9)))
 
     def at(self, value: float) -> str:
-        """Where a value lies."""
         return f"{self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start):.1f}"
 
     def labels(self) -> list[tuple[str, str]]:

@@ -110,7 +110,6 @@ def _among_all(source: Source) -> tuple[Pairs, ImagePool]:
 
 
 def read_pairs(path: Path) -> Pairs:
-    """Read pairs from JSONL, JSON, CSV, TSV or Parquet."""
     rows = [
         (
             field(file, number, row, "image_id", "filename", "image"),
@@ -156,7 +155,6 @@ def pairs_of_captions(captions: Captions) -> Pairs:
 
 
 def within(pairs: Pairs, pool: ImagePool) -> Pairs:
-    """The pairs whose image is in the pool."""
     if not pairs.image_ids:
         raise BenchmarkError(
             f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected two wordings"

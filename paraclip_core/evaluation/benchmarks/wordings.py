@@ -96,7 +96,6 @@ class Wordings:
     """Pairs left out because both texts are the same words."""
 
     def add(self, query: str, other: str, kind: str = "") -> None:
-        """Append a pair."""
         # Most tokenizers fold case and blanks, so such a pair is one text twice; a rule is told apart by its class.
         if not kind and query.casefold().split() == other.casefold().split():
             self.equal += 1
@@ -107,7 +106,6 @@ class Wordings:
 
 
 def by_rule(queries: Sequence[str]) -> Wordings:
-    """Each query with what each rule makes of it."""
     pairs = Wordings()
     for query in queries:
         for kind, rule in RULES.items():
@@ -125,7 +123,6 @@ def files(path: Path, split: str | None = None) -> list[Path]:
 
 
 def read(path: Path) -> Wordings:
-    """Read the pairs of a file or folder."""
     pairs = Wordings()
     for file in files(path):
         for query, other, kind in _pairs(file):

@@ -57,8 +57,7 @@ class FileEngine:
     )
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        """Nothing is read yet."""
-        self._path = context.data_root / user_path(options.file.path)
+        self._path = user_path(context.data_root) / user_path(options.file.path)
         self._answers: dict[int, dict[str, str]] | None = None
         self._model = ""
 
@@ -85,7 +84,6 @@ class FileEngine:
         return [Completion((text,) if text else (), 0, 0) for text in texts]
 
     def close(self) -> None:
-        """Forget the file's contents."""
         self._answers = None
 
     def _load(self) -> dict[int, dict[str, str]]:

@@ -116,7 +116,9 @@ def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> Non
         seen.extend(files)
         return read_hashes(seen)
 
-    engine = make_engine(ParaphraseOptions(engine="transformers", model=str(tmp_path)), hash_files=remembered)
+    engine = make_engine(
+        ParaphraseOptions(engine="transformers", model=str(tmp_path)), EngineContext(hash_files=remembered)
+    )
     assert engine.model == engine_of(tmp_path).model
     assert seen == [weights]
     one = engine.model
