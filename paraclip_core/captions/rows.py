@@ -362,10 +362,6 @@ class Counts:
         return cls(read=raw["read"], accepted=raw["accepted"], **{name: Counter(raw[name]) for name in TALLIES})
 
 
-REASONS = (
-    "not_utf8", "wrong_type", "missing_field", "bad_json", "bad_member", "too_long", "empty", "too_few_words",
-    "too_many_words", "unknown_split", "no_image", "image_conflict", "duplicate", "unreadable",
-)  # fmt: skip
 OPTIONS = {"too_few_words": "data.min_words", "too_many_words": "data.max_words"}
 """The option behind a reason."""
 

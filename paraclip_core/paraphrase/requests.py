@@ -270,19 +270,11 @@ class RequestKeys:
     @cached_property
     def _head(self) -> hashlib.blake2b:
         digest = hashlib.blake2b(digest_size=KEY_BYTES)
-        parts = (
-            FORMAT.encode(),
-            str(self.step).encode(),
-            _utf8(self.model),
-            _utf8(self.prompt_id),
-            self.prompt_hash,
-            _utf8(self.sampling),
-            str(self.seed).encode(),
-            str(self.attempt).encode(),
-        )
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
+        about = (self.prompt_hash, self.sampling, self.seed, self.attempt)
+        for part in (FORMAT, self.step, self.model, self.prompt_id, *about):
+            raw = part if isinstance(part, bytes) else _utf8(str(part))
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
         return digest
 
     def key(self, text: str) -> bytes:
@@ -293,16 +285,7 @@ class RequestKeys:
 
     def keys(self, texts: Sequence[str]) -> pa.FixedSizeBinaryArray:
         """The keys of many input texts, in order, as an Arrow array of 16-byte values."""
-        copy = self._head.copy
-        joined = bytearray()
-        for text in texts:
-            digest = copy()
-            digest.update(text.encode("utf-8", "surrogatepass"))
-            joined += digest.digest()
-        buffer = pa.py_buffer(bytes(joined))
-        array = pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(texts), [None, buffer])
-        assert isinstance(array, pa.FixedSizeBinaryArray)
-        return array
+        return pa.array(map(self.key, texts), pa.binary(KEY_BYTES))
 
 
 def step_requests(options: ParaphraseOptions, step: int, model: str, attempt: int = 0) -> RequestKeys:
@@ -335,9 +318,9 @@ def own_share(batches: Batches, step: int, first: RequestKeys, shard: int, shard
 
     def own(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for batch in batches([*columns, *({source} - set(columns))]):
-            keys = first.keys(batch.column(source).to_pylist())
-            numbers = np.frombuffer(keys.buffers()[1], dtype="<u8")[:: KEY_BYTES // 8]
-            yield batch.filter(pa.array(numbers[: len(keys)] % shards == shard)).select(list(columns))
+            keys = map(first.key, batch.column(source).to_pylist())
+            own_rows = [int.from_bytes(key[:8], "little") % shards == shard for key in keys]
+            yield batch.filter(pa.array(own_rows, pa.bool_())).select(list(columns))
 
     return own
 

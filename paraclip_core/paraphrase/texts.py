@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache, wraps
 from importlib.metadata import version
@@ -259,7 +259,10 @@ class SentenceEncoder:
                 fresh.append(row)
         if fresh:
             encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
-            vectors[fresh] = _in_batches(encoded, model.device, lambda batch: _unit_vectors(model(**batch), pooling))
+            for part, filled in _of_one_length(encoded["input_ids"]):
+                # Rows of one length need no attention mask.
+                batch = {name: [rows[n] for n in filled] for name, rows in encoded.items() if name != "attention_mask"}
+                vectors[[fresh[n] for n in part]] = _unit_vectors(model, batch, pooling)[: len(part)]
         for row in fresh:
             # Gates ask for the same single words over and over.
             if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
@@ -271,6 +274,28 @@ class SentenceEncoder:
             name = self._name or str(packaged_folder())
             self._loaded = (*_load(name, self._device), _pooling(name))
         return self._loaded
+
+
+def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Numbers of rows of one length, so many at a time as that length says; the same filled up by the last of them."""
+    by_length: dict[int, list[int]] = {}
+    for number, ids in enumerate(rows):
+        by_length.setdefault(len(ids), []).append(number)
+    for length, numbers in by_length.items():
+        size = max(1, BATCH_TOKENS // length)
+        for start in range(0, len(numbers), size):
+            part = numbers[start : start + size]
+            yield part, part + part[-1:] * (size - len(part))
+
+
+def _unit_vectors(model: Any, batch: Mapping[str, Any], pooling: str) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        inputs = {name: torch.tensor(rows, device=model.device) for name, rows in batch.items()}
+        states = model(**inputs).last_hidden_state
+        vectors = states[:, 0] if pooling == "cls" else states.mean(1)
+        return (vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)).float().cpu().numpy()
 
 
 class Compare:
@@ -311,37 +336,6 @@ def _files_hash(files: tuple[tuple[Path, int], ...]) -> str:
         with path.open("rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
-
-
-def _in_batches(encoded: Mapping[str, Sequence[Sequence[int]]], device: Any, compute: Any) -> np.ndarray:
-    """`compute` of all rows, as many of one length at a time as that length says; the last batch repeats a row."""
-    import torch
-
-    by_length: dict[int, list[int]] = {}
-    for row, ids in enumerate(encoded["input_ids"]):
-        by_length.setdefault(len(ids), []).append(row)
-    result: np.ndarray | None = None
-    with torch.inference_mode():
-        for length, rows in by_length.items():
-            size = max(1, BATCH_TOKENS // length)
-            for start in range(0, len(rows), size):
-                part = rows[start : start + size]
-                filled = part + part[-1:] * (size - len(part))
-                # Rows of one length need no attention mask.
-                names = encoded.keys() - {"attention_mask"}
-                batch = {name: torch.tensor([encoded[name][row] for row in filled], device=device) for name in names}
-                values = compute(batch).float().cpu().numpy()[: len(part)]
-                if result is None:
-                    result = np.empty((len(encoded["input_ids"]), *values.shape[1:]), dtype=np.float32)
-                result[part] = values
-    assert result is not None
-    return result
-
-
-def _unit_vectors(output: Any, pooling: str) -> Any:
-    states = output.last_hidden_state
-    vectors = states[:, 0] if pooling == "cls" else states.mean(1)
-    return vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def _place(name: str) -> str:
