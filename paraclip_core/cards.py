@@ -155,14 +155,10 @@ def _parsed(stated: str) -> tuple[int, str]:
         return len(CLASSES) - 1, ""
     if not {"cc", "creative", "creativecommons", "attribution"} & set(words):
         return len(CLASSES) - 1, ""
+    # Creative Commons writes nc before nd and sa.
     parts = "-".join(part for part in ("nc", "nd", "sa") if part in words)
     version = next((word for word in words if word[0].isdigit()), "")
-    return _PARTS.get(parts, len(CLASSES) - 1), "-".join(filter(None, ("cc-by", _in_order(parts), version)))
-
-
-def _in_order(parts: str) -> str:
-    """Creative Commons writes nc before nd and sa."""
-    return "-".join(sorted(parts.split("-"))) if parts else ""
+    return _PARTS.get(parts, len(CLASSES) - 1), "-".join(filter(None, ("cc-by", parts, version)))
 
 
 SIZES = (
@@ -239,7 +235,12 @@ def dataset_card(facts: DatasetFacts) -> str:
         keep_trailing_newline=True,
     )
     as_json = partial(json.dumps, ensure_ascii=False, indent=1)
-    environment.filters.update(inert=inert, fenced=fenced, as_text=_as_text, as_json=partial(as_json, sort_keys=True))
+    environment.filters.update(
+        inert=inert,
+        fenced=fenced,
+        as_text=lambda prompt: "\n".join(": ".join(turn) for turn in prompt.messages("{}")),
+        as_json=partial(as_json, sort_keys=True),
+    )
     one, two = facts.steps
     whole = roll_up(facts.licenses)
     ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
@@ -328,7 +329,3 @@ def _prompts(facts: DatasetFacts) -> list[tuple[str, PromptTemplate]]:
         drawn = ", ".join(f"{name} {getattr(WORD_SAMPLING, name):g}" for name in DRAWING)
         parts.append((f"Single words, drawn with {drawn}", THESAURUS))
     return parts
-
-
-def _as_text(prompt: PromptTemplate) -> str:
-    return "\n".join(f"{role}: {words}" for role, words in prompt.messages("{}"))

@@ -33,11 +33,6 @@ def json_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _title(name: str, _: object) -> str:
-    """What a form calls an option; without it a group goes by its class, or by nothing."""
-    return name.replace("_", " ").title()
-
-
 class Options(BaseModel):
     """Base of all option groups: unknown names are errors, values are not changed after reading.
 
@@ -48,7 +43,8 @@ class Options(BaseModel):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
-        field_title_generator=_title,
+        # Without a title a form calls a group by its class, or by nothing.
+        field_title_generator=lambda name, _: name.replace("_", " ").title(),
         allow_inf_nan=False,
     )
 

@@ -111,7 +111,17 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
         first, second = (values[name] for name in names[:2])
         gain = {metric: _figure(first[metric], second[metric], clusters) for metric in first}
     worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
-    audited = tuple(_pair(row, pairs, values, ranked, searcher.ids) for row in worst)
+    audited = tuple(
+        AuditedPair(
+            *pairs[row],
+            ao={name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()},
+            nearest={
+                name: (_named(caption[row], searcher.ids), _named(rewording[row], searcher.ids))
+                for name, (caption, rewording) in ranked.items()
+            },
+        )
+        for row in worst
+    )
     return Audit(len(searcher.ids), len(queries), depth, figures, gain, _by_kind(audited), audited)
 
 
@@ -140,18 +150,6 @@ def _figure(before: NDArray[np.float64], after: NDArray[np.float64], clusters: N
         return Figure(mean, None, None)
     interval = delta_interval(Sample(before, clusters), Sample(after, clusters), RESAMPLES)
     return Figure(mean, round(100 * interval.low, 2), round(100 * interval.high, 2))
-
-
-def _pair(
-    row: int,
-    pairs: Pairs,
-    values: Mapping[str, Mapping[str, NDArray[np.float64]]],
-    ranked: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
-    ids: Sequence[str],
-) -> AuditedPair:
-    nearest = {name: (_named(first[row], ids), _named(second[row], ids)) for name, (first, second) in ranked.items()}
-    overlaps = {name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()}
-    return AuditedPair(*pairs[row], overlaps, nearest)
 
 
 def _named(rows: NDArray[np.int64], ids: Sequence[str]) -> tuple[str, ...]:

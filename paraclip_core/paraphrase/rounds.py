@@ -149,7 +149,8 @@ class RequestSender:
         prompts = [Prompt(template.messages(text), text, request.step, seed) for text, _ in todo]
         streams, done = isinstance(self._engine, StreamingEngine), 0
         for numbered in self._streamed(prompts, sampling) if streams else self._chunks(prompts, sampling):
-            part = _part(todo, numbered)
+            # What is judged now is what a cached run will judge.
+            part = [(*todo[i], replace(done, texts=tuple(map(storable, done.texts)))) for i, done in numbered]
             if part:
                 self._keep(part, request)
             self.counts.generated += len(part)
@@ -224,11 +225,6 @@ def attempt_seed(seed: int, attempt: int) -> int:
 def storable(text: str) -> str:
     """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
     return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _part(todo: Sequence[tuple[str, bytes]], numbered: Numbered) -> Part:
-    # What is judged now is what a cached run will judge.
-    return [(*todo[i], replace(done, texts=tuple(map(storable, done.texts)))) for i, done in numbered]
 
 
 class Sample(NamedTuple):

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import groupby
 from typing import Any
@@ -74,7 +75,9 @@ def render_report(data: ReportData) -> str:
     Every text is escaped; a content security policy forbids scripts and network besides.
     """
     environment = page_environment()
-    environment.filters.update(share=_share, size=_size, compact=_compact)
+    environment.filters.update(
+        share=_share, size=_size, compact=partial(json.dumps, indent=1, sort_keys=True, ensure_ascii=False)
+    )
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
     return environment.get_template("template.html").render(
         data=data,
@@ -213,10 +216,6 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
 
 
 def thumbnail(image: Image.Image) -> bytes:
@@ -360,10 +359,10 @@ def loss_plot(training: Training) -> str | None:
     if not logged:
         return None
     steps = [line["step"] for line in logged]
-    lines = [Line("sum" if _parts(logged) > 1 else "loss", steps, [line["loss"] for line in logged])]
-    if _parts(logged) > 1:
-        names = list(logged[0]["losses"])
-        lines += [Line(_words(name), steps, [line["losses"][name] for line in logged]) for name in names]
+    parts = list(logged[0].get("losses", {}))
+    lines = [Line("sum" if len(parts) > 1 else "loss", steps, [line["loss"] for line in logged])]
+    if len(parts) > 1:
+        lines += [Line(_words(name), steps, [line["losses"][name] for line in logged]) for name in parts]
     return line_chart(f"{training.name}: loss", lines, "step", "InfoNCE loss")
 
 
@@ -435,10 +434,6 @@ def wordings_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str
         labels=labels,
         ring=len(labels) - 1,
     )
-
-
-def _parts(lines: Sequence[Mapping[str, Any]]) -> int:
-    return len(lines[0].get("losses", {}))
 
 
 def _words(name: str) -> str:
