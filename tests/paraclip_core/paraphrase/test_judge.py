@@ -115,16 +115,6 @@ def test_no_text_breaks_a_verdict(preset: str, caption: str, source: str, answer
     assert (verdict.reason is None) == bool(verdict.accepted)
 
 
-def test_a_verdict_depends_on_its_own_texts_alone() -> None:
-    texts = [f"{color} {thing} on the beach" for color in ("a red", "a blue") for thing in ("dog", "cat", "boat")]
-    answers = ["The red dog is on a beach", "A blue puppy on the beach", "a vessel in blue on the shore"]
-    requests = [Request(text, text, answers) for text in texts]
-    judge = judge_of()
-    together = judge.judge(requests)
-    assert together == [judge.judge([request])[0] for request in requests]
-    assert together[::-1] == judge.judge(requests[::-1])
-
-
 def test_synonyms_make_further_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
     options = GateOptions(preset="small-model", min_similarity=-1)
