@@ -24,7 +24,6 @@ from paraclip_core.paraphrase.texts import (
     content_words,
     denies,
     jaccard,
-    once_per_pair,
     stem,
     tidy,
     word_set,
@@ -196,6 +195,9 @@ MAX_NEW_WORDS = 3
 MIN_WORD_SIMILARITY = 0.5
 """Cosine of a new word and the word of the caption that it may stand for."""
 
+PAIRS = 8192
+"""Pairs of which several gates ask the same are remembered: those of a block."""
+
 # Sizes may go, and directions have a gate of their own.
 _OTHERS = frozenset(
     word for one, two in OPPOSITES if (one, two) in SPATIAL or one & {"small", "old"} for word in one | two
@@ -250,19 +252,19 @@ def _families(text_words: Sequence[str]) -> set[str]:
     return {name for word in text_words if (name := family(word))}
 
 
-@once_per_pair
+@lru_cache(PAIRS)
 def alignment(pair: Pair) -> Alignment:
     return align(pair.caption, pair.answer)
 
 
-@once_per_pair
+@lru_cache(PAIRS)
 def known_stems(pair: Pair) -> frozenset[str]:
     """Stems of everything that input and caption say, also of two words written as one."""
     alone = {stem(word) for word in (*pair.source_words, *pair.caption_words)}
     return frozenset(alone | joined(pair.source_words).keys() | joined(pair.caption_words).keys())
 
 
-@once_per_pair
+@lru_cache(PAIRS)
 def new_words(pair: Pair) -> list[str]:
     """Content words of the answer that neither input nor caption holds in any form, each once; numbers aside."""
     answer = dict.fromkeys(content_words(pair.answer_words))
@@ -298,19 +300,14 @@ def broken_compound(caption: str, answer: str, differ: Alignment) -> str | None:
         new, gone = (one, left_of.get(stem(two))) if one in unknown else (two, right_of.get(stem(one)))
         if not gone or stem(gone) in stems_after or gone[:4] == new[:4]:
             continue
-        if not (_fits_before(two, gone) if one in unknown else _fits_behind(one, two, gone)):
+        if one in unknown:
+            fits = two.endswith(_VERB) or _loose(gone)
+        else:
+            verbs = new.endswith(_VERB[1:]) or gone.endswith(_VERB)
+            fits = verbs or one.endswith(_ADJECTIVE) or _loose(one)
+        if not fits:
             return f"{one} {two}"
     return None
-
-
-def _fits_before(following: str, gone: str) -> bool:
-    """Whether another word may stand in the place of `gone`, in front of a word."""
-    return following.endswith(_VERB) or _loose(gone)
-
-
-def _fits_behind(before: str, new: str, gone: str) -> bool:
-    """Whether a new word may stand in the place of `gone`, behind a word."""
-    return _loose(before) or before.endswith(_ADJECTIVE) or new.endswith(_VERB[1:]) or gone.endswith(_VERB)
 
 
 def _loose(word: str) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import unique_features
-from paraclip_core.evaluation.benchmarks.wordings import RULES
+from paraclip_core.evaluation.benchmarks.wordings import Wording, by_rule
 from paraclip_core.evaluation.metrics import Sample, average_overlap, delta_interval, jaccard
 from paraclip_core.evaluation.published import field, records
 
@@ -26,15 +26,6 @@ DEPTH = 10
 RESAMPLES = 1000
 LONGEST_QUERY = 10_000
 """Characters; a text tower reads some 300 of them."""
-
-
-class Wording(NamedTuple):
-    """A query and other words for it."""
-
-    query: str
-    rewording: str
-    kind: str = ""
-    """The rule that made it; empty where a person or a model did."""
 
 
 Pairs = Sequence[Wording]
@@ -200,7 +191,5 @@ def wordings(entries: Sequence[Any]) -> list[Wording]:
         if len(texts) > 1:
             pairs.append(Wording(*texts))
         else:
-            query = texts[0].strip()
-            changed = {kind: rule(query) for kind, rule in RULES.items()}
-            pairs += [Wording(query, text, kind) for kind, text in changed.items() if text != query]
+            pairs += by_rule(texts[0].strip())
     return list(dict.fromkeys(pairs))

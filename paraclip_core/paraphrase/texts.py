@@ -17,10 +17,10 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache, wraps
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -28,7 +28,6 @@ from paraclip_core.captions.rows import clean
 from paraclip_core.errors import ConfigError, EngineError, one_line
 from paraclip_core.paths import user_path
 
-T = TypeVar("T")
 Pieces = Callable[[str], int]
 """Number of CLIP tokens of a text, start and end token aside."""
 
@@ -164,19 +163,6 @@ class Pair:
             for text_words in (self.source_words, self.caption_words)
         )
         return (with_source + 2 * with_caption) / 3
-
-
-def once_per_pair(function: Callable[[Pair], T]) -> Callable[[Pair], T]:
-    """Compute a function of a pair once, however many gates ask for it."""
-
-    @wraps(function)
-    def remembered(pair: Pair) -> T:
-        values = vars(pair)
-        if function.__qualname__ not in values:
-            values[function.__qualname__] = function(pair)
-        return values[function.__qualname__]
-
-    return remembered
 
 
 def words(text: str) -> list[str]:
