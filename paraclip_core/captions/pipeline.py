@@ -22,9 +22,9 @@ from paraclip_core.errors import InputError
 Keys = npt.NDArray[np.uint64]
 
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
-"""What mends a clash of image ids."""
+"""What fixes a clash of image ids."""
 BY_CONTENT = "name the column of pictures in data.sources[].columns.image to have ids of their contents"
-"""What mends it for pictures inside of Parquet."""
+"""What fixes it for pictures inside of Parquet."""
 _NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
 
 
@@ -139,32 +139,25 @@ class CaptionPipeline:
         return texts
 
     def _without_conflicts(self, batch: RowBatch, texts: list[str], file: SourceFile) -> list[str]:
-        """The texts whose images' ids name no other images; the batch keeps their rows."""
-        taken = self._taken(batch.image_ids, batch.image_paths, file.images)
-        if not any(taken):
+        """The texts whose images' ids name no other images of an archive; the batch keeps their rows."""
+        if file.images is None or not self._clashes:
             return texts
-        mend = BY_CONTENT if file.pictures else UNIQUE
-        for n in compress(range(len(batch)), taken):
-            image = f"image id {str(batch.image_ids[n])[:200]!r}"
-            batch.reject(n, "image_conflict", f"{image} already names another image; {mend}")
-        free = [not is_taken for is_taken in taken]
-        batch.keep(free)
-        return list(compress(texts, free))
-
-    def _taken(self, ids: list[str | None], paths: list[str | None], group: str | None) -> list[bool]:
-        """For each image of an archive, whether its id names another one already."""
-        if group is None or not self._clashes:
-            return [False] * len(ids)
-        unique = _distinct(ids, paths)
-        places = _places(unique, self._salt(group))
+        unique = _distinct(batch.image_ids, batch.image_paths)
+        places = _places(unique, self._salt(file.images))
         named = self._images.contains(text_keys([image for image, _ in unique]))
-        if group in self._pictures:
+        if file.images in self._pictures:
             first: dict[str, int] = {}
             # An id that came before in this batch with another place names another image, too.
             pairs = zip(unique, places.tolist(), strict=True)
             named |= np.array([first.setdefault(image, place) != place for (image, _), place in pairs], np.bool_)
         clashing = set(compress(unique, named & ~self._owned.contains(places)))
-        return [pair in clashing for pair in zip(ids, paths, strict=True)]
+        free = [pair not in clashing for pair in zip(batch.image_ids, batch.image_paths, strict=True)]
+        for n in compress(range(len(batch)), map(not_, free)):
+            image = f"image id {str(batch.image_ids[n])[:200]!r}"
+            fix = BY_CONTENT if file.pictures else UNIQUE
+            batch.reject(n, "image_conflict", f"{image} already names another image; {fix}")
+        batch.keep(free)
+        return list(compress(texts, free))
 
     def _own(self, ids: list[str | None], paths: list[str | None], group: str | None) -> None:
         """Remember the images of accepted captions, and where they are if ids can clash."""
