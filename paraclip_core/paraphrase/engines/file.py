@@ -18,9 +18,9 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
+from paraclip_core.captions.pipeline import named_format
 from paraclip_core.captions.readers.json import read_karpathy
 from paraclip_core.captions.rows import clean
-from paraclip_core.captions.sources import named_format
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
