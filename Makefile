@@ -111,4 +111,4 @@ $(VLLM)/.made: requirements-vllm.txt
 	touch $@
 
 $(VLLM)/smollm2: $(VLLM)/.made | $(VENV)/.dev
-	$(BIN)/python -m paraclip_core.demo.smollm2 $@
+	$(BIN)/python tests/vllm/export_smollm2.py $@

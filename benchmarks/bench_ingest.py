@@ -28,7 +28,7 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.rows import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import DataOptions, Settings, SourceOptions
 

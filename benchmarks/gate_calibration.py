@@ -25,14 +25,13 @@ from typing import Any
 from flickr8k_pairs import read_pairs
 from record import arguments
 
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.rows import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
 from paraclip_core.paraphrase.judge import JUDGE_STEP, QUESTION, Judge, JudgeSpec, Request, says_same
-from paraclip_core.paraphrase.meaning import Encoder, SentenceEncoder
-from paraclip_core.paraphrase.parse import words
-from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.paraphrase.requests import FEW_SHOT
+from paraclip_core.paraphrase.texts import Encoder, SentenceEncoder, words
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 WHOLE = Tokenizer(context_length=4096)

@@ -235,7 +235,6 @@ class OpenAIOptions(Options):
 
     @property
     def priced(self) -> bool:
-        """Whether it is known what tokens cost."""
         return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
@@ -433,12 +432,11 @@ class ParaphraseOptions(Options):
 
 def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """The options with these changes, below each group, too."""
-    below = {name: _merged(options[name], value) for name, value in changes.items() if _groups(options, name, value)}
-    return options | changes | below
-
-
-def _groups(options: dict[str, Any], name: str, value: object) -> bool:
-    return isinstance(value, dict) and isinstance(options.get(name), dict)
+    merged = options | changes
+    for name, value in changes.items():
+        if isinstance(value, dict) and isinstance(options.get(name), dict):
+            merged[name] = _merged(options[name], value)
+    return merged
 
 
 class ModelOptions(Options):

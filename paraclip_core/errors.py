@@ -1,22 +1,5 @@
 """Every error that paraclip raises on purpose.
 
-ParaclipError
-├── ConfigError          a wrong option, or options that contradict each other (exit code 2)
-├── InputError           a source file, row or image that cannot be read
-├── ArtifactError        an artifact that is missing, edited, cut short or of another version
-│   ├── LockedError      another process is writing the same fingerprint
-│   ├── FullDiskError    no space left; worth one more try
-│   └── UnknownNameError a name that nothing under the root has (exit code 2)
-├── EngineError          the paraphrase engine cannot start, died, or answered nonsense
-│   ├── AwayError        its server or process is away, and may be back later
-│   └── BudgetError      the spending cap of a paid engine is reached
-├── ModelError           a model that cannot be loaded, or whose image tower changed
-│   └── UnknownModelError a name that no model has (exit code 2)
-├── TrainingError        training that diverged, or a checkpoint that cannot be resumed
-├── BenchmarkError       a benchmark that is not in its published format
-└── StageError           a stage whose process failed; carries the end of its log
-    └── CrashedError     it was killed or crashed, and may go on where it was
-
 A message names what was found, what was expected and how to mend it.
 """
 

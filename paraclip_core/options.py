@@ -33,11 +33,6 @@ def json_fields(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _title(name: str, _: object) -> str:
-    """What a form calls an option; without it a group goes by its class, or by nothing."""
-    return name.replace("_", " ").title()
-
-
 class Options(BaseModel):
     """Base of all option groups: unknown names are errors, values are not changed after reading.
 
@@ -48,7 +43,8 @@ class Options(BaseModel):
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
-        field_title_generator=_title,
+        # Without a title a form calls a group by its class, or by nothing.
+        field_title_generator=lambda name, _: name.replace("_", " ").title(),
         allow_inf_nan=False,
     )
 
@@ -102,22 +98,18 @@ class NameOrPath:
         self.what, self.names, self.own = what, tuple(names), own
 
     def __str__(self) -> str:
-        """For a list of options."""
         return f"{', '.join(self.names)}, or {self.own}"
 
     def check(self, name: str) -> str:
-        """The name itself."""
         module, _, attribute = name.partition(":")
         if name in self.names or all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
             return name
         raise ValueError(f"{name!r} is no {self.what}; expected {self}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Text that passes :meth:`check`."""
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """A form offers the names, and takes a path."""
         return {"anyOf": [{"enum": list(self.names), "type": "string"}, {"pattern": ":", "type": "string"}]}
 
 

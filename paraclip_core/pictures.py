@@ -61,7 +61,6 @@ def holds_pictures(path: Path, wanted: str | None = None) -> bool:
 
 
 def listed_types(schema: pa.Schema) -> str:
-    """The columns with their types, for a message."""
     return ", ".join(f"{field.name!r} ({field.type})" for field in schema)
 
 
@@ -117,7 +116,6 @@ class TarFile(tarfile.TarFile):
     tarinfo = _Header
 
     def next(self) -> tarfile.TarInfo | None:
-        """The next member, None at the end."""
         offset = self.offset
         try:
             member = super().next()

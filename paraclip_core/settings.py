@@ -129,7 +129,8 @@ def _load_yaml(text: str) -> Any:
 
 def _read_file(path: str) -> dict[str, Any]:
     try:
-        tree = _load_yaml(_fetch(path) if "://" in path else _file(path).read_text(encoding="utf-8"))
+        file = Path(path) if Path(path).exists() else shipped_configs().get(path, Path(path))
+        tree = _load_yaml(_fetch(path) if "://" in path else file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         names = ", ".join(shipped_configs())
         raise ConfigError(f"cannot read {path}: {error.strerror}; by name there are {names}") from error
@@ -143,10 +144,6 @@ def _read_file(path: str) -> dict[str, Any]:
         return tree or {}
     kind = "a list" if isinstance(tree, list) else "a single value"
     raise ConfigError(f"{path} must hold options (name: value), found {kind}")
-
-
-def _file(path: str) -> Path:
-    return Path(path) if Path(path).exists() else shipped_configs().get(path, Path(path))
 
 
 def _fetch(url: str) -> str:
@@ -171,7 +168,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     except ValueError as error:
         raise ConfigError(f"--set {name}=… is not a YAML value: {error}") from error
     # A file called 2024 is a name, not a number.
-    arms = _arms(_annotation_at(keys))
+    annotation = _annotation_at(keys)
+    arms = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     if str in arms and not isinstance(value, str | None) and not (isinstance(value, list) and any(map(_is_list, arms))):
         value = text
     _put(tree, keys, value, f"--set {override}")
@@ -203,7 +201,7 @@ def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, origin: str) -> 
 def _explain(detail: Mapping[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     path = ".".join(str(part) for part in location) or "settings"
-    kind, got = detail["type"], detail["input"]
+    kind, got = detail["type"], repr(detail["input"])
     if kind == "extra_forbidden":
         return f"{path} is no option; {_nearest(location)}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -211,7 +209,7 @@ def _explain(detail: Mapping[str, Any]) -> str:
         return f"{path}: {message}"
     if kind == "missing":
         return f"{path} is needed and not given"
-    return f"{path}: {message[:1].lower()}{message[1:]}, got {_shown(got)}"
+    return f"{path}: {message[:1].lower()}{message[1:]}, got {got if len(got) <= 80 else f'{got[:77]}...'}"
 
 
 def _nearest(location: Sequence[str | int]) -> str:
@@ -245,16 +243,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for arm in get_args(annotation) if (model := _model_in(arm)) is not None), None)
 
 
-def _arms(annotation: Any) -> tuple[Any, ...]:
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
 def _is_list(annotation: Any) -> bool:
     if get_origin(annotation) is Annotated:
         return _is_list(get_args(annotation)[0])
     return get_origin(annotation) in (tuple, list)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -57,7 +57,6 @@ def set_default_mode(path: Path) -> None:
 
 
 def remove_draft(draft: Path) -> None:
-    """Delete a draft, file or folder, if it is there."""
     if draft.is_dir() and not draft.is_symlink():
         shutil.rmtree(draft)
     else:

@@ -19,14 +19,12 @@ import pyarrow.compute as pc
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder, read_json, write_atomic
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
-from paraclip_core.captions.clean import clean
-from paraclip_core.captions.rows import MANY_LICENCES
+from paraclip_core.captions.rows import MANY_LICENCES, clean
+from paraclip_core.cards import DatasetFacts, RolledUp, StepFacts, dataset_card, roll_up
 from paraclip_core.config import Settings
-from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError, one_line
-from paraclip_core.licenses import RolledUp, roll_up
 from paraclip_core.paraphrase.engines import relevant_options
-from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
+from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 
 Layout = Literal["open_clip", "hf", "onnx"]
 CARD = "README.md"

@@ -35,7 +35,7 @@ from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.meaning import check_encoder
+from paraclip_core.paraphrase.texts import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""

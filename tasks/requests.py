@@ -30,16 +30,21 @@ from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import Node, Run, Stop, settings_of
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, step_batches, step_rounds
-from paraclip_core.captions.clean import count_words
-from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
+from paraclip_core.captions.rows import SHOWN_CHARS, Reject, count_words, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import PaidEngine, Prompt
 from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
-from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paraphrase.requests import RequestKeys, RowCursor, source_column, step_requests
+from paraclip_core.paraphrase.requests import (
+    PromptTemplate,
+    RequestKeys,
+    RowCursor,
+    prompt_for,
+    source_column,
+    step_requests,
+)
 from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, attempt_seed, storable
+from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
 

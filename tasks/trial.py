@@ -16,16 +16,16 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import charge, judge_spec, step_rounds
-from paraclip_core.captions.clean import clean, cleaned
+from paraclip_core.captions.rows import clean, cleaned
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import PaidEngine
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
-from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS
 from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
 
 COUNTED = ("generated", "cached", "prompt_tokens", "completion_tokens")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paraclip.flows.commands.common import JsonOption, print_json, say, say_next
-from paraclip_core.captions.clean import listed_reasons
+from paraclip_core.captions.rows import listed_reasons
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 

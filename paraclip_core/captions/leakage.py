@@ -74,7 +74,6 @@ class Shared:
         return images > MOST_IMAGES or self.equal_captions / max(self.captions, 1) > MOST_CAPTIONS
 
     def check(self) -> None:
-        """Refuse splits that share too much."""
         if self.refused:
             raise InputError(
                 f"{'; '.join(self.notices)}. Above {MOST_IMAGES:.0%} of the images or {MOST_CAPTIONS:.0%} of the "
@@ -140,7 +139,6 @@ class _Files:
         return None if archive is None else archive.size(place[1])
 
     def digest(self, place: Place) -> tuple[int, str] | None:
-        """Size and digest."""
         if picture_place(place[1]):
             digest = place[1].rpartition("/")[2]
             return (0, digest) if "/" in place[1] else None
@@ -159,13 +157,11 @@ class _Files:
 
 
 def by_split(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """Rows that are trained on, and the others."""
     trains = pc.call_function("equal", [batch["split"], pa.scalar("train")])
     return batch.filter(trains), batch.filter(pc.call_function("invert", [trains]))
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[tuple[str, str, str]]:
-    """Id, archive and name of each image."""
     columns = (batch[name].to_pylist() for name in ("image_id", "images", "image_path"))
     for image, images, path in zip(*columns, strict=True):
         if image is not None and images is not None and path is not None:

@@ -15,11 +15,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paraclip_core.captions.clean import split_name
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
-from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.rows import Counts, RowBatch
-from paraclip_core.captions.sources import SourceFile, expand, named_format, read, shard_split
+from paraclip_core.captions.pipeline import CaptionPipeline, SourceFile, expand, named_format, read, shard_split
+from paraclip_core.captions.rows import Counts, RowBatch, split_name
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError

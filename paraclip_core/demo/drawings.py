@@ -30,7 +30,6 @@ def shade(color: RGB, share: float = 0.35) -> RGB:
 
 
 def tint(color: RGB, share: float = 0.4) -> RGB:
-    """The color, lighter."""
     return mix(color, (255, 255, 255), share)
 
 
@@ -52,14 +51,12 @@ class Pen:
         return max(1, round(width * self._side))
 
     def ellipse(self, x0: float, y0: float, x1: float, y1: float, fill: RGB, outline: bool = True) -> None:
-        """Fill the ellipse inside a box."""
         edge = shade(fill, 0.55) if outline else None
         self._draw.ellipse(self._box(x0, y0, x1, y1), fill=fill, outline=edge, width=self._width(OUTLINE))
 
     def rect(
         self, x0: float, y0: float, x1: float, y1: float, fill: RGB, radius: float = 0.0, outline: bool = True
     ) -> None:
-        """Fill a box, with round corners if `radius` says so."""
         self._draw.rounded_rectangle(
             self._box(x0, y0, x1, y1),
             radius=radius * self._side,
@@ -69,13 +66,11 @@ class Pen:
         )
 
     def polygon(self, points: Sequence[Point], fill: RGB, outline: bool = True) -> None:
-        """Fill a polygon."""
         corners = [self._at(*point) for point in points]
         edge = shade(fill, 0.55) if outline else None
         self._draw.polygon(corners, fill=fill, outline=edge, width=self._width(OUTLINE))
 
     def line(self, points: Sequence[Point], color: RGB, width: float = 0.03) -> None:
-        """Draw a line through points."""
         self._draw.line([self._at(*point) for point in points], fill=color, width=self._width(width), joint="curve")
 
     def arc(
@@ -110,7 +105,6 @@ def _eye(pen: Pen, x: float, y: float, size: float = 0.035) -> None:
 
 
 def dog(pen: Pen, color: RGB) -> None:
-    """A dog from its side, with a hanging ear and a raised tail."""
     dark = shade(color, 0.28)
     pen.line([(0.14, 0.52), (0.06, 0.40), (0.04, 0.24)], dark, 0.065)
     for x in (0.27, 0.60):
@@ -128,7 +122,6 @@ def dog(pen: Pen, color: RGB) -> None:
 
 
 def cat(pen: Pen, color: RGB) -> None:
-    """A sitting cat from the front, with pointed ears, whiskers and a curled tail."""
     dark = shade(color, 0.3)
     pen.arc(0.58, 0.55, 1.0, 0.98, -90, 100, dark, 0.075)
     pen.ellipse(0.22, 0.44, 0.78, 1.0, color)
@@ -151,7 +144,6 @@ def cat(pen: Pen, color: RGB) -> None:
 
 
 def bird(pen: Pen, color: RGB) -> None:
-    """A bird from its side, with a beak, a wing and a fan of a tail."""
     dark = shade(color, 0.3)
     pen.polygon([(0.30, 0.50), (0.0, 0.66), (0.04, 0.78), (0.34, 0.68)], dark)
     for x in (0.44, 0.56):
@@ -165,7 +157,6 @@ def bird(pen: Pen, color: RGB) -> None:
 
 
 def fish(pen: Pen, color: RGB) -> None:
-    """A fish from its side, with a forked tail and stripes."""
     dark = shade(color, 0.3)
     pen.polygon([(0.26, 0.55), (0.0, 0.30), (0.06, 0.55), (0.0, 0.82)], dark)
     pen.polygon([(0.40, 0.36), (0.52, 0.12), (0.72, 0.34)], dark)
@@ -179,7 +170,6 @@ def fish(pen: Pen, color: RGB) -> None:
 
 
 def horse(pen: Pen, color: RGB) -> None:
-    """A horse from its side, with a long neck, a mane and a long tail."""
     dark = shade(color, 0.5)
     pen.polygon([(0.14, 0.42), (0.02, 0.52), (0.0, 0.82), (0.08, 0.80), (0.12, 0.58)], dark)
     for x in (0.24, 0.56):
@@ -199,7 +189,6 @@ def horse(pen: Pen, color: RGB) -> None:
 
 
 def rabbit(pen: Pen, color: RGB) -> None:
-    """A sitting rabbit from the front, with two long ears."""
     pen.ellipse(0.70, 0.76, 0.90, 0.94, PALE)
     pen.ellipse(0.22, 0.52, 0.80, 1.0, color)
     for x in (0.30, 0.54):
@@ -221,7 +210,6 @@ def _face(pen: Pen, y: float, size: float) -> None:
 
 
 def man(pen: Pen, color: RGB) -> None:
-    """A man with short hair and a beard, in a colored shirt and long trousers."""
     for x in (0.37, 0.52):
         pen.rect(x, 0.56, x + 0.115, 0.96, JEANS)
         pen.rect(x - 0.03, 0.93, x + 0.125, 1.0, BLACK, 0.02)
@@ -237,7 +225,6 @@ def man(pen: Pen, color: RGB) -> None:
 
 
 def woman(pen: Pen, color: RGB) -> None:
-    """A woman with long hair, in a colored dress."""
     pen.rect(0.34, 0.02, 0.66, 0.38, HAIR, 0.12)
     for x in (0.40, 0.53):
         pen.rect(x, 0.74, x + 0.07, 0.97, SKIN)
@@ -252,7 +239,6 @@ def woman(pen: Pen, color: RGB) -> None:
 
 
 def boy(pen: Pen, color: RGB) -> None:
-    """A boy: a child with short hair, in a colored shirt and shorts."""
     for x in (0.39, 0.52):
         pen.rect(x, 0.80, x + 0.09, 0.96, SKIN)
         pen.rect(x - 0.02, 0.94, x + 0.10, 1.0, BLACK, 0.02)
@@ -267,7 +253,6 @@ def boy(pen: Pen, color: RGB) -> None:
 
 
 def girl(pen: Pen, color: RGB) -> None:
-    """A girl: a child with pigtails, in a colored dress."""
     for x in (0.41, 0.52):
         pen.rect(x, 0.84, x + 0.07, 0.97, SKIN)
         pen.ellipse(x - 0.03, 0.94, x + 0.09, 1.0, BLACK)
@@ -297,7 +282,6 @@ SAIL: RGB = (250, 248, 238)
 
 
 def house(pen: Pen, color: RGB) -> None:
-    """A house with a roof, a chimney, a door and two windows."""
     pen.rect(0.70, 0.10, 0.80, 0.40, (150, 74, 60))
     pen.rect(0.10, 0.44, 0.90, 1.0, color)
     pen.polygon([(0.0, 0.47), (0.5, 0.04), (1.0, 0.47)], (108, 62, 48))
@@ -310,7 +294,6 @@ def house(pen: Pen, color: RGB) -> None:
 
 
 def tree(pen: Pen, color: RGB) -> None:
-    """A tree with a round crown."""
     pen.polygon([(0.44, 0.50), (0.56, 0.50), (0.60, 1.0), (0.40, 1.0)], WOOD)
     for x, y, r in ((0.28, 0.44, 0.22), (0.72, 0.44, 0.22), (0.38, 0.24, 0.22), (0.62, 0.24, 0.22)):
         pen.ellipse(x - r, y - r, x + r, y + r, color)
@@ -320,7 +303,6 @@ def tree(pen: Pen, color: RGB) -> None:
 
 
 def ball(pen: Pen, color: RGB) -> None:
-    """A beach ball with colored and white panels."""
     pen.ellipse(0.06, 0.12, 0.94, 1.0, color)
     pen.ellipse(0.27, 0.12, 0.73, 1.0, PAPER)
     pen.ellipse(0.39, 0.12, 0.61, 1.0, color)
@@ -329,7 +311,6 @@ def ball(pen: Pen, color: RGB) -> None:
 
 
 def hat(pen: Pen, color: RGB) -> None:
-    """A hat with a wide brim and a band."""
     pen.ellipse(0.0, 0.66, 1.0, 0.98, color)
     pen.polygon([(0.22, 0.82), (0.28, 0.34), (0.40, 0.28), (0.60, 0.28), (0.72, 0.34), (0.78, 0.82)], color)
     pen.ellipse(0.28, 0.24, 0.72, 0.40, shade(color, 0.15))
@@ -338,7 +319,6 @@ def hat(pen: Pen, color: RGB) -> None:
 
 
 def umbrella(pen: Pen, color: RGB) -> None:
-    """An open umbrella with a hooked handle."""
     pen.line([(0.50, 0.02), (0.50, 0.88)], INK, 0.028)
     pen.arc(0.50, 0.78, 0.68, 0.98, 0, 180, WOOD, 0.045)
     pen.chord(0.0, 0.08, 1.0, 0.98, 180, 360, color)
@@ -348,7 +328,6 @@ def umbrella(pen: Pen, color: RGB) -> None:
 
 
 def flower(pen: Pen, color: RGB) -> None:
-    """A flower with eight petals, a stem and two leaves."""
     pen.line([(0.50, 0.40), (0.50, 1.0)], LEAF, 0.045)
     pen.ellipse(0.22, 0.72, 0.50, 0.84, LEAF)
     pen.ellipse(0.50, 0.78, 0.78, 0.90, LEAF)
@@ -360,7 +339,6 @@ def flower(pen: Pen, color: RGB) -> None:
 
 
 def chair(pen: Pen, color: RGB) -> None:
-    """A chair with a barred back."""
     for x in (0.20, 0.72):
         pen.rect(x, 0.02, x + 0.08, 0.60, shade(color, 0.15))
     for y in (0.06, 0.22, 0.38):
@@ -373,7 +351,6 @@ def chair(pen: Pen, color: RGB) -> None:
 
 
 def table(pen: Pen, color: RGB) -> None:
-    """A table seen a little from above."""
     for x in (0.18, 0.75):
         pen.rect(x, 0.52, x + 0.07, 0.88, shade(color, 0.35))
     for x in (0.04, 0.88):
@@ -383,7 +360,6 @@ def table(pen: Pen, color: RGB) -> None:
 
 
 def cup(pen: Pen, color: RGB) -> None:
-    """A cup with a handle and steam."""
     for x in (0.30, 0.44, 0.58):
         pen.line([(x, 0.24), (x + 0.03, 0.16), (x - 0.02, 0.09), (x + 0.02, 0.01)], (205, 208, 214), 0.022)
     pen.arc(0.60, 0.44, 0.98, 0.82, -100, 100, shade(color, 0.15), 0.07)
@@ -393,7 +369,6 @@ def cup(pen: Pen, color: RGB) -> None:
 
 
 def book(pen: Pen, color: RGB) -> None:
-    """A closed book that stands, with its pages on one side and lines on its cover."""
     pen.polygon([(0.70, 0.14), (0.86, 0.06), (0.86, 0.90), (0.70, 1.0)], PAPER)
     for step in range(1, 4):
         pen.line([(0.70 + step * 0.04, 0.13 - step * 0.02), (0.70 + step * 0.04, 0.97 - step * 0.025)], METAL, 0.008)
@@ -407,7 +382,6 @@ def book(pen: Pen, color: RGB) -> None:
 
 
 def lamp(pen: Pen, color: RGB) -> None:
-    """A lit table lamp."""
     pen.ellipse(0.26, 0.90, 0.74, 1.0, METAL)
     pen.rect(0.47, 0.46, 0.53, 0.95, METAL)
     pen.ellipse(0.40, 0.40, 0.60, 0.60, (255, 244, 170))
@@ -418,7 +392,6 @@ def lamp(pen: Pen, color: RGB) -> None:
 
 
 def box(pen: Pen, color: RGB) -> None:
-    """A closed box with a strip of tape."""
     pen.polygon([(0.06, 0.36), (0.30, 0.20), (0.98, 0.20), (0.74, 0.36)], tint(color, 0.3))
     pen.polygon([(0.74, 0.36), (0.98, 0.20), (0.98, 0.82), (0.74, 1.0)], shade(color, 0.3))
     pen.rect(0.06, 0.36, 0.74, 1.0, color)
@@ -428,7 +401,6 @@ def box(pen: Pen, color: RGB) -> None:
 
 
 def clock(pen: Pen, color: RGB) -> None:
-    """An alarm clock with two bells, hands and feet."""
     for x in (0.16, 0.58):
         pen.ellipse(x, 0.02, x + 0.26, 0.24, color)
     for points in ([(0.28, 0.84), (0.18, 0.98)], [(0.72, 0.84), (0.82, 0.98)]):
@@ -444,7 +416,6 @@ def clock(pen: Pen, color: RGB) -> None:
 
 
 def bag(pen: Pen, color: RGB) -> None:
-    """A hand bag with a flap and a clasp."""
     pen.arc(0.28, 0.04, 0.72, 0.72, 180, 360, shade(color, 0.4), 0.055)
     pen.polygon([(0.14, 0.36), (0.86, 0.36), (0.98, 0.94), (0.92, 1.0), (0.08, 1.0), (0.02, 0.94)], color)
     pen.polygon([(0.14, 0.36), (0.86, 0.36), (0.78, 0.64), (0.22, 0.64)], shade(color, 0.2))
@@ -457,7 +428,6 @@ def _wheel(pen: Pen, x: float, y: float, radius: float) -> None:
 
 
 def car(pen: Pen, color: RGB) -> None:
-    """A car with a sloping cabin and two windows."""
     pen.polygon([(0.16, 0.60), (0.28, 0.34), (0.66, 0.34), (0.82, 0.60)], color)
     pen.polygon([(0.23, 0.58), (0.31, 0.385), (0.46, 0.385), (0.46, 0.58)], GLASS)
     pen.polygon([(0.50, 0.58), (0.50, 0.385), (0.64, 0.385), (0.75, 0.58)], GLASS)
@@ -471,7 +441,6 @@ def car(pen: Pen, color: RGB) -> None:
 
 
 def truck(pen: Pen, color: RGB) -> None:
-    """A truck: a tall load box behind a lower cab."""
     pen.rect(0.0, 0.80, 0.98, 0.88, (70, 70, 76))
     pen.rect(0.0, 0.26, 0.64, 0.82, color)
     for x in (0.16, 0.32, 0.48):
@@ -484,7 +453,6 @@ def truck(pen: Pen, color: RGB) -> None:
 
 
 def bus(pen: Pen, color: RGB) -> None:
-    """A bus: a long box with a row of windows and a door."""
     pen.rect(0.0, 0.28, 1.0, 0.90, color, 0.06)
     for x in (0.06, 0.22, 0.38, 0.54):
         pen.rect(x, 0.36, x + 0.125, 0.57, GLASS, 0.015)
@@ -498,7 +466,6 @@ def bus(pen: Pen, color: RGB) -> None:
 
 
 def boat(pen: Pen, color: RGB) -> None:
-    """A sailing boat with a colored hull and main sail."""
     pen.line([(0.48, 0.04), (0.48, 0.74)], MAST, 0.03)
     pen.polygon([(0.52, 0.06), (0.52, 0.66), (0.94, 0.66)], color)
     pen.polygon([(0.44, 0.14), (0.44, 0.66), (0.12, 0.66)], SAIL)
@@ -507,7 +474,6 @@ def boat(pen: Pen, color: RGB) -> None:
 
 
 def bicycle(pen: Pen, color: RGB) -> None:
-    """A bicycle with spoked wheels and a colored frame."""
     for x in (0.23, 0.77):
         for turn in range(6):
             dx, dy = 0.21 * math.cos(turn * math.pi / 6), 0.21 * math.sin(turn * math.pi / 6)
@@ -522,7 +488,6 @@ def bicycle(pen: Pen, color: RGB) -> None:
 
 
 def plane(pen: Pen, color: RGB) -> None:
-    """A plane with a tail fin and wings."""
     pen.polygon([(0.50, 0.50), (0.40, 0.22), (0.50, 0.22), (0.66, 0.50)], shade(color, 0.25))
     pen.polygon([(0.02, 0.52), (0.0, 0.22), (0.10, 0.22), (0.24, 0.50)], color)
     pen.rect(0.02, 0.44, 0.98, 0.66, color, 0.10)

@@ -3,7 +3,7 @@
 They compare caption and answer word by word: which words the answer lost, and which it has in their stead; and they
 look at details that a rewording must keep: numbers, colors, kinds of things, places, denials. Two texts that name the
 same things can still differ in where these are (`a cup on a table` → the table is stood on), which sentence encoders
-hardly see.
+hardly see. Small word lists judge answers only: none is ever shown to the LLM, and none puts a word into a paraphrase.
 """
 
 from __future__ import annotations
@@ -16,39 +16,187 @@ from functools import lru_cache
 from itertools import pairwise
 
 from paraclip_core.config import GateOptions
-from paraclip_core.demo.lexicon import (
-    COLORS,
-    DETERMINERS,
-    FIXED,
-    KINDS,
-    LIGHT_WORDS,
-    NUMBERS,
-    OPPOSITES,
-    PLACES,
-    SPATIAL,
-    family,
-    joined,
-    numeral,
-)
-from paraclip_core.paraphrase.meaning import Compare
-from paraclip_core.paraphrase.parse import (
+from paraclip_core.paraphrase.texts import (
+    NOISE_WORDS,
     STOP_WORDS,
+    Compare,
     Pair,
     content_words,
     denies,
     jaccard,
-    once_per_pair,
     stem,
+    tidy,
     word_set,
     words,
 )
-from paraclip_core.paraphrase.prompts import NOISE_WORDS, tidy
+
+LIGHT_WORDS = word_set(
+    """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph
+    scene view"""
+)
+"""Words that a rewording may add because they say next to nothing about an image."""
+
+DETERMINERS = word_set(
+    "a an the this that these those some any his her its their one two three four five six seven eight"
+)
+"""What may stand before a noun and its adjectives."""
+
+PLACES = frozenset(
+    map(
+        stem,
+        word_set(
+            """street road avenue lane highway beach shore coast sea ocean water lake river pond field meadow grass lawn
+            park garden mountain hill desert snow winter night city town harbour harbor dark morning evening day sand
+            picture photo image ground sky air rain fog sunset dawn background distance room"""
+        ),
+    )
+)
+"""Stems of surroundings, where the preposition is a matter of style: in or on the street, at the beach."""
+
+NUMBERS = {
+    "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+    "ten": 10, "eleven": 11, "twelve": 12, "couple": 2, "pair": 2, "pairs": 2, "both": 2, "duo": 2, "twins": 2,
+    "trio": 3, "dozen": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
+    "eighteen": 18, "nineteen": 19, "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70,
+    "eighty": 80, "ninety": 90, "hundred": 100,
+}  # fmt: skip
+"""Number words with their value; `one` says no more than `a`."""
+
+
+def _by_family(text: str) -> dict[str, str]:
+    """Word → the first of its family; families stand between semicolons."""
+    return {word: family.split()[0] for family in text.split(";") for word in family.split()}
+
+
+COLORS = _by_family(
+    """
+    red crimson scarlet maroon ruby reddish; blue navy azure teal turquoise cyan bluish;
+    green olive emerald lime greenish; yellow golden gold yellowish blond blonde; orange;
+    purple violet lilac lavender magenta; pink rosy; black ebony; white ivory; gray grey silver silvery;
+    brown tan beige chestnut brunette
+    """
+)
+"""Color word → its family; words of one family may stand for one another."""
+
+# One block: things of which one is not another. A word of a family that the input does not know, in a block of which
+# the input knows something or not, is an invention. Hypernyms (animal, person, vehicle) are left out on purpose.
+_KIND_BLOCKS = {
+    "animal": """
+        dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch;
+        dog terrier terriers retriever retrievers poodle poodles pitbull pitbulls;
+        cat cats kitten kittens kitty feline felines;
+        horse horses pony ponies mare mares stallion stallions foal foals colt colts;
+        cow cows cattle calf calves bull bulls ox oxen bovine;
+        bird birds chicken chickens duck ducks seagull seagulls goose geese parrot parrots;
+        sheep lamb lambs goat goats; pig pigs hog hogs; mouse mice rat; fish shark sharks;
+        lion lions lioness lionesses; rabbit rabbits bunny bunnies; bear bears; monkey monkeys ape apes;
+        elephant elephants; squirrel squirrels; deer moose
+        """,
+    "person": """
+        man men guy guys gentleman gentlemen male father fathers dad dads husband husbands;
+        woman women lady ladies female mother mothers mom moms mum mums wife wives; boy boys lad lads; girl girls
+        """,
+    "vehicle": """
+        car cars automobile automobiles auto autos sedan sedans; bus buses; truck trucks lorry lorries pickup pickups;
+        bicycle bicycles bike bikes cycle; motorcycle motorcycles motorbike motorbikes scooter scooters;
+        boat boats ship ships vessel vessels sailboat sailboats yacht yachts; train trains locomotive locomotives;
+        airplane airplanes aeroplane aeroplanes plane planes jet jets aircraft; rocket rockets spaceship spaceships;
+        flight flights
+        """,
+    "thing": """
+        house houses home homes cottage cottages cabin cabins hut huts; tree trees; chair chairs stool stools;
+        armchair armchairs recliner; doll dolls; glow; table tables desk desks; lamp lamps lantern lanterns;
+        umbrella umbrellas parasol parasols; kite kites; cup cups mug mugs; ball balls;
+        flower flowers blossom blossoms; bed beds
+        """,
+    "body": "mouth mouths lips; throat throats; nose noses; face faces; head heads; hand hands; foot feet",
+    "sport": """
+        football; soccer; baseball; basketball; volleyball; softball; rugby; tennis; hockey; golf; cricket
+        """,
+    "clothes": """
+        clothes clothing outfit outfits attire; dress dresses gown gowns; skirt skirts; jeans; pants trousers; shorts;
+        shirt shirts; jacket jackets coat coats
+        """,
+    "age": "adult adults; teen teens teenage teenager teenagers adolescent adolescents",
+    "settlement": "city cities urban; village villages",
+    "ground": """
+        beach beaches shore seaside coast seashore; street streets road roads avenue roadway lane;
+        highway highways motorway freeway expressway; railway railways railroad rails; sidewalk sidewalks pavement;
+        desert dunes; yard yards backyard backyards; river rivers; kitchen; bathroom; mountain mountains
+        """,
+}  # fmt: skip
+
+KINDS = {word: f"{block}/{head}" for block, lines in _KIND_BLOCKS.items() for word, head in _by_family(lines).items()}
+"""Noun → the kind of thing it names."""
+
+_EXPRESSIONS = """
+    dirt bike, hard hat, hot dog, hot tub, ice cream, tug of war, rock climb, rock climber, fire hydrant,
+    fire truck, fire engine, golden retriever, german shepherd, border collie, roller coaster, roller skate,
+    monkey bar, life jacket, life vest, teddy bear, cotton candy, hula hoop, high heel, high school, baseball bat,
+    stop sign, snow angel
+    """
+FIXED = tuple((text.strip(), [stem(word) for word in text.split()]) for text in _EXPRESSIONS.split(","))
+"""Expressions that name a thing of their own, with the stems of their words: with one word said otherwise they name
+another, or none."""
+
+SPATIAL = (
+    (frozenset({"left"}), frozenset({"right"})),
+    (frozenset({"above", "over", "atop"}), frozenset({"below", "under", "beneath", "underneath"})),
+    (frozenset({"front", "ahead", "before"}), frozenset({"behind", "rear"})),
+)
+"""Where one thing stands to another."""
+
+OPPOSITES = (
+    *SPATIAL,
+    (frozenset({"inside", "indoors", "indoor"}), frozenset({"outside", "outdoors", "outdoor"})),
+    (frozenset({"night", "nighttime", "dark"}), frozenset({"day", "daytime", "daylight", "sunny"})),
+    (
+        frozenset({"small", "tiny", "little", "mini"}),
+        frozenset({"large", "big", "huge", "giant", "enormous", "massive"}),
+    ),
+    (frozenset({"old", "aged", "elderly"}), frozenset({"young", "new"})),
+    (frozenset({"sitting", "sits", "seated"}), frozenset({"standing", "stands"})),
+    (word_set("catch catches catching"), word_set("throw throws throwing")),
+    (word_set("push pushes pushing"), word_set("pull pulls pulling")),
+    (word_set("full filled"), word_set("empty")),
+    (word_set("wet"), word_set("dry")),
+    (word_set("open opened"), word_set("closed shut")),
+    (word_set("hot warm"), word_set("cold")),
+)
+"""Pairs of word sets of which one says what the other denies."""
+
+
+_SIDES = {word: f"side/{min(side)}" for pairs in OPPOSITES for side in pairs for word in side}
+
+
+def family(word: str) -> str | None:
+    """What a word stands for, where a list knows it: words of one family are no new words for each other."""
+    return KINDS.get(word) or COLORS.get(word) or _SIDES.get(word)
+
+
+MOST_DIGITS = 1000
+"""Of a number; Python converts no more than some thousands."""
+
+
+def numeral(word: str) -> int | None:
+    """The number that a word or its digits say; a model that goes on with digits for ever says none."""
+    digits = len(word) <= MOST_DIGITS and word.isascii() and word.isdigit()
+    return NUMBERS.get(word, int(word) if digits else None)
+
+
+def joined(text_words: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Stems of the words that neighbors make where they are written as one: `fire fighter` → `firefighter`."""
+    return {stem(one + two): (one, two) for one, two in pairwise(text_words)}
+
 
 MAX_OVERLAP = 0.85
 """Of the words of input and answer (Jaccard)."""
 MAX_NEW_WORDS = 3
 MIN_WORD_SIMILARITY = 0.5
 """Cosine of a new word and the word of the caption that it may stand for."""
+
+PAIRS = 8192
+"""Pairs of which several gates ask the same are remembered: those of a block."""
 
 # Sizes may go, and directions have a gate of their own.
 _OTHERS = frozenset(
@@ -104,20 +252,19 @@ def _families(text_words: Sequence[str]) -> set[str]:
     return {name for word in text_words if (name := family(word))}
 
 
-@once_per_pair
+@lru_cache(PAIRS)
 def alignment(pair: Pair) -> Alignment:
-    """The words in which caption and answer differ."""
     return align(pair.caption, pair.answer)
 
 
-@once_per_pair
+@lru_cache(PAIRS)
 def known_stems(pair: Pair) -> frozenset[str]:
     """Stems of everything that input and caption say, also of two words written as one."""
     alone = {stem(word) for word in (*pair.source_words, *pair.caption_words)}
     return frozenset(alone | joined(pair.source_words).keys() | joined(pair.caption_words).keys())
 
 
-@once_per_pair
+@lru_cache(PAIRS)
 def new_words(pair: Pair) -> list[str]:
     """Content words of the answer that neither input nor caption holds in any form, each once; numbers aside."""
     answer = dict.fromkeys(content_words(pair.answer_words))
@@ -153,19 +300,14 @@ def broken_compound(caption: str, answer: str, differ: Alignment) -> str | None:
         new, gone = (one, left_of.get(stem(two))) if one in unknown else (two, right_of.get(stem(one)))
         if not gone or stem(gone) in stems_after or gone[:4] == new[:4]:
             continue
-        if not (_fits_before(two, gone) if one in unknown else _fits_behind(one, two, gone)):
+        if one in unknown:
+            fits = two.endswith(_VERB) or _loose(gone)
+        else:
+            verbs = new.endswith(_VERB[1:]) or gone.endswith(_VERB)
+            fits = verbs or one.endswith(_ADJECTIVE) or _loose(one)
+        if not fits:
             return f"{one} {two}"
     return None
-
-
-def _fits_before(following: str, gone: str) -> bool:
-    """Whether another word may stand in the place of `gone`, in front of a word."""
-    return following.endswith(_VERB) or _loose(gone)
-
-
-def _fits_behind(before: str, new: str, gone: str) -> bool:
-    """Whether a new word may stand in the place of `gone`, behind a word."""
-    return _loose(before) or before.endswith(_ADJECTIVE) or new.endswith(_VERB[1:]) or gone.endswith(_VERB)
 
 
 def _loose(word: str) -> bool:
@@ -175,7 +317,7 @@ def _loose(word: str) -> bool:
 def _half_of_a_fixed_one(before: Sequence[str], after: Sequence[str]) -> str | None:
     """An expression of the caption's of which the answer keeps some words, and not all."""
     stems_before, stems_after = [stem(word) for word in before], [stem(word) for word in after]
-    for expression, stems in _FIXED:
+    for expression, stems in FIXED:
         size = len(stems)
         if not any(stems_before[at : at + size] == stems for at in range(len(stems_before) - size + 1)):
             continue
@@ -184,8 +326,6 @@ def _half_of_a_fixed_one(before: Sequence[str], after: Sequence[str]) -> str | N
             return f"half of {expression}"
     return None
 
-
-_FIXED = tuple((" ".join(expression), [stem(word) for word in expression]) for expression in FIXED)
 
 # What a word may grow by and still mean the same, and longer forms of short words.
 _GROWTH = ("ing", "ed", "er", "es", "land", "side", "like", "ful", "ness", "ment", "ion")
@@ -470,8 +610,6 @@ _WAYS = {
     "next": "next", "beside": "next", "near": "next", "by": "next", "and": "and", "with": "with",
 }  # fmt: skip
 
-_PLACES = frozenset(map(stem, PLACES))
-
 # Ways that say no more than that both are there; they are no place of their own, and may not stand for one.
 _COMPANY = frozenset({"next", "with", "and"})
 _LEFT = {"with": ({"on"},), "next": ({"on"}, {"in"})}
@@ -521,7 +659,7 @@ def misplaced(source: str, answer: str) -> str | None:
     before, after = placed(source), placed(answer)
     for noun, ways in after.items():
         ways_before = before.get(noun)
-        if ways_before is None or stem(_last(noun)) in _PLACES or "?" in ways_before:
+        if ways_before is None or stem(_last(noun)) in PLACES or "?" in ways_before:
             continue
         for way in sorted(ways - ways_before - _COMPANY - {"-", "?"}):
             return f"{way} {_last(noun)}"
@@ -537,7 +675,7 @@ def new_relation(caption: str, answer: str) -> str | None:
     before, after = placed(caption), placed(answer)
     for noun, ways in after.items():
         lost = _LEFT.get(next(iter(ways)), ()) if len(ways) == 1 else ()
-        if before.get(noun) in lost and stem(_last(noun)) not in _PLACES:
+        if before.get(noun) in lost and stem(_last(noun)) not in PLACES:
             return f"{min(ways)} {_last(noun)}"
     return None
 

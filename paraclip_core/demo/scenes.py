@@ -198,7 +198,6 @@ class SceneImage:
 
     @property
     def image_id(self) -> str:
-        """Key of the image."""
         return f"scene-{self.index:06d}"
 
 
@@ -213,7 +212,6 @@ def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
 
 
 def held_out_images(options: ScenesOptions) -> int:
-    """Number of images that only evaluation sees."""
     return min(max(round(options.images * HELD_OUT), 1), options.images - 1)
 
 
@@ -318,7 +316,6 @@ def plain_caption(scene: Scene) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """The phrase after its "a" or "an"."""
     return f"{'an' if phrase[0].lower() in 'aeiou' else 'a'} {phrase}"
 
 
@@ -409,7 +406,6 @@ def _say(rng: np.random.Generator, concept: Concept, sort: str, always: bool = F
 
 
 def image_name(image: SceneImage) -> str:
-    """Name of the image in the tar."""
     return f"images/{image.image_id}.jpg"
 
 

@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from paraclip_core.config import SamplingOptions
-from paraclip_core.demo.lexicon import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
-from paraclip_core.paraphrase.parse import Pieces, content_words, parse_answer, stem, word_set, words
-from paraclip_core.paraphrase.prompts import PromptTemplate, bare
+from paraclip_core.demo.gates import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
+from paraclip_core.paraphrase.requests import PromptTemplate
+from paraclip_core.paraphrase.texts import NOISE_WORDS, Pieces, content_words, parse_answer, stem, tidy, word_set, words
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""
@@ -55,6 +55,10 @@ SWAPS = {1: 1, 2: 3}
 
 BASES = {1: 2, 2: 3}
 """Texts that words are swapped in, for one request, by step."""
+
+_OPENING = re.compile(
+    r"^(?:(?:a|the) )?(?:stock )?(?:photo(?:graph)?|picture|image|pic) of (?=\S)|^this is (?=\S)", re.I
+)
 
 # Endings that say what part a word can play in a sentence.
 _ENDINGS = ("ing", "ed", "ly", "al", "ous", "ful", "rian")
@@ -153,6 +157,17 @@ def bases(text: str, caption: str, answers: Sequence[str], step: int) -> list[st
     parsed = [answer for raw in answers if (answer := parse_answer(raw))]
     texts: dict[str, None] = dict.fromkeys([*([text] if step == 2 else []), bare(caption), *parsed])
     return list(texts)[: BASES[step]]
+
+
+def bare(text: str) -> str:
+    """A web caption without what it says beside the image: `photo of`, `stock photo`, `| free image`.
+
+    Where nothing would be left, the text as it is.
+    """
+    words = _OPENING.sub("", tidy(text)).split()
+    while words and (not any(map(str.isalpha, words[-1])) or words[-1].strip(".,;:!|").lower() in NOISE_WORDS):
+        words.pop()
+    return " ".join(words) or text
 
 
 def variants(

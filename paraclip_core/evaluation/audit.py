@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import unique_features
-from paraclip_core.evaluation.benchmarks.wordings import RULES
+from paraclip_core.evaluation.benchmarks.wordings import Wording, by_rule
 from paraclip_core.evaluation.metrics import Sample, average_overlap, delta_interval, jaccard
 from paraclip_core.evaluation.published import field, records
 
@@ -26,15 +26,6 @@ DEPTH = 10
 RESAMPLES = 1000
 LONGEST_QUERY = 10_000
 """Characters; a text tower reads some 300 of them."""
-
-
-class Wording(NamedTuple):
-    """A query and other words for it."""
-
-    query: str
-    rewording: str
-    kind: str = ""
-    """The rule that made it; empty where a person or a model did."""
 
 
 Pairs = Sequence[Wording]
@@ -81,7 +72,6 @@ class Audit:
     """Worst of the first model first."""
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
         return asdict(self)
 
 
@@ -112,7 +102,17 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
         first, second = (values[name] for name in names[:2])
         gain = {metric: _figure(first[metric], second[metric], clusters) for metric in first}
     worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
-    audited = tuple(_pair(row, pairs, values, ranked, searcher.ids) for row in worst)
+    audited = tuple(
+        AuditedPair(
+            *pairs[row],
+            ao={name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()},
+            nearest={
+                name: (_named(caption[row], searcher.ids), _named(rewording[row], searcher.ids))
+                for name, (caption, rewording) in ranked.items()
+            },
+        )
+        for row in worst
+    )
     return Audit(len(searcher.ids), len(queries), depth, figures, gain, _by_kind(audited), audited)
 
 
@@ -141,18 +141,6 @@ def _figure(before: NDArray[np.float64], after: NDArray[np.float64], clusters: N
         return Figure(mean, None, None)
     interval = delta_interval(Sample(before, clusters), Sample(after, clusters), RESAMPLES)
     return Figure(mean, round(100 * interval.low, 2), round(100 * interval.high, 2))
-
-
-def _pair(
-    row: int,
-    pairs: Pairs,
-    values: Mapping[str, Mapping[str, NDArray[np.float64]]],
-    ranked: Mapping[str, tuple[NDArray[np.int64], NDArray[np.int64]]],
-    ids: Sequence[str],
-) -> AuditedPair:
-    nearest = {name: (_named(first[row], ids), _named(second[row], ids)) for name, (first, second) in ranked.items()}
-    overlaps = {name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()}
-    return AuditedPair(*pairs[row], overlaps, nearest)
 
 
 def _named(rows: NDArray[np.int64], ids: Sequence[str]) -> tuple[str, ...]:
@@ -203,7 +191,5 @@ def wordings(entries: Sequence[Any]) -> list[Wording]:
         if len(texts) > 1:
             pairs.append(Wording(*texts))
         else:
-            query = texts[0].strip()
-            changed = {kind: rule(query) for kind, rule in RULES.items()}
-            pairs += [Wording(query, text, kind) for kind, text in changed.items() if text != query]
+            pairs += by_rule(texts[0].strip())
     return list(dict.fromkeys(pairs))

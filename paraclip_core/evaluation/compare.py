@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -21,6 +21,12 @@ DIGITS = 6
 """Decimals of a figure that are written: far below what any interval tells apart."""
 KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in ("", "caption_"))
 """Figures that show whether a model knows its captions at all."""
+STAND_INS = {
+    "wordings/": "paraphrased_retrieval/",
+    "retrieval/text_to_image": "paraphrased_retrieval/caption_text_to_image",
+}
+"""How rules begin → what stands in for them. Overlaps alone are no proof: they are full for a model that answers every
+text with the same images."""
 COLLAPSE = "agreement up and recall down is what a collapse looks like, for a tower that embeds all texts alike agrees"
 
 
@@ -52,8 +58,11 @@ class Row:
     """Independent groups of queries, which the interval is drawn over."""
 
     @property
+    def rule(self) -> str:
+        return f"{self.kind}/{self.metric}"
+
+    @property
     def facts(self) -> Metric:
-        """The metric: its unit, and whether lower is better."""
         return metric_of(self.kind, self.metric)
 
     @property
@@ -132,10 +141,9 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
     """Whether a tuned model is better than its base.
 
     `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
-    `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A drop rule whose kind was not
-    measured is noted; one whose kind was measured without that metric is most likely misspelt, so the model is held. A
-    rule on retrieval that was not measured goes by the captions' recall of paraphrased retrieval, a gate on wordings by
-    its overlap. The reason is of clauses with `; ` between them, the first on `gate.metric`.
+    `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A rule whose metric was not
+    measured goes by what stands in for it (:data:`STAND_INS`), or is noted. The reason is of clauses with `; ` between
+    them, the first on `gate.metric`.
     """
     return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
@@ -159,7 +167,7 @@ def judge_challenger(
     verdict, why, notes = _judge(
         rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
     )
-    gains = _gains(rows, gate)
+    gains = _ruled(rows, gate.metric)
     if verdict == "promote" and sum(row.gain[0] for row in gains) < 0:
         # It may be noise, but tomorrow's challenger is measured against it: many such steps are a slide.
         return "hold", f"{', '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
@@ -190,7 +198,7 @@ def compare(
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
-        lacking = [*_gains(rows, options.gate), *(row for row, _ in _lost(rows, options.gate))]
+        lacking = [*_ruled(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]
         clauses += filter(None, map(_too_few, lacking))
     return Comparison(rows, verdict, "; ".join(clauses), tuple(notes))
 
@@ -203,12 +211,12 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     `over` is control against tuned, `control` base against control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
-    gains, verdict = _gains(over, gate), comparison.verdict
+    gains, verdict = _ruled(over, gate.metric), comparison.verdict
     if comparison.untrained or not gains:
         return comparison
     text = f"over captions alone {', '.join(map(_shown, gains))}"
     lost = [row for row, _ in _lost(control, gate)]
-    if fell := [row for row in (*_gains(control, gate), *lost) if row.side < 0]:
+    if fell := [row for row in (*_ruled(control, gate.metric), *lost) if row.side < 0]:
         text = (
             f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
             "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
@@ -268,11 +276,12 @@ def _judge(
     rows: Sequence[Row], gate: GateRule, passes: Callable[[Row], bool], failed: str, passed: str
 ) -> tuple[Verdict, str, list[str]]:
     notes: list[str] = []
-    gains = _gains(rows, gate)
+    gains = _ruled(rows, gate.metric)
     if not gains:
-        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
-    if gains[0].kind != gate.metric.partition("/")[0]:
-        notes.append(f"{gains[0].kind} stands in for the gate's {gate.metric}: no such benchmark was measured")
+        names = ", ".join(sorted({row.rule for row in rows})) or "nothing"
+        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; measured: {names}", notes
+    if (used := gains[0].rule) != gate.metric:
+        notes.append(f"{used} stands in for the gate's {gate.metric}, which was not measured")
     worse = "above" if gains[0].facts.lower_is_better else "below"
     problems = [
         f"{_shown(row)} {(failed if row.side >= 0 else 'lies {worse} zero').format(worse=worse)}"
@@ -280,17 +289,15 @@ def _judge(
         if not passes(row)
     ]
     for rule in sorted(gate.max_drop):
-        ruled = _ruled(rows, rule, gate)
-        if not ruled and any(row.kind == rule.partition("/")[0] for row in rows):
-            problems.append(f"the rule on {rule} names no measured metric; {_measured(rows)}")
-        elif not ruled:
-            notes.append(f"the rule on {rule} was not applied: no such benchmark was measured")
-        elif not _matching(rows, rule):
-            notes.append(f"the rule on {rule} was applied to {_stand_in(rule)}: no such benchmark was measured")
+        ruled = _ruled(rows, rule, gate.max_drop)
+        if not ruled:
+            notes.append(f"the rule on {rule} was not applied: it was not measured")
+        elif (used := ruled[0].rule) != rule:
+            notes.append(f"the rule on {rule} was applied to {used}: the former was not measured")
     lost = _lost(rows, gate)
     problems += [_loss(row, points) for row, points in lost]
     gained = ", ".join(map(_shown, gains))
-    watched = [row for rule in sorted(gate.max_drop) for row in _ruled(rows, rule, gate)]
+    watched = [row for rule in sorted(gate.max_drop) for row in _ruled(rows, rule, gate.max_drop)]
     if any("recall" in row.metric and row.side < 0 for row, _ in lost) and all(row.side > 0 for row in gains):
         problems.append(f"{gained} with {', '.join(map(_shown, watched))}: {COLLAPSE}")
     if problems:
@@ -316,17 +323,19 @@ def _lost(rows: Sequence[Row], gate: GateRule) -> list[tuple[Row, float]]:
     return [
         (row, points)
         for rule, points in sorted(gate.max_drop.items())
-        for row in _ruled(rows, rule, gate)
+        for row in _ruled(rows, rule, gate.max_drop)
         if -row.gain[0] > points
     ]
 
 
-def _ruled(rows: Sequence[Row], rule: str, gate: GateRule) -> list[Row]:
-    """The rows that a drop rule goes by: its own, or those that stand in where its kind was not measured."""
-    measured = any(row.kind == rule.partition("/")[0] for row in rows)
-    if measured or (other := _stand_in(rule)) in gate.max_drop:
-        return _matching(rows, rule)
-    return _matching(rows, other)
+def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
+    """The rows of a rule's metric, or, where it was not measured, of what stands in for it if no other rule is on that.
+
+    A benchmark that was measured without the metric, as wordings on foils alone, counts as not measured.
+    """
+    stand_in = next((rule.replace(old, new, 1) for old, new in STAND_INS.items() if rule.startswith(old)), rule)
+    named = rule if any(row.rule == rule for row in rows) or stand_in in others else stand_in
+    return [row for row in rows if row.rule == named]
 
 
 def _rows(outcome: Outcome) -> list[Row]:
@@ -345,32 +354,9 @@ def _rows(outcome: Outcome) -> list[Row]:
     return rows
 
 
-def _matching(rows: Sequence[Row], rule: str) -> list[Row]:
-    kind, _, metric = rule.partition("/")
-    return [row for row in rows if row.kind == kind and row.metric == metric]
-
-
-def _gains(rows: Sequence[Row], gate: GateRule) -> list[Row]:
-    """The gate's metric; that of an image's captions where no wordings of one query were measured."""
-    return _matching(rows, gate.metric) or _matching(rows, gate.metric.replace("wordings/", "paraphrased_retrieval/"))
-
-
-def _stand_in(rule: str) -> str:
-    """What is measured beside overlaps and tells the same as a rule on retrieval.
-
-    Overlaps alone are no proof: they are full for a model that answers every text with the same images.
-    """
-    return rule.replace("retrieval/text_to_image", "paraphrased_retrieval/caption_text_to_image", 1)
-
-
 def _shown(row: Row) -> str:
     return f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
 
 
 def _name(row: Row) -> str:
     return f"{row.benchmark} {row.metric}"
-
-
-def _measured(rows: Sequence[Row]) -> str:
-    names = sorted({f"{row.kind}/{row.metric}" for row in rows})
-    return f"measured were {', '.join(names)}" if names else "nothing was measured"

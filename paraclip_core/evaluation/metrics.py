@@ -223,7 +223,8 @@ def delta_interval(
         count = int(cluster.max()) + 1 if len(cluster) else 0
         if count < 2:
             raise BenchmarkError(f"an interval needs queries of at least two images or pairs, got {count}; add some")
-        draws = _draws(count, max(count, len(cluster)), resamples, rng)
+        step = max(1, DRAWN // max(count, len(cluster)))
+        draws = (rng.integers(0, count, (min(step, resamples - start), count)) for start in range(0, resamples, step))
         if before.gold is None:
             parts.append(_mean_deltas(after.values - before.values, cluster, draws))
         else:
@@ -232,12 +233,6 @@ def delta_interval(
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(np.mean(parts, axis=0), [tail, 1.0 - tail])
     return Interval(tuned.statistic() - base.statistic(), float(low), float(high), clusters)
-
-
-def _draws(count: int, width: int, resamples: int, rng: np.random.Generator) -> Iterator[NDArray[np.int64]]:
-    step = max(1, DRAWN // width)
-    for start in range(0, resamples, step):
-        yield rng.integers(0, count, (min(step, resamples - start), count))
 
 
 def _mean_deltas(
@@ -255,18 +250,16 @@ def _rank_deltas(
     gold, before, after = _Levels(base.gold), _Levels(base.values), _Levels(tuned.values)
     deltas = []
     for drawn in draws:
-        times = _times(drawn, int(cluster.max()) + 1)[:, cluster]
+        # How often each cluster is in each draw, [draws, clusters].
+        count = int(cluster.max()) + 1
+        rows = np.arange(len(drawn))[:, None] * count
+        drawn_times = np.bincount((drawn + rows).reshape(-1), minlength=len(drawn) * count).reshape(-1, count)
+        times = drawn_times.astype(np.float64)[:, cluster]
         target = gold.ranks(times)
         deltas.append(
             _correlation(after.ranks(times), target, times) - _correlation(before.ranks(times), target, times)
         )
     return np.concatenate(deltas)
-
-
-def _times(drawn: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """How often each cluster is in each draw, [draws, count]."""
-    rows = np.arange(len(drawn))[:, None] * count
-    return np.bincount((drawn + rows).reshape(-1), minlength=len(drawn) * count).reshape(-1, count).astype(np.float64)
 
 
 class _Levels:

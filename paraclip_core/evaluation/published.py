@@ -16,12 +16,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.clean import split_name
+from paraclip_core.captions.pipeline import detect, read, shard_split
 from paraclip_core.captions.readers.json import json_records, load_json
 from paraclip_core.captions.readers.parquet import parquet_records
 from paraclip_core.captions.readers.text import csv_records, numbered_lines
-from paraclip_core.captions.rows import SPLIT, decodable
-from paraclip_core.captions.sources import detect, read, shard_split
+from paraclip_core.captions.rows import SPLIT, decodable, split_name
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import BenchmarkError

@@ -64,7 +64,6 @@ class Candidate:
 
     @cached_property
     def clip(self) -> ClipModel:
-        """The loaded model."""
         from paraclip_core.clip.load import load_clip
         from paraclip_core.clip.model import pick_device
 
@@ -143,7 +142,6 @@ class Prepared:
     task: Task
 
     def measure(self, encoder: Encoder) -> Measured:
-        """Its outcome for a model."""
         try:
             measured = self.task.measure(encoder)
         except BenchmarkError as error:

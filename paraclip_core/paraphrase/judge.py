@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,9 @@ from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.paraphrase.engines import CheckedEngine, Engine
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
-from paraclip_core.paraphrase.meaning import Compare, Encoder, SentenceEncoder, model_identity
-from paraclip_core.paraphrase.parse import Pair, Pieces, parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
-from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
-from paraclip_core.tables import ACCEPTED, VERDICTS, text_hash
+from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, neutralize, sampling_json
+from paraclip_core.paraphrase.texts import Compare, Encoder, Pair, Pieces, SentenceEncoder, model_identity, parse_answer
+from paraclip_core.tables import VERDICTS, text_hash
 
 GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
 """Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
@@ -84,7 +81,6 @@ class Candidate:
 
     @property
     def accepted(self) -> bool:
-        """Whether it passes every gate."""
         return all(detail is None for detail in self.results.values())
 
 
@@ -268,24 +264,25 @@ class BlockJudge:
     def __call__(self, block: pa.RecordBatch) -> pa.RecordBatch:
         """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
         verdicts = self.judge.judge(_requests(block))
-        accepted = [one for verdict in verdicts for one in verdict.accepted]
-        texts = [text for text, _ in accepted]
-        tokens = self._tokens.encode_batch(texts).cast(ACCEPTED.field("tokens").type)
-        similarities = pa.array([similarity for _, similarity in accepted], pa.float32())
-        flat = pa.StructArray.from_arrays([pa.array(texts, pa.string()), tokens, similarities], fields=list(ACCEPTED))
-        offsets = [0, *accumulate(len(verdict.accepted) for verdict in verdicts)]
-        columns = {
-            "generation": block.column("generation"),
-            "parent": block.column("parent"),
-            "gates": pa.repeat(pa.scalar(self._digest, pa.binary(16)), len(verdicts)),
-            "accepted": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), flat),
-            "answer": pa.array([verdict.answer for verdict in verdicts], pa.string()),
-            "reason": pa.array([verdict.reason for verdict in verdicts], pa.string()),
-            "detail": pa.array([verdict.detail for verdict in verdicts], pa.string()),
-            "similarity": pa.array([verdict.similarity for verdict in verdicts], pa.float32()),
-        }
-        arrays = [columns[name].cast(VERDICTS.field(name).type) for name in VERDICTS.names]
-        return pa.RecordBatch.from_arrays(arrays, schema=VERDICTS)
+        rows = [
+            {
+                "generation": generation,
+                "parent": parent,
+                "gates": self._digest,
+                "accepted": [
+                    {"answer": text, "tokens": self._tokens.encode(text), "similarity": similarity}
+                    for text, similarity in verdict.accepted
+                ],
+                "answer": verdict.answer,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "similarity": verdict.similarity,
+            }
+            for generation, parent, verdict in zip(
+                block.column("generation").to_pylist(), block.column("parent").to_pylist(), verdicts, strict=True
+            )
+        ]
+        return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
 
 
 def _requests(block: pa.RecordBatch) -> list[Request]:
@@ -329,7 +326,6 @@ class JudgePool:
         yield from self.offered(wait=True)
 
     def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
-        """What each gate says of every candidate of each request of a block."""
         return self._judge_here().judge.explain(_requests(block))
 
     def offer(self, block: pa.RecordBatch) -> bool:

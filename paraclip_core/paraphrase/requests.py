@@ -1,37 +1,199 @@
-"""Requests: which rows a step asks about, the key of each request, what the cache has not answered or judged, and which
-rows and rejects follow from what it has.
+"""What a language model is asked: prompts with the caption as data inside exactly one message, and requests.
 
-Equal keys mean that the same answer may be used again. A key is blake2b-128 over step, model, prompt (id and text),
-sampling, seed, attempt and input text, each with its length in front, so that no two different requests can run
-together into the same bytes.
+Equal keys of requests mean that the same answer may be used again. A key is blake2b-128 over step, model, prompt (id
+and text), sampling, seed, attempt and input text, each with its length in front, so that no two different requests can
+run together into the same bytes.
 
 A step's requests are a table in DuckDB, `asked`, with a row for each row of the step and attempt. What is missing is an
 anti-join of it with the cache's `generations`, what is not judged one with `verdicts`, over all rows at once. Texts
 stay in the step's Parquet files and are read again for the rows that need them.
-
-Of the attempts of a row the last accepted one counts. An answer that was accepted as the best one for more than
-`max_repeats` different inputs is a flood, and no input keeps it; the next of its accepted answers takes its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.paraphrase.prompts import prompt_for
-from paraclip_core.tables import ANSWERS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
+from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.texts import tidy
+from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
+
+Turns = tuple[tuple[str, str], ...]
+RULES = "neutralise-1 tidy-1"
+SLOT = "{}"
+
+# A chat-template token of any model begins with `<` or `[` and a letter, a bar or a slash: `<|im_end|>`, `</s>`,
+# `<start_of_turn>`, `[INST]`, `[/INST]`. A blank after the bracket makes it plain text and leaves it readable.
+_TOKEN_START = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")
+# Some models' templates use the full-width forms.
+_FULL_WIDTH = str.maketrans({"＜": "<", "＞": ">", "｜": "|"})
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A step's prompt: fixed turns, then one user turn that holds the text."""
+
+    id: str
+    turns: Turns
+    """System turn and examples."""
+    before: str = ""
+    """Words of the last turn in front of the text."""
+    after: str = ""
+    """Words of the last turn behind the text."""
+    quoted: bool = False
+    """The text stands between double quotes, so it must not hold one."""
+    completion: bool = False
+    """Plain text to go on with, in no chat template: one message of the role `text`."""
+    tidied: bool = False
+    """Show the text without file names, links and shouting, which small models copy or take for words."""
+
+    @cached_property
+    def hash(self) -> bytes:
+        """16 bytes over everything that decides what the model reads."""
+        flat = [part for turn in self.turns for part in turn]
+        return text_hash(
+            self.id,
+            RULES,
+            *flat,
+            None,
+            self.before,
+            None,
+            self.after,
+            str(self.quoted),
+            str(self.tidied),
+            str(self.completion),
+        )
+
+    def messages(self, text: str) -> Turns:
+        """The chat turns for one text, which is neutralized and never interpreted."""
+        safe = neutralize(tidy(text) if self.tidied else text)
+        if self.quoted:
+            safe = safe.replace('"', "'")
+        role = "text" if self.completion else "user"
+        return (*self.turns, (role, f"{self.before}{safe}{self.after}"))
+
+    @cached_property
+    def examples(self) -> tuple[tuple[str, str], ...]:
+        """The examples as (user, assistant) pairs."""
+        return tuple(
+            (one[1], two[1]) for one, two in pairwise(self.turns) if one[0] == "user" and two[0] == "assistant"
+        )
+
+
+def neutralize(text: str) -> str:
+    """One line of plain text that no chat template takes for anything else.
+
+    Control and line-breaking characters become blanks, invisible format characters (zero width, bidirectional
+    overrides) go, and the brackets that begin a template's tokens are set apart from what follows.
+    """
+    line = " ".join((text if text.isascii() and text.isprintable() else _visible(text)).split())
+    return _TOKEN_START.sub(lambda match: f"{match.group()} ", line)
+
+
+def _visible(text: str) -> str:
+    chars = []
+    for char in text.translate(_FULL_WIDTH):
+        category = unicodedata.category(char)
+        if category in ("Cc", "Zl", "Zp"):
+            chars.append(" ")
+        elif category not in ("Cf", "Cs", "Co", "Cn"):
+            chars.append(char)
+    return "".join(chars)
+
+
+def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
+    """The prompt of a step: the user's own where there is one, else the chosen set's."""
+    own = options.prompt_1 if step == 1 else options.prompt_2
+    if not own:
+        return (PAPER if options.prompts == "paper" else FEW_SHOT)[step]
+    before, slot, after = own.partition(SLOT)
+    if not slot or SLOT in after:
+        raise ConfigError(
+            f"paraphrase.prompt_{step} must hold {SLOT} exactly once, where the text goes; found {own[:80]!r}"
+        )
+    return PromptTemplate(f"own/{step}", (), before, after, quoted=before.endswith('"') and after.startswith('"'))
+
+
+def _few_shot(step: int, examples: Turns) -> PromptTemplate:
+    turns: list[tuple[str, str]] = []
+    for text, answer in examples:
+        turns += [("user", text), ("assistant", answer)]
+    return PromptTemplate(f"few-shot/{step}", tuple(turns), tidied=True)
+
+
+# Word for word from the published code (one user message, no system turn).
+PAPER = {
+    1: PromptTemplate(
+        "paper/1",
+        (),
+        'Paraphrase the given caption "',
+        '" concisely while preserving the meaning.',
+        quoted=True,
+    ),
+    2: PromptTemplate(
+        "paper/2",
+        (),
+        'Paraphrase the given text "',
+        '" concisely while preserving the meaning and avoiding use of existing words.',
+        quoted=True,
+    ),
+}
+"""The published prompts, for models that follow instructions."""
+
+FEW_SHOT = {
+    1: _few_shot(
+        1,
+        (
+            ("photo of a gray kitten on a sofa", "There is a gray kitten sitting on a sofa."),
+            ("A man is climbing up a ladder near a brick wall", "A man climbs a ladder close to a brick wall."),
+            (
+                "large silver train next to a purple rocket at the station stock photo",
+                "A big silver train beside a purple rocket at the station.",
+            ),
+            (
+                "Three children wearing coats stand by a brown door .",
+                "Three kids in coats are standing next to a brown door.",
+            ),
+            (
+                "in the forest, pink cupcake above tiny spoon | free image",
+                "A pink cupcake over a little spoon in the forest.",
+            ),
+            (
+                "monkey in red on a purple drum in a kitchen",
+                "A monkey wearing red on top of a purple drum in a kitchen.",
+            ),
+        ),
+    ),
+    2: _few_shot(
+        2,
+        (
+            ("A gray kitten on a sofa.", "A grey cat on a couch."),
+            ("A purple rocket above a huge rock.", "A purple spaceship over an enormous stone."),
+            ("A silver train beside a hut in the forest.", "A silver locomotive next to a cabin in the woods."),
+            ("A monkey holding a pink cupcake.", "An ape with a pink cake."),
+            ("A man on a ladder near a brown door.", "A guy on some steps close to a brown gate."),
+            ("A tiny spoon on top of a red drum.", "A little spoon sitting on a red drum."),
+            ("Three kids are running at the airport.", "Three children jog on the airfield."),
+            ("A woman in a long white coat is speaking.", "A lady wearing a long white jacket is talking."),
+        ),
+    ),
+}
+"""Example turns for small models; step 1 shows cleaning, step 2 shows other words for the same things."""
+
 
 Batches = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 """Reads the named columns of a step's rows (`INPUT_COLUMNS[step]`), from first to last; may be called again."""
@@ -84,55 +246,6 @@ GROUP BY a.key, a.parent
 """
 
 
-# Punctuation and case make no other answer.
-PLAIN = r"""
-CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer), '[^\pL\pN]+', ' ', 'g')))
-"""
-
-# An input is told by the key of its first request.
-INPUTS = "SELECT accepted, key AS input FROM judged"
-INPUTS_ASKED_AGAIN = """
-SELECT accepted, first.key AS input FROM judged JOIN asked first ON first.row = judged.row AND first.attempt = 0
-"""
-FLOODS = """
-SET VARIABLE floods = (
-  SELECT coalesce(list(spoken), []) FROM (
-    SELECT spoken FROM (
-      SELECT DISTINCT plain(accepted[1].answer) AS spoken, input FROM ({}) WHERE len(accepted) > 0
-    ) GROUP BY spoken HAVING count(*) > ?
-  )
-)
-"""
-
-OUTCOMES = """
-CREATE OR REPLACE VIEW outcomes AS
-SELECT row, attempt, key, accepted, answer, reason, detail, similarity FROM judged
-"""
-
-OUTCOMES_WITHOUT_FLOODS = """
-CREATE OR REPLACE VIEW outcomes AS
-SELECT row, attempt, key, dry AS accepted,
-  CASE WHEN len(dry) < len(accepted) THEN accepted[1].answer ELSE answer END AS answer,
-  CASE WHEN len(dry) < len(accepted) THEN 'repeated_flood' ELSE reason END AS reason,
-  CASE WHEN len(dry) < len(accepted) THEN getvariable('flooded') ELSE detail END AS detail,
-  CASE WHEN len(dry) < len(accepted) THEN accepted[1].similarity ELSE similarity END AS similarity
-FROM (
-  SELECT *, list_filter(accepted, lambda one: NOT list_contains(getvariable('floods'), plain(one.answer))) AS dry
-  FROM judged
-)
-"""
-
-CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM outcomes WHERE len(accepted) > 0"
-LAST_CHOSEN = f"{CHOSEN} QUALIFY attempt = max(attempt) OVER (PARTITION BY row)"
-REJECTED = """
-SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM outcomes WHERE len(accepted) = 0
-"""
-LAST_REJECTED = """
-SELECT row, max(attempt) + 1 AS attempt FROM outcomes
-GROUP BY row HAVING NOT bool_or(len(accepted) > 0) AND arg_max(reason, attempt) = ? ORDER BY row
-"""
-
-
 def sampling_json(sampling: SamplingOptions) -> str:
     """The sampling options as canonical JSON: sorted, without blanks, numbers in one spelling."""
     return json.dumps(sampling.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -157,19 +270,11 @@ class RequestKeys:
     @cached_property
     def _head(self) -> hashlib.blake2b:
         digest = hashlib.blake2b(digest_size=KEY_BYTES)
-        parts = (
-            FORMAT.encode(),
-            str(self.step).encode(),
-            _utf8(self.model),
-            _utf8(self.prompt_id),
-            self.prompt_hash,
-            _utf8(self.sampling),
-            str(self.seed).encode(),
-            str(self.attempt).encode(),
-        )
-        for part in parts:
-            digest.update(len(part).to_bytes(8, "little"))
-            digest.update(part)
+        about = (self.prompt_hash, self.sampling, self.seed, self.attempt)
+        for part in (FORMAT, self.step, self.model, self.prompt_id, *about):
+            raw = part if isinstance(part, bytes) else _utf8(str(part))
+            digest.update(len(raw).to_bytes(8, "little"))
+            digest.update(raw)
         return digest
 
     def key(self, text: str) -> bytes:
@@ -180,16 +285,7 @@ class RequestKeys:
 
     def keys(self, texts: Sequence[str]) -> pa.FixedSizeBinaryArray:
         """The keys of many input texts, in order, as an Arrow array of 16-byte values."""
-        copy = self._head.copy
-        joined = bytearray()
-        for text in texts:
-            digest = copy()
-            digest.update(text.encode("utf-8", "surrogatepass"))
-            joined += digest.digest()
-        buffer = pa.py_buffer(bytes(joined))
-        array = pa.FixedSizeBinaryArray.from_buffers(pa.binary(KEY_BYTES), len(texts), [None, buffer])
-        assert isinstance(array, pa.FixedSizeBinaryArray)
-        return array
+        return pa.array(map(self.key, texts), pa.binary(KEY_BYTES))
 
 
 def step_requests(options: ParaphraseOptions, step: int, model: str, attempt: int = 0) -> RequestKeys:
@@ -222,9 +318,9 @@ def own_share(batches: Batches, step: int, first: RequestKeys, shard: int, shard
 
     def own(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         for batch in batches([*columns, *({source} - set(columns))]):
-            keys = first.keys(batch.column(source).to_pylist())
-            numbers = np.frombuffer(keys.buffers()[1], dtype="<u8")[:: KEY_BYTES // 8]
-            yield batch.filter(pa.array(numbers[: len(keys)] % shards == shard)).select(list(columns))
+            keys = map(first.key, batch.column(source).to_pylist())
+            own_rows = [int.from_bytes(key[:8], "little") % shards == shard for key in keys]
+            yield batch.filter(pa.array(own_rows, pa.bool_())).select(list(columns))
 
     return own
 
@@ -309,7 +405,6 @@ class StepTables:
         """Rows of the step, known once the first attempt is asked."""
 
     def close(self) -> None:
-        """Give back memory and temporary files."""
         self.con.close()
 
     def ask(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
@@ -407,7 +502,6 @@ class StepTables:
             )
 
     def accepted(self) -> int:
-        """How many rows have an accepted answer."""
         with self.judged():
             return self._count("SELECT count(DISTINCT row) FROM judged WHERE len(accepted) > 0")
 
@@ -456,138 +550,3 @@ def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
         .to_batches()
     )
     return block
-
-
-@dataclass
-class Selection:
-    """The rows and rejects of a step, to be read once, and how many there are."""
-
-    tables: StepTables
-    chosen: Path
-    rejected: Path
-    accepted: int = 0
-    """Captions with a kept answer."""
-    kept: int = 0
-    """Rows that are kept, several of a caption where `paraphrase.keep` allows that."""
-    reasons: dict[str, int] = field(default_factory=dict)
-    """Rejections by reason, one for each caption and attempt."""
-
-    def batches(self) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        """Rows (`tables.PARAPHRASES`) and rejects (`tables.PARAPHRASE_REJECTS`), batch by batch, in input order."""
-        chosen, rejected = _Sorted(self.chosen), _Sorted(self.rejected)
-        start = 0
-        for batch in self.tables.batches(INPUT_COLUMNS[self.tables.step]):
-            stop = start + batch.num_rows
-            rows = _paraphrases(batch, chosen.before(stop), start, self.tables.step)
-            yield rows, _rejects(batch, rejected.before(stop), start, self.tables.step)
-            start = stop
-
-
-def select(tables: StepTables, keep: int, max_repeats: int | None) -> Selection:
-    """Choose among what was accepted: `keep` answers of a row, at most. `max_repeats` None: no answer is a flood."""
-    selection = Selection(tables, tables.scratch / "chosen.parquet", tables.scratch / "rejected.parquet")
-    with tables.judged():
-        _view_outcomes(tables, max_repeats)
-        con = tables.con
-        con.execute("SET VARIABLE keep = ?", [keep])
-        _copy(tables, LAST_CHOSEN if _asked_again(tables) else CHOSEN, "row", selection.chosen)
-        _copy(tables, REJECTED, "row, attempt", selection.rejected)
-    path = str(selection.chosen)
-    selection.accepted, selection.kept = con.execute(
-        "SELECT count(*), coalesce(sum(len(accepted)), 0)::BIGINT FROM read_parquet(?)", [path]
-    ).fetchall()[0]
-    reasons = "SELECT reason, count(*) FROM read_parquet(?) GROUP BY reason ORDER BY reason"
-    selection.reasons = dict(con.execute(reasons, [str(selection.rejected)]).fetchall())
-    return selection
-
-
-def rejected_for(tables: StepTables, reason: str, max_repeats: int | None) -> dict[int, np.ndarray]:
-    """Rows (int64, ascending) without an accepted answer whose last one was rejected for this reason, by the number of
-    their next attempt, the lowest first."""
-    with tables.judged():
-        _view_outcomes(tables, max_repeats)
-        columns = tables.con.execute(LAST_REJECTED, [reason]).fetchnumpy()
-    rows, attempts = columns["row"].astype(np.int64), columns["attempt"]
-    return {attempt: rows[attempts == attempt] for attempt in np.unique(attempts).tolist()}
-
-
-def _view_outcomes(tables: StepTables, max_repeats: int | None) -> None:
-    con, flooded = tables.con, False
-    if max_repeats is not None and tables.rows > max_repeats:
-        con.execute(PLAIN)
-        con.execute(FLOODS.format(INPUTS_ASKED_AGAIN if _asked_again(tables) else INPUTS), [max_repeats])
-        con.execute("SET VARIABLE flooded = ?", [f"the same answer for more than {max_repeats} inputs"])
-        flooded = con.execute("SELECT len(getvariable('floods')) > 0").fetchall()[0][0]
-    con.execute(OUTCOMES_WITHOUT_FLOODS if flooded else OUTCOMES)
-
-
-def _asked_again(tables: StepTables) -> bool:
-    """Whether there are further attempts."""
-    return tables.con.execute("SELECT coalesce(max(attempt), 0) > 0 FROM asked").fetchall()[0][0]
-
-
-def _copy(tables: StepTables, query: str, order: str, path: Path) -> None:
-    # A path is no parameter of COPY; quotes in it are doubled as in any SQL string.
-    quoted = str(path).replace("'", "''")
-    tables.con.execute(f"COPY ({query} ORDER BY {order}) TO '{quoted}' (FORMAT parquet, COMPRESSION lz4)")
-
-
-class _Sorted:
-    """Rows of a Parquet file that is sorted by its column `row`, read piece by piece."""
-
-    def __init__(self, path: Path) -> None:
-        file = pq.ParquetFile(path)
-        self._batches = file.iter_batches(batch_size=65_536)
-        self._rest = pa.Table.from_batches([], schema=file.schema_arrow)
-        self._ended = False
-
-    def before(self, stop: int) -> pa.Table:
-        """The rows below `stop` that were not given yet."""
-        pieces = [self._rest]
-        while not self._ended and not (pieces[-1].num_rows and pieces[-1].column("row")[-1].as_py() >= stop):
-            batch = next(self._batches, None)
-            self._ended = batch is None
-            if batch is not None and batch.num_rows:
-                pieces.append(pa.Table.from_batches([batch]))
-        whole = pa.concat_tables(pieces)
-        count = int(np.searchsorted(whole.column("row").to_numpy(), stop))
-        self._rest = whole.slice(count)
-        return whole.slice(0, count).combine_chunks()
-
-
-def _paraphrases(batch: pa.RecordBatch, chosen: pa.Table, start: int, step: int) -> pa.RecordBatch:
-    lists = _whole(chosen.column("accepted"))
-    accepted, parents = lists.flatten(), np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
-    rows = chosen.column("row").to_numpy()[parents] - start
-    # Nothing is copied where every row is kept once.
-    base = batch if np.array_equal(rows, np.arange(batch.num_rows)) else batch.take(pa.array(rows))
-    columns = {name: base.column(name) for name in INPUT_COLUMNS[step]}
-    columns |= {
-        f"paraphrase_{step}": accepted.field("answer"),
-        f"paraphrase_{step}_tokens": accepted.field("tokens"),
-        f"similarity_{step}": accepted.field("similarity"),
-        f"generation_{step}": _whole(chosen.column("key")).take(pa.array(parents)),
-    }
-    return _batch(columns, PARAPHRASES, len(rows))
-
-
-def _rejects(batch: pa.RecordBatch, rejected: pa.Table, start: int, step: int) -> pa.RecordBatch:
-    rows = batch.take(pa.array(rejected.column("row").to_numpy() - start))
-    columns = {name: _whole(rejected.column(name)) for name in ("attempt", "reason", "detail", "answer")}
-    columns |= {
-        "caption_id": rows.column("caption_id"),
-        "step": pa.repeat(pa.scalar(step, pa.int8()), rows.num_rows),
-        "input": rows.column(source_column(step)),
-        "generation": _whole(rejected.column("key")),
-    }
-    return _batch(columns, PARAPHRASE_REJECTS, rows.num_rows)
-
-
-def _batch(columns: dict[str, pa.Array], schema: pa.Schema, rows: int) -> pa.RecordBatch:
-    arrays = [columns[f.name].cast(f.type) if f.name in columns else pa.nulls(rows, f.type) for f in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    return combined if isinstance(combined, pa.Array) else pa.concat_arrays(combined.chunks)

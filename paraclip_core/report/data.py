@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from paraclip_core.cards import RolledUp, roll_up
 from paraclip_core.evaluation.metrics import GAIN, expected_half
-from paraclip_core.licenses import RolledUp, roll_up
 
 if TYPE_CHECKING:
     from paraclip_core.evaluation.compare import Row

@@ -24,7 +24,7 @@ from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.options import import_path
-from paraclip_core.paraphrase.engines import Paraphraser
+from paraclip_core.paraphrase.engines import EngineContext, Paraphraser
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
@@ -139,9 +139,8 @@ class Run:
         """Set to end every process that works for this run."""
         self.hashes = FileHashes(self.store.cache / "source_hashes.json")
         """Hashes of source files."""
-        self.paraphraser = Paraphraser(
-            settings.paraphrase, settings.data.root, settings.run.device, self._model_hashes, RunCorpus(self)
-        )
+        context = EngineContext(settings.data.root, settings.run.device, self._model_hashes, RunCorpus(self))
+        self.paraphraser = Paraphraser(settings.paraphrase, context)
         """The engine, its options as far as they matter, and its gates."""
         self._nodes: dict[str, Node] = {}
 

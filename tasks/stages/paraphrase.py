@@ -29,13 +29,12 @@ from paraclip_core.paraphrase.requests import (
     Batches,
     GenerationCache,
     RequestKeys,
-    Selection,
     StepTables,
     in_fraction,
     own_share,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import Counts, RequestSender, Rounds, word_requests
+from paraclip_core.paraphrase.rounds import Counts, RequestSender, Rounds, Selection, word_requests
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash

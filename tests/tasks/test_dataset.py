@@ -24,7 +24,7 @@ from paraclip.tasks import export as module
 from paraclip.tasks.export import export_dataset, find_paraphrases, joined, read_opt_outs
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
-from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
+from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, prompt_for
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import PARAPHRASES
 

@@ -132,7 +132,7 @@ READ = """
 import sys
 from pathlib import Path
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.pipeline import expand
 from paraclip_core.config import DataOptions, SourceOptions
 for place in sys.argv[1:]:
     data = DataOptions(sources=[SourceOptions(path=place)])

@@ -90,12 +90,10 @@ def _top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]
 
 
 def is_coco(start: bytes) -> bool:
-    """Whether JSON that begins so is COCO's."""
     return start.startswith(b"{") and _holds(start, COCO_MARKS) and not _holds(start, KARPATHY_MARKS)
 
 
 def is_karpathy(start: bytes) -> bool:
-    """Whether JSON that begins so, and is not COCO's, is Karpathy's."""
     return start.startswith(b"{") and _holds(start, KARPATHY_MARKS)
 
 

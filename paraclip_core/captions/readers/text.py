@@ -115,7 +115,6 @@ def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def read_tsv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Records of a TSV file; rows are line numbers."""
     return _read(path, options, tsv_records(path))
 
 
@@ -167,7 +166,6 @@ def _columns(first: list[str], chosen: ColumnNames, path: Path) -> tuple[Columns
 
 
 def tsv_records(path: Path) -> Iterator[Record]:
-    """Records of a TSV file."""
     return ((number, None if line is None else line.split("\t")) for number, line in numbered_lines(path))
 
 

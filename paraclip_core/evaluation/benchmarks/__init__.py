@@ -80,18 +80,15 @@ class Metric:
 
     @property
     def label(self) -> str:
-        """Title and notes."""
         head, at, part = self.name.partition("@")
         return ", ".join([self.title or head.replace("_", " ") + at + part, *self.notes])
 
     @property
     def direction(self) -> str:
-        """Which way is better."""
         return "lower is better" if self.lower_is_better else "higher is better"
 
     @property
     def arrow(self) -> str:
-        """The same as a sign."""
         return "↓" if self.lower_is_better else "↑"
 
 

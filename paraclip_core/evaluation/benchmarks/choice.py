@@ -112,7 +112,6 @@ class Choice:
     """Whether a wrong text that equals the right one is no rival; otherwise it is a miss."""
 
     def named(self, *columns: Sequence[str]) -> dict[str, Sequence[str]]:
-        """Images and texts by their columns' names."""
         return dict(zip((*self.images, *self.texts), columns, strict=True))
 
 

@@ -20,11 +20,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.evaluation import published
 from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
 from paraclip_core.evaluation.metrics import Sample, average_overlap, jaccard, recall_at_k, top_k
 from paraclip_core.evaluation.published import (
-    beside,
     captioned_files,
     captioned_images,
     every_image,
@@ -76,15 +76,18 @@ def load(source: Source) -> Task:
 
 
 def _pairs_and_pool(source: Source, searched: str) -> tuple[Pairs, ImagePool]:
-    path, stored = source.path, source.stored
-    if searched == "all":
-        return _among_all(source)
-    if path is None or not pairs_files(path):
+    path, stored = source.need_path() if searched == "all" else source.path, source.stored
+    if path is None or (searched == "pairs" and not pairs_files(path)):
         captions, pool = captioned_images(source)
         return pairs_of_captions(captions), pool
-    pairs = read_pairs(path)
+    pairs, beside = read_pairs(path), images_beside(path)
+    if searched == "all":
+        if (images := source.images or beside) is None:
+            raise BenchmarkError(
+                f"`pool: all` searches every image beside {path}, and there is none; name them in `images`"
+            )
+        return pairs, every_image(images, find_images(images, list(dict.fromkeys(pairs.image_ids))))
     if stored is not None and source.images is None:
-        beside = images_beside(path)
         try:
             pool = stored.pool([*stored.captions.image_ids, *pairs.image_ids])
         except BenchmarkError:
@@ -97,20 +100,7 @@ def _pairs_and_pool(source: Source, searched: str) -> tuple[Pairs, ImagePool]:
     return pairs, pool_of(path, pairs.image_ids, source.images)
 
 
-def _among_all(source: Source) -> tuple[Pairs, ImagePool]:
-    """The pairs of a file, and every image beside it."""
-    path = source.need_path()
-    images = source.images or images_beside(path)
-    if images is None:
-        raise BenchmarkError(
-            f"`pool: all` searches every image beside {path}, and there is none; name them in `images`"
-        )
-    pairs = read_pairs(path)
-    return pairs, every_image(images, find_images(images, list(dict.fromkeys(pairs.image_ids))))
-
-
 def read_pairs(path: Path) -> Pairs:
-    """Read pairs from JSONL, JSON, CSV, TSV or Parquet."""
     rows = [
         (
             field(file, number, row, "image_id", "filename", "image"),
@@ -156,7 +146,6 @@ def pairs_of_captions(captions: Captions) -> Pairs:
 
 
 def within(pairs: Pairs, pool: ImagePool) -> Pairs:
-    """The pairs whose image is in the pool."""
     if not pairs.image_ids:
         raise BenchmarkError(
             f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected two wordings"
@@ -238,7 +227,7 @@ PARAPHRASED_RETRIEVAL = Benchmark(
         *recalls("rewording_text_to_image_recall", "rewording → image recall"),
     ),
     load=load,
-    files=lambda path, split: beside(path) if pairs_files(path) else captioned_files(path, split),
+    files=lambda path, split: published.beside(path) if pairs_files(path) else captioned_files(path, split),
     aliases=("rewordings", "pairs", "coco-p"),
     searches_images=True,
     searches_stored=True,

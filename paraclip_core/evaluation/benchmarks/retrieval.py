@@ -42,7 +42,6 @@ class RetrievalOptions(Options):
 
 
 def load(source: Source) -> Task:
-    """Captions and their images."""
     language = RetrievalOptions.model_validate(dict(source.options)).language
     spoken = None if source.path is None or not source.path.is_file() else _multilingual(source.path, language)
     if spoken is None or source.path is None:

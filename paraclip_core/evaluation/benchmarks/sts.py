@@ -61,7 +61,6 @@ class ScoredPairs:
 
 
 def read_sts(path: Path) -> ScoredPairs:
-    """Read the pairs of STS."""
     pairs = ScoredPairs([], [], [])
     if path.is_dir():
         _load_semeval(path, pairs)
@@ -170,7 +169,6 @@ def _row(title: str, read: Callable[[Path], ScoredPairs], files: Callable[..., l
 
 
 def find_tasks(path: Path) -> dict[str, Path]:
-    """File or folder of each of the seven."""
     tasks = {task: next(filter(None, (_find(path / place, task) for place in _PLACES)), None) for task in TASKS}
     if missing := [task for task, place in tasks.items() if place is None]:
         raise BenchmarkError(

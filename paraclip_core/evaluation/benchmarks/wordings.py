@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,36 +84,18 @@ RULES: Mapping[str, Callable[[str], str]] = {
 """What people vary without a thought, for English: each gives other words for a query, or the query itself."""
 
 
-@dataclass
-class Wordings:
-    """Pairs of texts."""
+class Wording(NamedTuple):
+    """A query and other words for it."""
 
-    first: list[str] = field(default_factory=list)
-    second: list[str] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    """Of each pair: `foil`, or the class of rewording, empty where there is none."""
-    equal: int = 0
-    """Pairs left out because both texts are the same words."""
-
-    def add(self, query: str, other: str, kind: str = "") -> None:
-        """Append a pair."""
-        # Most tokenizers fold case and blanks, so such a pair is one text twice; a rule is told apart by its class.
-        if not kind and query.casefold().split() == other.casefold().split():
-            self.equal += 1
-            return
-        self.first.append(query.strip())
-        self.second.append(other.strip())
-        self.kinds.append(kind)
+    query: str
+    other: str
+    kind: str = ""
+    """`foil`, or the rule that made the other words; empty where a person or a model did."""
 
 
-def by_rule(queries: Sequence[str]) -> Wordings:
-    """Each query with what each rule makes of it."""
-    pairs = Wordings()
-    for query in queries:
-        for kind, rule in RULES.items():
-            if (other := rule(query)) != query:
-                pairs.add(query, other, kind)
-    return pairs
+def by_rule(query: str) -> list[Wording]:
+    """A query with what each rule makes of it."""
+    return [Wording(query, other, kind) for kind, rule in RULES.items() if (other := rule(query)) != query]
 
 
 def files(path: Path, split: str | None = None) -> list[Path]:
@@ -124,13 +106,13 @@ def files(path: Path, split: str | None = None) -> list[Path]:
     return [file for file in inside if file.suffix in ENDINGS or re.fullmatch(r"SICK(_\w+)?\.txt", file.name)]
 
 
-def read(path: Path) -> Wordings:
-    """Read the pairs of a file or folder."""
-    pairs = Wordings()
-    for file in files(path):
-        for query, other, kind in _pairs(file):
-            pairs.add(query, other, kind)
-    return pairs
+def read(path: Path) -> list[Wording]:
+    return [Wording(query.strip(), other.strip(), kind) for file in files(path) for query, other, kind in _pairs(file)]
+
+
+def distinct(pairs: Sequence[Wording]) -> list[Wording]:
+    """Without one text twice: most tokenizers fold case and blanks. What a rule made is told apart by its class."""
+    return [pair for pair in pairs if pair.kind or pair.query.casefold().split() != pair.other.casefold().split()]
 
 
 def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
@@ -181,11 +163,12 @@ def load(source: Source) -> Task:
         pairs, where = read(path), str(path)
     elif stored is not None:
         first = dict(zip(reversed(stored.captions.image_ids), reversed(stored.captions.captions), strict=True))
-        pairs, where = by_rule(list(dict.fromkeys(first.values()))), f"split {stored.captions.split!r}"
+        pairs = [pair for query in dict.fromkeys(first.values()) for pair in by_rule(query)]
+        where = f"split {stored.captions.split!r}"
     else:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")
-    if len(set(pairs.first)) < 2:
-        raise BenchmarkError(f"{where} has pairs of {len(set(pairs.first))} queries; an interval needs two at least")
+    if (queries := len({pair.query for pair in distinct(pairs)})) < 2:
+        raise BenchmarkError(f"{where} has pairs of {queries} queries; an interval needs two at least")
     if source.images is not None:
         pool = every_image(source.images, {})
     elif stored is not None:
@@ -197,16 +180,17 @@ def load(source: Source) -> Task:
     return Task(lambda encoder: measure(pairs, pool, encoder))
 
 
-def measure(pairs: Wordings, pool: ImagePool, encoder: Encoder) -> Measured:
+def measure(listed: Sequence[Wording], pool: ImagePool, encoder: Encoder) -> Measured:
     """AO@10 and JS@10 of rewordings, of each class and of foils, and the gap; the pairs of a query form a cluster."""
-    features, index = unique_features(encoder.texts, [*pairs.first, *pairs.second])
+    pairs = distinct(listed)
+    features, index = unique_features(encoder.texts, [*(pair.query for pair in pairs), *(pair.other for pair in pairs)])
     ranked = top_k(features, pool.features(encoder), DEPTH)
-    count = len(pairs.first)
+    count = len(pairs)
     lists = ranked[index[:count]], ranked[index[count:]]
     overlap, shared = average_overlap(*lists, DEPTH), jaccard(*lists, DEPTH)
-    clusters, kinds = index[:count].astype(np.int64), np.array(pairs.kinds)
+    clusters, kinds = index[:count].astype(np.int64), np.array([pair.kind for pair in pairs])
     foil = kinds == "foil"
-    classes = [kind for kind in dict.fromkeys(pairs.kinds) if kind not in ("", "foil")]
+    classes = [kind for kind in dict.fromkeys(kinds.tolist()) if kind not in ("", "foil")]
     parts = {"": ~foil, **{f"@{kind}": kinds == kind for kind in classes}}
     samples = {}
     for part, rows in parts.items():
@@ -224,7 +208,7 @@ def measure(pairs: Wordings, pool: ImagePool, encoder: Encoder) -> Measured:
         "images": len(pool.ids),
         "pairs": int((~foil).sum()),
         "foils": int(foil.sum()),
-        "pairs_with_equal_texts": pairs.equal,
+        "pairs_with_equal_texts": len(listed) - count,
         **({} if "gap" in samples else {"gap": "unknown, for there are no foils or no rewordings beside them"}),
     }
     return Measured(samples, notes, {"query": lists[0], "rewording": lists[1]})

@@ -48,7 +48,6 @@ class ClassifiedImages:
 
 
 def load(source: Source) -> Task:
-    """Images, classes and templates."""
     path = source.need_path()
     folders = _class_folders(path) if path.is_dir() else []
     images = [*_in_folders(path, folders)]

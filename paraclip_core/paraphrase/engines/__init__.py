@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from paraclip_core.config import ENGINES, EngineEntry, GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.options import import_path
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
-from paraclip_core.paths import user_path
+from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
 
 if TYPE_CHECKING:
     from paraclip_core.training.data import ImageFeatures
@@ -94,8 +93,8 @@ class Corpus(Protocol):
 class EngineContext:
     """Where an engine works: what it needs besides the paraphrase options."""
 
-    data_root: Path = Path()
-    """Folder that relative paths of data are meant from."""
+    data_root: Path | str = "."
+    """Folder that relative paths of data are meant from, as the user wrote it."""
     device: str = "auto"
     """A torch device, or `auto`."""
     hash_files: HashFiles = read_hashes
@@ -196,9 +195,7 @@ class PaidEngine(Protocol):
     """What an engine has besides where its answers cost money."""
 
     @property
-    def priced(self) -> bool:
-        """Whether it is known what tokens cost."""
-        ...
+    def priced(self) -> bool: ...
 
     @property
     def max_spend(self) -> float:
@@ -206,9 +203,7 @@ class PaidEngine(Protocol):
         ...
 
     @property
-    def spent(self) -> float:
-        """Cost so far."""
-        ...
+    def spent(self) -> float: ...
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
         """Price of so many tokens."""
@@ -236,8 +231,6 @@ def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
     return f"{folder.name}@{digest.hexdigest()}"
 
 
-MEMBERS = ("name", "model", "facts", "generate", "close")
-
 # What is looked up depends on the text alone, and is the same however often it is asked for.
 LOOKED_UP: dict[str, Any] = {
     "prompts": "paper",
@@ -250,18 +243,12 @@ LOOKED_UP: dict[str, Any] = {
 }
 
 
-def make_engine(
-    options: ParaphraseOptions,
-    data_root: Path | str = ".",
-    device: str = "auto",
-    hash_files: HashFiles = read_hashes,
-    corpus: Corpus | None = None,
-) -> Engine:
-    """The engine that the options name, with the fields of its `EngineContext`; no model is loaded yet."""
+def make_engine(options: ParaphraseOptions, context: EngineContext = EngineContext()) -> Engine:
+    """The engine that the options name; no model is loaded yet."""
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
         raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
-    return _made(options, EngineContext(user_path(data_root), device, hash_files, corpus))
+    return _made(options, context)
 
 
 def engine_facts(options: ParaphraseOptions) -> EngineFacts:
@@ -281,16 +268,10 @@ def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
 
 @dataclass
 class Paraphraser:
-    """The engine that options name, with what follows from them; each is found out when it is asked for first.
-
-    Its fields are the arguments of :func:`make_engine`.
-    """
+    """The engine that options name, with what follows from them; each is found out when it is asked for first."""
 
     given: ParaphraseOptions
-    data_root: Path | str = "."
-    device: str = "auto"
-    hash_files: HashFiles = read_hashes
-    corpus: Corpus | None = None
+    context: EngineContext = EngineContext()
 
     @cached_property
     def options(self) -> ParaphraseOptions:
@@ -299,7 +280,6 @@ class Paraphraser:
 
     @cached_property
     def facts(self) -> EngineFacts:
-        """What is known of the engine before it is asked."""
         return engine_facts(self.options)
 
     @cached_property
@@ -317,7 +297,7 @@ class Paraphraser:
         """Who is asked whether an answer says the same as its caption; None: nobody."""
         if (options := self.given.as_judge()) is None:
             return None
-        judge = Paraphraser(options, self.data_root, self.device, self.hash_files)
+        judge = Paraphraser(options, self.context)
         if not judge.facts.asks:
             raise ConfigError(
                 f"paraphrase.judge: the engine {options.engine} asks no language model; name one that does, for "
@@ -327,7 +307,6 @@ class Paraphraser:
 
     @cached_property
     def prompts(self) -> dict[int, PromptTemplate]:
-        """The prompt of each step."""
         return {step: prompt_for(self.options, step) for step in (1, 2)}
 
     def asks_words(self, step: int) -> bool:
@@ -337,7 +316,7 @@ class Paraphraser:
 
     def engine(self) -> Engine:
         """A new engine, which loads no model before its first request; close it when it was asked."""
-        return make_engine(self.options, self.data_root, self.device, self.hash_files, self.corpus)
+        return make_engine(self.options, self.context)
 
 
 def unguarded(options: ParaphraseOptions) -> str | None:
@@ -359,12 +338,4 @@ def _entry(options: ParaphraseOptions) -> EngineEntry:
 def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
     expected = "package.module:Class, made by Class(options, context)"
     make = import_path(_entry(options).path, f"paraphrase.engine={options.engine}", expected, options, context)
-    engine = make(options, context)
-    # Not `hasattr(engine, …)`: a property may be costly, such as the hash of a model's weights.
-    missing = [member for member in MEMBERS if not hasattr(type(engine), member) and member not in vars(engine)]
-    if missing:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
-            "paraclip_core/paraphrase/engines/__init__.py)"
-        )
-    return engine
+    return make(options, context)

@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.pipeline import named_format
 from paraclip_core.captions.readers.json import read_karpathy
-from paraclip_core.captions.sources import named_format
+from paraclip_core.captions.rows import clean
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,7 @@ class FileEngine:
     )
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        """Nothing is read yet."""
-        self._path = context.data_root / user_path(options.file.path)
+        self._path = user_path(context.data_root) / user_path(options.file.path)
         self._answers: dict[int, dict[str, str]] | None = None
         self._model = ""
 
@@ -85,7 +84,6 @@ class FileEngine:
         return [Completion((text,) if text else (), 0, 0) for text in texts]
 
     def close(self) -> None:
-        """Forget the file's contents."""
         self._answers = None
 
     def _load(self) -> dict[int, dict[str, str]]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, Corpus, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.parse import parse_answer, words
+from paraclip_core.paraphrase.texts import parse_answer, words
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +40,11 @@ class MinedEngine:
     name = "mined"
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        """Look at nothing yet."""
         self._least, self._corpus, self._device = options.mined.min_cosine, context.corpus, context.device
         self._loaded: tuple[_Captions, _Near | None] | None = None
 
     @property
     def facts(self) -> EngineFacts:
-        """Captions, which are looked up by their image."""
         across = self._least is not None
         return EngineFacts(
             on_device=False,
@@ -80,7 +78,6 @@ class MinedEngine:
         return completions
 
     def close(self) -> None:
-        """Forget the captions."""
         self._loaded = None
 
     def _whole(self) -> Corpus:
@@ -145,7 +142,6 @@ class _Captions:
         return hashes[order], order
 
     def find(self, image: str) -> int | None:
-        """The number of an image."""
         hashes, order = self._by_hash
         at = int(np.searchsorted(hashes, _hash(image)))
         while at < len(hashes) and hashes[at] == _hash(image):
@@ -155,7 +151,6 @@ class _Captions:
         return None
 
     def of(self, image: int) -> list[str]:
-        """The captions of one image."""
         start = int(self.starts[image])
         return self.texts.slice(start, int(self.starts[image + 1]) - start).to_pylist()
 

@@ -79,7 +79,6 @@ class Budget:
         self._changed = asyncio.Event()
 
     def add(self, prompt_tokens: float, completion_tokens: float) -> None:
-        """Count an answer."""
         self.spent += self._options.cost(prompt_tokens, completion_tokens)
 
     async def reserve(self, prompt_tokens: float, completion_tokens: float) -> float:
@@ -134,7 +133,6 @@ class OpenAIEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """A server somewhere."""
         options = self._options
         limited = options.max_spend or options.requests_per_minute
         return EngineFacts(
@@ -153,25 +151,20 @@ class OpenAIEngine:
 
     @property
     def priced(self) -> bool:
-        """Whether it is known what tokens cost."""
         return self._options.priced
 
     @property
     def max_spend(self) -> float:
-        """What this model's answers may cost, earlier runs' included; 0: no cap."""
         return self._options.max_spend
 
     @property
     def spent(self) -> float:
-        """What answers have cost so far, in the currency of the prices; 0 where none are given."""
         return self.budget.spent
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens, in the currency of the prices."""
         return self._options.cost(prompt_tokens, completion_tokens)
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count tokens that were paid for earlier towards the spending cap."""
         self.budget.add(prompt_tokens, completion_tokens)
 
     def check(self) -> None:
@@ -188,7 +181,6 @@ class OpenAIEngine:
             )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """A completion of each prompt, in order."""
         completions = dict(filter(None, self.stream(prompts, sampling)))
         return [completions[number] for number in range(len(prompts))]
 
@@ -217,7 +209,6 @@ class OpenAIEngine:
             call.cancel()
 
     def close(self) -> None:
-        """Close the connections; the next call opens them again."""
         if self._connection is not None:
             loop, client = self._connection
             loop.submit(client.close()).result()

@@ -43,7 +43,6 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        """Nothing is loaded yet."""
         self._path = user_path(options.model) if options.model else None
         self._precision, self._hash_files = options.precision, context.hash_files
         self._model = ""
@@ -52,7 +51,6 @@ class OpenVinoEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """A model on the CPU."""
         gates = "small-model" if self._path is None else "capable"
         return EngineFacts(on_device=False, shares_cores=True, gates=gates)
 
@@ -76,13 +74,11 @@ class OpenVinoEngine:
             ) from error
 
     def check(self) -> None:
-        """Look whether package and model are there; nothing is loaded."""
         if importlib.util.find_spec("openvino_genai") is None:
             raise EngineError("the engine `openvino` needs `pip install openvino-genai`")
         _ = self._file(), self.model
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """A completion of each prompt, in order."""
         pipeline = self._load()
         completions: list[Completion] = []
         for seed, group in groupby(prompts, key=lambda prompt: prompt.seed):
@@ -90,7 +86,6 @@ class OpenVinoEngine:
         return completions
 
     def close(self) -> None:
-        """Drop the model; the next call loads it again."""
         self._pipeline = None
         self._warm.clear()
 

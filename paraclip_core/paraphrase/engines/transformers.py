@@ -31,7 +31,6 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        """Nothing is loaded yet."""
         self._folder, self._options, self._context = user_path(options.model), options.transformers, context
         self._loaded: tuple[Any, Any] | None = None
         self._model = ""
@@ -40,7 +39,6 @@ class TransformersEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """A model in this process, on a GPU or on the CPU cores."""
         return EngineFacts(shares_cores=True)
 
     @property
@@ -51,11 +49,9 @@ class TransformersEngine:
         return self._model
 
     def check(self) -> None:
-        """Look whether the model is there; nothing is loaded."""
         _ = self.model
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """A completion of each prompt, in order."""
         if not prompts:
             return []
         _, tokenizer = self._load()
@@ -77,7 +73,6 @@ class TransformersEngine:
         return [completions[i] for i in range(len(prompts))]
 
     def close(self) -> None:
-        """Drop the model; the next call loads it again."""
         self._loaded = None
 
     def _rendered(self, prompt: Prompt) -> str:

@@ -62,7 +62,6 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        """Nothing is started yet."""
         folder = user_path(options.model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
@@ -75,7 +74,6 @@ class VllmEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        """A model on this machine's GPUs."""
         return EngineFacts(one_process_a_machine="the server of the vllm engine spreads over this machine's GPUs")
 
     @property
@@ -98,21 +96,18 @@ class VllmEngine:
         return f"{self._name}@{self._extra.get('revision', 'main')}"
 
     def check(self) -> None:
-        """Look whether model and vLLM are there; nothing is loaded."""
         _ = self.model
         look = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
         if subprocess.run([self._python(), "-P", "-c", look], check=False, timeout=60).returncode:
             raise EngineError(INSTALL)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """A completion of each prompt, in order."""
         completions = dict(filter(None, self.stream(prompts, sampling)))
         return [completions[number] for number in range(len(prompts))]
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
     ) -> Generator[tuple[int, Completion] | None, None, None]:
-        """Completions as they come, each with the number of its prompt."""
         if not prompts:
             return
         client = self._start()
@@ -128,7 +123,6 @@ class VllmEngine:
             raise raised from error
 
     def close(self) -> None:
-        """End the server; the next call starts it again."""
         if self._client is not None:
             self._client.close()
         if self._process is not None:
@@ -217,7 +211,6 @@ class VllmProcess:
 
     @property
     def url(self) -> str:
-        """Address of its OpenAI interface."""
         return f"{self._address}/v1"
 
     def wait_until_ready(self) -> None:

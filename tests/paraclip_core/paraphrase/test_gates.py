@@ -20,8 +20,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import gates
 from paraclip_core.paraphrase.gates import PRESETS, REASONS, first_failure, gates_of
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request, Verdict
-from paraclip_core.paraphrase.meaning import PACKAGE
-from paraclip_core.paraphrase.parse import Pair, words
+from paraclip_core.paraphrase.texts import PACKAGE, Pair, words
 
 OPTIONS = GateOptions(preset="small-model")
 WHOLE = Tokenizer(context_length=4096)

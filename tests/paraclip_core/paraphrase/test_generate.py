@@ -16,8 +16,7 @@ from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds as generate
 from paraclip_core.paraphrase.engines import Completion, Prompt
-from paraclip_core.paraphrase.prompts import PAPER
-from paraclip_core.paraphrase.requests import RequestKeys, sampling_json
+from paraclip_core.paraphrase.requests import PAPER, RequestKeys, sampling_json
 from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 

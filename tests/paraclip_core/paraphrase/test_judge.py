@@ -39,8 +39,8 @@ from paraclip_core.paraphrase.judge import (
     Request,
     Verdict,
 )
-from paraclip_core.paraphrase.parse import words
-from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.paraphrase.requests import FEW_SHOT
+from paraclip_core.paraphrase.texts import words
 from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
 
 
@@ -113,16 +113,6 @@ def test_the_reason_is_that_of_the_answer_that_came_furthest() -> None:
 def test_no_text_breaks_a_verdict(preset: str, caption: str, source: str, answers: list[str]) -> None:
     verdict = judge_of(2, preset=preset).judge([Request(caption, source, answers)])[0]
     assert (verdict.reason is None) == bool(verdict.accepted)
-
-
-def test_a_verdict_depends_on_its_own_texts_alone() -> None:
-    texts = [f"{color} {thing} on the beach" for color in ("a red", "a blue") for thing in ("dog", "cat", "boat")]
-    answers = ["The red dog is on a beach", "A blue puppy on the beach", "a vessel in blue on the shore"]
-    requests = [Request(text, text, answers) for text in texts]
-    judge = judge_of()
-    together = judge.judge(requests)
-    assert together == [judge.judge([request])[0] for request in requests]
-    assert together[::-1] == judge.judge(requests[::-1])
 
 
 def test_synonyms_make_further_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,11 +28,10 @@ from paraclip_core.paraphrase.requests import (
     StepTables,
     in_fraction,
     own_share,
-    rejected_for,
     sampling_json,
-    select,
     step_requests,
 )
+from paraclip_core.paraphrase.rounds import rejected_for, select
 from paraclip_core.tables import ANSWERS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 
 SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'
@@ -62,11 +61,6 @@ def test_parts_cannot_run_together(base: RequestKeys, moved: str, text: str) -> 
     one = replace(base, model=base.model + moved, prompt_id=base.prompt_id)
     two = replace(base, model=base.model, prompt_id=moved + base.prompt_id)
     assert one.key(text) != two.key(text)
-
-
-@given(REQUESTS, st.lists(TEXT, max_size=10))
-def test_many_keys_are_the_single_keys(base: RequestKeys, texts: list[str]) -> None:
-    assert base.keys(texts).to_pylist() == [base.key(text) for text in texts]
 
 
 def test_the_key_of_a_known_request_never_changes() -> None:
@@ -117,13 +111,6 @@ def test_every_row_is_in_one_shard_and_equal_texts_in_the_same(
     assert sorted(shard_of) == list(range(len(texts)))
     homes = {(texts[row], shard) for row, shard in shard_of.items()}
     assert len(homes) == len({text for text, _ in homes})
-
-
-def test_shards_are_about_equal(reading: Reading) -> None:
-    first = step_requests(ParaphraseOptions(), 1, "a model")
-    rows = reading(numbered([f"a dog with number {n}" for n in range(4000)], 512))
-    sizes = [sum(batch.num_rows for batch in own_share(rows, 1, first, shard, 4)(["row"])) for shard in range(4)]
-    assert sum(sizes) == 4000 and min(sizes) > 850
 
 
 @given(st.lists(st.integers(0, 6), max_size=12), st.data())

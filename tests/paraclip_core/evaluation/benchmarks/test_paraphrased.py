@@ -16,7 +16,6 @@ from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import paraphrased as family
-from paraclip_core.evaluation.published import load_captions
 from paraclip_core.evaluation.run import prepare
 from paraclip_core.tables import PER_QUERY
 
@@ -84,14 +83,6 @@ def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
     pool = word_pool(WORDS[:7], encoder)
     with pytest.raises(BenchmarkError, match="at least 10 images, got 7"):
         family.measure(family.Pairs(WORDS[:1], ["a"], ["b"], "val"), pool, encoder)
-
-
-def test_all_pairs_of_the_real_captions(data_root: Path) -> None:
-    captions = load_captions(data_root / "flickr8k" / "dataset_flickr8k.json")
-    pairs = family.pairs_of_captions(captions)
-    assert captions.split == "val"
-    assert len(pairs.captions) + pairs.equal == 10_000
-    assert 0 < pairs.equal < 50
 
 
 def test_figures_against_a_plain_loop() -> None:

@@ -81,12 +81,6 @@ def test_a_metric_that_nothing_measures_is_refused(gate: dict[str, object], mess
         parse_settings({"evaluate": {"gate": gate}})
 
 
-@pytest.mark.parametrize("options", [{"run": {"device": "gpu"}}, {"evaluate": {"split": "tset"}}])
-def test_devices_and_splits_are_checked_at_once(options: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=r"'gpu'|'tset'"):
-        parse_settings(options)
-
-
 def example(language: str) -> str:
     """The guide's last block of code."""
     return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.S)[-1]

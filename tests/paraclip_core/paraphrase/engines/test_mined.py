@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.config import MinedOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import Prompt, make_engine
+from paraclip_core.paraphrase.engines import EngineContext, Prompt, make_engine
 from paraclip_core.paraphrase.engines.mined import MinedEngine
 
 
@@ -41,7 +40,7 @@ class Captions:
 
 def engine_of(captions: Captions, **options: object) -> MinedEngine:
     chosen = ParaphraseOptions(engine="mined", mined=MinedOptions(**options))  # pyright: ignore[reportArgumentType]
-    engine = make_engine(chosen, Path(), "cpu", corpus=captions)
+    engine = make_engine(chosen, EngineContext(device="cpu", corpus=captions))
     assert isinstance(engine, MinedEngine)
     return engine
 

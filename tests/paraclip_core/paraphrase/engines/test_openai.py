@@ -34,7 +34,7 @@ from paraclip_core.paraphrase.engines.openai import (
     read_line,
     request_line,
 )
-from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
+from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
 
 
@@ -330,15 +330,6 @@ def test_a_cap_without_a_most_that_an_answer_may_cost_is_refused() -> None:
         OpenAIOptions.model_validate(PRICES | {"max_spend": 1, "extra_body": {"max_tokens": None}})
     capped = {"max_tokens": None, "max_completion_tokens": 9}
     OpenAIOptions.model_validate(PRICES | {"max_spend": 1, "extra_body": capped})
-
-
-def test_requests_that_wait_for_the_cap_do_so_again_after_a_close(connect: Connect) -> None:
-    # Each request reserves more than its answer costs, so not all of them fit under the cap at once.
-    engine = connect(max_spend=38, **PRICES)
-    assert len(engine.generate(numbered(10), SHORT)) == 10
-    engine.close()
-    assert len(engine.generate(numbered(2), SHORT)) == 2
-    assert engine.spent == pytest.approx(36)
 
 
 OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"))

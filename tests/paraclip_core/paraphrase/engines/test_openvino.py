@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +19,8 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, Prompt
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
-from paraclip_core.paraphrase.parse import Pair, parse_answer
-from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.requests import prompt_for
+from paraclip_core.paraphrase.texts import Pair, parse_answer
 
 OPTIONS = ParaphraseOptions()
 SAMPLING = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
@@ -104,19 +102,6 @@ def test_a_restarted_engine_goes_on_from_a_copy(answers: list[Completion], monke
         engine.close()
     (copy,) = opened
     assert copy.name == gguf_file().name and copy != gguf_file() and not copy.parent.exists()
-
-
-def test_no_room_for_the_copy_says_where_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("openvino_genai")
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(smollm2, "gguf_file", lambda: Path("/models/model.gguf"))
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(EngineError, match=r"/models/model\.gguf cannot be copied.*No space left.*TMPDIR"):
-        engine_of().generate(prompts(CAPTIONS[:1]), SAMPLING)
 
 
 def test_the_model_is_known_without_loading_it(tmp_path: Path) -> None:

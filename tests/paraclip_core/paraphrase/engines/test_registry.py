@@ -118,19 +118,6 @@ def test_who_turns_the_gates_off_for_a_language_model_is_told(engine: str) -> No
     assert unguarded(options(engine, gates={"preset": "small-model"})) is None
 
 
-def test_facts() -> None:
-    facts = {engine: engine_facts(options(engine)) for engine in ENGINES}
-    assert [engine for engine in ENGINES if not facts[engine].local] == ["openai"]
-    assert [engine for engine in ENGINES if not facts[engine].asks] == [*LOOKING_UP]
-    assert [engine for engine in ENGINES if facts[engine].shares_cores] == ["openvino", "transformers", *LOOKING_UP]
-    assert {engine: facts[engine].gates for engine in ENGINES} == {
-        "openvino": "small-model", "openai": "capable", "vllm": "capable", "transformers": "capable",
-        "file": "off", "mined": "off",
-    }  # fmt: skip
-    assert engine_facts(options("openvino", model="own.gguf")).gates == "capable"
-    assert engine_facts(options("openai", openai={"concurrency": 7})).max_in_flight == 7
-
-
 def test_an_engine_of_the_users_own(own_module: str) -> None:
     settings = parse_settings(
         {"paraphrase": {"engine": f"{own_module}:Shouting", "model": "loud", "options": {"mark": "?"}}}
@@ -150,7 +137,6 @@ def test_an_engine_of_the_users_own(own_module: str) -> None:
         ("no_such_module:Engine", "No module named 'no_such_module'"),
         ("my_engines:Nothing", "no attribute 'Nothing'"),
         ("my_engines:without_arguments", "too many positional arguments"),
-        ("my_engines:Silent", "has no facts, generate, close"),
     ],
 )
 def test_a_class_that_cannot_be_used_is_named(own_module: str, name: str, reason: str) -> None:

@@ -15,7 +15,7 @@ from paraclip_core.config import ParaphraseOptions, SamplingOptions, Transformer
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase.engines import SMALL_BYTES, Completion, EngineContext, Prompt, make_engine, read_hashes
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine
-from paraclip_core.paraphrase.meaning import PACKAGE
+from paraclip_core.paraphrase.texts import PACKAGE
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -116,7 +116,9 @@ def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> Non
         seen.extend(files)
         return read_hashes(seen)
 
-    engine = make_engine(ParaphraseOptions(engine="transformers", model=str(tmp_path)), hash_files=remembered)
+    engine = make_engine(
+        ParaphraseOptions(engine="transformers", model=str(tmp_path)), EngineContext(hash_files=remembered)
+    )
     assert engine.model == engine_of(tmp_path).model
     assert seen == [weights]
     one = engine.model

@@ -1,0 +1,331 @@
+"""What cards of data sets and models say: licenses, the data set's whole card, and others' texts, which stay texts.
+
+How strict licenses are is by what somebody who publishes paraphrases has to heed; it is a help for reading, not legal
+advice. What is not recognized counts as strictest, because nothing is allowed by a license that nobody knows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from huggingface_hub import DatasetCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
+from paraclip_core.paraphrase.requests import PromptTemplate
+
+# Underscores inside words and these marks mean nothing inside a line; everything else that Markdown, its tables, links
+# that need no brackets, mentions, formulas or HTML could mean something by becomes a character reference, which is
+# never structure.
+_LIVE = re.compile(r"(?<![a-z0-9])_|_(?![a-z0-9])|(?<=www)\.|[^\w\s.,;()/=+%'\"?-]", re.I | re.A)
+
+
+def inert(text: str) -> str:
+    """Text for a table's cell or the middle of a line; line breaks become blanks, what is invisible is escaped."""
+    line = _visible(" ".join(text.split()))
+    return _LIVE.sub(lambda mark: f"&#{ord(mark.group())};" if mark.group().isascii() else mark.group(), line)
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """A code block that the text cannot end: its fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines = "\n".join(_visible(line) for line in re.split(r"\r\n|\r|\n", text))
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of numbers and of texts that stay text."""
+    lines = ["| " + " | ".join(inert(str(cell)) for cell in row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _visible(line: str) -> str:
+    """Control characters and those that reorder or hide text, as escapes."""
+    return "".join(char if char.isprintable() or char == " " else _escape(char) for char in line)
+
+
+def _escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"
+
+
+CLASSES = (
+    "public domain", "attribution", "share-alike", "non-commercial", "non-commercial, share-alike", "no derivatives",
+    "non-commercial, no derivatives", "unknown",
+)  # fmt: skip
+"""Classes of licenses, the freest first."""
+
+_SPELLINGS = (
+    (re.compile(r"non[\s_-]*commercial"), "nc"),
+    (re.compile(r"share[\s_-]*alike"), "sa"),
+    (re.compile(r"no[\s_-]*deriv(?:ative)?s?(?:[\s_-]*works)?"), "nd"),
+    (re.compile(r"public[\s_-]*domain|no known copyright restrictions"), "publicdomain"),
+    (re.compile(r"united states government work|u\.?s\.? government works?"), "publicdomain"),
+)
+_DOUBT = frozenset({"not", "without", "except", "reserved", "proprietary", "copyrighted"})
+"""Words that turn a license's name round: `not public domain`."""
+_FREE = frozenset({"publicdomain", "cc0", "pddl", "pdm", "unlicense"})
+_ATTRIBUTION = re.compile(r"(?:mit|isc|zlib|apache-\S+|bsd(?:-\S+)?|odc-by(?:-\S+)?|cdla-permissive-\S+)")
+_SHARE_ALIKE = re.compile(r"(?:odbl(?:-\S+)?|cdla-sharing-\S+|[al]?gpl(?:-\S+)?|gfdl(?:-\S+)?)")
+_PARTS = {"nc-nd": 6, "nd": 5, "nc-sa": 4, "nc": 3, "sa": 2, "": 1}
+_NO_DERIVATIVES, _NON_COMMERCIAL, _NEITHER = 5, frozenset({3, 4}), 6
+_ALIASES = {"cc0": "cc0-1.0", "odc-by-1.0": "odc-by", "odbl-1.0": "odbl", "pddl-1.0": "pddl"}
+_ON_THE_HUB = frozenset(
+    "apache-2.0 mit isc zlib bsd bsd-2-clause bsd-3-clause cc0-1.0 pddl unlicense odc-by odbl gfdl gpl gpl-2.0 "  # noqa: SIM905
+    "gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 agpl-3.0 cdla-permissive-1.0 cdla-permissive-2.0 cdla-sharing-1.0 cc-by-2.0 "
+    "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 "
+    "cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0".split()
+)
+"""Identifiers of https://huggingface.co/docs/hub/repositories-licenses that data sets use."""
+
+
+@dataclass(frozen=True)
+class RolledUp:
+    """What holds for a whole data set whose rows have several licenses."""
+
+    strictest: tuple[str, ...]
+    """The licenses of the strictest class, as stated, sorted; where one forbids what another allows, of both."""
+    kind: str
+    """What they are together, one of :data:`CLASSES`."""
+    hub: tuple[str, ...]
+    """Their identifiers on the hub; `other` or `unknown` where one of them has none."""
+    notes: tuple[str, ...]
+    """What to heed before the whole is published."""
+
+
+def license_class(stated: str) -> int:
+    """Place in :data:`CLASSES` of a license as stated: an SPDX-like id, Creative Commons' name, or its address."""
+    return _parsed(stated)[0]
+
+
+def roll_up(licenses: Mapping[str, int]) -> RolledUp:
+    """The strictest of the licenses (rows by license as stated); none at all count as unknown."""
+    places = {stated: license_class(stated) for stated in licenses} or {"unknown": len(CLASSES) - 1}
+    place = max(places.values())
+    classes = {place}
+    if place == _NO_DERIVATIVES and _NON_COMMERCIAL & set(places.values()):
+        # Neither is stricter: one allows to sell, the other to change.
+        classes, place = classes | _NON_COMMERCIAL, _NEITHER
+    strictest = tuple(sorted(stated for stated, of in places.items() if of in classes))
+    return RolledUp(strictest, CLASSES[place], _hub_names(strictest, place), tuple(_notes(set(places.values()))))
+
+
+def _hub_names(strictest: Iterable[str], place: int) -> tuple[str, ...]:
+    if place == len(CLASSES) - 1:
+        return ("unknown",) if set(strictest) == {"unknown"} else ("other",)
+    names = {_parsed(stated)[1] for stated in strictest}
+    return tuple(sorted(names)) if names <= _ON_THE_HUB else ("other",)
+
+
+def _notes(places: set[int]) -> Iterable[str]:
+    if len(CLASSES) - 1 in places:
+        yield "Some rows state no license that is known: find out whether they may be published, or leave them out."
+    if places & {5, 6}:
+        yield "Some rows allow no derivatives, and a paraphrase may be one: ask their authors, or leave them out."
+    if places & {2} and places & {3, 4, 6}:
+        yield (
+            "Share-alike rows that allow commercial use stand beside non-commercial ones: each row keeps its own "
+            "license, and the two must not be merged into one work."
+        )
+
+
+def _parsed(stated: str) -> tuple[int, str]:
+    """Class and identifier; the identifier is empty where the license's version is not stated or it is not known."""
+    text = stated.strip().casefold()
+    for pattern, word in _SPELLINGS:
+        text = pattern.sub(word, text)
+    plain = "-".join(re.findall(r"[a-z0-9.+]+", text))
+    plain = _ALIASES.get(plain, plain)
+    if _ATTRIBUTION.fullmatch(plain):
+        return 1, plain
+    if _SHARE_ALIKE.fullmatch(plain):
+        return 2, plain
+    words = re.findall(r"[a-z]+\d?(?![a-z])|\d+(?:\.\d+)+", text)
+    if _DOUBT & set(words):
+        return len(CLASSES) - 1, ""
+    if _FREE & set(words):
+        zero = "cc0" in words or ("publicdomain" in words and "zero" in words)
+        return 0, "cc0-1.0" if zero else plain
+    if ("by" not in words and "attribution" not in words) or "odc" in words:
+        return len(CLASSES) - 1, ""
+    if not {"cc", "creative", "creativecommons", "attribution"} & set(words):
+        return len(CLASSES) - 1, ""
+    # Creative Commons writes nc before nd and sa.
+    parts = "-".join(part for part in ("nc", "nd", "sa") if part in words)
+    version = next((word for word in words if word[0].isdigit()), "")
+    return _PARTS.get(parts, len(CLASSES) - 1), "-".join(filter(None, ("cc-by", parts, version)))
+
+
+SIZES = (
+    "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
+    "100B<n<1T", "n>1T",
+)  # fmt: skip
+"""The hub's names, a power of ten each from a thousand rows on."""
+COLUMNS = {
+    "caption_id": "hash of image id and caption, 32 hexadecimal digits; rewrites of one caption share it",
+    "caption": "the caption that came with the image, cleaned",
+    "paraphrase_1": "the caption in plain language",
+    "paraphrase_2": "paraphrase 1 in other words",
+    "image_id": "key of the image in its source, null where the source has captions only",
+    "source": "file that the caption was read from",
+    "license": "license of the row as its source states it",
+    "similarity_1": "cosine of the sentence encoder between caption and paraphrase 1",
+    "similarity_2": "cosine between caption and paraphrase 2",
+}
+LICENSE_NAME = 100
+"""Characters of a license's name in the front matter."""
+LICENSES_SHOWN = 50
+DRAWING = ("temperature", "top_p", "max_tokens", "n")
+ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms", "regenerate")
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """A paraphrase step: what its manifest says, and what the model was shown."""
+
+    options: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    prompt: PromptTemplate | None
+    """None where no model was asked."""
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """All that the card tells."""
+
+    name: str
+    rows: Mapping[str, int]
+    """Rows by split."""
+    columns: Sequence[str]
+    ingest_options: Mapping[str, Any]
+    ingest_metrics: Mapping[str, Any]
+    steps: tuple[StepFacts, StepFacts]
+    samples: Sequence[Mapping[str, Any]]
+    licenses: Mapping[str, int]
+    """Rows by license as stated."""
+    opt_outs: tuple[int, int] | None
+    """Entries of an opt-out list, and rows that were left out for it."""
+    fingerprints: Mapping[str, str]
+    versions: Mapping[str, str]
+    languages: Sequence[str] = ("en",)
+    contact: str = ""
+    """Where to ask for removal, in the publisher's words."""
+    models: Sequence[str] = ()
+    """Models on the hub that were tuned on it."""
+
+    @property
+    def by_model(self) -> bool:
+        """Whether a language model wrote the paraphrases; otherwise they were given in a file."""
+        return self.steps[0].prompt is not None
+
+
+def dataset_card(facts: DatasetFacts) -> str:
+    """A README.md in which no text of the data comes alive; equal facts give equal bytes."""
+    # Not escaped as HTML: the filters make texts inert, or they stand in fences.
+    environment = Environment(
+        loader=PackageLoader("paraclip_core", "."),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    as_json = partial(json.dumps, ensure_ascii=False, indent=1)
+    environment.filters.update(
+        inert=inert,
+        fenced=fenced,
+        as_text=lambda prompt: "\n".join(": ".join(turn) for turn in prompt.messages("{}")),
+        as_json=partial(as_json, sort_keys=True),
+    )
+    one, two = facts.steps
+    whole = roll_up(facts.licenses)
+    ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
+    shown = ranked[:LICENSES_SHOWN]
+    gates = [step.options.get("gates", {}) for step in facts.steps]
+    return environment.get_template("dataset_card.txt").render(
+        facts=facts,
+        table=table,
+        front_matter=_front_matter(facts, whole),
+        split=next(iter(facts.rows)),
+        columns=[(name, COLUMNS[name]) for name in facts.columns],
+        samples="\n".join(as_json(dict(row)) for row in facts.samples),
+        counts=_counts(facts),
+        rejected=[
+            (where, reason, count)
+            for where, metrics in (
+                ("captions", facts.ingest_metrics),
+                ("paraphrase 1", one.metrics),
+                ("paraphrase 2", two.metrics),
+            )
+            for reason, count in sorted(metrics.get("rejected", {}).items())
+        ],
+        licenses=[(name, count, CLASSES[license_class(name)]) for name, count in shown],
+        more_licenses=len(ranked) - len(shown),
+        strictest=", ".join(inert(name) for name in whole.strictest[:LICENSES_SHOWN]),
+        whole=whole,
+        making=_making(facts),
+        prompts=_prompts(facts),
+        gates=[]
+        if all(of.get("preset") == "off" for of in gates)
+        else [(name, *(_plain(of.get(name)) for of in gates)) for name in sorted({*gates[0], *gates[1]})],
+    )
+
+
+def _front_matter(facts: DatasetFacts, whole: RolledUp) -> str:
+    files = [{"split": split, "path": f"data/{split}-*"} for split in facts.rows]
+    name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(whole.strictest).lower()).strip("-")[:LICENSE_NAME]
+    other: dict[str, Any] = {"license_name": name or "unknown"} if whole.hub == ("other",) else {}
+    rows = sum(facts.rows.values())
+    data = DatasetCardData(
+        language=list(facts.languages),
+        license=whole.hub[0] if len(whole.hub) == 1 else list(whole.hub),
+        **other,
+        pretty_name=facts.name,
+        task_categories=["sentence-similarity", "text-generation"],
+        size_categories=[next((size for place, size in enumerate(SIZES) if rows < 1000 * 10**place), SIZES[-1])],
+        tags=["paraphrase", "image-captions", "clip", *(["synthetic"] if facts.by_model else []), "paraclip"],
+        configs=[{"config_name": "default", "data_files": files}],
+    )
+    return data.to_yaml().strip()
+
+
+def _counts(facts: DatasetFacts) -> list[tuple[str, object]]:
+    ingest, (one, two) = facts.ingest_metrics, facts.steps
+    return [
+        ("rows read from the sources", ingest.get("read", "")),
+        ("captions kept", ingest.get("accepted", "")),
+        ("captions asked for paraphrase 1", one.metrics.get("captions", "")),
+        ("captions with an accepted paraphrase 1", one.metrics.get("accepted", "")),
+        ("captions with an accepted paraphrase 2", two.metrics.get("accepted", "")),
+        ("left out by opt-outs", facts.opt_outs[1] if facts.opt_outs else 0),
+        *((f"rows here, {split}", count) for split, count in facts.rows.items()),
+    ]
+
+
+def _making(facts: DatasetFacts) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, list[Any]]] = [
+        ("engine", [step.metrics.get("engine", "") for step in facts.steps]),
+        ("model and revision, or content hash", [step.metrics.get("model", "") for step in facts.steps]),
+        *(
+            (f"sampling, {name}", [step.options.get("sampling", {}).get(name) for step in facts.steps])
+            for name in DRAWING
+        ),
+        *((name, [step.options.get(name) for step in facts.steps]) for name in ABOUT_ASKING),
+    ]
+    return [(name, *map(_plain, cells)) for name, cells in rows if cells != [None, None]]
+
+
+def _plain(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def _prompts(facts: DatasetFacts) -> list[tuple[str, PromptTemplate]]:
+    parts = [(f"Step {number}", step.prompt) for number, step in enumerate(facts.steps, start=1) if step.prompt]
+    if any(step.options.get("synonyms") for step in facts.steps):
+        drawn = ", ".join(f"{name} {getattr(WORD_SAMPLING, name):g}" for name in DRAWING)
+        parts.append((f"Single words, drawn with {drawn}", THESAURUS))
+    return parts

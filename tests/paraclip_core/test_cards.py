@@ -1,0 +1,188 @@
+"""Licenses are read and rolled up, and no text of others comes alive in a card."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+from hypothesis import example, given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from paraclip_core.cards import (
+    CLASSES,
+    DatasetFacts,
+    StepFacts,
+    dataset_card,
+    fenced,
+    inert,
+    license_class,
+    roll_up,
+    table,
+)
+from paraclip_core.paraphrase.requests import PAPER
+
+MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
+HOSTILE = (
+    "```\n</code><script>alert(1)</script> ![x](http://evil.example/p.png) [y](javascript:1) | a |\n# h\n---\n`` ` ~~~"
+)
+
+
+def characters(text: str) -> str:
+    """Texts are compared without what is escaped because nobody would see it."""
+    return "".join(char for char in text if char.isprintable())
+
+
+@given(st.text())
+@example(HOSTILE)
+@example("a\\|b `c` *d* __e__ <f> &amp; www.evil.example https://evil.example a@b.c \\")
+def test_a_cell_is_shown_as_it_is(text: str) -> None:
+    plain = characters(text)
+    tokens = MARKDOWN.parse(table(("head", "next"), [(plain, "1")]))
+    cells = [token for token in tokens if token.type == "inline"]
+    assert [cell.content for cell in cells][:2] == ["head", "next"] and len(cells) == 4
+    assert {child.type for child in cells[2].children or ()} <= {"text", "text_special"}
+    assert "".join(child.content for child in cells[2].children or ()) == " ".join(plain.split())
+
+
+@given(st.text())
+@example(HOSTILE)
+@example("`````")
+@example("~~~\n    indented")
+def test_a_block_ends_where_it_should(text: str) -> None:
+    plain = "\n".join(map(characters, text.split("\n")))
+    tokens = MARKDOWN.parse(f"before\n\n{fenced(plain)}\n\nafter")
+    assert [token.type for token in tokens if token.level == 0] == [
+        "paragraph_open", "paragraph_close", "fence", "paragraph_open", "paragraph_close",
+    ]  # fmt: skip
+    assert next(token for token in tokens if token.type == "fence").content == f"{plain}\n"
+
+
+def test_what_hides_text_is_seen_links_are_broken_and_words_stay_readable() -> None:
+    assert inert("a\u202eb\x1b[2J") == "a&#92;u202eb&#92;u001b&#91;2J"
+    assert fenced("a\u202eb\x1b") == "```text\na\\u202eb\\u001b\n```"
+    found = inert("https://evil.example WWW.evil.example a@evil.example")
+    assert "://" not in found and "WWW." not in found and "@" not in found
+    assert inert("too_few_words, CC-BY-4.0 (v1.0)") == "too_few_words, CC-BY-4.0 (v1.0)"
+
+
+STATED = {
+    "CC0-1.0": "public domain",
+    "https://creativecommons.org/publicdomain/zero/1.0/": "public domain",
+    "No known copyright restrictions": "public domain",
+    "CC-BY-4.0": "attribution",
+    "Attribution License": "attribution",
+    "MIT": "attribution",
+    "CC-BY-SA-4.0": "share-alike",
+    "Attribution-ShareAlike License": "share-alike",
+    "ODbL-1.0": "share-alike",
+    "Creative Commons Attribution-NonCommercial 4.0 International": "non-commercial",
+    "http://creativecommons.org/licenses/by-nc-sa/2.0/": "non-commercial, share-alike",
+    "Attribution-NoDerivs License": "no derivatives",
+    "Attribution-NonCommercial-NoDerivs License": "non-commercial, no derivatives",
+    "unknown": "unknown",
+    "": "unknown",
+    "not public domain": "unknown",
+    "stand by me": "unknown",
+    "970 others": "unknown",
+}
+
+
+@pytest.mark.parametrize("stated", STATED)
+def test_the_class_of_a_license(stated: str) -> None:
+    assert CLASSES[license_class(stated)] == STATED[stated]
+
+
+@given(st.dictionaries(st.sampled_from(sorted(STATED)), st.integers(1, 9), min_size=1))
+def test_the_whole_is_as_strict_as_its_strictest_part(licenses: dict[str, int]) -> None:
+    found = roll_up(licenses)
+    assert CLASSES.index(found.kind) >= max(map(license_class, licenses))
+    worst = CLASSES[max(map(license_class, licenses))]
+    assert set(found.strictest) >= {name for name in licenses if STATED[name] == worst}
+    assert found.kind == worst or worst == "no derivatives"
+
+
+@given(st.text())
+def test_any_text_has_a_class(stated: str) -> None:
+    assert 0 <= license_class(stated) < len(CLASSES)
+    assert roll_up({stated: 1}).hub
+
+
+def test_names_on_the_hub_and_what_must_be_heeded() -> None:
+    assert roll_up({"CC0-1.0": 5, "CC BY-NC-SA 2.0": 1}).hub == ("cc-by-nc-sa-2.0",)
+    assert roll_up({"CC-BY-4.0": 5, "MIT": 1}).hub == ("cc-by-4.0", "mit")
+    assert roll_up({"Attribution License": 1, "MIT": 1}).hub == ("other",)  # no version, so no identifier
+    assert roll_up({"CC0-1.0": 5, "unknown": 1}).hub == ("unknown",)
+    assert roll_up({"unknown": 1, "of my own": 1}).hub == ("other",)
+    assert roll_up({}).hub == ("unknown",)
+    found = roll_up({"CC-BY-ND-4.0": 2, "CC-BY-NC-4.0": 1, "MIT": 3})
+    assert found.strictest == ("CC-BY-NC-4.0", "CC-BY-ND-4.0")
+    assert found.kind == "non-commercial, no derivatives"
+    assert found.hub == ("cc-by-nc-4.0", "cc-by-nd-4.0")
+    assert roll_up({"CC-BY-ND-4.0": 2, "CC-BY-SA-4.0": 1}).kind == "no derivatives"
+    assert not roll_up({"CC0-1.0": 1, "CC-BY-SA-4.0": 1}).notes
+    assert "no license that is known" in roll_up({"MIT": 1, "?": 1}).notes[0]
+    assert "no derivatives" in roll_up({"CC-BY-ND-4.0": 1}).notes[0]
+    assert "must not be merged" in roll_up({"CC-BY-SA-4.0": 1, "CC-BY-NC-4.0": 1}).notes[0]
+
+
+def facts(**changes: Any) -> DatasetFacts:
+    step = StepFacts({"gates": {"preset": "small-model"}, "sampling": {"n": 1}}, {"engine": "vllm"}, PAPER[1])
+    usual: dict[str, Any] = {
+        "name": "name",
+        "rows": {"train": 5, "validation": 1},
+        "columns": ["caption_id", "caption"],
+        "ingest_options": {"max_words": 15},
+        "ingest_metrics": {"read": 9, "accepted": 8, "rejected": {"duplicate": 1}},
+        "steps": (step, step),
+        "samples": [{"caption_id": "0", "caption": "a dog"}],
+        "licenses": {"MIT": 6},
+        "opt_outs": None,
+        "fingerprints": {"ingest": "0"},
+        "versions": {"paraclip": "1"},
+    }
+    return DatasetFacts(**(usual | changes))
+
+
+@given(st.text(), st.text(), st.dictionaries(st.text(), st.integers(1, 9), max_size=5))
+def test_no_text_changes_the_card_around_it(name: str, caption: str, licenses: dict[str, int]) -> None:
+    samples = [{"caption_id": "0", "caption": caption}]
+    card = DatasetCard(dataset_card(facts(name=name, samples=samples, licenses=licenses)))
+    front: dict[str, Any] = card.data.to_dict()
+    assert [entry["split"] for entry in front["configs"][0]["data_files"]] == ["train", "validation"]
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(card.text)
+    shape = [(token.type, token.tag) for token in tokens if token.level == 0]
+    plain = DatasetCard(dataset_card(facts(licenses={str(n): 1 for n in range(len(licenses))})))
+    expected = MarkdownIt("commonmark", {"html": True}).enable("table").parse(plain.text)
+    # Nothing but the list of notes depends on the data.
+    assert [kind for kind in shape if "list" not in kind[0]] == [
+        (token.type, token.tag) for token in expected if token.level == 0 and "list" not in token.type
+    ]
+    alive = {child.type for token in tokens for child in token.children or ()}
+    assert alive <= {"text", "text_special", "code_inline", "strong_open", "strong_close", "softbreak"}
+
+
+SIZES = {
+    1: "n<1K", 999: "n<1K", 1000: "1K<n<10K", 99_999: "10K<n<100K", 400_000_000: "100M<n<1B", 5 * 10**9: "1B<n<10B",
+    10**12 - 1: "100B<n<1T", 10**12: "n>1T", 10**14: "n>1T",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", SIZES)
+def test_sizes_are_those_of_the_hub(rows: int) -> None:
+    pytest.importorskip("datasets", reason="needs the package datasets, which lists the hub's sizes")
+    known = json.loads((files("datasets") / "utils/resources/size_categories.json").read_text())
+    (size,) = DatasetCard(dataset_card(facts(rows={"train": rows}))).data.to_dict()["size_categories"]
+    assert size == SIZES[rows] and size in known
+
+
+def test_opt_outs_whom_to_ask_and_a_column_of_licenses_that_is_none() -> None:
+    assert "open a discussion on this data set's page" in dataset_card(facts())
+    text = dataset_card(facts(opt_outs=(3, 7), contact="write to a@b.example"))
+    assert "because of a list of 3 opt-outs: 7." in text and "removed: write to a@b.example." in text
+    text = dataset_card(facts(licenses={f"caption number {n}": 2 + n % 3 for n in range(900)}))
+    assert "And 850 more." in text and len(text) < 20_000
+    assert len(DatasetCard(text).data.to_dict()["license_name"]) <= 100
