@@ -76,7 +76,7 @@ def check_reference(reference: str) -> None:
 
 
 def pretrained_tags(table: str, architecture: str) -> list[str]:
-    """open_clip's weights of an architecture, by the source of its table; none of one with hardly any, which is unnamed.
+    """open_clip's weights of an architecture, by its table's source; none of one with hardly any, which are unnamed.
 
     The table is not run, for that would import torch. Architectures with QuickGELU share the tags of those without.
     """
