@@ -61,8 +61,8 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What an artifact is, where it came from and what is in it."""
+class Draft:
+    """All that a manifest says besides the files."""
 
     stage: str
     fingerprint: str
@@ -71,12 +71,18 @@ class Manifest:
     """Fingerprint of each input, by its name."""
     options: dict[str, Any]
     """The meaning-bearing options."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Software that makes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Draft):
+    """What an artifact is, where it came from and what is in it."""
+
     files: dict[str, FileEntry]
     """Every file, by its path inside the artifact."""
     metrics: dict[str, Any]
     """What the stage measured: row counts, scores."""
-    versions: dict[str, str]
-    """Software that made it."""
     wall_seconds: float
     created: str
     """ISO 8601, UTC."""
@@ -85,18 +91,6 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files.values())
-
-
-@dataclass(frozen=True)
-class Draft:
-    """All that a manifest says besides the files."""
-
-    stage: str
-    fingerprint: str
-    stage_version: int
-    inputs: dict[str, str]
-    options: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class FileHashes:
         path, content = cache / "source_folders" / f"{place}.json", hashlib.blake2b(digest_size=16)
         before, entries = _remembered(path), dict[str, Entry]()
         # A root may lie among the images, and changes whenever something is made.
-        for name, stat in _files(folder, _below(folder, cache.parent)):
+        for name, stat in _files(folder, cache.parent.resolve()):
             try:
                 entry = _entry(folder / name, stat, before.get(name))
             except OSError as error:
@@ -109,21 +109,14 @@ def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
         write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 
 
-def _below(folder: Path, other: Path) -> Path | None:
-    """`other` as a path that begins as `folder` does, if it lies below that."""
-    if folder.resolve() not in other.resolve().parents:
-        return None
-    return folder / other.resolve().relative_to(folder.resolve())
-
-
-def _files(folder: Path, skipped: Path | None) -> Iterator[tuple[str, os.stat_result]]:
+def _files(folder: Path, skipped: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Path inside the folder and state of each file, in one order on every machine."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"cannot list {error.filename or folder}: {error.strerror or error}") from error
 
     for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if Path(place, name) != skipped)
+        folders[:] = sorted(name for name in folders if Path(place, name).resolve() != skipped)
         for file in sorted(files):
             path = Path(place, file)
             # A broken link, a pipe or a socket is no image; it must not stop the stage, and a pipe would for ever.
