@@ -126,15 +126,6 @@ class RemoteFolder:
         inside = ((path.lstrip("/"), info) for path, info in objects.items())
         return {path[len(start) :]: int(info["size"]) for path, info in inside if path.startswith(start)}
 
-    def children(self, folder: str) -> list[str]:
-        """Names right below `folder`."""
-        with self._errors("list", folder):
-            try:
-                paths = self._fs.ls(self._at(folder), detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {"", folder.rpartition("/")[2]})
-
     def upload(self, files: Mapping[str, Path]) -> None:
         """Copy local files to objects, many at once."""
         if files:

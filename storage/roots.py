@@ -152,11 +152,11 @@ class RemoteStore(ArtifactStore):
     def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Manifest | ArtifactError]]:
         local = {(name, fingerprint): manifest for name, fingerprint, manifest in super()._manifests(stage)}
         yield from ((*names, manifest) for names, manifest in local.items())
+        places = (path.split("/") for path in self.remote.sizes("artifacts"))
         keys = {
-            f"artifacts/{name}/{fingerprint}/{MANIFEST}": (name, fingerprint)
-            for name in self.remote.children("artifacts")
-            if stage in (None, name)
-            for fingerprint in self.remote.children(f"artifacts/{name}")
+            f"artifacts/{'/'.join(place)}": (place[0], place[1])
+            for place in places
+            if len(place) == 3 and place[2] == MANIFEST and stage in (None, place[0])
         }
         for path, data in sorted(self.remote.read_all(keys).items()):
             if keys[path] not in local:
@@ -333,7 +333,7 @@ class RemoteStore(ArtifactStore):
         return self.remote.read(path), self.remote.name(path)
 
     def _channel_names(self) -> list[str]:
-        return [name.removesuffix(".json") for name in self.remote.children("channels") if name.endswith(".json")]
+        return [name.removesuffix(".json") for name in self.remote.sizes("channels") if name.endswith(".json")]
 
 
 def _base(artifact: Artifact | Manifest) -> str:

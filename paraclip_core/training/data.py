@@ -102,14 +102,9 @@ def spool_rows(
     facts: Callable[[], Mapping[str, int]] = dict,
     dtype: type[np.integer] = np.uint16,
 ) -> TrainingRows:
-    """Write rows to flat files in `folder`, unless an earlier attempt finished, and map them into memory.
+    """Write rows, in a fixed order, to flat files in `folder`, unless an earlier try finished; map them into memory.
 
-    Args:
-        folder: scratch folder of one fingerprint; written anew unless it is complete.
-        kinds: the texts to keep.
-        batches: the rows, in a fixed order; not read if the folder is complete.
-        facts: called after the last row; the counts are kept with the rows.
-        dtype: type of the tokens.
+    Texts of `kinds` are kept, and the counts that `facts` gives after the last row.
     """
     if not (folder / DONE).exists():
         shutil.rmtree(folder, ignore_errors=True)
