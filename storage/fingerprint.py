@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from paraclip.storage.files import file_sha256, read_json, settled, write_atomic
@@ -48,9 +47,6 @@ class FileHashes:
         for path in files:
             try:
                 stat = path.stat()
-                # A folder says so itself.
-                if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
-                    raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
                 key = str(path.resolve())
                 entry = _entry(path, stat, before.get(key))
             except OSError as error:

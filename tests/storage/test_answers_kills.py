@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from generation_rows import answers, child, cut, judged, keys, numbered, verdicts
-from patience import AT_ONCE
+from machines import AT_ONCE
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import ArtifactError
