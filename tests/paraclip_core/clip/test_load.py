@@ -274,10 +274,6 @@ def test_the_tags_that_are_read_are_those_that_open_clip_has() -> None:
     assert pretrained_tags("_PRETRAINED = load()", "ViT-B-32") == []
 
 
-def test_a_tag_is_checked_and_a_file_is_not_one(tmp_path: Path) -> None:
-    check_reference("ViT-B-32:openai")
-    check_reference("ViT-B-32-quickgelu:openai")
-    check_reference(f"ViT-B-32:{tmp_path}/weights.pt")
-    for wrong in ("ViT-B-32:laion2b", "ViT-B-32:"):
-        with pytest.raises(ModelError, match="has no weights"):
-            check_reference(wrong)
+def test_what_open_clip_has_is_taken(tmp_path: Path) -> None:
+    for reference in ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai", f"ViT-B-32:{tmp_path}/weights.pt"):
+        check_reference(reference)
