@@ -45,13 +45,9 @@ class FileHashes:
         """SHA-256 of each file, by its path as given."""
         hashes, before = {}, dict(self._entries)
         for path in files:
-            try:
-                stat = path.stat()
-                key = str(path.resolve())
-                entry = _entry(path, stat, before.get(key))
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-            if settled(stat):
+            key = str(path.resolve())
+            entry = _entry(path, before.get(key))
+            if settled(entry[2]):
                 self._entries[key] = entry
             hashes[str(path)] = entry[3]
         if self._entries != before:
@@ -69,12 +65,9 @@ class FileHashes:
         path, content = cache / "source_folders" / f"{place}.json", hashlib.blake2b(digest_size=16)
         before, entries = _remembered(path), dict[str, Entry]()
         # A root may lie among the images, and changes whenever something is made.
-        for name, stat in _files(folder, cache.parent.resolve()):
-            try:
-                entry = _entry(folder / name, stat, before.get(name))
-            except OSError as error:
-                raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
-            if settled(stat):
+        for name in _files(folder, cache.parent.resolve()):
+            entry = _entry(folder / name, before.get(name))
+            if settled(entry[2]):
                 entries[name] = entry
             content.update(_encoded(name) + entry[3].encode())
         if entries != before:
@@ -82,9 +75,13 @@ class FileHashes:
         return content.hexdigest()
 
 
-def _entry(path: Path, stat: os.stat_result, before: Entry | None) -> Entry:
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    return before if before and before[:3] == state else [*state, file_sha256(path)]
+def _entry(path: Path, before: Entry | None) -> Entry:
+    try:
+        stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        return before if before and before[:3] == state else [*state, file_sha256(path)]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _remembered(path: Path) -> dict[str, Entry]:
@@ -105,8 +102,8 @@ def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
         write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 
 
-def _files(folder: Path, skipped: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Path inside the folder and state of each file, in one order on every machine."""
+def _files(folder: Path, skipped: Path) -> Iterator[str]:
+    """Path inside the folder of each file, in one order on every machine."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"cannot list {error.filename or folder}: {error.strerror or error}") from error
@@ -117,7 +114,7 @@ def _files(folder: Path, skipped: Path) -> Iterator[tuple[str, os.stat_result]]:
             path = Path(place, file)
             # A broken link, a pipe or a socket is no image; it must not stop the stage, and a pipe would for ever.
             if path.is_file():
-                yield path.relative_to(folder).as_posix(), path.stat()
+                yield path.relative_to(folder).as_posix()
 
 
 def _encoded(name: str) -> bytes:
