@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
-from paraclip_core.training.data import ImageFeatures
 
 BLOCK = 65_536
 """Images whose features are in memory at once, where not all are."""
@@ -160,7 +159,7 @@ class Neighbors:
 
 
 def near_images(
-    features: ImageFeatures,
+    features: Gallery,
     rows: NDArray[np.int64],
     least: float,
     most: int,

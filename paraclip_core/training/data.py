@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.search import Gallery
 
 IMAGE = "image"
 """The kind that is no text, beside the three of `TEXTS`."""
@@ -41,12 +42,6 @@ REWRITE_DRAWS = 2**128
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
 """Token lists of some rows by kind, with the captions' ids, binary(16), under ``caption_id``; and each row's row in the
 feature matrix."""
-
-
-class ImageFeatures(Protocol):
-    """Stored image features: an array, or anything that gives rows of one."""
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float16]: ...
 
 
 @dataclass(frozen=True)
@@ -252,7 +247,7 @@ def make_batch(
     rows: TrainingRows,
     indices: NDArray[np.int64],
     kinds: Sequence[str],
-    features: ImageFeatures,
+    features: Gallery,
     image_keys: NDArray[np.int64],
 ) -> Batch:
     """The rows at `indices` with the texts of these kinds."""

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.model import ClipModel, add_tensors, freeze_image_tower, trained_parameters, weights_hash
+from paraclip_core.clip.search import Gallery
 from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import FAILING, TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
@@ -39,7 +40,6 @@ from paraclip_core.training.data import (
     TEXTS,
     Batch,
     DataOrder,
-    ImageFeatures,
     TrainingRows,
     make_batch,
     prefetched,
@@ -72,7 +72,7 @@ class TrainingJob:
     clip: ClipModel
     """The model, on its device; its text tower is trained in place."""
     rows: TrainingRows
-    features: ImageFeatures
+    features: Gallery
     """Stored features of the images, float16 [N, d]."""
     image_keys: NDArray[np.int64]
     """Equal for equal images, [N]."""

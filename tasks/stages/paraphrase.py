@@ -144,7 +144,7 @@ def step_rounds(
     """The rounds of a step over these rows, closed with `stack`. Without an engine they ask nothing and say what is
     missing; `judged`: answers without a verdict are judged."""
     paraphraser = run.paraphraser
-    spec = judge_spec(paraphraser, step, CONTEXT_LENGTH)
+    spec = judge_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     by_image = paraphraser.facts.by_image if engine is None else engine.facts.by_image
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
@@ -162,8 +162,8 @@ def step_rounds(
     )
 
 
-def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:
-    """What a process needs to judge a step's answers; the text tower reads `context_length` tokens."""
+def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
+    """What a process needs to judge a step's answers."""
     gates = paraphraser.gates
     if step == 1:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
@@ -177,7 +177,7 @@ def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> Judg
         asked = judge_requests(paraphraser.judge.model, paraphraser.judge.options.sampling)
         keep = paraphraser.options.keep if step == 1 else 1
         opinion = f"{asked.model} {asked.prompt_hash.hex()} {asked.sampling} {keep}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words, opinion)
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, opinion)
 
 
 def _model_judge(
