@@ -31,7 +31,6 @@ from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import judge_spec, paraphrasing
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
 from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
@@ -82,7 +81,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
     sampling, gates = {"n": 2}, {"preset": preset}
     with tempfile.TemporaryDirectory() as folder:
         settings = instant_run(Path(folder), sampling=sampling, gates=gates)
-        spec = judge_spec(Run(settings).paraphraser, 1, CONTEXT_LENGTH)
+        spec = judge_spec(Run(settings).paraphraser, 1)
     warm, blocks = blocks_of(settings, captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(settings, 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
     digests = set()

@@ -6,14 +6,13 @@ nothing and the file may be deleted.
 Where a key comes more than once, the row of the part with the lowest name counts (numbers are given under a lock, so
 that is the one that was written first), and in it the first row; building the file again does not change that.
 
-Everything here raises ArtifactError where a disk fails, LockedError where another program keeps the file open.
+Everything here raises ArtifactError where a disk fails, or another program keeps the file open.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,22 +22,23 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from paraclip.storage.files import storage_errors
+from paraclip.storage.files import storage_errors, sweep_drafts
 from paraclip.storage.locks import lock
 from paraclip.storage.object_store import RemoteFolder
 from paraclip.storage.parquet import CONFIG, environment_error
 from paraclip.storage.parts import DamagedPart, PartFolder, PartMirror, check_columns, digest_of
-from paraclip_core.errors import ArtifactError, LockedError, UnknownNameError
+from paraclip_core.errors import ArtifactError, UnknownNameError
 
 log = logging.getLogger(__name__)
 
+LOCKED = "Could not set lock"
+"""What DuckDB says where another program has the file open."""
 FILE = "answers.duckdb"
 """Stands for the layout of the tables, too: other tables, another name."""
 INSERTED_ROWS = 500_000
 PART_ROWS = 100_000
 BIG_ROWS, BIG_BYTES = 500_000, 128 << 20
 """Of a part that compaction leaves alone: from half of it on."""
-WAIT_SECONDS = 30.0
 # A part with this in its schema came from another cache, where it was paid for; compaction keeps the two kinds apart.
 IMPORTED = {b"imported": b"1"}
 
@@ -241,8 +241,8 @@ class AnswerStore:
 
     def close(self) -> None:
         """Let the DuckDB file catch up with what was appended here; the store may be used again."""
-        self.parts.sweep()
-        self.verdict_parts.sweep()
+        sweep_drafts(self.parts.folder)
+        sweep_drafts(self.verdict_parts.folder)
         if self._behind:
             self.refresh()
         if self.mirror is not None:
@@ -353,7 +353,7 @@ class AnswerStore:
                         draft = folder.draft(whole.cast(folder.open(names[0]).schema_arrow))
                         folder.publish([draft], int(names[0][:8]))
                         # After a kill one of them may have these very rows.
-                        folder.delete(name for name in names if digest_of(name) != draft.digest)
+                        folder.delete(name for name in names if digest_of(name) != digest_of(draft.name))
                 self.file.catch_up()
         return before, sum(len(folder.names()) for folder in tables.values())
 
@@ -396,7 +396,7 @@ class CacheFile:
             try:
                 self._follow_all()
             except duckdb.Error as error:
-                if environment_error(error, self.path):
+                if environment_error(error, self.path) or LOCKED in str(error):
                     raise
                 log.warning("%s is damaged and made again from its parts: %s", self.path, error)
                 self.delete()
@@ -413,8 +413,7 @@ class CacheFile:
         except duckdb.Error as error:
             if "Corrupt database file" not in str(error):
                 raise
-            with suppress(ArtifactError):
-                self.delete()
+            self.delete()
             raise ArtifactError(f"{self.path} is damaged ({error}); run again to rebuild it from its parts") from error
 
     def delete(self) -> None:
@@ -496,18 +495,8 @@ def _insert(con: duckdb.DuckDBPyConnection, table: CacheTable, folder: PartFolde
 
 @contextmanager
 def _attached(con: duckdb.DuckDBPyConnection, path: Path | str, read_only: bool = False) -> Iterator[None]:
-    """Attach the file `path` as `cache`, once no other program has it open; detach it at the end."""
-    started = time.monotonic()
-    while True:
-        try:
-            con.execute("ATTACH ? AS cache" + (" (READ_ONLY)" if read_only else ""), [str(path)])
-            break
-        except duckdb.Error as error:
-            if "Could not set lock" not in str(error) and "already attached" not in str(error):
-                raise
-            if time.monotonic() - started > WAIT_SECONDS:
-                raise LockedError(f"another program keeps {path} open; close it and run again ({error})") from error
-            time.sleep(0.05)
+    """Attach the file `path` as `cache`; detach it at the end."""
+    con.execute("ATTACH ? AS cache" + (" (READ_ONLY)" if read_only else ""), [str(path)])
     try:
         yield
     except BaseException:

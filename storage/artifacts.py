@@ -61,8 +61,8 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What an artifact is, where it came from and what is in it."""
+class Draft:
+    """All that a manifest says besides the files."""
 
     stage: str
     fingerprint: str
@@ -71,12 +71,18 @@ class Manifest:
     """Fingerprint of each input, by its name."""
     options: dict[str, Any]
     """The meaning-bearing options."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Software that makes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Draft):
+    """What an artifact is, where it came from and what is in it."""
+
     files: dict[str, FileEntry]
     """Every file, by its path inside the artifact."""
     metrics: dict[str, Any]
     """What the stage measured: row counts, scores."""
-    versions: dict[str, str]
-    """Software that made it."""
     wall_seconds: float
     created: str
     """ISO 8601, UTC."""
@@ -85,18 +91,6 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all files together."""
         return sum(entry.size for entry in self.files.values())
-
-
-@dataclass(frozen=True)
-class Draft:
-    """All that a manifest says besides the files."""
-
-    stage: str
-    fingerprint: str
-    stage_version: int
-    inputs: dict[str, str]
-    options: dict[str, Any]
-    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -222,22 +216,17 @@ class ArtifactStore:
         The files of one that lies on an object store may not be here.
         """
         artifacts = []
-        for name, fingerprint, read in self._manifests(stage):
-            try:
-                artifacts.append(Artifact(self.path(name, fingerprint), read()))
-            except ArtifactError as error:
-                log.warning("%s", error)
+        for name, fingerprint, manifest in self._manifests(stage):
+            if isinstance(manifest, ArtifactError):
+                log.warning("%s", manifest)
+            else:
+                artifacts.append(Artifact(self.path(name, fingerprint), manifest))
         return sorted(artifacts, key=lambda artifact: (artifact.stage, artifact.manifest.created))
 
     def unreadable(self) -> list[tuple[str, str, str]]:
         """Stage, fingerprint and problem of every artifact whose manifest is damaged, which :meth:`list` leaves out."""
-        damaged = []
-        for name, fingerprint, read in self._manifests(None):
-            try:
-                read()
-            except ArtifactError as error:
-                damaged.append((name, fingerprint, str(error)))
-        return damaged
+        entries = self._manifests(None)
+        return [(stage, name, str(error)) for stage, name, error in entries if isinstance(error, ArtifactError)]
 
     def named(self, name: str, stages: Sequence[str] = ()) -> Artifact:
         """What a channel's name, or else ``[STAGE/]START`` of a fingerprint, means; its files may not be here."""
@@ -277,13 +266,13 @@ class ArtifactStore:
     def _finished(self, stage: str, fingerprint: str) -> bool:
         return (self.path(stage, fingerprint) / MANIFEST).exists()
 
-    def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Callable[[], Manifest]]]:
-        """Stage, fingerprint and how to read the manifest of every artifact."""
+    def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Manifest | ArtifactError]]:
+        """Stage, fingerprint and manifest of every artifact, or why the manifest cannot be read."""
         # The stage comes from users, so it is compared and not put into a pattern.
         for path in sorted((self.root / "artifacts").glob(f"*/*/{MANIFEST}")):
             folder = path.parent
             if stage in (None, folder.parent.name):
-                yield folder.parent.name, folder.name, partial(read_manifest, folder)
+                yield folder.parent.name, folder.name, or_error(partial(read_manifest, folder))
 
     # Making
 
@@ -454,6 +443,14 @@ def safe_channel(name: str) -> str:
 def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
     """Fingerprints of the inputs from outside the store, by their names without the prefix."""
     return {name.removeprefix(SOURCE): value for name, value in inputs.items() if name.startswith(SOURCE)}
+
+
+def or_error(read: Callable[[], Manifest]) -> Manifest | ArtifactError:
+    """A manifest, or why it cannot be read."""
+    try:
+        return read()
+    except ArtifactError as error:
+        return error
 
 
 def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Manifest:

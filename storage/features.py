@@ -26,9 +26,6 @@ from paraclip_core.errors import ArtifactError
 
 log = logging.getLogger(__name__)
 
-INFINITE = 0x7C00
-"""The exponent of float16's infinities and NaNs."""
-
 INDEX = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),
@@ -73,34 +70,26 @@ class FeatureStore:
     def __init__(self, artifact_folder: Path) -> None:
         """Read where the rows are; the images' ids are read when they are first asked for."""
         self.folder = Path(artifact_folder)
-        index = self._read(["shard", "row"])
-        self._shards = np.asarray(index["shard"], dtype=np.int64)
-        self._rows = np.asarray(index["row"], dtype=np.int64)
+        self._shards = np.asarray(self._read("shard"), np.int64)
 
     def __len__(self) -> int:
         return len(self._shards)
 
     @cached_property
     def _ids(self) -> IdIndex:
-        try:
-            return IdIndex(self._read(["image_id"])["image_id"])
-        except ValueError as error:
-            path = self.folder / "index.parquet"
-            raise ArtifactError(f"{path} lists an image twice; run the features stage again") from error
+        return IdIndex(self._read("image_id"))
 
-    def _read(self, columns: Sequence[str]) -> pa.Table:
+    def _read(self, column: str) -> pa.ChunkedArray:
         path = self.folder / "index.parquet"
         try:
-            table = pq.read_table(path, columns=list(columns))
-            table.validate(full=True)
+            return pq.read_table(path, columns=[column])[column]
         except (OSError, pa.ArrowException, KeyError) as error:
             raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
-        return table
 
     @cached_property
     def pixels(self) -> NDArray[np.uint64]:
         """The hash of each image's file as two numbers, uint64 [n, 2]: equal images share it."""
-        chunks = self._read(["pixels"])["pixels"].chunks
+        chunks = self._read("pixels").chunks
         return np.concatenate([np.zeros((0, 2), "<u8"), *map(_fixed, chunks)])
 
     @cached_property
@@ -110,35 +99,12 @@ class FeatureStore:
 
     def view(self) -> FeatureRows:
         """The matrix without reading it: rows come from the shards when they are asked for."""
-        return FeatureRows([self._map(number, rows) for number, rows in enumerate(self._counts())], self.folder)
+        return FeatureRows(self.folder, np.bincount(self._shards, minlength=1).tolist())
 
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one)."""
         ids = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
         return self._ids.find(ids)
-
-    def _counts(self) -> list[int]:
-        """Rows of each shard."""
-        # Of a number like 2³¹ the counts alone would take all memory.
-        for shard in (int(self._shards.min(initial=0)), int(self._shards.max(initial=0))):
-            path = shard_path(self.folder, shard)
-            if shard < 0 or not path.exists():
-                raise ArtifactError(f"{path} is not there, but in the index; run the features stage again")
-        counts = np.bincount(self._shards, minlength=1)
-        expected = np.concatenate([np.arange(count) for count in counts])
-        if np.any(np.diff(self._shards) < 0) or not np.array_equal(self._rows, expected[: len(self._rows)]):
-            raise ArtifactError(f"{self.folder / 'index.parquet'} is not in the order of the shards")
-        return counts.tolist()
-
-    def _map(self, number: int, rows: int) -> np.ndarray:
-        path = shard_path(self.folder, number)
-        try:
-            shard = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
-        except Exception as error:  # numpy gives a damaged header to Python's own parsers
-            raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
-        if shard.dtype != np.float16 or shard.ndim != 2 or len(shard) != rows:
-            raise ArtifactError(f"{path} holds {shard.dtype} {shard.shape}, expected float16 with {rows} rows")
-        return shard
 
 
 class EarlierFeatures:
@@ -170,15 +136,20 @@ class FeatureRows:
     Rows are read, not mapped: a file system that keeps big pages maps megabytes around each row that is touched.
     """
 
-    def __init__(self, shards: Sequence[np.ndarray], folder: Path) -> None:
-        """Rows of all shards, one shard after the other, memory-mapped; `folder` is for messages."""
-        if len({shard.shape[1] for shard in shards}) != 1:
-            raise ArtifactError(f"the shards in {folder / 'features'} differ in their dimension")
-        self._dimension = shards[0].shape[1]
+    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
+        """Rows of all shards in an artifact's folder, one shard after the other; `counts` are theirs."""
         self._folder = folder
-        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum([len(shard) for shard in shards])])
-        # Where the rows begin in each file, behind its header; nothing is asked of a file without rows.
-        self._offsets = [int(getattr(shard, "offset", 0)) for shard in shards]
+        self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+        # Where the rows begin in each file, behind its header.
+        self._offsets: list[int] = []
+        for number, rows in enumerate(counts):
+            path = shard_path(folder, number)
+            try:
+                shard = np.load(path, mmap_mode="r" if rows else None)
+            except (OSError, ValueError, EOFError) as error:
+                raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
+            self._dimension = shard.shape[1]
+            self._offsets.append(int(getattr(shard, "offset", 0)))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -197,14 +168,6 @@ class FeatureRows:
         for part in np.split(order, np.flatnonzero(np.diff(places[order])) + 1):
             if len(part):
                 self._read(int(places[part[0]]), rows, part, features)
-        bad = ((features.view(np.uint16) & INFINITE) == INFINITE).any(axis=1)
-        if bad.any():
-            row = int(rows[bad][0])
-            shard = int(np.searchsorted(self._starts, row, "right")) - 1
-            raise ArtifactError(
-                f"row {row - self._starts[shard]} of {shard_path(self._folder, shard)} is not finite; "
-                "delete the artifact to have it made again"
-            )
         return features
 
     def _read(self, shard: int, rows: np.ndarray, part: np.ndarray, out: np.ndarray) -> None:

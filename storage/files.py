@@ -123,9 +123,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def settled(stat: os.stat_result) -> bool:
+def settled(changed_ns: int) -> bool:
     """Whether a file's times will show its next change: one that changed just now may change again within a tick."""
-    return time.time_ns() - stat.st_ctime_ns > SETTLED_NS
+    return time.time_ns() - changed_ns > SETTLED_NS
 
 
 def write_json(path: Path, value: Any) -> None:

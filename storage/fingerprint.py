@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from paraclip.storage.files import file_sha256, read_json, settled, write_atomic
@@ -46,16 +45,9 @@ class FileHashes:
         """SHA-256 of each file, by its path as given."""
         hashes, before = {}, dict(self._entries)
         for path in files:
-            try:
-                stat = path.stat()
-                # A folder says so itself.
-                if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
-                    raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
-                key = str(path.resolve())
-                entry = _entry(path, stat, before.get(key))
-            except OSError as error:
-                raise InputError(f"cannot read {path}: {error.strerror or error}") from error
-            if settled(stat):
+            key = str(path.resolve())
+            entry = _entry(path, before.get(key))
+            if settled(entry[2]):
                 self._entries[key] = entry
             hashes[str(path)] = entry[3]
         if self._entries != before:
@@ -73,12 +65,9 @@ class FileHashes:
         path, content = cache / "source_folders" / f"{place}.json", hashlib.blake2b(digest_size=16)
         before, entries = _remembered(path), dict[str, Entry]()
         # A root may lie among the images, and changes whenever something is made.
-        for name, stat in _files(folder, _below(folder, cache.parent)):
-            try:
-                entry = _entry(folder / name, stat, before.get(name))
-            except OSError as error:
-                raise InputError(f"cannot read {folder / name}: {error.strerror or error}") from error
-            if settled(stat):
+        for name in _files(folder, cache.parent.resolve()):
+            entry = _entry(folder / name, before.get(name))
+            if settled(entry[2]):
                 entries[name] = entry
             content.update(_encoded(name) + entry[3].encode())
         if entries != before:
@@ -86,9 +75,13 @@ class FileHashes:
         return content.hexdigest()
 
 
-def _entry(path: Path, stat: os.stat_result, before: Entry | None) -> Entry:
-    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    return before if before and before[:3] == state else [*state, file_sha256(path)]
+def _entry(path: Path, before: Entry | None) -> Entry:
+    try:
+        stat = path.stat()
+        state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        return before if before and before[:3] == state else [*state, file_sha256(path)]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _remembered(path: Path) -> dict[str, Entry]:
@@ -109,26 +102,19 @@ def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
         write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 
 
-def _below(folder: Path, other: Path) -> Path | None:
-    """`other` as a path that begins as `folder` does, if it lies below that."""
-    if folder.resolve() not in other.resolve().parents:
-        return None
-    return folder / other.resolve().relative_to(folder.resolve())
-
-
-def _files(folder: Path, skipped: Path | None) -> Iterator[tuple[str, os.stat_result]]:
-    """Path inside the folder and state of each file, in one order on every machine."""
+def _files(folder: Path, skipped: Path) -> Iterator[str]:
+    """Path inside the folder of each file, in one order on every machine."""
 
     def fail(error: OSError) -> None:
         raise InputError(f"cannot list {error.filename or folder}: {error.strerror or error}") from error
 
     for place, folders, files in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if Path(place, name) != skipped)
+        folders[:] = sorted(name for name in folders if Path(place, name).resolve() != skipped)
         for file in sorted(files):
             path = Path(place, file)
             # A broken link, a pipe or a socket is no image; it must not stop the stage, and a pipe would for ever.
             if path.is_file():
-                yield path.relative_to(folder).as_posix(), path.stat()
+                yield path.relative_to(folder).as_posix()
 
 
 def _encoded(name: str) -> bytes:

@@ -10,17 +10,15 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 from paraclip.storage.files import safe_name, storage_error
 from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError
 
-BLOCK = 8 * 2**20
 EXTRAS = {"s3": "pip install 'paraclip[s3]'", "s3a": "pip install 'paraclip[s3]'"}
 LOCAL = ("file", "local")
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -128,25 +126,11 @@ class RemoteFolder:
         inside = ((path.lstrip("/"), info) for path, info in objects.items())
         return {path[len(start) :]: int(info["size"]) for path, info in inside if path.startswith(start)}
 
-    def children(self, folder: str) -> list[str]:
-        """Names right below `folder`."""
-        with self._errors("list", folder):
-            try:
-                paths = self._fs.ls(self._at(folder), detail=False)
-            except FileNotFoundError:
-                return []
-        return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {"", folder.rpartition("/")[2]})
-
     def upload(self, files: Mapping[str, Path]) -> None:
         """Copy local files to objects, many at once."""
         if files:
             with self._errors("write", next(iter(files))):
                 self._fs.put([str(path) for path in files.values()], [self._at(path) for path in files])
-
-    def upload_open(self, path: str, file: IO[bytes]) -> None:
-        """Copy an open file, which may have been deleted since, to an object; a failure may leave its start there."""
-        with self._errors("write", path), self._fs.open(self._at(path), "wb") as target:
-            shutil.copyfileobj(file, target, BLOCK)
 
     def download(self, files: Mapping[str, Path]) -> None:
         """Copy objects to local files, many at once."""

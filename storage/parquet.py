@@ -58,9 +58,9 @@ class PartWriter:
             if self._waiting_rows == self._rows:
                 self._flush()
 
-    def close(self) -> None:
-        """Write what is left; a writer that never got a row leaves one empty part, so that the schema is known."""
-        if self._waiting_rows or not self._part:
+    def close(self, empty: bool = True) -> None:
+        """Write what is left; a writer that never got a row leaves an `empty` part, so that the schema is known."""
+        if self._waiting_rows or (empty and not self._part):
             self._flush()
 
     def _flush(self) -> None:

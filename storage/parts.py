@@ -17,12 +17,12 @@ import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip.storage.files import storage_errors, sweep_drafts, sync_folder
+from paraclip.storage.files import storage_errors, sync_folder, write_atomic
 from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError
 
@@ -44,13 +44,6 @@ class DamagedPart(Exception):
         self.name = name
 
 
-class Draft(NamedTuple):
-    """A part that is on disk under a temporary name."""
-
-    path: Path
-    digest: str
-
-
 class PartFolder:
     """A folder of parts. Publish, set aside and delete only while holding the cache's lock."""
 
@@ -58,27 +51,17 @@ class PartFolder:
         """`schema` has the columns that every part needs; `folder` is made when the first part is written."""
         self.folder, self.schema = folder, schema
 
-    def draft(self, table: pa.Table) -> Draft:
-        """Write `table` to disk without publishing it; needs no lock."""
+    def draft(self, table: pa.Table) -> Path:
+        """Write `table` to disk under a temporary name with its digest; needs no lock."""
         sink = pa.BufferOutputStream()
         repeated: Any = [name for name in table.column_names if name not in DIFFERENT]
         pq.write_table(table, sink, compression="zstd", use_dictionary=repeated, write_statistics=repeated)
         data = memoryview(sink.getvalue())
-        path = self.folder / f".{uuid.uuid4().hex}.tmp"
-        with storage_errors(path):
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with path.open("xb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError:
-                with suppress(OSError):
-                    path.unlink()
-                raise
-        return Draft(path, _digest(data))
+        path = self.folder / f".{uuid.uuid4().hex}-{_digest(data)}.tmp"
+        write_atomic(path, lambda file: file.write(data))
+        return path
 
-    def publish(self, drafts: Iterable[Draft], number: int = 0) -> list[str]:
+    def publish(self, drafts: Iterable[Path], number: int = 0) -> list[str]:
         """Give drafts their names, in order; one whose contents are there already is dropped. Returns new names.
 
         `number`: that of all of them, 0: the next ones.
@@ -89,13 +72,14 @@ class PartFolder:
         published = []
         with storage_errors(self.folder):
             for draft in drafts:
-                if draft.digest in digests:
-                    draft.path.unlink()
+                digest = digest_of(draft.name)
+                if digest in digests:
+                    draft.unlink()
                     continue
                 last += 1
-                name = f"{number or last:08d}-{draft.digest}.parquet"
-                draft.path.rename(self.folder / name)
-                digests.add(draft.digest)
+                name = f"{number or last:08d}-{digest}.parquet"
+                draft.rename(self.folder / name)
+                digests.add(digest)
                 published.append(name)
             sync_folder(self.folder)
         return published
@@ -105,10 +89,6 @@ class PartFolder:
         with storage_errors(self.folder):
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
-
-    def sweep(self) -> None:
-        """Delete drafts that a killed writer left behind more than a day ago."""
-        sweep_drafts(self.folder)
 
     def names(self) -> list[str]:
         """Names of all parts, first published first; files that are no parts are left alone."""
@@ -234,8 +214,8 @@ def check_columns(table: pa.Table, schema: pa.Schema) -> None:
 
 
 def digest_of(name: str) -> str:
-    """The digest in a part's name."""
-    return name.partition("-")[2].removesuffix(".parquet")
+    """The digest in a part's or a draft's name."""
+    return name.partition("-")[2].partition(".")[0]
 
 
 def _digest(data: bytes | memoryview) -> str:

@@ -14,11 +14,10 @@ import os
 import re
 import shutil
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,6 +31,7 @@ from paraclip.storage.artifacts import (
     ArtifactStore,
     Draft,
     Manifest,
+    or_error,
     parse_manifest,
     read_manifest,
     safe_channel,
@@ -149,20 +149,18 @@ class RemoteStore(ArtifactStore):
         hashes = ((name, entry.sha256, self.remote.sha256(f"{base}/{name}")) for name, entry in manifest.files.items())
         return problems + [self._was_changed(base, name) for name, expected, actual in hashes if actual != expected]
 
-    def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Callable[[], Manifest]]]:
-        local = set()
-        for name, fingerprint, read in super()._manifests(stage):
-            local.add((name, fingerprint))
-            yield name, fingerprint, read
+    def _manifests(self, stage: str | None) -> Iterator[tuple[str, str, Manifest | ArtifactError]]:
+        local = {(name, fingerprint): manifest for name, fingerprint, manifest in super()._manifests(stage)}
+        yield from ((*names, manifest) for names, manifest in local.items())
+        places = (path.split("/") for path in self.remote.sizes("artifacts"))
         keys = {
-            f"artifacts/{name}/{fingerprint}/{MANIFEST}": (name, fingerprint)
-            for name in self.remote.children("artifacts")
-            if stage in (None, name)
-            for fingerprint in self.remote.children(f"artifacts/{name}")
+            f"artifacts/{'/'.join(place)}": (place[0], place[1])
+            for place in places
+            if len(place) == 3 and place[2] == MANIFEST and stage in (None, place[0])
         }
         for path, data in sorted(self.remote.read_all(keys).items()):
             if keys[path] not in local:
-                yield *keys[path], partial(parse_manifest, data, self.remote.name(path), *keys[path])
+                yield *keys[path], or_error(partial(parse_manifest, data, self.remote.name(path), *keys[path]))
 
     def _manifest(self, stage: str, fingerprint: str) -> Manifest | None:
         """The manifest at the store of an artifact of which everything is there, by names and sizes."""
@@ -299,9 +297,8 @@ class RemoteStore(ArtifactStore):
             try:
                 yield checkpoints.push_if_due
             except BaseException:
-                checkpoints.finish(push=True)
+                checkpoints.push()
                 raise
-            checkpoints.finish(push=False)
             if self._finished(stage, fingerprint):
                 try:
                     checkpoints.delete()
@@ -336,7 +333,7 @@ class RemoteStore(ArtifactStore):
         return self.remote.read(path), self.remote.name(path)
 
     def _channel_names(self) -> list[str]:
-        return [name.removesuffix(".json") for name in self.remote.children("channels") if name.endswith(".json")]
+        return [name.removesuffix(".json") for name in self.remote.sizes("channels") if name.endswith(".json")]
 
 
 def _base(artifact: Artifact | Manifest) -> str:
@@ -355,7 +352,6 @@ class RemoteCheckpoints:
         """`base` is the folder of the unfinished work at the store, `folder` the one here."""
         self._remote, self._base, self._folder, self._lease = remote, base, folder, lease
         self._last = time.monotonic()
-        self._thread: threading.Thread | None = None
         self._sent: set[str] = set()
 
     def fetch(self, incoming: Path) -> None:
@@ -383,48 +379,32 @@ class RemoteCheckpoints:
         log.info("goes on from the checkpoints that were pushed to %s", self._remote.name(self._base))
 
     def push_if_due(self) -> None:
-        """Push in the background if it is time; call it as often as you like."""
+        """Push if it is time; call it as often as you like."""
         if self._lease.lost:
             raise LockedError(f"another machine has gone on with {self._base}; run again for what it makes")
-        if time.monotonic() - self._last < PUSH_SECONDS or (self._thread and self._thread.is_alive()):
-            return
-        self._last = time.monotonic()
-        self._thread = threading.Thread(target=self._push_quietly, name="push", daemon=True)
-        self._thread.start()
+        if time.monotonic() - self._last >= PUSH_SECONDS:
+            self.push()
+            self._last = time.monotonic()
 
-    def finish(self, push: bool) -> None:
-        """Wait for the background and, where the stage did not end well, push what it left."""
-        if self._thread:
-            self._thread.join()
-        if push:
-            self._push_quietly()
+    def push(self) -> None:
+        """Bring what is new to the store; what fails is left to the next time."""
+        try:
+            names = self._names()
+            if not names or not self._lease.holds():
+                return
+            # The log was read after the checkpoints were seen, so it has the lines that they count.
+            self._remote.write(self._object(LOG), (self._folder / LOG).read_bytes())
+            for name in set(names) - self._sent:
+                self._remote.upload({self._object(name): self._folder / name})
+                self._sent.add(name)
+            wanted = {LOG, *names}
+            self._remote.delete(self._object(name) for name in self._remote.sizes(self._base) if name not in wanted)
+        except (ArtifactError, OSError) as error:
+            log.warning("the checkpoints are not pushed: %s", error)
 
     def delete(self) -> None:
         """Delete them at the store, with all that lies there for this fingerprint."""
         self._remote.delete(self._object(name) for name in self._remote.sizes(self._base))
-
-    def _push_quietly(self) -> None:
-        try:
-            names = self._names()
-            if names and self._lease.holds():
-                self._push(names)
-        except (ArtifactError, OSError) as error:
-            log.warning("the checkpoints are not pushed: %s", error)
-
-    def _push(self, names: list[str]) -> None:
-        with ExitStack() as stack:
-            files = {}
-            for name in names:
-                # A newer one may take its place at any time, but not from who has it open.
-                with suppress(FileNotFoundError):
-                    files[name] = stack.enter_context((self._folder / name).open("rb"))
-            # Read after the checkpoints were seen, so it has the lines that they count.
-            self._remote.write(self._object(LOG), (self._folder / LOG).read_bytes())
-            for name in files.keys() - self._sent:
-                self._remote.upload_open(self._object(name), files[name])
-                self._sent.add(name)
-        wanted = {LOG, *names}
-        self._remote.delete(self._object(name) for name in self._remote.sizes(self._base) if name not in wanted)
 
     def _names(self) -> list[str]:
         return sorted(f"{CHECKPOINTS}/{path.name}" for path in (self._folder / CHECKPOINTS).glob("*.safetensors"))

@@ -17,7 +17,6 @@ from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import charge, judge_spec, step_rounds
 from paraclip_core.captions.rows import clean, cleaned
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import PaidEngine
@@ -205,7 +204,7 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             attempts.append(_attempts(rounds, cache))
             counts.update({name: getattr(rounds.counts, name) for name in COUNTED})
             rows = [accepted for accepted, _ in rounds.select().batches()]
-        gates = gates_of(judge_spec(run.paraphraser, 2, CONTEXT_LENGTH).gates)
+        gates = gates_of(judge_spec(run.paraphraser, 2).gates)
         spend = None
         if isinstance(engine, PaidEngine) and engine.priced:
             spend = round(engine.cost(counts["prompt_tokens"], counts["completion_tokens"]), 6)

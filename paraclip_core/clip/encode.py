@@ -203,23 +203,12 @@ def encode_ragged(
 ) -> torch.Tensor:
     """Encode token lists, with gradients where grad mode is on: float32 [n, embed_dim], each row of length 1.
 
-    Equal to the model's own `encode_text` on texts padded to the whole context. Other than packed towers get texts
-    sorted by length, in chunks each padded to its longest text.
-
-    Args:
-        clip: the model.
-        tokens: n token lists by the model's own tokenizer.
-        chunk_tokens: tokens that are computed together, padding included; affects speed and rounding.
-        precision: `bf16` runs the tower under autocast.
+    Equal to the model's own `encode_text` on texts padded to the whole context. At most `chunk_tokens` tokens are
+    computed together, which affects speed and rounding; other than packed towers get texts sorted by length, each chunk
+    padded to its longest text. `bf16` runs the tower under autocast.
     """
     if not len(tokens):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
-    highest = int(tokens.values.max(initial=0))
-    if clip.vocab_size and highest >= clip.vocab_size:
-        raise ModelError(
-            f"token {highest} is outside the vocabulary of {clip.reference} ({clip.vocab_size} tokens); "
-            "the texts were tokenized for another model"
-        )
     tower = text_tower(clip)
     low = precision == "bf16"
     with torch.autocast(clip.device.type, dtype=torch.bfloat16) if low else nullcontext():

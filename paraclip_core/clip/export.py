@@ -55,25 +55,6 @@ HF_NAMES = tuple(
 """Parts of open_clip's and timm's names and what takes their place."""
 PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _JOINED = re.compile(r"(?<=self_attn\.)(?:in_proj_)?(weight|bias)$")
-HF_PARTS = {
-    "CLIPModel": {
-        "image tower": "VisionTransformer of open_clip",
-        "image pooling": "tok",
-        "text tower": "Transformer of open_clip",
-        "attention mask of texts": "causal",
-        "text pooling": "argmax",
-        "tokenizer": "CLIP's",
-        "resize_mode": "shortest or squash",
-    }
-}
-HF_PARTS["SiglipModel"] = HF_PARTS["CLIPModel"] | {
-    "image tower": "VisionTransformer of timm",
-    "image pooling": "map",
-    "attention mask of texts": "none",
-    "text pooling": "last",
-    "tokenizer": "its own",
-}
-"""What a model must consist of to be one of transformers'."""
 START, END = "<|startoftext|>", "<|endoftext|>"
 EXAMPLES = ("a photo of a dog", "two men on a boat", "Two MEN, a boat &  3 o'clock: “sunny”!")
 
@@ -106,10 +87,18 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
 
     disable_progress_bar()  # drawn without a terminal, too
     set_verbosity_error()  # it warns of the token ids that its own defaults have
-    name = _hf_name(clip)
+    name = "SiglipModel" if hasattr(clip.visual, "trunk") else "CLIPModel"
+    if (fit := clip.preprocess_cfg["resize_mode"]) not in ("shortest", "squash"):
+        raise _refused(clip, name, f"its resize_mode is {fit}, which image processors do not have")
     if (tokenizer := hf_tokenizer(clip)) is None:
         raise _refused(clip, name, "its tokens are others than transformers' tokenizers can make")
-    model = _hf_model(clip, name, tokenizer)
+    try:
+        model = _hf_model(clip, name, tokenizer)
+        different = _computed_otherwise(clip, model, tokenizer)
+    except Exception as error:  # whatever a tower of another kind lacks
+        raise _refused(clip, name, f"its towers are built otherwise ({one_line(error)})") from error
+    if different:
+        raise _refused(clip, name, f"with the same weights it gives {different} other embeddings")
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     images = transformers.CLIPImageProcessor(**_image_processing(clip))
@@ -128,44 +117,13 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
         (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
-def _parts(clip: ClipModel) -> dict[str, str]:
-    text: Any = getattr(clip.model, "text", clip.model)
-    trunk = getattr(clip.visual, "trunk", clip.visual)
-    pool = getattr(trunk, "global_pool", getattr(trunk, "pool_type", "another"))
-    fit = clip.preprocess_cfg["resize_mode"]
-    return {
-        "image tower": _whose(trunk),
-        "image pooling": pool if isinstance(pool, str) else "another",
-        "text tower": _whose(getattr(text, "transformer", text)),
-        "attention mask of texts": "none" if getattr(text, "attn_mask", None) is None else "causal",
-        "text pooling": str(getattr(text, "text_pool_type", getattr(text, "pool_type", "another"))),
-        "tokenizer": "CLIP's" if clip.reads_clip_tokens else "its own",
-        "resize_mode": "shortest or squash" if fit in ("shortest", "squash") else fit,
-    }
-
-
-def _whose(module: nn.Module) -> str:
-    return f"{type(module).__name__} of {type(module).__module__.partition('.')[0]}"
-
-
 def _refused(clip: ClipModel, name: str, why: str) -> ModelError:
     where = "export it as open_clip, or its text tower as onnx"
     return ModelError(f"{clip.reference} cannot be transformers' {name}: {why}; {where}")
 
 
-def _hf_name(clip: ClipModel) -> str:
-    """The one of transformers' models that consists of the same parts."""
-    parts = _parts(clip)
-    different = {name: [part for part in parts if parts[part] != wants[part]] for name, wants in HF_PARTS.items()}
-    name = min(different, key=lambda name: len(different[name]))
-    if different[name]:
-        says = (f"its {part} is {parts[part]}, {name}'s is {HF_PARTS[name][part]}" for part in different[name])
-        raise _refused(clip, name, "; ".join(says))
-    return name
-
-
 def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
-    """transformers' model with these weights, once it is seen to compute the same."""
+    """transformers' model with these weights."""
     import transformers
 
     visual: Any = clip.visual
@@ -189,14 +147,8 @@ def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
     stored = to_hf({name: tensor.detach().cpu().float() for name, tensor in clip.model.state_dict().items()})
     bias = stored.pop("logit_bias", torch.zeros(()))  # cosines do not depend on it
     stored |= {"logit_bias": bias.reshape(1), "logit_scale": stored["logit_scale"].reshape(1)} if siglip else {}
-    try:
-        model.load_state_dict(stored, strict=True)
-        other = _computed_otherwise(clip, model.eval(), tokenizer)
-    except (RuntimeError, ValueError) as error:
-        raise _refused(clip, name, one_line(error)) from error
-    if other:
-        raise _refused(clip, name, f"with the same weights it gives {other} other embeddings")
-    return model
+    model.load_state_dict(stored, strict=True)
+    return model.eval()
 
 
 @torch.no_grad()

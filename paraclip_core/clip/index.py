@@ -50,12 +50,10 @@ class ImageIndex:
 
 
 def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
-    """An index by its file's suffix, or a folder of ``.npy`` or Parquet shards as clip-retrieval writes them.
+    """An index by its file's suffix (``.npy`` [n, d], Parquet), or a folder of shards as clip-retrieval writes them.
 
-    Args:
-        path: ``.npy`` [n, d], Parquet with a column of vectors, or a folder.
-        ids: one id for each row: text (a line each), JSON (a list), or Parquet (a column). By default those in the
-            index, else the rows' numbers.
+    `ids` has one id for each row: text (a line each), JSON (a list), or Parquet (a column). By default they are those
+    in the index, else the rows' numbers.
     """
     if not path.exists():
         raise InputError(f"the index {path} does not exist")
@@ -241,11 +239,7 @@ def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
 def check_images(
     base: ClipModel, tuned: ClipModel, images: Sequence[Image.Image], names: Sequence[str]
 ) -> tuple[IndexCheck, np.ndarray]:
-    """Encode images with both models and compare bit for bit.
-
-    Returns:
-        The outcome, and the base's features: float16 [n, embed_dim].
-    """
+    """Encode images with both models and compare bit for bit; also gives the base's features, float16 [n, d]."""
     first, second = encode_images(base, images), encode_images(tuned, images)
     if first.shape != second.shape:
         detail = f"the models give {first.shape[1]} and {second.shape[1]} dimensions"

@@ -39,16 +39,10 @@ log = logging.getLogger(__name__)
 def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
     """Load a CLIP model in fp32 and eval mode.
 
-    Args:
-        reference: one of
-
-            - a release folder of open_clip, with or without ``local-dir:`` before it;
-            - ``ARCHITECTURE:PATH``, weights for one of open_clip's architectures: open_clip's and LaCLIP's checkpoints,
-              safetensors. OpenAI's and LaCLIP's need the architecture's name with QuickGELU, for example
-              ``ViT-L-14-quickgelu:PATH``;
-            - ``hf-hub:ORG/NAME``;
-            - ``ARCHITECTURE:TAG`` of open_clip.
-        device: where the weights go.
+    `reference` is a release folder of open_clip, with or without ``local-dir:`` before it; ``ARCHITECTURE:PATH``,
+    weights for one of open_clip's architectures (open_clip's and LaCLIP's checkpoints, safetensors; OpenAI's and
+    LaCLIP's need the name with QuickGELU, for example ``ViT-L-14-quickgelu:PATH``); ``hf-hub:ORG/NAME``; or
+    ``ARCHITECTURE:TAG`` of open_clip.
     """
     folder, file = local_folder(reference), local_file(reference)
     if file is None:

@@ -38,8 +38,7 @@ class PackedTower:
     def encode(self, texts: Ragged, chunk_tokens: int, dtype: torch.dtype) -> tuple[NDArray[np.int64], list[Tensor]]:
         """Encode in chunks of at most `chunk_tokens` nodes.
 
-        Returns:
-            The order in which the texts were encoded, int64 [n], and each chunk's [·, embed_dim], not normalized.
+        Gives the order in which the texts were encoded, [n], and each chunk's [·, embed_dim], not normalized.
         """
         texts = self._cut(texts)
         order = alphabetical(texts)

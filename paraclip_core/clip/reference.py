@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +16,8 @@ LOCAL, HUB = "local-dir:", "hf-hub:"
 HUB_URL = "hf://"
 
 CONFIG = "open_clip_config.json"
-CONFIGS = "model_configs"
-"""Folder of open_clip's architectures, a JSON file each."""
+CONFIGS, TABLE = "model_configs", "pretrained.py"
+"""In open_clip: the folder of its architectures, a JSON file each, and the table of their weights."""
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
@@ -70,9 +70,19 @@ def check_reference(reference: str) -> None:
     names = [path.stem for path in (package / CONFIGS).glob("*.json")]
     if names and name not in names:
         raise unknown_architecture(name, names)
-    tags = pretrained_tags(package / "pretrained.py", name)
-    if tags is not None and local_file(reference) is None and (tag := reference.rpartition(":")[2]) not in tags:
-        raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags)) or 'none'}")
+    tags = pretrained_tags((package / TABLE).read_text("utf-8"), name)
+    if tags and local_file(reference) is None and (tag := reference.rpartition(":")[2]) not in tags:
+        raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags))}")
+
+
+def pretrained_tags(table: str, architecture: str) -> list[str]:
+    """open_clip's weights of an architecture, by its table's source; none of one with hardly any, which are unnamed.
+
+    The table is not run, for that would import torch. Architectures with QuickGELU share the tags of those without.
+    """
+    variable = re.search(rf'"{re.escape(architecture.removesuffix("-quickgelu"))}": (\w+)', table)
+    weights = variable and re.search(rf"^{variable[1]} = dict\((.*?)^\)", table, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^    (\w+)=", weights[1], re.MULTILINE) if weights else []
 
 
 def _open_clip() -> Path | None:
@@ -92,39 +102,6 @@ def unknown_architecture(name: str, names: Iterable[str]) -> UnknownModelError:
     near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
     return UnknownModelError(f"open_clip has no architecture {name!r}; {hint}")
-
-
-def pretrained_tags(source: Path, architecture: str) -> set[str] | None:
-    """open_clip's weights of an architecture, read from its table in `source` without running it.
-
-    None if the table's form is unknown.
-    """
-    values: dict[str, ast.expr] = {}
-    try:
-        for node in ast.parse(source.read_bytes()).body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                values[node.targets[0].id] = node.value
-        table = values["_PRETRAINED"]
-        if not isinstance(table, ast.Dict):
-            return None
-        named = {ast.literal_eval(key): value for key, value in zip(table.keys, table.values, strict=True) if key}
-        if architecture in named:
-            return set(_keywords(named[architecture], values))
-        # The table gets such an entry from every architecture with weights of that kind.
-        base = named.get(architecture.removesuffix("-quickgelu"))
-        if base is None or not architecture.endswith("-quickgelu"):
-            return set()
-        return {tag for tag, value in _keywords(base, values).items() if "quick_gelu" in _keywords(value, values)}
-    except (OSError, SyntaxError, ValueError, KeyError):
-        return None
-
-
-def _keywords(value: ast.expr, values: dict[str, ast.expr]) -> dict[str, ast.expr]:
-    """Keyword arguments of a call like `dict(a=…, b=…)`, or of a variable that holds one."""
-    call = values[value.id] if isinstance(value, ast.Name) else value
-    if not isinstance(call, ast.Call) or not all(keyword.arg for keyword in call.keywords):
-        raise ValueError(ast.dump(call))
-    return {str(keyword.arg): keyword.value for keyword in call.keywords}
 
 
 def is_model_folder(folder: Path) -> bool:

@@ -14,7 +14,6 @@ from torch.nn.functional import normalize
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
-from paraclip_core.training.data import ImageFeatures
 
 BLOCK = 65_536
 """Images whose features are in memory at once, where not all are."""
@@ -66,10 +65,9 @@ class Searcher:
             )
 
     def nearest(self, vectors: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The `k` images with the largest inner product for each of the vectors, [q, d].
+        """The `k` images with the largest inner product for each of the vectors, [q, d], best first, ties by row.
 
-        Returns:
-            Rows, int64 [q, min(k, n)], best first, of equal ones the lower row first; and their scores, float32.
+        Rows, int64 [q, min(k, n)], and their scores, float32.
         """
         queries = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
         values, rows = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
@@ -161,20 +159,16 @@ class Neighbors:
 
 
 def near_images(
-    features: ImageFeatures,
+    features: Gallery,
     rows: NDArray[np.int64],
     least: float,
     most: int,
     device: torch.device | str = "cpu",
 ) -> Neighbors:
-    """The nearest images of each image, at most `most`, with a cosine of at least `least`.
+    """The nearest images of each of the images in `rows` (numbered from 0), at most `most`, with a cosine of `least`.
 
     The time grows with the square of the images: of 512 dimensions, 100,000 take a minute of two CPU cores. Sums in
     another order (other devices and numbers of threads) may tell cosines apart that are equal in six digits.
-
-    Args:
-        features: of all images, float16 [N, d]; `device` holds them as float32.
-        rows: rows of `features` that are compared, [n]; the result counts them from 0.
     """
     n, count = len(rows), min(most, len(rows) - 1)
     starts, parts = [np.zeros(1, np.int64)], [(np.zeros(0, np.int32), np.zeros(0, np.float32))]

@@ -47,14 +47,11 @@ class ValidationSet:
 
 
 def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
-    """Recall@10 of the captions and, where there are pairs, AO@10 and JS@10 between caption and paraphrase 2.
+    """Recall@10 of the captions and, where there are pairs, AO@10 and JS@10 between caption and paraphrase 2; percent.
 
     Without pairs AO and JS are left out, since 0 would mean a bad tower, and so they are with a single image, on which
-    all rankings agree. Texts are encoded in fp32. With fewer than twenty images k is half their number, since among all
-    images every tower finds every one.
-
-    Returns:
-        Percentages.
+    all rankings agree. With fewer than twenty images k is half their number, since among all images every tower finds
+    every one.
     """
     images = len(held_out.gallery)
     k = min(K, max(1, images // 2))
@@ -115,13 +112,10 @@ def sweep(
 
 
 def choose_alpha(points: Sequence[Mapping[str, float]], rule: AlphaOptions) -> dict[str, Any]:
-    """Choose among the points of a sweep, in percent.
+    """Choose among the points of a sweep, in percent: ``alpha_sweep.json``, with the points and the rule in words.
 
     Without pairs there is no overlap, and the largest α within the limit wins: a tie at the base would undo the
     training because of what was not measured.
-
-    Returns:
-        ``alpha_sweep.json``: the points, the chosen α and the rule in words.
     """
     floor = points[0][RECALL] - rule.max_recall_drop
     # Recalls are rounded figures, so a drop of exactly the limit must not fail on its last binary digit.

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.clip.search import Gallery
 
 IMAGE = "image"
 """The kind that is no text, beside the three of `TEXTS`."""
@@ -41,12 +42,6 @@ REWRITE_DRAWS = 2**128
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
 """Token lists of some rows by kind, with the captions' ids, binary(16), under ``caption_id``; and each row's row in the
 feature matrix."""
-
-
-class ImageFeatures(Protocol):
-    """Stored image features: an array, or anything that gives rows of one."""
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float16]: ...
 
 
 @dataclass(frozen=True)
@@ -102,14 +97,9 @@ def spool_rows(
     facts: Callable[[], Mapping[str, int]] = dict,
     dtype: type[np.integer] = np.uint16,
 ) -> TrainingRows:
-    """Write rows to flat files in `folder`, unless an earlier attempt finished, and map them into memory.
+    """Write rows, in a fixed order, to flat files in `folder`, unless an earlier try finished; map them into memory.
 
-    Args:
-        folder: scratch folder of one fingerprint; written anew unless it is complete.
-        kinds: the texts to keep.
-        batches: the rows, in a fixed order; not read if the folder is complete.
-        facts: called after the last row; the counts are kept with the rows.
-        dtype: type of the tokens.
+    Texts of `kinds` are kept, and the counts that `facts` gives after the last row.
     """
     if not (folder / DONE).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -257,7 +247,7 @@ def make_batch(
     rows: TrainingRows,
     indices: NDArray[np.int64],
     kinds: Sequence[str],
-    features: ImageFeatures,
+    features: Gallery,
     image_keys: NDArray[np.int64],
 ) -> Batch:
     """The rows at `indices` with the texts of these kinds."""

@@ -74,21 +74,12 @@ def named_pairs(weights: LossWeights) -> tuple[Pair, ...]:
 def info_nce(
     first: Tensor, second: Tensor, scale: Tensor, left_out: LeftOut | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> Tensor:
-    """Symmetric InfoNCE of two lists of embeddings whose equal rows belong together.
+    """Symmetric InfoNCE of two lists of L2-normalized embeddings, [n, d], whose equal rows belong together.
 
-    The cosine matrix is computed `chunk_rows` rows at a time, and gradients along with the value: nothing of the matrix
-    is kept for the backward pass. Memory is O(chunk_rows · n).
-
-    Args:
-        first: L2-normalized [n, d].
-        second: L2-normalized [n, d].
-        scale: factor of the cosines (``logit_scale.exp()``), a scalar.
-        left_out: where its mask is true, ``second[j]`` and ``first[i]`` are no negatives of each other. It must be
-            false on the diagonal.
-        chunk_rows: rows of the matrix that are in memory at a time.
-
-    Returns:
-        The mean over rows of both directions' cross-entropies, a scalar.
+    The mean over rows of both directions' cross-entropies, a scalar; `scale` (``logit_scale.exp()``) multiplies the
+    cosines. Where `left_out` is true, ``second[j]`` and ``first[i]`` are no negatives of each other; it must be false
+    on the diagonal. The matrix is computed `chunk_rows` rows at a time, and gradients along with the value: memory is
+    O(chunk_rows · n).
     """
     loss = _ChunkedInfoNce.apply(first, second, scale, left_out, chunk_rows)
     assert isinstance(loss, Tensor)
@@ -153,10 +144,8 @@ def pairwise_sigmoid(
 ) -> Tensor:
     """SigLIP's loss: each entry of the matrix is told apart on its own, as a pair or as none.
 
-    Args are those of :func:`info_nce`, and `bias`, which is added to the scaled cosines, a scalar.
-
-    Returns:
-        The sum of -log sigmoid(±(scale · cosine + bias)) over the matrix, + on its diagonal, divided by n; a scalar.
+    The sum of -log sigmoid(±(scale · cosine + bias)) over the matrix, + on its diagonal, divided by n; otherwise as
+    :func:`info_nce`.
     """
     loss = _ChunkedSigmoid.apply(first, second, scale, bias, left_out, chunk_rows)
     assert isinstance(loss, Tensor)
@@ -189,14 +178,10 @@ class _ChunkedSigmoid(_Precomputed):
 
 
 def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop: int | None = None) -> Tensor:
-    """Entries of a pair's matrix that are no negatives although they are off the diagonal.
+    """Entries of a pair's matrix off the diagonal that are no negatives, bool [stop - start, n].
 
-    Rows i and j are no negatives of each other where they share their image, or one of the pair's texts; and
-    ``first[i]`` is none of ``second[j]`` where both are the same text. Equal `keys`, int64 [n] for each kind, mean
-    equal texts or equal images.
-
-    Returns:
-        bool [stop - start, n], false on the diagonal.
+    Rows i and j are none of each other's where they share their image, or one of the pair's texts; and ``first[i]`` is
+    none of ``second[j]``'s where both are the same text. Equal `keys`, int64 [n] a kind, mean equal texts or images.
     """
     rows = slice(start, stop)
     mask = keys[IMAGE][rows, None] == keys[IMAGE][None, :]
@@ -216,17 +201,11 @@ def contrastive_loss(
     keys: Mapping[str, Tensor] | None = None,
     logit_bias: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of the pairs' losses, in float32 whatever the embeddings come in.
+    """Weighted sum of the pairs' losses, in float32 whatever the embeddings ([n, d] a kind, L2-normalized) come in.
 
-    Args:
-        embeddings: L2-normalized [n, d] for each kind that a pair names.
-        logit_scale: the model's logarithmic scale, one number; a scalar or, as some models have it, of shape [1].
-        pairs: the terms.
-        keys: see :func:`false_negatives`; None keeps every negative.
-        logit_bias: the model's bias, a scalar or of shape [1], where it has one: image pairs are told apart by it.
-
-    Returns:
-        The sum, and each pair's own loss (detached, unweighted) by the pair's name.
+    The model's logarithmic scale and bias are scalars or, as some models have them, of shape [1]. With a bias image
+    pairs are told apart by it. Without `keys`, see :func:`false_negatives`, every negative counts. Gives the sum, and
+    each pair's own loss (detached, unweighted) by the pair's name.
     """
     with torch.autocast(logit_scale.device.type, enabled=False):
         scale = logit_scale.float().exp().reshape(())
@@ -245,19 +224,11 @@ def contrastive_loss(
 
 
 def rank_divergence(wordings: Sequence[Tensor], teacher: Tensor, gallery: Tensor, temperature: float) -> Tensor:
-    """Mean of KL(the teacher's ranking ‖ that of a wording) over rows and wordings.
+    """Mean of KL(the teacher's ranking ‖ that of a wording) over rows and wordings, in nats.
 
-    Similarities are computed some rows at a time, and gradients along with the value, so that memory does not grow with
-    rows · images. Gradients reach the wordings alone.
-
-    Args:
-        wordings: embeddings of each wording of the n captions, L2-normalized, float32 [n, d] each.
-        teacher: embeddings that rank as all wordings should, L2-normalized, float32 [n, d].
-        gallery: image features, L2-normalized, float32 [m, d].
-        temperature: factor of the cosines; the larger, the more the first ranks count.
-
-    Returns:
-        A scalar, in nats.
+    `wordings` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
+    length 1; the larger `temperature`, a factor of the cosines, the more the first ranks count. Similarities are
+    computed some rows at a time, and gradients, by the wordings alone, along with the value.
     """
     divergence = _RankDivergence.apply(teacher, gallery, temperature, *wordings)
     assert isinstance(divergence, Tensor)
@@ -333,8 +304,7 @@ class Objective:
     def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
 
-        Returns:
-            The loss, and each term without its weight, by name; scalars without history, the same in every process.
+        Gives the loss, and each term without its weight, by name; the same in every process.
         """
         clip, anchor = self.clip, self.anchor
         scale, bias = clip.model.get_parameter("logit_scale"), getattr(clip.model, "logit_bias", None)

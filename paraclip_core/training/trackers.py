@@ -9,16 +9,15 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from paraclip_core.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
-PROJECT = "paraclip"
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,7 @@ class TrackedRun:
     """Hyper-parameters, JSON-ready."""
 
 
-class Tracker(Protocol):
-    """A tool that draws curves; it is made when training begins after `step` steps of the run."""
-
-    def __init__(self, run: TrackedRun, step: int) -> None: ...
-
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """Take the figures after `step` steps, by names such as ``loss`` or ``validation/ao@10``."""
-        ...
-
-    def close(self) -> None:
-        """Write what is buffered."""
-        ...
-
-
-class TensorBoardTracker:
+class TensorBoard:
     """Event files in ``<folder>/tensorboard/<run>``; a later one hides the steps of earlier ones behind its first."""
 
     def __init__(self, run: TrackedRun, step: int) -> None:
@@ -61,41 +46,28 @@ class TensorBoardTracker:
             self._writer.add_scalar(name, value, step)
 
 
-class TrackioTracker:
+class Service:
     """Trackio, or Weights & Biases, which has the same functions; both find server and account by themselves."""
 
-    package = "trackio"
-
-    def __init__(self, run: TrackedRun, step: int) -> None:
-        self._module: Any = import_module(self.package)
+    def __init__(self, package: str, run: TrackedRun, step: int) -> None:
+        self._module: Any = import_module(package)
         self.close = self._module.finish
-        self._module.init(
-            project=PROJECT, name=run.name, config=dict(run.options), resume="allow", **self.arguments(run)
-        )
-
-    def arguments(self, run: TrackedRun) -> dict[str, Any]:
-        """Further arguments of `init`."""
-        return {}
+        more: dict[str, Any] = {}
+        if package == "wandb":  # keeps a run by its id, and files in a folder
+            run.folder.mkdir(parents=True, exist_ok=True)
+            more = {"dir": str(run.folder), "id": run.name}
+        self._module.init(project="paraclip", name=run.name, config=dict(run.options), resume="allow", **more)
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         self._module.log(dict(figures), step=step)
 
 
-class WandbTracker(TrackioTracker):
-    """Weights & Biases keeps a run by its id, and files in a folder."""
-
-    package = "wandb"
-
-    def arguments(self, run: TrackedRun) -> dict[str, Any]:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        return {"dir": str(run.folder), "id": run.name}
-
-
-OPENERS: Mapping[str, Callable[[TrackedRun, int], Tracker]] = {
-    "tensorboard": TensorBoardTracker,
-    "trackio": TrackioTracker,
-    "wandb": WandbTracker,
+OPENERS: Mapping[str, Callable[[TrackedRun, int], Any]] = {
+    "tensorboard": TensorBoard,
+    "trackio": partial(Service, "trackio"),
+    "wandb": partial(Service, "wandb"),
 }
+"""What shows a run from a step on: its `log` takes a step's figures, by names such as ``validation/ao@10``."""
 
 
 class Trackers:
@@ -105,7 +77,7 @@ class Trackers:
         """Trackers of a run, by name; they are opened by :meth:`begin`."""
         check_trackers(names)
         self._names, self._run = tuple(dict.fromkeys(names)), run
-        self._open: dict[str, Tracker] = {}
+        self._open: dict[str, Any] = {}
 
     def begin(self, step: int) -> None:
         """Open the trackers of a run that has taken `step` steps."""
@@ -117,7 +89,7 @@ class Trackers:
                 raise ConfigError(f"run.trackers: {name} cannot open {self._run.name}: {error}; take it out") from error
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
-        """See :meth:`Tracker.log`."""
+        """Show the figures after a step."""
         self._each(lambda tracker: tracker.log(step, figures))
 
     def close(self) -> None:
@@ -125,7 +97,7 @@ class Trackers:
         self._each(lambda tracker: tracker.close())
         self._open = {}
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _each(self, call: Callable[[Any], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 call(tracker)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.model import ClipModel, add_tensors, freeze_image_tower, trained_parameters, weights_hash
+from paraclip_core.clip.search import Gallery
 from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import FAILING, TrainingError
 from paraclip_core.progress import Progress, Throughput, silent
@@ -39,7 +40,6 @@ from paraclip_core.training.data import (
     TEXTS,
     Batch,
     DataOrder,
-    ImageFeatures,
     TrainingRows,
     make_batch,
     prefetched,
@@ -72,7 +72,7 @@ class TrainingJob:
     clip: ClipModel
     """The model, on its device; its text tower is trained in place."""
     rows: TrainingRows
-    features: ImageFeatures
+    features: Gallery
     """Stored features of the images, float16 [N, d]."""
     image_keys: NDArray[np.int64]
     """Equal for equal images, [N]."""
@@ -247,8 +247,9 @@ class _Run:
         """Restore the newest checkpoint whose log is there; every process reads the one that the first one chose."""
         processes, step = self.job.processes, 0
         if processes.first:
-            for step in self.checkpoints.sound_steps():
-                if self.log.resume(self.checkpoints.load(step)[0]["log_bytes"]):
+            for state, _ in self.checkpoints.sound():
+                step = state["step"]
+                if self.log.resume(state["log_bytes"]):
                     break
                 log.warning("the checkpoint of step %d has lost its log; it is not used", step)
                 self.checkpoints.delete(step)
@@ -259,16 +260,17 @@ class _Run:
         if not step:
             return
         self.state, tensors = self.checkpoints.load(step)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        moments: dict[int, dict[str, Tensor]] = {}
+        weights: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = tensor.to(self.job.clip.device) if part != "adam" else tensor
-        self._copy_in(parts["model"])
-        self.best_weights = parts["best"]
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["adam"].items():
-            number, _, moment = name.partition(".")
-            moments.setdefault(int(number), {})[moment] = tensor
+            if part == "adam":
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+            else:
+                weights[part][rest] = tensor.to(self.job.clip.device)
+        self._copy_in(weights["model"])
+        self.best_weights = weights["best"]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         log.info("going on after step %d of %d", step, self.steps)
@@ -339,23 +341,23 @@ class CheckpointFolder:
         for step in self._steps()[:-KEEP]:
             self.delete(step)
 
-    def sound_steps(self) -> Iterator[int]:
-        """Steps of the sound checkpoints, the newest first; damaged ones are reported and removed."""
+    def sound(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+        """State and tensors of the sound checkpoints, the newest first; damaged ones are reported and removed."""
         for draft in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             remove_draft(draft)
         for step in reversed(self._steps()):
             try:
-                identity = self._read(step)[0]["identity"]
+                meta, tensors = self._read(step)
             except ValueError as error:
                 log.warning("checkpoint %s is damaged (%s); the one before it is used", self._path(step), error)
                 self.delete(step)
                 continue
-            if identity != self._identity:
+            if meta["identity"] != self._identity:
                 raise TrainingError(
                     f"{self._path(step)} belongs to another run (its model, data or options differ); "
                     f"delete {self._folder} to start anew"
                 )
-            yield step
+            yield meta["state"], tensors
 
     def load(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State and tensors of a sound checkpoint."""

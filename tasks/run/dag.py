@@ -14,24 +14,14 @@ from paraclip.storage.artifacts import Artifact, Draft, sources_of
 from paraclip.storage.files import convert_disk_errors
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.child import call_in_child, log_path
-from paraclip.tasks.run.run import Node, Run, Stage, StageContext, settings_of
-from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
-from paraclip.tasks.stages.features import FEATURES
-from paraclip.tasks.stages.ingest import INGEST, SCENES
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2
-from paraclip.tasks.stages.report import REPORT
-from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
+from paraclip.tasks.run.run import BUILT_IN, Node, Run, Stage, StageContext, named_stages, settings_of
+from paraclip.tasks.stages.evaluate import check_benchmarks
 from paraclip_core.errors import InputError, StageError
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)
 
-STAGES = {
-    stage.name: stage
-    for stage in (
-        SCENES, INGEST, PARAPHRASE_1, PARAPHRASE_2, FEATURES, BOOTSTRAP, FINETUNE, CONTROL, EVALUATE, REPORT
-    )
-}  # fmt: skip
+STAGES = named_stages(BUILT_IN)
 """The built-in stages, in an order in which inputs come first."""
 MAKE = f"{__name__}:make_artifact"
 

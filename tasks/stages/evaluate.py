@@ -112,7 +112,7 @@ def _sources(run: Run) -> dict[str, str]:
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
             continue
-        path, images = input_path(settings, benchmark.path), _images(settings, benchmark)
+        path, images = input_path(settings, benchmark.path), _place(settings, benchmark.images)
         if left_out(benchmark, path, images):
             contents[benchmark.name] = ABSENT
         else:
@@ -210,8 +210,9 @@ def benchmark_tasks(
     """Read every benchmark of a run; gives them, and why others are left out, by name."""
     tasks, skipped = [], {}
     for benchmark in settings.evaluate.benchmarks:
-        path = _path(settings, scenes, benchmark)
-        images = _images(settings, benchmark)
+        path, images = _place(settings, benchmark.path), _place(settings, benchmark.images)
+        if scenes is not None and benchmark.path is not None and _from_scenes(settings, benchmark):
+            path = scenes.path / benchmark.path
         if reason := left_out(benchmark, path, images):
             skipped[benchmark.name] = reason
             log.warning("benchmark %s is left out: %s (%s)", benchmark.name, reason, path)
@@ -227,16 +228,8 @@ def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
     return find_benchmark(benchmark.kind).searches_images and not user_path(benchmark.path).is_absolute()
 
 
-def _path(settings: Settings, scenes: Artifact | None, benchmark: BenchmarkOptions) -> Path | None:
-    if benchmark.path is None:
-        return None
-    if scenes is not None and _from_scenes(settings, benchmark):
-        return scenes.path / benchmark.path
-    return input_path(settings, benchmark.path)
-
-
-def _images(settings: Settings, benchmark: BenchmarkOptions) -> Path | None:
-    return None if benchmark.images is None else input_path(settings, benchmark.images)
+def _place(settings: Settings, path: str | None) -> Path | None:
+    return None if path is None else input_path(settings, path)
 
 
 def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:

@@ -28,18 +28,16 @@ from paraclip.storage.parquet import (
     read_table,
     write_table,
 )
-from paraclip.tasks.models import base_sources
+from paraclip.tasks.models import EMBEDDED, base_sources
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
-from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.pictures import picture_place
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
     from paraclip_core.clip.featurize import Featurizer, ImageFile
-    from paraclip_core.clip.model import ClipModel
 
 log = logging.getLogger(__name__)
 
@@ -97,12 +95,14 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
     from paraclip_core.clip.featurize import Featurizer
     from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.clip.load import embedded_clip, load_clip
     from paraclip_core.clip.model import image_tower_hash, pick_device, preprocess_hash
 
     settings, scenes = ctx.settings, ctx.inputs.get("scenes")
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
-    clip = _base(settings)
+    base = settings.model.base
+    clip = embedded_clip(settings.model) if base == EMBEDDED else load_clip(base)
     clip.model.to(pick_device(settings.run.device))
     images = ctx.work.scratch / "images.parquet"
     total = _list_images(ctx.inputs["ingest"].path / "captions", images)
@@ -137,14 +137,6 @@ def _earlier(ctx: StageContext, tower: Mapping[str, str]) -> EarlierFeatures:
         except ArtifactError as error:
             log.warning("the features %s are not used, images are encoded again: %s", artifact.fingerprint, error)
     return EarlierFeatures(stores)
-
-
-def _base(settings: Settings) -> ClipModel:
-    from paraclip_core.clip.load import embedded_clip, load_clip
-
-    if settings.model.base == "embedded":
-        return embedded_clip(settings.model)
-    return load_clip(settings.model.base)
 
 
 def _list_images(captions: Path, target: Path) -> int:
@@ -201,15 +193,17 @@ def _part(ctx: StageContext, kind: str, shard: int) -> Path:
 
 def _reject_rows(rejected: list[tuple[ImageFile, str, str]]) -> pa.Table:
     rows = [
-        {
-            "source": file.archive,
-            "source_row": (picture_place(file.name) or (None, None))[1],
-            "reason": reason,
-            "detail": f"image {file.image_id!r}: {detail}",
-        }
+        (
+            file.archive,
+            (picture_place(file.name) or (None, None))[1],
+            reason,
+            f"image {file.image_id!r}: {detail}",
+            None,
+        )
         for file, reason, detail in rejected
     ]
-    return pa.Table.from_pylist([{**row, "caption_raw": None} for row in rows], schema=tables.REJECTS)
+    names = ("source", "source_row", "reason", "detail", "caption_raw")
+    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=tables.REJECTS)
 
 
 def _join(ctx: StageContext, shards: int, total: int) -> int:
@@ -231,7 +225,7 @@ def _join(ctx: StageContext, shards: int, total: int) -> int:
 def _options(run: Run) -> Mapping[str, Any]:
     """What decides the features: the image tower, not the text tower; where a local model lies does not count."""
     model = run.settings.model
-    if model.base == "embedded":
+    if model.base == EMBEDDED:
         tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
     else:
         tower = {"base": place_free_name(model.base)}
@@ -241,23 +235,17 @@ def _options(run: Run) -> Mapping[str, Any]:
 def _sources(run: Run) -> Mapping[str, str]:
     """Contents of the image archives and of a base in a local folder."""
     settings, contents = run.settings, dict(base_sources(run))
-    if settings.data.scenes is not None:
-        return contents
-    for number, source in enumerate(settings.data.sources):
-        if source.images is not None and f"images/{source.images}" not in contents:
-            contents[f"images/{source.images}"] = _content(run, source.images, number)
+    for number, source in enumerate(settings.data.sources if settings.data.scenes is None else ()):
+        if source.images is None or f"images/{source.images}" in contents:
+            continue
+        path = input_path(settings, source.images)
+        if not path.exists():
+            raise InputError(
+                f"{path.absolute()} does not exist; data.sources[{number}].images names a tar or folder under data.root"
+            )
+        content = f"folder:{run.hashes.of_folder(path)}" if path.is_dir() else run.hashes.of([path])[str(path)]
+        contents[f"images/{source.images}"] = content
     return contents
-
-
-def _content(run: Run, images: str, number: int) -> str:
-    path = input_path(run.settings, images)
-    if path.is_file():
-        return run.hashes.of([path])[str(path)]
-    if not path.is_dir():
-        raise InputError(
-            f"{path.absolute()} does not exist; data.sources[{number}].images names a tar or folder under data.root"
-        )
-    return f"folder:{run.hashes.of_folder(path)}"
 
 
 FEATURES = Stage(

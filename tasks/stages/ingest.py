@@ -14,8 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, storage_error, write_json
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
@@ -44,6 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SCHEMAS = {"captions": tables.CAPTIONS, "rejects": tables.REJECTS}
 RESTORED = ("caption_id", "image_id", "image_path", "images", "split")
 
 
@@ -113,7 +112,9 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         marker = ctx.work.scratch / f"file-{number:06d}.json"
         if marker.exists():
             total.add(Counts.from_json(read_json(marker)))
-            _restore(pipeline, ctx.work.out, number)
+            for part in sorted((ctx.work.out / "captions").glob(f"{_stem(number)}-*.parquet")):
+                for batch in iter_batches(part, RESTORED):
+                    pipeline.restore(batch)
         else:
             counts = _ingest_file(ctx, pipeline, number, len(files), file, total)
             write_json(marker, counts.to_json())
@@ -125,7 +126,10 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if clashes := total.rejected["image_conflict"]:
         mend = " or ".join([UNIQUE, BY_CONTENT] if any(file.pictures for file in files) else [UNIQUE])
         log.warning("%d captions are left out, for their image ids name other images, too; %s", clashes, mend)
-    _ensure_parts(ctx.work.out)
+    for name, schema in SCHEMAS.items():
+        # An empty table is still a table.
+        if not any((ctx.work.out / name).glob("part-*.parquet")):
+            write_table(ctx.work.out / name / "part-000000-00000.parquet", schema.empty_table())
     return {**total.to_json(), "files": len(files), "images": pipeline.images}
 
 
@@ -143,53 +147,25 @@ def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
 def _ingest_file(
     ctx: StageContext, pipeline: CaptionPipeline, number: int, files: int, file: SourceFile, before: Counts
 ) -> Counts:
-    captions = _FileWriter(ctx.work.out / "captions", tables.CAPTIONS, number)
-    rejects = _FileWriter(ctx.work.out / "rejects", tables.REJECTS, number)
+    writers = []
+    for name, schema in SCHEMAS.items():
+        # What a try that was cut off left of this file.
+        for stale in (ctx.work.out / name).glob(f"{_stem(number)}-*.parquet"):
+            stale.unlink()
+        writers.append(PartWriter(ctx.work.out / name, schema, _stem(number)))
     counts = Counts()
     for outcome in pipeline.run(file):
-        captions.write(outcome.accepted)
-        rejects.write(outcome.rejects)
+        for writer, rows in zip(writers, (outcome.accepted, outcome.rejects), strict=True):
+            writer.write(rows)
         counts.note(outcome)
         ctx.progress(number, files, rows=before.read + counts.read, accepted=before.accepted + counts.accepted)
-    captions.close()
-    rejects.close()
+    for writer in writers:
+        writer.close(empty=False)
     return counts
-
-
-class _FileWriter:
-    """Parts of one source file, none where it gave no rows; what a cut-off try left of them is removed first."""
-
-    def __init__(self, folder: Path, schema: pa.Schema, number: int) -> None:
-        for stale in folder.glob(f"{_stem(number)}-*.parquet"):
-            stale.unlink()
-        self._new = lambda: PartWriter(folder, schema, _stem(number))
-        self._writer: PartWriter | None = None
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        if batch.num_rows:
-            self._writer = self._writer or self._new()
-            self._writer.write(batch)
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 def _stem(number: int) -> str:
     return f"part-{number:06d}"
-
-
-def _restore(pipeline: CaptionPipeline, out: Path, number: int) -> None:
-    for part in sorted((out / "captions").glob(f"{_stem(number)}-*.parquet")):
-        for batch in iter_batches(part, RESTORED):
-            pipeline.restore(batch)
-
-
-def _ensure_parts(out: Path) -> None:
-    """An empty table is still a table."""
-    for name, schema in (("captions", tables.CAPTIONS), ("rejects", tables.REJECTS)):
-        if not any((out / name).glob("part-*.parquet")):
-            write_table(out / name / "part-000000-00000.parquet", schema.empty_table())
 
 
 @contextmanager

@@ -122,8 +122,12 @@ def paraphrasing(
         rounds = step_rounds(stack, run, step, batches, cache, scratch, engine)
         rounds.model_judge = _model_judge(run.paraphraser, engine, cache, step, stack)
         rounds.progress = progress
-        stack.enter_context(_table_errors(scratch))
-        yield rounds
+        try:
+            yield rounds
+        except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+            raise environment_error(error, scratch) or ArtifactError(
+                f"the step's tables in {scratch} cannot be used: {one_line(error)}; run again"
+            ) from error
 
 
 def step_rounds(
@@ -139,7 +143,7 @@ def step_rounds(
     """The rounds of a step over these rows, closed with `stack`. Without an engine they ask nothing and say what is
     missing; `judged`: answers without a verdict are judged."""
     paraphraser = run.paraphraser
-    spec = judge_spec(paraphraser, step, CONTEXT_LENGTH)
+    spec = judge_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     by_image = paraphraser.facts.by_image if engine is None else engine.facts.by_image
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
@@ -157,8 +161,8 @@ def step_rounds(
     )
 
 
-def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> JudgeSpec:
-    """What a process needs to judge a step's answers; the text tower reads `context_length` tokens."""
+def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
+    """What a process needs to judge a step's answers."""
     gates = paraphraser.gates
     if step == 1:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
@@ -172,7 +176,7 @@ def judge_spec(paraphraser: Paraphraser, step: int, context_length: int) -> Judg
         asked = judge_requests(paraphraser.judge.model, paraphraser.judge.options.sampling)
         keep = paraphraser.options.keep if step == 1 else 1
         opinion = f"{asked.model} {asked.prompt_hash.hex()} {asked.sampling} {keep}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, context_length, words, opinion)
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, opinion)
 
 
 def _model_judge(
@@ -194,16 +198,6 @@ def charge(engine: Engine, cache: AnswerStore) -> None:
     """Count what was paid for earlier, other machines' included, where there is a cap."""
     if isinstance(engine, PaidEngine) and engine.max_spend:
         engine.charge(*cache.paid_tokens(engine.name, engine.model))
-
-
-@contextmanager
-def _table_errors(scratch: Path) -> Iterator[None]:
-    try:
-        yield
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise environment_error(error, scratch) or ArtifactError(
-            f"the step's tables in {scratch} cannot be used: {one_line(error)}; run again"
-        ) from error
 
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
@@ -257,7 +251,14 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
 
 def _options(step: int, run: Run) -> Mapping[str, Any]:
     paraphraser, options = run.paraphraser, run.paraphraser.options
-    asked = _asking(paraphraser, step) if paraphraser.facts.asks else dict(paraphraser.facts.look_up)
+    asked: dict[str, Any] = dict(paraphraser.facts.look_up)
+    if paraphraser.facts.asks:
+        check_reasons(options.regenerate, options.gates)
+        prompt = paraphraser.prompts[step]
+        asked = {"regenerate": list(options.regenerate)} if options.regenerate else {}
+        asked |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
+        asked |= {"synonyms": paraphraser.asks_words(step), "sampling": meaning(options.sampling)}
+        asked |= {"attempts": options.attempts, "seed": options.seed}
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)
         prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
@@ -275,20 +276,6 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         "context_length": CONTEXT_LENGTH,
         **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
         **asked,
-    }
-
-
-def _asking(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
-    """The options of an engine that is asked for more than a look into a file."""
-    options, prompt = paraphraser.options, paraphraser.prompts[step]
-    check_reasons(options.regenerate, options.gates)
-    return ({"regenerate": list(options.regenerate)} if options.regenerate else {}) | {
-        "model": paraphraser.model,
-        "prompt": {"id": prompt.id, "hash": prompt.hash.hex()},
-        "synonyms": paraphraser.asks_words(step),
-        "sampling": meaning(options.sampling),
-        "attempts": options.attempts,
-        "seed": options.seed,
     }
 
 
@@ -334,13 +321,9 @@ def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
     accepted = _first_rows(artifact.path / "paraphrases", (text, f"paraphrase_{step}"))
     rejected = _first_rows(artifact.path / "rejects", ("input", "answer", "reason"))
     rows = [{"input": row[text], "answer": row[f"paraphrase_{step}"], "outcome": "kept"} for row in accepted]
-    return rows + [
-        {"input": row["input"], "answer": row["answer"] or "", "outcome": row["reason"] or ""} for row in rejected
-    ]
+    return rows + [{"input": r["input"], "answer": r["answer"] or "", "outcome": r["reason"] or ""} for r in rejected]
 
 
 def _first_rows(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    if not folder.is_dir():
-        return []
-    batch = next(iter_batches(folder, columns, batch_rows=SHOWN), None)
+    batch = next(iter_batches(folder, columns, batch_rows=SHOWN), None) if folder.is_dir() else None
     return [] if batch is None else batch.to_pylist()

@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
 from paraclip.tasks.models import EMBEDDED, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
@@ -47,9 +48,6 @@ from paraclip_core.report.data import (
     trained_on,
 )
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Artifact]
@@ -65,6 +63,9 @@ OF_THE_TRY = frozenset((
 it tell where a local base lies."""
 SHOWN = 300
 """Characters of an untrusted text that the page shows."""
+REJECTING = ("ingest", "paraphrase_1", "paraphrase_2", "features")
+SOURCE_REJECTS = ("source", "source_row", "reason", "detail", "caption_raw")
+STEP_REJECTS = ("reason", "detail", "input", "answer")
 PAIR_COLUMNS = {
     "group": "image_id",
     "caption": "caption",
@@ -83,7 +84,8 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     comparison = read_json(inputs["evaluate"].path / "comparison.json")
     better, worse = _pairs(inputs["evaluate"].path / "per_query")
     samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
-    shown = [image for pair in (*better, *worse) for image in _images(pair)]
+    ranked = ("base_caption", "base_rewording", "tuned_caption", "tuned_rewording")
+    shown = [image for pair in (*better, *worse) for name in ranked for image in getattr(pair, name)]
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
@@ -111,12 +113,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         better=better,
         worse=worse,
         paraphrases=samples,
-        rejects=[
-            *_source_rejects("ingest", inputs["ingest"]),
-            *_step_rejects(1, inputs["paraphrase_1"]),
-            *_step_rejects(2, inputs["paraphrase_2"]),
-            *_source_rejects("features", inputs["features"]),
-        ],
+        rejects=[group for stage in REJECTING for group in _rejects(stage, inputs[stage])],
         stages=[_stage(artifact) for artifact in inputs.values()],
         versions=_versions(inputs.values()),
         licenses=_licenses(inputs),
@@ -171,11 +168,6 @@ def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
     return [entry[3] for entry in better], [entry[3] for entry in worse]
 
 
-def _images(pair: QueryPair) -> list[str]:
-    lists = (pair.base_caption, pair.base_rewording, pair.tuned_caption, pair.tuned_rewording)
-    return [image for ranked in lists for image in ranked]
-
-
 def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     """Accepted paraphrases of different captions, drawn by the captions' hashes."""
     columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
@@ -196,34 +188,24 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     return shown
 
 
-def _source_rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
-    def samples() -> Iterator[tuple[str, RejectSample]]:
-        for row in _rows(artifact.path / "rejects", ["source", "source_row", "reason", "detail", "caption_raw"]):
-            place = row["source"] if row["source_row"] is None else f"{row['source']}, row {row['source_row']}"
-            text = _cut(row["caption_raw"] or row["source"])
-            yield row["reason"], RejectSample(text, _cut(f"{place}: {row['detail']}"))
-
-    return _groups(stage, samples())
-
-
-def _step_rejects(step: int, artifact: Artifact) -> list[RejectGroup]:
-    def samples() -> Iterator[tuple[str, RejectSample]]:
-        for row in _rows(artifact.path / "rejects", ["reason", "detail", "input", "answer"]):
-            answer = row["answer"] and _cut(row["answer"])
-            yield row["reason"], RejectSample(_cut(row["input"]), _cut(row["detail"]), answer)
-
-    return _groups(f"paraphrase step {step}", samples())
-
-
-def _groups(stage: str, rows: Iterable[tuple[str, RejectSample]]) -> list[RejectGroup]:
+def _rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
+    """A stage's rejects by reason, with a few samples of each."""
     counts: Counter[str] = Counter()
     samples: dict[str, list[RejectSample]] = {}
-    for reason, sample in rows:
+    of_step = stage in STEPS
+    for row in _rows(artifact.path / "rejects", STEP_REJECTS if of_step else SOURCE_REJECTS):
+        if of_step:
+            sample = RejectSample(_cut(row["input"]), _cut(row["detail"]), row["answer"] and _cut(row["answer"]))
+        else:
+            place = row["source"] if row["source_row"] is None else f"{row['source']}, row {row['source_row']}"
+            sample = RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(f"{place}: {row['detail']}"))
+        reason = row["reason"]
         counts[reason] += 1
         shown = samples.setdefault(reason, [])
         if len(shown) < REJECT_SAMPLES and sample not in shown:
             shown.append(sample)
-    return [RejectGroup(stage, reason, counts[reason], samples[reason]) for reason in sorted(counts)]
+    name = f"paraphrase step {STEPS[stage]}" if of_step else stage
+    return [RejectGroup(name, reason, counts[reason], samples[reason]) for reason in sorted(counts)]
 
 
 def _cut(text: str) -> str:

@@ -19,10 +19,8 @@ import os
 import shutil
 import signal
 import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +75,6 @@ from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.alpha import (
     AO,
     RECALL,
-    ValidationSet,
     choose_alpha,
     copy_weights,
     interpolate,
@@ -100,192 +97,138 @@ COUNTED = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text tower repaired by paraphrases"
 PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
 
-
 POLL_SECONDS = 0.2
 WEIGHTS, RESULT = "weights.safetensors", "result.json"
 
 
-class Preparation(ABC):
-    """What training needs. Each process that takes part makes it for itself, and only what it asks for."""
+@dataclass(frozen=True)
+class Prepared:
+    """What a stage trains on what; each process that takes part makes it for itself."""
 
-    def __init__(self, ctx: StageContext) -> None:
-        self.ctx, self.settings, self.options = ctx, ctx.settings, ctx.settings.finetune
-        self.captions = ctx.inputs["ingest"].path / "captions"
-
-    @cached_property
-    @abstractmethod
-    def clip(self) -> ClipModel:
-        """The model before training, its image tower frozen."""
-
-    @cached_property
-    @abstractmethod
-    def held_out(self) -> HeldOut:
-        """Images that training leaves out."""
-
-    @cached_property
-    @abstractmethod
-    def rows(self) -> TrainingRows:
-        """Rows to train on."""
-
-    @abstractmethod
-    def job(self, validates: bool = True) -> TrainingJob:
-        """The training run; one process `validates`."""
-
-    @cached_property
-    def images(self) -> Images:
-        """Images that have features."""
-        return Images(self.ctx.inputs["features"].path)
-
-    def _spooled(
-        self, stage: str, kinds: tuple[str, ...], stream: Callable[[RowCounts], Iterator[RowBatch]], tokens: TextTokens
-    ) -> TrainingRows:
-        counts, folder = RowCounts(), self.ctx.work.scratch / "rows"
-        rows = spool_rows(folder, kinds, stream(counts), lambda: asdict(counts), tokens.dtype)
-        return enough(rows, stage, self.images.keys)
-
-    def _job(self, **more: Any) -> TrainingJob:
-        return TrainingJob(
-            clip=self.clip,
-            features=self.images.matrix,
-            image_keys=self.images.keys,
-            scratch=self.ctx.work.scratch / "checkpoints",
-            log_path=self.ctx.work.out / "training_log.jsonl",
-            **more,
-        )
+    job: TrainingJob
+    held_out: HeldOut
+    """Images that training leaves out."""
+    image_tower: str
+    """Its hash before training."""
+    tokens: TextTokens
 
 
-class BasePreparation(Preparation):
-    """For training the embedded base."""
-
-    @cached_property
-    def clip(self) -> ClipModel:
-        """The untrained model."""
-        clip = embedded_clip(self.settings.model)
-        clip.model.to(pick_device(self.settings.run.device))
-        freeze_image_tower(clip)
-        with torch.no_grad():
-            clip.model.get_parameter("logit_scale").fill_(math.log(self.settings.bootstrap.logit_scale))
-        return clip
-
-    @cached_property
-    def held_out(self) -> HeldOut:
-        """Images that tell the best epoch."""
-        return hold_out(self.captions, self.images, BASE_HELD_OUT)
-
-    @cached_property
-    def validation(self) -> ValidationSet:
-        """Captions of the held-out images."""
-        return validation_set(self.captions, self.held_out)
-
-    @cached_property
-    def rows(self) -> TrainingRows:
-        """Captions."""
-
-        def stream(counts: RowCounts) -> Iterator[RowBatch]:
-            return caption_rows(self.captions, self.images, counts=counts, keep=self.held_out.trains)
-
-        return self._spooled("ingest", (CAPTION,), stream, STORED)
-
-    def job(self, validates: bool = True) -> TrainingJob:
-        """The training run; one process `validates`."""
-        chosen = {name: getattr(self.settings.bootstrap, name) for name in ("epochs", "batch_size", "learning_rate")}
-        shared = {name: getattr(self.options, name) for name in ("precision", "checkpoint_steps")}
-        return self._job(
-            rows=self.rows,
-            pairs=(Pair(IMAGE, CAPTION),),
-            options=FinetuneOptions(**chosen, **shared),
-            validate=(lambda: measure(self.clip, self.validation)) if validates else None,
-            keep_best=RECALL if self.held_out.ranks else None,
-        )
+def prepare_base(ctx: StageContext, validates: bool = True) -> Prepared:
+    """The untrained embedded base and captions; one process `validates`."""
+    settings, captions = ctx.settings, ctx.inputs["ingest"].path / "captions"
+    clip = embedded_clip(settings.model)
+    clip.model.to(pick_device(settings.run.device))
+    with torch.no_grad():
+        clip.model.get_parameter("logit_scale").fill_(math.log(settings.bootstrap.logit_scale))
+    images, counts = Images(ctx.inputs["features"].path), RowCounts()
+    held_out = hold_out(captions, images, BASE_HELD_OUT)
+    validation = validation_set(captions, held_out) if validates else None
+    chosen = {name: getattr(settings.bootstrap, name) for name in ("epochs", "batch_size", "learning_rate")}
+    shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
+    return _prepared(
+        ctx,
+        clip,
+        held_out,
+        counts,
+        "ingest",
+        caption_rows(captions, images, counts=counts, keep=held_out.trains),
+        (CAPTION,),
+        pairs=(Pair(IMAGE, CAPTION),),
+        options=FinetuneOptions(**chosen, **shared),
+        validate=(lambda: measure(clip, validation)) if validation else None,
+        keep_best=RECALL if held_out.ranks else None,
+    )
 
 
-class FinetunePreparation(Preparation):
-    """For tuning a base."""
-
-    def __init__(self, ctx: StageContext) -> None:
-        super().__init__(ctx)
-        self.paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"
-
-    @cached_property
-    def clip(self) -> ClipModel:
-        """The base."""
-        clip = load_clip(base_reference(self.settings, self.ctx.inputs), pick_device(self.settings.run.device))
-        freeze_image_tower(clip)
-        return clip
-
-    @cached_property
-    def held_out(self) -> HeldOut:
-        """Images that α is chosen on."""
-        # A base that was trained here knows its own training images, and beats any tuned tower on them.
-        unseen = BASE_HELD_OUT if "bootstrap" in self.ctx.inputs else 1.0
-        return hold_out(self.captions, self.images, self.options.validation, unseen)
-
-    @cached_property
-    def tokens(self) -> TextTokens:
-        """How the base gets its tokens."""
-        return tokens_for(self.clip, CONTEXT_LENGTH)
-
-    @cached_property
-    def validation(self) -> ValidationSet:
-        """Captions and pairs of the held-out images."""
-        return validation_set(self.captions, self.held_out, self.paraphrases, self.tokens)
-
-    @cached_property
-    def rows(self) -> TrainingRows:
-        """Captions with their paraphrases."""
-
-        def stream(counts: RowCounts) -> Iterator[RowBatch]:
-            return paraphrase_rows(self.paraphrases, self.images, counts, self.held_out.trains, self.tokens)
-
-        return self._spooled("paraphrase_2", TEXTS, stream, self.tokens)
-
-    def job(self, validates: bool = True) -> TrainingJob:
-        """The training run; nothing is validated before α is chosen."""
-        rows = self.rows.as_captions() if self.options.texts == "captions" else self.rows
-        return self._job(rows=rows, pairs=named_pairs(self.options.weights), options=self.options)
+def prepare_tuning(ctx: StageContext, validates: bool = True) -> Prepared:
+    """A base and captions with their paraphrases; nothing is validated before α is chosen."""
+    settings, options = ctx.settings, ctx.settings.finetune
+    clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
+    images, counts = Images(ctx.inputs["features"].path), RowCounts()
+    # A base that was trained here knows its own training images, and beats any tuned tower on them.
+    unseen = BASE_HELD_OUT if "bootstrap" in ctx.inputs else 1.0
+    held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation, unseen)
+    tokens = tokens_for(clip, CONTEXT_LENGTH)
+    paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"
+    stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
+    prepared = _prepared(
+        ctx, clip, held_out, counts, "paraphrase_2", stream, TEXTS, tokens,
+        pairs=named_pairs(options.weights), options=options,
+    )  # fmt: skip
+    if options.texts != "captions":
+        return prepared
+    return replace(prepared, job=replace(prepared.job, rows=prepared.job.rows.as_captions()))
 
 
-PREPARATIONS: Mapping[str, type[Preparation]] = {"bootstrap": BasePreparation, "finetune": FinetunePreparation}
+def _prepared(
+    ctx: StageContext,
+    clip: ClipModel,
+    held_out: HeldOut,
+    counts: RowCounts,
+    stage: str,
+    stream: Iterator[RowBatch],
+    kinds: tuple[str, ...],
+    tokens: TextTokens = STORED,
+    **job: Any,
+) -> Prepared:
+    freeze_image_tower(clip)
+    # First, because writing rows takes longer.
+    tower, images = same_image_tower(clip, ctx.inputs["features"]), held_out.images
+    rows = spool_rows(ctx.work.scratch / "rows", kinds, stream, lambda: asdict(counts), tokens.dtype)
+    training = TrainingJob(
+        clip=clip,
+        rows=enough(rows, stage, images.keys),
+        features=images.matrix,
+        image_keys=images.keys,
+        scratch=ctx.work.scratch / "checkpoints",
+        log_path=ctx.work.out / "training_log.jsonl",
+        **job,
+    )
+    return Prepared(training, held_out, tower, tokens)
+
+
+PREPARE = {"bootstrap": prepare_base, "finetune": prepare_tuning}
 
 
 def bootstrap(ctx: StageContext) -> dict[str, Any]:
     """Train the base and write ``release/`` and ``training_log.jsonl``."""
     use_threads(ctx.settings)
-    base = BasePreparation(ctx)
-    precision = pick_precision(ctx.settings.finetune.precision, base.clip.device)
-    before = same_image_tower(base.clip, ctx.inputs["features"])
-    result = train_together(ctx, "bootstrap", base.job())
+    base = prepare_base(ctx)
+    clip, rows = base.job.clip, base.job.rows
+    precision = pick_precision(ctx.settings.finetune.precision, clip.device)
+    result = train_together(ctx, "bootstrap", base.job)
     _release(
+        ctx,
         base,
-        before,
         title="Bootstrapped CLIP",
         summary="A new text tower trained on captions against a locked, pretrained image tower (LiT).",
         base="embedded",
-        options=meaning(ctx.settings.bootstrap) | {"precision": precision, "loss": LOSSES[base.clip.sigmoid]},
+        options=meaning(ctx.settings.bootstrap) | {"precision": precision, "loss": LOSSES[clip.sigmoid]},
     )
     return {
-        **base.rows.facts,
-        "rows": len(base.rows),
+        **rows.facts,
+        "rows": len(rows),
         "validation_images": len(base.held_out.gallery),
         "steps": result.steps,
         "batch_size": result.batch_size,
         "best_step": result.best_step,
         f"validation_{RECALL}": result.best,
         "samples_per_second": result.samples_per_second,
-        "image_tower_hash": before,
+        "image_tower_hash": base.image_tower,
     }
 
 
 def finetune(ctx: StageContext) -> dict[str, Any]:
     """Fine-tune, choose α, and write ``release/``, ``training_log.jsonl`` and ``alpha_sweep.json``."""
     use_threads(ctx.settings)
-    tuning, options = FinetunePreparation(ctx), ctx.settings.finetune
-    clip = tuning.clip
-    before, weights = same_image_tower(clip, ctx.inputs["features"]), weights_hash(clip)
-    parameters = trained_parameters(clip.model)
+    tuning, options = prepare_tuning(ctx), ctx.settings.finetune
+    clip, rows = tuning.job.clip, tuning.job.rows
+    weights, parameters = weights_hash(clip), trained_parameters(clip.model)
     base = copy_weights(parameters)
-    result = train_together(ctx, "finetune", tuning.job())
-    tuned, validation = copy_weights(parameters), tuning.validation
+    result = train_together(ctx, "finetune", tuning.job)
+    tuned = copy_weights(parameters)
+    captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
+    validation = validation_set(captions, tuning.held_out, paraphrases, tuning.tokens)
     points = sweep(parameters, base, tuned, options.alpha.grid, lambda: measure(clip, validation))
     choice = choose_alpha(points, options.alpha)
     if AO not in points[0]:
@@ -294,8 +237,8 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     interpolate(parameters, base, tuned, choice["chosen"])
     control, bootstrapped = options.texts == "captions", ctx.inputs.get("bootstrap")
     after = _release(
+        ctx,
         tuning,
-        before,
         title="CLIP with a text tower fine-tuned on captions alone" if control else REPAIRED,
         summary=f"The text tower was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {choice['chosen']:g}: {choice['rule']}.",
@@ -308,11 +251,11 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         figures=points,
     )
     return {
-        **tuning.rows.facts,
+        **rows.facts,
         # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
         **({} if bootstrapped else {"base": fixed_place(ctx.settings.model.base)}),
-        "rows": len(tuning.rows),
-        **({} if tuning.rows.starts is None else {"rewrites": len(tuning.rows.image_rows)}),
+        "rows": len(rows),
+        **({} if rows.starts is None else {"rewrites": len(rows.image_rows)}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
         "steps": result.steps,
@@ -320,21 +263,22 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         "alpha": choice["chosen"],
         "validation": {str(point["alpha"]): point for point in choice["alphas"]},
         "samples_per_second": result.samples_per_second,
-        "image_tower_hash_before": before,
+        "image_tower_hash_before": tuning.image_tower,
         "image_tower_hash_after": after,
     }
 
 
-def _release(trained: Preparation, before: str, **about: Any) -> str:
-    """Write ``release/`` with its card; the hash of the image tower, which must be the one `before` training still."""
-    clip, ctx = trained.clip, trained.ctx
+def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
+    """Write ``release/`` with its card; the hash of the image tower, which must be the one before training still."""
+    clip, before = trained.job.clip, trained.image_tower
     after = image_tower_hash(clip)
     if after != before:
         raise ModelError(
             f"training changed the image tower ({before} before, {after} after), so image indexes of the base would be "
             "invalid; nothing is released. Please report this with the model's name"
         )
-    licences, sources = provenance(trained.rows, trained.captions, ctx.work.scratch / "provenance")
+    captions = ctx.inputs["ingest"].path / "captions"
+    licences, sources = provenance(trained.job.rows, captions, ctx.work.scratch / "provenance")
     card = release_card(
         **about,
         image_tower_hash=before,
@@ -479,7 +423,7 @@ def _take_part(request: dict[str, Any], rank: int, folder: Path, status: StatusF
     store = ArtifactStore(request["root"])
     inputs = {name: artifact for name, value in request["inputs"].items() if (artifact := store.find(name, value))}
     ctx = StageContext(Run(settings, store), inputs, WorkFolder(Path(request["out"]), Path(request["scratch"])))
-    job = PREPARATIONS[request["stage"]](ctx).job(validates=rank == 0)
+    job = PREPARE[request["stage"]](ctx, rank == 0).job
     if rank == 0:
         job = replace(job, trackers=_trackers(ctx, request["stage"], job))
     with joined(device) as processes:

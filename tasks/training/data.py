@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,8 +32,6 @@ MAX_IMAGES = 2000
 MAX_QUERIES = 10_000
 Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Which rows, by the feature row of their image, are wanted."""
-RowTexts: TypeAlias = Mapping[str, pa.ListArray | pa.ChunkedArray]
-"""Tokens of some rows by kind of text."""
 
 
 @dataclass(frozen=True)
@@ -185,13 +183,13 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
 
 def same_image_tower(clip: ClipModel, features: Artifact) -> str:
     """The hash of the model's image tower, which must be the one that the features come from."""
-    found, expected = image_tower_hash(clip), features.manifest.metrics.get("image_tower_hash")
-    if expected != found:
+    tower, expected = image_tower_hash(clip), features.manifest.metrics.get("image_tower_hash")
+    if expected != tower:
         raise ModelError(
-            f"the image tower of {clip.reference} is {found}, but the features {features.fingerprint} come from "
+            f"the image tower of {clip.reference} is {tower}, but the features {features.fingerprint} come from "
             f"{expected}; run the features stage for this model"
         )
-    return found
+    return tower
 
 
 def use_threads(settings: Settings) -> None:
@@ -274,7 +272,7 @@ def _queries(
         wanted -= len(targets[-1])
         if not wanted:
             break
-    return {kind: Ragged.concatenate(found) for kind, found in parts.items()}, np.concatenate(targets)
+    return {kind: Ragged.concatenate(lists) for kind, lists in parts.items()}, np.concatenate(targets)
 
 
 def _rows(

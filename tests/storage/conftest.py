@@ -16,7 +16,7 @@ from paraclip.storage import locks
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.roots import LOCAL_VARIABLE, RemoteStore, open_store
 
-# `generation_rows`, `machines` and `patience` are importable by their neighbours, and by the children that they start.
+# `generation_rows` and `machines` are importable by their neighbours, and by the children that they start.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from machines import Machine, Objects

@@ -7,6 +7,7 @@ from typing import Any
 
 import fsspec
 
+from paraclip.storage import locks
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.roots import RemoteStore
 from paraclip_core.errors import ArtifactError
@@ -14,6 +15,8 @@ from paraclip_core.errors import ArtifactError
 FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256))}
 Machine = Callable[[str], RemoteStore]
+AT_ONCE = locks.DEAD_SECONDS / 6
+"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
 
 
 def make(store: ArtifactStore, fingerprint: str = FP, content: dict[str, bytes] = CONTENT) -> Artifact:

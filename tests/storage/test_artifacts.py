@@ -14,12 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from patience import AT_ONCE
+from machines import AT_ONCE, FP, contents
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
-FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}
 
 
@@ -29,13 +28,11 @@ def draft(fingerprint: str = FP, stage: str = "ingest") -> Draft:
 
 def make(store: ArtifactStore, fingerprint: str = FP, stage: str = "ingest") -> Artifact:
     """What a stage does: find it, or else resume and commit it."""
-    found = store.find(stage, fingerprint)
-    if found is not None:
-        return found
+    if (artifact := store.find(stage, fingerprint)) is not None:
+        return artifact
     with store.writing(stage, fingerprint) as work:
-        found = store.find(stage, fingerprint)
-        if found is not None:
-            return found
+        if (artifact := store.find(stage, fingerprint)) is not None:
+            return artifact
         for name, content in CONTENT.items():
             path = work.out / name
             if not path.exists():
@@ -43,10 +40,6 @@ def make(store: ArtifactStore, fingerprint: str = FP, stage: str = "ingest") -> 
                 path.write_bytes(content)
         (work.scratch / "state").write_text("resumable")
         return store.commit(draft(fingerprint, stage), {"rows": 3}, 1.23456)
-
-
-def contents(artifact: Artifact) -> dict[str, bytes]:
-    return {str(p.relative_to(artifact.path)): p.read_bytes() for p in artifact.path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture

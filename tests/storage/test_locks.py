@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from patience import AT_ONCE
+from machines import AT_ONCE
 
 from paraclip.storage.locks import living_owner, lock
 from paraclip_core.errors import ArtifactError, LockedError

@@ -111,9 +111,7 @@ def test_objects_are_named_by_their_path_below() -> None:
     for name in ("a/b/c", "a/d", "ab/x", "odd/[1]*?.txt"):
         remote.write(name, name.encode())
     assert remote.sizes("a") == {"b/c": 5, "d": 3}
-    assert remote.children("a") == ["b", "d"]
-    assert remote.children("") == ["a", "ab", "odd"]
-    assert (remote.sizes("none"), remote.children("none"), remote.read("none")) == ({}, [], None)
+    assert (remote.sizes("none"), remote.read("none")) == ({}, None)
     assert remote.read_all(["a/d", "none"]) == {"a/d": b"a/d"}
     remote.delete(["odd/[1]*?.txt", "none"])
     assert remote.sizes("odd") == {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 from machines import FP, Machine, Objects, make, refuse
@@ -44,22 +42,6 @@ def pushed(objects: Objects) -> dict[str, bytes]:
     return {name.removeprefix(f"work/ingest/{FP}/"): objects.read(name) for name in objects.names("work")}
 
 
-@pytest.fixture
-def wait_for_pushes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Pushes are always due, and what starts one waits for it."""
-    monkeypatch.setattr(roots, "PUSH_SECONDS", 0.0)
-    start = threading.Thread.start
-
-    def wait(thread: threading.Thread) -> None:
-        start(thread)
-        if thread.name == "push":
-            thread.join()
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", wait)
-        yield
-
-
 def test_another_machine_goes_on_from_the_checkpoints_alone(machine: Machine, objects: Objects) -> None:
     interrupted(machine("one"), WORK | {"out/a.txt": b"half", "scratch/rows/x.bin": b"half"})
     other = machine("two")
@@ -88,14 +70,14 @@ def test_the_newest_checkpoint_counts_wherever_it_is(machine: Machine) -> None:
         assert work_files(one) == WORK | LATER | {"scratch/rows": b"1"}
 
 
-@pytest.mark.usefixtures("wait_for_pushes")
 def test_a_checkpoint_is_sent_once_and_goes_when_it_goes_here(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(roots, "PUSH_SECONDS", 0.0)
     interrupted(machine("one"), WORK)
     store, sent = machine("two"), []
-    upload = store.remote.upload_open
-    monkeypatch.setattr(store.remote, "upload_open", lambda path, file: (sent.append(path), upload(path, file)))
+    upload = store.remote.upload
+    monkeypatch.setattr(store.remote, "upload", lambda files: (sent.extend(files), upload(files)))
     with store.writing("ingest", FP) as work:
         write(store, LATER)
         work.push()
@@ -112,7 +94,7 @@ def test_a_push_that_is_cut_off_leaves_the_checkpoint_before(
 ) -> None:
     store = machine("one")
     interrupted(store, WORK)
-    monkeypatch.setattr(store.remote, "upload_open", refuse)
+    monkeypatch.setattr(store.remote, "upload", refuse)
     (store.work_path("ingest", FP) / TWO).unlink()
     interrupted(store, LATER)
     assert "the checkpoints are not pushed: the network is down" in caplog.text

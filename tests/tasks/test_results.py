@@ -20,7 +20,7 @@ from paraclip_core.config import Settings
     [({"empty": 1, "too_many_words": 84}, 85, [("too_many_words", 84), ("empty", 1)]), (2, 2, []), (0, 0, [])],
 )
 def test_rejects_and_their_reasons(rejected: Any, total: int, reasons: list[tuple[str, int]]) -> None:
-    manifest = Manifest("ingest", "f", 1, {}, {}, {}, {"rejected": rejected}, {}, 0.0, "")
+    manifest = Manifest("ingest", "f", 1, {}, {}, files={}, metrics={"rejected": rejected}, wall_seconds=0, created="")
     row = stage_row(Artifact(Path("a"), manifest), False, 1.0)
     assert (row["rejected"], list(row["reasons"].items())) == (total, reasons)
 

@@ -24,7 +24,7 @@ from paraclip_core.options import import_path
 from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
 
 if TYPE_CHECKING:
-    from paraclip_core.training.data import ImageFeatures
+    from paraclip_core.clip.search import Gallery
 
 SMALL_BYTES = 16 * 1024 * 1024
 """Files above this size are hashed by `HashFiles`, which may remember."""
@@ -84,7 +84,7 @@ class Corpus(Protocol):
         """These columns of the training captions, in their order."""
         ...
 
-    def features(self, image_ids: pa.Array) -> tuple[ImageFeatures, NDArray[np.int64]]:
+    def features(self, image_ids: pa.Array) -> tuple[Gallery, NDArray[np.int64]]:
         """The feature matrix, float16 [N, d], and the row in it of each image, -1 where it has none."""
         ...
 

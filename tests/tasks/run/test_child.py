@@ -19,7 +19,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.dag import run_in_child
-from paraclip.tasks.run.run import Run, Stop
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, StageError, worth_a_retry
 
@@ -79,20 +79,20 @@ def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -
     assert set(told) == {"for another run of the same stage"}
 
 
-def test_a_crash_shows_the_end_of_the_log(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match="ended with code 1") as caught:
-        run(tmp_path, "crash")
-    assert "ZeroDivisionError: the very reason" in str(caught.value)
-    assert str(log_path(ArtifactStore(tmp_path), "crash", "0123abcd")) in str(caught.value)
-
-
-def test_a_kill_is_named_and_only_this_try_is_quoted(tmp_path: Path) -> None:
-    log_path(ArtifactStore(tmp_path), "killed", "0123abcd").parent.mkdir(parents=True)
-    log_path(ArtifactStore(tmp_path), "killed", "0123abcd").write_text("an older try\n")
-    with pytest.raises(StageError, match="was killed by SIGKILL") as caught:
-        run(tmp_path, "killed")
-    assert "about to be killed" in str(caught.value)
-    assert "an older try" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("stage", "how", "said"),
+    [
+        ("crash", "ended with code 1", "ZeroDivisionError: the very reason"),
+        ("killed", "was killed by SIGKILL", "about to be killed"),
+    ],
+)
+def test_a_crash_shows_the_end_of_this_trys_log(tmp_path: Path, stage: str, how: str, said: str) -> None:
+    path = log_path(ArtifactStore(tmp_path), stage, "0123abcd")
+    path.parent.mkdir(parents=True)
+    path.write_text("an older try\n")
+    with pytest.raises(StageError, match=how) as caught:
+        run(tmp_path, stage)
+    assert said in str(caught.value) and str(path) in str(caught.value) and "an older try" not in str(caught.value)
 
 
 def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -100,22 +100,6 @@ def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest
     text = log_path(ArtifactStore(tmp_path), "talk", "0123abcd").read_text()
     assert len(text) > 300_000 and "from the grandchild" in text
     assert capfd.readouterr().out == ""
-
-
-def test_cancelling_ends_a_stubborn_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paraclip.tasks.run.child.PATIENCE_SECONDS", 0.5)
-    pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
-
-    def interrupt() -> None:
-        eventually(lambda: pid_file.exists() and pid_file.read_text())
-        signal.raise_signal(signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "hang")
-    thread.join()
-    assert not alive(int(pid_file.read_text()))
 
 
 def test_a_run_of_earlier_code_makes_nothing_with_later_code(tmp_path: Path) -> None:
@@ -135,18 +119,24 @@ def test_settings_of_another_checkout_are_told_once_and_not_as_a_crash(tmp_path:
     assert not worth_a_retry(raised.value, 1)
 
 
-def test_it_can_be_stopped_from_another_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["interrupt", "stop"])
+def test_a_stubborn_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
     monkeypatch.setattr("paraclip.tasks.run.child.PATIENCE_SECONDS", 0.5)
-    settings, stop, path = settings_at(tmp_path), Stop(), tmp_path / "logs" / "hang.log"
-    request = {"draft": asdict(draft("hang")), "settings": settings.model_dump(mode="json")}
-    request |= {"root": str(tmp_path), "inputs": {}}
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
-    with ThreadPoolExecutor(1) as pool:
-        called = pool.submit(call_in_child, "paraclip.tasks.run.dag:make_artifact", request, settings, path, stop=stop)
+    here = Run(settings_at(tmp_path))
+
+    def end() -> None:
         eventually(lambda: pid_file.exists() and pid_file.read_text())
-        stop.set()
-        with pytest.raises(StageError, match="was stopped"):
-            called.result(20)
+        if way == "stop":
+            here.stop.set()
+        else:
+            signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=end)
+    thread.start()
+    with pytest.raises(StageError if way == "stop" else KeyboardInterrupt):
+        run_in_child(draft("hang"), here, {})
+    thread.join()
     assert not alive(int(pid_file.read_text()))
 
 

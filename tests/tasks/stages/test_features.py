@@ -82,7 +82,7 @@ def _ingested(folder: Path, rows: Sequence[tuple[str | None, str | None, str | N
     size = max(1, -(-table.num_rows // parts))
     for part in range(parts):
         write_table(folder / "captions" / f"part-{part:05d}.parquet", table.slice(part * size, size))
-    return Artifact(folder, Manifest("ingest", "0" * 32, 1, {}, {}, {}, {}, {}, 0.0, ""))
+    return Artifact(folder, Manifest("ingest", "0" * 32, 1, {}, {}, files={}, metrics={}, wall_seconds=0.0, created=""))
 
 
 def _names(root: Path) -> list[str]:

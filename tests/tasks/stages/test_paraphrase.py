@@ -18,7 +18,6 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import (
     DataOptions,
     FileEngineOptions,
@@ -262,7 +261,7 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
     def spec(step: int, **gates: Any) -> JudgeSpec:
         settings = asking(tmp_path / "data", CARS, gates=GateOptions(**gates))
-        return judge_spec(Run(settings).paraphraser, step, CONTEXT_LENGTH)
+        return judge_spec(Run(settings).paraphraser, step)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)

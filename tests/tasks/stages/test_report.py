@@ -10,13 +10,13 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact, Manifest
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.stages.report import _funnel, _licenses, _source_rejects, _stage
+from paraclip.tasks.stages.report import _funnel, _licenses, _rejects, _stage
 from paraclip_core import tables
 from paraclip_core.report.data import row_totals
 
 
 def artifact(metrics: dict[str, Any]) -> Artifact:
-    manifest = Manifest("paraphrase_1", "f" * 32, 1, {}, {}, {}, metrics, {}, 1.0, "2026-01-01T00:00:00+00:00")
+    manifest = Manifest("paraphrase_1", "f" * 32, 1, {}, {}, files={}, metrics=metrics, wall_seconds=0, created="")
     return Artifact(Path("nowhere"), manifest)
 
 
@@ -67,7 +67,7 @@ def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
     detail = "image 'nope.png': no readable image 'nope.png' in pics"
     row = {"source": "pics", "source_row": None, "reason": "missing_image", "detail": detail, "caption_raw": None}
     write_table(tmp_path / "rejects" / "part-00000.parquet", pa.Table.from_pylist([row], schema=tables.REJECTS))
-    (group,) = _source_rejects("features", Artifact(tmp_path, artifact({}).manifest))
+    (group,) = _rejects("features", Artifact(tmp_path, artifact({}).manifest))
     assert (group.stage, group.reason, group.count) == ("features", "missing_image", 1)
     assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
 
