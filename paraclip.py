@@ -164,10 +164,12 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     from paraclip.tasks.trial import try_captions
 
     trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
-    rows: list[dict[str, Any]] = []
-    for caption in trial.captions:
-        rewrites = [(one.paraphrase_1, one.paraphrase_2) for one in caption.rewrites] or [(None, None)]
-        rows += [{"caption": caption.caption, "paraphrase_1": one, "paraphrase_2": two} for one, two in rewrites]
+    none = {"paraphrase_1": None, "paraphrase_2": None}
+    rows = [
+        {"caption": caption["caption"], **rewrite}
+        for caption in trial.captions
+        for rewrite in caption["rewrites"] or [none]
+    ]
     return Table(rows, f"{trial.engine}, {trial.model}")
 
 

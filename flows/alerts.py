@@ -23,8 +23,15 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from apprise import Apprise
+from prefect.automations import Automation
+from prefect.blocks.notifications import SlackWebhook
+from prefect.blocks.webhook import Webhook
+from prefect.events.actions import CallWebhook, SendNotification
+
 from paraclip.flows.local_stack import OURS, POOLS, RUNS
-from paraclip.tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
+from paraclip.flows.setup import put_automation, trigger_of
+from paraclip.tasks.publish import EVENTS
 from paraclip_core.errors import ConfigError
 
 
@@ -101,10 +108,6 @@ def name_of(url: str, event: str = "") -> str:
 
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
     """Make or change the automations that pass events of runs on to `url`."""
-    from prefect.automations import Automation
-
-    from paraclip.flows.setup import put_automation, trigger_of
-
     if unknown := sorted(set(events) - {*EVENTS, *ALERTS}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join([*EVENTS, *ALERTS])}")
     wanted = set(events) or {*EVENTS, *ALERTS}
@@ -127,13 +130,6 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
                 cast(Any, Automation).read(name=name).delete()
 
 
-def announce_rollback(decision: Mapping[str, Any]) -> None:
-    """Emit the event of a channel that went back, from a flow run or from a command."""
-    facts = {name: decision[name] for name in ("channel", "before", "after")}
-    send = emit if in_flow_run() else emit_from_command
-    send("channel.rolled_back", facts["channel"], f"{facts['channel']}: {decision['reason']}", **facts)
-
-
 def _kind(url: str) -> str:
     parts = urlsplit(url)
     return "Slack" if parts.hostname in SLACK else KINDS.get(parts.scheme, parts.scheme)
@@ -141,10 +137,6 @@ def _kind(url: str) -> str:
 
 def _block(url: str) -> Any:
     """A saved block with the address, which lies there encrypted."""
-    from apprise import Apprise
-    from prefect.blocks.notifications import SlackWebhook
-    from prefect.blocks.webhook import Webhook
-
     kind = _kind(url)
     # Prefect hands Slack's block's address to Apprise as it is, so it speaks to whatever Apprise does.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
@@ -159,9 +151,6 @@ def _block(url: str) -> Any:
 
 def _action(block: Any, event: str, text: str) -> Any:
     """What sends an event there; its name and text are expressions of Jinja."""
-    from prefect.blocks.webhook import Webhook
-    from prefect.events.actions import CallWebhook, SendNotification
-
     body, subject = (template.replace("EVENT", event).replace("TEXT", text) for template in (BODY, SUBJECT))
     document = cast(UUID, block._block_document_id)
     if isinstance(block, Webhook):

@@ -31,9 +31,18 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from paraclip.flows.environment import check_server
-from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, OURS, OWN_LOGGERS, POOLS, RUNS, TAG
-from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.local_stack import (
+    ADDRESS_VARIABLE,
+    CPU_RUNS,
+    HEARTBEAT,
+    NOT_TAKEN,
+    OURS,
+    OWN_LOGGERS,
+    POOLS,
+    RUNS,
+    TAG,
+    check_server,
+)
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 

@@ -25,8 +25,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 from pydantic import Field, WithJsonSchema
 
-from paraclip.flows.local_stack import OWN_LOGGERS
-from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.shards import Here, ask_in_shards
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import write_atomic
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.models import base_of, find_model, find_release
-from paraclip.tasks.run.run import Run
-from paraclip.tasks.trial import try_captions
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, IndexCheck, check_features, check_images, check_towers, read_index
@@ -27,13 +25,9 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
-from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
+from paraclip_core.errors import ConfigError, InputError, ModelError
 from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.page import WORST, render_audit, thumbnail
-
-SAMPLE = 16
-
 
 QUERIES = 200
 """Queries that are taken from an index itself."""
@@ -138,33 +132,14 @@ def captions_of(captions: Artifact | None, image_ids: set[str]) -> dict[str, str
     return first
 
 
-@dataclass(frozen=True)
-class IndexProof:
-    """All comparisons of two models."""
-
-    base: str
-    tuned: str
-    checks: tuple[IndexCheck, ...]
-
-    @property
-    def valid(self) -> bool:
-        """Whether stored image embeddings stay valid."""
-        return all(check.valid for check in self.checks)
-
-    def as_json(self) -> dict[str, Any]:
-        """Itself as plain values."""
-        checks = [asdict(check) for check in self.checks]
-        return {"base": self.base, "tuned": self.tuned, "valid": self.valid, "checks": checks}
-
-
 def verify_index(
     base: str,
     tuned: str,
     images: Path | None = None,
     features: Path | None = None,
-    sample: int = SAMPLE,
+    sample: int = 16,
     ids: Path | None = None,
-) -> IndexProof:
+) -> list[IndexCheck]:
     """Compare two models' image towers and preprocessing, and what they make of `sample` evenly spread images.
 
     `features` is an index of these images, see :func:`paraclip_core.clip.index.read_index`; without `ids` its rows are
@@ -194,25 +169,7 @@ def verify_index(
         checks.append(check)
         if index is not None:
             checks.append(check_features(np.asarray(index.features[rows]), computed, chosen))
-    return IndexProof(base, tuned, tuple(checks))
-
-
-def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None]) -> list[tuple[str, str]]:
-    """Each query with its paraphrases by the engine of the settings; answers go to the generation cache."""
-    trial = try_captions(Run(settings), list(queries), True, say)
-    pairs = [
-        (caption.caption, text)
-        for caption in trial.captions
-        for rewrite in caption.rewrites
-        for text in (rewrite.paraphrase_1, rewrite.paraphrase_2)
-        if text is not None
-    ]
-    if not pairs:
-        raise BenchmarkError(
-            f"{trial.engine} gave no rewording of {len(queries)} queries that the gates accept; "
-            "see `paraclip paraphrase` for why, or give a file with the columns query and rewording"
-        )
-    return list(dict.fromkeys(pairs))
+    return checks
 
 
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:

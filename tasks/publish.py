@@ -104,9 +104,15 @@ def emit(event: str, run: str, text: str, **facts: Any) -> None:
     _try(f"the event {event} is not sent", send)
 
 
-def emit_from_command(event: str, run: str, text: str, **facts: Any) -> None:
-    """As :func:`emit`, outside of a flow run: to the server that PREFECT_API_URL names; without one nothing happens."""
-    if not os.environ.get("PREFECT_API_URL"):
+def announce_rollback(decision: Mapping[str, Any]) -> None:
+    """Emit that a channel went back, if it did: from a flow run, or from a command to the server that PREFECT_API_URL
+    names."""
+    name, facts = decision["channel"], {part: decision[part] for part in ("channel", "before", "after")}
+    event = "channel.rolled_back", name, f"{name}: {decision['reason']}"
+    if not decision["moved"]:
+        return
+    if in_flow_run() or not os.environ.get("PREFECT_API_URL"):
+        emit(*event, **facts)
         return
     from prefect import get_client
     from prefect.events import Event
@@ -114,9 +120,9 @@ def emit_from_command(event: str, run: str, text: str, **facts: Any) -> None:
     try:
         # Prefect's own way of sending events is a thread that tries for half a minute after the command's end.
         with get_client(sync_client=True) as client:
-            client._client.post("/events", json=[Event(**_event(event, run, text, facts)).model_dump(mode="json")])
+            client._client.post("/events", json=[Event(**_event(*event, facts)).model_dump(mode="json")])
     except Exception as error:
-        log.warning("the event %s is not sent: %s", event, error)
+        log.warning("the event %s is not sent: %s", event[0], error)
 
 
 def _event(event: str, run: str, text: str, facts: Mapping[str, Any]) -> dict[str, Any]:

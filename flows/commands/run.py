@@ -117,7 +117,7 @@ def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
-    from paraclip.flows.environment import check_server, prepare_prefect, show_own_logs
+    from paraclip.flows.local_stack import check_server, prepare_prefect, show_own_logs
 
     prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.

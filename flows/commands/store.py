@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paraclip.flows.alerts import announce_rollback
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     JsonOption,
@@ -26,6 +25,7 @@ from paraclip.flows.commands.common import (
 from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import KEPT_MODELS, existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
+from paraclip.tasks.publish import announce_rollback
 from paraclip_core.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def gc(
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
-    from paraclip.tasks.cleaning import collect, remove
+    from paraclip.tasks.channels import collect, remove
 
     store = opened_root(root)
     collected = collect(store, keep_days, unfinished, keep_models)
@@ -233,15 +233,14 @@ def rollback(
     name: ChannelArgument,
     to: Annotated[
         str | None,
-        typer.Option(help="Start of a model's fingerprint, of the history or not; default: the model before."),
+        typer.Option(help="Start of a fingerprint of the channel's history; default: the model before."),
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a channel to the model before the one that it serves, or to another one that is still there."""
+    """Move a channel to the model before the one that it serves, or to an earlier one of its history."""
     decision = move_back(opened_root(root), name, to)
-    if decision["moved"]:
-        announce_rollback(decision)
+    announce_rollback(decision)
     if as_json:
         print_json(decision)
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from paraclip.flows.pages import Pages
+from paraclip.flows.local_stack import Pages
 from paraclip.tasks.publish import report_note
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.locks import lock
-from paraclip.tasks.cleaning import Collected, collect, remove
+from paraclip.tasks.channels import Collected, collect, remove
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.config import Settings

@@ -19,13 +19,14 @@ from paraclip.tasks.channels import (
     BY_ROLLBACK,
     MOVES,
     Move,
+    collect,
     history,
     models,
     moved,
+    remove,
     rollback,
     withdrawn,
 )
-from paraclip.tasks.cleaning import collect, remove
 from paraclip.tasks.publish import in_flow_run
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
