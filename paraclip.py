@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,7 @@ def plan(settings: Settings) -> Table:
     from paraclip.tasks.run.run import Run
 
     planned = plan_run(Run(settings))
-    return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
+    return Table([asdict(stage) for stage in planned.stages], "; ".join(planned.notes))
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Result:
@@ -143,7 +143,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             rows.append(stage_row(artifact, cached, time.monotonic() - started))
             if progress is None:
                 _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
-        outcome = record_result(wanted, rows, wanted.artifacts())
+        outcome = record_result(wanted, rows)
     figures = comparison_rows(outcome.summary) if outcome.summary else []
     title = f"{settings.name}: {outcome.decision or 'nothing was evaluated'}"
     return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)

@@ -89,7 +89,7 @@ def run_stages(run: Run) -> Result:
     run.check_trackers()
     with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
         rows = _Dag(run).carry()
-        result = record_result(run, rows, run.artifacts())
+        result = record_result(run, rows)
     publish_result(run.settings, result)
     return result
 

@@ -148,11 +148,12 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
         )
 
 
-def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
-    """Gather the outcome and point the run's own channel at its model."""
+def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> Result:
+    """Gather the outcome, see :func:`gather_result`, and point the run's own channel at its model."""
     name, store = run.settings.name, run.store
     check_run_name(name, store)
-    result = gather_result(run, rows, artifacts)
+    artifacts = run.artifacts()
+    result = gather_result(run, artifacts, rows)
     if "finetune" in artifacts:
         stages = {stage: artifact.fingerprint for stage, artifact in artifacts.items()}
         reason = why(result.summary) if result.summary else None

@@ -17,18 +17,16 @@ from paraclip.flows.commands.common import (
     RunDeviceOption,
     RunRootOption,
     SetOption,
+    print_facts,
     print_json,
     print_table,
     printable,
-    same_options,
     say,
-    say_next,
     settings_from,
 )
 from paraclip_core.progress import Fact, Progress
 
 if TYPE_CHECKING:
-    from paraclip.tasks.requests import Exported, Imported
     from paraclip.tasks.trial import Trial
 
 requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
@@ -60,7 +58,6 @@ def paraphrase(
         print_json(asdict(trial))
     else:
         _print(trial)
-        say_next("plan", *same_options(config, set_, root, device))
 
 
 def _print(trial: Trial) -> None:
@@ -138,12 +135,7 @@ def export(
     settings = settings_from(config, set_, root)
     with _watched() as progress:
         exported = export_requests(Run(settings), file, progress=progress)
-    if as_json:
-        print_json({**asdict(exported), "requests": exported.requests})
-    else:
-        _print_exported(exported)
-        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else ("run",)
-        say_next(*following, *same_options(config, set_, root))
+    print_facts({**asdict(exported), "requests": exported.requests}, as_json)
 
 
 @requests.command("import")
@@ -166,11 +158,7 @@ def import_(
     settings = settings_from(config, set_, root)
     with _watched() as progress:
         imported = import_answers(Run(settings), files, progress)
-    if as_json:
-        print_json(asdict(imported))
-    else:
-        _print_imported(imported)
-        say_next("requests", "export", "REQUESTS.jsonl", *same_options(config, set_, root))
+    print_facts(asdict(imported), as_json)
 
 
 @contextmanager
@@ -183,30 +171,3 @@ def _watched() -> Iterator[Progress]:
             status.update(printable(f"{facts.get('phase', '')}: {done}{of}"))
 
         yield progress
-
-
-def _print_exported(exported: Exported) -> None:
-    if exported.requests:
-        counts = f"{exported.step_1} of step 1, {exported.step_2} of step 2"
-        say(f"{exported.requests} requests ({counts}) to {exported.model} in {exported.file}")
-    else:
-        say(f"nothing to ask; {exported.file} is empty")
-    if exported.unanswered_1:
-        say("what step 2 asks about their answers is exported when these are imported")
-
-
-def _print_imported(imported: Imported) -> None:
-    say(f"{imported.new} answers of {imported.lines} lines are in the cache now")
-    notes = {
-        "were answered before": imported.answered,
-        "were declined by the server, which counts as an answer": imported.declined,
-    }
-    for note, count in notes.items():
-        if count:
-            say(f"{count} {note}")
-    if imported.new:
-        spend = "" if imported.spend is None else f", which cost {imported.spend:.4g}"
-        say(f"{imported.prompt_tokens} prompt tokens and {imported.completion_tokens} answered ones{spend}")
-    if imported.rejected:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in imported.rejected.items())
-        say(f"{sum(imported.rejected.values())} lines are of no use ({reasons}), see {', '.join(imported.rejects)}")

@@ -16,14 +16,12 @@ from paraclip.flows.commands.common import (
     RunRootOption,
     SetOption,
     opened_root,
+    print_facts,
     print_json,
-    say,
     settings_from,
 )
 from paraclip.storage.roots import open_store
 
-SHOWN = 10
-"""Opt-outs without a row that are named; the JSON names all."""
 LOADED_BY = {
     "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
     "hf": 'transformers.AutoModel.from_pretrained("{}")',
@@ -126,31 +124,13 @@ def export_dataset(
         models=model or (),
     )
     terms = written.license
-    if as_json:
-        print_json(
-            {
-                "folder": str(folder.absolute()),
-                "files": written.files,
-                "artifact": f"{paraphrases.stage}/{paraphrases.fingerprint}",
-                "rows": written.rows,
-                "license": {"strictest": terms.strictest, "class": terms.kind, "hub": terms.hub},
-                "opt_outs": {
-                    "entries": len(entries or ()),
-                    "rows": written.left_out,
-                    "unmatched": written.unmatched,
-                },
-                "notes": terms.notes,
-            }
-        )
-        return
-    counts = ", ".join(f"{count} {split}" for split, count in written.rows.items())
-    say(f"{counts} rows in {folder}, under {', '.join(terms.strictest)} ({terms.kind})")
-    if entries is not None:
-        say(f"{written.left_out} rows left out by {len(entries)} opt-outs")
-    for entry in written.unmatched[:SHOWN]:
-        say(f"this opt-out names no row: {entry}")
-    if len(written.unmatched) > SHOWN:
-        say(f"and {len(written.unmatched) - SHOWN} more; --json names all")
-    for note in terms.notes:
-        say(f"before you publish: {note}")
-    say(f'Load it with\n  datasets.load_dataset("{folder.absolute()}")')
+    facts = {
+        "folder": str(folder.absolute()),
+        "files": written.files,
+        "artifact": f"{paraphrases.stage}/{paraphrases.fingerprint}",
+        "rows": written.rows,
+        "license": {"strictest": terms.strictest, "class": terms.kind, "hub": terms.hub},
+        "opt_outs": {"entries": len(entries or ()), "rows": written.left_out, "unmatched": written.unmatched},
+        "notes": terms.notes,
+    }
+    print_facts(facts, as_json)

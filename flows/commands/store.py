@@ -26,7 +26,6 @@ from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import KEPT_MODELS, existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
 from paraclip.tasks.publish import announce_rollback
-from paraclip_core.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from paraclip.storage.answers import AnswerStore, Merged
@@ -42,7 +41,6 @@ ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]
 @artifacts.command("ls")
 def list_artifacts(
     root: RootOption = DEFAULT_ROOT,
-    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Finished and unfinished artifacts, and the channels."""
@@ -57,18 +55,11 @@ def list_artifacts(
             "metrics": artifact.manifest.metrics,
             "path": store.uri(artifact),
         }
-        for artifact in store.list(stage)
+        for artifact in store.list()
     ]
     unfinished = [
-        {"stage": name, "fingerprint": fingerprint, "path": str(path)}
-        for name, fingerprint, path in store.unfinished()
-        if stage in (None, name)
+        {"stage": name, "fingerprint": fingerprint, "path": str(path)} for name, fingerprint, path in store.unfinished()
     ]
-    if stage is not None and not rows and not unfinished:
-        from paraclip.tasks.run.dag import STAGES
-
-        if stage not in STAGES:
-            raise UnknownNameError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
     if as_json:
         print_json({"artifacts": rows, "unfinished": unfinished, "channels": store.channels()})
         return
@@ -169,7 +160,7 @@ def export(
         # A shared cache first fetches what other machines have.
         answers.refresh()
         merged = AnswerStore(folder).merge(answers.folder)
-    _print_merged(merged, f"exported to {folder}", as_json)
+    _print_merged(merged, as_json)
 
 
 @cache.command("import")
@@ -181,7 +172,7 @@ def import_(
     """Take over another cache's answers; what is answered here stays as it is. Ends with 1 if some were damaged."""
     with closing(open_answers(open_store(root))) as answers:
         merged = answers.merge(folder)
-    _print_merged(merged, f"imported from {folder}", as_json)
+    _print_merged(merged, as_json)
 
 
 @cache.command()
@@ -189,10 +180,7 @@ def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> Non
     """Join many small parts to few big ones; it may be killed at any time, and others wait meanwhile."""
     with _answers(root) as answers:
         before, after = answers.compact()
-    if as_json:
-        print_json({"before": before, "after": after})
-    else:
-        say(f"{before} parts before, {after} now")
+    print_facts({"parts before": before, "parts now": after}, as_json)
 
 
 @contextmanager
@@ -201,13 +189,8 @@ def _answers(root: str) -> Iterator[AnswerStore]:
         yield answers
 
 
-def _print_merged(merged: Merged, what: str, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(merged))
-    else:
-        say(f"{what}: {merged.new} new answers, {merged.known} known")
-        if merged.damaged:
-            say(f"{merged.damaged} parts are damaged and were left where they are")
+def _print_merged(merged: Merged, as_json: bool) -> None:
+    print_facts(asdict(merged), as_json)
     if merged.damaged:
         raise typer.Exit(1)
 

@@ -12,11 +12,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -74,8 +73,7 @@ PICTURES = 4096
 LOG, CAPTIONS = "marks.jsonl", "captions.jsonl"
 
 
-@dataclass(frozen=True)
-class Ranking:
+class Ranking(NamedTuple):
     """Rows of the index, best first."""
 
     rows: NDArray[np.int64]
@@ -161,9 +159,9 @@ class Catalogue:
         self.ids = target.index.ids
         self.captions: pa.Array | None = None
         self._rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
-        self._archives: dict[str, ImageArchive | None] = {}
-        self._folders: list[str] = []
-        self._folder_of: NDArray[np.int16] = np.full(len(self.ids), -1, np.int16)
+        self._archives: dict[str, ImageArchive] = {}
+        # An archive's name is one object for all of its images.
+        self._places: list[tuple[str, str] | None] = [None] * len(self.ids)
         self._given = None if target.images is None else _archive_of(target.images, self.ids)
         self._scenes: Path | None = None
         if target.captions is not None:
@@ -171,6 +169,8 @@ class Catalogue:
             scenes = None if made_from is None else store.find("scenes", made_from)
             self._scenes = None if scenes is None else scenes.path
             self._read(target.captions.path / "captions")
+        self.has_pictures = self._given is not None or any(self._places)
+        """Whether the page can show pictures."""
         self._lock = threading.Lock()
         self.picture = lru_cache(PICTURES)(self._picture)
 
@@ -182,15 +182,9 @@ class Catalogue:
         """A caption of the image; None where there is none."""
         return None if self.captions is None else self.captions[row].as_py()
 
-    @property
-    def has_pictures(self) -> bool:
-        """Whether the page can show pictures."""
-        return self._given is not None or bool(self._folders)
-
     def _read(self, folder: Path) -> None:
         captions: list[str | None] = [None] * len(self.ids)
-        paths: list[str | None] = [None] * len(self.ids)
-        folders: dict[str, int] = {}
+        archives: dict[str, str] = {}
         for batch in iter_batches(folder, ["image_id", "caption", "images", "image_path"]):
             for row in batch.to_pylist():
                 place = self._rows.get(row["image_id"])
@@ -198,35 +192,27 @@ class Catalogue:
                     continue
                 captions[place] = row["caption"]
                 if row["images"] and row["image_path"]:
-                    paths[place] = row["image_path"]
-                    self._folder_of[place] = folders.setdefault(row["images"], len(folders))
-        self.captions, self._paths = pa.array(captions, pa.string()), pa.array(paths, pa.string())
-        self._folders = list(folders)
+                    self._places[place] = archives.setdefault(row["images"], row["images"]), row["image_path"]
+        self.captions = pa.array(captions, pa.string())
 
     def _picture(self, row: int) -> bytes:
         """A small JPEG of the image, without metadata."""
         with self._lock:
             archive, name = self._place(row)
             image = archive.open(name)
-        small = ImageOps.contain(image, (SIDE, SIDE))
         buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=QUALITY)
+        ImageOps.contain(image, (SIDE, SIDE)).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
 
     def _place(self, row: int) -> tuple[ImageArchive, str]:
         if self._given is not None:
             return self._given, self.ids[row]
-        folder = int(self._folder_of[row])
-        if folder < 0:
+        if (place := self._places[row]) is None:
             raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
-        images = self._folders[folder]
+        images, name = place
         if images not in self._archives:
-            path = self._scenes / images if self._scenes is not None else user_path(images)
-            self._archives[images] = ImageArchive(path) if path.exists() else None
-        archive = self._archives[images]
-        if archive is None:
-            raise InputError(f"the images {images} are not here; give --images")
-        return archive, self._paths[row].as_py()
+            self._archives[images] = ImageArchive(user_path(images) if self._scenes is None else self._scenes / images)
+        return self._archives[images], name
 
 
 def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
@@ -362,7 +348,13 @@ def make_app(
     @app.get("/images/{row}", response_class=Response)
     def image(row: int) -> Response:
         """A small JPEG of the image in this row of the index."""
-        return _picture(catalogue, row)
+        if not 0 <= row < len(catalogue.ids):
+            raise HTTPException(404, f"the index has no row {row}")
+        try:
+            picture = catalogue.picture(row)
+        except ParaclipError as error:
+            raise HTTPException(404, str(error)) from error
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     return app
 
@@ -395,16 +387,6 @@ def _guard(app: FastAPI, token: str | None) -> None:
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
-
-
-def _picture(catalogue: Catalogue, row: int) -> Response:
-    if not 0 <= row < len(catalogue.ids):
-        raise HTTPException(404, f"the index has no row {row}")
-    try:
-        picture = catalogue.picture(row)
-    except ParaclipError as error:
-        raise HTTPException(404, str(error)) from error
-    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.fingerprint import FileHashes
 from paraclip.tasks.models import find_model, find_release, reference_sources
 from paraclip_core.clip.reference import fixed_place
-from paraclip_core.errors import UnknownModelError
+from paraclip_core.errors import UnknownModelError, UnknownNameError
 
 TUNED = "a" * 32
 
@@ -65,7 +65,7 @@ def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_n
         (tmp_path / name).mkdir()
     assert find_release("holiday", store) == store.path("finetune", TUNED) / "release"
     assert find_model("holiday", store).base == f"local-dir:{tmp_path / 'base'}"
-    with pytest.raises(UnknownModelError, match="base2 holds no open_clip_config"):
+    with pytest.raises(UnknownNameError, match="base2 holds no open_clip_config"):
         find_release("base2", store)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert find_model(TUNED, store).base == f"local-dir:{tmp_path / 'base'}"
