@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Result(Table):
-    """A comparison, a row for each metric; of more than two models, a row for each metric and model."""
+    """A comparison, a row for each metric; of more than two models, one for each metric and model but the base."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     """``summary.json``: models, deltas, intervals, verdict, reason."""
@@ -204,7 +204,7 @@ def evaluate(
         ModelError: a model cannot be loaded.
     """
     from paraclip.storage.roots import open_store
-    from paraclip.tasks.comparison import Request, compare_and_write, named_models, with_images
+    from paraclip.tasks.comparison import Request, compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.results import comparison_rows, why
     from paraclip_core.evaluation.run import parse_benchmark
 
@@ -217,15 +217,9 @@ def evaluate(
     if request.is_pair:
         page = folder / "report.html" if report else None
         return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
-    rows: list[dict[str, Any]] = []
-    for model, figures in summary["models"].items():
-        of = summary["comparisons"].get(model)
-        for benchmark, metric, value in ((b, m, v) for b, metrics in figures.items() for m, v in metrics.items()):
-            low, high = (None, None) if of is None else of["intervals"][benchmark][metric]
-            row = {"benchmark": benchmark, "metric": metric, "model": model, "value": value}
-            delta = None if of is None else of["deltas"][benchmark][metric]
-            rows.append(row | {"delta": delta, "low": low, "high": high})
-    title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
+    comparisons = pairs(summary)
+    rows = [{"model": name, **row} for name, pair in comparisons.items() for row in comparison_rows(pair)]
+    title = "; ".join(f"{name}: {one['verdict']}" for name, one in comparisons.items())
     return Result(rows, title, summary, folder if report else None)
 
 
@@ -279,11 +273,7 @@ def audit(
         model: as for `search`.
         queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
             its rewording; by default captions of the index's images, or names of things that they show.
-        features: as for `search`.
-        ids: as for `search`.
-        base: as for `search`.
-        root: as for `search`.
-        device: as for `search`.
+        features, ids, base, root, device: as for `search`.
 
     Raises:
         ModelError: the index was made with another image tower.

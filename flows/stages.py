@@ -34,7 +34,6 @@ from paraclip.tasks.publish import (
     emit,
     in_flow_run,
     mark_decision,
-    measured_progress,
     near_cap,
     publish_markdown,
     publish_table,
@@ -147,9 +146,8 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     started = time.monotonic()
     node, cached = run.node(name), run.artifact(name) is not None
     with shown_progress(name) as progress:
-        seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
-        seen = both(seen, measured_progress(run.settings.name, name))
-        shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
+        cap = near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend)
+        shown = both(both(progress, published_progress(run.settings.name, name)), cap)
         carry_out = _paraphrase if name in STEPS else run_stage
         artifact = carry_out(node, run, shown)
     row = stage_row(artifact, cached, time.monotonic() - started)

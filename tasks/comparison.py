@@ -19,12 +19,12 @@ from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import ConfigError
-from paraclip_core.evaluation.benchmarks import find_benchmark, metric_of
-from paraclip_core.evaluation.run import Compared, Evaluation, Provenance, compare_models
+from paraclip_core.evaluation.benchmarks import find_benchmark
+from paraclip_core.evaluation.run import Evaluation, Provenance, compare_models
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Of what the files of a comparison hold."""
 
 
@@ -120,7 +120,7 @@ def compare_and_write(
             _write_page(place / "report.html", f"{other} against {base}", request, pair, evaluation, summaries[other])
     if request.is_pair:
         return folder, summaries["tuned"]
-    whole = _summary(compared, summaries, names)
+    whole = _summary(summaries, names)
     write_json(folder / "summary.json", whole)
     return folder, whole
 
@@ -155,18 +155,13 @@ def _made(
     return folder
 
 
-def _summary(compared: Compared, summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
+def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
     """All models in one: their figures, and of each but the base what :class:`Comparison` says of it."""
     base, *others = names
-    first = summaries[others[0]]
-    rows = compared.evaluations[others[0]].comparison.rows
-    better: dict[str, dict[str, str]] = {}
-    for row in rows:
-        better.setdefault(row.benchmark, {})[row.metric] = metric_of(row.kind, row.metric).direction
+    measured = {base: summaries[others[0]]["models"]["base"]}
     return {
         "base": base,
-        "models": {base: first["models"]["base"]} | {name: summaries[name]["models"]["tuned"] for name in others},
-        "better": better,
+        "models": measured | {name: summaries[name]["models"]["tuned"] for name in others},
         "comparisons": {
             name: {key: summaries[name][key] for key in ("deltas", "intervals", "verdict", "reason", "notes")}
             for name in others
@@ -175,20 +170,14 @@ def _summary(compared: Compared, summaries: Mapping[str, dict[str, Any]], names:
     }
 
 
-def table(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of all models in one table: a figure each, and what it differs from the base by."""
-    base = summary["base"]
-    rows = []
-    for benchmark, metrics in summary["models"][base].items():
-        for metric, value in metrics.items():
-            arrow = "↓" if summary["better"][benchmark][metric].startswith("lower") else "↑"
-            row = {"benchmark": benchmark, "metric": f"{metric} {arrow}", base: f"{value:.2f}"}
-            for name, comparison in summary["comparisons"].items():
-                low, high = comparison["intervals"][benchmark][metric]
-                delta, figure = comparison["deltas"][benchmark][metric], summary["models"][name][benchmark][metric]
-                row[name] = f"{figure:.2f}  {delta:+.2f} [{low:+.2f}, {high:+.2f}]"
-            rows.append(row)
-    return ["benchmark", "metric", base, *summary["comparisons"]], rows
+def pairs(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each model but the base what a summary of the two would hold."""
+    if "comparisons" not in summary:
+        return {"tuned": dict(summary)}
+    base, models = summary["models"][summary["base"]], summary["models"]
+    return {
+        name: {**one, "models": {"base": base, "tuned": models[name]}} for name, one in summary["comparisons"].items()
+    }
 
 
 def _write_page(

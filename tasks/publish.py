@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -163,45 +163,34 @@ def near_cap(run: str, cap: float) -> Progress:
     return progress if cap else silent
 
 
-def published_progress(key: str, description: str) -> Progress:
-    """A progress that is also seen in the UI, renewed every few seconds."""
-    if not in_flow_run():
-        return silent
-    state: dict[str, Any] = {"id": None, "last": 0.0}
+def published_progress(run: str, stage: str) -> Progress:
+    """A progress that is also seen in the UI, renewed every few seconds, and by Prometheus as `paraclip_stage`.
 
-    def progress(done: int, total: int | None, **facts: Fact) -> None:
-        now = time.monotonic()
-        if not total or (now - state["last"] < PROGRESS_SECONDS and done < total):
-            return
-        state["last"] = now
-        percent = round(100 * min(done, total) / total, 1)
-
-        def show() -> None:
-            from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-            text = f"{description}: {shown_facts(facts)}" if facts else description
-            if state["id"] is None:
-                state["id"] = create_progress_artifact(progress=percent, key=key, description=text)
-            else:
-                update_progress_artifact(artifact_id=state["id"], progress=percent, description=text)
-
-        _try(f"the artifact {key} is not shown", show)
-
-    return progress
-
-
-def measured_progress(run: str, stage: str) -> Progress:
-    """A progress whose latest figures are `paraclip_stage` in what Prometheus reads from a flow run's process.
-
-    Prefect serves it where PREFECT_CLIENT_METRICS_ENABLED is set.
+    Prefect serves what Prometheus reads where PREFECT_CLIENT_METRICS_ENABLED is set.
     """
     if not in_flow_run():
         return silent
+    key, description = artifact_key(run, stage, "progress"), f"Progress of {stage}"
+    state: dict[str, Any] = {"id": None, "last": 0.0}
+
+    def show(percent: float, text: str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if state["id"] is None:
+            state["id"] = create_progress_artifact(progress=percent, key=key, description=text)
+        else:
+            update_progress_artifact(artifact_id=state["id"], progress=percent, description=text)
 
     def progress(done: int, total: int | None, **facts: Fact) -> None:
         for name, value in {"done": done, "total": total, **facts}.items():
             if isinstance(value, int | float):
                 _gauge().labels(run, stage, name).set(value)
+        now = time.monotonic()
+        if not total or (now - state["last"] < PROGRESS_SECONDS and done < total):
+            return
+        state["last"] = now
+        text = f"{description}: {shown_facts(facts)}" if facts else description
+        _try(f"the artifact {key} is not shown", partial(show, round(100 * min(done, total) / total, 1), text))
 
     return progress
 

@@ -146,7 +146,7 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
             say(f"{label}: {outcome[key]}")
 
 
-def print_comparison(summary: Mapping[str, Any]) -> None:
+def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     """The table base | tuned | delta | interval, and the verdict."""
     from paraclip.tasks.results import OVER_CONTROL, comparison_rows, why
     from paraclip_core.evaluation.benchmarks import arrow_of
@@ -172,7 +172,7 @@ def print_comparison(summary: Mapping[str, Any]) -> None:
             }
         )
     control = ["over control"] if "over_control" in summary else []
-    print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
+    print_table(title, ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
     say(f"verdict: {summary['verdict']} ({why(summary)})")
     for note in summary.get("notes", ()):
         say(f"note: {note}")
@@ -302,7 +302,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models on benchmarks in their published formats, outside any run: each with the first."""
-    from paraclip.tasks.comparison import Request, compare_and_write, named_models, table, with_images
+    from paraclip.tasks.comparison import Request, compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.run.status import shown_progress
     from paraclip_core.evaluation.run import parse_benchmark
 
@@ -316,18 +316,14 @@ def evaluate(
     with shown_progress("evaluate", lambda line: typer.echo(printable(line), err=True)) as progress:
         folder, summary = compare_and_write(open_store(root), request, out, progress)
     path = folder / "summary.json"
-    comparisons = {"": summary} if request.is_pair else summary["comparisons"]
+    comparisons = pairs(summary)
     if as_json:
         print_json({**summary, "summary_path": str(path)})
     else:
-        if request.is_pair:
-            print_comparison(summary)
-        else:
-            print_table("", *table(summary))
-            for name, comparison in comparisons.items():
-                say(f"{name}: {comparison['verdict']} ({comparison['reason']})")
-        for name in comparisons if report else ():
-            say(f"report: {folder / name / 'report.html'}")
+        for name, pair in comparisons.items():
+            print_comparison(pair, f"{name} against {next(iter(models))}")
+            if report:
+                say(f"report: {(folder if request.is_pair else folder / name) / 'report.html'}")
         say(f"summary: {path}")
     if gate and any(comparison["verdict"] != "promote" for comparison in comparisons.values()):
         raise typer.Exit(HELD)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, cast
@@ -148,7 +149,9 @@ def test_what_a_run_cannot_tell_itself_is_told(
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
     for event in ("run.waiting", "pool.down", "regenerate.missing"):
-        monkeypatch.setitem(alerts.ALERTS, event, alerts.ALERTS[event]._replace(seconds=10))
+        text, trigger = alerts.ALERTS[event]
+        soon = alerts.Alert(text, trigger.model_copy(update={"within": timedelta(seconds=10)}))
+        monkeypatch.setitem(alerts.ALERTS, event, soon)
     alerts.pass_on(url)
     create_pools()
     # The one without the tag is nobody's here.
