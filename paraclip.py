@@ -204,17 +204,17 @@ def evaluate(
         ModelError: a model cannot be loaded.
     """
     from paraclip.storage.roots import open_store
-    from paraclip.tasks.comparison import Request, compare_and_write, named_models, pairs, with_images
+    from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.results import comparison_rows, why
     from paraclip_core.evaluation.run import parse_benchmark
 
     chosen = with_images([parse_benchmark(text) for text in benchmarks], images)
-    request = Request(
-        named_models([f"{name}={model}" for name, model in models.items()]), chosen, split, device, report
-    )
+    named = named_models([f"{name}={model}" for name, model in models.items()])
+    folder = None if out is None else Path(out)
+    facts: dict[str, Any] = {"split": split, "device": device, "report": report}
     with _progress_of("evaluate", progress) as shown:
-        folder, summary = compare_and_write(open_store(root), request, None if out is None else Path(out), shown)
-    if request.is_pair:
+        folder, summary = compare_and_write(open_store(root), named, chosen, folder, **facts, progress=shown)
+    if "comparisons" not in summary:
         page = folder / "report.html" if report else None
         return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
     comparisons = pairs(summary)

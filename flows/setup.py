@@ -153,8 +153,8 @@ def trigger_of(
     related: Sequence[Mapping[str, Any]] = (),
     for_each: Iterable[str] = ("prefect.resource.id",),
 ) -> EventTrigger:
-    """The trigger that fires on an event, the next one of its kind `seconds` later at the earliest; or with `after` where
-    none of them comes so many seconds after those."""
+    """The trigger that fires on an event, the next of its kind `seconds` later at the earliest; or with `after` where
+    none comes so many seconds after those."""
     return EventTrigger(
         after=set(after),
         expect=set(expect),

@@ -143,24 +143,6 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
 
 
-def _check(repo: str) -> None:
-    """See that `repo` can be a name and that there is a login."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f"{repo!r} is no name on the hub: {one_line(error)}; expected ORG/NAME") from error
-    if "/" not in repo:
-        raise ConfigError(f"{repo!r} names no organization or user; expected ORG/NAME")
-    if constants.HF_HUB_OFFLINE:
-        raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
-    if get_token() is None:
-        raise ConfigError(f"nothing can be pushed to {repo} without a login; {LOGIN}")
-
-
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     """Push what `export` or `export-dataset` wrote (Parquet in `data` makes it a data set); gives the address.
 
@@ -175,15 +157,16 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
             f"{folder} holds no {CARD}; expected a folder that `paraclip export` or `paraclip export-dataset` wrote"
         )
     kind = "dataset" if any(folder.glob("data/*.parquet")) else "model"
-    _check(repo)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
-    card = published_card((folder / CARD).read_text("utf-8"), repo)
-    operations = [CommitOperationAdd(CARD, card.encode())]
-    operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     api = HfApi(library_name="paraclip")
     try:
         url = api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True)
-        api.create_commit(repo, operations, repo_type=kind, commit_message=f"{kind.capitalize()} exported by paraclip")
+        card = published_card((folder / CARD).read_text("utf-8"), url.repo_id)
+        operations.append(CommitOperationAdd(CARD, card.encode()))
+        api.create_commit(
+            url.repo_id, operations, repo_type=kind, commit_message=f"{kind.capitalize()} exported by paraclip"
+        )
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise ConfigError(f"the hub refuses to write to {repo}: {one_line(error)}; {LOGIN}") from error

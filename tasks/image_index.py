@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,24 +112,25 @@ def search(target: SearchTarget, query: str, count: int, device: str = "cpu") ->
     nearest = {name: nearest_images(clip, searcher, query, count) for name, clip in models.items()}
     captions = captions_of(target.captions, {image for hits in nearest.values() for image, _ in hits})
     return {
-        name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]
+        name: [
+            Hit(rank, image, round(score, 4), next(iter(captions.get(image, ())), None))
+            for rank, (image, score) in enumerate(hits, 1)
+        ]
         for name, hits in nearest.items()
     }
 
 
-def captions_of(captions: Artifact | None, image_ids: set[str]) -> dict[str, str]:
-    """The first caption of each of some images, as far as there are any."""
-    first: dict[str, str] = {}
+def captions_of(captions: Artifact | None, image_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The captions of each of some images, as far as there are any."""
+    chosen: dict[str, list[str]] = {}
     if captions is None:
-        return first
+        return chosen
+    wanted = pc.SetLookupOptions(value_set=pa.array(list(image_ids), pa.string()))
     for batch in iter_batches(captions.path / "captions", ["image_id", "caption"]):
-        rows: list[dict[str, Any]] = batch.to_pylist()
-        for row in rows:
-            if row["image_id"] in image_ids:
-                first.setdefault(row["image_id"], row["caption"])
-        if len(first) == len(image_ids):
-            break
-    return first
+        rows = batch.filter(pc.call_function("is_in", [batch["image_id"]], wanted))
+        for image, caption in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            chosen.setdefault(image, []).append(caption)
+    return chosen
 
 
 def verify_index(
@@ -190,13 +191,7 @@ def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[
     """Queries for an index that comes alone: captions of its images, two of one image as a pair, or names of things."""
     if target.captions is None:
         return _fitting_names(searcher, encode)
-    ids = target.index.ids[:: max(1, len(target.index) // QUERIES)]
-    wanted = pc.SetLookupOptions(value_set=pa.array(ids, pa.string()))
-    captions: dict[str, list[str]] = {}
-    for batch in iter_batches(target.captions.path / "captions", ["image_id", "caption"]):
-        chosen = batch.filter(pc.call_function("is_in", [batch["image_id"]], wanted))
-        for image, caption in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
-            captions.setdefault(image, []).append(caption)
+    captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])
     others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
     return [*others, *(texts[0] for texts in captions.values())]
 

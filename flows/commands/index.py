@@ -14,9 +14,9 @@ from paraclip.flows.commands.common import (
     DeviceOption,
     JsonOption,
     RootOption,
+    print_facts,
     print_json,
     print_table,
-    printable,
     say,
 )
 from paraclip.storage.roots import open_store
@@ -101,14 +101,7 @@ def verify_index(
     models = {"base": str(find_release(base, store)), "tuned": str(find_release(tuned, store))}
     checks = verify(**models, images=images, features=features, sample=sample, ids=ids)
     valid = all(check.valid for check in checks)
-    if as_json:
-        print_json({**models, "valid": valid, "checks": [asdict(check) for check in checks]})
-    else:
-        for check in checks:
-            typer.echo(printable(f"{'same ' if check.valid else 'OTHER'} {check.what}: {check.detail}"))
-            for difference in check.differences:
-                typer.echo(printable(f"      {difference}"))
-        typer.echo(f"stored image embeddings {'stay valid' if valid else 'are NOT valid for the tuned model'}")
+    print_facts({**models, "valid": valid, "checks": [asdict(check) for check in checks]}, as_json)
     if not valid:
         raise typer.Exit(INVALID)
 

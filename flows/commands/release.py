@@ -17,16 +17,9 @@ from paraclip.flows.commands.common import (
     SetOption,
     opened_root,
     print_facts,
-    print_json,
     settings_from,
 )
 from paraclip.storage.roots import open_store
-
-LOADED_BY = {
-    "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
-    "hf": 'transformers.AutoModel.from_pretrained("{}")',
-    "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
-}
 
 
 def export(
@@ -57,11 +50,7 @@ def export(
     stated = {"language": language, "datasets": dataset, "license": license_}
     about = {name: value for name, value in stated.items() if value}
     files = export_model(find_release(model, store), folder, layout, store, about)
-    if as_json:
-        print_json({"folder": str(folder.absolute()), "format": layout, "files": files})
-        return
-    typer.echo(f"{len(files)} files in {folder}. Load it with")
-    typer.echo(f"  {LOADED_BY[layout].format(folder.absolute())}")
+    print_facts({"folder": str(folder.absolute()), "format": layout, "files": files}, as_json)
 
 
 def push(

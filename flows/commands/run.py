@@ -302,7 +302,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models on benchmarks in their published formats, outside any run: each with the first."""
-    from paraclip.tasks.comparison import Request, compare_and_write, named_models, pairs, with_images
+    from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.run.status import shown_progress
     from paraclip_core.evaluation.run import parse_benchmark
 
@@ -312,9 +312,10 @@ def evaluate(
         if chosen.path and not user_path(chosen.path).exists():
             raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
     command = shlex.join(["paraclip", *sys.argv[1:]])
-    request = Request(models, with_images(benchmarks, images or ()), split, device, report, command)
+    benchmarks = with_images(benchmarks, images or ())
     with shown_progress("evaluate", lambda line: typer.echo(printable(line), err=True)) as progress:
-        folder, summary = compare_and_write(open_store(root), request, out, progress)
+        facts: dict[str, Any] = {"split": split, "device": device, "report": report, "command": command}
+        folder, summary = compare_and_write(open_store(root), models, benchmarks, out, **facts, progress=progress)
     path = folder / "summary.json"
     comparisons = pairs(summary)
     if as_json:
@@ -323,7 +324,7 @@ def evaluate(
         for name, pair in comparisons.items():
             print_comparison(pair, f"{name} against {next(iter(models))}")
             if report:
-                say(f"report: {(folder if request.is_pair else folder / name) / 'report.html'}")
+                say(f"report: {(folder / name if 'comparisons' in summary else folder) / 'report.html'}")
         say(f"summary: {path}")
     if gate and any(comparison["verdict"] != "promote" for comparison in comparisons.values()):
         raise typer.Exit(HELD)

@@ -93,13 +93,7 @@ def verify(
     unreadable = store.unreadable() if name is None else []
     checked += [{"stage": stage, "fingerprint": print_, "problems": [problem]} for stage, print_, problem in unreadable]
     damaged = [entry for entry in checked if entry["problems"]]
-    if as_json:
-        print_json({"checked": len(checked), "damaged": damaged})
-    else:
-        for entry in damaged:
-            for problem in entry["problems"]:
-                say(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
-        say(f"{len(checked)} artifacts checked, {len(damaged)} damaged")
+    print_facts({"checked": len(checked), "damaged": damaged}, as_json)
     if damaged:
         raise typer.Exit(1)
 

@@ -65,12 +65,10 @@ BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
 HELD_SHARE = 0.5
 """Share of the free memory that the index may take; a larger one is read from the disk at every search."""
-TEXTS = 20_000
-"""Texts whose embeddings stay in memory, some 2 kB each."""
 SIDE, QUALITY = 320, 80
 PICTURES = 4096
 """Thumbnails that stay in memory, some 15 kB each."""
-LOG, CAPTIONS = "marks.jsonl", "captions.jsonl"
+CAPTIONS = "captions.jsonl"
 
 
 class Ranking(NamedTuple):
@@ -93,7 +91,6 @@ class SearchEngine:
         self._weights = {name: _text_weights(clip) for name, clip in models.items()}
         self._blended: ClipModel | None = None
         self._alpha = -1.0
-        self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
         # One request at a time: the mixed model and the index fill the processor as it is.
         self._lock = threading.Lock()
 
@@ -114,22 +111,12 @@ class SearchEngine:
             if like is not None:
                 vectors = list(self.searcher.rows(np.full(len(alphas), like)))
             else:
-                vectors = [vector for alpha in alphas for vector in self._embed(alpha, wordings)]
+                vectors = [vector for alpha in alphas for vector in encode_texts(self._model(alpha), wordings)]
             if right or wrong:
                 marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
                 vectors = [refine(vector, *marked) for vector in vectors]
             rows, scores = self.searcher.nearest(np.stack(vectors), count)
             return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
-
-    def _embed(self, alpha: float, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Unit embeddings of texts by the model at α; those that are new are encoded at once."""
-        if missing := [text for text in dict.fromkeys(texts) if (alpha, text) not in self._texts]:
-            vectors = encode_texts(self._model(alpha), missing)
-            self._texts.update(((alpha, text), vector) for text, vector in zip(missing, vectors, strict=True))
-        embeddings = [self._texts[alpha, text] for text in texts]
-        while len(self._texts) > TEXTS:
-            self._texts.popitem(last=False)
-        return embeddings
 
     def _model(self, alpha: float) -> ClipModel:
         if alpha in (BASE, 1.0):
@@ -227,49 +214,23 @@ def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
 
 
 class Marks:
-    """A log of marks in one folder, and a JSONL of captions made from it.
+    """A JSONL with a row for each image that a query was marked right for: the query as its caption.
 
-    ``captions.jsonl`` has a row for each image that a query was right for: the query as its caption. It is a source for
-    ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
+    It is a source for ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._path = folder / CAPTIONS
         self._lock = threading.Lock()
 
     def mark(self, query: str, image_id: str, value: int) -> None:
         """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts."""
-        row = {"query": query, "image_id": image_id, "mark": value, "at": round(time.time(), 3)}
+        row = {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
         with self._lock:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(row, ensure_ascii=True) + "\n")
-                log.flush()
-                os.fsync(log.fileno())
-            self._write_captions()
-
-    def all(self) -> dict[tuple[str, str], int]:
-        """The last mark of each query and image; a line that a full disk cut short is left out."""
-        path = self._folder / LOG
-        marks: dict[tuple[str, str], int] = {}
-        if not path.exists():
-            return marks
-        for line in path.read_bytes().splitlines():
-            try:
-                row = parse_json(line)
-                marks[row["query"], row["image_id"]] = int(row["mark"])
-            except (ValueError, KeyError, TypeError):
-                continue
-        return marks
-
-    def _write_captions(self) -> None:
-        rows = [
-            {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
-            for (query, image_id), value in self.all().items()
-            if value > 0 and query
-        ]
-        text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-        write_atomic(self._folder / CAPTIONS, lambda file: file.write(text.encode()))
+            lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+            rows = [other for other in map(parse_json, lines) if other != row] + [row] * (value > 0)
+            text = "".join(json.dumps(one, ensure_ascii=True) + "\n" for one in rows)
+            write_atomic(self._path, lambda file: file.write(text.encode()))
 
 
 ImageIds = Annotated[list[str], Field(max_length=MOST_MARKS)]
