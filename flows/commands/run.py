@@ -324,7 +324,8 @@ def evaluate(
         for name, pair in comparisons.items():
             print_comparison(pair, f"{name} against {next(iter(models))}")
             if report:
-                say(f"report: {(folder / name if 'comparisons' in summary else folder) / 'report.html'}")
+                page = folder / name if "comparisons" in summary else folder
+                say(f"report: {page / 'report.html'}")
         say(f"summary: {path}")
     if gate and any(comparison["verdict"] != "promote" for comparison in comparisons.values()):
         raise typer.Exit(HELD)

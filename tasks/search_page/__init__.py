@@ -5,11 +5,8 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
 from functools import lru_cache
