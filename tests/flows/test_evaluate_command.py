@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+PAIR = ("-m", "base=base", "-m", "tuned=tuned")
+
 
 @pytest.fixture
 def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Callable[[Path], Path]:
@@ -21,7 +23,7 @@ def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Call
 
     def evaluated(here: Path) -> Path:
         monkeypatch.chdir(here)
-        options = f"--base base --tuned tuned --benchmark stsb=s.tsv --root {tmp_path}/r"
+        options = f"-m base=base -m tuned=tuned --benchmark stsb=s.tsv --root {tmp_path}/r"
         cli.json(["evaluate", *options.split()])
         return written[-1]
 
@@ -42,26 +44,24 @@ def _write(folder: Path, benchmark: str = "1", weights: str = "1") -> Path:
 
 
 def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder_of: Callable[[Path], Path]) -> None:
-    found = [folder_of(_write(tmp_path / "here"))]
-    assert folder_of(_write(tmp_path / "here")) == found[0]
-    assert found[0].parent == tmp_path / "r" / "results" / "evaluate"
-    found.append(folder_of(_write(tmp_path / "here", benchmark="2")))
-    found.append(folder_of(_write(tmp_path / "there", benchmark="3")))
-    found.append(folder_of(_write(tmp_path / "there", benchmark="3", weights="2")))
-    assert len(set(found)) == 4
+    folders = [folder_of(_write(tmp_path / "here"))]
+    assert folder_of(_write(tmp_path / "here")) == folders[0]
+    assert folders[0].parent == tmp_path / "r" / "results" / "evaluate"
+    folders.append(folder_of(_write(tmp_path / "here", benchmark="2")))
+    folders.append(folder_of(_write(tmp_path / "there", benchmark="3")))
+    folders.append(folder_of(_write(tmp_path / "there", benchmark="3", weights="2")))
+    assert len(set(folders)) == 4
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--base", "base"], "name two models, with --base and --tuned, or any number with --model NAME=MODEL"),
-        (["--base", "base", "-m", "a=tuned"], "--model takes the place of --base and --tuned"),
         (["-m", "a=base"], "--model: 1 given, expected two at least, the base first"),
         (["-m", "a=base", "-m", "a=tuned"], "another model has the name 'a'"),
         (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
-        (["--base", "base", "--tuned", "tuned", "--images", "gone"], "--images 'gone': gone does not exist"),
-        (["--base", "base", "--tuned", "tuned", "--images", "base"], "none of stsb reads images beside its path"),
-        (["--base", "base", "--tuned", "tuned", "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
+        ([*PAIR, "--images", "gone"], "--images 'gone': gone does not exist"),
+        ([*PAIR, "--images", "base"], "none of stsb reads images beside its path"),
+        ([*PAIR, "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
     ],
 )
 def test_wrong_options_are_told_before_anything_is_measured(

@@ -13,8 +13,6 @@ import pytest
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from tests.flows.test_cli import STAGES
 
-Capture = pytest.CaptureFixture[str]
-
 
 @pytest.fixture
 def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
@@ -52,21 +50,3 @@ def test_a_second_machine_has_nothing_to_do(
     # A run that only shows its outcome needs the outcome's artifacts and no other.
     assert here(url) == {"evaluate", "report"}
     assert {row["stage"] for row in outcome["stages"] if row["path"].startswith("memory://")} == {*STAGES} - here(url)
-
-
-def test_artifacts_commands(
-    finished_run: Callable[..., Any], url: str, second: Callable[[], None], tmp_path: Path, cli: Any
-) -> None:
-    run = finished_run(f"run.root={url}")
-    cli(["run", "-c", str(run.config), "--set", f"run.root={url}"])  # sets the channel
-    second()
-    listed = cli.json(["artifacts", "ls", "--root", url])
-    assert {artifact["stage"] for artifact in listed["artifacts"]} == set(STAGES)
-    assert all(artifact["path"].startswith(f"{url}/artifacts/") for artifact in listed["artifacts"])
-    assert listed["channels"]["made"]["fingerprint"] == run.artifacts["finetune"].fingerprint
-    assert cli.json(["artifacts", "show", "made", "--root", url])["stage"] == "finetune"
-    assert cli.json(["artifacts", "verify", "--root", url]) == {"checked": len(STAGES), "damaged": []}
-    assert cli.json(["artifacts", "gc", "--keep-days", "0", "--root", url])["items"] == []
-    assert here(url) == set()
-    assert cli.json(["export", "made", str(tmp_path / "model"), "--root", url])["files"] == ["open_clip_config.json"]
-    assert here(url) == {"finetune"}
