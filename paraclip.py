@@ -81,15 +81,8 @@ class Result(Table):
 
     @property
     def verdict(self) -> str | None:
-        """promote or hold; None where nothing or more than one model was compared with the base."""
+        """promote or hold; None where nothing was compared, or several were, see `comparisons` in `summary`."""
         return self.summary.get("verdict")
-
-    @property
-    def verdicts(self) -> dict[str, str]:
-        """promote or hold of each model that was compared with the base."""
-        if self.verdict is not None:
-            return {"tuned": self.verdict}
-        return {name: one["verdict"] for name, one in self.summary.get("comparisons", {}).items()}
 
 
 def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:

@@ -30,7 +30,6 @@ from paraclip.flows.shards import Here, ask_in_shards
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (
     artifact_key,
-    as_text,
     emit,
     in_flow_run,
     mark_decision,
@@ -233,7 +232,7 @@ def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
     ask_in_shards(node, run, progress)
     artifact = run_stage(node, run, progress)
     if rows := finished_samples(artifact, STEPS[name]):
-        publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
+        publish_table(key, rows, f"Some answers of {name}")
     return artifact
 
 

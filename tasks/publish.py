@@ -57,12 +57,16 @@ def artifact_key(*parts: str) -> str:
 
 
 def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's row whose texts the UI shows as they are.
+    """A table's row whose texts the UI shows as they are, and counts by name, which it would show as an object.
 
     Its older look renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from
     anywhere.
     """
-    return {name: MARKUP.sub(r"\\\g<0>", cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+    cells = {}
+    for name, cell in row.items():
+        text = ", ".join(f"{key} {count}" for key, count in cell.items()) if isinstance(cell, Mapping) else cell
+        cells[name] = MARKUP.sub(r"\\\g<0>", text) if isinstance(text, str) else text
+    return cells
 
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
@@ -71,15 +75,9 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
     def create() -> None:
         from prefect.artifacts import create_table_artifact
 
-        table = [{name: _cell(cell) for name, cell in row.items()} for row in rows]
-        create_table_artifact(table=table, key=key, description=description)
+        create_table_artifact(table=[as_text(row) for row in rows], key=key, description=description)
 
     _try(f"the artifact {key} is not shown", create)
-
-
-def _cell(value: Any) -> Any:
-    """Counts by name as text: the UI would show `[object Object]`."""
-    return ", ".join(f"{name} {count}" for name, count in value.items()) if isinstance(value, Mapping) else value
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:

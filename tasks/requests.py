@@ -301,26 +301,19 @@ def export_requests(run: Run, path: Path, progress: Progress = silent) -> Export
 
 
 def _askable(run: Run) -> Run:
-    options = run.paraphraser.options
-    if not run.paraphraser.facts.asks:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
-            "shall answer them"
-        )
-    if options.judge is not None:
-        raise ConfigError(
-            "paraphrase.judge asks about answers as they come, which a batch file cannot; import the answers with "
-            "paraphrase.judge=null, and let `paraclip run` ask the judge"
-        )
-    if not options.model:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} has no paraphrase.model, by which a batch file names who shall "
-            "answer; take engine openai, vllm or transformers"
-        )
-    if any(map(run.paraphraser.asks_words, STEPS.values())):
-        raise ConfigError(
-            "a batch file cannot ask for single words, as the few-shot prompts do; set paraphrase.prompts=paper"
-        )
+    paraphraser = run.paraphraser
+    options, engine = paraphraser.options, f"paraphrase.engine={paraphraser.options.engine}"
+    problem = None
+    if not paraphraser.facts.asks:
+        problem = f"{engine} asks nothing; name the engine whose model shall answer"
+    elif options.judge is not None:
+        problem = "paraphrase.judge asks about answers as they come; import with paraphrase.judge=null, and then run"
+    elif not options.model:
+        problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
+    elif any(map(paraphraser.asks_words, STEPS.values())):
+        problem = "few-shot prompts also ask for single words, which no batch file can; set paraphrase.prompts=paper"
+    if problem is not None:
+        raise ConfigError(problem)
     return run
 
 

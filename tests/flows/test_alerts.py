@@ -196,13 +196,13 @@ def test_a_person_has_the_last_word(
     from paraclip.flows.alerts import pass_on
     from paraclip.flows.local_stack import POOLS, TAG
     from paraclip.flows.regenerate import regenerate
-    from paraclip.flows.setup import SILENT, create_automation, create_pools
+    from paraclip.flows.setup import SILENT, create_automations, create_pools
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
     create_pools()
     if silent:
-        create_automation(SILENT._replace(seconds=silent))
+        create_automations(SILENT._replace(seconds=silent))
     night = finished_run("name=nightly", "run.promote=ask", verdict="promote")
     with pytest.raises(ConfigError, match="needs a run of the deployment"):
         regenerate(settings=night.settings)

@@ -1,4 +1,4 @@
-"""`paraclip paraphrase` and `requests`: what they show, keep and count, and that no caption or answer steers a shell."""
+"""`paraclip paraphrase` and `requests`: what they show, keep and count, and that no text steers a terminal."""
 
 from __future__ import annotations
 
