@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import write_atomic
 from paraclip.storage.parquet import iter_batches
-from paraclip.tasks.models import base_of, find_model, find_release
+from paraclip.tasks.models import RELEASE, find_release, find_tuned
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, IndexCheck, check_features, check_images, check_towers, read_index
@@ -25,7 +26,7 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
-from paraclip_core.errors import ConfigError, InputError, ModelError
+from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
 from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.page import WORST, render_audit, thumbnail
 
@@ -67,12 +68,21 @@ def search_target(
     if features is None:
         if ids is not None:
             raise ConfigError("--ids belongs to --features; give both, or neither")
-        pair = find_model(model, store, base)
-        stored = FeatureStore(pair.features.path)
-        index = ImageIndex(stored.view(), stored.image_ids, str(pair.features.path))
-        return SearchTarget(pair.base, pair.tuned, index, pair.captions, images)
+        artifact, base = find_tuned(model, store, base)
+        inputs = artifact.manifest.inputs
+        stored = store.expect("features", inputs["features"], f"the images of {model!r}").path
+        features_of = FeatureStore(stored)
+        index = ImageIndex(features_of.view(), features_of.image_ids, str(stored))
+        captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
+        return SearchTarget(base, str(artifact.path / RELEASE), index, captions, images)
     tuned = str(find_release(model, store))
-    before = str(find_release(base, store)) if base else base_of(model, store) or tuned
+    if base is not None:
+        before = str(find_release(base, store))
+    else:
+        # Of a model that no run made, the model itself.
+        before = tuned
+        with suppress(UnknownNameError):
+            before = find_tuned(model, store)[1]
     return SearchTarget(before, tuned, read_index(features, ids), None, images)
 
 

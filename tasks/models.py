@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,57 +49,26 @@ def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
     return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """A tuned model with what belongs to it."""
+def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tuple[Artifact, str]:
+    """The tuned model of a channel, the start of a fingerprint or a folder of an artifact; and its base's reference.
 
-    tuned: str
-    """Reference of the tuned model."""
-    base: str
-    """Reference of the model that it was tuned from."""
-    features: Artifact
-    """Features of the images that it can be asked about."""
-    captions: Artifact | None
-    """The ingested captions, None where they were deleted."""
-
-
-def find_model(name: str, store: ArtifactStore, base: str | None = None) -> FoundModel:
-    """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
-
-    `base` says where the base lies, if it is no longer where the model was tuned.
+    That is what a stage made, or one with the same contents as when the model was tuned; `base` says where it lies, if
+    it is no longer there.
     """
     artifact = _artifact(name, store, ("finetune",))
-    inputs = artifact.manifest.inputs
-    features = store.expect("features", inputs["features"], f"the images of {name!r}")
-    captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
-    return FoundModel(str(artifact.path / RELEASE), _base_of(name, artifact, store, base), features, captions)
-
-
-def base_of(name: str, store: ArtifactStore) -> str | None:
-    """Reference of the base of a model that a run tuned; None for any other model."""
-    try:
-        return _base_of(name, _artifact(name, store, ("finetune",)), store, None)
-    except UnknownNameError:
-        return None
-
-
-def _base_of(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
-    """Reference of the base: the one that a stage made, or one with the same contents as when the model was tuned."""
     manifest = artifact.manifest
     if fingerprint := manifest.inputs.get("bootstrap"):
-        return str(store.expect("bootstrap", fingerprint, f"the base of {name!r}").path / RELEASE)
-    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
-    then = sources_of(manifest.inputs)
-    if not then:
-        return base
-    missing = next((path for path in model_files(base) if not path.exists()), None)
-    if missing is not None:
-        raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
-    if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
-        raise UnknownModelError(
-            f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
-        )
-    return base
+        return artifact, str(store.expect("bootstrap", fingerprint, f"the base of {name!r}").path / RELEASE)
+    base = str(base or manifest.metrics.get("base") or manifest.options.get("base", ""))
+    if then := sources_of(manifest.inputs):
+        missing = next((path for path in model_files(base) if not path.exists()), None)
+        if missing is not None:
+            raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
+        if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
+            raise UnknownModelError(
+                f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
+            )
+    return artifact, base
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:

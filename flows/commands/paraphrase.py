@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from paraclip.flows.commands.common import (
     ConfigOption,
@@ -24,7 +21,6 @@ from paraclip.flows.commands.common import (
     say,
     settings_from,
 )
-from paraclip_core.progress import Fact, Progress
 
 if TYPE_CHECKING:
     from paraclip.tasks.trial import Trial
@@ -131,9 +127,10 @@ def export(
     """
     from paraclip.tasks.requests import export_requests
     from paraclip.tasks.run.run import Run
+    from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root)
-    with _watched() as progress:
+    with shown_progress("requests") as progress:
         exported = export_requests(Run(settings), file, progress=progress)
     print_facts({**asdict(exported), "requests": exported.requests}, as_json)
 
@@ -154,20 +151,9 @@ def import_(
     """
     from paraclip.tasks.requests import import_answers
     from paraclip.tasks.run.run import Run
+    from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root)
-    with _watched() as progress:
+    with shown_progress("requests") as progress:
         imported = import_answers(Run(settings), files, progress)
     print_facts(asdict(imported), as_json)
-
-
-@contextmanager
-def _watched() -> Iterator[Progress]:
-    """A progress that a terminal shows on standard error."""
-    with Console(stderr=True).status("looking for captions and answers") as status:
-
-        def progress(done: int, total: int | None, **facts: Fact) -> None:
-            of = "" if total is None else f" of {total}"
-            status.update(printable(f"{facts.get('phase', '')}: {done}{of}"))
-
-        yield progress

@@ -8,7 +8,7 @@ import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.fingerprint import FileHashes
-from paraclip.tasks.models import find_model, find_release, reference_sources
+from paraclip.tasks.models import find_release, find_tuned, reference_sources
 from paraclip_core.clip.reference import fixed_place
 from paraclip_core.errors import UnknownModelError, UnknownNameError
 
@@ -40,7 +40,7 @@ def test_a_base_in_a_file_or_from_elsewhere_is_its_name(tmp_path: Path) -> None:
     for number, (base, option) in enumerate(
         ((f"ViT-B-32:{tmp_path / 'w.pt'}", "ViT-B-32:local"), ("ViT-B-32:openai", "ViT-B-32:openai"))
     ):
-        assert find_model(TUNED, _tuned(tmp_path / str(number), base, option)).base == base
+        assert find_tuned(TUNED, _tuned(tmp_path / str(number), base, option))[1] == base
 
 
 def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
@@ -48,10 +48,10 @@ def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
     store = _tuned(tmp_path, str(folder), "local")
     folder.rename(tmp_path / "moved")
     with pytest.raises(UnknownModelError, match=rf"has no {folder}/.*; say with --base"):
-        find_model(TUNED, store)
-    assert find_model(TUNED, store, str(tmp_path / "moved")).base == str(tmp_path / "moved")
+        find_tuned(TUNED, store)
+    assert find_tuned(TUNED, store, str(tmp_path / "moved"))[1] == str(tmp_path / "moved")
     with pytest.raises(UnknownModelError, match=r"is not the model that 'a+' was tuned from"):
-        find_model(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
+        find_tuned(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
 
 
 def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_name(
@@ -64,8 +64,8 @@ def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_n
     for name in ("holiday", "base2", "elsewhere"):
         (tmp_path / name).mkdir()
     assert find_release("holiday", store) == store.path("finetune", TUNED) / "release"
-    assert find_model("holiday", store).base == f"local-dir:{tmp_path / 'base'}"
+    assert find_tuned("holiday", store)[1] == f"local-dir:{tmp_path / 'base'}"
     with pytest.raises(UnknownNameError, match="base2 holds no open_clip_config"):
         find_release("base2", store)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert find_model(TUNED, store).base == f"local-dir:{tmp_path / 'base'}"
+    assert find_tuned(TUNED, store)[1] == f"local-dir:{tmp_path / 'base'}"

@@ -132,19 +132,6 @@ def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     assert amounts_of(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
 
 
-def test_paraphrases_from_a_file_are_counted_without_looking_any_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    captions = [f"a picture of number {number}" for number in range(20)]
-    (tmp_path / "a.txt").write_text("".join(f"{caption}\n" for caption in captions))
-    (tmp_path / "p.csv").write_text("caption,paraphrase_1,paraphrase_2\na picture of number 1,one,first\n")
-    given = [f"data.root={tmp_path}", "data.sources.0.path=a.txt", "paraphrase.fraction=0.5"]
-    settings = load_settings(None, [*given, "paraphrase.engine=file", "paraphrase.file.path=p.csv"])
-    monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: pytest.fail("answers were looked up"))
-    found = amounts_of(Run(settings, ArtifactStore(tmp_path / "root")), {})
-    assert [(found[name].rows, found[name].requests) for name in STEPS] == [(10, 0)] * 2
-
-
 SCENES = ("data.sources.0.path=captions.jsonl", "data.sources.0.images=images.tar")
 STEPS = ("paraphrase_1", "paraphrase_2")
 SMALL = ASSUMED["small-model"]
