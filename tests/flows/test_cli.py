@@ -140,6 +140,7 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     error = cli(["promote", *config, "--set", "finetune.seed=2"], code=2).err
     assert "is not finished (finetune, evaluate, report)" in error
     root = ["--root", str(first.store.root)]
+    finished_run("finetune.seed=7")
     assert cli.json(["artifacts", "gc", *root])["items"] == []
     assert "young; see --keep-days" in cli(["artifacts", "gc", *root]).out
     first.config.unlink()
