@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import jsonschema
 import pytest
 import yaml
 
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -202,3 +206,104 @@ def test_a_failing_stage_is_one_message_without_a_traceback(tmp_path: Path) -> N
     assert "error:" in done.stderr and "bad.parquet" in done.stderr
     assert "Traceback" not in done.stderr and "prefect" not in done.stderr.lower()
     assert done.stdout == ""
+
+
+PAIR = ("-m", "base=base", "-m", "tuned=tuned")
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Callable[[Path], Path]:
+    """The folder of the results of an evaluation that is called in a given folder."""
+    written: list[Path] = []
+
+    def write_evaluation(folder: Path, *_: object) -> dict[str, Any]:
+        written.append(folder)
+        return {"verdict": "hold"}
+
+    def evaluated(here: Path) -> Path:
+        monkeypatch.chdir(here)
+        options = f"-m base=base -m tuned=tuned --benchmark stsb=s.tsv --root {tmp_path}/r"
+        cli.json(["evaluate", *options.split()])
+        return written[-1]
+
+    monkeypatch.setattr(
+        "paraclip.tasks.comparison.compare_models", lambda *_, **__: SimpleNamespace(evaluations={"tuned": None})
+    )
+    monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", write_evaluation)
+    return evaluated
+
+
+def _write(folder: Path, benchmark: str = "1", weights: str = "1") -> Path:
+    for model in ("base", "tuned"):
+        (folder / model).mkdir(parents=True, exist_ok=True)
+        (folder / model / "open_clip_config.json").write_text("{}")
+        (folder / model / "open_clip_model.safetensors").write_text(weights)
+    (folder / "s.tsv").write_text(benchmark)
+    return folder
+
+
+def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder_of: Callable[[Path], Path]) -> None:
+    folders = [folder_of(_write(tmp_path / "here"))]
+    assert folder_of(_write(tmp_path / "here")) == folders[0]
+    assert folders[0].parent == tmp_path / "r" / "results" / "evaluate"
+    folders.append(folder_of(_write(tmp_path / "here", benchmark="2")))
+    folders.append(folder_of(_write(tmp_path / "there", benchmark="3")))
+    folders.append(folder_of(_write(tmp_path / "there", benchmark="3", weights="2")))
+    assert len(set(folders)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-m", "a=base"], "--model: 1 given, expected two at least, the base first"),
+        (["-m", "a=base", "-m", "a=tuned"], "another model has the name 'a'"),
+        (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
+        ([*PAIR, "--images", "gone"], "--images 'gone': gone does not exist"),
+        ([*PAIR, "--images", "base"], "none of stsb reads images beside its path"),
+        ([*PAIR, "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(_write(tmp_path / "here"))
+    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
+    assert message in cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", f"--root={tmp_path}/r"], code=2).err
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A root of its own, seen from the machine `one`."""
+    bucket = uuid.uuid4().hex
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    yield f"memory://{bucket}/root"
+    if fsspec.filesystem("memory").exists(f"/{bucket}"):
+        fsspec.filesystem("memory").rm(f"/{bucket}", recursive=True)
+
+
+@pytest.fixture
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Goes on as another machine."""
+    return lambda: monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
+
+
+def here(url: str) -> set[str]:
+    """The stages whose artifacts were downloaded."""
+    return {path.parent.name for path in (open_store(url).root / "artifacts").glob("*/*")}
+
+
+def test_a_second_machine_has_nothing_to_do(
+    finished_run: Callable[..., Any], url: str, second: Callable[[], None], cli: Any
+) -> None:
+    run = finished_run(f"run.root={url}")
+    second()
+    at = ["-c", str(run.config), "--set", f"run.root={url}"]
+    plan = cli.json(["plan", *at])
+    assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
+    assert here(url) == set()
+    outcome = cli.json(["run", *at, "--require-work"], code=3)
+    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
+    assert Path(outcome["report"]).read_text() == "<title>made</title>"
+    # A run that only shows its outcome needs the outcome's artifacts and no other.
+    assert here(url) == {"evaluate", "report"}
+    assert {row["stage"] for row in outcome["stages"] if row["path"].startswith("memory://")} == {*STAGES} - here(url)
