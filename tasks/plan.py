@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
@@ -259,24 +259,22 @@ def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: Ingeste
     return Amount(captions.images, units=new, note=f"{new} of {captions.images} images are new by their ids")
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """What the newest finished run of a step with the same engine says of the next one."""
+class _Rates(NamedTuple):
+    """What the newest finished run of a step with the same engine says of the next one: the share of rows that are
+    accepted, where it comes from, and the tokens of a request (0: not told)."""
 
     share: float
-    """Rows that are accepted."""
     basis: str
     prompt_tokens: float = 0.0
-    """Of a request; 0: not told."""
     completion_tokens: float = 0.0
 
 
 def _rates(run: Run, step: int) -> _Rates:
-    options, preset, stage = run.paraphraser.options, run.paraphraser.gates.preset, f"paraphrase_{step}"
+    preset, stage = run.paraphraser.gates.preset, f"paraphrase_{step}"
     alike = [
         artifact.manifest
         for artifact in run.store.list(stage)
-        if artifact.manifest.options.get("engine") == options.engine
+        if artifact.manifest.options.get("engine") == run.paraphraser.options.engine
         and artifact.manifest.options.get("gates", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
     ]

@@ -72,23 +72,23 @@ def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Show `rows` as a table; a new version of what has the same key."""
 
-    def create() -> None:
+    def show() -> None:
         from prefect.artifacts import create_table_artifact
 
         create_table_artifact(table=[as_text(row) for row in rows], key=key, description=description)
 
-    _try(f"the artifact {key} is not shown", create)
+    _try(f"the artifact {key} is not shown", show)
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:
     """Show Markdown; a new version of what has the same key."""
 
-    def create() -> None:
+    def show() -> None:
         from prefect.artifacts import create_markdown_artifact
 
         create_markdown_artifact(markdown=text, key=key, description=description)
 
-    _try(f"the artifact {key} is not shown", create)
+    _try(f"the artifact {key} is not shown", show)
 
 
 def emit(event: str, run: str, text: str, **facts: Any) -> None:

@@ -142,7 +142,7 @@ class Catalogue:
         """Read a caption and the picture's place of each image."""
         self.ids = target.index.ids
         self.captions: pa.Array | None = None
-        self._rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
+        self.rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
         self._archives: dict[str, ImageArchive] = {}
         # An archive's name is one object for all of its images.
         self._places: list[tuple[str, str] | None] = [None] * len(self.ids)
@@ -158,10 +158,6 @@ class Catalogue:
         self._lock = threading.Lock()
         self.picture = lru_cache(PICTURES)(self._picture)
 
-    def row(self, image_id: str) -> int | None:
-        """The row of an image; None where the index has none of this id."""
-        return self._rows.get(image_id)
-
     def caption(self, row: int) -> str | None:
         """A caption of the image; None where there is none."""
         return None if self.captions is None else self.captions[row].as_py()
@@ -171,7 +167,7 @@ class Catalogue:
         archives: dict[str, str] = {}
         for batch in iter_batches(folder, ["image_id", "caption", "images", "image_path"]):
             for row in batch.to_pylist():
-                place = self._rows.get(row["image_id"])
+                place = self.rows.get(row["image_id"])
                 if place is None or captions[place] is not None:
                     continue
                 captions[place] = row["caption"]
@@ -381,7 +377,7 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) ->
 
 
 def _row(catalogue: Catalogue, image_id: str) -> int:
-    row = catalogue.row(image_id)
+    row = catalogue.rows.get(image_id)
     if row is None:
         raise HTTPException(404, f"the index has no image {image_id[:200]!r}; it may be gone since the page was loaded")
     return row
