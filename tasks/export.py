@@ -241,20 +241,10 @@ def export_dataset(
 ) -> ExportedDataset:
     """Write finished paraphrases as a data set; the folder appears whole or not at all.
 
-    The same artifact and arguments give the same bytes, and memory does not grow with the rows.
-
-    Args:
-        artifact: of the stage `paraphrase_2`.
-        folder: new folder, for `datasets.load_dataset` and any reader of Parquet.
-        store: where the artifacts lie that it was made from.
-        name: title of the card.
-        settings: where the texts of own prompts are found; the artifact holds their hashes only.
-        opt_outs: caption ids, image ids and captions whose rows are left out, as they are in the data set or were
-            before they were cleaned; None where there is no list.
-        languages: codes of the captions' languages, for the card.
-        contact: where the card says to ask for removal.
-        models: models on the hub that were tuned on it, for the card.
-        shard_rows: rows of a shard.
+    The same artifact (of `paraphrase_2`) and arguments give the same bytes, and memory does not grow with the rows.
+    `settings` have the texts of own prompts, of which the artifact holds the hashes only. `opt_outs` are caption ids,
+    image ids and captions whose rows are left out, as they are in the data set or were before they were cleaned; None
+    where there is no list. The rest is for the card: `models` on the hub were tuned on it, and `contact` removes rows.
     """
     first = _input(store, artifact, STEP_1)
     captions = _input(store, first, CAPTIONS)
