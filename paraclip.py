@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +72,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Result(Table):
-    """A comparison, a row for each metric; of more than two models, a row for each metric and model."""
+    """A comparison, a row for each metric; of more than two models, one for each metric and model but the base."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     """``summary.json``: models, deltas, intervals, verdict, reason."""
@@ -81,15 +81,8 @@ class Result(Table):
 
     @property
     def verdict(self) -> str | None:
-        """promote or hold; None where nothing or more than one model was compared with the base."""
+        """promote or hold; None where nothing was compared, or several were, see `comparisons` in `summary`."""
         return self.summary.get("verdict")
-
-    @property
-    def verdicts(self) -> dict[str, str]:
-        """promote or hold of each model that was compared with the base."""
-        if self.verdict is not None:
-            return {"tuned": self.verdict}
-        return {name: one["verdict"] for name, one in self.summary.get("comparisons", {}).items()}
 
 
 def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
@@ -113,7 +106,7 @@ def plan(settings: Settings) -> Table:
     from paraclip.tasks.run.run import Run
 
     planned = plan_run(Run(settings))
-    return Table([stage.as_json() for stage in planned.stages], "; ".join(planned.notes))
+    return Table([asdict(stage) for stage in planned.stages], "; ".join(planned.notes))
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Result:
@@ -143,7 +136,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
             rows.append(stage_row(artifact, cached, time.monotonic() - started))
             if progress is None:
                 _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
-        outcome = record_result(wanted, rows, wanted.artifacts())
+        outcome = record_result(wanted, rows)
     figures = comparison_rows(outcome.summary) if outcome.summary else []
     title = f"{settings.name}: {outcome.decision or 'nothing was evaluated'}"
     return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)
@@ -164,10 +157,12 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     from paraclip.tasks.trial import try_captions
 
     trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
-    rows: list[dict[str, Any]] = []
-    for caption in trial.captions:
-        rewrites = [(one.paraphrase_1, one.paraphrase_2) for one in caption.rewrites] or [(None, None)]
-        rows += [{"caption": caption.caption, "paraphrase_1": one, "paraphrase_2": two} for one, two in rewrites]
+    none = {"paraphrase_1": None, "paraphrase_2": None}
+    rows = [
+        {"caption": caption["caption"], **rewrite}
+        for caption in trial.captions
+        for rewrite in caption["rewrites"] or [none]
+    ]
     return Table(rows, f"{trial.engine}, {trial.model}")
 
 
@@ -202,28 +197,22 @@ def evaluate(
         ModelError: a model cannot be loaded.
     """
     from paraclip.storage.roots import open_store
-    from paraclip.tasks.comparison import Request, compare_and_write, named_models, with_images
+    from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.results import comparison_rows, why
     from paraclip_core.evaluation.run import parse_benchmark
 
     chosen = with_images([parse_benchmark(text) for text in benchmarks], images)
-    request = Request(
-        named_models([f"{name}={model}" for name, model in models.items()]), chosen, split, device, report
-    )
+    named = named_models([f"{name}={model}" for name, model in models.items()])
+    folder = None if out is None else Path(out)
+    facts: dict[str, Any] = {"split": split, "device": device, "report": report}
     with _progress_of("evaluate", progress) as shown:
-        folder, summary = compare_and_write(open_store(root), request, None if out is None else Path(out), shown)
-    if request.is_pair:
+        folder, summary = compare_and_write(open_store(root), named, chosen, folder, **facts, progress=shown)
+    if "comparisons" not in summary:
         page = folder / "report.html" if report else None
         return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
-    rows: list[dict[str, Any]] = []
-    for model, figures in summary["models"].items():
-        of = summary["comparisons"].get(model)
-        for benchmark, metric, value in ((b, m, v) for b, metrics in figures.items() for m, v in metrics.items()):
-            low, high = (None, None) if of is None else of["intervals"][benchmark][metric]
-            row = {"benchmark": benchmark, "metric": metric, "model": model, "value": value}
-            delta = None if of is None else of["deltas"][benchmark][metric]
-            rows.append(row | {"delta": delta, "low": low, "high": high})
-    title = "; ".join(f"{name}: {one['verdict']}" for name, one in summary["comparisons"].items())
+    comparisons = pairs(summary)
+    rows = [{"model": name, **row} for name, pair in comparisons.items() for row in comparison_rows(pair)]
+    title = "; ".join(f"{name}: {one['verdict']}" for name, one in comparisons.items())
     return Result(rows, title, summary, folder if report else None)
 
 
@@ -277,11 +266,7 @@ def audit(
         model: as for `search`.
         queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
             its rewording; by default captions of the index's images, or names of things that they show.
-        features: as for `search`.
-        ids: as for `search`.
-        base: as for `search`.
-        root: as for `search`.
-        device: as for `search`.
+        features, ids, base, root, device: as for `search`.
 
     Raises:
         ModelError: the index was made with another image tower.

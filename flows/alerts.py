@@ -17,14 +17,22 @@ automation of Prefect can be made over the same events: `paraclip.*`, with the r
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from apprise import Apprise
+from prefect.automations import Automation
+from prefect.blocks.notifications import SlackWebhook
+from prefect.blocks.webhook import Webhook
+from prefect.events.actions import CallWebhook, SendNotification
+from prefect.events.schemas.automations import EventTrigger
+
 from paraclip.flows.local_stack import OURS, POOLS, RUNS
-from paraclip.tasks.publish import EVENTS, emit, emit_from_command, in_flow_run
+from paraclip.flows.setup import put_automation, trigger_of
+from paraclip.tasks.publish import EVENTS
 from paraclip_core.errors import ConfigError
 
 
@@ -33,52 +41,52 @@ class Alert(NamedTuple):
 
     text: str
     """The sentence, as an expression of Jinja over the event."""
-    expect: tuple[str, ...]
-    """The events that are passed on; with `after`, those whose absence is."""
-    seconds: int
-    """With `after` how long they are waited for, otherwise how long the next one of the same kind is left out."""
-    match: Mapping[str, Any]
-    after: tuple[str, ...] = ()
-    """Events that start the wait."""
-    related: tuple[Mapping[str, Any], ...] = ()
-    for_each: frozenset[str] = frozenset({"prefect.resource.id"})
+    trigger: EventTrigger
 
 
 ALERTS = {
     "run.failed": Alert(
         "event.resource.name ~ ' is ' ~ event.payload.validated_state.name ~ ': ' "
         "~ event.payload.validated_state.message",
-        ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
-        3600,
-        RUNS,
-        related=(OURS,),
-        # A run's name has its flow and its configuration in it: a schedule may fail every ten minutes.
-        for_each=frozenset({"prefect.resource.name"}),
+        trigger_of(
+            ("prefect.flow-run.Failed", "prefect.flow-run.Crashed", "prefect.flow-run.TimedOut"),
+            3600,
+            RUNS,
+            related=(OURS,),
+            # A run's name has its flow and its configuration in it: a schedule may fail every ten minutes.
+            for_each=("prefect.resource.name",),
+        ),
     ),
     "run.waiting": Alert(
         "event.resource.name ~ ' has waited for a worker for an hour'",
-        tuple(f"prefect.flow-run.{state}" for state in ("Pending", "Running", "Scheduled", "Cancelled", "Crashed")),
-        3600,
-        RUNS,
-        after=("prefect.flow-run.Late",),
-        related=(OURS,),
+        trigger_of(
+            (f"prefect.flow-run.{state}" for state in ("Pending", "Running", "Scheduled", "Cancelled", "Crashed")),
+            3600,
+            RUNS,
+            after=("prefect.flow-run.Late",),
+            related=(OURS,),
+        ),
     ),
     "pool.down": Alert(
         "event.resource.name ~ ' has had no worker for five minutes; its runs wait'",
-        ("prefect.work-pool.ready", "prefect.work-pool.paused"),
-        300,
-        {"prefect.resource.name": list(POOLS)},
-        after=("prefect.work-pool.not-ready",),
+        trigger_of(
+            ("prefect.work-pool.ready", "prefect.work-pool.paused"),
+            300,
+            {"prefect.resource.name": list(POOLS)},
+            after=("prefect.work-pool.not-ready",),
+        ),
     ),
     "regenerate.missing": Alert(
         "'no run of regenerate has completed for 30 hours'",
-        ("prefect.flow-run.Completed",),
-        30 * 3600,
-        RUNS,
-        # The next wait starts with the end of this one. Without `for_each` the first starts now.
-        after=("prefect.flow-run.Completed",),
-        related=(OURS, {"prefect.resource.role": "flow", "prefect.resource.name": "regenerate"}),
-        for_each=frozenset(),
+        trigger_of(
+            ("prefect.flow-run.Completed",),
+            30 * 3600,
+            RUNS,
+            # The next wait starts with the end of this one. Without `for_each` the first starts now.
+            after=("prefect.flow-run.Completed",),
+            related=(OURS, {"prefect.resource.role": "flow", "prefect.resource.name": "regenerate"}),
+            for_each=(),
+        ),
     ),
 }
 """What of Prefect's own events is passed on, by the name that it gets."""
@@ -101,37 +109,20 @@ def name_of(url: str, event: str = "") -> str:
 
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
     """Make or change the automations that pass events of runs on to `url`."""
-    from prefect.automations import Automation
-
-    from paraclip.flows.setup import put_automation, trigger_of
-
     if unknown := sorted(set(events) - {*EVENTS, *ALERTS}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join([*EVENTS, *ALERTS])}")
     wanted = set(events) or {*EVENTS, *ALERTS}
-    own = Alert(
-        "event.payload.text",
-        tuple(f"paraclip.{event}" for event in EVENTS if event in wanted),
-        0,
-        {"prefect.resource.id": "paraclip.run.*"},
-    )
+    own = [f"paraclip.{event}" for event in EVENTS if event in wanted]
+    trigger = trigger_of(own, 0, {"prefect.resource.id": "paraclip.run.*"})
     block = _block(url)
-    for event, alert in {"": own, **ALERTS}.items():
+    for event, alert in {"": Alert("event.payload.text", trigger), **ALERTS}.items():
         name = name_of(url, event)
-        if alert.expect and (not event or event in wanted):
+        if event in wanted or (own and not event):
             action = _action(block, f"'paraclip.{event}'" if event else "event.event", alert.text)
-            figures = alert._asdict()
-            del figures["text"]
-            put_automation(Automation(name=name, trigger=trigger_of(**figures), actions=[action]))
+            put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
         else:
             with suppress(ValueError):
                 cast(Any, Automation).read(name=name).delete()
-
-
-def announce_rollback(decision: Mapping[str, Any]) -> None:
-    """Emit the event of a channel that went back, from a flow run or from a command."""
-    facts = {name: decision[name] for name in ("channel", "before", "after")}
-    send = emit if in_flow_run() else emit_from_command
-    send("channel.rolled_back", facts["channel"], f"{facts['channel']}: {decision['reason']}", **facts)
 
 
 def _kind(url: str) -> str:
@@ -141,10 +132,6 @@ def _kind(url: str) -> str:
 
 def _block(url: str) -> Any:
     """A saved block with the address, which lies there encrypted."""
-    from apprise import Apprise
-    from prefect.blocks.notifications import SlackWebhook
-    from prefect.blocks.webhook import Webhook
-
     kind = _kind(url)
     # Prefect hands Slack's block's address to Apprise as it is, so it speaks to whatever Apprise does.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
@@ -159,9 +146,6 @@ def _block(url: str) -> Any:
 
 def _action(block: Any, event: str, text: str) -> Any:
     """What sends an event there; its name and text are expressions of Jinja."""
-    from prefect.blocks.webhook import Webhook
-    from prefect.events.actions import CallWebhook, SendNotification
-
     body, subject = (template.replace("EVENT", event).replace("TEXT", text) for template in (BODY, SUBJECT))
     document = cast(UUID, block._block_document_id)
     if isinstance(block, Webhook):

@@ -6,7 +6,6 @@ is `hold` (`--gate`), 130 interrupted.
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -181,17 +180,12 @@ def run_cli(arguments: Sequence[str]) -> int:
         _drop_output()
         return 1
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            # Of what writes or reads without saying so itself; an error without a name is mostly that of our output.
-            typer.echo(printable(f"error: {storage_error(error, Path(error.filename or 'the output'))}"), err=True)
-            _drop_output()
-            return 1
-        if error.errno != errno.ENAMETOOLONG:
+        if error.errno not in DISK_ERRORS:
             raise
-        # Any option that may be a path is looked for on the disk.
-        what = f"{str(error.filename)[:60]}… cannot be a file's name, which has at most 255 bytes"
-        typer.echo(printable(f"error: {what}; shorten the option or argument that begins so"), err=True)
-        return WRONG_USAGE
+        # Of what writes or reads without saying so itself; an error without a name is mostly that of our output.
+        typer.echo(printable(f"error: {storage_error(error, Path(error.filename or 'the output'))}"), err=True)
+        _drop_output()
+        return 1
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
     # Some Typers turn an interrupt into this code themselves.

@@ -1,4 +1,4 @@
-"""The whole DAG of one run, as one flow."""
+"""The whole DAG of one run, as one flow; its stages are tasks here, or child runs that survive retries of this one."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar, cast
+from uuid import UUID
 
-from prefect import flow
-from prefect.client.schemas.objects import State
+import httpx
+from prefect import flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.futures import PrefectFuture, as_completed, wait
-from prefect.states import Completed
+from prefect.runtime import flow_run
+from prefect.states import Cancelling, Completed, Scheduled
 
-from paraclip.flows.children import run_child
 from paraclip.flows.stages import (
     DEFAULTS,
     FormSettings,
@@ -35,15 +42,21 @@ from paraclip.flows.stages import (
 from paraclip.tasks.channels import check_run_name, record_result
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.publish import artifact_key, publish_table
-from paraclip.tasks.results import Result
+from paraclip.tasks.results import Result, stage_row
 from paraclip.tasks.run.dag import STAGES
-from paraclip.tasks.run.run import Node, Run, Stage
+from paraclip.tasks.run.run import Node, Run, Stage, Stop
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip_core.errors import ArtifactError, StageError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CPU = "cpu"
 """The slot of all CPU cores."""
+POLL_SECONDS = 2.0
+AWAY_SECONDS = 3600.0
+"""How long the server may be away."""
+SERVER_ERROR = 500
 GPU = re.compile(r"\d+|(GPU|MIG)-.+")
 
 
@@ -76,7 +89,7 @@ def run_stages(run: Run) -> Result:
     run.check_trackers()
     with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
         rows = _Dag(run).carry()
-        result = record_result(run, rows, run.artifacts())
+        result = record_result(run, rows)
     publish_result(run.settings, result)
     return result
 
@@ -219,3 +232,116 @@ def visible_gpus() -> list[str]:
         [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
     )
     return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def run_child(node: Node, run: Run) -> dict[str, Any]:
+    """Run a stage through its own deployment and wait for it; a finished stage starts no run at all.
+
+    The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
+    had, unless a source changed in between. One that still runs is waited for, one that ended without leaving its
+    artifact (it failed, or the artifact was deleted since) runs again as itself, and nothing is started twice.
+    """
+    started = time.monotonic()
+    store, name = run.store, node.name
+    artifact = store.peek(name, node.fingerprint)
+    if artifact is not None:
+        # A process that only finds this out would take ten seconds to start.
+        return stage_row(artifact, True, time.monotonic() - started)
+    child = _patiently(lambda: _start(run, node), run.stop)
+    try:
+        ended = _wait(child, lambda: store.peek(name, node.fingerprint) is None, run.stop)
+    except BaseException:
+        _cancel_with_parent(child, run.stop.reason)
+        raise
+    artifact = store.peek(name, node.fingerprint)
+    if artifact is None and (state := ended.state) and not state.is_completed():
+        # A run gets its own name when it begins; until then it has one by chance.
+        reason = (state.message or "no reason given").rstrip(".")
+        raise StageError(
+            f"the child run {ended.name} of {name} ended as {state.name}: {reason}. Retry this run to go on from there"
+        )
+    if artifact is None:
+        raise ArtifactError(
+            f"{name} completed, but {name}/{node.fingerprint} is not under {store.location}: a source file or the "
+            f"code has changed meanwhile; Retry this run. If it says so again, its worker has another "
+            f"run.root, which must be the same shared folder or object store for every worker"
+        )
+    return stage_row(artifact, False, time.monotonic() - started)
+
+
+def _start(run: Run, node: Node) -> FlowRun:
+    name = node.name
+    # A GPU worker would wait for a server elsewhere.
+    deployed = f"{name}-api" if name in STEPS and not run.paraphraser.facts.local else name
+    try:
+        # Prefect types it as awaitable too, which it is in async code only.
+        return cast(
+            FlowRun,
+            run_deployment(
+                f"{name}/{deployed}",
+                parameters={"settings": run.settings.model_dump(mode="json")},
+                timeout=0,
+                idempotency_key=f"{flow_run.id}-{name}-{node.fingerprint}",
+            ),
+        )
+    except ObjectNotFound as error:
+        raise StageError(
+            f"the Prefect server has no deployment {name}/{deployed}, which run.placement=deployments needs; "
+            "start one with `paraclip serve`, or use run.placement=inline"
+        ) from error
+
+
+def _wait(child: FlowRun, needed: Callable[[], bool], stop: Stop) -> FlowRun:
+    """The child once it has ended; if it ended before and is still `needed`, it runs once more."""
+    with get_client(sync_client=True) as client:
+        current = _patiently(lambda: client.read_flow_run(child.id), stop)
+        if current.state and current.state.is_cancelling():
+            # With its parent, some seconds after it: this parent runs again, so that cancel is no longer wanted.
+            current = _ended(client, child, stop)
+        if current.state and current.state.is_final() and needed():
+            log.warning(
+                "the child run %s is %s, but its artifact is not there: it runs again", current.name, current.state.name
+            )
+            again = Scheduled(name="AwaitingRetry")
+            _patiently(lambda: client.set_flow_run_state(child.id, again, force=True), stop)
+        return _ended(client, child, stop)
+
+
+def _ended(client: SyncPrefectClient, child: FlowRun, stop: Stop) -> FlowRun:
+    while True:
+        current = _patiently(lambda: client.read_flow_run(child.id), stop)
+        if current.state and current.state.is_final():
+            return current
+        stop.wait(POLL_SECONDS)
+        stop.check()
+
+
+def _patiently(call: Callable[[], T], stop: Stop) -> T:
+    """The result of `call` once the server answers; a child works on while it is away, and so must its parent wait."""
+    end, warned = time.monotonic() + AWAY_SECONDS, False
+    while True:
+        try:
+            return call()
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            away = not isinstance(error, PrefectHTTPStatusError) or error.response.status_code >= SERVER_ERROR
+            if not away or time.monotonic() > end:
+                raise
+            if not warned:
+                log.warning("the Prefect server does not answer and is asked again: %s", error)
+            warned = True
+        stop.wait(POLL_SECONDS)
+        stop.check()
+
+
+def _cancel_with_parent(child: FlowRun, reason: BaseException | None) -> None:
+    """Cancel the child if this run is being cancelled, was interrupted by Ctrl-C, or fails for another stage.
+
+    The server does the first by itself, half a minute later, and knows nothing of the others. A parent that ends
+    otherwise, with its worker perhaps, leaves its child at work.
+    """
+    wanted = isinstance(reason, KeyboardInterrupt | Exception)
+    # Whatever goes wrong here must not hide why this run ends.
+    with suppress(Exception), get_client(sync_client=True) as client:
+        parent = client.read_flow_run(UUID(flow_run.id))
+        if wanted or (parent.state and parent.state.is_cancelling()):
+            client.set_flow_run_state(child.id, Cancelling(message="The parent flow run was cancelled or interrupted."))

@@ -14,13 +14,12 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
-from paraclip.flows.alerts import announce_rollback
 from paraclip.flows.pipeline import run_stages
 from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, run_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel, decide
 from paraclip.tasks.channels import rollback as move_back
-from paraclip.tasks.publish import artifact_key, emit, mark_decision, publish_markdown, publish_table
+from paraclip.tasks.publish import announce_rollback, artifact_key, emit, mark_decision, publish_markdown, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress
 from paraclip_core.config import Settings
@@ -109,13 +108,12 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
 
     Args:
         channel: the channel.
-        to: start of the fingerprint of the model to serve, in place of the one before.
+        to: start of the fingerprint of an earlier model, in place of the one before.
         root: folder or URL of the artifacts; PARACLIP_ROOT if not given.
     """
     store = open_store(root or at_environment_root(Settings(), os.environ).run.root)
     decision = move_back(store, channel, to)
     log.info("%s: %s", channel, decision["reason"])
     publish_markdown(artifact_key(channel, "rollback"), f"**{channel}**: {decision['reason']}\n", "Rollback")
-    if decision["moved"]:
-        announce_rollback(decision)
+    announce_rollback(decision)
     return decision

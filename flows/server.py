@@ -1,6 +1,7 @@
-"""`prefect server`, mended; run as ``python -m paraclip.flows.server start [OPTION …]`` or ``… services start``.
+"""`prefect server`, fixed; run as ``python -m paraclip.flows.server start [OPTION …]`` or ``… services start``.
 
-Its SQLite loses no request, and its automations wait no longer than they say.
+Its SQLite loses no request, and its automations wait no longer than they say. ``… PID PORT`` is the server of one run,
+which ends with that process.
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import uvicorn
 from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
 from prefect.server.events import triggers
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.types import _datetime
+
+from paraclip.flows.local_stack import HOST
+from paraclip_core.lifetime import die_with
 
 NO_MORE_SECONDS = 30
 """After so long without a newer event, none is on its way."""
@@ -60,6 +65,11 @@ def keep_the_events_clock() -> None:
 
 if __name__ == "__main__":
     wait_for_other_writers()
-    keep_the_events_clock()
-    sys.argv[1:1] = ["server"]
-    app()
+    if sys.argv[1].isdigit():
+        die_with(int(sys.argv[1]))
+        application = "prefect.server.api.server:create_app"
+        uvicorn.run(application, factory=True, host=HOST, port=int(sys.argv[2]), log_level="error", lifespan="on")
+    else:
+        keep_the_events_clock()
+        sys.argv[1:1] = ["server"]
+        app()

@@ -31,9 +31,18 @@ from prefect.events.schemas.events import ResourceSpecification
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.workers.process import ProcessWorker
 
-from paraclip.flows.environment import check_server
-from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, NOT_TAKEN, OURS, OWN_LOGGERS, POOLS, RUNS, TAG
-from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.local_stack import (
+    ADDRESS_VARIABLE,
+    CPU_RUNS,
+    HEARTBEAT,
+    NOT_TAKEN,
+    OURS,
+    OWN_LOGGERS,
+    POOLS,
+    RUNS,
+    TAG,
+    check_server,
+)
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 
@@ -109,31 +118,24 @@ def create_pools() -> None:
                 client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
 
 
-def create_automations() -> None:
+def create_automations(*watches: Watch) -> None:
     """End runs whose process or worker went away, which no service of Prefect does.
 
-    They would be running, pending or cancelling for ever, and hold their queue's places.
+    They would be running, pending or cancelling for ever, and hold their queue's places. An update drops pending waits,
+    because the trigger is a new one: :func:`watch_unfinished` starts them again.
     """
-    for watch in (SILENT, TAKEN, STOPPING):
-        create_automation(watch)
-
-
-def create_automation(watch: Watch) -> None:
-    """Create or update one.
-
-    An update drops pending waits, because the trigger is a new one: :func:`watch_unfinished` starts them again.
-    """
-    trigger = trigger_of(
-        expect=(f"prefect.flow-run.{sign}" for sign in watch.signs),
-        after=(f"prefect.flow-run.{watch.after}",),
-        seconds=watch.seconds,
-        match=RUNS,
-        # Heartbeats and changes of state carry the run's tags.
-        related=(OURS,),
-    )
-    message = watch.message.format(watch.seconds)
-    action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
-    put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
+    for watch in watches or (SILENT, TAKEN, STOPPING):
+        trigger = trigger_of(
+            (f"prefect.flow-run.{sign}" for sign in watch.signs),
+            watch.seconds,
+            RUNS,
+            after=(f"prefect.flow-run.{watch.after}",),
+            # Heartbeats and changes of state carry the run's tags.
+            related=(OURS,),
+        )
+        message = watch.message.format(watch.seconds)
+        action = ChangeFlowRunState(state=watch.state, name=None, message=message, force=False)
+        put_automation(Automation(name=watch.name, trigger=trigger, actions=[action]))
 
 
 def trigger_of(
@@ -144,7 +146,8 @@ def trigger_of(
     related: Sequence[Mapping[str, Any]] = (),
     for_each: Iterable[str] = ("prefect.resource.id",),
 ) -> EventTrigger:
-    """The trigger that fires on an event, or with `after` where none comes so many seconds after those."""
+    """The trigger that fires on an event, the next of its kind `seconds` later at the earliest; or with `after` where
+    none comes so many seconds after those."""
     return EventTrigger(
         after=set(after),
         expect=set(expect),

@@ -75,12 +75,6 @@ class Board:
             facts |= {name: some[name] for name in ("warning",) if name in some}
             if "eta_seconds" in some:
                 facts["eta_seconds"] = max(some["eta_seconds"], facts.get("eta_seconds", 0))
-        judged = [
-            (done, some["acceptance"]) for done, _, some in self._reports.values() if done and "acceptance" in some
-        ]
-        if rows := sum(done for done, _ in judged):
-            # The shards' mean, each weighted by its rows.
-            facts["acceptance"] = round(sum(done * share for done, share in judged) / rows, 3)
         return facts
 
 

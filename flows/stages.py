@@ -25,17 +25,14 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 from pydantic import Field, WithJsonSchema
 
-from paraclip.flows.local_stack import OWN_LOGGERS
-from paraclip.flows.pages import ADDRESS_VARIABLE
+from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.shards import Here, ask_in_shards
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (
     artifact_key,
-    as_text,
     emit,
     in_flow_run,
     mark_decision,
-    measured_progress,
     near_cap,
     publish_markdown,
     publish_table,
@@ -148,9 +145,8 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     started = time.monotonic()
     node, cached = run.node(name), run.artifact(name) is not None
     with shown_progress(name) as progress:
-        seen = published_progress(artifact_key(run.settings.name, name, "progress"), f"Progress of {name}")
-        seen = both(seen, measured_progress(run.settings.name, name))
-        shown = both(both(progress, seen), near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend))
+        cap = near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend)
+        shown = both(both(progress, published_progress(run.settings.name, name)), cap)
         carry_out = _paraphrase if name in STEPS else run_stage
         artifact = carry_out(node, run, shown)
     row = stage_row(artifact, cached, time.monotonic() - started)
@@ -236,7 +232,7 @@ def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
     ask_in_shards(node, run, progress)
     artifact = run_stage(node, run, progress)
     if rows := finished_samples(artifact, STEPS[name]):
-        publish_table(key, [as_text(row) for row in rows], f"Some answers of {name}")
+        publish_table(key, rows, f"Some answers of {name}")
     return artifact
 
 

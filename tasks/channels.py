@@ -1,4 +1,5 @@
-"""Which model a channel serves: its file, its moves, a challenger against its champion, and the way back."""
+"""Which model a channel serves: its file, its moves, a challenger against its champion, and the way back; and which
+artifacts no channel needs any more."""
 
 from __future__ import annotations
 
@@ -6,22 +7,23 @@ import getpass
 import os
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft
-from paraclip.storage.files import read_json, write_json
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import read_json, storage_error, write_json
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.results import Result, gather_result, why
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
-from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
+from paraclip_core.errors import ArtifactError, ConfigError, LockedError, UnknownNameError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
 from paraclip_core.evaluation.run import from_table
@@ -71,15 +73,9 @@ def history(channel: Mapping[str, Any]) -> list[Move]:
 def models(channel: Mapping[str, Any]) -> list[Move]:
     """The last move to each model of a channel's history, the model that it serves first, then from late to early."""
     latest: dict[str, Move] = {}
-    for move in reversed(_with_first(channel)):
+    for move in reversed(history(channel)):
         latest.setdefault(move.after, move)
     return list(latest.values())
-
-
-def _with_first(channel: Mapping[str, Any]) -> list[Move]:
-    """The history, and before it the model that its oldest move left."""
-    moves = history(channel)
-    return [Move(moves[0].before), *moves] if moves and moves[0].before else moves
 
 
 def moved(
@@ -152,11 +148,12 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
         )
 
 
-def record_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
-    """Gather the outcome and point the run's own channel at its model."""
+def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> Result:
+    """Gather the outcome, see :func:`gather_result`, and point the run's own channel at its model."""
     name, store = run.settings.name, run.store
     check_run_name(name, store)
-    result = gather_result(run, rows, artifacts)
+    artifacts = run.artifacts()
+    result = gather_result(run, artifacts, rows)
     if "finetune" in artifacts:
         stages = {stage: artifact.fingerprint for stage, artifact in artifacts.items()}
         reason = why(result.summary) if result.summary else None
@@ -185,25 +182,13 @@ def decide(
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
     moves, reason, comparison = _judge(run, current, stages, result, progress, force)
-    decision = {
-        "channel": channel,
-        "moved": moves,
-        "reason": reason,
-        "before": before,
-        "after": challenger,
-        "against_champion": [
-            {
-                "benchmark": row.benchmark,
-                "metric": row.metric,
-                "champion": row.base,
-                "challenger": row.tuned,
-                "delta": row.delta,
-                "low": row.low,
-                "high": row.high,
-            }
-            for row in (comparison.rows if comparison else ())
-        ],
-    }
+    figures = [
+        {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}
+        | {"delta": row.delta, "low": row.low, "high": row.high}
+        for row in (comparison.rows if comparison else ())
+    ]
+    decision = {"channel": channel, "moved": moves, "reason": reason, "before": before, "after": challenger}
+    decision["against_champion"] = figures
     if moves:
         if approve is not None:
             approve(decision)
@@ -252,13 +237,12 @@ def _against_champion(
     The comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
     """
     store = run.store
-    challengers = store.find("evaluate", evaluation)
-    if challengers is None:
-        raise ArtifactError(f"the artifact evaluate/{evaluation} is gone; run the same settings again")
-    model = store.peek("finetune", champion)
-    if model is None:
+    challengers = store.expect("evaluate", evaluation, "the challenger's evaluation")
+    names = champion, challengers.manifest.inputs["finetune"]
+    tuned = [store.peek("finetune", name) for name in names]
+    if tuned[0] is None:
         return "hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}", None
-    towers = _tower(model), _tower(store.peek("finetune", challengers.manifest.inputs["finetune"]))
+    towers = [None if model is None else model.manifest.metrics.get("image_tower_hash_after") for model in tuned]
     if towers[0] != towers[1]:
         return (
             "hold",
@@ -274,10 +258,6 @@ def _against_champion(
     ]
     comparison = compare(outcomes, run.settings.evaluate, rule=rule)
     return comparison.verdict, comparison.reason, comparison
-
-
-def _tower(model: Artifact | None) -> str | None:
-    return None if model is None else model.manifest.metrics.get("image_tower_hash_after")
 
 
 def _evaluation_of(evaluation: Artifact, model: str) -> Node:
@@ -320,10 +300,9 @@ def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
 
 
 def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:
-    """Move a channel to the model before the one that it serves, or to another one that is still there.
+    """Move a channel to the model before the one that it serves, or to the one of its history that begins with `to`.
 
-    A second rollback goes one model further back. A flow run that is retried does not. `to` is the start of the
-    fingerprint of a model of its history, or of any other finished ``finetune`` artifact.
+    A second rollback goes one model further back. A flow run that is retried does not.
     """
     existing_channel(store, name)
     with store.channel_lock(name):
@@ -331,17 +310,16 @@ def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str
         last = history(channel)[-1]
         if last.by == BY_ROLLBACK and last.flow_run and last.flow_run == _flow_run():
             return _rolled_back(name, last.before, last.after)
-        target = _target(store, name, channel, to)
+        target = _earlier(name, channel) if to is None else _named(name, channel, to)
         decision = _rolled_back(name, last.after, target.after)
         if not decision["moved"]:
             return decision
-        artifact = store.peek("finetune", target.after)
-        if artifact is None:
+        if store.peek("finetune", target.after) is None:
             raise ArtifactError(
                 f"the model {target.after} is gone from {store.location}, so {name!r} stays as it is; restore it, or "
                 "name another one with --to (`paraclip channel history` says which are there)"
             )
-        stages = target.stages or _stages(store, artifact)
+        stages = target.stages or {"finetune": target.after}
         store.set_channel(name, moved(channel, stages, target.verdict, BY_ROLLBACK, decision["reason"]))
     return decision
 
@@ -352,39 +330,141 @@ def _rolled_back(name: str, before: str | None, after: str) -> dict[str, Any]:
     return {"channel": name, "moved": moves, "reason": reason, "before": before, "after": after}
 
 
-def _target(store: ArtifactStore, name: str, channel: Mapping[str, Any], to: str | None) -> Move:
-    if to is None:
-        return _earlier(name, channel)
+def _named(name: str, channel: Mapping[str, Any], to: str) -> Move:
     start = to.removeprefix("finetune/")
     matches = [move for move in models(channel) if start and move.after.startswith(start)]
-    if len(matches) == 1:
-        return matches[0]
-    artifact = store.resolve(to, ("finetune",))
-    if artifact.stage != "finetune":
-        raise UnknownNameError(f"{to!r} is a {artifact.stage} artifact; expected finetune, the stage that makes models")
-    return Move(artifact.fingerprint)
+    if len(matches) != 1:
+        raise UnknownNameError(
+            f"{to!r} begins {len(matches)} models that {name!r} has served, see `paraclip channel history`; "
+            f"for another one {BY_HAND}"
+        )
+    return matches[0]
 
 
 def _earlier(name: str, channel: Mapping[str, Any]) -> Move:
     """The model before: moves that a rollback undid do not count."""
     path: list[Move] = []
-    for move in _with_first(channel):
+    for move in history(channel):
         if move.by == BY_ROLLBACK and any(earlier.after == move.after for earlier in path):
             while path[-1].after != move.after:
                 path.pop()
         else:
             path.append(move)
     if len(path) < 2:
-        raise ArtifactError(f"the channel {name!r} has served no model before {path[-1].after}; name one with --to")
+        raise ArtifactError(f"the channel {name!r} has served no model before {path[-1].after}; {BY_HAND}")
     return path[-2]
 
 
-def _stages(store: ArtifactStore, artifact: Artifact) -> dict[str, str]:
-    """A model's stages, by what it was made from."""
-    stages, waiting = {artifact.stage: artifact.fingerprint}, [artifact]
-    while waiting:
-        inputs = waiting.pop().manifest.inputs.items()
-        new = {name: value for name, value in inputs if not name.startswith(SOURCE) and name not in stages}
-        stages |= new
-        waiting += [upstream for item in new.items() if (upstream := store.peek(*item)) is not None]
-    return stages
+Key = tuple[str, str]
+"""Stage and fingerprint."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A folder that may go, or would if nobody were using it."""
+
+    stage: str
+    fingerprint: str
+    path: Path
+    size: int
+    """Bytes."""
+    artifact: Artifact | None
+    """None for unfinished work."""
+    used: str = ""
+    """Who is using it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        place = {"why": self.used} if self.used else {"path": str(self.path), "bytes": self.size}
+        return {"stage": self.stage, "fingerprint": self.fingerprint, **place}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What may go, and what a living process keeps from going."""
+
+    garbage: list[Garbage]
+    skipped: list[Garbage]
+    young: int
+    """Artifacts that stay for their age alone, those that they were made from included."""
+
+
+def collect(
+    store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False, keep_models: int = KEPT_MODELS
+) -> Collected:
+    """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
+
+    What a stage or a run in progress on this machine needs, and what is younger than `keep_days`, stays with everything
+    that it was made from; `keep_models` of each channel's history stay besides the one that it serves. With
+    `unfinished` work that nobody is writing counts as well.
+    """
+    # First who makes what: what is not being made any more is then in the list.
+    holders = store.holders()
+    artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
+    used = {(holder.stage, holder.fingerprint): holder.description for holder in holders}
+    for holder in holders:
+        # Unfinished work of a run's later stages, too.
+        for key in {*holder.reads.items(), *_with_origins(holder.reads.items(), artifacts)}:
+            used.setdefault(key, holder.description)
+    young = datetime.now(UTC) - timedelta(days=keep_days)
+    needed = _of_channels(store, keep_models)
+    recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
+    staying = _with_origins([*needed, *recent], artifacts)
+    garbage = [
+        Garbage(*key, artifact.path, artifact.manifest.size(), artifact, used.get(key, ""))
+        for key, artifact in artifacts.items()
+        if key not in staying
+    ]
+    garbage += [
+        Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
+        for stage, name, path in store.unfinished()
+        # A commit that was killed at its very end leaves work that nothing goes on with.
+        if unfinished or (stage, name) in artifacts
+    ]
+    skipped = sorted((one for one in garbage if one.used), key=lambda one: (one.stage, one.fingerprint))
+    return Collected(
+        [one for one in garbage if not one.used], skipped, len(staying) - len(_with_origins(needed, artifacts))
+    )
+
+
+def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
+    """Delete what was collected, but for unfinished work that somebody has gone on with since."""
+    for one in garbage:
+        try:
+            if one.artifact is not None:
+                store.remove(one.artifact)
+            else:
+                with suppress(LockedError):
+                    store.discard(one.stage, one.fingerprint)
+        except OSError as error:
+            raise storage_error(error, one.path) from error
+
+
+def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
+    """The artifacts with these names, and all that they were made from."""
+    keys, reached = list(start), set[Key]()
+    while keys:
+        key = keys.pop()
+        if key not in reached and key in artifacts:
+            reached.add(key)
+            keys += artifacts[key].manifest.inputs.items()
+    return reached
+
+
+def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
+    keys: list[Key] = []
+    for channel in store.channels().values():
+        keys += [*channel.get("stages", {}).items(), (channel.get("stage", ""), channel.get("fingerprint", ""))]
+        for move in models(channel)[1 : 1 + keep_models]:
+            keys += [*move.stages.items(), ("finetune", move.after)]
+    return keys
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # A stage that is at work renames and deletes files meanwhile.
+            with suppress(FileNotFoundError):
+                size += Path(place, name).stat().st_size
+    return size

@@ -4,48 +4,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.features import BenchmarkFeatures
-from paraclip.storage.files import storage_error, write_atomic, write_json
+from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
+from paraclip_core.clip.reference import model_files
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import ConfigError
-from paraclip_core.evaluation.benchmarks import find_benchmark, metric_of
-from paraclip_core.evaluation.run import Compared, Evaluation, Provenance, compare_models
+from paraclip_core.evaluation.benchmarks import find_benchmark
+from paraclip_core.evaluation.run import Evaluation, Provenance, compare_models
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 """Of what the files of a comparison hold."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is compared on what."""
-
-    models: Mapping[str, str]
-    """What users call them, by name; the first is the base."""
-    benchmarks: Sequence[BenchmarkOptions]
-    split: str | None = None
-    device: str = "auto"
-    report: bool = False
-    """Write a page, too."""
-    command: str = ""
-    """What was called, for the page."""
-
-    @property
-    def is_pair(self) -> bool:
-        """Whether it is a base and a tuned model, whose results lie in the folder itself."""
-        return list(self.models) == ["base", "tuned"]
 
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:
@@ -84,30 +64,52 @@ def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) ->
 
 
 def compare_and_write(
-    store: ArtifactStore, request: Request, out: Path | None, progress: Progress = silent
+    store: ArtifactStore,
+    models: Mapping[str, str],
+    benchmarks: Sequence[BenchmarkOptions],
+    out: Path | None = None,
+    *,
+    split: str | None = None,
+    device: str = "auto",
+    report: bool = False,
+    command: str = "",
+    progress: Progress = silent,
 ) -> tuple[Path, dict[str, Any]]:
     """Compare, and write results, tables, summaries and pages; gives their folder and what its ``summary.json`` holds.
 
-    `store` is where names of models are looked up, and results go without `out`.
+    `models` are what users call them, by name; the first is the base. `store` is where names of models are looked up,
+    and results go without `out`. Those of a pair that is named base and tuned lie in the folder itself, others each in
+    a folder of its name. With `report` a page is written, too, which quotes `command`.
     """
-    releases = {name: str(find_release(model, store)) for name, model in request.models.items()}
+    releases = {name: str(find_release(model, store)) for name, model in models.items()}
     names = {name: name_in(store, release) for name, release in releases.items()}
     hashes = FileHashes(store.cache / "source_hashes.json")
     revisions = {
         b.name: benchmark_hash(
-            b.kind, user_path(b.path or ""), hashes, request.split, None if b.images is None else user_path(b.images)
+            b.kind, user_path(b.path or ""), hashes, split, None if b.images is None else user_path(b.images)
         )
-        for b in request.benchmarks
+        for b in benchmarks
     }
-    folder = _made(out, store, request, revisions, releases, names, hashes)
+    called = {
+        "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in benchmarks],
+        "split": split,
+        "weights": {name: list(hashes.of(model_files(release)).values()) for name, release in releases.items()},
+        "own": own_benchmarks(benchmarks),
+    }
+    # By what its files hold: no comparison writes over other results than its own.
+    own = store.root / "results" / "evaluate" / fingerprint("evaluate", RESULTS_VERSION, called, dict(names))[:12]
+    folder = (out or own).absolute()
+    try:
+        # Before what takes minutes.
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); name another with --out or --root") from error
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
-    compared = compare_models(
-        releases, request.benchmarks, split=request.split, device=request.device, progress=progress, keep=keep
-    )
+    compared = compare_models(releases, benchmarks, split=split, device=device, progress=progress, keep=keep)
     base, *others = names
     summaries, versions = {}, software_versions()
     for other in others:
-        place = folder if request.is_pair else folder / other
+        place = folder if list(names) == ["base", "tuned"] else folder / other
         pair = {"base": names[base], "tuned": names[other]}
         of = {"base": base, "tuned": other}
         evaluation = compared.evaluations[other]
@@ -116,57 +118,22 @@ def compare_and_write(
             return Provenance(revisions[benchmark], compared.seconds[benchmark, of[model]], versions)
 
         summaries[other] = write_evaluation(place, evaluation, pair, pair, provenance)
-        if request.report:
-            _write_page(place / "report.html", f"{other} against {base}", request, pair, evaluation, summaries[other])
-    if request.is_pair:
+        if report:
+            _write_page(place / "report.html", f"{other} against {base}", command, pair, evaluation, summaries[other])
+    if list(names) == ["base", "tuned"]:
         return folder, summaries["tuned"]
-    whole = _summary(compared, summaries, names)
+    whole = _summary(summaries, names)
     write_json(folder / "summary.json", whole)
     return folder, whole
 
 
-def _made(
-    out: Path | None,
-    store: ArtifactStore,
-    request: Request,
-    revisions: Mapping[str, str],
-    releases: Mapping[str, str],
-    names: Mapping[str, str],
-    hashes: FileHashes,
-) -> Path:
-    """A folder for each comparison, by what its files hold: none writes over other results than its own."""
-    from paraclip_core.clip.reference import model_files
-
-    asked: dict[str, Any] = {
-        "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in request.benchmarks],
-        "split": request.split,
-        "weights": {name: list(hashes.of(model_files(release)).values()) for name, release in releases.items()},
-        "own": own_benchmarks(request.benchmarks),
-    }
-    called = fingerprint("evaluate", RESULTS_VERSION, asked, dict(names))[:12]
-    folder = (out or store.root / "results" / "evaluate" / called).absolute()
-    try:
-        # Before what takes minutes.
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        if out is None:
-            raise storage_error(error, folder) from error
-        raise ConfigError(f"--out: {folder} cannot be made ({error.strerror}); name a folder that can be") from error
-    return folder
-
-
-def _summary(compared: Compared, summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
+def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
     """All models in one: their figures, and of each but the base what :class:`Comparison` says of it."""
     base, *others = names
-    first = summaries[others[0]]
-    rows = compared.evaluations[others[0]].comparison.rows
-    better: dict[str, dict[str, str]] = {}
-    for row in rows:
-        better.setdefault(row.benchmark, {})[row.metric] = metric_of(row.kind, row.metric).direction
+    measured = {base: summaries[others[0]]["models"]["base"]}
     return {
         "base": base,
-        "models": {base: first["models"]["base"]} | {name: summaries[name]["models"]["tuned"] for name in others},
-        "better": better,
+        "models": measured | {name: summaries[name]["models"]["tuned"] for name in others},
         "comparisons": {
             name: {key: summaries[name][key] for key in ("deltas", "intervals", "verdict", "reason", "notes")}
             for name in others
@@ -175,26 +142,20 @@ def _summary(compared: Compared, summaries: Mapping[str, dict[str, Any]], names:
     }
 
 
-def table(summary: Mapping[str, Any]) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of all models in one table: a figure each, and what it differs from the base by."""
-    base = summary["base"]
-    rows = []
-    for benchmark, metrics in summary["models"][base].items():
-        for metric, value in metrics.items():
-            arrow = "↓" if summary["better"][benchmark][metric].startswith("lower") else "↑"
-            row = {"benchmark": benchmark, "metric": f"{metric} {arrow}", base: f"{value:.2f}"}
-            for name, comparison in summary["comparisons"].items():
-                low, high = comparison["intervals"][benchmark][metric]
-                delta, figure = comparison["deltas"][benchmark][metric], summary["models"][name][benchmark][metric]
-                row[name] = f"{figure:.2f}  {delta:+.2f} [{low:+.2f}, {high:+.2f}]"
-            rows.append(row)
-    return ["benchmark", "metric", base, *summary["comparisons"]], rows
+def pairs(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Of each model but the base what a summary of the two would hold."""
+    if "comparisons" not in summary:
+        return {"tuned": dict(summary)}
+    base, models = summary["models"][summary["base"]], summary["models"]
+    return {
+        name: {**one, "models": {"base": base, "tuned": models[name]}} for name, one in summary["comparisons"].items()
+    }
 
 
 def _write_page(
     path: Path,
     title: str,
-    request: Request,
+    command: str,
     models: Mapping[str, str],
     evaluation: Evaluation,
     summary: Mapping[str, Any],
@@ -213,7 +174,7 @@ def _write_page(
         confidence=comparison.confidence,
         notes=comparison.notes,
         protocols={outcome.benchmark: outcome.base.notes for outcome in evaluation.outcomes},
-        facts=facts | ({"command": request.command} if request.command else {}),
+        facts=facts | ({"command": command} if command else {}),
     )
     page = render_report(data).encode("utf-8", "replace")
     write_atomic(path, lambda file: file.write(page))

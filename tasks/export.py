@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder, read_json, write_atomic
-from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
+from paraclip.storage.parquet import CONFIG, PartWriter, frequent_values, parquet_files
 from paraclip_core.captions.rows import MANY_LICENCES, clean
 from paraclip_core.cards import DatasetFacts, RolledUp, StepFacts, dataset_card, roll_up
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError, one_line
+from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 
@@ -38,10 +39,29 @@ STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
 SHARD_ROWS = 200_000
 """Rows of a shard, and of memory."""
 SAMPLES = 3
-TEXTS = ("caption", "paraphrase_1", "paraphrase_2")
+BATCH_ROWS = 65_536
+FORMS = pa.schema([("entry", pa.string()), ("form", pa.string())])
+SPLIT = "train"
+"""Of all rows: no other caption is paraphrased."""
 SIMILARITIES = ("similarity_1", "similarity_2")
-SPLITS = {"val": "validation"}
-"""Names that other libraries expect, where they differ from ours."""
+# Rewrites of a caption follow each other, in the order of ingest.
+ROWS = """
+    CREATE TABLE dataset AS
+    SELECT lower(hex(p.caption_id)) AS caption_id, p.caption, p.paraphrase_1, p.paraphrase_2, p.image_id, c.source,
+           p.licence AS license, p.similarity_1, p.similarity_2
+    FROM read_parquet($paraphrases, hive_partitioning = false, filename = true, file_row_number = true) p
+    LEFT JOIN read_parquet($captions, hive_partitioning = false) c ON c.caption_id = p.caption_id AND c.split = $split
+    ORDER BY p.filename, p.file_row_number
+"""
+LEAVE_OUT = """
+    DELETE FROM dataset WHERE caption_id IN (SELECT form FROM forms) OR image_id IN (SELECT form FROM forms)
+    OR caption IN (SELECT form FROM forms)
+"""
+MATCHED = """
+    SELECT DISTINCT entry FROM forms SEMI JOIN (
+        SELECT unnest([caption_id, image_id, caption]) AS form FROM dataset
+    ) USING (form)
+"""
 
 
 def export_model(
@@ -121,24 +141,6 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
     return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
 
 
-def _check(repo: str) -> None:
-    """See that `repo` can be a name and that there is a login."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise ConfigError(f"{repo!r} is no name on the hub: {one_line(error)}; expected ORG/NAME") from error
-    if "/" not in repo:
-        raise ConfigError(f"{repo!r} names no organization or user; expected ORG/NAME")
-    if constants.HF_HUB_OFFLINE:
-        raise ConfigError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
-    if get_token() is None:
-        raise ConfigError(f"nothing can be pushed to {repo} without a login; {LOGIN}")
-
-
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     """Push what `export` or `export-dataset` wrote (Parquet in `data` makes it a data set); gives the address.
 
@@ -153,15 +155,16 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
             f"{folder} holds no {CARD}; expected a folder that `paraclip export` or `paraclip export-dataset` wrote"
         )
     kind = "dataset" if any(folder.glob("data/*.parquet")) else "model"
-    _check(repo)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
-    card = published_card((folder / CARD).read_text("utf-8"), repo)
-    operations = [CommitOperationAdd(CARD, card.encode())]
-    operations += [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
     api = HfApi(library_name="paraclip")
     try:
         url = api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True)
-        api.create_commit(repo, operations, repo_type=kind, commit_message=f"{kind.capitalize()} exported by paraclip")
+        card = published_card((folder / CARD).read_text("utf-8"), url.repo_id)
+        operations.append(CommitOperationAdd(CARD, card.encode()))
+        api.create_commit(
+            url.repo_id, operations, repo_type=kind, commit_message=f"{kind.capitalize()} exported by paraclip"
+        )
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise ConfigError(f"the hub refuses to write to {repo}: {one_line(error)}; {LOGIN}") from error
@@ -236,46 +239,48 @@ def export_dataset(
 ) -> ExportedDataset:
     """Write finished paraphrases as a data set; the folder appears whole or not at all.
 
-    The same artifact and arguments give the same bytes, and memory does not grow with the rows.
-
-    Args:
-        artifact: of the stage `paraphrase_2`.
-        folder: new folder, for `datasets.load_dataset` and any reader of Parquet.
-        store: where the artifacts lie that it was made from.
-        name: title of the card.
-        settings: where the texts of own prompts are found; the artifact holds their hashes only.
-        opt_outs: caption ids, image ids and captions whose rows are left out; None where there is no list.
-        languages: codes of the captions' languages, for the card.
-        contact: where the card says to ask for removal.
-        models: models on the hub that were tuned on it, for the card.
-        shard_rows: rows of a shard.
+    The same artifact (of `paraphrase_2`) and arguments give the same bytes, and memory does not grow with the rows.
+    `settings` have the texts of own prompts, of which the artifact holds the hashes only. `opt_outs` are caption ids,
+    image ids and captions whose rows are left out, as they are in the data set or were before they were cleaned; None
+    where there is no list. The rest is for the card: `models` on the hub were tuned on it, and `contact` removes rows.
     """
     first = _input(store, artifact, STEP_1)
     captions = _input(store, first, CAPTIONS)
     steps = _step(first, 1, settings), _step(artifact, 2, settings)
-    schema, outs = output_schema(artifact.path / "paraphrases"), OptOuts(opt_outs or ())
-    samples: list[dict[str, Any]] = []
-    with atomic_folder(folder) as draft:
-        shards = ShardWriter(draft / "data", schema, shard_rows)
-        for batch in joined(artifact.path / "paraphrases", captions.path / "captions"):
-            ids = pa.array([value.hex() for value in batch.column("caption_id").to_pylist()], pa.string())
-            place = batch.schema.get_field_index("caption_id")
-            published = outs.without(batch.set_column(place, "caption_id", ids))
-            samples += published.slice(0, SAMPLES - len(samples)).select(schema.names).to_pylist()
-            shards.write(published)
-        if not (rows := shards.close()):
+    with atomic_folder(folder) as draft, TempDir("dataset-") as scratch:
+        with duckdb.connect(str(scratch / "rows.duckdb"), config=CONFIG) as con:
+            places = {"paraphrases": artifact.path / "paraphrases", "captions": captions.path / "captions"}
+            parts = {name: list(map(str, parquet_files(place))) for name, place in places.items()}
+            con.execute(ROWS, {**parts, "split": SPLIT})
+            left_out, unmatched = _leave_out(con, opt_outs or ())
+            schema = _schema(con)
+            rows = con.table("dataset").select(*schema.names)
+            samples = rows.limit(SAMPLES).to_arrow_table().to_pylist()
+            shards = PartWriter(draft / "data", schema, SPLIT, shard_rows)
+            for batch in rows.to_arrow_reader(BATCH_ROWS):
+                if batch.column("source").null_count:
+                    raise ArtifactError(
+                        f"captions of {artifact.path} are not in {captions.path}; see `paraclip artifacts verify`, and "
+                        "run the same settings again"
+                    )
+                shards.write(batch.cast(schema))
+        if not samples:
             raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
+        shards.close()
+        written = sorted((draft / "data").iterdir())
+        for shard in written:
+            shard.rename(shard.with_name(f"{shard.stem}-of-{len(written):05d}.parquet"))
         licenses = frequent_values(draft / "data", "license", MANY_LICENCES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
-            rows=rows,
+            rows={SPLIT: shards.rows_written},
             columns=schema.names,
             ingest_options=captions.manifest.options,
             ingest_metrics=captions.manifest.metrics,
             steps=steps,
             samples=samples,
             licenses=licenses,
-            opt_outs=None if opt_outs is None else (len(outs.entries), outs.rows),
+            opt_outs=None if opt_outs is None else (len(opt_outs), left_out),
             fingerprints={made.stage: made.fingerprint for made in (captions, first, artifact)},
             versions=artifact.manifest.versions,
             languages=languages,
@@ -283,20 +288,33 @@ def export_dataset(
             models=models,
         )
         card = dataset_card(facts).encode()
-        write_atomic(draft / "README.md", lambda file: file.write(card))
+        write_atomic(draft / CARD, lambda file: file.write(card))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportedDataset(files, rows, roll_up(licenses), outs.rows, outs.unmatched)
+    return ExportedDataset(files, {SPLIT: shards.rows_written}, roll_up(licenses), left_out, unmatched)
+
+
+def _leave_out(con: duckdb.DuckDBPyConnection, entries: Sequence[str]) -> tuple[int, list[str]]:
+    """Delete the rows that an opt-out list names; how many, and the entries that named none."""
+    forms = [(entry, form) for entry in entries for form in (entry, entry.lower(), clean(entry))]
+    con.register("listed", pa.table({"entry": [one for one, _ in forms], "form": [form for _, form in forms]}, FORMS))
+    con.execute("CREATE TABLE forms AS FROM listed")
+    matched = {entry for (entry,) in con.execute(MATCHED).fetchall()}
+    ((count,),) = con.execute(LEAVE_OUT).fetchall()
+    return count, [entry for entry in entries if entry not in matched]
+
+
+def _schema(con: duckdb.DuckDBPyConnection) -> pa.Schema:
+    """Columns of the data set; a similarity that no row has is left out."""
+    (counts,) = con.execute("SELECT count(similarity_1), count(similarity_2) FROM dataset").fetchall()
+    present = [name for name, count in zip(SIMILARITIES, counts, strict=True) if count]
+    texts = ("caption_id", "caption", "paraphrase_1", "paraphrase_2", "image_id", "source", "license")
+    fields = [pa.field(name, pa.string(), nullable=name == "image_id") for name in texts]
+    return pa.schema([*fields, *(pa.field(name, pa.float32()) for name in present)])
 
 
 def _input(store: ArtifactStore, artifact: Artifact, stage: str) -> Artifact:
-    fingerprint = artifact.manifest.inputs.get(stage, "")
-    input_artifact = store.find(stage, fingerprint) if fingerprint else None
-    if input_artifact is None:
-        raise ArtifactError(
-            f"the artifact {stage}/{fingerprint} that {artifact.stage}/{artifact.fingerprint} was made from is not "
-            f"under {store.location}; run the same settings again"
-        )
-    return input_artifact
+    why = f"{artifact.stage}/{artifact.fingerprint} was made from it"
+    return store.expect(stage, artifact.manifest.inputs.get(stage, "?"), why)
 
 
 def _step(artifact: Artifact, step: int, settings: Settings | None) -> StepFacts:
@@ -319,51 +337,6 @@ def _prompt(artifact: Artifact, step: int, settings: Settings | None) -> PromptT
     )
 
 
-def output_schema(paraphrases: Path) -> pa.Schema:
-    """Columns of the data set; a similarity that no row of the artifact has is left out."""
-    present = [
-        name
-        for name in SIMILARITIES
-        if any(batch.column(0).null_count < batch.num_rows for batch in iter_batches(paraphrases, [name]))
-    ]
-    texts = [pa.field(name, pa.string(), nullable=False) for name in ("caption_id", *TEXTS)]
-    about = [
-        pa.field("image_id", pa.string()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("license", pa.string(), nullable=False),
-    ]
-    return pa.schema([*texts, *about, *(pa.field(name, pa.float32()) for name in present)])
-
-
-def joined(paraphrases: Path, captions: Path) -> Iterator[pa.RecordBatch]:
-    """Paraphrased rows with the `split` and `source` of their captions, batch by batch in the captions' order.
-
-    Both tables are in the order of ingest, rewrites of a caption follow each other, and every paraphrased row has its
-    caption, so one pass over each is enough.
-    """
-    columns = ("caption_id", *TEXTS, "image_id", "licence", *SIMILARITIES)
-    names = ["license" if name == "licence" else name for name in columns] + ["split", "source"]
-    caption_batches = iter_batches(captions, ("caption_id", "split", "source"))
-    captions_batch = next(caption_batches, None)
-    for batch in iter_batches(paraphrases, columns):
-        while batch.num_rows:
-            if captions_batch is None:
-                raise ArtifactError(
-                    f"{paraphrases}: the caption {batch.column('caption_id')[0].as_py().hex()} is not in {captions} in "
-                    "its place; see `paraclip artifacts verify`, and run the same settings again"
-                )
-            places = _compute("index_in", batch.column("caption_id"), value_set=captions_batch.column("caption_id"))
-            missing = _compute("index", places.is_null(), True).as_py()
-            count = batch.num_rows if missing < 0 else missing
-            about = captions_batch.select(["split", "source"]).take(places.slice(0, count))
-            if count:
-                arrays = [*batch.slice(0, count).columns, *about.columns]
-                yield pa.RecordBatch.from_arrays(arrays, names=names)
-            batch = batch.slice(count)
-            if batch.num_rows:
-                captions_batch = next(caption_batches, None)
-
-
 def read_opt_outs(path: Path) -> list[str]:
     """The entries of an opt-out list, each once: a caption id, an image id or a caption a line."""
     try:
@@ -371,70 +344,3 @@ def read_opt_outs(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"the opt-out list {path} cannot be read as UTF-8 text: {error}") from error
     return list(dict.fromkeys(filter(None, (line.strip() for line in lines))))
-
-
-class OptOuts:
-    """Finds the rows that an opt-out list names, and remembers which entries named one."""
-
-    def __init__(self, entries: Sequence[str]) -> None:
-        """A caption counts as it is in the data set, or as it was before it was cleaned."""
-        self.entries = tuple(entries)
-        self.rows = 0
-        self._named: dict[str, set[str]] = {}
-        for entry in entries:
-            for form in (entry, entry.lower(), clean(entry)):
-                self._named.setdefault(form, set()).add(entry)
-        self._forms = pa.array(list(self._named), pa.string())
-        self._matched: set[str] = set()
-
-    def without(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The rows whose caption id (in hexadecimal digits), image id and caption nothing names."""
-        named = pa.repeat(pa.scalar(False), batch.num_rows)
-        for name in ("caption_id", "image_id", "caption"):
-            places = _compute("index_in", batch.column(name).cast(pa.string()), value_set=self._forms)
-            for place in places.drop_null().unique().to_pylist():
-                self._matched |= self._named[self._forms[place].as_py()]
-            named = _compute("or_", named, places.is_valid())
-        others = batch.filter(_compute("invert", named))
-        self.rows += batch.num_rows - others.num_rows
-        return others
-
-    @property
-    def unmatched(self) -> list[str]:
-        """Entries that named no row, in the list's order."""
-        return [entry for entry in self.entries if entry not in self._matched]
-
-
-class ShardWriter:
-    """Writes ``<split>-00000-of-00002.parquet`` …, each split's rows in order; memory holds one shard a split."""
-
-    def __init__(self, folder: Path, schema: pa.Schema, rows: int = SHARD_ROWS) -> None:
-        """Write into `folder` shards of `rows` rows."""
-        self._folder, self.schema, self._rows = folder, schema, rows
-        self._writers: dict[str, PartWriter] = {}
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Add rows with a column `split`."""
-        for split in map(str, _compute("unique", batch.column("split")).to_pylist()):
-            rows = batch.filter(_compute("equal", batch.column("split"), split))
-            if split not in self._writers:
-                self._writers[split] = PartWriter(self._folder, self.schema, SPLITS.get(split, split), self._rows)
-            self._writers[split].write(rows.select(self.schema.names).cast(self.schema))
-
-    def close(self) -> dict[str, int]:
-        """Write what is left and name the shards; returns the rows of each split, training first."""
-        for writer in self._writers.values():
-            writer.close()
-        counts = {}
-        for split in sorted(self._writers, key=lambda name: (name != "train", name != "val", name)):
-            name = SPLITS.get(split, split)
-            counts[name] = self._writers[split].rows_written
-            shards = sorted(self._folder.glob(f"{name}-*.parquet"))
-            for shard in shards:
-                shard.rename(shard.with_name(f"{shard.stem}-of-{len(shards):05d}.parquet"))
-        return counts
-
-
-def _compute(function: str, *values: Any, **options: Any) -> Any:
-    """A function of `pyarrow.compute`, whose stubs name few of them."""
-    return getattr(pc, function)(*values, **options)

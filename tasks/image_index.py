@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,7 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import write_atomic
 from paraclip.storage.parquet import iter_batches
-from paraclip.tasks.models import base_of, find_model, find_release
-from paraclip.tasks.run.run import Run
-from paraclip.tasks.trial import try_captions
+from paraclip.tasks.models import RELEASE, find_release, find_tuned
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, IndexCheck, check_features, check_images, check_towers, read_index
@@ -27,13 +26,9 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
-from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ModelError
+from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
 from paraclip_core.evaluation.audit import Audit, audit_index
 from paraclip_core.report.page import WORST, render_audit, thumbnail
-
-SAMPLE = 16
-
 
 QUERIES = 200
 """Queries that are taken from an index itself."""
@@ -73,12 +68,21 @@ def search_target(
     if features is None:
         if ids is not None:
             raise ConfigError("--ids belongs to --features; give both, or neither")
-        pair = find_model(model, store, base)
-        stored = FeatureStore(pair.features.path)
-        index = ImageIndex(stored.view(), stored.image_ids, str(pair.features.path))
-        return SearchTarget(pair.base, pair.tuned, index, pair.captions, images)
+        artifact, base = find_tuned(model, store, base)
+        inputs = artifact.manifest.inputs
+        stored = store.expect("features", inputs["features"], f"the images of {model!r}").path
+        features_of = FeatureStore(stored)
+        index = ImageIndex(features_of.view(), features_of.image_ids, str(stored))
+        captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
+        return SearchTarget(base, str(artifact.path / RELEASE), index, captions, images)
     tuned = str(find_release(model, store))
-    before = str(find_release(base, store)) if base else base_of(model, store) or tuned
+    if base is not None:
+        before = str(find_release(base, store))
+    else:
+        # Of a model that no run made, the model itself.
+        before = tuned
+        with suppress(UnknownNameError):
+            before = find_tuned(model, store)[1]
     return SearchTarget(before, tuned, read_index(features, ids), None, images)
 
 
@@ -118,43 +122,25 @@ def search(target: SearchTarget, query: str, count: int, device: str = "cpu") ->
     nearest = {name: nearest_images(clip, searcher, query, count) for name, clip in models.items()}
     captions = captions_of(target.captions, {image for hits in nearest.values() for image, _ in hits})
     return {
-        name: [Hit(rank, image, round(score, 4), captions.get(image)) for rank, (image, score) in enumerate(hits, 1)]
+        name: [
+            Hit(rank, image, round(score, 4), next(iter(captions.get(image, ())), None))
+            for rank, (image, score) in enumerate(hits, 1)
+        ]
         for name, hits in nearest.items()
     }
 
 
-def captions_of(captions: Artifact | None, image_ids: set[str]) -> dict[str, str]:
-    """The first caption of each of some images, as far as there are any."""
-    first: dict[str, str] = {}
+def captions_of(captions: Artifact | None, image_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The captions of each of some images, as far as there are any."""
+    chosen: dict[str, list[str]] = {}
     if captions is None:
-        return first
+        return chosen
+    wanted = pc.SetLookupOptions(value_set=pa.array(list(image_ids), pa.string()))
     for batch in iter_batches(captions.path / "captions", ["image_id", "caption"]):
-        rows: list[dict[str, Any]] = batch.to_pylist()
-        for row in rows:
-            if row["image_id"] in image_ids:
-                first.setdefault(row["image_id"], row["caption"])
-        if len(first) == len(image_ids):
-            break
-    return first
-
-
-@dataclass(frozen=True)
-class IndexProof:
-    """All comparisons of two models."""
-
-    base: str
-    tuned: str
-    checks: tuple[IndexCheck, ...]
-
-    @property
-    def valid(self) -> bool:
-        """Whether stored image embeddings stay valid."""
-        return all(check.valid for check in self.checks)
-
-    def as_json(self) -> dict[str, Any]:
-        """Itself as plain values."""
-        checks = [asdict(check) for check in self.checks]
-        return {"base": self.base, "tuned": self.tuned, "valid": self.valid, "checks": checks}
+        rows = batch.filter(pc.call_function("is_in", [batch["image_id"]], wanted))
+        for image, caption in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            chosen.setdefault(image, []).append(caption)
+    return chosen
 
 
 def verify_index(
@@ -162,9 +148,9 @@ def verify_index(
     tuned: str,
     images: Path | None = None,
     features: Path | None = None,
-    sample: int = SAMPLE,
+    sample: int = 16,
     ids: Path | None = None,
-) -> IndexProof:
+) -> list[IndexCheck]:
     """Compare two models' image towers and preprocessing, and what they make of `sample` evenly spread images.
 
     `features` is an index of these images, see :func:`paraclip_core.clip.index.read_index`; without `ids` its rows are
@@ -194,25 +180,7 @@ def verify_index(
         checks.append(check)
         if index is not None:
             checks.append(check_features(np.asarray(index.features[rows]), computed, chosen))
-    return IndexProof(base, tuned, tuple(checks))
-
-
-def reword(settings: Settings, queries: Sequence[str], say: Callable[[str], None]) -> list[tuple[str, str]]:
-    """Each query with its paraphrases by the engine of the settings; answers go to the generation cache."""
-    trial = try_captions(Run(settings), list(queries), True, say)
-    pairs = [
-        (caption.caption, text)
-        for caption in trial.captions
-        for rewrite in caption.rewrites
-        for text in (rewrite.paraphrase_1, rewrite.paraphrase_2)
-        if text is not None
-    ]
-    if not pairs:
-        raise BenchmarkError(
-            f"{trial.engine} gave no rewording of {len(queries)} queries that the gates accept; "
-            "see `paraclip paraphrase` for why, or give a file with the columns query and rewording"
-        )
-    return list(dict.fromkeys(pairs))
+    return checks
 
 
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
@@ -233,13 +201,7 @@ def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[
     """Queries for an index that comes alone: captions of its images, two of one image as a pair, or names of things."""
     if target.captions is None:
         return _fitting_names(searcher, encode)
-    ids = target.index.ids[:: max(1, len(target.index) // QUERIES)]
-    wanted = pc.SetLookupOptions(value_set=pa.array(ids, pa.string()))
-    captions: dict[str, list[str]] = {}
-    for batch in iter_batches(target.captions.path / "captions", ["image_id", "caption"]):
-        chosen = batch.filter(pc.call_function("is_in", [batch["image_id"]], wanted))
-        for image, caption in zip(*(column.to_pylist() for column in chosen.columns), strict=True):
-            captions.setdefault(image, []).append(caption)
+    captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])
     others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
     return [*others, *(texts[0] for texts in captions.values())]
 

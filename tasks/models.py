@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, sources_of
 from paraclip.storage.fingerprint import FileHashes
-from paraclip_core.clip.reference import (
-    canonical,
-    check_reference,
-    is_model_folder,
-    local_file,
-    model_files,
-)
+from paraclip_core.clip.reference import canonical, check_reference, is_model_folder, local_file, model_files
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, UnknownModelError, UnknownNameError
+from paraclip_core.errors import UnknownModelError, UnknownNameError
 from paraclip_core.paths import user_path
 
 if TYPE_CHECKING:
@@ -56,66 +49,26 @@ def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
     return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}
 
 
-@dataclass(frozen=True)
-class FoundModel:
-    """A tuned model with what belongs to it."""
+def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tuple[Artifact, str]:
+    """The tuned model of a channel, the start of a fingerprint or a folder of an artifact; and its base's reference.
 
-    tuned: str
-    """Reference of the tuned model."""
-    base: str
-    """Reference of the model that it was tuned from."""
-    features: Artifact
-    """Features of the images that it can be asked about."""
-    captions: Artifact | None
-    """The ingested captions, None where they were deleted."""
-
-
-def find_model(name: str, store: ArtifactStore, base: str | None = None) -> FoundModel:
-    """What a channel, the start of an artifact's fingerprint, or a folder below an artifact names.
-
-    `base` says where the base lies, if it is no longer where the model was tuned.
+    That is what a stage made, or one with the same contents as when the model was tuned; `base` says where it lies, if
+    it is no longer there.
     """
     artifact = _artifact(name, store, ("finetune",))
-    if artifact.stage != "finetune":
-        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected a tuned model (finetune)")
-    inputs = artifact.manifest.inputs
-    features = store.find("features", inputs["features"])
-    if features is None:
-        raise ArtifactError(
-            f"the image features {inputs['features']} of {name!r} were deleted; run the same settings again"
-        )
-    captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
-    return FoundModel(str(artifact.path / RELEASE), _base_of(name, artifact, store, base), features, captions)
-
-
-def base_of(name: str, store: ArtifactStore) -> str | None:
-    """Reference of the base of a model that a run tuned; None for any other model."""
-    try:
-        artifact = _artifact(name, store, ("finetune",))
-    except UnknownNameError:
-        return None
-    return _base_of(name, artifact, store, None) if artifact.stage == "finetune" else None
-
-
-def _base_of(name: str, artifact: Artifact, store: ArtifactStore, given: str | None) -> str:
-    """Reference of the base: the one that a stage made, or one with the same contents as when the model was tuned."""
     manifest = artifact.manifest
     if fingerprint := manifest.inputs.get("bootstrap"):
-        if (made := store.find("bootstrap", fingerprint)) is None:
-            raise ArtifactError(f"the base model {fingerprint} of {name!r} was deleted; run the same settings again")
-        return str(made.path / RELEASE)
-    base = str(given or manifest.metrics.get("base") or manifest.options.get("base", ""))
-    then = sources_of(manifest.inputs)
-    if not then:
-        return base
-    missing = next((path for path in model_files(base) if not path.exists()), None)
-    if missing is not None:
-        raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
-    if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
-        raise UnknownModelError(
-            f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
-        )
-    return base
+        return artifact, str(store.expect("bootstrap", fingerprint, f"the base of {name!r}").path / RELEASE)
+    base = str(base or manifest.metrics.get("base") or manifest.options.get("base", ""))
+    if then := sources_of(manifest.inputs):
+        missing = next((path for path in model_files(base) if not path.exists()), None)
+        if missing is not None:
+            raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
+        if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
+            raise UnknownModelError(
+                f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
+            )
+    return artifact, base
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:
@@ -126,24 +79,13 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
         check_reference(name)
         return name
-    folder = user_path(name.removeprefix("local-dir:"))
-    if folder.is_dir():
-        folder = folder / RELEASE if (folder / RELEASE).is_dir() else folder
+    path = user_path(name.removeprefix("local-dir:"))
+    if path.is_file():
+        return name
+    for folder in (path / RELEASE, path):
         if is_model_folder(folder):
             return folder
-        # A folder of data may be called as the run that was tuned on it.
-        try:
-            return store.download(store.named(name, MODEL_STAGES)).path / RELEASE
-        except UnknownNameError:
-            raise UnknownModelError(
-                f"{folder} holds no open_clip_config.json; expected a release folder of an open_clip model"
-            ) from None
-    if folder.is_file():
-        return name
-    artifact = _artifact(name, store, MODEL_STAGES)
-    if artifact.stage not in MODEL_STAGES:
-        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected one of {' or '.join(MODEL_STAGES)}")
-    return artifact.path / RELEASE
+    return _artifact(name, store, MODEL_STAGES).path / RELEASE
 
 
 def judgment(name: str, store: ArtifactStore) -> tuple[str | None, Path | None]:
@@ -164,18 +106,21 @@ def name_in(store: ArtifactStore, release: Path | str) -> str:
 
 
 def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:
-    folder = user_path(name)
-    if folder.is_dir():
-        folder = folder.resolve()
-        folder = folder.parent if folder.name == RELEASE else folder
-        artifact = store.find(folder.parent.name, folder.name)
-        if artifact is not None and artifact.path.resolve() == folder:
-            return artifact
+    """The artifact that a folder of it, a channel or the start of a fingerprint names; of one of `stages`."""
+    folder = user_path(name).resolve()
+    folder = folder.parent if folder.name == RELEASE else folder
+    artifact = store.find(folder.parent.name, folder.name) if folder.is_dir() else None
+    if artifact is None or artifact.path.resolve() != folder:
         try:
-            return store.download(store.named(name, stages))
-        except UnknownNameError:
+            # A folder of data may be called as the run that was tuned on it.
+            artifact = store.download(store.named(name, stages))
+        except UnknownNameError as error:
+            if not folder.is_dir():
+                raise
             raise UnknownNameError(
-                f"{folder} is no artifact under {store.root}, so nothing is known of its base and its images; "
-                f"give --root, or the model's channel or fingerprint"
-            ) from None
-    return store.download(store.named(name, stages))
+                f"{folder} holds no open_clip_config.json and is no artifact under {store.root}; give a release "
+                "folder, or --root with a model's channel or fingerprint"
+            ) from error
+    if artifact.stage not in stages:
+        raise UnknownNameError(f"{name!r} is a {artifact.stage} artifact; expected {' or '.join(stages)}")
+    return artifact

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
@@ -26,8 +26,6 @@ from paraclip_core.report.data import few_for_alpha
 
 State = Literal["cached", "resumable", "to run", "damaged"]
 SHOWN = 60
-MOST_GROWTH = 30
-"""A run that did less than this part of the work was mostly start, and says little about the rest."""
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
 """Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
 QUESTION_TOKENS = 340
@@ -35,32 +33,36 @@ QUESTION_TOKENS = 340
 
 
 @dataclass(frozen=True)
-class StagePlan:
+class Amount:
+    """The work of one stage."""
+
+    rows: int | None = None
+    """Rows, images or captions that it would read or has read; None where nobody knows before it runs. Each step reads
+    what the one before hands on."""
+    requests: int | None = None
+    """Requests to the language model that are not in the generation cache yet."""
+    tokens: int | None = None
+    """Tokens of those requests, prompts and longest answers together."""
+    units: float | None = None
+    """What its time grows with, see :func:`units_of`."""
+    spend: float | None = None
+    """What the tokens cost, in the currency of the configured prices; None without prices."""
+    note: str = ""
+    """What is assumed in it, and where the estimate comes from."""
+
+
+@dataclass(frozen=True)
+class StagePlan(Amount):
     """What would happen to one stage."""
 
+    _: KW_ONLY
     stage: str
     fingerprint: str
     state: State
-    why: tuple[str, ...]
+    why: tuple[str, ...] = ()
     """Why it would run: what differs from the nearest artifact of the same stage."""
-    rows: int | None
-    """Rows, images or captions that it would read or has read; None where nobody knows before it runs."""
-    requests: int | None
-    """Requests to the language model that are not in the generation cache yet."""
-    tokens: int | None
-    """Tokens of those requests, prompts and longest answers together."""
-    seconds: float | None
-    """Estimated wall time, 0 where it is cached."""
-    bytes: int | None
-    """Estimated size of the artifact, or its true size where it is cached."""
-    basis: str
-    """Where the estimate comes from."""
-    spend: float | None = None
-    """Estimated cost of the tokens, in the currency of the configured prices; None without prices."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    seconds: float | None = 0.0
+    """Estimated wall time; None where no finished stage tells."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +72,6 @@ class RunPlan:
     stages: list[StagePlan]
     notes: list[str]
     """What else to know before it runs."""
-
-
-@dataclass(frozen=True)
-class Amount:
-    """The work of one stage."""
-
-    rows: int | None = None
-    """What it reads: images for scenes and features, rows elsewhere. Each step reads what the one before hands on."""
-    requests: int | None = None
-    tokens: int | None = None
-    units: float | None = None
-    """What its time grows with, see :func:`units_of`."""
-    spend: float | None = None
-    """What the tokens cost, in the currency of the configured prices; None without prices."""
-    note: str = ""
-    """What is assumed in it."""
 
 
 def plan_run(run: Run) -> RunPlan:
@@ -109,11 +95,17 @@ def plan_run(run: Run) -> RunPlan:
         for name, node in run.nodes.items():
             amount = sizes.get(name, Amount())
             if name in artifacts:
-                stages.append(_finished(artifacts[name], amount))
-            else:
-                why = (damaged[name],) if name in damaged else _reasons(node, run.store.list(name), own, others)
-                state: State = "resumable" if run.store.resumable(name, node.fingerprint) else "to run"
-                stages.append(_planned(run, node, amount, "damaged" if name in damaged else state, tuple(why)))
+                stages.append(StagePlan(amount.rows, 0, 0, stage=name, fingerprint=node.fingerprint, state="cached"))
+                continue
+            finished = run.store.list(name)
+            seconds, basis = estimate(node, amount, finished)
+            amount = replace(amount, note="; ".join(filter(None, (basis, amount.note))))
+            state: State = "resumable" if run.store.resumable(name, node.fingerprint) else "to run"
+            why = _reasons(node, finished, own, others)
+            if name in damaged:
+                state, why = "damaged", [damaged[name]]
+            planned = StagePlan(**vars(amount), stage=name, fingerprint=node.fingerprint, state=state, why=tuple(why))
+            stages.append(replace(planned, seconds=seconds))
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
@@ -145,31 +137,6 @@ def _engine_notes(run: Run, requests: int) -> list[str]:
             except ParaclipError as error:
                 notes.append(f"warning: the run would stop at its first request: {error}")
     return notes
-
-
-def _finished(artifact: Artifact, amount: Amount) -> StagePlan:
-    size = artifact.manifest.size()
-    return StagePlan(artifact.stage, artifact.fingerprint, "cached", (), amount.rows, 0, 0, 0.0, size, "its manifest")
-
-
-def _planned(run: Run, node: Node, amount: Amount, state: State, why: tuple[str, ...]) -> StagePlan:
-    # Another engine is another speed.
-    engine = node.draft.options.get("engine")
-    alike = [one for one in run.store.list(node.name) if one.manifest.options.get("engine") == engine]
-    seconds, size, basis = estimate(node.stage, amount, alike)
-    return StagePlan(
-        node.name,
-        node.fingerprint,
-        state,
-        why,
-        amount.rows,
-        amount.requests,
-        amount.tokens,
-        seconds,
-        size,
-        "; ".join(filter(None, (basis, amount.note))),
-        amount.spend,
-    )
 
 
 def _runs(run: Run) -> tuple[dict[str, str], dict[str, str]]:
@@ -242,53 +209,18 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A stage's cost: a fixed part and one per unit of work."""
+def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[float | None, str]:
+    """Seconds, in proportion to the work of the newest of the stage's finished artifacts (oldest first), and its name.
 
-    start: float
-    """Seconds before the first unit: loading libraries and models."""
-    seconds: float
-    """Seconds per unit."""
-    bytes: float = 0.0
-    """Bytes of the artifact per row."""
-    fixed_bytes: int = 0
-
-
-DEFAULTS = {
-    "scenes": Rate(0.5, 0.002, 15_500),
-    "ingest": Rate(0.1, 0.00002, 50),
-    "paraphrase_1": Rate(10, 0.07, 150),
-    "paraphrase_2": Rate(10, 0.07, 190),
-    "features": Rate(3, 0.016, 540),
-    "bootstrap": Rate(5, 0.0012, fixed_bytes=78_500_000),
-    "finetune": Rate(8, 0.0037, fixed_bytes=78_500_000),
-    "control": Rate(8, 0.0013, fixed_bytes=78_500_000),
-    "evaluate": Rate(4, 0.0023, 75),
-    "report": Rate(0.8, 0.0, fixed_bytes=730_000),
-}
-"""Measured in a run of the demo on two quiet CPU cores. Units are those of :func:`units_of`."""
-
-OTHERS = Rate(5, 0.0)
-
-
-def estimate(stage: Stage, amount: Amount, earlier: Sequence[Artifact]) -> tuple[float | None, int | None, str]:
-    """Seconds, bytes, and where they come from; `earlier` are the stage's finished artifacts, oldest first."""
-    rate, units = DEFAULTS.get(stage.name, OTHERS), amount.units
-    if units is None:
-        return None, None, "unknown before the stages ahead of it are finished"
-    size = int(rate.fixed_bytes + rate.bytes * (units if amount.rows is None else amount.rows))
-    if earlier:
-        manifest = earlier[-1].manifest
-        basis, before = f"{manifest.stage}/{manifest.fingerprint[:12]}", units_of(stage, manifest.metrics)
-        if before is None or before == units:
-            # As much again, or nothing says how much it had to do: the same again is the best guess.
-            return manifest.wall_seconds, manifest.size(), basis
-        if before and units <= MOST_GROWTH * before:
-            # The start costs the same for any amount, so only what is above it grows.
-            start = min(rate.start, manifest.wall_seconds)
-            return round(start + (manifest.wall_seconds - start) * units / before, 1), size, basis
-    return round(rate.start + rate.seconds * units, 1), size, "defaults for two CPU cores"
+    Another engine is another speed. Where nothing says how much that one had to do, the same again is the best guess.
+    """
+    engine = node.draft.options.get("engine")
+    alike = [one.manifest for one in earlier if one.manifest.options.get("engine") == engine]
+    if amount.units is None or not alike:
+        return None, ""
+    before = units_of(node.stage, alike[-1].metrics) or amount.units
+    seconds = alike[-1].wall_seconds * (amount.units / before if before else 1)
+    return round(seconds, 1), f"as {node.name}/{alike[-1].fingerprint[:12]}"
 
 
 def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
@@ -327,24 +259,22 @@ def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: Ingeste
     return Amount(captions.images, units=new, note=f"{new} of {captions.images} images are new by their ids")
 
 
-@dataclass(frozen=True)
-class _Rates:
-    """What the newest finished run of a step with the same engine says of the next one."""
+class _Rates(NamedTuple):
+    """What the newest finished run of a step with the same engine says of the next one: the share of rows that are
+    accepted, where it comes from, and the tokens of a request (0: not told)."""
 
     share: float
-    """Rows that are accepted."""
     basis: str
     prompt_tokens: float = 0.0
-    """Of a request; 0: not told."""
     completion_tokens: float = 0.0
 
 
 def _rates(run: Run, step: int) -> _Rates:
-    options, preset, stage = run.paraphraser.options, run.paraphraser.gates.preset, f"paraphrase_{step}"
+    preset, stage = run.paraphraser.gates.preset, f"paraphrase_{step}"
     alike = [
         artifact.manifest
         for artifact in run.store.list(stage)
-        if artifact.manifest.options.get("engine") == options.engine
+        if artifact.manifest.options.get("engine") == run.paraphraser.options.engine
         and artifact.manifest.options.get("gates", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
     ]

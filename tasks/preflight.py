@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import write_json
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
-from paraclip.tasks.publish import artifact_key, as_text, emit, publish_table
+from paraclip.tasks.publish import artifact_key, emit, publish_table
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
@@ -359,7 +359,7 @@ def check_drift(run: Run) -> list[str]:
     write_json(store.root / "results" / name / "drift.json", {"figures": figures, "held": held})
     rows = [{"figure": figure, "value": value} for figure, value in figures.items()]
     text = f"Captions against those of {options.channel}'s model"
-    publish_table(artifact_key(name, "drift"), [as_text(row) for row in rows], text)
+    publish_table(artifact_key(name, "drift"), rows, text)
     if held:
         what = f"the captions drifted from those of {options.channel}'s model: {'; '.join(held)}"
         emit("drift", name, what, channel=options.channel, **{bound: figures[bound] for bound in BOUND})

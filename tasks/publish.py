@@ -8,7 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -57,40 +57,38 @@ def artifact_key(*parts: str) -> str:
 
 
 def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's row whose texts the UI shows as they are.
+    """A table's row whose texts the UI shows as they are, and counts by name, which it would show as an object.
 
     Its older look renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from
     anywhere.
     """
-    return {name: MARKUP.sub(r"\\\g<0>", cell) if isinstance(cell, str) else cell for name, cell in row.items()}
+    cells = {}
+    for name, cell in row.items():
+        text = ", ".join(f"{key} {count}" for key, count in cell.items()) if isinstance(cell, Mapping) else cell
+        cells[name] = MARKUP.sub(r"\\\g<0>", text) if isinstance(text, str) else text
+    return cells
 
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
     """Show `rows` as a table; a new version of what has the same key."""
 
-    def create() -> None:
+    def show() -> None:
         from prefect.artifacts import create_table_artifact
 
-        table = [{name: _cell(cell) for name, cell in row.items()} for row in rows]
-        create_table_artifact(table=table, key=key, description=description)
+        create_table_artifact(table=[as_text(row) for row in rows], key=key, description=description)
 
-    _try(f"the artifact {key} is not shown", create)
-
-
-def _cell(value: Any) -> Any:
-    """Counts by name as text: the UI would show `[object Object]`."""
-    return ", ".join(f"{name} {count}" for name, count in value.items()) if isinstance(value, Mapping) else value
+    _try(f"the artifact {key} is not shown", show)
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:
     """Show Markdown; a new version of what has the same key."""
 
-    def create() -> None:
+    def show() -> None:
         from prefect.artifacts import create_markdown_artifact
 
         create_markdown_artifact(markdown=text, key=key, description=description)
 
-    _try(f"the artifact {key} is not shown", create)
+    _try(f"the artifact {key} is not shown", show)
 
 
 def emit(event: str, run: str, text: str, **facts: Any) -> None:
@@ -104,9 +102,15 @@ def emit(event: str, run: str, text: str, **facts: Any) -> None:
     _try(f"the event {event} is not sent", send)
 
 
-def emit_from_command(event: str, run: str, text: str, **facts: Any) -> None:
-    """As :func:`emit`, outside of a flow run: to the server that PREFECT_API_URL names; without one nothing happens."""
-    if not os.environ.get("PREFECT_API_URL"):
+def announce_rollback(decision: Mapping[str, Any]) -> None:
+    """Emit that a channel went back, if it did: from a flow run, or from a command to the server that PREFECT_API_URL
+    names."""
+    name, facts = decision["channel"], {part: decision[part] for part in ("channel", "before", "after")}
+    event = "channel.rolled_back", name, f"{name}: {decision['reason']}"
+    if not decision["moved"]:
+        return
+    if in_flow_run() or not os.environ.get("PREFECT_API_URL"):
+        emit(*event, **facts)
         return
     from prefect import get_client
     from prefect.events import Event
@@ -114,9 +118,9 @@ def emit_from_command(event: str, run: str, text: str, **facts: Any) -> None:
     try:
         # Prefect's own way of sending events is a thread that tries for half a minute after the command's end.
         with get_client(sync_client=True) as client:
-            client._client.post("/events", json=[Event(**_event(event, run, text, facts)).model_dump(mode="json")])
+            client._client.post("/events", json=[Event(**_event(*event, facts)).model_dump(mode="json")])
     except Exception as error:
-        log.warning("the event %s is not sent: %s", event, error)
+        log.warning("the event %s is not sent: %s", event[0], error)
 
 
 def _event(event: str, run: str, text: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,45 +161,34 @@ def near_cap(run: str, cap: float) -> Progress:
     return progress if cap else silent
 
 
-def published_progress(key: str, description: str) -> Progress:
-    """A progress that is also seen in the UI, renewed every few seconds."""
-    if not in_flow_run():
-        return silent
-    state: dict[str, Any] = {"id": None, "last": 0.0}
+def published_progress(run: str, stage: str) -> Progress:
+    """A progress that is also seen in the UI, renewed every few seconds, and by Prometheus as `paraclip_stage`.
 
-    def progress(done: int, total: int | None, **facts: Fact) -> None:
-        now = time.monotonic()
-        if not total or (now - state["last"] < PROGRESS_SECONDS and done < total):
-            return
-        state["last"] = now
-        percent = round(100 * min(done, total) / total, 1)
-
-        def show() -> None:
-            from prefect.artifacts import create_progress_artifact, update_progress_artifact
-
-            text = f"{description}: {shown_facts(facts)}" if facts else description
-            if state["id"] is None:
-                state["id"] = create_progress_artifact(progress=percent, key=key, description=text)
-            else:
-                update_progress_artifact(artifact_id=state["id"], progress=percent, description=text)
-
-        _try(f"the artifact {key} is not shown", show)
-
-    return progress
-
-
-def measured_progress(run: str, stage: str) -> Progress:
-    """A progress whose latest figures are `paraclip_stage` in what Prometheus reads from a flow run's process.
-
-    Prefect serves it where PREFECT_CLIENT_METRICS_ENABLED is set.
+    Prefect serves what Prometheus reads where PREFECT_CLIENT_METRICS_ENABLED is set.
     """
     if not in_flow_run():
         return silent
+    key, description = artifact_key(run, stage, "progress"), f"Progress of {stage}"
+    state: dict[str, Any] = {"id": None, "last": 0.0}
+
+    def show(percent: float, text: str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if state["id"] is None:
+            state["id"] = create_progress_artifact(progress=percent, key=key, description=text)
+        else:
+            update_progress_artifact(artifact_id=state["id"], progress=percent, description=text)
 
     def progress(done: int, total: int | None, **facts: Fact) -> None:
         for name, value in {"done": done, "total": total, **facts}.items():
             if isinstance(value, int | float):
                 _gauge().labels(run, stage, name).set(value)
+        now = time.monotonic()
+        if not total or (now - state["last"] < PROGRESS_SECONDS and done < total):
+            return
+        state["last"] = now
+        text = f"{description}: {shown_facts(facts)}" if facts else description
+        _try(f"the artifact {key} is not shown", partial(show, round(100 * min(done, total) / total, 1), text))
 
     return progress
 

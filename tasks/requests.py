@@ -29,11 +29,11 @@ from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import Node, Run, Stop, settings_of
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
-from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, step_batches, step_rounds
+from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, spent, step_batches, step_rounds
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, count_words, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import PaidEngine, Prompt
+from paraclip_core.paraphrase.engines import Prompt
 from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
 from paraclip_core.paraphrase.requests import (
     PromptTemplate,
@@ -60,8 +60,6 @@ letter has three bytes, and is about a token."""
 TOKENS_PER_WORD = 1.15
 """Tokens of an answer for each word of its input, measured on the few-shot prompts."""
 
-
-BOTH_STEPS = (1, 2)
 BLOCK_LINES = 10_000
 """Answers that are in memory, and kept, at once."""
 WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
@@ -283,20 +281,13 @@ class Exported:
         """All requests."""
         return self.step_1 + self.step_2
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "requests": self.requests}
 
-
-def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, progress: Progress = silent) -> Exported:
+def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
     """Write what a run would ask and the answers cache does not hold, a request a line; the file appears whole.
 
     Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Memory does
     not grow with the file.
     """
-    above = next(folder for folder in path.absolute().parents if folder.exists())
-    if path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise ConfigError(f"{path} cannot be written; name a file in a folder that you may write to")
     options = _askable(run).paraphraser.options
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
 
@@ -304,7 +295,7 @@ def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, p
         for rounds in missing_rounds(run, run.artifacts(), judged=True, progress=progress):
             step = rounds.tables.step
             missing[step] = sum(len(rows) for _, rows in rounds.missing)
-            for request, keys, texts in _requests(rounds) if step in steps else ():
+            for request, keys, texts in _requests(rounds):
                 for key, prompt in zip(keys, _prompts(run, request, texts), strict=True):
                     file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
                 counts[step] += len(keys)
@@ -315,26 +306,19 @@ def export_requests(run: Run, path: Path, steps: tuple[int, ...] = BOTH_STEPS, p
 
 
 def _askable(run: Run) -> Run:
-    options = run.paraphraser.options
-    if not run.paraphraser.facts.asks:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} asks nothing, so there are no requests; name the engine whose model "
-            "shall answer them"
-        )
-    if options.judge is not None:
-        raise ConfigError(
-            "paraphrase.judge asks about answers as they come, which a batch file cannot; import the answers with "
-            "paraphrase.judge=null, and let `paraclip run` ask the judge"
-        )
-    if not options.model:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} has no paraphrase.model, by which a batch file names who shall "
-            "answer; take engine openai, vllm or transformers"
-        )
-    if any(map(run.paraphraser.asks_words, BOTH_STEPS)):
-        raise ConfigError(
-            "a batch file cannot ask for single words, as the few-shot prompts do; set paraphrase.prompts=paper"
-        )
+    paraphraser = run.paraphraser
+    options, engine = paraphraser.options, f"paraphrase.engine={paraphraser.options.engine}"
+    problem = None
+    if not paraphraser.facts.asks:
+        problem = f"{engine} asks nothing; name the engine whose model shall answer"
+    elif options.judge is not None:
+        problem = "paraphrase.judge asks about answers as they come; import with paraphrase.judge=null, and then run"
+    elif not options.model:
+        problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
+    elif any(map(paraphraser.asks_words, STEPS.values())):
+        problem = "few-shot prompts also ask for single words, which no batch file can; set paraphrase.prompts=paper"
+    if problem is not None:
+        raise ConfigError(problem)
     return run
 
 
@@ -371,10 +355,6 @@ class Imported:
     spend: float | None = None
     """What these tokens cost with the configured prices; None without prices."""
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
     """Put the answers to requests that a run would make into its answers cache, from batch output or error files.
@@ -402,9 +382,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
                 rejects += _import(block, con, cache, imported)
                 progress(imported.lines, None, phase="keeping answers")
             _write_rejects(path, rejects, imported)
-    engine = run.paraphraser.engine()
-    if isinstance(engine, PaidEngine) and engine.priced:
-        imported.spend = round(engine.cost(imported.prompt_tokens, imported.completion_tokens), 6)
+    imported.spend = spent(run.paraphraser.engine(), imported).get("spend")
     if imported.rejected and not (imported.new or imported.answered):
         reasons = ", ".join(f"{reason} {count}" for reason, count in imported.rejected.items())
         raise InputError(

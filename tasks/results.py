@@ -51,8 +51,14 @@ class Result:
         return asdict(self) | {"verdict": self.verdict}
 
 
-def gather_result(run: Run, rows: Sequence[Mapping[str, Any]], artifacts: Mapping[str, Artifact]) -> Result:
-    """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root."""
+def gather_result(
+    run: Run, artifacts: Mapping[str, Artifact], rows: Sequence[Mapping[str, Any]] | None = None
+) -> Result:
+    """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root.
+
+    Without `rows` of the stage table every stage was found finished.
+    """
+    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()] if rows is None else rows
     settings, store = run.settings, run.store
     folder = store.root / "results" / settings.name
     metrics = {name: artifact.manifest.metrics for name, artifact in artifacts.items()}

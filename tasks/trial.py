@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -15,82 +14,24 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import charge, judge_spec, step_rounds
+from paraclip.tasks.stages.paraphrase import charge, judge_spec, spent, step_rounds
 from paraclip_core.captions.rows import clean, cleaned
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import PaidEngine
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS
-from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.rounds import Counts, Rounds
 from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
 
-COUNTED = ("generated", "cached", "prompt_tokens", "completion_tokens")
 Say = Callable[[str], None]
-Attempts = Mapping[tuple[str, str], Sequence["Attempt"]]
+Attempt = dict[str, Any]
+"""A request and what became of it: `answers` as the engine gave them and as they were parsed; `candidates`, each parsed
+text once and behind them those with words swapped; `chosen`, the accepted ones that go on, best first; and `reason` and
+`detail` of the gate that stopped the one that came furthest, where none is chosen."""
+Attempts = Mapping[tuple[str, str], Sequence[Attempt]]
 """Caption and the text that is asked about → what was tried."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A request and what became of it."""
-
-    step: int
-    attempt: int
-    """0 for the first time."""
-    input: str
-    key: str
-    """The request's, as hex."""
-    cached: bool
-    """The root's answers cache has the answers already."""
-    answers: tuple[str, ...]
-    """As the engine gave them."""
-    candidates: tuple[Candidate, ...]
-    """What was parsed from them, each text once, and behind them those with words swapped."""
-    chosen: tuple[str, ...]
-    """The accepted ones that go on, best first."""
-    reason: str | None
-    """The gate that stopped the one that came furthest; None where one is chosen."""
-    detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        parsed = list(map(parse_answer, self.answers))
-        candidates = [
-            {**asdict(one), "accepted": one.accepted, "words_swapped": one.answer not in parsed}
-            for one in self.candidates
-        ]
-        answers = [{"raw": raw, "parsed": text} for raw, text in zip(self.answers, parsed, strict=True)]
-        return {**asdict(self), "answers": answers, "candidates": candidates}
-
-
-@dataclass(frozen=True)
-class Rewrite:
-    """What training would see of a caption."""
-
-    paraphrase_1: str
-    paraphrase_2: str | None
-    """None where no answer of step 2 is accepted: the row is left out."""
-
-
-@dataclass(frozen=True)
-class CaptionTrial:
-    """A caption's way through both steps."""
-
-    caption: str
-    """As ingest cleans it."""
-    left_out: str
-    """Why ingest would leave it out, so that it is not tried; empty where it would not."""
-    attempts: tuple[Attempt, ...]
-    """Those of step 1, then those of step 2."""
-    rewrites: tuple[Rewrite, ...]
-    """One, or several where `paraphrase.keep` allows that; none where step 1 has no accepted answer."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "attempts": [attempt.as_json() for attempt in self.attempts]}
 
 
 @dataclass(frozen=True)
@@ -102,7 +43,10 @@ class Trial:
     preset: str
     gates: tuple[str, ...]
     """The gates that are asked, in order."""
-    captions: tuple[CaptionTrial, ...]
+    captions: list[dict[str, Any]]
+    """Of each the `caption` as ingest cleans it; `left_out`, why ingest would leave it out and it is not tried; the
+    `attempts` of both steps; and `rewrites`, what training would see: `paraphrase_1` and `paraphrase_2`, None where no
+    answer of step 2 is accepted."""
     asked: int
     """Requests that the engine answered now, those for single words included."""
     cached: int
@@ -113,10 +57,6 @@ class Trial:
     """What these tokens cost; None without prices."""
     stored: bool
     """Whether the answers are in the root's answers cache now."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {**asdict(self), "captions": [caption.as_json() for caption in self.captions]}
 
 
 class TrialCache:
@@ -193,7 +133,7 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         texts = [clean(caption) for caption in captions]
         left_out = [": ".join(cleaned(caption, run.settings.data)[1] or ()) for caption in captions]
         rows = [_rows(list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)))]
-        attempts, counts = list[Attempts](), Counter[str]()
+        attempts, counts = list[Attempts](), Counts()
         for step in (1, 2):
             say(f"step {step}: {sum(batch.num_rows for batch in rows)} texts, with {engine.name}")
 
@@ -202,23 +142,21 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
 
             rounds = step_rounds(stack, run, step, batches, cache, scratch / f"step-{step}", engine)
             attempts.append(_attempts(rounds, cache))
-            counts.update({name: getattr(rounds.counts, name) for name in COUNTED})
+            for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
+                setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
             rows = [accepted for accepted, _ in rounds.select().batches()]
         gates = gates_of(judge_spec(run.paraphraser, 2).gates)
-        spend = None
-        if isinstance(engine, PaidEngine) and engine.priced:
-            spend = round(engine.cost(counts["prompt_tokens"], counts["completion_tokens"]), 6)
         return Trial(
             engine.name,
             engine.model,
             run.paraphraser.gates.preset,
             (*gates.text, *gates.meaning),
-            tuple(_caption(text, why, *attempts) for text, why in zip(texts, left_out, strict=True)),
-            counts["generated"],
-            counts["cached"],
-            counts["prompt_tokens"],
-            counts["completion_tokens"],
-            spend,
+            [_caption(text, why, *attempts) for text, why in zip(texts, left_out, strict=True)],
+            counts.generated,
+            counts.cached,
+            counts.prompt_tokens,
+            counts.completion_tokens,
+            spent(engine, counts).get("spend"),
             keep,
         )
 
@@ -250,28 +188,30 @@ def _attempts(rounds: Rounds, cache: TrialCache) -> Attempts:
     keep = rounds.options.keep if step == 1 else 1
     attempts: dict[tuple[str, str], list[Attempt]] = {}
     for asked, verdict, candidates in judged:
-        key = asked["generation"]
-        attempts.setdefault((asked["caption"], asked["source"]), []).append(
-            Attempt(
-                step,
-                numbers[key],
-                asked["source"],
-                key.hex(),
-                key not in new,
-                tuple(asked["completions"]),
-                tuple(candidates),
-                tuple(one["answer"] for one in verdict["accepted"][:keep]),
-                verdict["reason"],
-                verdict["detail"] or "",
-            )
-        )
+        key, parsed = asked["generation"], list(map(parse_answer, asked["completions"]))
+        attempt = {
+            "step": step,
+            "attempt": numbers[key],
+            "input": asked["source"],
+            "key": key.hex(),
+            "cached": key not in new,
+            "answers": [{"raw": raw, "parsed": text} for raw, text in zip(asked["completions"], parsed, strict=True)],
+            "candidates": [
+                {**asdict(one), "accepted": one.accepted, "words_swapped": one.answer not in parsed}
+                for one in candidates
+            ],
+            "chosen": [one["answer"] for one in verdict["accepted"][:keep]],
+            "reason": verdict["reason"],
+            "detail": verdict["detail"] or "",
+        }
+        attempts.setdefault((asked["caption"], asked["source"]), []).append(attempt)
     return attempts
 
 
-def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> CaptionTrial:
+def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> dict[str, Any]:
     attempts, rewrites = list(first.get((text, text), ())), []
-    for answer in attempts[-1].chosen if attempts else ():
+    for answer in attempts[-1]["chosen"] if attempts else ():
         further = second[text, answer]
         attempts += further
-        rewrites.append(Rewrite(answer, next(iter(further[-1].chosen), None)))
-    return CaptionTrial(text, left_out, tuple(attempts), tuple(rewrites))
+        rewrites.append({"paraphrase_1": answer, "paraphrase_2": next(iter(further[-1]["chosen"]), None)})
+    return {"caption": text, "left_out": left_out, "attempts": attempts, "rewrites": rewrites}

@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -71,22 +70,10 @@ def settings_from(
     return load_settings(config, [*(overrides or ()), *last], os.environ)
 
 
-def same_options(
-    config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
-) -> list[str]:
-    """The arguments by which another command gets the same settings."""
-    options = [("-c", config), *(("--set", text) for text in overrides or ()), ("--root", root), ("--device", device)]
-    return [str(part) for name, value in options if value is not None for part in (name, value)]
-
-
 def set_verbosity(steps: int) -> None:
-    """Choose which log lines reach standard error.
-
-    Args:
-        steps: -1: warnings and errors; 0: those, and the lines of `paraclip run`; 1: INFO of every library and of
-            Prefect; 2: DEBUG.
-    """
-    # Nothing of INFO is made at all, bars and hints included.
+    """Choose which log lines reach standard error: warnings (-1), those and the lines of `paraclip run` (0), INFO of
+    every library and of Prefect (1), or DEBUG (2)."""
+    # Nothing of INFO is made at all, bars included.
     logging.disable(logging.INFO if steps < 0 else logging.NOTSET)
     if steps > 0:
         level = logging.INFO if steps == 1 else logging.DEBUG
@@ -99,12 +86,6 @@ def opened_root(root: str) -> ArtifactStore:
     store = open_store(root)
     check_root(store)
     return store
-
-
-def say_next(*command: str) -> None:
-    """The command that most people call after this one; not under `-q`."""
-    if logging.root.manager.disable < logging.INFO:
-        say(f"next: {shlex.join(['paraclip', *command])}")
 
 
 def leave_in_order() -> None:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     MODEL,
-    ConfigOption,
     DeviceOption,
     JsonOption,
     RootOption,
-    SetOption,
+    print_facts,
     print_json,
     print_table,
-    printable,
     say,
-    settings_from,
 )
 from paraclip.storage.roots import open_store
 from paraclip_core.errors import ConfigError
@@ -71,7 +68,7 @@ def search(
     if as_json:
         print_json({"query": query, **{name: [asdict(hit) for hit in ranked] for name, ranked in hits.items()}})
         return
-    rows: list[dict[str, Any]] = [
+    rows = [
         {"rank": base.rank, "base": f"{base.image_id}: {base.caption or ''}", " ": base.score}
         | {"tuned": f"{tuned.image_id}: {tuned.caption or ''}", "  ": tuned.score}
         for base, tuned in zip(hits["base"], hits["tuned"], strict=True)
@@ -101,16 +98,11 @@ def verify_index(
     from paraclip.tasks.models import find_release
 
     store = open_store(root)
-    proof = verify(str(find_release(base, store)), str(find_release(tuned, store)), images, features, sample, ids)
-    if as_json:
-        print_json(proof.as_json())
-    else:
-        for check in proof.checks:
-            typer.echo(printable(f"{'same ' if check.valid else 'OTHER'} {check.what}: {check.detail}"))
-            for difference in check.differences:
-                typer.echo(printable(f"      {difference}"))
-        typer.echo(f"stored image embeddings {'stay valid' if proof.valid else 'are NOT valid for the tuned model'}")
-    if not proof.valid:
+    models = {"base": str(find_release(base, store)), "tuned": str(find_release(tuned, store))}
+    checks = verify(**models, images=images, features=features, sample=sample, ids=ids)
+    valid = all(check.valid for check in checks)
+    print_facts({**models, "valid": valid, "checks": [asdict(check) for check in checks]}, as_json)
+    if not valid:
         raise typer.Exit(INVALID)
 
 
@@ -123,9 +115,8 @@ def audit(
             "-q",
             exists=True,
             dir_okay=False,
-            help="Text with a query a line, which rules reword, or the engine of settings that are given; or a table "
-            "with the columns query and rewording. Default: captions of the index's images, or names of things that "
-            "they show.",
+            help="Text with a query a line, which rules reword; or a table with the columns query and rewording. "
+            "Default: captions of the index's images, or names of things that they show.",
         ),
     ] = None,
     base: BaseOption = None,
@@ -133,8 +124,6 @@ def audit(
     ids: IdsOption = None,
     images: ImagesOption = None,
     out: Annotated[Path, typer.Option(help="The page to write.")] = Path("audit.html"),
-    config: ConfigOption = None,
-    set_: SetOption = None,
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
@@ -143,23 +132,14 @@ def audit(
 
     A tuned model is measured beside its base; any other alone.
     """
-    from paraclip.storage.roots import open_store
     from paraclip.tasks import image_index
     from paraclip_core.evaluation.audit import read_queries
 
     target = image_index.search_target(model, open_store(root), base, features, ids, images)
-    entries: list[Any] | None = None
-    facts: dict[str, Any] = {}
-    if queries is not None:
-        texts, pairs = read_queries(queries)
-        entries = pairs or texts
-        if texts and (config or set_):
-            settings = settings_from(config, [*(set_ or []), f"run.root={root}"])
-            entries = image_index.reword(settings, texts, say)
-            facts = {"rewordings by": settings.paraphrase.engine}
-    result = image_index.audit(target, entries, device)
+    texts, pairs = ([], None) if queries is None else read_queries(queries)
+    result = image_index.audit(target, pairs or texts or None, device)
     names = {"base": "base", "tuned": "tuned"} if result.gain else {"base": "this model"}
-    facts |= {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
+    facts = {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
     facts |= {"index": target.index.source, "queries": str(queries or "of the index itself")}
     image_index.write_page(out, result, target, names, facts)
     if as_json:

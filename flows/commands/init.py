@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paraclip.flows.commands.common import JsonOption, print_json, say, say_next
+from paraclip.flows.commands.common import JsonOption, print_facts
 from paraclip_core.captions.rows import listed_reasons
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
@@ -56,59 +56,31 @@ def init(
     text = _configuration(overview, name, base)
     parse_settings(yaml.safe_load(text), str(output))
     write_atomic(output, lambda file: file.write(text.encode()))
-    if as_json:
-        print_json(_facts(overview, output))
-        return
-    for line in _lines(overview):
-        say(line)
-    say(f"wrote {output}")
-    say_next("plan", "-c", str(output))
+    print_facts(_facts(overview, output), as_json)
 
 
 def _facts(overview: Survey, output: Path) -> dict[str, Any]:
+    counts, held = overview.counts, overview.data.held_out
+    refused = ": `run` refuses that, see docs/own-captions.md" if overview.shared.refused else ""
+    notes = [f"{notice}{refused}" for notice in overview.shared.notices]
+    if held:
+        notes.append(f"{held:.0%} of the images are held out as val")
+    if counts.rejected:
+        notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
+    if overview.split is None:
+        notes.append("too few images are held out to evaluate, so the verdict will be `hold`")
+    elif not overview.pairs(overview.split):
+        notes.append("no held-out image has two captions, so the verdict will be `hold`; see evaluate in the file")
     return {
         "configuration": str(output.absolute()),
         "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in overview.data.sources],
-        "rows": {
-            "read": overview.counts.read,
-            "accepted": overview.counts.accepted,
-            "rejected": dict(overview.counts.rejected),
-        },
-        "captions": dict(overview.counts.splits),
+        "rows": {"read": counts.read, "accepted": counts.accepted, "rejected": dict(counts.rejected)},
+        "captions": dict(counts.splits),
         "images": {split: len(ids) for split, ids in overview.images.items()},
         "images_missing": overview.missing,
-        "shared_by_splits": overview.shared.notices,
-        "unused": overview.unused,
+        "files_that_name_no_image": overview.unused,
+        "notes": notes,
     }
-
-
-def _lines(overview: Survey) -> list[str]:
-    """What was found, a line each."""
-    counts, sources = overview.counts, overview.data.sources
-    rejected = listed_reasons(counts.rejected)
-    places = dict.fromkeys(source.images or f"in {source.path}" for source in sources)
-    held, splits = (
-        overview.data.held_out,
-        ", ".join(f"{split} {count}" for split, count in sorted(counts.splits.items())),
-    )
-    lines = [
-        f"captions: {', '.join(source.path for source in sources)}: {counts.accepted} of {counts.read} rows"
-        + (f" (left out: {rejected})" if rejected else ""),
-        f"images: {', '.join(places)}: "
-        + ", ".join(f"{len(ids)} {split}" for split, ids in sorted(overview.images.items())),
-        f"splits: {splits} captions" + (f"; {held:.0%} of the images are held out as val" if held else ""),
-    ]
-    if overview.missing:
-        lines.append(f"{len(overview.missing)} of the first images are not there, such as {overview.missing[0]!r}")
-    refused = ": `run` refuses that, see docs/own-captions.md" if overview.shared.refused else ""
-    lines += [f"{notice}{refused}" for notice in overview.shared.notices]
-    if overview.unused:
-        lines.append(f"not used, for they name no image: {', '.join(overview.unused)}")
-    if overview.split is None:
-        lines.append("too few images are held out to evaluate, so the verdict will be `hold`")
-    elif not overview.pairs(overview.split):
-        lines.append("no held-out image has two captions, so the verdict will be `hold`; see evaluate in the file")
-    return lines
 
 
 def _configuration(overview: Survey, name: str, base: str) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from paraclip.flows.commands.common import (
     ConfigOption,
@@ -16,19 +14,16 @@ from paraclip.flows.commands.common import (
     RunDeviceOption,
     RunRootOption,
     SetOption,
+    print_facts,
     print_json,
     print_table,
     printable,
-    same_options,
     say,
-    say_next,
     settings_from,
 )
-from paraclip_core.progress import Fact, Progress
 
 if TYPE_CHECKING:
-    from paraclip.tasks.requests import Exported, Imported
-    from paraclip.tasks.trial import Attempt, CaptionTrial, Trial
+    from paraclip.tasks.trial import Trial
 
 requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
 
@@ -56,10 +51,9 @@ def paraphrase(
         Run(settings), list(dict.fromkeys(captions)), keep, lambda line: typer.echo(printable(line), err=True)
     )
     if as_json:
-        print_json(trial.as_json())
+        print_json(asdict(trial))
     else:
         _print(trial)
-        say_next("plan", *same_options(config, set_, root, device))
 
 
 def _print(trial: Trial) -> None:
@@ -67,7 +61,7 @@ def _print(trial: Trial) -> None:
     say(f"gates of preset {trial.preset}: {', '.join(trial.gates)}")
     for number, caption in enumerate(trial.captions, 1):
         _print_caption(number, caption)
-    complete = sum(any(rewrite.paraphrase_2 for rewrite in caption.rewrites) for caption in trial.captions)
+    complete = sum(any(rewrite["paraphrase_2"] for rewrite in caption["rewrites"]) for caption in trial.captions)
     spend = "" if trial.spend is None else f", which cost {trial.spend:.4g}"
     say(f"\n{complete} of {len(trial.captions)} captions have both rewrites")
     say(
@@ -78,50 +72,41 @@ def _print(trial: Trial) -> None:
         say("the answers are kept" if trial.stored else "nothing is kept; --keep puts the answers into the cache")
 
 
-def _print_caption(number: int, caption: CaptionTrial) -> None:
-    say(f"\n{number}. {caption.caption}")
-    if caption.left_out:
-        say(f"not asked, for ingest would leave it out: {caption.left_out}")
-    for attempt in caption.attempts:
-        _print_attempt(attempt)
-    for rewrite in caption.rewrites:
-        second = "nothing, so the row is left out" if rewrite.paraphrase_2 is None else rewrite.paraphrase_2
-        say(f"=> {rewrite.paraphrase_1}\n=> {second}")
-    if caption.attempts and not caption.rewrites:
+def _print_caption(number: int, caption: dict[str, Any]) -> None:
+    say(f"\n{number}. {caption['caption']}")
+    if caption["left_out"]:
+        say(f"not asked, for ingest would leave it out: {caption['left_out']}")
+    for attempt in caption["attempts"]:
+        again = f", attempt {attempt['attempt'] + 1}" if attempt["attempt"] else ""
+        source = "" if attempt["step"] == 1 else f' of "{attempt["input"]}"'
+        say(f"step {attempt['step']}{source}{again}{', cached' if attempt['cached'] else ''}")
+        if rows := _rows(attempt):
+            print_table("", ["answer", "parsed", "verdict"], rows)
+        if attempt["reason"] and not attempt["candidates"]:
+            say(f"{attempt['reason']}: {attempt['detail']}")
+    for rewrite in caption["rewrites"]:
+        second = rewrite["paraphrase_2"] or "nothing, so the row is left out"
+        say(f"=> {rewrite['paraphrase_1']}\n=> {second}")
+    if caption["attempts"] and not caption["rewrites"]:
         say("=> nothing, so the row is left out")
 
 
-def _print_attempt(attempt: Attempt) -> None:
-    again = f", attempt {attempt.attempt + 1}" if attempt.attempt else ""
-    cached = ", cached" if attempt.cached else ""
-    source = "" if attempt.step == 1 else f' of "{attempt.input}"'
-    say(f"step {attempt.step}{source}{again}{cached}")
-    rows = _rows(attempt)
-    if rows:
-        print_table("", ["answer", "parsed", "verdict"], rows)
-    if attempt.reason and not attempt.candidates:
-        say(f"{attempt.reason}: {attempt.detail}")
-
-
-def _rows(attempt: Attempt) -> list[dict[str, Any]]:
-    plain = attempt.as_json()
-    verdicts = {one["answer"]: _verdict(one, attempt) for one in plain["candidates"]}
-    rows = [{"answer": one["raw"], "parsed": one["parsed"]} for one in plain["answers"]]
-    rows += [
-        {"answer": "(words swapped)", "parsed": one["answer"]} for one in plain["candidates"] if one["words_swapped"]
+def _rows(attempt: dict[str, Any]) -> list[dict[str, Any]]:
+    verdicts = {one["answer"]: _verdict(one, attempt["chosen"]) for one in attempt["candidates"]}
+    answers = [(one["raw"], one["parsed"]) for one in attempt["answers"]]
+    answers += [("(words swapped)", one["answer"]) for one in attempt["candidates"] if one["words_swapped"]]
+    return [
+        {"answer": raw, "parsed": "as it is" if text == raw else text, "verdict": verdicts.get(text)}
+        for raw, text in answers
     ]
-    for row in rows:
-        row["verdict"] = verdicts.get(row["parsed"])
-        row["parsed"] = "as it is" if row["parsed"] == row["answer"] else row["parsed"]
-    return rows
 
 
-def _verdict(candidate: dict[str, Any], attempt: Attempt) -> str:
+def _verdict(candidate: dict[str, Any], chosen: list[str]) -> str:
     results = candidate["results"]
     lines = [f"{reason}: {detail}" for reason, detail in results.items() if detail is not None]
-    passed = sum(detail is None for detail in results.values())
+    passed = len(results) - len(lines)
     if candidate["accepted"]:
-        lines = ["CHOSEN" if candidate["answer"] in attempt.chosen else "accepted"]
+        lines = ["CHOSEN" if candidate["answer"] in chosen else "accepted"]
     similarity = candidate["similarity"]
     with_figure = "" if similarity is None else f", similarity {similarity:.2f}"
     return "\n".join([*lines, f"passes {passed} of {len(results)} gates{with_figure}"])
@@ -142,16 +127,12 @@ def export(
     """
     from paraclip.tasks.requests import export_requests
     from paraclip.tasks.run.run import Run
+    from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root)
-    with _watched() as progress:
+    with shown_progress("requests") as progress:
         exported = export_requests(Run(settings), file, progress=progress)
-    if as_json:
-        print_json(exported.as_json())
-    else:
-        _print_exported(exported)
-        following = ("requests", "import", "ANSWERS.jsonl") if exported.requests else ("run",)
-        say_next(*following, *same_options(config, set_, root))
+    print_facts({**asdict(exported), "requests": exported.requests}, as_json)
 
 
 @requests.command("import")
@@ -170,51 +151,9 @@ def import_(
     """
     from paraclip.tasks.requests import import_answers
     from paraclip.tasks.run.run import Run
+    from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root)
-    with _watched() as progress:
+    with shown_progress("requests") as progress:
         imported = import_answers(Run(settings), files, progress)
-    if as_json:
-        print_json(imported.as_json())
-    else:
-        _print_imported(imported)
-        say_next("requests", "export", "REQUESTS.jsonl", *same_options(config, set_, root))
-
-
-@contextmanager
-def _watched() -> Iterator[Progress]:
-    """A progress that a terminal shows on standard error."""
-    with Console(stderr=True).status("looking for captions and answers") as status:
-
-        def progress(done: int, total: int | None, **facts: Fact) -> None:
-            of = "" if total is None else f" of {total}"
-            status.update(printable(f"{facts.get('phase', '')}: {done}{of}"))
-
-        yield progress
-
-
-def _print_exported(exported: Exported) -> None:
-    if exported.requests:
-        counts = f"{exported.step_1} of step 1, {exported.step_2} of step 2"
-        say(f"{exported.requests} requests ({counts}) to {exported.model} in {exported.file}")
-    else:
-        say(f"nothing to ask; {exported.file} is empty")
-    if exported.unanswered_1:
-        say("what step 2 asks about their answers is exported when these are imported")
-
-
-def _print_imported(imported: Imported) -> None:
-    say(f"{imported.new} answers of {imported.lines} lines are in the cache now")
-    notes = {
-        "were answered before": imported.answered,
-        "were declined by the server, which counts as an answer": imported.declined,
-    }
-    for note, count in notes.items():
-        if count:
-            say(f"{count} {note}")
-    if imported.new:
-        spend = "" if imported.spend is None else f", which cost {imported.spend:.4g}"
-        say(f"{imported.prompt_tokens} prompt tokens and {imported.completion_tokens} answered ones{spend}")
-    if imported.rejected:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in imported.rejected.items())
-        say(f"{sum(imported.rejected.values())} lines are of no use ({reasons}), see {', '.join(imported.rejects)}")
+    print_facts(asdict(imported), as_json)

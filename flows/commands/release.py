@@ -16,19 +16,10 @@ from paraclip.flows.commands.common import (
     RunRootOption,
     SetOption,
     opened_root,
-    print_json,
-    say,
+    print_facts,
     settings_from,
 )
 from paraclip.storage.roots import open_store
-
-SHOWN = 10
-"""Opt-outs without a row that are named; the JSON names all."""
-LOADED_BY = {
-    "open_clip": 'model, _, preprocess = open_clip.create_model_and_transforms("local-dir:{}"); model.eval()',
-    "hf": 'transformers.AutoModel.from_pretrained("{}")',
-    "onnx": 'onnxruntime.InferenceSession("{}/text_model.onnx")',
-}
 
 
 def export(
@@ -59,11 +50,7 @@ def export(
     stated = {"language": language, "datasets": dataset, "license": license_}
     about = {name: value for name, value in stated.items() if value}
     files = export_model(find_release(model, store), folder, layout, store, about)
-    if as_json:
-        print_json({"folder": str(folder.absolute()), "format": layout, "files": files})
-        return
-    typer.echo(f"{len(files)} files in {folder}. Load it with")
-    typer.echo(f"  {LOADED_BY[layout].format(folder.absolute())}")
+    print_facts({"folder": str(folder.absolute()), "format": layout, "files": files}, as_json)
 
 
 def push(
@@ -126,31 +113,13 @@ def export_dataset(
         models=model or (),
     )
     terms = written.license
-    if as_json:
-        print_json(
-            {
-                "folder": str(folder.absolute()),
-                "files": written.files,
-                "artifact": f"{paraphrases.stage}/{paraphrases.fingerprint}",
-                "rows": written.rows,
-                "license": {"strictest": terms.strictest, "class": terms.kind, "hub": terms.hub},
-                "opt_outs": {
-                    "entries": len(entries or ()),
-                    "rows": written.left_out,
-                    "unmatched": written.unmatched,
-                },
-                "notes": terms.notes,
-            }
-        )
-        return
-    counts = ", ".join(f"{count} {split}" for split, count in written.rows.items())
-    say(f"{counts} rows in {folder}, under {', '.join(terms.strictest)} ({terms.kind})")
-    if entries is not None:
-        say(f"{written.left_out} rows left out by {len(entries)} opt-outs")
-    for entry in written.unmatched[:SHOWN]:
-        say(f"this opt-out names no row: {entry}")
-    if len(written.unmatched) > SHOWN:
-        say(f"and {len(written.unmatched) - SHOWN} more; --json names all")
-    for note in terms.notes:
-        say(f"before you publish: {note}")
-    say(f'Load it with\n  datasets.load_dataset("{folder.absolute()}")')
+    facts = {
+        "folder": str(folder.absolute()),
+        "files": written.files,
+        "artifact": f"{paraphrases.stage}/{paraphrases.fingerprint}",
+        "rows": written.rows,
+        "license": {"strictest": terms.strictest, "class": terms.kind, "hub": terms.hub},
+        "opt_outs": {"entries": len(entries or ()), "rows": written.left_out, "unmatched": written.unmatched},
+        "notes": terms.notes,
+    }
+    print_facts(facts, as_json)

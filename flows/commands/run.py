@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -21,15 +22,12 @@ from paraclip.flows.commands.common import (
     RunDeviceOption,
     RunRootOption,
     SetOption,
-    human_bytes,
     human_seconds,
     leave_in_order,
     print_json,
     print_table,
     printable,
-    same_options,
     say,
-    say_next,
     settings_from,
 )
 from paraclip.storage.roots import open_store
@@ -45,15 +43,8 @@ if TYPE_CHECKING:
 NOTHING_TO_DO = 3
 HELD = 4
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
-WorkOption = Annotated[bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")]
-FromOption = Annotated[
-    str | None,
-    typer.Option("--from", metavar="STAGE", help="Start at this stage: those before it in `plan` must be finished."),
-]
 SHOWN = 4
 """Reasons in the table; all of them are in the JSON."""
-ChannelOption = Annotated[str, typer.Option(help="The channel to move.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Move it whatever the gate says.")]
 
 
 def run(
@@ -63,8 +54,13 @@ def run(
     device: RunDeviceOption = None,
     as_json: JsonOption = False,
     gate: GateOption = False,
-    require_work: WorkOption = False,
-    start: FromOption = None,
+    require_work: Annotated[
+        bool, typer.Option("--require-work", help="End with code 3 if every stage was finished.")
+    ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option("--from", metavar="STAGE", help="Start at this stage: those before it must be finished."),
+    ] = None,
 ) -> None:
     """Run every stage that is not finished, and compare base and tuned model.
 
@@ -77,10 +73,6 @@ def run(
         print_json(outcome)
     else:
         _print_outcome(outcome)
-        if outcome["verdict"] == "promote":
-            say_next("promote", *same_options(config, set_, root, device))
-        elif outcome["verdict"]:
-            say_next("ui", "--model", settings.name, "--root", settings.run.root)
     if require_work and not any(row["state"] != "cached" for row in outcome["stages"]):
         raise typer.Exit(NOTHING_TO_DO)
     if gate and outcome["verdict"] != "promote":
@@ -97,7 +89,6 @@ def demo(
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
     from paraclip.tasks.channels import check_run_name, record_result
-    from paraclip.tasks.results import stage_row
     from paraclip.tasks.run.run import Run
 
     run = Run(settings)
@@ -112,12 +103,11 @@ def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
             )
     if len(artifacts) < len(run.stages):
         return None
-    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
-    return record_result(run, rows, artifacts).as_json()
+    return record_result(run).as_json()
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
-    from paraclip.flows.environment import check_server, prepare_prefect, show_own_logs
+    from paraclip.flows.local_stack import check_server, prepare_prefect, show_own_logs
 
     prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.
@@ -156,38 +146,36 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
             say(f"{label}: {outcome[key]}")
 
 
-def print_comparison(summary: Mapping[str, Any]) -> None:
+def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     """The table base | tuned | delta | interval, and the verdict."""
-    from paraclip.tasks.results import comparison_rows, why
+    from paraclip.tasks.results import OVER_CONTROL, comparison_rows, why
     from paraclip_core.evaluation.benchmarks import arrow_of
 
-    rows = [
-        {
-            "benchmark": row["benchmark"],
-            "metric": f"{row['metric']} {arrow_of(row['metric'])}".rstrip(),
-            "base": _figure(row["base"]),
-            "tuned": _figure(row["tuned"]),
-            "delta": _figure(row["delta"], "+.2f"),
-            "interval": "" if row["low"] is None else f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-            "over control": _over_control(row),
-        }
-        for row in comparison_rows(summary)
-    ]
+    def figure(value: float | None, form: str = ".2f") -> str:
+        return "" if value is None else format(value, form)
+
+    def interval(low: float | None, high: float | None) -> str:
+        return "" if low is None else f"[{low:+.2f}, {high:+.2f}]"
+
+    rows = []
+    for row in comparison_rows(summary):
+        over = [row.get(name) for name in OVER_CONTROL]
+        rows.append(
+            {
+                "benchmark": row["benchmark"],
+                "metric": f"{row['metric']} {arrow_of(row['metric'])}".rstrip(),
+                "base": figure(row["base"]),
+                "tuned": figure(row["tuned"]),
+                "delta": figure(row["delta"], "+.2f"),
+                "interval": interval(row["low"], row["high"]),
+                "over control": f"{figure(over[0], '+.2f')} {interval(*over[1:])}".strip(),
+            }
+        )
     control = ["over control"] if "over_control" in summary else []
-    print_table("", ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
+    print_table(title, ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
     say(f"verdict: {summary['verdict']} ({why(summary)})")
     for note in summary.get("notes", ()):
         say(f"note: {note}")
-
-
-def _over_control(row: Mapping[str, Any]) -> str:
-    if row.get("over_control") is None:
-        return ""
-    return f"{row['over_control']:+.2f} [{row['over_control_low']:+.2f}, {row['over_control_high']:+.2f}]"
-
-
-def _figure(value: float | None, form: str = ".2f") -> str:
-    return "" if value is None else format(value, form)
 
 
 def plan(
@@ -206,27 +194,24 @@ def plan(
         planned = plan_run(Run(settings))
     total = _total(planned.stages)
     if as_json:
-        stages = [stage.as_json() for stage in planned.stages]
+        stages = [asdict(stage) for stage in planned.stages]
         print_json({"notes": planned.notes, "root": settings.run.root, "stages": stages, "total": total})
         return
     rows = [_row(stage, "spend" in total) for stage in planned.stages]
     print_table("", list(rows[0]), rows)
     bound = "" if total["complete"] else "at least "
     say(
-        f"total: {bound}{human_seconds(total['seconds'])}, {human_bytes(total['bytes'])} to write, "
-        f"{total['requests']} requests, {total['tokens']} tokens"
+        f"total: {bound}{human_seconds(total['seconds'])}, {total['requests']} requests, {total['tokens']} tokens"
         + (f", about {total['spend']:.4g} to spend" if "spend" in total else "")
     )
     for note in planned.notes:
         say(note)
-    say_next("run", *same_options(config, set_, root, device))
 
 
 def _total(stages: Sequence[StagePlan]) -> dict[str, Any]:
     total: dict[str, Any] = {
         name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")
     }
-    total["bytes"] = sum(stage.bytes or 0 for stage in stages if stage.state != "cached")
     # A total of which a part is unknown is a lower bound.
     total["complete"] = all(stage.seconds is not None for stage in stages)
     prices = [stage.spend for stage in stages if stage.spend is not None]
@@ -236,23 +221,18 @@ def _total(stages: Sequence[StagePlan]) -> dict[str, Any]:
 
 
 def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
+    why = stage.why
     return {
         "stage": stage.stage,
         "state": stage.state,
-        "why": _some(stage.why),
+        "why": "\n".join(why if len(why) <= SHOWN + 1 else [*why[:SHOWN], f"and {len(why) - SHOWN} more, see --json"]),
         "rows": stage.rows,
         "requests": stage.requests,
         "tokens": stage.tokens,
         **({"spend": stage.spend} if priced else {}),
         "time": human_seconds(stage.seconds),
-        "disk": human_bytes(stage.bytes),
-        "estimated from": "" if stage.state == "cached" else stage.basis,
+        "estimated from": stage.note,
     }
-
-
-def _some(why: Sequence[str]) -> str:
-    left = len(why) - SHOWN
-    return "\n".join([*why[:SHOWN], f"and {left} more, see --json"] if left > 1 else why)
 
 
 def promote(
@@ -260,17 +240,28 @@ def promote(
     set_: SetOption = None,
     root: RunRootOption = None,
     device: RunDeviceOption = None,
-    channel: ChannelOption = "production",
-    force: ForceOption = False,
+    channel: Annotated[str, typer.Option(help="The channel to move.")] = "production",
+    force: Annotated[bool, typer.Option("--force", help="Move it whatever the gate says.")] = False,
     gate: GateOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
+    from paraclip.tasks.channels import check_channel, decide
+    from paraclip.tasks.results import gather_result
+    from paraclip.tasks.run.run import Run
     from paraclip.tasks.run.status import shown_progress
 
     settings = settings_from(config, set_, root, device)
+    run = Run(settings)
+    check_channel(settings.name, channel, run.store)
+    artifacts = run.artifacts()
+    if missing := [name for name in run.stages if name not in artifacts]:
+        raise ConfigError(
+            f"the run {settings.name!r} is not finished ({', '.join(missing)}); "
+            "call `paraclip run` with the same settings first"
+        )
     with shown_progress("evaluate champion") as progress:
-        decision = _decide(settings, channel, force, progress)
+        decision = decide(run, channel, gather_result(run, artifacts), progress, force)
     if as_json:
         print_json(decision)
     else:
@@ -278,28 +269,8 @@ def promote(
             columns = ["benchmark", "metric", "champion", "challenger", "delta", "low", "high"]
             print_table("", columns, decision["against_champion"])
         say(f"{channel}: {decision['reason']}")
-        if decision["moved"]:
-            say_next("export", channel, "FOLDER", "--root", settings.run.root)
     if gate and not decision["moved"]:
         raise typer.Exit(HELD)
-
-
-def _decide(settings: Settings, channel: str, force: bool, progress: Any) -> dict[str, Any]:
-    from paraclip.tasks.channels import check_channel, decide
-    from paraclip.tasks.results import gather_result, stage_row
-    from paraclip.tasks.run.run import Run
-
-    run = Run(settings)
-    check_channel(settings.name, channel, run.store)
-    artifacts = run.artifacts()
-    missing = [name for name in run.stages if name not in artifacts]
-    if missing:
-        raise ConfigError(
-            f"the run {settings.name!r} is not finished ({', '.join(missing)}); "
-            "call `paraclip run` with the same settings first"
-        )
-    rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()]
-    return decide(run, channel, gather_result(run, rows, artifacts), progress, force)
 
 
 def evaluate(
@@ -307,12 +278,15 @@ def evaluate(
         list[str],
         typer.Option(help="NAME=PATH or LABEL:KIND=PATH, KIND also package.module:NAME of your own; may be repeated."),
     ],
-    base: Annotated[str | None, typer.Option(help=MODEL)] = None,
-    tuned: Annotated[str | None, typer.Option(help=MODEL)] = None,
     model: Annotated[
-        list[str] | None,
-        typer.Option("--model", "-m", help="NAME=MODEL, in place of --base and --tuned; the first is the base."),
-    ] = None,
+        list[str],
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} Results of two that are named base and "
+            "tuned lie in the folder itself, others each in a folder of its name.",
+        ),
+    ],
     images: Annotated[
         list[str] | None,
         typer.Option(help="Folder, tar or Parquet with the benchmarks' images; NAME=PATH for one; may be repeated."),
@@ -328,45 +302,30 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models on benchmarks in their published formats, outside any run: each with the first."""
-    from paraclip.tasks.comparison import Request, compare_and_write, table, with_images
+    from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.run.status import shown_progress
     from paraclip_core.evaluation.run import parse_benchmark
 
-    models = _models(base, tuned, model or ())
+    models = named_models(model)
     benchmarks = [parse_benchmark(text) for text in benchmark]
     for chosen in benchmarks:
         if chosen.path and not user_path(chosen.path).exists():
             raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
     command = shlex.join(["paraclip", *sys.argv[1:]])
-    request = Request(models, with_images(benchmarks, images or ()), split, device, report, command)
+    benchmarks = with_images(benchmarks, images or ())
     with shown_progress("evaluate", lambda line: typer.echo(printable(line), err=True)) as progress:
-        folder, summary = compare_and_write(open_store(root), request, out, progress)
+        facts: dict[str, Any] = {"split": split, "device": device, "report": report, "command": command}
+        folder, summary = compare_and_write(open_store(root), models, benchmarks, out, **facts, progress=progress)
     path = folder / "summary.json"
-    verdicts = [summary] if request.is_pair else list(summary["comparisons"].values())
+    comparisons = pairs(summary)
     if as_json:
         print_json({**summary, "summary_path": str(path)})
-    elif request.is_pair:
-        print_comparison(summary)
     else:
-        print_table("", *table(summary))
-        for name, comparison in summary["comparisons"].items():
-            say(f"{name}: {comparison['verdict']} ({comparison['reason']})")
-    if not as_json:
-        pages = [folder] if request.is_pair else [folder / name for name in summary["comparisons"]]
-        for page in pages if report else ():
-            say(f"report: {page / 'report.html'}")
+        for name, pair in comparisons.items():
+            print_comparison(pair, f"{name} against {next(iter(models))}")
+            if report:
+                page = folder / name if "comparisons" in summary else folder
+                say(f"report: {page / 'report.html'}")
         say(f"summary: {path}")
-    if gate and any(comparison["verdict"] != "promote" for comparison in verdicts):
+    if gate and any(comparison["verdict"] != "promote" for comparison in comparisons.values()):
         raise typer.Exit(HELD)
-
-
-def _models(base: str | None, tuned: str | None, models: tuple[str, ...] | list[str]) -> dict[str, str]:
-    from paraclip.tasks.comparison import named_models
-
-    if models and (base or tuned):
-        raise ConfigError("--model takes the place of --base and --tuned; use one or the other")
-    if models:
-        return named_models(models)
-    if base is None or tuned is None:
-        raise ConfigError("name two models, with --base and --tuned, or any number with --model NAME=MODEL")
-    return {"base": base, "tuned": tuned}

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paraclip.flows.alerts import announce_rollback
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     JsonOption,
@@ -26,7 +25,7 @@ from paraclip.flows.commands.common import (
 from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import KEPT_MODELS, existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
-from paraclip_core.errors import UnknownNameError
+from paraclip.tasks.publish import announce_rollback
 
 if TYPE_CHECKING:
     from paraclip.storage.answers import AnswerStore, Merged
@@ -42,7 +41,6 @@ ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]
 @artifacts.command("ls")
 def list_artifacts(
     root: RootOption = DEFAULT_ROOT,
-    stage: Annotated[str | None, typer.Option(help="Only this stage.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Finished and unfinished artifacts, and the channels."""
@@ -57,18 +55,11 @@ def list_artifacts(
             "metrics": artifact.manifest.metrics,
             "path": store.uri(artifact),
         }
-        for artifact in store.list(stage)
+        for artifact in store.list()
     ]
     unfinished = [
-        {"stage": name, "fingerprint": fingerprint, "path": str(path)}
-        for name, fingerprint, path in store.unfinished()
-        if stage in (None, name)
+        {"stage": name, "fingerprint": fingerprint, "path": str(path)} for name, fingerprint, path in store.unfinished()
     ]
-    if stage is not None and not rows and not unfinished:
-        from paraclip.tasks.run.dag import STAGES
-
-        if stage not in STAGES:
-            raise UnknownNameError(f"there is no stage {stage!r}; there are {', '.join(STAGES)}")
     if as_json:
         print_json({"artifacts": rows, "unfinished": unfinished, "channels": store.channels()})
         return
@@ -102,13 +93,7 @@ def verify(
     unreadable = store.unreadable() if name is None else []
     checked += [{"stage": stage, "fingerprint": print_, "problems": [problem]} for stage, print_, problem in unreadable]
     damaged = [entry for entry in checked if entry["problems"]]
-    if as_json:
-        print_json({"checked": len(checked), "damaged": damaged})
-    else:
-        for entry in damaged:
-            for problem in entry["problems"]:
-                say(f"{entry['stage']}/{entry['fingerprint']}: {problem}")
-        say(f"{len(checked)} artifacts checked, {len(damaged)} damaged")
+    print_facts({"checked": len(checked), "damaged": damaged}, as_json)
     if damaged:
         raise typer.Exit(1)
 
@@ -129,7 +114,7 @@ def gc(
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
-    from paraclip.tasks.cleaning import collect, remove
+    from paraclip.tasks.channels import collect, remove
 
     store = opened_root(root)
     collected = collect(store, keep_days, unfinished, keep_models)
@@ -169,7 +154,7 @@ def export(
         # A shared cache first fetches what other machines have.
         answers.refresh()
         merged = AnswerStore(folder).merge(answers.folder)
-    _print_merged(merged, f"exported to {folder}", as_json)
+    _print_merged(merged, as_json)
 
 
 @cache.command("import")
@@ -181,7 +166,7 @@ def import_(
     """Take over another cache's answers; what is answered here stays as it is. Ends with 1 if some were damaged."""
     with closing(open_answers(open_store(root))) as answers:
         merged = answers.merge(folder)
-    _print_merged(merged, f"imported from {folder}", as_json)
+    _print_merged(merged, as_json)
 
 
 @cache.command()
@@ -189,10 +174,7 @@ def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> Non
     """Join many small parts to few big ones; it may be killed at any time, and others wait meanwhile."""
     with _answers(root) as answers:
         before, after = answers.compact()
-    if as_json:
-        print_json({"before": before, "after": after})
-    else:
-        say(f"{before} parts before, {after} now")
+    print_facts({"parts before": before, "parts now": after}, as_json)
 
 
 @contextmanager
@@ -201,13 +183,8 @@ def _answers(root: str) -> Iterator[AnswerStore]:
         yield answers
 
 
-def _print_merged(merged: Merged, what: str, as_json: bool) -> None:
-    if as_json:
-        print_json(asdict(merged))
-    else:
-        say(f"{what}: {merged.new} new answers, {merged.known} known")
-        if merged.damaged:
-            say(f"{merged.damaged} parts are damaged and were left where they are")
+def _print_merged(merged: Merged, as_json: bool) -> None:
+    print_facts(asdict(merged), as_json)
     if merged.damaged:
         raise typer.Exit(1)
 
@@ -233,15 +210,14 @@ def rollback(
     name: ChannelArgument,
     to: Annotated[
         str | None,
-        typer.Option(help="Start of a model's fingerprint, of the history or not; default: the model before."),
+        typer.Option(help="Start of a fingerprint of the channel's history; default: the model before."),
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a channel to the model before the one that it serves, or to another one that is still there."""
+    """Move a channel to the model before the one that it serves, or to an earlier one of its history."""
     decision = move_back(opened_root(root), name, to)
-    if decision["moved"]:
-        announce_rollback(decision)
+    announce_rollback(decision)
     if as_json:
         print_json(decision)
     else:

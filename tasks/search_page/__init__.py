@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import secrets
 import threading
-import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -66,16 +62,13 @@ BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
 HELD_SHARE = 0.5
 """Share of the free memory that the index may take; a larger one is read from the disk at every search."""
-TEXTS = 20_000
-"""Texts whose embeddings stay in memory, some 2 kB each."""
 SIDE, QUALITY = 320, 80
 PICTURES = 4096
 """Thumbnails that stay in memory, some 15 kB each."""
-LOG, CAPTIONS = "marks.jsonl", "captions.jsonl"
+CAPTIONS = "captions.jsonl"
 
 
-@dataclass(frozen=True)
-class Ranking:
+class Ranking(NamedTuple):
     """Rows of the index, best first."""
 
     rows: NDArray[np.int64]
@@ -95,7 +88,6 @@ class SearchEngine:
         self._weights = {name: _text_weights(clip) for name, clip in models.items()}
         self._blended: ClipModel | None = None
         self._alpha = -1.0
-        self._texts: OrderedDict[tuple[float, str], NDArray[np.float32]] = OrderedDict()
         # One request at a time: the mixed model and the index fill the processor as it is.
         self._lock = threading.Lock()
 
@@ -116,22 +108,12 @@ class SearchEngine:
             if like is not None:
                 vectors = list(self.searcher.rows(np.full(len(alphas), like)))
             else:
-                vectors = [vector for alpha in alphas for vector in self._embed(alpha, wordings)]
+                vectors = [vector for alpha in alphas for vector in encode_texts(self._model(alpha), wordings)]
             if right or wrong:
                 marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
                 vectors = [refine(vector, *marked) for vector in vectors]
             rows, scores = self.searcher.nearest(np.stack(vectors), count)
             return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
-
-    def _embed(self, alpha: float, texts: Sequence[str]) -> list[NDArray[np.float32]]:
-        """Unit embeddings of texts by the model at α; those that are new are encoded at once."""
-        if missing := [text for text in dict.fromkeys(texts) if (alpha, text) not in self._texts]:
-            vectors = encode_texts(self._model(alpha), missing)
-            self._texts.update(((alpha, text), vector) for text, vector in zip(missing, vectors, strict=True))
-        embeddings = [self._texts[alpha, text] for text in texts]
-        while len(self._texts) > TEXTS:
-            self._texts.popitem(last=False)
-        return embeddings
 
     def _model(self, alpha: float) -> ClipModel:
         if alpha in (BASE, 1.0):
@@ -160,10 +142,10 @@ class Catalogue:
         """Read a caption and the picture's place of each image."""
         self.ids = target.index.ids
         self.captions: pa.Array | None = None
-        self._rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
-        self._archives: dict[str, ImageArchive | None] = {}
-        self._folders: list[str] = []
-        self._folder_of: NDArray[np.int16] = np.full(len(self.ids), -1, np.int16)
+        self.rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
+        self._archives: dict[str, ImageArchive] = {}
+        # An archive's name is one object for all of its images.
+        self._places: list[tuple[str, str] | None] = [None] * len(self.ids)
         self._given = None if target.images is None else _archive_of(target.images, self.ids)
         self._scenes: Path | None = None
         if target.captions is not None:
@@ -171,62 +153,46 @@ class Catalogue:
             scenes = None if made_from is None else store.find("scenes", made_from)
             self._scenes = None if scenes is None else scenes.path
             self._read(target.captions.path / "captions")
+        self.has_pictures = self._given is not None or any(self._places)
+        """Whether the page can show pictures."""
         self._lock = threading.Lock()
         self.picture = lru_cache(PICTURES)(self._picture)
-
-    def row(self, image_id: str) -> int | None:
-        """The row of an image; None where the index has none of this id."""
-        return self._rows.get(image_id)
 
     def caption(self, row: int) -> str | None:
         """A caption of the image; None where there is none."""
         return None if self.captions is None else self.captions[row].as_py()
 
-    @property
-    def has_pictures(self) -> bool:
-        """Whether the page can show pictures."""
-        return self._given is not None or bool(self._folders)
-
     def _read(self, folder: Path) -> None:
         captions: list[str | None] = [None] * len(self.ids)
-        paths: list[str | None] = [None] * len(self.ids)
-        folders: dict[str, int] = {}
+        archives: dict[str, str] = {}
         for batch in iter_batches(folder, ["image_id", "caption", "images", "image_path"]):
             for row in batch.to_pylist():
-                place = self._rows.get(row["image_id"])
+                place = self.rows.get(row["image_id"])
                 if place is None or captions[place] is not None:
                     continue
                 captions[place] = row["caption"]
                 if row["images"] and row["image_path"]:
-                    paths[place] = row["image_path"]
-                    self._folder_of[place] = folders.setdefault(row["images"], len(folders))
-        self.captions, self._paths = pa.array(captions, pa.string()), pa.array(paths, pa.string())
-        self._folders = list(folders)
+                    self._places[place] = archives.setdefault(row["images"], row["images"]), row["image_path"]
+        self.captions = pa.array(captions, pa.string())
 
     def _picture(self, row: int) -> bytes:
         """A small JPEG of the image, without metadata."""
         with self._lock:
             archive, name = self._place(row)
             image = archive.open(name)
-        small = ImageOps.contain(image, (SIDE, SIDE))
         buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=QUALITY)
+        ImageOps.contain(image, (SIDE, SIDE)).save(buffer, "JPEG", quality=QUALITY)
         return buffer.getvalue()
 
     def _place(self, row: int) -> tuple[ImageArchive, str]:
         if self._given is not None:
             return self._given, self.ids[row]
-        folder = int(self._folder_of[row])
-        if folder < 0:
+        if (place := self._places[row]) is None:
             raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
-        images = self._folders[folder]
+        images, name = place
         if images not in self._archives:
-            path = self._scenes / images if self._scenes is not None else user_path(images)
-            self._archives[images] = ImageArchive(path) if path.exists() else None
-        archive = self._archives[images]
-        if archive is None:
-            raise InputError(f"the images {images} are not here; give --images")
-        return archive, self._paths[row].as_py()
+            self._archives[images] = ImageArchive(user_path(images) if self._scenes is None else self._scenes / images)
+        return self._archives[images], name
 
 
 def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
@@ -241,49 +207,23 @@ def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
 
 
 class Marks:
-    """A log of marks in one folder, and a JSONL of captions made from it.
+    """A JSONL with a row for each image that a query was marked right for: the query as its caption.
 
-    ``captions.jsonl`` has a row for each image that a query was right for: the query as its caption. It is a source for
-    ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
+    It is a source for ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._path = folder / CAPTIONS
         self._lock = threading.Lock()
 
     def mark(self, query: str, image_id: str, value: int) -> None:
         """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts."""
-        row = {"query": query, "image_id": image_id, "mark": value, "at": round(time.time(), 3)}
+        row = {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
         with self._lock:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(json.dumps(row, ensure_ascii=True) + "\n")
-                log.flush()
-                os.fsync(log.fileno())
-            self._write_captions()
-
-    def all(self) -> dict[tuple[str, str], int]:
-        """The last mark of each query and image; a line that a full disk cut short is left out."""
-        path = self._folder / LOG
-        marks: dict[tuple[str, str], int] = {}
-        if not path.exists():
-            return marks
-        for line in path.read_bytes().splitlines():
-            try:
-                row = parse_json(line)
-                marks[row["query"], row["image_id"]] = int(row["mark"])
-            except (ValueError, KeyError, TypeError):
-                continue
-        return marks
-
-    def _write_captions(self) -> None:
-        rows = [
-            {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
-            for (query, image_id), value in self.all().items()
-            if value > 0 and query
-        ]
-        text = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-        write_atomic(self._folder / CAPTIONS, lambda file: file.write(text.encode()))
+            lines = self._path.read_bytes().splitlines() if self._path.exists() else []
+            rows = [other for other in map(parse_json, lines) if other != row] + [row] * (value > 0)
+            text = "".join(json.dumps(one, ensure_ascii=True) + "\n" for one in rows)
+            write_atomic(self._path, lambda file: file.write(text.encode()))
 
 
 ImageIds = Annotated[list[str], Field(max_length=MOST_MARKS)]
@@ -362,7 +302,13 @@ def make_app(
     @app.get("/images/{row}", response_class=Response)
     def image(row: int) -> Response:
         """A small JPEG of the image in this row of the index."""
-        return _picture(catalogue, row)
+        if not 0 <= row < len(catalogue.ids):
+            raise HTTPException(404, f"the index has no row {row}")
+        try:
+            picture = catalogue.picture(row)
+        except ParaclipError as error:
+            raise HTTPException(404, str(error)) from error
+        return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     return app
 
@@ -395,16 +341,6 @@ def _guard(app: FastAPI, token: str | None) -> None:
     async def refused(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
-
-
-def _picture(catalogue: Catalogue, row: int) -> Response:
-    if not 0 <= row < len(catalogue.ids):
-        raise HTTPException(404, f"the index has no row {row}")
-    try:
-        picture = catalogue.picture(row)
-    except ParaclipError as error:
-        raise HTTPException(404, str(error)) from error
-    return Response(picture, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
 
 def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
@@ -441,7 +377,7 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) ->
 
 
 def _row(catalogue: Catalogue, image_id: str) -> int:
-    row = catalogue.row(image_id)
+    row = catalogue.rows.get(image_id)
     if row is None:
         raise HTTPException(404, f"the index has no image {image_id[:200]!r}; it may be gone since the page was loaded")
     return row

@@ -69,17 +69,18 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
-        about |= _spend(engine, counts)
+        about |= spent(engine, counts)
         if (judge := rounds.model_judge) is not None:
             asked = judge.counts
             names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
             about["judge"] = {"model": judge.engine.model, **{name: getattr(asked, name) for name in names}}
-            about["judge"] |= _spend(judge.engine, asked)
+            about["judge"] |= spent(judge.engine, asked)
     shutil.rmtree(scratch, ignore_errors=True)
     return counts.metrics() | about
 
 
-def _spend(engine: Engine, counts: Counts) -> dict[str, float]:
+def spent(engine: Engine, counts: Any) -> dict[str, float]:
+    """What these `prompt_tokens` and `completion_tokens` cost, under its name in manifests; nothing without prices."""
     if not isinstance(engine, PaidEngine) or not engine.priced:
         return {}
     return {"spend": round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)}

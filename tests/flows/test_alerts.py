@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import Any, cast
@@ -148,7 +149,9 @@ def test_what_a_run_cannot_tell_itself_is_told(
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
     for event in ("run.waiting", "pool.down", "regenerate.missing"):
-        monkeypatch.setitem(alerts.ALERTS, event, alerts.ALERTS[event]._replace(seconds=10))
+        text, trigger = alerts.ALERTS[event]
+        soon = alerts.Alert(text, trigger.model_copy(update={"within": timedelta(seconds=10)}))
+        monkeypatch.setitem(alerts.ALERTS, event, soon)
     alerts.pass_on(url)
     create_pools()
     # The one without the tag is nobody's here.
@@ -193,13 +196,13 @@ def test_a_person_has_the_last_word(
     from paraclip.flows.alerts import pass_on
     from paraclip.flows.local_stack import POOLS, TAG
     from paraclip.flows.regenerate import regenerate
-    from paraclip.flows.setup import SILENT, create_automation, create_pools
+    from paraclip.flows.setup import SILENT, create_automations, create_pools
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
     create_pools()
     if silent:
-        create_automation(SILENT._replace(seconds=silent))
+        create_automations(SILENT._replace(seconds=silent))
     night = finished_run("name=nightly", "run.promote=ask", verdict="promote")
     with pytest.raises(ConfigError, match="needs a run of the deployment"):
         regenerate(settings=night.settings)

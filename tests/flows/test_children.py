@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.exceptions import ObjectNotFound
 
-    from paraclip.flows import children
+    from paraclip.flows import pipeline as children
 
     keys: list[str] = []
 
@@ -98,7 +98,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
 ) -> None:
     from prefect import get_client
 
-    from paraclip.flows import children
+    from paraclip.flows import pipeline as children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     settings, store, node, make = scenes(tmp_path, 20)
@@ -134,7 +134,7 @@ def test_a_parent_outlives_a_server_that_is_away(
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
-    from paraclip.flows import children
+    from paraclip.flows import pipeline as children
 
     def refused(code: int) -> Exception:
         answer = httpx.Response(code, request=httpx.Request("POST", "http://server"))
@@ -167,7 +167,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
-    from paraclip.flows import children
+    from paraclip.flows import pipeline as children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     settings, _, node, make = scenes(tmp_path, 21)
@@ -204,7 +204,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
-    from paraclip.flows import children
+    from paraclip.flows import pipeline as children
 
     settings, store, node, _ = scenes(tmp_path, 22)
     run = Run(settings, store)

@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import jsonschema
 import pytest
 import yaml
 
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -25,15 +29,6 @@ STAGES = ["scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "boots
 @pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["search", "a dog"]])
 def test_wrong_usage_ends_with_2(arguments: list[str], cli: Any) -> None:
     cli(arguments, code=2)
-
-
-@pytest.mark.parametrize(
-    "arguments", [["export", "x" * 300, "y"], ["plan", "--set", f"data.sources=[{{path: {'x' * 300}}}]"]]
-)
-def test_a_name_that_no_file_can_have_is_one_message(arguments: list[str], tmp_path: Path, cli: Any) -> None:
-    root = ["--root", str(tmp_path)] if arguments[0] == "export" else ["--set", f"run.root={tmp_path}"]
-    error = cli([*arguments, *root], code=2).err
-    assert "xxx… cannot be a file's name, which has at most 255 bytes" in error and len(error) < 300
 
 
 def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any], cli: Any) -> None:
@@ -116,7 +111,7 @@ def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
     config = str(finished_run().config)
     plan = cli.json(["plan", "-c", config])
     assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
-    assert plan["total"]["requests"] == 0 and plan["total"]["seconds"] == 0
+    assert plan["total"] == {"requests": 0, "tokens": 0, "seconds": 0, "complete": True}
     plan = cli.json(["plan", "-c", config, "--set", "finetune.epochs=9"])
     states = {stage["stage"]: stage for stage in plan["stages"]}
     assert states["finetune"]["why"] == ["option finetune.epochs: 2.0 → 9.0"]
@@ -125,7 +120,7 @@ def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
         "evaluate",
         "report",
     ]
-    assert set(states["report"]) >= {"rows", "requests", "tokens", "seconds", "bytes", "basis", "fingerprint"}
+    assert set(states["report"]) >= {"rows", "requests", "tokens", "seconds", "note", "fingerprint"}
 
 
 def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], cli: Any) -> None:
@@ -135,31 +130,6 @@ def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., 
     assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
     (run.artifacts["finetune"].path / "made.txt").write_text("edited by hand")
     assert "is damaged" in (error := cli(["run", "-c", str(run.config)], code=1).err) and "made.txt" in error
-
-
-def test_gc_keeps_what_a_channel_needs(finished_run: Callable[..., Any], cli: Any) -> None:
-    run = finished_run()
-    cli(["run", "-c", str(run.config)])
-    other = finished_run("finetune.epochs=5")
-    root = ["--root", str(run.store.root)]
-    named = {item["stage"] for item in cli.json(["artifacts", "gc", *root, "--keep-days", "0"])["items"]}
-    assert named == {"finetune", "evaluate", "report"}
-    assert other.artifacts["finetune"].path.exists(), "without --yes nothing is deleted"
-    assert cli.json(["artifacts", "gc", *root, "--keep-days", "1"])["items"] == []
-    assert "3 more stay because they, or what was made from them, are young" in cli(["artifacts", "gc", *root]).out
-    assert "young" not in cli(["artifacts", "gc", *root, "--keep-days", "0"]).out
-    cli.json(["artifacts", "gc", *root, "--yes", "--keep-days", "0"])
-    assert not other.artifacts["finetune"].path.exists() and run.artifacts["finetune"].path.exists()
-
-
-def test_export(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
-    run = finished_run()
-    root = ["--root", str(run.store.root)]
-    for stage in ("finetune", "bootstrap"):
-        name, folder = f"{stage}/{run.artifacts[stage].fingerprint[:12]}", tmp_path / stage
-        assert cli.json(["export", name, str(folder), *root])["files"] == ["open_clip_config.json"]
-        assert (folder / "open_clip_config.json").is_file()
-        cli(["export", name, str(folder), *root], code=2)
 
 
 def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
@@ -173,39 +143,23 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     assert cli.json([*other, "--force"])["after"] == held.artifacts["finetune"].fingerprint
     error = cli(["promote", *config, "--set", "finetune.seed=2"], code=2).err
     assert "is not finished (finetune, evaluate, report)" in error
-
-
-def test_a_channel_goes_back_without_a_configuration(finished_run: Callable[..., Any], cli: Any) -> None:
-    first, second = finished_run(verdict="promote"), finished_run("finetune.seed=1", verdict="promote")
     root = ["--root", str(first.store.root)]
-    old, new = (run.artifacts["finetune"].fingerprint for run in (first, second))
-    cli.json(["promote", "-c", str(first.config)])
-    cli.json(["promote", "-c", str(first.config), "--set", "finetune.seed=1", "--force"])
+    finished_run("finetune.seed=7")
+    assert cli.json(["artifacts", "gc", *root])["items"] == []
+    assert "young; see --keep-days" in cli(["artifacts", "gc", *root]).out
     first.config.unlink()
-    decision = cli.json(["channel", "rollback", "production", *root])
-    assert decision["moved"] and (decision["before"], decision["after"]) == (new, old)
+    back = cli.json(["channel", "rollback", "production", *root])
+    assert back["moved"] and back["after"] == first.artifacts["finetune"].fingerprint
     moves = cli.json(["channel", "history", "production", *root])["moves"]
     assert [move["by"] for move in moves] == ["rollback", "promotion", "promotion"]
     assert "by hand" in cli(["channel", "history", "production", *root]).out
-
-
-def test_the_next_command_takes_the_same_settings(finished_run: Callable[..., Any], tmp_path: Path, cli: Any) -> None:
-    run = finished_run(verdict="promote")
-    root = str(run.store.root)
-    chosen = ["-c", str(run.config), "--set", "data.min_words=2", "--root", root, "--device", "cpu"]
-    for command in ("plan", "run", "promote"):
-        following = cli([command, *chosen]).out.splitlines()[-1].removeprefix("next: paraclip ").split()
-        if command != "promote":
-            assert following == [{"plan": "run", "run": "promote"}[command], *chosen]
-    assert following == ["export", "production", "FOLDER", "--root", root]
-    assert "next:" not in cli(["-q", "plan", *chosen]).out
-    assert yaml.safe_load(cli(["config", "show", "--root", "a: [b"]).out)["run"]["root"] == "a: [b"
 
 
 def test_config_show_is_a_configuration(cli: Any) -> None:
     tree = yaml.safe_load(cli(["config", "show", "--set", "finetune.epochs=3"]).out)
     assert Settings.model_validate(tree).finetune.epochs == 3
     assert cli.json(["config", "show"])["finetune"]["epochs"] == 2
+    assert yaml.safe_load(cli(["config", "show", "--root", "a: [b"]).out)["run"]["root"] == "a: [b"
     assert cli.json(["config", "schema"])["properties"]["finetune"]
     assert "data.sources.0.path" in cli(["config", "schema"]).out
 
@@ -252,3 +206,104 @@ def test_a_failing_stage_is_one_message_without_a_traceback(tmp_path: Path) -> N
     assert "error:" in done.stderr and "bad.parquet" in done.stderr
     assert "Traceback" not in done.stderr and "prefect" not in done.stderr.lower()
     assert done.stdout == ""
+
+
+PAIR = ("-m", "base=base", "-m", "tuned=tuned")
+
+
+@pytest.fixture
+def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Callable[[Path], Path]:
+    """The folder of the results of an evaluation that is called in a given folder."""
+    written: list[Path] = []
+
+    def write_evaluation(folder: Path, *_: object) -> dict[str, Any]:
+        written.append(folder)
+        return {"verdict": "hold"}
+
+    def evaluated(here: Path) -> Path:
+        monkeypatch.chdir(here)
+        options = f"-m base=base -m tuned=tuned --benchmark stsb=s.tsv --root {tmp_path}/r"
+        cli.json(["evaluate", *options.split()])
+        return written[-1]
+
+    monkeypatch.setattr(
+        "paraclip.tasks.comparison.compare_models", lambda *_, **__: SimpleNamespace(evaluations={"tuned": None})
+    )
+    monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", write_evaluation)
+    return evaluated
+
+
+def _write(folder: Path, benchmark: str = "1", weights: str = "1") -> Path:
+    for model in ("base", "tuned"):
+        (folder / model).mkdir(parents=True, exist_ok=True)
+        (folder / model / "open_clip_config.json").write_text("{}")
+        (folder / model / "open_clip_model.safetensors").write_text(weights)
+    (folder / "s.tsv").write_text(benchmark)
+    return folder
+
+
+def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder_of: Callable[[Path], Path]) -> None:
+    folders = [folder_of(_write(tmp_path / "here"))]
+    assert folder_of(_write(tmp_path / "here")) == folders[0]
+    assert folders[0].parent == tmp_path / "r" / "results" / "evaluate"
+    folders.append(folder_of(_write(tmp_path / "here", benchmark="2")))
+    folders.append(folder_of(_write(tmp_path / "there", benchmark="3")))
+    folders.append(folder_of(_write(tmp_path / "there", benchmark="3", weights="2")))
+    assert len(set(folders)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["-m", "a=base"], "--model: 1 given, expected two at least, the base first"),
+        (["-m", "a=base", "-m", "a=tuned"], "another model has the name 'a'"),
+        (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
+        ([*PAIR, "--images", "gone"], "--images 'gone': gone does not exist"),
+        ([*PAIR, "--images", "base"], "none of stsb reads images beside its path"),
+        ([*PAIR, "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
+    ],
+)
+def test_wrong_options_are_told_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, options: list[str], message: str
+) -> None:
+    monkeypatch.chdir(_write(tmp_path / "here"))
+    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
+    assert message in cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", f"--root={tmp_path}/r"], code=2).err
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A root of its own, seen from the machine `one`."""
+    bucket = uuid.uuid4().hex
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    yield f"memory://{bucket}/root"
+    if fsspec.filesystem("memory").exists(f"/{bucket}"):
+        fsspec.filesystem("memory").rm(f"/{bucket}", recursive=True)
+
+
+@pytest.fixture
+def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Goes on as another machine."""
+    return lambda: monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
+
+
+def here(url: str) -> set[str]:
+    """The stages whose artifacts were downloaded."""
+    return {path.parent.name for path in (open_store(url).root / "artifacts").glob("*/*")}
+
+
+def test_a_second_machine_has_nothing_to_do(
+    finished_run: Callable[..., Any], url: str, second: Callable[[], None], cli: Any
+) -> None:
+    run = finished_run(f"run.root={url}")
+    second()
+    at = ["-c", str(run.config), "--set", f"run.root={url}"]
+    plan = cli.json(["plan", *at])
+    assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
+    assert here(url) == set()
+    outcome = cli.json(["run", *at, "--require-work"], code=3)
+    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
+    assert Path(outcome["report"]).read_text() == "<title>made</title>"
+    # A run that only shows its outcome needs the outcome's artifacts and no other.
+    assert here(url) == {"evaluate", "report"}
+    assert {row["stage"] for row in outcome["stages"] if row["path"].startswith("memory://")} == {*STAGES} - here(url)

@@ -14,7 +14,6 @@ import pytest
 from paraclip.flows.commands.common import CONTROL, print_json, print_table, printable, say
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.image_index import Hit
 from paraclip_core.tables import GENERATIONS
 
 DATA = Path(__file__).parents[1] / "data" / "attacks.jsonl"
@@ -80,18 +79,3 @@ def test_the_cache_and_the_artifacts_are_shown_safely(tmp_path: Path, cli: Any) 
         for more in ([], ["--json"]):
             check(cli([*command.split(), "--root", str(tmp_path), *more]).out)
     assert cache.stats().keys == len(TEXTS)
-
-
-def test_search_shows_hostile_captions_and_ids_safely(
-    tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hits = [Hit(rank, text, 0.5, text) for rank, text in enumerate(TEXTS, 1)]
-    monkeypatch.setattr("paraclip.tasks.image_index.search_target", lambda *_: None)
-    monkeypatch.setattr("paraclip.tasks.image_index.search", lambda *_: {"base": hits, "tuned": hits})
-    for more in ([], ["--json"]):
-        check(cli(["search", TEXTS[0], "--model", "made", "--root", str(tmp_path), *more]).out)
-
-
-def test_an_error_that_quotes_a_hostile_name_is_safe(tmp_path: Path, cli: Any) -> None:
-    for text in TEXTS[::5]:
-        check("".join(cli(["artifacts", "show", f"x{text[:200]}", "--root", str(tmp_path)], code=2)))

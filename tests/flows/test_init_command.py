@@ -59,20 +59,18 @@ def facts(cli: Any) -> Callable[..., dict[str, Any]]:
 
 def test_plan_takes_what_it_writes(data: Path, cli: Any) -> None:
     out = cli(["init", data.name, "--name", "holiday"]).out
-    assert "My export.csv: 121 of 121 rows" in out
-    assert "1 of the first images are not there, such as '2024/gone.png'" in out
-    assert "20% of the images are held out as val" in out and "next: paraclip plan -c paraclip.yaml" in out
+    assert "accepted: 121\n" in out and "images_missing:\n- 2024/gone.png\n" in out
+    assert "20% of the images are held out as val" in out
     settings = load_settings("paraclip.yaml")
     assert (settings.name, settings.evaluate.split) == ("holiday", "val")
     assert [benchmark.kind for benchmark in settings.evaluate.benchmarks] == ["paraphrased_retrieval", "retrieval"]
-    planned = json.loads(cli(["plan", "-c", "paraclip.yaml", "--json"]).out)
+    planned = cli.json(["plan", "-c", "paraclip.yaml"])
     stages = {stage["stage"]: stage for stage in planned["stages"]}
-    assert stages["ingest"]["rows"] == 121 and stages["evaluate"]["rows"] > 10
     images = stages["evaluate"]["rows"] // 2
+    assert stages["ingest"]["rows"] == 121 and images > 5
     assert planned["notes"][0].startswith("1 of 61 images that were looked up")
     assert f"validation: rewordings has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][1]
-    assert "so they are too few to tell" in planned["notes"][1]
-    assert planned["notes"][2].startswith("α is chosen on")
+    assert "so they are too few to tell" in planned["notes"][1] and planned["notes"][2].startswith("α is chosen on")
 
 
 @pytest.mark.parametrize(("images", "batch"), [(60, 16), (2000, 512)])
@@ -145,25 +143,24 @@ def test_a_linked_folder_of_images_is_seen(data: Path, cli: Any, facts: Any) -> 
     report = facts(data.name)
     (source,) = report["sources"]
     assert (source["path"], source["images"]) == ("My export.csv", "Photos")
-    assert report["unused"] == ["notes.csv"] and report["images_missing"] == ["2024/gone.png"]
-    # What is found can be read: names must not lead out of the folder.
-    assert load_settings(Path("paraclip.yaml"), []).data.sources[0].images == "Photos"
+    assert report["files_that_name_no_image"] == ["notes.csv"] and report["images_missing"] == ["2024/gone.png"]
     cli(["plan", "-c", "paraclip.yaml"])
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["shared images", "repeated rows"])
 def test_validation_rows_that_share_images_with_training_are_told_and_refused(
-    data: Path, cli: Any, twice: bool
+    data: Path, cli: Any, facts: Any, twice: bool
 ) -> None:
     rows = [[*row, "train" if twice or n % 4 == 0 else "val"] for n, row in enumerate(captions(60))]
     rows += [[*row[:2], "val"] for row in rows[:40]] if twice else []
     with (data / "My export.csv").open("w", newline="") as file:
         long = ["2024/IMG 1.PNG", " ".join(["word"] * 16), "train"]
         csv.writer(file).writerows([["image", "caption", "split"], *rows, long])
-    out = " ".join(cli(["init", data.name]).out.split())
-    assert "left out: too_many_words 1 (data.max_words)" in out
+    notes = facts(data.name)["notes"]
+    assert "rows that are left out: too_many_words 1 (data.max_words)" in notes
     shared = "20 of 20" if twice else "30 of 60"
-    assert f"{shared} validation images are trained on, too, by their ids: `run` refuses that" in out
+    told = f"{shared} validation images are trained on, too, by their ids: `run` refuses that"
+    assert any(note.startswith(told) for note in notes)
     assert "give all rows of an image one split" in " ".join(cli(["plan", "-c", "paraclip.yaml"], code=1).err.split())
 
 

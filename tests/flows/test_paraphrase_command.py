@@ -1,4 +1,4 @@
-"""`paraclip paraphrase`: what it shows, what it keeps, and that nothing in captions or answers steers a terminal."""
+"""`paraclip paraphrase` and `requests`: what they show, keep and count, and that no text steers a terminal."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def test_answers_are_kept_on_demand_and_cached_ones_used(openai_server: OpenAISe
     root, other, exported = (str(config.parent / name) for name in ("root", "other", "exported"))
     assert cli.json(["cache", "export", exported, "--root", root]) == {"new": asked, "known": 0, "damaged": 0}
     assert cli.json(["cache", "import", exported, "--root", other])["new"] == asked
-    assert f"0 new answers, {asked} known" in cli(["cache", "import", exported, "--root", other]).out
-    assert "1 now" in cli(["cache", "compact", "--root", root]).out
+    assert cli(["cache", "import", exported, "--root", other]).out == f"new: 0\nknown: {asked}\ndamaged: 0\n"
+    assert cli.json(["cache", "compact", "--root", root])["parts now"] == 1
     stats = cli.json(["cache", "stats", "--root", root])
     assert (stats["keys"], stats["segments"], stats["damaged"]) == (asked, 1, 0)
     assert cli(["cache", "stats", "--root", other]).out.startswith(f"rows: {asked}\nkeys: {asked}\n")
     for part in Path(other, "cache", "segments").glob("*.parquet"):
         os.truncate(part, 100)
-    assert "1 parts are damaged" in cli(["cache", "import", f"{other}/cache", "--root", f"{other}-again"], code=1).out
+    assert "damaged: 1\n" in cli(["cache", "import", f"{other}/cache", "--root", f"{other}-again"], code=1).out
 
 
 def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer, config: Path, cli: Any) -> None:
@@ -122,3 +122,25 @@ def test_what_cannot_be_tried_is_said(openai_server: OpenAIServer, config: Path,
     openai_server.stop()
     assert "cannot be reached" in shown(cli, config, "a kid on a swing", code=1)[1]
     assert openai_server.asked == []
+
+
+def test_requests_go_out_and_come_back(config: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "captions.txt").write_text("a red dog on a beach\na cat on a mat\n")
+    prices = ["--set", "paraphrase.openai.price_per_million_prompt_tokens=1000"]
+    options = ["-c", str(config), "--set", "data.sources.0.path=captions.txt", *prices]
+    exported = cli.json(["requests", "export", "ask.jsonl", *options])
+    assert [exported[name] for name in ("step_1", "step_2", "requests", "unanswered_1")] == [2, 0, 2, 2]
+    lines = []
+    for line in (tmp_path / "ask.jsonl").read_text().splitlines():
+        name = json.loads(line)["custom_id"]
+        body = reply(f"\x1b[31mone {name}") | {"usage": {"prompt_tokens": 100, "completion_tokens": 7}}
+        lines.append(json.dumps({"custom_id": name, "response": {"body": body}}) + "\n")
+    (tmp_path / "back.jsonl").write_text("".join([*lines, '{"custom_id": "\\u001b[2J"}\n']))
+    out = cli(["requests", "import", "back.jsonl", *options]).out
+    assert "new: 2\n" in out and "unknown_request: 1\n" in out and "spend: 0.2\n" in out and "\x1b" not in out
+    assert cli.json(["requests", "export", "ask.jsonl", *options])["step_2"] == 2
+    own = ["--set", "paraphrase.engine=file", "--set", "paraphrase.file.path=captions.txt"]
+    assert "engine=file" in cli(["requests", "export", "ask.jsonl", *options, *own], code=2).err
+    assert "does not exist" in cli(["requests", "import", "none.jsonl", *options], code=2).err
+    assert "none of the 2 lines" in cli(["requests", "import", "captions.txt", *options], code=1).err

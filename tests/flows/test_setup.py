@@ -191,7 +191,7 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
     from prefect import get_client
     from prefect.states import Failed, Pending, Running, Scheduled
 
-    from paraclip.flows.setup import SILENT, STOPPING, TAKEN, create_automation, watch_unfinished
+    from paraclip.flows.setup import SILENT, STOPPING, TAKEN, create_automations, watch_unfinished
 
     def ours(count: int, state: str = "RUNNING") -> list[UUID]:
         return runs_of(POOLS[0], list(range(401, 401 + count)), state, tags=[TAG])
@@ -199,8 +199,7 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
     (foreign,) = runs_of(POOLS[0], [400])
     silent, retried, taken, begun = ours(4)
     (left,), (stopping,) = ours(1, "PENDING"), ours(1, "CANCELLING")
-    for watch in (SILENT, TAKEN, STOPPING):
-        create_automation(watch._replace(seconds=10))
+    create_automations(*(watch._replace(seconds=10) for watch in (SILENT, TAKEN, STOPPING)))
     watch_unfinished()
     heartbeat(foreign)
     with get_client(sync_client=True) as client:

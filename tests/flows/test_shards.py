@@ -1,8 +1,7 @@
-"""Paraphrase stages in shards: the same bytes, nothing asked twice, nothing lost. e2e/test_referee.py has Ray daily."""
+"""Paraphrase stages in shards: the same bytes, nothing asked twice, nothing lost. e2e/test_referee.py has Ray."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import re
@@ -151,52 +150,13 @@ def test_a_failing_shard_stops_no_other_and_only_its_rest_is_asked_again(model: 
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
 
 
-@pytest.mark.skipif(importlib.util.find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
-@pytest.mark.nightly
-@pytest.mark.parametrize("then", ["threads", "ray"])
-def test_two_ray_workers_end_with_the_same_bytes_one_of_them_at_the_second_try(
-    model: OpenAIServer, whole: Whole, then: str
-) -> None:
-    """Ray takes a minute to start, so it is usually threads that try again."""
-    from paraclip.flows.shards import ask_in_shards
-
-    settings = whole.settings(model.url, f"ray-{then}", shards=2, runner="ray")
-    run = Run(settings)
-    node = run.node("paraphrase_1")
-    told: list[tuple[int, int | None, dict[str, Any]]] = []
-    # The first, so that enough is left for a worker at the second try.
-    model.answer = lambda asked: status(401, "not this one") if "number 0 " in words_of(asked) else same_for_two(asked)
-    with pytest.raises(StageError, match=r"^1 of 2 shards of paraphrase_1 failed; [^-]*\n- shard [01]: .*not this one"):
-        ask_in_shards(node, run, lambda done, total, **facts: told.append((done, total, facts)))
-    asked = len(model.answered)
-    assert CAPTIONS // 3 < asked < CAPTIONS
-    # The one that went on to its end said so from its own process; the other may not have come to that.
-    done, total, facts = next(each for each in reversed(told) if "generated" in each[2])
-    assert 0 < done <= (total or CAPTIONS)
-    assert CAPTIONS // 3 < facts["generated"] <= asked
-    assert facts["requests_per_second"] > 0 and facts["tokens_per_second"] > 0 and facts["acceptance"] == 1
-    model.answer = same_for_two
-    artifacts = carry(
-        settings.model_copy(update={"run": settings.run.model_copy(update={"runner": then})}), "paraphrase_1"
-    )
-    assert contents(artifacts) == whole.expected[:1]
-    assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS
-    assert artifacts[0].manifest.metrics["generated"] == 0
-    assert not list((whole.folder / f"ray-{then}" / "cache" / "shards").iterdir())
-
-
-def test_acceptance_is_the_mean_over_rows() -> None:
+def test_facts_of_shards_add_up() -> None:
     from paraclip.flows.shards import Board
     from paraclip.tasks.run.run import Stop
 
     seen: list[tuple[int, int | None, dict[str, Any]]] = []
     board = Board(2, lambda done, total, **facts: seen.append((done, total, facts)), Stop())
-    board.progress_of(0)(0, 500, generated=3)
-    assert "acceptance" not in seen[-1][2]
-    board.progress_of(0)(300, 500, generated=300, acceptance=0.9, eta_seconds=7, spend=1.5)
-    board.progress_of(1)(100, 400, generated=150, acceptance=0.5, eta_seconds=9, spend=0.5)
-    facts = {"shards": 2, "generated": 450, "acceptance": 0.8, "eta_seconds": 9, "spend": 2.0}
+    board.progress_of(0)(300, 500, generated=300, eta_seconds=7, spend=1.5)
+    board.progress_of(1)(100, 400, generated=150, eta_seconds=9, spend=0.5, warning="few are accepted")
+    facts = {"shards": 2, "generated": 450, "eta_seconds": 9, "spend": 2.0, "warning": "few are accepted"}
     assert seen[-1] == (400, 900, facts)
-    # One that has judged nothing yet has no weight.
-    board.progress_of(1)(100, 400, warning="few are accepted")
-    assert (seen[-1][2]["acceptance"], seen[-1][2]["warning"]) == (0.9, "few are accepted")

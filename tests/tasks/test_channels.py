@@ -159,24 +159,6 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
     assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
 
 
-def test_a_channel_that_was_moved_meanwhile_is_not_moved_back(
-    settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model(store, "aaa")
-    decide(Run(settings, store), "production", result("aaa"))
-    challengers = evaluated(store, settings, "bbb", 0.3)
-
-    def measure(node: Any, *arguments: Any) -> Artifact:
-        decide(Run(settings, store), "production", result("ccc"), force=True)
-        evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
-        return run_stage(node, *arguments)
-
-    monkeypatch.setattr(channels, "run_stage", measure)
-    decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
-    assert not decision["moved"] and decision["reason"].startswith("kept at ccc, another promotion")
-    assert served(store) == "ccc"
-
-
 @pytest.mark.parametrize("place", ["folder", "object store"])
 def test_of_two_promotions_at_once_one_moves_the_channel(
     settings: Settings, store: ArtifactStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,16 +1,25 @@
-"""Where the base of a tuned model is found."""
+"""Where the base of a tuned model is found, and what an index alone is audited with."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.fingerprint import FileHashes
-from paraclip.tasks.models import find_model, find_release, reference_sources
+from paraclip.tasks.image_index import QUERIES, SearchTarget, queries_of_index
+from paraclip.tasks.models import find_release, find_tuned, reference_sources
+from paraclip_core.clip.index import ImageIndex
 from paraclip_core.clip.reference import fixed_place
-from paraclip_core.errors import UnknownModelError
+from paraclip_core.clip.search import Searcher
+from paraclip_core.errors import UnknownModelError, UnknownNameError
 
 TUNED = "a" * 32
 
@@ -40,7 +49,7 @@ def test_a_base_in_a_file_or_from_elsewhere_is_its_name(tmp_path: Path) -> None:
     for number, (base, option) in enumerate(
         ((f"ViT-B-32:{tmp_path / 'w.pt'}", "ViT-B-32:local"), ("ViT-B-32:openai", "ViT-B-32:openai"))
     ):
-        assert find_model(TUNED, _tuned(tmp_path / str(number), base, option)).base == base
+        assert find_tuned(TUNED, _tuned(tmp_path / str(number), base, option))[1] == base
 
 
 def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
@@ -48,10 +57,10 @@ def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
     store = _tuned(tmp_path, str(folder), "local")
     folder.rename(tmp_path / "moved")
     with pytest.raises(UnknownModelError, match=rf"has no {folder}/.*; say with --base"):
-        find_model(TUNED, store)
-    assert find_model(TUNED, store, str(tmp_path / "moved")).base == str(tmp_path / "moved")
+        find_tuned(TUNED, store)
+    assert find_tuned(TUNED, store, str(tmp_path / "moved"))[1] == str(tmp_path / "moved")
     with pytest.raises(UnknownModelError, match=r"is not the model that 'a+' was tuned from"):
-        find_model(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
+        find_tuned(TUNED, store, str(_folder(tmp_path / "other", "other weights")))
 
 
 def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_name(
@@ -64,8 +73,36 @@ def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_n
     for name in ("holiday", "base2", "elsewhere"):
         (tmp_path / name).mkdir()
     assert find_release("holiday", store) == store.path("finetune", TUNED) / "release"
-    assert find_model("holiday", store).base == f"local-dir:{tmp_path / 'base'}"
-    with pytest.raises(UnknownModelError, match="base2 holds no open_clip_config"):
+    assert find_tuned("holiday", store)[1] == f"local-dir:{tmp_path / 'base'}"
+    with pytest.raises(UnknownNameError, match="base2 holds no open_clip_config"):
         find_release("base2", store)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert find_model(TUNED, store).base == f"local-dir:{tmp_path / 'base'}"
+    assert find_tuned(TUNED, store)[1] == f"local-dir:{tmp_path / 'base'}"
+
+
+def target(captions: Any, features: np.ndarray) -> SearchTarget:
+    ids = [f"i{row}" for row in range(len(features))]
+    return SearchTarget("base", "base", ImageIndex(features, ids, "test"), captions)
+
+
+def test_two_captions_of_an_image_are_a_pair(tmp_path: Path) -> None:
+    (tmp_path / "captions").mkdir()
+    rows = [("i0", "a dog"), ("gone", "a bus"), ("i0", "a hound"), ("i1", "a cat"), ("i1", "a cat"), ("i0", "a pet")]
+    table = pa.table({"image_id": [row[0] for row in rows], "caption": [row[1] for row in rows]})
+    pq.write_table(table, tmp_path / "captions" / "0.parquet")
+    of_run = target(SimpleNamespace(path=tmp_path), np.eye(3, 8))
+    searcher = Searcher(of_run.index.features, of_run.index.ids)
+    expected = [("a dog", "a hound", "another caption"), "a dog", "a cat"]
+    assert queries_of_index(of_run, searcher, lambda _: None) == expected
+
+
+def test_an_index_without_captions_is_asked_for_what_it_shows() -> None:
+    """Twice as many images of one name as of another, and none of the rest."""
+    names = np.random.default_rng(0).normal(size=(len(IMAGENET_CLASSNAMES), 32))
+    names /= np.linalg.norm(names, axis=1, keepdims=True)
+    alone = target(None, names[[7, 3, 7]])
+    searcher = Searcher(alone.index.features, alone.index.ids)
+    first = queries_of_index(alone, searcher, lambda _: names)
+    assert first == [IMAGENET_CLASSNAMES[7], IMAGENET_CLASSNAMES[3]]
+    many = target(None, names)
+    assert len(queries_of_index(many, Searcher(many.index.features, many.index.ids), lambda _: names)) == QUERIES

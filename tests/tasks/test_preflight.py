@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from small_runs import made  # pyright: ignore[reportMissingImports]
 from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.preflight import check_before_paying, count_captions
+from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Run
-from paraclip_core.clip.images import missing_images
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.settings import parse_settings
@@ -180,21 +177,6 @@ def test_images_that_are_not_where_they_should_be(tmp_path: Path, settings_of: M
     assert "as captions.csv names it. Correct data.sources[].images, or name the column" in message
 
 
-def test_what_an_archive_holds(tmp_path: Path) -> None:
-    folder = tmp_path / "pics"
-    (folder / "deep").mkdir(parents=True)
-    (folder / "deep" / "1.jpg").touch()
-    with tarfile.open(tmp_path / "pics.tar", "w") as tar:
-        tar.add(folder, "pics")
-    assert missing_images(folder, ["0.jpg", "./deep/1.jpg"]) == ["0.jpg"]
-    assert len(missing_images(folder, ["1.jpg", "x" * 300, "a\0b", "../pics.tar"])) == 4
-    assert missing_images(tmp_path / "pics.tar", ["0.jpg", "1.jpg", "pics", "deep"]) == ["0.jpg", "pics", "deep"]
-    (tmp_path / "bad.tar").write_bytes(b"no tar at all")
-    for name in ("bad.tar", "absent.tar"):
-        with pytest.raises(InputError, match=name):
-            missing_images(tmp_path / name, ["1.jpg"])
-
-
 def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
     tmp_path: Path, settings_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,20 +203,6 @@ def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> Non
     for name in ("scenes", "ingest"):
         made(name, settings)
     assert check_before_paying(Run(settings, store)) == []
-
-
-def test_few_of_many_images_are_looked_up(tmp_path: Path, settings_of: Make) -> None:
-    size, count = 4000, 2500
-    names = [f"{row % count}.jpg" for row in range(size)]
-    columns = {"image_id": names, "image_path": names, "caption": names, "images": ["pics"] * size}
-    table = pa.table(
-        columns | {"split": ["train"] * size, "source": ["captions.csv"] * size, "caption_tokens": [[1]] * size}
-    )
-    write_table(tmp_path / "captions" / "part-0.parquet", table)
-    counts = count_captions(settings_of(), tmp_path / "captions")
-    assert counts.splits == {"train": size} and not counts.without_image["train"].total()
-    looked_up, again = counts.named_images["pics"], count_captions(settings_of(), tmp_path / "captions")
-    assert len(set(looked_up)) == 1000 and list(looked_up) == list(again.named_images["pics"])
 
 
 def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:

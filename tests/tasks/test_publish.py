@@ -8,7 +8,7 @@ import pytest
 from prefect import artifacts
 
 from paraclip.tasks import publish
-from paraclip.tasks.publish import artifact_key, as_text, publish_table
+from paraclip.tasks.publish import artifact_key, as_text, publish_table, report_note
 
 
 def test_captions_are_no_markdown() -> None:
@@ -41,6 +41,12 @@ def test_counts_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "create_table_artifact", lambda table, **_: made.append(table))
     publish_table("key", [{"stage": "ingest", "rejected": 3, "reasons": {"empty": 2, "echo": 1}}, {"reasons": {}}], "")
     assert made == [[{"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}, {"reasons": ""}]]
+
+
+def test_a_run_links_to_its_report() -> None:
+    note = report_note("a [run]", "/root/report.html", "/root/summary.json", "http://127.0.0.1:4201/")
+    assert note.startswith("[The report](http://127.0.0.1:4201/a%20%5Brun%5D/report.html)")
+    assert "](" not in report_note("run", "/root/report.html", "/root/summary.json")
 
 
 def test_keys_are_what_prefect_takes() -> None:

@@ -38,7 +38,7 @@ def test_a_model_that_stayed_as_it_was_is_told() -> None:
 def test_an_alpha_that_few_pairs_chose_is_told(tmp_path: Path, pairs: int, images: int, few: bool) -> None:
     metrics: dict[str, Any] = {"finetune": {"validation_pairs": pairs, "validation_images": images}}
     store = ArtifactStore(tmp_path)
-    notes = gather_result(Run(Settings(), store), [], _artifacts(store, metrics)).summary["notes"]
+    notes = gather_result(Run(Settings(), store), _artifacts(store, metrics)).summary["notes"]
     assert any(note.startswith(f"α is chosen on {pairs} pairs of held-out training images") for note in notes) is few
 
 
@@ -75,7 +75,7 @@ def test_the_summary_counts_the_rows(
     artifacts = _artifacts(store, metrics)
     for batch_size, few in ((137, False), (138, verdict is not None)):
         settings = Settings.model_validate({"finetune": {"batch_size": batch_size}})
-        result = gather_result(Run(settings, store), [], artifacts)
+        result = gather_result(Run(settings, store), artifacts)
         summary = json.loads((tmp_path / "results" / settings.name / "summary.json").read_text())
         assert result.rows == rows == summary["rows"] and result.summary == summary
         assert why(summary) == "it fell" + (f"; trained on {verdict} captions" if verdict else "")

@@ -93,7 +93,7 @@ def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyP
         {stage.stage: stage for stage in plan_run(Run(each)).stages}["paraphrase_1"]
         for each in (settings_of(tmp_path), settings)
     )
-    assert (plain.requests, judged.requests) == (6, 12) and "questions to the judge" in judged.basis
+    assert (plain.requests, judged.requests) == (6, 12) and "questions to the judge" in judged.note
     both_steps(settings)
     assert all(stage.requests in (0, None) for stage in plan_run(Run(settings)).stages[1:3])
 
