@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
@@ -26,8 +25,8 @@ from torch import nn
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.training import bodies
-from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import Settings
+from paraclip_core.clip.model import LOGITS, ClipModel
+from paraclip_core.config import ModelOptions, Settings
 from paraclip_core.settings import load_settings
 from paraclip_core.training import losses, trainer
 
@@ -35,16 +34,27 @@ RECIPE = ("bootstrap.logit_scale=30", "bootstrap.epochs=25", "bootstrap.learning
 """The sigmoid loss wants more steps than the demo's base has."""
 
 
-class SigmoidBase(bodies.BasePreparation):
-    """The embedded base with the bias that SigLIP starts with."""
+@contextmanager
+def sigmoid_base() -> Iterator[None]:
+    """The embedded base has the bias that SigLIP starts with, and training it learns scale and bias."""
+    plain, freeze = bodies.embedded_clip, bodies.freeze_image_tower
 
-    @cached_property
-    def clip(self) -> ClipModel:
-        """The untrained model; scale and bias take gradients."""
-        clip = super().clip
+    def with_bias(options: ModelOptions) -> ClipModel:
+        clip = plain(options)
         clip.model.logit_bias = nn.Parameter(torch.tensor(-10.0))
-        clip.model_cfg = {**clip.model_cfg, "init_logit_bias": -10}
-        return clip
+        return replace(clip, model_cfg={**clip.model_cfg, "init_logit_bias": -10})
+
+    def learn_logits(clip: ClipModel) -> None:
+        freeze(clip)
+        for name in LOGITS:
+            clip.model.get_parameter(name).requires_grad_(True)
+
+    with (
+        patch.object(bodies, "embedded_clip", with_bias),
+        patch.object(bodies, "freeze_image_tower", learn_logits),
+        patch.object(trainer, "freeze_image_tower", learn_logits),
+    ):
+        yield
 
 
 @contextmanager
@@ -78,8 +88,7 @@ def main() -> None:
         ]
         for side, root in roots.items()
     }
-    # What is trained is decided when the model is prepared; the trainer's own freezing would fix scale and bias.
-    with patch.object(bodies, "BasePreparation", SigmoidBase), patch.object(trainer, "freeze_image_tower"):
+    with sigmoid_base():
         run_until("bootstrap", here(of_seeds["sigmoid"][0]))
     shutil.copytree(roots["sigmoid"], roots["InfoNCE"], copy_function=os.link, dirs_exist_ok=True)
     print(f"| tuned with | {' | '.join(METRICS.values())} |\n|---|{'---|' * len(METRICS)}")
