@@ -13,8 +13,10 @@ from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import regex
+from numpy.typing import NDArray
 from tokenizers.models import BPE
 
 from paraclip_core.errors import ModelError
@@ -29,12 +31,14 @@ _PATTERN = regex.compile(
 )
 _MEMO_PIECES = 100_000
 _MEMO_LETTERS = 40
+BLANK, LINE_BREAK = 32, 10
 
 
 class Tokenizer:
     """Turns cleaned texts (see :func:`paraclip_core.captions.rows.clean`) into CLIP's token ids."""
 
     def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
+        """Cut texts to `context_length` ids."""
         pairs = load_byte_pairs()
         self.context_length = context_length
         self.start, self.end = pairs.start, pairs.end
@@ -50,8 +54,42 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Iterable[str]) -> pa.ListArray:
-        """Ids of many cleaned texts as a list<uint16> array, ragged, one list a text."""
-        return pa.array([self.encode(text) for text in texts], pa.list_(pa.uint16()))
+        """Ids of many cleaned texts as a list<uint16> array, ragged, one list a text.
+
+        Equal to :meth:`encode` of each. Python sees every distinct piece of the batch once; NumPy places the tokens.
+        """
+        texts = list(texts)
+        if not texts:
+            return pa.array([], pa.list_(pa.uint16()))
+        lines = "\n".join(texts)
+        if lines.count("\n") >= len(texts):  # not cleaned; no token reaches across either
+            lines = "\n".join([text.replace("\n", " ") for text in texts])
+        # No letter's lower case depends on what is beyond a line break.
+        pieces, last = _pieces_of(lines.lower())
+        ids = [self._ids_of(piece[:-1]) for piece in pieces.dictionary.cast(pa.large_string()).to_pylist()]
+        return self._assembled(ids, pieces.indices.to_numpy(), last)
+
+    def _assembled(
+        self, ids: list[tuple[int, ...]], pieces: NDArray[np.int32], last: NDArray[np.int64]
+    ) -> pa.ListArray:
+        """Join pieces to texts: number `i` ends with the piece `last[i]`."""
+        counts = np.fromiter(map(len, ids), np.int64, len(ids))
+        flat = np.fromiter(chain.from_iterable(ids), np.uint16, int(counts.sum()))
+        sizes = counts[pieces]
+        ends = np.cumsum(sizes)
+        # Token j of the batch is token j - (ends - sizes) of its piece.
+        values = flat[np.repeat((np.cumsum(counts) - counts)[pieces] - (ends - sizes), sizes) + np.arange(sizes.sum())]
+        lengths = np.diff(ends[last], prepend=0)
+        cut = np.minimum(lengths, self.context_length - 2)
+        if (cut < lengths).any():
+            within = np.arange(len(values)) - np.repeat(ends[last] - lengths, lengths)
+            values = values[within < self.context_length - 2]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(cut + 2)])
+        whole = np.empty(offsets[-1], np.uint16)
+        inner = np.ones(len(whole), bool)
+        inner[offsets[:-1]] = inner[offsets[1:] - 1] = False
+        whole[offsets[:-1]], whole[offsets[1:] - 1], whole[inner] = self.start, self.end, values
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(whole))
 
 
 def _pieces(pairs: BytePairs) -> Callable[[str], tuple[int, ...]]:
@@ -68,6 +106,17 @@ def _pieces(pairs: BytePairs) -> Callable[[str], tuple[int, ...]]:
     remembered = lru_cache(_MEMO_PIECES)(of_piece)
     # A memo of long pieces could fill the memory.
     return lambda piece: remembered(piece) if len(piece) <= _MEMO_LETTERS else of_piece(piece)
+
+
+def _pieces_of(lines: str) -> tuple[pa.DictionaryArray, NDArray[np.int64]]:
+    """The blank-separated pieces of all lines, each with a blank at its end, and the number of each line's last one."""
+    letters = np.frombuffer(bytearray(f"{lines}\n".encode()), np.uint8)
+    separators = np.flatnonzero((letters == BLANK) | (letters == LINE_BREAK))
+    last = np.flatnonzero(letters[separators] == LINE_BREAK)
+    letters[separators] = BLANK
+    offsets = np.concatenate([np.zeros(1, np.int64), separators + 1])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(letters)]
+    return pa.Array.from_buffers(pa.large_binary(), len(separators), buffers).dictionary_encode(), last
 
 
 class BytePairs:

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.captions.rows import clean
-from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.captions.tokens import Tokenizer, load_byte_pairs
 
 TOKENIZER = Tokenizer()
 
@@ -49,6 +49,13 @@ def test_any_text(text: str) -> None:
     assert padded(TOKENIZER.encode(clean(text))) == reference(text)
 
 
+@given(st.text(alphabet="abcdehilnorstu", min_size=1, max_size=60), st.integers(1, 4))
+@settings(max_examples=300, deadline=None)
+def test_words_that_repeat(word: str, times: int) -> None:
+    ids = load_byte_pairs().encode(word * times)
+    assert list(ids) == simple().encode(word * times)
+
+
 @given(st.lists(st.sampled_from(["dog", "beach", "'s", "<", "42", "é", "🐶"]), max_size=40), st.integers(8, 77))
 @settings(max_examples=100, deadline=None)
 def test_any_context_length(words: list[str], length: int) -> None:
@@ -57,6 +64,19 @@ def test_any_context_length(words: list[str], length: int) -> None:
     assert padded(ids, length) == reference(text, length)
     assert ids[-1] == TOKENIZER.end
     assert len(ids) <= length
+
+
+@given(st.lists(st.text(), max_size=8), st.integers(8, 77))
+@example(["ΑΣ", "Σ", "ΑΣ."], 77)
+@example(["", "", " "], 77)
+@example([], 77)
+@example(["a\nb", "c\n"], 77)
+@example(["İ", "word " * 90, "<start_of_text> x"], 12)
+@settings(max_examples=300, deadline=None)
+def test_a_batch_is_each_text_alone(texts: list[str], length: int) -> None:
+    tokenizer = Tokenizer(length)
+    for batch in (texts, [clean(text) for text in texts]):
+        assert tokenizer.encode_batch(batch).to_pylist() == [tokenizer.encode(text) for text in batch]
 
 
 def test_a_word_of_one_megabyte_takes_no_quadratic_time_and_a_small_memo_changes_nothing(
