@@ -125,13 +125,16 @@ def export(
     Step 2 asks about accepted answers of step 1: export and import once for each step. Where nothing is missing, the
     file is empty.
     """
+    from paraclip.tasks.preflight import check_before_paying
     from paraclip.tasks.requests import export_requests
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.run.status import shown_progress
 
-    settings = settings_from(config, set_, root)
+    run = Run(settings_from(config, set_, root))
+    for notice in check_before_paying(run):
+        typer.echo(printable(notice), err=True)
     with shown_progress("requests") as progress:
-        exported = export_requests(Run(settings), file, progress=progress)
+        exported = export_requests(run, file, progress=progress)
     print_facts({**asdict(exported), "requests": exported.requests}, as_json)
 
 

@@ -127,8 +127,13 @@ def test_what_cannot_be_tried_is_said(openai_server: OpenAIServer, config: Path,
 def test_requests_go_out_and_come_back(config: Path, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "captions.txt").write_text("a red dog on a beach\na cat on a mat\n")
+    options = ["-c", str(config), "--set", "data.sources.0.path=captions.txt"]
+    assert "has an image" in cli(["requests", "export", "ask.jsonl", *options], code=1).err
+    (tmp_path / "captions.csv").write_text("image,caption\na.jpg,a red dog on a beach\nb.jpg,a cat on a mat\n")
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).touch()
     prices = ["--set", "paraphrase.openai.price_per_million_prompt_tokens=1000"]
-    options = ["-c", str(config), "--set", "data.sources.0.path=captions.txt", *prices]
+    options = ["-c", str(config), "--set", "data.sources=[{path: captions.csv, images: .}]", *prices]
     exported = cli.json(["requests", "export", "ask.jsonl", *options])
     assert [exported[name] for name in ("step_1", "step_2", "requests", "unanswered_1")] == [2, 0, 2, 2]
     lines = []
