@@ -266,7 +266,11 @@ def audit(
         model: as for `search`.
         queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
             its rewording; by default captions of the index's images, or names of things that they show.
-        features, ids, base, root, device: as for `search`.
+        features: as for `search`.
+        ids: as for `search`.
+        base: as for `search`.
+        root: as for `search`.
+        device: as for `search`.
 
     Raises:
         ModelError: the index was made with another image tower.

@@ -110,7 +110,7 @@ def test_a_wheel_knows_its_configurations_and_a_users_photos(environment: Path, 
     files = list((environment.parent / "lib").glob("python*/site-packages/paraclip/flows/prefect.yaml"))
     assert len(files) == 1, "what `serve` deploys"
     out = call(environment, home, "init", "holiday")
-    assert "120 of 120 rows" in out and "Photos: " in out
+    assert "accepted: 120\n" in out and "images: Photos\n" in out
 
 
 PARAPHRASE_IN_PYTHON = """
