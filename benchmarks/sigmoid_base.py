@@ -19,14 +19,14 @@ from unittest.mock import patch
 
 import torch
 from ablations import METRICS, figures, measure, run_until
+from instant import HERE
 from record import arguments
 from torch import nn
 
-from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.training import bodies
 from paraclip_core.clip.model import LOGITS, ClipModel
-from paraclip_core.config import ModelOptions, Settings
+from paraclip_core.config import ModelOptions
 from paraclip_core.settings import load_settings
 from paraclip_core.training import losses, trainer
 
@@ -68,11 +68,6 @@ def softmax() -> Iterator[None]:
         yield
 
 
-def here(settings: Settings) -> Run:
-    """A run whose stages are made in this process, where the changes hold."""
-    return Run(settings, stages={name: replace(stage, isolated=False) for name, stage in STAGES.items()})
-
-
 def main() -> None:
     """Train the base, tune it both ways and print a Markdown table."""
     parser = arguments(__doc__)
@@ -89,12 +84,12 @@ def main() -> None:
         for side, root in roots.items()
     }
     with sigmoid_base():
-        run_until("bootstrap", here(of_seeds["sigmoid"][0]))
+        run_until("bootstrap", Run(of_seeds["sigmoid"][0], stages=HERE))
     shutil.copytree(roots["sigmoid"], roots["InfoNCE"], copy_function=os.link, dirs_exist_ok=True)
     print(f"| tuned with | {' | '.join(METRICS.values())} |\n|---|{'---|' * len(METRICS)}")
     for side in roots:
         with softmax() if side == "InfoNCE" else nullcontext():
-            results = [measure(here(settings)) for settings in of_seeds[side]]
+            results = [measure(Run(settings, stages=HERE)) for settings in of_seeds[side]]
         print(f"| {side} | {figures(results, 'rows')} |", flush=True)
         print(f"| … captions alone | {figures(results, 'control')} |", flush=True)
 

@@ -26,19 +26,31 @@ DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file beside `path`, flush it to disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with storage_errors(path), _deleted_on_failure(temporary):
+        write_flushed(temporary, write)
+        temporary.replace(path)
+        sync_folder(path.parent)
+
+
+def write_flushed(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write` with a new file, in a folder that is made where it is missing, and flush it to disk."""
+    with _deleted_on_failure(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def _deleted_on_failure(path: Path) -> Iterator[None]:
     try:
-        with storage_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-    finally:
+        yield
+    except BaseException:
         # On a read-only disk even deleting what is not there fails, which must not hide the reason.
         with suppress(OSError):
-            temporary.unlink()
+            path.unlink()
+        raise
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Any
 
 from paraclip.storage.files import file_sha256, read_json, settled, write_atomic
@@ -78,6 +79,9 @@ class FileHashes:
 def _entry(path: Path, before: Entry | None) -> Entry:
     try:
         stat = path.stat()
+        # A folder says so itself.
+        if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
+            raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         return before if before and before[:3] == state else [*state, file_sha256(path)]
     except OSError as error:

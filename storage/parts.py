@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip.storage.files import storage_errors, sync_folder, write_atomic
+from paraclip.storage.files import storage_errors, sync_folder, write_flushed
 from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError
 
@@ -58,7 +58,9 @@ class PartFolder:
         pq.write_table(table, sink, compression="zstd", use_dictionary=repeated, write_statistics=repeated)
         data = memoryview(sink.getvalue())
         path = self.folder / f".{uuid.uuid4().hex}-{_digest(data)}.tmp"
-        write_atomic(path, lambda file: file.write(data))
+        with storage_errors(path):
+            # Under this name already: `publish` renames it and flushes the folder.
+            write_flushed(path, lambda file: file.write(data))
         return path
 
     def publish(self, drafts: Iterable[Path], number: int = 0) -> list[str]:

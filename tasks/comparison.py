@@ -107,9 +107,10 @@ def compare_and_write(
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
     compared = compare_models(releases, benchmarks, split=split, device=device, progress=progress, keep=keep)
     base, *others = names
+    alone = list(names) == ["base", "tuned"]
     summaries, versions = {}, software_versions()
     for other in others:
-        place = folder if list(names) == ["base", "tuned"] else folder / other
+        place = folder if alone else folder / other
         pair = {"base": names[base], "tuned": names[other]}
         of = {"base": base, "tuned": other}
         evaluation = compared.evaluations[other]
@@ -120,7 +121,7 @@ def compare_and_write(
         summaries[other] = write_evaluation(place, evaluation, pair, pair, provenance)
         if report:
             _write_page(place / "report.html", f"{other} against {base}", command, pair, evaluation, summaries[other])
-    if list(names) == ["base", "tuned"]:
+    if alone:
         return folder, summaries["tuned"]
     whole = _summary(summaries, names)
     write_json(folder / "summary.json", whole)

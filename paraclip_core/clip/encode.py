@@ -209,6 +209,12 @@ def encode_ragged(
     """
     if not len(tokens):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
+    highest = int(tokens.values.max(initial=0))
+    if clip.vocab_size and highest >= clip.vocab_size:
+        raise ModelError(
+            f"token {highest} is outside the vocabulary of {clip.reference} ({clip.vocab_size} tokens); "
+            "the texts were tokenized for another model"
+        )
     tower = text_tower(clip)
     low = precision == "bf16"
     with torch.autocast(clip.device.type, dtype=torch.bfloat16) if low else nullcontext():

@@ -142,8 +142,9 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
 
     `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
     `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A rule whose metric was not
-    measured goes by what stands in for it (:data:`STAND_INS`), or is noted. The reason is of clauses with `; ` between
-    them, the first on `gate.metric`.
+    measured goes by what stands in for it (:data:`STAND_INS`). Without that it is noted where its kind was not
+    measured, and holds the model where it was, for nobody knows what that benchmark lost. The reason is of clauses with
+    `; ` between them, the first on `gate.metric`.
     """
     return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
@@ -278,8 +279,7 @@ def _judge(
     notes: list[str] = []
     gains = _ruled(rows, gate.metric)
     if not gains:
-        names = ", ".join(sorted({row.rule for row in rows})) or "nothing"
-        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; measured: {names}", notes
+        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
     if (used := gains[0].rule) != gate.metric:
         notes.append(f"{used} stands in for the gate's {gate.metric}, which was not measured")
     worse = "above" if gains[0].facts.lower_is_better else "below"
@@ -290,7 +290,9 @@ def _judge(
     ]
     for rule in sorted(gate.max_drop):
         ruled = _ruled(rows, rule, gate.max_drop)
-        if not ruled:
+        if not ruled and any(row.kind == rule.partition("/")[0] for row in rows):
+            problems.append(f"the rule on {rule} names no measured metric; {_measured(rows)}")
+        elif not ruled:
             notes.append(f"the rule on {rule} was not applied: it was not measured")
         elif (used := ruled[0].rule) != rule:
             notes.append(f"the rule on {rule} was applied to {used}: the former was not measured")
@@ -328,11 +330,12 @@ def _lost(rows: Sequence[Row], gate: GateRule) -> list[tuple[Row, float]]:
     ]
 
 
-def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
-    """The rows of a rule's metric, or, where it was not measured, of what stands in for it if no other rule is on that.
+def _measured(rows: Sequence[Row]) -> str:
+    return f"measured: {', '.join(sorted({row.rule for row in rows})) or 'nothing'}"
 
-    A benchmark that was measured without the metric, as wordings on foils alone, counts as not measured.
-    """
+
+def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
+    """The rows of a rule's metric; where it was not measured, of what stands in for it, if no other rule is on that."""
     stand_in = next((rule.replace(old, new, 1) for old, new in STAND_INS.items() if rule.startswith(old)), rule)
     named = rule if any(row.rule == rule for row in rows) or stand_in in others else stand_in
     return [row for row in rows if row.rule == named]

@@ -247,7 +247,7 @@ class _Run:
         """Restore the newest checkpoint whose log is there; every process reads the one that the first one chose."""
         processes, step = self.job.processes, 0
         if processes.first:
-            for state, _ in self.checkpoints.sound():
+            for state in self.checkpoints.sound():
                 step = state["step"]
                 if self.log.resume(state["log_bytes"]):
                     break
@@ -341,13 +341,13 @@ class CheckpointFolder:
         for step in self._steps()[:-KEEP]:
             self.delete(step)
 
-    def sound(self) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-        """State and tensors of the sound checkpoints, the newest first; damaged ones are reported and removed."""
+    def sound(self) -> Iterator[dict[str, Any]]:
+        """State of the sound checkpoints, the newest first; damaged ones are reported and removed."""
         for draft in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
             remove_draft(draft)
         for step in reversed(self._steps()):
             try:
-                meta, tensors = self._read(step)
+                meta, _ = self._read(step)
             except ValueError as error:
                 log.warning("checkpoint %s is damaged (%s); the one before it is used", self._path(step), error)
                 self.delete(step)
@@ -357,7 +357,7 @@ class CheckpointFolder:
                     f"{self._path(step)} belongs to another run (its model, data or options differ); "
                     f"delete {self._folder} to start anew"
                 )
-            yield meta["state"], tensors
+            yield meta["state"]
 
     def load(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """State and tensors of a sound checkpoint."""

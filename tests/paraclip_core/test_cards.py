@@ -64,8 +64,8 @@ def test_a_block_ends_where_it_should(text: str) -> None:
 def test_what_hides_text_is_seen_links_are_broken_and_words_stay_readable() -> None:
     assert inert("a\u202eb\x1b[2J") == "a&#92;u202eb&#92;u001b&#91;2J"
     assert fenced("a\u202eb\x1b") == "```text\na\\u202eb\\u001b\n```"
-    found = inert("https://evil.example WWW.evil.example a@evil.example")
-    assert "://" not in found and "WWW." not in found and "@" not in found
+    escaped = inert("https://evil.example WWW.evil.example a@evil.example")
+    assert "://" not in escaped and "WWW." not in escaped and "@" not in escaped
     assert inert("too_few_words, CC-BY-4.0 (v1.0)") == "too_few_words, CC-BY-4.0 (v1.0)"
 
 
@@ -98,11 +98,11 @@ def test_the_class_of_a_license(stated: str) -> None:
 
 @given(st.dictionaries(st.sampled_from(sorted(STATED)), st.integers(1, 9), min_size=1))
 def test_the_whole_is_as_strict_as_its_strictest_part(licenses: dict[str, int]) -> None:
-    found = roll_up(licenses)
-    assert CLASSES.index(found.kind) >= max(map(license_class, licenses))
+    rolled_up = roll_up(licenses)
+    assert CLASSES.index(rolled_up.kind) >= max(map(license_class, licenses))
     worst = CLASSES[max(map(license_class, licenses))]
-    assert set(found.strictest) >= {name for name in licenses if STATED[name] == worst}
-    assert found.kind == worst or worst == "no derivatives"
+    assert set(rolled_up.strictest) >= {name for name in licenses if STATED[name] == worst}
+    assert rolled_up.kind == worst or worst == "no derivatives"
 
 
 @given(st.text())
@@ -118,10 +118,10 @@ def test_names_on_the_hub_and_what_must_be_heeded() -> None:
     assert roll_up({"CC0-1.0": 5, "unknown": 1}).hub == ("unknown",)
     assert roll_up({"unknown": 1, "of my own": 1}).hub == ("other",)
     assert roll_up({}).hub == ("unknown",)
-    found = roll_up({"CC-BY-ND-4.0": 2, "CC-BY-NC-4.0": 1, "MIT": 3})
-    assert found.strictest == ("CC-BY-NC-4.0", "CC-BY-ND-4.0")
-    assert found.kind == "non-commercial, no derivatives"
-    assert found.hub == ("cc-by-nc-4.0", "cc-by-nd-4.0")
+    rolled_up = roll_up({"CC-BY-ND-4.0": 2, "CC-BY-NC-4.0": 1, "MIT": 3})
+    assert rolled_up.strictest == ("CC-BY-NC-4.0", "CC-BY-ND-4.0")
+    assert rolled_up.kind == "non-commercial, no derivatives"
+    assert rolled_up.hub == ("cc-by-nc-4.0", "cc-by-nd-4.0")
     assert roll_up({"CC-BY-ND-4.0": 2, "CC-BY-SA-4.0": 1}).kind == "no derivatives"
     assert not roll_up({"CC0-1.0": 1, "CC-BY-SA-4.0": 1}).notes
     assert "no license that is known" in roll_up({"MIT": 1, "?": 1}).notes[0]
@@ -174,9 +174,9 @@ SIZES = {
 @pytest.mark.parametrize("rows", SIZES)
 def test_sizes_are_those_of_the_hub(rows: int) -> None:
     pytest.importorskip("datasets", reason="needs the package datasets, which lists the hub's sizes")
-    known = json.loads((files("datasets") / "utils/resources/size_categories.json").read_text())
+    categories = json.loads((files("datasets") / "utils/resources/size_categories.json").read_text())
     (size,) = DatasetCard(dataset_card(facts(rows={"train": rows}))).data.to_dict()["size_categories"]
-    assert size == SIZES[rows] and size in known
+    assert size == SIZES[rows] and size in categories
 
 
 def test_opt_outs_whom_to_ask_and_a_column_of_licenses_that_is_none() -> None:

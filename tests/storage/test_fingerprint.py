@@ -91,6 +91,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     for path in (tmp_path / "nothing", tmp_path):
         with pytest.raises(InputError, match=f"cannot read {path}"):
             FileHashes(tmp_path / "hashes.json").of([path])
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(InputError, match=f"{path} is a pipe or a device"):
+            FileHashes(tmp_path / "hashes.json").of([path])
 
 
 # Folders

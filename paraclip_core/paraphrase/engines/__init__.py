@@ -231,6 +231,8 @@ def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
     return f"{folder.name}@{digest.hexdigest()}"
 
 
+MEMBERS = ("name", "model", "facts", "generate", "close")
+
 # What is looked up depends on the text alone, and is the same however often it is asked for.
 LOOKED_UP: dict[str, Any] = {
     "prompts": "paper",
@@ -338,4 +340,12 @@ def _entry(options: ParaphraseOptions) -> EngineEntry:
 def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
     expected = "package.module:Class, made by Class(options, context)"
     make = import_path(_entry(options).path, f"paraphrase.engine={options.engine}", expected, options, context)
-    return make(options, context)
+    engine = make(options, context)
+    # Not `hasattr(engine, …)`: a property may be costly, such as the hash of a model's weights.
+    missing = [member for member in MEMBERS if not hasattr(type(engine), member) and member not in vars(engine)]
+    if missing:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
+            "paraclip_core/paraphrase/engines/__init__.py)"
+        )
+    return engine

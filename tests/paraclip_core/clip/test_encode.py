@@ -212,11 +212,13 @@ def test_the_arithmetic_that_is_picked_is_no_slower_than_fp32() -> None:
     assert pick_precision("bf16", torch.device("cpu")) == "bf16"
 
 
-def test_empty_lists(tiny: Tiny) -> None:
+def test_empty_lists_and_wrong_tokens(tiny: Tiny) -> None:
     clip = tiny({"context_length": 16})
     assert encode_texts(clip, []).shape == (0, 32)
     assert encode_ragged(clip, Ragged.from_lists([])).shape == (0, 32)
     assert encode_images(clip, []).shape == (0, 32)
+    with pytest.raises(ModelError, match="tokenized for another model"):
+        encode_ragged(clip, Ragged.from_lists([[60000]]))
 
 
 def test_chunks_stay_within_the_budget_and_waste_little() -> None:

@@ -275,7 +275,7 @@ def saved(folder: Path, steps: int = 3) -> CheckpointFolder:
 
 def test_they_come_back_and_two_are_kept(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path)
-    assert [state["step"] for state, _ in checkpoints.sound()] == [3, 2]
+    assert [state["step"] for state in checkpoints.sound()] == [3, 2]
     state, tensors = checkpoints.load(3)
     assert (state, float(tensors["w"][0])) == ({"step": 3, "n": 3}, 3.0)
     assert not list(CheckpointFolder(tmp_path / "none", "x").sound())
@@ -292,7 +292,7 @@ def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.L
     damaged = {"cut": data[:-9], "empty": b"", "flipped": flipped, "facts": facts, "nonsense": b"\xff" * 64}
     path.write_bytes(damaged[damage])
     with caplog.at_level(logging.WARNING):
-        assert next(checkpoints.sound())[0]["step"] == 2
+        assert next(checkpoints.sound())["step"] == 2
     assert "step-00000003.safetensors is damaged" in caplog.text
 
 
@@ -318,7 +318,7 @@ def test_a_disk_at_fault_is_not_taken_for_damage(tmp_path: Path, monkeypatch: py
         broken.setattr(Path, "open", failing)
         with pytest.raises(TrainingError, match=r"cannot read the checkpoint .*00000003\.safetensors: Input/output"):
             list(checkpoints.sound())
-    assert next(checkpoints.sound())[0]["step"] == 3
+    assert next(checkpoints.sound())["step"] == 3
 
 
 def test_lines_behind_a_checkpoint_go_and_those_before_it_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,7 @@ def test_an_engine_of_the_users_own(own_module: str) -> None:
         ("no_such_module:Engine", "No module named 'no_such_module'"),
         ("my_engines:Nothing", "no attribute 'Nothing'"),
         ("my_engines:without_arguments", "too many positional arguments"),
+        ("my_engines:Silent", "has no facts, generate, close"),
     ],
 )
 def test_a_class_that_cannot_be_used_is_named(own_module: str, name: str, reason: str) -> None:
