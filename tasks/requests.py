@@ -119,7 +119,7 @@ def missing_rounds(
             selection = first.select()
 
             def accepted_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-                return (accepted.select(list(columns)) for accepted, _ in selection.batches())
+                return (batch.select(list(columns)) for batch in selection.rows())
 
             rows = accepted_rows
         second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged)

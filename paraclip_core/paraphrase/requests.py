@@ -402,12 +402,12 @@ class StepTables:
         self.con.execute("SET VARIABLE text_gates = ?::BLOB", [text_gates or gates])
         self.con.execute("SET VARIABLE no_parent = ?::BLOB", [NO_PARENT])
         self.rows = 0
-        """Rows of the step, known once the first attempt is asked."""
+        """Rows of the step, known once those of the first attempt are added."""
 
     def close(self) -> None:
         self.con.close()
 
-    def ask(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
+    def add(self, request: RequestKeys, rows: np.ndarray | None = None) -> None:
         """Add the requests of one attempt for the rows with these numbers (int64, ascending), or for all rows."""
         source = source_column(self.step)
         batches = self.batches([source, *self._asked_of, *(() if self.step == 1 else ("generation_1",))])
@@ -505,14 +505,14 @@ class StepTables:
         with self.judged():
             return self._count("SELECT count(DISTINCT row) FROM judged WHERE len(accepted) > 0")
 
-    def reasons(self, rows: np.ndarray) -> dict[str | None, int]:
-        """How many of these rows were rejected at their first attempt for each reason, most first; None: accepted."""
+    def first_verdicts(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Row, reason (None: accepted), detail and answer of the first attempts at these rows, where judged."""
         query = (
-            "SELECT reason, count(*) FROM judged WHERE attempt = 0 AND list_contains(?::BIGINT[], row) "
-            "GROUP BY reason ORDER BY count(*) DESC, min(row)"
+            "SELECT row, reason, detail, answer FROM judged "
+            "WHERE attempt = 0 AND list_contains(?::BIGINT[], row) ORDER BY row"
         )
         with self.judged():
-            return dict(self.con.execute(query, [rows.tolist()]).fetchall())
+            return self.con.sql(query, params=[rows.tolist()]).to_arrow_table().to_pylist()
 
     @contextmanager
     def judged(self) -> Iterator[None]:

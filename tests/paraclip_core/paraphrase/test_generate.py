@@ -33,7 +33,7 @@ def sender(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk:
 
 
 def ask(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
-    return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=1), TODO)
+    return sender(engine, cache, counts, chunk).send(request(), PAPER[1], SamplingOptions(n=1), TODO)
 
 
 def stored(cache: AnswerStore) -> dict[bytes, list[str]]:
@@ -140,7 +140,7 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) ->
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
-        list(sender(engine, cache).ask(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))
+        list(sender(engine, cache).send(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))
         return {prompt.seed for prompt in engine.asked}
 
     assert [seeds(7, attempt) for attempt in range(3)] == [{7}, {7926}, {15845}]

@@ -31,7 +31,6 @@ from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import (
     GATES_VERSION,
-    BlockJudge,
     Candidate,
     Judge,
     JudgePool,
@@ -266,13 +265,13 @@ def answers() -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def judge(spec: JudgeSpec) -> BlockJudge:
-    return BlockJudge(spec)
+def judge(spec: JudgeSpec) -> Judge:
+    return Judge.with_models(spec)
 
 
 @pytest.fixture(scope="module")
-def whole(judge: BlockJudge, answers: pa.Table) -> pa.Table:
-    return pa.Table.from_batches([judge(answers.to_batches()[0])])
+def whole(judge: Judge, answers: pa.Table) -> pa.Table:
+    return pa.Table.from_batches([judge.judge_block(answers.to_batches()[0])])
 
 
 @pytest.fixture(scope="module")
@@ -317,9 +316,9 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answ
 
 @settings(max_examples=15)
 @given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
-def test_no_division_changes_a_byte(judge: BlockJudge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
+def test_no_division_changes_a_byte(judge: Judge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
     blocks = divided(answers, cuts)
-    assert pa.Table.from_batches([judge(block) for block in blocks]).equals(whole)
+    assert pa.Table.from_batches([judge.judge_block(block) for block in blocks]).equals(whole)
 
 
 def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:

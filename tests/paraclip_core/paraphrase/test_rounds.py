@@ -210,16 +210,6 @@ def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None
     assert told[-1][2]["generated"] == 15 and told[-1][2]["eta_seconds"] == 0
 
 
-def test_the_latest_answers_can_be_looked_at(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Scripted(lambda p: ("x" * 9999,) if "39" in p.text else well(p))
-    found = paraphrasing.run([rows_of(CAPTIONS)], engine, gated("blue_input"))
-    samples = list(found.rounds.samples)
-    assert len(samples) == 20
-    assert samples[0] == (CAPTIONS[20], f"well {CAPTIONS[20]}", "kept")
-    assert samples[1].outcome == "blue_input: it is blue"
-    assert len(samples[-1].answer) == 300
-
-
 # Verdicts while the engine is asked.
 
 
