@@ -20,8 +20,8 @@ from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.metrics import Sample
 from paraclip_core.evaluation.run import (
-    Candidate,
     Evaluation,
+    ModelEncoder,
     Provenance,
     check_names,
     compare_models,
@@ -86,14 +86,14 @@ def stock_scores(reference: str, mini: Path, rows: list[dict]) -> tuple[np.ndarr
 
 
 def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    candidate = Candidate(models[0], "cpu")
+    candidate = ModelEncoder(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]
     whole = candidate.texts(texts)
     monkeypatch.setattr("paraclip_core.evaluation.run.TEXTS", 4)
     np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
     assert candidate.texts([]).shape == (0, 32)
-    assert candidate.tower == Candidate(models[1], "cpu").tower
-    base, quick = Candidate(models[0], "cpu"), Candidate(models[0], "cpu")
+    assert candidate.tower == ModelEncoder(models[1], "cpu").tower
+    base, quick = ModelEncoder(models[0], "cpu"), ModelEncoder(models[0], "cpu")
     quick.clip.model_cfg["quick_gelu"] = True
     assert base.tower != quick.tower
 

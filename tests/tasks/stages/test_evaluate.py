@@ -28,7 +28,7 @@ from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, InputError, ModelError
-from paraclip_core.evaluation.run import Candidate, from_table
+from paraclip_core.evaluation.run import ModelEncoder, from_table
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 
@@ -172,8 +172,8 @@ def test_an_interrupted_stage_goes_on(
     world: World, whole: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    encode = Candidate.texts
-    monkeypatch.setattr(Candidate, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
+    encode = ModelEncoder.texts
+    monkeypatch.setattr(ModelEncoder, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == 4:

@@ -27,7 +27,7 @@ from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_
 from paraclip_core.evaluation.benchmarks import Stored, choice
 from paraclip_core.evaluation.benchmarks.choice import cleaned, shuffled
 from paraclip_core.evaluation.metrics import macro_weights
-from paraclip_core.evaluation.run import Candidate, prepare, source_files
+from paraclip_core.evaluation.run import ModelEncoder, prepare, source_files
 
 WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")
 CREPE = {
@@ -205,7 +205,7 @@ def test_a_real_tower_sees_the_part_alone(tmp_path: Path, small_model: tuple[Cli
     clip, folder = small_model
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    part = Candidate(folder, "cpu").images(tmp_path, ["a.png", "a.png"], [(20, 10, 80, 70), (0, 0, 9, 9)])
+    part = ModelEncoder(folder, "cpu").images(tmp_path, ["a.png", "a.png"], [(20, 10, 80, 70), (0, 0, 9, 9)])
     np.testing.assert_array_equal(part[:1], encode_images(clip, [Image.fromarray(noise[10:70, 20:80])]))
     assert np.abs(part[0].astype(float) - part[1]).max() > 0.01
 
@@ -288,7 +288,7 @@ def test_the_hubs_parquet(tmp_path: Path, small_model: tuple[ClipModel, str]) ->
     table = pa.table({"image_0": pictures[:3], "image_1": pictures[3:], "caption_0": texts[0], "caption_1": texts[1]})
     pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
     clip, folder = small_model
-    candidate = Candidate(folder, "cpu")
+    candidate = ModelEncoder(folder, "cpu")
     images = encode_images(clip, [Image.open(io.BytesIO(p["bytes"])).convert("RGB") for p in pictures])
     pairs = np.stack([images[:3], images[3:]], axis=1)
     both = by_hand(pairs, np.stack([candidate.texts(side) for side in texts], axis=1))
