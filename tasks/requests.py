@@ -326,7 +326,7 @@ def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[s
     """The missing requests, block by block: with their keys, and what is asked about."""
     for request, rows in rounds.missing:
         for block in rounds.tables.with_texts(request, rows, SENT_ROWS):
-            yield request, block.column("generation").to_pylist(), block.column("asked").to_pylist()
+            yield request, block.column("generation").to_pylist(), block.column("text").to_pylist()
 
 
 def _prompts(run: Run, request: RequestKeys, texts: Iterable[str]) -> list[Prompt]:

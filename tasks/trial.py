@@ -74,8 +74,8 @@ class TrialCache:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Answers to what the connection's table `asked` names, and all verdicts, as tables of `cache`."""
-        keys = con.sql("SELECT DISTINCT key FROM asked").to_arrow_table().column("key").cast(pa.binary(16))
+        """Answers to what the connection's table `requests` names, and all verdicts, as tables of `cache`."""
+        keys = con.sql("SELECT DISTINCT key FROM requests").to_arrow_table().column("key").cast(pa.binary(16))
         con.execute("ATTACH ':memory:' AS cache")
         try:
             for name, rows in (("generations", self.lookup(keys)), ("verdicts", self._verdicts)):
@@ -184,7 +184,7 @@ def _attempts(rounds: Rounds, cache: TrialCache) -> Attempts:
     rounds.on_judged = explain
     rounds.run()
     step, new = rounds.tables.step, cache.new
-    numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM asked GROUP BY key").fetchall())
+    numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM requests GROUP BY key").fetchall())
     attempts: dict[tuple[str, str], list[Attempt]] = {}
     for asked, verdict, candidates in judged:
         key, parsed = asked["generation"], list(map(parse_answer, asked["completions"]))

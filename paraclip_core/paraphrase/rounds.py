@@ -195,9 +195,7 @@ class Rounds:
 
     def _find_missing(self, request: RequestKeys, rows: np.ndarray | None) -> np.ndarray:
         """Add a round's requests to the tables; the rows whose request has no answer."""
-        before = self.tables.requests(request.attempt)
-        self.tables.add(request, rows)
-        requested, missing = self.tables.requests(request.attempt) - before, self.tables.missing(request.attempt)
+        requested, missing = self.tables.add(request, rows), self.tables.missing(request.attempt)
         self.counts.requested += requested
         self.counts.cached += requested - len(missing)
         return missing
@@ -227,7 +225,7 @@ class Rounds:
         for requests in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = requests.column("generation").to_pylist()
             number = {key: n for n, key in enumerate(keys)}
-            todo = list(zip(requests.column("asked").to_pylist(), keys, strict=True))
+            todo = list(zip(requests.column("text").to_pylist(), keys, strict=True))
             for part in sender.send(request, template, self.options.sampling, todo):
                 if ahead:
                     block = requests.take([number[key] for _, key, _ in part])
@@ -503,7 +501,7 @@ CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer),
 # An input is told by the key of its first request.
 INPUTS = "SELECT accepted, key AS input FROM judged"
 INPUTS_OF_ATTEMPTS = """
-SELECT accepted, first.key AS input FROM judged JOIN asked first ON first.row = judged.row AND first.attempt = 0
+SELECT accepted, first.key AS input FROM judged JOIN requests first ON first.row = judged.row AND first.attempt = 0
 """
 FLOODS = """
 SET VARIABLE floods = (
@@ -623,7 +621,7 @@ def rejected_for(tables: StepTables, reason: str, max_repeats: int | None) -> di
 def _view_outcomes(tables: StepTables, max_repeats: int | None) -> bool:
     """Make the view `outcomes`; whether a row may have several attempts, which takes dearer queries."""
     con = tables.con
-    ((several,),) = con.execute("SELECT coalesce(max(attempt), 0) > 0 FROM asked").fetchall()
+    ((several,),) = con.execute("SELECT coalesce(max(attempt), 0) > 0 FROM requests").fetchall()
     con.execute(PLAIN)
     con.execute("SET VARIABLE floods = []::UBIGINT[]")
     if max_repeats is not None and tables.rows > max_repeats:
