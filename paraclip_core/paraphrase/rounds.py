@@ -291,16 +291,16 @@ class Rounds:
     def _warn_of_few(self, rows: np.ndarray) -> None:
         """Warn where few of the first answers are accepted, before the others are paid for."""
         tables = self.tables
-        rejects = [verdict for verdict in tables.first_verdicts(rows) if verdict["reason"] is not None]
-        share = 1 - len(rejects) / len(rows)
+        verdicts = tables.first_verdicts(rows)
+        rejects = [verdict for verdict in verdicts if verdict["reason"] is not None]
+        share = (len(verdicts) - len(rejects)) / len(rows)
         if share >= FEWEST_ACCEPTED:
             return
         counts = Counter(verdict["reason"] for verdict in rejects).most_common()
         listed = ", ".join(f"{reason} {count}" for reason, count in counts)
-        source, shown = source_column(tables.step), rejects[:SHOWN_REJECTS]
-        texts = RowCursor(tables.batches([source])).take(np.array([verdict["row"] for verdict in shown]))
-        examples = ""
-        for text, verdict in zip(texts.column(source).to_pylist(), shown, strict=True):
+        shown, examples = rejects[:SHOWN_REJECTS], ""
+        texts = RowCursor(tables.batches([tables.source])).take(np.array([verdict["row"] for verdict in shown]))
+        for text, verdict in zip(texts.column(tables.source).to_pylist(), shown, strict=True):
             answer, detail = verdict["answer"] or "", verdict["detail"]
             outcome = f"{verdict['reason']}: {detail}" if detail else verdict["reason"]
             examples += f"\n  {text[:SHOWN_CHARS]!r} -> {answer[:SHOWN_CHARS]!r} ({outcome[:SHOWN_CHARS]})"
