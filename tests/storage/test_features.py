@@ -108,9 +108,9 @@ texts = st.text(max_size=12)
 @given(st.lists(texts, unique=True, max_size=30), st.lists(st.none() | texts, max_size=30))
 def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None]) -> None:
     index = IdIndex(pa.array(ids, pa.string()))
-    known = {name: row for row, name in enumerate(ids)}
+    row_of = {name: row for row, name in enumerate(ids)}
     asked = [*wanted, *ids]
-    expected = [known.get(name, -1) if name is not None else -1 for name in asked]
+    expected = [row_of.get(name, -1) if name is not None else -1 for name in asked]
     assert index.find(pa.array(asked, pa.string())).tolist() == expected
     halves = pa.chunked_array([asked[: len(asked) // 2], asked[len(asked) // 2 :]], pa.string())
     assert index.find(halves).tolist() == expected

@@ -52,9 +52,9 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
     draft = Draft("finetune", name, 1, {}, {})
-    found = store.find("finetune", name)
-    if found is not None:
-        return found
+    artifact = store.find("finetune", name)
+    if artifact is not None:
+        return artifact
     with store.writing("finetune", name):
         return store.commit(draft, {"image_tower_hash_after": tower}, 0.0)
 

@@ -132,8 +132,12 @@ def test_a_rollback_to_a_model_by_name(store: ArtifactStore) -> None:
     # Forth again, which takes back that it was left.
     assert rollback(store, "production", f"finetune/{C[:6]}")["after"] == C
     assert withdrawn(channel(store), C) is None
-    kept = rollback(store, "production", C)
-    assert not kept["moved"] and kept["reason"] == f"kept: it serves {C} already" and len(history(channel(store))) == 5
+    decision = rollback(store, "production", C)
+    assert (
+        not decision["moved"]
+        and decision["reason"] == f"kept: it serves {C} already"
+        and len(history(channel(store))) == 5
+    )
     # A model that it never served moves by hand alone.
     model(store, E)
     for name in ("eee", "ingest/1a"):
@@ -242,7 +246,9 @@ def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:
         seen = collect(store, unfinished=True)
         assert [item.fingerprint for item in seen.garbage] == ["e" * 32]
         why = f"a run under way needs it, process {os.getpid()} on {socket.gethostname()}"
-        assert [(kept.stage, kept.used) for kept in seen.skipped] == [(n, why) for n in ("first", "second", "third")]
+        assert [(skipped.stage, skipped.used) for skipped in seen.skipped] == [
+            (n, why) for n in ("first", "second", "third")
+        ]
     assert names(collect(store, unfinished=True)) == {"first", "second", "third"}
 
 

@@ -89,13 +89,13 @@ def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: AnswerSt
 
 
 def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -> None:
-    counts, engine, kept = Counts(), Streaming([*range(19, -1, -1)]), 0
+    counts, engine, count = Counts(), Streaming([*range(19, -1, -1)]), 0
     for part in ask(engine, cache, counts):
-        kept += len(part)
-        assert len(stored(cache)) == kept and len(part) <= 4
+        count += len(part)
+        assert len(stored(cache)) == count and len(part) <= 4
         # Sorted within a part, whichever came first.
         assert texts_of([part]) == sorted(texts_of([part]), key=lambda text: int(text.split()[1]))
-    assert kept == 20 and appends(cache) == 5 and engine.closed
+    assert count == 20 and appends(cache) == 5 and engine.closed
     assert stored(cache) == {key: [f"well {text}"] for text, key in TODO}
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 

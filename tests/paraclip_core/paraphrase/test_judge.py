@@ -339,8 +339,8 @@ def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, wh
     taken = [block for block in blocks if two.offer(block)]
     assert taken == blocks[:5]
     # No more are taken than processes have time for soon; none is lost.
-    found = together(two.offered(wait=True), taken)
-    assert found.equals(whole.slice(0, 50))
+    verdicts = together(two.offered(wait=True), taken)
+    assert verdicts.equals(whole.slice(0, 50))
     assert list(two.offered(wait=True)) == []
     assert two.offer(blocks[-1])
     assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
@@ -359,7 +359,7 @@ def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monk
     monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
     monkeypatch.setattr("paraclip_core.paraphrase.judge.BLOCK_ROWS", 1)
     captions = [f"a dog with number {number}" for number in range(200)]
-    made = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
+    step_rounds = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
     judge = JudgePool.judge
 
     def killing(self: JudgePool, blocks: Any, count: int) -> Iterator[Any]:
@@ -370,16 +370,16 @@ def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monk
 
     monkeypatch.setattr(JudgePool, "judge", killing)
     with (
-        closing(made.tables),
-        closing(made._pool),
+        closing(step_rounds.tables),
+        closing(step_rounds._pool),
         pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.threads.*run again"),
     ):
-        made.run()
+        step_rounds.run()
     monkeypatch.undo()
-    found = paraphrasing.run([rows_of(captions)], Scripted())
-    assert found.answers == {text: f"well {text}" for text in captions}
-    assert found.rounds.counts.generated == 0
-    assert 0 < found.rounds.counts.judged < 200 - 2 * 10
+    outcome = paraphrasing.run([rows_of(captions)], Scripted())
+    assert outcome.answers == {text: f"well {text}" for text in captions}
+    assert outcome.rounds.counts.generated == 0
+    assert 0 < outcome.rounds.counts.judged < 200 - 2 * 10
 
 
 @pytest.mark.nightly

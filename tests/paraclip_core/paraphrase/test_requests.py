@@ -168,8 +168,10 @@ def judge(
 def tables(cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path) -> Iterator[StepTables]:
     """Step 1 of six captions, four of them different, in two batches."""
     rows = rows_of(TEXTS)
-    with closing(StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")) as made:
-        yield made
+    with closing(
+        StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")
+    ) as step_tables:
+        yield step_tables
 
 
 def unjudged(tables: StepTables, block_rows: int = 512) -> list[pa.RecordBatch]:
@@ -315,9 +317,9 @@ def expected(step: Step, keep: int, max_repeats: int | None) -> tuple[list[Any],
     rejects = []
     for row, attempt in asked:
         verdict = step.verdicts[step.inputs[row], attempt]
-        kept = [(answer, similarity) for answer, similarity in verdict.accepted if plain(answer) not in floods]
-        if kept:
-            rows[row] = [(row, attempt, *one) for one in kept[:keep]]
+        remaining = [(answer, similarity) for answer, similarity in verdict.accepted if plain(answer) not in floods]
+        if remaining:
+            rows[row] = [(row, attempt, *one) for one in remaining[:keep]]
         elif verdict.accepted:
             rejects.append((row, attempt, "repeated_flood", verdict.accepted[0][0]))
         else:
@@ -375,19 +377,19 @@ def test_rows_and_rejects_are_the_references(
         rows, rejects, selection = bench.select(keep, max_repeats)
         wanted_rows, wanted_rejects = expected(step, keep, max_repeats)
         ids = bench.captions.column("caption_id").to_pylist()
-        found = [
+        written = [
             (ids.index(row["caption_id"]), bench.keys[row["generation_1"]][1], row["paraphrase_1"], row["similarity_1"])
             for row in rows.to_pylist()
         ]
-        assert found == wanted_rows
+        assert written == wanted_rows
         for row in rows.to_pylist():
             same = bench.captions.slice(ids.index(row["caption_id"]), 1).to_pylist()[0]
             assert {name: row[name] for name in INPUT_COLUMNS[1]} == same
             assert row["paraphrase_1_tokens"] == list(map(ord, row["paraphrase_1"]))
             assert (row["paraphrase_2"], row["generation_2"]) == (None, None)
             assert bench.keys[row["generation_1"]][0] == row["caption"]
-        found = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]
-        assert found == wanted_rejects
+        written = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]
+        assert written == wanted_rejects
         for reject in rejects.to_pylist():
             flooded = f"the same answer for more than {max_repeats} inputs"
             assert reject["detail"] == (flooded if "flood" in reject["reason"] else f"because {reject['reason']}")

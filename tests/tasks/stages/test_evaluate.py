@@ -260,12 +260,12 @@ def test_what_cannot_be_measured_is_found_before_a_model_is_trained(
 
 
 def test_an_interpolation_of_nothing_is_explained(world: World, whole: Artifact, folder: Path) -> None:
-    made = world[1]["finetune"]
-    kept_base = dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics={"alpha": 0.0}))
-    found = run(world, settings_with(folder), "alpha", finetune=kept_base)
-    summary = json.loads((found.path / "summary.json").read_text())
+    tuned = world[1]["finetune"]
+    kept_base = dataclasses.replace(tuned, manifest=dataclasses.replace(tuned.manifest, metrics={"alpha": 0.0}))
+    evaluation = run(world, settings_with(folder), "alpha", finetune=kept_base)
+    summary = json.loads((evaluation.path / "summary.json").read_text())
     assert summary["reason"].startswith("the tuned model is the base (α = 0)")
-    assert json.loads((found.path / "comparison.json").read_text())["reason"] == summary["reason"]
+    assert json.loads((evaluation.path / "comparison.json").read_text())["reason"] == summary["reason"]
     assert summary["reason"].endswith(whole.manifest.metrics["reason"])
     assert "α" not in whole.manifest.metrics["reason"]
 
@@ -333,8 +333,8 @@ def test_the_gain_over_the_control_is_measured_on_the_same_queries(world: World,
     plain = settings_with(folder).model_dump(mode="json")
     plain["evaluate"]["control"] = True
     # A control that learned the same is the tuned model.
-    made = run(world, Settings.model_validate(plain), "control", control=world[1]["finetune"])
-    summary = json.loads((made.path / "summary.json").read_text())
+    evaluation = run(world, Settings.model_validate(plain), "control", control=world[1]["finetune"])
+    summary = json.loads((evaluation.path / "summary.json").read_text())
     assert summary["models"]["control"] == summary["models"]["tuned"]
     assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
     assert summary["control"] == {
