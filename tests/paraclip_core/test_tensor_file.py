@@ -37,7 +37,7 @@ def test_tensors_and_metadata(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert load_file(path)["a"].tolist() == [2.0, 2.0, 2.0]
-    assert [found.name for found in tmp_path.iterdir()] == ["w.safetensors"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_a_killed_writer_leaves_the_file_whole_and_a_draft_that_is_swept(tmp_path: Path) -> None:

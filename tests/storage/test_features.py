@@ -58,9 +58,9 @@ def test_rows_of_any_shards_come_back(
     view = store.view()
     assert len(view) == n and view.shape == features.shape == (n, 4)
     rows = data.draw(st.lists(st.integers(0, n - 1), max_size=20)) if n else []
-    found = view[np.array(rows, np.int64)]
-    assert found.dtype == np.float16
-    np.testing.assert_array_equal(found, features[rows])
+    chosen = view[np.array(rows, np.int64)]
+    assert chosen.dtype == np.float16
+    np.testing.assert_array_equal(chosen, features[rows])
     wanted = [*(f"i{row}" for row in rows), None, "x"]
     assert store.find(wanted).tolist() == [*rows, -1, -1]
     assert store.find(pa.chunked_array([pa.array(wanted, pa.string())])).dtype == np.int64

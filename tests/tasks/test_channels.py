@@ -151,8 +151,8 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
     challengers = evaluated(store, settings, "bbb", 0.3)
 
     def measure(node: Any, *arguments: Any) -> Artifact:
-        made = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
-        assert node.fingerprint == made.fingerprint and node.draft.inputs["ingest"] == "same"
+        artifact = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
+        assert node.fingerprint == artifact.fingerprint and node.draft.inputs["ingest"] == "same"
         return run_stage(node, *arguments)
 
     monkeypatch.setattr(channels, "run_stage", measure)

@@ -217,8 +217,8 @@ def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
     assert done.manifest.metrics == {"read": "second"}
     assert [item.fingerprint for item in seen[0].garbage] == ["e" * 32] and not idle.path.exists()
     # What the input was made from stays with it, or its lineage would end there.
-    kept = [("first", "a" * 32), ("second", "b" * 32), ("third", "d" * 32)]
-    assert [(skipped.stage, skipped.fingerprint) for skipped in seen[0].skipped] == kept
+    in_use = [("first", "a" * 32), ("second", "b" * 32), ("third", "d" * 32)]
+    assert [(skipped.stage, skipped.fingerprint) for skipped in seen[0].skipped] == in_use
     assert f"third/{'d' * 32} is being made by process {os.getpid()} on" in str(seen[0].skipped[1].used)
     assert names(collect(store)) == {"first", "second", "third"} and collect(store).skipped == []
 

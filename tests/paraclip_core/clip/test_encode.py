@@ -80,13 +80,13 @@ def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, towers: Any)
         (encoded(clip, towers.TEXTS) * target).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None})
     clip.model.zero_grad(set_to_none=True)
-    expected, found = gradients
-    assert expected.keys() == found.keys() and len(found) > 20
+    expected, ragged = gradients
+    assert expected.keys() == ragged.keys() and len(ragged) > 20
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
-        error = float((found[name] - gradient).norm())
+        error = float((ragged[name] - gradient).norm())
         # A key's bias moves all scores of a query alike, so its gradient is nothing but rounding.
-        nothing = max(float(gradient.norm()), float(found[name].norm())) < 1e-5 * largest
+        nothing = max(float(gradient.norm()), float(ragged[name].norm())) < 1e-5 * largest
         assert nothing or error <= 1e-4 * float(gradient.norm()), name
 
 

@@ -40,8 +40,8 @@ RECALL = "text_to_image_recall@10"
     ],
 )
 def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
-    found, why, _ = judge(rows, GateRule())
-    assert found == verdict
+    decision, why, _ = judge(rows, GateRule())
+    assert decision == verdict
     assert reason in why
 
 
@@ -59,8 +59,8 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
 def test_a_challenger_need_not_be_better_but_not_worse(
     delta: float, low: float, others: list[Row], verdict: str, reason: str
 ) -> None:
-    found, why, _ = judge_challenger([row("paraphrased_retrieval", "ao@10", delta, low), *others], GateRule())
-    assert found == verdict and reason in why
+    decision, why, _ = judge_challenger([row("paraphrased_retrieval", "ao@10", delta, low), *others], GateRule())
+    assert decision == verdict and reason in why
 
 
 def test_a_collapsed_champion_holds_nobody_and_a_collapsed_challenger_never_follows() -> None:

@@ -297,9 +297,9 @@ def test_results_do_not_tell_where_a_local_base_lies(world: World, folder: Path)
     settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
     inputs = {name: artifact for name, artifact in artifacts.items() if name != "bootstrap"}
-    found = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
-    assert json.loads((found.path / "results/base/sts.json").read_text())["pretrained"] == "local"
-    assert not any(str(base) in path.read_text() for path in found.path.rglob("*.json"))
+    evaluation = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
+    assert json.loads((evaluation.path / "results/base/sts.json").read_text())["pretrained"] == "local"
+    assert not any(str(base) in path.read_text() for path in evaluation.path.rglob("*.json"))
 
 
 OWN = """

@@ -257,8 +257,8 @@ def test_the_card_counts_the_rows_that_were_trained_on(
 def test_who_paraphrased(sources: dict[str, Artifact]) -> None:
     artifact = sources["paraphrase_2"]
     assert paraphraser_of(artifact) is None
-    told = replace(artifact.manifest, metrics={"engine": "openvino", "model": "x.gguf@fp32"})
-    assert paraphraser_of(replace(artifact, manifest=told)) == "engine `openvino`, model `x.gguf@fp32`"
+    manifest_of_model = replace(artifact.manifest, metrics={"engine": "openvino", "model": "x.gguf@fp32"})
+    assert paraphraser_of(replace(artifact, manifest=manifest_of_model)) == "engine `openvino`, model `x.gguf@fp32`"
 
 
 def test_leftovers_of_an_earlier_try_are_not_counted(sources: dict[str, Artifact], tmp_path: Path) -> None:
