@@ -299,13 +299,12 @@ class JudgePool:
         # One for each process, in turn: where one of several dies while another is being started, CPython 3.11 waits
         # for the other one for ever.
         self._pools: deque[ProcessPoolExecutor] = deque()
-        self._own: Judge | None = None
         self._synonyms = ""  # file with the table
         self._waiting: deque[tuple[pa.RecordBatch, Future[pa.RecordBatch]]] = deque()
 
     def find_synonyms(self, fetch: Fetch, texts: Iterable[str]) -> None:
         """From now on, also try answers with words swapped: those that `fetch` finds for the words of the texts."""
-        judge = self._judge_here()
+        judge = self._judge_here
         assert self._scratch is not None and judge.encoder is not None
         judge.synonyms = find_synonyms(texts, fetch, judge.encoder.encode, judge.pieces)
         text = json.dumps(judge.synonyms, sort_keys=True)
@@ -316,8 +315,7 @@ class JudgePool:
     def judge(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Judged]:
         """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks; `rows` rows together."""
         if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
-            judge = self._judge_here()
-            yield from ((block, judge.judge_block(block)) for block in blocks)
+            yield from ((block, self._judge_here.judge_block(block)) for block in blocks)
             return
         for block in blocks:
             self._submit(block)
@@ -326,7 +324,7 @@ class JudgePool:
         yield from self.offered(wait=True)
 
     def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
-        return self._judge_here().explain(_requests(block))
+        return self._judge_here.explain(_requests(block))
 
     def offer(self, block: pa.RecordBatch) -> bool:
         """Let a process judge a block while the caller does something else, if one has time for it."""
@@ -345,9 +343,9 @@ class JudgePool:
         while self._pools:
             self._pools.pop().shutdown(cancel_futures=True)
 
+    @cached_property
     def _judge_here(self) -> Judge:
-        self._own = self._own or Judge.with_models(self._spec)
-        return self._own
+        return Judge.with_models(self._spec)
 
     def _submit(self, block: pa.RecordBatch) -> None:
         if not self._pools:

@@ -131,6 +131,11 @@ class RequestKeys:
             digest.update(raw)
         return digest
 
+    def columns(self, engine: str) -> dict[str, Any]:
+        """What the cache says of each generation of these requests (of `tables.GENERATIONS`)."""
+        about = {"step": self.step, "attempt": self.attempt, "engine": engine, "model": self.model, "seed": self.seed}
+        return about | {"prompt": self.prompt_id, "prompt_hash": self.prompt_hash, "sampling": self.sampling}
+
     def key(self, text: str) -> bytes:
         """The 16-byte key of one input text, which comes last and so needs no length."""
         digest = self._head.copy()

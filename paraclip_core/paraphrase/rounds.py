@@ -388,8 +388,7 @@ class RequestSender:
         if isinstance(engine, CheckedEngine) and not self._checked:
             engine.check()
             self._checked = True
-        seed = attempt_seed(request.seed, request.attempt)
-        prompts = [Prompt(template.messages(text), text, request.step, seed) for text, _ in todo]
+        prompts = prompts_of(request, template, [text for text, _ in todo])
         if isinstance(engine, StreamingEngine):
             stream, enough, seconds = engine.stream(prompts, sampling), max(1, self._chunk // 2), KEEP_SECONDS
         else:
@@ -434,19 +433,9 @@ class RequestSender:
             part.append((*todo[number], replace(completion, texts=tuple(map(storable, completion.texts)))))
         if not part:
             return part
-        same = {
-            "step": request.step,
-            "attempt": request.attempt,
-            "engine": self.engine.name,
-            "model": request.model,
-            "prompt": request.prompt_id,
-            "prompt_hash": request.prompt_hash,
-            "sampling": request.sampling,
-            "seed": request.seed,
-        }
         rows = [
             {
-                **same,
+                **request.columns(self.engine.name),
                 "key": key,
                 "input": storable(text),
                 "completions": completion.texts,
@@ -470,9 +459,11 @@ class ModelJudge:
     sampling: SamplingOptions
 
 
-def attempt_seed(seed: int, attempt: int) -> int:
-    """Seed of an attempt's prompts: another attempt must draw other answers."""
-    return (seed + 7919 * attempt) % 2**31
+def prompts_of(request: RequestKeys, template: PromptTemplate, texts: Iterable[str]) -> list[Prompt]:
+    """What an engine gets for requests about these texts."""
+    # Another attempt must draw other answers.
+    seed = (request.seed + 7919 * request.attempt) % 2**31
+    return [Prompt(template.messages(text), text, request.step, seed) for text in texts]
 
 
 def storable(text: str) -> str:
