@@ -76,9 +76,6 @@ class Compared:
 def compare_models(
     models: Mapping[str, str],
     benchmarks: Sequence[BenchmarkOptions],
-    options: EvaluateOptions | None = None,
-    *,
-    root: Path | str = ".",
     split: str | None = None,
     device: str = "auto",
     progress: Progress = silent,
@@ -87,15 +84,13 @@ def compare_models(
     """Compare a model (the first) with each of the others on benchmarks with a path of their own, outside any run.
 
     Images are encoded by each model's own image tower, once where towers are the same; `keep` has features of earlier
-    calls. Of `options` the gate counts.
+    calls.
     """
     check_names(benchmarks)
     tasks: list[Prepared] = []
     skipped: dict[str, str] = {}
     for benchmark in benchmarks:
-        path, images = (
-            None if at is None else user_path(root) / user_path(at) for at in (benchmark.path, benchmark.images)
-        )
+        path, images = (None if at is None else user_path(at) for at in (benchmark.path, benchmark.images))
         if reason := left_out(benchmark, path, images):
             skipped[benchmark.name] = reason
         else:
@@ -111,8 +106,8 @@ def compare_models(
     encoders = {name: ModelEncoder(reference, device, keep) for name, reference in models.items()}
     outcomes = measure(encoders, tasks, timed, progress)
     base, *others = models
-    options = options or EvaluateOptions()
-    return Compared({other: evaluate(tasks, outcomes, base, other, options, skipped) for other in others}, seconds)
+    rule = EvaluateOptions()
+    return Compared({other: evaluate(tasks, outcomes, base, other, rule, skipped) for other in others}, seconds)
 
 
 def measure(

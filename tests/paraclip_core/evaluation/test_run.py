@@ -118,15 +118,15 @@ def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
 def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
-        compared("unused", "unused", [gone], root=tmp_path)
+        compared("unused", "unused", [gone])
     with pytest.raises(ModelError, match="nowhere"):
-        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)
+        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark(f"sick={data_root}/sts/sick")])
     with pytest.raises(BenchmarkError, match="needs a path"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    both = [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")]
-    evaluation = compared(*models, both, root=data_root, device="cpu")
+    both = [gone.model_copy(update={"optional": True}), parse_benchmark(f"sick={data_root}/sts/sick")]
+    evaluation = compared(*models, both, device="cpu")
     assert "gone was left out: its path is absent" in evaluation.comparison.notes
     assert [outcome.benchmark for outcome in evaluation.outcomes] == ["sick"]
 
