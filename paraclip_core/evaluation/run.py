@@ -320,30 +320,21 @@ def check_names(benchmarks: Sequence[BenchmarkOptions]) -> None:
 
 def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
     """Values and ranked lists as named arrays (for an .npz file); notes are not part of it."""
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {f"ranked:{name}": rows for name, rows in measured.ranked.items()}
     for name, sample in measured.samples.items():
-        arrays[f"values:{name}"] = sample.values
-        arrays[f"clusters:{name}"] = sample.clusters
-        if sample.gold is not None:
-            arrays[f"gold:{name}"] = sample.gold
-    for name, ranked in measured.ranked.items():
-        arrays[f"ranked:{name}"] = ranked
+        parts = {"values": sample.values, "clusters": sample.clusters, "gold": sample.gold}
+        arrays |= {f"{part}:{name}": array for part, array in parts.items() if array is not None}
     return arrays
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> Measured:
     """The reverse of :func:`to_arrays`; the metrics keep their order."""
-    samples = {
-        name.removeprefix("values:"): Sample(
-            values,
-            arrays["clusters:" + name.removeprefix("values:")],
-            arrays.get("gold:" + name.removeprefix("values:")),
-        )
-        for name, values in arrays.items()
-        if name.startswith("values:")
-    }
-    ranked = {name.removeprefix("ranked:"): rows for name, rows in arrays.items() if name.startswith("ranked:")}
-    return Measured(samples, notes, ranked)
+    by_part: dict[str, dict[str, NDArray[Any]]] = {part: {} for part in ("values", "clusters", "gold", "ranked")}
+    for key, array in arrays.items():
+        part, _, name = key.partition(":")
+        by_part[part][name] = array
+    values, clusters, gold, ranked = by_part.values()
+    return Measured({name: Sample(values[name], clusters[name], gold.get(name)) for name in values}, notes, ranked)
 
 
 def to_table(base: Measured, tuned: Measured) -> pa.Table:
