@@ -75,7 +75,7 @@ WHERE r.attempt = ? GROUP BY r.key ORDER BY 1
 """
 JUDGED = """
 CREATE OR REPLACE VIEW judged AS
-SELECT r.row, r.attempt, r.key, v.accepted, v.answer, v.reason, v.detail, v.similarity
+SELECT r.row, r.attempt, r.key, v.accepted, v.answer, v.reason, v.detail
 FROM requests r JOIN cache.verdicts v ON v.generation = r.key AND v.parent = parent_of(r.parent)
 WHERE v.gates = getvariable('gates')
 """
@@ -376,8 +376,6 @@ def source_column(step: int) -> str:
 
 def in_fraction(text: str, fraction: float) -> bool:
     """Whether a caption belongs to the share that is paraphrased; depends on its text alone."""
-    if fraction >= 1:
-        return True
     raw = hashlib.blake2b(_utf8(text), digest_size=8).digest()
     return int.from_bytes(raw, "little") / 2**64 < fraction
 

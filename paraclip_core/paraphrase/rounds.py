@@ -503,21 +503,21 @@ SET VARIABLE floods = (
   )
 )
 """
-# Where there are none, nothing is filtered.
+# Where there are no floods, nothing is filtered.
 OUTCOMES = """
 CREATE OR REPLACE VIEW outcomes AS
 SELECT row, attempt, key, remaining AS accepted,
-  CASE WHEN len(remaining) < len(accepted) THEN accepted[1].answer ELSE answer END AS answer,
-  CASE WHEN len(remaining) < len(accepted) THEN 'repeated_flood' ELSE reason END AS reason,
-  CASE WHEN len(remaining) < len(accepted) THEN getvariable('flooded') ELSE detail END AS detail,
-  CASE WHEN len(remaining) < len(accepted) THEN accepted[1].similarity ELSE similarity END AS similarity
+  if(flooded, accepted[1].answer, answer) AS answer,
+  if(flooded, 'repeated_flood', reason) AS reason,
+  if(flooded, getvariable('flooded'), detail) AS detail
 FROM (
   SELECT *, CASE WHEN len(getvariable('floods')) = 0 THEN accepted
-    ELSE list_filter(accepted, lambda one: NOT list_contains(getvariable('floods'), plain(one.answer))) END AS remaining
+      ELSE list_filter(accepted, lambda one: NOT list_contains(getvariable('floods'), plain(one.answer)))
+    END AS remaining,
+    len(remaining) < len(judged.accepted) AS flooded
   FROM judged
 )
 """
-
 CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM outcomes WHERE len(accepted) > 0"
 LAST_CHOSEN = f"{CHOSEN} QUALIFY attempt = max(attempt) OVER (PARTITION BY row)"
 REJECTED = """
