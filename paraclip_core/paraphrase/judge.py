@@ -76,7 +76,7 @@ class JudgeSpec:
 
     @property
     def last_digest(self) -> bytes:
-        """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model that is asked."""
+        """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model."""
         if not self.opinion:
             return self.digest
         return hashlib.blake2b(self.digest + self.opinion.encode(), digest_size=16).digest()
@@ -106,7 +106,7 @@ class JudgeSpec:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for one caption, with the raw answers."""
+    """A caption and the text that was to be paraphrased, with the raw answers."""
 
     caption: str
     source: str
@@ -120,8 +120,8 @@ class Candidate:
 
     answer: str
     results: Mapping[str, str | None]
-    """Reason code → None where it passes, or why it does not, in the order in which the gates are asked. Of an answer
-    without a word nothing else is asked."""
+    """Reason code → None where it passes, or why it does not, in the order of the gates. An answer without a word
+    goes to no other gate."""
     similarity: float | None
     """Cosine of caption and answer, None without a sentence encoder."""
 
@@ -142,7 +142,7 @@ class Verdict:
     """Code of the gate that stopped it, None where an answer passed."""
     detail: str = ""
     similarity: float | None = None
-    """Cosine of caption and rejected answer, None where nobody asked."""
+    """Cosine of caption and rejected answer, None where it was not computed."""
 
 
 @dataclass
@@ -472,8 +472,8 @@ def decide_by_model(
 ) -> pa.RecordBatch:
     """A model's verdicts (`tables.VERDICTS`, under `digest`) in place of those of the gates.
 
-    `answers` gets different questions, and gives the answers to each. Of a request the accepted answers are asked about
-    best first, until `keep` of them say the same as the caption.
+    `answers` gets different questions, and gives the answers to each. Of a request the accepted answers are tried best
+    first, until `keep` of them say the same as the caption.
     """
     rows: list[dict[str, Any]] = verdicts.to_pylist()
     same: list[list[Any]] = [[] for _ in rows]

@@ -1,4 +1,4 @@
-"""What a language model is asked: requests and their keys, a step's tables of them, and the prompts.
+"""What goes to a language model: requests and their keys, a step's tables of them, and the prompts.
 
 Equal keys of requests mean that the same answer may be used again. A key is blake2b-128 over step, model, prompt (id
 and text), sampling, seed, attempt and input text, each with its length in front, so that no two different requests can
@@ -119,7 +119,7 @@ class RequestKeys:
     """Canonical JSON of the sampling options."""
     seed: int
     attempt: int
-    """0 for the first time a text is asked for."""
+    """0 for the first request about a text."""
 
     @cached_property
     def _head(self) -> hashlib.blake2b:
@@ -370,7 +370,7 @@ class RowCursor:
 
 
 def source_column(step: int) -> str:
-    """Column with the text that a step asks for."""
+    """Column with the text that a step paraphrases."""
     return "caption" if step == 1 else "paraphrase_1"
 
 
@@ -381,9 +381,9 @@ def in_fraction(text: str, fraction: float) -> bool:
 
 
 def own_share(batches: Batches, step: int, first: RequestKeys, shard: int, shards: int) -> Batches:
-    """The rows of one shard out of `shards`, told by the key of their first request.
+    """The rows of one shard out of `shards`, by the key of their first request.
 
-    So one text is asked for by one shard only, and by the same one however many captions say it.
+    So one text belongs to one shard only, and by the same one however many captions say it.
     """
     if shards == 1:
         return batches

@@ -489,7 +489,7 @@ PLAIN = r"""
 CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer), '[^\pL\pN]+', ' ', 'g')))
 """
 
-# An input is told by the key of its first request.
+# An input has the key of its first request.
 INPUTS = "SELECT accepted, key AS input FROM judged"
 INPUTS_OF_ATTEMPTS = """
 SELECT accepted, first.key AS input FROM judged JOIN requests first ON first.row = judged.row AND first.attempt = 0
