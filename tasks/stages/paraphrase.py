@@ -233,7 +233,7 @@ def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
     def first(part: str, *columns: str) -> list[tuple[str | None, ...]]:
         folder = artifact.path / part
         batch = next(iter_batches(folder, columns, batch_rows=SHOWN), None) if folder.is_dir() else None
-        return [tuple(row.values()) for row in ([] if batch is None else batch.to_pylist())]
+        return [] if batch is None else list(zip(*(batch.column(name).to_pylist() for name in columns), strict=True))
 
     accepted = first("paraphrases", source_column(step), f"paraphrase_{step}")
     rows = [(text, answer, "kept") for text, answer in accepted] + first("rejects", "input", "answer", "reason")
