@@ -70,16 +70,16 @@ class JudgeSpec:
     context_length: int = 77
     """Of the text tower."""
     words: str = ""
-    """What names the requests for single words, where answers with swapped words are tried; empty elsewhere."""
-    opinion: str = ""
-    """What names the questions to a language model that has the last word; empty where none has."""
+    """Model, seed and prompt of the requests for single words; empty where no answers with swapped words are tried."""
+    model_judge: str = ""
+    """Model, prompt and sampling of the language model that has the last word; empty where none has."""
 
     @property
     def last_digest(self) -> bytes:
         """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model."""
-        if not self.opinion:
+        if not self.model_judge:
             return self.digest
-        return hashlib.blake2b(self.digest + self.opinion.encode(), digest_size=16).digest()
+        return hashlib.blake2b(self.digest + self.model_judge.encode(), digest_size=16).digest()
 
     @property
     def digest(self) -> bytes:

@@ -164,15 +164,15 @@ def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
     if step == 1:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
         gates = gates.model_copy(update={"min_caption_similarity": -1.0})
-    words = opinion = ""
+    words = model_judge = ""
     if paraphraser.asks_words(step):
         request = word_requests(paraphraser.options, paraphraser.model)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)
         keep = paraphraser.options.keep if step == 1 else 1
-        opinion = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, opinion)
+        model_judge = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, model_judge)
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
