@@ -155,10 +155,10 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
     monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
 
-    def count(left: dict[int, StepLeft] | None, *options: str, **found: Any) -> dict[str, Amount]:
+    def count(left: dict[int, StepLeft] | None, *options: str, **artifacts: Any) -> dict[str, Amount]:
         monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
         settings = load_settings(None, ["data.sources.0.path=a.txt", *(f"paraphrase.{option}" for option in options)])
-        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **found})
+        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **artifacts})
 
     return count
 
