@@ -29,7 +29,7 @@ from paraclip_core.config import ModelOptions
 from paraclip_core.evaluation.base import Captions, stored_pool
 from paraclip_core.evaluation.benchmarks import retrieval
 from paraclip_core.evaluation.published import image_names, images_beside, load_captions
-from paraclip_core.evaluation.run import Candidate
+from paraclip_core.evaluation.run import ModelEncoder
 
 DEPTHS = [1, 5, 10]
 BATCH = 32
@@ -39,7 +39,7 @@ Batches = Iterator[tuple[torch.Tensor, Sequence[list[str]]]]
 """Preprocessed images with their lists of captions."""
 
 
-class Loaded(Candidate):
+class Loaded(ModelEncoder):
     """A candidate whose model is there already."""
 
     def __init__(self, clip: ClipModel) -> None:

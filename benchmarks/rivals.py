@@ -38,7 +38,7 @@ from paraclip_core.evaluation.base import Captions, Encoder, Measured, TextEncod
 from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.evaluation.published import records
-from paraclip_core.evaluation.run import Candidate, Prepared, measure_all, prepare
+from paraclip_core.evaluation.run import ModelEncoder, Prepared, evaluate, measure, prepare
 from paraclip_core.settings import load_settings
 
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -49,7 +49,7 @@ TIMED = 100
 class Rival:
     """The base with other features of queries."""
 
-    def __init__(self, base: Candidate, encode: TextEncoder) -> None:
+    def __init__(self, base: ModelEncoder, encode: TextEncoder) -> None:
         self._encode, self.images, self.tower = encode, base.images, base.tower
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -66,7 +66,7 @@ def main() -> None:
     chosen = parser.parse_args()
     settings = load_settings(chosen.config, chosen.overrides, os.environ)
     inputs = run_until("control", Run(settings))
-    base = Candidate(base_reference(settings, inputs), settings.run.device)
+    base = ModelEncoder(base_reference(settings, inputs), settings.run.device)
     stored, others = stored_split(settings, inputs), read_rewordings(chosen.rewordings)
     if others:
         stored = Stored(those_in(stored.captions, others), lambda ids, pool=stored: pool.pool(pool.captions.image_ids))
@@ -75,7 +75,7 @@ def main() -> None:
     rivals |= {f"mean of {n}": Rival(base, mean_of(base, others, n)) for n in (2, 4) if others}
     rivals |= {"normalized": Rival(base, lambda texts: base.texts([text.lower().rstrip(" .") for text in texts]))}
     released = {"captions alone": "control", "paraphrases": "finetune"}
-    rivals |= {name: Candidate(str(inputs[stage].path / "release")) for name, stage in released.items()}
+    rivals |= {name: ModelEncoder(str(inputs[stage].path / "release")) for name, stage in released.items()}
     gains = gains_over(base, tasks, settings)
     print(f"| over the base | {' | '.join(METRICS.values())} | ms a query |\n|---|{'---|' * len(METRICS)}---|")
     for name, rival in rivals.items():
@@ -86,18 +86,17 @@ def main() -> None:
 
 def gains_over(base: Encoder, tasks: Sequence[Prepared], settings: Settings) -> Callable[[Encoder], tuple[Row, ...]]:
     """Gives every figure of a rival beside the base's, which is measured once."""
-    of_base: dict[str, Measured] = {}
 
-    def remember(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        if model != "base":
-            return compute()
-        if benchmark not in of_base:
-            of_base[benchmark] = compute()
-        return of_base[benchmark]
+    def compute(model: str, benchmark: str, work: Callable[[], Measured]) -> Measured:
+        return work()
 
-    return lambda rival: (
-        measure_all({"base": base, "tuned": rival}, tasks, settings.evaluate, {}, remember).comparison.rows
-    )
+    of_base = measure({"base": base}, tasks, compute)
+
+    def gains(rival: Encoder) -> tuple[Row, ...]:
+        outcomes = {**of_base, **measure({"rival": rival}, tasks, compute)}
+        return evaluate(tasks, outcomes, "base", "rival", settings.evaluate, {}).comparison.rows
+
+    return gains
 
 
 def cell(row: Row) -> str:
@@ -114,7 +113,7 @@ def milliseconds(encoder: Encoder, texts: Sequence[str]) -> float:
     return 1000 * float(np.median(times))
 
 
-def linear_map(settings: Settings, inputs: Mapping[str, Artifact], base: Candidate, stored: Stored) -> Rival:
+def linear_map(settings: Settings, inputs: Mapping[str, Artifact], base: ModelEncoder, stored: Stored) -> Rival:
     """The best ridge's map: argmin over W of |X W - Y|² / n + λ |W - I|², X captions and Y their images' means."""
     captions, images = captions_of(inputs["ingest"].path / "captions", "train"), Images(inputs["features"].path)
     unseen = BASE_HELD_OUT if "bootstrap" in inputs else 1.0
@@ -149,7 +148,7 @@ def picked(captions: Captions, which: NDArray[np.bool_]) -> tuple[list[str], lis
     return [captions.image_ids[row] for row in rows], [captions.captions[row] for row in rows]
 
 
-def mean_of(base: Candidate, rewordings: Mapping[str, Sequence[str]], n: int) -> TextEncoder:
+def mean_of(base: ModelEncoder, rewordings: Mapping[str, Sequence[str]], n: int) -> TextEncoder:
     """Features of texts with n - 1 of their rewordings each."""
     return lambda texts: unit(
         np.stack([base.texts([text, *rewordings.get(text, ())[: n - 1]]).mean(axis=0) for text in texts])

@@ -33,7 +33,6 @@ from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, spen
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, count_words, reject_batch
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import Prompt
 from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
 from paraclip_core.paraphrase.requests import (
     PromptTemplate,
@@ -43,7 +42,7 @@ from paraclip_core.paraphrase.requests import (
     source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, attempt_seed, storable
+from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, prompts_of, storable
 from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
@@ -119,7 +118,7 @@ def missing_rounds(
             selection = first.select()
 
             def accepted_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-                return (accepted.select(list(columns)) for accepted, _ in selection.batches())
+                return (batch.select(list(columns)) for batch in selection.rows())
 
             rows = accepted_rows
         second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged)
@@ -295,8 +294,9 @@ def export_requests(run: Run, path: Path, progress: Progress = silent) -> Export
         for rounds in missing_rounds(run, run.artifacts(), judged=True, progress=progress):
             step = rounds.tables.step
             missing[step] = sum(len(rows) for _, rows in rounds.missing)
+            template = prompt_for(options, step)
             for request, keys, texts in _requests(rounds):
-                for key, prompt in zip(keys, _prompts(run, request, texts), strict=True):
+                for key, prompt in zip(keys, prompts_of(request, template, texts), strict=True):
                     file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
                 counts[step] += len(keys)
                 progress(sum(counts.values()), None, phase="writing requests")
@@ -326,13 +326,7 @@ def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[s
     """The missing requests, block by block: with their keys, and what is asked about."""
     for request, rows in rounds.missing:
         for block in rounds.tables.with_texts(request, rows, SENT_ROWS):
-            yield request, block.column("generation").to_pylist(), block.column("asked").to_pylist()
-
-
-def _prompts(run: Run, request: RequestKeys, texts: Iterable[str]) -> list[Prompt]:
-    template = prompt_for(run.paraphraser.options, request.step)
-    seed = attempt_seed(request.seed, request.attempt)
-    return [Prompt(template.messages(text), text, request.step, seed) for text in texts]
+            yield request, block.column("generation").to_pylist(), block.column("text").to_pylist()
 
 
 @dataclass
@@ -394,19 +388,11 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
 
 
 def _wanted(run: Run, request: RequestKeys, keys: list[bytes], texts: list[str]) -> pa.Table:
-    same = {
-        "step": request.step,
-        "attempt": request.attempt,
-        "engine": run.paraphraser.engine().name,
-        "model": request.model,
-        "prompt": request.prompt_id,
-        "prompt_hash": request.prompt_hash,
-        "sampling": request.sampling,
-        "seed": request.seed,
-    }
+    same = request.columns(run.paraphraser.engine().name)
     columns: dict[str, list[Any]] = {name: [value] * len(keys) for name, value in same.items()}
     columns |= {"key": keys, "input": list(map(storable, texts))}
-    columns["prompt_tokens"] = list(map(prompt_size, _prompts(run, request, texts)))
+    template = prompt_for(run.paraphraser.options, request.step)
+    columns["prompt_tokens"] = list(map(prompt_size, prompts_of(request, template, texts)))
     return pa.Table.from_pydict(columns, schema=WANTED)
 
 

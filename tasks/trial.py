@@ -74,8 +74,8 @@ class TrialCache:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Answers to what the connection's table `asked` names, and all verdicts, as tables of `cache`."""
-        keys = con.sql("SELECT DISTINCT key FROM asked").to_arrow_table().column("key").cast(pa.binary(16))
+        """Answers to what the connection's table `requests` names, and all verdicts, as tables of `cache`."""
+        keys = con.sql("SELECT DISTINCT key FROM requests").to_arrow_table().column("key").cast(pa.binary(16))
         con.execute("ATTACH ':memory:' AS cache")
         try:
             for name, rows in (("generations", self.lookup(keys)), ("verdicts", self._verdicts)):
@@ -144,7 +144,7 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             attempts.append(_attempts(rounds, cache))
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
                 setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
-            rows = [accepted for accepted, _ in rounds.select().batches()]
+            rows = list(rounds.select().rows())
         gates = gates_of(judge_spec(run.paraphraser, 2).gates)
         return Trial(
             engine.name,
@@ -184,8 +184,7 @@ def _attempts(rounds: Rounds, cache: TrialCache) -> Attempts:
     rounds.on_judged = explain
     rounds.run()
     step, new = rounds.tables.step, cache.new
-    numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM asked GROUP BY key").fetchall())
-    keep = rounds.options.keep if step == 1 else 1
+    numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM requests GROUP BY key").fetchall())
     attempts: dict[tuple[str, str], list[Attempt]] = {}
     for asked, verdict, candidates in judged:
         key, parsed = asked["generation"], list(map(parse_answer, asked["completions"]))
@@ -200,7 +199,7 @@ def _attempts(rounds: Rounds, cache: TrialCache) -> Attempts:
                 {**asdict(one), "accepted": one.accepted, "words_swapped": one.answer not in parsed}
                 for one in candidates
             ],
-            "chosen": [one["answer"] for one in verdict["accepted"][:keep]],
+            "chosen": [one["answer"] for one in verdict["accepted"][: rounds.keep]],
             "reason": verdict["reason"],
             "detail": verdict["detail"] or "",
         }

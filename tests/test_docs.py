@@ -69,8 +69,8 @@ def is_option(names: list[str], models: list[type[BaseModel]]) -> bool:
     """Whether a path of names leads to an option; below one that is not a model any name does."""
     if not names or not models:
         return True
-    known = [model.model_fields[names[0]] for model in models if names[0] in model.model_fields]
-    return any(is_option(names[1:], list(fields(field.annotation))) for field in known)
+    matching = [model.model_fields[names[0]] for model in models if names[0] in model.model_fields]
+    return any(is_option(names[1:], list(fields(field.annotation))) for field in matching)
 
 
 def leaves(value: Any, names: tuple[str, ...] = ()) -> Iterator[list[str]]:

@@ -19,9 +19,9 @@ def test_the_tour_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": NOTEBOOK.parent}}).execute()
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     html = ["".join(out.get("data", {}).get("text/html", "") for out in cell.outputs) for cell in cells]
-    _, planned, ran, changed, found, audited, _ = html
+    _, planned, ran, changed, search, audited, _ = html
     assert "to run" in planned and "paraphrase_1" in planned
     assert "ao@10" in ran and ("promote" in ran or "hold" in ran)
     # Styler's bars are gradients.
     assert "linear-gradient" in changed and "js@10" in changed
-    assert found.count("<tr>") == 6 and "difference" in audited
+    assert search.count("<tr>") == 6 and "difference" in audited

@@ -1,4 +1,4 @@
-"""Measure two models on a list of benchmarks and compare them; and what is kept of a benchmark's outcome.
+"""Measure models on a list of benchmarks and compare them; and what is kept of a benchmark's outcome.
 
 An outcome is kept as arrays while a stage works, as a table (:data:`paraclip_core.tables.SAMPLES`) and as a result in
 the shapes that CLIP_benchmark and mteb write.
@@ -40,27 +40,130 @@ if TYPE_CHECKING:
 TEXTS = 4096
 """Texts that are encoded at once."""
 IMAGES = 64
-"""Images after which progress is told."""
+"""Images after which progress is reported."""
 
 Features: TypeAlias = "NDArray[np.float16]"
-KeepFeatures = Callable[[str, Path, Sequence[str], "Sequence[Box] | None", Callable[[], Features]], Features]
+FeatureCache = Callable[[str, Path, Sequence[str], "Sequence[Box] | None", Callable[[], Features]], Features]
 """Called with what computes, archive, names, boxes and the computation: gives earlier features, or computes them."""
-Remember = Callable[[str, str, Callable[[], Measured]], Measured]
+OutcomeCache = Callable[[str, str, Callable[[], Measured]], Measured]
 """Called with model, benchmark and the computation: gives an earlier outcome, or computes and keeps it."""
+Outcomes = Mapping[tuple[str, str], Measured]
+"""By benchmark and model."""
 
 UNSAFE = set('/\\:*?"<>|\0')
 
 
-class Candidate:
-    """One of the two models of a comparison, loaded when it is first needed."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A base and a tuned model on every benchmark, and what follows."""
+
+    outcomes: tuple[Outcome, ...]
+    per_query: Mapping[str, pa.Table]
+    """Tables of all queries, by benchmark."""
+    comparison: Comparison
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A base compared with each of the other models."""
+
+    evaluations: Mapping[str, Evaluation]
+    """By the other model's name."""
+    seconds: Mapping[tuple[str, str], float]
+    """What measuring took, by benchmark and model."""
+
+
+def compare_models(
+    models: Mapping[str, str],
+    benchmarks: Sequence[BenchmarkOptions],
+    split: str | None = None,
+    device: str = "auto",
+    progress: Progress = silent,
+    keep: FeatureCache | None = None,
+) -> Compared:
+    """Compare a model (the first) with each of the others on benchmarks with a path of their own, outside any run.
+
+    Images are encoded by each model's own image tower, once where towers are the same; `keep` has features of earlier
+    calls.
+    """
+    check_names(benchmarks)
+    tasks: list[Prepared] = []
+    skipped: dict[str, str] = {}
+    for benchmark in benchmarks:
+        path, images = (None if at is None else user_path(at) for at in (benchmark.path, benchmark.images))
+        if reason := left_out(benchmark, path, images):
+            skipped[benchmark.name] = reason
+        else:
+            tasks.append(prepare(benchmark, path, None, split, images))
+    seconds: dict[tuple[str, str], float] = {}
+
+    def timed(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
+        began = time.monotonic()
+        measured = compute()
+        seconds[benchmark, model] = round(time.monotonic() - began, 2)
+        return measured
+
+    encoders = {name: ModelEncoder(reference, device, keep) for name, reference in models.items()}
+    outcomes = measure(encoders, tasks, timed, progress)
+    base, *others = models
+    rule = EvaluateOptions()
+    return Compared({other: evaluate(tasks, outcomes, base, other, rule, skipped) for other in others}, seconds)
+
+
+def measure(
+    models: Mapping[str, Encoder], tasks: Sequence[Prepared], keep: OutcomeCache, progress: Progress = silent
+) -> Outcomes:
+    """Measure every model on every task."""
+    outcomes: dict[tuple[str, str], Measured] = {}
+    pairs = [(task, name) for task in tasks for name in models]
+    began = time.monotonic()
+    for position, (task, name) in enumerate(pairs):
+        encoder, facts = models[name], {"benchmark": task.name, "model": name}
+
+        def report(what: str, done: int, of: int, position: int = position, facts: dict[str, str] = facts) -> None:
+            # Texts are quick beside images.
+            part = position + (0.2 * done / of if what == "texts" else 0.2 + 0.8 * done / of)
+            left: dict[str, Fact] = {}
+            if part >= 0.2:
+                left["eta_seconds"] = round((time.monotonic() - began) * (len(pairs) - part) / part)
+            progress(position, len(pairs), **facts, **{what: f"{done} of {of}"}, **left)
+
+        progress(position, len(pairs), **facts)
+        if isinstance(encoder, ModelEncoder):
+            encoder.watch = report
+        outcomes[task.name, name] = keep(name, task.name, lambda task=task, encoder=encoder: task.measure(encoder))
+    progress(len(pairs), len(pairs))
+    return outcomes
+
+
+def evaluate(
+    tasks: Sequence[Prepared],
+    outcomes: Outcomes,
+    base: str,
+    tuned: str,
+    options: EvaluateOptions,
+    skipped: Mapping[str, str],
+) -> Evaluation:
+    """Compare two of the models that were measured; `skipped` benchmarks are named with the reason."""
+    pairs, tables = [], {}
+    for task in tasks:
+        before, after = outcomes[task.name, base], outcomes[task.name, tuned]
+        pairs.append(Outcome(task.name, task.kind, before, after))
+        if task.task.per_query is not None:
+            tables[task.name] = task.task.per_query(before, after)
+    return Evaluation(tuple(pairs), tables, compare(pairs, options, skipped))
+
+
+class ModelEncoder:
+    """A model that is measured, loaded when it is first needed."""
 
     # What loads models imports torch, which takes seconds, and a run that is planned measures nothing.
 
-    def __init__(self, reference: str, device: str = "auto", keep: KeepFeatures | None = None) -> None:
+    def __init__(self, reference: str, device: str = "auto", keep: FeatureCache | None = None) -> None:
         """`reference` as :func:`paraclip_core.clip.load.load_clip` takes it; `keep` has features of earlier runs."""
         self.reference, self._device, self._keep = reference, device, keep
         self.watch: Callable[[str, int, int], None] = lambda what, done, of: None
-        """Told now and then how many of the texts or images of a call are encoded."""
+        """Called now and then with how many of the texts or images of a call are encoded."""
 
     @cached_property
     def clip(self) -> ClipModel:
@@ -74,6 +177,7 @@ class Candidate:
         """Hash of image tower and preprocessing, and how the tower computes."""
         return self._tower
 
+    # What is cached is no property to a type checker, and the protocol has one.
     @cached_property
     def _tower(self) -> str:
         from paraclip_core.clip.model import image_architecture, image_tower_hash, preprocess_hash
@@ -91,46 +195,26 @@ class Candidate:
             self.watch("texts", min(start + TEXTS, len(texts)), len(texts))
         return np.concatenate(blocks)
 
-    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> NDArray[np.float16]:
+    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> Features:
         """Encode images, or a part of each, of a tar, folder or Parquet file: float16 [n, d]."""
-        if self._keep is None:
-            return self._encoded(archive, names, boxes)
-        computed_by = f"{self.tower} {self.clip.device.type} {version('torch')}"
-        return self._keep(computed_by, archive, names, boxes, lambda: self._encoded(archive, names, boxes))
-
-    def _encoded(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None) -> NDArray[np.float16]:
         from paraclip_core.clip.encode import encode_images
         from paraclip_core.clip.images import ImageArchive
 
-        with ImageArchive(archive) as images:
-            return encode_images(self.clip, self._opened(images, names, boxes))
+        def opened(images: ImageArchive) -> Iterator[Image.Image]:
+            for number, name in enumerate(names, 1):
+                image = images.open(name)
+                yield image if boxes is None else image.crop(boxes[number - 1])
+                if number % IMAGES == 0 or number == len(names):
+                    self.watch("images", number, len(names))
 
-    def _opened(self, images: ImageArchive, names: Sequence[str], boxes: Sequence[Box] | None) -> Iterator[Image.Image]:
-        for number, name in enumerate(names, 1):
-            image = images.open(name)
-            yield image if boxes is None else image.crop(boxes[number - 1])
-            if number % IMAGES == 0 or number == len(names):
-                self.watch("images", number, len(names))
+        def compute() -> Features:
+            with ImageArchive(archive) as images:
+                return encode_images(self.clip, opened(images))
 
-
-@dataclass(frozen=True)
-class Evaluation:
-    """All that was measured, and what follows."""
-
-    outcomes: tuple[Outcome, ...]
-    per_query: Mapping[str, pa.Table]
-    """Tables of all queries, by benchmark."""
-    comparison: Comparison
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A base compared with each of the other models."""
-
-    evaluations: Mapping[str, Evaluation]
-    """By the other model's name."""
-    seconds: Mapping[tuple[str, str], float]
-    """What measuring took, by benchmark and model."""
+        if self._keep is None:
+            return compute()
+        computed_by = f"{self.tower} {self.clip.device.type} {version('torch')}"
+        return self._keep(computed_by, archive, names, boxes, compute)
 
 
 @dataclass(frozen=True)
@@ -213,48 +297,6 @@ def _need(path: Path) -> None:
         raise BenchmarkError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
 
 
-def compare_models(
-    models: Mapping[str, str],
-    benchmarks: Sequence[BenchmarkOptions],
-    options: EvaluateOptions | None = None,
-    *,
-    root: Path | str = ".",
-    split: str | None = None,
-    device: str = "auto",
-    progress: Progress = silent,
-    keep: KeepFeatures | None = None,
-) -> Compared:
-    """Compare a model (the first) with each of the others on benchmarks with a path of their own, outside any run.
-
-    Images are encoded by each model's own image tower, once where towers are the same; `keep` has features of earlier
-    calls. Of `options` the gate counts.
-    """
-    options = options or EvaluateOptions()
-    check_names(benchmarks)
-    tasks: list[Prepared] = []
-    skipped: dict[str, str] = {}
-    for benchmark in benchmarks:
-        path, images = (
-            None if at is None else user_path(root) / user_path(at) for at in (benchmark.path, benchmark.images)
-        )
-        if reason := left_out(benchmark, path, images):
-            skipped[benchmark.name] = reason
-            continue
-        tasks.append(prepare(benchmark, path, None, split, images))
-    encoders = {name: Candidate(reference, device, keep) for name, reference in models.items()}
-    seconds: dict[tuple[str, str], float] = {}
-
-    def timed(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        began = time.monotonic()
-        measured = compute()
-        seconds[benchmark, model] = round(time.monotonic() - began, 2)
-        return measured
-
-    measured = _measure(encoders, tasks, timed, progress)
-    base, *others = models
-    return Compared({other: _evaluation(tasks, measured, base, other, options, skipped) for other in others}, seconds)
-
-
 def left_out(benchmark: BenchmarkOptions, path: Path | None, images: Path | None) -> str | None:
     """Why an optional benchmark is not measured; None where it is."""
     if benchmark.optional and path is not None and not path.exists():
@@ -262,61 +304,6 @@ def left_out(benchmark: BenchmarkOptions, path: Path | None, images: Path | None
     if benchmark.optional and images is not None and not images.exists():
         return "its images are absent"
     return None
-
-
-def measure_all(
-    models: Mapping[str, Encoder],
-    tasks: Sequence[Prepared],
-    options: EvaluateOptions,
-    skipped: Mapping[str, str],
-    remember: Remember,
-    progress: Progress = silent,
-) -> Evaluation:
-    """Measure `base` and `tuned` of `models` on every task, and compare."""
-    return _evaluation(tasks, _measure(models, tasks, remember, progress), "base", "tuned", options, skipped)
-
-
-def _measure(
-    models: Mapping[str, Encoder], tasks: Sequence[Prepared], remember: Remember, progress: Progress
-) -> dict[tuple[str, str], Measured]:
-    """Outcome of each (benchmark, model)."""
-    measured: dict[tuple[str, str], Measured] = {}
-    pairs = [(task, name, encoder) for task in tasks for name, encoder in models.items()]
-    began = time.monotonic()
-    for position, (task, name, encoder) in enumerate(pairs):
-
-        def tell(
-            what: str, done: int, of: int, position: int = position, task: Prepared = task, name: str = name
-        ) -> None:
-            # Texts are quick beside images.
-            part = position + (0.2 * done / of if what == "texts" else 0.2 + 0.8 * done / of)
-            left = (time.monotonic() - began) * (len(pairs) - part) / max(part, 1e-9)
-            facts: dict[str, Fact] = {"benchmark": task.name, "model": name, what: f"{done} of {of}"}
-            progress(position, len(pairs), **facts, **({"eta_seconds": round(left)} if part >= 0.2 else {}))
-
-        progress(position, len(pairs), benchmark=task.name, model=name)
-        if isinstance(encoder, Candidate):
-            encoder.watch = tell
-        measured[task.name, name] = remember(name, task.name, lambda task=task, encoder=encoder: task.measure(encoder))
-    progress(len(pairs), len(pairs))
-    return measured
-
-
-def _evaluation(
-    tasks: Sequence[Prepared],
-    measured: Mapping[tuple[str, str], Measured],
-    base: str,
-    tuned: str,
-    options: EvaluateOptions,
-    skipped: Mapping[str, str],
-) -> Evaluation:
-    outcomes, tables = [], {}
-    for task in tasks:
-        before, after = measured[task.name, base], measured[task.name, tuned]
-        outcomes.append(Outcome(task.name, task.kind, before, after))
-        if task.task.per_query is not None:
-            tables[task.name] = task.task.per_query(before, after)
-    return Evaluation(tuple(outcomes), tables, compare(outcomes, options, skipped))
 
 
 def check_names(benchmarks: Sequence[BenchmarkOptions]) -> None:
@@ -331,46 +318,23 @@ def check_names(benchmarks: Sequence[BenchmarkOptions]) -> None:
             raise ConfigError(f"two benchmarks have the name {name!r}; give each its own")
 
 
-DIGITS = 8
-"""Decimals of a fraction that results hold."""
-MTEB_VERSION = "2.26.24"
-"""The release of mteb whose format results have."""
-MTEB_NAMES = {
-    "stsb": "STSBenchmark",
-    "stsbenchmark": "STSBenchmark",
-    "sick": "SICK-R",
-    "sickr": "SICK-R",
-    **{f"sts{year}": f"STS{year}" for year in range(12, 17)},
-}
-"""mteb's names of the tasks that benchmarks are mostly called after."""
-
-
 def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
     """Values and ranked lists as named arrays (for an .npz file); notes are not part of it."""
-    arrays: dict[str, NDArray[Any]] = {}
+    arrays: dict[str, NDArray[Any]] = {f"ranked:{name}": rows for name, rows in measured.ranked.items()}
     for name, sample in measured.samples.items():
-        arrays[f"values:{name}"] = sample.values
-        arrays[f"clusters:{name}"] = sample.clusters
-        if sample.gold is not None:
-            arrays[f"gold:{name}"] = sample.gold
-    for name, ranked in measured.ranked.items():
-        arrays[f"ranked:{name}"] = ranked
+        parts = {"values": sample.values, "clusters": sample.clusters, "gold": sample.gold}
+        arrays |= {f"{part}:{name}": array for part, array in parts.items() if array is not None}
     return arrays
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> Measured:
     """The reverse of :func:`to_arrays`; the metrics keep their order."""
-    samples = {
-        name.removeprefix("values:"): Sample(
-            values,
-            arrays["clusters:" + name.removeprefix("values:")],
-            arrays.get("gold:" + name.removeprefix("values:")),
-        )
-        for name, values in arrays.items()
-        if name.startswith("values:")
-    }
-    ranked = {name.removeprefix("ranked:"): rows for name, rows in arrays.items() if name.startswith("ranked:")}
-    return Measured(samples, notes, ranked)
+    by_part: dict[str, dict[str, NDArray[Any]]] = {part: {} for part in ("values", "clusters", "gold", "ranked")}
+    for key, array in arrays.items():
+        part, _, name = key.partition(":")
+        by_part[part][name] = array
+    values, clusters, gold, ranked = by_part.values()
+    return Measured({name: Sample(values[name], clusters[name], gold.get(name)) for name in values}, notes, ranked)
 
 
 def to_table(base: Measured, tuned: Measured) -> pa.Table:
@@ -400,6 +364,20 @@ def from_table(table: pa.Table) -> tuple[Measured, Measured]:
     return Measured(base, {}), Measured(tuned, {})
 
 
+DIGITS = 8
+"""Decimals of a fraction that results hold."""
+MTEB_VERSION = "2.26.24"
+"""The release of mteb whose format results have."""
+MTEB_NAMES = {
+    "stsb": "STSBenchmark",
+    "stsbenchmark": "STSBenchmark",
+    "sick": "SICK-R",
+    "sickr": "SICK-R",
+    **{f"sts{year}": f"STS{year}" for year in range(12, 17)},
+}
+"""mteb's names of the tasks that benchmarks are mostly called after."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What a result says beside its figures, where it is no artifact, whose manifest says it."""
@@ -418,43 +396,44 @@ def result_json(
     """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
 
     `protocol` is ours: it says what was counted over what. `pretrained` are the model's weights: an artifact's
-    fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null.
+    fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null: times differ
+    from run to run, and the bytes of an artifact must not.
     """
     row = find_benchmark(kind)
     values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}
-    about: dict[str, Any] = {"model": model, "pretrained": pretrained}
-    if provenance is not None:
-        about |= {"versions": dict(provenance.versions)}
-    about |= {"protocol": dict(measured.notes)}
+    weights, protocol = {"model": model, "pretrained": pretrained}, {"protocol": dict(measured.notes)}
+    versions = {} if provenance is None else {"versions": dict(provenance.versions)}
     if row.mteb:
-        name = benchmark if provenance is None else mteb_name(kind, benchmark)
-        return _mteb_json(name, values[row.metrics[0].name], about, provenance)
-    metrics = {_published(row.metric(name), name): value for name, value in values.items()}
-    head = {"dataset": benchmark, "model": about.pop("model"), "pretrained": about.pop("pretrained")}
-    if provenance is not None:
-        about |= {"dataset_revision": provenance.revision, "evaluation_time": provenance.seconds}
-    language = measured.notes.get("language", "en")
-    return {**head, "task": row.task or row.title, "metrics": metrics, "language": language, **about}
+        main = values[row.metrics[0].name]
+        score = {"main_score": main, "cosine_spearman": main, "hf_subset": "default", "languages": ["eng-Latn"]}
+        return {
+            "task_name": benchmark if provenance is None else mteb_name(kind, benchmark),
+            "dataset_revision": provenance and provenance.revision,
+            "mteb_version": provenance and MTEB_VERSION,
+            "scores": {"test": [score]},
+            "evaluation_time": provenance and provenance.seconds,
+            "kg_co2_emissions": None,
+            **weights,
+            **versions,
+            **protocol,
+        }
+    source = {"dataset_revision": provenance.revision, "evaluation_time": provenance.seconds} if provenance else {}
+    return {
+        "dataset": benchmark,
+        **weights,
+        "task": row.task or row.title,
+        "metrics": {_published(row.metric(name), name): value for name, value in values.items()},
+        "language": measured.notes.get("language", "en"),
+        **versions,
+        **protocol,
+        **source,
+    }
 
 
 def mteb_name(kind: str, benchmark: str) -> str:
     """What mteb calls a benchmark of this name; its own name where mteb has none."""
     plain = "".join(letter for letter in benchmark.casefold() if letter.isalnum())
     return "SICK-R" if kind == "sick" else MTEB_NAMES.get(plain, benchmark)
-
-
-def _mteb_json(task: str, main: float, about: Mapping[str, Any], provenance: Provenance | None) -> dict[str, Any]:
-    score = {"main_score": main, "cosine_spearman": main, "hf_subset": "default", "languages": ["eng-Latn"]}
-    return {
-        "task_name": task,
-        "dataset_revision": provenance and provenance.revision,
-        "mteb_version": provenance and MTEB_VERSION,
-        "scores": {"test": [score]},
-        # Times differ from run to run, and the bytes of an artifact must not.
-        "evaluation_time": provenance and provenance.seconds,
-        "kg_co2_emissions": None,
-        **about,
-    }
 
 
 def _published(metric: Metric | None, name: str) -> str:

@@ -3,8 +3,8 @@
 A verdict depends neither on what is judged beside it nor on the order. So how answers are cut into blocks
 (`tables.ANSWERS`), and how many processes share them, changes no byte of the verdicts (`tables.VERDICTS`).
 
-A language model may have the last word (:class:`ModelJudge`): it is asked whether an accepted answer says the same as
-its caption. Its questions are requests like any other: a key of their own, answers in the cache, paid for once.
+A language model may have the last word (:func:`decide_by_model`) on whether an accepted answer says the same as its
+caption. Its questions are requests like any other: a key of their own, answers in the cache, paid for once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from paraclip_core.config import GateOptions, SamplingOptions, meaning
 from paraclip_core.demo.synonyms import Fetch, SynonymTable, find_synonyms, variants
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
-from paraclip_core.paraphrase.engines import CheckedEngine, Engine
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
 from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, neutralize, sampling_json
 from paraclip_core.paraphrase.texts import Compare, Encoder, Pair, Pieces, SentenceEncoder, model_identity, parse_answer
@@ -59,47 +59,6 @@ Judged = tuple[pa.RecordBatch, pa.RecordBatch]
 
 
 @dataclass(frozen=True)
-class Request:
-    """What was asked for one caption, with the raw answers."""
-
-    caption: str
-    source: str
-    """The caption at step 1, paraphrase 1 at step 2."""
-    answers: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A parsed answer with what each gate says of it."""
-
-    answer: str
-    results: Mapping[str, str | None]
-    """Reason code → None where it passes, or why it does not, in the order in which the gates are asked. Of an answer
-    without a word nothing else is asked."""
-    similarity: float | None
-    """Cosine of caption and answer, None without a sentence encoder."""
-
-    @property
-    def accepted(self) -> bool:
-        return all(detail is None for detail in self.results.values())
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The answers that passed, or why none did."""
-
-    accepted: tuple[tuple[str, float | None], ...] = ()
-    """Parsed answers, best first, each with its cosine with the caption (None without a sentence encoder)."""
-    answer: str | None = None
-    """Where none passed: the parsed answer that came furthest; None where there was none."""
-    reason: str | None = None
-    """Code of the gate that stopped it, None where an answer passed."""
-    detail: str = ""
-    similarity: float | None = None
-    """Cosine of caption and rejected answer, None where nobody asked."""
-
-
-@dataclass(frozen=True)
 class JudgeSpec:
     """Everything that a process needs to judge; plain data."""
 
@@ -111,16 +70,16 @@ class JudgeSpec:
     context_length: int = 77
     """Of the text tower."""
     words: str = ""
-    """What names the requests for single words, where answers with swapped words are tried; empty elsewhere."""
-    opinion: str = ""
-    """What names the questions to a language model that has the last word; empty where none has."""
+    """Model, seed and prompt of the requests for single words; empty where no answers with swapped words are tried."""
+    model_judge: str = ""
+    """Model, prompt and sampling of the language model that has the last word; empty where none has."""
 
     @property
     def last_digest(self) -> bytes:
-        """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model that is asked."""
-        if not self.opinion:
+        """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model."""
+        if not self.model_judge:
             return self.digest
-        return hashlib.blake2b(self.digest + self.opinion.encode(), digest_size=16).digest()
+        return hashlib.blake2b(self.digest + self.model_judge.encode(), digest_size=16).digest()
 
     @property
     def digest(self) -> bytes:
@@ -146,14 +105,55 @@ class JudgeSpec:
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """One candidate: passed, or stopped for a reason."""
+class Request:
+    """A caption and the text that was to be paraphrased, with the raw answers."""
+
+    caption: str
+    source: str
+    """The caption at step 1, paraphrase 1 at step 2."""
+    answers: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A parsed answer with what each gate says of it."""
 
     answer: str
+    results: Mapping[str, str | None]
+    """Reason code → None where it passes, or why it does not, in the order of the gates. An answer without a word
+    goes to no other gate."""
+    similarity: float | None
+    """Cosine of caption and answer, None without a sentence encoder."""
+
+    @property
+    def accepted(self) -> bool:
+        return all(detail is None for detail in self.results.values())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answers that passed, or why none did."""
+
+    accepted: tuple[tuple[str, float | None], ...] = ()
+    """Parsed answers, best first, each with its cosine with the caption (None without a sentence encoder)."""
+    answer: str | None = None
+    """Where none passed: the parsed answer that came furthest; None where there was none."""
+    reason: str | None = None
+    """Code of the gate that stopped it, None where an answer passed."""
+    detail: str = ""
     similarity: float | None = None
-    score: tuple[bool, float] = (True, 0.0)
+    """Cosine of caption and rejected answer, None where it was not computed."""
+
+
+@dataclass
+class _Judged:
+    """A candidate that passed so far, or was stopped."""
+
+    pair: Pair
     reason: str | None = None
     detail: str = ""
+    similarity: float | None = None
+    score: tuple[bool, float] = (True, 0.0)
 
 
 class Judge:
@@ -165,9 +165,9 @@ class Judge:
         Without `encoder` all answers pass the gates on meaning, and none is better than another; without `pieces` they
         pass those on CLIP tokens.
         """
-        self._options, self._gates = spec.gates, gates_of(spec.gates)
+        self._spec, self._options, self._gates = spec, spec.gates, gates_of(spec.gates)
+        self._tokenizer = Tokenizer(spec.context_length)
         self.encoder, self.pieces = encoder, pieces
-        self._pair = Pair("", "", "", spec.step, spec.examples, pieces, spec.context_length)
         self.synonyms: SynonymTable | None = None
         """Word → other words, with which further answers are made; None: none are."""
 
@@ -189,12 +189,37 @@ class Judge:
         cosine (with input and caption) − 0.3 · overlap of the content words. Presets `off` and `mined` leave them in
         their order.
         """
-        checked = [
-            [(pair, first_failure(pair, self._options, self._gates)) for pair in self._candidates(request)]
-            for request in requests
+        judged = [[self._by_texts(pair) for pair in self._candidates(request)] for request in requests]
+        passed = [one for some in judged for one in some if one.reason is None]
+        if (compare := self._comparing([one.pair for one in passed])) is not None:
+            for one in passed:
+                self._by_meaning(one, compare)
+        return [self._verdict(some) for some in judged]
+
+    def judge_block(self, block: pa.RecordBatch) -> pa.RecordBatch:
+        """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
+        rows = [
+            {
+                "generation": generation,
+                "parent": parent,
+                "gates": self._digest,
+                "accepted": [
+                    {"answer": text, "tokens": self._tokenizer.encode(text), "similarity": similarity}
+                    for text, similarity in verdict.accepted
+                ],
+                "answer": verdict.answer,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "similarity": verdict.similarity,
+            }
+            for generation, parent, verdict in zip(
+                block.column("generation").to_pylist(),
+                block.column("parent").to_pylist(),
+                self.judge(_requests(block)),
+                strict=True,
+            )
         ]
-        compare = self._comparing([pair for pairs in checked for pair, failure in pairs if failure is None])
-        return [self._verdict([self._judged(pair, failure, compare) for pair, failure in pairs]) for pairs in checked]
+        return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
 
     def explain(self, requests: Sequence[Request]) -> list[list[Candidate]]:
         """Every candidate of each request, in the order in which they are judged, with the result of every gate."""
@@ -211,12 +236,17 @@ class Judge:
         results |= {reason: gate(pair, self._options, compare) for reason, gate in self._gates.meaning.items()}
         return Candidate(pair.answer, results, compare.cosine(pair.caption, pair.answer))
 
+    @cached_property
+    def _digest(self) -> bytes:
+        return self._spec.digest
+
     def _candidates(self, request: Request) -> list[Pair]:
-        raw = list(request.answers)
+        """The parsed answers, each once, and behind them those with words swapped."""
+        spec, raw = self._spec, list(request.answers)
         if self.synonyms is not None:
-            raw += variants(request.source, request.caption, raw, self._pair.step, self.synonyms)
-        answers = dict.fromkeys(map(parse_answer, raw))
-        return [replace(self._pair, caption=request.caption, source=request.source, answer=a) for a in answers]
+            raw += variants(request.source, request.caption, raw, spec.step, self.synonyms)
+        pair = Pair(request.caption, request.source, "", spec.step, spec.examples, self.pieces, spec.context_length)
+        return [replace(pair, answer=answer) for answer in dict.fromkeys(map(parse_answer, raw))]
 
     def _comparing(self, pairs: Sequence[Pair]) -> Compare | None:
         """What compares the texts of these pairs, all of them prepared at once; None without an encoder."""
@@ -226,63 +256,33 @@ class Judge:
         compare.prepare(text for pair in pairs for text in self._gates.compared(pair))
         return compare
 
-    def _judged(self, pair: Pair, failure: tuple[str, str] | None, compare: Compare | None) -> _Scored:
-        if failure is not None:
-            return _Scored(pair.answer, None, (False, 0.0), *failure)
-        if compare is None:
-            return _Scored(pair.answer)
-        to_source, to_caption = compare.cosine(pair.source, pair.answer), compare.cosine(pair.caption, pair.answer)
+    def _by_texts(self, pair: Pair) -> _Judged:
+        failure = first_failure(pair, self._options, self._gates)
+        return _Judged(pair) if failure is None else _Judged(pair, *failure)
+
+    def _by_meaning(self, one: _Judged, compare: Compare) -> None:
+        """Stop a candidate that passed the gates on texts, or score it."""
+        pair = one.pair
+        one.similarity = compare.cosine(pair.caption, pair.answer)
         for reason, gate in self._gates.meaning.items():
             detail = gate(pair, self._options, compare)
             if detail is not None:
-                return _Scored(pair.answer, to_caption, (False, 0.0), reason, detail)
-        if self._options.preset in AS_THEY_CAME:
-            return _Scored(pair.answer, to_caption)
-        short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
-        score = min(to_source, to_caption) - OVERLAP_WEIGHT * pair.content_overlap
-        return _Scored(pair.answer, to_caption, (short, score))
+                one.reason, one.detail = reason, detail
+                return
+        if self._options.preset not in AS_THEY_CAME:
+            short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
+            nearness = min(compare.cosine(pair.source, pair.answer), one.similarity)
+            one.score = (short, nearness - OVERLAP_WEIGHT * pair.content_overlap)
 
-    def _verdict(self, judged: Sequence[_Scored]) -> Verdict:
+    def _verdict(self, judged: Sequence[_Judged]) -> Verdict:
         if not judged:
             return Verdict((), None, "no_paraphrase", "the engine has none for this text")
         passed = sorted((one for one in judged if one.reason is None), key=lambda one: one.score, reverse=True)
         if passed:
-            return Verdict(tuple((one.answer, one.similarity) for one in passed))
-        # The answer that came furthest says most about what to mend; max takes the first of equals.
+            return Verdict(tuple((one.pair.answer, one.similarity) for one in passed))
+        # The answer that came furthest says most about what to change; max takes the first of equals.
         furthest = max(judged, key=lambda one: self._gates.rank(one.reason or ""))
-        return Verdict((), furthest.answer, furthest.reason, furthest.detail, furthest.similarity)
-
-
-class BlockJudge:
-    """Judges blocks in this process; the first one that needs the models loads them."""
-
-    def __init__(self, spec: JudgeSpec) -> None:
-        self.judge = Judge.with_models(spec)
-        self._digest = spec.digest
-        self._tokens = Tokenizer(spec.context_length)
-
-    def __call__(self, block: pa.RecordBatch) -> pa.RecordBatch:
-        """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
-        verdicts = self.judge.judge(_requests(block))
-        rows = [
-            {
-                "generation": generation,
-                "parent": parent,
-                "gates": self._digest,
-                "accepted": [
-                    {"answer": text, "tokens": self._tokens.encode(text), "similarity": similarity}
-                    for text, similarity in verdict.accepted
-                ],
-                "answer": verdict.answer,
-                "reason": verdict.reason,
-                "detail": verdict.detail,
-                "similarity": verdict.similarity,
-            }
-            for generation, parent, verdict in zip(
-                block.column("generation").to_pylist(), block.column("parent").to_pylist(), verdicts, strict=True
-            )
-        ]
-        return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
+        return Verdict((), furthest.pair.answer, furthest.reason, furthest.detail, furthest.similarity)
 
 
 def _requests(block: pa.RecordBatch) -> list[Request]:
@@ -299,13 +299,12 @@ class JudgePool:
         # One for each process, in turn: where one of several dies while another is being started, CPython 3.11 waits
         # for the other one for ever.
         self._pools: deque[ProcessPoolExecutor] = deque()
-        self._own: BlockJudge | None = None
         self._synonyms = ""  # file with the table
         self._waiting: deque[tuple[pa.RecordBatch, Future[pa.RecordBatch]]] = deque()
 
     def find_synonyms(self, fetch: Fetch, texts: Iterable[str]) -> None:
         """From now on, also try answers with words swapped: those that `fetch` finds for the words of the texts."""
-        judge = self._judge_here().judge
+        judge = self._judge_here
         assert self._scratch is not None and judge.encoder is not None
         judge.synonyms = find_synonyms(texts, fetch, judge.encoder.encode, judge.pieces)
         text = json.dumps(judge.synonyms, sort_keys=True)
@@ -316,8 +315,7 @@ class JudgePool:
     def judge(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Judged]:
         """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks; `rows` rows together."""
         if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
-            judge = self._judge_here()
-            yield from ((block, judge(block)) for block in blocks)
+            yield from ((block, self._judge_here.judge_block(block)) for block in blocks)
             return
         for block in blocks:
             self._submit(block)
@@ -326,7 +324,7 @@ class JudgePool:
         yield from self.offered(wait=True)
 
     def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
-        return self._judge_here().judge.explain(_requests(block))
+        return self._judge_here.explain(_requests(block))
 
     def offer(self, block: pa.RecordBatch) -> bool:
         """Let a process judge a block while the caller does something else, if one has time for it."""
@@ -345,9 +343,9 @@ class JudgePool:
         while self._pools:
             self._pools.pop().shutdown(cancel_futures=True)
 
-    def _judge_here(self) -> BlockJudge:
-        self._own = self._own or BlockJudge(self._spec)
-        return self._own
+    @cached_property
+    def _judge_here(self) -> Judge:
+        return Judge.with_models(self._spec)
 
     def _submit(self, block: pa.RecordBatch) -> None:
         if not self._pools:
@@ -369,9 +367,10 @@ class JudgePool:
             raise CrashedError(KILLED) from error
 
 
+# What a judging process works with.
 _spec: JudgeSpec
 _digest: bytes
-_judge: BlockJudge | None = None
+_judge: Judge | None = None
 _synonyms = ""
 
 
@@ -393,17 +392,13 @@ def _judge_block(block: pa.RecordBatch, synonyms: str) -> pa.RecordBatch:
         if _spec.digest != _digest:
             # This process has read the code anew, and its verdicts would not be those that the parent looks for.
             raise StageError(CHANGED)
-        _judge = BlockJudge(_spec)
+        _judge = Judge.with_models(_spec)
     if synonyms != _synonyms:
         table = json.loads(Path(synonyms).read_text())
-        _judge.judge.synonyms = {word: tuple(others) for word, others in table.items()}
+        _judge.synonyms = {word: tuple(others) for word, others in table.items()}
         _synonyms = synonyms
-    return _judge(block)
+    return _judge.judge_block(block)
 
-
-Started = Callable[[int], Callable[[int], None]]
-"""Told how many questions are to be answered; returns who is told how many more are."""
-Answers = Callable[[RequestKeys, PromptTemplate, SamplingOptions, Sequence[str], Started], dict[str, Sequence[str]]]
 
 REASON = "judge"
 JUDGE_STEP = 3
@@ -450,10 +445,15 @@ QUESTION = _question()
 """What the model is asked."""
 
 
+def judge_sampling(sampling: SamplingOptions) -> SamplingOptions:
+    """One answer to each question, the most likely one."""
+    return sampling.model_copy(update={"temperature": 0.0, "n": 1})
+
+
 def judge_requests(model: str, sampling: SamplingOptions) -> RequestKeys:
-    """The keys of the questions to a model, which both steps share; it answers once, as it finds most likely."""
-    drawn = sampling.model_copy(update={"temperature": 0.0, "n": 1})
-    return RequestKeys(JUDGE_STEP, model, QUESTION.id, QUESTION.hash, sampling_json(drawn), seed=0, attempt=0)
+    """The keys of the questions to a model, which both steps share."""
+    canonical = sampling_json(judge_sampling(sampling))
+    return RequestKeys(JUDGE_STEP, model, QUESTION.id, QUESTION.hash, canonical, seed=0, attempt=0)
 
 
 def says_same(answer: str) -> bool | None:
@@ -462,53 +462,40 @@ def says_same(answer: str) -> bool | None:
     return None if match is None else match.group().lower() == "yes"
 
 
-class ModelJudge:
-    """Asks an engine about the answers that the other gates let pass."""
+def decide_by_model(
+    verdicts: pa.RecordBatch,
+    captions: Sequence[str],
+    digest: bytes,
+    model: str,
+    keep: int,
+    answers: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
+) -> pa.RecordBatch:
+    """A model's verdicts (`tables.VERDICTS`, under `digest`) in place of those of the gates.
 
-    def __init__(self, engine: Engine, answers: Answers, counts: Any, sampling: SamplingOptions, keep: int) -> None:
-        """`answers` asks the engine and adds to `counts`, as :meth:`RequestSender.answers` does.
-
-        `keep`: so many answers of a request are wanted; no more are asked about than that takes.
-        """
-        self.engine, self.counts = engine, counts
-        self._ask, self._keep = answers, keep
-        self._request = judge_requests(engine.model, sampling)
-        self._sampling = sampling.model_copy(update={"temperature": 0.0, "n": 1})
-
-    def judge(
-        self, verdicts: pa.RecordBatch, captions: Sequence[str], gates: bytes, started: Started
-    ) -> pa.RecordBatch:
-        """Its verdicts (`tables.VERDICTS`) in place of those of the other gates, under the digest `gates`."""
-        rows: list[dict[str, Any]] = verdicts.to_pylist()
-        same: list[list[Any]] = [[] for _ in rows]
-        refusals: dict[int, str] = {}
-        for place in range(max((len(row["accepted"]) for row in rows), default=0)):
-            # Of each row the next answer, as long as too few say the same.
-            texts = {
-                number: f"{captions[number]}\n{' '.join(row['accepted'][place]['answer'].split())}"
-                for number, row in enumerate(rows)
-                if place < len(row["accepted"]) and len(same[number]) < self._keep
-            }
-            answers = self._answers(list(dict.fromkeys(texts.values())), started)
-            for number, text in texts.items():
-                answer = " ".join(answers[text]).strip()
-                if says_same(answer):
-                    same[number].append(rows[number]["accepted"][place])
-                else:
-                    refusals.setdefault(number, answer[:SHOWN])
-        for number, row in enumerate(rows):
-            row["gates"] = gates
-            if row["accepted"] and not same[number]:
-                best = row["accepted"][0]
-                detail = f"does it say the same as the caption? {self.engine.model}: {refusals[number]!r}"
-                row |= {"reason": REASON, "detail": detail} | {name: best[name] for name in ("answer", "similarity")}
-            row["accepted"] = same[number]
-        return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
-
-    def _answers(self, texts: list[str], started: Started) -> dict[str, Sequence[str]]:
-        def checked(count: int) -> Callable[[int], None]:
-            if isinstance(self.engine, CheckedEngine):
-                self.engine.check()
-            return started(count)
-
-        return self._ask(self._request, QUESTION, self._sampling, texts, checked)
+    `answers` gets different questions, and gives the answers to each. Of a request the accepted answers are tried best
+    first, until `keep` of them say the same as the caption.
+    """
+    rows: list[dict[str, Any]] = verdicts.to_pylist()
+    same: list[list[Any]] = [[] for _ in rows]
+    refusals: dict[int, str] = {}
+    for place in range(max((len(row["accepted"]) for row in rows), default=0)):
+        questions = {
+            number: f"{captions[number]}\n{' '.join(row['accepted'][place]['answer'].split())}"
+            for number, row in enumerate(rows)
+            if place < len(row["accepted"]) and len(same[number]) < keep
+        }
+        by_question = answers(list(dict.fromkeys(questions.values())))
+        for number, question in questions.items():
+            answer = " ".join(by_question[question]).strip()
+            if says_same(answer):
+                same[number].append(rows[number]["accepted"][place])
+            else:
+                refusals.setdefault(number, answer[:SHOWN])
+    for number, row in enumerate(rows):
+        row["gates"] = digest
+        if row["accepted"] and not same[number]:
+            best = row["accepted"][0]
+            detail = f"does it say the same as the caption? {model}: {refusals[number]!r}"
+            row |= {"reason": REASON, "detail": detail} | {name: best[name] for name in ("answer", "similarity")}
+        row["accepted"] = same[number]
+    return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)

@@ -22,21 +22,23 @@ from paraclip.storage.parquet import iter_batches, write_table
 from paraclip.tasks.models import base_inputs, base_reference
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
-from paraclip_core.config import BenchmarkOptions, Settings, meaning
+from paraclip_core.config import BenchmarkOptions, EvaluateOptions, Settings, meaning
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
-from paraclip_core.evaluation.compare import compare, with_control
+from paraclip_core.evaluation.compare import with_control
 from paraclip_core.evaluation.run import (
-    Candidate,
     Evaluation,
+    ModelEncoder,
+    OutcomeCache,
+    Outcomes,
     Prepared,
     Provenance,
-    Remember,
     check_names,
+    evaluate,
     from_arrays,
     left_out,
-    measure_all,
+    measure,
     prepare,
     result_json,
     source_files,
@@ -163,13 +165,15 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     use_threads(settings)
     tuned = ctx.inputs["finetune"]
     references = {"base": base_reference(settings, ctx.inputs), "tuned": str(tuned.path / "release")}
-    features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
-    models = {name: Candidate(reference, settings.run.device, features) for name, reference in references.items()}
-    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored_split(settings, ctx.inputs))
-    keep = _kept_in(ctx.work.scratch / "measured")
-    evaluation = measure_all(models, tasks, settings.evaluate, skipped, keep, ctx.progress)
     if "control" in ctx.inputs:
-        evaluation = _over_control(ctx, models["tuned"], tasks, evaluation, keep)
+        references["control"] = str(ctx.inputs["control"].path / "release")
+    features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
+    models = {name: ModelEncoder(reference, settings.run.device, features) for name, reference in references.items()}
+    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored_split(settings, ctx.inputs))
+    outcomes = measure(models, tasks, _kept_in(ctx.work.scratch / "measured"), ctx.progress)
+    evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped)
+    if "control" in models:
+        evaluation = _over_control(evaluation, tasks, outcomes, settings.evaluate)
     if tuned.manifest.metrics.get("alpha") == 0:
         # Otherwise all that is seen is that nothing differs.
         reason = f"{BASE_KEPT}; {evaluation.comparison.reason}"
@@ -188,19 +192,11 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 
 def _over_control(
-    ctx: StageContext, tuned: Candidate, tasks: Sequence[Prepared], evaluation: Evaluation, keep: Remember
+    evaluation: Evaluation, tasks: Sequence[Prepared], outcomes: Outcomes, options: EvaluateOptions
 ) -> Evaluation:
     """The evaluation with the gain over the control, measured on the same queries, beside the one over the base."""
-    options = ctx.settings.evaluate
-    control = Candidate(str(ctx.inputs["control"].path / "release"), ctx.settings.run.device)
-
-    def remember(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        return keep("control" if model == "base" else model, benchmark, compute)
-
-    measured = measure_all({"base": control, "tuned": tuned}, tasks, options, {}, remember, ctx.progress)
-    pairs = zip(evaluation.outcomes, measured.outcomes, strict=True)
-    fell = compare([replace(over, base=plain.base, tuned=over.base) for plain, over in pairs], options).rows
-    over = measured.comparison.rows
+    over = evaluate(tasks, outcomes, "control", "tuned", options, {}).comparison.rows
+    fell = evaluate(tasks, outcomes, "base", "control", options, {}).comparison.rows
     return replace(evaluation, comparison=with_control(evaluation.comparison, over, fell, options.gate))
 
 
@@ -264,7 +260,7 @@ def captions_of(folder: Path, split: str) -> Captions:
     return Captions(ids, captions, split)
 
 
-def _kept_in(folder: Path) -> Remember:
+def _kept_in(folder: Path) -> OutcomeCache:
     """Keeps outcomes of single (model, benchmark) pairs, so that an interrupted stage continues after the last one."""
 
     def keep(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:

@@ -7,44 +7,41 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.answers import AnswerStore
-from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.artifacts import Artifact
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Run, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser, engine_facts
 from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
-from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, ModelJudge, judge_requests
+from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, judge_requests, judge_sampling
 from paraclip_core.paraphrase.requests import (
     Batches,
     GenerationCache,
-    RequestKeys,
     StepTables,
     in_fraction,
     own_share,
+    source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import Counts, RequestSender, Rounds, Selection, word_requests
+from paraclip_core.paraphrase.rounds import Counts, ModelJudge, RequestSender, Rounds, Selection, word_requests
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
-if TYPE_CHECKING:
-    from paraclip.tasks.run.run import Run
-
 VERSION = 5
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
-"""The stages that ask a language model, with the number of their step."""
+"""The stages that request answers of a language model, with the number of their step."""
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
 ABOUT = {
     1: "Ask an LLM for each training caption in plain language.",
@@ -70,34 +67,28 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
         about |= spent(engine, counts)
-        if (judge := rounds.model_judge) is not None:
-            asked = judge.counts
+        if rounds.model_judge is not None:
+            judge, questions = rounds.model_judge.sender.engine, rounds.model_judge.sender.counts
             names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
-            about["judge"] = {"model": judge.engine.model, **{name: getattr(asked, name) for name in names}}
-            about["judge"] |= spent(judge.engine, asked)
+            about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
+            about["judge"] |= spent(judge, questions)
     shutil.rmtree(scratch, ignore_errors=True)
     return counts.metrics() | about
-
-
-def spent(engine: Engine, counts: Any) -> dict[str, float]:
-    """What these `prompt_tokens` and `completion_tokens` cost, under its name in manifests; nothing without prices."""
-    if not isinstance(engine, PaidEngine) or not engine.priced:
-        return {}
-    return {"spend": round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)}
 
 
 def _write(selection: Selection, out: Path) -> int:
     """Write a step's rows and rejects; how many captions have a row."""
     rows, rejects = PartWriter(out / "paraphrases", PARAPHRASES), PartWriter(out / "rejects", PARAPHRASE_REJECTS)
     captions, last = 0, None
-    for accepted, rejected in selection.batches():
-        rows.write(accepted)
-        rejects.write(rejected)
+    for batch in selection.rows():
+        rows.write(batch)
         # Rewrites of a caption are neighbors.
-        if len(ids := accepted.column("caption_id")):
-            captions += len(ids.unique()) - (ids[0] == last)
-            last = ids[-1]
+        ids = batch.column("caption_id")
+        captions += len(ids.unique()) - (ids[0] == last)
+        last = ids[-1]
     rows.close()
+    for batch in selection.rejects():
+        rejects.write(batch)
     rejects.close()
     return captions
 
@@ -112,17 +103,30 @@ def paraphrasing(
     same requests. Side by side each would find them missing and both would pay, so one of them waits. `share` is the
     number of a shard and of all shards, where this is one of several processes.
     """
-    engine, options = run.paraphraser.engine(), run.paraphraser.options
+    paraphraser, store = run.paraphraser, run.store
+    engine, options = paraphraser.engine(), paraphraser.options
     request = step_requests(options, step, engine.model)
     batches = own_share(step_batches(upstream.path, step, options.fraction), step, request, *share)
-    with ExitStack() as stack:
-        stack.enter_context(_generation_lock(run.store, request, upstream, progress, share))
-        cache = stack.enter_context(closing(open_answers(run.store)))
-        stack.enter_context(closing(engine))
+    captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
+    part = "all" if share[1] == 1 else f"{share[0]} of {share[1]}"
+    same_requests = store.cache / "asking" / f"{request.key(f'{captions} {part}').hex()}.lock"
+    with (
+        lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)),
+        closing(open_answers(store)) as cache,
+        closing(engine),
+        ExitStack() as stack,
+    ):
         charge(engine, cache)
         rounds = step_rounds(stack, run, step, batches, cache, scratch, engine)
-        rounds.model_judge = _model_judge(run.paraphraser, engine, cache, step, stack)
         rounds.progress = progress
+        if (judge := paraphraser.judge) is not None:
+            judge_engine = engine
+            if not set(options.judge or ()) <= {"sampling"}:
+                # One of its own, with prices and a cap of its own.
+                judge_engine = stack.enter_context(closing(judge.engine()))
+                charge(judge_engine, cache)
+            sender = RequestSender(judge_engine, cache, Counts(), judge.options.chunk)
+            rounds.model_judge = ModelJudge(sender, judge_sampling(judge.options.sampling))
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -141,25 +145,17 @@ def step_rounds(
     engine: Engine | None = None,
     judged: bool = True,
 ) -> Rounds:
-    """The rounds of a step over these rows, closed with `stack`. Without an engine they ask nothing and say what is
+    """The rounds of a step over these rows, closed with `stack`. Without an engine they request nothing and say what is
     missing; `judged`: answers without a verdict are judged."""
     paraphraser = run.paraphraser
     spec = judge_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
-    by_image = paraphraser.facts.by_image if engine is None else engine.facts.by_image
+    by_image = (engine or paraphraser).facts.by_image
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
     stack.enter_context(closing(tables))
     pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
-    return Rounds(
-        paraphraser.options,
-        engine,
-        cache,
-        tables,
-        pool,
-        request,
-        max_repeats=spec.max_repeats,
-        with_words=bool(spec.words),
-    )
+    facts: dict[str, Any] = {"max_repeats": spec.max_repeats, "with_words": bool(spec.words)}
+    return Rounds(paraphraser.options, engine, cache, tables, pool, request, **facts)
 
 
 def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
@@ -168,37 +164,28 @@ def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
     if step == 1:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
         gates = gates.model_copy(update={"min_caption_similarity": -1.0})
-    words = ""
+    words = model_judge = ""
     if paraphraser.asks_words(step):
         request = word_requests(paraphraser.options, paraphraser.model)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
-    opinion = ""
-    if paraphraser.judge is not None:
-        asked = judge_requests(paraphraser.judge.model, paraphraser.judge.options.sampling)
+    if (judge := paraphraser.judge) is not None:
+        request = judge_requests(judge.model, judge.options.sampling)
         keep = paraphraser.options.keep if step == 1 else 1
-        opinion = f"{asked.model} {asked.prompt_hash.hex()} {asked.sampling} {keep}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, opinion)
-
-
-def _model_judge(
-    paraphraser: Paraphraser, engine: Engine, cache: AnswerStore, step: int, stack: ExitStack
-) -> ModelJudge | None:
-    judge, options = paraphraser.judge, paraphraser.options
-    if judge is None:
-        return None
-    if not set(options.judge or ()) <= {"sampling"}:
-        # One of its own, with prices and a cap of its own.
-        engine = stack.enter_context(closing(judge.engine()))
-        charge(engine, cache)
-    counts = Counts()
-    sender = RequestSender(engine, cache, counts, judge.options.chunk)
-    return ModelJudge(engine, sender.answers, counts, judge.options.sampling, options.keep if step == 1 else 1)
+        model_judge = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
+    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, model_judge)
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
     """Count what was paid for earlier, other machines' included, where there is a cap."""
     if isinstance(engine, PaidEngine) and engine.max_spend:
         engine.charge(*cache.paid_tokens(engine.name, engine.model))
+
+
+def spent(engine: Engine, counts: Any) -> dict[str, float]:
+    """What these `prompt_tokens` and `completion_tokens` cost, under its name in manifests; nothing without prices."""
+    if not isinstance(engine, PaidEngine) or not engine.priced:
+        return {}
+    return {"spend": round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)}
 
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
@@ -216,16 +203,6 @@ def step_batches(folder: Path, step: int, fraction: float) -> Batches:
             yield rows.select(list(columns))
 
     return training_rows if step == 1 else lambda columns: iter_batches(folder / "paraphrases", columns)
-
-
-def _generation_lock(
-    store: ArtifactStore, request: RequestKeys, upstream: Artifact, progress: Progress, share: tuple[int, int]
-) -> Any:
-    """Held by one of the runs that ask the same, on machines that share a cache folder."""
-    captions = upstream.fingerprint if request.step == 1 else upstream.manifest.inputs["ingest"]
-    part = "all" if share[1] == 1 else f"{share[0]} of {share[1]}"
-    name = request.key(f"{captions} {part}").hex()
-    return lock(store.cache / "asking" / f"{name}.lock", poll=partial(progress, 0, None, waiting=WAITING))
 
 
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
@@ -250,34 +227,42 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     )
 
 
+def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
+    """A few rows and rejects of a finished stage; nothing where its files are not here."""
+
+    def first(part: str, *columns: str) -> list[tuple[str | None, ...]]:
+        folder = artifact.path / part
+        batch = next(iter_batches(folder, columns, batch_rows=SHOWN), None) if folder.is_dir() else None
+        return [] if batch is None else list(zip(*(batch.column(name).to_pylist() for name in columns), strict=True))
+
+    accepted = first("paraphrases", source_column(step), f"paraphrase_{step}")
+    rows = [(text, answer, "kept") for text, answer in accepted] + first("rejects", "input", "answer", "reason")
+    return [dict(zip(("input", "answer", "outcome"), (value or "" for value in row), strict=True)) for row in rows]
+
+
 def _options(step: int, run: Run) -> Mapping[str, Any]:
     paraphraser, options = run.paraphraser, run.paraphraser.options
-    asked: dict[str, Any] = dict(paraphraser.facts.look_up)
+    decides: dict[str, Any] = {"engine": options.engine, "fraction": options.fraction if step == 1 else 1.0}
+    decides |= {"context_length": CONTEXT_LENGTH, **paraphraser.facts.look_up}
+    if options.keep > 1 and step == 1:
+        decides["keep"] = options.keep
     if paraphraser.facts.asks:
         check_reasons(options.regenerate, options.gates)
         prompt = paraphraser.prompts[step]
-        asked = {"regenerate": list(options.regenerate)} if options.regenerate else {}
-        asked |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
-        asked |= {"synonyms": paraphraser.asks_words(step), "sampling": meaning(options.sampling)}
-        asked |= {"attempts": options.attempts, "seed": options.seed}
+        decides |= {"regenerate": list(options.regenerate)} if options.regenerate else {}
+        decides |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
+        decides |= {"synonyms": paraphraser.asks_words(step), "sampling": meaning(options.sampling)}
+        decides |= {"attempts": options.attempts, "seed": options.seed}
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)
         prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
         facts = {"engine": judge.options.engine, "model": request.model, "prompt": prompt}
-        asked["judge"] = facts | {"sampling": request.sampling}
+        decides["judge"] = facts | {"sampling": request.sampling}
     gates = meaning(paraphraser.gates)
     if step == 1:
         del gates["min_caption_similarity"]
-    if gates["preset"] == "off" and not options.gates.extra:
-        gates = {"preset": "off"}
-    return {
-        "engine": options.engine,
-        "fraction": options.fraction if step == 1 else 1.0,
-        "gates": gates,
-        "context_length": CONTEXT_LENGTH,
-        **({"keep": options.keep} if options.keep > 1 and step == 1 else {}),
-        **asked,
-    }
+    off = gates["preset"] == "off" and not options.gates.extra
+    return decides | {"gates": {"preset": "off"} if off else gates}
 
 
 def _sources(run: Run) -> Mapping[str, str]:
@@ -314,17 +299,3 @@ PARAPHRASE_1 = _stage(1)
 
 PARAPHRASE_2 = _stage(2)
 """Step 2: paraphrase 1 in other words."""
-
-
-def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
-    """A few rows and rejects of a finished stage; nothing where its files are not here."""
-    text = "caption" if step == 1 else "paraphrase_1"
-    accepted = _first_rows(artifact.path / "paraphrases", (text, f"paraphrase_{step}"))
-    rejected = _first_rows(artifact.path / "rejects", ("input", "answer", "reason"))
-    rows = [{"input": row[text], "answer": row[f"paraphrase_{step}"], "outcome": "kept"} for row in accepted]
-    return rows + [{"input": r["input"], "answer": r["answer"] or "", "outcome": r["reason"] or ""} for r in rejected]
-
-
-def _first_rows(folder: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    batch = next(iter_batches(folder, columns, batch_rows=SHOWN), None) if folder.is_dir() else None
-    return [] if batch is None else batch.to_pylist()

@@ -141,9 +141,9 @@ def test_another_password_counts_from_the_next_start(services: Compose) -> None:
 
 def test_a_changed_password_of_the_database_is_said_in_words(services: Compose) -> None:
     services.environment["PARACLIP_DATABASE_PASSWORD"] = "another"
-    with pytest.raises(AssertionError, match="database postgres:5432 refuses the password") as said:
+    with pytest.raises(AssertionError, match="database postgres:5432 refuses the password") as error:
         services.up()
-    assert "set PARACLIP_DATABASE_PASSWORD" in str(said.value)
+    assert "set PARACLIP_DATABASE_PASSWORD" in str(error.value)
     del services.environment["PARACLIP_DATABASE_PASSWORD"]
     services.up()
     assert services.call("admin/version")

@@ -56,8 +56,8 @@ def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> No
         before = pids(root)
         os.kill(before["server"], signal.SIGKILL)
         eventually(lambda: not command_of(before["server"]), "the server does not end")
-        said = serve_again(root, tmp_path)
-        assert f"started again at {api.url}" in said and of_stack(root, "paraclip.tasks.run.child") == [child]
+        output = serve_again(root, tmp_path)
+        assert f"started again at {api.url}" in output and of_stack(root, "paraclip.tasks.run.child") == [child]
         assert {**pids(root), "server": before["server"]} == before
         eventually(lambda: api.state(run) not in ("Running", "Pending"), "the run does not end")
         assert api.state(run) == "Completed" and api.call(f"flow_runs/{run}")["run_count"] == 1
@@ -70,8 +70,8 @@ def test_a_killed_worker_and_a_killed_server(tmp_path: Path) -> None:
         eventually(lambda: of_stack(root, "paraclip.tasks.run.child"), "the stage has no process")
         os.kill(pids(root)["paraclip-cpu"], signal.SIGKILL)
         os.kill(pids(root)["server"], signal.SIGKILL)
-        said = paraclip("stop", "--root", root)
-        assert set(said.split("ended: ")[1].strip().split(", ")) == {"pages", "paraclip-gpu"}
+        output = paraclip("stop", "--root", root)
+        assert set(output.split("ended: ")[1].strip().split(", ")) == {"pages", "paraclip-gpu"}
         eventually(lambda: not of_stack(root), "the run outlived its local stack", 10)
         assert "nothing runs" in paraclip("stop", "--root", root)
 

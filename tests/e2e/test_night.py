@@ -210,8 +210,8 @@ def _is_followed(night: Night, data: Path, captions: list[dict[str, Any]], first
     run = night.start("regenerate", overrides=overrides)
     assert f"moved from {first}" in night.ended(run, "Completed")
     assert night.told("run.promote") and night.told("channel.moved")["facts"]["before"] == first
-    made = ArtifactStore(night.root).list("paraphrase_1")[-1].manifest.metrics
-    assert (made["generated"], made["cached"]) == (4, len(trained)), "only what is new was asked for"
+    metrics = ArtifactStore(night.root).list("paraphrase_1")[-1].manifest.metrics
+    assert (metrics["generated"], metrics["cached"]) == (4, len(trained)), "only what is new was asked for"
     shown = json.loads((night.root / "results" / "nightly" / "drift.json").read_text())
     assert (shown["figures"]["new"], shown["figures"]["vanished"], shown["held"]) == (4, 0, [])
     return served_model(night)

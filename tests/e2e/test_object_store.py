@@ -79,16 +79,16 @@ def test_a_second_machine_reuses_everything(
 ) -> None:
     settings = load_settings(None, options)
     one = machine("one")
-    made = {name: run_stage(name, Run(settings)) for name in STAGES}
-    assert made["paraphrase_2"].manifest.metrics["accepted"] == len(CAPTIONS)
+    artifacts = {name: run_stage(name, Run(settings)) for name in STAGES}
+    assert artifacts["paraphrase_2"].manifest.metrics["accepted"] == len(CAPTIONS)
     asked = open_answers(one).stats()
 
     two = machine("two")
     for name in STAGES:
-        assert run_stage(name, Run(settings)).manifest == made[name].manifest
+        assert run_stage(name, Run(settings)).manifest == artifacts[name].manifest
     assert not (two.root / "artifacts").exists(), "a finished stage is found, not downloaded"
-    assert {name: contents(two.download(artifact)) for name, artifact in made.items()} == {
-        name: contents(artifact) for name, artifact in made.items()
+    assert {name: contents(two.download(artifact)) for name, artifact in artifacts.items()} == {
+        name: contents(artifact) for name, artifact in artifacts.items()
     }
 
     # A new caption is all that has to be asked for, and its answer comes back to the first machine.
@@ -104,10 +104,10 @@ def test_a_second_machine_reuses_everything(
 def check_secrets(url: str, *stores: ArtifactStore) -> None:
     """Credentials are in no object and no file, logs included."""
     remote = fsspec.filesystem("s3")
-    told = {path: remote.cat_file(path) for path in remote.find(url.removeprefix("s3://"))}
-    told |= {str(path): path.read_bytes() for store in stores for path in store.root.rglob("*") if path.is_file()}
-    assert any(path.endswith(".log") for path in told) and any(path.endswith("manifest.json") for path in told)
-    for path, data in told.items():
+    contents = {path: remote.cat_file(path) for path in remote.find(url.removeprefix("s3://"))}
+    contents |= {str(path): path.read_bytes() for store in stores for path in store.root.rglob("*") if path.is_file()}
+    assert any(path.endswith(".log") for path in contents) and any(path.endswith("manifest.json") for path in contents)
+    for path, data in contents.items():
         assert b"nobody-may-see" not in data and b"AKIAPARACLIP" not in data, path
 
 

@@ -37,9 +37,9 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     command = [sys.executable, "-m", "paraclip.flows.cli", *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as process:
         assert process.stdout is not None
-        found = filter(None, (re.search(r"search page: (\S+)", line) for line in process.stdout))
+        addresses = filter(None, (re.search(r"search page: (\S+)", line) for line in process.stdout))
         try:
-            yield next(found)[1], home / "root"
+            yield next(addresses)[1], home / "root"
         finally:
             process.send_signal(signal.SIGINT)
             process.wait(30)

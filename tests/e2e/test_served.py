@@ -119,7 +119,7 @@ def stage_processes(root: Path) -> dict[str, int]:
 def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> None:
     api, root, data = served
     plain, store = killed_run(root, data, placement), ArtifactStore(root)
-    made = {
+    changed_at = {
         path: path.stat().st_mtime_ns for stage in BEFORE for path in store.root.glob(f"artifacts/{stage}/*/*.json")
     }
     earlier = {run["id"] for run in api.runs()}
@@ -159,7 +159,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
     assert {flow: after[flow]["id"] for flow in killed} == {flow: run["id"] for flow, run in killed.items()}
     assert {after[flow]["run_count"] for flow in killed} == {2}
     assert set(after) == {"pipeline", *(("finetune", "evaluate", "report") if placement == "deployments" else ())}
-    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert {path: path.stat().st_mtime_ns for path in changed_at} == changed_at
     assert [len(store.list(stage)) for stage in BEFORE] == [1] * len(BEFORE), "finished stages were made again"
     log = log_path(store, "finetune", fingerprint).read_text()
     assert log.count(" starts in process ") == 2 and "going on after step" in log

@@ -97,7 +97,7 @@ def test_a_machine_that_is_cut_off_is_succeeded_and_joins_again(
     pair["one"].cut_off()
     start = time.monotonic()
     two = pair["two"].start(STAGE, settings)
-    made = files(two)
+    contents = files(two)
     seconds = time.monotonic() - start
     assert seconds > DEAD_SECONDS, "a living machine would have been waited for"
     record_property("cut off: seconds until another has finished", round(seconds))
@@ -106,7 +106,7 @@ def test_a_machine_that_is_cut_off_is_succeeded_and_joins_again(
     output = one.communicate(timeout=900)[0]
     record_property("cut off: its own end", f"{one.returncode}: {output.strip()[-200:]}")
     # Whether it had given up or went on: what it has in the end is what the other one made.
-    assert files(pair["one"].start(STAGE, settings)) == made
+    assert files(pair["one"].start(STAGE, settings)) == contents
     # The chunk that was under way when it was cut off, and the one that it asked for before it heard of the other.
     assert len(model.answered) == CAPTIONS and twice(model) <= 2 * CHUNK
 

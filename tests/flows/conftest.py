@@ -65,9 +65,9 @@ class Cli:
         self._capsys.readouterr()
         ended = run_cli(list(arguments))
         out, err = self._capsys.readouterr()
-        said = Said(out, err)
-        assert ended == code and "Traceback" not in said.err, f"{arguments} ended with {ended}: {said.err}"
-        return said
+        output = Said(out, err)
+        assert ended == code and "Traceback" not in output.err, f"{arguments} ended with {ended}: {output.err}"
+        return output
 
     def json(self, arguments: Sequence[str], code: int = 0) -> Any:
         """The one document of a command with --json."""

@@ -126,8 +126,8 @@ def _a_night(
         pipeline(settings=second.settings)
     failed = wait_for(posted, "run.failed")
     assert failed["run"] == "pipeline-nightly" and 'InputError: scenes: captions.csv row 7: "no" cap' in failed["text"]
-    told = eventually(lambda: [m for m in posted if "event" not in m])
-    assert len(told) == 1 and "production: moved" in told[0]["message"] and "nightly" in told[0]["title"]
+    messages = eventually(lambda: [m for m in posted if "event" not in m])
+    assert len(messages) == 1 and "production: moved" in messages[0]["message"] and "nightly" in messages[0]["title"]
     mail = eventually(lambda: mails)[0]
     assert "To: ops@example.org" in mail and "row 7" in mail
     assert "Subject: paraclip.run.failed: pipeline-nightly" in mail

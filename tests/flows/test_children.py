@@ -106,12 +106,12 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
     with worker(make) as taken:
         assert children.run_child(node, Run(settings))["state"] == "made"
         assert children.run_child(node, Run(settings))["state"] == "cached" and taken == [1]
-        found = store.find("scenes", node.fingerprint)
-        assert found is not None
-        store.remove(found)
+        artifact = store.find("scenes", node.fingerprint)
+        assert artifact is not None
+        store.remove(artifact)
         assert children.run_child(node, Run(settings))["state"] == "made"
     assert taken == [1, 2] and "is Completed, but its artifact is not there: it runs again" in caplog.text
-    store.remove(found)
+    store.remove(artifact)
 
     with worker(lambda _: "COMPLETED") as taken, pytest.raises(ArtifactError, match=r"completed, but .*Retry this run"):
         children.run_child(node, Run(settings))

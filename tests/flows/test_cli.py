@@ -126,8 +126,8 @@ def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
 def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
     (run.artifacts["ingest"].path / "made.txt").write_text("other")
-    found = cli.json(["artifacts", "verify", "--root", str(run.store.root)], code=1)
-    assert [entry["stage"] for entry in found["damaged"]] == ["ingest"]
+    report = cli.json(["artifacts", "verify", "--root", str(run.store.root)], code=1)
+    assert [entry["stage"] for entry in report["damaged"]] == ["ingest"]
     (run.artifacts["finetune"].path / "made.txt").write_text("edited by hand")
     assert "is damaged" in (error := cli(["run", "-c", str(run.config)], code=1).err) and "made.txt" in error
 

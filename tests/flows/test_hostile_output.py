@@ -25,10 +25,10 @@ Capture = pytest.CaptureFixture[str]
 
 def check(shown: str) -> None:
     """Nothing but line breaks and tabs steers a terminal, and no character turns the reading direction."""
-    found = {char for char in shown if unicodedata.category(char) == "Cc"} - {"\n", "\t"}
+    controls = {char for char in shown if unicodedata.category(char) == "Cc"} - {"\n", "\t"}
     turned = {char for char in shown if unicodedata.bidirectional(char) in ("LRE", "RLE", "LRO", "RLO", "PDF")}
     turned |= {char for char in shown if unicodedata.bidirectional(char) in ("LRI", "RLI", "FSI", "PDI")}
-    assert not found | turned | (set(shown) & set("\u200e\u200f\u061c\u2028\u2029"))
+    assert not controls | turned | (set(shown) & set("\u200e\u200f\u061c\u2028\u2029"))
 
 
 def test_a_file_name_that_is_no_text_is_shown_and_does_not_stop_a_command(capsys: Capture) -> None:

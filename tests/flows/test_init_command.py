@@ -159,8 +159,8 @@ def test_validation_rows_that_share_images_with_training_are_told_and_refused(
     notes = facts(data.name)["notes"]
     assert "rows that are left out: too_many_words 1 (data.max_words)" in notes
     shared = "20 of 20" if twice else "30 of 60"
-    told = f"{shared} validation images are trained on, too, by their ids: `run` refuses that"
-    assert any(note.startswith(told) for note in notes)
+    notice = f"{shared} validation images are trained on, too, by their ids: `run` refuses that"
+    assert any(note.startswith(notice) for note in notes)
     assert "give all rows of an image one split" in " ".join(cli(["plan", "-c", "paraclip.yaml"], code=1).err.split())
 
 

@@ -137,29 +137,29 @@ def test_a_whole_run_with_parts_of_the_users_own(own_parts: Path, cli: Any) -> N
     # In this process, which saves starting one for each stage, but for the user's own.
     stages = {name: replace(stage, isolated=name == "count") for name, stage in stages_of(settings).items()}
     whole = Run(settings, stages=stages)
-    made = {name: run_stage(name, whole) for name in stages}
-    assert list(made)[-1] == "count"
-    captions = read_table(made["ingest"].path / "captions").to_pylist()
+    artifacts = {name: run_stage(name, whole) for name in stages}
+    assert list(artifacts)[-1] == "count"
+    captions = read_table(artifacts["ingest"].path / "captions").to_pylist()
     rows = [row["source_row"] for row in captions]
     assert rows == sorted(rows, reverse=True) and len(rows) > 50
-    second = read_table(made["paraphrase_2"].path / "paraphrases").to_pylist()
+    second = read_table(artifacts["paraphrase_2"].path / "paraphrases").to_pylist()
     assert second and all(row["paraphrase_2"].startswith("look number ") for row in second)
     # Both answers of step 1 are kept, where the gate has nothing against them.
     captions_kept = {row["caption_id"] for row in second}
     assert len(captions_kept) < len(second) < 2 * len(captions_kept)
     assert any(" red " in row["caption"] for row in second)
     assert not [row for row in second if " red " in row["paraphrase_1"] + row["paraphrase_2"]]
-    metrics = [made[f"paraphrase_{step}"].manifest.metrics for step in (1, 2)]
+    metrics = [artifacts[f"paraphrase_{step}"].manifest.metrics for step in (1, 2)]
     assert [each["model"] for each in metrics] == ["numbering-look"] * 2
     assert metrics[0]["kept"] == metrics[1]["captions"] >= metrics[1]["kept"] == len(second)
     assert metrics[1]["accepted"] == len(captions_kept)
-    assert (made["count"].path / "rows.txt").read_text() == f"{settings.name} {len(second)}"
-    rows = json.loads((made["evaluate"].path / "comparison.json").read_text())["rows"]
+    assert (artifacts["count"].path / "rows.txt").read_text() == f"{settings.name} {len(second)}"
+    rows = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())["rows"]
     figures = {row["metric"]: row["base"] for row in rows if row["benchmark"] == "odd"}
     assert figures["odd_accuracy"] in (0, 50, 100) and figures["odd_rank"] == 2 - figures["odd_accuracy"] / 100
-    result = json.loads((made["evaluate"].path / "results/tuned/odd.json").read_text())
+    result = json.loads((artifacts["evaluate"].path / "results/tuned/odd.json").read_text())
     assert (result["task"], set(result["metrics"])) == ("Odd one out", {"odd_accuracy", "odd_rank"})
-    page = (made["report"].path / "report.html").read_text("utf-8")
+    page = (artifacts["report"].path / "report.html").read_text("utf-8")
     for shown in (r"odd one found .*· odd", "Odd one out", "odd rank, places.*lower is better"):
         assert re.search(shown, page), shown
     assert {stage["state"] for stage in planned(own_parts, cli).values()} == {"cached"}

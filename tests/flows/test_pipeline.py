@@ -28,8 +28,8 @@ def shown(key: str) -> Any:
     """The newest artifact of this key in the UI."""
     from prefect.artifacts import Artifact
 
-    found: Any = Artifact.get(key)
-    return None if found is None else json.loads(found.data) if found.type == "table" else found.data
+    artifact: Any = Artifact.get(key)
+    return None if artifact is None else json.loads(artifact.data) if artifact.type == "table" else artifact.data
 
 
 def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: Callable[..., Any]) -> None:

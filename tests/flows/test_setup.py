@@ -48,8 +48,8 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
         stage = runs_of(POOLS[0], [None], "SCHEDULED")
 
         def offered() -> set[UUID]:
-            found = client.get_scheduled_flow_runs_for_work_pool(POOLS[0])
-            return {response.flow_run.id for response in found} & {*asked, *stage}
+            runs = client.get_scheduled_flow_runs_for_work_pool(POOLS[0])
+            return {response.flow_run.id for response in runs} & {*asked, *stage}
 
         begun = offered() & {*asked}
         assert len(begun) == PARENT_RUNS
@@ -95,14 +95,14 @@ def test_a_schedule_that_was_paused_stays_paused(deployed: tuple[Path, Path]) ->
 
     from paraclip.flows.setup import deploy
 
-    made = read_deployment("regenerate/regenerate")
-    assert made.schedules[0].active and not made.paused and made.tags == ["own", TAG]
+    deployment = read_deployment("regenerate/regenerate")
+    assert deployment.schedules[0].active and not deployment.paused and deployment.tags == ["own", TAG]
     with get_client(sync_client=True) as client:
-        client.update_deployment_schedule(made.id, made.schedules[0].id, active=False)
-        client.pause_deployment(made.id)
+        client.update_deployment_schedule(deployment.id, deployment.schedules[0].id, active=False)
+        client.pause_deployment(deployment.id)
     assert deploy(deployed[0]) == 0
     again = read_deployment("regenerate/regenerate")
-    assert again.id == made.id and again.paused and [schedule.active for schedule in again.schedules] == [False]
+    assert again.id == deployment.id and again.paused and [schedule.active for schedule in again.schedules] == [False]
 
 
 def test_a_bare_worker_works_in_the_root_that_the_setup_names(
@@ -164,14 +164,14 @@ def test_automations_are_updated_in_place_and_say_what_to_do() -> None:
     assert {name: read(name).id for name in before} == before and not read(TAKEN.name).enabled
     off.enabled = True
     off.update()
-    for watch, told in (
+    for watch, message in (
         (SILENT, "no heartbeat for 90 s"),
         (TAKEN, "taken by a worker 1200 s ago and not started"),
         (STOPPING, "still cancelling after 90 s"),
     ):
         (action,) = read(watch.name).actions
         assert isinstance(action, ChangeFlowRunState) and action.message
-        assert told in action.message and "Retry goes on" in action.message
+        assert message in action.message and "Retry goes on" in action.message
 
 
 def heartbeat(run: UUID) -> None:

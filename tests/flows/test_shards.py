@@ -106,8 +106,8 @@ def shown(key: str) -> Any:
     """The newest table of this key in the UI."""
     from prefect.artifacts import Artifact as Shown
 
-    found: Any = Shown.get(key)
-    return json.loads(found.data)
+    artifact: Any = Shown.get(key)
+    return json.loads(artifact.data)
 
 
 def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
@@ -116,16 +116,16 @@ def test_threads_ask_once_for_each_text_and_end_with_the_same_bytes(
     from paraclip.flows.stages import STAGE_FLOWS
 
     # Prefect sets the root's handlers anew, pytest's with them; and whatever ran before has set levels.
-    said: SimpleQueue[logging.LogRecord] = SimpleQueue()
+    records: SimpleQueue[logging.LogRecord] = SimpleQueue()
     log = logging.Logger("of this test")
-    log.addHandler(QueueHandler(said))
+    log.addHandler(QueueHandler(records))
     monkeypatch.setattr("paraclip.flows.stages.log", log)
     settings = whole.settings(model.url, "shards", shards=2)
     STAGE_FLOWS["paraphrase_1"](settings=settings)
     artifacts = [found(settings, "paraphrase_1"), *carry(settings, "paraphrase_2")]
     assert contents(artifacts) == whole.expected
     assert set(model.answered.values()) == {1} and len(model.answered) == CAPTIONS + ANSWERS
-    lines = [said.get().getMessage() for _ in range(said.qsize())]
+    lines = [records.get().getMessage() for _ in range(records.qsize())]
     assert sum("paraphrase.gates.preset=off keeps whatever openai answers" in line for line in lines) == 1
     # The stages themselves asked and judged nothing.
     metrics = [artifact.manifest.metrics for artifact in artifacts]

@@ -71,5 +71,5 @@ def test_a_form_calls_every_option_by_its_name_and_tells_the_usual_columns() -> 
         for name, option in group.get("properties", {}).items():
             assert option["title"] == name.replace("_", " ").title()
     for option, tried in {"caption": (CAPTION,), "image": (IMAGE, PATH), "license": (LICENCE,)}.items():
-        told = " ".join((ColumnNames.model_fields[option].description or "").split())
-        assert all(", ".join(names) in told for names in tried)
+        description = " ".join((ColumnNames.model_fields[option].description or "").split())
+        assert all(", ".join(names) in description for names in tried)

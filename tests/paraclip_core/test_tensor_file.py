@@ -37,7 +37,7 @@ def test_tensors_and_metadata(tmp_path: Path) -> None:
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert load_file(path)["a"].tolist() == [2.0, 2.0, 2.0]
-    assert [found.name for found in tmp_path.iterdir()] == ["w.safetensors"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_a_killed_writer_leaves_the_file_whole_and_a_draft_that_is_swept(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_next_writer_sweeps_what_a_killed_one_left(tmp_path: Path, leftover:
         draft.mkdir()
         (draft / ".tmpfgfpzX").write_text("half")
     write_tensors({"w": torch.zeros(1)}, tmp_path / "w.safetensors")
-    assert [found.name for found in tmp_path.iterdir()] == ["w.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
 
 
 def test_a_file_that_grows_too_big_is_an_os_error_and_changes_nothing(tmp_path: Path) -> None:

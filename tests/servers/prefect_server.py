@@ -138,7 +138,7 @@ def runs_of(
     def work() -> None:
         pass
 
-    made = []
+    runs = []
     with get_client(sync_client=True) as client:
         deployment = client.create_deployment(
             client.create_flow(work), f"of-{pool}-{queue}", work_pool_name=pool, work_queue_name=queue
@@ -147,8 +147,8 @@ def runs_of(
             run = client.create_flow_run_from_deployment(deployment, tags=tags)
             client.update_flow_run(run.id, infrastructure_pid=None if pid is None else str(pid))
             client.set_flow_run_state(run.id, State(type=StateType(state)), force=True)
-            made.append(run.id)
-    return made
+            runs.append(run.id)
+    return runs
 
 
 def states(runs: Sequence[UUID]) -> list[str]:

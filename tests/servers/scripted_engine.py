@@ -73,8 +73,8 @@ class Thesaurus(Scripted):
     """Copies sentences, as small models do, and knows one word."""
 
     def __init__(self) -> None:
-        known = {"fast": ("quick, rapid",), "quick": ("fast",)}
-        super().__init__(lambda prompt: known.get(prompt.text, ("",)) if prompt.step == 0 else (prompt.text,))
+        synonyms = {"fast": ("quick, rapid",), "quick": ("fast",)}
+        super().__init__(lambda prompt: synonyms.get(prompt.text, ("",)) if prompt.step == 0 else (prompt.text,))
 
 
 class Writer(Scripted):

@@ -14,7 +14,7 @@ def eventually(
 ) -> T:
     """What `what` gives as soon as it gives anything; `message` may be made when it is needed."""
     end = time.monotonic() + seconds
-    while not (found := what()):
+    while not (value := what()):
         assert time.monotonic() < end, message() if callable(message) else message
         time.sleep(0.1)
-    return found
+    return value

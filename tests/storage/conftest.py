@@ -34,8 +34,8 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
     flushed: dict[int, object] = {}
 
     def state(entry: Path | int) -> tuple[int, object]:
-        found = os.stat(entry)  # noqa: PTH116 (of what is open, too)
-        return found.st_ino, sorted(os.listdir(entry)) if stat.S_ISDIR(found.st_mode) else found.st_size  # noqa: PTH208
+        status = os.stat(entry)  # noqa: PTH116 (of what is open, too)
+        return status.st_ino, sorted(os.listdir(entry)) if stat.S_ISDIR(status.st_mode) else status.st_size  # noqa: PTH208
 
     monkeypatch.setattr(os, "fsync", lambda entry: flushed.update([state(entry)]))
     return lambda path: state(path) in flushed.items()

@@ -68,9 +68,9 @@ def answers(store: AnswerStore, numbers: Iterable[int]) -> dict[int, list[str]]:
     """What the cache answers to numbered keys, in the order of the numbers."""
     wanted = list(numbers)
     table = store.lookup(keys(wanted))
-    found = dict(zip(table.column("key").to_pylist(), table.column("completions").to_pylist(), strict=True))
-    assert len(found) == table.num_rows
-    return {n: found[key(n)] for n in wanted if key(n) in found}
+    completions = dict(zip(table.column("key").to_pylist(), table.column("completions").to_pylist(), strict=True))
+    assert len(completions) == table.num_rows
+    return {n: completions[key(n)] for n in wanted if key(n) in completions}
 
 
 def rebuild(store: AnswerStore) -> None:

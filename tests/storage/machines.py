@@ -20,9 +20,9 @@ AT_ONCE = locks.DEAD_SECONDS / 6
 
 
 def make(store: ArtifactStore, fingerprint: str = FP, content: dict[str, bytes] = CONTENT) -> Artifact:
-    found = store.find("ingest", fingerprint)
-    if found is not None:
-        return found
+    artifact = store.find("ingest", fingerprint)
+    if artifact is not None:
+        return artifact
     with store.writing("ingest", fingerprint) as work:
         for name, data in content.items():
             (work.out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -18,8 +18,8 @@ from paraclip_core.errors import ArtifactError
 
 
 def test_an_empty_cache_knows_nothing_and_makes_no_folder(store: AnswerStore) -> None:
-    found = store.lookup(keys([1]))
-    assert (found.num_rows, found.column_names) == (0, ["key", "completions"])
+    completions = store.lookup(keys([1]))
+    assert (completions.num_rows, completions.column_names) == (0, ["key", "completions"])
     assert store.stats().rows == store.stats().segments == 0
     table = numbered([1])
     with pytest.raises(ArtifactError, match="lacks the column 'step'"):

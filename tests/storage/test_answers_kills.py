@@ -37,7 +37,7 @@ for chunk in range(10_000):
 
 @pytest.mark.parametrize("turns", [1, pytest.param(6, marks=pytest.mark.nightly)])
 def test_what_was_appended_survives_kills_at_any_time(store: AnswerStore, turns: int) -> None:
-    chance, kept = random.Random(0), 0
+    chance, count = random.Random(0), 0
     for turn in range(turns):
         base = 1_000_000 * turn
         with child(APPEND_FOREVER, store.folder, base) as process:
@@ -46,10 +46,10 @@ def test_what_was_appended_survives_kills_at_any_time(store: AnswerStore, turns:
             time.sleep(0.3 * chance.random())
             process.send_signal(signal.SIGKILL)
             chunks = 1 + len(process.stdout.read().split())
-        found = answers(store, range(base, base + 10 * chunks + 10))
-        assert set(range(base, base + 10 * chunks)) <= set(found)
-        kept += len(found)
-    assert store.stats().rows == store.stats().keys == kept
+        completions = answers(store, range(base, base + 10 * chunks + 10))
+        assert set(range(base, base + 10 * chunks)) <= set(completions)
+        count += len(completions)
+    assert store.stats().rows == store.stats().keys == count
     assert store.stats().damaged == 0
 
 

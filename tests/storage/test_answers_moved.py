@@ -83,8 +83,8 @@ def test_columns_of_other_writers_stay_and_are_not_mixed(store: AnswerStore, the
         theirs.append(table)
     assert theirs.compact()[1] == 3
     store.merge(theirs.folder)
-    for kept in (theirs, store):
-        notes = kept.parts.open(kept.parts.names()[0]).read().column("note").to_pylist()
+    for cache in (theirs, store):
+        notes = cache.parts.open(cache.parts.names()[0]).read().column("note").to_pylist()
         assert notes[:2] == ["note 0", "note 1"]
 
 

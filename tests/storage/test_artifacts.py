@@ -52,12 +52,12 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 def test_committed_found_and_described(store: ArtifactStore) -> None:
     assert store.find("ingest", FP) is None
-    made = make(store)
-    found = store.find("ingest", FP)
-    assert found == made
-    assert found is not None
-    assert (found.stage, found.fingerprint, found.path) == ("ingest", FP, store.path("ingest", FP))
-    manifest = found.manifest
+    artifact = make(store)
+    reopened = store.find("ingest", FP)
+    assert reopened == artifact
+    assert reopened is not None
+    assert (reopened.stage, reopened.fingerprint, reopened.path) == ("ingest", FP, store.path("ingest", FP))
+    manifest = reopened.manifest
     assert set(manifest.files) == set(CONTENT)
     assert manifest.files["a.txt"] == FileEntry(5, "8ed3f6ad685b959ead7022518e1af76cd816f8e8ec7ccdda1ed4018e8f2223f8")
     assert manifest.size() == sum(map(len, CONTENT.values()))
@@ -65,12 +65,12 @@ def test_committed_found_and_described(store: ArtifactStore) -> None:
     assert (manifest.options, manifest.versions) == ({"words": [2, 15]}, {"paraclip": "0"})
     assert not store.resumable("ingest", FP)
     assert store.unfinished() == []
-    assert store.verify(found) == []
+    assert store.verify(reopened) == []
 
 
 def test_a_power_cut_takes_nothing_of_an_artifact(store: ArtifactStore, on_disk: Callable[[Path], bool]) -> None:
-    made = make(store)
-    entries = [made.path.parent, made.path, *made.path.rglob("*")]
+    artifact = make(store)
+    entries = [artifact.path.parent, artifact.path, *artifact.path.rglob("*")]
     assert len(entries) > len(CONTENT) + 3  # folders are among them, whose names are to stay, too
     assert [path.name for path in entries if not on_disk(path)] == []
 
@@ -86,8 +86,10 @@ def test_unfinished_work_is_kept_and_gone_on_with(store: ArtifactStore) -> None:
     assert store.unfinished() == [("ingest", FP, store.work_path("ingest", FP))]
     with store.writing("ingest", FP) as work:
         assert (work.scratch / "state").read_text() == "7"
-    made = make(store)
-    assert (made.path / "a.txt").read_bytes() == b"from the first try" and set(made.manifest.files) == set(CONTENT)
+    artifact = make(store)
+    assert (artifact.path / "a.txt").read_bytes() == b"from the first try" and set(artifact.manifest.files) == set(
+        CONTENT
+    )
 
 
 # Killed
@@ -143,13 +145,13 @@ def test_killed_at_every_step_of_a_commit(
     renamed = (point, when) in {("rename", "after"), ("sync_folder", "before"), ("sync_folder", "after")}
     assert (store.find("ingest", FP) is not None) == (renamed or point == "rmtree")
     started = time.monotonic()
-    made = make(store)
+    artifact = make(store)
     assert time.monotonic() - started < AT_ONCE
     undisturbed = contents(make(ArtifactStore(tmp_path / "other")))
-    assert {n: c for n, c in contents(made).items() if n != "manifest.json"} == CONTENT
-    ours, theirs = (json.loads(c["manifest.json"]) | {"created": ""} for c in (contents(made), undisturbed))
+    assert {n: c for n, c in contents(artifact).items() if n != "manifest.json"} == CONTENT
+    ours, theirs = (json.loads(c["manifest.json"]) | {"created": ""} for c in (contents(artifact), undisturbed))
     assert ours == theirs
-    assert store.verify(made) == []
+    assert store.verify(artifact) == []
 
 
 @pytest.mark.parametrize(
@@ -171,9 +173,9 @@ def test_a_removal_that_is_killed_never_leaves_half_an_artifact(store: ArtifactS
 
 
 def test_a_folder_without_a_manifest_does_not_exist_and_is_not_resumed(store: ArtifactStore) -> None:
-    made = make(store)
-    (made.path / "a.txt").write_bytes(b"omega")
-    (made.path / "manifest.json").unlink()  # as `rm -r` does that is cut off
+    artifact = make(store)
+    (artifact.path / "a.txt").write_bytes(b"omega")
+    (artifact.path / "manifest.json").unlink()  # as `rm -r` does that is cut off
     assert store.find("ingest", FP) is None
     assert (make(store).path / "a.txt").read_bytes() == b"alpha"
 
@@ -182,11 +184,11 @@ def test_a_folder_without_a_manifest_does_not_exist_and_is_not_resumed(store: Ar
 
 
 def test_the_second_gets_what_the_first_made(store: ArtifactStore) -> None:
-    polled, found = [], []
+    polled, artifacts = [], []
 
     def second() -> None:
         with store.writing("ingest", FP, poll=lambda: polled.append(1)):
-            found.append(store.find("ingest", FP))
+            artifacts.append(store.find("ingest", FP))
 
     thread = threading.Thread(target=second)
     with store.writing("ingest", FP) as work:
@@ -196,9 +198,9 @@ def test_the_second_gets_what_the_first_made(store: ArtifactStore) -> None:
         for name, content in CONTENT.items():
             (work.out / name).parent.mkdir(exist_ok=True)
             (work.out / name).write_bytes(content)
-        made = store.commit(draft(), {"by": "the first"}, 1.0)
+        artifact = store.commit(draft(), {"by": "the first"}, 1.0)
     thread.join(120)
-    assert found == [made] and make(store) == made
+    assert artifacts == [artifact] and make(store) == artifact
     assert not store.unfinished(), "who waited leaves no work of his own"
 
 
@@ -245,37 +247,37 @@ def test_a_channels_name_cannot_leave_its_folder(store: ArtifactStore) -> None:
 
 
 def test_an_edit_of_the_same_size_is_found_and_with_the_time_put_back_by_verify(store: ArtifactStore) -> None:
-    made = make(store)
-    path = made.path / "a.txt"
+    artifact = make(store)
+    path = artifact.path / "a.txt"
     time_before = path.stat().st_mtime_ns
     path.write_bytes(b"ALPHA")
     with pytest.raises(ArtifactError, match=rf"ingest/{FP} is damaged: a\.txt was changed .* Delete .*{FP}"):
         store.find("ingest", FP)
     os.utime(path, ns=(time_before, time_before))
-    assert store.find("ingest", FP) == made
-    assert store.verify(made) == ["a.txt was changed (its SHA-256 differs)"]
+    assert store.find("ingest", FP) == artifact
+    assert store.verify(artifact) == ["a.txt was changed (its SHA-256 differs)"]
 
 
 def test_a_touched_or_copied_artifact_is_sound(store: ArtifactStore) -> None:
-    made = make(store)
-    os.utime(made.path / "a.txt", (time.time() + 1, time.time() + 1))
-    assert store.find("ingest", FP) == made
+    artifact = make(store)
+    os.utime(artifact.path / "a.txt", (time.time() + 1, time.time() + 1))
+    assert store.find("ingest", FP) == artifact
     copy = ArtifactStore(store.root.parent / "copy")
     shutil.copytree(store.root, copy.root, copy_function=shutil.copyfile)
-    found = copy.find("ingest", FP)
-    assert found is not None
-    assert copy.verify(found) == []
+    copied = copy.find("ingest", FP)
+    assert copied is not None
+    assert copy.verify(copied) == []
 
 
 def test_cut_missing_and_extra_files(store: ArtifactStore) -> None:
-    made = make(store)
-    (made.path / "a.txt").write_bytes(b"alp")
-    (made.path / "sub" / "b.bin").unlink()
-    (made.path / "extra").write_text("")
+    artifact = make(store)
+    (artifact.path / "a.txt").write_bytes(b"alp")
+    (artifact.path / "sub" / "b.bin").unlink()
+    (artifact.path / "extra").write_text("")
     with pytest.raises(ArtifactError, match=r"a\.txt has 3 bytes instead of 5; sub/b\.bin is missing"):
         store.find("ingest", FP)
     problems = ["a.txt has 3 bytes instead of 5", "sub/b.bin is missing", "extra is not in the manifest"]
-    assert store.verify(made) == problems
+    assert store.verify(artifact) == problems
 
 
 @pytest.mark.parametrize(
@@ -290,9 +292,9 @@ def test_cut_missing_and_extra_files(store: ArtifactStore) -> None:
 def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
     store: ArtifactStore, content: str, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = make(store)
+    artifact = make(store)
     other = make(store, "f" * 32)
-    (made.path / "manifest.json").write_text(content)
+    (artifact.path / "manifest.json").write_text(content)
     with pytest.raises(ArtifactError, match=message):
         store.find("ingest", FP)
     assert store.list() == [other]
@@ -302,8 +304,8 @@ def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
 
 
 def test_an_artifact_under_a_wrong_name_is_refused(store: ArtifactStore) -> None:
-    made = make(store)
-    made.path.rename(made.path.with_name("f" * 32))
+    artifact = make(store)
+    artifact.path.rename(artifact.path.with_name("f" * 32))
     with pytest.raises(ArtifactError, match=f"belongs to ingest/{FP}"):
         store.find("ingest", "f" * 32)
 
@@ -313,15 +315,15 @@ def test_an_artifact_under_a_wrong_name_is_refused(store: ArtifactStore) -> None
 
 def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:
     store = ArtifactStore(small_disk)
-    made = make(store)
+    artifact = make(store)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    assert make(store) == made
-    assert store.verify(made) == []
+    assert make(store) == artifact
+    assert store.verify(artifact) == []
     with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
         make(store, "f" * 32)
     with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
-        store.remove(made)
-    assert store.find("ingest", FP) == made
+        store.remove(artifact)
+    assert store.find("ingest", FP) == artifact
 
 
 def test_a_full_disk_keeps_the_work_for_when_there_is_room(small_disk: Path) -> None:

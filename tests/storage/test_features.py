@@ -58,9 +58,9 @@ def test_rows_of_any_shards_come_back(
     view = store.view()
     assert len(view) == n and view.shape == features.shape == (n, 4)
     rows = data.draw(st.lists(st.integers(0, n - 1), max_size=20)) if n else []
-    found = view[np.array(rows, np.int64)]
-    assert found.dtype == np.float16
-    np.testing.assert_array_equal(found, features[rows])
+    chosen = view[np.array(rows, np.int64)]
+    assert chosen.dtype == np.float16
+    np.testing.assert_array_equal(chosen, features[rows])
     wanted = [*(f"i{row}" for row in rows), None, "x"]
     assert store.find(wanted).tolist() == [*rows, -1, -1]
     assert store.find(pa.chunked_array([pa.array(wanted, pa.string())])).dtype == np.int64
@@ -108,9 +108,9 @@ texts = st.text(max_size=12)
 @given(st.lists(texts, unique=True, max_size=30), st.lists(st.none() | texts, max_size=30))
 def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None]) -> None:
     index = IdIndex(pa.array(ids, pa.string()))
-    known = {name: row for row, name in enumerate(ids)}
+    row_of = {name: row for row, name in enumerate(ids)}
     asked = [*wanted, *ids]
-    expected = [known.get(name, -1) if name is not None else -1 for name in asked]
+    expected = [row_of.get(name, -1) if name is not None else -1 for name in asked]
     assert index.find(pa.array(asked, pa.string())).tolist() == expected
     halves = pa.chunked_array([asked[: len(asked) // 2], asked[len(asked) // 2 :]], pa.string())
     assert index.find(halves).tolist() == expected

@@ -39,16 +39,16 @@ for number in range(10**9):
 def test_contents_are_on_the_disk_before_the_name_and_the_name_before_it_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, bool]] = []
+    synced: list[tuple[str, bool]] = []
 
     def note(descriptor: int) -> None:
         state = os.fstat(descriptor)
         what = "folder" if state.st_ino == tmp_path.stat().st_ino else f"{state.st_size} bytes"
-        told.append((what, (tmp_path / "file").exists()))
+        synced.append((what, (tmp_path / "file").exists()))
 
     monkeypatch.setattr(os, "fsync", note)
     write_atomic(tmp_path / "file", lambda file: file.write(b"content"))
-    assert told == [("7 bytes", False), ("folder", True)]
+    assert synced == [("7 bytes", False), ("folder", True)]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -106,9 +106,9 @@ def test_few_values_are_all_counted(tmp_path: Path, values: list[str]) -> None:
 
 def test_many_values_are_cut_and_none_is_lost(tmp_path: Path) -> None:
     values = ["a"] * 5 + ["b"] * 3 + [f"rare-{number:04d}" for number in range(100)] + [None, None]
-    found = frequent_values(write_values(tmp_path / "a.parquet", values), "licence", limit=4)
-    assert found == {"unknown": 2, "a": 5, "b": 3, "rare-0000": 1, "99 others": 99}
-    assert sum(found.values()) == len(values)
+    counts = frequent_values(write_values(tmp_path / "a.parquet", values), "licence", limit=4)
+    assert counts == {"unknown": 2, "a": 5, "b": 3, "rare-0000": 1, "99 others": 99}
+    assert sum(counts.values()) == len(values)
 
 
 def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:

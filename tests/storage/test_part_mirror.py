@@ -50,11 +50,11 @@ def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pyte
     for store in (one, two):
         store.close()
     three = cache("three")
-    found = [answers(store, [1]) for store in (one, two, three)]
-    assert found[0] == found[1] == found[2]
+    completions = [answers(store, [1]) for store in (one, two, three)]
+    assert completions[0] == completions[1] == completions[2]
     assert one.stats().rows == 2
     rebuild(one)
-    assert answers(one, [1]) == found[0]
+    assert answers(one, [1]) == completions[0]
 
 
 def test_answers_that_could_not_be_sent_are_sent_later(

@@ -15,20 +15,20 @@ from paraclip_core.errors import ArtifactError
 
 
 def test_another_machine_finds_what_one_has_made(machine: Machine, objects: Objects) -> None:
-    made = make(machine("one"))
-    assert made.path.is_dir()
+    artifact = make(machine("one"))
+    assert artifact.path.is_dir()
     base = f"artifacts/ingest/{FP}"
     assert objects.names() == [f"{base}/a.txt", f"{base}/manifest.json", f"{base}/sub/b.bin"]
     other = machine("two")
-    known = other.peek("ingest", FP)
-    assert known is not None and known.manifest == made.manifest and not known.path.exists()
-    found = other.find("ingest", FP)
-    assert found is not None and found.path != made.path and contents(found) == contents(made)
-    assert other.verify(found) == []
+    peeked = other.peek("ingest", FP)
+    assert peeked is not None and peeked.manifest == artifact.manifest and not peeked.path.exists()
+    downloaded = other.find("ingest", FP)
+    assert downloaded is not None and downloaded.path != artifact.path and contents(downloaded) == contents(artifact)
+    assert other.verify(downloaded) == []
     # One that is here is used without the store, and one that is removed is gone everywhere.
-    other.remove(found)
+    other.remove(downloaded)
     assert objects.names() == [] and other.list() == []
-    assert machine("one").find("ingest", FP) == made and machine("two").find("ingest", FP) is None
+    assert machine("one").find("ingest", FP) == artifact and machine("two").find("ingest", FP) is None
 
 
 def test_listing_needs_no_download(machine: Machine, url: str) -> None:
@@ -87,7 +87,7 @@ def test_a_lost_object_is_named(machine: Machine, objects: Objects, url: str, en
 
 
 def test_a_changed_object_never_becomes_an_artifact(machine: Machine, objects: Objects) -> None:
-    made = make(machine("one"))
+    artifact = make(machine("one"))
     objects.write(f"artifacts/ingest/{FP}/a.txt", b"omega")
     store = machine("two")
     with pytest.raises(ArtifactError, match=r"a\.txt was changed"):
@@ -97,7 +97,7 @@ def test_a_changed_object_never_becomes_an_artifact(machine: Machine, objects: O
     # Deleted as the message says, it is made again.
     for name in objects.names(f"artifacts/ingest/{FP}"):
         objects.delete(name)
-    assert contents(make(store))["a.txt"] == contents(made)["a.txt"]
+    assert contents(make(store))["a.txt"] == contents(artifact)["a.txt"]
 
 
 @pytest.mark.parametrize("data", [b"{", b'{"schema_version": 1}'])
@@ -114,9 +114,9 @@ def test_a_damaged_manifest_is_named(machine: Machine, objects: Objects, data: b
 def test_a_manifest_cannot_write_elsewhere(machine: Machine, objects: Objects, tmp_path: Path) -> None:
     make(machine("one"))
     name = f"artifacts/ingest/{FP}/manifest.json"
-    told = json.loads(objects.read(name))
-    told["files"]["../../../../evil"] = told["files"].pop("a.txt")
-    objects.write(name, json.dumps(told).encode())
+    manifest = json.loads(objects.read(name))
+    manifest["files"]["../../../../evil"] = manifest["files"].pop("a.txt")
+    objects.write(name, json.dumps(manifest).encode())
     with pytest.raises(ArtifactError, match="cannot be the path of a file"):
         machine("two").find("ingest", FP)
     assert list(tmp_path.rglob("evil")) == []

@@ -144,10 +144,10 @@ def test_an_artifact_is_finished_though_its_checkpoints_cannot_be_deleted(
         "delete",
         lambda paths: [refuse() if path.startswith("work/") else delete([path]) for path in paths],
     )
-    made = make(store)
+    artifact = make(store)
     assert "left-over checkpoints" in caplog.text
     assert not store.work_path("ingest", FP).exists() and machine("three").find("ingest", FP) is not None
-    assert store.verify(made) == []
+    assert store.verify(artifact) == []
     other = machine("three")
     remove(collect(other).garbage, other)
     assert objects.names("work") == []

@@ -19,8 +19,8 @@ def lease_at(store: RemoteStore, **options: Any) -> Any:
 
 
 def stranger(objects: Objects, number: int = 1, **owner: Any) -> None:
-    told = {"token": "theirs", "pid": 7, "host": "elsewhere", "time": 0.0, **owner}
-    objects.write(f"locks/x/{number:08d}", json.dumps(told).encode())
+    lease = {"token": "theirs", "pid": 7, "host": "elsewhere", "time": 0.0, **owner}
+    objects.write(f"locks/x/{number:08d}", json.dumps(lease).encode())
 
 
 @pytest.mark.usefixtures("hasty")

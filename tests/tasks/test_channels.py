@@ -52,9 +52,9 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
     draft = Draft("finetune", name, 1, {}, {})
-    found = store.find("finetune", name)
-    if found is not None:
-        return found
+    artifact = store.find("finetune", name)
+    if artifact is not None:
+        return artifact
     with store.writing("finetune", name):
         return store.commit(draft, {"image_tower_hash_after": tower}, 0.0)
 
@@ -151,8 +151,8 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
     challengers = evaluated(store, settings, "bbb", 0.3)
 
     def measure(node: Any, *arguments: Any) -> Artifact:
-        made = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
-        assert node.fingerprint == made.fingerprint and node.draft.inputs["ingest"] == "same"
+        artifact = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
+        assert node.fingerprint == artifact.fingerprint and node.draft.inputs["ingest"] == "same"
         return run_stage(node, *arguments)
 
     monkeypatch.setattr(channels, "run_stage", measure)

@@ -81,19 +81,19 @@ def test_any_number_of_models_in_one_table(models: Path, files: Path, data_root:
 
 
 def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files: Path, data_root: Path) -> None:
-    told: list[dict[str, Any]] = []
+    reports: list[dict[str, Any]] = []
     benchmark = parse_benchmark(f"coco={files / 'captions.jsonl'}").model_copy(
         update={"images": str(data_root / "coco" / "coco_val2017_mini.tar")}
     )
 
     def progress(done: int, total: int | None, **facts: Any) -> None:
-        told.append({"done": done, "total": total, **facts})
+        reports.append({"done": done, "total": total, **facts})
 
     references = {name: str(models / name) for name in NAMES}
     compared = compare_models(references, [benchmark], device="cpu", progress=progress)
     assert list(compared.evaluations) == ["one", "two"] and len(compared.seconds) == 3
-    images = [line for line in told if "images" in line]
+    images = [line for line in reports if "images" in line]
     # One image tower, so its images are encoded once.
     assert [(line["model"], line["images"]) for line in images] == [("plain", "33 of 33")]
-    assert images[0]["eta_seconds"] >= 0 and told[-1] == {"done": 3, "total": 3}
-    assert any(line.get("texts") == "165 of 165" for line in told)
+    assert images[0]["eta_seconds"] >= 0 and reports[-1] == {"done": 3, "total": 3}
+    assert any(line.get("texts") == "165 of 165" for line in reports)

@@ -98,8 +98,8 @@ def again(
     inputs, options, metrics = (
         {**getattr(artifact.manifest, field), **changes.get(field, {})} for field in ("inputs", "options", "metrics")
     )
-    if (found := store.find(artifact.stage, name)) is not None:
-        store.remove(found)
+    if (same := store.find(artifact.stage, name)) is not None:
+        store.remove(same)
     with store.writing(artifact.stage, name) as work:
         shutil.copytree(artifact.path, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
         for path in work.out.rglob("*"):
@@ -122,10 +122,10 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_other_libraries_read_the_same_rows(
     made: Artifact, store: ArtifactStore, tmp_path: Path, load: Callable[[Path], Any]
 ) -> None:
-    found = export_dataset(made, tmp_path / "out", store, shard_rows=20)
+    dataset = export_dataset(made, tmp_path / "out", store, shard_rows=20)
     source = read_table(made.path / "paraphrases").to_pylist()
-    assert found.rows == {"train": len(source)} and len(source) > 40
-    assert found.files == ["README.md", *(f"data/train-{n:05d}-of-00003.parquet" for n in range(3))]
+    assert dataset.rows == {"train": len(source)} and len(source) > 40
+    assert dataset.files == ["README.md", *(f"data/train-{n:05d}-of-00003.parquet" for n in range(3))]
     loaded = load(tmp_path / "out")
     assert set(loaded) == {"train"}
     columns = ["caption_id", "caption", "paraphrase_1", "paraphrase_2", "image_id", "source", "license"]
@@ -154,8 +154,8 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     several = again(store, made, "8" * 32, edit=three_each)
     source = read_table(several.path / "paraphrases").to_pylist()
     opt_outs = [source[0]["caption_id"].hex(), source[9]["image_id"]]
-    found = export_dataset(several, tmp_path / "one", store)
-    assert found.rows == {"train": len(source)} and len(source) > 120
+    dataset = export_dataset(several, tmp_path / "one", store)
+    assert dataset.rows == {"train": len(source)} and len(source) > 120
     rows = read_table(tmp_path / "one/data").to_pylist()
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert {row["similarity_2"] for row in rows} == {0.5} and "similarity_1" not in rows[0]
@@ -169,7 +169,7 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
 
 
 def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
-    found = export_dataset(made, tmp_path / "out", store, name="A name: with ---\ncolons", languages=["en", "de"])
+    dataset = export_dataset(made, tmp_path / "out", store, name="A name: with ---\ncolons", languages=["en", "de"])
     text = (tmp_path / "out/README.md").read_text()
     data = DatasetCard(text).data.to_dict()
     assert data["language"] == ["en", "de"] and data["size_categories"] == ["n<1K"]
@@ -185,7 +185,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     for reason, count in first.manifest.metrics["rejected"].items():
         assert f"| paraphrase 1 | {reason} | {count} |" in text
     assert "Off: every answer" in text and "No opt-out list was given." in text and made.fingerprint in text
-    assert found.license.kind == "unknown" and "no license that is known" in text
+    assert dataset.license.kind == "unknown" and "no license that is known" in text
     assert "synthetic" not in data["tags"] and "language model that wrote" not in text
 
 
@@ -238,17 +238,19 @@ def test_opt_outs_are_left_out(
     listed.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
     entries = read_opt_outs(listed)
     assert len(entries) == 7
-    found = export_dataset(made, tmp_path / "out", store, opt_outs=entries, contact="write to a@b.example")
+    dataset = export_dataset(made, tmp_path / "out", store, opt_outs=entries, contact="write to a@b.example")
     gone = {rows[4]["caption"], rows[10]["caption"], rows[30]["caption"], HOSTILE[0]}
     expected = [
         row["caption"] for row in rows if row["caption"] not in gone and row["image_id"] != rows[20]["image_id"]
     ]
     assert load(tmp_path / "out")["train"]["caption"][:] == expected
-    assert found.left_out == len(rows) - len(expected) >= 5
-    assert found.unmatched == ["nobody", "a  dog &amp; cat"]
+    assert dataset.left_out == len(rows) - len(expected) >= 5
+    assert dataset.unmatched == ["nobody", "a  dog &amp; cat"]
     text = (tmp_path / "out/README.md").read_text()
-    assert f"because of a list of 7 opt-outs: {found.left_out}." in text and "write to a@b.example" in text
-    assert f"| left out by opt-outs | {found.left_out} |" in text and f"| rows here, train | {len(expected)} |" in text
+    assert f"because of a list of 7 opt-outs: {dataset.left_out}." in text and "write to a@b.example" in text
+    assert (
+        f"| left out by opt-outs | {dataset.left_out} |" in text and f"| rows here, train | {len(expected)} |" in text
+    )
     assert not [line for line in lines if line.strip() and line.strip() in text]  # who opted out is nobody's business
 
 
@@ -273,7 +275,7 @@ def test_what_cannot_be_exported_is_named(made: Artifact, store: ArtifactStore, 
 
 def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, capsys: Capture) -> None:
     config, settings, store = run
-    made = find_paraphrases(store, settings=settings)
+    artifact = find_paraphrases(store, settings=settings)
     (tmp_path / LIST).write_text("nobody\nimage 0\n")
     listed, root = ["--opt-outs", str(tmp_path / LIST)], ["--root", str(store.root)]
 
@@ -283,20 +285,20 @@ def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, 
         return error if code else json.loads(out) if "--json" in arguments else out
 
     one = export("one", "-c", str(config), *listed, "--json")
-    two = export("two", "--artifact", made.fingerprint[:20], *root, "--json")
-    assert one["artifact"] == two["artifact"] == f"paraphrase_2/{made.fingerprint}"
+    two = export("two", "--artifact", artifact.fingerprint[:20], *root, "--json")
+    assert one["artifact"] == two["artifact"] == f"paraphrase_2/{artifact.fingerprint}"
     assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
     assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"]["class"] == "unknown"
     assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
     assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
     assert "unmatched:\n  - nobody\n" in export("three", "-c", str(config), *listed)
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
-    store.set_channel("chan", {"stage": "paraphrase_2", "fingerprint": made.fingerprint})
+    store.set_channel("chan", {"stage": "paraphrase_2", "fingerprint": artifact.fingerprint})
     assert export("four", "-a", "chan", *root, "--json")["rows"]
-    for wrong, told in (
+    for wrong, message in (
         (["-c", str(config)], "is not empty; choose a new folder"),
         (root, "say which paraphrases"),
         (["-c", str(config), "--set", "data.max_words=9"], "are not finished"),
         (["-a", "ingest/" + store.list("ingest")[0].fingerprint, *root], "is a ingest artifact; expected paraphrase_2"),
     ):
-        assert told in export("one", *wrong, code=2)
+        assert message in export("one", *wrong, code=2)

@@ -62,14 +62,14 @@ def tuned(store: ArtifactStore) -> Artifact:
     def write(out: Path) -> None:
         save_release(clip, out / "release", card)
 
-    made = _commit(store, "finetune", "f" * 32, {}, write)
+    artifact = _commit(store, "finetune", "f" * 32, {}, write)
     for name, delta in (("a", 2.0), ("b", 3.0)):
         rows = [{**ROW, **FIGURES, "delta": delta}]
         comparison = {"rows": rows, "verdict": "promote", "reason": "it rose", "confidence": 0.95}
-        inputs = {"finetune": made.fingerprint if name == "a" else "0" * 32}
+        inputs = {"finetune": artifact.fingerprint if name == "a" else "0" * 32}
         text = json.dumps(comparison)
         _commit(store, "evaluate", name * 32, inputs, lambda out, text=text: (out / "comparison.json").write_text(text))
-    return made
+    return artifact
 
 
 def _commit(
@@ -99,9 +99,9 @@ def test_an_open_clip_release_has_its_evaluation_in_its_card(
     assert "+2.00 [+1.00, +5.00]" in text
     assert (tuned.path / "release/README.md").read_bytes() == before and not store.verify(tuned)
     code = text.partition("```python\n")[2].partition("```")[0].replace("PATH_OF_THIS_FOLDER", str(tmp_path / "out"))
-    found: dict[str, Any] = {}
-    exec(code, found)
-    model = found["model"]
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    model = namespace["model"]
     # Batch norm would make an image's embedding depend on the images beside it.
     assert not any(module.training for module in model.modules())
     assert torch.equal(
@@ -125,9 +125,9 @@ def test_the_call_in_an_onnx_card_runs(store: ArtifactStore, tuned: Artifact, tm
     export_model(tuned.path / "release", tmp_path / "onnx", "onnx", store)
     card = (tmp_path / "onnx/README.md").read_text()
     code = card.partition("```python\n")[2].partition("```")[0].replace("PATH_OF_THIS_FOLDER", str(tmp_path / "onnx"))
-    exec(code, found := {})
+    exec(code, namespace := {})
     expected = encode_texts(load_clip(str(tuned.path / "release")), ["a dog on a beach"])
-    np.testing.assert_allclose(found["vectors"], expected, atol=1e-5)
+    np.testing.assert_allclose(namespace["vectors"], expected, atol=1e-5)
 
 
 def test_a_failed_export_leaves_nothing(store: ArtifactStore, tmp_path: Path, capsys: Capture) -> None:

@@ -132,8 +132,12 @@ def test_a_rollback_to_a_model_by_name(store: ArtifactStore) -> None:
     # Forth again, which takes back that it was left.
     assert rollback(store, "production", f"finetune/{C[:6]}")["after"] == C
     assert withdrawn(channel(store), C) is None
-    kept = rollback(store, "production", C)
-    assert not kept["moved"] and kept["reason"] == f"kept: it serves {C} already" and len(history(channel(store))) == 5
+    decision = rollback(store, "production", C)
+    assert (
+        not decision["moved"]
+        and decision["reason"] == f"kept: it serves {C} already"
+        and len(history(channel(store))) == 5
+    )
     # A model that it never served moves by hand alone.
     model(store, E)
     for name in ("eee", "ingest/1a"):
@@ -213,8 +217,8 @@ def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
     assert done.manifest.metrics == {"read": "second"}
     assert [item.fingerprint for item in seen[0].garbage] == ["e" * 32] and not idle.path.exists()
     # What the input was made from stays with it, or its lineage would end there.
-    kept = [("first", "a" * 32), ("second", "b" * 32), ("third", "d" * 32)]
-    assert [(skipped.stage, skipped.fingerprint) for skipped in seen[0].skipped] == kept
+    in_use = [("first", "a" * 32), ("second", "b" * 32), ("third", "d" * 32)]
+    assert [(skipped.stage, skipped.fingerprint) for skipped in seen[0].skipped] == in_use
     assert f"third/{'d' * 32} is being made by process {os.getpid()} on" in str(seen[0].skipped[1].used)
     assert names(collect(store)) == {"first", "second", "third"} and collect(store).skipped == []
 
@@ -242,7 +246,9 @@ def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:
         seen = collect(store, unfinished=True)
         assert [item.fingerprint for item in seen.garbage] == ["e" * 32]
         why = f"a run under way needs it, process {os.getpid()} on {socket.gethostname()}"
-        assert [(kept.stage, kept.used) for kept in seen.skipped] == [(n, why) for n in ("first", "second", "third")]
+        assert [(skipped.stage, skipped.used) for skipped in seen.skipped] == [
+            (n, why) for n in ("first", "second", "third")
+        ]
     assert names(collect(store, unfinished=True)) == {"first", "second", "third"}
 
 

@@ -138,9 +138,9 @@ def test_captions_in_their_own_language_from_plan_to_report(
         **dict.fromkeys(bad[0], "echo"), **dict.fromkeys(bad[1], "length_ratio")
     }  # fmt: skip
     rows = read_table(second.path / "paraphrases").to_pylist()
-    kept = {row[0]: row for row in texts if row[0] in {*train} - bad[0] - bad[1]}
-    assert {row["caption"]: (row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows} == kept
-    assert len(openai_server.asked) == len(train) + len(kept)
+    expected = {row[0]: row for row in texts if row[0] in {*train} - bad[0] - bad[1]}
+    assert {row["caption"]: (row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows} == expected
+    assert len(openai_server.asked) == len(train) + len(expected)
     later = [name for name in list(HERE)[list(HERE).index("paraphrase_2") + 1 :] if name in Run(settings).nodes]
     report = [made(name, settings) for name in later][-1]
     page = (report.path / "report.html").read_text("utf-8")

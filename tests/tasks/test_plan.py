@@ -75,8 +75,8 @@ def test_a_stage_is_compared_with_the_last_run_of_the_same_name(tmp_path: Path) 
     run("first", tmp_path)
     for name, batch_size in (("demo", 64), ("other", 32)):
         run("second", tmp_path, finetune={"batch_size": batch_size})
-        made = ArtifactStore(tmp_path).list("second")[-1].fingerprint
-        draft = Draft("report", name.ljust(32, "0"), 1, {"second": made}, {"name": name})
+        fingerprint = ArtifactStore(tmp_path).list("second")[-1].fingerprint
+        draft = Draft("report", name.ljust(32, "0"), 1, {"second": fingerprint}, {"name": name})
         with ArtifactStore(tmp_path).writing("report", draft.fingerprint):
             ArtifactStore(tmp_path).commit(draft, {}, 0.0)
     changes: dict[str, Any] = {"finetune": {"batch_size": 33}}
@@ -98,8 +98,8 @@ def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> Non
 
 def test_a_damaged_artifact_is_planned_not_fatal(tmp_path: Path) -> None:
     run("first", tmp_path)
-    made = ArtifactStore(tmp_path).list("first")[0]
-    (made.path / "made.txt").write_text("edited")
+    artifact = ArtifactStore(tmp_path).list("first")[0]
+    (artifact.path / "made.txt").write_text("edited")
     stage = plan(tmp_path)["first"]
     assert stage.state == "damaged" and "made.txt" in stage.why[0]
 
@@ -123,8 +123,8 @@ def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     free = amounts_of(Run(load_settings(None, common), ArtifactStore(tmp_path / "root")), {})
     assert free["paraphrase_1"].spend is None
     prices = [f"paraphrase.openai.price_per_million_{kind}_tokens=1000000" for kind in ("prompt", "completion")]
-    found = amounts_of(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
-    step = found["paraphrase_1"]
+    amounts = amounts_of(Run(load_settings(None, [*common, *prices]), ArtifactStore(tmp_path / "root")), {})
+    step = amounts["paraphrase_1"]
     assert step.requests == 20 and step.tokens
     # At one a token the cost is the tokens.
     assert step.spend is not None and abs(step.spend - step.tokens) <= 1
@@ -155,16 +155,16 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
     monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
     monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
 
-    def count(left: dict[int, StepLeft] | None, *options: str, **found: Any) -> dict[str, Amount]:
+    def count(left: dict[int, StepLeft] | None, *options: str, **artifacts: Any) -> dict[str, Amount]:
         monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
         settings = load_settings(None, ["data.sources.0.path=a.txt", *(f"paraphrase.{option}" for option in options)])
-        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **found})
+        return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **artifacts})
 
     return count
 
 
-def rows_of(found: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
-    return [found[name].rows for name in names]
+def rows_of(amounts: dict[str, Amount], names: Sequence[str] = ("ingest", *STEPS, "finetune", "evaluate")) -> list[Any]:
+    return [amounts[name].rows for name in names]
 
 
 def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> None:
@@ -172,17 +172,17 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     scenes = settings.data.scenes
     assert scenes is not None
     texts = {text.strip() for image in scene_plan(scenes) if image.split == "train" for text in captions(image, SEED)}
-    found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
-    assert rows_of(found, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
-    first, second = found["paraphrase_1"], found["paraphrase_2"]
-    assert first.rows == found["bootstrap"].rows == 120
+    amounts = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
+    assert rows_of(amounts, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
+    first, second = amounts["paraphrase_1"], amounts["paraphrase_2"]
+    assert first.rows == amounts["bootstrap"].rows == 120
     assert first.requests == len(texts) and "requests for single words" in first.note
     assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
-    assert found["finetune"].rows == round(SMALL[2] * (second.rows or 0))
+    assert amounts["finetune"].rows == round(SMALL[2] * (second.rows or 0))
     plain = load_settings(None, ["data.scenes.images=80", *SCENES, "paraphrase.prompts=paper"])
-    found = amounts_of(Run(plain, ArtifactStore(tmp_path)), {})
-    assert found["paraphrase_1"].requests == found["paraphrase_1"].units == len(texts)
-    assert found["paraphrase_2"].requests == round(SMALL[1] * len(texts))
+    amounts = amounts_of(Run(plain, ArtifactStore(tmp_path)), {})
+    assert amounts["paraphrase_1"].requests == amounts["paraphrase_1"].units == len(texts)
+    assert amounts["paraphrase_2"].requests == round(SMALL[1] * len(texts))
     assert not any(tmp_path.iterdir()), "nothing is rendered, and nothing kept"
 
 
@@ -190,8 +190,8 @@ def test_each_stage_reads_what_the_one_before_hands_on(counted: Counted) -> None
     first, second = artifact(captions=6, accepted=5, kept=5), artifact(captions=5, accepted=3, kept=3)
     assert rows_of(counted(None, paraphrase_1=first, paraphrase_2=second)) == [9, 6, 5, 3, 2]
     # Another prompt for step 2, which knows one of its answers.
-    known = {2: StepLeft(rows=5, missing=4, accepted=1)}
-    assert rows_of(counted(known, paraphrase_1=first)) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
+    steps = {2: StepLeft(rows=5, missing=4, accepted=1)}
+    assert rows_of(counted(steps, paraphrase_1=first)) == [9, 6, 5, 1 + round(SMALL[2] * 4), 2]
     # Another prompt for step 1: nothing is known.
     new = {1: StepLeft(rows=6, missing=6, new_inputs=6), 2: StepLeft(rows=0)}
     assert rows_of(counted(new)) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
@@ -213,20 +213,20 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
         return [finished(stage, accepted=1), finished(stage), *others]
 
     monkeypatch.setattr(ArtifactStore, "list", listed)
-    found = counted(NEW)
+    amounts = counted(NEW)
     # Three of ten captions pass step 1, and six of ten rows step 2.
-    assert rows_of(found, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
-    assert found["paraphrase_1"].tokens == 10 * (45 + 2)
-    assert "30% accepted as in paraphrase_1/ffffffffffff" in found["paraphrase_2"].note
+    assert rows_of(amounts, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
+    assert amounts["paraphrase_1"].tokens == 10 * (45 + 2)
+    assert "30% accepted as in paraphrase_1/ffffffffffff" in amounts["paraphrase_2"].note
 
 
 @pytest.mark.parametrize(("keep", "n", "rewrites"), [(1, 4, 1), (3, 4, 3), (9, 4, 4)])
 def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
     keep: int, n: int, rewrites: int, counted: Counted
 ) -> None:
-    found = counted(NEW, f"keep={keep}", f"sampling.n={n}", "gates.preset=off")
-    assert rows_of(found, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
-    assert [found[name].requests for name in STEPS] == [10, 10 * rewrites]
+    amounts = counted(NEW, f"keep={keep}", f"sampling.n={n}", "gates.preset=off")
+    assert rows_of(amounts, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
+    assert [amounts[name].requests for name in STEPS] == [10, 10 * rewrites]
 
 
 @pytest.mark.parametrize(("cap", "stopped"), [(2, [False, False]), (1.07, [False, True]), (1, [True, True])])
@@ -236,13 +236,13 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(
     """Each step is to cost 0.06, after the 1 that was spent before."""
     left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
     monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
-    found = counted(left, "engine=openai", "model=m", f"openai.max_spend={cap}", *PRICES[:1])
-    assert [f"max_spend={cap:g} stops it" in found[name].note for name in STEPS] == stopped
+    amounts = counted(left, "engine=openai", "model=m", f"openai.max_spend={cap}", *PRICES[:1])
+    assert [f"max_spend={cap:g} stops it" in amounts[name].note for name in STEPS] == stopped
 
 
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
-    for options, told in ((("attempts=3",), True), ((), False), (("attempts=3", "gates.preset=off"), False)):
+    for options, noted in ((("attempts=3",), True), ((), False), (("attempts=3", "gates.preset=off"), False)):
         chosen = [f"paraphrase.{option}" for option in options]
         settings = load_settings(None, ["data.scenes.images=80", *SCENES, *chosen])
-        found = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
-        assert ["come on top" in found[name].note for name in STEPS] == [told] * 2
+        amounts = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
+        assert ["come on top" in amounts[name].note for name in STEPS] == [noted] * 2

@@ -36,11 +36,11 @@ def test_ordinary_texts_have_no_backslashes() -> None:
 
 
 def test_counts_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Any] = []
+    tables: list[Any] = []
     monkeypatch.setattr(publish, "in_flow_run", lambda: True)
-    monkeypatch.setattr(artifacts, "create_table_artifact", lambda table, **_: made.append(table))
+    monkeypatch.setattr(artifacts, "create_table_artifact", lambda table, **_: tables.append(table))
     publish_table("key", [{"stage": "ingest", "rejected": 3, "reasons": {"empty": 2, "echo": 1}}, {"reasons": {}}], "")
-    assert made == [[{"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}, {"reasons": ""}]]
+    assert tables == [[{"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}, {"reasons": ""}]]
 
 
 def test_a_run_links_to_its_report() -> None:

@@ -30,8 +30,8 @@ def asked(step: int, chosen: Settings) -> int:
     return artifacts[-1].manifest.metrics["generated"]
 
 
-def left(chosen: Settings, **found: Any) -> dict[int, StepLeft]:
-    return steps_left(Run(chosen), found)
+def left(chosen: Settings, **artifacts: Any) -> dict[int, StepLeft]:
+    return steps_left(Run(chosen), artifacts)
 
 
 def files(folder: Path) -> list[Path]:

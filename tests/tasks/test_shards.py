@@ -48,9 +48,9 @@ def test_the_stage_finds_everything_that_its_shards_left(step: int, tmp_path: Pa
     job = job_of(settings, step)
     assert job is not None and job.shards == (3 if step == 1 else 2)
     counts = run_all(job)
-    found = made(f"paraphrase_{step}", settings)
-    metrics, alone = found.manifest.metrics, expected.manifest.metrics
-    assert contents(found) == contents(expected)
+    artifact = made(f"paraphrase_{step}", settings)
+    metrics, alone = artifact.manifest.metrics, expected.manifest.metrics
+    assert contents(artifact) == contents(expected)
     assert (metrics["generated"], metrics["judged"]) == (0, 0)
     assert sum(each["generated"] for each in counts) == alone["generated"] == metrics["requested"]
     assert sum(each["judged"] for each in counts) == alone["judged"]

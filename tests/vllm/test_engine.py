@@ -36,16 +36,17 @@ def prompts(texts: list[str], seed: int = 0) -> list[Prompt]:
 def test_answers_come_in_the_order_of_the_prompts(engine: VllmEngine, smollm2: str, captions: list[str]) -> None:
     from transformers import AutoTokenizer
 
-    found = engine.generate(prompts(captions), SAMPLING)
+    completions = engine.generate(prompts(captions), SAMPLING)
     tokeniser: Any = AutoTokenizer.from_pretrained(smollm2)
-    for text, completion in zip(captions, found, strict=True):
+    for text, completion in zip(captions, completions, strict=True):
         turns = [{"role": role, "content": content} for role, content in TEMPLATE.messages(text)]
         rendered = tokeniser.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         assert completion.prompt_tokens == len(tokeniser.encode(rendered))
         assert len(completion.texts) == 2 and not any("\n" in answer for answer in completion.texts)
         assert 0 < completion.completion_tokens <= 48
-    assert len({completion.prompt_tokens for completion in found}) > 3
-    shared = [set(text.lower().split()) & set(done.texts[0].lower().split()) for text, done in zip(captions, found)]  # noqa: B905
+    assert len({completion.prompt_tokens for completion in completions}) > 3
+    pairs = zip(captions, completions, strict=True)
+    shared = [set(text.lower().split()) & set(done.texts[0].lower().split()) for text, done in pairs]
     assert sum(map(bool, shared)) > 0.8 * len(captions)
 
 

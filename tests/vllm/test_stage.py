@@ -56,8 +56,8 @@ def started(pool: ThreadPoolExecutor, settings: Settings) -> Future[Artifact]:
 
 def check(root: Path, fresh: Path, captions: list[str], artifact: Artifact, **engine: Any) -> None:
     """Every caption was answered once, and the same rows come from the kept generations alone."""
-    kept = keys(root)
-    assert len(kept) == len(set(kept)) == len(captions)
+    cached = keys(root)
+    assert len(cached) == len(set(cached)) == len(captions)
     rows = read_table(artifact.path / "paraphrases").to_pylist()
     assert [row["caption"] for row in rows] == captions
     assert all(row["paraphrase_1"] for row in rows)

@@ -481,8 +481,8 @@ def test_restoring_is_as_having_read(tmp_path: Path) -> None:
     whole, again = CaptionPipeline(data, files), CaptionPipeline(data, files)
     for outcome in whole.run(files[0]):
         again.restore(outcome.accepted)
-    expected, found = list(whole.run(files[1])), list(again.run(files[1]))
-    assert expected == found
+    expected, outcomes = list(whole.run(files[1])), list(again.run(files[1]))
+    assert expected == outcomes
     assert whole.images == again.images
 
 
@@ -501,15 +501,15 @@ KEYS = st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**60, 2**60 
 @given(st.lists(KEYS, max_size=8), KEYS)
 @settings(max_examples=200, deadline=None)
 def test_as_a_set(batches: list[list[int]], asked: list[int]) -> None:
-    keys, known = KeySet(), set[int]()
+    keys, seen = KeySet(), set[int]()
     for batch in batches:
         expected = []
         for key in batch:
-            expected.append(key not in known)
-            known.add(key)
+            expected.append(key not in seen)
+            seen.add(key)
         assert keys.add(np.array(batch, dtype=np.uint64)).tolist() == expected
-        assert len(keys) == len(known)
-    assert keys.contains(np.array(asked, dtype=np.uint64)).tolist() == [key in known for key in asked]
+        assert len(keys) == len(seen)
+    assert keys.contains(np.array(asked, dtype=np.uint64)).tolist() == [key in seen for key in asked]
 
 
 def test_images_are_held_out_whole_and_whatever_else_there_is(tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, 
     assert tokens.values.dtype == np.uint16 and int(tokens.lengths.min()) < clip.context_length
     with torch.no_grad():
         expected = _own(clip, towers.TEXTS)
-        found = encode_ragged(clip, tokens, chunk_tokens=chunk_tokens)
-    assert found.shape == (TEXTS, 32)
-    assert (found - expected).abs().max() <= 1e-5
+        features = encode_ragged(clip, tokens, chunk_tokens=chunk_tokens)
+    assert features.shape == (TEXTS, 32)
+    assert (features - expected).abs().max() <= 1e-5
     # The texts differ from each other by far more than that.
     assert (expected[0] - expected[1]).abs().max() > 1e-2 and (expected[0] - expected[6]).abs().max() > 1e-3
 
@@ -80,13 +80,13 @@ def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, towers: Any)
         (encoded(clip, towers.TEXTS) * target).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None})
     clip.model.zero_grad(set_to_none=True)
-    expected, found = gradients
-    assert expected.keys() == found.keys() and len(found) > 20
+    expected, ragged = gradients
+    assert expected.keys() == ragged.keys() and len(ragged) > 20
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
-        error = float((found[name] - gradient).norm())
+        error = float((ragged[name] - gradient).norm())
         # A key's bias moves all scores of a query alike, so its gradient is nothing but rounding.
-        nothing = max(float(gradient.norm()), float(found[name].norm())) < 1e-5 * largest
+        nothing = max(float(gradient.norm()), float(ragged[name].norm())) < 1e-5 * largest
         assert nothing or error <= 1e-4 * float(gradient.norm()), name
 
 
@@ -151,7 +151,7 @@ def test_a_tower_without_a_text_vector_or_tokenizer_is_refused(towers: Any, tmp_
 def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Built with one layer and without memory; Hugging Face towers, which need the hub, are of one kind anyway."""
     monkeypatch.setattr("paraclip_core.clip.encode.pad_token", lambda clip: 1 if "SigLIP" in clip.reference else 0)
-    found: dict[bool, set[str]] = {}
+    kinds: dict[bool, set[str]] = {}
     for name in open_clip.list_models():
         config: Any = get_model_config(name)
         # Other tests name towers of their own.
@@ -162,11 +162,11 @@ def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: py
         config["vision_cfg"] = {**towers.VISION, **attentional}
         with torch.device("meta"):
             model = drawn(config)
-        found.setdefault(text_tower(ClipModel(model, config, {}, name)).padded, set()).add(name)
+        kinds.setdefault(text_tower(ClipModel(model, config, {}, name)).padded, set()).add(name)
     causal = {"ViT-B-32", "RN50-quickgelu", "EVA02-B-16", "PE-Core-B-16", "MobileCLIP-B", "convnext_base"}
-    assert {*causal, "ViT-H-14-worldwide", "ViT-L-14-worldwide"} <= found[False]
-    assert {"ViT-B-16-SigLIP", "ViT-B-16-SigLIP2", "ViT-L-14-CLIPA", "MobileCLIP-S1", "coca_ViT-B-32"} <= found[True]
-    assert sum(map(len, found.values())) > 100
+    assert {*causal, "ViT-H-14-worldwide", "ViT-L-14-worldwide"} <= kinds[False]
+    assert {"ViT-B-16-SigLIP", "ViT-B-16-SigLIP2", "ViT-L-14-CLIPA", "MobileCLIP-S1", "coca_ViT-B-32"} <= kinds[True]
+    assert sum(map(len, kinds.values())) > 100
 
 
 def test_code_beside_a_tokenizer_is_not_run(towers: Any, tmp_path: Path) -> None:
@@ -237,6 +237,6 @@ def test_images_of_a_real_archive(tiny: Tiny, data_root: Path) -> None:
     transform = encode.image_transform(clip)
     with torch.no_grad():
         expected = F.normalize(clip.model.encode_image(torch.stack([transform(i) for i in images])), dim=-1)  # type: ignore[operator]
-    found = encode_images(clip, images, batch_size=2)
-    assert found.dtype == np.float16
-    np.testing.assert_allclose(found.astype(np.float32), expected.numpy(), atol=1e-3)
+    features = encode_images(clip, images, batch_size=2)
+    assert features.dtype == np.float16
+    np.testing.assert_allclose(features.astype(np.float32), expected.numpy(), atol=1e-3)

@@ -168,8 +168,12 @@ def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_r
     assert loaded.model_cfg == clip.model_cfg and not loaded.model.training
     np.testing.assert_array_equal(encode_texts(loaded, TEXTS), encode_texts(clip, TEXTS))
     save_release(loaded, tmp_path / "c", "# A card\n")
-    made = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b", "c")]
-    assert made[0] == made[1] == made[2] and set(made[0]) == {"README.md", "open_clip_config.json", WEIGHTS}
+    releases = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b", "c")]
+    assert releases[0] == releases[1] == releases[2] and set(releases[0]) == {
+        "README.md",
+        "open_clip_config.json",
+        WEIGHTS,
+    }
 
 
 def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path) -> None:
@@ -230,19 +234,19 @@ def test_other_software_searches_the_same_index(
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", clip.model_cfg)  # as the page names it
-    found = globals()[f"_{library}"](clip, images)
-    if isinstance(found, np.ndarray):
-        np.testing.assert_allclose(found, encode_texts(clip, [QUERY]), atol=1e-5)
-        found = np.argsort(-(images @ found[0])).tolist()
-    assert found == _ranking(clip, images)
+    ranking = globals()[f"_{library}"](clip, images)
+    if isinstance(ranking, np.ndarray):
+        np.testing.assert_allclose(ranking, encode_texts(clip, [QUERY]), atol=1e-5)
+        ranking = np.argsort(-(images @ ranking[0])).tolist()
+    assert ranking == _ranking(clip, images)
 
 
 def _sentence_transformers(clip: ClipModel, images: np.ndarray) -> Any:
     save_hf(clip, Path("my-hf"))
-    exec(recipe("sentence-transformers"), found := {})
-    own = found["model"].encode([picture := _picture(32, 32)], normalize_embeddings=True)
+    exec(recipe("sentence-transformers"), namespace := {})
+    own = namespace["model"].encode([picture := _picture(32, 32)], normalize_embeddings=True)
     np.testing.assert_allclose(own, encode_images(clip, [picture]).astype(np.float32), atol=2e-3)
-    return found["queries"]
+    return namespace["queries"]
 
 
 def _fastembed(clip: ClipModel, images: np.ndarray) -> Any:
@@ -250,8 +254,8 @@ def _fastembed(clip: ClipModel, images: np.ndarray) -> Any:
 
     CustomTextEmbedding.SUPPORTED_MODELS.clear()
     save_onnx(clip, Path("my-onnx"))
-    exec(recipe("FastEmbed"), found := {})
-    return np.stack(found["queries"])
+    exec(recipe("FastEmbed"), namespace := {})
+    return np.stack(namespace["queries"])
 
 
 def _lancedb(clip: ClipModel, images: np.ndarray) -> Any:
@@ -260,8 +264,8 @@ def _lancedb(clip: ClipModel, images: np.ndarray) -> Any:
     save_release(clip, Path("my-model"), "card")
     rows = [{"number": number, "vector": vector} for number, vector in enumerate(images)]
     lancedb.connect("my-lancedb").create_table("images", rows)
-    exec(recipe("LanceDB"), found := {})
-    return [hit["number"] for hit in found["hits"]]
+    exec(recipe("LanceDB"), namespace := {})
+    return [hit["number"] for hit in namespace["hits"]]
 
 
 def _clip_retrieval(clip: ClipModel, images: np.ndarray) -> Any:

@@ -50,10 +50,10 @@ def test_only_the_archives_of_the_list_are_open(tmp_path: Path, tiny: Callable[.
         pixels = []
         for start in range(0, 10, 2):
             # A list ends in the archive that the next one begins with.
-            found = featurizer.encode(files(start, start + 3))
-            assert found.image_ids == [file.image_id for file in files(start, start + 3)] and not found.rejected
+            features = featurizer.encode(files(start, start + 3))
+            assert features.image_ids == [file.image_id for file in files(start, start + 3)] and not features.rejected
             assert [one.path.name for one in opened if _is_open(one)] == [f.archive for f in files(start, start + 3)]
-            pixels += found.pixels
+            pixels += features.pixels
         assert len(opened) == 11, "none is opened twice"
         assert featurizer.encode(files(0, 1)).pixels == pixels[:1], "one that was closed"
     assert not any(map(_is_open, opened))

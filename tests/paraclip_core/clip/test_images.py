@@ -245,10 +245,10 @@ def test_what_holds_no_pictures_or_is_damaged_is_told(tmp_path: Path) -> None:
         assert archive.read(picture_name("image", ROWS - 1)) == noise[ROWS - 1].as_py()
 
 
-def _member(kind: bytes, data: bytes, told: int | None = None, name: str = "0.txt") -> bytes:
+def _member(kind: bytes, data: bytes, size: int | None = None, name: str = "0.txt") -> bytes:
     """A member whose header tells of another size than it has."""
     info = tarfile.TarInfo(name)
-    info.type, info.size = kind, len(data) if told is None else told
+    info.type, info.size = kind, len(data) if size is None else size
     return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 

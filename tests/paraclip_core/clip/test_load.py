@@ -123,8 +123,8 @@ def test_the_hubs_commit_is_noted(tiny: Tiny, tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(load, "try_to_load_from_cache", cached)
     clip = load_clip("ViT-B-32-quickgelu:laion400m_e32")
-    known: Any = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "laion400m_e32")
-    assert clip.hub_name == known["hf_hub"].rstrip("/") and set(asked) == {clip.hub_name}
+    config: Any = open_clip.get_pretrained_cfg("ViT-B-32-quickgelu", "laion400m_e32")
+    assert clip.hub_name == config["hf_hub"].rstrip("/") and set(asked) == {clip.hub_name}
     assert clip.revision == "1a25a446"
 
 
@@ -151,10 +151,10 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
     torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     save_file(tensors, tmp_path / "weights.safetensors")
     for file in ("open_clip.pt", "laclip.pt", "plain.bin", "old.pth", "weights.safetensors"):
-        found = load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
-        assert image_tower_hash(found) == image_tower_hash(known)
+        clip = load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
+        assert image_tower_hash(clip) == image_tower_hash(known)
         for name, tensor in tensors.items():
-            assert torch.equal(found.model.state_dict()[name], tensor), name
+            assert torch.equal(clip.model.state_dict()[name], tensor), name
 
 
 def test_weights_that_are_no_numbers_or_of_another_model_are_told(known: ClipModel, tmp_path: Path, tiny: Tiny) -> None:

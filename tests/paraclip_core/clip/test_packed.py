@@ -34,13 +34,13 @@ def gradients(clip: ClipModel, tokens: Ragged, precision: str = "fp32") -> dict[
     target = torch.randn(len(tokens), clip.embed_dim, generator=torch.Generator().manual_seed(3))
     clip.model.zero_grad(set_to_none=True)
     (encode_ragged(clip, tokens, precision=precision) * target).sum().backward()  # type: ignore[arg-type]
-    found = {n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None}
+    by_name = {n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None}
     clip.model.zero_grad(set_to_none=True)
-    return found
+    return by_name
 
 
-def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
-    apart = torch.cat([(found[name] - value).flatten() for name, value in expected.items()])
+def distance(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    apart = torch.cat([(gradients[name] - value).flatten() for name, value in expected.items()])
     return float(apart.norm() / torch.cat([value.flatten() for value in expected.values()]).norm())
 
 
@@ -64,11 +64,11 @@ def test_bf16_gradients_are_as_near_as_autocasts(tiny: Tiny, quick: bool, monkey
 def test_frozen_parameters_take_no_gradients(tiny: Tiny) -> None:
     clip, tokens = tiny(), texts()
     whole = gradients(clip, tokens)
-    kept = [name for name in whole if ".1.mlp" in name or "ln_1.bias" in name or "in_proj_weight" in name]
+    trained = [name for name in whole if ".1.mlp" in name or "ln_1.bias" in name or "in_proj_weight" in name]
     for name, parameter in clip.model.named_parameters():
-        parameter.requires_grad_(name in kept)
+        parameter.requires_grad_(name in trained)
     some = gradients(clip, tokens)
-    assert sorted(some) == sorted(kept) and len(kept) >= 6
+    assert sorted(some) == sorted(trained) and len(trained) >= 6
     for name, value in some.items():
         assert torch.equal(value, whole[name]), name
 
@@ -122,18 +122,18 @@ def test_attention_on_a_cpu_is_attention_elsewhere(last: bool, size: float) -> N
     drawn = drawn.bfloat16().float()
     exact = TrieLayout.of(trie, 2, torch.float32, torch.device("cpu"))
     expected = attended(drawn, replace(exact, rows=None), last)
-    for found, value in zip(attended(drawn, exact, last), expected, strict=True):
-        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
+    for output, value in zip(attended(drawn, exact, last), expected, strict=True):
+        torch.testing.assert_close(output, value, rtol=1e-5, atol=1e-5 * float(value.abs().max()))
     # Scores of some hundreds, where the weights are sharp, are off by 1 when they are rounded to bf16.
     rounded = attended(drawn.bfloat16(), TrieLayout.of(trie, 2, torch.bfloat16, torch.device("cpu")), last)
-    for found, value in zip(rounded, expected, strict=True):
-        assert float((found - value).norm() / value.norm()) < 0.01
+    for output, value in zip(rounded, expected, strict=True):
+        assert float((output - value).norm() / value.norm()) < 0.01
 
 
 def test_sizes_are_rounded_to_few_in_bf16_on_a_cpu() -> None:
     cpu = torch.device("cpu")
     counts = range(1, 9000)
     rounded = [padded_count(count, torch.bfloat16, cpu) for count in counts]
-    assert all(count <= found <= count * 17 / 16 for count, found in zip(counts, rounded, strict=True))
-    assert len({found for found in rounded if 4096 < found <= 8192}) == 16
+    assert all(count <= size <= count * 17 / 16 for count, size in zip(counts, rounded, strict=True))
+    assert len({size for size in rounded if 4096 < size <= 8192}) == 16
     assert padded_count(4097, torch.float32, cpu) == padded_count(4097, torch.bfloat16, torch.device("cuda")) == 4097

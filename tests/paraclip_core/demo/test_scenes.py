@@ -78,7 +78,7 @@ def test_a_rewording_renames_a_thing_and_is_no_training_caption(
     images: list[SceneImage], training_captions: set[str], training_words: set[str]
 ) -> None:
     renamed = {word for kind in KINDS.values() for other in kind.others for word in words(other)}
-    said = set()
+    rewordings = set()
     for image in images:
         if image.split == "val":
             text = reword(image, SEED)
@@ -86,8 +86,8 @@ def test_a_rewording_renames_a_thing_and_is_no_training_caption(
             assert text not in training_captions
             assert text.lower().rstrip(".") not in {caption.lower().rstrip(".") for caption in training_captions}
             assert words(text) != words(plain_caption(image.scene))
-            said.add(text)
-    assert len(said) > 740
+            rewordings.add(text)
+    assert len(rewordings) > 740
 
 
 @given(count=st.integers(20, 60))

@@ -40,8 +40,8 @@ RECALL = "text_to_image_recall@10"
     ],
 )
 def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
-    found, why, _ = judge(rows, GateRule())
-    assert found == verdict
+    decision, why, _ = judge(rows, GateRule())
+    assert decision == verdict
     assert reason in why
 
 
@@ -59,8 +59,8 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
 def test_a_challenger_need_not_be_better_but_not_worse(
     delta: float, low: float, others: list[Row], verdict: str, reason: str
 ) -> None:
-    found, why, _ = judge_challenger([row("paraphrased_retrieval", "ao@10", delta, low), *others], GateRule())
-    assert found == verdict and reason in why
+    decision, why, _ = judge_challenger([row("paraphrased_retrieval", "ao@10", delta, low), *others], GateRule())
+    assert decision == verdict and reason in why
 
 
 def test_a_collapsed_champion_holds_nobody_and_a_collapsed_challenger_never_follows() -> None:
@@ -170,10 +170,10 @@ def searched(base: float, tuned: float, images: int = 400, metric: str = "ao@10"
     """A figure whose single images vary as real ones do, and the recall of captions."""
     rng = np.random.default_rng(1)
     noise, clusters = rng.normal(0, 0.17, images), np.arange(images)
-    found = (rng.random(images) < hits).astype(float)
+    recalls = (rng.random(images) < hits).astype(float)
 
     def measured(values: np.ndarray) -> Measured:
-        samples = {metric: Sample(values, clusters), f"caption_{RECALL}": Sample(found, clusters)}
+        samples = {metric: Sample(values, clusters), f"caption_{RECALL}": Sample(recalls, clusters)}
         return Measured(samples, {"images": images})
 
     return Outcome("rewordings", "paraphrased_retrieval", measured(np.full(images, base)), measured(tuned + noise))
@@ -193,12 +193,12 @@ def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> No
     options = EvaluateOptions(gate=GateRule(max_drop={}))
     few, enough = (compare([searched(0.3, 0.3, images)], options) for images in (70, 4000))
     assert few.verdict == enough.verdict == "hold" and "too few" not in enough.reason
-    (told,) = re.findall(
+    (number,) = re.findall(
         r"too few to tell: 70 images make ±(.*) points of rewordings ao@10, and .* about (.*) held-out images",
         few.reason,
     )
-    assert float(told[0]) == pytest.approx(1.96 * 17 / 70**0.5, rel=0.15)
-    assert int(told[1].replace(",", "")) == pytest.approx(images_needed(70, float(told[0])), rel=0.1)
+    assert float(number[0]) == pytest.approx(1.96 * 17 / 70**0.5, rel=0.15)
+    assert int(number[1].replace(",", "")) == pytest.approx(images_needed(70, float(number[0])), rel=0.1)
     assert "too few" not in compare([searched(0.3, 0.6, 70)], options).reason
     # A rule that noise may have broken.
     noise = searched(0.3, 0.28, 70, "spearman")
@@ -255,12 +255,12 @@ def test_a_gain_among_few_images_is_held() -> None:
 
 def test_summary_has_the_agreed_shape() -> None:
     comparison = compare([outcome()], EvaluateOptions())
-    found = comparison.summary({"finetune": "abc"})
-    assert set(found) == {"models", "deltas", "intervals", "verdict", "reason", "notes", "fingerprints"}
-    assert found["notes"] == list(comparison.notes) != []
-    assert found["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
-    assert found["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
-    assert found["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
+    summary = comparison.summary({"finetune": "abc"})
+    assert set(summary) == {"models", "deltas", "intervals", "verdict", "reason", "notes", "fingerprints"}
+    assert summary["notes"] == list(comparison.notes) != []
+    assert summary["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
+    assert summary["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
+    assert summary["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
 
 
 @pytest.mark.parametrize(

@@ -148,9 +148,9 @@ def full_sort(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
 def test_ties_go_to_the_lowest_row(n: int, m: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     queries, gallery = (rng.integers(-1, 2, (rows, 3)).astype(np.float32) for rows in (n, m))
-    found = top_k(queries, gallery, k)
-    assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, full_sort(queries, gallery, k))
+    ranked = top_k(queries, gallery, k)
+    assert ranked.dtype == np.int64
+    np.testing.assert_array_equal(ranked, full_sort(queries, gallery, k))
 
 
 def test_blocks_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,12 +190,12 @@ def test_rank_correlation_of_each_draw_equals_scipys() -> None:
     rng = np.random.default_rng(5)
     gold, base, tuned = (np.round(rng.random(30) * 8) for _ in range(3))
     draws = rng.integers(0, 30, (20, 30))
-    found = metrics._rank_deltas(*paired(base, tuned, gold=gold), np.arange(30), iter([draws]))
+    deltas = metrics._rank_deltas(*paired(base, tuned, gold=gold), np.arange(30), iter([draws]))
     expected = [
         stats.spearmanr(tuned[d], gold[d]).statistic - stats.spearmanr(base[d], gold[d]).statistic  # pyright: ignore[reportAttributeAccessIssue]
         for d in draws
     ]
-    np.testing.assert_allclose(found, expected, atol=1e-12)
+    np.testing.assert_allclose(deltas, expected, atol=1e-12)
 
 
 def test_coverage_with_clusters() -> None:
@@ -206,10 +206,10 @@ def test_coverage_with_clusters() -> None:
     for trial in range(200):
         difference = 0.3 + np.repeat(rng.normal(size=60), 10) + 0.1 * rng.normal(size=600)
         for way, labels in enumerate((clusters, np.arange(600))):
-            found = delta_interval(
+            interval = delta_interval(
                 *paired(np.zeros(600), difference, labels), resamples=300, confidence=0.9, seed=trial
             )
-            covered[way] += found.low <= 0.3 <= found.high
+            covered[way] += interval.low <= 0.3 <= interval.high
     assert 0.82 <= covered[0] / 200 <= 0.96
     assert covered[1] / 200 < 0.6
 
@@ -225,9 +225,9 @@ def test_blocks_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_model_that_scores_all_pairs_alike_has_no_correlation() -> None:
     gold = np.arange(10.0)
-    found = delta_interval(*paired(np.ones(10), gold, gold=gold), resamples=100, confidence=0.95, seed=0)
-    assert found.delta == pytest.approx(1.0)
-    assert found.low == pytest.approx(1.0)
+    interval = delta_interval(*paired(np.ones(10), gold, gold=gold), resamples=100, confidence=0.95, seed=0)
+    assert interval.delta == pytest.approx(1.0)
+    assert interval.low == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("images", "half"), [(70, 4.0), (1000, 0.5)])

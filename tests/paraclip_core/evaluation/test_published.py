@@ -132,8 +132,8 @@ def test_an_image_is_not_taken_for_another_of_its_name(tmp_path: Path) -> None:
     for name in ("a.jpg", "small/a.jpg", "x/b.png", "x/b.json", "x/c.jpg", "y/c.jpg", "y/d.jpg", "y/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    known = {"a.jpg": "a.jpg", "a": "a.jpg", "b": "x/b.png", "y/c.jpg": "y/c.jpg", "d.png": "y/d.png"}
-    assert published.image_names(tmp_path, [*known, "e"]) == known
+    places = {"a.jpg": "a.jpg", "a": "a.jpg", "b": "x/b.png", "y/c.jpg": "y/c.jpg", "d.png": "y/d.png"}
+    assert published.image_names(tmp_path, [*places, "e"]) == places
     # Of several that lie equally deep the first is meant.
     assert published.image_names(tmp_path, ["c.jpg", "d"]) == {"c.jpg": "x/c.jpg", "d": "y/d.jpg"}
 

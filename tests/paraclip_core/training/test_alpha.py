@@ -43,18 +43,18 @@ def test_ends_are_exact_and_the_middle_is_between() -> None:
 
 def test_sweep_measures_the_base_too() -> None:
     parameters = {"w": nn.Parameter(torch.zeros(()))}
-    found = sweep(parameters, {"w": torch.tensor(0.0)}, {"w": torch.tensor(8.0)}, (1.0, 0.5),
+    points = sweep(parameters, {"w": torch.tensor(0.0)}, {"w": torch.tensor(8.0)}, (1.0, 0.5),
                   lambda: {"w": float(parameters["w"].detach())})  # fmt: skip
-    assert found == [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.5, "w": 4.0}, {"alpha": 1.0, "w": 8.0}]
+    assert points == [{"alpha": 0.0, "w": 0.0}, {"alpha": 0.5, "w": 4.0}, {"alpha": 1.0, "w": 8.0}]
 
 
 @pytest.mark.parametrize(("recalls", "chosen"), [((50, 49.8, 49.5, 49.4), 0.75), ((50, 40, 40, 40), 0.0)])
 def test_without_pairs_it_does_not_pretend_to_have_compared_them(recalls: tuple[float, ...], chosen: float) -> None:
-    found = choose_alpha(
+    choice = choose_alpha(
         [{"alpha": alpha, RECALL: recall} for alpha, recall in zip((0.0, 0.5, 0.75, 1.0), recalls, strict=True)], RULE
     )
-    assert found["chosen"] == chosen
-    assert all(part in found["rule"] for part in ("could not be", "finetune.validation", "paraphrase.fraction"))
+    assert choice["chosen"] == chosen
+    assert all(part in choice["rule"] for part in ("could not be", "finetune.validation", "paraphrase.fraction"))
 
 
 @pytest.mark.parametrize(

@@ -73,8 +73,8 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
     read: Any = ModelCard(text).data
     results = read.eval_results
     assert results is not None and read.model_name == "paraclip-1234"
-    found = [(result.task_type, result.dataset_name, result.metric_type, result.metric_value) for result in results]
-    assert found == [
+    entries = [(result.task_type, result.dataset_name, result.metric_type, result.metric_value) for result in results]
+    assert entries == [
         ("image-text-retrieval", "rewordings", "ao@10", 14.02),
         ("image-text-retrieval", "rewordings", "js@10", 14.02),
         ("sentence-similarity", "sts-b", "spearman", 14.02),

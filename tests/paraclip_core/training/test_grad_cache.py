@@ -58,9 +58,9 @@ def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
 
 
 def gradients(clip: ClipModel) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in trained_parameters(clip.model).items() if p.grad is not None}
+    by_name = {name: p.grad.clone() for name, p in trained_parameters(clip.model).items() if p.grad is not None}
     clip.model.zero_grad()
-    return found
+    return by_name
 
 
 def plain(clip: ClipModel, prepared: Batch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -125,15 +125,15 @@ def test_bytes_depend_on_no_memory_or_cores(
 ) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
     anchor = Anchor(clip, 1.0, 1.0) if anchored else None
-    found = []
+    runs = []
     for memory, count in product((4.0, 1e-9), (1, 2)):
         cores(count)
         objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
         assert objective.fits(prepared) is (memory == 4.0)
         loss, _ = objective.gradients(prepared)
-        found.append({"loss": loss, **gradients(clip)})
-    for other in found[1:]:
-        assert [name for name in found[0] if not torch.equal(found[0][name], other[name])] == []
+        runs.append({"loss": loss, **gradients(clip)})
+    for other in runs[1:]:
+        assert [name for name in runs[0] if not torch.equal(runs[0][name], other[name])] == []
 
 
 def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,12 +164,12 @@ def test_the_estimate_is_near(
     draw = np.random.RandomState(0)
     tokens = tokenize(clip, [" ".join(draw.choice(WORDS.split(), draw.randint(3, 14))) for _ in range(48)])
     weights = {parameter.untyped_storage().data_ptr() for parameter in clip.model.parameters()}
-    kept: dict[int, Tensor] = {}
+    stored: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         place = tensor.untyped_storage().data_ptr()
         if place not in weights:
-            kept[place] = tensor
+            stored[place] = tensor
         return tensor
 
     with (
@@ -177,7 +177,7 @@ def test_the_estimate_is_near(
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
     ):
         grad_cache.CachedTexts(clip, tokens, precision=precision, keep=True).embed()  # type: ignore[arg-type]
-    needed = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    needed = sum(tensor.untyped_storage().nbytes() for tensor in stored.values())
     estimate = computed_tokens(clip, tokens) * grad_cache.activation_bytes(clip, precision)  # type: ignore[arg-type]
     assert needed / 2.5 < estimate < needed * 2.5
 
@@ -205,8 +205,8 @@ def test_two_run_at_once_on_half_the_cores_each(cores: Callable[[int], None]) ->
         met.wait(60)
         return threading.current_thread().name, torch.get_num_threads()
 
-    found = list(side_by_side(work, STREAMS))
-    assert len({name for name, _ in found}) == STREAMS and {threads for _, threads in found} == {2}
+    threads_used = list(side_by_side(work, STREAMS))
+    assert len({name for name, _ in threads_used}) == STREAMS and {threads for _, threads in threads_used} == {2}
     assert torch.get_num_threads() == 4
     later: list[int] = []
     thread = threading.Thread(target=lambda: later.append(torch.get_num_threads()))

@@ -64,8 +64,8 @@ def test_chunked_loss_equals_the_whole_matrix(chunk_rows: int, masked: bool) -> 
     mask.fill_diagonal_(False)
     values, gradients = [], []
     for chunked in (False, True):
-        found = embeddings(50)
-        inputs = [found["image"], found["caption"], torch.tensor(14.0)]
+        vectors = embeddings(50)
+        inputs = [vectors["image"], vectors["caption"], torch.tensor(14.0)]
         for tensor in inputs:
             tensor.requires_grad_()
         first, second, scale = inputs
@@ -102,22 +102,22 @@ def test_the_whole_matrix_is_never_in_memory() -> None:
 
 
 def test_equals_open_clip_and_is_fp32_under_autocast() -> None:
-    found = embeddings(16)
+    vectors = embeddings(16)
     scale = torch.tensor(math.log(14.0)).exp()
-    ours = info_nce(found["image"], found["caption"], scale)
-    torch.testing.assert_close(ours, ClipLoss()(found["image"], found["caption"], scale))
-    found = {kind: tensor.bfloat16() for kind, tensor in embeddings(4).items()}
+    ours = info_nce(vectors["image"], vectors["caption"], scale)
+    torch.testing.assert_close(ours, ClipLoss()(vectors["image"], vectors["caption"], scale))
+    vectors = {kind: tensor.bfloat16() for kind, tensor in embeddings(4).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _ = contrastive_loss(found, torch.tensor(4.0), named_pairs(LossWeights()))
+        total, _ = contrastive_loss(vectors, torch.tensor(4.0), named_pairs(LossWeights()))
     assert total.dtype == torch.float32
 
 
 @pytest.mark.parametrize("chunk_rows", [1, 16, 1024])
 def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(chunk_rows: int) -> None:
     def inputs() -> list[Tensor]:
-        made = embeddings(50)
+        vectors = embeddings(50)
         scalars = (torch.tensor(30.0), torch.tensor(-9.0))
-        return [tensor.requires_grad_() for tensor in (made["image"], made["caption"], *scalars)]
+        return [tensor.requires_grad_() for tensor in (vectors["image"], vectors["caption"], *scalars)]
 
     ours, theirs = inputs(), inputs()
     first, second, scale, bias = ours
@@ -132,11 +132,11 @@ def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(chunk_rows: int) ->
 
 
 def test_the_sigmoid_loss_leaves_known_pairs_out_and_is_of_images_alone() -> None:
-    made, scale, bias = embeddings(7, seed=3), torch.tensor(math.log(9.0)), torch.tensor([-2.0])
+    vectors, scale, bias = embeddings(7, seed=3), torch.tensor(math.log(9.0)), torch.tensor([-2.0])
     keys = {kind: torch.arange(7) for kind in KINDS} | {"image": torch.tensor([1, 1, 2, 3, 4, 5, 6])}
     pairs = named_pairs(LossWeights(image_paraphrase_2=1, caption_paraphrase_1=1, paraphrase_1_paraphrase_2=0))
-    _, terms = contrastive_loss(made, scale, pairs, keys, bias)
-    logits = [[9.0 * float(made["image"][i] @ made["paraphrase_2"][j]) - 2.0 for j in range(7)] for i in range(7)]
+    _, terms = contrastive_loss(vectors, scale, pairs, keys, bias)
+    logits = [[9.0 * float(vectors["image"][i] @ vectors["paraphrase_2"][j]) - 2.0 for j in range(7)] for i in range(7)]
     losses = [
         math.log1p(math.exp(-logits[i][j] if i == j else logits[i][j]))
         for i in range(7)
@@ -144,13 +144,13 @@ def test_the_sigmoid_loss_leaves_known_pairs_out_and_is_of_images_alone() -> Non
         if {i, j} != {0, 1}
     ]
     assert float(terms["image~paraphrase_2"]) == pytest.approx(sum(losses) / 7, rel=1e-5)
-    _, of_softmax = contrastive_loss(made, scale, pairs, keys)
+    _, of_softmax = contrastive_loss(vectors, scale, pairs, keys)
     assert terms["caption~paraphrase_1"] == of_softmax["caption~paraphrase_1"]
 
 
 @pytest.mark.parametrize("pair", named_pairs(LossWeights(image_caption=1)))
 def test_masked_loss_equals_a_loop(pair: Pair) -> None:
-    found = embeddings(7, seed=3)
+    vectors = embeddings(7, seed=3)
     keys = {
         "image": [1, 1, 2, 3, 4, 5, 6],
         "caption": [10, 11, 12, 12, 14, 15, 16],
@@ -174,40 +174,40 @@ def test_masked_loss_equals_a_loop(pair: Pair) -> None:
     tensors = {kind: torch.tensor(values) for kind, values in keys.items()}
     assert false_negatives(pair, tensors).tolist() == left_out
     assert false_negatives(pair, tensors, 2, 5).tolist() == left_out[2:5]
-    ours, parts = contrastive_loss(found, torch.tensor(math.log(9.0)), [pair], tensors)
-    expected = by_loop(found[pair.first], found[pair.second], 9.0, left_out)
+    ours, parts = contrastive_loss(vectors, torch.tensor(math.log(9.0)), [pair], tensors)
+    expected = by_loop(vectors[pair.first], vectors[pair.second], 9.0, left_out)
     assert float(ours) == pytest.approx(expected, rel=1e-5)
     assert float(parts[pair.name]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_weights_and_sum() -> None:
-    found, scale = embeddings(5), torch.tensor(1.0)
+    vectors, scale = embeddings(5), torch.tensor(1.0)
     pairs = named_pairs(LossWeights(image_paraphrase_2=2, caption_paraphrase_1=0, paraphrase_1_paraphrase_2=0.5))
     assert [pair.name for pair in pairs] == ["image~paraphrase_2", "paraphrase_1~paraphrase_2"]
-    total, parts = contrastive_loss(found, scale, pairs)
+    total, parts = contrastive_loss(vectors, scale, pairs)
     assert float(total) == pytest.approx(2 * float(parts[pairs[0].name]) + 0.5 * float(parts[pairs[1].name]), rel=1e-6)
 
 
 def test_gradients_reach_texts_and_scale_even_where_every_negative_is_left_out() -> None:
-    found = {kind: tensor.requires_grad_() for kind, tensor in embeddings(3).items()}
+    vectors = {kind: tensor.requires_grad_() for kind, tensor in embeddings(3).items()}
     scale = torch.tensor(2.0, requires_grad=True)
     same = {kind: torch.zeros(3, dtype=torch.int64) for kind in KINDS}
-    total, _ = contrastive_loss(found, scale, named_pairs(LossWeights()), same)
+    total, _ = contrastive_loss(vectors, scale, named_pairs(LossWeights()), same)
     total.backward()
     assert float(total.detach()) == 0.0
     assert scale.grad is not None and torch.isfinite(scale.grad)
-    assert all(torch.isfinite(tensor.grad).all() for tensor in found.values() if tensor.grad is not None)
+    assert all(torch.isfinite(tensor.grad).all() for tensor in vectors.values() if tensor.grad is not None)
 
 
 def test_a_scale_in_a_list_of_one_is_a_scale() -> None:
-    found = []
+    results = []
     for shape in ((), (1,)):
         scale = torch.full(shape, 2.0, requires_grad=True)
         loss, _ = contrastive_loss(embeddings(5), scale, [Pair("image", "caption")])
         loss.backward()
         assert loss.shape == () and scale.grad is not None
-        found.append((float(loss.detach()), float(scale.grad)))
-    assert found[0] == found[1]
+        results.append((float(loss.detach()), float(scale.grad)))
+    assert results[0] == results[1]
 
 
 def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> None:
@@ -222,9 +222,9 @@ def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> No
     with torch.no_grad():
         clip.model.get_parameter("text_projection").add_(0.5)
         base = encode_ragged(anchor.clip, batch.texts("caption"))
-    found = batch.embeddings(encode_ragged(clip, batch.tokens))
-    expected = 1 - (found["caption"] * encode_ragged(tiny.tiny_clip(), batch.texts("caption"))).sum(1)
-    weight, distance = anchor.terms(batch, found, base)["distil"]
+    vectors = batch.embeddings(encode_ragged(clip, batch.tokens))
+    expected = 1 - (vectors["caption"] * encode_ragged(tiny.tiny_clip(), batch.texts("caption"))).sum(1)
+    weight, distance = anchor.terms(batch, vectors, base)["distil"]
     assert weight == 1.0 and float(distance.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)
 
 

@@ -62,10 +62,10 @@ def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
             trackers.log(step, {"loss": 1 / step})
         trackers.close()
     assert len(list((tmp_path / "tensorboard/r").iterdir())) == 2, "one file each"
-    found = events.EventAccumulator(str(tmp_path / "tensorboard/r"))
-    found.Reload()
-    assert found.Tags()["tensors"] == ["options/text_summary"]
-    assert [(event.step, round(event.value, 3)) for event in found.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333)]
+    log = events.EventAccumulator(str(tmp_path / "tensorboard/r"))
+    log.Reload()
+    assert log.Tags()["tensors"] == ["options/text_summary"]
+    assert [(event.step, round(event.value, 3)) for event in log.Scalars("loss")] == [(1, 1.0), (2, 0.5), (3, 0.333)]
 
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])

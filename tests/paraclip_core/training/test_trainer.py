@@ -129,30 +129,30 @@ def test_batches_get_a_share_of_what_is_free(tiny: ModuleType, tmp_path: Path, m
     monkeypatch.setattr(trainer, "Objective", lambda *args: given.append(args[3]) or of_class(*args))
     monkeypatch.setattr(trainer, "memory_for_batches", lambda device, processes: 1e-9 if processes == 1 else 0)
     short = {"epochs": 0.4}
-    free, said = (
+    free, chosen = (
         weights(tiny, tmp_path / "a", options=short),
         weights(tiny, tmp_path / "b", options=short, memory_gib=3),
     )
-    assert_equal(free, said)
+    assert_equal(free, chosen)
     assert given == [1e-9, 3.0]
 
 
 def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
     job = tiny.tiny_job(tmp_path)
     figures = iter([10.0, 40.0, 40.0, 20.0])
-    kept: dict[str, Tensor] = {}
+    best: dict[str, Tensor] = {}
 
     def validate() -> dict[str, float]:
         value = next(figures)
-        if value == 40.0 and not kept:
-            kept.update({name: tensor.clone() for name, tensor in job.clip.model.state_dict().items()})
+        if value == 40.0 and not best:
+            best.update({name: tensor.clone() for name, tensor in job.clip.model.state_dict().items()})
         return {"figure": value}
 
     result = train(
         tiny.tiny_job(tmp_path, clip=job.clip, validate=validate, keep_best="figure", options={"epochs": 4.0})
     )
     assert (result.best_step, result.best) == (10, 40.0)
-    assert_equal(kept, job.clip.model.state_dict())
+    assert_equal(best, job.clip.model.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -297,16 +297,16 @@ def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.L
 
 
 def test_files_are_on_the_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, told = saved(tmp_path, 2), list[list[str]]()
+    checkpoints, synced = saved(tmp_path, 2), list[list[str]]()
     names = {tmp_path.stat().st_ino: "folder"}
 
     def note(descriptor: int) -> None:
         what = names.get(os.fstat(descriptor).st_ino, "file")
-        told.append([what, *sorted(path.name[5:13] for path in tmp_path.glob("step-*"))])
+        synced.append([what, *sorted(path.name[5:13] for path in tmp_path.glob("step-*"))])
 
     monkeypatch.setattr(os, "fsync", note)
     checkpoints.save({"step": 3}, {"w": torch.zeros(1)})
-    assert told == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
+    assert synced == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
 
 
 def test_a_disk_at_fault_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

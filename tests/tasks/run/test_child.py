@@ -42,14 +42,14 @@ def alive(pid: int) -> bool:
 
 
 def test_it_runs_elsewhere_without_prefect_and_tells_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[int, int | None]] = []
+    reports: list[tuple[int, int | None]] = []
     # A working directory shadows no module of Python's.
     (tmp_path / "queue.py").write_text("raise RuntimeError('not Python's')")
     monkeypatch.chdir(tmp_path)
-    artifact = run(tmp_path / "root", "first", progress=lambda done, total, **facts: told.append((done, total)))
+    artifact = run(tmp_path / "root", "first", progress=lambda done, total, **facts: reports.append((done, total)))
     metrics = artifact.manifest.metrics
     assert metrics["pid"] != os.getpid() and metrics["prefect"] is False
-    assert told and told[-1] == (3, 3) and told == sorted(told)
+    assert reports and reports[-1] == (3, 3) and reports == sorted(reports)
 
 
 def test_errors_keep_class_and_text(tmp_path: Path) -> None:
@@ -64,19 +64,19 @@ def test_a_crash_after_the_answer_is_told_as_one(tmp_path: Path) -> None:
 
 
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     store = ArtifactStore(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         with store.writing("first", "0123abcd"):
             second = pool.submit(
-                run, tmp_path, "first", progress=lambda done, total, **facts: told.append(str(facts.get("waiting")))
+                run, tmp_path, "first", progress=lambda done, total, **facts: messages.append(str(facts.get("waiting")))
             )
-            eventually(lambda: told)
+            eventually(lambda: messages)
             assert not second.done()
             (store.work_path("first", "0123abcd") / "out" / "made.txt").write_text("by the first run")
             first = store.commit(draft("first"), {"rows": 0}, 0)
         assert second.result(30) == first
-    assert set(told) == {"for another run of the same stage"}
+    assert set(messages) == {"for another run of the same stage"}
 
 
 @pytest.mark.parametrize(

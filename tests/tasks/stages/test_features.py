@@ -340,10 +340,10 @@ def test_features_of_pictures_in_parquet_are_those_of_loose_files(photos: Path, 
         folder = tmp_path / write.__name__
         folder.mkdir()
         write(folder / "a.parquet", pictures)
-        ingest, made = _both(folder, path="a.parquet")
-        assert _files(made) == _files(expected)
-        found, captions = (read_table(artifact.path / "captions").select(same) for artifact in (ingest, wanted))
-        assert found.equals(captions) and found.num_rows == 2 * len(pictures)
+        ingest, features = _both(folder, path="a.parquet")
+        assert _files(features) == _files(expected)
+        ingested, captions = (read_table(artifact.path / "captions").select(same) for artifact in (ingest, wanted))
+        assert ingested.equals(captions) and ingested.num_rows == 2 * len(pictures)
 
 
 def test_damaged_and_absent_pictures_are_rejected_by_file_and_row(photos: Path, tmp_path: Path) -> None:
@@ -352,11 +352,11 @@ def test_damaged_and_absent_pictures_are_rejected_by_file_and_row(photos: Path, 
     given = [one, two[:200], None, b"no image", three]
     table = pa.table({"image": pa.array(given), "caption": [_texts(number) for number in range(5)]})
     pq.write_table(table, tmp_path / "a.parquet")
-    ingest, made = _both(tmp_path, path="a.parquet")
+    ingest, features = _both(tmp_path, path="a.parquet")
     absent = read_table(ingest.path / "rejects").select(["source", "source_row", "reason"]).to_pylist()
     assert absent == [{"source": "a.parquet", "source_row": 2, "reason": "missing_field"}]
-    rejects = read_table(made.path / "rejects")
+    rejects = read_table(features.path / "rejects")
     assert rejects["source"].to_pylist() == ["a.parquet"] * 2 and rejects["source_row"].to_pylist() == [1, 3]
     assert rejects["reason"].to_pylist() == ["corrupt_image"] * 2
     assert "a.parquet/image[000000001]/" in rejects["detail"][0].as_py()
-    assert len(FeatureStore(made.path)) == 2
+    assert len(FeatureStore(features.path)) == 2

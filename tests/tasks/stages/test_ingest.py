@@ -107,10 +107,10 @@ def test_nothing_read_or_accepted_stops_before_anything_is_paid_for(tmp_path: Pa
     with pytest.raises(InputError, match=r"^a\.txt: no rows.*data\.sources"):
         ingest(settings_of(tmp_path, "a.txt"), store)
     (tmp_path / "b.txt").write_text("dog\n\n")
-    with pytest.raises(InputError, match=r"^a\.txt, b\.txt: none of the 2 rows .*data\.min_words") as told:
+    with pytest.raises(InputError, match=r"^a\.txt, b\.txt: none of the 2 rows .*data\.min_words") as error:
         ingest(settings_of(tmp_path, "a.txt", "b.txt"), store)
     (rejects,) = store.root.glob("work/ingest/*/out/rejects")
-    assert str(rejects) in str(told.value)
+    assert str(rejects) in str(error.value)
     assert sorted(read_table(rejects).column("reason").to_pylist()) == ["empty", "too_few_words"]
 
 

@@ -29,18 +29,18 @@ def settings_of(folder: Path, **paraphrase: Any) -> Settings:
     return settings_of_texts(folder, DOGS, chosen)
 
 
-def answers(made: Artifact, step: int = 1) -> list[str]:
-    return read_table(made.path / "paraphrases").column(f"paraphrase_{step}").to_pylist()
+def answers(artifact: Artifact, step: int = 1) -> list[str]:
+    return read_table(artifact.path / "paraphrases").column(f"paraphrase_{step}").to_pylist()
 
 
-def asked(made: Artifact) -> list[int]:
-    return [made.manifest.metrics["judge"][name] for name in ("requested", "cached", "generated")]
+def asked(artifact: Artifact) -> list[int]:
+    return [artifact.manifest.metrics["judge"][name] for name in ("requested", "cached", "generated")]
 
 
 def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(tmp_path: Path) -> None:
     first, second = both_steps(settings_of(tmp_path, judge={}))
-    kept = [f"{'second' if n == 3 else 'first'} {DOGS[n]}" for n in (0, 1, 2, 3, 5)]
-    assert answers(first) == kept
+    accepted = [f"{'second' if n == 3 else 'first'} {DOGS[n]}" for n in (0, 1, 2, 3, 5)]
+    assert answers(first) == accepted
     (reject,) = read_table(first.path / "rejects").to_pylist()
     assert (reject["input"], reject["answer"], reject["reason"]) == (DOGS[4], f"first {DOGS[4]}", "judge")
     assert "well m: 'No, it does not.'" in reject["detail"]
@@ -51,7 +51,7 @@ def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(
         assert store.lookup(pa.array([key], pa.binary(16))).num_rows == 1
     assert asked(first) == [8, 0, 8] and first.manifest.metrics["rejected"] == {"judge": 1}
     # The second step is compared with the caption, too.
-    assert answers(second, 2) == [f"{'second' if '3' in text else 'first'} {text}" for text in kept]
+    assert answers(second, 2) == [f"{'second' if '3' in text else 'first'} {text}" for text in accepted]
     assert first.manifest.options["judge"]["model"] == "well m"
 
 
@@ -62,7 +62,7 @@ def test_its_answers_are_paid_for_once_and_the_bytes_are_the_same(tmp_path: Path
         shutil.rmtree(tmp_path / "root" / part)
     (tmp_path / "root" / "cache" / "answers.duckdb").unlink()
     again = both_steps(settings)
-    assert [made.manifest.files for made in again] == [made.manifest.files for made in before]
+    assert [artifact.manifest.files for artifact in again] == [artifact.manifest.files for artifact in before]
     assert asked(again[0]) == [8, 8, 0] and again[0].manifest.metrics["generated"] == 0
     # What it decided stays without it, and with a cut of other size.
     both_steps(settings_of(tmp_path))

@@ -18,8 +18,8 @@ GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"
 
 def blocks(language: str) -> list[str]:
     """The guide's blocks of code that tell of the command engine."""
-    found = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.S)
-    return [block for block in found if "CommandEngine" in block]
+    matches = re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.S)
+    return [block for block in matches if "CommandEngine" in block]
 
 
 @pytest.fixture

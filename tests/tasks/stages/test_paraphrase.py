@@ -216,8 +216,8 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path, monkeyp
     assert first[0].manifest.metrics["rejected"].keys() >= {"repeated_flood", "empty", "echo"}
     # What people see of them.
     samples = finished_samples(first[0], 1)
-    kept, reject = (read_table(first[0].path / name).to_pylist()[0] for name in ("paraphrases", "rejects"))
-    assert samples[0] == {"input": kept["caption"], "answer": kept["paraphrase_1"], "outcome": "kept"}
+    row, reject = (read_table(first[0].path / name).to_pylist()[0] for name in ("paraphrases", "rejects"))
+    assert samples[0] == {"input": row["caption"], "answer": row["paraphrase_1"], "outcome": "kept"}
     rejected = {"input": reject["input"], "answer": reject["answer"] or "", "outcome": reject["reason"]}
     assert rejected in samples and len(samples) <= 40
     lose_artifacts(store)

@@ -91,10 +91,10 @@ def test_runs_at_once_that_ask_the_same_pay_once(
 ) -> None:
     settings = begun(openai_server, tmp_path, monkeypatch, 0.05)
     other = settings.model_copy(update={"paraphrase": settings.paraphrase.model_copy(update={"attempts": 2})})
-    told: list[object] = []
+    reports: list[object] = []
 
     def note(done: int, total: int | None, **facts: object) -> None:
-        told.append(facts.get("waiting"))
+        reports.append(facts.get("waiting"))
 
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(run_stage, "paraphrase_1", Run(each), note) for each in (settings, other)]
@@ -102,7 +102,7 @@ def test_runs_at_once_that_ask_the_same_pay_once(
     assert first.fingerprint != second.fingerprint
     assert sorted(each.manifest.metrics["generated"] for each in (first, second)) == [0, CAPTIONS]
     assert len(openai_server.asked) == CAPTIONS
-    assert "for another run that asks the same" in told
+    assert "for another run that asks the same" in reports
 
 
 @pytest.mark.slow

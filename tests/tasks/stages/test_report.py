@@ -82,5 +82,5 @@ def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
     for (stage, folder), values in tables_of.items():
         write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"licence": values}))
     inputs = {stage: Artifact(tmp_path / stage, artifact({}).manifest) for stage, _ in tables_of}
-    found = [(license.name, license.captions, license.paraphrased) for license in _licenses(inputs)]
-    assert found == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]
+    counts = [(license.name, license.captions, license.paraphrased) for license in _licenses(inputs)]
+    assert counts == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]

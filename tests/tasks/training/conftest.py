@@ -111,10 +111,10 @@ def edited(inputs: dict[str, Artifact], tmp_path: Path) -> Callable[..., dict[st
     """The inputs, one of them with another table in the place of its own."""
 
     def edit(name: str, change: Callable[[pa.Table], pa.Table]) -> dict[str, Artifact]:
-        made = replace(inputs[name], path=Path(shutil.copytree(inputs[name].path, tmp_path / name)))
-        (path,) = made.path.glob("*/part-00000.parquet")
+        artifact = replace(inputs[name], path=Path(shutil.copytree(inputs[name].path, tmp_path / name)))
+        (path,) = artifact.path.glob("*/part-00000.parquet")
         pq.write_table(change(pq.read_table(path)), path)
-        return {**inputs, name: made}
+        return {**inputs, name: artifact}
 
     return edit
 

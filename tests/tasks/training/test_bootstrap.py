@@ -24,22 +24,22 @@ from paraclip_core.errors import ArtifactError, ModelError
 RunStage = Callable[..., Artifact]
 
 
-def log_of(made: Artifact) -> list[dict]:
-    lines = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+def log_of(artifact: Artifact) -> list[dict]:
+    lines = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     return [line for line in lines if "loss" in line]
 
 
 def test_it_learns_and_its_release_loads_in_open_clip(inputs: dict[str, Artifact], tower: str) -> None:
-    made = inputs["bootstrap"]
-    lines = log_of(made)
+    artifact = inputs["bootstrap"]
+    lines = log_of(artifact)
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"] and set(lines[0]["losses"]) == {"image~caption"}
-    metrics = made.manifest.metrics
+    metrics = artifact.manifest.metrics
     assert metrics["without_image"] == 2
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 146
     assert metrics["validation_images"] >= 1 and metrics["validation_text_to_image_recall@10"] >= 0
-    assert image_tower_hash(load_clip(str(made.path / "release"))) == tower == metrics["image_tower_hash"]
-    open_clip.create_model_and_transforms(f"local-dir:{made.path / 'release'}")
-    assert tower in (made.path / "release/README.md").read_text()
+    assert image_tower_hash(load_clip(str(artifact.path / "release"))) == tower == metrics["image_tower_hash"]
+    open_clip.create_model_and_transforms(f"local-dir:{artifact.path / 'release'}")
+    assert tower in (artifact.path / "release/README.md").read_text()
 
 
 def test_one_image_that_is_held_out_chooses_no_epoch(
@@ -64,7 +64,7 @@ def test_two_processes_make_the_model_that_one_makes(
         [line["loss"] for line in log_of(alone)], rel=1e-3
     )
     assert together.manifest.metrics["best_step"] > 0
-    weights = [load_file(made.path / "release/open_clip_model.safetensors") for made in (alone, together)]
+    weights = [load_file(artifact.path / "release/open_clip_model.safetensors") for artifact in (alone, together)]
     moved = weights[0]["token_embedding.weight"] - weights[1]["token_embedding.weight"]
     assert float(moved.abs().max()) < 1e-2
     assert all(torch.isfinite(value).all() for value in weights[1].values())

@@ -33,10 +33,10 @@ def test_held_out_images_are_training_images_and_never_trained_on(
     assert len(held_out.gallery) > 5
     assert trained.isdisjoint(held_out.gallery.tolist())
     assert len(trained) + len(held_out.gallery) == 72  # the other 8 images are of the split `val`
-    found = validation_set(captions, held_out, sources["paraphrase_2"].path / "paraphrases")
-    assert found.pair_targets is not None
-    assert len(found.captions) == len(found.pair_targets) == 2 * len(held_out.gallery)
-    assert set(found.targets.tolist()) == set(range(len(held_out.gallery)))
+    validation = validation_set(captions, held_out, sources["paraphrase_2"].path / "paraphrases")
+    assert validation.pair_targets is not None
+    assert len(validation.captions) == len(validation.pair_targets) == 2 * len(held_out.gallery)
+    assert set(validation.targets.tolist()) == set(range(len(held_out.gallery)))
 
 
 def names_of(rows: TrainingRows) -> list[str]:

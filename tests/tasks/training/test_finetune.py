@@ -39,20 +39,20 @@ Edited = Callable[..., dict[str, Artifact]]
 Change = Callable[[pa.Table], pa.Table]
 
 
-def files(made: Artifact) -> dict[str, str]:
-    return {name: entry.sha256 for name, entry in made.manifest.files.items()}
+def files(artifact: Artifact) -> dict[str, str]:
+    return {name: entry.sha256 for name, entry in artifact.manifest.files.items()}
 
 
-def weights(made: Artifact) -> dict[str, Tensor]:
-    return load_file(made.path / "release/open_clip_model.safetensors")
+def weights(artifact: Artifact) -> dict[str, Tensor]:
+    return load_file(artifact.path / "release/open_clip_model.safetensors")
 
 
-def card_of(made: Artifact) -> str:
-    return (made.path / "release/README.md").read_text()
+def card_of(artifact: Artifact) -> str:
+    return (artifact.path / "release/README.md").read_text()
 
 
-def sweep_of(made: Artifact) -> dict[str, Any]:
-    return json.loads((made.path / "alpha_sweep.json").read_text())
+def sweep_of(artifact: Artifact) -> dict[str, Any]:
+    return json.loads((artifact.path / "alpha_sweep.json").read_text())
 
 
 def test_it_writes_release_log_and_sweep(tuned: Artifact, inputs: dict[str, Artifact], tower: str) -> None:
@@ -74,24 +74,24 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
 ) -> None:
     folder = inputs["bootstrap"].path / "release"
     base, place = weights(inputs["bootstrap"]), f"local-dir:{folder}"
-    sources = {name: made for name, made in inputs.items() if name != "bootstrap"}
+    sources = {name: artifact for name, artifact in inputs.items() if name != "bootstrap"}
 
     def trained(chosen: float, **changed: object) -> tuple[Artifact, set[str]]:
         """And names of the weights that are not the base's."""
         monkeypatch.setattr(bodies, "choose_alpha", lambda *given: {**choose_alpha(*given), "chosen": chosen})
-        made = run_stage(FINETUNE, sources, model={"base": place}, finetune=changed)
-        return made, {name for name, weight in weights(made).items() if not torch.equal(weight, base[name])}
+        artifact = run_stage(FINETUNE, sources, model={"base": place}, finetune=changed)
+        return artifact, {name for name, weight in weights(artifact).items() if not torch.equal(weight, base[name])}
 
-    kept, changed = trained(0.0)
-    assert changed == set() and kept.manifest.metrics["base"] == place
+    unchanged, changed = trained(0.0)
+    assert changed == set() and unchanged.manifest.metrics["base"] == place
     ranks = RankOptions(weight=1.0)
-    made, changed = trained(1.0, weights=LossWeights(image_caption=1), distil=0.01, ranks=ranks)
+    artifact, changed = trained(1.0, weights=LossWeights(image_caption=1), distil=0.01, ranks=ranks)
     assert {"text_projection", "logit_scale"} < changed and not any(name.startswith("visual.") for name in changed)
-    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert {"image~caption", "image~paraphrase_2", "distil"} <= set(log[0]["losses"])
     divergences = [line["losses"]["ranks"] for line in log]
-    assert len(divergences) == made.manifest.metrics["steps"] and min(divergences) > 0
-    assert '{"weight": 1.0}' in card_of(made)
+    assert len(divergences) == artifact.manifest.metrics["steps"] and min(divergences) > 0
+    assert '{"weight": 1.0}' in card_of(artifact)
 
 
 def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
@@ -209,12 +209,12 @@ def test_rows_that_nothing_can_be_learned_from(
 def test_without_held_out_pairs_it_says_so(
     run_stage: RunStage, edited: Edited, trained_rows: Change, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = run_stage(FINETUNE, edited("paraphrase_2", trained_rows))
-    sweep = sweep_of(made)
-    assert made.manifest.metrics["validation_pairs"] == 0
+    artifact = run_stage(FINETUNE, edited("paraphrase_2", trained_rows))
+    sweep = sweep_of(artifact)
+    assert artifact.manifest.metrics["validation_pairs"] == 0
     assert set(sweep["alphas"][0]) == {"alpha", "text_to_image_recall@10"}
-    for told in (sweep["rule"], card_of(made), caplog.text):
-        assert "ao@10 could not be looked at" in told and "finetune.validation" in told
+    for text in (sweep["rule"], card_of(artifact), caplog.text):
+        assert "ao@10 could not be looked at" in text and "finetune.validation" in text
 
 
 # What the card tells of the rows that were trained on
@@ -246,8 +246,8 @@ def test_the_card_counts_the_rows_that_were_trained_on(
             table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), [column])
         return table
 
-    made = run_stage(stage, edited("ingest", restated))
-    card, rows = card_of(made), made.manifest.metrics["rows"]
+    artifact = run_stage(stage, edited("ingest", restated))
+    card, rows = card_of(artifact), artifact.manifest.metrics["rows"]
     licences, sources = table_of(card, "licence as stated"), table_of(card, "source")
     assert set(licences) == {"CC0-1.0", "MIT"} and set(sources) == {"a.parquet", "b.parquet"}
     assert sum(licences.values()) == sum(sources.values()) == rows < 162
@@ -255,10 +255,10 @@ def test_the_card_counts_the_rows_that_were_trained_on(
 
 
 def test_who_paraphrased(sources: dict[str, Artifact]) -> None:
-    made = sources["paraphrase_2"]
-    assert paraphraser_of(made) is None
-    told = replace(made.manifest, metrics={"engine": "openvino", "model": "x.gguf@fp32"})
-    assert paraphraser_of(replace(made, manifest=told)) == "engine `openvino`, model `x.gguf@fp32`"
+    artifact = sources["paraphrase_2"]
+    assert paraphraser_of(artifact) is None
+    manifest_of_model = replace(artifact.manifest, metrics={"engine": "openvino", "model": "x.gguf@fp32"})
+    assert paraphraser_of(replace(artifact, manifest=manifest_of_model)) == "engine `openvino`, model `x.gguf@fp32`"
 
 
 def test_leftovers_of_an_earlier_try_are_not_counted(sources: dict[str, Artifact], tmp_path: Path) -> None:

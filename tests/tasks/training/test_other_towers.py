@@ -75,23 +75,23 @@ def test_it_is_tuned_and_released(
 ) -> None:
     base = make(kind)
     inputs = {**sources, "features": _features_of(base, sources["features"], store)}
-    made = run_stage(FINETUNE, inputs, model={"base": base.reference})
-    log = [json.loads(line) for line in (made.path / "training_log.jsonl").read_text().splitlines()]
+    artifact = run_stage(FINETUNE, inputs, model={"base": base.reference})
+    log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
-    sweep = json.loads((made.path / "alpha_sweep.json").read_text())
+    sweep = json.loads((artifact.path / "alpha_sweep.json").read_text())
     best = max(point["ao@10"] for point in sweep["alphas"])
     assert best >= sweep["alphas"][0]["ao@10"] and sweep["chosen"] in [point["alpha"] for point in sweep["alphas"]]
-    tuned = load_clip(str(made.path / "release"))
+    tuned = load_clip(str(artifact.path / "release"))
     assert image_tower_hash(tuned) == image_tower_hash(base)
-    assert made.manifest.metrics["rows"] > 80
+    assert artifact.manifest.metrics["rows"] > 80
     if kind == "roberta":
         again = run_stage(FINETUNE, inputs, model={"base": base.reference})
-        assert again.manifest.files == made.manifest.files
+        assert again.manifest.files == artifact.manifest.files
     assert encode_texts(tuned, TEXTS).shape == (3, 32)
     for name in ("logit_bias", "text_decoder.text_projection"):
         if name in base.model.state_dict():
             assert torch.equal(tuned.model.state_dict()[name], base.model.state_dict()[name])
-    card = (made.path / "release/README.md").read_text()
+    card = (artifact.path / "release/README.md").read_text()
     assert ("pairwise sigmoid" in card) == base.sigmoid == (kind == "siglip2")
     if base.sigmoid:
         save_hf(tuned, tmp_path / "hf")
@@ -109,23 +109,23 @@ def test_which_tokens_a_model_gets(make: Callable[[str], ClipModel]) -> None:
     stored = pa.array([ids[: ids.index(49407) + 1] for ids in open_clip.SimpleTokenizer()(TEXTS).tolist()])
     short = tokens_for(make("clip-short"), 77)
     expected = open_clip.SimpleTokenizer(context_length=16)(TEXTS)
-    found = Ragged.from_arrow(short.convert(stored.cast(pa.list_(pa.uint16()))))
-    np.testing.assert_array_equal(found.padded(16), expected.numpy())
+    tokens = Ragged.from_arrow(short.convert(stored.cast(pa.list_(pa.uint16()))))
+    np.testing.assert_array_equal(tokens.padded(16), expected.numpy())
     assert short.columns(("caption_tokens",)) == ["caption_tokens"]
     for kind, dtype in (("roberta", np.uint16), ("xlm-roberta", np.int32)):
         clip = make(kind)
         own = tokens_for(clip, 77)
         assert own.columns(("caption_tokens", "paraphrase_1_tokens")) == ["caption", "paraphrase_1"]
-        found = Ragged.from_arrow(own.convert(pa.chunked_array([TEXTS])))
+        tokens = Ragged.from_arrow(own.convert(pa.chunked_array([TEXTS])))
         expected = tokenize(clip, TEXTS)
-        assert found.values.dtype == own.dtype == dtype
-        np.testing.assert_array_equal(found.values, expected.values)
-        np.testing.assert_array_equal(found.offsets, expected.offsets)
+        assert tokens.values.dtype == own.dtype == dtype
+        np.testing.assert_array_equal(tokens.values, expected.values)
+        np.testing.assert_array_equal(tokens.offsets, expected.offsets)
 
 
 @given(st.lists(st.lists(st.integers(0, 49_405), max_size=12), max_size=6), st.integers(2, 14))
 def test_cutting_is_what_the_tokenizer_does(texts: list[list[int]], length: int) -> None:
     whole = [[49406, *ids, 49407] for ids in texts]
     cut = [ids if len(ids) <= length else [*ids[: length - 1], 49407] for ids in whole]
-    found = shortened(Ragged.from_lists(whole), length)
-    assert [found.values[a:b].tolist() for a, b in zip(found.offsets, found.offsets[1:], strict=False)] == cut
+    tokens = shortened(Ragged.from_lists(whole), length)
+    assert [tokens.values[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)] == cut

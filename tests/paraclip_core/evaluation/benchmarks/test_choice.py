@@ -27,7 +27,7 @@ from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_
 from paraclip_core.evaluation.benchmarks import Stored, choice
 from paraclip_core.evaluation.benchmarks.choice import cleaned, shuffled
 from paraclip_core.evaluation.metrics import macro_weights
-from paraclip_core.evaluation.run import Candidate, prepare, source_files
+from paraclip_core.evaluation.run import ModelEncoder, prepare, source_files
 
 WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")
 CREPE = {
@@ -148,9 +148,11 @@ def test_sugarcrepe_with_images(tmp_path: Path) -> None:
     assert measured("sugarcrepe", tmp_path).notes["images_found"] == 2
     assert all(name.startswith("text_only_closeness") for name in measured("sugarcrepe", tmp_path).metrics)
     touch(tmp_path / "val2017", ["old_cat.jpg"])
-    found = measured("sugarcrepe", tmp_path, encoder := WordEncoder())
-    assert found.metrics == pytest.approx(expected(CREPE, ["accuracy"]))
-    assert found.metrics == pytest.approx({"accuracy": 200 / 3, "accuracy@add_obj": 100, "accuracy@swap_att": 100 / 3})
+    outcome = measured("sugarcrepe", tmp_path, encoder := WordEncoder())
+    assert outcome.metrics == pytest.approx(expected(CREPE, ["accuracy"]))
+    assert outcome.metrics == pytest.approx(
+        {"accuracy": 200 / 3, "accuracy@add_obj": 100, "accuracy@swap_att": 100 / 3}
+    )
     assert encoder.encoded_images == 3
 
 
@@ -177,20 +179,24 @@ def test_sugarcrepe_plus_plus(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["vg_relation", "vg_attribution"])
 def test_both_accuracies_of_aro(tmp_path: Path, kind: str) -> None:
     rows, encoder = aro(tmp_path, kind), WordEncoder()
-    found = measured(kind, tmp_path, encoder)
+    outcome = measured(kind, tmp_path, encoder)
     outcomes: dict[str, list[bool]] = defaultdict(list)
     for row in rows:
         box = (row["bbox_x"], 0, row["bbox_x"] + row["bbox_w"], 7)
         image = encoder.images(tmp_path, [row["image_path"]], [box])[0].astype(float)
         true, false = encoder.texts([row["true_caption"].strip(), row["false_caption"].strip()]).astype(float)
         outcomes[row.get("relation_name") or "_".join(row["attributes"])].append(image @ true > image @ false)
-    kept = {name: hits for name, hits in outcomes.items() if name != "near" and len(hits) >= (25 if "_" in name else 1)}
-    assert len(kept) == 3 and len(outcomes) == 4
-    assert found.metrics["macro_accuracy"] == pytest.approx(100 * np.mean([np.mean(hits) for hits in kept.values()]))
-    assert found.metrics["micro_accuracy"] == pytest.approx(
+    counted = {
+        name: hits for name, hits in outcomes.items() if name != "near" and len(hits) >= (25 if "_" in name else 1)
+    }
+    assert len(counted) == 3 and len(outcomes) == 4
+    assert outcome.metrics["macro_accuracy"] == pytest.approx(
+        100 * np.mean([np.mean(hits) for hits in counted.values()])
+    )
+    assert outcome.metrics["micro_accuracy"] == pytest.approx(
         100 * np.mean([hit for h in outcomes.values() for hit in h])
     )
-    assert (found.notes["groups"], found.notes["groups_in_macro"], found.notes["cases"]) == (4, 3, 120)
+    assert (outcome.notes["groups"], outcome.notes["groups_in_macro"], outcome.notes["cases"]) == (4, 3, 120)
     assert encoder.encoded_images < 2 * len(rows)  # equal parts are encoded once, beside the loop's own
 
 
@@ -205,7 +211,7 @@ def test_a_real_tower_sees_the_part_alone(tmp_path: Path, small_model: tuple[Cli
     clip, folder = small_model
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
-    part = Candidate(folder, "cpu").images(tmp_path, ["a.png", "a.png"], [(20, 10, 80, 70), (0, 0, 9, 9)])
+    part = ModelEncoder(folder, "cpu").images(tmp_path, ["a.png", "a.png"], [(20, 10, 80, 70), (0, 0, 9, 9)])
     np.testing.assert_array_equal(part[:1], encode_images(clip, [Image.fromarray(noise[10:70, 20:80])]))
     assert np.abs(part[0].astype(float) - part[1]).max() > 0.01
 
@@ -228,14 +234,14 @@ def test_options_of_the_file_against_a_plain_loop(tmp_path: Path) -> None:
         {"image": "val2014/old_cat_tree.jpg", "caption_options": ["the sea", "old cat", "a cat"]},
         {"image": "val2014/old_cat_tree.jpg", "caption_options": ["Old cat tree", "old cat tree.", "OLD CAT TREE"]},
     ]
-    found, hits = measured("caption_order", order(tmp_path, rows), encoder := WordEncoder()), []
+    outcome, hits = measured("caption_order", order(tmp_path, rows), encoder := WordEncoder()), []
     for row in rows:
         image = encoder.images(Path(), [row["image"]])[0].astype(float)
         right, *wrong = [cleaned(text) for text in row["caption_options"]]
         scores = [image @ encoder.texts([text])[0].astype(float) for text in wrong if text != right]
         hits.append(image @ encoder.texts([right])[0].astype(float) > max(scores, default=-np.inf))
-    assert found.metrics["accuracy"] == pytest.approx(100 * np.mean(hits)) and set(hits) == {True, False}
-    assert (found.notes["captions_without_rival"], found.notes["reordered_by"]) == (1, "the file")
+    assert outcome.metrics["accuracy"] == pytest.approx(100 * np.mean(hits)) and set(hits) == {True, False}
+    assert (outcome.notes["captions_without_rival"], outcome.notes["reordered_by"]) == (1, "the file")
 
 
 def test_captions_are_shuffled_by_a_seed(tmp_path: Path) -> None:
@@ -244,11 +250,11 @@ def test_captions_are_shuffled_by_a_seed(tmp_path: Path) -> None:
         {"image": "old_cat_tree.jpg", "caption": ["an old cat sits in a tall tree today"]},
     ]
     path = order(tmp_path, rows)
-    found = measured("caption_order", path)
-    assert found.notes["captions"] == 3 and found.notes["captions_without_rival"] == 1
-    assert found.notes["reordered_by"] == "the rules within_trigrams, trigrams with seed 0"
+    outcome = measured("caption_order", path)
+    assert outcome.notes["captions"] == 3 and outcome.notes["captions_without_rival"] == 1
+    assert outcome.notes["reordered_by"] == "the rules within_trigrams, trigrams with seed 0"
     # A bag of words tells no order, so only the caption of one word counts.
-    assert found.metrics["accuracy"] == pytest.approx(100 / 3)
+    assert outcome.metrics["accuracy"] == pytest.approx(100 / 3)
     entries = [{"filename": f"{n}.jpg", "sentences": [{"raw": "a b c d"}]} for n in ("red_dog", "old_cat_tree")]
     assert measured("caption_order", order(tmp_path, {"images": entries}, "dataset_x.json")).notes["captions"] == 2
 
@@ -270,12 +276,12 @@ def test_cleaned_texts_have_no_marks_and_few_words(caption: str) -> None:
 
 def test_winoground_equals_a_plain_loop(tmp_path: Path) -> None:
     rows, encoder = winoground(tmp_path), WordEncoder()
-    found = measured("winoground", tmp_path, encoder)
+    outcome = measured("winoground", tmp_path, encoder)
     images = np.stack([encoder.images(tmp_path, [row["image_0"], row["image_1"]]) for row in rows])
     texts = np.stack([encoder.texts([row["caption_0"], row["caption_1"]]) for row in rows])
-    assert [found.metrics[f"{n}_score"] for n in ("text", "image", "group")] == pytest.approx(by_hand(images, texts))
-    assert "text_score@Object" in found.metrics and "text_score@Both" not in found.metrics
-    assert found.notes["groups"] == 4
+    assert [outcome.metrics[f"{n}_score"] for n in ("text", "image", "group")] == pytest.approx(by_hand(images, texts))
+    assert "text_score@Object" in outcome.metrics and "text_score@Both" not in outcome.metrics
+    assert outcome.notes["groups"] == 4
 
 
 def test_the_hubs_parquet(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
@@ -288,7 +294,7 @@ def test_the_hubs_parquet(tmp_path: Path, small_model: tuple[ClipModel, str]) ->
     table = pa.table({"image_0": pictures[:3], "image_1": pictures[3:], "caption_0": texts[0], "caption_1": texts[1]})
     pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
     clip, folder = small_model
-    candidate = Candidate(folder, "cpu")
+    candidate = ModelEncoder(folder, "cpu")
     images = encode_images(clip, [Image.open(io.BytesIO(p["bytes"])).convert("RGB") for p in pictures])
     pairs = np.stack([images[:3], images[3:]], axis=1)
     both = by_hand(pairs, np.stack([candidate.texts(side) for side in texts], axis=1))

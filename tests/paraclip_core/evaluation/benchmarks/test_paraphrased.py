@@ -93,15 +93,15 @@ def test_figures_against_a_plain_loop() -> None:
     )
     measured = family.measure(pairs, pool, encoder)
     images = pool.features(encoder)
-    overlap, union, found = [], [], []
+    overlap, union, hits = [], [], []
     for row, (caption, rewording) in enumerate(zip(pairs.captions, pairs.rewordings, strict=True)):
         a, b = (np.argsort(-(encoder.texts([t]) @ images.T)[0])[:10].tolist() for t in (caption, rewording))
         overlap.append(sum(len(set(a[:d]) & set(b[:d])) / d for d in range(1, 11)) / 10)
         union.append(len(set(a) & set(b)) / len(set(a) | set(b)))
-        found.append(row in b[:5])
+        hits.append(row in b[:5])
     assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(overlap))
     assert measured.metrics["js@10"] == pytest.approx(100 * np.mean(union))
-    assert measured.metrics["rewording_text_to_image_recall@5"] == pytest.approx(100 * np.mean(found))
+    assert measured.metrics["rewording_text_to_image_recall@5"] == pytest.approx(100 * np.mean(hits))
     assert list(measured.metrics) == [metric.name for metric in family.PARAPHRASED_RETRIEVAL.metrics]
 
 

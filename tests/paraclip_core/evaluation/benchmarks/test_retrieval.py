@@ -117,10 +117,10 @@ def test_a_language_is_chosen_and_named(tmp_path: Path, file: str, captions: int
 
 def test_all_languages_and_their_mean(tmp_path: Path) -> None:
     """Crossmodal-3600 as Immich prints it: of each language the mean of recall@1, 5 and 10, and the mean over them."""
-    said = {"de": ["{}", "{} hier"], "zh": ["{}"], "sw": ["gone"]}
+    templates = {"de": ["{}", "{} hier"], "zh": ["{}"], "sw": ["gone"]}
     rows = [
         {"image/key": w, "image/locale": "de", **{name: {"caption": [t.format(w.replace("_", " ")) for t in texts]}
-         for name, texts in said.items()}} for w in WORDS
+         for name, texts in templates.items()}} for w in WORDS
     ]  # fmt: skip
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "images").mkdir()
@@ -131,9 +131,9 @@ def test_all_languages_and_their_mean(tmp_path: Path) -> None:
     alone = {
         name: prepare(everyone.model_copy(update={"options": {"language": name}}), tmp_path / "captions.jsonl")
         .measure(WordEncoder()).metrics
-        for name in said
+        for name in templates
     }  # fmt: skip
-    recalls = {name: np.mean([alone[name][f"text_to_image_recall@{k}"] for k in (1, 5, 10)]) for name in said}
+    recalls = {name: np.mean([alone[name][f"text_to_image_recall@{k}"] for k in (1, 5, 10)]) for name in templates}
     assert len(set(recalls.values())) > 1
     mean = retrieval.MEAN_RECALL
     for name, recall in recalls.items():
@@ -141,7 +141,7 @@ def test_all_languages_and_their_mean(tmp_path: Path) -> None:
     # German has twice the captions, and counts once.
     assert measured.metrics[mean] == pytest.approx(np.mean([*recalls.values()]))
     for metric in alone["de"]:
-        assert measured.metrics[metric] == pytest.approx(np.mean([alone[name][metric] for name in said]))
+        assert measured.metrics[metric] == pytest.approx(np.mean([alone[name][metric] for name in templates]))
     assert (measured.notes["captions"], measured.notes["languages"]) == (80, ["de", "zh", "sw"])
     assert result_json("retrieval", "xm", "base", "x", measured)["language"] == "mul"
     assert compare([Outcome("xm", "retrieval", measured, measured)], EvaluateOptions()).rows[-1].metric == f"{mean}@sw"

@@ -46,8 +46,8 @@ def test_real_sick(data_root: Path) -> None:
     assert (min(pairs.gold), max(pairs.gold)) == (1.0, 5.0)
     encoder = WordEncoder()
     triples = list(zip(pairs.first, pairs.second, pairs.gold, strict=True))
-    found = sts.measure(pairs, encoder.texts).metrics["spearman"]
-    assert found == pytest.approx(100 * expected_spearman(encoder, triples), abs=1e-9)
+    spearman = sts.measure(pairs, encoder.texts).metrics["spearman"]
+    assert spearman == pytest.approx(100 * expected_spearman(encoder, triples), abs=1e-9)
 
 
 def test_the_single_sick_file_the_headerless_one_and_absent_ones(tmp_path: Path) -> None:
@@ -151,7 +151,9 @@ def test_each_task_and_their_mean_equal_scipys() -> None:
 def test_the_means_interval_is_a_bootstrap_within_each_task() -> None:
     tasks = {task: pairs(seed, 30) for seed, task in enumerate(TASKS)}
     base, tuned = (measure_all(tasks, WordEncoder(seed=seed).texts) for seed in (0, 1))
-    found = delta_interval(base.samples["spearman"], tuned.samples["spearman"], resamples=1000, confidence=0.9, seed=3)
+    interval = delta_interval(
+        base.samples["spearman"], tuned.samples["spearman"], resamples=1000, confidence=0.9, seed=3
+    )
     rng, deltas = np.random.default_rng(11), []
     for _ in range(400):
         parts = []
@@ -162,9 +164,9 @@ def test_the_means_interval_is_a_bootstrap_within_each_task() -> None:
             ranks = [np.corrcoef(stats.rankdata(s.values[rows]), stats.rankdata(gold))[0, 1] for s in (one, other)]
             parts.append(ranks[1] - ranks[0])
         deltas.append(np.mean(parts))
-    assert found.delta == pytest.approx((tuned.metrics["spearman"] - base.metrics["spearman"]) / 100)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(deltas, [0.05, 0.95])), abs=0.03)
-    assert found.clusters == 210
+    assert interval.delta == pytest.approx((tuned.metrics["spearman"] - base.metrics["spearman"]) / 100)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(deltas, [0.05, 0.95])), abs=0.03)
+    assert interval.clusters == 210
 
 
 def test_sentevals_folder_and_its_tokenized_texts(tmp_path: Path) -> None:

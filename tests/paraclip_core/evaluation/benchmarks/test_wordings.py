@@ -103,8 +103,8 @@ def test_agreement_with_foils_is_judged_by_the_gap_alone(tmp_path: Path) -> None
 @pytest.mark.parametrize(("low", "verdict"), [(0.1, "promote"), (-0.1, "hold")])
 def test_captions_stand_in_for_wordings_that_are_not_there(low: float, verdict: str) -> None:
     captions = Row("captions", "paraphrased_retrieval", "ao@10", 50, 51, delta=1, low=low, high=2, n=10, clusters=10)
-    found, why, notes = judge([captions], GateRule(metric="wordings/ao@10", max_drop={}))
-    assert found == verdict
+    decision, why, notes = judge([captions], GateRule(metric="wordings/ao@10", max_drop={}))
+    assert decision == verdict
     assert "captions ao@10" in why
     assert "stands in for the gate's wordings/ao@10, which was not measured" in notes[0]
     foils_alone = Row("sick", "wordings", "foil_ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)

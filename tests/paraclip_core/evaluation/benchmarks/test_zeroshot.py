@@ -14,7 +14,7 @@ from PIL import Image
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.run import Candidate, prepare, source_files
+from paraclip_core.evaluation.run import ModelEncoder, prepare, source_files
 
 BENCHMARK = BenchmarkOptions(name="zs", kind="zeroshot_classification", path="x")
 CLASSES = ("blue_car", "cat", "dog", "old_tree", "red_dog", "sea", "wet_grass")
@@ -64,7 +64,7 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path, small_m
             pixels = rng.integers(0, 256, (32, 32, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / "val" / synset / f"{number}.png")
     clip, folder = small_model
-    measured = prepare(BENCHMARK, tmp_path / "val").measure(Candidate(folder, "cpu"))
+    measured = prepare(BENCHMARK, tmp_path / "val").measure(ModelEncoder(folder, "cpu"))
     names = [open_clip.IMAGENET_CLASSNAMES[place] for place in synsets.values()]
     assert names[0] == "tench" and names[2] == "African bush elephant" and names[3] == "coffee mug"
     with torch.no_grad():

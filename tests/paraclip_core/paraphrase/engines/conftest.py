@@ -19,14 +19,14 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
     monkeypatch.delenv(VARIABLE, raising=False)
     for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
         monkeypatch.setattr(f"openai._base_client.{name}", 0.01)
-    made: list[OpenAIEngine] = []
+    engines: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
         quick = {"base_url": openai_server.url, "retries": 3}
         chosen = ParaphraseOptions(engine="openai", model=model, openai=OpenAIOptions(**(quick | options)))
-        made.append(OpenAIEngine(chosen, EngineContext()))
-        return made[-1]
+        engines.append(OpenAIEngine(chosen, EngineContext()))
+        return engines[-1]
 
     yield engine
-    for each in made:
+    for each in engines:
         each.close()
