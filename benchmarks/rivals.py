@@ -67,11 +67,13 @@ def main() -> None:
     settings = load_settings(chosen.config, chosen.overrides, os.environ)
     inputs = run_until("control", Run(settings))
     base = ModelEncoder(base_reference(settings, inputs), settings.run.device)
-    stored, others = stored_split(settings, inputs), read_rewordings(chosen.rewordings)
-    if others:
-        stored = Stored(those_in(stored.captions, others), lambda ids, pool=stored: pool.pool(pool.captions.image_ids))
+    everything, others = stored_split(settings, inputs), read_rewordings(chosen.rewordings)
+    stored = everything
+    if others:  # few captions, among all images
+        captions = those_in(everything.captions, others)
+        stored = Stored(captions, lambda ids: everything.pool(everything.captions.image_ids))
     tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored)
-    rivals: dict[str, Encoder] = {"linear map": linear_map(settings, inputs, base, stored)}
+    rivals: dict[str, Encoder] = {"linear map": linear_map(settings, inputs, base, everything)}
     rivals |= {f"mean of {n}": Rival(base, mean_of(base, others, n)) for n in (2, 4) if others}
     rivals |= {"normalized": Rival(base, lambda texts: base.texts([text.lower().rstrip(" .") for text in texts]))}
     released = {"captions alone": "control", "paraphrases": "finetune"}
