@@ -36,9 +36,9 @@ from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core.config import BenchmarkOptions, Settings
 from paraclip_core.evaluation.base import Captions, Encoder, Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Stored
-from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.compare import Row, compare
 from paraclip_core.evaluation.published import records
-from paraclip_core.evaluation.run import ModelEncoder, Prepared, evaluate, measure, prepare
+from paraclip_core.evaluation.run import ModelEncoder, Prepared, measure, paired, prepare
 from paraclip_core.settings import load_settings
 
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -96,7 +96,7 @@ def gains_over(base: Encoder, tasks: Sequence[Prepared], settings: Settings) -> 
 
     def gains(rival: Encoder) -> tuple[Row, ...]:
         outcomes = {**of_base, **measure({"rival": rival}, tasks, compute)}
-        return evaluate(tasks, outcomes, "base", "rival", settings.evaluate, {}).comparison.rows
+        return compare(paired(tasks, outcomes, "base", "rival"), settings.evaluate).rows
 
     return gains
 

@@ -145,13 +145,18 @@ def evaluate(
     skipped: Mapping[str, str],
 ) -> Evaluation:
     """Compare two of the models that were measured; `skipped` benchmarks are named with the reason."""
-    pairs, tables = [], {}
-    for task in tasks:
-        before, after = outcomes[task.name, base], outcomes[task.name, tuned]
-        pairs.append(Outcome(task.name, task.kind, before, after))
-        if task.task.per_query is not None:
-            tables[task.name] = task.task.per_query(before, after)
-    return Evaluation(tuple(pairs), tables, compare(pairs, options, skipped))
+    pairs = paired(tasks, outcomes, base, tuned)
+    tables = {
+        task.name: task.task.per_query(pair.base, pair.tuned)
+        for task, pair in zip(tasks, pairs, strict=True)
+        if task.task.per_query is not None
+    }
+    return Evaluation(pairs, tables, compare(pairs, options, skipped))
+
+
+def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:
+    """What two models came to, benchmark by benchmark."""
+    return tuple(Outcome(task.name, task.kind, outcomes[task.name, base], outcomes[task.name, tuned]) for task in tasks)
 
 
 class ModelEncoder:

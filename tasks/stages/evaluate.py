@@ -26,7 +26,7 @@ from paraclip_core.config import BenchmarkOptions, EvaluateOptions, Settings, me
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
-from paraclip_core.evaluation.compare import with_control
+from paraclip_core.evaluation.compare import compare, with_control
 from paraclip_core.evaluation.run import (
     Evaluation,
     ModelEncoder,
@@ -39,6 +39,7 @@ from paraclip_core.evaluation.run import (
     from_arrays,
     left_out,
     measure,
+    paired,
     prepare,
     result_json,
     source_files,
@@ -195,8 +196,8 @@ def _over_control(
     evaluation: Evaluation, tasks: Sequence[Prepared], outcomes: Outcomes, options: EvaluateOptions
 ) -> Evaluation:
     """The evaluation with the gain over the control, measured on the same queries, beside the one over the base."""
-    over = evaluate(tasks, outcomes, "control", "tuned", options, {}).comparison.rows
-    fell = evaluate(tasks, outcomes, "base", "control", options, {}).comparison.rows
+    over = compare(paired(tasks, outcomes, "control", "tuned"), options).rows
+    fell = compare(paired(tasks, outcomes, "base", "control"), options).rows
     return replace(evaluation, comparison=with_control(evaluation.comparison, over, fell, options.gate))
 
 

@@ -154,8 +154,16 @@ def step_rounds(
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
     stack.enter_context(closing(tables))
     pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
-    facts: dict[str, Any] = {"max_repeats": spec.max_repeats, "with_words": bool(spec.words)}
-    return Rounds(paraphraser.options, engine, cache, tables, pool, request, **facts)
+    return Rounds(
+        paraphraser.options,
+        engine,
+        cache,
+        tables,
+        pool,
+        request,
+        max_repeats=spec.max_repeats,
+        with_words=bool(spec.words),
+    )
 
 
 def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:

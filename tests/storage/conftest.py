@@ -34,6 +34,7 @@ def on_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], bool]:
     flushed: dict[int, object] = {}
 
     def state(entry: Path | int) -> tuple[int, object]:
+        # Not by pathlib: an entry may be the number of an open file.
         status = os.stat(entry)  # noqa: PTH116 (of what is open, too)
         return status.st_ino, sorted(os.listdir(entry)) if stat.S_ISDIR(status.st_mode) else status.st_size  # noqa: PTH208
 

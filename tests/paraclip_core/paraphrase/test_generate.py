@@ -20,7 +20,7 @@ from paraclip_core.paraphrase.requests import PAPER, RequestKeys, sampling_json
 from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 
-TODO = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
+REQUESTS = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
 
 
 def request(seed: int = 7, attempt: int = 0) -> RequestKeys:
@@ -33,11 +33,11 @@ def sender(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk:
 
 
 def ask(engine: Any, cache: AnswerStore, counts: Counts | None = None, chunk: int = 8) -> Iterator[Part]:
-    return sender(engine, cache, counts, chunk).send(request(), PAPER[1], SamplingOptions(n=1), TODO)
+    return sender(engine, cache, counts, chunk).send(request(), PAPER[1], SamplingOptions(n=1), REQUESTS)
 
 
 def stored(cache: AnswerStore) -> dict[bytes, list[str]]:
-    table = cache.lookup(pa.array([key for _, key in TODO], pa.binary(16)))
+    table = cache.lookup(pa.array([key for _, key in REQUESTS], pa.binary(16)))
     return dict(zip(table.column("key").to_pylist(), table.column("completions").to_pylist(), strict=True))
 
 
@@ -56,7 +56,7 @@ def test_a_chunk_is_kept_before_the_next_is_asked(chunk: int, cache: AnswerStore
         assert len(part) <= chunk and len(stored(cache)) == len(engine.asked) == counts.generated
         assert appends(cache) == number
     assert appends(cache) == -(-20 // chunk)
-    assert stored(cache) == {key: [f"well {text}"] for text, key in TODO}
+    assert stored(cache) == {key: [f"well {text}"] for text, key in REQUESTS}
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
@@ -66,7 +66,7 @@ def test_a_generation_says_what_was_asked(cache: AnswerStore) -> None:
     table = cache.parts.open(name).read()
     assert table.schema.equals(GENERATIONS)
     assert table.to_pylist()[3] == {
-        "key": TODO[3][1],
+        "key": REQUESTS[3][1],
         "step": 1,
         "attempt": 0,
         "input": "text 3",
@@ -96,7 +96,7 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -
         # Sorted within a part, whichever came first.
         assert texts_of([part]) == sorted(texts_of([part]), key=lambda text: int(text.split()[1]))
     assert count == 20 and appends(cache) == 5 and engine.closed
-    assert stored(cache) == {key: [f"well {text}"] for text, key in TODO}
+    assert stored(cache) == {key: [f"well {text}"] for text, key in REQUESTS}
     assert (counts.generated, counts.prompt_tokens, counts.completion_tokens) == (20, 200, 100)
 
 
@@ -140,7 +140,7 @@ def test_a_wrong_number_of_completions_is_an_engine_error(cache: AnswerStore) ->
 def test_a_seed_follows_from_the_runs_and_the_attempt(cache: AnswerStore) -> None:
     def seeds(seed: int, attempt: int) -> set[int]:
         engine = Scripted()
-        list(sender(engine, cache).send(request(seed, attempt), PAPER[1], SamplingOptions(), TODO))
+        list(sender(engine, cache).send(request(seed, attempt), PAPER[1], SamplingOptions(), REQUESTS))
         return {prompt.seed for prompt in engine.asked}
 
     assert [seeds(7, attempt) for attempt in range(3)] == [{7}, {7926}, {15845}]
