@@ -43,7 +43,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
 from paraclip_core.clip.packed import weight_gradient
 from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
-from paraclip_core.config import LossWeights
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
 from paraclip_core.training.processes import bound_kernel_cache, deterministic, keep_freed_memory
@@ -86,7 +86,7 @@ class Bench:
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
-        self.anchor = Anchor(self.clip, 0, 1)
+        self.anchor = Anchor(self.clip, 0, RankOptions(weight=1))
 
     def indices(self, number: int) -> np.ndarray:
         """Rows of a step."""

@@ -502,10 +502,13 @@ class LossWeights(Options):
 
 
 class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank a batch's images as the base does for the caption."""
+    """Rank consistency: caption and both paraphrases rank a batch's images as the base does."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean KL divergence from the base's ranking; 0: none."""
+    teacher: Literal["caption", "wordings"] = "caption"
+    """Whose ranking the base gives: the caption's, or that of the mean of its features of caption and paraphrases, the
+    better teacher where a language model wrote them. The base embeds three texts a row for it."""
 
 
 class AlphaOptions(Options):
@@ -531,8 +534,6 @@ class FinetuneOptions(Options):
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the steps in which the learning rate rises."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
     where the CPU or GPU has instructions for it."""

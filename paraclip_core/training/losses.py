@@ -9,10 +9,11 @@ place, with the base's own scale and bias. Pairs of texts keep InfoNCE: their co
 an image, which the bias was learned for.
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
-rank consistency: every wording of a caption ranks images as the base does for the caption. Over the images of the
-batch, with p = softmax(T · base's caption · images) and q = softmax(T · wording · images), it is the mean of KL(p ‖ q):
-ListNet's top-one probabilities (Cao et al., ICML 2007). The contrastive losses draw single pairs
-together and leave rankings to follow; this one trains what AO@k and recall@k look at.
+rank consistency: every wording of a caption ranks images as the base does for the caption, or for the mean of its
+wordings, which finds more than one of them. Over the images of the batch, with p = softmax(T · base's feature · images)
+and q = softmax(T · wording · images), it is the mean of KL(p ‖ q): ListNet's top-one probabilities (Cao et al., ICML
+2007). The contrastive losses draw single pairs together and leave rankings to follow; this one trains what AO@k and
+recall@k look at.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from torch.nn.functional import normalize, softplus
 
 from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import LOGITS, ClipModel, trained_parameters
-from paraclip_core.config import LossWeights
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
 from paraclip_core.training.processes import ALONE, GIB, Processes, anonymous_memory
@@ -265,25 +267,32 @@ class _RankDivergence(torch.autograd.Function):
 class Anchor:
     """The base as it was when training began, and the terms that look at it."""
 
-    def __init__(self, clip: ClipModel, distil: float, ranks: float) -> None:
-        """Copy the text tower as it is; `distil` and `ranks` are the terms' weights, 0 for none."""
+    def __init__(self, clip: ClipModel, distil: float, ranks: RankOptions) -> None:
+        """Copy the text tower as it is; `distil` is its term's weight, 0 for none."""
         self.distil, self.ranks = distil, ranks
         # The image tower is large and stays the same, so it is shared.
         self.clip = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
         self.clip.model.requires_grad_(False)
         self.clip.model.eval()
 
+    def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
+        """The base's embeddings of the texts that the terms look at, float32 [n, d] a kind."""
+        if self.ranks.weight and self.ranks.teacher == "wordings":
+            return batch.embeddings(embed(self.clip, batch.tokens))
+        return {CAPTION: embed(self.clip, batch.texts(CAPTION))}
+
     def terms(
-        self, batch: Batch, embeddings: Mapping[str, Tensor], captions: Tensor
+        self, batch: Batch, embeddings: Mapping[str, Tensor], base: Mapping[str, Tensor]
     ) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value, a scalar with history, of each term by name; `captions` are the base's, float32 [n, d]."""
+        """Weight and value, a scalar with history, of each term by name; `base` has its embeddings."""
         terms = {}
         if self.distil:
-            terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * captions).sum(1)).mean())
-        if self.ranks:
-            wordings, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(captions.device)
-            teacher = normalize(captions, dim=-1)
-            terms[RANKS] = (self.ranks, rank_divergence(wordings, teacher, gallery, RANK_TEMPERATURE))
+            terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base[CAPTION]).sum(1)).mean())
+        if self.ranks.weight:
+            wordings, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
+            taught = TEXTS if self.ranks.teacher == "wordings" else (CAPTION,)
+            teacher = normalize(torch.stack([base[kind] for kind in taught]).sum(0), dim=-1)
+            terms[RANKS] = (self.ranks.weight, rank_divergence(wordings, teacher, gallery, RANK_TEMPERATURE))
         return terms
 
 
@@ -322,8 +331,8 @@ class Objective:
             embeddings = batch.embeddings(text_embeddings)
             loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device), bias)
             if anchor is not None:
-                captions = cached(anchor.clip, batch.texts(CAPTION), keep=False).embed()
-                for name, (weight, value) in anchor.terms(batch, embeddings, captions).items():
+                base = anchor.embeddings(batch, lambda clip, texts: cached(clip, texts, keep=False).embed())
+                for name, (weight, value) in anchor.terms(batch, embeddings, base).items():
                     loss, terms = loss + weight * value, terms | {name: value.detach()}
             loss.backward()
             assert text_embeddings.grad is not None

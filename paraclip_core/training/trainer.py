@@ -58,6 +58,8 @@ from paraclip_core.training.trackers import Trackers
 log = logging.getLogger(__name__)
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6
+WARMUP = 0.1
+"""Share of the steps in which the learning rate rises."""
 MAX_LOGIT_SCALE = math.log(100)
 CLIP_NORM = 1.0
 """Largest gradient norm."""
@@ -138,7 +140,7 @@ class _Run:
             job.pairs,
             pick_precision(self.options.precision, clip.device),
             job.memory_gib or memory_for_batches(clip.device, job.processes.count),
-            Anchor(clip, self.options.distil, self.options.ranks.weight) if anchored else None,
+            Anchor(clip, self.options.distil, self.options.ranks) if anchored else None,
             job.processes,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
@@ -191,7 +193,7 @@ class _Run:
 
     def _step(self, step: int, batch: Batch) -> None:
         options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")
-        rate = learning_rate(step, self.steps, options.learning_rate, options.warmup)
+        rate = learning_rate(step, self.steps, options.learning_rate)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -296,9 +298,9 @@ def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: float) -> float:
-    """Linear rise over the first `warmup` share of the steps, then half a cosine down to 0 (as open_clip's)."""
-    rising = int(warmup * steps)
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear rise over the first tenth of the steps, then half a cosine down to 0 (as open_clip's)."""
+    rising = int(WARMUP * steps)
     if step < rising:
         return peak * (step + 1) / rising
     return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / (steps - rising)))

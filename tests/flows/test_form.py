@@ -52,12 +52,12 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
     check = partial(validate, schema=flow.parameters.model_dump(), raise_on_error=True, ignore_required=True)
     demo = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())
     whole = Settings().model_dump(mode="json")
-    for settings in ({}, demo, whole, {"features": {"batch_size": 8}, "finetune": {"warmup": 0.2}}):
+    for settings in ({}, demo, whole, {"features": {"batch_size": 8}, "finetune": {"validation": 0.2}}):
         parse_settings(settings)
         check({"settings": settings, "overrides": ["finetune.epochs=3", "name = x"]})
     for settings, problem in (
-        ({"finetune": {"warmup": 2}}, "2"),
-        ({"finetune": {"warmpu": 0.2}}, "warmpu"),
+        ({"finetune": {"validation": 2}}, "2"),
+        ({"finetune": {"validatoin": 0.2}}, "validatoin"),
         ({"featurse": {}}, "featurse"),
         ({"run": {"drift": {"limit": "much"}}}, "much"),
     ):

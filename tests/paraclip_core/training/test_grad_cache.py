@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from paraclip_core.clip.encode import computed_tokens, encode_ragged, tokenize
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
-from paraclip_core.config import LossWeights
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training import grad_cache, losses
 from paraclip_core.training.data import TEXTS, Batch, make_batch
 from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
@@ -91,13 +91,18 @@ def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[s
         assert float(apart[name]) <= 2 * noise * float(max(value.norm(), 1e-2 * whole)), name
 
 
-@pytest.mark.parametrize("memory", [4.0, 1e-9])
-def test_rankings_have_the_plain_gradient(tiny: ModuleType, memory: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("memory", "teacher"), [(4.0, "caption"), (1e-9, "caption"), (4.0, "wordings")])
+def test_rankings_have_the_plain_gradient(
+    tiny: ModuleType, memory: float, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(losses, "RANK_TEMPERATURE", 20)
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 0.0, 2.0)
+    anchor = Anchor(clip, 0.0, RankOptions.model_validate({"weight": 2.0, "teacher": teacher}))
+    taught = ("caption",) if teacher == "caption" else TEXTS
     with torch.no_grad():
-        base = encode_ragged(clip, prepared.texts("caption"))
+        base = functional.normalize(
+            torch.stack([encode_ragged(clip, prepared.texts(kind)) for kind in taught]).sum(0), dim=-1
+        )
         clip.model.get_parameter("text_projection").mul_(torch.linspace(0.5, 2, 16))
     targets = torch.softmax(20 * base @ prepared.gallery(clip.device).T, 1)
     embeddings = prepared.embeddings(encode_ragged(clip, prepared.tokens))
@@ -124,7 +129,7 @@ def test_bytes_depend_on_no_memory_or_cores(
     tiny: ModuleType, precision: str, anchored: bool, cores: Callable[[int], None]
 ) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, 1.0) if anchored else None
+    anchor = Anchor(clip, 1.0, RankOptions(weight=1.0)) if anchored else None
     runs = []
     for memory, count in product((4.0, 1e-9), (1, 2)):
         cores(count)
@@ -138,7 +143,7 @@ def test_bytes_depend_on_no_memory_or_cores(
 
 def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, 0.0)
+    anchor = Anchor(clip, 1.0, RankOptions())
     trimmed: list[bool] = []
     monkeypatch.setattr(grad_cache, "free_heap", lambda: trimmed.append(True))
     monkeypatch.setattr(grad_cache, "anonymous_memory", lambda: 2 * 2**30)

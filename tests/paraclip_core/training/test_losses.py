@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paraclip_core.clip.encode import encode_ragged
 from paraclip_core.clip.model import freeze_image_tower
-from paraclip_core.config import LossWeights
+from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training import losses
 from paraclip_core.training.data import TEXTS, make_batch
 from paraclip_core.training.losses import (
@@ -216,7 +216,7 @@ def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> No
     rows, features = tiny.tiny_rows()
     batch = make_batch(rows, np.arange(8), TEXTS[:2], features, np.arange(len(features)))
     clip.model.train()
-    anchor = Anchor(clip, 1.0, 0.0)
+    anchor = Anchor(clip, 1.0, RankOptions())
     assert not anchor.clip.model.training, "dropout would move what it holds on to"
     clip.model.eval()
     with torch.no_grad():
@@ -224,7 +224,7 @@ def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> No
         base = encode_ragged(anchor.clip, batch.texts("caption"))
     vectors = batch.embeddings(encode_ragged(clip, batch.tokens))
     expected = 1 - (vectors["caption"] * encode_ragged(tiny.tiny_clip(), batch.texts("caption"))).sum(1)
-    weight, distance = anchor.terms(batch, vectors, base)["distil"]
+    weight, distance = anchor.terms(batch, vectors, {"caption": base})["distil"]
     assert weight == 1.0 and float(distance.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)
 
 

@@ -74,7 +74,7 @@ def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: 
 
 def one_step(tiny: ModuleType, folder: Path, **changed: float) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights before and after a single step of at most 0.002."""
-    options = {"epochs": 0.2, "warmup": 0.0, "weight_decay": 0.0, **changed}
+    options = {"epochs": 0.2, "weight_decay": 0.0, **changed}
     job = tiny.tiny_job(folder, validate=None, keep_best=None, options=options)
     before = {name: value.clone() for name, value in job.clip.model.state_dict().items()}
     assert train(job).steps == 1
@@ -237,11 +237,11 @@ def test_matrices_of_every_tower_decay(kind: str, towers: ModuleType, tmp_path: 
 
 
 def test_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(step, 100, 1e-3, 0.1) for step in range(100)]
+    rates = [learning_rate(step, 100, 1e-3) for step in range(100)]
     assert rates[0] == pytest.approx(1e-4)
     assert max(rates) == rates[9] == rates[10] == 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert 0 < rates[-1] < 1e-6 and learning_rate(0, 1, 1e-3, 0.5) == 1e-3
+    assert 0 < rates[-1] < 1e-6 and learning_rate(0, 1, 1e-3) == 1e-3
 
 
 def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
