@@ -2,7 +2,8 @@
 
 What a sentence encoder says of a text must not depend on the texts beside it, or verdicts would change with the number
 of processes that judge. So all texts of a batch have one length, and all batches of a length one number of texts:
-nothing is padded but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies.
+nothing is padded but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies. The
+number of threads may change the last ones, which rounding takes away.
 
 A model that cannot be loaded raises EngineError, one that cannot serve as what it is for ConfigError.
 """
@@ -234,7 +235,7 @@ class SentenceEncoder:
         self._words: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of the texts: float32 [len(texts), d], L2-normalized; a text has the same bits in any company."""
+        """Embeddings of the texts: float32 [n, d], L2-normalized; with as many threads the same bits in any company."""
         model, tokenizer, pooling = self._load()
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         fresh: list[int] = []

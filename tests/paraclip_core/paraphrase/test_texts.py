@@ -132,15 +132,18 @@ def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, reque
     texts = sentences(150)
     before = torch.get_num_threads()
     request.addfinalizer(lambda: torch.set_num_threads(before))
-    torch.set_num_threads(1)
-    expected = SentenceEncoder().encode(texts)
-    draw = random.Random(0)
-    for count, size in ((1, 61), (2, 150), (2, 7), (2, 1)):
+    expected = []
+    for count in (1, 2):
         torch.set_num_threads(count)
-        rows = draw.sample(range(150), size)
-        # A fresh one, which remembers no word.
-        vectors = SentenceEncoder().encode([texts[row] for row in rows])
-        assert np.array_equal(vectors, expected[rows]), (count, size)
+        expected.append(SentenceEncoder().encode(texts))
+        draw = random.Random(0)
+        for size in (61, 7, 1):
+            rows = draw.sample(range(150), size)
+            # A fresh one, which remembers no word.
+            vectors = SentenceEncoder().encode([texts[row] for row in rows])
+            assert np.array_equal(vectors, expected[-1][rows]), (count, size)
+    # On some CPUs, among them those with AMX, the number of threads decides the order of sums.
+    np.testing.assert_allclose(expected[1], expected[0], atol=1e-6)
 
 
 def test_loading_says_nothing_on_the_terminal(encoder: SentenceEncoder, capfd: pytest.CaptureFixture[str]) -> None:
