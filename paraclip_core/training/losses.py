@@ -278,7 +278,8 @@ class Anchor:
     def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
         """The base's embeddings of the texts that the terms look at, float32 [n, d] a kind."""
         if self.ranks.weight and self.ranks.teacher == "wordings":
-            return batch.embeddings(embed(self.clip, batch.tokens))
+            texts = embed(self.clip, batch.tokens)
+            return {kind: texts[batch.parts[kind]] for kind in TEXTS}
         return {CAPTION: embed(self.clip, batch.texts(CAPTION))}
 
     def terms(
@@ -290,8 +291,7 @@ class Anchor:
             terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base[CAPTION]).sum(1)).mean())
         if self.ranks.weight:
             wordings, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
-            taught = TEXTS if self.ranks.teacher == "wordings" else (CAPTION,)
-            teacher = normalize(torch.stack([base[kind] for kind in taught]).sum(0), dim=-1)
+            teacher = normalize(torch.stack([*base.values()]).sum(0), dim=-1)
             terms[RANKS] = (self.ranks.weight, rank_divergence(wordings, teacher, gallery, RANK_TEMPERATURE))
         return terms
 

@@ -91,7 +91,7 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
     assert {"image~caption", "image~paraphrase_2", "distil"} <= set(log[0]["losses"])
     divergences = [line["losses"]["ranks"] for line in log]
     assert len(divergences) == artifact.manifest.metrics["steps"] and min(divergences) > 0
-    assert '"weight": 1.0' in card_of(artifact)
+    assert '{"teacher": "caption", "weight": 1.0}' in card_of(artifact)
 
 
 def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
