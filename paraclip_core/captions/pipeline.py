@@ -327,16 +327,15 @@ class CaptionPipeline:
         texts: list[str] = []
         splits: list[str | None] = []
         passed: list[bool] = []
-        evaluated = self._splits_of(batch)
+        evaluated, share = self._splits_of(batch), self._options.held_out
         for n, (raw, named) in enumerate(zip(batch.captions, batch.splits, strict=True)):
             text, problem = cleaned(raw, self._options)
-            split = default if named is None else split_name(named)
-            if named is None and split == "train":
-                image, share = batch.image_ids[n], self._options.held_out
+            image, split = batch.image_ids[n], default if named is None else split_name(named)
+            if named is None and split == "train" and (share or evaluated):
                 held_out = share > 0 and int(text_keys([image or text], "held out")[0]) < share * 2**64
                 split = evaluated.get(image, "val" if held_out else split)
-            unusable = split == "train" and (batch.image_ids[n] is None or images is None)
-            if problem is None and self._trains_images and unusable:
+            unusable = self._trains_images and split == "train" and (image is None or images is None)
+            if problem is None and unusable:
                 problem = "no_image", "the row names no image, so it cannot be trained on"
             if problem is None and split is None:
                 problem = "unknown_split", f"split {str(named)[:80]!r}, expected train, val or test"

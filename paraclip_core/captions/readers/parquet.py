@@ -47,10 +47,8 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
                 return
             batcher, row = Batcher(), 0
             for batch in file.iter_batches(BATCH_ROWS, columns=columns.names()):
-                for caption, *keys in zip(_captions(batch, columns), *_keys(batch, *columns.keys), strict=True):
-                    batcher.add(row, caption, *keys)
-                    row += 1
-                    yield from batcher.full()
+                batcher.extend(row, _captions(batch, columns), *_keys(batch, *columns.keys))
+                row += batch.num_rows
                 yield from batcher.rest()
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: one name for several columns
         raise damaged_parquet(path, error) from error
