@@ -9,7 +9,7 @@
   write for each query. FILE (Parquet, JSONL or CSV) has `caption` and `rewording`, a row for each; only captions in it
   are searched for then, and `evaluate.benchmarks` should name pairs of such texts.
 * `normalized`: the query in lower case and without its full stop.
-* `captions alone`, `paraphrases`: the run's control and tuned model.
+* `captions alone`, `paraphrases`: the run's control and tuned model, with FILE also with the mean of 4 rewordings.
 
 The time is that of a query's feature alone, one query after another; a language model's comes on top.
 """
@@ -77,7 +77,9 @@ def main() -> None:
     rivals |= {f"mean of {n}": Rival(base, mean_of(base, others, n)) for n in (2, 4) if others}
     rivals |= {"normalized": Rival(base, lambda texts: base.texts([text.lower().rstrip(" .") for text in texts]))}
     released = {"captions alone": "control", "paraphrases": "finetune"}
-    rivals |= {name: ModelEncoder(str(inputs[stage].path / "release")) for name, stage in released.items()}
+    tuned = {name: ModelEncoder(str(inputs[stage].path / "release")) for name, stage in released.items()}
+    rivals |= tuned
+    rivals |= {f"{name}, mean of 4": Rival(tower, mean_of(tower, others, 4)) for name, tower in tuned.items() if others}
     gains = gains_over(base, tasks, settings)
     print(f"| over the base | {' | '.join(METRICS.values())} | ms a query |\n|---|{'---|' * len(METRICS)}---|")
     for name, rival in rivals.items():

@@ -148,7 +148,10 @@ def test_the_control_comes_second(
     # A collapsed tower agrees with itself, and finds nothing.
     rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
     rows[0].append(row("retrieval", RECALL, 0.0, -1.0))
-    judged = with_control(plain, rows[0], rows[1], GateRule(over_control=wanted))
+    # Contradictions may agree more, too.
+    rows[1].append(row("wordings", "gap", -3.0, -4.0))
+    rule = GateRule(over_control=wanted, max_drop=GateRule().max_drop | {"wordings/gap": 1.0})
+    judged = with_control(plain, rows[0], rows[1], rule)
     assert (plain.verdict, judged.verdict) == ("promote", verdict)
     assert judged.reason.startswith(f"{plain.reason}; ") and text in judged.reason
     summary = judged.summary({})
@@ -160,7 +163,7 @@ def test_the_control_comes_second(
         assert gains == pytest.approx([*over, 2 * over[0] - over[1]]) and len(judged.as_json()["over_control"]) == 2
     assert summary["control"]["rewordings"]["ao@10"][0] == control[0]
     assert summary["models"]["control"]["rewordings"] == {"ao@10": 50.0 + control[0]}
-    assert len(judged.as_json()["control"]) == 2 and not {"over_control", "control"} & plain.as_json().keys()
+    assert len(judged.as_json()["control"]) == len(rows[1]) and not {"over_control", "control"} & plain.as_json().keys()
     # A gain over the control mends nothing.
     held = compare([outcome(0.0)], EvaluateOptions())
     assert with_control(held, rows[0], rows[1], GateRule()).verdict == "hold"
