@@ -271,7 +271,7 @@ class Batcher:
         try:
             texts = [[as_key(value, "") for value in column] for column in keys]
         except TypeError:
-            texts = []
+            texts = []  # `add` says of which row
         if not texts or not all(isinstance(caption, str) for caption in captions):
             for row, *values in zip(rows, captions, *keys, strict=True):
                 self.add(row, *values)
