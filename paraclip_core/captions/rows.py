@@ -265,21 +265,6 @@ class Batcher:
         batch.rows.append(row)
         self._chars += len(caption)
 
-    def extend(self, first: int, captions: Sequence[object], *keys: Sequence[object]) -> None:
-        """Add rows that stand column by column, `keys` in the order of :meth:`add`; the first is row `first`."""
-        batch, rows = self.batch, range(first, first + len(captions))
-        try:
-            texts = [[as_key(value, "") for value in column] for column in keys]
-        except TypeError:
-            texts = []  # `add` says of which row
-        if not texts or not all(isinstance(caption, str) for caption in captions):
-            for row, *values in zip(rows, captions, *keys, strict=True):
-                self.add(row, *values)
-            return
-        for name, column in zip((*TEXTS, "rows"), (captions, *texts, rows), strict=True):
-            getattr(batch, name).extend(column)
-        self._chars += sum(map(len, batch.captions[-len(captions) :]))
-
     def reject(self, row: int | None, reason: str, detail: str, caption: str | None = None) -> None:
         self.batch.rejects.append(Reject(row, reason, detail, caption))
         self._chars += len(caption or "")

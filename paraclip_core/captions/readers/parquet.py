@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 
 from paraclip_core.captions.readers.text import decode
 from paraclip_core.captions.rows import (
+    BATCH_CHARS,
     BATCH_ROWS,
     IMAGE,
     Batcher,
     Columns,
     RowBatch,
+    as_key,
     match_column,
     need_columns,
 )
@@ -45,11 +47,10 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
             if columns.picture is not None:
                 yield from _picture_rows(file, columns, columns.picture)
                 return
-            batcher, row = Batcher(), 0
+            row = 0
             for batch in file.iter_batches(BATCH_ROWS, columns=columns.names()):
-                batcher.extend(row, _captions(batch, columns), *_keys(batch, *columns.keys))
+                yield from _rows(row, _captions(batch, columns), _keys(batch, *columns.keys))
                 row += batch.num_rows
-                yield from batcher.rest()
     except (pa.ArrowException, OSError, KeyError) as error:  # KeyError: one name for several columns
         raise damaged_parquet(path, error) from error
 
@@ -73,6 +74,25 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
         return columns
     texts = [field.name for field in schema if not is_picture(field.type)]
     return replace(columns, image=match_column(texts, *([image] if image else IMAGE)), path=None, picture=picture)
+
+
+def _rows(first: int, captions: list[Any], keys: list[list[Any]]) -> Iterator[RowBatch]:
+    """The rows from number `first`: as the columns that they are where all is text, or else one by one."""
+    rows = range(first, first + len(captions))
+    plain = captions and all(isinstance(caption, str) for caption in captions)
+    if plain and sum(map(len, captions)) < BATCH_CHARS:
+        try:
+            images, paths, splits, licences = ([as_key(value, "") for value in column] for column in keys)
+        except TypeError:
+            pass  # a row's reject says what is wrong with it
+        else:
+            yield RowBatch(captions, images, paths, splits, licences, list(rows))
+            return
+    batcher = Batcher()
+    for row, caption, *values in zip(rows, captions, *keys, strict=True):
+        batcher.add(row, caption, *values)
+        yield from batcher.full()
+    yield from batcher.rest()
 
 
 def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str) -> Iterator[RowBatch]:

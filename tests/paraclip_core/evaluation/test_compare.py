@@ -163,7 +163,7 @@ def test_the_control_comes_second(
         assert gains == pytest.approx([*over, 2 * over[0] - over[1]]) and len(judged.as_json()["over_control"]) == 2
     assert summary["control"]["rewordings"]["ao@10"][0] == control[0]
     assert summary["models"]["control"]["rewordings"] == {"ao@10": 50.0 + control[0]}
-    assert len(judged.as_json()["control"]) == len(rows[1]) and not {"over_control", "control"} & plain.as_json().keys()
+    assert len(judged.as_json()["control"]) == 3 and not {"over_control", "control"} & plain.as_json().keys()
     # A gain over the control mends nothing.
     held = compare([outcome(0.0)], EvaluateOptions())
     assert with_control(held, rows[0], rows[1], GateRule()).verdict == "hold"
