@@ -46,7 +46,7 @@ from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
 from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
-from paraclip_core.training.processes import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.process import bound_kernel_cache, deterministic, keep_freed_memory
 from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")

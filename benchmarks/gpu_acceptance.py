@@ -9,36 +9,31 @@ tower       text embeddings of the packed tower against open_clip's own, padded 
 losses      loss and gradients of a step against the same, with open_clip's ``ClipLoss``
 features    stored image features against ``encode_image``; images a second, from JPEG files
 resume      a run killed by SIGKILL and resumed against one that was not: loss and gradient norm of each step
-processes   two processes against one: the same
 speed       samples/s against open_clip's locked loop and the padded text loop, share of the matmul rate (bf16)
 =========== ============================================================================================
 
 Weights are random, captions and images generated: nothing is downloaded or read. Beside this repository it needs torch,
 open_clip and transformers with what they bring, pydantic and pyarrow; neither Prefect nor DuckDB. On CUDA the shapes
-are ViT-B-32's, on a CPU those of a small model. Two processes on one GPU talk through gloo, since NCCL wants a GPU for
-each.
+are ViT-B-32's, on a CPU those of a small model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from bench_train import PAIRS, Bench, measure, set_up
 from record import RESULTS, arguments
 from torch import Tensor
@@ -49,7 +44,7 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import FinetuneOptions
-from paraclip_core.training.processes import Processes, bound_kernel_cache, keep_freed_memory
+from paraclip_core.training.process import bound_kernel_cache, keep_freed_memory
 from paraclip_core.training.trainer import TrainingJob, train
 
 SMALL: dict[str, Any] = {
@@ -59,7 +54,7 @@ SMALL: dict[str, Any] = {
 }
 BATCHES = {"small": 32, "ViT-B-32": 256}
 STEPS, CHECKPOINT_STEPS, KILL_AFTER = 12, 4, 6
-"""Of the runs of `resume` and `processes`; a run is killed when its log has so many steps."""
+"""Of the runs of `resume`; a run is killed when its log has so many steps."""
 PADDED_ROWS = 64
 """Texts that the padded tower computes at a time in `tower`; its memory is that of all 77 tokens."""
 
@@ -168,28 +163,13 @@ def check_resume(machine: Machine) -> Iterator[Row]:
         child.send_signal(signal.SIGKILL)
         was_killed = child.wait() == -signal.SIGKILL
         checkpoints = len(list(killed.glob("scratch/step-*.safetensors")))
-        _expect_success(_child(killed, machine, "bf16"))
+        if code := _child(killed, machine, "bf16").wait():
+            raise SystemExit(f"the resumed training ended with {code}; its message is above")
         yield Row("resume", "kills without a checkpoint to go on from", float(not (was_killed and checkpoints)), bar=0)
         yield Row("resume", "steps whose loss or gradient norm differs", _differing(whole, killed), bar=0)
 
 
-def check_processes(machine: Machine) -> Iterator[Row]:
-    """Two processes against one."""
-    with tempfile.TemporaryDirectory() as temporary:
-        one, two = Path(temporary) / "one", Path(temporary) / "two"
-        train(_job(one, machine, "fp32"))
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        together = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        children = [_child(two, machine, "fp32", together | {"RANK": str(rank)}) for rank in range(2)]
-        for child in children:
-            _expect_success(child)
-        alone, joined = (np.array(_curve(folder)) for folder in (one, two))
-        error = float(np.abs(joined / alone - 1).max()) if alone.shape == joined.shape else float("nan")
-        yield Row("processes", "loss or gradient norm, largest relative difference", error, bar=2e-3)
-
-
-def _job(folder: Path, machine: Machine, precision: str, processes: Processes | None = None) -> TrainingJob:
+def _job(folder: Path, machine: Machine, precision: str) -> TrainingJob:
     """A short run of its own model, which learns by heart; the log is in `folder`."""
     bench = machine.bench(32)
     rows = len(bench.rows)
@@ -203,32 +183,13 @@ def _job(folder: Path, machine: Machine, precision: str, processes: Processes | 
         FinetuneOptions.model_validate(options | {"checkpoint_steps": CHECKPOINT_STEPS}),
         scratch=folder / "scratch",
         log_path=folder / "log.jsonl",
-        processes=processes or Processes(device=machine.device),
     )
 
 
-def _child(folder: Path, machine: Machine, precision: str, environment: Mapping[str, str] = {}) -> subprocess.Popen:
+def _child(folder: Path, machine: Machine, precision: str) -> subprocess.Popen:
     arguments = ["--train", str(folder), "--device", str(machine.device), "--size", machine.size]
     command = [sys.executable, __file__, *arguments, "--precision", precision]
-    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-
-
-def _expect_success(child: subprocess.Popen) -> None:
-    if child.wait():
-        raise SystemExit(f"a training process ended with {child.returncode}; its message is above")
-
-
-def train_here(folder: Path, machine: Machine, precision: str) -> None:
-    """The body of a child: alone, or as one of the processes that RANK and WORLD_SIZE name."""
-    count, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if count > 1 and machine.device.type == "cuda" and torch.cuda.device_count() >= count:
-        machine = Machine(torch.device("cuda", rank), machine.size)
-        dist.init_process_group("nccl", device_id=machine.device)
-    elif count > 1:
-        dist.init_process_group("gloo")
-    train(_job(folder, machine, precision, Processes(rank, count, machine.device)))
-    if count > 1:
-        dist.destroy_process_group()
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def _curve(folder: Path) -> list[list[float]]:
@@ -263,7 +224,6 @@ CHECKS: dict[str, Callable[[Machine], Iterator[Row]]] = {
     "losses": check_losses,
     "features": check_features,
     "resume": check_resume,
-    "processes": check_processes,
     "speed": measure_speed,
 }
 
@@ -308,7 +268,7 @@ def main() -> int:
     sizes = {"cuda": "ViT-B-32"}
     machine = Machine(device, sizes.get(device.type, "small") if options.size == "auto" else options.size)
     if options.train is not None:
-        train_here(options.train, machine, options.precision)
+        train(_job(options.train, machine, options.precision))
         return 0
     return run(machine, options.only, options.json)
 

@@ -132,7 +132,7 @@ class Slots:
     def _choice(self, stage: Stage, run: Run) -> tuple[tuple[str, ...], int]:
         """Slots that a stage can take, and how many of them it does."""
         options = run.settings.run
-        on_device, every = stage.pool == "gpu", stage.trains and options.processes > 1
+        on_device, every = stage.pool == "gpu", False  # on one GPU, or on every one
         if stage.name in STEPS:
             facts = run.paraphraser.facts
             if not facts.local:

@@ -69,7 +69,7 @@ FORM = (
     *(f"finetune.{name}" for name in ("epochs", "batch_size", "learning_rate", "weights.image_caption", "distil")),
     "evaluate.split",
     *(f"evaluate.benchmarks.0.{name}" for name in ("name", "kind", "path")),
-    *(f"run.{name}" for name in ("placement", "device", "shards", "processes")),
+    *(f"run.{name}" for name in ("placement", "device", "shards")),
 )
 """Dotted paths of the options that the form shows; an item of a list is written ``0``."""
 DROPPED = ("$defs", "operational")

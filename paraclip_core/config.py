@@ -651,9 +651,6 @@ class RunOptions(Options):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, and processes that judge answers; 0: all cores. Another number may round image features and trained
     weights differently in their last bits; one and two train the same bytes where a step has more than 2,048 tokens."""
-    processes: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
-    """Processes that train together, one for each GPU (or sharing the CPU threads). They take the same rows in the same
-    order as one does, and differ from it by rounding only."""
     shards: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
     """Processes that ask for paraphrases at the same time, each with an engine and a share of the requests."""
     runner: Literal["threads", "ray"] = Field(default="threads", json_schema_extra=OPERATIONAL)

@@ -236,19 +236,11 @@ def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
     return sum((chunk.stop - chunk.start) * int(widths[chunk.stop - 1]) for chunk in _chunks(widths, CHUNK_TOKENS))
 
 
-def shares(clip: ClipModel, tokens: Ragged, count: int) -> list[np.ndarray]:
-    """Divide texts into `count` shares of about equal cost: lists of their numbers, in the order of encoding.
-
-    Texts with a common prefix stay together where the tower computes it once.
-    """
-    if not len(tokens):
-        return [np.zeros(0, np.int64)] * count
+def encoding_order(clip: ClipModel, tokens: Ragged) -> NDArray[np.int64]:
+    """The numbers of the texts as they are encoded: alphabetical where the tower computes a common prefix once."""
     if text_tower(clip).packed is None:
-        order = np.argsort(tokens.lengths, kind="stable")
-        return [order[number::count] for number in range(count)]
-    order = alphabetical(tokens)
-    until = np.cumsum(tokens.lengths[order])
-    return np.split(order, np.searchsorted(until, until[-1] * np.arange(1, count) / count))
+        return np.argsort(tokens.lengths, kind="stable")
+    return alphabetical(tokens)
 
 
 def _by_length(

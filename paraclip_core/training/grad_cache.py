@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, shares, text_tower
+from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, encoding_order, text_tower
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.training.processes import ALONE, Processes, anonymous_memory, free_heap
+from paraclip_core.training.process import anonymous_memory, free_heap
 
 T = TypeVar("T")
 
@@ -58,21 +58,19 @@ class CachedTexts:
         precision: Precision,
         keep: bool,
         most_bytes: float = 0,
-        processes: Processes = ALONE,
     ) -> None:
-        """Take this process's share of the texts.
+        """`keep` keeps the first pass for the backward one: more memory, less time, the same result.
 
-        `keep` keeps the first pass for the backward one: more memory, less time, the same result. Until the process
-        takes `most_bytes`, freed memory is kept.
+        Until the process takes `most_bytes`, freed memory is kept.
         """
         self._clip, self._tokens, self._keep = clip, tokens, keep
         self._precision: Precision = precision
-        self._most_bytes, self._processes = most_bytes, processes
-        mine = shares(clip, tokens, processes.count)[processes.rank]
+        self._most_bytes = most_bytes
+        order = encoding_order(clip, tokens)
         tower = text_tower(clip)
         # A packed tower sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save padding.
         self._chunk_tokens = GROUP_TOKENS if tower.packed is not None else CHUNK_TOKENS
-        self._groups = _groups(mine, tower.widths(tokens.lengths[mine], clip.context_length))
+        self._groups = _groups(order, tower.widths(tokens.lengths[order], clip.context_length))
         # torch keeps the kind of attention for the whole process; a packed tower has its own.
         self._packed = tower.packed is not None
         self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
@@ -86,7 +84,7 @@ class CachedTexts:
                 self._outputs.append(output)
             embeddings[torch.from_numpy(rows).to(embeddings.device)] = output.detach()
             self._trim()
-        return self._processes.sum(embeddings)
+        return embeddings
 
     def backward(self, gradient: Tensor, parameters: Sequence[Tensor]) -> None:
         """Add to the parameters' ``grad`` what follows from the gradient by the embeddings, [n, d]."""

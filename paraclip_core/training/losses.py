@@ -35,7 +35,7 @@ from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
-from paraclip_core.training.processes import ALONE, GIB, Processes, anonymous_memory
+from paraclip_core.training.process import GIB, anonymous_memory
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
@@ -306,25 +306,19 @@ class Objective:
     memory_gib: float = 4.0
     """Memory for what the backward pass needs of a batch; larger batches are embedded twice."""
     anchor: Anchor | None = None
-    processes: Processes = ALONE
     taken: int = field(default_factory=anonymous_memory)
     """Bytes of this process before the first batch."""
 
     def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
 
-        Gives the loss, and each term without its weight, by name; the same in every process.
+        Gives the loss, and each term without its weight, by name.
         """
         clip, anchor = self.clip, self.anchor
         scale, bias = clip.model.get_parameter("logit_scale"), getattr(clip.model, "logit_bias", None)
         # Gradients of scale and bias come from the whole batch.
         tower = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
-        cached = partial(
-            CachedTexts,
-            precision=self.precision,
-            most_bytes=self.taken + self.memory_gib * GIB,
-            processes=self.processes,
-        )
+        cached = partial(CachedTexts, precision=self.precision, most_bytes=self.taken + self.memory_gib * GIB)
         with touched_vocabulary(clip, batch.tokens) as vocabulary:
             texts = cached(clip, batch.tokens, keep=self.fits(batch))
             text_embeddings = texts.embed().requires_grad_()
@@ -337,10 +331,9 @@ class Objective:
             loss.backward()
             assert text_embeddings.grad is not None
             texts.backward(text_embeddings.grad, [*vocabulary, *tower])
-        self.processes.sum_gradients(tower)
         return loss.detach(), terms
 
     def fits(self, batch: Batch) -> bool:
-        """Whether this process's share of the batch can be kept for the backward pass."""
-        tokens = computed_tokens(self.clip, batch.tokens) / self.processes.count
+        """Whether the batch can be kept for the backward pass."""
+        tokens = computed_tokens(self.clip, batch.tokens)
         return tokens * activation_bytes(self.clip, self.precision) <= self.memory_gib * GIB

@@ -45,14 +45,7 @@ from paraclip_core.training.data import (
     prefetched,
 )
 from paraclip_core.training.losses import Anchor, Objective, Pair
-from paraclip_core.training.processes import (
-    ALONE,
-    Processes,
-    deterministic,
-    keep_freed_memory,
-    memory_for_batches,
-    sigterm_noticed,
-)
+from paraclip_core.training.process import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
 from paraclip_core.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
@@ -92,8 +85,6 @@ class TrainingJob:
     """Memory for what the backward pass needs of a batch; None: a third of what is free."""
     trackers: Trackers = field(default_factory=Trackers)
     """They get the figures of every step and validation, and are closed at the end."""
-    processes: Processes = ALONE
-    """The processes that train together, all with the same job; the first one writes."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,7 @@ class TrainingResult:
     steps: int
     batch_size: int
     loss: float
-    """Loss of this process's last step; NaN without one."""
+    """Loss of the last step that was computed here; NaN without one."""
     best_step: int
     """Step of the returned weights."""
     best: float | None
@@ -139,9 +130,8 @@ class _Run:
             clip,
             job.pairs,
             pick_precision(self.options.precision, clip.device),
-            job.memory_gib or memory_for_batches(clip.device, job.processes.count),
+            job.memory_gib or memory_for_batches(clip.device),
             Anchor(clip, self.options.distil, self.options.ranks) if anchored else None,
-            job.processes,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
@@ -150,12 +140,12 @@ class _Run:
         self.loss = math.nan
 
     def run(self, progress: Progress) -> TrainingResult:
-        job, steps, processes = self.job, self.steps, self.job.processes
+        job, steps = self.job, self.steps
         self._resume()
         first, start = self.state["step"], time.monotonic()
         job.trackers.begin(first)
         job.clip.model.train()
-        throughput = Throughput(progress if processes.first else silent, steps, first, self.order.batch_size)
+        throughput = Throughput(progress, steps, first, self.order.batch_size)
         epochs, saved = max(1, round(self.options.epochs)), start
         with sigterm_noticed() as terminated, prefetched(self._batch, range(first, steps)) as batches:
             for step in range(first, steps):
@@ -165,7 +155,7 @@ class _Run:
                 done = self.state["step"] = step + 1
                 if done * epochs // steps > step * epochs // steps:
                     self._validate(done)
-                stopping, every = processes.any(terminated()), self.options.checkpoint_steps
+                stopping, every = terminated(), self.options.checkpoint_steps
                 due = time.monotonic() - saved >= CHECKPOINT_SECONDS or (every > 0 and done % every == 0)
                 if due or stopping or done == steps:
                     self._save()
@@ -221,7 +211,7 @@ class _Run:
         )
 
     def _validate(self, done: int) -> None:
-        if self.job.validate is None or not self.job.processes.first:
+        if self.job.validate is None:
             return
         figures = dict(self.job.validate())
         self._write({"step": done, "validation": figures})
@@ -231,13 +221,10 @@ class _Run:
             self.best_weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        if self.job.processes.first:
-            self.log.write(line)
-            self.job.trackers.log(int(line["step"]), _flat(line))
+        self.log.write(line)
+        self.job.trackers.log(int(line["step"]), _flat(line))
 
     def _save(self) -> None:
-        if not self.job.processes.first:
-            return
         self.state["log_bytes"] = self.log.sync()
         tensors = {f"model.{name}": parameter for name, parameter in self.parameters.items()}
         tensors |= {f"best.{name}": weights for name, weights in self.best_weights.items()}
@@ -246,20 +233,15 @@ class _Run:
         self.checkpoints.save(self.state, tensors)
 
     def _resume(self) -> None:
-        """Restore the newest checkpoint whose log is there; every process reads the one that the first one chose."""
-        processes, step = self.job.processes, 0
-        if processes.first:
-            for state in self.checkpoints.sound():
-                step = state["step"]
-                if self.log.resume(state["log_bytes"]):
-                    break
-                log.warning("the checkpoint of step %d has lost its log; it is not used", step)
-                self.checkpoints.delete(step)
-            else:
-                step = 0
-                self.log.resume(0)
-        step = processes.first_ones(step)
-        if not step:
+        """Restore the newest checkpoint whose log is there."""
+        for state in self.checkpoints.sound():
+            step = state["step"]
+            if self.log.resume(state["log_bytes"]):
+                break
+            log.warning("the checkpoint of step %d has lost its log; it is not used", step)
+            self.checkpoints.delete(step)
+        else:
+            self.log.resume(0)
             return
         self.state, tensors = self.checkpoints.load(step)
         moments: dict[int, dict[str, Tensor]] = {}

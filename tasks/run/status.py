@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,27 +86,6 @@ def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError | 
     if failure is None:
         return None
     return getattr(paraclip_core.errors, failure["class"], otherwise)(failure["text"])
-
-
-@contextmanager
-def polling(look: Callable[[], object], seconds: float) -> Iterator[None]:
-    """Call `look` every so many seconds in a thread while the block lasts, and once more at its end."""
-    over = threading.Event()
-
-    def watch() -> None:
-        last = False
-        while not last:
-            last = over.wait(seconds)
-            look()
-
-    # Whoever shows the progress may want to know in which run.
-    thread = threading.Thread(target=copy_context().run, args=(watch,), daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def both(first: Progress, second: Progress) -> Progress:

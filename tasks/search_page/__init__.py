@@ -36,7 +36,7 @@ from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.paths import user_path
 from paraclip_core.training.alpha import interpolate
-from paraclip_core.training.processes import free_memory
+from paraclip_core.training.process import free_memory
 
 HERE = Path(__file__).parent
 LONGEST_QUERY = 2_000

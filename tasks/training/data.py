@@ -24,7 +24,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
 from paraclip_core.training.alpha import ValidationSet
 from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
-from paraclip_core.training.processes import bound_kernel_cache
+from paraclip_core.training.process import bound_kernel_cache
 
 SUFFIX = "_tokens"
 Texts: TypeAlias = pa.Array | pa.ChunkedArray

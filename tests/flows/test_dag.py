@@ -191,7 +191,7 @@ def test_the_gpus_that_a_process_sees(visible: str, names: list[str], monkeypatc
         (1, [], {"paraphrase_1": ("cpu",), "features": ("cuda:0",), "bootstrap": None, "ingest": None}),
         (2, ["paraphrase.engine=vllm"], {"paraphrase_1": ("cuda:0", "cuda:1"), "features": None, "ingest": ("cpu",)}),
         (2, ["paraphrase.engine=transformers"], {"paraphrase_1": ("cuda:0",), "features": ("cuda:1",)}),
-        (2, ["run.processes=2"], {"features": ("cuda:0",), "finetune": None, "evaluate": ("cuda:1",)}),
+        (2, [], {"features": ("cuda:0",), "finetune": ("cuda:1",), "evaluate": None}),
         (2, ["run.device=cpu"], {"features": ("cpu",), "ingest": None}),
         (2, ["run.device=cuda"], {"features": ("cuda:0",), "evaluate": None}),
         (2, ["run.device=cuda:1"], {"features": ("cuda:1",), "evaluate": None}),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paraclip_core.clip import encode
-from paraclip_core.clip.encode import TextTower, encode_ragged, shares, text_tower
+from paraclip_core.clip.encode import TextTower, encode_ragged, text_tower
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import TrieLayout, attention, padded_count, weight_gradient
 from paraclip_core.clip.ragged import PrefixTrie, Ragged, alphabetical, prefix_trie
@@ -78,17 +78,6 @@ def test_other_blocks_take_the_old_way(tiny: Tiny) -> None:
     assert text_tower(clip).packed is not None
     clip.model.get_submodule("transformer.resblocks.0").mlp.gelu = torch.nn.Sequential(torch.nn.GELU())  # type: ignore[union-attr, assignment]
     assert text_tower(clip).packed is None
-
-
-def test_shares_hold_every_text_once_and_keep_beginnings_together(tiny: Tiny) -> None:
-    clip, tokens = tiny(), texts(200)
-    parts = shares(clip, tokens, 3)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(200))
-    sizes = [int(tokens.lengths[part].sum()) for part in parts]
-    assert max(sizes) - min(sizes) <= 2 * tokens.lengths.max()
-    ordered = [tokens.take([number]).values.tolist() for number in np.concatenate(parts)]
-    assert ordered == sorted(ordered)
-    assert [len(part) for part in shares(clip, Ragged.from_lists([]), 2)] == [0, 0]
 
 
 @pytest.mark.parametrize(("into", "out"), [(32, 96), (96, 32), (64, 64)])

@@ -23,7 +23,7 @@ from paraclip_core.training import grad_cache, losses
 from paraclip_core.training.data import TEXTS, Batch, make_batch
 from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
 from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, named_pairs
-from paraclip_core.training.processes import deterministic
+from paraclip_core.training.process import deterministic
 
 TOWER_KINDS = (
     "clip", "pe", "coca", "roberta", "mt5", "siglip", "mobileclip-s",

@@ -127,7 +127,7 @@ def test_batches_get_a_share_of_what_is_free(tiny: ModuleType, tmp_path: Path, m
     given: list[float] = []
     of_class = trainer.Objective
     monkeypatch.setattr(trainer, "Objective", lambda *args: given.append(args[3]) or of_class(*args))
-    monkeypatch.setattr(trainer, "memory_for_batches", lambda device, processes: 1e-9 if processes == 1 else 0)
+    monkeypatch.setattr(trainer, "memory_for_batches", lambda device: 1e-9)
     short = {"epochs": 0.4}
     free, chosen = (
         weights(tiny, tmp_path / "a", options=short),
