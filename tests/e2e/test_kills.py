@@ -51,13 +51,14 @@ CAPTIONS, CHUNK = 2600, 64
 KINDS = {"worker", "part", "table", "verdicts", "judge", "select", "server"}
 
 
-@pytest.mark.parametrize(("kills", "kinds"), [(5, 3), pytest.param(16, 5, marks=pytest.mark.nightly)])
-def test_kills_of_paraphrasing_lose_nothing_and_pay_nothing_twice(tmp_path: Path, kills: int, kinds: int) -> None:
+@pytest.mark.nightly
+def test_kills_of_paraphrasing_lose_nothing_and_pay_nothing_twice(tmp_path: Path) -> None:
+    kills = 16
     sizes = ["--captions", str(CAPTIONS), "--kills", str(kills), "--chunk", str(CHUNK)]
     figures = figures_of("kill_paraphrasing", tmp_path / "work", *sizes)
     # They hit a run that was at work (two may be too late), some between a part and its place in the table.
     assert kills - 2 <= figures["kills"] == sum(figures["kinds"].values()) <= kills
-    assert len(set(figures["kinds"])) >= kinds and KINDS.issuperset(figures["kinds"])
+    assert len(set(figures["kinds"])) >= 5 and KINDS.issuperset(figures["kinds"])
     assert figures["parts_ahead"] >= 1 and figures["same_bytes"] and figures["good"]
     # One in twenty captions comes twice, and step 2 asks only once for texts that became alike.
     assert CAPTIONS < figures["distinct"] < 2 * CAPTIONS

@@ -125,6 +125,7 @@ def test_every_stage_has_the_bytes_that_are_held(name: str, tmp_path: Path, requ
             assert files == held["stages"][stage], f"{stage} has other bytes"
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
 def test_two_shards_on_ray_pay_once_and_end_with_the_same_bytes(
     finished: Settings, tmp_path: Path, openai_server: Any, monkeypatch: pytest.MonkeyPatch

@@ -111,7 +111,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("language", PARTS)
+@pytest.mark.parametrize("language", ["zh", pytest.param("de", marks=pytest.mark.nightly)])
 def test_captions_in_their_own_language_from_plan_to_report(
     language: str, settings_of: Any, openai_server: OpenAIServer, tmp_path: Path
 ) -> None:
