@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from paraclip_core.captions import rows
+from paraclip_core.captions.readers import parquet
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.config import ColumnNames, SourceOptions
@@ -98,8 +100,19 @@ def test_types_of_other_writers_and_bytes_that_are_not_utf8(tmp_path: Path) -> N
 
 def test_rows_go_on_counting_over_batches(tmp_path: Path) -> None:
     path = write(tmp_path, caption=[f"caption {n}" for n in range(20_000)])
-    rows = [row for batch in read_parquet(path, OPTIONS) for row in batch.rows]
-    assert rows == list(range(20_000))
+    assert [row for batch in read_parquet(path, OPTIONS) for row in batch.rows] == list(range(20_000))
+
+
+@pytest.mark.parametrize("caption", [("a dog", "a cat"), ("a dog of many words",)], ids=["lists", "long"])
+def test_batches_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caption: tuple[str, ...]) -> None:
+    for module in (parquet, rows):
+        monkeypatch.setattr(module, "BATCH_ROWS", 8)
+        monkeypatch.setattr(module, "BATCH_CHARS", 40)
+    batches = list(
+        read_parquet(write(tmp_path, caption=[list(caption) if len(caption) > 1 else caption[0]] * 7), OPTIONS)
+    )
+    assert all(len(batch) <= 8 and sum(map(len, batch.captions)) < 60 for batch in batches)
+    assert [row for batch in batches for row in batch.rows] == sorted([*range(7)] * len(caption))
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100, -5, None])
