@@ -137,8 +137,7 @@ class Slots:
             facts = run.paraphraser.facts
             if not facts.local:
                 return (), 0
-            # Such an engine, or each shard, has a process on every GPU.
-            on_device, every = facts.on_device, facts.one_process_a_machine is not None or options.shards > 1
+            on_device, every = facts.on_device, facts.every_gpu
         if not on_device or options.device == CPU:
             return (CPU,), 1
         if options.device == "auto":

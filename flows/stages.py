@@ -26,7 +26,6 @@ from prefect.states import Cancelled, Completed, Crashed
 from pydantic import Field, WithJsonSchema
 
 from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
-from paraclip.flows.shards import Here, ask_in_shards
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (
     artifact_key,
@@ -69,7 +68,7 @@ FORM = (
     *(f"finetune.{name}" for name in ("epochs", "batch_size", "learning_rate", "weights.image_caption", "distil")),
     "evaluate.split",
     *(f"evaluate.benchmarks.0.{name}" for name in ("name", "kind", "path")),
-    *(f"run.{name}" for name in ("placement", "device", "shards")),
+    *(f"run.{name}" for name in ("placement", "device")),
 )
 """Dotted paths of the options that the form shows; an item of a list is written ``0``."""
 DROPPED = ("$defs", "operational")
@@ -181,10 +180,8 @@ def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run
 
     `carry` runs the stage and returns its row of the stage table.
     """
-    here = Here(run)
 
     def stage(name: str) -> State[Any]:
-        run = here.value
         try:
             run.stop.check()
             row = carry(name, run)
@@ -201,7 +198,7 @@ def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run
         persist_result=False,
         cache_policy=NO_CACHE,
         retries=retries,
-        retry_condition_fn=lambda _, task_run, state: _tried_again(state.data, task_run.run_count, here.value),
+        retry_condition_fn=lambda _, task_run, state: _tried_again(state.data, task_run.run_count, run),
     )(stage)
 
 
@@ -224,12 +221,11 @@ def _tried_again(error: object, attempt: int, run: Run) -> bool:
 
 
 def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
-    """A paraphrase stage, in shards where the settings want them, with samples of what the model says."""
+    """A paraphrase stage, with samples of what the model says."""
     name, key = node.name, artifact_key(run.settings.name, node.name, "samples")
     # Once a run: step 1 says it for both.
     if STEPS[name] == 1 and run.artifact(name) is None and (warning := unguarded(run.settings.paraphrase)):
         log.warning("%s", warning)
-    ask_in_shards(node, run, progress)
     artifact = run_stage(node, run, progress)
     if rows := finished_samples(artifact, STEPS[name]):
         publish_table(key, rows, f"Some answers of {name}")

@@ -651,11 +651,6 @@ class RunOptions(Options):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, and processes that judge answers; 0: all cores. Another number may round image features and trained
     weights differently in their last bits; one and two train the same bytes where a step has more than 2,048 tokens."""
-    shards: Annotated[int, Field(ge=1, le=1024)] = Field(default=1, json_schema_extra=OPERATIONAL)
-    """Processes that ask for paraphrases at the same time, each with an engine and a share of the requests."""
-    runner: Literal["threads", "ray"] = Field(default="threads", json_schema_extra=OPERATIONAL)
-    """Where shards run: `threads` on this machine, `ray` on the Ray cluster that `RAY_ADDRESS` names, or else on one on
-    this machine, for this stage alone (`pip install paraclip[ray]`). With `device: cuda` each shard has a GPU there."""
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
     """When new captions hold a run."""
     promote: Literal["auto", "ask"] = Field(default="auto", json_schema_extra=OPERATIONAL)

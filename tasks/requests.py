@@ -1,4 +1,4 @@
-"""Requests of the paraphrase steps without an answer: counted, divided among processes, written to files and read back.
+"""Requests of the paraphrase steps without an answer: counted, written to files and read back.
 
 They are what the rounds of a run find missing where nobody is asked. Batch files are OpenAI batch JSONL, which
 `vllm run-batch` reads too.
@@ -7,10 +7,9 @@ They are what the rounds of a run find missing where nobody is asked. Batch file
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,13 +24,12 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import CONFIG
-from paraclip.storage.roots import open_answers, open_store
-from paraclip.tasks.run.child import call_in_child, log_path
-from paraclip.tasks.run.run import Node, Run, Stop, settings_of
+from paraclip.storage.roots import open_answers
+from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
-from paraclip.tasks.stages.paraphrase import STEPS, UPSTREAM, paraphrasing, spent, step_batches, step_rounds
+from paraclip.tasks.stages.paraphrase import STEPS, spent, step_batches, step_rounds
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, count_words, reject_batch
-from paraclip_core.errors import ArtifactError, ConfigError, InputError
+from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
 from paraclip_core.paraphrase.requests import (
@@ -49,8 +47,6 @@ from paraclip_core.tables import GENERATIONS, REJECTS
 
 log = logging.getLogger(__name__)
 
-SHARD_REQUESTS = 64
-"""Requests that are worth a process of their own."""
 SAMPLE = 1024
 """Missing texts that are looked at to tell their length."""
 BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
@@ -180,85 +176,6 @@ def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple
     size, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
     fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in prompt.messages(""))
     return (fixed + size) / BYTES_PER_TOKEN, words * TOKENS_PER_WORD * answers
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """What the shards of one stage have in common; plain data, so that another machine can be told."""
-
-    step: int
-    shards: int
-    draft: Mapping[str, Any]
-    upstream: str
-    """Fingerprint of the artifact with the step's rows."""
-    settings: Mapping[str, Any]
-    root: str
-
-
-def plan_shards(node: Node, run: Run, inputs: Mapping[str, Artifact]) -> ShardJob | None:
-    """The shards among which a stage's missing requests are divided; None where one process does them."""
-    settings = run.settings
-    step, most = STEPS.get(node.name), settings.run.shards
-    if step is None or most < 2:
-        return None
-    options, one_machine = run.paraphraser.options, settings.run.runner == "threads"
-    for asked in filter(None, (run.paraphraser, run.paraphraser.judge)):
-        if reason := asked.facts.unshardable(one_machine):
-            log.info("%s is not cut into shards: %s", node.name, reason)
-            return None
-    upstream = inputs[UPSTREAM[step]]
-    batches = step_batches(upstream.path, step, options.fraction)
-    with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache, ExitStack() as stack:
-        rounds = step_rounds(stack, run, step, batches, cache, scratch, judged=False)
-        rounds.run()
-        # Where rejected rows are asked for again, or a judge is asked, more may be missing than can be counted now.
-        further = options.attempts > 1 or bool(options.regenerate) or options.judge is not None
-        missing = rounds.tables.rows if further else sum(len(rows) for _, rows in rounds.missing)
-    shards = min(most, missing // SHARD_REQUESTS)
-    if shards < 2:
-        return None
-    place = settings.run
-    if one_machine:
-        threads = place.threads or max(1, (os.cpu_count() or 1) // shards)
-        place = place.model_copy(update={"threads": threads})
-    job_settings = settings.model_copy(update={"run": place}).model_dump(mode="json")
-    return ShardJob(step, shards, asdict(node.draft), upstream.fingerprint, job_settings, run.store.location)
-
-
-def ask_shard(job: ShardJob, shard: int, progress: Progress = silent, stop: Stop | None = None) -> dict[str, Any]:
-    """Run one shard in a child process; what it counted."""
-    store, settings = open_store(job.root), settings_of(job.settings)
-    stage, fingerprint = job.draft["stage"], job.draft["fingerprint"]
-    path = log_path(store, stage, f"{fingerprint}-shard-{shard}-of-{job.shards}")
-    request = {**asdict(job), "shard": shard}
-    return call_in_child("paraclip.tasks.requests:run_shard", request, settings, path, progress, stop)
-
-
-def run_shard(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """Run one shard, here; `request` is a :class:`ShardJob` and the number of the shard."""
-    shard, step = request["shard"], request["step"]
-    settings, store = settings_of(request["settings"]), open_store(request["root"])
-    upstream = store.find(UPSTREAM[step], request["upstream"])
-    if upstream is None:
-        name = f"{UPSTREAM[step]}/{request['upstream']}"
-        raise ArtifactError(
-            f"the artifact {name} is not under {store.location}: run.root must be the same shared folder or object "
-            f"store for every worker"
-        )
-    device, one_machine = settings.run.device, settings.run.runner == "threads"
-    if device == "auto" and one_machine and Run(settings, store).paraphraser.facts.local:
-        # Each shard takes another GPU of this machine; Ray shows a shard its own ones only.
-        import torch
-
-        device = f"cuda:{shard % torch.cuda.device_count()}" if torch.cuda.device_count() > 1 else device
-    place = settings.run.model_copy(update={"device": device})
-    run = Run(settings.model_copy(update={"run": place}), store)
-    with (
-        TempDir() as scratch,
-        paraphrasing(run, step, upstream, scratch, progress, (shard, request["shards"])) as rounds,
-    ):
-        rounds.run()
-    return rounds.counts.metrics()
 
 
 @dataclass(frozen=True)

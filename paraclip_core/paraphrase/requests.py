@@ -380,24 +380,6 @@ def in_fraction(text: str, fraction: float) -> bool:
     return int.from_bytes(raw, "little") / 2**64 < fraction
 
 
-def own_share(batches: Batches, step: int, first: RequestKeys, shard: int, shards: int) -> Batches:
-    """The rows of one shard out of `shards`, by the key of their first request.
-
-    So one text belongs to one shard only, and by the same one however many captions say it.
-    """
-    if shards == 1:
-        return batches
-    source = source_column(step)
-
-    def own(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        for batch in batches([*columns, *({source} - set(columns))]):
-            keys = map(first.key, batch.column(source).to_pylist())
-            own_rows = [int.from_bytes(key[:8], "little") % shards == shard for key in keys]
-            yield batch.filter(pa.array(own_rows, pa.bool_())).select(list(columns))
-
-    return own
-
-
 # A chat-template token of any model begins with `<` or `[` and a letter, a bar or a slash: `<|im_end|>`, `</s>`,
 # `<start_of_turn>`, `[INST]`, `[/INST]`. A blank after the bracket makes it plain text and leaves it readable.
 _TOKEN_START = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")

@@ -30,7 +30,6 @@ from paraclip_core.paraphrase.requests import (
     GenerationCache,
     StepTables,
     in_fraction,
-    own_share,
     source_column,
     step_requests,
 )
@@ -94,22 +93,18 @@ def _write(selection: Selection, out: Path) -> int:
 
 
 @contextmanager
-def paraphrasing(
-    run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress, share: tuple[int, int] = (0, 1)
-) -> Iterator[Rounds]:
+def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress) -> Iterator[Rounds]:
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
     Runs that ask the same model about the same captions have other fingerprints where gates or attempts differ, and the
-    same requests. Side by side each would find them missing and both would pay, so one of them waits. `share` is the
-    number of a shard and of all shards, where this is one of several processes.
+    same requests. Side by side each would find them missing and both would pay, so one of them waits.
     """
     paraphraser, store = run.paraphraser, run.store
     engine, options = paraphraser.engine(), paraphraser.options
     request = step_requests(options, step, engine.model)
-    batches = own_share(step_batches(upstream.path, step, options.fraction), step, request, *share)
+    batches = step_batches(upstream.path, step, options.fraction)
     captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
-    part = "all" if share[1] == 1 else f"{share[0]} of {share[1]}"
-    same_requests = store.cache / "asking" / f"{request.key(f'{captions} {part}').hex()}.lock"
+    same_requests = store.cache / "asking" / f"{request.key(captions).hex()}.lock"
     with (
         lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)),
         closing(open_answers(store)) as cache,

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -123,28 +122,6 @@ def test_every_stage_has_the_bytes_that_are_held(name: str, tmp_path: Path, requ
     for stage, files in digests.items():
         if stage not in rounded:
             assert files == held["stages"][stage], f"{stage} has other bytes"
-
-
-@pytest.mark.nightly
-@pytest.mark.skipif(find_spec("prefect_ray") is None, reason="pip install 'paraclip[ray]'")
-def test_two_shards_on_ray_pay_once_and_end_with_the_same_bytes(
-    finished: Settings, tmp_path: Path, openai_server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    openai_server.answer = written
-    root, stages = tmp_path / "root", ["paraphrase_1", "paraphrase_2"]
-    shutil.copytree(finished.run.root, root)
-    for gone in ("cache", *(f"artifacts/{name}" for name in stages)):
-        shutil.rmtree(root / gone)
-    # There are eight texts.
-    monkeypatch.setattr("paraclip.tasks.requests.SHARD_REQUESTS", 4)
-    settings = tiny_settings(root, openai_server.url, shards=2, runner="ray")
-    assert [row["stage"] for row in flow_of(settings)["stages"] if row["state"] == "made"] == stages
-    assert set(openai_server.answered.values()) == {1}
-    for name in stages:
-        assert len(list((root / "logs").glob(f"{name}-*-shard-?-of-2.log"))) == 2
-        artifact = Run(settings).artifact(name)
-        assert artifact is not None and artifact.manifest.metrics["generated"] == 0, "the shards asked for everything"
-    assert contents(Run(settings)) == contents(Run(finished))
 
 
 USE = """

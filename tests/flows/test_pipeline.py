@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 import subprocess
@@ -11,13 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served  # pyright: ignore[reportMissingImports]
 
-from paraclip.flows.shards import Here
-from paraclip.tasks.run.run import Node, Run
+from paraclip.tasks.run.run import Node
 from paraclip_core.errors import AwayError, ConfigError, CrashedError, EngineError, FullDiskError, InputError
 from paraclip_core.settings import parse_settings
 
@@ -73,31 +70,6 @@ def test_a_stage_is_tried_again_where_that_may_help(
     with pytest.raises(type(error)):
         (STAGE_FLOWS["scenes"] if where == "alone" else pipeline)(settings=finished_run("name=tried").settings)
     assert asked == ["scenes"] * tries
-
-
-def test_no_run_crosses_a_process(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Prefect sends the context of a stage's task to Ray's workers, pickled; requests to processes are plain JSON."""
-    from prefect.context import serialize_context
-
-    from paraclip.flows import pipeline, stages
-
-    contexts: list[Any] = []
-
-    def carry(name: str, run: Run) -> dict[str, Any]:
-        contexts.append(cloudpickle.loads(cloudpickle.dumps(serialize_context())))
-        return stages.carry_stage(name, run)
-
-    monkeypatch.setattr(pipeline, "carry_stage", carry)
-    run = finished_run("name=crossed")
-    pipeline.pipeline(settings=run.settings)
-    assert len(contexts) == len(run.artifacts)
-    for context in contexts:
-        crossed = context["task_run_context"]
-        assert crossed["parameters"] == {"name": crossed["task"].name}
-        cells = inspect.getclosurevars(crossed["task"].fn).nonlocals.values()
-        assert [cell.value for cell in cells if isinstance(cell, Here)] == [None]
-    with pytest.raises(TypeError, match="cannot pickle"):
-        cloudpickle.dumps(Run(run.settings))
 
 
 def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finished_run: Callable[..., Any]) -> None:

@@ -127,14 +127,8 @@ class EngineFacts:
     """Where it does not ask: what decides its answers, for the fingerprint."""
     gates: Literal["off", "capable", "small-model", "mined"] = "capable"
     """The preset that `paraphrase.gates.preset=auto` stands for."""
-    one_process: str | None = None
-    """Why requests are better not divided among processes; None where they may be."""
-    one_process_a_machine: str | None = None
-    """Why they are better not divided among processes of one machine; None where they may be."""
-
-    def unshardable(self, one_machine: bool) -> str | None:
-        """Why shards, on `one_machine` or several, would be of no use; None where requests may be divided."""
-        return self.one_process or (self.one_process_a_machine if one_machine else None)
+    every_gpu: bool = False
+    """Whether it computes on all GPUs of the machine, not on one."""
 
 
 class Engine(Protocol):

@@ -53,7 +53,6 @@ class FileEngine:
         asks=False,
         look_up={"look_up": LOOK_UP},
         gates="off",
-        one_process="a file is read faster by one process",
     )
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:

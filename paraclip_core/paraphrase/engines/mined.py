@@ -51,7 +51,6 @@ class MinedEngine:
             shares_cores=True,
             asks=False,
             gates="mined" if across else "off",
-            one_process="captions are looked up faster by one process",
             by_image=True,
             inputs=("ingest", "features") if across else ("ingest",),
             look_up={"look_up": LOOK_UP} | ({"min_cosine": self._least} if across else {}),

@@ -133,13 +133,7 @@ class OpenAIEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        options = self._options
-        limited = options.max_spend or options.requests_per_minute
-        return EngineFacts(
-            local=False,
-            max_in_flight=options.concurrency,
-            one_process="the spending cap and the limit per minute hold for one process" if limited else None,
-        )
+        return EngineFacts(local=False, max_in_flight=self._options.concurrency)
 
     @property
     def model(self) -> str:

@@ -74,7 +74,7 @@ class VllmEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        return EngineFacts(one_process_a_machine="the server of the vllm engine spreads over this machine's GPUs")
+        return EngineFacts(every_gpu=True)
 
     @property
     def model(self) -> str:

@@ -1,4 +1,4 @@
-"""Requests: keys that tell them apart, shards, rows by their numbers; and select, compared with a plain-Python reading
+"""Requests: keys that tell them apart, rows by their numbers; and select, compared with a plain-Python reading
 of what its docstring says."""
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from paraclip_core.paraphrase.requests import (
     RowCursor,
     StepTables,
     in_fraction,
-    own_share,
     sampling_json,
     step_requests,
 )
@@ -94,23 +93,6 @@ def numbered(texts: list[str], size: int) -> list[pa.RecordBatch]:
     columns = {"caption": pa.array(texts, pa.string()), "row": pa.array(range(len(texts)), pa.int64())}
     parts = pa.table(columns).to_batches(max_chunksize=size)
     return [*parts, parts[0].slice(0, 0)] if parts else []
-
-
-@given(MANY_TEXTS, st.integers(1, 5), st.integers(1, 7))
-def test_every_row_is_in_one_shard_and_equal_texts_in_the_same(
-    reading: Reading, texts: list[str], shards: int, size: int
-) -> None:
-    first = step_requests(ParaphraseOptions(), 1, "a model")
-    shard_of: dict[int, int] = {}
-    for shard in range(shards):
-        own = own_share(reading(numbered(texts, size)), 1, first, shard, shards)
-        assert [batch.schema.names for batch in own(["row"])] == [["row"]] * len(numbered(texts, size))
-        rows = [row for batch in own(["row"]) for row in batch.column("row").to_pylist()]
-        assert rows == sorted(rows) and not shard_of.keys() & set(rows)
-        shard_of |= dict.fromkeys(rows, shard)
-    assert sorted(shard_of) == list(range(len(texts)))
-    homes = {(texts[row], shard) for row, shard in shard_of.items()}
-    assert len(homes) == len({text for text, _ in homes})
 
 
 @given(st.lists(st.integers(0, 6), max_size=12), st.data())
