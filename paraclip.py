@@ -120,6 +120,7 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
     from paraclip.tasks.channels import check_run_name, record_result
+    from paraclip.tasks.preflight import check_before_paying
     from paraclip.tasks.results import comparison_rows, stage_row
     from paraclip.tasks.run.dag import run_stage
     from paraclip.tasks.run.run import Run
@@ -131,6 +132,9 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     with wanted.store.mark_run({name: node.fingerprint for name, node in wanted.nodes.items()}):
         for name in wanted.stages:
             started, cached = time.monotonic(), wanted.artifact(name) is not None
+            if name == "paraphrase_1":
+                for notice in check_before_paying(wanted):
+                    _say(notice)
             with _progress_of(name, progress) as shown:
                 artifact = run_stage(name, wanted, shown)
             rows.append(stage_row(artifact, cached, time.monotonic() - started))

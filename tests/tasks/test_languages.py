@@ -14,6 +14,7 @@ from PIL import Image
 from small_runs import HERE, made  # pyright: ignore[reportMissingImports]
 from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
+import paraclip
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.plan import plan_run
 from paraclip.tasks.run.run import Run
@@ -115,8 +116,9 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
 def test_captions_in_their_own_language_from_plan_to_report(
     language: str, settings_of: Any, openai_server: OpenAIServer, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"about 1\d\d of 1\d\d training captions are not in English.*gates\.encoder"):
-        plan_run(Run(settings_of(language)))
+    for refuses in (lambda settings: plan_run(Run(settings)), paraclip.run):
+        with pytest.raises(InputError, match=r"about 1\d\d of 1\d\d training captions are not in English.*\.encoder"):
+            refuses(settings_of(language))
     assert not openai_server.asked
     letters = "".join(
         sorted({letter for row in wordings(language) for letter in "".join(row).lower()} - {*LETTERS, " "})
