@@ -20,7 +20,7 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder, read_json, write_atomic
 from paraclip.storage.parquet import CONFIG, PartWriter, frequent_values, parquet_files
 from paraclip_core.captions.rows import MANY_LICENCES, clean
-from paraclip_core.cards import DatasetFacts, RolledUp, StepFacts, dataset_card, roll_up
+from paraclip_core.cards import DatasetFacts, StepFacts, dataset_card, hub_licenses
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError, one_line
 from paraclip_core.lifetime import TempDir
@@ -192,7 +192,8 @@ class ExportedDataset:
     files: list[str]
     rows: dict[str, int]
     """Rows by split."""
-    license: RolledUp
+    license: tuple[str, ...]
+    """As the hub names it: each, or `other`, or `unknown`."""
     left_out: int
     """Rows that the opt-outs named."""
     unmatched: list[str]
@@ -290,7 +291,7 @@ def export_dataset(
         card = dataset_card(facts).encode()
         write_atomic(draft / CARD, lambda file: file.write(card))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportedDataset(files, {SPLIT: shards.rows_written}, roll_up(licenses), left_out, unmatched)
+    return ExportedDataset(files, {SPLIT: shards.rows_written}, hub_licenses(licenses), left_out, unmatched)
 
 
 def _leave_out(con: duckdb.DuckDBPyConnection, entries: Sequence[str]) -> tuple[int, list[str]]:

@@ -112,14 +112,12 @@ def export_dataset(
         contact=contact,
         models=model or (),
     )
-    terms = written.license
     facts = {
         "folder": str(folder.absolute()),
         "files": written.files,
         "artifact": f"{paraphrases.stage}/{paraphrases.fingerprint}",
         "rows": written.rows,
-        "license": {"strictest": terms.strictest, "class": terms.kind, "hub": terms.hub},
+        "license": written.license,
         "opt_outs": {"entries": len(entries or ()), "rows": written.left_out, "unmatched": written.unmatched},
-        "notes": terms.notes,
     }
     print_facts(facts, as_json)

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from paraclip_core.cards import RolledUp, roll_up
 from paraclip_core.evaluation.metrics import GAIN, expected_half
 
 if TYPE_CHECKING:
@@ -139,11 +138,6 @@ class ReportData:
     licenses: Sequence[License] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
     """Small JPEG of each image that is shown, by its id."""
-
-    @property
-    def strictest(self) -> RolledUp:
-        """The strictest of the licenses that rows with paraphrases are under."""
-        return roll_up({license.name: license.paraphrased for license in self.licenses if license.paraphrased})
 
 
 def row_totals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:

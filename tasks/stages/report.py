@@ -256,7 +256,7 @@ def _training(name: str, artifact: Artifact) -> Training:
 
 
 def _licenses(inputs: Inputs) -> list[License]:
-    # So many that both tables name the same ones, and the strictest is among them.
+    # So many that both tables name the same ones.
     captions = frequent_values(inputs["ingest"].path / "captions", "licence", MANY_LICENCES)
     paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence", MANY_LICENCES)
     return [License(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]

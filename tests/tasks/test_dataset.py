@@ -173,7 +173,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     text = (tmp_path / "out/README.md").read_text()
     data = DatasetCard(text).data.to_dict()
     assert data["language"] == ["en", "de"] and data["size_categories"] == ["n<1K"]
-    assert data["license"] == "other" and data["license_name"] == "b-bad-b-x-http-evil.example"
+    assert data["license"] == "other" and data["license_name"] == "b-bad-b-x-http-evil.example-cc-by-4.0-cc-by-nc-4.0"
     assert data["pretty_name"] == "A name: with ---\ncolons"
     assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
     assert data["task_categories"] and "paraphrase" in data["tags"]
@@ -185,7 +185,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     for reason, count in first.manifest.metrics["rejected"].items():
         assert f"| paraphrase 1 | {reason} | {count} |" in text
     assert "Off: every answer" in text and "No opt-out list was given." in text and made.fingerprint in text
-    assert dataset.license.kind == "unknown" and "no license that is known" in text
+    assert dataset.license == ("other",)
     assert "synthetic" not in data["tags"] and "language model that wrote" not in text
 
 
@@ -288,7 +288,7 @@ def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, 
     two = export("two", "--artifact", artifact.fingerprint[:20], *root, "--json")
     assert one["artifact"] == two["artifact"] == f"paraphrase_2/{artifact.fingerprint}"
     assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
-    assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"]["class"] == "unknown"
+    assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"] == ["other"]
     assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
     assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
     assert "unmatched:\n  - nobody\n" in export("three", "-c", str(config), *listed)
