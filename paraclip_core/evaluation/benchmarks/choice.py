@@ -7,13 +7,11 @@ a third; a tie is a miss, as it is for the authors, so that a model that cannot 
 from __future__ import annotations
 
 import dataclasses
-import random
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,13 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Box, Encoder, ImagePool, Measured, archive_pool, need_two, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.metrics import Sample, macro_weights, pair_scores
 from paraclip_core.evaluation.published import (
-    captioned_images,
     field,
     find_images,
     images_beside,
@@ -62,13 +58,6 @@ _BOTH_WAYS = """
 SYMMETRIC = frozenset(" ".join(name.split()) for name in _BOTH_WAYS.split(";"))
 """Relations that the authors' evaluation leaves out of the macro accuracy, because both orders may be true."""
 
-SEED, MOST_WORDS = 0, 30
-"""Of the shuffling, and after which a caption is cut."""
-RULES = ("within_trigrams", "trigrams")
-"""ARO's rules that need no tagger: one shuffles the words of each three, the other the threes."""
-_MARKS = re.compile(r'[.!"()*#:;~]')
-_WORDS = re.compile(r"n't|'\w+|\w+?(?=n't)|\w+|[^\w\s]")
-
 
 @dataclass(frozen=True)
 class Cases:
@@ -86,7 +75,7 @@ class Cases:
 
 
 Nearer = tuple[str, str, str]
-"""Columns: the first is nearer to the second than to the third and all others whose names begin like the third's."""
+"""Columns: the first is nearer to the second than to the third."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +97,6 @@ class Choice:
     counted: Callable[[str, int], bool] = lambda group, cases: True
     """Whether a group of so many cases is part of that mean."""
     group: Callable[[Path, int, dict[str, Any]], str] = lambda file, number, row: file.stem
-    equal_is_right: bool = False
-    """Whether a wrong text that equals the right one is no rival; otherwise it is a miss."""
 
     def named(self, *columns: Sequence[str]) -> dict[str, Sequence[str]]:
         return dict(zip((*self.images, *self.texts), columns, strict=True))
@@ -129,10 +116,7 @@ def measure(choice: Choice, cases: Cases, encoder: Encoder) -> Measured:
         return pair_scores(*vectors[one], *vectors[other])
 
     def right(first: str, near: str, far: str) -> NDArray[np.bool_]:
-        rivals = [name for name in cases.columns if name.startswith(far)]
-        above = [cosine(first, near) > cosine(first, rival) for rival in rivals]
-        equal = [choice.equal_is_right & (vectors[near][1] == vectors[rival][1]) for rival in rivals]
-        return np.all(np.logical_or(above, equal), axis=0)
+        return cosine(first, near) > cosine(first, far)
 
     values = {
         metric: np.all([right(*nearer) for nearer in all_of], axis=0) if all_of else cosine(*choice.texts)
@@ -175,12 +159,6 @@ def _read(files: Sequence[Path], choice: Choice, *more: Callable[[Path, int, dic
 
 def _field(name: str, file: Path, number: int, row: dict[str, Any]) -> str:
     return field(file, number, row, name)
-
-
-def _need(pool: ImagePool | None, file: Path | None) -> ImagePool:
-    if pool is None:
-        raise BenchmarkError(f"images of {file} are missing; say with the option `images` where they lie")
-    return pool
 
 
 def read_categories(source: Source, choice: Choice) -> Cases:
@@ -249,7 +227,9 @@ def read_winoground(source: Source, choice: Choice) -> Cases:
     else:
         tags, *columns = _read([file], choice)
         images, captions = columns[:2], columns[2:]
-        pool = _need(pool_for(source, [*images[0], *images[1]]), file)
+        pool = pool_for(source, [*images[0], *images[1]])
+        if pool is None:
+            raise BenchmarkError(f"images of {file} are missing; say with the option `images` where they lie")
     # Of a tag with one group there is no interval.
     counts = Counter(tags)
     return Cases(
@@ -273,77 +253,6 @@ def _holds_pictures(file: Path, columns: Sequence[str]) -> bool:
     except (pa.ArrowException, OSError) as error:
         raise damaged_parquet(file, error) from error
     return all(name in schema.names and is_picture(schema.field(name).type) for name in columns)
-
-
-def read_order(source: Source, choice: Choice) -> Cases:
-    """Rows with image and caption_options (the right one first), as the authors' generator leaves them; or any captions
-    with images, of which the shuffled ones are made here.
-
-    The authors make four, two of which need a tagger of nouns and adjectives; the others are made here by
-    :data:`RULES`. Among two wrong captions a figure is higher than among four, so each compares with itself alone.
-    """
-    listed = None if source.path is None else _listed(source.path)
-    if listed is None:
-        captions, pool = captioned_images(source)
-        listed = [(image, [text]) for image, text in zip(captions.image_ids, captions.captions, strict=True)]
-    else:
-        pool = _need(pool_for(source, [image for image, _ in listed]), source.path)
-    made_by = "the file"
-    if all(len(texts) == 1 for _, texts in listed):
-        made_by = f"the rules {', '.join(RULES)} with seed {SEED}"
-        wrong_texts = [[shuffled(texts[0], rule) for rule in RULES] for _, texts in listed]
-        listed = [(image, [*texts, *wrong]) for (image, texts), wrong in zip(listed, wrong_texts, strict=True)]
-    images = [image for image, _ in listed]
-    texts = [[cleaned(text) for text in texts] for _, texts in listed]
-    # A row with fewer texts than others has its caption again, which is no rival.
-    widest = max(map(len, texts))
-    columns = list(zip(*([*row, *[row[0]] * (widest - len(row))] for row in texts), strict=True))
-    rivals = np.array([sum(text != row[0] for text in row[1:]) for row in texts])
-    notes = {
-        "reordered_by": made_by,
-        "captions": len(images),
-        "captions_without_rival": int((rivals == 0).sum()),
-        "rivals": float(np.round(rivals.mean(), 3)),
-        "images": len(set(images)),
-    }
-    wrong = {f"wrong_{number}": column for number, column in enumerate(columns[1:], 1)}
-    return Cases({"image": images, "caption": columns[0], **wrong}, images, [""] * len(images), pool, notes)
-
-
-def _listed(path: Path) -> list[tuple[str, list[str]]] | None:
-    """Image and texts of a list with caption_options, or with captions; None of another file."""
-    if path.is_dir() or path.suffix.lower() not in (".json", ".jsonl"):
-        return None
-    if path.suffix.lower() == ".json" and not isinstance(load_json(path), list):
-        return None
-    listed: list[tuple[str, list[str]]] = []
-    for number, row in records(path):
-        image = PurePosixPath(field(path, number, row, "image", "image_path", "filename")).name
-        options, captions = row.get("caption_options"), row.get("caption", row.get("captions"))
-        texts = options or (captions if isinstance(captions, list) else [captions])
-        texts = [field(path, number, {"caption": text}, "caption") for text in texts]
-        listed += [(image, texts)] if options else [(image, [text]) for text in texts]
-    if len({len(texts) == 1 for _, texts in listed}) != 1:
-        raise BenchmarkError(f"{path}: expected rows that all have caption_options, or none of them")
-    return listed
-
-
-def shuffled(caption: str, rule: str) -> str:
-    """The caption's words in another order, the same whenever it is asked for; by chance it may be the same order."""
-    words = _WORDS.findall(caption)
-    threes = [words[start : start + 3] for start in range(0, len(words), 3)]
-    draw = random.Random(f"{SEED}/{rule}/{caption}")
-    if rule == "trigrams":
-        draw.shuffle(threes)
-    else:
-        for three in threes:
-            draw.shuffle(three)
-    return " ".join(word for three in threes for word in three)
-
-
-def cleaned(caption: str) -> str:
-    """Lower case, without marks, cut: what the authors do to right and wrong captions alike."""
-    return " ".join(_MARKS.sub(" ", caption.lower()).split()[:MOST_WORDS])
 
 
 def _benchmark(title: str, choice: Choice, **about: Any) -> Benchmark:
@@ -441,20 +350,6 @@ VG_ATTRIBUTION = _benchmark(
         group=lambda file, number, row: "_".join(row.get("attributes") or ()),
     ),
     aliases=("vg-a",),
-    **_ARO,
-)
-CAPTION_ORDER = _benchmark(
-    "Caption order",
-    Choice(
-        read=read_order,
-        images=("image",),
-        texts=("caption", "wrong_"),
-        scores={Metric("accuracy", published="acc"): (("image", "caption", "wrong_"),)},
-        protocol="caption nearer to its image than every reordering of it",
-        # So do the authors: a caption whose words no shuffling could move counts.
-        equal_is_right=True,
-    ),
-    aliases=("coco-order", "flickr30k-order", "order"),
     **_ARO,
 )
 _TEXT = (("image_0", "caption_0", "caption_1"), ("image_1", "caption_1", "caption_0"))

@@ -24,8 +24,7 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
-from paraclip_core.evaluation.benchmarks import Stored, choice
-from paraclip_core.evaluation.benchmarks.choice import cleaned, shuffled
+from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.metrics import macro_weights
 from paraclip_core.evaluation.run import ModelEncoder, prepare, source_files
 
@@ -122,12 +121,6 @@ def by_hand(images: np.ndarray, texts: np.ndarray) -> tuple[float, float, float]
         right = (s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1], s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0])
         scores.append((*right, all(right)))
     return tuple((100 * np.mean(scores, axis=0)).tolist())
-
-
-def order(folder: Path, rows: object, name: str = "coco_karpathy_test.json") -> Path:
-    touch(folder / "images", ["red_dog.jpg", "old_cat_tree.jpg"])
-    (folder / name).write_text(json.dumps(rows))
-    return folder / name
 
 
 def test_the_real_sugarcrepe_without_images(data_root: Path) -> None:
@@ -228,52 +221,6 @@ def test_images_of_aro_elsewhere(tmp_path: Path) -> None:
     assert file in hashed and images / rows[0]["image_path"] in hashed
 
 
-def test_options_of_the_file_against_a_plain_loop(tmp_path: Path) -> None:
-    rows = [
-        {"image": "val2014/red_dog.jpg", "caption_options": ["A red dog!", "dog a blue", "the dog", "red a dog ."]},
-        {"image": "val2014/old_cat_tree.jpg", "caption_options": ["the sea", "old cat", "a cat"]},
-        {"image": "val2014/old_cat_tree.jpg", "caption_options": ["Old cat tree", "old cat tree.", "OLD CAT TREE"]},
-    ]
-    outcome, hits = measured("caption_order", order(tmp_path, rows), encoder := WordEncoder()), []
-    for row in rows:
-        image = encoder.images(Path(), [row["image"]])[0].astype(float)
-        right, *wrong = [cleaned(text) for text in row["caption_options"]]
-        scores = [image @ encoder.texts([text])[0].astype(float) for text in wrong if text != right]
-        hits.append(image @ encoder.texts([right])[0].astype(float) > max(scores, default=-np.inf))
-    assert outcome.metrics["accuracy"] == pytest.approx(100 * np.mean(hits)) and set(hits) == {True, False}
-    assert (outcome.notes["captions_without_rival"], outcome.notes["reordered_by"]) == (1, "the file")
-
-
-def test_captions_are_shuffled_by_a_seed(tmp_path: Path) -> None:
-    rows = [
-        {"image": "red_dog.jpg", "caption": ["a red dog runs over the wet grass", "dog"]},
-        {"image": "old_cat_tree.jpg", "caption": ["an old cat sits in a tall tree today"]},
-    ]
-    path = order(tmp_path, rows)
-    outcome = measured("caption_order", path)
-    assert outcome.notes["captions"] == 3 and outcome.notes["captions_without_rival"] == 1
-    assert outcome.notes["reordered_by"] == "the rules within_trigrams, trigrams with seed 0"
-    # A bag of words tells no order, so only the caption of one word counts.
-    assert outcome.metrics["accuracy"] == pytest.approx(100 / 3)
-    entries = [{"filename": f"{n}.jpg", "sentences": [{"raw": "a b c d"}]} for n in ("red_dog", "old_cat_tree")]
-    assert measured("caption_order", order(tmp_path, {"images": entries}, "dataset_x.json")).notes["captions"] == 2
-
-
-@given(st.text("abc d.,'", max_size=60), st.sampled_from(["within_trigrams", "trigrams"]))
-def test_shuffling_moves_words_within_its_rule(caption: str, rule: str) -> None:
-    words, moved = choice._WORDS.findall(caption), shuffled(caption, rule).split()
-    assert sorted(moved) == sorted(words) and shuffled(caption, rule).split() == moved
-    if rule == "within_trigrams":
-        for start in range(0, len(words), 3):
-            assert sorted(moved[start : start + 3]) == sorted(words[start : start + 3])
-
-
-@given(st.text(max_size=80))
-def test_cleaned_texts_have_no_marks_and_few_words(caption: str) -> None:
-    text = cleaned(caption)
-    assert not set(text) & set('.!"()*#:;~') and len(text.split()) <= 30 and cleaned(text) == text
-
-
 def test_winoground_equals_a_plain_loop(tmp_path: Path) -> None:
     rows, encoder = winoground(tmp_path), WordEncoder()
     outcome = measured("winoground", tmp_path, encoder)
@@ -313,7 +260,6 @@ def wrong(name: str, *rows: Any) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_text("\n".join(map(json.dumps, rows)))
 
 
-RED = {"image": "red_dog.jpg"}
 CAPTION = {"filename": "a.jpg", "caption": "a", "caption2": "b"}
 
 
@@ -323,8 +269,6 @@ CAPTION = {"filename": "a.jpg", "caption": "a", "caption2": "b"}
         ("vg_relation", changed(bbox_w=0), r"relation\.json, row 1: no part"),
         ("vg_relation", changed(relation_name=None), r"row 1: relation_name is None"),
         ("vg_relation", changed(image_path="gone.jpg"), r"lacks 1 of \d+ images .*n\.json, first 'gone\.jpg'"),
-        ("caption_order", wrong("x.json", [RED | {"caption_options": ["a", "b"]}, RED | {"caption": "a"}]), r"x\.json"),
-        ("caption_order", wrong("x.json", [RED | {"caption": "a b"}]), r"images of .*x\.json are missing"),
         ("sugarcrepe", lambda folder: None, "has no rows; expected filename, caption"),
         ("sugarcrepe", wrong("add_att.json", [CAPTION]), r"add_att\.json, row 1: negative_caption is None"),
         ("winoground", lambda folder: None, r"has no examples\.jsonl and no Parquet"),
@@ -336,7 +280,7 @@ CAPTION = {"filename": "a.jpg", "caption": "a", "caption2": "b"}
 def test_wrong_files_are_named(tmp_path: Path, kind: str, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path)
     with pytest.raises(BenchmarkError, match=message):
-        measured(kind, tmp_path / "x.json" if kind == "caption_order" else tmp_path)
+        measured(kind, tmp_path)
 
 
 def test_named_images_must_all_be_there_and_wrong_options_are_named(tmp_path: Path) -> None:
