@@ -36,7 +36,6 @@ BENCHMARKS = {
     "sugarcrepe_pp": f"{_IN}.choice:SUGARCREPE_PP",
     "vg_relation": f"{_IN}.choice:VG_RELATION",
     "vg_attribution": f"{_IN}.choice:VG_ATTRIBUTION",
-    "winoground": f"{_IN}.choice:WINOGROUND",
     "zeroshot_classification": f"{_IN}.zeroshot:ZEROSHOT_CLASSIFICATION",
 }
 """The row of each kind of `evaluate.benchmarks[].kind`, imported when it is used."""

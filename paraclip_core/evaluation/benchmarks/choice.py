@@ -1,7 +1,7 @@
-"""Pick the right text: SugarCrepe, SugarCrepe++, ARO and Winoground, each a row that says what lies in its files.
+"""Pick the right text: SugarCrepe, SugarCrepe++ and ARO, each a row that says what lies in its files.
 
-A case has images and texts in columns with the file's names. It counts where one of them is nearer to a second than to
-a third; a tie is a miss, as it is for the authors, so that a model that cannot tell texts apart scores 0.
+A case has an image and texts in columns with the file's names. It counts where one of them is nearer to a second than
+to a third; a tie is a miss, as it is for the authors, so that a model that cannot tell texts apart scores 0.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Box, Encoder, ImagePool, Measured, archive_pool, need_two, unique_features
+from paraclip_core.evaluation.base import Box, Encoder, ImagePool, Measured, need_two, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.metrics import Sample, macro_weights, pair_scores
 from paraclip_core.evaluation.published import (
@@ -31,7 +29,6 @@ from paraclip_core.evaluation.published import (
     pool_of,
     records,
 )
-from paraclip_core.pictures import damaged_parquet, is_picture, picture_name
 
 FEWEST_CASES = 25
 """Pairs of attributes with fewer cases are no part of VG-Attribution's macro accuracy."""
@@ -66,9 +63,9 @@ class Cases:
     columns: Mapping[str, Sequence[str]]
     """Texts, and images by their names in `pool`."""
     clusters: Sequence[str]
-    """Cases of one cluster (an image, mostly) are drawn together for the interval."""
+    """The image of each: cases of one image are drawn together for the interval."""
     groups: Sequence[str]
-    """Category of each; empty: none."""
+    """Category of each."""
     pool: ImagePool | None
     """None where not all images are at hand."""
     notes: Mapping[str, Any]
@@ -83,8 +80,8 @@ class Choice:
     """What tells one of these benchmarks from the others."""
 
     read: Callable[[Source, Choice], Cases]
-    images: tuple[str, ...]
-    """Columns of the file that name images."""
+    image: str
+    """Column of the file that names the image."""
     texts: tuple[str, ...]
     scores: Mapping[Metric, tuple[Nearer, ...]]
     """What must all hold for a case to count."""
@@ -99,17 +96,16 @@ class Choice:
     group: Callable[[Path, int, dict[str, Any]], str] = lambda file, number, row: file.stem
 
     def named(self, *columns: Sequence[str]) -> dict[str, Sequence[str]]:
-        return dict(zip((*self.images, *self.texts), columns, strict=True))
+        return dict(zip((self.image, *self.texts), columns, strict=True))
 
 
 def measure(choice: Choice, cases: Cases, encoder: Encoder) -> Measured:
     """All scores, over all cases and by group."""
-    count, names = len(cases.clusters), [name for name in cases.columns if name not in choice.images]
-    features, index = unique_features(encoder.texts, [text for name in names for text in cases.columns[name]])
-    vectors = {name: (features, index[n * count : (n + 1) * count]) for n, name in enumerate(names)}
+    count = len(cases.clusters)
+    features, index = unique_features(encoder.texts, [text for name in choice.texts for text in cases.columns[name]])
+    vectors = {name: (features, index[n * count : (n + 1) * count]) for n, name in enumerate(choice.texts)}
     if cases.pool is not None:
-        shown = cases.pool.features(encoder)
-        vectors |= {name: (shown, cases.pool.find(cases.columns[name])) for name in choice.images}
+        vectors[choice.image] = cases.pool.features(encoder), cases.pool.find(cases.columns[choice.image])
 
     @cache
     def cosine(one: str, other: str) -> NDArray[np.float64]:
@@ -131,10 +127,7 @@ def _samples(choice: Choice, cases: Cases, values: Mapping[Metric, NDArray[np.fl
     clusters = np.unique(np.array(cases.clusters), return_inverse=True)[1].astype(np.int64)
     groups, counts = np.array(cases.groups), Counter(cases.groups)
     counted = np.array([choice.counted(group, counts[group]) for group in cases.groups])
-    parts = ["", *filter(None, counts)]
-    pairs = [(metric, part) for metric in values for part in parts if metric.by_part or not part]
-    if not choice.macro:
-        pairs.sort(key=lambda pair: parts.index(pair[1]))
+    pairs = [(metric, part) for metric in values for part in ("", *(counts if metric.by_part else ()))]
     samples = {}
     for metric, part in pairs:
         macro = metric.name in choice.macro
@@ -147,8 +140,8 @@ def _samples(choice: Choice, cases: Cases, values: Mapping[Metric, NDArray[np.fl
 
 
 def _read(files: Sequence[Path], choice: Choice, *more: Callable[[Path, int, dict[str, Any]], Any]) -> list[list[Any]]:
-    """Columns: group, images, texts, and what `more` makes of a row."""
-    fields = (*choice.images, *choice.texts)
+    """Columns: group, image, texts, and what `more` makes of a row."""
+    fields = (choice.image, *choice.texts)
     makers = (choice.group, *(partial(_field, name) for name in fields), *more)
     read = [[make(file, n, row) for make in makers] for file in files for n, row in records(file)]
     if not read:
@@ -210,58 +203,13 @@ def _box(file: Path, number: int, row: dict[str, Any]) -> Box:
     return x, y, x + width, y + height
 
 
-def read_winoground(source: Source, choice: Choice) -> Cases:
-    """The hub's Parquet with its pictures, or ``examples.jsonl`` with the images by their names in a folder or tar."""
-    file = path = source.need_path()
-    if path.is_dir():
-        files = [place for place in (path / "examples.jsonl", *sorted(path.rglob("*.parquet"))) if place.is_file()]
-        if not files:
-            raise BenchmarkError(f"{path} has no examples.jsonl and no Parquet; name the file with the groups")
-        file = files[0]
-    if _holds_pictures(file, choice.images):
-        tags, *captions = _read([file], replace(choice, images=()))
-        images = [[picture_name(column, row) for row in range(len(tags))] for column in choice.images]
-        # By rows: to step back in Parquet costs reading a row group again.
-        names = [name for row in zip(*images, strict=True) for name in row]
-        pool = archive_pool(names, [(file, name) for name in names])
-    else:
-        tags, *columns = _read([file], choice)
-        images, captions = columns[:2], columns[2:]
-        pool = pool_for(source, [*images[0], *images[1]])
-        if pool is None:
-            raise BenchmarkError(f"images of {file} are missing; say with the option `images` where they lie")
-    # Of a tag with one group there is no interval.
-    counts = Counter(tags)
-    return Cases(
-        choice.named(*images, *captions),
-        [f"group {number:09}" for number in range(len(tags))],
-        [tag if counts[tag] > 1 else "" for tag in tags],
-        pool,
-        {"groups": len(tags), "images": len(pool.ids)},
-    )
-
-
-def _tag(file: Path, number: int, row: dict[str, Any]) -> str:
-    return str(row.get("collapsed_tag") or row.get("tag") or "").strip().replace("@", " ")
-
-
-def _holds_pictures(file: Path, columns: Sequence[str]) -> bool:
-    if file.suffix.lower() != ".parquet":
-        return False
-    try:
-        schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
-        raise damaged_parquet(file, error) from error
-    return all(name in schema.names and is_picture(schema.field(name).type) for name in columns)
-
-
 def _benchmark(title: str, choice: Choice, **about: Any) -> Benchmark:
     metrics = tuple(dict.fromkeys([*choice.scores, *choice.text_scores]))
 
     def load(source: Source) -> Task:
         cases = choice.read(source, choice)
         need_two(cases.clusters)
-        for group in filter(None, dict.fromkeys(cases.groups)) if any(metric.by_part for metric in metrics) else ():
+        for group in dict.fromkeys(cases.groups) if any(metric.by_part for metric in metrics) else ():
             images = [image for image, of in zip(cases.clusters, cases.groups, strict=True) if of == group]
             need_two(images, f"rows of category {group!r}")
         return Task(lambda encoder: measure(choice, cases, encoder))
@@ -274,7 +222,7 @@ SUGARCREPE = _benchmark(
     "SugarCrepe",
     Choice(
         read=read_sugarcrepe,
-        images=("filename",),
+        image="filename",
         texts=("caption", "negative_caption"),
         scores={Metric("accuracy", by_part=True, published="acc"): (("filename", "caption", "negative_caption"),)},
         protocol="accuracy: cosine of image and caption above that of image and negative, mean over categories",
@@ -302,7 +250,7 @@ SUGARCREPE_PP = _benchmark(
     "SugarCrepe++",
     Choice(
         read=read_categories,
-        images=("filename",),
+        image="filename",
         texts=("caption", "caption2", "negative_caption"),
         scores={
             Metric("image_to_text", by_part=True, published="acc"): (
@@ -329,7 +277,7 @@ _ARO = {
 # The two differ by up to eight points on one model: the authors' is the macro one, mteb's the micro one.
 _VG = Choice(
     read=lambda source, choice: read_aro(source, choice, "visual_genome_relation.json"),
-    images=("image_path",),
+    image="image_path",
     texts=("true_caption", "false_caption"),
     scores=dict.fromkeys(
         (Metric("macro_accuracy", published="macro_acc"), Metric("micro_accuracy", published="acc")),
@@ -351,24 +299,4 @@ VG_ATTRIBUTION = _benchmark(
     ),
     aliases=("vg-a",),
     **_ARO,
-)
-_TEXT = (("image_0", "caption_0", "caption_1"), ("image_1", "caption_1", "caption_0"))
-_IMAGE = (("caption_0", "image_0", "image_1"), ("caption_1", "image_1", "image_0"))
-WINOGROUND = _benchmark(
-    "Winoground",
-    Choice(
-        read=read_winoground,
-        images=("image_0", "image_1"),
-        texts=("caption_0", "caption_1"),
-        scores={
-            Metric("text_score", by_part=True): _TEXT,
-            Metric("image_score", by_part=True): _IMAGE,
-            Metric("group_score", by_part=True): (*_TEXT, *_IMAGE),
-        },
-        protocol="text: each image nearer to its caption; image: each caption nearer to its image; group: both",
-        group=_tag,
-    ),
-    citation="Thrush et al., CVPR 2022",
-    source="https://huggingface.co/datasets/facebook/winoground",
-    license="https://huggingface.co/datasets/facebook/winoground/blob/main/license_agreement.txt",
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import random
 from collections import defaultdict
@@ -11,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from fake_encoder import WordEncoder
 from hypothesis import given
@@ -45,7 +42,6 @@ PLUS = {
     ],
     "replace_obj": [("red_dog", "red dog", "one red dog", "red cat"), ("sea", "the sea", "sea", "the land")],
 }
-PAIRS = [("dog", "cat"), ("old_man", "new_car"), ("red", "blue_tree"), ("horse", "grass")]
 
 
 def measured(kind: str, path: Path, encoder: Any = None, stored: Stored | None = None, **options: Any) -> Measured:
@@ -99,28 +95,6 @@ def aro(folder: Path, kind: str, count: int = 120) -> list[dict[str, Any]]:
     touch(folder / "images", [row["image_path"] for row in rows])
     (folder / f"visual_genome_{kind.removeprefix('vg_')}.json").write_text(json.dumps(rows))
     return rows
-
-
-def winoground(folder: Path) -> list[dict[str, Any]]:
-    """The hub's examples.jsonl with empty images."""
-    rows = []
-    for number, (one, other) in enumerate(PAIRS):
-        captions = {"caption_0": one.replace("_", " "), "caption_1": f"{other} {number}".replace("_", " ")}
-        images = {"image_0": f"{one}_{number}", "image_1": f"{other}_{number}"}
-        rows.append({"id": number, **images, **captions, "collapsed_tag": "Object" if number < 3 else "Both"})
-    touch(folder / "images", [f"{row[side]}.png" for row in rows for side in ("image_0", "image_1")])
-    (folder / "examples.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return rows
-
-
-def by_hand(images: np.ndarray, texts: np.ndarray) -> tuple[float, float, float]:
-    """Percent of text, image and group score; both [n, 2, d]."""
-    scores = []
-    for picture, text in zip(images.astype(float), texts.astype(float), strict=True):
-        s = text @ picture.T
-        right = (s[0, 0] > s[1, 0] and s[1, 1] > s[0, 1], s[0, 0] > s[0, 1] and s[1, 1] > s[1, 0])
-        scores.append((*right, all(right)))
-    return tuple((100 * np.mean(scores, axis=0)).tolist())
 
 
 def test_the_real_sugarcrepe_without_images(data_root: Path) -> None:
@@ -221,33 +195,6 @@ def test_images_of_aro_elsewhere(tmp_path: Path) -> None:
     assert file in hashed and images / rows[0]["image_path"] in hashed
 
 
-def test_winoground_equals_a_plain_loop(tmp_path: Path) -> None:
-    rows, encoder = winoground(tmp_path), WordEncoder()
-    outcome = measured("winoground", tmp_path, encoder)
-    images = np.stack([encoder.images(tmp_path, [row["image_0"], row["image_1"]]) for row in rows])
-    texts = np.stack([encoder.texts([row["caption_0"], row["caption_1"]]) for row in rows])
-    assert [outcome.metrics[f"{n}_score"] for n in ("text", "image", "group")] == pytest.approx(by_hand(images, texts))
-    assert "text_score@Object" in outcome.metrics and "text_score@Both" not in outcome.metrics
-    assert outcome.notes["groups"] == 4
-
-
-def test_the_hubs_parquet(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
-    rng, pictures = np.random.default_rng(0), []
-    for _ in range(6):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(buffer, "PNG")
-        pictures.append({"bytes": buffer.getvalue(), "path": None})
-    texts = [["a dog", "a cat", "the sea"], ["a man", "a car", "the land"]]
-    table = pa.table({"image_0": pictures[:3], "image_1": pictures[3:], "caption_0": texts[0], "caption_1": texts[1]})
-    pq.write_table(table, tmp_path / "test-00000-of-00001.parquet")
-    clip, folder = small_model
-    candidate = ModelEncoder(folder, "cpu")
-    images = encode_images(clip, [Image.open(io.BytesIO(p["bytes"])).convert("RGB") for p in pictures])
-    pairs = np.stack([images[:3], images[3:]], axis=1)
-    both = by_hand(pairs, np.stack([candidate.texts(side) for side in texts], axis=1))
-    assert tuple(measured("winoground", tmp_path, candidate).metrics.values()) == pytest.approx(both)
-
-
 def changed(**change: Any) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         rows = aro(folder, "vg_relation")
@@ -271,10 +218,6 @@ CAPTION = {"filename": "a.jpg", "caption": "a", "caption2": "b"}
         ("vg_relation", changed(image_path="gone.jpg"), r"lacks 1 of \d+ images .*n\.json, first 'gone\.jpg'"),
         ("sugarcrepe", lambda folder: None, "has no rows; expected filename, caption"),
         ("sugarcrepe", wrong("add_att.json", [CAPTION]), r"add_att\.json, row 1: negative_caption is None"),
-        ("winoground", lambda folder: None, r"has no examples\.jsonl and no Parquet"),
-        ("winoground", lambda folder: winoground(folder) and (folder / "images" / "dog_0.png").unlink(), r"`images`"),
-        ("winoground", wrong("examples.jsonl", {"image_0": "a", "image_1": "b", "caption_0": "c"}), "caption_1"),
-        ("winoground", lambda folder: (folder / "a.parquet").write_bytes(b"PAR1"), r"a\.parquet"),
     ],
 )  # fmt: skip
 def test_wrong_files_are_named(tmp_path: Path, kind: str, make: Callable[[Path], object], message: str) -> None:
