@@ -289,7 +289,7 @@ def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, 
     assert one["artifact"] == two["artifact"] == f"paraphrase_2/{artifact.fingerprint}"
     assert one["opt_outs"] == {"entries": 2, "rows": 2, "unmatched": ["nobody"]}
     assert two["rows"]["train"] == one["rows"]["train"] + 2 and one["license"] == ["other"]
-    assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"] and two["notes"]
+    assert two["files"] == ["README.md", "data/train-00000-of-00001.parquet"]
     assert DatasetCard((tmp_path / "one/README.md").read_text()).data.to_dict()["pretty_name"] == "made <of> captions"
     assert "unmatched:\n  - nobody\n" in export("three", "-c", str(config), *listed)
     assert contents(tmp_path / "three") == contents(tmp_path / "one")
