@@ -13,7 +13,6 @@ from paraclip.tasks.models import EMBEDDED
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
-from paraclip.tasks.stages.features import new_images
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.rows import listed_reasons
@@ -235,7 +234,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     settings = run.settings
     result = {
         "ingest": Amount(captions.read, units=captions.read),
-        "features": _image_amount(run, artifacts, captions),
+        "features": Amount(captions.images, units=captions.images),
         "bootstrap": _training(Amount(captions.train), settings.bootstrap.epochs),
         "report": Amount(units=1),
     }
@@ -249,14 +248,6 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)
     return result
-
-
-def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
-    comes = "features" in run.stages and "features" not in artifacts
-    new = new_images(run, captions.folder / "captions") if comes and captions.images else None
-    if new is None:
-        return Amount(captions.images, units=captions.images)
-    return Amount(captions.images, units=new, note=f"{new} of {captions.images} images are new by their ids")
 
 
 class _Rates(NamedTuple):

@@ -17,7 +17,6 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip.storage.artifacts import SOURCE
 from paraclip.storage.features import EarlierFeatures, FeatureStore, write_index, write_shard
 from paraclip.storage.parquet import (
     CONFIG,
@@ -58,35 +57,6 @@ UNIQUE_IMAGES = """
     GROUP BY image_id
     ORDER BY min(spot)
 """
-NEW_IMAGES = """
-    SELECT count(DISTINCT image_id) FROM read_parquet($parts, hive_partitioning = false)
-    WHERE image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
-    AND image_id NOT IN (SELECT image_id FROM read_parquet($indexes, hive_partitioning = false))
-"""
-
-
-def new_images(run: Run, captions: Path) -> int | None:
-    """Images of the captions in a folder whose ids no earlier artifact of the same tower has; None without any.
-
-    Contents decide when the stage runs, and reading them all is its work.
-    """
-
-    def tower(options: Mapping[str, Any], inputs: Mapping[str, str]) -> dict[str, Any]:
-        others = {name: value for name, value in inputs.items() if not name.startswith((f"{SOURCE}images/", "ingest"))}
-        return {"image_tower": options.get("image_tower"), **others}
-
-    draft = run.node("features").draft
-    indexes = [
-        str(artifact.path / "index.parquet")
-        for artifact in run.store.list("features")
-        if tower(artifact.manifest.options, artifact.manifest.inputs) == tower(draft.options, draft.inputs)
-        and artifact.path.is_dir()
-    ][-EARLIER:]
-    if not indexes:
-        return None
-    with duckdb.connect(":memory:", config=CONFIG) as connection:
-        parameters = {"parts": [str(path) for path in parquet_files(captions)], "indexes": indexes}
-        return connection.execute(NEW_IMAGES, parameters).fetchall()[0][0]
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -257,5 +227,5 @@ FEATURES = Stage(
     sources=_sources,
     about="Run every image through the frozen image tower once.",
     pool="gpu",
-    units=("encoded", "images"),
+    units=("images",),
 )

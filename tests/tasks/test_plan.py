@@ -153,7 +153,6 @@ Counted = Callable[..., dict[str, Amount]]
 def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
     """Amounts of a run whose steps have so much left, and whose artifacts are metrics alone."""
     monkeypatch.setattr(ArtifactStore, "download", lambda *_: SimpleNamespace(path=tmp_path))
-    monkeypatch.setattr("paraclip.tasks.plan.new_images", lambda *_: None)
 
     def count(left: dict[int, StepLeft] | None, *options: str, **artifacts: Any) -> dict[str, Amount]:
         monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)

@@ -21,12 +21,11 @@ from PIL import Image
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table, write_table
-from paraclip.tasks.plan import amounts
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages import features
-from paraclip.tasks.stages.features import FEATURES, new_images
-from paraclip.tasks.stages.ingest import INGEST, ingested_captions
+from paraclip.tasks.stages.features import FEATURES
+from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
@@ -199,33 +198,6 @@ def test_an_edited_caption_encodes_no_image_and_a_new_image_one(photos: Path, tm
     assert _files(again) == _files(edited) == _files(alone)
     other = _run(_settings(photos, embed_dim=32), whole, tmp_path / "root", "d" * 32)
     assert other.manifest.metrics["encoded"] == 9
-
-
-def test_a_plan_tells_how_many_images_are_new(photos: Path, tmp_path: Path) -> None:
-    shutil.copy(photos / "photos.tar", tmp_path)
-    settings = _settings(tmp_path)
-    settings = settings.model_copy(update={"run": RunOptions(root=str(tmp_path / "root"), device="cpu", threads=1)})
-
-    def run_of(images: int, words: str) -> Run:
-        rows = [{"image": name, "caption": f"{words} {name}"} for name in _names(photos)[:images]]
-        (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return Run(settings)
-
-    run = run_of(8, "a picture")
-    assert _new(run, tmp_path / "nothing yet") is None
-    for name in ("ingest", "features"):
-        carry_out(run.node(name).stage, run.node(name).draft, run, run.inputs(run.node(name)))
-    edited = run_of(8, "another picture")
-    assert edited.node("features").fingerprint != run.node("features").fingerprint
-    assert _new(edited, tmp_path / "edited") == 0
-    more = run_of(9, "another picture")
-    assert _new(more, tmp_path / "more") == 1
-    amount = amounts(more, {}, ingested_captions(more, {}, tmp_path / "amounts"))["features"]
-    assert (amount.rows, amount.units, amount.note) == (9, 1, "1 of 9 images are new by their ids")
-
-
-def _new(run: Run, scratch: Path) -> int | None:
-    return new_images(run, ingested_captions(run, {}, scratch).folder / "captions")
 
 
 def test_contents_decide_which_features_are_used_again(photos: Path, tmp_path: Path) -> None:
