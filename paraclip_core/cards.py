@@ -87,7 +87,7 @@ LICENSE_NAME = 100
 """Characters of a license's name in the front matter."""
 LICENSES_SHOWN = 50
 DRAWING = ("temperature", "top_p", "max_tokens", "n")
-ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms", "regenerate")
+ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms")
 
 
 @dataclass(frozen=True)

@@ -386,9 +386,6 @@ class ParaphraseOptions(Options):
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
     """How often a caption with no accepted answer is asked for, first time included."""
-    regenerate: tuple[str, ...] = ()
-    """Reason codes: rows whose last answer was rejected with one are asked for once more after the usual attempts, code
-    by code. A code that is given twice gives two more attempts."""
     judge: dict[str, Any] | None = None
     """Ask a language model whether each accepted answer says the same as its caption, and reject it where it says no:
     the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model. null: off."""

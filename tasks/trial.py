@@ -111,14 +111,14 @@ class TrialCache:
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
     """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
 
-    `paraphrase.regenerate` is about many rows, and not tried; nor is `paraphrase.judge` asked. With `keep` answers go
-    into the root's cache; otherwise nothing of them stays. `say` is told what takes a while.
+    `paraphrase.judge` is not asked. With `keep` answers go into the root's cache; otherwise nothing of them stays.
+    `say` is told what takes a while.
     """
     with ExitStack() as stack:
         # No root is made where nothing is kept.
         bare = not keep and not run.store.root.exists()
         store = ArtifactStore(stack.enter_context(TempDir("trial-root-"))) if bare else run.store
-        paraphrase = run.settings.paraphrase.model_copy(update={"judge": None, "regenerate": ()})
+        paraphrase = run.settings.paraphrase.model_copy(update={"judge": None})
         run = Run(run.settings.model_copy(update={"paraphrase": paraphrase}), store)
         engine = run.paraphraser.engine()
         if engine.facts.by_image:

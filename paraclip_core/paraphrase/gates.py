@@ -269,7 +269,6 @@ REASONS = (
         for gates in (PRESETS["small-model"], PRESETS["capable"], PRESETS["mined"])
         for gate in (*gates[0], *gates[1])
     ),
-    "repeated_flood",
     "no_paraphrase",
     "judge",
 )
@@ -317,17 +316,6 @@ def gates_of(options: GateOptions) -> Gates:
             )
         (gates.meaning if _parameters(gate) == 3 else gates.text)[gate.__name__] = gate
     return gates
-
-
-def check_reasons(reasons: Iterable[str], options: GateOptions) -> None:
-    """See that an answer can be rejected for each of these reasons."""
-    gates = gates_of(options)
-    codes = dict.fromkeys((*REASONS, *gates.text, *gates.meaning))
-    for reason in reasons:
-        if reason not in codes:
-            raise ConfigError(
-                f"paraphrase.regenerate: {reason!r} is no reason for a rejection; there are {', '.join(codes)}"
-            )
 
 
 def first_failure(pair: Pair, options: GateOptions, gates: Gates | None = None) -> tuple[str, str] | None:

@@ -41,8 +41,6 @@ OVERLAP_WEIGHT = 0.3
 AS_THEY_CAME = ("off", "mined")
 """Presets for answers that come best first."""
 GOOD_LENGTH = 1.3
-MAX_REPEATS = 200
-"""Inputs that one answer may pass for; it is a flood where it passes for more."""
 BLOCK_ROWS = 512
 IN_PROCESS_BLOCKS = 4
 """Starting processes, which load the sentence encoder, takes as long as judging so much."""
@@ -97,11 +95,6 @@ class JudgeSpec:
         for source in extra_gates_source(self.gates).values():
             digest.update(hashlib.blake2b(source, digest_size=16).digest())
         return digest.digest()
-
-    @property
-    def max_repeats(self) -> int | None:
-        """Inputs for which one answer is no flood yet; None where no answer is a flood."""
-        return None if self.gates.preset == "off" else MAX_REPEATS
 
 
 @dataclass(frozen=True)

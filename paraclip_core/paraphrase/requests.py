@@ -213,8 +213,7 @@ class StepTables:
 
     def add(self, request: RequestKeys, rows: np.ndarray | None = None) -> int:
         """Add the requests of one attempt for the rows with these numbers (int64, ascending), or for all rows; how many
-        different ones are new."""
-        before = self._different(request.attempt)
+        different ones there are."""
         if rows is None:
             self.rows = 0
             for batch in self.batches(self._columns):
@@ -225,7 +224,7 @@ class StepTables:
             for start in range(0, len(rows), TAKEN_ROWS):
                 numbers = rows[start : start + TAKEN_ROWS]
                 self._insert(request, numbers, cursor.take(numbers))
-        return self._different(request.attempt) - before
+        return self._count("SELECT count(DISTINCT key) FROM requests WHERE attempt = ?", request.attempt)
 
     def missing(self, attempt: int) -> np.ndarray:
         """Rows (int64, ascending) whose request has no answer, the first one of each request."""
@@ -311,9 +310,6 @@ class StepTables:
         self.con.register("new", pa.Table.from_arrays(columns, ["row", "attempt", "key", "parent"]))
         self.con.execute("INSERT INTO requests FROM new")
         self.con.unregister("new")
-
-    def _different(self, attempt: int) -> int:
-        return self._count("SELECT count(DISTINCT key) FROM requests WHERE attempt = ?", attempt)
 
     def _collect(self, table: str, query: str, attempt: int, rows: np.ndarray | None) -> int:
         """Keep what a query of a round gives, of all rows or of these alone, in a table; how many rows that has."""

@@ -3,9 +3,6 @@
 A round is two set-wise joins (:mod:`paraclip_core.paraphrase.requests`) and the work that they leave. What was answered
 or judged before, by whichever run, is never requested or judged again, so a killed round resumes where it was. Without
 an engine the rounds count what they would request, which is all that `plan` and batch files need.
-
-Of the attempts of a row the last accepted one counts. An answer that was accepted as the best one for more than
-`max_repeats` different inputs is a flood, and no input keeps it; the next of its accepted answers takes its place.
 """
 
 from __future__ import annotations
@@ -121,14 +118,12 @@ class Rounds:
         pool: JudgePool | None,
         request: RequestKeys,
         *,
-        max_repeats: int | None = None,
         with_words: bool = False,
     ) -> None:
         """Prepare a step; `options` are those that matter to the engine, `request` has the keys of the first attempt.
 
         Without an engine nothing is requested, and `missing` says what would be; without a pool nothing is judged.
-        An answer to more than `max_repeats` inputs is a flood, None: no answer is. `with_words`: also request other
-        words for single words, and try answers with those swapped.
+        `with_words`: also request other words for single words, and try answers with those swapped.
         """
         self.options, self.cache, self.tables = options, cache, tables
         self.counts = Counts()
@@ -138,7 +133,7 @@ class Rounds:
         self.on_judged: Callable[[pa.RecordBatch, pa.RecordBatch], None] = lambda block, verdicts: None
         """Called with each block (`tables.ANSWERS`) that was judged, and its verdicts."""
         self.model_judge: ModelJudge | None = None
-        self._pool, self._max_repeats, self._with_words = pool, max_repeats, with_words
+        self._pool, self._with_words = pool, with_words
         self._request = request
         self._sender = None if engine is None else RequestSender(engine, cache, self.counts, options.chunk)
         self._accepted, self._warning = 0, ""
@@ -161,13 +156,17 @@ class Rounds:
 
     def run(self) -> None:
         """Request and judge until every row has an accepted answer or no attempt is left."""
+        rows: np.ndarray | None = None
         try:
-            for attempt, rows in self._attempts():
+            for attempt in range(self.options.attempts):
+                if attempt:
+                    rows = self.tables.rejected()
+                    if not len(rows):
+                        break
                 request = replace(self._request, attempt=attempt)
                 missing = self._find_missing(request, rows)
                 if self._sender is None:
-                    noted = [rows for earlier, rows in self.missing if earlier.attempt == attempt]
-                    self.missing.append((request, np.setdiff1d(missing, np.concatenate(noted)) if noted else missing))
+                    self.missing.append((request, missing))
                 else:
                     self._complete(request, missing)
                 self._judge(attempt)
@@ -176,22 +175,11 @@ class Rounds:
             self._keep_verdicts()
 
     def select(self) -> Selection:
-        selection = select(self.tables, self.keep, self._max_repeats)
+        selection = select(self.tables, self.keep)
         counts = self.counts
         counts.captions, counts.accepted, counts.kept = self.tables.rows, selection.accepted, selection.kept
         counts.rejected = selection.reasons
         return selection
-
-    def _attempts(self) -> Iterator[tuple[int, np.ndarray | None]]:
-        """The number of each round, and its rows, None: all."""
-        yield 0, None
-        for attempt in range(1, self.options.attempts):
-            rows = self.tables.rejected()
-            if not len(rows):
-                break
-            yield attempt, rows
-        for reason in self.options.regenerate:
-            yield from rejected_for(self.tables, reason, self._max_repeats).items()
 
     def _find_missing(self, request: RequestKeys, rows: np.ndarray | None) -> np.ndarray:
         """Add a round's requests to the tables; the rows whose request has no answer."""
@@ -211,7 +199,7 @@ class Rounds:
         self._send(request, missing, phase)
         shared = self.model_judge is not None and self.model_judge.sender.engine is self.engine
         last = request.attempt + 1 == self.options.attempts
-        if last and not (self.options.regenerate or self._with_words or shared):
+        if last and not (self._with_words or shared):
             # Nothing more will be requested: others may have the GPU while answers are judged.
             self.engine.close()
 
@@ -484,48 +472,10 @@ def _bases(block: pa.RecordBatch, step: int) -> Iterator[str]:
         yield from bases(source, caption, completions, step)
 
 
-# Punctuation and case make no other answer.
-PLAIN = r"""
-CREATE OR REPLACE MACRO plain(answer) AS hash(trim(regexp_replace(lower(answer), '[^\pL\pN]+', ' ', 'g')))
-"""
-
-# An input has the key of its first request.
-INPUTS = "SELECT accepted, key AS input FROM judged"
-INPUTS_OF_ATTEMPTS = """
-SELECT accepted, first.key AS input FROM judged JOIN requests first ON first.row = judged.row AND first.attempt = 0
-"""
-FLOODS = """
-SET VARIABLE floods = (
-  SELECT coalesce(list(answer), []) FROM (
-    SELECT answer FROM (
-      SELECT DISTINCT plain(accepted[1].answer) AS answer, input FROM ({}) WHERE len(accepted) > 0
-    ) GROUP BY answer HAVING count(*) > ?
-  )
-)
-"""
-# Where there are no floods, nothing is filtered.
-OUTCOMES = """
-CREATE OR REPLACE VIEW outcomes AS
-SELECT row, attempt, key, remaining AS accepted,
-  if(flooded, accepted[1].answer, answer) AS answer,
-  if(flooded, 'repeated_flood', reason) AS reason,
-  if(flooded, getvariable('flooded'), detail) AS detail
-FROM (
-  SELECT *, CASE WHEN len(getvariable('floods')) = 0 THEN accepted
-      ELSE list_filter(accepted, lambda one: NOT list_contains(getvariable('floods'), plain(one.answer)))
-    END AS remaining,
-    len(remaining) < len(judged.accepted) AS flooded
-  FROM judged
-)
-"""
-CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM outcomes WHERE len(accepted) > 0"
-LAST_CHOSEN = f"{CHOSEN} QUALIFY attempt = max(attempt) OVER (PARTITION BY row)"
+# A row is asked for again only while it has no accepted answer, so no two of its attempts have one.
+CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM judged WHERE len(accepted) > 0"
 REJECTED = """
-SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM outcomes WHERE len(accepted) = 0
-"""
-LAST_REJECTED = """
-SELECT row, max(attempt) + 1 AS attempt FROM outcomes
-GROUP BY row HAVING NOT bool_or(len(accepted) > 0) AND arg_max(reason, attempt) = ? ORDER BY row
+SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM judged WHERE len(accepted) = 0
 """
 
 
@@ -583,43 +533,19 @@ class Selection:
                 yield batch, inputs
 
 
-def select(tables: StepTables, keep: int, max_repeats: int | None) -> Selection:
-    """Choose among what was accepted: `keep` answers of a row, at most. `max_repeats` None: no answer is a flood."""
+def select(tables: StepTables, keep: int) -> Selection:
+    """Choose among what was accepted: `keep` answers of a row, at most."""
     con = tables.con
     chosen, rejected = (str(tables.scratch / f"{name}.parquet") for name in ("chosen", "rejected"))
     with tables.judged():
-        several = _view_outcomes(tables, max_repeats)
         con.execute("SET VARIABLE keep = ?", [keep])
-        con.sql(f"{LAST_CHOSEN if several else CHOSEN} ORDER BY row").write_parquet(chosen, compression="lz4")
+        con.sql(f"{CHOSEN} ORDER BY row").write_parquet(chosen, compression="lz4")
         con.sql(f"{REJECTED} ORDER BY row, attempt").write_parquet(rejected, compression="lz4")
     count = "SELECT count(*), coalesce(sum(len(accepted)), 0)::BIGINT FROM read_parquet(?)"
     ((accepted, kept),) = con.execute(count, [chosen]).fetchall()
     reasons = "SELECT reason, count(*) FROM read_parquet(?) GROUP BY reason ORDER BY reason"
     by_reason = dict(con.execute(reasons, [rejected]).fetchall())
     return Selection(tables, Path(chosen), Path(rejected), accepted, kept, by_reason)
-
-
-def rejected_for(tables: StepTables, reason: str, max_repeats: int | None) -> dict[int, np.ndarray]:
-    """Rows (int64, ascending) without an accepted answer whose last one was rejected for this reason, by the number of
-    their next attempt, the lowest first."""
-    with tables.judged():
-        _view_outcomes(tables, max_repeats)
-        columns = tables.con.execute(LAST_REJECTED, [reason]).fetchnumpy()
-    rows, attempts = columns["row"].astype(np.int64), columns["attempt"]
-    return {attempt: rows[attempts == attempt] for attempt in np.unique(attempts).tolist()}
-
-
-def _view_outcomes(tables: StepTables, max_repeats: int | None) -> bool:
-    """Make the view `outcomes`; whether a row may have several attempts, which takes dearer queries."""
-    con = tables.con
-    ((several,),) = con.execute("SELECT coalesce(max(attempt), 0) > 0 FROM requests").fetchall()
-    con.execute(PLAIN)
-    con.execute("SET VARIABLE floods = []::UBIGINT[]")
-    if max_repeats is not None and tables.rows > max_repeats:
-        con.execute(FLOODS.format(INPUTS_OF_ATTEMPTS if several else INPUTS), [max_repeats])
-    con.execute("SET VARIABLE flooded = ?", [f"the same answer for more than {max_repeats} inputs"])
-    con.execute(OUTCOMES)
-    return several
 
 
 def _batch(columns: dict[str, pa.Array], schema: pa.Schema, rows: int) -> pa.RecordBatch:

@@ -23,7 +23,7 @@ from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
 from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser, engine_facts
-from paraclip_core.paraphrase.gates import check_reasons, extra_gates_source, gates_of
+from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, judge_requests, judge_sampling
 from paraclip_core.paraphrase.requests import (
     Batches,
@@ -149,16 +149,7 @@ def step_rounds(
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
     stack.enter_context(closing(tables))
     pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
-    return Rounds(
-        paraphraser.options,
-        engine,
-        cache,
-        tables,
-        pool,
-        request,
-        max_repeats=spec.max_repeats,
-        with_words=bool(spec.words),
-    )
+    return Rounds(paraphraser.options, engine, cache, tables, pool, request, with_words=bool(spec.words))
 
 
 def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
@@ -250,9 +241,7 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
     if options.keep > 1 and step == 1:
         decides["keep"] = options.keep
     if paraphraser.facts.asks:
-        check_reasons(options.regenerate, options.gates)
         prompt = paraphraser.prompts[step]
-        decides |= {"regenerate": list(options.regenerate)} if options.regenerate else {}
         decides |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
         decides |= {"synonyms": paraphraser.asks_words(step), "sampling": meaning(options.sampling)}
         decides |= {"attempts": options.attempts, "seed": options.seed}

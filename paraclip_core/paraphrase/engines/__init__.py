@@ -234,7 +234,6 @@ LOOKED_UP: dict[str, Any] = {
     "prompt_2": "",
     "sampling": SamplingOptions(temperature=0, n=1),
     "attempts": 1,
-    "regenerate": (),
     "seed": 0,
 }
 

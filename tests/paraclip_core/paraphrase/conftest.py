@@ -74,16 +74,13 @@ class Paraphrasing:
         options: ParaphraseOptions = OFF,
         step: int = 1,
         processes: int = 1,
-        max_repeats: int | None = None,
         with_words: bool = False,
     ) -> Rounds:
         spec = JudgeSpec(options.gates, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
         pool = JudgePool(spec, processes, self._scratch)
         request = step_requests(options, step, engine.model)
-        return Rounds(
-            options, engine, self.cache, tables, pool, request, max_repeats=max_repeats, with_words=with_words
-        )
+        return Rounds(options, engine, self.cache, tables, pool, request, with_words=with_words)
 
     def run(
         self,

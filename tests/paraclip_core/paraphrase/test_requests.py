@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -30,7 +29,7 @@ from paraclip_core.paraphrase.requests import (
     sampling_json,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import rejected_for, select
+from paraclip_core.paraphrase.rounds import select
 from paraclip_core.tables import ANSWERS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 
 SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'
@@ -248,7 +247,6 @@ def test_step_2_judges_an_answer_beside_each_input(
 
 
 INPUTS = ("a dog", "a cat", "a cow", "a pig")
-# Some are the same but for case and punctuation.
 SAID = ("Yes", "yes.", "yes, two", "no", "É", "é!")
 
 
@@ -261,10 +259,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Step:
-    """Rows of inputs, the attempts of each, and the verdict on each input at each attempt."""
+    """Rows of inputs, how often each is asked for at most, and the verdict on each input at each attempt."""
 
     inputs: tuple[str, ...]
-    attempts: tuple[int, ...]
+    attempts: int
     verdicts: dict[tuple[str, int], Judged]
     batch_rows: int = 3
 
@@ -278,35 +276,21 @@ refused = st.builds(Judged, answer=st.none() | st.sampled_from(SAID), reason=st.
 @st.composite
 def steps(draw: Any) -> Step:
     inputs = tuple(draw(st.lists(st.sampled_from(INPUTS), min_size=1, max_size=9)))
-    attempts = tuple(draw(st.lists(st.integers(1, 3), min_size=len(inputs), max_size=len(inputs))))
     verdicts = {(text, attempt): draw(accepted | refused) for text in set(inputs) for attempt in range(3)}
-    return Step(inputs, attempts, verdicts, draw(st.integers(1, 4)))
+    return Step(inputs, draw(st.integers(1, 3)), verdicts, draw(st.integers(1, 4)))
 
 
-def plain(answer: str) -> str:
-    return regex.sub(r"[^\pL\pN]+", " ", answer.lower()).strip()
-
-
-def expected(step: Step, keep: int, max_repeats: int | None) -> tuple[list[Any], list[Any]]:
+def expected(step: Step, keep: int) -> tuple[list[Any], list[Any]]:
     """Rows as (row, attempt, answer, similarity) and rejects as (row, attempt, reason, answer), row by row."""
-    asked = [(row, attempt) for row, count in enumerate(step.attempts) for attempt in range(count)]
-    inputs_of: dict[str, set[str]] = {}
-    for row, attempt in asked:
-        for answer, _ in step.verdicts[step.inputs[row], attempt].accepted[:1]:
-            inputs_of.setdefault(plain(answer), set()).add(step.inputs[row])
-    floods = {answer for answer, inputs in inputs_of.items() if max_repeats is not None and len(inputs) > max_repeats}
-    rows: dict[int, list[Any]] = {}
-    rejects = []
-    for row, attempt in asked:
-        verdict = step.verdicts[step.inputs[row], attempt]
-        remaining = [(answer, similarity) for answer, similarity in verdict.accepted if plain(answer) not in floods]
-        if remaining:
-            rows[row] = [(row, attempt, *one) for one in remaining[:keep]]
-        elif verdict.accepted:
-            rejects.append((row, attempt, "repeated_flood", verdict.accepted[0][0]))
-        else:
+    rows, rejects = [], []
+    for row, text in enumerate(step.inputs):
+        for attempt in range(step.attempts):
+            verdict = step.verdicts[text, attempt]
+            if verdict.accepted:
+                rows += [(row, attempt, *one) for one in verdict.accepted[:keep]]
+                break
             rejects.append((row, attempt, verdict.reason, verdict.answer))
-    return [one for row in sorted(rows) for one in rows[row]], rejects
+    return rows, rejects
 
 
 class Bench:
@@ -336,13 +320,12 @@ class Bench:
         ]
         self.cache.append_verdicts(pa.Table.from_pylist(verdicts, schema=VERDICTS))
         self.tables.add(requests[0])
-        for attempt in (1, 2):
-            again = [row for row, count in enumerate(step.attempts) if count > attempt]
-            self.tables.add(requests[attempt], np.array(again, np.int64))
+        for request in requests[1 : step.attempts]:
+            self.tables.add(request, self.tables.rejected())
         self.captions = whole
 
-    def select(self, keep: int, max_repeats: int | None) -> tuple[pa.Table, pa.Table, Any]:
-        selection = select(self.tables, keep, max_repeats)
+    def select(self, keep: int) -> tuple[pa.Table, pa.Table, Any]:
+        selection = select(self.tables, keep)
         rows = pa.Table.from_batches(selection.rows(), PARAPHRASES)
         return rows, pa.Table.from_batches(selection.rejects(), PARAPHRASE_REJECTS), selection
 
@@ -351,13 +334,11 @@ class Bench:
 
 
 @settings(max_examples=30)
-@given(step=steps(), keep=st.integers(1, 3), max_repeats=st.none() | st.integers(1, 3))
-def test_rows_and_rejects_are_the_references(
-    rows_of: Rows, reading: Reading, step: Step, keep: int, max_repeats: int | None
-) -> None:
+@given(step=steps(), keep=st.integers(1, 3))
+def test_rows_and_rejects_are_the_references(rows_of: Rows, reading: Reading, step: Step, keep: int) -> None:
     with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:
-        rows, rejects, selection = bench.select(keep, max_repeats)
-        wanted_rows, wanted_rejects = expected(step, keep, max_repeats)
+        rows, rejects, selection = bench.select(keep)
+        wanted_rows, wanted_rejects = expected(step, keep)
         ids = bench.captions.column("caption_id").to_pylist()
         written = [
             (ids.index(row["caption_id"]), bench.keys[row["generation_1"]][1], row["paraphrase_1"], row["similarity_1"])
@@ -373,8 +354,7 @@ def test_rows_and_rejects_are_the_references(
         written = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]
         assert written == wanted_rejects
         for reject in rejects.to_pylist():
-            flooded = f"the same answer for more than {max_repeats} inputs"
-            assert reject["detail"] == (flooded if "flood" in reject["reason"] else f"because {reject['reason']}")
+            assert reject["detail"] == f"because {reject['reason']}"
             assert bench.keys[reject["generation"]] == (reject["input"], reject["attempt"])
             assert reject["step"] == 1
         assert selection.kept == len(wanted_rows) and selection.accepted == len({row for row, *_ in wanted_rows})
@@ -382,39 +362,9 @@ def test_rows_and_rejects_are_the_references(
         assert selection.reasons == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
 
 
-@settings(max_examples=15)
-@given(step=steps(), max_repeats=st.none() | st.integers(1, 3))
-def test_rejected_rows_are_named_by_their_last_reason(
-    rows_of: Rows, reading: Reading, step: Step, max_repeats: int | None
-) -> None:
-    with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:
-        rows, rejects = expected(step, 1, max_repeats)
-        last = {row: reason for row, _, reason, _ in rejects}
-        accepted = {row for row, *_ in rows}
-        for reason in ("echo", "empty", "repeated_flood"):
-            wanted = [(step.attempts[row], row) for row in last if row not in accepted and last[row] == reason]
-            named = rejected_for(bench.tables, reason, max_repeats)
-            assert [(attempt, row) for attempt in named for row in named[attempt].tolist()] == sorted(wanted)
-
-
-def test_a_flood_is_one_for_all_of_its_inputs(rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
-    verdicts = {(text, attempt): Judged((("Yes!", None),)) for text in INPUTS for attempt in range(3)}
-    verdicts["a pig", 0] = Judged((("yes", None), ("a hog", None)))
-    results = []
-    for number, inputs in enumerate((INPUTS, INPUTS[::-1])):
-        step = Step(inputs, (1,) * len(inputs), verdicts)
-        with closing(Bench(step, rows_of, reading, tmp_path / str(number))) as bench:
-            rows, rejects, _ = bench.select(1, 3)
-            results.append({row["caption"]: row["paraphrase_1"] for row in rows.to_pylist()})
-            # The next of its answers takes the place of a flood.
-            assert results[-1] == {"a pig": "a hog"} and rejects.num_rows == 3
-            assert bench.select(1, 4)[0].num_rows == 4
-    assert results[0] == results[1]
-
-
 @pytest.mark.parametrize("name", ["it's here", 'a "quoted" folder', "100% and $x"])
 def test_any_folder_will_do_for_scratch(name: str, rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
-    step = Step(INPUTS, (1,) * 4, {(text, n): Judged((("yes", None),)) for text in INPUTS for n in range(3)})
+    step = Step(INPUTS, 1, {(text, n): Judged((("yes", None),)) for text in INPUTS for n in range(3)})
     (tmp_path / name).mkdir()
     with closing(Bench(step, rows_of, reading, tmp_path / name)) as bench:
-        assert bench.select(1, None)[0].num_rows == 4
+        assert bench.select(1)[0].num_rows == 4

@@ -23,7 +23,7 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
     gated,
     with_options,
 )
-from scripted_engine import Scripted, Streaming, Thesaurus, well  # pyright: ignore[reportMissingImports]
+from scripted_engine import Scripted, Streaming, Thesaurus  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
@@ -77,7 +77,7 @@ def test_requests_are_sent_in_portions(
 
 
 def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) -> None:
-    options = gated("blue_input").model_copy(update={"attempts": 2, "regenerate": ("blue_input",)})
+    options = gated("blue_input").model_copy(update={"attempts": 3})
     before = both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted(), options)
     engine, whole = Scripted(), rows_of(CAPTIONS)
     after = both_steps(paraphrasing, [whole.slice(0, 3), whole.slice(3)], engine, options)
@@ -143,18 +143,6 @@ def test_changed_gates_judge_again_and_ask_nothing(paraphrasing: Any, rows_of: R
     assert figures(paraphrasing.run([rows_of(FEW)], engine)) == (10, 0, 0)
 
 
-def test_changed_repeats_judge_nothing(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Scripted(lambda prompt: ("one dog",) if "blue" in prompt.text else well(prompt))
-    lax = paraphrasing.run([rows_of(FEW)], engine, max_repeats=5)
-    strict = paraphrasing.run([rows_of(FEW)], engine, max_repeats=4)
-    assert lax.rows.num_rows == 10 and figures(strict) == (10, 0, 0)
-    assert list(strict.answers) == FEW[::2]
-    assert strict.rounds.counts.rejected == {"repeated_flood": 5}
-    # Whichever comes first.
-    reversed_rows = paraphrasing.run([rows_of(FEW[::-1])], engine, max_repeats=4)
-    assert reversed_rows.answers == strict.answers
-
-
 def test_rejected_captions_are_asked_again_with_another_seed(paraphrasing: Any, rows_of: Rows) -> None:
     engine = drawing(lambda text, draw: draw == 0 and text in CAPTIONS[1:6:4])
     outcome = paraphrasing.run([rows_of(CAPTIONS[:8])], engine, with_options(attempts=3))
@@ -163,6 +151,17 @@ def test_rejected_captions_are_asked_again_with_another_seed(paraphrasing: Any, 
     assert outcome.rounds.counts.metrics()["accepted"] == 8
     # Captions come out in their order, however many attempts they took.
     assert outcome.rows.column("caption").to_pylist() == CAPTIONS[:8]
+
+
+def test_every_attempt_is_the_same_however_the_input_is_cut(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
+    options, whole = with_options(attempts=4), rows_of(FEW)
+    engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
+    expected = elsewhere.run([whole], engines[0], options)
+    outcome = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engines[1], options)
+    assert (outcome.rows, outcome.rejects) == (expected.rows, expected.rejects)
+    assert outcome.answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
+    assert attempts(outcome.rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
+    assert asked(engines[0]) == asked(engines[1])
 
 
 def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any, rows_of: Rows) -> None:
@@ -343,46 +342,3 @@ def test_enough_acceptance_is_no_warning(
     with caplog.at_level(logging.WARNING):
         paraphrasing.run([rows_of(many(count))], few_accepted(share))
     assert caplog.records == []
-
-
-# Asking again for the rows of a reason.
-
-
-def test_only_the_rows_of_a_reason_are_asked_again(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = drawing(lambda text, draw: "blue" in text and draw == 0)
-    before = paraphrasing.run([rows_of(FEW)], engine)
-    assert attempts(before.rejects) == [(text, 0) for text in BLUE]
-    engine.asked.clear()
-    after = paraphrasing.run([rows_of(FEW)], engine, with_options(regenerate=("empty",)))
-    assert asked(engine) == [(text, 1) for text in BLUE]
-    assert after.answers == before.answers | {text: f"{text} draw 1" for text in BLUE}
-    assert after.rows.column("caption").to_pylist() == FEW
-    # What was rejected before is still told.
-    assert attempts(after.rejects) == [(text, 0) for text in BLUE]
-    engine.asked.clear()
-    paraphrasing.run([rows_of(FEW)], engine, with_options(regenerate=("echo",)))
-    assert engine.asked == []
-
-
-def test_floods_can_be_asked_for_again(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Scripted(lambda p: ("one dog",) if "blue" in p.text and not p.seed else well(p))
-    options = with_options(regenerate=("repeated_flood",))
-    outcome = paraphrasing.run([rows_of(FEW)], engine, options, max_repeats=3)
-    assert asked(engine)[10:] == [(text, 1) for text in BLUE]
-    assert outcome.rows.num_rows == 10
-    assert [row["reason"] for row in outcome.rejects.to_pylist()] == ["repeated_flood"] * 5
-
-
-def test_every_row_goes_on_from_its_own_last_attempt(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
-    """However the input is cut."""
-    options, whole = (
-        with_options(attempts=2, gates=gated("short").gates, regenerate=("empty", "short", "empty")),
-        rows_of(FEW),
-    )
-    engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
-    expected = elsewhere.run([whole], engines[0], options)
-    outcome = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engines[1], options)
-    assert (outcome.rows, outcome.rejects) == (expected.rows, expected.rejects)
-    assert outcome.answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
-    assert attempts(outcome.rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
-    assert asked(engines[0]) == asked(engines[1])

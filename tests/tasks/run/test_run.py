@@ -102,7 +102,7 @@ def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before
         "prompts=paper",
         "prompt_1='Say {}'",
     )
-    asking += ("gates.max_length_ratio=1.5", "gates.preset=off", "regenerate=[echo]", "precision=bf16")
+    asking += ("gates.max_length_ratio=1.5", "gates.preset=off", "precision=bf16")
     options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}
     options |= {
         "data.scenes.images=60": "scenes",

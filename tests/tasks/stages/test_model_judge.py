@@ -82,7 +82,7 @@ def test_another_model_asks_anew_and_without_one_nothing_changes(tmp_path: Path)
 
 
 def test_what_it_rejected_is_asked_for_again(tmp_path: Path) -> None:
-    first, _ = both_steps(settings_of(tmp_path, judge={}, regenerate=["judge"]))
+    first, _ = both_steps(settings_of(tmp_path, judge={}, attempts=2))
     assert (first.manifest.metrics["generated"], first.manifest.metrics["rejected"]) == (7, {"judge": 2})
 
 

@@ -197,7 +197,7 @@ CARS = [f"the car {n} near a {PLACES[n % 3]} is {'slow' if n % 8 in (0, 4, 7) el
 
 
 def uneven(folder: Path, encoder: Path, captions: Sequence[str] = CARS, **changed: Any) -> Settings:
-    """Answers that are good, floods, echoes or nothing, and rules that ask again."""
+    """Answers that are good, the same for many, echoes or nothing, and a second attempt."""
     gates: dict[str, Any] = {"preset": "capable", "encoder": str(encoder), "min_similarity": -1}
     return asking(
         folder,
@@ -205,15 +205,13 @@ def uneven(folder: Path, encoder: Path, captions: Sequence[str] = CARS, **change
         engine="Writer",
         attempts=2,
         gates=GateOptions.model_validate(gates | {"min_caption_similarity": -1} | changed),
-        regenerate=("repeated_flood", "echo"),
     )
 
 
-def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paraclip_core.paraphrase.judge.MAX_REPEATS", 5)
+def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path) -> None:
     store, settings = ArtifactStore(tmp_path / "root"), uneven(tmp_path / "data", encoder)
     first = run_all(settings, store)
-    assert first[0].manifest.metrics["rejected"].keys() >= {"repeated_flood", "empty", "echo"}
+    assert first[0].manifest.metrics["rejected"].keys() >= {"empty", "echo"}
     # What people see of them.
     samples = finished_samples(first[0], 1)
     row, reject = (read_table(first[0].path / name).to_pylist()[0] for name in ("paraphrases", "rejects"))
