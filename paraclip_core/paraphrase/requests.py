@@ -94,7 +94,10 @@ ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('gates')) deci
 ON decided.generation = v.generation AND decided.parent = v.parent
 WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
 """
-REJECTED = "SELECT row FROM judged GROUP BY row HAVING NOT bool_or(len(accepted) > 0) ORDER BY row"
+REJECTED = """
+SELECT row FROM judged GROUP BY row HAVING NOT bool_or(len(accepted) > 0) AND coalesce(max(attempt) = ?, true)
+ORDER BY row
+"""
 FIRST_VERDICTS = """
 SELECT row, reason, detail, answer FROM judged WHERE attempt = 0 AND list_contains(?::BIGINT[], row) ORDER BY row
 """
@@ -276,10 +279,10 @@ class StepTables:
             self.con.execute(JUDGED)
             yield
 
-    def rejected(self) -> np.ndarray:
-        """Rows (int64, ascending) that were judged and have no accepted answer at any attempt."""
+    def rejected(self, last: int | None = None) -> np.ndarray:
+        """Rows (int64, ascending) that were judged, the `last` attempt if one is named, and have no accepted answer."""
         with self.judged():
-            return self._numbers(REJECTED)
+            return self._numbers(REJECTED, last)
 
     def accepted(self) -> int:
         with self.judged():

@@ -160,7 +160,8 @@ class Rounds:
         try:
             for attempt in range(self.options.attempts):
                 if attempt:
-                    rows = self.tables.rejected()
+                    # Nobody knows whether a row's next attempt follows while this one has no answer.
+                    rows = self.tables.rejected(attempt - 1 if self._sender is None else None)
                     if not len(rows):
                         break
                 request = replace(self._request, attempt=attempt)

@@ -68,6 +68,7 @@ def test_rows_that_are_to_be_asked_again_are_counted(tmp_path: Path) -> None:
     chosen = settings_of(tmp_path, attempts=2)
     counted = left(chosen)[1]
     assert (counted.missing, counted.rejected, counted.accepted) == (11, 11, 19)
+    assert left(settings_of(tmp_path, attempts=3))[1].missing == 11
     assert asked(1, chosen) == 11
     assert left(chosen)[1].missing == 0
 
