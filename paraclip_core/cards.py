@@ -181,12 +181,12 @@ def dataset_card(facts: DatasetFacts) -> str:
 def _front_matter(facts: DatasetFacts) -> str:
     files = [{"split": split, "path": f"data/{split}-*"} for split in facts.rows]
     name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(sorted(facts.licenses)).lower()).strip("-")[:LICENSE_NAME]
-    known = hub_licenses(facts.licenses)
-    other: dict[str, Any] = {"license_name": name or "unknown"} if known == ("other",) else {}
+    identifiers = hub_licenses(facts.licenses)
+    other: dict[str, Any] = {"license_name": name or "unknown"} if identifiers == ("other",) else {}
     rows = sum(facts.rows.values())
     data = DatasetCardData(
         language=list(facts.languages),
-        license=known[0] if len(known) == 1 else list(known),
+        license=identifiers[0] if len(identifiers) == 1 else list(identifiers),
         **other,
         pretty_name=facts.name,
         task_categories=["sentence-similarity", "text-generation"],

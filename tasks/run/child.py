@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import convert_disk_errors, storage_error
 from paraclip.tasks.run.run import Stop
-from paraclip.tasks.run.status import StatusFile, read_answer, read_failure, relay_from
+from paraclip.tasks.run.status import StatusFile, read_failure, relay_from
 from paraclip_core.config import Settings
 from paraclip_core.errors import CrashedError, ParaclipError, StageError
 from paraclip_core.lifetime import TempDir, die_with
@@ -50,8 +50,8 @@ def call_in_child(
     path: Path,
     progress: Progress = silent,
     stop: Stop | None = None,
-) -> Any:
-    """Call `work` (``module:name``) with a JSON-ready request and a progress in a child; returns its JSON-ready answer.
+) -> None:
+    """Call `work` (``module:name``) with a JSON-ready request and a progress in a child.
 
     The calling thread starts the child and waits for it, so it lasts as long: the kernel ends the child when the thread
     that started it ends. Its output is appended to the log file `path`; `stop` ends it when set.
@@ -75,9 +75,8 @@ def call_in_child(
             _end(child)
             raise
         if child.returncode:
-            # A child that has answered can still crash: libraries do when they are unloaded.
+            # A child that is done can still crash: libraries do when they are unloaded.
             raise read_failure(status, StageError) or _crash(child.returncode, path, began)
-        return read_answer(status)
 
 
 def _open_log(path: Path) -> TextIO:
@@ -141,9 +140,9 @@ def _main(request_path: Path) -> int:
     log.info("%s starts in process %s", name, os.getpid())
     module, _, function = call["work"].partition(":")
     try:
-        work: Callable[[Mapping[str, Any], Progress], Any] = getattr(import_module(module), function)
+        work: Callable[[Mapping[str, Any], Progress], None] = getattr(import_module(module), function)
         with convert_disk_errors(request_path.parent):
-            status.answer(work(request, status.progress))
+            work(request, status.progress)
     except ParaclipError as error:
         log.exception("%s failed", name)
         status.fail(error)

@@ -1,7 +1,7 @@
 """How far a stage is, and how it ended: from the process that works to the one that waits, and on to people.
 
 A process leaves all of it in one JSON file, its status, which is replaced as a whole: the latest progress (`done`,
-`total`, `facts`), and at its end its `answer` or its `failure`. The process that waits for it reads the file now and
+`total`, `facts`), and its `failure` where it ends with one. The process that waits for it reads the file now and
 then, and shows the progress on a terminal and in the UI.
 """
 
@@ -42,10 +42,6 @@ class StatusFile:
             self._last = now
             self._write(done=int(done), total=total, facts=facts)
 
-    def answer(self, value: Any) -> None:
-        """The result of the work, JSON-ready."""
-        self._write(answer=value)
-
     def fail(self, error: ParaclipError) -> None:
         """Why the work ended."""
         self._write(failure={"class": type(error).__name__, "text": with_notes(error)})
@@ -73,11 +69,6 @@ def relay_from(path: Path, progress: Progress) -> Callable[[], None]:
                     progress(status["done"], status["total"], **status["facts"])
 
     return look
-
-
-def read_answer(path: Path) -> Any:
-    """The answer in a status file; None where there is none."""
-    return json.loads(path.read_text()).get("answer") if path.exists() else None
 
 
 def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError | None:

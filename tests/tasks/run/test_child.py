@@ -57,10 +57,10 @@ def test_errors_keep_class_and_text(tmp_path: Path) -> None:
         run(tmp_path, "refuse")
 
 
-def test_a_crash_after_the_answer_is_told_as_one(tmp_path: Path) -> None:
+def test_a_crash_after_the_work_is_told_as_one(tmp_path: Path) -> None:
     request = {"draft": asdict(draft("answer"))}
     with pytest.raises(StageError, match="its process was killed by SIGSEGV"):
-        call_in_child("fake_stages:answer_and_crash", request, settings_at(tmp_path), tmp_path / "answer.log")
+        call_in_child("fake_stages:end_and_crash", request, settings_at(tmp_path), tmp_path / "answer.log")
 
 
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from rich.console import Console
 from paraclip.tasks.run.status import (
     StatusFile,
     _new_bars,
-    read_answer,
     read_failure,
     relay_from,
     shown_facts,
@@ -39,7 +38,7 @@ def test_where_there_is_no_room_no_torn_status_stays(tmp_path: Path) -> None:
     assert read_failure(tmp_path / "status.json", StageError) is None
 
 
-def test_progress_and_an_answer_come_through(tmp_path: Path) -> None:
+def test_progress_comes_through(tmp_path: Path) -> None:
     path, seen = tmp_path / "status.json", []
     look = relay_from(path, lambda done, total, **facts: seen.append((done, total, facts)))
     look()
@@ -48,10 +47,7 @@ def test_progress_and_an_answer_come_through(tmp_path: Path) -> None:
     look()
     look()
     assert seen == [(1, None, {"phase": "asking"})]
-    assert read_answer(path) is None and read_failure(path, StageError) is None
-    status.answer({"rate": 1})
-    assert read_answer(path) == {"rate": 1}
-    assert read_answer(tmp_path / "none.json") is None
+    assert read_failure(path, StageError) is None
 
 
 def test_brackets_in_names_are_no_markup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
