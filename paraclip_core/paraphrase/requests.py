@@ -192,16 +192,13 @@ class StepTables:
         scratch: Path,
         *,
         text_gates: bytes | None = None,
-        by_image: bool = False,
     ) -> None:
         """Begin without requests. Verdicts of the digest `gates` count; `scratch` is a folder for temporary files.
 
         `text_gates`: digest of the verdicts that come first, where a language model makes those of `gates` of them.
-
-        `by_image`: requests name the image, too (:class:`EngineFacts`).
         """
         self.step, self.cache, self.batches, self.scratch, self.gates = step, cache, batches, scratch, gates
-        self.source, self._by_image = source_column(step), by_image
+        self.source = source_column(step)
         self.rows = 0
         """Rows of the step, known once the requests of the first attempt are added."""
         scratch.mkdir(parents=True, exist_ok=True)
@@ -240,7 +237,7 @@ class StepTables:
         cursor = RowCursor(self.batches(list(dict.fromkeys(("caption", *self._columns)))))
         for start in range(0, len(rows), count):
             taken = cursor.take(rows[start : start + count])
-            texts = self._texts(taken)
+            texts = taken.column(self.source).to_pylist()
             no_parent = pa.repeat(pa.scalar(NO_PARENT, pa.binary(KEY_BYTES)), len(texts))
             parents = taken.column("generation_1") if self.step == 2 else no_parent
             captions, sources = taken.column("caption"), taken.column(self.source)
@@ -296,20 +293,12 @@ class StepTables:
     @property
     def _columns(self) -> list[str]:
         """What requests are made of."""
-        return [self.source, *(("image_id",) if self._by_image else ()), *(() if self.step == 1 else ("generation_1",))]
-
-    def _texts(self, batch: pa.RecordBatch | pa.Table) -> list[str]:
-        """What each row's request is about."""
-        texts = batch.column(self.source).to_pylist()
-        if not self._by_image:
-            return texts
-        images = batch.column("image_id").to_pylist()
-        return [f"{image or ''}\n{text}" for image, text in zip(images, texts, strict=True)]
+        return [self.source] if self.step == 1 else [self.source, "generation_1"]
 
     def _insert(self, request: RequestKeys, numbers: np.ndarray, batch: pa.RecordBatch | pa.Table) -> None:
         parents = batch.column("generation_1") if self.step == 2 else pa.nulls(batch.num_rows, pa.binary(KEY_BYTES))
         attempts = pa.repeat(pa.scalar(request.attempt, pa.int16()), batch.num_rows)
-        columns = [pa.array(numbers), attempts, request.keys(self._texts(batch)), parents]
+        columns = [pa.array(numbers), attempts, request.keys(batch.column(self.source).to_pylist()), parents]
         self.con.register("new", pa.Table.from_arrays(columns, ["row", "attempt", "key", "parent"]))
         self.con.execute("INSERT INTO requests FROM new")
         self.con.unregister("new")

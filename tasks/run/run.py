@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft, WorkFolder
-from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.fingerprint import FileHashes, fingerprint
-from paraclip.storage.parquet import iter_batches
 from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, StageError
@@ -142,7 +136,7 @@ class Run:
         """Set to end every process that works for this run."""
         self.hashes = FileHashes(self.store.cache / "source_hashes.json")
         """Hashes of source files."""
-        context = EngineContext(settings.data.root, settings.run.device, self._model_hashes, RunCorpus(self))
+        context = EngineContext(settings.data.root, settings.run.device, self._model_hashes)
         self.paraphraser = Paraphraser(settings.paraphrase, context)
         """The engine, its options as far as they matter, and its gates."""
         self._nodes: dict[str, Node] = {}
@@ -194,31 +188,6 @@ class Run:
             return
         if any(stage.trains and self.artifact(name) is None for name, stage in self.stages.items()):
             check_trackers(options.trackers)
-
-
-class RunCorpus:
-    """What the stages of a run made, for an engine that looks answers up there."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def fingerprint(self, stage: str) -> str:
-        """Fingerprint of a stage's artifact."""
-        return self._run.node(stage).fingerprint
-
-    def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
-        """These columns of the training captions."""
-        names = list(dict.fromkeys((*columns, "split")))
-        for batch in iter_batches(self._folder("ingest") / "captions", names):
-            yield batch.filter(pc.field("split") == "train").select(list(columns))
-
-    def features(self, image_ids: pa.Array) -> tuple[FeatureRows, NDArray[np.int64]]:
-        """The feature matrix, and the row in it of each image."""
-        store = FeatureStore(self._folder("features"))
-        return store.view(), store.find(image_ids)
-
-    def _folder(self, stage: str) -> Path:
-        return self._run.store.expect(stage, self.fingerprint(stage), "the engine needs it").path
 
 
 def named_stages(paths: Iterable[str]) -> dict[str, Stage]:

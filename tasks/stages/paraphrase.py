@@ -22,7 +22,7 @@ from paraclip.tasks.run.run import Run, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser, engine_facts
+from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, judge_requests, judge_sampling
 from paraclip_core.paraphrase.requests import (
@@ -145,8 +145,7 @@ def step_rounds(
     paraphraser = run.paraphraser
     spec = judge_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
-    by_image = (engine or paraphraser).facts.by_image
-    tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest, by_image=by_image)
+    tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest)
     stack.enter_context(closing(tables))
     pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
     return Rounds(paraphraser.options, engine, cache, tables, pool, request, with_words=bool(spec.words))
@@ -205,11 +204,6 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
     options = paraphraser.options
-    if not paraphraser.facts.asks and not options.file.path:
-        return InputError(
-            f"paraphrase.engine={options.engine} has a paraphrase {step} {none}; images need several captions, or "
-            "near-duplicates (paraphrase.mined.min_cosine)"
-        )
     if not paraphraser.facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
@@ -264,7 +258,7 @@ def _sources(run: Run) -> Mapping[str, str]:
     sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(gates).items()}
     if gates_of(gates).meaning and gates.encoder and (folder := user_path(gates.encoder)).is_dir():
         sources["encoder"] = hashes.of_folder(folder)
-    if not (paraphraser.facts.asks or paraphraser.facts.by_image):
+    if not paraphraser.facts.asks:
         # Says so where the path is missing from the options.
         paraphraser.engine()
         path = input_path(run.settings, run.settings.paraphrase.file.path)
@@ -276,7 +270,7 @@ def _stage(step: int) -> Stage:
     return Stage(
         name=f"paraphrase_{step}",
         version=VERSION,
-        inputs=lambda settings: tuple(dict.fromkeys((UPSTREAM[step], *engine_facts(settings.paraphrase).inputs))),
+        inputs=lambda _: (UPSTREAM[step],),
         options=partial(_options, step),
         sources=_sources,
         body=partial(_paraphrase, step),

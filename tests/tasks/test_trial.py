@@ -16,7 +16,7 @@ from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.trial import Trial, try_captions
 from paraclip_core.config import Settings
-from paraclip_core.errors import BudgetError, ConfigError
+from paraclip_core.errors import BudgetError
 from paraclip_core.paraphrase.engines import Prompt
 
 CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]
@@ -160,9 +160,3 @@ def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -
     assert (trial.asked, trial.spend) == (4, 8)
     with pytest.raises(BudgetError, match="earlier runs included"):
         tried(settings, [f"a caption {number} of many" for number in range(30)])
-
-
-def test_captions_without_their_images_cannot_be_mined(tmp_path: Path) -> None:
-    run = Run(settings_of(tmp_path, engine="mined"))
-    with pytest.raises(ConfigError, match=r"engine=mined looks captions up by their image"):
-        try_captions(run, ["a dog"], False, lambda _: None)

@@ -12,19 +12,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
-
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from paraclip_core.config import ENGINES, EngineEntry, GateOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.options import import_path
 from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
-
-if TYPE_CHECKING:
-    from paraclip_core.clip.search import Gallery
 
 SMALL_BYTES = 16 * 1024 * 1024
 """Files above this size are hashed by `HashFiles`, which may remember."""
@@ -73,22 +66,6 @@ class Completion:
     completion_tokens: int
 
 
-class Corpus(Protocol):
-    """What the run's earlier stages made, for an engine that looks answers up there."""
-
-    def fingerprint(self, stage: str) -> str:
-        """Fingerprint of a stage's artifact, which need not be there yet."""
-        ...
-
-    def captions(self, columns: Sequence[str]) -> Iterable[pa.RecordBatch]:
-        """These columns of the training captions, in their order."""
-        ...
-
-    def features(self, image_ids: pa.Array) -> tuple[Gallery, NDArray[np.int64]]:
-        """The feature matrix, float16 [N, d], and the row in it of each image, -1 where it has none."""
-        ...
-
-
 @dataclass(frozen=True)
 class EngineContext:
     """Where an engine works: what it needs besides the paraphrase options."""
@@ -99,8 +76,6 @@ class EngineContext:
     """A torch device, or `auto`."""
     hash_files: HashFiles = read_hashes
     """Hashes the weights of a model in a folder."""
-    corpus: Corpus | None = None
-    """Captions and features of the run; None where an engine is made outside of one."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +93,9 @@ class EngineFacts:
     asks: bool = True
     """Whether a language model is asked. Otherwise answers are looked up by their text alone: prompts, sampling, seed
     and attempts mean nothing."""
-    by_image: bool = False
-    """Whether an answer depends on the image, too. A prompt's `text` is then the image's id, a line break, and what is
-    asked about."""
-    inputs: tuple[str, ...] = ()
-    """The stages whose artifacts it reads besides the captions or rewrites that it is asked about."""
     look_up: Mapping[str, Any] = field(default_factory=dict)
     """Where it does not ask: what decides its answers, for the fingerprint."""
-    gates: Literal["off", "capable", "small-model", "mined"] = "capable"
+    gates: Literal["off", "capable", "small-model"] = "capable"
     """The preset that `paraphrase.gates.preset=auto` stands for."""
     every_gpu: bool = False
     """Whether it computes on all GPUs of the machine, not on one."""

@@ -1,5 +1,7 @@
 """Paraphrases that a user already has, as an engine: a request's answer is looked up by its input text.
 
+A file of captions alone gives each caption others of the same image: people's wordings, at no cost.
+
 A file that cannot be read, or lacks a column, raises InputError.
 """
 
@@ -18,8 +20,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
-from paraclip_core.captions.pipeline import named_format
-from paraclip_core.captions.readers.json import read_karpathy
+from paraclip_core.captions.pipeline import detect, named_format, read
 from paraclip_core.captions.rows import clean
 from paraclip_core.config import ParaphraseOptions, SamplingOptions, SourceOptions
 from paraclip_core.errors import InputError
@@ -29,7 +30,7 @@ from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
 
-LOOK_UP = 3
+LOOK_UP = 4
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
 
 COLUMNS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -39,7 +40,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 
 
 class FileEngine:
-    """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a Karpathy JSON.
+    """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a file without paraphrases.
 
     Texts are compared by their words alone, after they were cleaned as captions and answers are: case, punctuation and
     blanks do not matter, and a file may be as raw as the captions' own. Where a text comes twice the first row counts.
@@ -111,7 +112,7 @@ def _key(text: str) -> str:
 def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
     """Caption and both paraphrases of each row."""
     try:
-        if named_format(path) == "json":
+        if not _has_paraphrases(path):
             yield from _siblings(path)
             return
         for batch in _table(path).select(COLUMNS).cast(SCHEMA).to_batches(10_000):
@@ -122,6 +123,14 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
         raise InputError(f"paraphrase.file.path: {path}: {error}; expected the columns {', '.join(COLUMNS)}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
+
+
+def _has_paraphrases(path: Path) -> bool:
+    """Whether it is a table whose columns, or whose first line, speak of paraphrases."""
+    if named_format(path) == "parquet":
+        return any(name in COLUMNS[1:] for name in pq.read_schema(path).names)
+    with pa.input_stream(str(path), compression="detect") as file:
+        return b"paraphrase_" in file.read(1 << 16).partition(b"\n")[0]
 
 
 def _table(path: Path) -> pa.Table:
@@ -153,13 +162,20 @@ def _table(path: Path) -> pa.Table:
 
 
 def _siblings(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Each caption with the next human caption of its image, and the one after that, in a circle."""
+    """Each caption with the next one of its image, and the one after that, in a circle; of two, twice the other."""
     by_image: dict[str | None, dict[str, str]] = {}
-    for batch in read_karpathy(path, SourceOptions(path=path.name)):
+    for batch in read(path, SourceOptions(path=path.name), detect(path)):
         for reject in batch.rejects[:1]:
-            raise InputError(f"{path} is not in Karpathy's format: sentence {reject.row} (from 0): {reject.detail}")
+            raise InputError(
+                f"{path} has no column {COLUMNS[1]!r}, and as captions with their images it cannot be read: row "
+                f"{reject.row} (from 0): {reject.detail}"
+            )
         for image, caption in zip(batch.image_ids, batch.captions, strict=True):
             by_image.setdefault(image, {})[_key(clean(caption))] = " ".join(caption.split())
+    by_image.pop(None, None)
+    if not by_image:
+        raise InputError(f"{path} has neither the columns {', '.join(COLUMNS)} nor captions with their images")
     for texts in map(list, map(dict.values, by_image.values())):
         for at, text in enumerate(texts if len(texts) > 1 else []):
-            yield text, texts[(at + 1) % len(texts)], texts[(at + 2) % len(texts)]
+            others = [*texts[at + 1 :], *texts[:at]]
+            yield text, others[0], others[min(1, len(others) - 1)]

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.clip import search as module
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.search import Searcher, near_images, refine, search
+from paraclip_core.clip.search import Searcher, refine, search
 from paraclip_core.errors import InputError, ModelError
 
 
@@ -81,22 +81,3 @@ def test_marks_find_what_the_query_missed() -> None:
     for right, wrong in ((IMAGES[50:53], NOTHING), (NOTHING, IMAGES[:3])):
         assert precision(refine(query, right, wrong), 1) > precision(query, 1)
     assert refine(query, NOTHING, NOTHING) == pytest.approx(query, abs=1e-6)
-
-
-@given(count=st.integers(0, 40), least=st.floats(-0.5, 0.9), most=st.integers(1, 50), seed=st.integers(0, 1000))
-@settings(deadline=None, max_examples=60)
-def test_all_pairs_at_once_say_the_same(count: int, least: float, most: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    features = rng.normal(size=(count + 3, 6)).astype(np.float16)
-    rows = rng.permutation(count + 3)[:count]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "COSINES", 3 * (count or 1))  # so that there are several blocks
-        near = near_images(features, rows, least, most)
-    vectors = unit(features[rows].astype(np.float64))
-    cosines = vectors @ vectors.T
-    for image in range(count):
-        others = [other for other in np.argsort(-cosines[image], kind="stable") if other != image]
-        expected = [other for other in others if cosines[image, other] >= least][:most]
-        assert near.rows[near.starts[image] : near.starts[image + 1]].tolist() == expected
-    assert (np.diff(near.starts) >= 0).all()
-    assert near.starts[-1] == len(near.rows) == len(near.cosines)

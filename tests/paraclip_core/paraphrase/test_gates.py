@@ -126,17 +126,6 @@ def test_thresholds_are_the_presets_or_as_set() -> None:
     assert small == GateOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75).resolved("off")
 
 
-def test_captions_of_other_images_pass_if_they_are_not_the_caption(judges: dict[int, Judge]) -> None:
-    options = GateOptions(preset="mined").resolved("mined")
-    caption, near = "A man in an orange shirt rides a bike", "A cyclist with an orange shirt on his bike"
-    answers = ["A man in an orange shirt rides a bike!", "Two dogs play on the beach", near, "A man rides a bike"]
-    (verdict,) = Judge(JudgeSpec(options, 1), judges[1].encoder).judge([Request(caption, caption, answers)])
-    # In the order in which they came, however near they are.
-    assert [answer for answer, _ in verdict.accepted] == [near, "A man rides a bike"]
-    (verdict,) = Judge(JudgeSpec(options, 2), judges[1].encoder).judge([Request(caption, near, [caption, near])])
-    assert [answer for answer, _ in verdict.accepted] == [near]
-
-
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
 def test_no_text_breaks_a_gate(caption: str, source: str, answer: str, step: int) -> None:
     example = Pair(caption, source, answer, step, EXAMPLES, pieces)

@@ -14,7 +14,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Run, stages_of
-from paraclip_core.config import MinedOptions, ParaphraseOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ModelError
 from paraclip_core.paraphrase.engines import SMALL_BYTES
 from paraclip_core.settings import load_settings
@@ -43,18 +43,6 @@ def test_every_stage_comes_after_its_inputs() -> None:
     assert tuple(stages_of(settings)) == ORDER
     assert "scenes" not in stages_of(Settings())
     assert "bootstrap" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
-
-
-def test_features_come_before_an_engine_that_reads_them() -> None:
-    paraphrase = ParaphraseOptions(engine="mined", mined=MinedOptions(min_cosine=0.9))
-    stages = stages_of(Settings(paraphrase=paraphrase))
-    settings = Settings(paraphrase=paraphrase)
-    assert list(stages)[:4] == ["ingest", "features", "paraphrase_1", "paraphrase_2"]
-    assert stages["paraphrase_1"].inputs(settings) == ("ingest", "features")
-    assert stages["paraphrase_2"].inputs(settings) == ("paraphrase_1", "ingest", "features")
-    assert list(stages_of(Settings()))[:4] == ["ingest", "paraphrase_1", "paraphrase_2", "features"]
-    plain = Settings(paraphrase=ParaphraseOptions(engine="mined"))
-    assert stages_of(plain)["paraphrase_1"].inputs(plain) == ("ingest",)
 
 
 def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

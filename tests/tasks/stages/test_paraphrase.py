@@ -88,13 +88,6 @@ def run_all(settings: Settings, store: ArtifactStore) -> tuple[Artifact, Artifac
     return first, run_stage(PARAPHRASE_2, settings, store, paraphrase_1=first)
 
 
-def mined(settings: Settings, store: ArtifactStore) -> list[Artifact]:
-    """Both steps with an engine that reads what earlier stages made."""
-    run = Run(settings, store)
-    nodes = [run.node(name) for name in ("ingest", "paraphrase_1", "paraphrase_2")]
-    return [carry_out(node.stage, node.draft, run, run.inputs(node)) for node in nodes][1:]
-
-
 def contents(artifacts: Sequence[Artifact]) -> list[dict[str, str]]:
     return [{name: entry.sha256 for name, entry in a.manifest.files.items()} for a in artifacts]
 
@@ -139,40 +132,7 @@ def test_artifacts_and_metrics(plain: tuple[Artifact, Artifact]) -> None:
     assert not [path for path in (store.root / "work").rglob("*") if path.is_file()], "nothing is left of the tables"
 
 
-def test_captions_of_the_same_image_are_mined(tmp_path: Path) -> None:
-    captions = ["a dog", "A dog!", "a puppy", "a young dog", "the logo"], ["the logo", "a red sign"], ["all alone"]
-    images = [
-        {"filename": f"{number}.jpg", "split": "train", "sentences": [{"raw": text} for text in texts]}
-        for number, texts in enumerate(captions)
-    ]
-    (tmp_path / "small.json").write_text(json.dumps({"images": images, "dataset": "x"}))
-    store = ArtifactStore(tmp_path / "root")
-    settings = settings_of(tmp_path, engine="mined", file=FileEngineOptions(), gates=GateOptions())
-    first, second = mined(settings, store)
-    rows = read_table(second.path / "paraphrases").to_pylist()
-    texts = [{row["caption"], row["paraphrase_1"], row["paraphrase_2"]} for row in rows]
-    assert [row["image_id"] for row in rows] == ["0.jpg"] * len(texts[:-2]) + ["1.jpg"] * 2
-    # Both images say `the logo`, and each has its own rewording of it.
-    assert [row["paraphrase_1"] for row in rows[-2:]] == ["a red sign", "the logo"]
-    assert all(len(some) == 3 and some <= {*captions[0]} for some in texts[:-2])
-    assert all(some == {*captions[1]} for some in texts[-2:])
-    (reject,) = read_table(first.path / "rejects").to_pylist()
-    assert (reject["input"], reject["reason"]) == ("all alone", "no_paraphrase")
-    assert "file" not in "".join(first.manifest.inputs)
-    lose_artifacts(store)
-    again = mined(settings, store)
-    assert contents(again) == contents([first, second])
-    assert figures(again) == [(0, 0)] * 2
-
-
 def test_what_no_caption_finds_a_paraphrase_in_stops_before_anything_is_trained(flickr: Path, tmp_path: Path) -> None:
-    (tmp_path / "captions.txt").write_text("a dog\na cat\n")
-    sources = (SourceOptions(path="captions.txt", format="text"),)
-    settings = Settings(
-        data=DataOptions(root=str(tmp_path), sources=sources), paraphrase=ParaphraseOptions(engine="mined")
-    )
-    with pytest.raises(InputError, match=r"none of 2 texts.*paraphrase\.mined\.min_cosine"):
-        mined(settings, ArtifactStore(tmp_path / "root"))
     (flickr / "other.csv").write_text("caption,paraphrase_1,paraphrase_2\na zebra on the moon,b,c\n")
     with pytest.raises(InputError, match=r"other\.csv .*\(no_paraphrase \d+\)"):
         run_all(settings_of(flickr, file=FileEngineOptions(path="other.csv")), ArtifactStore(tmp_path / "root"))

@@ -114,6 +114,35 @@ def test_karpathy_takes_the_next_two_captions_of_the_image(data_root: Path, tmp_
     assert ask(engine_of(path), 1, "alone") == ()
 
 
+SIBLINGS = [("1.jpg", "a dog"), ("2.jpg", "alone"), ("1.jpg", "A dog!"), ("1.jpg", "a puppy"), ("1.jpg", "a hound")]
+SIBLINGS += [("3.jpg", "a cat"), ("3.jpg", "a kitten")]
+COCO = {
+    "images": [{"id": number, "file_name": f"{number}.jpg"} for number in (1, 2, 3)],
+    "annotations": [
+        {"id": row, "image_id": int(image[0]), "caption": text} for row, (image, text) in enumerate(SIBLINGS)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", ["s.csv", "s.tsv", "s.jsonl", "s.parquet", "s.json"])
+def test_captions_alone_reword_each_other(name: str, tmp_path: Path) -> None:
+    path, rows = tmp_path / name, [{"image": image, "caption": text} for image, text in SIBLINGS]
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".csv", ".tsv"):
+        blank = "," if path.suffix == ".csv" else "\t"
+        path.write_text("\n".join(blank.join(row) for row in [("image", "caption"), *SIBLINGS]))
+    else:
+        lines = map(json.dumps, rows if path.suffix == ".jsonl" else [COCO])
+        path.write_text("\n".join(lines))
+    engine = engine_of(path)
+    circle = [ask(engine, 1, text)[0] for text in ("a dog", "a puppy", "a hound")]
+    assert circle == ["a puppy", "a hound", "A dog!"]
+    assert ask(engine, 2, "a puppy") == ("a hound",) and ask(engine, 2, "A dog!") == ("a puppy",)
+    assert ask(engine, 1, "alone") == ()
+    assert ask(engine, 1, "a cat") == ask(engine, 2, "a kitten") == ("a kitten",), "of two the other one, twice"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

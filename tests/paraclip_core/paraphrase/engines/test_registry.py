@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from paraclip_core.config import (
     ENGINES,
-    MinedOptions,
     OpenAIOptions,
     ParaphraseOptions,
     SamplingOptions,
@@ -31,10 +30,9 @@ SOME: dict[str, dict[str, Any]] = {
     "vllm": {"vllm": VllmOptions(extra={"dtype": "half", "revision": "abc"})},
     "openai": {"openai": OpenAIOptions(extra_body={"reasoning_effort": "low"}, concurrency=2)},
     "file": {"file": {"path": "mine.csv"}},
-    "mined": {"mined": MinedOptions(min_cosine=0.9)},
 }
 """Options that only some engines look at."""
-LOOKING_UP = ("file", "mined")
+LOOKING_UP = ("file",)
 """Engines that ask no model."""
 OWN = """
 from paraclip_core.paraphrase.engines import Completion, EngineFacts
