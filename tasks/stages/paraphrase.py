@@ -207,7 +207,8 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
     if not paraphraser.facts.asks:
         return InputError(
             f"paraphrase.file.path: {options.file.path} has a usable paraphrase {step} {none}; "
-            "expected data.sources' captions in its column `caption`, texts in the others"
+            "expected data.sources' captions in its column `caption` and texts in the others, or several captions an "
+            "image"
         )
     return EngineError(
         f"the engine {options.engine} gave an acceptable paraphrase {step} {none}; what it gave is in {rejects}. "
