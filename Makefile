@@ -15,17 +15,19 @@ DEMO_FLAGS ?=
 unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-compile -c requirements.lock
 
-.PHONY: demo docs test test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-judge bench-generate bench-train bench-loader bench-eval
+.PHONY: demo docs test pytest test-nightly test-containers test-vllm test-lowest check vllm-if-possible serve stop lock clean bench-ingest bench-cache bench-judge bench-generate bench-train bench-loader bench-eval
 
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --root "$(ROOT)" $(DEMO_FLAGS)
 
-# Three workers share the tests, of which many wait for processes, the longest ones early; the real vLLM wants the cores
-# for itself and comes last, with its engine alone. Its installation takes as long as the checks.
+# Checks, tests and the installation of vLLM share the cores; three workers share the tests, of which many wait for
+# processes, the longest ones early. The real vLLM wants the cores for itself and comes last, with its engine alone.
 test: $(VENV)/.dev
-	$(MAKE) -j 2 check vllm-if-possible
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	$(MAKE) -j 3 pytest check vllm-if-possible
 	@if $(MAKE) -q $(VLLM)/.made; then $(MAKE) test-vllm VLLM_TESTS=tests/vllm/test_engine.py; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
+
+pytest: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
