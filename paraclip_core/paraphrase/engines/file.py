@@ -163,18 +163,16 @@ def _table(path: Path) -> pa.Table:
 
 def _siblings(path: Path) -> Iterator[tuple[str, str, str]]:
     """Each caption with the next one of its image, and the one after that, in a circle; of two, twice the other."""
-    by_image: dict[str | None, dict[str, str]] = {}
+    by_image: dict[str, dict[str, str]] = {}
+    why = ""
     for batch in read(path, SourceOptions(path=path.name), detect(path)):
-        for reject in batch.rejects[:1]:
-            raise InputError(
-                f"{path} has no column {COLUMNS[1]!r}, and as captions with their images it cannot be read: row "
-                f"{reject.row} (from 0): {reject.detail}"
-            )
+        # What ingest rejects, a row without a caption or an image, is no sibling.
+        why = why or "".join(f"; row {reject.row} (from 0): {reject.detail}" for reject in batch.rejects[:1])
         for image, caption in zip(batch.image_ids, batch.captions, strict=True):
-            by_image.setdefault(image, {})[_key(clean(caption))] = " ".join(caption.split())
-    by_image.pop(None, None)
+            if image and (key := _key(clean(caption))):
+                by_image.setdefault(image, {})[key] = " ".join(caption.split())
     if not by_image:
-        raise InputError(f"{path} has neither the columns {', '.join(COLUMNS)} nor captions with their images")
+        raise InputError(f"{path} has neither the columns {', '.join(COLUMNS)} nor captions with their images{why}")
     for texts in map(list, map(dict.values, by_image.values())):
         for at, text in enumerate(texts if len(texts) > 1 else []):
             others = [*texts[at + 1 :], *texts[:at]]

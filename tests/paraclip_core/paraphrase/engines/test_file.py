@@ -135,6 +135,9 @@ def test_captions_alone_reword_each_other(name: str, tmp_path: Path) -> None:
     else:
         lines = map(json.dumps, rows if path.suffix == ".jsonl" else [COCO])
         path.write_text("\n".join(lines))
+    if path.suffix == ".csv":
+        # Rows that ingest would reject are passed over.
+        path.write_text(path.read_text() + "\n1.jpg,\n,an image without a name\n")
     engine = engine_of(path)
     circle = [ask(engine, 1, text)[0] for text in ("a dog", "a puppy", "a hound")]
     assert circle == ["a puppy", "a hound", "A dog!"]
