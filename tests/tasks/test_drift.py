@@ -58,11 +58,10 @@ def test_figures_are_those_of_plain_python(before: list[Caption], now: list[Capt
     assert (drift["new"], drift["vanished"]) == (came.total() - changed, went.total() - changed)
     split = [[re.findall(r"[^\W_]+", text.lower()) for _, text in side] for side in (before, now)]
     old, new = (Counter(word for text in side for word in text) for side in split)
-    assert drift["words a caption before"] == pytest.approx(old.total() / max(len(before), 1), abs=0.005)
-    assert drift[BOUND[0]] == pytest.approx(went.total() / max(len(before), 1), abs=5e-5)
-    assert drift[BOUND[1]] == pytest.approx(
-        sum(n for w, n in new.items() if w not in old) / max(new.total(), 1), abs=5e-5
-    )
+    assert drift["words a caption before"] == round(old.total() / max(len(before), 1), 2)
+    # Rounded to four digits as the figures are: a half goes to the even one.
+    assert drift[BOUND[0]] == round(went.total() / max(len(before), 1), 4)
+    assert drift[BOUND[1]] == round(sum(n for w, n in new.items() if w not in old) / max(new.total(), 1), 4)
     assert set(drift["most frequent new words"].split(", ")) - {""} == set(new) - set(old)
 
 
