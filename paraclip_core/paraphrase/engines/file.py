@@ -126,11 +126,14 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
 
 
 def _has_paraphrases(path: Path) -> bool:
-    """Whether it is a table whose columns, or whose first line, speak of paraphrases."""
-    if named_format(path) == "parquet":
+    """Whether it is a table with paraphrases, by its columns or its first rows (in JSONL some may lack fields)."""
+    kind = named_format(path)
+    if kind == "parquet":
         return any(name in COLUMNS[1:] for name in pq.read_schema(path).names)
+    if kind not in ("jsonl", "csv", "tsv"):
+        return False
     with pa.input_stream(str(path), compression="detect") as file:
-        return b"paraphrase_" in file.read(1 << 16).partition(b"\n")[0]
+        return b"paraphrase_" in file.read(1 << 16)
 
 
 def _table(path: Path) -> pa.Table:
@@ -141,8 +144,6 @@ def _table(path: Path) -> pa.Table:
         if kind == "jsonl":
             only = arrow_json.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
             return arrow_json.read_json(file, parse_options=only)
-        if kind not in ("csv", "tsv"):
-            raise InputError(f"{path} is none of .parquet, .jsonl, .csv, .tsv, .json, .gz behind it or not")
         torn: list[str] = []
 
         def skip(row: csv.InvalidRow) -> str:

@@ -57,6 +57,12 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     assert engine.model.startswith("file:")
 
 
+def test_a_first_row_may_lack_its_paraphrases(tmp_path: Path) -> None:
+    path = write(tmp_path, "jsonl")
+    path.write_text('{"caption": "alone"}\n' + path.read_text())
+    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red",)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
 def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"mine.{kind}.gz"
