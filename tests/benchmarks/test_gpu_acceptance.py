@@ -18,10 +18,9 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_acceptance.py"
 CORRECTNESS = ("tower", "losses", "features", "resume")
 
 
-@pytest.mark.parametrize(
-    "checks", [CORRECTNESS[:3], pytest.param((*CORRECTNESS, "speed"), marks=pytest.mark.nightly)], ids=["quick", "all"]
-)
-def test_every_bar_holds_without_prefect_and_duckdb(tmp_path: Path, checks: tuple[str, ...]) -> None:
+@pytest.mark.nightly
+def test_every_bar_holds_without_prefect_and_duckdb(tmp_path: Path) -> None:
+    checks = (*CORRECTNESS, "speed")
     for package in ("prefect", "duckdb"):
         (tmp_path / f"{package}.py").write_text(f"raise ImportError('{package} is not needed')\n")
     environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{SCRIPT.parents[1]}", "OMP_NUM_THREADS": "1"}
