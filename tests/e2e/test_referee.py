@@ -35,7 +35,6 @@ from openai_server import OpenAIServer  # noqa: E402  # pyright: ignore[reportMi
 from tiny_run import served, tiny_run, written  # noqa: E402  # pyright: ignore[reportMissingImports]  # as above
 
 from paraclip.storage.artifacts import Draft  # noqa: E402  # as above
-from paraclip.tasks.run import dag  # noqa: E402  # as above
 from paraclip.tasks.run.dag import carry_out, run_stage  # noqa: E402  # as above
 from paraclip.tasks.run.run import Run  # noqa: E402  # as above
 from paraclip.tasks.stages.report import REPORT  # noqa: E402  # as above
@@ -112,7 +111,7 @@ def carry_out_here(draft: Draft, run: Run, inputs: Any, progress: Any) -> Any:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The tiny run, as a flow whose stages share this process, which saves starting one for each."""
     with OpenAIServer() as server, pytest.MonkeyPatch.context() as patched:
-        patched.setattr(dag, "run_in_child", carry_out_here)
+        patched.setattr("paraclip.tasks.run.dag.run_in_child", carry_out_here)
         server.answer = written
         settings = tiny_settings(tmp_path_factory.mktemp("finished") / "root", server.url)
         outcome = flow_of(settings)

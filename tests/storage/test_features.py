@@ -104,7 +104,7 @@ def test_a_view_names_a_shard_that_is_lost_or_cut_while_it_is_read(tmp_path: Pat
 texts = st.text(max_size=12)
 
 
-@settings(deadline=None, max_examples=25)  # each opens DuckDB five times
+@settings(deadline=None)
 @given(st.lists(texts, unique=True, max_size=30), st.lists(st.none() | texts, max_size=30))
 def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None]) -> None:
     index = IdIndex(pa.array(ids, pa.string()))
