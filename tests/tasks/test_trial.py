@@ -64,7 +64,7 @@ def complete(trial: Trial) -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("keep", [pytest.param(1, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("keep", [1, 3])
 def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
     settings = settings_of(tmp_path, attempts=2, keep=keep)

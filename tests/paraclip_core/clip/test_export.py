@@ -185,8 +185,10 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
     assert not (tmp_path / "m" / WEIGHTS).exists()
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize("kind", ["quick_gelu", "embedded", "siglip2", "roberta"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind", ["quick_gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("embedded", "siglip2", "roberta"))]
+)
 def test_onnx_recipes_give_the_models_queries(
     clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
