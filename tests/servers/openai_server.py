@@ -88,9 +88,10 @@ class Handler(BaseHTTPRequestHandler):
             if callable(answer):
                 answer(self)
                 return
-            self.send(200, answer)
+            # Before it is sent: whoever has the answer may look at the count at once.
             with owner.lock:
                 owner.answered[words_of(asked), asked.get("seed", -1)] += 1
+            self.send(200, answer)
         finally:
             with owner.lock:
                 owner.under_way -= 1
