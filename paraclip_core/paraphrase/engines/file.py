@@ -30,7 +30,7 @@ from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
 
-LOOK_UP = 4
+LOOK_UP = 5
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
 
 COLUMNS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -43,8 +43,9 @@ class FileEngine:
     """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a file without paraphrases.
 
     Texts are compared by their words alone, after they were cleaned as captions and answers are: case, punctuation and
-    blanks do not matter, and a file may be as raw as the captions' own. Where a text comes twice the first row counts.
-    A text that the file does not hold gets a completion without answers.
+    blanks do not matter, and a file may be as raw as the captions' own. Rows of one caption are several rewrites of it;
+    where a paraphrase 1 comes twice, the first row's paraphrase 2 counts. A text that the file does not hold gets a
+    completion without answers.
     """
 
     name = "file"
@@ -58,7 +59,7 @@ class FileEngine:
 
     def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
         self._path = user_path(context.data_root) / user_path(options.file.path)
-        self._answers: dict[int, dict[str, str]] | None = None
+        self._answers: dict[int, dict[str, list[str]]] | None = None
         self._model = ""
 
     @property
@@ -78,25 +79,26 @@ class FileEngine:
         return self._model
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """The file's paraphrase of each prompt's text, or none."""
+        """The file's paraphrases of each prompt's text, or none."""
         answers = self._load()
-        texts = [answers.get(prompt.step, {}).get(_key(prompt.text)) for prompt in prompts]
-        return [Completion((text,) if text else (), 0, 0) for text in texts]
+        return [Completion(tuple(answers.get(one.step, {}).get(_key(one.text), ())), 0, 0) for one in prompts]
 
     def close(self) -> None:
         self._answers = None
 
-    def _load(self) -> dict[int, dict[str, str]]:
+    def _load(self) -> dict[int, dict[str, list[str]]]:
         if self._answers is None:
-            answers: dict[int, dict[str, str]] = {1: {}, 2: {}}
+            answers: dict[int, dict[str, list[str]]] = {1: {}, 2: {}}
             for row in _rows(self._path):
                 # Of an answer only the first line would count.
                 caption, first, second = (" ".join((text or "").split()) for text in row)
                 if first and (key := _key(clean(caption))):
-                    answers[1].setdefault(key, first)
+                    rewrites = answers[1].setdefault(key, [])
+                    if first not in rewrites:
+                        rewrites.append(first)
                 # Step 2 is asked about what was made of the answer to step 1.
                 if first and second and (key := _key(parse_answer(first))):
-                    answers[2].setdefault(key, second)
+                    answers[2].setdefault(key, [second])
             self._answers = answers
         return self._answers
 

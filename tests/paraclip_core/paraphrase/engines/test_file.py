@@ -20,7 +20,8 @@ ROWS = [
     {"caption": "A red dog.", "paraphrase_1": "a dog in red", "paraphrase_2": "a puppy in red"},
     {"caption": "two {cats}", "paraphrase_1": "a pair of cats", "paraphrase_2": "a couple of kittens"},
     {"caption": "no second", "paraphrase_1": "only one", "paraphrase_2": None},
-    {"caption": "A red dog!", "paraphrase_1": "ignored: the first counts", "paraphrase_2": "ignored"},
+    {"caption": "A red dog!", "paraphrase_1": "one dog that is red", "paraphrase_2": "a red hound"},
+    {"caption": "A RED dog", "paraphrase_1": "a dog in red", "paraphrase_2": "ignored: the first counts"},
 ]
 
 
@@ -49,7 +50,7 @@ def ask(engine: Engine, step: int, text: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv", "tsv"])
 def test_formats(kind: str, tmp_path: Path) -> None:
     engine = engine_of(write(tmp_path, kind))
-    assert ask(engine, 1, "a red DOG") == ("a dog in red",)
+    assert ask(engine, 1, "a red DOG") == ("a dog in red", "one dog that is red")
     assert ask(engine, 2, "A dog in red.") == ("a puppy in red",)
     assert ask(engine, 1, "two {cats}") == ("a pair of cats",)
     assert ask(engine, 2, "only one") == ()
@@ -60,7 +61,7 @@ def test_formats(kind: str, tmp_path: Path) -> None:
 def test_a_first_row_may_lack_its_paraphrases(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl")
     path.write_text('{"caption": "alone"}\n' + path.read_text())
-    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red",)
+    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red", "one dog that is red")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
@@ -78,7 +79,7 @@ def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
 def test_a_byte_order_mark_and_windows_line_ends(kind: str, tmp_path: Path) -> None:
     path = write(tmp_path, kind)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red",)
+    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red", "one dog that is red")
 
 
 def test_texts_are_found_as_ingest_and_the_answers_parser_clean_them(tmp_path: Path) -> None:
