@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 LOOK_UP = 5
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
 
+MOST = 16
+"""Rewrites of a caption, as many as `paraphrase.keep` may be: a text of thousands of images is not judged with all."""
+
 COLUMNS = ("caption", "paraphrase_1", "paraphrase_2")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
 
@@ -94,7 +97,7 @@ class FileEngine:
                 caption, first, second = (" ".join((text or "").split()) for text in row)
                 if first and (key := _key(clean(caption))):
                     rewrites = answers[1].setdefault(key, [])
-                    if first not in rewrites:
+                    if len(rewrites) < MOST and first not in rewrites:
                         rewrites.append(first)
                 # Step 2 is asked about what was made of the answer to step 1.
                 if first and second and (key := _key(parse_answer(first))):

@@ -64,6 +64,13 @@ def test_a_first_row_may_lack_its_paraphrases(tmp_path: Path) -> None:
     assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red", "one dog that is red")
 
 
+def test_a_text_of_many_rows_has_as_many_rewrites_as_may_be_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"caption": "a dog", "paraphrase_1": f"{n} dogs"}) + "\n" for n in range(40)))
+    most = ParaphraseOptions.model_json_schema()["properties"]["keep"]["maximum"]
+    assert ask(engine_of(path), 1, "a dog") == tuple(f"{n} dogs" for n in range(most))
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
 def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"mine.{kind}.gz"
