@@ -16,22 +16,25 @@ automation of Prefect can be made over the same events: `paraclip.*`, with the r
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from apprise import Apprise
+from prefect import get_client
 from prefect.automations import Automation
 from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
 from prefect.events.actions import CallWebhook, SendNotification
 from prefect.events.schemas.automations import EventTrigger
+from prefect.variables import Variable
 
-from paraclip.flows.local_stack import OURS, POOLS, RUNS
-from paraclip.flows.setup import put_automation, trigger_of
+from paraclip.flows.automations import PREFIX, put_automation, trigger_of
+from paraclip.flows.deploy import Existing
+from paraclip.flows.local_stack import OURS, RUNS
 from paraclip.tasks.publish import EVENTS
 from paraclip_core.errors import ConfigError
 
@@ -67,30 +70,13 @@ ALERTS = {
             related=(OURS,),
         ),
     ),
-    "pool.down": Alert(
-        "event.resource.name ~ ' has had no worker for five minutes; its runs wait'",
-        trigger_of(
-            ("prefect.work-pool.ready", "prefect.work-pool.paused"),
-            300,
-            {"prefect.resource.name": list(POOLS)},
-            after=("prefect.work-pool.not-ready",),
-        ),
-    ),
-    "regenerate.missing": Alert(
-        "'no run of regenerate has completed for 30 hours'",
-        trigger_of(
-            ("prefect.flow-run.Completed",),
-            30 * 3600,
-            RUNS,
-            # The next wait starts with the end of this one. Without `for_each` the first starts now.
-            after=("prefect.flow-run.Completed",),
-            related=(OURS, {"prefect.resource.role": "flow", "prefect.resource.name": "regenerate"}),
-            for_each=(),
-        ),
-    ),
 }
 """What of Prefect's own events is passed on, by the name that it gets."""
-# Of what never came there is no event.
+VARIABLE = "paraclip_alerts_"
+"""How the names of Prefect's variables begin that say what is passed on."""
+MISSING, DOWN = "regenerate.missing", "pool.down"
+EVERY = (*EVENTS, *ALERTS, DOWN, MISSING)
+"""All that can be passed on."""
 RUN = "(event.resource.name or 'regenerate')"
 BODY = (
     f'{{"event": {{{{ EVENT | tojson }}}}, "run": {{{{ {RUN} | tojson }}}}, '
@@ -102,37 +88,93 @@ KINDS = {"http": "webhook", "https": "webhook", "mailto": "e-mail", "mailtos": "
 """Kind of an address by its scheme; others are kinds of their own."""
 
 
-def name_of(url: str, event: str = "") -> str:
-    """The name of the automation that serves addresses of this kind, one of :data:`ALERTS` if it is for that alone."""
-    return f"paraclip: {event or 'alerts'} by {_kind(url)}"
+def name_of(kind: str, event: str = "", run: str = "") -> str:
+    """The name of the automation that serves addresses of a kind; one of :data:`EVERY` if it is for that alone, and a
+    configuration if it is for its nightly run."""
+    return f"{PREFIX}{event or 'alerts'}{f' of {run}' if run else ''} by {kind}"
 
 
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
-    """Make or change the automations that pass events of runs on to `url`."""
-    if unknown := sorted(set(events) - {*EVENTS, *ALERTS}):
-        raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join([*EVENTS, *ALERTS])}")
-    wanted = set(events) or {*EVENTS, *ALERTS}
-    own = [f"paraclip.{event}" for event in EVENTS if event in wanted]
-    trigger = trigger_of(own, 0, {"prefect.resource.id": "paraclip.run.*"})
-    block = _block(url)
-    for event, alert in {"": Alert("event.payload.text", trigger), **ALERTS}.items():
-        name = name_of(url, event)
-        if event in wanted or (own and not event):
-            action = _action(block, f"'paraclip.{event}'" if event else "event.event", alert.text)
-            put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
-        else:
-            with suppress(ValueError):
-                cast(Any, Automation).read(name=name).delete()
+    """Create or change the automations that pass events of runs on to `url`.
+
+    What is passed on is kept as the variable `paraclip_alerts_KIND`, so that a later deploy brings pools and nightly
+    runs up to date.
+    """
+    if unknown := sorted(set(events) - {*EVERY}):
+        raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVERY)}")
+    kind, block = kind_of(url), _block(url)
+    wanted = [event for event in EVERY if not events or event in events]
+    cast(Any, Variable).set(f"{VARIABLE}{_slug(kind)}", {"kind": kind, "events": wanted}, overwrite=True)
+    _put(kind, wanted, block)
 
 
-def _kind(url: str) -> str:
+def follow_deployments() -> None:
+    """Let the alerts that were set up know the pools and nightly runs that are deployed now."""
+    with get_client(sync_client=True) as client:
+        kept = [one.value for one in client.read_variables() if one.name.startswith(VARIABLE)]
+    for value in kept:
+        kind, events = cast(Any, value)["kind"], cast(Any, value)["events"]
+        block = cast(Any, Webhook if kind == "webhook" else SlackWebhook).load(_block_name(kind))
+        _put(kind, [event for event in EVERY if event in events], block)
+
+
+def _put(kind: str, events: Sequence[str], block: Any) -> None:
+    """The automations of one kind of address, each with its trigger; those that nobody wants any more are deleted."""
+    own = [f"paraclip.{event}" for event in EVENTS if event in events]
+    wanted: dict[str, tuple[str, Alert]] = {}
+    if own:
+        trigger = trigger_of(own, 0, {"prefect.resource.id": "paraclip.run.*"})
+        wanted[name_of(kind)] = "event.event", Alert("event.payload.text", trigger)
+    for event, run, alert in _of_server(events):
+        wanted[name_of(kind, event, run)] = f"'paraclip.{event}'", alert
+    with get_client(sync_client=True) as client:
+        for old in client.read_automations():
+            if old.name.startswith(PREFIX) and old.name.endswith(f" by {kind}") and old.name not in wanted:
+                client.delete_automation(old.id)
+    for name, (event, alert) in wanted.items():
+        action = _action(block, event, alert.text)
+        put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
+
+
+def _of_server(events: Sequence[str]) -> Iterator[tuple[str, str, Alert]]:
+    """What of Prefect's own events is wanted: the event, the configuration that it is about alone, and its alert."""
+    for event, alert in ALERTS.items():
+        if event in events:
+            yield event, "", alert
+    with get_client(sync_client=True) as client:
+        deployments = Existing.read(client).deployments
+    if DOWN in events and (pools := sorted({str(one.work_pool_name) for one in deployments.values()})):
+        yield DOWN, "", _pool_down(pools)
+    for path, one in deployments.items():
+        if MISSING in events and path.startswith("regenerate/") and any(each.active for each in one.schedules):
+            yield MISSING, one.name, _missing(one.name)
+
+
+def _pool_down(pools: Sequence[str]) -> Alert:
+    text = "event.resource.name ~ ' has had no worker for five minutes; its runs wait'"
+    signs = "prefect.work-pool.ready", "prefect.work-pool.paused"
+    match = {"prefect.resource.name": list(pools)}
+    return Alert(text, trigger_of(signs, 300, match, after=("prefect.work-pool.not-ready",)))
+
+
+def _missing(run: str) -> Alert:
+    # The next wait starts with the end of this one. Without `for_each` the first starts now.
+    ended = ("prefect.flow-run.Completed",)
+    deployment = {"prefect.resource.role": "deployment", "prefect.resource.name": run}
+    flow = {"prefect.resource.role": "flow", "prefect.resource.name": "regenerate"}
+    text = f"'no run of regenerate/' ~ {json.dumps(run, ensure_ascii=False)} ~ ' has completed for 30 hours'"
+    return Alert(text, trigger_of(ended, 30 * 3600, RUNS, ended, (OURS, flow, deployment), for_each=()))
+
+
+def kind_of(url: str) -> str:
+    """The kind of an address: `webhook`, `Slack`, `e-mail`, or its scheme."""
     parts = urlsplit(url)
     return "Slack" if parts.hostname in SLACK else KINDS.get(parts.scheme, parts.scheme)
 
 
 def _block(url: str) -> Any:
     """A saved block with the address, which lies there encrypted."""
-    kind = _kind(url)
+    kind = kind_of(url)
     # Prefect hands Slack's block's address to Apprise as it is, so it speaks to whatever Apprise does.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
         raise ConfigError(
@@ -140,8 +182,16 @@ def _block(url: str) -> Any:
         )
     webhook = {"headers": {"Content-Type": "application/json"}} if kind == "webhook" else {}
     block = cast(Any, Webhook if webhook else SlackWebhook)(url=url, **webhook)
-    block.save(f"paraclip-alerts-{kind.lower().replace('-', '')}", overwrite=True)
+    block.save(_block_name(kind), overwrite=True)
     return block
+
+
+def _block_name(kind: str) -> str:
+    return f"paraclip-alerts-{_slug(kind)}"
+
+
+def _slug(kind: str) -> str:
+    return kind.lower().replace("-", "")
 
 
 def _action(block: Any, event: str, text: str) -> Any:
@@ -158,6 +208,6 @@ if __name__ == "__main__":
         sys.exit("usage: python -m paraclip.flows.alerts URL [EVENT …]")
     try:
         pass_on(sys.argv[1], sys.argv[2:])
-        print(f"passed on by {_kind(sys.argv[1])}: {', '.join(sys.argv[2:] or [*EVENTS, *ALERTS])}")  # noqa: T201 (a command)
+        print(f"passed on by {kind_of(sys.argv[1])}: {', '.join(sys.argv[2:] or EVERY)}")  # noqa: T201 (a command)
     except ConfigError as problem:
         sys.exit(str(problem))

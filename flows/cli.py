@@ -15,19 +15,17 @@ from typing import Annotated
 import typer
 
 from paraclip.flows.commands.common import (
-    DEFAULT_ROOT,
     ConfigOption,
     JsonOption,
-    RootOption,
     RunRootOption,
     SetOption,
-    leave_in_order,
     print_facts,
     print_json,
     printable,
     set_verbosity,
     settings_from,
 )
+from paraclip.flows.commands.deploy import deploy, serve, stop
 from paraclip.flows.commands.index import audit, search, ui, verify_index
 from paraclip.flows.commands.init import init
 from paraclip.flows.commands.paraphrase import paraphrase, requests
@@ -35,12 +33,10 @@ from paraclip.flows.commands.release import export, export_dataset, push
 from paraclip.flows.commands.run import demo, evaluate, plan, promote, run
 from paraclip.flows.commands.store import artifacts, cache, channel
 from paraclip.storage.files import DISK_ERRORS, storage_error
-from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.settings import describe_options
 
-SHIPPED = Path(__file__).with_name("prefect.yaml")
 WRONG_USAGE = 2
 INTERRUPTED = 130
 
@@ -76,47 +72,6 @@ def common(
     set_verbosity(-1 if quiet else verbose)
 
 
-def serve(
-    root: RootOption = DEFAULT_ROOT,
-    port: Annotated[
-        int, typer.Option(min=1, max=65534, help="Port of the server, on 127.0.0.1; reports get the next one.")
-    ] = 4200,
-    folder: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Folder that relative paths in settings start from.")
-    ] = Path(),
-    prefect_file: Annotated[
-        Path | None, typer.Option(exists=True, help="Deployments; default: prefect.yaml here, or the shipped one.")
-    ] = None,
-) -> None:
-    """Start a Prefect server, two work pools and a worker each, and register every deployment."""
-    from paraclip.flows.local_stack import PASSWORD_VARIABLE, pages_url, password_file
-    from paraclip.flows.local_stack import serve as start_stack
-
-    store = open_store(root)
-    leave_in_order()
-    own = Path.cwd() / SHIPPED.name
-    processes = start_stack(
-        store.root, port, folder.absolute(), prefect_file or (own if own.is_file() else SHIPPED), store.location
-    )
-    url = processes[0].url
-    # The password itself stays out of the terminal, whose output others may read.
-    path = password_file(store.root)
-    chosen = not path.exists() or path.read_text().strip() != processes[0].password
-    login = "your own" if chosen else f"the USER:PASSWORD in {path}"
-    typer.echo(f"UI: {url}, reports: {pages_url(url)}, login of both: {login}")
-    password = "USER:PASSWORD" if chosen else f'"$(cat {path})"'
-    typer.echo(f"for prefect: export PREFECT_API_URL={url}/api {PASSWORD_VARIABLE}={password}")
-    typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
-
-
-def stop(root: RootOption = DEFAULT_ROOT) -> None:
-    """End exactly the processes that `serve` started under this root."""
-    from paraclip.flows.local_stack import stop as stop_stack
-
-    ended = stop_stack(open_store(root).root)
-    typer.echo(f"ended: {', '.join(ended)}" if ended else f"nothing runs under {root}")
-
-
 for command in (
     demo,
     init,
@@ -132,6 +87,7 @@ for command in (
     export_dataset,
     push,
     verify_index,
+    deploy,
     serve,
     stop,
 ):

@@ -51,8 +51,6 @@ RUNS, OURS = {"prefect.resource.id": "prefect.flow-run.*"}, {"prefect.resource.i
 """What automations match: flow runs, and what is related to this tag."""
 HEARTBEAT = "30"
 """Seconds between the heartbeats of a flow run."""
-NOT_TAKEN = 2
-"""Exit code of `paraclip.flows.setup` where the server does not take it."""
 CPU_RUNS = 8
 """How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
 PASSWORD_VARIABLE = "PREFECT_API_AUTH_STRING"
@@ -150,8 +148,10 @@ def pages_url(url: str) -> str:
     return f"{url.rpartition(':')[0]}:{int(_port_of(url)) + 1}"
 
 
-def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str | None = None) -> list[Process]:
-    """Start what does not run and deploy everything.
+def serve(
+    root: Path, port: int, folder: Path, arguments: Sequence[str] = (), location: str | None = None
+) -> tuple[list[Process], str]:
+    """Start what does not run and call `paraclip deploy` with `arguments`; returns the processes, and what it said.
 
     A server that lives keeps its port and password; one that is gone is given back, at the same address, to the workers
     and runs that it has left. Report pages get the next port. Relative paths in settings start from `folder`. Workers
@@ -184,7 +184,7 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
             if SERVER not in running:
                 start(SERVER, "paraclip.flows.server", "start", "--host", HOST, "--port", _port_of(url))
                 wait_for_server(started[0], url, _log(root, SERVER))
-            _set_up(root, prefect_file, environment, folder)
+            report = _deploy(root, arguments, environment, folder)
             for pool, runs in zip(POOLS, (CPU_RUNS, 1), strict=True):
                 if pool not in running:
                     command = ("prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-worker")
@@ -199,7 +199,7 @@ def serve(root: Path, port: int, folder: Path, prefect_file: Path, location: str
             for process in started:
                 # They outlive this process on purpose, so nobody waits for them.
                 process.returncode = process.returncode or 0
-        return [process for process in processes_of(root) if process.name]
+        return [process for process in processes_of(root) if process.name], report
 
 
 def stop(root: Path) -> list[str]:
@@ -338,15 +338,18 @@ def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> Non
     raise StageError(f"the Prefect server {what}. End of {log}:\n{_end_of(log)}")
 
 
-def _set_up(root: Path, prefect_file: Path, environment: Mapping[str, str], folder: Path) -> None:
-    """Create pools, deployments and the automations, in a process that knows the server by its environment."""
-    command = [sys.executable, "-P", "-m", "paraclip.flows.setup", str(prefect_file.absolute())]
+def _deploy(root: Path, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:
+    """Register what `paraclip deploy` does, in a process that knows the server by its environment; gives its output."""
+    command = [sys.executable, "-P", "-m", "paraclip.flows.cli", "deploy", *arguments]
     done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
-    _log(root, "setup").write_text(done.stdout + done.stderr)
-    if done.returncode == NOT_TAKEN:
-        raise ConfigError(done.stderr.strip().rpartition("\n")[2])
+    _log(root, "deploy").write_text(done.stdout + done.stderr)
+    if done.returncode == ConfigError.exit_code:
+        raise ConfigError(done.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     if done.returncode:
-        raise StageError(f"the deployments were refused; end of {_log(root, 'setup')}:\n{_end_of(_log(root, 'setup'))}")
+        raise StageError(
+            f"the deployments were refused; end of {_log(root, 'deploy')}:\n{_end_of(_log(root, 'deploy'))}"
+        )
+    return done.stdout.strip()
 
 
 def _end_of(path: Path) -> str:

@@ -23,7 +23,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.futures import PrefectFuture, as_completed, wait
-from prefect.runtime import flow_run
+from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelling, Completed, Scheduled
 
 from paraclip.flows.stages import (
@@ -269,24 +269,23 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
 
 
 def _start(run: Run, node: Node) -> FlowRun:
-    name = node.name
-    # A GPU worker would wait for a server elsewhere.
-    deployed = f"{name}-api" if name in STEPS and not run.paraphraser.facts.local else name
+    # The stages are deployed with their pipeline, whatever name an override gives to this run.
+    path = f"{node.name}/{deployment.name or run.settings.name}"
     try:
         # Prefect types it as awaitable too, which it is in async code only.
         return cast(
             FlowRun,
             run_deployment(
-                f"{name}/{deployed}",
+                path,
                 parameters={"settings": run.settings.model_dump(mode="json")},
                 timeout=0,
-                idempotency_key=f"{flow_run.id}-{name}-{node.fingerprint}",
+                idempotency_key=f"{flow_run.id}-{node.name}-{node.fingerprint}",
             ),
         )
     except ObjectNotFound as error:
         raise StageError(
-            f"the Prefect server has no deployment {name}/{deployed}, which run.placement=deployments needs; "
-            "start one with `paraclip serve`, or use run.placement=inline"
+            f"the Prefect server has no deployment {path}, which run.placement=deployments needs; register it with "
+            "`paraclip deploy -c` and the configuration of this run, or use run.placement=inline"
         ) from error
 
 

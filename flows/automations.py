@@ -1,62 +1,31 @@
-"""Pools, deployments and the automations that a server needs; run as ``python -m paraclip.flows.setup [prefect.yaml]``.
-
-It talks to the server that PREFECT_API_URL names, so it serves a production server as well as `paraclip serve`.
-Running it again creates what is missing and updates the rest in place.
-"""
+"""The automations that end a run whose process or worker is gone, which no service of Prefect does."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from prefect import get_client
 from prefect.automations import Automation
-from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.responses import DeploymentResponse
 from prefect.events import Event, RelatedResource, Resource, get_events_client
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.exceptions import ObjectAlreadyExists
-from prefect.workers.process import ProcessWorker
 
-from paraclip.flows.local_stack import (
-    ADDRESS_VARIABLE,
-    CPU_RUNS,
-    HEARTBEAT,
-    NOT_TAKEN,
-    OURS,
-    OWN_LOGGERS,
-    POOLS,
-    RUNS,
-    TAG,
-    check_server,
-)
-from paraclip_core.errors import ConfigError
-from paraclip_core.lifetime import TempDir
+from paraclip.flows.local_stack import HEARTBEAT, OURS, RUNS, TAG
 
-PARENTS = "pipelines"
-"""Queue in the CPU pool of the flows that may wait for stages in that pool, which must find places there."""
-PARENT_RUNS = CPU_RUNS * 3 // 4
-
-PLACES = ("PARACLIP_ROOT", "PARACLIP_HOME", ADDRESS_VARIABLE)
-"""Variables of this process that every flow run gets, whatever its worker has."""
 SETTLE_SECONDS = 5.0
 """How long a server may take to act on a changed automation."""
 PAGE = 200
 """The most that Prefect's API gives at once."""
 
+PREFIX = "paraclip: "
+"""How the names of all our automations begin."""
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
 
@@ -74,7 +43,7 @@ class Watch(NamedTuple):
 
 
 SILENT = Watch(
-    "paraclip: runs without a heartbeat have crashed",
+    f"{PREFIX}runs without a heartbeat have crashed",
     "heartbeat",
     # Its end, its wait for a person, its Retry, and what the retried run does first: a run's last heartbeat may come
     # just after its end, and a busy machine needs longer than this to start it again.
@@ -83,7 +52,7 @@ SILENT = Watch(
     "no heartbeat for {} s: its process is gone or was suspended; once it has ended, Retry goes on",
 )
 TAKEN = Watch(
-    "paraclip: runs that a worker took and did not start have crashed",
+    f"{PREFIX}runs that a worker took and did not start have crashed",
     "Pending",
     ("Running", *ENDS, "Cancelling", "Scheduled", "AwaitingConcurrencySlot"),
     # A server that was restarted may hold back for a quarter of an hour that a run has begun.
@@ -91,7 +60,7 @@ TAKEN = Watch(
     "taken by a worker {} s ago and not started: the worker is gone; Retry goes on",
 )
 STOPPING = Watch(
-    "paraclip: runs that nothing cancels are cancelled",
+    f"{PREFIX}runs that nothing cancels are cancelled",
     "Cancelling",
     # No heartbeat: a worker kills what has not ended after 30 seconds, and nobody would see a later death.
     ENDS,
@@ -99,23 +68,6 @@ STOPPING = Watch(
     "still cancelling after {} s: its process or worker is gone; Retry goes on",
     StateType.CANCELLED,
 )
-
-
-def create_pools() -> None:
-    """The process work pools and the queue of pipelines, where they are not there yet."""
-    # With the template in place, the workers need not write it, which two at once do badly on SQLite.
-    template = ProcessWorker.get_default_base_job_template()
-    with get_client(sync_client=True) as client:
-        for pool in POOLS:
-            with suppress(ObjectAlreadyExists):
-                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
-        try:
-            client.create_work_queue(PARENTS, concurrency_limit=PARENT_RUNS, work_pool_name=POOLS[0])
-        except ObjectAlreadyExists:
-            queue = client.read_work_queue_by_name(PARENTS, POOLS[0])
-            # `prefect deploy` makes a queue without one.
-            if queue.concurrency_limit is None:
-                client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
 
 
 def create_automations(*watches: Watch) -> None:
@@ -171,6 +123,19 @@ def put_automation(automation: Any) -> None:
     automation.update()
 
 
+def remove_left_behind(events: Iterable[str]) -> list[str]:
+    """Delete our automations that are neither a watch nor pass `events` on, for an earlier release left them."""
+    notes = []
+    with get_client(sync_client=True) as client:
+        for one in client.read_automations():
+            label = one.name.removeprefix(PREFIX).partition(" by ")[0].partition(" of ")[0]
+            watches = {watch.name for watch in (SILENT, TAKEN, STOPPING)}
+            if one.name.startswith(PREFIX) and one.name not in watches and label not in {*events, "alerts"}:
+                client.delete_automation(one.id)
+                notes.append(f"removed the automation {one.name!r}, of an earlier release")
+    return notes
+
+
 def watch_unfinished() -> None:
     """Start the waits for every unfinished run of this project, which has ended by then if nothing is behind it."""
     if runs := _unfinished():
@@ -197,67 +162,3 @@ async def _start_waits(runs: Sequence[FlowRun]) -> None:
                 {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
             )
             await client.emit(Event(event=f"prefect.flow-run.{watch.after}", resource=resource, related=related))
-
-
-def deploy(prefect_file: Path) -> int:
-    """Register every deployment of `prefect_file`; returns an exit code.
-
-    Each gets this project's tag and, for its runs, the variables of :func:`_run_environment`. What an operator paused
-    or resumed stays so.
-    """
-    declared: dict[str, Any] = yaml.safe_load(prefect_file.read_text())
-    with get_client(sync_client=True) as client:
-        names = DeploymentFilter.model_validate({"name": {"any_": [one["name"] for one in declared["deployments"]]}})
-        existing = {(one.work_pool_name, one.name): one for one in client.read_deployments(deployment_filter=names)}
-    deployments = [
-        _completed(one, existing.get((one["work_pool"]["name"], one["name"]))) for one in declared["deployments"]
-    ]
-    with TempDir() as folder:
-        path = folder / "prefect.yaml"
-        path.write_text(yaml.safe_dump({**declared, "deployments": deployments}))
-        command = [sys.executable, "-P", "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-        return 1 if subprocess.run(command).returncode else 0
-
-
-def _completed(declared: Mapping[str, Any], existing: DeploymentResponse | None) -> dict[str, Any]:
-    pool = declared["work_pool"]
-    variables = pool.get("job_variables", {})
-    variables = {**variables, "env": {**_run_environment(), **variables.get("env", {})}}
-    deployment = {**declared, "work_pool": {**pool, "job_variables": variables}}
-    deployment["tags"] = sorted({TAG, *declared.get("tags", ())})
-    if existing is not None:
-        deployment["paused"] = existing.paused
-        if existing.schedules:
-            active = any(schedule.active for schedule in existing.schedules)
-            deployment["schedules"] = [{**one, "active": active} for one in declared.get("schedules", ())]
-    return deployment
-
-
-def _run_environment() -> dict[str, str]:
-    """What a run needs to know, so that a worker that was started without it is right, too."""
-    places = {name: os.environ[name] for name in PLACES if os.environ.get(name)}
-    return {
-        **places,
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
-        "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
-        # What a server says whose Postgres is away; by default a run that meets it crashes.
-        "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
-    }
-
-
-def _main(prefect_file: Path) -> int:
-    os.environ.setdefault("PARACLIP_HOME", str(Path.cwd()))
-    try:
-        check_server()
-    except ConfigError as error:
-        sys.stderr.write(f"{error}\n")
-        return NOT_TAKEN
-    create_pools()
-    code = deploy(prefect_file)
-    create_automations()
-    watch_unfinished()
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("prefect.yaml")))
