@@ -59,18 +59,13 @@ DELAYS = [10.0, 60.0]
 """Seconds before the first retry, and before each later one."""
 FORM = (
     "name",
-    *(f"data.{name}" for name in ("root", "min_words", "max_words")),
-    *(f"data.sources.0.{name}" for name in ("path", "images", "split")),
-    *(f"paraphrase.{name}" for name in ("engine", "model", "prompts", "fraction", "attempts", "keep", "gates.preset")),
-    *(f"paraphrase.openai.{name}" for name in ("base_url", "api_key_env", "max_spend")),
-    *(f"paraphrase.openai.price_per_million_{kind}_tokens" for kind in ("prompt", "completion")),
-    "model.base",
-    *(f"finetune.{name}" for name in ("epochs", "batch_size", "learning_rate", "weights.image_caption", "distil")),
-    "evaluate.split",
-    *(f"evaluate.benchmarks.0.{name}" for name in ("name", "kind", "path")),
-    *(f"run.{name}" for name in ("placement", "device")),
+    *(f"data.{name}" for name in ("root", "scenes")),
+    *(f"data.sources.0.{name}" for name in ("path", "images", "license")),
+    "paraphrase.engine",
+    "run.promote",
 )
-"""Dotted paths of the options that the form shows; an item of a list is written ``0``."""
+"""Dotted paths of the options that the form shows, those that decide data, cost and production; an item of a list is
+written ``0``."""
 DROPPED = ("$defs", "operational")
 """Of a schema, what means nothing to a form."""
 
@@ -90,6 +85,10 @@ def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
         named = definitions[node["$ref"].rpartition("/")[2]]
         # What stands beside a reference is about this use of it. A group's default is that of its options.
         node = {**named, **{name: value for name, value in node.items() if name not in ("$ref", "default")}}
+    if node.get("additionalProperties") is False:
+        # For a wrong name, the server's refusal then lists the right ones.
+        node = {name: value for name, value in node.items() if name != "additionalProperties"}
+        node["propertyNames"] = {"enum": list(node["properties"])}
     return {
         # Below `properties` a name is an option's, whatever it is.
         name: {key: _resolved(item, definitions) for key, item in value.items()}
@@ -104,14 +103,29 @@ def _reduced(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
     if isinstance(schema.get("items"), dict):
         return {**schema, "items": _reduced(schema["items"], f"{prefix}0.")}
     shown = list(dict.fromkeys(_names(prefix)))
-    if not shown:
-        return schema
+    if not shown or "properties" not in schema:
+        return _without_details(schema)
     options = schema["properties"]
     properties = {
         name: {**_reduced(options[name], f"{prefix}{name}."), "position": place} for place, name in enumerate(shown)
     }
     others = {f"^{re.escape(name)}$": option for name, option in options.items() if name not in properties}
-    return {**schema, "properties": properties, "patternProperties": others}
+    # A group's name says enough, and the form is to fit on two screens.
+    about = {"description": ""} if prefix else {}
+    return {**schema, **about, "properties": properties, "patternProperties": others}
+
+
+def _without_details(option: dict[str, Any]) -> dict[str, Any]:
+    """An option of the form: the first sentence about it, and of what it may be the alternatives alone."""
+    arms = option.get("anyOf", ())
+    hidden = [
+        {**arm, "properties": {}, "patternProperties": {f"^{name}$": each for name, each in arm["properties"].items()}}
+        if "properties" in arm
+        else arm
+        for arm in arms
+    ]
+    about = {"description": re.split(r"(?<=[.;:])\s", option.get("description", ""))[0].rstrip(";:")}
+    return {**option, **about, **({"anyOf": hidden} if arms else {})}
 
 
 def _names(prefix: str) -> Iterator[str]:

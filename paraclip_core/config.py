@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from paraclip_core.clip.reference import canonical
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
@@ -96,6 +96,8 @@ class SourceOptions(Options):
 class ScenesOptions(Options):
     """The rendered data set of the demo."""
 
+    model_config = ConfigDict(title="rendered scenes")
+
     images: Annotated[int, Field(ge=20, le=100_000)] = 3000
     """Number of rendered images; evaluation alone sees a quarter of them."""
     image_size: Annotated[int, Field(ge=64, le=1024)] = 224
@@ -126,6 +128,15 @@ class DataOptions(Options):
     def _word_range(self) -> DataOptions:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
+        return self
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DataOptions:
+        if self.scenes is not None and self.root != ".":
+            raise ValueError(
+                f"scenes renders the demo's captions and images, so nothing of root={self.root} would be read; for "
+                "data of your own set scenes to null (None in a form), otherwise leave out root"
+            )
         return self
 
 

@@ -110,7 +110,9 @@ class NameOrPath:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {"anyOf": [{"enum": list(self.names), "type": "string"}, {"pattern": ":", "type": "string"}]}
+        # A form calls each by its title, and both by their type without one.
+        named = {"title": "built in", "enum": list(self.names), "type": "string"}
+        return {"anyOf": [named, {"title": "your own", "pattern": ":", "type": "string"}]}
 
 
 def import_path(path: str, where: str, expected: str, *arguments: Any) -> Any:
