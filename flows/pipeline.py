@@ -21,11 +21,12 @@ from prefect import flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.exceptions import ObjectNotFound, Pause, PrefectHTTPStatusError
 from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelling, Completed, Scheduled
 
+from paraclip.flows.pause import stopped_by_pause
 from paraclip.flows.stages import (
     DEFAULTS,
     FormSettings,
@@ -87,7 +88,7 @@ def run_stages(run: Run) -> Result:
     # Now: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
     nodes = run.nodes
     run.check_trackers()
-    with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
+    with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}), stopped_by_pause(run):
         rows = _Dag(run).carry()
         result = record_result(run, rows)
     publish_result(run.settings, result)
@@ -332,12 +333,12 @@ def _patiently(call: Callable[[], T], stop: Stop) -> T:
 
 
 def _cancel_with_parent(child: FlowRun, reason: BaseException | None) -> None:
-    """Cancel the child if this run is being cancelled, was interrupted by Ctrl-C, or fails for another stage.
+    """Cancel the child if this run is cancelled or paused, was interrupted by Ctrl-C, or fails for another stage.
 
     The server does the first by itself, half a minute later, and knows nothing of the others. A parent that ends
     otherwise, with its worker perhaps, leaves its child at work.
     """
-    wanted = isinstance(reason, KeyboardInterrupt | Exception)
+    wanted = isinstance(reason, KeyboardInterrupt | Pause | Exception)
     # Whatever goes wrong here must not hide why this run ends.
     with suppress(Exception), get_client(sync_client=True) as client:
         parent = client.read_flow_run(UUID(flow_run.id))

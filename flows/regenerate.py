@@ -14,6 +14,7 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
+from paraclip.flows.pause import explain_when_ended
 from paraclip.flows.pipeline import run_stages
 from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, run_of
 from paraclip.storage.roots import open_store
@@ -77,7 +78,10 @@ def _ask(name: str, decision: Mapping[str, Any]) -> None:
     try:
         suspend_flow_run(timeout=None, key=move)
     except Pause:
-        _tell("channel.asks", name, decision, f"waits for Resume in the UI, and is then {decision['reason']}")
+        question = _tell(
+            "channel.asks", name, decision, f"waits for Resume in the UI, and is then {decision['reason']}"
+        )
+        explain_when_ended(question)
         raise
 
 

@@ -26,6 +26,7 @@ from prefect.states import Cancelled, Completed, Crashed
 from pydantic import Field, WithJsonSchema
 
 from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
+from paraclip.flows.pause import stopped_by_pause
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (
     artifact_key,
@@ -300,7 +301,8 @@ def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
     def carry(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:
         run = run_of(config, overrides, settings)
         end_earlier_tasks()
-        return stage_task(run.node(stage.name), carry_stage, run, retries())(stage.name).data
+        with stopped_by_pause(run):
+            return stage_task(run.node(stage.name), carry_stage, run, retries())(stage.name).data
 
     carry.__name__ = stage.name
     return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(carry)
