@@ -42,7 +42,7 @@ from paraclip.flows.stages import (
 )
 from paraclip.tasks.channels import check_run_name, record_result
 from paraclip.tasks.preflight import check_before_paying
-from paraclip.tasks.publish import artifact_key, publish_table
+from paraclip.tasks.publish import StageTable
 from paraclip.tasks.results import Result, stage_row
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run, Stage, Stop
@@ -84,13 +84,19 @@ def run_stages(run: Run) -> Result:
     """
     let_own_logs_through()
     end_earlier_tasks()
-    check_run_name(run.settings.name, run.store)
-    # Now: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
-    nodes = run.nodes
-    run.check_trackers()
-    with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}), stopped_by_pause(run):
-        rows = _Dag(run).carry()
-        result = record_result(run, rows)
+    table = StageTable(run.settings.name)
+    try:
+        check_run_name(run.settings.name, run.store)
+        # Now: captions that come while it runs are the next run's, and must not leave this one between two sets.
+        nodes = run.nodes
+        run.check_trackers()
+        with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}), stopped_by_pause(run):
+            rows = _Dag(run, table).carry()
+            result = record_result(run, rows)
+    except Exception as error:
+        table.fail(error)
+        raise
+    table.show(rows, f"Stages of {run.settings.name}")
     publish_result(run.settings, result)
     return result
 
@@ -149,8 +155,8 @@ class Slots:
 class _Dag:
     """A run's stages as futures. One is submitted when its inputs are finished and what it computes on is free."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.slots = run, Slots()
+    def __init__(self, run: Run, table: StageTable) -> None:
+        self.run, self.slots, self.table = run, Slots(), table
         self.waiting = dict(run.nodes)
         self.futures: dict[str, PrefectFuture[Any]] = {}
         self.working: dict[PrefectFuture[Any], tuple[Node, tuple[str, ...]]] = {}
@@ -210,9 +216,12 @@ class _Dag:
             raise row
         self.rows[node.name] = row
         # Those that were finished come in one go.
-        if row["state"] != "cached" or not (self.waiting or self.working):
-            name = self.run.settings.name
-            publish_table(artifact_key(name, "stages"), self._table(), f"Stages of {name}")
+        if row["state"] != "cached" or not any(self.run.artifact(name) for name in (*self.waiting, *self._at_work())):
+            left = ", ".join([*self._at_work(), *self.waiting])
+            self.table.show(self._table(), f"Stages of {self.run.settings.name}; left: {left or 'none'}")
+
+    def _at_work(self) -> list[str]:
+        return [node.name for node, _ in self.working.values()]
 
     def _table(self) -> list[dict[str, Any]]:
         return [self.rows[name] for name in self.run.nodes if name in self.rows]

@@ -67,6 +67,8 @@ FORM = (
 )
 """Dotted paths of the options that the form shows, those that decide data, cost and production; an item of a list is
 written ``0``."""
+SHOWN_TRACEBACK = "_traceback_was_shown"
+"""Attribute of an error whose traceback is in the log."""
 DROPPED = ("$defs", "operational")
 """Of a schema, what means nothing to a form."""
 
@@ -273,6 +275,20 @@ def let_own_logs_through() -> None:
             logger.setLevel(logging.INFO)
 
 
+def _traceback_once(record: logging.LogRecord) -> bool:
+    """Let the traceback of an error stand below the line that tells of it first, and below no other.
+
+    Prefect logs it for the task and once more for the flow.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    if error is not None:
+        if getattr(error, SHOWN_TRACEBACK, False):
+            record.exc_info = None
+        else:
+            setattr(error, SHOWN_TRACEBACK, True)
+    return True
+
+
 def _outlive_worker() -> None:
     """Let a flow run's console lines go nowhere once the worker that reads them is gone.
 
@@ -295,6 +311,8 @@ def _silence(console: Any) -> None:
 
 # Every flow's module loads this one, and a run's first lines come before its body.
 _outlive_worker()
+for _logger in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_logger).addFilter(_traceback_once)
 
 
 def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:

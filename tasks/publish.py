@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -9,11 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 from uuid import UUID
 
 from paraclip.tasks.run.status import shown_facts
+from paraclip_core.errors import with_notes, worth_a_retry
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)
@@ -78,6 +80,50 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
         create_table_artifact(table=[as_text(row) for row in rows], key=key, description=description)
 
     _try(f"the artifact {key} is not shown", show)
+
+
+class StageTable:
+    """The stages of a flow run as one artifact, which each change updates; a retried run goes on with its own."""
+
+    def __init__(self, run: str) -> None:
+        """`run` is the name of the run whose stages are shown."""
+        self._key = artifact_key(run, "stages")
+        self._id: UUID | None = None
+        self._rows: Sequence[Mapping[str, Any]] = ()
+
+    def show(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
+        """Show the rows of finished stages under a text in Markdown."""
+        self._rows = rows
+        _try(f"the artifact {self._key} is not shown", partial(self._put, [as_text(row) for row in rows], text))
+
+    def fail(self, error: BaseException) -> None:
+        """Say what failed, what is finished, and what to do."""
+        finished = ", ".join(row["stage"] for row in self._rows) or "nothing yet"
+        mend = "" if worth_a_retry(error, 1) else "Mend what it names. "
+        text = MARKUP.sub(r"\\\g<0>", with_notes(error))
+        self.show(
+            self._rows,
+            f"**Failed:** {text}\n\n**Finished, and not made again:** {finished}\n\n{mend}**Retry** in the menu at the "
+            "top right goes on from there; with other settings, start a new run.",
+        )
+
+    def _put(self, rows: list[dict[str, Any]], text: str) -> None:
+        from prefect import get_client
+        from prefect.artifacts import create_table_artifact
+        from prefect.client.schemas.actions import ArtifactUpdate
+        from prefect.client.schemas.filters import ArtifactFilter
+        from prefect.runtime import flow_run
+
+        with get_client(sync_client=True) as client:
+            if self._id is None:
+                wanted = {"key": {"any_": [self._key]}, "flow_run_id": {"any_": [flow_run.id]}}
+                earlier = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted), limit=1)
+                self._id = earlier[0].id if earlier else None
+            if self._id is None:
+                # Prefect types it as awaitable too, which it is in async code only.
+                self._id = cast(UUID, create_table_artifact(table=rows, key=self._key, description=text))
+            else:
+                client.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows), description=text))
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:
