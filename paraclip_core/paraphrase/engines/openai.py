@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -55,6 +56,8 @@ QUIET_SECONDS = 1.0
 """Who takes the completions gets a turn at least so often, to keep those that came."""
 SHOWN = 5
 """Captions that a message names."""
+SECRETS = Path("/run/secrets")
+"""Where Docker and compose put a container's secrets, a file each."""
 
 
 class RefusedError(EngineError):
@@ -130,6 +133,7 @@ class OpenAIEngine:
         self.served, self._options, self.strict = options.model, options.openai, strict
         self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
+        self._key = ""
 
     @property
     def facts(self) -> EngineFacts:
@@ -256,25 +260,26 @@ class OpenAIEngine:
             return RefusedError(f"{url} refuses the request (status {status}): {text}")
         hint = "does paraphrase.openai.base_url end as the server wants it, usually in /v1?"
         if status == 401:
-            hint = f"put a valid key into the environment variable {variable}"
-            hint += "" if os.environ.get(variable) else ", which is not set"
+            hint = f"put a valid key into the environment variable {variable} or the file {SECRETS / variable}"
+            hint += "" if self._key else "; neither holds one"
         return EngineError(f"{url} refuses the request (status {status}): {text}; {hint}")
 
     def _without_key(self, text: str) -> str:
-        key = _key(self._options.api_key_env)
-        return text.replace(key, "***") if key else text
+        return text.replace(self._key, "***") if self._key else text
 
     def _connect(self) -> tuple[LoopThread, openai.AsyncOpenAI]:
         if self._connection is None:
             import openai
 
             options = self._options
+            # Read once: a file may change, and the key that was sent is the one to hide.
+            self._key = _key(options.api_key_env)
             # Their own log line for every request would drown a stage's log.
             for name in ("httpx2", "openai"):
                 logging.getLogger(name).setLevel(logging.WARNING)
             client = openai.AsyncOpenAI(
                 base_url=options.base_url,
-                api_key=_key(options.api_key_env) or "none",
+                api_key=self._key or "none",
                 timeout=TIMEOUT_SECONDS,
                 max_retries=options.retries,
                 # With hundreds of requests at once the usual one takes four times the CPU time.
@@ -516,10 +521,28 @@ def _count(value: object, estimate: int) -> int:
 
 
 def _key(variable: str) -> str:
-    key = os.environ.get(variable, "").strip()
+    """The key in an environment variable or, if that is not set, in the file below /run/secrets of the same name.
+
+    Empty if there is neither: some servers need none. EngineError if the file cannot be read or no key looks like that.
+    """
+    place, key = f"environment variable {variable}", os.environ.get(variable, "").strip()
+    if not key:
+        place, key = f"file {SECRETS / variable}", _secret(SECRETS / variable)
     if not (key.isascii() and key.isprintable()):
-        raise EngineError(f"the key in the environment variable {variable} holds characters that no key has")
+        raise EngineError(f"the key in the {place} holds characters that no key has; expected one line of ASCII")
     return key
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        raise EngineError(
+            f"the file {path} cannot be read: {error.strerror}; expected a file with the key alone that user "
+            f"{os.geteuid()} may read: mend it, or set the environment variable {path.name}"
+        ) from None
 
 
 URL = "/v1/chat/completions"

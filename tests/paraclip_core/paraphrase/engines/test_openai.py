@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -124,7 +125,7 @@ def test_nonsense_is_requested_once_more_and_then_told(
 
 
 REFUSED: dict[str, tuple[Fault, str]] = {
-    "no key": (status(401, "you must provide a key"), r"must provide.*OPENAI_API_KEY, which is not set"),
+    "no key": (status(401, "you must provide a key"), r"must provide.*OPENAI_API_KEY; neither holds one"),
     "unknown model": (status(404, "no model smol-2"), r"no model smol-2.*paraphrase\.openai\.base_url"),
     "wrong field": (status(400, "unknown field top_p"), r"status 400\): .*unknown field top_p"),
     "FastAPI's words": (body({"detail": [{"loc": "body", "msg": "extra"}]}, 422), "extra"),
@@ -393,6 +394,62 @@ def test_the_key_is_sent_and_shown_nowhere(
     assert "secret" not in str(caught.value)
 
 
+@pytest.fixture
+def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the secret MY_KEY, which is not there yet, in a container's folder of secrets."""
+    monkeypatch.setattr("paraclip_core.paraphrase.engines.openai.SECRETS", tmp_path / "secrets")
+    (tmp_path / "secrets").mkdir()
+    return tmp_path / "secrets" / "MY_KEY"
+
+
+def test_the_key_comes_from_the_environment_then_from_a_file_of_that_name(
+    openai_server: OpenAIServer, connect: Connect, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sent() -> set[str]:
+        openai_server.keys.clear()
+        ask(connect(api_key_env="MY_KEY"), "a")
+        return openai_server.keys
+
+    assert sent() == {"Bearer none"}
+    secret.write_bytes(b"sk-of-the-file\r\n")
+    assert sent() == {"Bearer sk-of-the-file"}
+    # As compose sets a variable that its own environment lacks.
+    monkeypatch.setenv("MY_KEY", "")
+    assert sent() == {"Bearer sk-of-the-file"}
+    monkeypatch.setenv("MY_KEY", KEY)
+    assert sent() == {f"Bearer {KEY}"}
+    secret.unlink()
+    secret.mkdir()
+    assert sent() == {f"Bearer {KEY}"}
+
+
+def test_the_key_of_a_file_is_shown_nowhere_even_after_the_file_has_changed(
+    openai_server: OpenAIServer, connect: Connect, secret: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "paraclip_core")
+    secret.write_text(f"{KEY}\n")
+    engine = connect(api_key_env="MY_KEY")
+    ask(engine, "a")
+    secret.write_text("sk-the-next")
+    openai_server.faults = [status(401, f"Incorrect key: {KEY}")]
+    with pytest.raises(EngineError, match=rf"Incorrect key: \*\*\*.*{secret}$") as caught:
+        ask(engine, "b")
+    assert not any(KEY in text for text in (repr(caught.value), repr(engine), caplog.text))
+
+
+def test_a_key_s_file_that_cannot_be_read_is_an_error_in_words(connect: Connect, secret: Path) -> None:
+    # What Docker makes of a bind mount whose file is not there.
+    secret.mkdir()
+    with pytest.raises(EngineError, match=rf"{secret} cannot be read: Is a directory; .*variable MY_KEY"):
+        ask(connect(api_key_env="MY_KEY"), "a")
+    secret.rmdir()
+    for content in (b"sk-secret\nX-Evil: 1", b"\x80\x04sk-secret", "sk-secret-ключ".encode()):
+        secret.write_bytes(content)
+        with pytest.raises(EngineError, match=rf"{secret} holds characters") as caught:
+            ask(connect(api_key_env="MY_KEY"), "a")
+        assert "sk-" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -433,7 +490,7 @@ def test_the_check_finds_a_model_under_its_names(openai_server: OpenAIServer, co
         openai_server.models = models
         connect("any name").check()
     openai_server.refuses = 401
-    with pytest.raises(EngineError, match="OPENAI_API_KEY, which is not set"):
+    with pytest.raises(EngineError, match="OPENAI_API_KEY; neither holds one"):
         connect().check()
     assert openai_server.asked == []
     openai_server.stop()
