@@ -30,6 +30,7 @@ from prefect.utilities.templating import apply_values, find_placeholders
 
 from paraclip.flows import local_stack
 from paraclip.storage.roots import working_folder
+from paraclip_core.config import OpenAIOptions
 
 REPOSITORY = Path(__file__).parents[1]
 DOCKERFILE = (REPOSITORY / "docker" / "Dockerfile").read_text()
@@ -67,6 +68,14 @@ def test_what_the_files_must_say() -> None:
     check = COMPOSE["services"]["postgres"]["healthcheck"]["test"]
     assert check[:4] == ["CMD", "pg_isready", "-h", "localhost"], "Postgres answers on its Unix socket too early"
     assert COMPOSE["x-paraclip"]["init"] is True, "a killed run's processes would be zombies"
+
+
+def test_a_key_is_mounted_where_the_engine_reads_it_and_none_is_no_error() -> None:
+    name = OpenAIOptions().api_key_env
+    for worker in ("worker-cpu", "worker-gpu"):
+        assert COMPOSE["services"][worker]["secrets"] == [name] and COMPOSE["services"][worker]["read_only"]
+    # Compose puts no other secret than a file's into a read-only container, and starts none whose file is not there.
+    assert COMPOSE["secrets"] == {name: {"file": "${OPENAI_API_KEY_FILE:-/dev/null}"}}
 
 
 def locked(path: Path) -> dict[str, str]:

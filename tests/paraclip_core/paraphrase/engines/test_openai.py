@@ -411,6 +411,10 @@ def test_the_key_comes_from_the_environment_then_from_a_file_of_that_name(
         return openai_server.keys
 
     assert sent() == {"Bearer none"}
+    # As compose mounts what it has no file for.
+    secret.symlink_to("/dev/null")
+    assert sent() == {"Bearer none"}
+    secret.unlink()
     secret.write_bytes(b"sk-of-the-file\r\n")
     assert sent() == {"Bearer sk-of-the-file"}
     # As compose sets a variable that its own environment lacks.
