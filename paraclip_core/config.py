@@ -183,8 +183,8 @@ class OpenAIOptions(Options):
     `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
     `n: null` for a server that refuses to give several answers at once: it is then asked for one after another)."""
     api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
-    """Name of the environment variable that holds the key; the key itself is never an option. Servers without keys need
-    none."""
+    """Name of the environment variable that holds the key, or else of the file under `/run/secrets`; the key itself is
+    never an option. Servers without keys need none."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
     """Requests under way at once."""
     requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
