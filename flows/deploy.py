@@ -28,6 +28,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.utilities.callables import parameter_schema
 from prefect.workers.process import ProcessWorker
+from pydantic import ValidationError
 
 from paraclip.flows.automations import PAGE
 from paraclip.flows.local_stack import ADDRESS_VARIABLE, CPU_RUNS, HEARTBEAT, MARK, OWN_LOGGERS, POOLS, TAG
@@ -38,7 +39,7 @@ from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.config import Settings
-from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import Paraphraser
 
 DEMO = "demo"
@@ -283,10 +284,10 @@ def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[Deploym
         return []
     try:
         schedule = CronSchedule(cron=nightly.cron, timezone=nightly.timezone)
-    except ValueError as error:
+    except ValidationError as error:
         raise ConfigError(
-            f"--cron {nightly.cron!r} --timezone {nightly.timezone}: {one_line(error)}; expected five fields, such as "
-            "'0 3 * * *', and a zone such as Europe/Berlin"
+            f"--cron {nightly.cron!r} --timezone {nightly.timezone}: {error.errors()[0]['msg']}; expected five fields, "
+            "such as '0 3 * * *', and a zone such as Europe/Berlin"
         ) from error
     # What a person has paused stays so.
     active = all(one.active for one in old.schedules) if old else True
@@ -426,7 +427,8 @@ def _put_back(path: str, old: DeploymentResponse | None, parameters: Mapping[str
     changed = not (old.version or "").endswith(f"-{_digest(old.parameters)}")
     was, now = (dict(_leaves(tree)) for tree in (old.parameters, parameters))
     differing = sorted(option for option in was.keys() | now.keys() if was.get(option, ...) != now.get(option, ...))
-    if not differing:
+    # The file itself changed: said once for all of its deployments.
+    if not differing or not (changed or path.startswith("pipeline/")):
         return []
     shown = [f"{one.removeprefix('settings.')} {_value(was, one)} → {_value(now, one)}" for one in differing[:SHOWN]]
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""

@@ -74,9 +74,10 @@ class Api:
                     raise
             time.sleep(wait)
 
-    def deployment(self, name: str) -> str:
-        """The id of a deployment of the flow of its name."""
-        return self.call(f"deployments/name/{name}/{name}")["id"]
+    def deployment(self, flow: str) -> str:
+        """The id of the deployment of a flow; of several configurations', the first one's."""
+        wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "CREATED_DESC"}
+        return self.call("deployments/filter", wanted)[-1]["id"]
 
     def run_deployment(self, name: str, settings: dict[str, Any] | None = None, *overrides: str) -> str:
         """Start a run, with the deployment's own parameters where no settings are given; its id."""
@@ -143,13 +144,13 @@ def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | N
 
 @contextmanager
 def serving(
-    root: Path, folder: Path, prefect_file: Path | None = None, variables: Mapping[str, str] | None = None
+    root: Path, folder: Path, settings: Mapping[str, Any] | None = None, variables: Mapping[str, str] | None = None
 ) -> Iterator[Api]:
-    """A local stack below `root`; at the end it is stopped, and nothing of it may be left."""
+    """A local stack below `root`, with a configuration deployed; at the end it is stopped, and leaves nothing."""
     port = free_port()
-    deployments = () if prefect_file is None else ("--prefect-file", prefect_file)
+    config = () if settings is None else ("-c", write_config(folder, settings))
     try:
-        paraclip("serve", "--root", root, "--port", port, "--folder", folder, *deployments, variables=variables)
+        paraclip("serve", *config, "--root", root, "--port", port, "--folder", folder, variables=variables)
         password = (variables or {}).get("PREFECT_SERVER_API_AUTH_STRING") or password_file(root).read_text().strip()
         yield Api(f"http://127.0.0.1:{port}", password)
     finally:
@@ -162,12 +163,10 @@ def of_stack(root: Path, part: str = "") -> list[int]:
     return with_variable("PARACLIP_ROOT", str(root), part)
 
 
-def declare(path: Path, *names: str, **changes: Any) -> Path:
-    """A file of some of the repository's deployments, with changes to the first one."""
-    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
-    by_name = {one["name"]: one for one in declared["deployments"]}
-    by_name[names[0]] |= changes
-    path.write_text(yaml.safe_dump(declared | {"deployments": [by_name[name] for name in names]}))
+def write_config(folder: Path, settings: Mapping[str, Any]) -> Path:
+    """A configuration file of these settings."""
+    path = folder / f"{settings['name']}.yaml"
+    path.write_text(yaml.safe_dump(dict(settings)))
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import command_of, free_port  # pyright: ignore[reportMissingImports]
-from served import Api, declare, of_stack, paraclip, serving
+from served import Api, of_stack, paraclip, serving
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import processes_of
@@ -29,19 +30,16 @@ MARKED_SECONDS = 120
 
 @contextmanager
 def stack(root: Path, folder: Path, images: int = 20_000) -> Iterator[Api]:
-    """A stack with one deployment, of a stage that takes minutes, one run at a time."""
+    """A stack with a stage that takes minutes, one run at a time."""
     data = {"scenes": {"images": images}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
-    parameters = {"settings": {"name": "long", "data": data, "run": {"root": str(root)}}}
-    limit = {"limit": 1, "collision_strategy": "ENQUEUE"}
-    file = declare(folder / "prefect.yaml", "scenes", parameters=parameters, concurrency_limit=limit)
-    with serving(root, folder, file) as api:
+    with serving(root, folder, {"name": "long", "data": data}) as api:
+        deployment, limit = api.deployment("scenes"), {"concurrency_limit": 1}
+        api.prefect("api", "PATCH", f"/deployments/{deployment}", "--data", json.dumps(limit))
         yield api
 
 
 def serve_again(root: Path, folder: Path) -> str:
-    return paraclip(
-        "serve", "--root", root, "--port", free_port(), "--folder", folder, "--prefect-file", folder / "prefect.yaml"
-    )
+    return paraclip("serve", "--root", root, "--port", free_port(), "--folder", folder)
 
 
 def pids(root: Path) -> dict[str, int]:

@@ -25,7 +25,6 @@ from served import (
     REPOSITORY,
     THINGS,
     Api,
-    declare,
     make_data,
     paraclip,
     serving,
@@ -91,7 +90,7 @@ class Night:
         """Start a run as the docs say; gives its id."""
         before = {run["id"] for run in self.api.call("flow_runs/filter", {})}
         given = [part for name, value in parameters.items() for part in ("--param", f"{name}={json.dumps(value)}")]
-        self.api.prefect("deployment", "run", f"{deployment}/{deployment}", *given)
+        self.api.prefect("deployment", "run", f"{deployment}/nightly", *given)
         (run,) = {run["id"] for run in self.api.call("flow_runs/filter", {})} - before
         return run
 
@@ -130,8 +129,9 @@ def look(night: Night, run: str) -> None:
         report.get_by_text("rewordings").first.wait_for()
         page = page.context.new_page()
         page.goto(f"{night.api.url}/v2/deployments/deployment/{night.api.deployment('regenerate')}/run")
-        page.get_by_text("Distil").first.wait_for(timeout=120_000)
-        assert page.locator("form input:visible, form textarea:visible, form [role=combobox]:visible").count() < 45
+        page.get_by_text("Promote").first.wait_for(timeout=120_000)
+        assert page.locator("form input:visible, form textarea:visible, form [role=combobox]:visible").count() < 25
+        assert "nightly" in [each.input_value() for each in page.locator("form textarea").all()]
 
 
 def holding(text: str, folder: Path) -> set[str]:
@@ -141,10 +141,9 @@ def holding(text: str, folder: Path) -> set[str]:
 def test_a_night_that_nobody_watches(tmp_path: Path) -> None:
     root, data, port = tmp_path / "root", tmp_path / "data", free_port()
     captions = make_data(data)
-    parameters = {"settings": settings_of(root, data, f"http://127.0.0.1:{port}/v1")}
-    file = declare(tmp_path / "prefect.yaml", "regenerate", "rollback", parameters=parameters, schedules=[])
+    settings = settings_of(root, data, f"http://127.0.0.1:{port}/v1")
     variables = {"PREFECT_SERVER_API_AUTH_STRING": LOGIN, "CANARY_KEY": KEY}
-    with web_server() as (hook, posted), serving(root, tmp_path, file, variables) as api:
+    with web_server() as (hook, posted), serving(root, tmp_path, settings, variables) as api:
         night = Night(api, root, posted)
         environment = {**os.environ, **api.variables, "PYTHONPATH": str(REPOSITORY)}
         subprocess.run([sys.executable, "-m", "paraclip.flows.alerts", hook], env=environment, check=True, timeout=300)

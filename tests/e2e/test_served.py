@@ -24,7 +24,7 @@ from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMis
 from processes import command_of, parent_of  # pyright: ignore[reportMissingImports]
 from pyarrow.parquet import read_metadata
 from receiver import web_server  # pyright: ignore[reportMissingImports]
-from served import Api, declare, make_data, of_stack, serving, tiny_settings
+from served import Api, make_data, of_stack, serving, tiny_settings
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
@@ -85,11 +85,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root, data = folder / "root", folder / "data"
     make_data(data)
     scenes = {"scenes": {"images": 24}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
-    few = {"name": "few", "data": scenes, "run": {"root": str(root)}}
-    names = ("scenes", "pipeline", "finetune", "evaluate", "report")
-    file = declare(folder / "prefect.yaml", *names, parameters={"settings": few})
+    few = {"name": "few", "data": scenes}
     with ExitStack() as stack, ThreadPoolExecutor(1) as pool:
-        api = pool.submit(stack.enter_context, serving(root, folder, file))
+        api = pool.submit(stack.enter_context, serving(root, folder, few))
         settings = parse_settings(killed_run(root, data, "inline"))
         # In this process, which saves starting one for each stage.
         stages = {name: replace(stage, isolated=False) for name, stage in stages_of(settings).items()}
@@ -210,7 +208,7 @@ def test_a_blind_request_is_refused(served: Served, login: str) -> None:
 
 
 def test_prefect_s_own_commands_work_with_what_serve_says(served: Served) -> None:
-    assert "Completed" in served.api.prefect("deployment", "run", "scenes/scenes", "--watch")
+    assert "Completed" in served.api.prefect("deployment", "run", "scenes/few", "--watch")
 
 
 def test_of_twelve_submissions_at_once_none_is_lost(served: Served) -> None:

@@ -137,6 +137,7 @@ def _a_night(
 def test_what_a_run_cannot_tell_itself_is_told(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from paraclip.flows.setup import create_pools
     from prefect import get_client, tags
     from prefect_server import runs_of  # pyright: ignore[reportMissingImports]
 
@@ -144,7 +145,6 @@ def test_what_a_run_cannot_tell_itself_is_told(
     from paraclip.flows.local_stack import POOLS, TAG
     from paraclip.flows.pipeline import pipeline
     from paraclip.flows.regenerate import rollback
-    from paraclip.flows.setup import create_pools
 
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
@@ -189,6 +189,7 @@ def test_a_person_has_the_last_word(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, silent: int
 ) -> None:
     """Runs are carried out here, or by a worker and then left alone for longer than a silent run may be."""
+    from paraclip.flows.setup import SILENT, create_automations, create_pools
     from prefect import get_client
     from prefect.exceptions import Pause
     from prefect.flow_engine import run_flow
@@ -196,7 +197,6 @@ def test_a_person_has_the_last_word(
     from paraclip.flows.alerts import pass_on
     from paraclip.flows.local_stack import POOLS, TAG
     from paraclip.flows.regenerate import regenerate
-    from paraclip.flows.setup import SILENT, create_automations, create_pools
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])

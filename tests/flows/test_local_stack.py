@@ -21,12 +21,12 @@ from typing import Any, Self
 
 import pytest
 import yaml
+from paraclip.flows.setup import PARENTS
 from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows import local_stack
 from paraclip.flows.local_stack import MARK, POOLS, Pages, client_environment, password_file, processes_of, serve, stop
-from paraclip.flows.setup import PARENTS
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ConfigError, StageError

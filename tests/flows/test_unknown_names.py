@@ -38,7 +38,8 @@ UNKNOWN = {
     "export": ["nothing NEW", "ABSENT NEW", "ingest/ NEW", "ViT-B-33:openai NEW", "ViT-B-32:absent/w.pt NEW"],
     "export-dataset": ["NEW", "NEW -c ABSENT", "NEW -a nothing", "NEW -a ingest/", "NEW -a made --opt-outs ABSENT"],
     "verify-index": ["--base nothing --tuned FILE", "--base FILE --tuned FILE --images ABSENT"],
-    "serve": ["--prefect-file ABSENT"],
+    "serve": ["-c ABSENT", "--folder ABSENT"],
+    "deploy": ["-c ABSENT"],
     "artifacts ls": ["--root ABSENT", "--root ~no-such-user/x"],
     "artifacts show": ["nothing", "finetune/nothing", "nothing/nothing", "../x", "--root ABSENT x"],
     "artifacts verify": ["nothing", "--root ABSENT"],
@@ -54,7 +55,7 @@ UNKNOWN = {
 NAMELESS = {"stop", "config schema"}
 """Commands that take no name of anything; without a local stack there is nothing to stop."""
 WITHOUT_ROOT = {
-    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "requests export", "requests import",
+    "init", "push", "run", "plan", "paraphrase", "promote", "serve", "deploy", "requests export", "requests import",
     "config show"
 }  # fmt: skip
 

@@ -1,0 +1,120 @@
+"""Which runs the automations end, and what a renewed server keeps, on a real server."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect_server import runs_of, states  # pyright: ignore[reportMissingImports]
+from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from paraclip.flows.local_stack import POOLS, TAG
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(prefect: str) -> str:
+    """The API's address; the server has the CPU pool."""
+    from prefect import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOLS[0], type="process"))
+    return prefect
+
+
+@pytest.mark.usefixtures("server")
+def test_automations_are_updated_in_place_and_say_what_to_do() -> None:
+    from prefect.automations import Automation
+    from prefect.events.actions import ChangeFlowRunState
+
+    from paraclip.flows.automations import SILENT, STOPPING, TAKEN, create_automations
+
+    def read(name: str) -> Any:
+        return Automation.read(name=name)
+
+    create_automations()
+    before = {watch.name: read(watch.name).id for watch in (SILENT, TAKEN, STOPPING)}
+    off = read(TAKEN.name)
+    off.enabled = False
+    off.update()
+    create_automations()
+    assert {name: read(name).id for name in before} == before and not read(TAKEN.name).enabled
+    off.enabled = True
+    off.update()
+    for watch, message in (
+        (SILENT, "no heartbeat for 90 s"),
+        (TAKEN, "taken by a worker 1200 s ago and not started"),
+        (STOPPING, "still cancelling after 90 s"),
+    ):
+        (action,) = read(watch.name).actions
+        assert isinstance(action, ChangeFlowRunState) and action.message
+        assert message in action.message and "Retry goes on" in action.message
+
+
+def heartbeat(run: UUID) -> None:
+    from prefect.events import Event, Resource, get_events_client
+    from prefect.utilities.asyncutils import run_coro_as_sync
+
+    async def send() -> None:
+        resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run}"})
+        async with get_events_client() as client:
+            await client.emit(Event(event="prefect.flow-run.heartbeat", resource=resource))
+
+    run_coro_as_sync(send())
+
+
+@pytest.mark.usefixtures("server")
+def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
+    from prefect import get_client
+    from prefect.states import Failed, Pending, Running, Scheduled
+
+    from paraclip.flows.automations import SILENT, STOPPING, TAKEN, create_automations, watch_unfinished
+
+    def ours(count: int, state: str = "RUNNING") -> list[UUID]:
+        return runs_of(POOLS[0], list(range(401, 401 + count)), state, tags=[TAG])
+
+    (foreign,) = runs_of(POOLS[0], [400])
+    silent, retried, taken, begun = ours(4)
+    (left,), (stopping,) = ours(1, "PENDING"), ours(1, "CANCELLING")
+    create_automations(*(watch._replace(seconds=10) for watch in (SILENT, TAKEN, STOPPING)))
+    watch_unfinished()
+    heartbeat(foreign)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(retried, Failed(), force=True)
+        client.set_flow_run_state(retried, Scheduled(name="AwaitingRetry"), force=True)
+        for run in (taken, begun):
+            client.set_flow_run_state(run, Failed(), force=True)
+            client.set_flow_run_state(run, Pending(), force=True)
+        client.set_flow_run_state(begun, Running(), force=True)
+    eventually(
+        lambda: states([silent, left, taken, stopping]) == ["Crashed", "Crashed", "Crashed", "Cancelled"],
+        "a run with nothing behind it does not end",
+    )
+    # The server looks every five seconds.
+    time.sleep(6)
+    assert states([foreign, retried, begun]) == ["Running", "AwaitingRetry", "Running"]
+
+
+@pytest.mark.usefixtures("server")
+def test_what_an_earlier_release_left_is_removed_and_reported_and_nothing_else() -> None:
+    from prefect import get_client
+    from prefect.automations import Automation
+    from prefect.events.actions import DoNothing
+
+    from paraclip.flows.alerts import EVERY
+    from paraclip.flows.automations import create_automations, remove_left_behind, trigger_of
+
+    create_automations()
+    for name in ("paraclip: new captions start a run", "paraclip: stage.failed by webhook", "theirs"):
+        trigger = trigger_of(("prefect.flow-run.Failed",), 60, {"prefect.resource.id": "prefect.flow-run.*"})
+        Automation(name=name, trigger=trigger, actions=[DoNothing()]).create()
+    notes = remove_left_behind(EVERY)
+    assert len(notes) == 2 and "'paraclip: new captions start a run'" in notes[0] + notes[1]
+    with get_client(sync_client=True) as client:
+        names = {one.name for one in client.read_automations()}
+    assert "theirs" in names and len(names) == 4
+    assert remove_left_behind(EVERY) == []

@@ -1,0 +1,271 @@
+"""What `paraclip deploy` registers, keeps, puts back, refuses and removes, on a real server."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect_server import runs_of, states  # pyright: ignore[reportMissingImports]
+
+from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, POOLS, TAG
+from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
+from paraclip_core.settings import load_settings, parse_settings
+
+pytestmark = pytest.mark.slow
+
+REPOSITORY = Path(__file__).parents[2]
+SCENES = {"scenes": {"images": 20}, "sources": [{"path": "captions.jsonl", "images": "images.tar"}]}
+
+
+def own(name: str, **groups: Any) -> Settings:
+    """Settings as a file gives them."""
+    data = {"root": "photos", "sources": [{"path": "captions.csv", "images": "photos"}]}
+    return parse_settings({"name": name, "data": data, **groups})
+
+
+@pytest.fixture
+def server(prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A server without any deployment or pool; the address of its API."""
+    from prefect_server import _empty  # pyright: ignore[reportMissingImports]
+
+    _empty(prefect)
+    monkeypatch.setenv("PREFECT_API_URL", prefect)
+    monkeypatch.chdir(tmp_path)
+    return prefect
+
+
+def register(settings: Settings, cron: str | None = None, channel: str | None = None, **target: Any) -> Any:
+    from paraclip.flows.deploy import Nightly, Target, deploy
+
+    return deploy(settings, Target(**target), Nightly(channel, cron, "Europe/Berlin"))
+
+
+def read(name: str) -> Any:
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(name)
+
+
+def change(name: str, **fields: Any) -> None:
+    """As the UI does."""
+    from prefect import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+
+    with get_client(sync_client=True) as client:
+        client.update_deployment(read(name).id, DeploymentUpdate(**fields))
+
+
+def names() -> set[str]:
+    from prefect import get_client
+
+    from paraclip.flows.deploy import Existing
+
+    with get_client(sync_client=True) as client:
+        return set(Existing.read(client).deployments)
+
+
+@pytest.mark.usefixtures("server")
+def test_configurations_side_by_side_and_the_demo_without_a_schedule() -> None:
+    register(load_settings("demo"))
+    first = register(own("mine"), cron="0 3 * * *")
+    second = register(own("theirs", paraphrase={"engine": "openai", "model": "x"}), channel="other")
+    flows = {"pipeline", "regenerate", "rollback", "ingest", "paraphrase_1", "paraphrase_2", "features"}
+    flows |= {"bootstrap", "finetune", "evaluate", "report"}
+    assert names() == {*(f"{flow}/{name}" for name in ("mine", "theirs", "demo") for flow in flows), "scenes/demo"}
+    assert [read(f"regenerate/{name}").parameters["channel"] for name in ("demo", "mine", "theirs")] == [
+        "demo-production", "production", "other",
+    ]  # fmt: skip
+    assert not read("regenerate/demo").schedules and not read("regenerate/theirs").schedules
+    (schedule,) = read("regenerate/mine").schedules
+    assert schedule.active and (schedule.schedule.cron, schedule.schedule.timezone) == ("0 3 * * *", "Europe/Berlin")
+    assert parse_settings(read("pipeline/mine").parameters["settings"]) == own("mine")
+    # A stage that asks a server elsewhere needs no GPU worker.
+    pools = {row["deployment"]: row["pool"] for row in (*first.rows, *second.rows)}
+    assert (pools["paraphrase_1/mine"], pools["paraphrase_1/theirs"]) == (POOLS[1], POOLS[0])
+    assert pools["finetune/theirs"] == POOLS[1] and read("regenerate/mine").global_concurrency_limit.limit == 1
+    assert "no worker" in first.notes[-1]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_channel_serves_one_configuration() -> None:
+    register(own("mine"))
+    with pytest.raises(ConfigError, match=r"regenerate/mine moves the channel 'production' already.*--channel"):
+        register(own("other"))
+    with pytest.raises(ConfigError, match="the channel of a run's own name"):
+        register(own("third"), channel="third")
+    assert names() and all(name.endswith("/mine") for name in names())
+
+
+@pytest.mark.usefixtures("server")
+def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays() -> None:
+    from prefect import get_client
+
+    register(own("mine"), cron="0 3 * * *")
+    before = read("regenerate/mine")
+    changed = {**before.parameters, "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
+    change("regenerate/mine", parameters=changed, job_variables={**before.job_variables, "stream_output": False})
+    change("regenerate/mine", tags=[TAG, "ours"])
+    with get_client(sync_client=True) as client:
+        client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
+        client.pause_deployment(before.id)
+    (note,) = [note for note in register(own("mine")).notes if "worker" not in note]
+    assert note.startswith("regenerate/mine was changed on the server") and "finetune.epochs 77 → (default)" in note
+    after = read("regenerate/mine")
+    assert after.id == before.id and after.paused and after.parameters == before.parameters
+    assert [schedule.active for schedule in after.schedules] == [False] and after.tags == ["ours", TAG]
+    assert after.job_variables["stream_output"] is False
+    # Paused by a person, it stays so under another clock, too.
+    register(own("mine"), cron="30 4 * * *")
+    assert [(one.schedule.cron, one.active) for one in read("regenerate/mine").schedules] == [("30 4 * * *", False)]
+    register(own("mine"), cron="")
+    assert not read("regenerate/mine").schedules
+    (note,) = [note for note in register(own("mine", finetune={"epochs": 3})).notes if "worker" not in note]
+    assert note == "pipeline/mine follows the configuration: finetune.epochs (default) → 3.0"
+
+
+@pytest.mark.usefixtures("server")
+def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
+    from prefect import get_client
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    from paraclip.flows.deploy import renew
+
+    with get_client(sync_client=True) as client:
+        night = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
+        for flow, entrypoint, tags in (
+            ("watch", "paraclip.flows.watch.watch", [TAG]),
+            ("regenerate", "paraclip.flows.regenerate.regenerate", [TAG]),
+            ("regenerate2", "company.flows.regenerate", [TAG]),
+            ("pipeline", "paraclip.flows.pipeline.pipeline", ["company"]),
+        ):
+            flow_id = client.create_flow_from_name(flow)
+            parameters = {"settings": {"name": "edited"}}
+            client.create_deployment(
+                flow_id, flow, entrypoint=entrypoint, tags=tags, schedules=[night], parameters=parameters
+            )
+    notes = "\n".join(register(own("mine")).notes)
+    assert "removed regenerate/regenerate, of an earlier release; its schedule was 0 3 * * * UTC" in notes
+    assert '"name": "edited"' in notes and "removed watch/watch, of an earlier release" in notes
+    left = {read(name).name for name in ("regenerate2/regenerate2", "pipeline/pipeline")}
+    assert left == {"regenerate2", "pipeline"} and "watch/watch" not in names()
+    assert renew() == []
+    register(own("mine", evaluate={"control": True}))
+    assert "control/mine" in names()
+    assert "removed control/mine, which mine has no use for" in register(own("mine")).notes
+
+
+@pytest.mark.usefixtures("server")
+def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
+    import json
+
+    import prefect
+    from prefect import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    shipped = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
+    docker = json.loads(shipped.read_text())["prefect-docker"]["docker"]["default_base_job_configuration"]
+    kubernetes = json.loads((REPOSITORY / "docker" / "kubernetes" / "paraclip-gpu.json").read_text())
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="boxes", type="docker", base_job_template=docker))
+        client.create_work_pool(WorkPoolCreate(name="cluster", type="kubernetes", base_job_template=kubernetes))
+    there = r"boxes \(docker\), cluster \(kubernetes\)"
+    with pytest.raises(ConfigError, match=rf"no work pool 'nothing'; it has {there}"):
+        register(own("mine"), pool="nothing")
+    with pytest.raises(ConfigError, match="--root runs is relative"):
+        register(own("mine"), pool="boxes", root="runs")
+    with pytest.raises(ConfigError, match="--image is for pools of type docker and kubernetes"):
+        register(own("mine"), image="paraclip:cpu")
+    assert not names()
+
+    both = {"pool": "boxes", "gpu_pool": "cluster", "image": "paraclip:cpu", "volume": "data", "secret": "keys"}
+    deployed = register(own("mine"), **both)
+    assert (deployed.facts["root"], deployed.facts["folder"]) == ("/data/root", "/data")
+    box, job = read("pipeline/mine").job_variables, read("finetune/mine").job_variables
+    assert box["volumes"] == ["data", f"{tmp_path / 'keys'}:/run/secrets:ro"] and box["image"] == "paraclip:cpu"
+    assert (job["image"], job["data_claim"], job["secret"]) == ("paraclip:cpu", "data", "keys")
+    assert box["env"]["PARACLIP_ROOT"] == job["env"]["PARACLIP_ROOT"] == "/data/root"
+    with get_client(sync_client=True) as client:
+        assert client.read_work_queue_by_name("pipelines", "boxes").concurrency_limit == CPU_RUNS * 3 // 4
+    # Later it stays where it is, with what it has.
+    again = register(own("mine"), root="s3://bucket/folder")
+    assert {row["pool"] for row in again.rows} == {"boxes", "cluster"} and again.facts["root"] == "s3://bucket/folder"
+    assert read("finetune/mine").job_variables["image"] == "paraclip:cpu"
+
+
+@pytest.mark.usefixtures("server")
+@pytest.mark.parametrize(
+    ("name", "cron", "problem"),
+    [
+        ("a/b", None, "cannot name"),
+        ("mine", "0 3 * *", "expected five fields"),
+        ("50%", None, "cannot name deployments"),
+    ],
+)
+def test_what_no_server_takes_is_refused_before_anything_is_made(name: str, cron: str | None, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        register(own(name), cron=cron)
+    assert not names()
+
+
+@pytest.mark.usefixtures("server")
+def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> None:
+    from prefect import get_client
+    from prefect.states import Completed, Running
+
+    from paraclip.flows.deploy import PARENT_RUNS, PARENTS
+
+    assert 0 < PARENT_RUNS < CPU_RUNS
+    register(own("mine"))
+    with get_client(sync_client=True) as client:
+        # As a pool of somebody else's has it.
+        client.update_work_queue(client.read_work_queue_by_name(PARENTS, POOLS[0]).id, concurrency_limit=None)
+        register(own("mine"))
+        asked = runs_of(POOLS[0], [None] * (PARENT_RUNS + 2), "SCHEDULED", PARENTS)
+        stage = runs_of(POOLS[0], [None], "SCHEDULED")
+
+        def offered() -> set[UUID]:
+            runs = client.get_scheduled_flow_runs_for_work_pool(POOLS[0])
+            return {response.flow_run.id for response in runs} & {*asked, *stage}
+
+        begun = offered() & {*asked}
+        assert len(begun) == PARENT_RUNS
+        for run in begun:
+            client.set_flow_run_state(run, Running(), force=True)
+        assert offered() == {*stage}
+        for run in begun:
+            client.set_flow_run_state(run, Completed(), force=True)
+        assert offered() == {*asked, *stage} - begun
+
+
+def test_a_bare_worker_works_in_the_root_that_was_deployed(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import get_client
+    from prefect.settings import Settings as PrefectSettings
+
+    register(parse_settings({"name": "bare", "data": SCENES}), root=str(tmp_path / "root"))
+    deployment = read("scenes/bare")
+    environment = deployment.job_variables["env"]
+    assert environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == HEARTBEAT and environment["PYTHONSAFEPATH"] == "1"
+    assert "paraclip_core" in environment["PREFECT_LOGGING_EXTRA_LOGGERS"]
+    with monkeypatch.context() as patch:
+        name = "PREFECT_CLIENT_RETRY_EXTRA_CODES"
+        patch.setenv(name, environment[name])
+        assert PrefectSettings().client.retry_extra_codes == {500}
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run_from_deployment(deployment.id)
+    assert run.tags == [TAG]
+    bare = {name: value for name, value in os.environ.items() if not name.startswith(("PARACLIP_", "PREFECT_"))}
+    bare |= {"PREFECT_API_URL": server, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-P", "-m", "prefect", "worker", "start", "--pool", POOLS[0], "--run-once"]
+    done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert states([run.id]) == ["Completed"], done.stdout + done.stderr
+    assert list((tmp_path / "root" / "artifacts" / "scenes").iterdir())
