@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
@@ -72,29 +72,40 @@ def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-    """Show `rows` as a table; a new version of what has the same key."""
+    """Show `rows` as a table, under a description in Markdown; in place of what this flow run showed under the key."""
 
     def show() -> None:
+        from prefect import get_client
         from prefect.artifacts import create_table_artifact
+        from prefect.client.schemas.actions import ArtifactUpdate
+        from prefect.client.schemas.filters import ArtifactFilter
+        from prefect.runtime import flow_run
 
-        create_table_artifact(table=[as_text(row) for row in rows], key=key, description=description)
+        table = [as_text(row) for row in rows]
+        wanted = {"key": {"any_": [key]}, "flow_run_id": {"any_": [flow_run.id]}}
+        with get_client(sync_client=True) as client:
+            # An earlier try's, too.
+            shown = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted), limit=1)
+            if shown:
+                client.update_artifact(shown[0].id, ArtifactUpdate(data=json.dumps(table), description=description))
+            else:
+                create_table_artifact(table=table, key=key, description=description)
 
     _try(f"the artifact {key} is not shown", show)
 
 
 class StageTable:
-    """The stages of a flow run as one artifact, which each change updates; a retried run goes on with its own."""
+    """The stages of a run: one artifact of its flow run, which each change updates."""
 
     def __init__(self, run: str) -> None:
         """`run` is the name of the run whose stages are shown."""
         self._key = artifact_key(run, "stages")
-        self._id: UUID | None = None
         self._rows: Sequence[Mapping[str, Any]] = ()
 
     def show(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
         """Show the rows of finished stages under a text in Markdown."""
         self._rows = rows
-        _try(f"the artifact {self._key} is not shown", partial(self._put, [as_text(row) for row in rows], text))
+        publish_table(self._key, rows, text)
 
     def fail(self, error: BaseException) -> None:
         """Say what failed, what is finished, and what to do."""
@@ -104,26 +115,8 @@ class StageTable:
         self.show(
             self._rows,
             f"**Failed:** {text}\n\n**Finished, and not made again:** {finished}\n\n{mend}**Retry** in the menu at the "
-            "top right goes on from there; with other settings, start a new run.",
+            "top right of the run's page goes on from there; with other settings, start a new run.",
         )
-
-    def _put(self, rows: list[dict[str, Any]], text: str) -> None:
-        from prefect import get_client
-        from prefect.artifacts import create_table_artifact
-        from prefect.client.schemas.actions import ArtifactUpdate
-        from prefect.client.schemas.filters import ArtifactFilter
-        from prefect.runtime import flow_run
-
-        with get_client(sync_client=True) as client:
-            if self._id is None:
-                wanted = {"key": {"any_": [self._key]}, "flow_run_id": {"any_": [flow_run.id]}}
-                earlier = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted), limit=1)
-                self._id = earlier[0].id if earlier else None
-            if self._id is None:
-                # Prefect types it as awaitable too, which it is in async code only.
-                self._id = cast(UUID, create_table_artifact(table=rows, key=self._key, description=text))
-            else:
-                client.update_artifact(self._id, ArtifactUpdate(data=json.dumps(rows), description=text))
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:
@@ -164,7 +157,7 @@ def announce_rollback(decision: Mapping[str, Any]) -> None:
     try:
         # Prefect's own way of sending events is a thread that tries for half a minute after the command's end.
         with get_client(sync_client=True) as client:
-            client._client.post("/events", json=[Event(**_event(*event, facts)).model_dump(mode="json")])
+            client.request("POST", "/events", json=[Event(**_event(*event, facts)).model_dump(mode="json")])
     except Exception as error:
         log.warning("the event %s is not sent: %s", event[0], error)
 

@@ -15,6 +15,7 @@ from paraclip.flows.pipeline import pipeline
 from paraclip.flows.regenerate import regenerate
 from paraclip.flows.stages import FORM, STAGE_FLOWS, form_schema
 from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError
 from paraclip_core.settings import fields, parse_settings
 
 REPOSITORY = Path(__file__).parents[2]
@@ -39,11 +40,13 @@ def test_the_form_shows_what_is_listed_and_hides_nothing_from_the_check() -> Non
     schema = form_schema()
     shown = set(options(schema, shown=True))
     leaves = {path for path in shown if not any(other.startswith(f"{path}.") for other in shown)}
-    assert leaves == set(FORM) and len(FORM) <= 36
+    assert leaves == set(FORM) and len(FORM) <= 8
+    # What decides data, license and promotion is shown.
+    assert {"data.root", "data.scenes", "data.sources.0.path", "data.sources.0.license", "run.promote"} <= leaves
     assert set(options(schema, shown=False)) == paths
     assert "$ref" not in str(schema)
     places = [option["position"] for option in schema["properties"].values()]
-    assert places == list(range(7)) and next(iter(schema["properties"])) == "name"
+    assert places == list(range(4)) and next(iter(schema["properties"])) == "name"
 
 
 @pytest.mark.parametrize("flow", [pipeline, regenerate, STAGE_FLOWS["ingest"]])
@@ -57,11 +60,13 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
         check({"settings": settings, "overrides": ["finetune.epochs=3", "name = x"]})
     for settings, problem in (
         ({"finetune": {"validation": 2}}, "2"),
-        ({"finetune": {"validatoin": 0.2}}, "validatoin"),
+        ({"finetune": {"validatoin": 0.2}}, "'validatoin' is not one of .*'validation'"),
         ({"featurse": {}}, "featurse"),
         ({"run": {"drift": {"limit": "much"}}}, "much"),
     ):
         with pytest.raises(Exception, match=problem):
             check({"settings": settings})
+    with pytest.raises(ConfigError, match=r"data: scenes renders the demo's captions .* root=photos"):
+        parse_settings({**demo, "data": {**demo["data"], "root": "photos"}})
     with pytest.raises(Exception, match=r"finetune\.epochs: 3"):
         check({"overrides": ["finetune.epochs: 3"]})

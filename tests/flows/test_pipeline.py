@@ -40,6 +40,90 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
     assert outcome["report"] in shown("shown-report")
 
 
+def artifacts_of(name: str, key: str) -> list[Any]:
+    """The artifacts of this key of the newest flow run of this name."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter.model_validate({"name": {"any_": [name]}})
+        (run,) = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        wanted = {"key": {"any_": [key]}, "flow_run_id": {"any_": [run.id]}}
+        return client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted))
+
+
+def test_a_failed_run_has_one_table_that_says_what_failed_and_what_to_do(
+    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from paraclip.flows.pipeline import pipeline
+
+    run = finished_run("name=broken")
+    shutil.rmtree(run.artifacts["evaluate"].path)
+    shutil.rmtree(run.artifacts["report"].path)
+    refused = InputError('rewordings.csv row 7: "<b>no</b>" caption')
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", _all_but("evaluate", refused))
+    with caplog.at_level("ERROR"), pytest.raises(InputError):
+        pipeline(settings=run.settings)
+    (table,) = artifacts_of("pipeline-broken", "broken-stages")
+    assert [row["stage"] for row in json.loads(table.data)][-1] == "finetune"
+    assert "**Failed:** evaluate: rewordings.csv row 7" in table.description and r"\<b\>" in table.description
+    assert "bootstrap, finetune" in table.description and "Mend what it names. **Retry**" in table.description
+    tracebacks = [record for record in caplog.records if record.exc_info]
+    assert [record.name for record in tracebacks] == ["prefect.task_runs"]
+
+
+def _all_but(name: str, error: Exception) -> Any:
+    """In place of `run_stage`, the finished stages; the one of this name fails."""
+
+    def run_stage(node: Node, run: Any, *_: object) -> Any:
+        if node.name == name:
+            raise error
+        return run.artifact(node.name)
+
+    return run_stage
+
+
+def test_a_paused_run_stops_its_stages_and_says_so(
+    finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.context import FlowRunContext
+    from prefect.exceptions import Pause
+    from prefect.runtime import flow_run
+    from prefect.states import Suspended
+
+    from paraclip.flows import pause
+    from paraclip.flows.pipeline import pipeline
+
+    at_exit: list[Any] = []
+    monkeypatch.setattr(pause.atexit, "register", lambda function, *arguments: at_exit.append((function, arguments)))
+    run = finished_run("name=paused")
+    asked: list[str] = []
+
+    def wait(node: Node, run: Any, *_: object) -> None:
+        with get_client(sync_client=True) as client:
+            state = client.set_flow_run_state(flow_run.id, Suspended(timeout_seconds=300), force=True).state
+        # What Prefect's observer does in a deployment's run.
+        context = FlowRunContext.get()
+        assert context is not None and state is not None
+        context.flow_run_suspension_request.mark_requested(state)
+        assert run.stop.wait(60), "the stage was not stopped"
+        asked.append(node.name)
+        run.stop.check()
+
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", wait)
+    with pytest.raises(Pause):
+        pipeline(settings=run.settings)
+    assert asked == ["scenes"]
+    ((explain, arguments),) = [one for one in at_exit if one[0] is pause._explain]
+    explain(*arguments)
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(arguments[0]).state
+    assert state is not None and state.name == "Suspended" and state.message == pause.PAUSED
+    assert state.state_details.pause_timeout is not None and state.state_details.pause_reschedule
+
+
 @pytest.mark.parametrize(
     ("error", "tries", "where"),
     [

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from prefect import artifacts
-
-from paraclip.tasks import publish
-from paraclip.tasks.publish import artifact_key, as_text, publish_table, report_note
+from paraclip.tasks.publish import artifact_key, as_text, report_note
 
 
 def test_captions_are_no_markdown() -> None:
@@ -35,12 +31,10 @@ def test_ordinary_texts_have_no_backslashes() -> None:
         assert as_text({"caption": text}) == {"caption": text}
 
 
-def test_counts_are_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    tables: list[Any] = []
-    monkeypatch.setattr(publish, "in_flow_run", lambda: True)
-    monkeypatch.setattr(artifacts, "create_table_artifact", lambda table, **_: tables.append(table))
-    publish_table("key", [{"stage": "ingest", "rejected": 3, "reasons": {"empty": 2, "echo": 1}}, {"reasons": {}}], "")
-    assert tables == [[{"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}, {"reasons": ""}]]
+def test_counts_are_text() -> None:
+    row = {"stage": "ingest", "rejected": 3, "reasons": {"empty": 2, "echo": 1}}
+    assert as_text(row) == {"stage": "ingest", "rejected": 3, "reasons": "empty 2, echo 1"}
+    assert as_text({"reasons": {}}) == {"reasons": ""}
 
 
 def test_a_run_links_to_its_report() -> None:
