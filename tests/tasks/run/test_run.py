@@ -24,7 +24,7 @@ ORDER = ("scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootst
 
 
 def fingerprints(tmp_path: Path, *overrides: str) -> dict[str, str]:
-    settings = load_settings(DEMO, [f"data.root={tmp_path}", *overrides])
+    settings = load_settings(DEMO, overrides)
     return {name: node.fingerprint for name, node in Run(settings, ArtifactStore(tmp_path / "root")).nodes.items()}
 
 
@@ -70,7 +70,7 @@ def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
     wanted = "evaluate.control=true"
     assert list(stages_of(load_settings(DEMO, [wanted]))) == [*ORDER[:7], "control", *ORDER[7:]]
     assert changed(tmp_path, wanted) == {"evaluate", "report"}
-    settings = load_settings(DEMO, [wanted, f"data.root={tmp_path}", "evaluate.control_learning_rate=1e-5"])
+    settings = load_settings(DEMO, [wanted, "evaluate.control_learning_rate=1e-5"])
     nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
     control, tuned = (nodes[name].draft.options["finetune"] for name in ("control", "finetune"))
     assert control == {**tuned, "texts": "captions", "learning_rate": 1e-5}
