@@ -19,11 +19,12 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import read_json, storage_error, write_json
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import read_table
+from paraclip.tasks.models import EMBEDDED, find_tuned, of_own_base
 from paraclip.tasks.results import Result, gather_result, why
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
-from paraclip_core.errors import ArtifactError, ConfigError, LockedError, UnknownNameError
+from paraclip_core.errors import ArtifactError, ConfigError, LockedError, UnknownModelError, UnknownNameError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
 from paraclip_core.evaluation.run import from_table
@@ -222,7 +223,7 @@ def _judge(
         return False, f"{held}{left.who} rolled the channel back from it at {left.at}; {again}", None
     if before is None:
         return True, f"moved to {challenger}, its first model: {why(result.summary)}", None
-    verdict, reason, comparison = _against_champion(run, before, stages["evaluate"], progress)
+    verdict, reason, comparison = _against_champion(run, history(current)[-1], stages["evaluate"], progress)
     if verdict != "promote":
         return False, f"{held}against the champion, {reason}", comparison
     gain = f"against the base, {why(result.summary)}; against the champion, {reason}"
@@ -230,28 +231,18 @@ def _judge(
 
 
 def _against_champion(
-    run: Run, champion: str, evaluation: str, progress: Progress
+    run: Run, champion: Move, evaluation: str, progress: Progress
 ) -> tuple[str, str, Comparison | None]:
-    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (a ``finetune`` artifact).
+    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (the last move to it).
 
-    The comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
+    Both are measured on the challenger's queries and images, and the gate holds each against its own base. The
+    comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
     """
-    store = run.store
-    challengers = store.expect("evaluate", evaluation, "the challenger's evaluation")
-    names = champion, challengers.manifest.inputs["finetune"]
-    tuned = [store.peek("finetune", name) for name in names]
-    if tuned[0] is None:
-        return "hold", f"the champion {champion} is gone from {store.location}; restore it, or {BY_HAND}", None
-    towers = [None if model is None else model.manifest.metrics.get("image_tower_hash_after") for model in tuned]
-    if towers[0] != towers[1]:
-        return (
-            "hold",
-            f"the champion {champion} has image tower {towers[0]} and the challenger {towers[1]}, so image indexes of "
-            f"one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base",
-            None,
-        )
-    champions = store.download(run_stage(_evaluation_of(challengers, champion), run, progress))
-    rule = partial(judge_challenger, champion=_rows(champions), challenger=_rows(challengers))
+    challengers = run.store.expect("evaluate", evaluation, "the challenger's evaluation")
+    champions = _measured(run, champion, challengers, progress)
+    if isinstance(champions, str):
+        return "hold", champions, None
+    rule = partial(judge_challenger, champion=_promoted_by(champion, run.store), challenger=_rows(challengers))
     outcomes = [
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
         for name, kind in {row.benchmark: row.kind for row in _rows(challengers)}.items()
@@ -260,13 +251,76 @@ def _against_champion(
     return comparison.verdict, comparison.reason, comparison
 
 
-def _evaluation_of(evaluation: Artifact, model: str) -> Node:
-    """The same evaluation of another model."""
+def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progress) -> Artifact | str:
+    """The champion's evaluation on the queries and images of the challenger's; why the two are incomparable if so."""
+    store = run.store
+    tuned, challenger = (
+        store.peek("finetune", name) for name in (champion.after, challengers.manifest.inputs["finetune"])
+    )
+    if tuned is None:
+        return f"the champion {champion.after} is gone from {store.location}; restore it, or {BY_HAND}"
+    towers = [one and one.manifest.metrics.get("image_tower_hash_after") for one in (tuned, challenger)]
+    if towers[0] != towers[1]:
+        return (
+            f"the champion {champion.after} has image tower {towers[0]} and the challenger {towers[1]}, so image "
+            f"indexes of one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base"
+        )
+    node = _evaluation_of(tuned, champion.stages, challengers, store)
+    if (evaluation := store.peek(node.name, node.fingerprint)) is None:
+        if (beside := _beside_base_of(tuned, run)) is None:
+            return (
+                f"the base that the champion {champion.after} was tuned from is gone or was changed since, so the "
+                f"champion cannot be measured; restore it, or {BY_HAND}"
+            )
+        evaluation = run_stage(node, beside, progress)
+    return store.download(evaluation)
+
+
+def _evaluation_of(tuned: Artifact, stages: Mapping[str, str], evaluation: Artifact, store: ArtifactStore) -> Node:
+    """The same evaluation of another model, with the base and the control of that model's own run (`stages`).
+
+    A control that is gone is left out: another model's says nothing.
+    """
     manifest = evaluation.manifest
-    inputs = {**manifest.inputs, "finetune": model}
+    own = {"finetune": tuned.fingerprint, "bootstrap": tuned.manifest.inputs.get("bootstrap")}
+    if "control" in manifest.inputs:
+        control = stages.get("control")
+        own["control"] = control if control and store.peek("control", control) else None
+    inputs = {name: value for name, value in {**manifest.inputs, **own}.items() if value is not None}
     name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
     draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
     return Node(EVALUATE, draft)
+
+
+def _beside_base_of(tuned: Artifact, run: Run) -> Run | None:
+    """The run with this model's base in place of its own; None if that base is gone or was changed since."""
+    base = _base_of(tuned, run)
+    if base is None:
+        return None
+    model = run.settings.model.model_copy(update={"base": base})
+    other = Run(run.settings.model_copy(update={"model": model}), run.store)
+    # What ends the run ends the measurement, too.
+    other.stop = run.stop
+    return other
+
+
+def _base_of(tuned: Artifact, run: Run) -> str | None:
+    if bootstrap := tuned.manifest.inputs.get("bootstrap"):
+        return EMBEDDED if run.store.peek("bootstrap", bootstrap) else None
+    # Where it lay then, or where the run has the same files.
+    for place in (None, run.settings.model.base):
+        with suppress(UnknownModelError):
+            return find_tuned(f"finetune/{tuned.fingerprint}", run.store, place)[1]
+    return None
+
+
+def _promoted_by(champion: Move, store: ArtifactStore) -> list[Row]:
+    """A champion's figures against its own base in the evaluation that it was promoted by; none if that is gone."""
+    name, tuned = champion.stages.get("evaluate"), store.peek("finetune", champion.after)
+    evaluation = store.find("evaluate", name) if name else None
+    if evaluation is None or tuned is None or not of_own_base(evaluation, tuned):
+        return []
+    return _rows(evaluation)
 
 
 def _rows(evaluation: Artifact) -> list[Row]:

@@ -71,6 +71,12 @@ def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tupl
     return artifact, base
 
 
+def of_own_base(evaluation: Artifact, tuned: Artifact) -> bool:
+    """Whether an evaluation compares this tuned model with the base that it was tuned from."""
+    measured, made_from = evaluation.manifest.inputs, tuned.manifest.inputs
+    return measured.get("finetune") == tuned.fingerprint and measured.get("bootstrap") == made_from.get("bootstrap")
+
+
 def find_release(name: str, store: ArtifactStore) -> Path | str:
     """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is."""
     name = canonical(name)

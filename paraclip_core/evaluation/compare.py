@@ -158,7 +158,8 @@ def judge_challenger(
     difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
     champion that breaks it holds nobody: a collapsed model answers all texts alike, so its agreement is out of reach.
 
-    The rows are those of champion against challenger, the other two those of each against its base.
+    The rows are those of champion against challenger, the other two those of each against the base that it was itself
+    tuned from; a champion without any counts as sound.
     """
     if losses := _losses(challenger, gate):
         return "hold", f"the challenger fails the gate against its own base: {losses}", []

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft
+from paraclip.storage.features import write_shard
+from paraclip.storage.fingerprint import FileHashes, fingerprint
+from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks import channels
 from paraclip.tasks.channels import (
@@ -25,16 +32,22 @@ from paraclip.tasks.channels import (
     moved,
     rollback,
 )
+from paraclip.tasks.models import reference_sources
 from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import run_stage
-from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
+from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.export import save_release
+from paraclip_core.clip.load import embedded_clip
+from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Outcome, compare
 from paraclip_core.evaluation.metrics import Sample
 from paraclip_core.evaluation.run import Evaluation
+from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
 
 QUERIES = np.random.default_rng(0).random((2, 200))
 TOWER = "0" * 32
@@ -59,10 +72,12 @@ def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
         return store.commit(draft, {"image_tower_hash_after": tower}, 0.0)
 
 
-def evaluated(store: ArtifactStore, settings: Settings, name: str, gain: float, recall: float = 0.0) -> Artifact:
+def evaluated(
+    store: ArtifactStore, settings: Settings, name: str, gain: float, recall: float = 0.0, **inputs: str
+) -> Artifact:
     """The evaluation of a model whose AO@10 is `gain` above its base's in the mean, and its recall `recall`."""
     model(store, name)
-    inputs = {"ingest": "same", "finetune": name}
+    inputs = {"ingest": "same", "finetune": name, **inputs}
     draft = Draft("evaluate", fingerprint("evaluate", EVALUATE.version, {}, inputs), EVALUATE.version, inputs, {})
     clusters, noise = np.repeat(np.arange(100), 2), 0.2 * (QUERIES[1] - 0.5)
 
@@ -159,6 +174,40 @@ def test_a_champion_of_other_benchmarks_is_measured_again(
     assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_champion_that_collapsed_against_its_own_base_holds_nobody(
+    settings: Settings, store: ArtifactStore, gone: bool
+) -> None:
+    # Whoever promoted it did so by hand, by yesterday's evaluation.
+    promoted = evaluated(store, settings, "aaa", 0.3, recall=-0.3, ingest="yesterday")
+    assert decide(Run(settings, store), "production", result("aaa", evaluation=promoted), force=True)["moved"]
+    if gone:
+        store.remove(promoted)
+    evaluated(store, settings, "aaa", 0.3)
+    decision = decide(
+        Run(settings, store), "production", result("bbb", evaluation=evaluated(store, settings, "bbb", 0.1))
+    )
+    assert decision["moved"] is not gone
+    lost = "the champion fails the gate against its own base (retrieval text_to_image_recall@10 fell by"
+    assert ("ao@10 -20.00 [-20.00, -20.00] lies below zero" if gone else lost) in decision["reason"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_champion_is_measured_beside_its_own_control(settings: Settings, store: ArtifactStore, gone: bool) -> None:
+    model(store, "aaa")
+    stages = {"finetune": "aaa", "control": "control of aaa"}
+    store.set_channel("production", moved(None, stages, "promote", BY_PROMOTION))
+    # The one evaluation of the champion that is at hand; nothing can be measured.
+    if gone:
+        evaluated(store, settings, "aaa", 0.1)
+    else:
+        with store.writing("control", stages["control"]):
+            store.commit(Draft("control", stages["control"], 1, {}, {}), {}, 0.0)
+        evaluated(store, settings, "aaa", 0.1, control=stages["control"])
+    challengers = evaluated(store, settings, "bbb", 0.3, control="control of bbb")
+    assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
+
+
 @pytest.mark.parametrize("place", ["folder", "object store"])
 def test_of_two_promotions_at_once_one_moves_the_channel(
     settings: Settings, store: ArtifactStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -220,3 +269,125 @@ def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStor
     store.set_channel("demo", moved(None, {"finetune": "aaa"}, "hold", BY_RUN))
     for name in ("demo", "new"):
         check_run_name(name, store)
+
+
+TEXTS = [
+    f"a {colour} {thing}"
+    for colour, thing in product(
+        ("red", "blue", "green", "black", "white"), ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird")
+    )
+]
+PAIRS = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
+HERE = replace(EVALUATE, isolated=False)
+"""The stage in this process, which saves starting one for each evaluation."""
+GATE = {"metric": "retrieval/text_to_image_recall@10", "max_drop": {"sts/spearman": 0.5}}
+
+
+def clip_of(seed: int) -> ClipModel:
+    """A small model; all have one image encoder, and each seed has a text tower of its own."""
+    options = Settings.model_validate({"model": {"text_width": 64, "text_layers": 1, "embed_dim": 32}}).model
+    clip = embedded_clip(options)
+    weight = clip.model.get_parameter("token_embedding.weight")
+    with torch.no_grad():
+        weight.copy_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
+    return clip
+
+
+class Nights:
+    """Two nights with a base each, of which each night's model is a copy.
+
+    Images are what the first base says of their captions, so it finds them all; pairs have the scores that the second
+    base gives them, so it orders them all.
+    """
+
+    def __init__(self, folder: Path, built_in: bool) -> None:
+        self.folder, self.built_in, self.store = folder, built_in, ArtifactStore(folder / "root")
+        self.clips = [clip_of(1), clip_of(2)]
+        self.tower = image_tower_hash(self.clips[0])
+        first, second = (encode_texts(self.clips[1], texts) for texts in zip(*PAIRS, strict=True))
+        lines = [f"{score}\t{a}\t{b}" for score, (a, b) in zip((first * second).sum(axis=1), PAIRS, strict=True)]
+        (folder / "pairs.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *lines]) + "\n")
+        self.commit("features", "features", {}, self._features)
+
+    def commit(
+        self, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], object], **metrics: Any
+    ) -> None:
+        with self.store.writing(stage, name) as work:
+            write(work.out)
+            self.store.commit(Draft(stage, name, 1, inputs, {}), metrics, 0.0)
+
+    def _features(self, out: Path) -> None:
+        write_shard(out, 0, encode_texts(self.clips[0], TEXTS))
+        rows = [{"image_id": text, "shard": 0, "row": n, "pixels": text_hash(text)} for n, text in enumerate(TEXTS)]
+        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
+
+    def _captions(self, out: Path) -> None:
+        same = {"images": "images.tar", "caption_tokens": [49406, 49407], "licence": "x", "source": "x", "split": "val"}
+        names = ("image_id", "image_path", "caption", "caption_raw")
+        rows = [
+            {"caption_id": text_hash(text), "source_row": number, **dict.fromkeys(names, text), **same}
+            for number, text in enumerate(TEXTS)
+        ]
+        write_table(out / "captions" / "part-00000.parquet", pa.Table.from_pylist(rows, CAPTIONS))
+
+    def base(self, night: int) -> tuple[str, dict[str, str]]:
+        """What `model.base` is that night, and what a model is made from."""
+        if self.built_in:
+            self.commit("bootstrap", f"base-{night}", {}, self._release(night))
+            return "embedded", {"bootstrap": f"base-{night}"}
+        self._release(night)(self.folder / f"base-{night}")
+        place = f"local-dir:{self.folder / f'base-{night}/release'}"
+        sources = reference_sources(place, FileHashes(self.folder / "hashes.json"))
+        return place, {f"{SOURCE}{name}": value for name, value in sources.items()}
+
+    def _release(self, night: int) -> Callable[[Path], object]:
+        return lambda out: save_release(self.clips[night], out / "release", "card")
+
+    def run(self, night: int) -> tuple[Run, Result]:
+        """A night's base, model and evaluation; the verdict against its own base is to promote."""
+        base, inputs = self.base(night)
+        facts = {"image_tower_hash_after": self.tower, "base": base}
+        self.commit("ingest", f"ingest-{night}", {}, self._captions)
+        self.commit("finetune", f"tuned-{night}", inputs, self._release(night), **facts)
+        run = Run(Settings.model_validate(self.settings(base)), self.store)
+        stages = {name: value for name, value in inputs.items() if name == "bootstrap"}
+        stages |= {"ingest": f"ingest-{night}", "features": "features", "finetune": f"tuned-{night}"}
+        name = fingerprint("evaluate", HERE.version, {}, stages)
+        evaluation = run_stage(Node(HERE, Draft("evaluate", name, HERE.version, stages, {})), run)
+        return run, result(f"tuned-{night}", evaluation=evaluation)
+
+    def settings(self, base: str) -> dict[str, Any]:
+        pairs = {"name": "pairs", "kind": "sts", "path": "pairs.tsv"}
+        benchmarks = [{"name": "photos", "kind": "retrieval"}, pairs]
+        return {
+            "model": {"base": base},
+            "data": {"root": str(self.folder)},
+            "evaluate": {"benchmarks": benchmarks, "split": "val", "gate": GATE},
+            "run": {"root": str(self.store.root), "device": "cpu", "threads": 1},
+        }
+
+
+@pytest.mark.parametrize("built_in", [True, False], ids=["built-in bases", "bases in folders"])
+def test_each_model_is_held_against_its_own_base(
+    tmp_path: Path, built_in: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channels, "EVALUATE", HERE)
+    nights = Nights(tmp_path, built_in)
+    run, outcome = nights.run(0)
+    assert decide(run, "production", outcome)["moved"]
+    run, outcome = nights.run(1)
+    base = nights.store.path("bootstrap", "base-0") if built_in else tmp_path / "base-0"
+    away = base.rename(tmp_path / "away")
+    reason = decide(run, "production", outcome)["reason"]
+    assert "the base that the champion tuned-0 was tuned from is gone" in reason and "promote --force" in reason
+    away.rename(base)
+    decision = decide(run, "production", outcome)
+    assert not decision["moved"] and served(nights.store) == "tuned-0"
+    assert "against the champion, photos text_to_image_recall@10 -" in decision["reason"]
+    assert "lies below zero" in decision["reason"] and "own base" not in decision["reason"]
+    # The champion was measured on tonight's captions, beside its own base, which it is a copy of.
+    inputs = {"ingest": "ingest-1", "finetune": "tuned-0"} | ({"bootstrap": "base-0"} if built_in else {})
+    (evaluation,) = [one for one in nights.store.list("evaluate") if inputs.items() <= one.manifest.inputs.items()]
+    rows = json.loads((evaluation.path / "comparison.json").read_text())["rows"]
+    assert {row["metric"] for row in rows} > {"text_to_image_recall@10", "spearman"}
+    assert all(row["base"] == row["tuned"] for row in rows)
