@@ -19,6 +19,7 @@ import pyarrow as pa
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder, read_json, write_atomic
 from paraclip.storage.parquet import CONFIG, PartWriter, frequent_values, parquet_files
+from paraclip.tasks.models import of_own_base
 from paraclip_core.captions.rows import MANY_LICENCES, clean
 from paraclip_core.cards import DatasetFacts, StepFacts, dataset_card, hub_licenses
 from paraclip_core.config import Settings
@@ -130,10 +131,8 @@ def _completed(
 
 
 def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
-    """The newest evaluation of a tuned model, None where there is none."""
-    evaluations = [
-        each for each in store.list("evaluate") if each.manifest.inputs.get(model.stage) == model.fingerprint
-    ]
+    """The newest evaluation of a tuned model against the base that it was tuned from, None where there is none."""
+    evaluations = [each for each in store.list("evaluate") if of_own_base(each, model)]
     if model.stage != "finetune" or not evaluations:
         return None
     newest = store.download(max(evaluations, key=lambda each: (each.manifest.created, each.fingerprint)))

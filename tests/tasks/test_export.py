@@ -54,7 +54,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @pytest.fixture
 def tuned(store: ArtifactStore) -> Artifact:
-    """A tuned model as the stage leaves it, evaluated twice."""
+    """A tuned model as the stage leaves it, with evaluations of another model and against another base, too."""
     clip = _model()
     about = {"base": "x", "image_tower_hash": image_tower_hash(clip), "options": {}}
     card = release_card(title="Tuned", summary="", licences={"CC0": 1}, sources={"made": 1}, **about)
@@ -63,10 +63,11 @@ def tuned(store: ArtifactStore) -> Artifact:
         save_release(clip, out / "release", card)
 
     artifact = _commit(store, "finetune", "f" * 32, {}, write)
-    for name, delta in (("a", 2.0), ("b", 3.0)):
+    own = {"finetune": artifact.fingerprint}
+    of = {"a": own, "b": {"finetune": "0" * 32}, "c": own | {"bootstrap": "0" * 32}}
+    for (name, inputs), delta in zip(of.items(), (2.0, 3.0, 4.0), strict=True):
         rows = [{**ROW, **FIGURES, "delta": delta}]
         comparison = {"rows": rows, "verdict": "promote", "reason": "it rose", "confidence": 0.95}
-        inputs = {"finetune": artifact.fingerprint if name == "a" else "0" * 32}
         text = json.dumps(comparison)
         _commit(store, "evaluate", name * 32, inputs, lambda out, text=text: (out / "comparison.json").write_text(text))
     return artifact
