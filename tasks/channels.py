@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -59,6 +59,8 @@ class Move:
     reason: str | None = None
     stages: dict[str, str] = field(default_factory=dict)
     """Fingerprint of each stage of the model's run."""
+    run: str | None = None
+    """Name of the model's run; None in a file that was written before it was noted, and then any run may follow."""
 
 
 def history(channel: Mapping[str, Any]) -> list[Move]:
@@ -85,18 +87,22 @@ def moved(
     verdict: str | None,
     by: str,
     reason: str | None = None,
+    run: str | None = None,
 ) -> dict[str, Any]:
     """What a channel's file holds after a move: a history longer by it, unless the channel serves this model already.
 
-    The caller holds :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result. `stages` has the
-    fingerprint of each stage of the model's run.
+    Then its last move becomes one to the model of `run`. The caller holds :meth:`ArtifactStore.channel_lock` from
+    reading `channel` to setting the result. `stages` has the fingerprint of each stage of the model's run, and `run`
+    is its name.
     """
     channel = channel or {}
     before, after = channel.get("fingerprint"), stages["finetune"]
     moves = history(channel)
     if after != before:
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        moves.append(Move(after, before, by, now, _who(), _flow_run(), verdict, reason, dict(stages)))
+        moves.append(Move(after, before, by, now, _who(), _flow_run(), verdict, reason, dict(stages), run))
+    elif run is not None:
+        moves[-1] = replace(moves[-1], run=run, stages=dict(stages))
     facts = {"before": moves[-1].before, "reason": moves[-1].reason}
     return {
         "stage": "finetune",
@@ -134,8 +140,8 @@ def check_run_name(name: str, store: ArtifactStore) -> None:
         )
 
 
-def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
-    """See before a run that `channel` can be moved by its verdict."""
+def check_channel(run: str, channel: str, store: ArtifactStore, force: bool = False) -> None:
+    """See before a run that `channel` can be moved by its verdict, or with `force` by hand, whichever run it is of."""
     current = store.channel(channel) or {}
     if channel == run:
         raise ConfigError(
@@ -147,6 +153,19 @@ def check_channel(run: str, channel: str, store: ArtifactStore) -> None:
             f"the channel {channel!r} has the name of a run, and so follows every such run, promoted or held; name "
             f"another channel (or delete {channel}.json under channels/, if that run is no more)"
         )
+    if not force and (other := _of_another_run(current, run)):
+        raise ConfigError(f"the channel {channel!r} {other}")
+
+
+def _of_another_run(channel: Mapping[str, Any], run: str) -> str | None:
+    """What to know and do where a channel serves a model of another run; None where it serves none that is known."""
+    moves = history(channel)
+    if not moves or moves[-1].run in (None, run):
+        return None
+    return (
+        f"serves a model of the run {moves[-1].run!r} since {moves[-1].at}, which no model of the run {run!r} follows "
+        f"by its verdict; name another channel, or, to give this one to {run!r}, {BY_HAND}"
+    )
 
 
 def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> Result:
@@ -160,7 +179,7 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> 
         reason = why(result.summary) if result.summary else None
         with store.channel_lock(name):
             check_run_name(name, store)
-            store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason))
+            store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason, name))
     return result
 
 
@@ -174,9 +193,10 @@ def decide(
 ) -> dict[str, Any]:
     """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
 
-    With `force` it is moved in any case. `approve` gets the decision to move it before it is moved, and raises where it
-    is not to be. The decision is kept as ``results/<run>/promotion.json``: `moved`, `reason`, the fingerprints `before`
-    and `after`, and, where both were compared, a row for each figure in `against_champion`.
+    With `force` it is moved in any case, and is this run's from then on. `approve` gets the decision to move it before
+    it is moved, and raises where it is not to be. The decision is kept as ``results/<run>/promotion.json``: `moved`,
+    `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure in
+    `against_champion`.
     """
     store = run.store
     current = store.channel(channel) or {}
@@ -198,7 +218,8 @@ def decide(
             current = store.channel(channel) or {}
             now = current.get("fingerprint")
             if now == before:
-                store.set_channel(channel, moved(current, stages, result.verdict, BY_PROMOTION, reason))
+                value = moved(current, stages, result.verdict, BY_PROMOTION, reason, result.name)
+                store.set_channel(channel, value)
             else:
                 reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
                 decision |= {"moved": False, "reason": reason}
@@ -212,12 +233,17 @@ def _judge(
     """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
     before, challenger = current.get("fingerprint"), stages["finetune"]
     if challenger == before:
+        if force and history(current)[-1].run != result.name:
+            return True, f"given to the run {result.name!r} by hand; it serves {challenger} already", None
         return False, "kept: the challenger is the model that it serves already", None
     if force:
         return True, f"moved to {challenger} by hand", None
     held, comparison = f"kept at {before or 'no model'}, the challenger {challenger} is held: ", None
     if result.verdict != "promote":
         return False, held + why(result.summary), None
+    if other := _of_another_run(current, result.name):
+        # Both were made at once, when the channel had no model.
+        return False, f"{held}the channel {other}", None
     if left := withdrawn(current, challenger):
         again = f"if it is to serve again, {BY_HAND}"
         return False, f"{held}{left.who} rolled the channel back from it at {left.at}; {again}", None
@@ -239,13 +265,19 @@ def _against_champion(
     comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
     """
     challengers = run.store.expect("evaluate", evaluation, "the challenger's evaluation")
+    promoted, rows = _promoted_by(champion, run.store), _rows(challengers)
+    benchmarks = {row.benchmark: row.kind for row in rows}
+    if lacking := {(row.benchmark, row.kind) for row in promoted} - set(benchmarks.items()):
+        names = ", ".join(f"{name} ({kind})" for name, kind in sorted(lacking))
+        by = f"the champion {champion.after} was promoted by {names}, which the challenger was not measured on"
+        return "hold", f"{by}; add what is missing to evaluate.benchmarks, or {BY_HAND}", None
     champions = _measured(run, champion, challengers, progress)
     if isinstance(champions, str):
         return "hold", champions, None
-    rule = partial(judge_challenger, champion=_promoted_by(champion, run.store), challenger=_rows(challengers))
+    rule = partial(judge_challenger, champion=promoted, challenger=rows)
     outcomes = [
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
-        for name, kind in {row.benchmark: row.kind for row in _rows(challengers)}.items()
+        for name, kind in benchmarks.items()
     ]
     comparison = compare(outcomes, run.settings.evaluate, rule=rule)
     return comparison.verdict, comparison.reason, comparison
@@ -374,7 +406,8 @@ def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str
                 "name another one with --to (`paraclip channel history` says which are there)"
             )
         stages = target.stages or {"finetune": target.after}
-        store.set_channel(name, moved(channel, stages, target.verdict, BY_ROLLBACK, decision["reason"]))
+        value = moved(channel, stages, target.verdict, BY_ROLLBACK, decision["reason"], target.run)
+        store.set_channel(name, value)
     return decision
 
 

@@ -241,11 +241,16 @@ def promote(
     root: RunRootOption = None,
     device: RunDeviceOption = None,
     channel: Annotated[str, typer.Option(help="The channel to move.")] = "production",
-    force: Annotated[bool, typer.Option("--force", help="Move it whatever the gate says.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Move it whatever the gate says, from another run's model, too.")
+    ] = False,
     gate: GateOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model."""
+    """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model.
+
+    A channel that serves another run's model is moved by force alone, and is then this run's.
+    """
     from paraclip.tasks.channels import check_channel, decide
     from paraclip.tasks.results import gather_result
     from paraclip.tasks.run.run import Run
@@ -253,7 +258,7 @@ def promote(
 
     settings = settings_from(config, set_, root, device)
     run = Run(settings)
-    check_channel(settings.name, channel, run.store)
+    check_channel(settings.name, channel, run.store, force)
     artifacts = run.artifacts()
     if missing := [name for name in run.stages if name not in artifacts]:
         raise ConfigError(

@@ -69,7 +69,8 @@ def list_artifacts(
         print_table("unfinished", ["stage", "fingerprint", "path"], unfinished)
     for name, value in store.channels().items():
         mover = f", moved by {value['moved_by']}" if "moved_by" in value else ""
-        say(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}{mover}")
+        run = next((f" of the run {move.run}" for move in history(value)[-1:] if move.run), "")
+        say(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}{run}{mover}")
 
 
 @artifacts.command()
@@ -202,7 +203,7 @@ def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json
         return
     short = [{**row, "before": (row["before"] or "")[:12], "after": row["after"][:12]} for row in moves]
     shown = [{**row, "there": "yes" if row["there"] else "no"} for row in short]
-    print_table("", ["at", "by", "who", "before", "after", "verdict", "there", "reason"], shown)
+    print_table("", ["at", "by", "who", "run", "before", "after", "verdict", "there", "reason"], shown)
 
 
 @channel.command()

@@ -131,6 +131,9 @@ def _a_night(
     mail = eventually(lambda: mails)[0]
     assert "To: ops@example.org" in mail and "row 7" in mail
     assert "Subject: paraclip.run.failed: pipeline-nightly" in mail
+    # Before anything is made, which fails here.
+    with pytest.raises(ConfigError, match="'production' serves a model of the run 'nightly' since"):
+        regenerate(settings=second.settings.model_copy(update={"name": "other"}))
 
 
 @pytest.mark.nightly  # it waits for the server's clock, which a busy machine delays

@@ -140,8 +140,12 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     held = finished_run("finetune.seed=1", verdict="hold")
     other = ["promote", *config, "--set", "finetune.seed=1"]
     assert "production: kept at" in cli([*other, "--gate"], code=4).out
-    assert cli.json([*other, "--force"])["after"] == held.artifacts["finetune"].fingerprint
-    error = cli(["promote", *config, "--set", "finetune.seed=2"], code=2).err
+    theirs = [*other, "--set", "name=theirs"]
+    finished_run("finetune.seed=1", "name=theirs")
+    assert "'production' serves a model of the run 'made' since" in cli(theirs, code=2).err
+    assert cli.json([*theirs, "--force"])["after"] == held.artifacts["finetune"].fingerprint
+    assert "'theirs'" in cli(["promote", *config], code=2).err
+    error = cli(["promote", *config, "--set", "finetune.seed=2", "--force"], code=2).err
     assert "is not finished (finetune, evaluate, report)" in error
     root = ["--root", str(first.store.root)]
     finished_run("finetune.seed=7")
@@ -152,7 +156,10 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     assert back["moved"] and back["after"] == first.artifacts["finetune"].fingerprint
     moves = cli.json(["channel", "history", "production", *root])["moves"]
     assert [move["by"] for move in moves] == ["rollback", "promotion", "promotion"]
-    assert "by hand" in cli(["channel", "history", "production", *root]).out
+    assert [move["run"] for move in moves] == ["made", "theirs", "made"]
+    assert " of the run made, moved by promotion" in cli(["artifacts", "ls", *root]).out
+    shown = cli(["channel", "history", "production", *root]).out
+    assert "by hand" in shown and "theirs" in shown
 
 
 def test_config_show_is_a_configuration(cli: Any) -> None:

@@ -51,6 +51,7 @@ from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
 
 QUERIES = np.random.default_rng(0).random((2, 200))
 TOWER = "0" * 32
+ZEROSHOT, RETRIEVAL = ("zeroshot_classification", "top1_accuracy"), ("retrieval", "text_to_image_recall@10")
 
 
 @pytest.fixture
@@ -73,9 +74,18 @@ def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
 
 
 def evaluated(
-    store: ArtifactStore, settings: Settings, name: str, gain: float, recall: float = 0.0, **inputs: str
+    store: ArtifactStore,
+    settings: Settings,
+    name: str,
+    gain: float,
+    recall: float = 0.0,
+    more: tuple[str, str] | None = None,
+    **inputs: str,
 ) -> Artifact:
-    """The evaluation of a model whose AO@10 is `gain` above its base's in the mean, and its recall `recall`."""
+    """The evaluation of a model whose AO@10 is `gain` above its base's in the mean, and its recall `recall`.
+
+    `more` is kind and metric of a further benchmark, of birds, on which it is its base's equal in the mean.
+    """
     model(store, name)
     inputs = {"ingest": "same", "finetune": name, **inputs}
     draft = Draft("evaluate", fingerprint("evaluate", EVALUATE.version, {}, inputs), EVALUATE.version, inputs, {})
@@ -88,6 +98,7 @@ def evaluated(
     outcomes = (
         outcome("paraphrased_retrieval", "ao@10", gain),
         outcome("retrieval", "text_to_image_recall@10", recall),
+        *(replace(outcome(*more, 0.0), benchmark="birds") for more in (more,) if more),
     )
     evaluation = Evaluation(outcomes, {}, compare(outcomes, settings.evaluate))
     with store.writing("evaluate", draft.fingerprint) as work:
@@ -95,11 +106,11 @@ def evaluated(
         return store.commit(draft, {}, 0.0)
 
 
-def result(name: str, verdict: str = "promote", evaluation: Artifact | None = None) -> Result:
+def result(name: str, verdict: str = "promote", evaluation: Artifact | None = None, run: str = "run") -> Result:
     stages: list[dict[str, Any]] = [{"stage": "finetune", "fingerprint": name, "state": "made"}]
     if evaluation is not None:
         stages.append({"stage": "evaluate", "fingerprint": evaluation.fingerprint, "state": "made"})
-    return Result("run", stages, {"verdict": verdict, "reason": "ao@10 +1.0 [0.5, 1.5]"})
+    return Result(run, stages, {"verdict": verdict, "reason": "ao@10 +1.0 [0.5, 1.5]"})
 
 
 def served(store: ArtifactStore, channel: str = "production") -> Any:
@@ -206,6 +217,75 @@ def test_a_champion_is_measured_beside_its_own_control(settings: Settings, store
         evaluated(store, settings, "aaa", 0.1, control=stages["control"])
     challengers = evaluated(store, settings, "bbb", 0.3, control="control of bbb")
     assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
+
+
+def test_a_channel_is_of_the_run_whose_model_it_serves(settings: Settings, store: ArtifactStore) -> None:
+    cats, dogs = (
+        result(name, evaluation=evaluated(store, settings, name, 0.1), run=f"{name}s") for name in ("cat", "dog")
+    )
+    run = Run(settings, store)
+    assert decide(run, "production", cats)["moved"]
+    check_channel("cats", "production", store)
+    since = history(store.channel("production") or {})[-1].at
+    with pytest.raises(
+        ConfigError, match=r"'dogs'.*; name another channel, or, .*`paraclip promote --force`"
+    ) as refused:
+        check_channel("dogs", "production", store)
+    assert f"'production' serves a model of the run 'cats' since {since}, " in str(refused.value)
+    # Nor does the model take over where both were on their way at once.
+    decision = decide(run, "production", dogs)
+    assert not decision["moved"] and "the run 'cats' since" in decision["reason"] and served(store) == "cat"
+    check_channel("dogs", "production", store, force=True)
+    assert decide(run, "production", dogs, force=True)["moved"] and served(store) == "dog"
+    check_channel("dogs", "production", store)
+    # The channel goes back with its model.
+    rollback(store, "production")
+    check_channel("cats", "production", store)
+    with pytest.raises(ConfigError, match="the run 'cats'"):
+        check_channel("dogs", "production", store)
+    assert [move.run for move in history(store.channel("production") or {})] == ["cats", "dogs", "cats"]
+
+
+def test_a_run_with_another_name_is_given_the_model_that_is_served(settings: Settings, store: ArtifactStore) -> None:
+    run, before = Run(settings, store), evaluated(store, settings, "cat", 0.1, more=ZEROSHOT)
+    decide(run, "production", result("cat", evaluation=before, run="cats"))
+    renamed = result("cat", evaluation=evaluated(store, settings, "cat", 0.1, ingest="other"), run="kittens")
+    assert not decide(run, "production", renamed)["moved"]
+    decision = decide(run, "production", renamed, force=True)
+    assert decision["moved"] and decision["reason"] == "given to the run 'kittens' by hand; it serves cat already"
+    check_channel("kittens", "production", store)
+    (move,) = history(store.channel("production") or {})
+    assert (move.run, move.stages) == ("kittens", {row["stage"]: row["fingerprint"] for row in renamed.stages})
+    assert not decide(run, "production", renamed, force=True)["moved"], "it has it"
+
+
+def test_a_channel_of_an_earlier_version_is_of_no_known_run(settings: Settings, store: ArtifactStore) -> None:
+    value = moved(None, {"finetune": model(store, "cat").fingerprint}, "promote", BY_PROMOTION)
+    del value["history"][0]["run"]
+    store.set_channel("production", value)
+    check_channel("dogs", "production", store)
+    evaluated(store, settings, "cat", 0.1)
+    dogs = result("dog", evaluation=evaluated(store, settings, "dog", 0.3), run="dogs")
+    assert decide(Run(settings, store), "production", dogs)["moved"]
+    assert [move.run for move in history(store.channel("production") or {})] == [None, "dogs"]
+
+
+@pytest.mark.parametrize(("before", "now"), [(ZEROSHOT, None), (ZEROSHOT, RETRIEVAL), (None, ZEROSHOT)])
+def test_a_challenger_is_measured_on_all_that_promoted_the_champion(
+    settings: Settings, store: ArtifactStore, before: tuple[str, str] | None, now: tuple[str, str] | None
+) -> None:
+    run, promoted = Run(settings, store), evaluated(store, settings, "aaa", 0.1, more=before, ingest="yesterday")
+    assert decide(run, "production", result("aaa", evaluation=promoted))["moved"]
+    evaluated(store, settings, "aaa", 0.1, more=now)
+    challengers = result("bbb", evaluation=evaluated(store, settings, "bbb", 0.3, more=now))
+    decision = decide(run, "production", challengers)
+    assert decision["moved"] is (before is None)
+    if before:
+        assert (
+            "the champion aaa was promoted by birds (zeroshot_classification), which the challenger was not"
+            in decision["reason"]
+        )
+        assert decide(run, "production", challengers, force=True)["moved"]
 
 
 @pytest.mark.parametrize("place", ["folder", "object store"])
