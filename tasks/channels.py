@@ -153,19 +153,26 @@ def check_channel(run: str, channel: str, store: ArtifactStore, force: bool = Fa
             f"the channel {channel!r} has the name of a run, and so follows every such run, promoted or held; name "
             f"another channel (or delete {channel}.json under channels/, if that run is no more)"
         )
-    if not force and (other := _of_another_run(current, run)):
+    if not force and (other := _of_another_run(current, run, store)):
         raise ConfigError(f"the channel {channel!r} {other}")
 
 
-def _of_another_run(channel: Mapping[str, Any], run: str) -> str | None:
-    """What to know and do where a channel serves a model of another run; None where it serves none that is known."""
+def _of_another_run(channel: Mapping[str, Any], run: str, store: ArtifactStore) -> str | None:
+    """What to know and do if a channel serves a model of another run; None if it serves none that is known."""
     moves = history(channel)
-    if not moves or moves[-1].run in (None, run):
+    other = _run_of(moves[-1], store) if moves else None
+    if other in (None, run):
         return None
     return (
-        f"serves a model of the run {moves[-1].run!r} since {moves[-1].at}, which no model of the run {run!r} follows "
+        f"serves a model of the run {other!r} since {moves[-1].at}, which no model of the run {run!r} follows "
         f"by its verdict; name another channel, or, to give this one to {run!r}, {BY_HAND}"
     )
+
+
+def _run_of(move: Move, store: ArtifactStore) -> str | None:
+    """The run of a move's model; of a move that an earlier release wrote, the name in the run's report."""
+    report = store.peek("report", move.stages["report"]) if move.run is None and "report" in move.stages else None
+    return move.run if report is None else report.manifest.options.get("name")
 
 
 def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> Result:
@@ -241,7 +248,7 @@ def _judge(
     held, comparison = f"kept at {before or 'no model'}, the challenger {challenger} is held: ", None
     if result.verdict != "promote":
         return False, held + why(result.summary), None
-    if other := _of_another_run(current, result.name):
+    if other := _of_another_run(current, result.name, run.store):
         # Both were made at once, when the channel had no model.
         return False, f"{held}the channel {other}", None
     if left := withdrawn(current, challenger):

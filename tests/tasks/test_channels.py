@@ -270,6 +270,18 @@ def test_a_channel_of_an_earlier_version_is_of_no_known_run(settings: Settings, 
     assert [move.run for move in history(store.channel("production") or {})] == [None, "dogs"]
 
 
+def test_a_channel_of_an_earlier_version_is_of_the_run_that_its_report_names(store: ArtifactStore) -> None:
+    with store.writing("report", "page"):
+        store.commit(Draft("report", "page", 1, {}, {"name": "cats"}), {}, 0.0)
+    stages = {"finetune": model(store, "cat").fingerprint, "report": "page"}
+    value = moved(None, stages, "promote", BY_PROMOTION)
+    del value["history"][0]["run"]
+    store.set_channel("production", value)
+    check_channel("cats", "production", store)
+    with pytest.raises(ConfigError, match="a model of the run 'cats' since"):
+        check_channel("dogs", "production", store)
+
+
 @pytest.mark.parametrize(("before", "now"), [(ZEROSHOT, None), (ZEROSHOT, RETRIEVAL), (None, ZEROSHOT)])
 def test_a_challenger_is_measured_on_all_that_promoted_the_champion(
     settings: Settings, store: ArtifactStore, before: tuple[str, str] | None, now: tuple[str, str] | None
