@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import HEARTBEAT
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.settings import parse_settings
 
 # The second is of a library of Prefect's.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")]
@@ -79,7 +80,7 @@ def test_a_night_is_told(
 ) -> None:
     from prefect.client.orchestration import get_client
 
-    from paraclip.flows.alerts import ALERTS, name_of, pass_on
+    from paraclip.flows.alerts import ALERTS, kind_of, name_of, pass_on
 
     url, posted = receiver
     pass_on("http://127.0.0.1:9/nobody")
@@ -91,8 +92,45 @@ def test_a_night_is_told(
         _a_night(finished_run, posted, mails, monkeypatch)
     with get_client(sync_client=True) as client:
         names = [each.name for each in client.read_automations()]
-    wanted = [name_of(url), name_of("json://x"), name_of("mailto://x", "run.failed")]
-    assert sorted(names) == sorted([*wanted, *(name_of(url, event) for event in ALERTS)])
+    wanted = [name_of(kind_of(url)), name_of("json"), name_of("e-mail", "run.failed")]
+    assert sorted(names) == sorted([*wanted, *(name_of(kind_of(url), event) for event in ALERTS)])
+
+
+def deployed(name: str, cron: str, pool: str | None = None) -> None:
+    """A configuration with a nightly run."""
+    from paraclip.flows.deploy import Nightly, Target, deploy
+
+    settings = parse_settings({"name": name, "data": {"sources": [{"path": "captions.csv"}]}})
+    deploy(settings, Target(pool), Nightly(f"{name}-production", cron))
+
+
+def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
+
+    from paraclip.flows.alerts import follow_deployments, pass_on
+
+    def named(event: str) -> dict[str, Any]:
+        with get_client(sync_client=True) as client:
+            return {one.name: one for one in client.read_automations() if event in one.name}
+
+    pass_on(receiver[0])
+    assert not named("pool.down") and not named("regenerate.missing")
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name="company", type="process"))
+    deployed("photos", "0 3 * * *", "company")
+    deployed("shop", "0 3 * * *")
+    follow_deployments()
+    (down,) = named("pool.down").values()
+    assert sorted(down.trigger.match.root["prefect.resource.name"]) == ["company", "paraclip-cpu", "paraclip-gpu"]
+    assert set(named("regenerate.missing")) == {
+        f"paraclip: regenerate.missing of {name} by webhook" for name in ("photos", "shop")
+    }
+    deployed("shop", "")
+    follow_deployments()
+    assert set(named("regenerate.missing")) == {"paraclip: regenerate.missing of photos by webhook"}
+    pass_on(receiver[0], ["run.failed"])
+    assert set(named("paraclip: ")) == {"paraclip: run.failed by webhook"}
 
 
 def _a_night(
@@ -140,7 +178,6 @@ def _a_night(
 def test_what_a_run_cannot_tell_itself_is_told(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows.setup import create_pools
     from prefect import get_client, tags
     from prefect_server import runs_of  # pyright: ignore[reportMissingImports]
 
@@ -151,12 +188,16 @@ def test_what_a_run_cannot_tell_itself_is_told(
 
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
-    for event in ("run.waiting", "pool.down", "regenerate.missing"):
-        text, trigger = alerts.ALERTS[event]
-        soon = alerts.Alert(text, trigger.model_copy(update={"within": timedelta(seconds=10)}))
-        monkeypatch.setitem(alerts.ALERTS, event, soon)
+    deployed("night", "0 3 * * *")
+    of_server = alerts._of_server
+
+    def soon(events: Sequence[str]) -> Iterator[tuple[str, str, alerts.Alert]]:
+        for event, run, (text, trigger) in of_server(events):
+            within = timedelta(seconds=10) if event != "run.failed" else trigger.within
+            yield event, run, alerts.Alert(text, trigger.model_copy(update={"within": within}))
+
+    monkeypatch.setattr(alerts, "_of_server", soon)
     alerts.pass_on(url)
-    create_pools()
     # The one without the tag is nobody's here.
     (foreign,), (crashed,) = (runs_of(POOLS[0], [None], "CRASHED", tags=tags) for tags in ([], [TAG]))
     with get_client(sync_client=True) as client:
@@ -176,6 +217,7 @@ def test_what_a_run_cannot_tell_itself_is_told(
     def has_come() -> bool:
         runs = [alerts_of("run.failed", run) for run in (names[1], "pipeline-gone", "rollback-nobodys")]
         others = [alerts_of("run.waiting", waiting), alerts_of("pool.down", POOLS[1]), alerts_of("regenerate.missing")]
+        assert all("regenerate/night" in alert["text"] for alert in others[-1])
         return all([*runs, *others])
 
     eventually(has_come, "not all have come")
@@ -192,18 +234,18 @@ def test_a_person_has_the_last_word(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, silent: int
 ) -> None:
     """Runs are carried out here, or by a worker and then left alone for longer than a silent run may be."""
-    from paraclip.flows.setup import SILENT, create_automations, create_pools
     from prefect import get_client
     from prefect.exceptions import Pause
     from prefect.flow_engine import run_flow
 
     from paraclip.flows.alerts import pass_on
+    from paraclip.flows.automations import SILENT, create_automations
     from paraclip.flows.local_stack import POOLS, TAG
     from paraclip.flows.regenerate import regenerate
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
-    create_pools()
+    deployed("other", "")
     if silent:
         create_automations(SILENT._replace(seconds=silent))
     night = finished_run("name=nightly", "run.promote=ask", verdict="promote")

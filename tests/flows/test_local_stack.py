@@ -20,37 +20,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-import yaml
-from paraclip.flows.setup import PARENTS
 from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows import local_stack
 from paraclip.flows.local_stack import MARK, POOLS, Pages, client_environment, password_file, processes_of, serve, stop
-from paraclip.tasks.run.dag import STAGES
-from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ConfigError, StageError
-from paraclip_core.settings import load_settings, parse_settings
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def test_every_flow_is_deployed_once_with_the_demo_s_settings() -> None:
-    declared = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())
-    names = [deployment["name"] for deployment in declared["deployments"]]
-    others = (*(f"{name}-api" for name in STEPS), "pipeline", "regenerate", "rollback")
-    assert sorted(names) == sorted([*STAGES, *others])
-    for deployment in declared["deployments"]:
-        module, _, flow = deployment["entrypoint"].rpartition(".")
-        assert getattr(importlib.import_module(module), flow).name == deployment["name"].removesuffix("-api")
-        assert deployment["work_pool"]["name"] in POOLS
-        # Of a rollback, what a channel's file holds is all that it needs.
-        if deployment["name"] != "rollback":
-            assert parse_settings(deployment["parameters"]["settings"]) == load_settings("demo")
-    (nightly,) = (one for one in declared["deployments"] if one["name"] == "regenerate")
-    assert nightly["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"} and nightly["schedules"]
-    queued = {one["name"] for one in declared["deployments"] if one["work_pool"].get("work_queue_name") == PARENTS}
-    assert queued == {"pipeline", "regenerate"}
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -59,7 +36,7 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ConfigError, match=rf"port {port} cannot be used .*--port"):
-            serve(tmp_path, port, tmp_path, REPOSITORY / "prefect.yaml")
+            serve(tmp_path, port, tmp_path)
     assert processes_of(tmp_path) == []
 
 
@@ -70,7 +47,7 @@ def test_a_password_that_nobody_could_log_in_with_is_refused(
     monkeypatch.setattr(local_stack, "_start", lambda *_: pytest.fail("something was started"))
     monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", password)
     with pytest.raises(ConfigError, match="PREFECT_SERVER_API_AUTH_STRING must be USER:PASSWORD"):
-        serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
+        serve(tmp_path, free_port(), tmp_path)
 
 
 class Refusal:
@@ -89,7 +66,7 @@ class Refusal:
     def serve(self, root: Path, location: str | None = None) -> dict[str, str]:
         """The environment of the server that would have been started."""
         with pytest.raises(StageError):
-            serve(root, free_port(), root, REPOSITORY / "prefect.yaml", location)
+            serve(root, free_port(), root, (), location)
         return self.environments[-1]
 
 
@@ -140,13 +117,13 @@ def test_what_a_killed_server_has_left_gets_it_back(tmp_path: Path, monkeypatch:
 
         monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:another")
         with pytest.raises(ConfigError, match="not the password of what runs; `paraclip stop`"):
-            serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
+            serve(tmp_path, free_port(), tmp_path)
         monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING")
         with socket.socket() as other:
             other.bind(("127.0.0.1", marked.port))
             other.listen()
             with pytest.raises(ConfigError, match=rf"port {marked.port} cannot be used .*`paraclip stop`"):
-                serve(tmp_path, free_port(), tmp_path, REPOSITORY / "prefect.yaml")
+                serve(tmp_path, free_port(), tmp_path)
 
 
 class Marked:
