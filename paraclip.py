@@ -20,16 +20,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from html import escape
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraclip_core.config import Settings
+from paraclip_core.errors import ConfigError, one_line
 from paraclip_core.progress import Progress, silent
 
 if TYPE_CHECKING:
+    from paraclip.storage.artifacts import ArtifactStore
     from paraclip.tasks.export import Layout
     from paraclip.tasks.image_index import SearchTarget
-    from paraclip_core.clip.model import ClipModel
+    from paraclip_core.clip.encoder import Encoder
 
 __all__ = [
     "Result", "Settings", "Table", "audit", "evaluate", "export", "load", "load_config", "paraphrase",
@@ -45,9 +48,17 @@ class Table:
     title: str = ""
 
     def to_pandas(self) -> Any:
-        """A data frame."""
-        import pandas
+        """A data frame.
 
+        Raises:
+            ConfigError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError(
+                f"to_pandas() needs a package that is not installed: pip install pandas ({one_line(error)})"
+            ) from error
         return pandas.DataFrame.from_records([dict(row) for row in self.rows])
 
     def __iter__(self) -> Iterator[Mapping[str, Any]]:
@@ -155,12 +166,15 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
         keep: put the answers into the root's generation cache.
 
     Raises:
+        ConfigError: `captions` is a single text, or one of its entries is no text.
         EngineError: the engine cannot be asked.
     """
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.trial import try_captions
+    from paraclip_core.clip.encoder import need_texts
 
-    trial = try_captions(Run(settings or Settings()), list(dict.fromkeys(captions)), keep, lambda _: None)
+    texts = list(dict.fromkeys(need_texts(captions, "captions")))
+    trial = try_captions(Run(settings or load_config()), texts, keep, lambda _: None)
     none = {"paraphrase_1": None, "paraphrase_2": None}
     rows = [
         {"caption": caption["caption"], **rewrite}
@@ -176,7 +190,7 @@ def evaluate(
     images: Sequence[str] = (),
     split: str | None = None,
     device: str = "auto",
-    root: str = "runs",
+    root: str | Path | None = None,
     out: str | Path | None = None,
     report: bool = False,
     progress: Progress | None = None,
@@ -190,7 +204,7 @@ def evaluate(
         images: folder, tar or Parquet with the benchmarks' images, ``NAME=PATH`` for those of one.
         split: split of files with several.
         device: auto, cpu, cuda or cuda:N.
-        root: where channels and artifacts are looked for, and results are kept.
+        root: where channels and artifacts are looked for, and results are kept; default: `PARACLIP_ROOT`, or runs.
         out: folder of the results; by default one of its own under the root.
         report: write a page for each comparison beside the results.
         progress: told now and then, in place of standard error.
@@ -200,17 +214,18 @@ def evaluate(
         BenchmarkError: a benchmark is absent or not in its published format.
         ModelError: a model cannot be loaded.
     """
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.results import comparison_rows, why
+    from paraclip_core.clip.encoder import need_texts
     from paraclip_core.evaluation.run import parse_benchmark
 
-    chosen = with_images([parse_benchmark(text) for text in benchmarks], images)
+    parsed = [parse_benchmark(text) for text in need_texts(benchmarks, "benchmarks")]
+    chosen = with_images(parsed, need_texts(images, "images"))
     named = named_models([f"{name}={model}" for name, model in models.items()])
     folder = None if out is None else Path(out)
     facts: dict[str, Any] = {"split": split, "device": device, "report": report}
     with _progress_of("evaluate", progress) as shown:
-        folder, summary = compare_and_write(open_store(root), named, chosen, folder, **facts, progress=shown)
+        folder, summary = compare_and_write(_store(root), named, chosen, folder, **facts, progress=shown)
     if "comparisons" not in summary:
         page = folder / "report.html" if report else None
         return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
@@ -221,47 +236,56 @@ def evaluate(
 
 
 def search(
-    query: str,
-    model: str,
+    query: str | Sequence[str],
+    model: str | Path,
     features: str | Path | None = None,
     ids: str | Path | None = None,
     count: int = 10,
-    base: str | None = None,
-    root: str = "runs",
+    base: str | Path | None = None,
+    root: str | Path | None = None,
     device: str = "cpu",
 ) -> Table:
-    """The nearest images of a text, by the base and by the tuned model.
+    """The nearest images of a text or of several, by the base and by the tuned model.
 
     Args:
-        query: in words.
+        query: in words; of a list each query has rows of its own, which the column `query` names.
         model: a channel, an artifact, a release folder, or a name that open_clip knows.
         features: an index of your own (.npy, Parquet, clip-retrieval); default: the run's images.
         ids: the ids of its rows.
         count: how many images.
         base: the model before it was tuned, where no run knows it.
-        root: where channels and artifacts are looked for.
+        root: where channels and artifacts are looked for; default: `PARACLIP_ROOT`, or runs.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
+        ConfigError: a query is empty or no text, or `count` is no number of images.
         ModelError: the index was made with another image tower.
         InputError: the index cannot be read.
     """
-    from paraclip.tasks.image_index import search as nearest
+    from paraclip.tasks.image_index import search_each
 
-    hits = nearest(_target(model, root, base, features, ids), query, count, device)
-    names = ("rank", "base", "base_score", "tuned", "tuned_score")
-    pairs = zip(hits["base"], hits["tuned"], strict=True)
-    cells = ((one.rank, one.image_id, one.score, two.image_id, two.score) for one, two in pairs)
-    return Table([dict(zip(names, row, strict=True)) for row in cells], query)
+    queries = _queries(query)
+    if not isinstance(count, Integral) or count < 1:
+        raise ConfigError(f"count is {count!r}; expected how many images, a whole number from 1")
+    ranked = search_each(_target(model, root, base, features, ids), queries, int(count), device)
+    rows = [
+        {"query": text, "rank": one.rank, "base": one.image_id, "base_score": one.score}
+        | {"tuned": two.image_id, "tuned_score": two.score}
+        for text, hits in zip(queries, ranked, strict=True)
+        for one, two in zip(hits["base"], hits["tuned"], strict=True)
+    ]
+    if not isinstance(query, str):
+        return Table(rows, f"queries: {len(queries)}")
+    return Table([{name: row[name] for name in row if name != "query"} for row in rows], query)
 
 
 def audit(
-    model: str,
+    model: str | Path,
     queries: Sequence[str | tuple[str, str]] | None = None,
     features: str | Path | None = None,
     ids: str | Path | None = None,
-    base: str | None = None,
-    root: str = "runs",
+    base: str | Path | None = None,
+    root: str | Path | None = None,
     device: str = "cpu",
 ) -> Table:
     """How far an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
@@ -296,42 +320,72 @@ def audit(
     return Table(rows, f"{result.queries} queries, {result.images} images")
 
 
-def export(model: str, folder: str | Path, layout: Layout = "open_clip", root: str = "runs") -> list[str]:
-    """Write a model for another library; the folder's files.
+def export(
+    model: str | Path, folder: str | Path, layout: Layout = "open_clip", root: str | Path | None = None
+) -> list[str]:
+    """Write a model for another library; the folder's files. `root` is as for `search`.
 
     Raises:
         ModelError: the model cannot be loaded, or the layout has no such architecture.
         ConfigError: the folder holds something already.
     """
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.export import export_model
     from paraclip.tasks.models import find_release
 
-    store = open_store(root)
-    return export_model(find_release(model, store), Path(folder), layout, store)
+    store = _store(root)
+    return export_model(find_release(str(model), store), Path(folder), layout, store)
 
 
-def load(model: str, root: str = "runs", device: str = "cpu") -> ClipModel:
-    """A model with its configuration; `.model` is open_clip's.
+def load(model: str | Path, root: str | Path | None = None, device: str = "cpu") -> Encoder:
+    """A model that encodes texts and images: `.encode_texts([…])`, `.encode_images([…])`; `.model` is open_clip's.
+
+    Args:
+        model: as for `search`.
+        root: as for `search`.
+        device: as for `search`.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.models import find_release
+    from paraclip_core.clip.encoder import Encoder
     from paraclip_core.clip.load import load_clip
+    from paraclip_core.clip.model import pick_device
 
-    return load_clip(str(find_release(model, open_store(root))), device)
+    return Encoder(**vars(load_clip(str(find_release(str(model), _store(root))), pick_device(device))))
+
+
+def _queries(query: str | Sequence[str]) -> list[str]:
+    from paraclip_core.clip.encoder import need_texts
+
+    queries = [query] if isinstance(query, str) else need_texts(query, "queries")
+    if not queries:
+        raise ConfigError("the list of queries is empty; give at least one")
+    for n, text in enumerate(queries):
+        if not text.strip():
+            where = "the query" if isinstance(query, str) else f"entry {n} of the queries"
+            raise ConfigError(f"{where} is empty; say in words what to look for")
+    return queries
+
+
+def _store(root: str | Path | None) -> ArtifactStore:
+    from paraclip.storage.roots import open_store
+
+    # The same root as the command line's and that of `run`.
+    return open_store(load_config().run.root if root is None else root)
 
 
 def _target(
-    model: str, root: str, base: str | None, features: str | Path | None, ids: str | Path | None
+    model: str | Path,
+    root: str | Path | None,
+    base: str | Path | None,
+    features: str | Path | None,
+    ids: str | Path | None,
 ) -> SearchTarget:
-    from paraclip.storage.roots import open_store
     from paraclip.tasks.image_index import search_target
 
     paths = [None if path is None else Path(path) for path in (features, ids)]
-    return search_target(model, open_store(root), base, *paths)
+    return search_target(str(model), _store(root), None if base is None else str(base), *paths)
 
 
 @contextmanager

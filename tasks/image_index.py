@@ -117,17 +117,25 @@ class Hit:
 
 def search(target: SearchTarget, query: str, count: int, device: str = "cpu") -> dict[str, list[Hit]]:
     """The `count` nearest images for `query`, by `base` and by `tuned`."""
+    return search_each(target, [query], count, device)[0]
+
+
+def search_each(
+    target: SearchTarget, queries: Sequence[str], count: int, device: str = "cpu"
+) -> list[dict[str, list[Hit]]]:
+    """For each query what :func:`search` gives; the models are loaded once."""
     searcher = Searcher(target.index.features, target.index.ids)
     models = load_models(target, searcher, device)
-    nearest = {name: nearest_images(clip, searcher, query, count) for name, clip in models.items()}
-    captions = captions_of(target.captions, {image for hits in nearest.values() for image, _ in hits})
-    return {
-        name: [
+    nearest = {name: nearest_images(clip, searcher, queries, count) for name, clip in models.items()}
+    captions = captions_of(target.captions, {image for each in nearest.values() for hits in each for image, _ in hits})
+
+    def ranked(hits: list[tuple[str, float]]) -> list[Hit]:
+        return [
             Hit(rank, image, round(score, 4), next(iter(captions.get(image, ())), None))
             for rank, (image, score) in enumerate(hits, 1)
         ]
-        for name, hits in nearest.items()
-    }
+
+    return [{name: ranked(each[n]) for name, each in nearest.items()} for n in range(len(queries))]
 
 
 def captions_of(captions: Artifact | None, image_ids: Iterable[str]) -> dict[str, list[str]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import spearmanr
 from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 import paraclip
 from paraclip.flows.cli import run_cli
-from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.errors import BenchmarkError, ConfigError, InputError, UnknownNameError
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +36,108 @@ def test_tables_show_themselves_and_become_data_frames() -> None:
     assert list(frame.columns) == ["a", "b", "c"] and len(frame) == len(table) == 2
 
 
+def test_without_pandas_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match="not installed: pip install pandas"):
+        paraclip.Table([{"a": 1}]).to_pandas()
+
+
 def test_wrong_calls_say_what_to_do(home: Path) -> None:
     wrong: Any = [("a dog", 7)]
     with pytest.raises(BenchmarkError, match=r"entry 1 is .*7"):
         paraclip.audit(str(home / "base"), wrong, home / "index.npy")
     with pytest.raises(ConfigError, match=r"finetune\.epoch"):
         paraclip.load_config(None, ["finetune.epoch=3"])
+    # A text is a list of letters, and each would be asked for.
+    with pytest.raises(ConfigError, match="expected a list of captions, got the text 'a kid'"):
+        paraclip.paraphrase("a kid")
+    with pytest.raises(ConfigError, match="expected a list of benchmarks, got the text"):
+        paraclip.evaluate({"base": str(home / "base")}, "stsb=x.tsv")
+
+
+@pytest.mark.parametrize(
+    ("query", "count", "message"),
+    [
+        (" ", 3, "the query is empty"),
+        ([], 3, "the list of queries is empty"),
+        (["a dog", ""], 3, "entry 1 of the queries is empty"),
+        (["a dog", 7], 3, "entry 1 of the queries is 7, expected text"),
+        (b"a dog", 3, "expected a list of queries, got b'a dog'"),
+        (None, 3, "expected a list of queries, got None"),
+        ("a dog", 0, "count is 0; expected"),
+        ("a dog", 2.5, "count is 2.5; expected"),
+    ],
+)
+def test_a_wrong_search_says_what_is_wrong(home: Path, query: Any, count: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        paraclip.search(query, home / "tuned", home / "index.npy", count=count)
+
+
+def test_several_queries_are_searched_as_each_alone(home: Path) -> None:
+    index: dict[str, Any] = {"features": home / "index.npy", "ids": home / "ids.txt", "base": home / "base"}
+    queries = ["a dog", "a red car", "a dog"]
+    hits = paraclip.search(queries, home / "tuned", count=4, **index)
+    alone = [row for query in queries for row in paraclip.search(query, home / "tuned", count=4, **index)]
+    assert list(hits) == [{"query": queries[n // 4], **row} for n, row in enumerate(alone)]
+    assert hits.to_pandas().columns[0] == "query"
+
+
+def test_the_root_is_the_command_lines(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    calls = (
+        lambda: paraclip.load("absent"),
+        lambda: paraclip.search("a dog", "absent"),
+        lambda: paraclip.audit("absent"),
+        lambda: paraclip.export("absent", tmp_path / "out"),
+        lambda: paraclip.evaluate({"a": str(home / "base"), "b": "absent"}, [f"retrieval={home / 'ids.txt'}"]),
+    )
+    for variable, root in (("", "runs"), ("elsewhere", "elsewhere")):
+        monkeypatch.setenv("PARACLIP_ROOT", variable)
+        for call in calls:
+            with pytest.raises(UnknownNameError, match=rf" under {tmp_path / root} "):
+                call()
+    with pytest.raises(UnknownNameError, match=rf" under {tmp_path / 'given'} "):
+        paraclip.load("absent", root="given")
+
+
+def test_a_loaded_model_encodes_texts_and_images(home: Path) -> None:
+    clip, pictures = paraclip.load(home / "tuned", device="auto"), sorted((home / "pictures").iterdir())
+    texts = ["a dog", "a red car on a street"] * 3000
+    vectors = clip.encode_texts(texts)
+    with torch.no_grad():
+        network: Any = clip.model
+        expected = network.encode_text(open_clip.SimpleTokenizer()(texts[:2]), normalize=True).numpy()
+    np.testing.assert_allclose(vectors, np.tile(expected, (3000, 1)), atol=1e-5)
+    images = clip.encode_images(pictures)
+    # The index has the base's, of the same image tower, and is of float16.
+    np.testing.assert_allclose(images, np.load(home / "index.npy"), atol=1e-3)
+    np.testing.assert_array_equal(images, clip.encode_images(map(Image.open, pictures)))
+    for rows in (vectors, images):
+        assert rows.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert clip.encode_texts([]).shape == clip.encode_images([]).shape == (0, 32)
+
+
+def test_what_cannot_be_encoded_is_said_in_words(home: Path, tmp_path: Path) -> None:
+    clip, picture = paraclip.load(home / "base"), home / "pictures" / "00 <b>.png"
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(picture.read_bytes()[:300])
+    wrong: list[tuple[type[Exception], Any, str]] = [
+        (ConfigError, str(picture), "expected a list of images or paths, got '"),
+        (ConfigError, Image.new("RGB", (4, 4)), "put a single one into a list"),
+        (ConfigError, [picture, 7], "entry 1 of the images is of type int"),
+        (InputError, [tmp_path / "absent.png"], r"cannot read the image .*/absent\.png: No such file"),
+        (InputError, [cut], r"cut\.png cannot be decoded as an image"),
+        (InputError, [Image.new("RGB", (0, 4))], "0 x 4 pixels"),
+    ]
+    for error, images, message in wrong:
+        with pytest.raises(error, match=message):
+            clip.encode_images(images)
+    with Image.open(cut) as opened, pytest.raises(InputError, match="entry 1 of the images cannot be decoded"):
+        clip.encode_images([picture, opened])
+    for texts, message in (("a dog", "expected a list of texts, got the text 'a dog'"), (["a", None], "entry 1")):
+        with pytest.raises(ConfigError, match=message):
+            clip.encode_texts(texts)  # type: ignore[arg-type]
 
 
 def test_hits_and_audits_of_ones_own_index_are_tables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

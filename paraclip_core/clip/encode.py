@@ -274,22 +274,26 @@ def image_transform(clip: ClipModel) -> Any:
     return image_transform_v2(PreprocessCfg(**clip.preprocess_cfg), is_train=False)
 
 
-def encode_images(clip: ClipModel, images: Iterable[Image.Image], *, batch_size: int = 64) -> np.ndarray:
-    """Encode RGB images without gradients: float16 [n, embed_dim], rows of length 1 before rounding."""
+def encode_images(
+    clip: ClipModel, images: Iterable[Image.Image], *, batch_size: int = 64, dtype: torch.dtype = torch.float16
+) -> np.ndarray:
+    """Encode RGB images without gradients: [n, embed_dim] of `dtype`, rows of length 1 before rounding."""
     transform = image_transform(clip)
-    parts = [np.zeros((0, clip.embed_dim), np.float16)]
+    parts = [torch.zeros(0, clip.embed_dim, dtype=dtype).numpy()]
     remaining = iter(images)
     while batch := list(islice(remaining, batch_size)):
-        parts.append(encode_pixels(clip, torch.stack([transform(image) for image in batch])))
+        parts.append(encode_pixels(clip, torch.stack([transform(image) for image in batch]), dtype=dtype))
     return np.concatenate(parts)
 
 
-def encode_pixels(clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | None = None) -> np.ndarray:
-    """Encode preprocessed images float32 [n, 3, height, width] without gradients: float16 [n, embed_dim].
+def encode_pixels(
+    clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | None = None, dtype: torch.dtype = torch.float16
+) -> np.ndarray:
+    """Encode preprocessed images float32 [n, 3, height, width] without gradients: [n, embed_dim] of `dtype`.
 
     `tower` replaces the model's image tower, see :func:`paraclip_core.clip.featurize.folded`.
     """
     visual: Any = clip.visual if tower is None else tower
     with torch.inference_mode():
         features = _own(visual, pixels.to(clip.device, memory_format=torch.channels_last))
-        return F.normalize(features.float(), dim=-1).half().cpu().numpy()
+        return F.normalize(features.float(), dim=-1).to(dtype).cpu().numpy()

@@ -159,18 +159,41 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     """Decode an image file to RGB; `name` is for the message."""
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            # Pillow only warns below twice its limit, and warnings cannot be caught safely in threads.
-            vast = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
-            if vast or max(image.size) > MOST_ASPECT * min(image.size):
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            if "transparency" in image.info:
-                return image.convert("RGBA").convert("RGB")
-            return image.convert("RGB")
+            return _as_rgb(image)
     except UnidentifiedImageError as error:
         # Pillow's own text holds an address in memory, which would differ between two runs.
         raise InputError(f"{name} cannot be decoded as an image: its format is unknown") from error
     except Exception as error:  # decoders raise whatever the damage happens to hit
         raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
+
+
+def rgb_image(source: Image.Image | str | Path, name: str) -> Image.Image:
+    """An image of Pillow, or of a file, as RGB; `name` is for the message of one of Pillow."""
+    if not isinstance(source, Image.Image):
+        return decode_image(_file_bytes(Path(source)), str(source))
+    try:
+        return _as_rgb(source)
+    except Exception as error:  # an opened file is decoded only now
+        raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
+
+
+def _file_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in FAILING:
+            raise
+        raise InputError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    # Pillow only warns below twice its limit, and warnings cannot be caught safely in threads.
+    vast = Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS
+    if vast or not min(image.size) or max(image.size) > MOST_ASPECT * min(image.size):
+        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+    if "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
 
 
 @cache

@@ -116,12 +116,15 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return values, columns
 
 
-def search(clip: ClipModel, searcher: Searcher, query: str, k: int = 10) -> list[tuple[str, float]]:
-    """Id and cosine of the `k` images nearest to a text, the nearest first; of equally near ones the earlier row."""
+def search(clip: ClipModel, searcher: Searcher, queries: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
+    """Id and cosine of the `k` images nearest to each text, the nearest first; of equally near ones the earlier row."""
     searcher.check(clip)
-    rows, scores = searcher.nearest(encode_texts(clip, [query]), k)
-    nearest: list[int] = rows[0].tolist()
-    return [(searcher.ids[row], float(score)) for row, score in zip(nearest, scores[0], strict=True)]
+    rows, scores = searcher.nearest(encode_texts(clip, queries), k)
+    nearest: list[list[int]] = rows.tolist()
+    return [
+        [(searcher.ids[row], score) for row, score in zip(images, cosines, strict=True)]
+        for images, cosines in zip(nearest, scores.tolist(), strict=True)
+    ]
 
 
 def refine(

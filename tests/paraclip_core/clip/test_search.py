@@ -22,11 +22,11 @@ def test_nearest_first_and_ties_by_row(tiny: Callable[..., ClipModel], monkeypat
     text = encode_texts(clip, ["two dogs"])[0]
     other = np.random.default_rng(0).normal(size=(5, 32))
     matrix = np.concatenate([other, text[None], text[None], -text[None]]).astype(np.float16)
-    hits = search(clip, Searcher(matrix, [f"i{row}" for row in range(8)]), "two dogs", k=20)
+    (hits,) = search(clip, Searcher(matrix, [f"i{row}" for row in range(8)]), ["two dogs"], k=20)
     assert [image for image, _ in hits[:2]] == ["i5", "i6"] and hits[-1][0] == "i7"
     assert hits[0][1] == pytest.approx(1, abs=1e-3) and len(hits) == 8
     assert [score for _, score in hits] == sorted((score for _, score in hits), reverse=True)
-    assert search(clip, Searcher(matrix[:0], []), "two dogs") == []
+    assert search(clip, Searcher(matrix[:0], []), ["two dogs"]) == [[]]
 
 
 @pytest.mark.parametrize("held", [0, 1 << 30])
@@ -47,7 +47,7 @@ def test_as_sorting_all_scores_does(held: int, seed: int, count: int, k: int) ->
 
 def test_features_of_another_model_or_not_finite_are_told(tiny: Callable[..., ClipModel]) -> None:
     with pytest.raises(ModelError, match="another image tower"):
-        search(tiny(), Searcher(np.zeros((2, 8), np.float16), ["a", "b"]), "x")
+        search(tiny(), Searcher(np.zeros((2, 8), np.float16), ["a", "b"]), ["x"])
     features = np.ones((3, 4), np.float32)
     features[1, 2] = np.nan
     with pytest.raises(InputError, match=r"'b' \(row 1\) are not finite"):
