@@ -25,6 +25,8 @@ from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.rows import bare_rows
+from paraclip_core.captions.survey import named_images
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import Settings
@@ -53,8 +55,6 @@ ENGLISH, OTHERS = (
     )
 )
 """Function words that tell English from languages that are written in Latin letters, too."""
-LOOKED_UP = 1000
-"""Images of an archive that are looked up."""
 USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
@@ -66,14 +66,6 @@ COUNTS = """
 """
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
 SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
-# What a source holds itself was read with its captions.
-NAMED = """
-    SELECT images, image_path, min(source) FROM captions WHERE usable AND images <> source
-    GROUP BY images, image_path
-    QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
-    ORDER BY images, image_path
-"""
-
 
 FREQUENT = 20
 BOUND = ("share changed or vanished", "share of words never seen before")
@@ -128,7 +120,7 @@ class CaptionCounts:
 
 def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
-    evaluate, named = settings.evaluate, defaultdict[str, dict[str, str]](dict)
+    evaluate = settings.evaluate
     rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
     every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
@@ -139,8 +131,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
             cut += filled
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
         images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
-        for archive, name, source in con.execute(NAMED, {"most": LOOKED_UP}).fetchall():
-            named[archive][name] = source
+        named = named_images(con)
 
     def pool(image_ids: Sequence[str]) -> ImagePool:
         ids = [image for image in dict.fromkeys(image_ids) if image in images]
@@ -180,7 +171,8 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             check_encoder(run.paraphraser.gates.encoder)
         notices = _language_notices(run, counts, folder)
         if settings.data.scenes is None or scenes is not None:
-            notices += _image_notices(settings, scenes, counts) + _leakage_notices(settings, scenes, folder)
+            notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
+            notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
             notices += _validation_notices(tasks) if planned else []
     return notices + check_drift(run)
@@ -244,6 +236,16 @@ def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
                 f"{'too few to tell' if needed > images else 'enough'} (docs/benchmarks.md)"
             )
     return notices
+
+
+def _bare_notices(counts: CaptionCounts) -> list[str]:
+    """What is said of splits in which some captions have an image; of those that are trained on ingest tells."""
+    bare = {split: without.total() for split, without in counts.without_image.items() if split != "train"}
+    return [
+        bare_rows(split, without, counts.splits[split])
+        for split, without in bare.items()
+        if 0 < without < counts.splits[split]
+    ]
 
 
 def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionCounts) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paraclip.flows.commands.common import JsonOption, print_facts
-from paraclip_core.captions.rows import listed_reasons
+from paraclip_core.captions.rows import bare_rows, listed_reasons
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
@@ -54,7 +54,7 @@ def init(
     columns = ColumnNames(caption=caption_column, image=image_column)
     overview = survey(folder, captions, images, columns)
     text = _configuration(overview, name, base)
-    parse_settings(yaml.safe_load(text), str(output))
+    parse_settings(yaml.safe_load(text), f"the configuration for {folder}")
     write_atomic(output, lambda file: file.write(text.encode()))
     print_facts(_facts(overview, output), as_json)
 
@@ -67,6 +67,9 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
         notes.append(f"{held:.0%} of the images are held out as val")
     if counts.rejected:
         notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
+    for split in overview.images.keys() - {"train"}:
+        if without := overview.without_image[split]:
+            notes.append(bare_rows(split, without, counts.splits[split]))
     if overview.split is None:
         notes.append("too few images are held out to evaluate, so the verdict will be `hold`")
     elif not overview.pairs(overview.split):
@@ -131,7 +134,8 @@ def _training(overview: Survey, base: str) -> str:
     rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BootstrapOptions().epochs
     batch = min(usual, max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1))
     text = ""
-    if base == "embedded" and (passes := round(BASE_STEPS * batch / max(rows, 1))) > epochs:
+    # A batch has no caption twice.
+    if base == "embedded" and (passes := round(BASE_STEPS * min(batch, rows) / max(rows, 1))) > epochs:
         text = (
             f"bootstrap:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
             f"  batch_size: {batch}  # usually {usual}\n  epochs: {passes}  # usually {epochs:g}\n"

@@ -421,6 +421,11 @@ def listed_reasons(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {n}" + (f" ({OPTIONS[reason]})" if reason in OPTIONS else "") for reason, n in ranked)
 
 
+def bare_rows(split: str, without: int, rows: int) -> str:
+    """What a user should hear of a split that is not trained on, of which some rows have no image."""
+    return f"{without} of {rows} captions of split {split} have no image, so no benchmark of these captions uses them"
+
+
 def count_words(text: str) -> int:
     """Words of a cleaned text: its blank-separated pieces.
 

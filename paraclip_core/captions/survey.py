@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
 from paraclip_core.captions.pipeline import CaptionPipeline, SourceFile, expand, named_format, read, shard_split
-from paraclip_core.captions.rows import Counts, RowBatch, split_name
+from paraclip_core.captions.readers.text import header_fields
+from paraclip_core.captions.rows import Counts, RowBatch, has_caption, split_name
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
@@ -25,6 +26,16 @@ from paraclip_core.pictures import PICTURES
 
 LOOKED_UP = 200
 """Images that are looked up in each place that may hold them."""
+CHECKED = 1000
+"""Images of an archive that are looked up in it, any of them: what is missing may come late in the captions."""
+# What a source holds itself was read with its captions.
+NAMED = """
+    SELECT images, image_path, min(source) FROM captions
+    WHERE image_id IS NOT NULL AND image_path IS NOT NULL AND images <> source
+    GROUP BY images, image_path
+    QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
+    ORDER BY images, image_path
+"""
 LEAST_IMAGES = 10
 """Images of a split that benchmarks need at least."""
 SHOWN = 5
@@ -41,7 +52,9 @@ class Survey:
     shared: Shared
     """What the splits share."""
     missing: list[str]
-    """Images of the first that captions name, and that are not there."""
+    """Images that captions name, of those that were looked up, and that are not there."""
+    without_image: Counter[str] = field(default_factory=Counter)
+    """Captions of each split that have no image."""
     unused: list[str] = field(default_factory=list)
     """Files that hold captions, too, but name no image."""
 
@@ -65,9 +78,9 @@ def survey(
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
     first = chosen[0]
-    if images is None and not first.file.images:
+    if images is not None or not first.file.images:
         names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
-        images = _find_images(root, names, first.file.name)
+        images = _find_images(root, names, first.file, images)
     sources = tuple(
         source.model_copy(
             update={
@@ -139,24 +152,38 @@ def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candida
     raise InputError(f"{len(chosen)} files hold captions: {names}; say with --captions which one, or which folder")
 
 
-def _find_images(root: Path, names: Sequence[str], where: str) -> str:
+def _find_images(root: Path, names: Sequence[str], file: SourceFile, images: str | None) -> str:
+    """The folder or tar that holds the images: `images`, if that is given, or else the one with the most of them."""
     if not names:
-        raise InputError(
-            f"the captions of {where} name no image, so nothing can be trained on; add a column `image` with the file "
-            "names, or name the one that has them with --image-column"
-        )
-    places = {place: len(names) - len(_missing(root / place, names)) for place in _image_places(root)}
+        raise InputError(_no_names(file))
+    candidates = _image_places(root) if images is None else [images]
+    places = {place: len(names) - len(_missing(root / place, names)) for place in candidates}
     most = max(places.values(), default=0)
     if not most:
         raise InputError(
-            f"none of the {len(names)} images that were looked up is below {root}; the first is {names[0]!r}, as "
-            f"{where} names it. Say with --images which folder or tar holds them, or with --image-column which column "
-            "has their file names"
+            f"none of the {len(names)} images that were looked up is below {root / (images or '')}; the first is "
+            f"{names[0]!r}, as {file.name} names it. Say with --images which folder or tar holds them, or with "
+            "--image-column which column has their file names"
         )
     best = [place for place, count in places.items() if count == most]
     if len(best) > 1:
         raise InputError(f"the images are in {' and in '.join(best[:SHOWN])}; say with --images which ones to take")
     return best[0]
+
+
+def _no_names(file: SourceFile) -> str:
+    fields = header_fields(file.path) if file.form in ("csv", "tsv") else []
+    columns = ", ".join(repr(field[:40]) for field in fields[:8])
+    if len(fields) > 1 and not (has_caption(fields) or file.options.columns.named()):
+        # Each line was read as one caption.
+        return (
+            f"{file.name} has no column that is known as a caption or an image; its first line has {columns}. Name "
+            "the two with --caption-column and --image-column"
+        )
+    return (
+        f"the captions of {file.name}{f' (columns {columns})' if columns else ''} name no image, so nothing can be "
+        "trained on; add a column `image` with the file names, or name the one that has them with --image-column"
+    )
 
 
 def _image_places(root: Path) -> Iterable[str]:
@@ -190,29 +217,30 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
     files = expand(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
+    without_image = Counter[str]()
     batches: list[pa.RecordBatch] = []
     for file in files:
         for outcome in pipeline.run(file):
             counts.note(outcome)
-            ids, splits = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "split"))
-            for image, split in zip(ids, splits, strict=True):
+            columns = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "image_path", "split"))
+            for image, path, split in zip(*columns, strict=True):
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
-            batches.append(outcome.accepted.select(list(SHARED_COLUMNS)))
+                # Without a folder or tar of images there are no paths, either.
+                without_image[split] += image is None or path is None
+            batches.append(outcome.accepted.select([*SHARED_COLUMNS, "source"]))
     contents = shared_contents(lambda: batches, lambda name: ImageArchive(Path(data.root) / name))
-    missing = [
-        name
-        for source in data.sources
-        if source.images
-        for name in _missing(Path(data.root) / source.images, _first_names(batches, source.images))
-    ]
-    return Survey(data, counts, images, find_shared(lambda: batches, contents), missing, unused)
+    with duckdb.connect(":memory:", config={"python_enable_replacements": "false"}) as con:
+        if batches:
+            con.register("captions", pa.Table.from_batches(batches))
+        named = named_images(con) if batches else {}
+    missing = [name for place, names in named.items() for name in _missing(Path(data.root) / place, list(names))]
+    return Survey(data, counts, images, find_shared(lambda: batches, contents), missing, without_image, unused)
 
 
-def _first_names(batches: Iterable[pa.RecordBatch], images: str) -> list[str]:
-    """Names of the first images in a folder or tar."""
-    names: dict[str, None] = {}
-    for batch in batches:
-        if len(names) < LOOKED_UP:
-            names |= dict.fromkeys(batch.filter(pc.field("images") == images)["image_path"].drop_null().to_pylist())
-    return list(names)[:LOOKED_UP]
+def named_images(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
+    """For each tar or folder at most `CHECKED` of the images that the view `captions` names in it, with a source."""
+    named: dict[str, dict[str, str]] = {}
+    for place, name, source in con.execute(NAMED, {"most": CHECKED}).fetchall():
+        named.setdefault(place, {})[name] = source
+    return named

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,6 +84,36 @@ def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batc
     assert settings.bootstrap.epochs * rows / batch == pytest.approx(300, rel=0.05)
     facts(data.name, "--base", "ViT-B-32:laion2b_s34b_b79k", "--force")
     assert load_settings("paraclip.yaml").bootstrap == settings.bootstrap.__class__()
+
+
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_a_base_of_hardly_any_captions_stays_within_the_options(data: Path, images: int, facts: Any) -> None:
+    """A batch has no caption twice, so a passage is one step."""
+    table(data / "My export.csv", captions(images, each=1))
+    facts(data.name)
+    assert load_settings("paraclip.yaml").bootstrap.epochs == 300
+
+
+def test_a_wrong_name_blames_no_file(data: Path, cli: Any) -> None:
+    error = cli(["init", data.name, "--name", "a/b"], code=2).err
+    assert error.startswith("error: the configuration for my data: name: 'a/b' cannot name a run")
+    assert not Path("paraclip.yaml").exists()
+
+
+def test_missing_images_and_captions_without_one_are_those_of_plan(data: Path, cli: Any, facts: Any) -> None:
+    photos(data / "Photos" / "more", 250)
+    rows = [(f"more/{image}", text) for image, text in captions(250)]
+    (data / "Photos" / "more" / "2024" / "IMG 230.PNG").unlink()
+    table(data / "My export.csv", [*rows, *(("", f"nobody drew number {n}") for n in range(20))])
+    report = facts(data.name)
+    assert report["images_missing"] == ["more/2024/IMG 230.PNG"]
+    rejected = report["rows"]["rejected"]["no_image"]
+    bare = f"{20 - rejected} of {report['captions']['val']} captions of split val have no image"
+    planned = cli.json(["plan", "-c", "paraclip.yaml"])["notes"]
+    assert 0 < rejected < 20
+    for notes in (report["notes"], planned):
+        assert any(note.startswith(bare) for note in notes)
+    assert any("1 of 250 images" in note and "'more/2024/IMG 230.PNG'" in note for note in planned)
 
 
 def test_nothing_is_written_over(data: Path, cli: Any) -> None:
@@ -169,6 +200,12 @@ def test_validation_rows_that_share_images_with_training_are_told_and_refused(
     [
         ("empty", "no captions in empty: empty is no file"),
         ("columns", "its first line has 2 fields: 'Bild', 'Titel der Datei'. Name the one with the caption"),
+        ("semicolons", "c.csv has no column that is known as a caption or an image; its first line has 'Bild'"),
+        ("quotes", "no header that names a caption (caption, TEXT, text, title, captions) and its first line has 2"),
+        ("a quote", "not valid CSV in the record that begins at line 3"),
+        ("no column", "a.csv (columns 'caption', 'rating') name no image, so nothing can be trained on"),
+        ("vectors", "captions.txt name no image, so nothing can be trained on"),
+        ("elsewhere", "images that were looked up is below my data/2024; the first is '2024/IMG 0.PNG'"),
         ("two", "2 files hold captions: My export.csv, another.csv; say with --captions"),
         ("no images", "none of the 60 images that were looked up is below no images; the first is '2024/IMG 0.PNG'"),
         ("no names", "name no image, so nothing can be trained on; add a column `image`"),
@@ -177,10 +214,13 @@ def test_validation_rows_that_share_images_with_training_are_told_and_refused(
 )
 def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) -> None:
     other = data.parent / case
-    folder = other
-    if case in ("two", "twice"):
+    folder, options = other, []
+    if case in ("two", "twice", "elsewhere"):
         folder = data
-        if case == "two":
+        if case == "elsewhere":
+            (data / "2024").mkdir()
+            options = ["--images", "2024"]
+        elif case == "two":
             table(data / "another.csv", captions(3))
         else:
             photos(data / "Thumbnails")
@@ -188,9 +228,22 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) 
         other.mkdir()
     if case == "columns":
         (other / "a.csv").write_text("Bild,Titel der Datei\n1.png,ein Hund am Strand\n")
+    if case == "semicolons":
+        (other / "c.csv").write_text("Bild;Titel\n1.png;ein Hund am Strand\n")
+    if case == "quotes":
+        (other / "c.csv").write_text('Bild;Titel\n1.png;ein Hund\n"2; b.png";"ein ""Hund"" am Strand"\n')
+    if case == "a quote":
+        (other / "c.csv").write_text('caption;image\nein Hund;1.png\n"ein Hund" am Strand;2.png\n')
+    if case == "no column":
+        (other / "a.csv").write_text("caption,rating\na first picture,3\n")
+    if case == "vectors":
+        (other / "img_emb").mkdir()
+        np.save(other / "img_emb" / "img_emb_0.npy", np.zeros((4, 8), np.float32))
+        (other / "captions.txt").write_text("a dog on a beach\n" * 4)
+        options = ["--images", "img_emb"]
     if case == "no images":
         table(other / "a.csv", captions(60))
     if case == "no names":
         (other / "a.txt").write_text("a dog on a beach\n")
-    assert message in cli(["init", folder.name], code=1).err
+    assert message in cli(["init", folder.name, *options], code=1).err
     assert not Path("paraclip.yaml").exists()

@@ -36,6 +36,8 @@ from paraclip_core.captions.rows import (
 from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
+SEPARATORS = ",;\t|"
+"""Of CSV, the usual one first."""
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
 
@@ -158,11 +160,21 @@ def _columns(first: list[str], chosen: ColumnNames, path: Path) -> tuple[Columns
     if len(first) == 2 and sum(images) == 1:
         image = str(images.index(True))
         return Columns((str(1 - int(image)),), image=image, path=image), []
-    raise InputError(
+    raise _no_header(path, first)
+
+
+def _no_header(path: Path, first: list[str]) -> InputError:
+    return InputError(
         f"{path} has no header that names a caption ({', '.join(CAPTION)}) and its first line has {len(first)} fields: "
         f"{', '.join(repr(field[:40]) for field in first[:8])}. Name the one with the caption in "
         'data.sources[].columns.caption, or, where there is no header, count from 0 ("0")'
     )
+
+
+def header_fields(path: Path) -> list[str]:
+    """The fields of a table's first line, by the separator that makes the most of them."""
+    first = next(_text_lines(path), "")
+    return max((_split(first, delimiter) for delimiter in SEPARATORS), key=len)
 
 
 def tsv_records(path: Path) -> Iterator[Record]:
@@ -170,7 +182,7 @@ def tsv_records(path: Path) -> Iterator[Record]:
 
 
 def csv_records(
-    path: Path, is_header: Callable[[list[str]], bool] = has_caption, separators: str = ",;\t|"
+    path: Path, is_header: Callable[[list[str]], bool] = has_caption, separators: str = SEPARATORS
 ) -> Iterator[Record]:
     """Records of a CSV file; the number is that of the first line.
 
@@ -188,6 +200,8 @@ def csv_records(
         except StopIteration:
             return
         except csv.Error as error:
+            if names := _separated_otherwise(path, first, last + 1, separators[1:]):
+                raise _no_header(path, names) from error
             raise InputError(
                 f"{path} is not valid CSV in the record that begins at line {last + 1}: {error}. Is a quote not closed "
                 "or not doubled? A file without quoting is read with data.sources[].format: tsv"
@@ -198,11 +212,29 @@ def csv_records(
 
 def _delimiter(first: str, is_header: Callable[[list[str]], bool], separators: str) -> str:
     for delimiter in separators:
-        with suppress(csv.Error):  # which the records that follow tell with their line
-            names = next(csv.reader([first], delimiter=delimiter), [])
-            if len(names) > 1 and is_header(names):
-                return delimiter
+        names = _split(first, delimiter)
+        if len(names) > 1 and is_header(names):
+            return delimiter
     return separators[0]
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    with suppress(csv.Error):  # which the records that follow tell with their line
+        return next(csv.reader([line], delimiter=delimiter), [])
+    return []
+
+
+def _separated_otherwise(path: Path, first: str, line: int, separators: str) -> list[str]:
+    """The first line's fields by a separator that makes as many of the record at `line`, whose quotes then are right;
+    empty if there is none."""
+    for delimiter in separators:
+        names = _split(first, delimiter)
+        with suppress(InputError):
+            records = csv_records(path, separators=delimiter)
+            record = next((fields for number, fields in records if number >= line), None)
+            if len(names) > 1 and len(names) == len(record or ()):
+                return names
+    return []
 
 
 def _text_lines(path: Path) -> Iterator[str]:
