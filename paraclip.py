@@ -135,9 +135,11 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     from paraclip.tasks.results import comparison_rows, stage_row
     from paraclip.tasks.run.dag import run_stage
     from paraclip.tasks.run.run import Run
+    from paraclip.tasks.stages.ingest import need_rows
 
     wanted = Run(settings)
     check_run_name(settings.name, wanted.store)
+    need_rows(wanted)
     wanted.check_trackers()
     rows = []
     with wanted.store.mark_run({name: node.fingerprint for name, node in wanted.nodes.items()}):

@@ -46,6 +46,7 @@ from paraclip.tasks.publish import StageTable
 from paraclip.tasks.results import Result, stage_row
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run, Stage, Stop
+from paraclip.tasks.stages.ingest import need_rows
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ArtifactError, StageError
 
@@ -87,6 +88,7 @@ def run_stages(run: Run) -> Result:
     table = StageTable(run.settings.name)
     try:
         check_run_name(run.settings.name, run.store)
+        need_rows(run)
         # Now: captions that come while it runs are the next run's, and must not leave this one between two sets.
         nodes = run.nodes
         run.check_trackers()

@@ -13,11 +13,11 @@ from paraclip.tasks.models import EMBEDDED
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
-from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
+from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.rows import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
-from paraclip_core.errors import ArtifactError, ParaclipError
+from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
@@ -78,6 +78,7 @@ def plan_run(run: Run) -> RunPlan:
 
     Where captions are not ingested yet, the sources are read to count them.
     """
+    need_rows(run)
     artifacts: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}
     for name in run.stages:
@@ -88,6 +89,11 @@ def plan_run(run: Run) -> RunPlan:
             damaged[name] = str(error)
     with TempDir("plan-") as scratch:
         captions = ingested_captions(run, artifacts, scratch)
+        if captions.rejected and not captions.accepted:
+            raise InputError(
+                f"none of the {captions.read} rows would be accepted ({listed_reasons(captions.rejected)}). Mend the "
+                "files, name their columns in data.sources[].columns, or loosen the options"
+            )
         sizes = amounts(run, artifacts, captions)
         own, others = _runs(run)
         stages = []

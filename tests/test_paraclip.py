@@ -55,6 +55,15 @@ def test_wrong_calls_say_what_to_do(home: Path) -> None:
         paraclip.evaluate({"base": str(home / "base")}, "stsb=x.tsv")
 
 
+def test_a_run_of_nothing_makes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    data, root = [f"data.root={tmp_path}", "data.sources=[{path: a.csv}]"], tmp_path / "root"
+    for function in (paraclip.plan, paraclip.run):
+        with pytest.raises(ConfigError, match=r"no source has a row: a\.csv has none"):
+            function(paraclip.load_config(None, [*data, f"run.root={root}"]))
+    assert not (root / "work").exists()
+
+
 @pytest.mark.parametrize(
     ("query", "count", "message"),
     [

@@ -90,9 +90,11 @@ def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
     from paraclip.tasks.channels import check_run_name, record_result
     from paraclip.tasks.run.run import Run
+    from paraclip.tasks.stages.ingest import need_rows
 
     run = Run(settings)
     check_run_name(settings.name, run.store)
+    need_rows(run)
     artifacts = run.artifacts()
     if start is not None:
         before = list(run.stages)[: list(run.stages).index(run.node(start).name)]

@@ -162,6 +162,12 @@ class SourceFile:
         return named or configured_split(self.options.split)
 
 
+def read_source(file: SourceFile) -> Iterator[RowBatch]:
+    """Rows of a source file, batch by batch."""
+    form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
+    return read(file.path, file.options, form)
+
+
 def shard_split(path: Path) -> str | None:
     """The split that a shard's name tells, None where it tells none."""
     shard = SHARD.fullmatch(path.name)
@@ -270,8 +276,7 @@ class CaptionPipeline:
         are kept.
         """
         try:
-            form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
-            for batch in read(file.path, file.options, form):
+            for batch in read_source(file):
                 yield self._outcome(batch, file)
         except InputError as error:
             if self._options.on_error == "stop":

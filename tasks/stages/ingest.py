@@ -28,12 +28,13 @@ from paraclip_core.captions.pipeline import (
     expand,
     need_file,
     own_reader_source,
+    read_source,
     text_keys,
 )
 from paraclip_core.captions.rows import Counts, Outcome, listed_reasons
 from paraclip_core.config import meaning
 from paraclip_core.demo.scenes import write_texts
-from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import user_path
 
@@ -86,6 +87,35 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
     folder = scratch / "ingest"
     return IngestedCaptions(
         lambda: folder, counts.read, counts.accepted, counts.splits["train"], len(images), counts.rejected
+    )
+
+
+def need_rows(run: Run) -> None:
+    """Refuse a run whose sources have no row at all, before anything is made; a first row is looked for, no more."""
+    settings, reasons = run.settings, []
+    # A stage of the user's own may read anything.
+    if "ingest" not in run.stages or run.stages["ingest"].body is not _body or settings.data.scenes is not None:
+        return
+    try:
+        if run.artifact("ingest") is not None:
+            return
+    except ArtifactError:
+        # `plan` lists it as damaged, and the stage refuses it.
+        return
+    for file in expand(input_path(settings, "."), settings.data.sources, user_path(settings.run.root)):
+        try:
+            if any(len(batch) or batch.rejects for batch in read_source(file)):
+                return
+            reasons.append(f"{file.name} has none")
+        except InputError as error:
+            if settings.data.on_error == "stop":
+                # A bad file is the stage's to tell, with the rows before the damage.
+                return
+            reasons.append(str(error))
+    more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+    raise ConfigError(
+        f"there is nothing to run on, for no source has a row: {'; '.join(reasons[:3])}{more}. Expected captions in "
+        "data.root and data.sources[].path"
     )
 
 

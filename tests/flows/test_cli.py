@@ -31,6 +31,17 @@ def test_wrong_usage_ends_with_2(arguments: list[str], cli: Any) -> None:
     cli(arguments, code=2)
 
 
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize(("folder", "reason"), [("data", "a.csv has none"), ("absent", "a.csv does not exist")])
+def test_a_run_of_nothing_is_wrong_usage(command: str, folder: str, reason: str, tmp_path: Path, cli: Any) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.csv").write_text("image,caption\n")
+    data = json.dumps({"root": str(tmp_path / folder), "on_error": "skip", "sources": [{"path": "a.csv"}]})
+    error = cli([command, "--set", f"data={data}", "--root", str(tmp_path / "root")], code=2).err
+    assert error.startswith("error: there is nothing to run on, for no source has a row: ") and reason in error
+    assert not (tmp_path / "root" / "work").exists() and not (tmp_path / "root" / "prefect").exists()
+
+
 def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any], cli: Any) -> None:
     run = finished_run()
     shown = cli(["run", "-c", str(run.config)]).out

@@ -19,6 +19,7 @@ from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
+from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import load_settings
 
@@ -43,6 +44,14 @@ def run(name: str, root: Path, **changes: Any) -> None:
 def amounts_of(run: Run, artifacts: Any) -> dict[str, Amount]:
     with TempDir() as scratch:
         return amounts(run, artifacts, ingested_captions(run, artifacts, scratch))
+
+
+def test_a_plan_of_rows_that_are_all_left_out_says_why(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\n1.png,dog\n2.png,\n")
+    sources = [f"data.root={tmp_path}", "data.sources=[{path: a.csv}]", f"run.root={tmp_path / 'runs'}"]
+    reasons = r"none of the 2 rows would be accepted \(too_few_words 1 \(data\.min_words\), empty 1\)"
+    with pytest.raises(InputError, match=reasons):
+        plan_run(Run(load_settings(None, sources)))
 
 
 def test_to_run_cached_and_resumable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.ingest import INGEST, scan_outcomes
+from paraclip.tasks.stages.ingest import INGEST, need_rows, scan_outcomes
 from paraclip_core import tables
 from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
 from paraclip_core.demo.scenes import held_out_images
@@ -112,6 +113,28 @@ def test_nothing_read_or_accepted_stops_before_anything_is_paid_for(tmp_path: Pa
     (rejects,) = store.root.glob("work/ingest/*/out/rejects")
     assert str(rejects) in str(error.value)
     assert sorted(read_table(rejects).column("reason").to_pylist()) == ["empty", "too_few_words"]
+
+
+def test_a_run_of_no_rows_is_told_from_one_of_any_row(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path / "runs")
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no more")
+    (tmp_path / "one.csv").write_text("image,caption\n1.png,\n")
+    wrong = settings_of(tmp_path, "a.csv", "bad.parquet", "absent", on_error="skip")
+    with pytest.raises(
+        ConfigError, match=r"no source has a row: a\.csv has none; .*bad\.parquet .*absent does not exist"
+    ):
+        need_rows(Run(wrong, store))
+    # A row that is left out is a row: ingest says why, as it does of a bad file that stops it.
+    need_rows(Run(settings_of(tmp_path, "a.csv", "one.csv"), store))
+    need_rows(Run(settings_of(tmp_path, "a.csv", "bad.parquet"), store))
+    own = {"ingest": replace(INGEST, body=lambda ctx: {})}
+    need_rows(Run(wrong, store, own))
+    # What is ingested already is not looked at again.
+    run = Run(wrong, store)
+    with store.writing("ingest", run.node("ingest").fingerprint):
+        store.commit(run.node("ingest").draft, {}, 0.0)
+    need_rows(run)
 
 
 def test_sources_follow_contents_not_places(folder: Path, tmp_path: Path) -> None:

@@ -98,6 +98,18 @@ def test_csv_with_header_quotes_and_line_breaks(tmp_path: Path) -> None:
     assert rejects(batch) == [(4, "empty"), (5, "missing_field")]
 
 
+def test_a_table_with_an_unknown_header_is_not_blamed_on_its_quotes(tmp_path: Path) -> None:
+    good = 'Bild;Titel\n1.png;ein Hund\n"2; b.png";"ein ""Hund""\nam Strand"\n'
+    with pytest.raises(InputError, match=r"no header that names a caption .*2 fields: 'Bild', 'Titel'"):
+        first(read_csv(write(tmp_path, good), SourceOptions(path="x")))
+    named = SourceOptions(path="x", columns=ColumnNames(caption="Titel", image="Bild"))
+    assert first(read_csv(write(tmp_path, good), named)).captions == ["ein Hund", 'ein "Hund"\nam Strand']
+    # Neither a broken quote in it nor one in a column of captions is the header's fault.
+    for bad in (good.replace('"2; b', '"2"; b'), 'a dog; a cat\n"a dog" on a beach\n'):
+        with pytest.raises(InputError, match="Is a quote not closed or not doubled"):
+            first(read_csv(write(tmp_path, bad), SourceOptions(path="x")))
+
+
 def test_columns_by_number_wrong_ones_and_a_quote_that_is_never_closed(tmp_path: Path) -> None:
     options = SourceOptions(path="x", columns=ColumnNames(caption="2", image="0"))
     batch = first(read_csv(write(tmp_path, "1,x,a dog\n2,y,a cat\n"), options))
