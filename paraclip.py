@@ -102,9 +102,9 @@ def load_config(config: str | Path | None = None, overrides: Sequence[str] = ())
     Raises:
         ConfigError: the file cannot be read, or an option is wrong.
     """
-    from paraclip_core.settings import load_settings
+    from paraclip_core.settings import PARAMETER, load_settings
 
-    return load_settings(config, overrides, os.environ)
+    return load_settings(config, overrides, os.environ, PARAMETER)
 
 
 def plan(settings: Settings) -> Table:

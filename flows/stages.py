@@ -23,7 +23,7 @@ from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.pause import stopped_by_pause
@@ -48,7 +48,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, worth_a_retry
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.progress import Progress
-from paraclip_core.settings import deployed_settings
+from paraclip_core.settings import SETTINGS, deployed_settings, parse_settings
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,14 @@ def _names(prefix: str) -> Iterator[str]:
 
 Override = Annotated[str, Field(pattern=r"^\s*\w+(\.\w+)*\s*=", title="option=value")]
 Overrides = tuple[Override, ...]
-FormSettings = Annotated[Settings, WithJsonSchema(form_schema())]
+
+
+def _read_settings(given: Any) -> Any:
+    """A flow's parameter as settings; an error says what pydantic's own would not, such as the nearest option."""
+    return parse_settings(given, SETTINGS) if isinstance(given, Mapping) else given
+
+
+FormSettings = Annotated[Settings, BeforeValidator(_read_settings), WithJsonSchema(form_schema())]
 
 
 def run_of(config: str, overrides: Sequence[str], settings: Settings) -> Run:

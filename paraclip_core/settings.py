@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from copy import deepcopy
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -18,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.gone import what_became_of
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
 SHIPPED = Path(__file__).with_name("configs")
@@ -25,23 +28,29 @@ QUOTED = re.compile(r"'[^']{4,}'")
 """What PyYAML's errors quote of a document; shorter ones are its own signs."""
 UNNAMED = "the settings"
 """Origin of options that come from no file."""
+SETTINGS = "the parameter settings"
+"""Origin of options that a flow is given."""
+ARGUMENT, PARAMETER = "--set ", "overrides: "
+"""What errors put before an override from the command line, and before one from a flow's parameter or Python's."""
 
 
 def load_settings(
-    path: Path | str | None = None, overrides: Sequence[str] = (), environ: Mapping[str, str] | None = None
+    path: Path | str | None = None,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    given_by: str = ARGUMENT,
 ) -> Settings:
     """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT in `environ`, then the overrides.
 
     `path` is a file, an fsspec URL, or the name of one of :func:`shipped_configs`, before which a file of that name
     comes. Overrides are ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
+    Errors put `given_by` before them.
     """
     tree = {} if path is None else _read_file(str(path))
     root = (environ or {}).get(ROOT_VARIABLE)
-    if root:
-        _put(tree, ["run", "root"], root, f"{ROOT_VARIABLE}={root}")
-    for override in overrides:
-        _override(tree, override)
-    return parse_settings(tree, str(path) if path else UNNAMED)
+    changes = [_Change(f"{ROOT_VARIABLE}={root}", ("run", "root"), root)] if root else []
+    changes += [_read_override(override, given_by) for override in overrides]
+    return _changed_settings(tree, changes, str(path) if path else UNNAMED)
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -51,10 +60,7 @@ def shipped_configs() -> dict[str, Path]:
 
 def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED) -> Settings:
     """Check a tree of plain values; a ConfigError names `where` it is from and every wrong option at once."""
-    try:
-        return Settings.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {'; '.join(map(_explain, error.errors(include_url=False)))}") from error
+    return _changed_settings(tree, (), where)
 
 
 def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Settings:
@@ -73,12 +79,10 @@ def deployed_settings(
 ) -> Settings:
     """What the parameters of a deployment's run mean: `config` names a file in place of `settings`."""
     if config:
-        return load_settings(config, overrides, environ)
+        return load_settings(config, overrides, environ, PARAMETER)
     if overrides:
-        tree = settings.model_dump(mode="json")
-        for override in overrides:
-            _override(tree, override)
-        settings = parse_settings(tree, "the parameter settings")
+        changes = [_read_override(override, PARAMETER) for override in overrides]
+        settings = _changed_settings(settings.model_dump(mode="json"), changes, SETTINGS)
     return at_environment_root(settings, environ)
 
 
@@ -158,25 +162,78 @@ def _fetch(url: str) -> str:
         raise ConfigError(f"cannot read {url}: {one_line(error)}") from error
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+class _Change(NamedTuple):
+    """A value that is put over what a file says."""
+
+    origin: str
+    """Who gave it, for errors; never a text that may hold a secret."""
+    keys: tuple[str, ...]
+    value: Any
+
+
+def _read_override(override: str, given_by: str) -> _Change:
     name, separator, text = override.partition("=")
-    keys = name.strip().split(".")
+    keys = tuple(name.strip().split("."))
     if not separator or not all(keys):
-        raise ConfigError(f"--set {override!r} must look like group.option=value")
+        raise ConfigError(f"{given_by}{override!r} must look like group.option=value")
     try:
         value = _load_yaml(text)
     except ValueError as error:
-        raise ConfigError(f"--set {name}=… is not a YAML value: {error}") from error
+        raise ConfigError(f"{given_by}{name}=… is not a YAML value: {error}") from error
+    # A key or a password is a text, so no error repeats one.
+    origin = f"{given_by}{name}={text if isinstance(value, int | float | None) else '…'}"
     # A file called 2024 is a name, not a number.
     annotation = _annotation_at(keys)
     arms = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     if str in arms and not isinstance(value, str | None) and not (isinstance(value, list) and any(map(_is_list, arms))):
         value = text
-    _put(tree, keys, value, f"--set {override}")
+    return _Change(origin, keys, value)
 
 
-def _put(tree: dict[str, Any], keys: Sequence[str], value: Any, origin: str) -> None:
-    node: Any = tree
+def _changed_settings(tree: Mapping[str, Any], changes: Sequence[_Change], where: str) -> Settings:
+    """The settings of a tree from `where` with these changes; an error names who gave what is wrong."""
+    changed = deepcopy(dict(tree)) if changes else tree
+    for change in changes:
+        _put(changed, change.keys, change.value, change.origin)
+    try:
+        return Settings.model_validate(changed)
+    except ValidationError as error:
+        wrong_before = set(_places(tree)) if changes else set()
+        explained: dict[str, list[str]] = {}
+        for detail in error.errors(include_url=False):
+            origin = _blamed(_place(detail), changes, wrong_before) or where
+            explained.setdefault(origin, []).append(_explain(detail))
+        raise ConfigError("; ".join(f"{name}: {'; '.join(texts)}" for name, texts in explained.items())) from error
+
+
+def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Where a tree is wrong."""
+    try:
+        Settings.model_validate(tree)
+    except ValidationError as error:
+        yield from map(_place, error.errors(include_url=False))
+
+
+def _place(detail: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(map(str, detail["loc"]))
+
+
+def _blamed(place: tuple[str, ...], changes: Sequence[_Change], wrong_before: Set[tuple[str, ...]]) -> str | None:
+    """The origin of the change that is wrong at a place; None if what was changed is."""
+
+    def shared(change: _Change) -> int:
+        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(change.keys, place, strict=False)))
+
+    # The last one put its value over those before it.
+    nearest = max(reversed(changes), key=shared, default=None)
+    if nearest is None or not shared(nearest):
+        return None
+    # A group that is wrong as a whole has its error above the option.
+    return nearest.origin if shared(nearest) == len(nearest.keys) or place not in wrong_before else None
+
+
+def _put(tree: Any, keys: Sequence[str], value: Any, origin: str) -> None:
+    node = tree
     for position, key in enumerate(keys):
         last = position == len(keys) - 1
         if isinstance(node, list):
@@ -202,6 +259,8 @@ def _explain(detail: Mapping[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     path = ".".join(str(part) for part in location) or "settings"
     kind, got = detail["type"], repr(detail["input"])
+    if gone := what_became_of(location, detail["input"]):
+        return gone
     if kind == "extra_forbidden":
         return f"{path} is no option; {_nearest(location)}"
     message = detail["msg"].removeprefix("Value error, ")

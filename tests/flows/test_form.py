@@ -70,3 +70,12 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
         parse_settings({**demo, "data": {**demo["data"], "root": "photos"}})
     with pytest.raises(Exception, match=r"finetune\.epochs: 3"):
         check({"overrides": ["finetune.epochs: 3"]})
+
+
+def test_a_wrong_option_of_a_run_is_explained() -> None:
+    for settings, problem in (
+        ({"run": {"retries": 3}}, r"^the parameter settings: run\.retries is gone since 0\.1\.0: leave it out"),
+        ({"finetune": {"epoks": 3}}, r"^the parameter settings: .* did you mean finetune\.epochs\?"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            pipeline.validate_parameters({"settings": settings})

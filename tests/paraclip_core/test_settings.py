@@ -113,6 +113,38 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
 
 
 @pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("finetune.epoks=3", "overrides: finetune.epoks=3: finetune.epoks is no option; did you mean finetune.epochs?"),
+        ("finetune={epoks: 3}", "overrides: finetune=…: finetune.epoks is no option; did you mean finetune.epochs?"),
+        ("data.min_words=99", "overrides: data.min_words=99: data: min_words (99) must not be above max_words (15)"),
+        ("data.sources.1.images=x", "overrides: data.sources.1.images=…: data.sources.1.path is needed and not given"),
+        ("data.sources.2.images=x", "overrides: data.sources.2.images=…: data.sources has 1 items, so '2' names none"),
+        ("name", "overrides: 'name' must look like group.option=value"),
+    ],
+)
+def test_a_wrong_override_is_not_blamed_on_the_file(override: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, "finetune: {seed: 1}\ndata: {sources: [{path: a}]}")
+    for settings, config in ((Settings(), str(path)), (load_settings(path), "")):
+        with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+            deployed_settings(settings, config, [override], {})
+    with pytest.raises(ConfigError, match=f"^{re.escape(message.replace('overrides: ', '--set ', 1))}"):
+        load_settings(path, [override])
+
+
+def test_a_wrong_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
+    path = write(tmp_path, "finetune: {distil: much}\ndata: {sources: [{pth: a}]}")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(path, ["finetune.seed=2", "data.sources.0.images=x", "finetune.epoks=3"])
+    of_file, of_override = str(caught.value).split("; --set ")
+    assert of_file.startswith(f"{path}: data.sources.0.path is needed and not given; data.sources.0.pth is no option")
+    assert "finetune.distil" in of_file and of_override.startswith("finetune.epoks=3: finetune.epoks is no option")
+    path = write(tmp_path, "data: {min_words: 99}")
+    with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: data: min_words"):
+        load_settings(path, ["data.root=x"])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         (None, "No such file"),

@@ -1,0 +1,120 @@
+"""Options of earlier releases that are gone, and what to do in place of each.
+
+A file of an earlier release is read by a later one, where the nearest name of today is a wrong hint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SINCE = "0.1.0"
+"""The release that had them last."""
+
+CONSTANT = "leave it out; it is a constant now"
+NOTHING_GAINED = "leave it out; it brought nothing (docs/experiments.md)"
+TO_EXTRA = "write it into paraphrase.vllm.extra"
+ONE_MACHINE = (
+    "leave it out; the engine vllm uses all GPUs of a machine, and `vllm serve` answers for several machines "
+    "(docs/deployment.md)"
+)
+LICENSE = "write license"
+OTHER_CAPTIONS = "take paraphrase.engine: file with a file of captions as paraphrase.file.path (docs/engines.md)"
+OPENVINO = "write openvino, which asks SmolLM2 where no paraphrase.model is named"
+NO_SUCH_GATE = "leave it out; paraphrase.judge, or a gate of your own (docs/gates.md), is the stricter way"
+
+
+def _each(advice: str, group: str, *names: str) -> dict[str, str]:
+    return {f"{group}.{name}": advice for name in names}
+
+
+GONE: dict[str, str] = {
+    **_each(CONSTANT, "data", "max_chars", "unspaced_scripts", "context_length", "scenes.seed", "scenes.held_out"),
+    **_each(LICENSE, "data.sources.0", "licence", "columns.licence"),
+    "paraphrase.synonyms": "leave it out; paraphrase.prompts and the gates decide it",
+    "paraphrase.stop_below": "leave it out; a warning says that few first answers are accepted",
+    "paraphrase.regenerate": "write paraphrase.attempts, which asks again for every caption without an accepted answer",
+    "paraphrase.smollm2": "leave it out; the engine openvino takes SmolLM2 without options",
+    "paraphrase.mined": OTHER_CAPTIONS,
+    **_each(
+        "leave it out; the columns of the file are called caption, paraphrase_1 and paraphrase_2",
+        "paraphrase.file",
+        *("caption", "paraphrase_1", "paraphrase_2"),
+    ),
+    **_each(
+        CONSTANT,
+        "paraphrase.gates",
+        *("max_overlap", "max_new_content_words", "min_word_similarity", "max_lost_words"),
+    ),
+    **_each(NO_SUCH_GATE, "paraphrase.gates", "nli", "min_entailment", "max_repeats", "min_length_ratio"),
+    "paraphrase.openai.ask_for_n": "leave it out, or write `n: null` into paraphrase.openai.extra_body",
+    "paraphrase.openai.tokens_per_minute": "write paraphrase.openai.requests_per_minute",
+    "paraphrase.openai.timeout_seconds": "leave it out; a request has ten minutes",
+    "paraphrase.openai.revision": "leave it out, or write the revision as a part of paraphrase.model",
+    **_each(CONSTANT, "paraphrase.openai", "backoff_seconds", "max_failures"),
+    "paraphrase.transformers.dtype": "leave it out; a model has the arithmetic of its files",
+    **_each(
+        TO_EXTRA,
+        "paraphrase.vllm",
+        *("data_parallel_size", "dtype", "enable_chunked_prefill", "enable_prefix_caching", "enforce_eager"),
+        *("gpu_memory_utilization", "kv_cache_dtype", "max_model_len", "max_num_batched_tokens", "max_num_seqs"),
+        *("quantization", "revision", "speculative_config", "tensor_parallel_size"),
+    ),
+    "model.text_heads": "leave it out; each 64 of model.text_width are an attention head",
+    "model.seed": CONSTANT,
+    "features.shard_images": CONSTANT,
+    **_each(CONSTANT, "bootstrap", "weight_decay", "warmup", "validation", "seed", "clip_norm"),
+    "bootstrap.precision": "write finetune.precision, which both trainings have",
+    "bootstrap.checkpoint_steps": "write finetune.checkpoint_steps, which both trainings have",
+    **_each(NOTHING_GAINED, "bootstrap", "ema", "layer_decay"),
+    **{
+        f"{training}.{name}": advice
+        for training in ("bootstrap", "finetune")
+        for name, advice in (
+            ("memory_gib", "leave it out; what the device has free decides"),
+            ("checkpoint_minutes", "leave it out; there is a checkpoint each minute"),
+        )
+    },
+    "finetune.train": "leave it out; the whole text tower is trained",
+    "finetune.logit_scale": "leave it out; the scale is trained",
+    "finetune.warmup": "leave it out; it is a tenth of the steps",
+    "finetune.clip_norm": CONSTANT,
+    "finetune.mask_duplicates": "leave it out; equal texts and images are always masked",
+    **_each(
+        NOTHING_GAINED,
+        "finetune",
+        *("l2_sp", "ema", "layer_decay", "negatives", "image_gate", "validations", "weights.image_paraphrase_1"),
+    ),
+    "finetune.ranks.temperature": CONSTANT,
+    "finetune.ranks.bank": "leave it out; it cost recall",
+    **_each(CONSTANT, "evaluate", "resamples", "confidence", "seed"),
+    "run.judges": "write run.threads, which also says how many processes judge answers",
+    "run.retries": "leave it out; a deployment tries a stage again where that may help, `paraclip run` does not",
+    "run.stage_timeout": "leave it out; Cancel ends a stage, and the next run goes on from there",
+    "run.processes": "leave it out; one process trains, on one GPU",
+    **_each(ONE_MACHINE, "run", "runner", "shards", "ray_address", "ray_cpus", "ray_gpus"),
+    **_each("write run.drift.limit", "run.drift", "max_changed", "max_new_words"),
+    **_each("leave it out; run.drift.limit bounds what is left", "run.drift", "max_length_change", "max_shift"),
+}
+"""What to do, by the dotted path of an option; an item of a list is written ``0``."""
+
+GONE_VALUES: dict[str, dict[str, str]] = {
+    "paraphrase.engine": {"smollm2": OPENVINO, "mined": OTHER_CAPTIONS},
+    "paraphrase.gates.preset": {"paper": "write off", "mined": OTHER_CAPTIONS},
+    "run.trackers.0": {"file": "leave it out; training_log.jsonl of the stage has the figures"},
+    "evaluate.benchmarks.0.kind": {
+        "caption_order": "leave the benchmark out; no published figure could be matched with it",
+        "winoground": "write sugarcrepe, which measures the same",
+    },
+}
+"""What to do, by the dotted path of an option and a value that it took."""
+
+
+def what_became_of(location: Sequence[str | int], value: object) -> str | None:
+    """Say that the option at this place, or this value of it, is gone, and what to do; None if neither is."""
+    shown = ".".join(map(str, location))
+    path = ".".join("0" if isinstance(part, int) else part for part in location)
+    if advice := GONE.get(path):
+        return f"{shown} is gone since {SINCE}: {advice}"
+    if isinstance(value, str) and (advice := GONE_VALUES.get(path, {}).get(value)):
+        return f"{shown}: {value!r} is gone since {SINCE}: {advice}"
+    return None
