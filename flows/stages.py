@@ -40,7 +40,7 @@ from paraclip.tasks.publish import (
     report_note,
 )
 from paraclip.tasks.results import Result, comparison_rows, stage_row, why
-from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.dag import STAGES, TAKEN, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.run.status import both, shown_progress
 from paraclip.tasks.stages.paraphrase import STEPS, finished_samples
@@ -166,14 +166,16 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     """Run one stage in this process and return its row of the stage table."""
     let_own_logs_through()
     started = time.monotonic()
-    node, cached = run.node(name), run.artifact(name) is not None
+    node, cached, facts = run.node(name), run.artifact(name) is not None, set[str]()
     with shown_progress(name) as progress:
         cap = near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend)
         shown = both(both(progress, published_progress(run.settings.name, name)), cap)
         carry_out = _paraphrase if name in STEPS else run_stage
-        artifact = carry_out(node, run, shown)
-    row = stage_row(artifact, cached, time.monotonic() - started)
-    log.info("%s: %s in %.1f s, %s", name, row["state"], row["seconds"], artifact.path)
+        artifact = carry_out(node, run, both(shown, lambda done, total, **new: facts.update(new)))
+    taken = TAKEN in facts
+    row = stage_row(artifact, cached or taken, time.monotonic() - started)
+    how = "took another run's result after" if taken else f"{row['state']} in"
+    log.info("%s: %s %.1f s, %s", name, how, row["seconds"], artifact.path)
     return row
 
 

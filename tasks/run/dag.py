@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 STAGES = named_stages(BUILT_IN)
 """The built-in stages, in an order in which inputs come first."""
 MAKE = f"{__name__}:make_artifact"
+TAKEN = "taken"
+"""The fact of a progress that another process made the artifact."""
 
 
 def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artifact:
@@ -76,14 +78,19 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
 def carry_out(
     stage: Stage, draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent
 ) -> Artifact:
-    """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it."""
-    store = run.store
+    """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it.
+
+    The progress has the fact :data:`TAKEN` where another process finished it meanwhile.
+    """
+    store, taken = run.store, partial(progress, 1, 1, **{TAKEN: "from another run"})
     if (artifact := store.find(stage.name, draft.fingerprint)) is not None:
+        taken()
         return artifact
     waiting = partial(progress, 0, None, waiting="for another run of the same stage")
     with store.writing(stage.name, draft.fingerprint, waiting, draft.inputs) as work:
         # Another process may have finished it while this one waited for the lock.
         if (artifact := store.find(stage.name, draft.fingerprint)) is not None:
+            taken()
             return artifact
         started = time.monotonic()
         if changed := _changed_sources(stage, draft, run):

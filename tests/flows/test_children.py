@@ -1,17 +1,22 @@
-"""Stages in deployments of their own: which child run a retried parent finds again."""
+"""Stages that others run: which child run a retried parent finds again, and who waits for another's result."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import eventually  # pyright: ignore[reportMissingImports]
 
+from paraclip.flows.stages import carry_stage
 from paraclip.storage.artifacts import ArtifactStore
+from paraclip.tasks.run.child import log_path
 from paraclip.tasks.run.run import Node, Run, Stop
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError, StageError
@@ -63,6 +68,22 @@ def scenes(root: Path, images: int) -> tuple[Settings, ArtifactStore, Node, Call
         return "COMPLETED"
 
     return settings, store, node, make
+
+
+def test_a_run_that_waited_does_not_say_that_it_made_the_artifact(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, store, node, _ = scenes(tmp_path, 20)
+    caplog.set_level(logging.INFO)
+    path = log_path(store, "scenes", node.fingerprint)
+    with ThreadPoolExecutor(1) as pool:
+        with store.writing("scenes", node.fingerprint):
+            row = pool.submit(carry_stage, "scenes", Run(settings, store))
+            eventually(lambda: path.exists() and "waiting for" in path.read_text())
+            store.commit(node.draft, {}, 12.0)
+        assert (row.result(30)["state"], row.result()["made_in"]) == ("cached", 12.0)
+    assert "scenes: took another run's result after" in caplog.text and "made in" not in caplog.text
+    assert carry_stage("scenes", Run(settings, store))["state"] == "cached" and "scenes: cached in 0.0 s" in caplog.text
 
 
 @contextmanager

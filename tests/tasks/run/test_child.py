@@ -18,7 +18,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.run.child import call_in_child, log_path
-from paraclip.tasks.run.dag import run_in_child
+from paraclip.tasks.run.dag import TAKEN, run_in_child
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, StageError, worth_a_retry
@@ -64,19 +64,19 @@ def test_a_crash_after_the_work_is_told_as_one(tmp_path: Path) -> None:
 
 
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
-    messages: list[str] = []
+    messages: list[dict[str, Any]] = []
     store = ArtifactStore(tmp_path)
     with ThreadPoolExecutor(1) as pool:
         with store.writing("first", "0123abcd"):
-            second = pool.submit(
-                run, tmp_path, "first", progress=lambda done, total, **facts: messages.append(str(facts.get("waiting")))
-            )
+            second = pool.submit(run, tmp_path, "first", progress=lambda done, total, **facts: messages.append(facts))
             eventually(lambda: messages)
             assert not second.done()
             (store.work_path("first", "0123abcd") / "out" / "made.txt").write_text("by the first run")
             first = store.commit(draft("first"), {"rows": 0}, 0)
         assert second.result(30) == first
-    assert set(messages) == {"for another run of the same stage"}
+    *waiting, last = messages
+    assert last == {TAKEN: "from another run"}
+    assert all(facts == {"waiting": "for another run of the same stage"} for facts in waiting)
 
 
 @pytest.mark.parametrize(
