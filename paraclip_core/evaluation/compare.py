@@ -251,8 +251,8 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
     row, images = searches[0], pools[searches[0].benchmark]
     return (
         f"the base is near chance, so nothing can be measured on it: {_name(row)} is {row.base:.1f}, and "
-        f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; train it longer "
-        "(bootstrap.epochs, or a smaller bootstrap.batch_size), or take a pretrained one that knows such captions"
+        f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; take a "
+        "pretrained one that knows such captions"
     )
 
 

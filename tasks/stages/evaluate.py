@@ -19,7 +19,7 @@ from paraclip.storage.features import BenchmarkFeatures, FeatureStore
 from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
-from paraclip.tasks.models import base_inputs, base_reference
+from paraclip.tasks.models import EMBEDDED, base_inputs, base_reference
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import BenchmarkOptions, EvaluateOptions, Settings, meaning
@@ -60,6 +60,7 @@ BASE_KEPT = (
     "the tuned model is the base (α = 0): no mixture with the trained weights gained without losing too much recall, "
     "so there is nothing to export"
 )
+TRAIN_LONGER = ", or train the embedded one longer (bootstrap.epochs, or a smaller bootstrap.batch_size)"
 
 
 def write_evaluation(
@@ -175,10 +176,13 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped)
     if "control" in models:
         evaluation = _over_control(evaluation, tasks, outcomes, settings.evaluate)
+    reason = evaluation.comparison.reason
+    if evaluation.comparison.untrained and settings.model.base == EMBEDDED:
+        reason += TRAIN_LONGER
     if tuned.manifest.metrics.get("alpha") == 0:
         # Otherwise all that is seen is that nothing differs.
-        reason = f"{BASE_KEPT}; {evaluation.comparison.reason}"
-        evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
+        reason = f"{BASE_KEPT}; {reason}"
+    evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
     base = ctx.inputs.get("bootstrap")
     names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}

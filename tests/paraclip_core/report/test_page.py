@@ -121,8 +121,8 @@ def test_what_is_not_there_is_not_shown() -> None:
     pair = QueryPair("a", "x", "y", 0.1, 0.2, ["a"], ["a"], ["a"], ["a"])
     assert "thumb none shared right" in render_report(ReportData("demo", "hold", [], [], "f", better=[pair]))
     for untrained in (False, True):
-        page = tiles(ReportData("demo", "hold", [], ROWS, untrained=untrained))
-        assert ('class="tiles"' in page) != untrained
+        page = tiles(ReportData("demo", "hold", [], ROWS, untrained=untrained, control=ROWS))
+        assert ('class="tiles"' in page) == ("The big figures" in page) != untrained
 
 
 def test_figures_are_explained_and_licenses_are_counted() -> None:

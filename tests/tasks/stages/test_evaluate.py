@@ -291,13 +291,25 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
         EVALUATE.sources(Run(settings, store))
 
 
-def test_results_do_not_tell_where_a_local_base_lies(world: World, folder: Path) -> None:
+def on_local_base(world: World, folder: Path, name: str, benchmark: dict[str, Any]) -> tuple[Path, Artifact]:
+    """The bootstrapped base as one that lies in a folder, and the evaluation on it."""
     store, artifacts = world
     base = artifacts["bootstrap"].path / "release"
-    settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
+    settings = settings_with(folder, [{"name": name, **benchmark}])
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
     inputs = {name: artifact for name, artifact in artifacts.items() if name != "bootstrap"}
-    evaluation = carry_out(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
+    return base, carry_out(EVALUATE, Draft("evaluate", name, EVALUATE.version, {}, {}), Run(settings, store), inputs)
+
+
+def test_only_a_base_that_the_run_trains_is_to_be_trained_longer(world: World, whole: Artifact, folder: Path) -> None:
+    _, other = on_local_base(world, folder, "captions", {"kind": "paraphrased_retrieval"})
+    reasons = [artifact.manifest.metrics["reason"] for artifact in (whole, other)]
+    assert all("the base is near chance" in reason and "take a pretrained one" in reason for reason in reasons)
+    assert ["bootstrap.epochs" in reason for reason in reasons] == [True, False]
+
+
+def test_results_do_not_tell_where_a_local_base_lies(world: World, folder: Path) -> None:
+    base, evaluation = on_local_base(world, folder, "sts", {"kind": "sts", "path": "pairs.tsv"})
     assert json.loads((evaluation.path / "results/base/sts.json").read_text())["pretrained"] == "local"
     assert not any(str(base) in path.read_text() for path in evaluation.path.rglob("*.json"))
 
