@@ -13,6 +13,7 @@ from paraclip.tasks.models import EMBEDDED
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
+from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.rows import listed_reasons
@@ -27,6 +28,8 @@ State = Literal["cached", "resumable", "to run", "damaged"]
 SHOWN = 60
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
 """Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
+FAR_LESS = 0.1
+"""Share of the planned work below which an earlier artifact says little of its time."""
 QUESTION_TOKENS = 340
 """Of a question to the judge, its examples included; measured."""
 
@@ -223,9 +226,13 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
     alike = [one.manifest for one in earlier if one.manifest.options.get("engine") == engine]
     if amount.units is None or not alike:
         return None, ""
-    before = units_of(node.stage, alike[-1].metrics) or amount.units
-    seconds = alike[-1].wall_seconds * (amount.units / before if before else 1)
-    return round(seconds, 1), f"as {node.name}/{alike[-1].fingerprint[:12]}"
+    work = [units_of(node.stage, manifest.metrics) for manifest in alike]
+    # One that did far less tells how long a start takes.
+    enough = [number for number, units in enumerate(work) if units is None or units >= FAR_LESS * amount.units]
+    chosen = enough[-1] if enough else max(range(len(work)), key=lambda number: work[number] or 0)
+    before = work[chosen] or amount.units
+    seconds = alike[chosen].wall_seconds * (amount.units / before) if before else 0.0
+    return round(seconds, 1), f"as {node.name}/{alike[chosen].fingerprint[:12]}"
 
 
 def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
@@ -240,7 +247,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     settings = run.settings
     result = {
         "ingest": Amount(captions.read, units=captions.read),
-        "features": Amount(captions.images, units=captions.images),
+        "features": _image_amount(run, artifacts, captions),
         "bootstrap": _training(Amount(captions.train), settings.bootstrap.epochs),
         "report": Amount(units=1),
     }
@@ -254,6 +261,15 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)
     return result
+
+
+def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
+    images = captions.images
+    if images and "features" in run.stages and "features" not in artifacts:
+        new = images_to_encode(run, captions.folder / "captions")
+        if new is not None:
+            return Amount(new, units=new, note=f"{images - new} of {images} images were encoded before")
+    return Amount(images, units=images)
 
 
 class _Rates(NamedTuple):

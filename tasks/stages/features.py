@@ -7,16 +7,21 @@ grain of a shard: each finished shard leaves its matrix in the artifact and its 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from paraclip.storage.artifacts import SOURCE, Artifact, Draft
 from paraclip.storage.features import EarlierFeatures, FeatureStore, write_index, write_shard
 from paraclip.storage.parquet import (
     CONFIG,
@@ -32,6 +37,7 @@ from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
 from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.lifetime import TempDir
 from paraclip_core.pictures import picture_place
 
 if TYPE_CHECKING:
@@ -42,6 +48,9 @@ log = logging.getLogger(__name__)
 
 EARLIER = 4
 """Finished artifacts whose features are looked at; a fifth one is hardly of the same images."""
+
+READ_IMAGES = 10_000
+"""Images whose contents are read to tell how many are new."""
 
 SHARD_IMAGES = 2048
 """Images in a shard, the grain at which an interrupted stage resumes."""
@@ -57,6 +66,62 @@ UNIQUE_IMAGES = """
     GROUP BY image_id
     ORDER BY min(spot)
 """
+
+
+def images_to_encode(run: Run, captions: Path) -> int | None:
+    """How many images of the captions in a folder no earlier artifact of the same tower has; None if there is none.
+
+    Where an archive is as it was, ids tell; elsewhere contents do, those of a share of very many images.
+    """
+    here = [one for one in run.store.list("features") if one.path.is_dir()]
+    if not here:
+        return None
+    draft = run.node("features").draft
+    alike = [one for one in here if _tower(one.manifest) == _tower(draft)]
+    scenes = run.artifact("scenes") if "scenes" in draft.inputs else None
+    if not alike or ("scenes" in draft.inputs and scenes is None):
+        return None
+    with TempDir("images-") as scratch:
+        _list_images(captions, scratch / "images.parquet")
+        images = read_table(scratch / "images.parquet")
+    stores = []
+    for artifact in alike[-EARLIER:]:
+        # The stage says that a damaged one is not used.
+        with suppress(ArtifactError):
+            stores.append((artifact.manifest.inputs, FeatureStore(run.store.download(artifact).path)))
+    unknown = np.ones(images.num_rows, bool)
+    for inputs, store in stores:
+        same = [name for name in images["images"].unique().to_pylist() if _unchanged(name, draft.inputs, inputs)]
+        same_archive = pc.call_function("is_in", [images["images"]], pc.SetLookupOptions(pa.array(same, pa.string())))
+        unknown &= ~(same_archive.to_numpy() & (store.find(images["image_id"]) >= 0))
+    left = np.flatnonzero(unknown)
+    chosen = left[:: -(-len(left) // READ_IMAGES) or 1]
+    earlier = EarlierFeatures([store for _, store in stores])
+    new = sum(earlier(digest) is None for digest in _digests(run, scenes, images.take(pa.array(chosen))))
+    return round(new * len(left) / max(len(chosen), 1))
+
+
+def _tower(draft: Draft) -> tuple[Any, dict[str, str]]:
+    """What decides the image tower."""
+    images = f"{SOURCE}images/", "ingest", "scenes"
+    return draft.options.get("image_tower"), {k: v for k, v in draft.inputs.items() if not k.startswith(images)}
+
+
+def _unchanged(archive: str, now: Mapping[str, str], then: Mapping[str, str]) -> bool:
+    name = "scenes" if "scenes" in now else f"{SOURCE}images/{archive}"
+    return name in now and now[name] == then.get(name)
+
+
+def _digests(run: Run, scenes: Artifact | None, images: pa.Table) -> Iterator[bytes]:
+    """Hashes of the image files that can be read."""
+    from paraclip_core.clip.images import ImageArchive
+
+    for name in images["images"].unique().to_pylist():
+        place = scenes.path / name if scenes is not None else input_path(run.settings, name)
+        with ImageArchive(place) as archive:
+            for path in images.filter(pc.field("images") == name)["image_path"].to_pylist():
+                with suppress(InputError):
+                    yield hashlib.blake2b(archive.read(path), digest_size=16).digest()
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
@@ -227,5 +292,5 @@ FEATURES = Stage(
     sources=_sources,
     about="Run every image through the frozen image tower once.",
     pool="gpu",
-    units=("images",),
+    units=("encoded", "images"),
 )

@@ -217,6 +217,8 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
         return SimpleNamespace(manifest=manifest)
 
     def listed(_: ArtifactStore, stage: str) -> list[Any]:
+        if stage not in STEPS:
+            return []
         others = finished(stage, engine="vllm", accepted=2, kept=2), finished(stage, preset="capable", accepted=3)
         return [finished(stage, accepted=1), finished(stage), *others]
 

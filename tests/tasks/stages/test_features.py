@@ -24,7 +24,7 @@ from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages import features
-from paraclip.tasks.stages.features import FEATURES
+from paraclip.tasks.stages.features import FEATURES, images_to_encode
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
 from paraclip_core.clip.encode import encode_images
@@ -198,6 +198,42 @@ def test_an_edited_caption_encodes_no_image_and_a_new_image_one(photos: Path, tm
     assert _files(again) == _files(edited) == _files(alone)
     other = _run(_settings(photos, embed_dim=32), whole, tmp_path / "root", "d" * 32)
     assert other.manifest.metrics["encoded"] == 9
+
+
+def test_a_plan_counts_the_images_that_the_stage_encodes(photos: Path, tmp_path: Path) -> None:
+    store, (one, two, three) = ArtifactStore(tmp_path / "root"), ("1.jpg", "2.jpg", "3.jpg")
+    (tmp_path / "pics").mkdir()
+
+    def carried(captions: dict[str, str], **model: Any) -> tuple[int | None, int]:
+        """How many images are to be encoded, and how many are."""
+        rows = [{"image": image, "caption": caption} for image, caption in captions.items()]
+        (tmp_path / "captions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        run = Run(_settings(tmp_path, images="pics", **model), store)
+        ingest = carry_out(INGEST, run.node("ingest").draft, run, {})
+        expected = images_to_encode(run, ingest.path / "captions")
+        made = carry_out(FEATURES, run.node("features").draft, run, {"ingest": ingest})
+        return expected, made.manifest.metrics["encoded"]
+
+    with ImageArchive(photos / "photos.tar") as images:
+        for name, photo in zip((one, two, three), images.names(), strict=False):
+            (tmp_path / "pics" / name).write_bytes(images.read(photo))
+    assert carried({one: "a dog runs", two: "a cat sits"}) == (None, 2)
+    assert carried({one: "a brown dog runs", two: "a cat sits"}) == (0, 0)
+    assert carried({one: "a dog runs", two: "a cat sits", three: "a bird flies"}) == (1, 1)
+    assert carried({one: "a dog runs", two: "a cat sits"}, embed_dim=32) == (None, 2)
+    # Under another name in a folder with other contents.
+    (tmp_path / "pics" / one).rename(tmp_path / "pics" / "renamed.jpg")
+    (tmp_path / "pics" / "broken.jpg").write_text("no image")
+    captions = {
+        "renamed.jpg": "a dog runs",
+        two: "a cat sits",
+        "gone.jpg": "nothing is there",
+        "broken.jpg": "no image",
+    }
+    assert carried(captions) == (1, 0), "that it is no image is seen when it is decoded"
+    for artifact in store.list("features"):
+        (artifact.path / "index.parquet").write_bytes(b"damaged")
+    assert carried({two: "a cat sits"}) == (1, 1)
 
 
 def test_contents_decide_which_features_are_used_again(photos: Path, tmp_path: Path) -> None:
