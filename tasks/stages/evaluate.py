@@ -113,14 +113,25 @@ def _sources(run: Run) -> dict[str, str]:
     settings = run.settings
     check_names(settings.evaluate.benchmarks)
     contents = own_benchmarks(settings.evaluate.benchmarks)
+    read, absent = [], []
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
             continue
         path, images = input_path(settings, benchmark.path), _place(settings, benchmark.images)
         if left_out(benchmark, path, images):
             contents[benchmark.name] = ABSENT
-        else:
-            contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes, images=images)
+            continue
+        read.append((benchmark, path, images))
+        places = filter(None, (path, images))
+        absent += [f"benchmark {benchmark.name!r}: {place.absolute()}" for place in places if not place.exists()]
+    if absent:
+        # All of them, for each may take an hour to fetch.
+        raise BenchmarkError(
+            f"{', '.join(absent)} {'do' if absent[1:] else 'does'} not exist; correct evaluate.benchmarks[].path and "
+            "images, or mark what may be absent `optional: true`"
+        )
+    for benchmark, path, images in read:
+        contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes, images=images)
     return contents
 
 

@@ -27,7 +27,7 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, InputError, ModelError
+from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.run import ModelEncoder, from_table
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
@@ -287,7 +287,13 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
     assert seen(tmp_path, "copy/STSB-test.tsv")[1] != original[1]
     assert seen(tmp_path, "gone.tsv")[1] == {"s": "absent"}
     settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}])
-    with pytest.raises((BenchmarkError, InputError), match=r"gone\.tsv does not exist"):
+    with pytest.raises(BenchmarkError, match=r"^benchmark 's': /.*gone\.tsv does not exist; correct evaluate"):
+        EVALUATE.sources(Run(settings, store))
+    pictures = {"name": "r", "kind": "retrieval", "path": "no.csv", "images": "pics"}
+    there = {"name": "t", "kind": "sts", "path": "copy/STSB-test.tsv"}
+    settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}, there, pictures])
+    names = r"'s': .*gone\.tsv, benchmark 'r': .*no\.csv, benchmark 'r': .*pics do not exist"
+    with pytest.raises(BenchmarkError, match=names):
         EVALUATE.sources(Run(settings, store))
 
 
