@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.models import EMBEDDED
 from paraclip.tasks.preflight import check_before_paying
-from paraclip.tasks.requests import StepLeft, steps_left
+from paraclip.tasks.requests import StepLeft, look_up, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
@@ -19,10 +19,12 @@ from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.rows import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
+from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import few_for_alpha
+from paraclip_core.settings import fields
 
 State = Literal["cached", "resumable", "to run", "damaged"]
 SHOWN = 60
@@ -117,7 +119,8 @@ def plan_run(run: Run) -> RunPlan:
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
-    notes += filter(None, [few_for_alpha(held_out, held_out), _loss_note(run.settings.model.base)])
+    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid)
+    notes += filter(None, [few, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
     return RunPlan(stages, notes + _engine_notes(run, sum(stage.requests or 0 for stage in stages)))
@@ -179,13 +182,14 @@ def _reasons(node: Node, earlier: list[Artifact], own: Mapping[str, str], others
 def differences(artifact: Artifact, node: Node) -> list[str]:
     """What a stage's draft changes against an artifact of the same stage, one reason a line, old → new."""
     manifest, draft = artifact.manifest, node.draft
-    reasons = []
-    if manifest.stage_version != draft.stage_version:
-        reasons.append(f"stage version {manifest.stage_version} → {draft.stage_version}")
     old, new = dict(_flat(manifest.options)), dict(_flat(draft.options))
+    changed_code = manifest.stage_version != draft.stage_version
+    # What an earlier version had is not a setting that was lost.
+    dropped = {key for key in old.keys() - new.keys() if changed_code or _is_gone(key)}
+    reasons = ["a new version of the stage"] if changed_code or dropped else []
     reasons += [
         f"option {key}: {_shown(old, key)} → {_shown(new, key)}"
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted((old.keys() | new.keys()) - dropped)
         if old.get(key) != new.get(key) or (key in old) != (key in new)
     ]
     for key in sorted(manifest.inputs.keys() | draft.inputs.keys()):
@@ -198,6 +202,17 @@ def differences(artifact: Artifact, node: Node) -> list[str]:
         else:
             reasons.append(f"input {key}: {(before or '(none)')[:12]} → {(after or '(none)')[:12]}")
     return reasons
+
+
+def _is_gone(key: str) -> bool:
+    """Whether an option of a manifest, whose path may lack its first groups, is one that the code no longer knows."""
+    parts = ["0" if part.isdecimal() else part for part in key.split(".")]
+    groups = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+
+    def named(paths: Iterable[str]) -> bool:
+        return any(f".{path}".endswith(f".{group}") for path in paths for group in groups)
+
+    return named(GONE) and not any(f".{path}".endswith(f".{groups[-1]}") for path, _ in fields())
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -312,9 +327,10 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
         return finished | {"pairs": Amount(done["paraphrase_2"].get("accepted"))}
     options = run.paraphraser.options
     if not run.paraphraser.facts.asks:
-        # Looking answers up takes a fraction of the time of asking.
-        rows = done.get("paraphrase_1", {}).get("accepted", round(captions.train * options.fraction))
-        return {name: Amount(rows, 0, 0, rows / 30) for name in STEPS} | {"pairs": Amount(rows)}
+        there = look_up(run, artifacts, captions)
+        steps = zip(STEPS, (there.captions, there.rewrites), strict=True)
+        looked_up = {name: Amount(rows, 0, 0, float(rows)) for name, rows in steps}
+        return looked_up | finished | {"pairs": Amount(there.pairs)}
     left = steps_left(run, artifacts, captions)
     # A finished step 1 hands its rows on.
     handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)

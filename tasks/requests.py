@@ -1,4 +1,4 @@
-"""Requests of the paraphrase steps without an answer: counted, written to files and read back.
+"""Requests of the paraphrase steps without an answer: counted, looked up, written to files and read back.
 
 They are what the rounds of a run find missing where nobody is asked. Batch files are OpenAI batch JSONL, which
 `vllm run-batch` reads too.
@@ -7,10 +7,12 @@ They are what the rounds of a run find missing where nobody is asked. Batch file
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,7 +58,7 @@ TOKENS_PER_WORD = 1.15
 """Tokens of an answer for each word of its input, measured on the few-shot prompts."""
 
 BLOCK_LINES = 10_000
-"""Answers that are in memory, and kept, at once."""
+"""Answers that are in memory at once."""
 WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
 """A request that is missing; its `prompt_tokens` are an estimate."""
 NEW = """
@@ -140,6 +142,47 @@ def steps_left(
         new = _new_inputs(run, rounds) if tables.step == 1 else 0
         left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)
     return left
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """What an engine has that asks nobody, before the gates see it."""
+
+    captions: int
+    """Captions, or those that a finished step 1 hands on."""
+    rewrites: int
+    """Answers to them, which step 2 reads."""
+    pairs: int
+    """Captions with an answer of both steps."""
+
+
+def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> LookedUp:
+    """Look up what an engine that asks nobody has for the captions of a run whose step 2 is not finished."""
+    options, counts = run.paraphraser.options, Counter[str]()
+    with closing(run.paraphraser.engine()) as engine:
+
+        def answers(step: int, texts: Sequence[str], most: int) -> Iterator[list[str]]:
+            request = step_requests(options, step, engine.model)
+            prompts = prompts_of(request, run.paraphraser.prompts[step], texts)
+            for completion in engine.generate(prompts, options.sampling):
+                yield list(filter(None, map(parse_answer, completion.texts)))[:most]
+
+        def rewrites() -> Iterator[list[str]]:
+            if "paraphrase_1" in artifacts:
+                batches = step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0)
+                rows = chain.from_iterable(batch.to_pylist() for batch in batches(["caption_id", "paraphrase_1"]))
+                for _, group in groupby(rows, key=itemgetter("caption_id")):
+                    yield [row["paraphrase_1"] for row in group]
+                return
+            for batch in step_batches(captions.folder, 1, options.fraction)(["caption"]):
+                yield from answers(1, batch.column("caption").to_pylist(), options.keep)
+
+        captions_left = rewrites()
+        while block := list(islice(captions_left, BLOCK_LINES)):
+            seconds = answers(2, list(chain.from_iterable(block)), 1)
+            both = [[second for second in islice(seconds, len(group)) if second] for group in block]
+            counts.update(captions=len(block), rewrites=sum(map(len, block)), pairs=sum(map(bool, both)))
+    return LookedUp(counts["captions"], counts["rewrites"], counts["pairs"])
 
 
 def _new_inputs(run: Run, rounds: Rounds) -> int:

@@ -70,7 +70,8 @@ def gather_result(
         source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
         tuned = metrics.get("finetune", {})
-        chosen_on = few_for_alpha(tuned.get("validation_pairs", 0), tuned.get("validation_images", 0))
+        held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
+        chosen_on = few_for_alpha(*held_out, settings.finetune.alpha.grid)
         notes = filter(None, (warning, untuned(tuned), chosen_on))
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)

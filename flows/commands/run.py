@@ -201,11 +201,10 @@ def plan(
         return
     rows = [_row(stage, "spend" in total) for stage in planned.stages]
     print_table("", list(rows[0]), rows)
-    bound = "" if total["complete"] else "at least "
-    say(
-        f"total: {bound}{human_seconds(total['seconds'])}, {total['requests']} requests, {total['tokens']} tokens"
-        + (f", about {total['spend']:.4g} to spend" if "spend" in total else "")
-    )
+    seconds = ("" if total["complete"] else "at least ") + human_seconds(total["seconds"])
+    time = seconds if total["complete"] or total["seconds"] else "no time is known yet"
+    spend = f", about {total['spend']:.4g} to spend" if "spend" in total else ""
+    say(f"total: {time}, {total['requests']} requests, {total['tokens']} tokens{spend}")
     for note in planned.notes:
         say(note)
 

@@ -184,12 +184,13 @@ def fewer_than_a_batch(totals: Mapping[str, int], batch_size: int) -> str | None
     )
 
 
-def few_for_alpha(pairs: int, images: int) -> str | None:
-    """What to know and do where so many pairs of so many held-out images say little of α; None where they do, or none.
+def few_for_alpha(pairs: int, images: int, grid: Sequence[float]) -> str | None:
+    """What to know and do if so many pairs of so many held-out images say little of which α of the grid is best.
 
-    Without pairs the rule in ``alpha_sweep.json`` says that there were none.
+    None if they say enough, and if the grid has one α. Without pairs the rule in ``alpha_sweep.json`` says that there
+    were none.
     """
-    if not pairs or (half := expected_half(min(images, pairs), pairs)) <= GAIN:
+    if not pairs or len(set(grid)) <= 1 or (half := expected_half(min(images, pairs), pairs)) <= GAIN:
         return None
     return (
         f"α is chosen on {pairs:,} pairs of held-out training images, which tell AO@10 to ±{half:.1f} points, so its "

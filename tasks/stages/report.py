@@ -89,7 +89,8 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
-    chosen_on = few_for_alpha(tuned.get("validation_pairs", 0), tuned.get("validation_images", 0))
+    held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
+    chosen_on = few_for_alpha(*held_out, settings.finetune.alpha.grid)
     warnings = filter(None, (fewer_than_a_batch(totals, settings.finetune.batch_size), chosen_on))
     return ReportData(
         name=settings.name,

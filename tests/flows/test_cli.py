@@ -118,6 +118,12 @@ def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[.
     assert os.times().children_user - before.children_user < 10
 
 
+def test_a_plan_of_which_no_time_is_known_says_so(finished_run: Callable[..., Any], cli: Any, tmp_path: Path) -> None:
+    config = str(finished_run().config)
+    assert "total: no time is known yet, " in cli(["plan", "-c", config, "--root", str(tmp_path / "new")]).out
+    assert "total: 0.0 s, 0 requests, " in cli(["plan", "-c", config]).out
+
+
 def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
     config = str(finished_run().config)
     plan = cli.json(["plan", "-c", config])

@@ -12,7 +12,7 @@ import fake_stages  # pyright: ignore[reportMissingImports]
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, estimate, plan_run
+from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, differences, estimate, plan_run
 from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run, Stage
@@ -101,8 +101,25 @@ def test_an_input_that_changed_is_named(tmp_path: Path, monkeypatch: Any) -> Non
     newer = replace(fake_stages.STAGES["first"], version=2)
     monkeypatch.setitem(fake_stages.STAGES, "first", newer)
     stages = plan(tmp_path)
-    assert stages["first"].why[1:] == ("stage version 1 → 2",)
+    assert stages["first"].why[1:] == ("a new version of the stage",)
     assert len(stages["second"].why) == 2 and stages["second"].why[1].startswith("input first: ")
+
+
+def of_release(stage_version: int = 1, **options: Any) -> Any:
+    """A finished artifact whose stage had more options than today's."""
+    manifest = SimpleNamespace(stage_version=stage_version, inputs={}, options={"seed": 0, "attempts": 1, **options})
+    return SimpleNamespace(manifest=manifest)
+
+
+def test_options_of_an_earlier_release_are_a_new_version_of_the_stage() -> None:
+    node: Any = SimpleNamespace(draft=of_release().manifest)
+    gone = {"finetune": {"negatives": {"rows": 1}, "l2_sp": 0.1}, "gates": {"nli": "x"}, "sources": [{"licence": "x"}]}
+    assert differences(of_release(**gone), node) == ["a new version of the stage"]
+    assert differences(of_release(**gone, attempts=3), node)[1:] == ["option attempts: 3 → 1"]
+    # An engine that is asked nothing has no such options, which the code knows all the same.
+    assert differences(of_release(sampling={"n": 4}), node) == ["option sampling.n: 4 → (none)"]
+    assert differences(of_release(stage_version=0, sampling={"n": 4}), node) == ["a new version of the stage"]
+    assert differences(of_release(keep=3), node) == ["option keep: 3 → (none)"]
 
 
 def test_a_damaged_artifact_is_planned_not_fatal(tmp_path: Path) -> None:
@@ -123,6 +140,10 @@ def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
     manifest = SimpleNamespace(fingerprint="f" * 32, metrics=metrics, wall_seconds=110.0, options={})
     run_before: Any = SimpleNamespace(manifest=manifest)
     assert estimate(node, Amount(units=100), [run_before])[0] == 11.0
+    # Nearly all of a later one's time was its start.
+    little: Any = SimpleNamespace(manifest=SimpleNamespace(**{**vars(manifest), "metrics": {"rows": 1}}))
+    assert estimate(node, Amount(units=100), [run_before, little])[0] == 11.0
+    assert estimate(node, Amount(units=0), [run_before, little])[0] == 0.0
 
 
 def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
@@ -256,3 +277,20 @@ def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_pa
         settings = load_settings(None, ["data.scenes.images=80", *SCENES, *chosen])
         amounts = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
         assert ["come on top" in amounts[name].note for name in STEPS] == [noted] * 2
+
+
+def test_rows_of_a_file_of_paraphrases_are_counted_in_the_file(tmp_path: Path) -> None:
+    captions = [f"a picture of number {number}" for number in range(20)]
+    (tmp_path / "a.txt").write_text("\n".join(captions))
+    rows = [f"{text},number {text},a figure {number}" for number, text in enumerate(captions[:4])]
+    rows += [f"{captions[0]},another wording,", f"{captions[4]},without a second,"]
+    (tmp_path / "given.csv").write_text("\n".join(["caption,paraphrase_1,paraphrase_2", *rows]))
+    options = ["data.sources.0.path=a.txt", "paraphrase.engine=file", "paraphrase.file.path=given.csv"]
+    for keep, rewrites in ((1, 5), (2, 6)):
+        settings = load_settings(None, [f"data.root={tmp_path}", *options, f"paraphrase.keep={keep}"])
+        run = Run(settings, ArtifactStore(tmp_path / "root"))
+        assert rows_of(amounts_of(run, {}), (*STEPS, "finetune")) == [20, rewrites, 4]
+    made = {name: run_stage(name, run) for name in ("ingest", "paraphrase_1")}
+    assert rows_of(amounts_of(run, made), (*STEPS, "finetune")) == [20, 6, 4]
+    made["paraphrase_2"] = run_stage("paraphrase_2", run)
+    assert rows_of(amounts_of(run, made), (*STEPS, "finetune")) == [20, 6, 4], "as it came"

@@ -34,11 +34,17 @@ def test_a_model_that_stayed_as_it_was_is_told() -> None:
     assert untuned({}) is None
 
 
-@pytest.mark.parametrize(("pairs", "images", "few"), [(18, 17, True), (3000, 600, False), (0, 40, False)])
-def test_an_alpha_that_few_pairs_chose_is_told(tmp_path: Path, pairs: int, images: int, few: bool) -> None:
+@pytest.mark.parametrize(
+    ("pairs", "images", "grid", "few"),
+    [(18, 17, (0.5, 1), True), (3000, 600, (0.5, 1), False), (0, 40, (0.5, 1), False), (18, 17, (1,), False)],
+)
+def test_an_alpha_that_few_pairs_chose_is_told(
+    tmp_path: Path, pairs: int, images: int, grid: tuple[float, ...], few: bool
+) -> None:
     metrics: dict[str, Any] = {"finetune": {"validation_pairs": pairs, "validation_images": images}}
     store = ArtifactStore(tmp_path)
-    notes = gather_result(Run(Settings(), store), _artifacts(store, metrics)).summary["notes"]
+    settings = Settings.model_validate({"finetune": {"alpha": {"grid": grid}}})
+    notes = gather_result(Run(settings, store), _artifacts(store, metrics)).summary["notes"]
     assert any(note.startswith(f"α is chosen on {pairs} pairs of held-out training images") for note in notes) is few
 
 
