@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from prefect.runtime import flow_run
 from paraclip.tasks.run.run import Run
 
 LOOK_SECONDS = 0.5
+OWN_PROCESS = "PREFECT__FLOW_RUN_ID"
+"""Variable in which a worker names the flow run that a process is for."""
 PAUSED = "paused: nothing is asked or trained, and its place is free; Resume goes on from the last checkpoint"
 
 
@@ -57,11 +60,14 @@ def stopped_by_pause(run: Run) -> Iterator[None]:
 
 
 def explain_when_ended(message: str) -> None:
-    """Give the suspended state of this flow run a message, once its process is at its end.
+    """Give the suspended state of this flow run a message, once the process that a worker started for it is at its end.
 
     It is also the run's last sign of life: a heartbeat that came after the pause would have it reported as crashed.
     """
-    atexit.register(_explain, UUID(flow_run.id), message)
+    if os.environ.get(OWN_PROCESS) == flow_run.id:
+        atexit.register(_explain, UUID(flow_run.id), message)
+    else:
+        _explain(UUID(flow_run.id), message)
 
 
 def _explain(run: UUID, message: str) -> None:

@@ -130,7 +130,7 @@ def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
     follow_deployments()
     assert set(named("regenerate.missing")) == {"paraclip: regenerate.missing of photos by webhook"}
     pass_on(receiver[0], ["run.failed"])
-    assert set(named("paraclip: ")) == {"paraclip: run.failed by webhook"}
+    assert set(named(" by webhook")) == {"paraclip: run.failed by webhook"}
 
 
 def _a_night(
