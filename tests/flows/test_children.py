@@ -43,17 +43,17 @@ def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, m
     )
     for more in ("", "", "a cat on a mat\n"):
         captions.write_text(f"caption\na dog on a beach\n{more}")
-        with pytest.raises(StageError, match=r"no deployment ingest/ingest.*run\.placement=deployments"):
+        with pytest.raises(StageError, match=r"no deployment ingest/paraclip.*run\.placement=deployments"):
             children.run_child(Run(settings, ArtifactStore(settings.run.root)).nodes["ingest"], Run(settings))
     assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.fixture(scope="module")
 def deployed(prefect: str) -> None:
-    """A Prefect server with a deployment of `scenes`."""
+    """A Prefect server with a deployment of `scenes`, of a run that has no name of its own."""
     from paraclip.flows.stages import STAGE_FLOWS
 
-    STAGE_FLOWS["scenes"].to_deployment("scenes").apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
+    STAGE_FLOWS["scenes"].to_deployment(Settings().name).apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
 
 
 def scenes(root: Path, images: int) -> tuple[Settings, ArtifactStore, Node, Callable[[int], str]]:

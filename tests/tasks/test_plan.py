@@ -158,7 +158,7 @@ def test_answers_that_cost_money_are_priced(tmp_path: Path) -> None:
     assert step.requests == 20 and step.tokens
     # At one a token the cost is the tokens.
     assert step.spend is not None and abs(step.spend - step.tokens) <= 1
-    scenes = load_settings(None, [*common, *prices, "data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
+    scenes = load_settings(None, [*chosen, *prices, "data.scenes.images=100", "data.sources.0.path=captions.jsonl"])
     assert amounts_of(Run(scenes, ArtifactStore(tmp_path / "other")), {})["paraphrase_2"].spend
 
 

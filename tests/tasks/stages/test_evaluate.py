@@ -199,7 +199,7 @@ def test_a_file_of_rewordings(world: World, data_root: Path, tmp_path: Path) -> 
     # The file's two images of another split join the pool.
     assert notes["images"] == 29
     scenes = Artifact(tmp_path, artifact.manifest)
-    settings = settings_with(tmp_path / "elsewhere", [benchmark], scenes={})
+    settings = settings_with(Path(), [benchmark], scenes={})
     assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "bootstrap", "finetune")
     assert dict(EVALUATE.sources(Run(settings, ArtifactStore(tmp_path / "root")))) == {}
     again = run(world, settings, "scenes", scenes=scenes)

@@ -181,7 +181,7 @@ def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: py
 def test_sources_inside_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ArtifactStore(tmp_path / "runs")
     sources = (SourceOptions(path="captions.jsonl", images="images.tar"),)
-    settings = Settings(data=DataOptions(root="/nowhere", scenes=ScenesOptions(), sources=sources))
+    settings = Settings(data=DataOptions(scenes=ScenesOptions(), sources=sources))
     assert INGEST.inputs(settings) == ("scenes",)
     assert INGEST.sources(Run(settings, store)) == {}
     with store.writing("scenes", "s" * 32) as work:
