@@ -229,19 +229,23 @@ class Existing(NamedTuple):
 
     def remove(self, wanted: set[str], name: str) -> list[str]:
         """Delete what an earlier release left, and what run `name` has no use for any more; says what."""
-        notes = []
+        plain, notes = [], []
         for path, one in sorted(self.deployments.items()):
             old = not _release(one)
             if path in wanted or not (old or one.name == name):
                 continue
             self.client.delete_deployment(one.id)
-            what = "of an earlier release" if old else f"which {name} has no use for"
             active = [_shown_schedule(schedule) for schedule in one.schedules if schedule.active]
-            schedule = f"; its schedule was {', '.join(active)}" if active else ""
-            own = path.startswith(("regenerate/", "pipeline/")) and one.parameters
-            settings = f"; its parameters were {json.dumps(one.parameters, ensure_ascii=False)}" if old and own else ""
-            notes.append(f"removed {path}, {what}{schedule}{settings}")
-        return notes
+            if not old:
+                notes.append(f"removed {path}, which {name} has no use for")
+            elif path.startswith(("regenerate/", "pipeline/")) and one.parameters:
+                # A person may have edited them.
+                schedule = f"; its schedule was {', '.join(active)}" if active else ""
+                settings = json.dumps(one.parameters, ensure_ascii=False)
+                notes.append(f"removed {path}, of an earlier release{schedule}; its parameters were {settings}")
+            else:
+                plain.append(path)
+        return [f"removed {', '.join(plain)}, of an earlier release", *notes] if plain else notes
 
 
 def _parts(settings: Settings) -> list[_Part]:

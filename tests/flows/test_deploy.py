@@ -153,7 +153,7 @@ def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
             )
     notes = "\n".join(register(own("mine")).notes)
     assert "removed regenerate/regenerate, of an earlier release; its schedule was 0 3 * * * UTC" in notes
-    assert '"name": "edited"' in notes and "removed watch/watch, of an earlier release" in notes
+    assert '"name": "edited"' in notes and "removed watch/watch, of an earlier release" in notes.splitlines()
     left = {read(name).name for name in ("regenerate2/regenerate2", "pipeline/pipeline")}
     assert left == {"regenerate2", "pipeline"} and "watch/watch" not in names()
     assert renew() == []
