@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -130,30 +129,13 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
     """
-    from paraclip.tasks.channels import check_run_name, record_result
-    from paraclip.tasks.preflight import check_before_paying
-    from paraclip.tasks.results import comparison_rows, stage_row
-    from paraclip.tasks.run.dag import run_stage
+    from paraclip.tasks.results import comparison_rows
+    from paraclip.tasks.run.drive import InTurn, drive
     from paraclip.tasks.run.run import Run
-    from paraclip.tasks.stages.ingest import need_rows
 
     wanted = Run(settings)
-    check_run_name(settings.name, wanted.store)
-    need_rows(wanted)
-    wanted.check_trackers()
-    rows = []
-    with wanted.store.mark_run({name: node.fingerprint for name, node in wanted.nodes.items()}):
-        for name in wanted.stages:
-            started, cached = time.monotonic(), wanted.artifact(name) is not None
-            if name == "paraphrase_1":
-                for notice in check_before_paying(wanted):
-                    _say(notice)
-            with _progress_of(name, progress) as shown:
-                artifact = run_stage(name, wanted, shown)
-            rows.append(stage_row(artifact, cached, time.monotonic() - started))
-            if progress is None:
-                _say(f"{name}: {rows[-1]['state']}, {rows[-1]['seconds']:.0f} s")
-        outcome = record_result(wanted, rows)
+    tell = _say if progress is None else lambda line: None
+    outcome = drive(wanted, InTurn(wanted, lambda name: _progress_of(name, progress), _say, tell))
     figures = comparison_rows(outcome.summary) if outcome.summary else []
     title = f"{settings.name}: {outcome.decision or 'nothing was evaluated'}"
     return Result(figures, title, outcome.summary, Path(outcome.report) if outcome.report else None)

@@ -88,24 +88,11 @@ def demo(
 
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
     """The outcome if every stage is finished, without starting Prefect."""
-    from paraclip.tasks.channels import check_run_name, record_result
+    from paraclip.tasks.run.drive import finished
     from paraclip.tasks.run.run import Run
-    from paraclip.tasks.stages.ingest import need_rows
 
-    run = Run(settings)
-    check_run_name(settings.name, run.store)
-    need_rows(run)
-    artifacts = run.artifacts()
-    if start is not None:
-        before = list(run.stages)[: list(run.stages).index(run.node(start).name)]
-        if missing := [name for name in before if name not in artifacts]:
-            raise ConfigError(
-                f"--from {start}: {', '.join(missing)} must be finished and {'are' if missing[1:] else 'is'} not; "
-                f"`paraclip plan` with the same options says why. Without --from everything that is missing is made"
-            )
-    if len(artifacts) < len(run.stages):
-        return None
-    return record_result(run).as_json()
+    result = finished(Run(settings), start)
+    return None if result is None else result.as_json()
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.exceptions import ObjectNotFound
 
-    from paraclip.flows import pipeline as children
+    from paraclip.flows import children
 
     keys: list[str] = []
 
@@ -119,7 +119,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
 ) -> None:
     from prefect import get_client
 
-    from paraclip.flows import pipeline as children
+    from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     settings, store, node, make = scenes(tmp_path, 20)
@@ -155,7 +155,7 @@ def test_a_parent_outlives_a_server_that_is_away(
     import httpx
     from prefect.exceptions import PrefectHTTPStatusError
 
-    from paraclip.flows import pipeline as children
+    from paraclip.flows import children
 
     def refused(code: int) -> Exception:
         answer = httpx.Response(code, request=httpx.Request("POST", "http://server"))
@@ -188,7 +188,7 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
-    from paraclip.flows import pipeline as children
+    from paraclip.flows import children
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
     settings, _, node, make = scenes(tmp_path, 21)
@@ -225,7 +225,7 @@ def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
     from prefect import get_client
     from prefect.client.schemas.objects import State, StateType
 
-    from paraclip.flows import pipeline as children
+    from paraclip.flows import children
 
     settings, store, node, _ = scenes(tmp_path, 22)
     run = Run(settings, store)

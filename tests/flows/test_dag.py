@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import Node, Run
 from paraclip_core.errors import CrashedError, InputError
 
@@ -170,43 +169,3 @@ def test_the_first_failure_is_the_runs_and_ends_the_others(
     with pytest.raises(InputError, match=r"captions\.csv row 7"):
         pipeline(settings=here.run.settings)
     assert time.monotonic() - began < PATIENCE
-
-
-@pytest.mark.parametrize(
-    ("visible", "names"),
-    [("4,5, 6,GPU-7", ["4", "5", "6", "GPU-7"]), ("3,-1,5", ["3"]), ("", []), ("-1", []), ("NoDevFiles", [])],
-)
-def test_the_gpus_that_a_process_sees(visible: str, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from paraclip.flows.pipeline import visible_gpus
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert visible_gpus() == names
-
-
-@pytest.mark.parametrize(
-    ("gpus", "options", "slots"),
-    [
-        (0, [], {"paraphrase_1": ("cpu",), "features": None, "finetune": None}),
-        (0, SERVER, {"paraphrase_1": (), "features": ("cpu",)}),
-        (1, [], {"paraphrase_1": ("cpu",), "features": ("cuda:0",), "bootstrap": None, "ingest": None}),
-        (2, ["paraphrase.engine=vllm"], {"paraphrase_1": ("cuda:0", "cuda:1"), "features": None, "ingest": ("cpu",)}),
-        (2, ["paraphrase.engine=transformers"], {"paraphrase_1": ("cuda:0",), "features": ("cuda:1",)}),
-        (2, [], {"features": ("cuda:0",), "finetune": ("cuda:1",), "evaluate": None}),
-        (2, ["run.device=cpu"], {"features": ("cpu",), "ingest": None}),
-        (2, ["run.device=cuda"], {"features": ("cuda:0",), "evaluate": None}),
-        (2, ["run.device=cuda:1"], {"features": ("cuda:1",), "evaluate": None}),
-    ],
-)
-def test_slots(gpus: int, options: Any, slots: dict[str, tuple[str, ...] | None]) -> None:
-    from paraclip.flows.pipeline import Slots
-    from paraclip_core.settings import load_settings
-
-    if "paraphrase.engine" in "".join(options) and "openai" not in "".join(options):
-        options = [*options, "paraphrase.model=m"]
-    run = Run(load_settings(None, ["data.scenes={}", "data.sources.0.path=captions.jsonl", *options]))
-    machine = Slots(gpus)
-    taken = {name: machine.take(STAGES[name], run) for name in slots}
-    assert taken == slots
-    for names in taken.values():
-        machine.release(names or ())
-    assert all(machine.take(STAGES[name], run) is not None for name in list(slots)[:1])

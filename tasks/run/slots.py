@@ -1,0 +1,76 @@
+"""What the stages of a run compute on: this machine's CPU cores and its GPUs, of which each stage takes its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from itertools import takewhile
+
+from paraclip.tasks.run.run import Run, Stage
+from paraclip.tasks.stages.paraphrase import STEPS
+
+CPU = "cpu"
+"""The slot of all CPU cores."""
+GPU = re.compile(r"\d+|(GPU|MIG)-.+")
+
+
+class Slots:
+    """What stages compute on: this machine's CPU cores are one slot, each of its GPUs is another; one stage a slot."""
+
+    def __init__(self, gpus: int | None = None) -> None:
+        """`gpus` is their number; None counts them."""
+        count = len(visible_gpus()) if gpus is None else gpus
+        self._gpus = tuple(f"cuda:{number}" for number in range(count))
+        self._taken: set[str] = set()
+
+    def take(self, stage: Stage, run: Run) -> tuple[str, ...] | None:
+        """Take the slots of a stage, none for one that computes elsewhere; None where it has to wait."""
+        slots, count = self._choice(stage, run)
+        free = [slot for slot in slots if slot not in self._taken][:count]
+        if len(free) < count:
+            return None
+        self._taken.update(free)
+        return tuple(free)
+
+    def release(self, slots: Sequence[str]) -> None:
+        """Give back what was taken."""
+        self._taken.difference_update(slots)
+
+    def device(self, slots: Sequence[str], device: str) -> str:
+        """The `run.device` of a stage on these slots: its GPU where `auto` would have every stage take the first."""
+        chooses = device == "auto" and len(self._gpus) > 1 and len(slots) == 1
+        return slots[0] if chooses and slots[0] != CPU else device
+
+    def _choice(self, stage: Stage, run: Run) -> tuple[tuple[str, ...], int]:
+        """Slots that a stage can take, and how many of them it does."""
+        options = run.settings.run
+        on_device, every = stage.pool == "gpu", False  # on one GPU, or on every one
+        if stage.name in STEPS:
+            facts = run.paraphraser.facts
+            if not facts.local:
+                return (), 0
+            on_device, every = facts.on_device, facts.every_gpu
+        if not on_device or options.device == CPU:
+            return (CPU,), 1
+        if options.device == "auto":
+            return (self._gpus, len(self._gpus) if every else 1) if self._gpus else ((CPU,), 1)
+        return ("cuda:0" if options.device == "cuda" else options.device,), 1
+
+
+def visible_gpus() -> list[str]:
+    """Names of this machine's NVIDIA GPUs that a process sees, as CUDA_VISIBLE_DEVICES takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # CUDA sees no GPU from the first name on that is none, such as -1.
+        return list(takewhile(GPU.fullmatch, map(str.strip, visible.split(","))))
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    # Not by torch, which takes a flow's process seconds to import, and may be one without CUDA.
+    listed = subprocess.run(
+        [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False, timeout=60
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
