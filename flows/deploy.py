@@ -38,7 +38,7 @@ from paraclip.flows.stages import STAGE_FLOWS
 from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip_core.config import Settings
+from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.engines import Paraphraser
 
@@ -55,6 +55,7 @@ SECRETS = "/run/secrets"
 """Where a container finds the files of secrets, each named like the variable that it stands for."""
 MODULES = ("paraclip.flows.", "flows.")
 """Where the entry points of our deployments begin, earlier releases' included."""
+CHANGE_FOLDER = "prefect.deployments.steps.set_working_directory"
 FORBIDDEN = "/%&<>"
 """Characters that a deployment's name cannot have."""
 SHOWN = 12
@@ -93,7 +94,7 @@ class Deployed(NamedTuple):
     rows: list[dict[str, Any]]
     """One for each deployment: name, pool, type, queue, schedule."""
     facts: dict[str, str]
-    """Root, folder and channel of the runs."""
+    """Root and folder of the runs, the image, volume and secret that they are given, and the channel."""
     notes: list[str]
     """What was put back, removed, or is missing."""
 
@@ -131,20 +132,16 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
         channel = _channel(name, nightly.channel, before)
         schedules = _schedules(nightly, own.get("regenerate"))
         pools = _pools(client, target, own)
-        root, folder = _places(settings, target, pools)
+        root, folder = _places(settings, target, pools, own.get("pipeline") if target.pool is None else None)
         parts = _parts(settings)
         variables = {on_gpu: _job_variables(pool, target, root) for on_gpu, pool in pools.items()}
         _check_used(target, variables)
-        tree = settings.model_dump(mode="json", exclude_unset=True)
-        tree.get("run", {}).pop("root", None)
         rows, notes = [], []
         for part in parts:
             pool, old = pools[part.on_gpu], own.get(part.name)
-            parameters: dict[str, Any] = {"channel": channel} if part.flow is rollback else {"settings": tree}
-            if part.flow is regenerate:
-                parameters["channel"] = channel
+            parameters = _parameters(part, settings, channel)
             notes += _put_back(f"{part.name}/{name}", old, parameters)
-            given = schedules if part.flow is regenerate else _kept(old)
+            planned = schedules if part.flow is regenerate else _kept(old)
             client.create_deployment(
                 flow_id=client.create_flow_from_name(part.name),
                 name=name,
@@ -156,22 +153,23 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
                 parameter_openapi_schema=parameter_schema(part.flow).model_dump(exclude_unset=True),
                 enforce_parameter_schema=True,
                 description=part.flow.description,
-                schedules=given,
+                schedules=planned,
                 paused=old.paused if old else False,
                 concurrency_limit=1 if part.alone else None,
                 concurrency_options=ONE_AT_A_TIME if part.alone else None,
                 tags=sorted({TAG, *(old.tags if old else ())}),
                 job_variables=_merged(old.job_variables if old else {}, variables[part.on_gpu]),
-                pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": folder}}],
+                pull_steps=[{CHANGE_FOLDER: {"directory": folder}}],
             )
             rows.append(
                 {"deployment": f"{part.name}/{name}", "pool": pool.name, "type": pool.type}
-                | {"queue": part.queue or "default", "schedule": ", ".join(map(_shown_schedule, given))}
+                | {"queue": part.queue or "default", "schedule": ", ".join(map(_shown_schedule, planned))}
             )
         notes += before.remove({f"{part.name}/{name}" for part in parts}, name)
         # `paraclip serve` starts its workers afterwards.
         notes += [] if MARK in os.environ else _without_workers(client, pools.values())
-    return Deployed(rows, {"root": root, "folder": folder, "channel": channel}, notes)
+    given = {name: value for name in ("image", "volume", "secret") if (value := getattr(target, name))}
+    return Deployed(rows, {"root": root, "folder": folder, **given, "channel": channel}, notes)
 
 
 def is_deployed() -> bool:
@@ -264,6 +262,15 @@ def _parts(settings: Settings) -> list[_Part]:
     ]
 
 
+def _parameters(part: _Part, settings: Settings, channel: str) -> dict[str, Any]:
+    """What the configuration's file sets, without the root, which the environment of the runs names."""
+    if part.flow is rollback:
+        return {"channel": channel}
+    tree = settings.model_dump(mode="json", exclude_unset=True)
+    tree.get("run", {}).pop("root", None)
+    return {"settings": tree, **({"channel": channel} if part.flow is regenerate else {})}
+
+
 def _channel(name: str, given: str | None, before: Existing) -> str:
     """The channel that this configuration's `regenerate` moves, which no other configuration's does."""
     current = before.of(name).get("regenerate")
@@ -348,9 +355,16 @@ def _limit_parents(client: SyncPrefectClient, pool: str) -> None:
             client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
 
 
-def _places(settings: Settings, target: Target, pools: Mapping[bool, WorkPool]) -> tuple[str, str]:
-    """Root and folder of the runs: on this machine's disk for process workers, in the container for others."""
-    root, folder = target.root, target.folder
+def _places(
+    settings: Settings, target: Target, pools: Mapping[bool, WorkPool], old: DeploymentResponse | None
+) -> tuple[str, str]:
+    """Root and folder of the runs: on this machine's disk for process workers, in the container for others.
+
+    What neither the command nor the file names stays as it is deployed.
+    """
+    named = settings.run.root if settings.run.root != RunOptions().root else None
+    was_root, was_folder = _deployed_places(old)
+    root, folder = target.root or named or was_root, target.folder or was_folder
     if all(pool.type == "process" for pool in pools.values()):
         root = root or settings.run.root
         return root if "://" in root else str(Path(root).resolve()), str(Path(folder or ".").absolute())
@@ -362,6 +376,13 @@ def _places(settings: Settings, target: Target, pools: Mapping[bool, WorkPool]) 
                 f"pool work elsewhere; name a path in the container, such as {CONTAINER_ROOT}, or a URL"
             )
     return root, folder
+
+
+def _deployed_places(old: DeploymentResponse | None) -> tuple[str | None, str | None]:
+    if old is None:
+        return None, None
+    steps = [step[CHANGE_FOLDER] for step in old.pull_steps or () if CHANGE_FOLDER in step]
+    return (old.job_variables.get("env") or {}).get("PARACLIP_ROOT"), steps[0]["directory"] if steps else None
 
 
 def _job_variables(pool: WorkPool, target: Target, root: str) -> dict[str, Any]:

@@ -94,6 +94,17 @@ def test_configurations_side_by_side_and_the_demo_without_a_schedule() -> None:
 
 
 @pytest.mark.usefixtures("server")
+def test_a_root_that_is_not_named_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = register(own("mine"), root="runs").facts
+    assert (first["root"], first["folder"]) == (str(tmp_path / "runs"), str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert register(own("mine")).facts == first
+    assert register(own("mine", run={"root": "of-the-file"})).facts["root"] == str(tmp_path / "elsewhere/of-the-file")
+    assert register(own("mine"), root="/srv/runs", folder="/srv").facts["folder"] == "/srv"
+
+
+@pytest.mark.usefixtures("server")
 def test_a_channel_serves_one_configuration() -> None:
     register(own("mine"))
     with pytest.raises(ConfigError, match=r"regenerate/mine moves the channel 'production' already.*--channel"):
@@ -198,6 +209,7 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
     again = register(own("mine"), root="s3://bucket/folder")
     assert {row["pool"] for row in again.rows} == {"boxes", "cluster"} and again.facts["root"] == "s3://bucket/folder"
     assert read("finetune/mine").job_variables["image"] == "paraclip:cpu"
+    assert register(own("mine")).facts["root"] == "s3://bucket/folder"
 
 
 @pytest.mark.usefixtures("server")
