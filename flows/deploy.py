@@ -1,8 +1,8 @@
 """The deployments of one configuration on a Prefect server: its pipeline, nightly run, stages, and the way back.
 
 A deployment is called FLOW/RUN, after the run's name, so several configurations live side by side. The configuration is
-the one source: what a person changed in the UI is put back and reported, except schedules, pauses and job variables,
-which stay.
+the one source: what a person changed in the UI is put back and reported, except schedules, pauses, limits and
+job variables, which stay.
 """
 
 from __future__ import annotations
@@ -155,8 +155,7 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
                 description=part.flow.description,
                 schedules=planned,
                 paused=old.paused if old else False,
-                concurrency_limit=1 if part.alone else None,
-                concurrency_options=ONE_AT_A_TIME if part.alone else None,
+                **_concurrency(part, old),
                 tags=sorted({TAG, *(old.tags if old else ())}),
                 job_variables=_merged(old.job_variables if old else {}, variables[part.on_gpu]),
                 pull_steps=[{CHANGE_FOLDER: {"directory": folder}}],
@@ -422,6 +421,14 @@ def _check_used(target: Target, variables: Mapping[bool, Mapping[str, Any]]) -> 
     for option in ("image", "volume", "secret"):
         if getattr(target, option) and all(set(given) == {"env"} for given in variables.values()):
             raise ConfigError(f"--{option} is for pools of type docker and kubernetes; process workers have none")
+
+
+def _concurrency(part: _Part, old: DeploymentResponse | None) -> dict[str, Any]:
+    """How many runs of a deployment work at once; a limit that a person has set stays."""
+    if part.alone:
+        return {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME}
+    limit = old.global_concurrency_limit if old else None
+    return {"concurrency_limit": limit.limit, "concurrency_options": old.concurrency_options} if old and limit else {}
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

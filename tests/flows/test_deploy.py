@@ -123,6 +123,7 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
     changed = {**before.parameters, "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
     change("regenerate/mine", parameters=changed, job_variables={**before.job_variables, "stream_output": False})
     change("regenerate/mine", tags=[TAG, "ours"])
+    change("pipeline/mine", concurrency_limit=2)
     with get_client(sync_client=True) as client:
         client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
         client.pause_deployment(before.id)
@@ -132,6 +133,7 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
     assert after.id == before.id and after.paused and after.parameters == before.parameters
     assert [schedule.active for schedule in after.schedules] == [False] and after.tags == ["ours", TAG]
     assert after.job_variables["stream_output"] is False
+    assert read("pipeline/mine").global_concurrency_limit.limit == 2
     # Paused by a person, it stays so under another clock, too.
     register(own("mine"), cron="30 4 * * *")
     assert [(one.schedule.cron, one.active) for one in read("regenerate/mine").schedules] == [("30 4 * * *", False)]
