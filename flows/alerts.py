@@ -111,9 +111,8 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
 def follow_deployments() -> None:
     """Let the alerts that were set up know the pools and nightly runs that are deployed now."""
     with get_client(sync_client=True) as client:
-        kept = [one.value for one in client.read_variables() if one.name.startswith(VARIABLE)]
-    for value in kept:
-        kind, events = cast(Any, value)["kind"], cast(Any, value)["events"]
+        wanted = [cast(Any, one.value) for one in client.read_variables() if one.name.startswith(VARIABLE)]
+    for kind, events in ((one["kind"], one["events"]) for one in wanted):
         block = cast(Any, Webhook if kind == "webhook" else SlackWebhook).load(_block_name(kind))
         _put(kind, [event for event in EVERY if event in events], block)
 

@@ -40,7 +40,7 @@ from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines import Paraphraser
+from paraclip_core.paraphrase.engines import Paraphraser, check_needs
 
 DEMO = "demo"
 """The configuration that is deployed where none is named."""
@@ -85,7 +85,8 @@ class Nightly(NamedTuple):
     channel: str | None = None
     cron: str | None = None
     """None keeps the schedules that are deployed; empty removes them."""
-    timezone: str = "UTC"
+    timezone: str | None = None
+    """None keeps the zone that is deployed, or is UTC."""
 
 
 class Deployed(NamedTuple):
@@ -131,6 +132,7 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
         own = before.of(name)
         channel = _channel(name, nightly.channel, before)
         schedules = _schedules(nightly, own.get("regenerate"))
+        check_needs(settings.paraphrase)
         pools = _pools(client, target, own)
         root, folder = _places(settings, target, pools, own.get("pipeline") if target.pool is None else None)
         parts = _parts(settings)
@@ -142,6 +144,7 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
             parameters = _parameters(part, settings, channel)
             notes += _put_back(f"{part.name}/{name}", old, parameters)
             planned = schedules if part.flow is regenerate else _kept(old)
+            notes += _rescheduled(f"{part.name}/{name}", old, planned)
             client.create_deployment(
                 flow_id=client.create_flow_from_name(part.name),
                 name=name,
@@ -164,6 +167,7 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
                 {"deployment": f"{part.name}/{name}", "pool": pool.name, "type": pool.type}
                 | {"queue": part.queue or "default", "schedule": ", ".join(map(_shown_schedule, planned))}
             )
+        notes += _without_image(pools.values(), variables, own.get("pipeline"))
         notes += before.remove({f"{part.name}/{name}" for part in parts}, name)
         # `paraclip serve` starts its workers afterwards.
         notes += [] if MARK in os.environ else _without_workers(client, pools.values())
@@ -272,7 +276,8 @@ def _parameters(part: _Part, settings: Settings, channel: str) -> dict[str, Any]
 
 def _channel(name: str, given: str | None, before: Existing) -> str:
     """The channel that this configuration's `regenerate` moves, which no other configuration's does."""
-    current = before.of(name).get("regenerate")
+    # Of the way back, for what a person changed in the form of `regenerate` is put back.
+    current = before.of(name).get("rollback")
     default = f"{DEMO}-{PRODUCTION}" if name == DEMO else PRODUCTION
     channel = given or (current.parameters.get("channel") if current else None) or default
     if channel == name:
@@ -289,19 +294,29 @@ def _channel(name: str, given: str | None, before: Existing) -> str:
 
 def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
     if nightly.cron is None:
+        if nightly.timezone is not None:
+            raise ConfigError("--timezone is for --cron; give both")
         return _kept(old)
     if not nightly.cron:
         return []
+    before = old.schedules if old else []
+    zone = nightly.timezone or (getattr(before[0].schedule, "timezone", None) if before else None) or "UTC"
     try:
-        schedule = CronSchedule(cron=nightly.cron, timezone=nightly.timezone)
+        schedule = CronSchedule(cron=nightly.cron, timezone=zone)
     except ValidationError as error:
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ConfigError(
-            f"--cron {nightly.cron!r} --timezone {nightly.timezone}: {error.errors()[0]['msg']}; expected five fields, "
-            "such as '0 3 * * *', and a zone such as Europe/Berlin"
+            f"--cron {nightly.cron!r} --timezone {zone}: {problem}; expected five fields, such as '0 3 * * *', and a "
+            "zone such as Europe/Berlin"
         ) from error
     # What a person has paused stays so.
-    active = all(one.active for one in old.schedules) if old else True
-    return [DeploymentScheduleCreate(schedule=schedule, active=active)]
+    return [DeploymentScheduleCreate(schedule=schedule, active=all(one.active for one in before))]
+
+
+def _rescheduled(path: str, old: DeploymentResponse | None, planned: Iterable[Any]) -> list[str]:
+    """What takes the place of which schedules."""
+    was, now = (", ".join(map(_shown_schedule, some)) for some in (old.schedules if old else (), planned))
+    return [f"{path}: schedule {was} → {now or 'none'}"] if was not in ("", now) else []
 
 
 def _kept(old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
@@ -345,7 +360,7 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
 
 
 def _limit_parents(client: SyncPrefectClient, pool: str) -> None:
-    """See that pipelines leave places on the pool's worker for their stages; a limit that is set stays."""
+    """Let pipelines leave places on the pool's worker for their stages; a limit that is set stays."""
     try:
         client.create_work_queue(PARENTS, concurrency_limit=PARENT_RUNS, work_pool_name=pool)
     except ObjectAlreadyExists:
@@ -478,6 +493,21 @@ def _leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         return
     for name, value in tree.items():
         yield from _leaves(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _without_image(
+    pools: Iterable[WorkPool], variables: Mapping[bool, Mapping[str, Any]], old: DeploymentResponse | None
+) -> list[str]:
+    """What runs in containers would lack where nobody has named it, here or at an earlier call."""
+    given = {name for some in (*variables.values(), old.job_variables if old else {}) for name in some}
+    docker = [pool.name for pool in pools if pool.type == "docker"]
+    lacking = [f"--{option}" for option, name in (("image", "image"), ("volume", "volumes")) if name not in given]
+    if not docker or not lacking:
+        return []
+    return [
+        f"the pool {docker[0]} is given no {' and no '.join(lacking)}: its runs take the image of the pool's template, "
+        f"which must hold paraclip, and {CONTAINER_HOME} ends with the container"
+    ]
 
 
 def _without_workers(client: SyncPrefectClient, pools: Iterable[WorkPool]) -> list[str]:

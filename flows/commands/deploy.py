@@ -33,7 +33,9 @@ CronOption = Annotated[
         help="When `regenerate` runs, such as '0 3 * * *'; '' for never; default: as it is deployed, or never."
     ),
 ]
-TimezoneOption = Annotated[str, typer.Option(help="Time zone of --cron, such as Europe/Berlin.")]
+TimezoneOption = Annotated[
+    str | None, typer.Option(help="Time zone of --cron, such as Europe/Berlin; default: as it is deployed, or UTC.")
+]
 
 
 def deploy(
@@ -41,7 +43,7 @@ def deploy(
     set_: SetOption = None,
     channel: ChannelOption = None,
     cron: CronOption = None,
-    timezone: TimezoneOption = "UTC",
+    timezone: TimezoneOption = None,
     pool: Annotated[
         str | None, typer.Option(help="Work pool of the runs; default: as deployed, or paraclip-cpu.")
     ] = None,
@@ -84,7 +86,7 @@ def deploy(
 
     check_server()
     named = config is not None or bool(set_)
-    if named or cron is not None or not is_deployed():
+    if named or cron is not None or timezone is not None or not is_deployed():
         # Where the runs work their root is that of PARACLIP_ROOT, which a file's own would overrule.
         settings = load_settings(config or DEMO, set_ or ())
         target = Target(pool, gpu_pool, image, volume, secret, root, folder)
@@ -130,7 +132,7 @@ def serve(
     set_: SetOption = None,
     channel: ChannelOption = None,
     cron: CronOption = None,
-    timezone: TimezoneOption = "UTC",
+    timezone: TimezoneOption = None,
     root: RootOption = DEFAULT_ROOT,
     port: Annotated[
         int, typer.Option(min=1, max=65534, help="Port of the server, on 127.0.0.1; reports get the next one.")

@@ -40,10 +40,16 @@ def server(prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     return prefect
 
 
-def register(settings: Settings, cron: str | None = None, channel: str | None = None, **target: Any) -> Any:
+def register(
+    settings: Settings,
+    cron: str | None = None,
+    channel: str | None = None,
+    timezone: str | None = None,
+    **target: Any,
+) -> Any:
     from paraclip.flows.deploy import Nightly, Target, deploy
 
-    return deploy(settings, Target(**target), Nightly(channel, cron, "Europe/Berlin"))
+    return deploy(settings, Target(**target), Nightly(channel, cron, timezone))
 
 
 def read(name: str) -> Any:
@@ -74,7 +80,7 @@ def names() -> set[str]:
 @pytest.mark.usefixtures("server")
 def test_configurations_side_by_side_and_the_demo_without_a_schedule() -> None:
     register(load_settings("demo"))
-    first = register(own("mine"), cron="0 3 * * *")
+    first = register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin")
     second = register(own("theirs", paraphrase={"engine": "openai", "model": "x"}), channel="other")
     flows = {"pipeline", "regenerate", "rollback", "ingest", "paraphrase_1", "paraphrase_2", "features"}
     flows |= {"bootstrap", "finetune", "evaluate", "report"}
@@ -118,9 +124,9 @@ def test_a_channel_serves_one_configuration() -> None:
 def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays() -> None:
     from prefect import get_client
 
-    register(own("mine"), cron="0 3 * * *")
+    register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin")
     before = read("regenerate/mine")
-    changed = {**before.parameters, "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
+    changed = {"channel": "theirs", "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
     change("regenerate/mine", parameters=changed, job_variables={**before.job_variables, "stream_output": False})
     change("regenerate/mine", tags=[TAG, "ours"])
     change("pipeline/mine", concurrency_limit=2)
@@ -129,14 +135,18 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
         client.pause_deployment(before.id)
     (note,) = [note for note in register(own("mine")).notes if "worker" not in note]
     assert note.startswith("regenerate/mine was changed on the server") and "finetune.epochs 77 → (default)" in note
+    assert 'channel "theirs" → "production"' in note
     after = read("regenerate/mine")
     assert after.id == before.id and after.paused and after.parameters == before.parameters
     assert [schedule.active for schedule in after.schedules] == [False] and after.tags == ["ours", TAG]
     assert after.job_variables["stream_output"] is False
     assert read("pipeline/mine").global_concurrency_limit.limit == 2
     # Paused by a person, it stays so under another clock, too.
-    register(own("mine"), cron="30 4 * * *")
+    notes = register(own("mine"), cron="30 4 * * *").notes
+    assert "regenerate/mine: schedule 0 3 * * * Europe/Berlin (paused) → 30 4 * * * Europe/Berlin (paused)" in notes
     assert [(one.schedule.cron, one.active) for one in read("regenerate/mine").schedules] == [("30 4 * * *", False)]
+    with pytest.raises(ConfigError, match="--timezone is for --cron"):
+        register(own("mine"), timezone="UTC")
     register(own("mine"), cron="")
     assert not read("regenerate/mine").schedules
     (note,) = [note for note in register(own("mine", finetune={"epochs": 3})).notes if "worker" not in note]
@@ -201,6 +211,9 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
     both = {"pool": "boxes", "gpu_pool": "cluster", "image": "paraclip:cpu", "volume": "data", "secret": "keys"}
     deployed = register(own("mine"), **both)
     assert (deployed.facts["root"], deployed.facts["folder"]) == ("/data/root", "/data")
+    assert not any("is given no" in note for note in deployed.notes)
+    (bare,) = [note for note in register(own("bare"), pool="boxes", channel="b").notes if "is given no" in note]
+    assert "the pool boxes is given no --image and no --volume" in bare
     box, job = read("pipeline/mine").job_variables, read("finetune/mine").job_variables
     assert box["volumes"] == ["data", f"{tmp_path / 'keys'}:/run/secrets:ro"] and box["image"] == "paraclip:cpu"
     assert (job["image"], job["data_claim"], job["secret"]) == ("paraclip:cpu", "data", "keys")
@@ -226,6 +239,13 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
 def test_what_no_server_takes_is_refused_before_anything_is_made(name: str, cron: str | None, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         register(own(name), cron=cron)
+    assert not names()
+
+
+@pytest.mark.usefixtures("server")
+def test_an_engine_that_lacks_its_model_is_refused_and_not_only_at_night() -> None:
+    with pytest.raises(ConfigError, match=r"engine=openai needs paraphrase\.model"):
+        register(own("mine", paraphrase={"engine": "openai"}))
     assert not names()
 
 

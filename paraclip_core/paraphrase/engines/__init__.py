@@ -210,10 +210,15 @@ LOOKED_UP: dict[str, Any] = {
 
 def make_engine(options: ParaphraseOptions, context: EngineContext = EngineContext()) -> Engine:
     """The engine that the options name; no model is loaded yet."""
+    check_needs(options)
+    return _made(options, context)
+
+
+def check_needs(options: ParaphraseOptions) -> None:
+    """Raise a ConfigError if an option is missing without which the engine cannot work."""
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
         raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
-    return _made(options, context)
 
 
 def engine_facts(options: ParaphraseOptions) -> EngineFacts:
