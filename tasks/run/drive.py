@@ -60,7 +60,7 @@ def finished(run: Run, start: str | None = None) -> Result | None:
     """The outcome of a run whose stages are all finished; None if one is not.
 
     Raises:
-        ConfigError: a stage before `start` is not finished.
+        ConfigError: a stage before `start` is not finished, or there is nothing to run on.
     """
     check_run_name(run.settings.name, run.store)
     artifacts = run.artifacts()
@@ -71,7 +71,10 @@ def finished(run: Run, start: str | None = None) -> Result | None:
                 f"--from {start}: {', '.join(missing)} must be finished and {'are' if missing[1:] else 'is'} not; "
                 f"`paraclip plan` with the same options says why. Without --from everything that is missing is made"
             )
-    return record_result(run) if len(artifacts) == len(run.stages) else None
+    if len(artifacts) < len(run.stages):
+        need_rows(run)
+        return None
+    return record_result(run)
 
 
 class InTurn:
