@@ -125,11 +125,10 @@ def put_automation(automation: Any) -> None:
 
 def remove_left_behind(events: Iterable[str]) -> list[str]:
     """Delete our automations that are neither a watch nor pass `events` on, for an earlier release left them."""
-    notes = []
+    notes, watches = [], {watch.name for watch in (SILENT, TAKEN, STOPPING)}
     with get_client(sync_client=True) as client:
         for one in client.read_automations():
             label = one.name.removeprefix(PREFIX).partition(" by ")[0].partition(" of ")[0]
-            watches = {watch.name for watch in (SILENT, TAKEN, STOPPING)}
             if one.name.startswith(PREFIX) and one.name not in watches and label not in {*events, "alerts"}:
                 client.delete_automation(one.id)
                 notes.append(f"removed the automation {one.name!r}, of an earlier release")

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import UUID
 
 from prefect import Flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -122,7 +121,7 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
     """Register the deployments of one configuration, in place where they exist.
 
     Raises:
-        ConfigError: a name, pool, schedule or channel cannot be used; nothing was changed.
+        ConfigError: a name, pool, schedule or channel cannot be used; no deployment and no queue was changed.
     """
     name = settings.name
     if bad := sorted(set(FORBIDDEN) & set(name)):
@@ -138,6 +137,8 @@ def deploy(settings: Settings, target: Target, nightly: Nightly) -> Deployed:
         parts = _parts(settings)
         variables = {on_gpu: _job_variables(pool, target, root) for on_gpu, pool in pools.items()}
         _check_used(target, variables)
+        # After all that may be refused.
+        _limit_parents(client, pools[False].name)
         rows, notes = [], []
         for part in parts:
             pool, old = pools[part.on_gpu], own.get(part.name)
@@ -213,8 +214,7 @@ class Existing(NamedTuple):
         listed: list[DeploymentResponse] = []
         while page := client.read_deployments(deployment_filter=wanted, limit=PAGE, offset=len(listed)):
             listed += page
-        flows: dict[UUID, str] = {one.flow_id: "" for one in listed}
-        names = {flow: client.read_flow(flow).name for flow in flows}
+        names = {flow: client.read_flow(flow).name for flow in {one.flow_id for one in listed}}
         ours = [one for one in listed if (one.entrypoint or "").startswith(MODULES)]
         return cls(client, {f"{names[one.flow_id]}/{one.name}": one for one in ours})
 
@@ -338,9 +338,7 @@ def _pools(client: SyncPrefectClient, target: Target, own: Mapping[str, Deployme
     was = {flow: one.work_pool_name for flow, one in own.items()}
     cpu = target.pool or was.get("pipeline") or POOLS[0]
     gpu = target.gpu_pool or target.pool or was.get("finetune") or POOLS[1]
-    pools = {False: _pool(client, cpu), True: _pool(client, gpu)}
-    _limit_parents(client, cpu)
-    return pools
+    return {False: _pool(client, cpu), True: _pool(client, gpu)}
 
 
 def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
