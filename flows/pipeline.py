@@ -31,7 +31,7 @@ from paraclip.flows.stages import (
 from paraclip.tasks.publish import StageTable
 from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import STAGES
-from paraclip.tasks.run.drive import Row, check_before, drive
+from paraclip.tasks.run.drive import Row, drive
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.slots import Slots
 
@@ -119,6 +119,4 @@ class _Tasks:
 
 def _carry(name: str, run: Run, elsewhere: bool = False) -> Row:
     let_own_logs_through()
-    for notice in check_before(run.node(name), run):
-        log.warning("%s", notice)
     return run_child(run.node(name), run) if elsewhere else carry_stage(name, run)

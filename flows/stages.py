@@ -27,7 +27,6 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.pause import stopped_by_pause
-from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.publish import (
     artifact_key,
     emit,
@@ -43,11 +42,8 @@ from paraclip.tasks.results import Result, comparison_rows, stage_row, why
 from paraclip.tasks.run.dag import STAGES, TAKEN, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.run.status import both, shown_progress
-from paraclip.tasks.stages.paraphrase import STEPS, finished_samples
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, worth_a_retry
-from paraclip_core.paraphrase.engines import unguarded
-from paraclip_core.progress import Progress
 from paraclip_core.settings import SETTINGS, deployed_settings, parse_settings
 
 log = logging.getLogger(__name__)
@@ -167,11 +163,14 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     let_own_logs_through()
     started = time.monotonic()
     node, cached, facts = run.node(name), run.artifact(name) is not None, set[str]()
+    for notice in node.stage.check_before(run):
+        log.warning("%s", notice)
     with shown_progress(name) as progress:
         cap = near_cap(run.settings.name, run.settings.paraphrase.openai.max_spend)
         shown = both(both(progress, published_progress(run.settings.name, name)), cap)
-        carry_out = _paraphrase if name in STEPS else run_stage
-        artifact = carry_out(node, run, both(shown, lambda done, total, **new: facts.update(new)))
+        artifact = run_stage(node, run, both(shown, lambda done, total, **new: facts.update(new)))
+    if rows := node.stage.samples(artifact):
+        publish_table(artifact_key(run.settings.name, name, "samples"), rows, f"Some answers of {name}")
     taken = TAKEN in facts
     row = stage_row(artifact, cached or taken, time.monotonic() - started)
     how = "took another run's result after" if taken else f"{row['state']} in"
@@ -244,18 +243,6 @@ def _tried_again(error: object, attempt: int, run: Run) -> bool:
     seconds = DELAYS[min(attempt, len(DELAYS)) - 1]
     log.warning("try %d failed, the next one starts in %g s: %s", attempt, seconds, error)
     return not run.stop.wait(seconds)
-
-
-def _paraphrase(node: Node, run: Run, progress: Progress) -> Artifact:
-    """A paraphrase stage, with samples of what the model says."""
-    name, key = node.name, artifact_key(run.settings.name, node.name, "samples")
-    # Once a run: step 1 says it for both.
-    if STEPS[name] == 1 and run.artifact(name) is None and (warning := unguarded(run.settings.paraphrase)):
-        log.warning("%s", warning)
-    artifact = run_stage(node, run, progress)
-    if rows := finished_samples(artifact, STEPS[name]):
-        publish_table(key, rows, f"Some answers of {name}")
-    return artifact
 
 
 def publish_result(settings: Settings, result: Result) -> None:

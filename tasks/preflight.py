@@ -36,6 +36,7 @@ from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.texts import check_encoder
 
@@ -153,12 +154,13 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
+    unchecked = [warning] if (warning := unguarded(run.settings.paraphrase)) else []
     settings, scenes, ingested = run.settings, _finished(run, "scenes"), _finished(run, "ingest")
     with TempDir("captions-") as scratch:
         if ingested is not None:
             folder = run.store.download(ingested).path
         elif settings.data.scenes is not None:
-            return []
+            return unchecked
         else:
             folder = (captions or ingested_captions(run, {}, scratch)).folder
         counts = count_captions(settings, folder / "captions")
@@ -169,7 +171,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         _check_split(settings, counts)
         if gates_of(run.paraphraser.gates).meaning:
             check_encoder(run.paraphraser.gates.encoder)
-        notices = _language_notices(run, counts, folder)
+        notices = _language_notices(run, counts, folder) + unchecked
         if settings.data.scenes is None or scenes is not None:
             notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
             notices += _leakage_notices(settings, scenes, folder)

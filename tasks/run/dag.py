@@ -15,7 +15,6 @@ from paraclip.storage.files import convert_disk_errors
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import BUILT_IN, Node, Run, Stage, StageContext, named_stages, settings_of
-from paraclip.tasks.stages.evaluate import check_benchmarks
 from paraclip_core.errors import InputError, StageError
 from paraclip_core.progress import Fact, Progress, silent
 
@@ -38,8 +37,6 @@ def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artif
     if (artifact := store.peek(name, node.fingerprint)) is not None:
         return artifact
     inputs = run.inputs(node)
-    if node.stage.trains:
-        check_benchmarks(run, inputs)
     log.info("%s %s %s", name, node.fingerprint, "goes on" if store.resumable(name, node.fingerprint) else "starts")
     if node.stage.isolated:
         return run_in_child(node.draft, run, inputs, progress)
@@ -102,7 +99,7 @@ def carry_out(
             work.push()
 
         with convert_disk_errors(work.out):
-            metrics = stage.body(StageContext(run, inputs, work, report))
+            metrics = stage.carry_out(StageContext(run, inputs, work, report))
         if changed := _changed_sources(stage, draft, run):
             # Parts of it would be taken for the file's earlier contents when these come back.
             for folder in (work.out, work.scratch):

@@ -8,12 +8,10 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from paraclip.tasks.channels import check_run_name, record_result
-from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.results import Result, stage_row
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.ingest import need_rows
-from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.errors import ConfigError, ParaclipError
 from paraclip_core.progress import Progress
 
@@ -108,18 +106,13 @@ class InTurn:
 
     def _row(self, node: Node) -> Row:
         started, cached = time.monotonic(), self._run.artifact(node.name) is not None
-        for notice in check_before(node, self._run):
+        for notice in node.stage.check_before(self._run):
             self._warn(notice)
         with self._progress_of(node.name) as progress:
             artifact = run_stage(node, self._run, progress)
         row = stage_row(artifact, cached, time.monotonic() - started)
         self._tell(f"{node.name}: {row['state']}, {row['seconds']:.0f} s")
         return row
-
-
-def check_before(node: Node, run: Run) -> list[str]:
-    """See that a stage may begin, before it pays for anything; what to tell whoever started the run."""
-    return check_before_paying(run) if STEPS.get(node.name) == 1 else []
 
 
 def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:

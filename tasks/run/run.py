@@ -49,6 +49,10 @@ class Stop(threading.Event):
             raise StageError("its process was stopped; run again to go on from there")
 
 
+Slot = Literal["elsewhere", "cpu", "gpu", "every gpu"]
+"""What a stage computes on: another machine, this one's CPU cores, one of its GPUs or all of them."""
+
+
 @dataclass(frozen=True)
 class StageContext:
     """What a stage's body gets."""
@@ -82,22 +86,41 @@ class Stage:
     """Names of the stages whose artifacts it reads."""
     options: Callable[[Run], Mapping[str, Any]]
     """The options that decide its output."""
-    body: Callable[[StageContext], dict[str, Any]] = field(repr=False)
-    """Writes into `work.out` and returns the metrics for the manifest."""
+    body: Callable[[StageContext], dict[str, Any]] | str = field(repr=False)
+    """Writes into `work.out` and returns the metrics for the manifest. As `package.module:function` it is imported in
+    the stage's process alone: torch takes seconds, and a plan needs none of it."""
     sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
     """Fingerprints of what it reads from outside the store, by name."""
     isolated: bool = True
     """Run in a child process of its own, so that memory is freed and a kill is seen."""
     applies: Callable[[Settings], bool] = lambda settings: True
     """Whether a run with these settings has it."""
+    before: Callable[[Run], list[str]] | str = lambda run: []
+    """Checks what must hold before the stage begins, finished or not, so that nothing is paid for in vain; returns
+    notices for whoever started the run. Dotted as `body`."""
     about: str = ""
     """What it does, in one sentence: the description of its flow."""
     pool: Literal["cpu", "gpu"] = "cpu"
     """The work pool of its deployment."""
+    slots: Callable[[Run], Slot] | None = None
+    """What it computes on, if that is not what its pool has."""
+    samples: Callable[[Artifact], list[dict[str, str]]] = lambda artifact: []
+    """Rows of a finished artifact that are worth a look in Prefect's UI."""
     units: tuple[str, ...] = ("rows",)
     """Metrics that say how much work there was; `plan` scales by the first that is there."""
     trains: bool = False
-    """It trains a model: it takes so long that mistakes in what comes after it are looked for before."""
+    """It trains a model."""
+
+    def carry_out(self, ctx: StageContext) -> dict[str, Any]:
+        """Call the body; returns the metrics."""
+        body = import_path(self.body, f"stage {self.name}", "a function") if isinstance(self.body, str) else self.body
+        return body(ctx)
+
+    def check_before(self, run: Run) -> list[str]:
+        """Call `before`; returns its notices."""
+        if isinstance(self.before, str):
+            return import_path(self.before, f"stage {self.name}", "a function")(run)
+        return self.before(run)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.stages.paraphrase import STEPS
 
 CPU = "cpu"
 """The slot of all CPU cores."""
@@ -46,18 +45,14 @@ class Slots:
 
     def _choice(self, stage: Stage, run: Run) -> tuple[tuple[str, ...], int]:
         """Slots that a stage can take, and how many of them it does."""
-        options = run.settings.run
-        on_device, every = stage.pool == "gpu", False  # on one GPU, or on every one
-        if stage.name in STEPS:
-            facts = run.paraphraser.facts
-            if not facts.local:
-                return (), 0
-            on_device, every = facts.on_device, facts.every_gpu
-        if not on_device or options.device == CPU:
+        slot, device = stage.pool if stage.slots is None else stage.slots(run), run.settings.run.device
+        if slot == "elsewhere":
+            return (), 0
+        if slot == CPU or device == CPU:
             return (CPU,), 1
-        if options.device == "auto":
-            return (self._gpus, len(self._gpus) if every else 1) if self._gpus else ((CPU,), 1)
-        return ("cuda:0" if options.device == "cuda" else options.device,), 1
+        if device == "auto":
+            return (self._gpus, len(self._gpus) if slot == "every gpu" else 1) if self._gpus else ((CPU,), 1)
+        return ("cuda:0" if device == "cuda" else device,), 1
 
 
 def visible_gpus() -> list[str]:

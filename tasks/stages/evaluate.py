@@ -160,14 +160,16 @@ def benchmark_hash(
     return hashlib.sha256(canonical_json(named).encode()).hexdigest()
 
 
-def check_benchmarks(run: Run, inputs: Mapping[str, Artifact]) -> None:
-    """Find benchmarks that evaluation could not use while no model is trained; `inputs`: `ingest` and `features`."""
+def check_benchmarks(run: Run) -> list[str]:
+    """Find benchmarks that evaluation could not use while no model is trained, which takes long; no notices."""
     settings = run.settings
-    if not settings.evaluate.benchmarks:
-        return
-    scenes = inputs["ingest"].manifest.inputs.get("scenes")
-    rendered = None if scenes is None else run.store.find("scenes", scenes)
-    benchmark_tasks(settings, rendered, stored_split(settings, inputs))
+    untrained = any(stage.trains and run.artifact(name) is None for name, stage in run.stages.items())
+    if settings.evaluate.benchmarks and untrained:
+        read = [name for name in ("scenes", "ingest", "features") if name in run.stages]
+        why = "benchmarks are looked at before a model is trained"
+        inputs = {name: run.store.expect(name, run.node(name).fingerprint, why) for name in read}
+        benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
+    return []
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.run.run import Run, Stage, StageContext, input_path
+from paraclip.tasks.run.run import Run, Slot, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
@@ -267,7 +267,15 @@ def _sources(run: Run) -> Mapping[str, str]:
     return sources
 
 
-def _stage(step: int) -> Stage:
+def _slots(run: Run) -> Slot:
+    """Where the engine computes."""
+    facts = run.paraphraser.facts
+    if not facts.local:
+        return "elsewhere"
+    return ("every gpu" if facts.every_gpu else "gpu") if facts.on_device else "cpu"
+
+
+def _stage(step: int, before: Callable[[Run], list[str]] | str) -> Stage:
     return Stage(
         name=f"paraphrase_{step}",
         version=VERSION,
@@ -275,14 +283,17 @@ def _stage(step: int) -> Stage:
         options=partial(_options, step),
         sources=_sources,
         body=partial(_paraphrase, step),
+        before=before,
         about=ABOUT[step],
         pool="gpu",
+        slots=_slots,
+        samples=partial(finished_samples, step=step),
         units=("generated",),
     )
 
 
-PARAPHRASE_1 = _stage(1)
+PARAPHRASE_1 = _stage(1, before="paraclip.tasks.preflight:check_before_paying")
 """Step 1: the caption in plain language."""
 
-PARAPHRASE_2 = _stage(2)
+PARAPHRASE_2 = _stage(2, before=lambda run: [])  # step 1 has checked for both
 """Step 2: paraphrase 1 in other words."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
-from paraclip.tasks.run.run import Stage, StageContext
+from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings, meaning
 
@@ -28,23 +28,8 @@ def _of_control(settings: Settings) -> Settings:
     return settings.model_copy(update={"finetune": finetune})
 
 
-def _bootstrap(ctx: StageContext) -> dict[str, Any]:
-    # Imported in the stage's process: torch takes seconds, and planning a run does not need it.
-    from paraclip.tasks.training.bodies import bootstrap
-
-    return bootstrap(ctx)
-
-
-def _finetune(ctx: StageContext) -> dict[str, Any]:
-    from paraclip.tasks.training.bodies import finetune  # imports torch, as above
-
-    return finetune(ctx)
-
-
 def _control(ctx: StageContext) -> dict[str, Any]:
-    from paraclip.tasks.run.run import Run  # which knows every stage
-
-    return _finetune(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
+    return FINETUNE.carry_out(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 
 
 BOOTSTRAP = Stage(
@@ -56,7 +41,8 @@ BOOTSTRAP = Stage(
         "precision": run.settings.finetune.precision,
         "model": meaning(run.settings.model),
     },
-    body=_bootstrap,
+    body="paraclip.tasks.training.bodies:bootstrap",
+    before="paraclip.tasks.stages.evaluate:check_benchmarks",
     applies=lambda settings: settings.model.base == EMBEDDED,
     about="Train the embedded base model on image-caption pairs.",
     pool="gpu",
@@ -69,7 +55,8 @@ FINETUNE = Stage(
     version=9,
     inputs=_finetune_inputs,
     options=lambda run: _options(run.settings),
-    body=_finetune,
+    body="paraclip.tasks.training.bodies:finetune",
+    before="paraclip.tasks.stages.evaluate:check_benchmarks",
     sources=base_sources,
     about="Tune the text tower on captions, paraphrases and image features.",
     pool="gpu",
@@ -83,6 +70,7 @@ CONTROL = Stage(
     inputs=_finetune_inputs,
     options=lambda run: _options(_of_control(run.settings)),
     body=_control,
+    before="paraclip.tasks.stages.evaluate:check_benchmarks",
     sources=base_sources,
     applies=lambda settings: settings.evaluate.control,
     about="Tune the text tower in the same way on captions alone.",
