@@ -28,7 +28,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from record import arguments, record
 
-from paraclip.storage.features import INDEX, write_index, write_shard
+from paraclip.storage.features import write_index, write_shard
+from paraclip_core.tables import FEATURE_INDEX
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 SHARD = 65_536
@@ -47,7 +48,7 @@ def make(folder: Path, rows: int, dim: int) -> None:
         numbers = np.arange(start, start + n)
         pixels = [value.tobytes() for value in noise.integers(0, 2**63, (n, 2))]
         columns: dict[str, Any] = {"image_id": _ids(numbers), "shard": np.full(n, shard), "row": np.arange(n)}
-        tables.append(pa.table({**columns, "pixels": pixels}).cast(INDEX))
+        tables.append(pa.table({**columns, "pixels": pixels}).cast(FEATURE_INDEX))
     write_index(folder / "features", tables)
     for part, start in enumerate(range(0, rows, PART)):
         n = min(PART, rows - start)

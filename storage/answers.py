@@ -27,6 +27,7 @@ from paraclip.storage.locks import lock
 from paraclip.storage.object_store import RemoteFolder
 from paraclip.storage.parquet import CONFIG, environment_error
 from paraclip.storage.parts import DamagedPart, PartFolder, PartMirror, check_columns, digest_of
+from paraclip_core import tables
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 log = logging.getLogger(__name__)
@@ -42,12 +43,8 @@ BIG_ROWS, BIG_BYTES = 500_000, 128 << 20
 # A part with this in its schema came from another cache, where it was paid for; compaction keeps the two kinds apart.
 IMPORTED = {b"imported": b"1"}
 
-KEY, TEXT = pa.binary(16), pa.string()
-ACCEPTED = pa.struct([("answer", TEXT), ("tokens", pa.list_(pa.uint16())), ("similarity", pa.float32())])
-TOKENS = {"prompt_tokens": pa.int32(), "completion_tokens": pa.int32()}
-REQUEST = {"key": KEY, "step": pa.int8(), "engine": TEXT, "model": TEXT, "prompt": TEXT}
-VERDICT_KEY = {"generation": KEY, "parent": KEY, "gates": KEY}
-REASONS = {"answer": TEXT, "reason": TEXT, "detail": TEXT, "similarity": pa.float32()}
+COUNTED = ("key", "step", "engine", "model", "prompt", "completions", "prompt_tokens", "completion_tokens")
+"""Columns of a generation that the cache looks up or counts."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +71,19 @@ class CacheTable:
         )
 
 
-def _schema(required: Mapping[str, pa.DataType], optional: Mapping[str, pa.DataType]) -> pa.Schema:
-    return pa.schema([pa.field(name, kind, name in optional) for name, kind in {**required, **optional}.items()])
-
-
 GENERATIONS = CacheTable(
     "generations",
     "segments",
     ("key", "completions"),
     ("key",),
-    _schema(REQUEST | {"completions": pa.list_(TEXT)} | TOKENS, {}),
+    pa.schema([tables.GENERATIONS.field(name) for name in COUNTED]),
 )
 VERDICTS = CacheTable(
     "verdicts",
     "verdicts",
-    (*VERDICT_KEY, "accepted", *REASONS),
-    tuple(VERDICT_KEY),
-    _schema(VERDICT_KEY | {"accepted": pa.list_(ACCEPTED)}, REASONS),
+    tuple(tables.VERDICTS.names),
+    ("generation", "parent", "gates"),
+    tables.VERDICTS,
 )
 
 # A folder above the cache may be called `key=1` and is no column.

@@ -23,17 +23,9 @@ from paraclip.storage.files import write_atomic
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import CONFIG
 from paraclip_core.errors import ArtifactError
+from paraclip_core.tables import FEATURE_INDEX
 
 log = logging.getLogger(__name__)
-
-INDEX = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("shard", pa.int32(), nullable=False),
-        pa.field("row", pa.int32(), nullable=False),
-        pa.field("pixels", pa.binary(16), nullable=False),
-    ]
-)
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -57,9 +49,9 @@ def write_index(folder: Path, tables: Iterable[pa.Table]) -> None:
     """Write the index of an artifact folder, atomically and table by table, in the order of the shards."""
 
     def save(file: BinaryIO) -> None:
-        with pq.ParquetWriter(file, INDEX, compression="zstd") as writer:
+        with pq.ParquetWriter(file, FEATURE_INDEX, compression="zstd") as writer:
             for table in tables:
-                writer.write_table(table.cast(INDEX))
+                writer.write_table(table.cast(FEATURE_INDEX))
 
     write_atomic(folder / "index.parquet", save)
 

@@ -11,9 +11,7 @@ from generation_rows import answers, judged, key, keys, numbered, rebuild, rows,
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage import answers as module
 from paraclip.storage.answers import AnswerStore
-from paraclip_core import tables
 from paraclip_core.errors import ArtifactError
 
 
@@ -71,11 +69,6 @@ def test_verdicts_come_once_and_whole(store: AnswerStore) -> None:
     assert store.stats().verdicts == 15
     with pytest.raises(ArtifactError, match="'gates' is string instead of fixed_size_binary"):
         store.append_verdicts(verdicts([1]).set_column(2, "gates", pa.array(["a"])))
-
-
-def test_the_schemas_are_those_of_the_tables() -> None:
-    assert module.VERDICTS.schema == tables.VERDICTS
-    assert all(field == tables.GENERATIONS.field(field.name) for field in module.GENERATIONS.schema)
 
 
 def test_tables_are_joined_with_those_of_a_caller(store: AnswerStore) -> None:

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.features import INDEX, write_index
+from paraclip.storage.features import write_index
 from paraclip.tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set
+from paraclip_core.tables import FEATURE_INDEX
 from paraclip_core.training.data import TrainingRows, spool_rows
 
 
@@ -75,7 +76,9 @@ def test_shares_are_nested_and_alpha_is_chosen_on_images_that_the_base_has_not_s
 def test_equal_pictures_are_one_image(tmp_path: Path) -> None:
     pictures = [bytes([n] * 8 + [m] * 8) for n, m in ((5, 1), (2, 2), (5, 1), (5, 0), (2, 2), (9, 9))]
     columns = {"image_id": list("abcdef"), "shard": [0] * 6, "row": range(6), "pixels": pictures}
-    write_index(tmp_path, [pa.table(columns, schema=INDEX), pa.table(columns, schema=INDEX).slice(0, 0)])
+    write_index(
+        tmp_path, [pa.table(columns, schema=FEATURE_INDEX), pa.table(columns, schema=FEATURE_INDEX).slice(0, 0)]
+    )
     images = Images(tmp_path)
     assert images.keys.tolist() == [0, 1, 0, 3, 1, 5]
     assert images.places[5] == pytest.approx(9 / 255, rel=1e-6)
