@@ -18,8 +18,9 @@ from paraclip.flows.pause import explain_when_ended
 from paraclip.flows.pipeline import run_stages
 from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, run_of
 from paraclip.storage.roots import open_store
-from paraclip.tasks.channels import check_channel, decide
+from paraclip.tasks.channels import check_channel
 from paraclip.tasks.channels import rollback as move_back
+from paraclip.tasks.promotion import decide
 from paraclip.tasks.publish import announce_rollback, artifact_key, emit, mark_decision, publish_markdown, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress

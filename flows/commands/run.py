@@ -239,7 +239,8 @@ def promote(
 
     A channel that serves another run's model is moved by force alone, and is then this run's.
     """
-    from paraclip.tasks.channels import check_channel, decide
+    from paraclip.tasks.channels import check_channel
+    from paraclip.tasks.promotion import decide
     from paraclip.tasks.results import gather_result
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.run.status import shown_progress

@@ -23,8 +23,9 @@ from paraclip.flows.commands.common import (
     say,
 )
 from paraclip.storage.roots import open_answers, open_store
-from paraclip.tasks.channels import KEPT_MODELS, existing_channel, history
+from paraclip.tasks.channels import existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
+from paraclip.tasks.gc import KEPT_MODELS
 from paraclip.tasks.publish import announce_rollback
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def gc(
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
-    from paraclip.tasks.channels import collect, remove
+    from paraclip.tasks.gc import collect, remove
 
     store = opened_root(root)
     collected = collect(store, keep_days, unfinished, keep_models)

@@ -11,7 +11,7 @@ from machines import FP, Machine, Objects, make, refuse
 from paraclip.storage import roots
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.roots import LOG
-from paraclip.tasks.channels import collect, remove
+from paraclip.tasks.gc import collect, remove
 from paraclip_core.errors import ArtifactError, LockedError
 
 TWO, FOUR = (f"scratch/checkpoints/step-0000000{step}.safetensors" for step in (2, 4))

@@ -1,346 +1,173 @@
-"""Whether a challenger takes over a channel, and who may move which."""
+"""Every move of a channel is kept, it can go back, and who may move which."""
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable
-from dataclasses import replace
-from itertools import product
+import getpass
+import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
-import torch
+from prefect import flow
+from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft
-from paraclip.storage.features import write_shard
-from paraclip.storage.fingerprint import FileHashes, fingerprint
-from paraclip.storage.parquet import write_table
+from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
-from paraclip.tasks import channels
 from paraclip.tasks.channels import (
     BY_PROMOTION,
     BY_ROLLBACK,
     BY_RUN,
+    MOVES,
     check_channel,
     check_run_name,
-    decide,
     history,
+    models,
     moved,
     rollback,
+    withdrawn,
 )
-from paraclip.tasks.models import reference_sources
-from paraclip.tasks.results import Result
-from paraclip.tasks.run.dag import run_stage
-from paraclip.tasks.run.run import Node, Run
-from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
-from paraclip_core.clip.encode import encode_texts
-from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
-from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, ConfigError
-from paraclip_core.evaluation.base import Measured
-from paraclip_core.evaluation.compare import Outcome, compare
-from paraclip_core.evaluation.metrics import Sample
-from paraclip_core.evaluation.run import Evaluation
-from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
+from paraclip.tasks.publish import in_flow_run
+from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
 
-QUERIES = np.random.default_rng(0).random((2, 200))
-TOWER = "0" * 32
-ZEROSHOT, RETRIEVAL = ("zeroshot_classification", "top1_accuracy"), ("retrieval", "text_to_image_recall@10")
+A, B, C, D, E = (letter * 32 for letter in "abcde")
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    return Settings.model_validate({"run": {"root": str(tmp_path)}})
+@pytest.fixture(params=["folder", "object store"])
+def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    if request.param == "folder":
+        return ArtifactStore(tmp_path)
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
+    return open_store(f"memory://{tmp_path.name}-history/root")
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return ArtifactStore(tmp_path)
-
-
-def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
-    draft = Draft("finetune", name, 1, {}, {})
-    artifact = store.find("finetune", name)
-    if artifact is not None:
-        return artifact
-    with store.writing("finetune", name):
-        return store.commit(draft, {"image_tower_hash_after": tower}, 0.0)
-
-
-def evaluated(
-    store: ArtifactStore,
-    settings: Settings,
-    name: str,
-    gain: float,
-    recall: float = 0.0,
-    more: tuple[str, str] | None = None,
-    **inputs: str,
-) -> Artifact:
-    """The evaluation of a model whose AO@10 is `gain` above its base's in the mean, and its recall `recall`.
-
-    `more` is kind and metric of a further benchmark, of birds, on which it is its base's equal in the mean.
-    """
-    model(store, name)
-    inputs = {"ingest": "same", "finetune": name, **inputs}
-    draft = Draft("evaluate", fingerprint("evaluate", EVALUATE.version, {}, inputs), EVALUATE.version, inputs, {})
-    clusters, noise = np.repeat(np.arange(100), 2), 0.2 * (QUERIES[1] - 0.5)
-
-    def outcome(kind: str, metric: str, shift: float) -> Outcome:
-        base, tuned = (Measured({metric: Sample(v, clusters)}, {}) for v in (QUERIES[0], QUERIES[0] + shift + noise))
-        return Outcome(kind, kind, base, tuned)
-
-    outcomes = (
-        outcome("paraphrased_retrieval", "ao@10", gain),
-        outcome("retrieval", "text_to_image_recall@10", recall),
-        *(replace(outcome(*more, 0.0), benchmark="birds") for more in (more,) if more),
+def model(store: ArtifactStore, fingerprint: str) -> dict[str, str]:
+    """A run whose model has this fingerprint; the fingerprints of its stages."""
+    ingest, evaluation = "1" + fingerprint[1:], "2" + fingerprint[1:]
+    drafts = (
+        Draft("ingest", ingest, 1, {"source:captions.csv": "f" * 64}, {}),
+        Draft("finetune", fingerprint, 1, {"ingest": ingest}, {}),
+        Draft("evaluate", evaluation, 1, {"finetune": fingerprint}, {}),
     )
-    evaluation = Evaluation(outcomes, {}, compare(outcomes, settings.evaluate))
-    with store.writing("evaluate", draft.fingerprint) as work:
-        write_evaluation(work.out, evaluation, {"base": "base", "tuned": name}, {})
-        return store.commit(draft, {}, 0.0)
+    for draft in drafts:
+        if store.find(draft.stage, draft.fingerprint):
+            continue
+        with store.writing(draft.stage, draft.fingerprint):
+            store.commit(draft, {}, 0.0)
+    return {"ingest": ingest, "finetune": fingerprint, "evaluate": evaluation}
 
 
-def result(name: str, verdict: str = "promote", evaluation: Artifact | None = None, run: str = "run") -> Result:
-    stages: list[dict[str, Any]] = [{"stage": "finetune", "fingerprint": name, "state": "made"}]
-    if evaluation is not None:
-        stages.append({"stage": "evaluate", "fingerprint": evaluation.fingerprint, "state": "made"})
-    return Result(run, stages, {"verdict": verdict, "reason": "ao@10 +1.0 [0.5, 1.5]"})
+def promote(store: ArtifactStore, *fingerprints: str, by: str = BY_PROMOTION) -> None:
+    for fingerprint in fingerprints:
+        value = moved(store.channel("production"), model(store, fingerprint), "promote", by, f"for {fingerprint[0]}")
+        store.set_channel("production", value)
 
 
-def served(store: ArtifactStore, channel: str = "production") -> Any:
-    return (store.channel(channel) or {}).get("fingerprint")
+def channel(store: ArtifactStore) -> dict[str, Any]:
+    return store.channel("production") or {}
 
 
-def test_a_first_model_moves_the_channel_and_one_held_against_its_base_does_not(
-    settings: Settings, store: ArtifactStore
-) -> None:
-    decision = decide(Run(settings, store), "production", result("aaa"))
-    assert decision["moved"] and decision["before"] is None and "ao@10" in decision["reason"]
-    channel = store.channel("production")
-    assert channel is not None and channel["fingerprint"] == "aaa" and channel["stages"] == {"finetune": "aaa"}
-    assert channel["moved_by"] == BY_PROMOTION and channel["reason"] == decision["reason"]
-    assert json.loads((store.root / "results" / "run" / "promotion.json").read_text()) == decision
-    decision = decide(Run(settings, store), "production", result("bbb", "hold"))
-    assert not decision["moved"] and (decision["before"], decision["after"]) == ("aaa", "bbb")
-    assert "ao@10 +1.0" in decision["reason"] and served(store) == "aaa"
+def served(store: ArtifactStore) -> Any:
+    return channel(store)["fingerprint"]
 
 
-@pytest.mark.parametrize(
-    ("gain", "recall", "moved", "reason"),
-    [
-        (0.10, 0.0, True, "ao@10 +0.00 [+0.00, +0.00] does not lie below zero"),
-        (0.05, 0.0, False, "ao@10 -5.00 [-5.00, -5.00] lies below zero"),
-        (0.30, -0.02, False, "against its own base: retrieval text_to_image_recall@10 fell by"),
-    ],
-)
-def test_better_than_the_base_is_not_enough(
-    settings: Settings, store: ArtifactStore, gain: float, recall: float, moved: bool, reason: str
-) -> None:
-    evaluated(store, settings, "aaa", 0.1)
-    decide(Run(settings, store), "production", result("aaa"))
-    # The champion's evaluation is at hand, so nothing is measured.
-    challengers = evaluated(store, settings, "bbb", gain, recall)
-    decision = decide(Run(settings, store), "production", result("bbb", evaluation=challengers))
-    assert decision["moved"] is moved and reason in decision["reason"]
-    assert served(store) == ("bbb" if moved else "aaa")
-    assert [row["metric"] for row in decision["against_champion"]] == ["ao@10", "text_to_image_recall@10"]
-    assert decision["against_champion"][0]["delta"] == pytest.approx(100 * (gain - 0.1))
-    if moved:
-        assert (store.channel("production") or {})["before"] == "aaa"
+def test_every_move_tells_who_when_and_why(store: ArtifactStore) -> None:
+    promote(store, A, B)
+    promote(store, B)  # serves it already
+    first, second = history(channel(store))
+    assert (first.before, first.after, second.before, second.after) == (None, A, A, B)
+    assert (second.by, second.verdict, second.reason) == ("promotion", "promote", "for b")
+    assert second.who == f"{getpass.getuser()}@{socket.gethostname()}" and second.flow_run is None
+    assert second.at is not None and second.stages["evaluate"] == "2" + B[1:]
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(second.at) < timedelta(minutes=5)
+    assert channel(store)["before"] == A and channel(store)["reason"] == "for b"
 
 
-def test_what_was_rolled_back_from_takes_over_by_hand_alone(settings: Settings, store: ArtifactStore) -> None:
-    for name, gain in (("aaa", 0.1), ("bbb", 0.3)):
-        outcome = result(name, evaluation=evaluated(store, settings, name, gain))
-        assert decide(Run(settings, store), "production", outcome)["moved"]
+def test_a_history_has_a_bound() -> None:
+    value: dict[str, Any] = {}
+    for number in range(MOVES + 5):
+        value = moved(value, {"finetune": f"{number:032}"}, "promote", BY_PROMOTION)
+    assert len(history(value)) == MOVES and history(value)[-1].after == value["fingerprint"]
+    assert len(models(value)) == MOVES
+
+
+def test_a_rollback_goes_to_the_model_before_and_is_a_move(store: ArtifactStore) -> None:
+    promote(store, A, B, C)
+    decision = rollback(store, "production")
+    reason = f"rolled back from {C} to {B}"
+    assert decision == {"channel": "production", "moved": True, "reason": reason, "before": C, "after": B}
+    value = channel(store)
+    last = history(value)[-1]
+    assert (last.by, last.before, last.after, last.reason) == (BY_ROLLBACK, C, B, decision["reason"])
+    assert value["stages"] == model(store, B) and value["verdict"] == "promote"
+    assert value["moved_by"] == BY_PROMOTION, "it still belongs to promotions"
+    assert store.named("production").fingerprint == B
+    # Once more goes further back, not forth.
+    assert rollback(store, "production")["after"] == A
+    with pytest.raises(ArtifactError, match=f"has served no model before {A}; .*promote --force"):
+        rollback(store, "production")
+    promote(store, D)
+    assert rollback(store, "production")["after"] == A
+    # A model that is gone is refused.
+    promote(store, B, C)
+    store.remove(store.resolve(f"finetune/{B}"))
+    before = channel(store)
+    with pytest.raises(ArtifactError, match=f"the model {B} is gone from .*, so 'production' stays as it is"):
+        rollback(store, "production")
+    assert channel(store) == before
+
+
+def test_a_rollback_to_a_model_by_name(store: ArtifactStore) -> None:
+    promote(store, A, B, C)
+    assert rollback(store, "production", A[:6])["after"] == A
+    assert withdrawn(channel(store), C) and not withdrawn(channel(store), A)
+    # Forth again, which takes back that it was left.
+    assert rollback(store, "production", f"finetune/{C[:6]}")["after"] == C
+    assert withdrawn(channel(store), C) is None
+    decision = rollback(store, "production", C)
+    assert (
+        not decision["moved"]
+        and decision["reason"] == f"kept: it serves {C} already"
+        and len(history(channel(store))) == 5
+    )
+    # A model that it never served moves by hand alone.
+    model(store, E)
+    for name in ("eee", "ingest/1a"):
+        with pytest.raises(UnknownNameError, match=r"begins 0 models .*promote --force"):
+            rollback(store, "production", name)
+    with pytest.raises(UnknownNameError, match=r"no channel .* is named 'prodution'; there are production"):
+        rollback(store, "prodution")
+    assert served(store) == C
+
+
+def test_a_retried_flow_run_goes_back_once(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    promote(store, A, B, C)
+    seen: list[str] = []
+
+    @flow
+    def back() -> None:
+        assert in_flow_run()
+        seen.extend(rollback(store, "production")["after"] for _ in range(2))
+
+    with prefect_server():
+        back()
+    last = history(channel(store))[-1]
+    assert seen == [B, B] and served(store) == B and last.flow_run is not None
     rollback(store, "production")
-    decision = decide(Run(settings, store), "production", outcome)
-    assert not decision["moved"] and served(store) == "aaa"
-    assert "rolled the channel back from it at 20" in decision["reason"] and "promote --force" in decision["reason"]
-    better = result("ccc", evaluation=evaluated(store, settings, "ccc", 0.3))
-    assert decide(Run(settings, store), "production", better)["moved"]
-    assert decide(Run(settings, store), "production", outcome, force=True)["moved"] and served(store) == "bbb"
-    assert [move.by for move in history(store.channel("production") or {})].count(BY_ROLLBACK) == 1
-
-
-def test_a_champion_of_other_benchmarks_is_measured_again(
-    settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model(store, "aaa")
-    decide(Run(settings, store), "production", result("aaa"))
-    challengers = evaluated(store, settings, "bbb", 0.3)
-
-    def measure(node: Any, *arguments: Any) -> Artifact:
-        artifact = evaluated(store, settings, node.draft.inputs["finetune"], 0.1)
-        assert node.fingerprint == artifact.fingerprint and node.draft.inputs["ingest"] == "same"
-        return run_stage(node, *arguments)
-
-    monkeypatch.setattr(channels, "run_stage", measure)
-    assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_champion_that_collapsed_against_its_own_base_holds_nobody(
-    settings: Settings, store: ArtifactStore, gone: bool
-) -> None:
-    # Whoever promoted it did so by hand, by yesterday's evaluation.
-    promoted = evaluated(store, settings, "aaa", 0.3, recall=-0.3, ingest="yesterday")
-    assert decide(Run(settings, store), "production", result("aaa", evaluation=promoted), force=True)["moved"]
-    if gone:
-        store.remove(promoted)
-    evaluated(store, settings, "aaa", 0.3)
-    decision = decide(
-        Run(settings, store), "production", result("bbb", evaluation=evaluated(store, settings, "bbb", 0.1))
-    )
-    assert decision["moved"] is not gone
-    lost = "the champion fails the gate against its own base (retrieval text_to_image_recall@10 fell by"
-    assert ("ao@10 -20.00 [-20.00, -20.00] lies below zero" if gone else lost) in decision["reason"]
-
-
-@pytest.mark.parametrize("gone", [False, True])
-def test_a_champion_is_measured_beside_its_own_control(settings: Settings, store: ArtifactStore, gone: bool) -> None:
-    model(store, "aaa")
-    stages = {"finetune": "aaa", "control": "control of aaa"}
-    store.set_channel("production", moved(None, stages, "promote", BY_PROMOTION))
-    # The one evaluation of the champion that is at hand; nothing can be measured.
-    if gone:
-        evaluated(store, settings, "aaa", 0.1)
-    else:
-        with store.writing("control", stages["control"]):
-            store.commit(Draft("control", stages["control"], 1, {}, {}), {}, 0.0)
-        evaluated(store, settings, "aaa", 0.1, control=stages["control"])
-    challengers = evaluated(store, settings, "bbb", 0.3, control="control of bbb")
-    assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
-
-
-def test_a_channel_is_of_the_run_whose_model_it_serves(settings: Settings, store: ArtifactStore) -> None:
-    cats, dogs = (
-        result(name, evaluation=evaluated(store, settings, name, 0.1), run=f"{name}s") for name in ("cat", "dog")
-    )
-    run = Run(settings, store)
-    assert decide(run, "production", cats)["moved"]
-    check_channel("cats", "production", store)
-    since = history(store.channel("production") or {})[-1].at
-    with pytest.raises(
-        ConfigError, match=r"'dogs'.*; name another channel, or, .*`paraclip promote --force`"
-    ) as refused:
-        check_channel("dogs", "production", store)
-    assert f"'production' serves a model of the run 'cats' since {since}, " in str(refused.value)
-    # Nor does the model take over where both were on their way at once.
-    decision = decide(run, "production", dogs)
-    assert not decision["moved"] and "the run 'cats' since" in decision["reason"] and served(store) == "cat"
-    check_channel("dogs", "production", store, force=True)
-    assert decide(run, "production", dogs, force=True)["moved"] and served(store) == "dog"
-    check_channel("dogs", "production", store)
-    # The channel goes back with its model.
-    rollback(store, "production")
-    check_channel("cats", "production", store)
-    with pytest.raises(ConfigError, match="the run 'cats'"):
-        check_channel("dogs", "production", store)
-    assert [move.run for move in history(store.channel("production") or {})] == ["cats", "dogs", "cats"]
-
-
-def test_a_run_with_another_name_is_given_the_model_that_is_served(settings: Settings, store: ArtifactStore) -> None:
-    run, before = Run(settings, store), evaluated(store, settings, "cat", 0.1, more=ZEROSHOT)
-    decide(run, "production", result("cat", evaluation=before, run="cats"))
-    renamed = result("cat", evaluation=evaluated(store, settings, "cat", 0.1, ingest="other"), run="kittens")
-    assert not decide(run, "production", renamed)["moved"]
-    decision = decide(run, "production", renamed, force=True)
-    assert decision["moved"] and decision["reason"] == "given to the run 'kittens' by hand; it serves cat already"
-    check_channel("kittens", "production", store)
-    (move,) = history(store.channel("production") or {})
-    assert (move.run, move.stages) == ("kittens", {row["stage"]: row["fingerprint"] for row in renamed.stages})
-    assert not decide(run, "production", renamed, force=True)["moved"], "it has it"
-
-
-def test_a_channel_of_an_earlier_version_is_of_no_known_run(settings: Settings, store: ArtifactStore) -> None:
-    value = moved(None, {"finetune": model(store, "cat").fingerprint}, "promote", BY_PROMOTION)
-    del value["history"][0]["run"]
-    store.set_channel("production", value)
-    check_channel("dogs", "production", store)
-    evaluated(store, settings, "cat", 0.1)
-    dogs = result("dog", evaluation=evaluated(store, settings, "dog", 0.3), run="dogs")
-    assert decide(Run(settings, store), "production", dogs)["moved"]
-    assert [move.run for move in history(store.channel("production") or {})] == [None, "dogs"]
+    assert served(store) == A
 
 
 def test_a_channel_of_an_earlier_version_is_of_the_run_that_its_report_names(store: ArtifactStore) -> None:
     with store.writing("report", "page"):
         store.commit(Draft("report", "page", 1, {}, {"name": "cats"}), {}, 0.0)
-    stages = {"finetune": model(store, "cat").fingerprint, "report": "page"}
+    stages = {"finetune": model(store, "cat")["finetune"], "report": "page"}
     value = moved(None, stages, "promote", BY_PROMOTION)
     del value["history"][0]["run"]
     store.set_channel("production", value)
     check_channel("cats", "production", store)
     with pytest.raises(ConfigError, match="a model of the run 'cats' since"):
         check_channel("dogs", "production", store)
-
-
-@pytest.mark.parametrize(("before", "now"), [(ZEROSHOT, None), (ZEROSHOT, RETRIEVAL), (None, ZEROSHOT)])
-def test_a_challenger_is_measured_on_all_that_promoted_the_champion(
-    settings: Settings, store: ArtifactStore, before: tuple[str, str] | None, now: tuple[str, str] | None
-) -> None:
-    run, promoted = Run(settings, store), evaluated(store, settings, "aaa", 0.1, more=before, ingest="yesterday")
-    assert decide(run, "production", result("aaa", evaluation=promoted))["moved"]
-    evaluated(store, settings, "aaa", 0.1, more=now)
-    challengers = result("bbb", evaluation=evaluated(store, settings, "bbb", 0.3, more=now))
-    decision = decide(run, "production", challengers)
-    assert decision["moved"] is (before is None)
-    if before:
-        assert (
-            "the champion aaa was promoted by birds (zeroshot_classification), which the challenger was not"
-            in decision["reason"]
-        )
-        assert decide(run, "production", challengers, force=True)["moved"]
-
-
-@pytest.mark.parametrize("place", ["folder", "object store"])
-def test_of_two_promotions_at_once_one_moves_the_channel(
-    settings: Settings, store: ArtifactStore, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if place == "object store":
-        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path))
-        store = open_store(f"memory://{tmp_path.name}-promotion/root")
-    decisions: list[dict[str, Any]] = []
-
-    def promote(name: str) -> None:
-        decisions.append(decide(Run(settings, store), "production", result(name), force=True))
-
-    def set_channel(*given: Any) -> None:
-        monkeypatch.setattr(kind, "set_channel", really_set)
-        other.start()
-        other.join(0.5)
-        really_set(*given)
-
-    kind = type(store)
-    really_set, other = kind.set_channel, threading.Thread(target=promote, args=("bbb",))
-    monkeypatch.setattr(kind, "set_channel", set_channel)
-    promote("aaa")
-    other.join()
-    # Whichever notes its decision first.
-    by_name = {decision["after"]: decision for decision in decisions}
-    assert {name: decision["moved"] for name, decision in by_name.items()} == {"aaa": True, "bbb": False}
-    assert by_name["bbb"]["reason"].startswith("kept at aaa, another promotion") and served(store) == "aaa"
-
-
-def test_what_cannot_be_compared_is_held_and_can_be_moved_by_hand(settings: Settings, store: ArtifactStore) -> None:
-    decide(Run(settings, store), "production", result("aaa"))
-    challengers = evaluated(store, settings, "bbb", 0.3)
-    outcome = result("bbb", evaluation=challengers)
-    decision = decide(Run(settings, store), "production", outcome)
-    assert not decision["moved"] and "the champion aaa is gone" in decision["reason"]
-    model(store, "aaa", "1" * 32)
-    decision = decide(Run(settings, store), "production", outcome)
-    assert not decision["moved"] and "has image tower 1111" in decision["reason"]
-    assert "paraclip promote --force" in decision["reason"] and served(store) == "aaa"
-    decision = decide(Run(settings, store), "production", outcome, force=True)
-    assert decision["moved"] and "by hand" in decision["reason"] and served(store) == "bbb"
 
 
 def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStore) -> None:
@@ -361,125 +188,3 @@ def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStor
     store.set_channel("demo", moved(None, {"finetune": "aaa"}, "hold", BY_RUN))
     for name in ("demo", "new"):
         check_run_name(name, store)
-
-
-TEXTS = [
-    f"a {colour} {thing}"
-    for colour, thing in product(
-        ("red", "blue", "green", "black", "white"), ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird")
-    )
-]
-PAIRS = list(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True))
-HERE = replace(EVALUATE, isolated=False)
-"""The stage in this process, which saves starting one for each evaluation."""
-GATE = {"metric": "retrieval/text_to_image_recall@10", "max_drop": {"sts/spearman": 0.5}}
-
-
-def clip_of(seed: int) -> ClipModel:
-    """A small model; all have one image encoder, and each seed has a text tower of its own."""
-    options = Settings.model_validate({"model": {"text_width": 64, "text_layers": 1, "embed_dim": 32}}).model
-    clip = embedded_clip(options)
-    weight = clip.model.get_parameter("token_embedding.weight")
-    with torch.no_grad():
-        weight.copy_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
-    return clip
-
-
-class Nights:
-    """Two nights with a base each, of which each night's model is a copy.
-
-    Images are what the first base says of their captions, so it finds them all; pairs have the scores that the second
-    base gives them, so it orders them all.
-    """
-
-    def __init__(self, folder: Path, built_in: bool) -> None:
-        self.folder, self.built_in, self.store = folder, built_in, ArtifactStore(folder / "root")
-        self.clips = [clip_of(1), clip_of(2)]
-        self.tower = image_tower_hash(self.clips[0])
-        first, second = (encode_texts(self.clips[1], texts) for texts in zip(*PAIRS, strict=True))
-        lines = [f"{score}\t{a}\t{b}" for score, (a, b) in zip((first * second).sum(axis=1), PAIRS, strict=True)]
-        (folder / "pairs.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *lines]) + "\n")
-        self.commit("features", "features", {}, self._features)
-
-    def commit(
-        self, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], object], **metrics: Any
-    ) -> None:
-        with self.store.writing(stage, name) as work:
-            write(work.out)
-            self.store.commit(Draft(stage, name, 1, inputs, {}), metrics, 0.0)
-
-    def _features(self, out: Path) -> None:
-        write_shard(out, 0, encode_texts(self.clips[0], TEXTS))
-        rows = [{"image_id": text, "shard": 0, "row": n, "pixels": text_hash(text)} for n, text in enumerate(TEXTS)]
-        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
-
-    def _captions(self, out: Path) -> None:
-        same = {"images": "images.tar", "caption_tokens": [49406, 49407], "licence": "x", "source": "x", "split": "val"}
-        names = ("image_id", "image_path", "caption", "caption_raw")
-        rows = [
-            {"caption_id": text_hash(text), "source_row": number, **dict.fromkeys(names, text), **same}
-            for number, text in enumerate(TEXTS)
-        ]
-        write_table(out / "captions" / "part-00000.parquet", pa.Table.from_pylist(rows, CAPTIONS))
-
-    def base(self, night: int) -> tuple[str, dict[str, str]]:
-        """What `model.base` is that night, and what a model is made from."""
-        if self.built_in:
-            self.commit("bootstrap", f"base-{night}", {}, self._release(night))
-            return "embedded", {"bootstrap": f"base-{night}"}
-        self._release(night)(self.folder / f"base-{night}")
-        place = f"local-dir:{self.folder / f'base-{night}/release'}"
-        sources = reference_sources(place, FileHashes(self.folder / "hashes.json"))
-        return place, {f"{SOURCE}{name}": value for name, value in sources.items()}
-
-    def _release(self, night: int) -> Callable[[Path], object]:
-        return lambda out: save_release(self.clips[night], out / "release", "card")
-
-    def run(self, night: int) -> tuple[Run, Result]:
-        """A night's base, model and evaluation; the verdict against its own base is to promote."""
-        base, inputs = self.base(night)
-        facts = {"image_tower_hash_after": self.tower, "base": base}
-        self.commit("ingest", f"ingest-{night}", {}, self._captions)
-        self.commit("finetune", f"tuned-{night}", inputs, self._release(night), **facts)
-        run = Run(Settings.model_validate(self.settings(base)), self.store)
-        stages = {name: value for name, value in inputs.items() if name == "bootstrap"}
-        stages |= {"ingest": f"ingest-{night}", "features": "features", "finetune": f"tuned-{night}"}
-        name = fingerprint("evaluate", HERE.version, {}, stages)
-        evaluation = run_stage(Node(HERE, Draft("evaluate", name, HERE.version, stages, {})), run)
-        return run, result(f"tuned-{night}", evaluation=evaluation)
-
-    def settings(self, base: str) -> dict[str, Any]:
-        pairs = {"name": "pairs", "kind": "sts", "path": "pairs.tsv"}
-        benchmarks = [{"name": "photos", "kind": "retrieval"}, pairs]
-        return {
-            "model": {"base": base},
-            "data": {"root": str(self.folder)},
-            "evaluate": {"benchmarks": benchmarks, "split": "val", "gate": GATE},
-            "run": {"root": str(self.store.root), "device": "cpu", "threads": 1},
-        }
-
-
-@pytest.mark.parametrize("built_in", [True, False], ids=["built-in bases", "bases in folders"])
-def test_each_model_is_held_against_its_own_base(
-    tmp_path: Path, built_in: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(channels, "EVALUATE", HERE)
-    nights = Nights(tmp_path, built_in)
-    run, outcome = nights.run(0)
-    assert decide(run, "production", outcome)["moved"]
-    run, outcome = nights.run(1)
-    base = nights.store.path("bootstrap", "base-0") if built_in else tmp_path / "base-0"
-    away = base.rename(tmp_path / "away")
-    reason = decide(run, "production", outcome)["reason"]
-    assert "the base that the champion tuned-0 was tuned from is gone" in reason and "promote --force" in reason
-    away.rename(base)
-    decision = decide(run, "production", outcome)
-    assert not decision["moved"] and served(nights.store) == "tuned-0"
-    assert "against the champion, photos text_to_image_recall@10 -" in decision["reason"]
-    assert "lies below zero" in decision["reason"] and "own base" not in decision["reason"]
-    # The champion was measured on tonight's captions, beside its own base, which it is a copy of.
-    inputs = {"ingest": "ingest-1", "finetune": "tuned-0"} | ({"bootstrap": "base-0"} if built_in else {})
-    (evaluation,) = [one for one in nights.store.list("evaluate") if inputs.items() <= one.manifest.inputs.items()]
-    rows = json.loads((evaluation.path / "comparison.json").read_text())["rows"]
-    assert {row["metric"] for row in rows} > {"text_to_image_recall@10", "spearman"}
-    assert all(row["base"] == row["tuned"] for row in rows)

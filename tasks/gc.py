@@ -1,0 +1,133 @@
+"""Garbage collection: which artifacts no channel needs any more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from paraclip.storage.artifacts import Artifact, ArtifactStore
+from paraclip.storage.files import storage_error
+from paraclip.tasks.channels import models
+from paraclip_core.errors import LockedError
+
+KEPT_MODELS = 3
+"""Models that `paraclip artifacts gc` keeps for each channel, besides the one that it serves."""
+
+Key = tuple[str, str]
+"""Stage and fingerprint."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A folder that may go, or would if nobody were using it."""
+
+    stage: str
+    fingerprint: str
+    path: Path
+    size: int
+    """Bytes."""
+    artifact: Artifact | None
+    """None for unfinished work."""
+    used: str = ""
+    """Who is using it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        place = {"why": self.used} if self.used else {"path": str(self.path), "bytes": self.size}
+        return {"stage": self.stage, "fingerprint": self.fingerprint, **place}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What may go, and what a living process keeps from going."""
+
+    garbage: list[Garbage]
+    skipped: list[Garbage]
+    young: int
+    """Artifacts that stay for their age alone, those that they were made from included."""
+
+
+def collect(
+    store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False, keep_models: int = KEPT_MODELS
+) -> Collected:
+    """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
+
+    What a stage or a run in progress on this machine needs, and what is younger than `keep_days`, stays with everything
+    that it was made from; `keep_models` of each channel's history stay besides the one that it serves. With
+    `unfinished` work that nobody is writing counts as well.
+    """
+    # First who makes what: what is not being made any more is then in the list.
+    holders = store.holders()
+    artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
+    used = {(holder.stage, holder.fingerprint): holder.description for holder in holders}
+    for holder in holders:
+        # Unfinished work of a run's later stages, too.
+        for key in {*holder.reads.items(), *_with_origins(holder.reads.items(), artifacts)}:
+            used.setdefault(key, holder.description)
+    young = datetime.now(UTC) - timedelta(days=keep_days)
+    needed = _of_channels(store, keep_models)
+    recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
+    staying = _with_origins([*needed, *recent], artifacts)
+    garbage = [
+        Garbage(*key, artifact.path, artifact.manifest.size(), artifact, used.get(key, ""))
+        for key, artifact in artifacts.items()
+        if key not in staying
+    ]
+    garbage += [
+        Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
+        for stage, name, path in store.unfinished()
+        # A commit that was killed at its very end leaves work that nothing goes on with.
+        if unfinished or (stage, name) in artifacts
+    ]
+    skipped = sorted((one for one in garbage if one.used), key=lambda one: (one.stage, one.fingerprint))
+    return Collected(
+        [one for one in garbage if not one.used], skipped, len(staying) - len(_with_origins(needed, artifacts))
+    )
+
+
+def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
+    """Delete what was collected, but for unfinished work that somebody has gone on with since."""
+    for one in garbage:
+        try:
+            if one.artifact is not None:
+                store.remove(one.artifact)
+            else:
+                with suppress(LockedError):
+                    store.discard(one.stage, one.fingerprint)
+        except OSError as error:
+            raise storage_error(error, one.path) from error
+
+
+def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
+    """The artifacts with these names, and all that they were made from."""
+    keys, reached = list(start), set[Key]()
+    while keys:
+        key = keys.pop()
+        if key not in reached and key in artifacts:
+            reached.add(key)
+            keys += artifacts[key].manifest.inputs.items()
+    return reached
+
+
+def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
+    keys: list[Key] = []
+    for channel in store.channels().values():
+        keys += [*channel.get("stages", {}).items(), (channel.get("stage", ""), channel.get("fingerprint", ""))]
+        for move in models(channel)[1 : 1 + keep_models]:
+            keys += [*move.stages.items(), ("finetune", move.after)]
+    return keys
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            # A stage that is at work renames and deletes files meanwhile.
+            with suppress(FileNotFoundError):
+                size += Path(place, name).stat().st_size
+    return size

@@ -1,0 +1,206 @@
+"""Promotion: whether a challenger takes a channel over from its champion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.files import read_json, write_json
+from paraclip.storage.fingerprint import fingerprint
+from paraclip.storage.parquet import read_table
+from paraclip.tasks.channels import BY_HAND, BY_PROMOTION, Move, history, moved, of_another_run, withdrawn
+from paraclip.tasks.models import EMBEDDED, find_tuned, of_own_base
+from paraclip.tasks.results import Result, why
+from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.run import Node, Run, software_versions
+from paraclip.tasks.stages.evaluate import EVALUATE
+from paraclip_core.errors import UnknownModelError
+from paraclip_core.evaluation.base import Measured
+from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
+from paraclip_core.evaluation.run import from_table
+from paraclip_core.progress import Progress, silent
+
+
+def decide(
+    run: Run,
+    channel: str,
+    result: Result,
+    progress: Progress = silent,
+    force: bool = False,
+    approve: Callable[[Mapping[str, Any]], object] | None = None,
+) -> dict[str, Any]:
+    """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
+
+    With `force` it is moved in any case, and is this run's from then on. `approve` gets the decision to move it before
+    it is moved, and raises where it is not to be. The decision is kept as ``results/<run>/promotion.json``: `moved`,
+    `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure in
+    `against_champion`.
+    """
+    store = run.store
+    current = store.channel(channel) or {}
+    stages = {row["stage"]: row["fingerprint"] for row in result.stages}
+    before, challenger = current.get("fingerprint"), stages["finetune"]
+    moves, reason, comparison = _judge(run, current, stages, result, progress, force)
+    figures = [
+        {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}
+        | {"delta": row.delta, "low": row.low, "high": row.high}
+        for row in (comparison.rows if comparison else ())
+    ]
+    decision = {"channel": channel, "moved": moves, "reason": reason, "before": before, "after": challenger}
+    decision["against_champion"] = figures
+    if moves:
+        if approve is not None:
+            approve(decision)
+        with store.channel_lock(channel):
+            # The champion's evaluation may take an hour, in which another promotion or a rollback can be faster.
+            current = store.channel(channel) or {}
+            now = current.get("fingerprint")
+            if now == before:
+                value = moved(current, stages, result.verdict, BY_PROMOTION, reason, result.name)
+                store.set_channel(channel, value)
+            else:
+                reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
+                decision |= {"moved": False, "reason": reason}
+    write_json(store.root / "results" / result.name / "promotion.json", decision)
+    return decision
+
+
+def _judge(
+    run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
+) -> tuple[bool, str, Comparison | None]:
+    """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
+    before, challenger = current.get("fingerprint"), stages["finetune"]
+    if challenger == before:
+        if force and history(current)[-1].run != result.name:
+            return True, f"given to the run {result.name!r} by hand; it serves {challenger} already", None
+        return False, "kept: the challenger is the model that it serves already", None
+    if force:
+        return True, f"moved to {challenger} by hand", None
+    held, comparison = f"kept at {before or 'no model'}, the challenger {challenger} is held: ", None
+    if result.verdict != "promote":
+        return False, held + why(result.summary), None
+    if other := of_another_run(current, result.name, run.store):
+        # Both were made at once, when the channel had no model.
+        return False, f"{held}the channel {other}", None
+    if left := withdrawn(current, challenger):
+        again = f"if it is to serve again, {BY_HAND}"
+        return False, f"{held}{left.who} rolled the channel back from it at {left.at}; {again}", None
+    if before is None:
+        return True, f"moved to {challenger}, its first model: {why(result.summary)}", None
+    verdict, reason, comparison = _against_champion(run, history(current)[-1], stages["evaluate"], progress)
+    if verdict != "promote":
+        return False, f"{held}against the champion, {reason}", comparison
+    gain = f"against the base, {why(result.summary)}; against the champion, {reason}"
+    return True, f"moved from {before} to {challenger}: {gain}", comparison
+
+
+def _against_champion(
+    run: Run, champion: Move, evaluation: str, progress: Progress
+) -> tuple[str, str, Comparison | None]:
+    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (the last move to it).
+
+    Both are measured on the challenger's queries and images, and the gate holds each against its own base. The
+    comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
+    """
+    challengers = run.store.expect("evaluate", evaluation, "the challenger's evaluation")
+    promoted, rows = _promoted_by(champion, run.store), _rows(challengers)
+    benchmarks = {row.benchmark: row.kind for row in rows}
+    if lacking := {(row.benchmark, row.kind) for row in promoted} - set(benchmarks.items()):
+        names = ", ".join(f"{name} ({kind})" for name, kind in sorted(lacking))
+        by = f"the champion {champion.after} was promoted by {names}, which the challenger was not measured on"
+        return "hold", f"{by}; add what is missing to evaluate.benchmarks, or {BY_HAND}", None
+    champions = _measured(run, champion, challengers, progress)
+    if isinstance(champions, str):
+        return "hold", champions, None
+    rule = partial(judge_challenger, champion=promoted, challenger=rows)
+    outcomes = [
+        Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
+        for name, kind in benchmarks.items()
+    ]
+    comparison = compare(outcomes, run.settings.evaluate, rule=rule)
+    return comparison.verdict, comparison.reason, comparison
+
+
+def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progress) -> Artifact | str:
+    """The champion's evaluation on the queries and images of the challenger's; why the two are incomparable if so."""
+    store = run.store
+    tuned, challenger = (
+        store.peek("finetune", name) for name in (champion.after, challengers.manifest.inputs["finetune"])
+    )
+    if tuned is None:
+        return f"the champion {champion.after} is gone from {store.location}; restore it, or {BY_HAND}"
+    towers = [one and one.manifest.metrics.get("image_tower_hash_after") for one in (tuned, challenger)]
+    if towers[0] != towers[1]:
+        return (
+            f"the champion {champion.after} has image tower {towers[0]} and the challenger {towers[1]}, so image "
+            f"indexes of one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base"
+        )
+    node = _evaluation_of(tuned, champion.stages, challengers, store)
+    if (evaluation := store.peek(node.name, node.fingerprint)) is None:
+        if (beside := _beside_base_of(tuned, run)) is None:
+            return (
+                f"the base that the champion {champion.after} was tuned from is gone or was changed since, so the "
+                f"champion cannot be measured; restore it, or {BY_HAND}"
+            )
+        evaluation = run_stage(node, beside, progress)
+    return store.download(evaluation)
+
+
+def _evaluation_of(tuned: Artifact, stages: Mapping[str, str], evaluation: Artifact, store: ArtifactStore) -> Node:
+    """The same evaluation of another model, with the base and the control of that model's own run (`stages`).
+
+    A control that is gone is left out: another model's says nothing.
+    """
+    manifest = evaluation.manifest
+    own = {"finetune": tuned.fingerprint, "bootstrap": tuned.manifest.inputs.get("bootstrap")}
+    if "control" in manifest.inputs:
+        control = stages.get("control")
+        own["control"] = control if control and store.peek("control", control) else None
+    inputs = {name: value for name, value in {**manifest.inputs, **own}.items() if value is not None}
+    name = fingerprint(EVALUATE.name, manifest.stage_version, manifest.options, inputs)
+    draft = Draft(EVALUATE.name, name, manifest.stage_version, inputs, manifest.options, software_versions())
+    return Node(EVALUATE, draft)
+
+
+def _beside_base_of(tuned: Artifact, run: Run) -> Run | None:
+    """The run with this model's base in place of its own; None if that base is gone or was changed since."""
+    base = _base_of(tuned, run)
+    if base is None:
+        return None
+    model = run.settings.model.model_copy(update={"base": base})
+    other = Run(run.settings.model_copy(update={"model": model}), run.store)
+    # What ends the run ends the measurement, too.
+    other.stop = run.stop
+    return other
+
+
+def _base_of(tuned: Artifact, run: Run) -> str | None:
+    if bootstrap := tuned.manifest.inputs.get("bootstrap"):
+        return EMBEDDED if run.store.peek("bootstrap", bootstrap) else None
+    # Where it lay then, or where the run has the same files.
+    for place in (None, run.settings.model.base):
+        with suppress(UnknownModelError):
+            return find_tuned(f"finetune/{tuned.fingerprint}", run.store, place)[1]
+    return None
+
+
+def _promoted_by(champion: Move, store: ArtifactStore) -> list[Row]:
+    """A champion's figures against its own base in the evaluation that it was promoted by; none if that is gone."""
+    name, tuned = champion.stages.get("evaluate"), store.peek("finetune", champion.after)
+    evaluation = store.find("evaluate", name) if name else None
+    if evaluation is None or tuned is None or not of_own_base(evaluation, tuned):
+        return []
+    return _rows(evaluation)
+
+
+def _rows(evaluation: Artifact) -> list[Row]:
+    """A model's figures against its base."""
+    return [Row(**row) for row in read_json(evaluation.path / "comparison.json")["rows"]]
+
+
+def _tuned(folder: Path, benchmark: str) -> Measured:
+    return from_table(read_table(folder / "samples" / f"{benchmark}.parquet"))[1]
