@@ -65,6 +65,27 @@ def models(channel: Mapping[str, Any]) -> list[Move]:
     return list(latest.values())
 
 
+def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
+    """What a channel's file holds."""
+    channel = store.channel(name)
+    if channel is None:
+        names = ", ".join(store.channels()) or "none"
+        raise UnknownNameError(f"no channel under {store.location} is named {name!r}; there are {names}")
+    if not channel.get("fingerprint"):
+        raise ArtifactError(f"the channel {name!r} under {store.location} names no model; restore or delete its file")
+    return channel
+
+
+def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
+    """The rollback that took a channel off this model, if no later move went back to it."""
+    for move in reversed(history(channel)):
+        if move.after == fingerprint:
+            return None
+        if move.by == BY_ROLLBACK and move.before == fingerprint:
+            return move
+    return None
+
+
 def moved(
     channel: Mapping[str, Any] | None,
     stages: Mapping[str, str],
@@ -172,27 +193,6 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> 
             check_run_name(name, store)
             store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason, name))
     return result
-
-
-def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
-    """What a channel's file holds."""
-    channel = store.channel(name)
-    if channel is None:
-        names = ", ".join(store.channels()) or "none"
-        raise UnknownNameError(f"no channel under {store.location} is named {name!r}; there are {names}")
-    if not channel.get("fingerprint"):
-        raise ArtifactError(f"the channel {name!r} under {store.location} names no model; restore or delete its file")
-    return channel
-
-
-def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
-    """The rollback that took a channel off this model, if no later move went back to it."""
-    for move in reversed(history(channel)):
-        if move.after == fingerprint:
-            return None
-        if move.by == BY_ROLLBACK and move.before == fingerprint:
-            return move
-    return None
 
 
 def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:

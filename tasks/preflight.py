@@ -1,4 +1,4 @@
-"""What a run needs of its captions and images, looked at before anything is paid for.
+"""What a run needs of its captions and images, checked before anything is paid for.
 
 A language model is asked for hours, and only then would training find no image and evaluation no caption of its split.
 So what they need is checked when the captions are ingested, and when a run is planned.
@@ -17,9 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.files import write_json
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
-from paraclip.tasks.publish import artifact_key, emit, publish_table
+from paraclip.tasks.drift import check_drift
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
@@ -67,35 +66,6 @@ COUNTS = """
 """
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
 SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
-
-FREQUENT = 20
-BOUND = ("share changed or vanished", "share of words never seen before")
-"""The figures that `run.drift.limit` bounds."""
-# An image's caption that went and another that came are one change; captions without an image only come and go.
-ROWS = """
-    WITH old AS (SELECT caption_id, image_id FROM read_parquet($before, hive_partitioning = false)),
-         today AS (SELECT caption_id, image_id FROM read_parquet($now, hive_partitioning = false)),
-         came AS (SELECT image_id, count(*) AS n FROM today ANTI JOIN old USING (caption_id) GROUP BY image_id),
-         went AS (SELECT image_id, count(*) AS n FROM old ANTI JOIN today USING (caption_id) GROUP BY image_id)
-    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today),
-           coalesce(sum(came.n), 0)::BIGINT, coalesce(sum(went.n), 0)::BIGINT,
-           coalesce(sum(least(came.n, went.n)) FILTER (WHERE came.n IS NOT NULL AND went.n IS NOT NULL), 0)::BIGINT
-    FROM came FULL JOIN went ON came.image_id = went.image_id
-"""
-WORDS = """
-    WITH old AS (
-             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
-             FROM read_parquet($before, hive_partitioning = false)
-         ),
-         today AS (
-             SELECT unnest(regexp_extract_all(lower(caption), '[\\pL\\pN]+')) AS word
-             FROM read_parquet($now, hive_partitioning = false)
-         ),
-         counted AS (SELECT word, count(*) AS n FROM today GROUP BY word),
-         new AS (SELECT * FROM counted ANTI JOIN (SELECT DISTINCT word FROM old) USING (word))
-    SELECT (SELECT count(*) FROM old), (SELECT count(*) FROM today), (SELECT coalesce(sum(n), 0)::BIGINT FROM new),
-           (SELECT list(word ORDER BY n DESC, word) FROM (FROM new ORDER BY n DESC, word LIMIT $frequent))
-"""
 
 
 @dataclass(frozen=True)
@@ -147,7 +117,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
-    """See that a run's captions have what its later stages need of them, unless its paraphrases are finished.
+    """Check that a run's captions have what its later stages need of them, unless its paraphrases are finished.
 
     `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not looked at. What the
     validation can show is said where the run is `planned`. Gives what the user should hear before the run goes on.
@@ -181,7 +151,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 
 def _finished(run: Run, name: str) -> Artifact | None:
-    """A finished stage; a damaged one is about to be told, or made again."""
+    """A finished stage; None if it is damaged, which is about to be reported or mended."""
     try:
         return run.artifact(name) if name in run.stages else None
     except ArtifactError:
@@ -241,7 +211,7 @@ def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
 
 
 def _bare_notices(counts: CaptionCounts) -> list[str]:
-    """What is said of splits in which some captions have an image; of those that are trained on ingest tells."""
+    """What is said of splits in which some captions have an image; ingest reports those that are trained on."""
     bare = {split: without.total() for split, without in counts.without_image.items() if split != "train"}
     return [
         bare_rows(split, without, counts.splits[split])
@@ -342,59 +312,3 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
             "English: write paraphrase.prompt_1 and prompt_2 in the captions' language (docs/own-captions.md)"
         )
     return notices
-
-
-def check_drift(run: Run) -> list[str]:
-    """Compare the ingested captions with those of the model that `run.drift.channel` serves, and hold the run if asked.
-
-    The figures are published, and kept as `results/<run>/drift.json`. Returns what the user should hear.
-    """
-    options, store, name = run.settings.run.drift, run.store, run.settings.name
-    served = (store.channel(options.channel) if options.channel else None) or {}
-    before, now = served.get("stages", {}).get("ingest"), run.artifact("ingest")
-    if before is None or now is None or before == now.fingerprint:
-        return []
-    champion = store.peek("ingest", before)
-    if champion is None:
-        return [f"the captions of {options.channel}'s model, ingest/{before}, are gone: drift is not measured"]
-    figures = measure_drift(_parts(run, champion), _parts(run, now))
-    limit = options.limit
-    held = [] if limit is None else [f"{bound} {figures[bound]:.3g}" for bound in BOUND if figures[bound] > limit]
-    write_json(store.root / "results" / name / "drift.json", {"figures": figures, "held": held})
-    rows = [{"figure": figure, "value": value} for figure, value in figures.items()]
-    text = f"Captions against those of {options.channel}'s model"
-    publish_table(artifact_key(name, "drift"), rows, text)
-    if held:
-        what = f"the captions drifted from those of {options.channel}'s model: {'; '.join(held)}"
-        emit("drift", name, what, channel=options.channel, **{bound: figures[bound] for bound in BOUND})
-        raise InputError(
-            f"{what}; run.drift.limit allows {limit:g}. Nothing was asked of a language model. See "
-            f"results/{name}/drift.json; if the captions are meant, raise the limit or set it to null for one run"
-        )
-    return []
-
-
-def measure_drift(before: list[str], now: list[str]) -> dict[str, Any]:
-    """Figures of two sets of captions (Parquet files of schema `tables.CAPTIONS`), by their names."""
-    with TempDir("drift-") as folder:
-        config = CONFIG | {"threads": 2, "temp_directory": str(folder / "spill")}
-        with duckdb.connect(":memory:", config=config) as con:
-            parts: dict[str, Any] = {"before": before, "now": now}
-            ((then, today, came, went, changed),) = con.execute(ROWS, parts).fetchall()
-            ((old_words, words, new_words, frequent),) = con.execute(WORDS, parts | {"frequent": FREQUENT}).fetchall()
-    return {
-        "captions before": then,
-        "captions now": today,
-        "new": came - changed,
-        "changed": changed,
-        "vanished": went - changed,
-        "words a caption before": round(old_words / max(then, 1), 2),
-        "words a caption now": round(words / max(today, 1), 2),
-        BOUND[0]: round(went / max(then, 1), 4),
-        BOUND[1]: round(new_words / max(words, 1), 4),
-        "most frequent new words": ", ".join(frequent or ()),
-    }
-
-
-def _parts(run: Run, ingest: Artifact) -> list[str]:
-    return [str(path) for path in parquet_files(run.store.download(ingest).path / "captions")]

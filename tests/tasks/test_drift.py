@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from small_runs import made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.preflight import BOUND, check_before_paying, check_drift, measure_drift
+from paraclip.tasks.drift import BOUND, check_drift, measure_drift
+from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.errors import InputError
