@@ -34,7 +34,7 @@ from prefect.variables import Variable
 
 from paraclip.flows.automations import PREFIX, put_automation, trigger_of
 from paraclip.flows.deploy import Existing
-from paraclip.flows.local_stack import OURS, RUNS
+from paraclip.flows.names import OURS, RUNS
 from paraclip.tasks.publish import EVENTS
 from paraclip_core.errors import ConfigError
 

@@ -17,7 +17,7 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 
-from paraclip.flows.local_stack import HEARTBEAT, OURS, RUNS, TAG
+from paraclip.flows.names import HEARTBEAT, OURS, RUNS, TAG
 
 SETTLE_SECONDS = 5.0
 """How long a server may take to act on a changed automation."""

@@ -30,7 +30,7 @@ from prefect.workers.process import ProcessWorker
 from pydantic import ValidationError
 
 from paraclip.flows.automations import PAGE
-from paraclip.flows.local_stack import ADDRESS_VARIABLE, CPU_RUNS, HEARTBEAT, MARK, OWN_LOGGERS, POOLS, TAG
+from paraclip.flows.names import ADDRESS_VARIABLE, CPU_RUNS, HEARTBEAT, MARK, OWN_LOGGERS, POOLS, TAG
 from paraclip.flows.pipeline import pipeline
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS

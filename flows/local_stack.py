@@ -1,18 +1,11 @@
-"""Prefect on this machine: the server of one `paraclip run`, and the stack of `paraclip serve` and `paraclip stop`.
+"""Prefect on this machine: the stack of `paraclip serve` and `paraclip stop`.
 
-The stack is a server, report pages, two pools with workers, and deployments. No file says what runs: each process that
-`serve` starts, and each that those start, has the root in its environment, and the server's address and password.
-
-Prefect's own temporary server shares its starter's process group, so Ctrl-C ends it first and the run then waits for
-it for minutes; and if its starter is killed, it stays for ever. A run's own server here has a session of its own and
-ends with its starter. Its database lies in a temporary folder, so that runs side by side do not share it.
+It is a server, report pages, two pools with workers, and deployments. No file says what runs: each process that `serve`
+starts, and each that those start, has the root in its environment, and the server's address and password.
 """
 
 from __future__ import annotations
 
-import atexit
-import base64
-import hmac
 import json
 import logging
 import os
@@ -26,66 +19,35 @@ import time
 import urllib.request
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
-from http import HTTPStatus
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import BinaryIO, NamedTuple
 
+from paraclip.flows.names import (
+    ADDRESS_VARIABLE,
+    CPU_RUNS,
+    HOST,
+    MARK,
+    OWN_LOGGERS,
+    PASSWORD_VARIABLE,
+    POOLS,
+    SERVER_PASSWORD_VARIABLE,
+    UNWATCHED,
+)
 from paraclip.storage.files import storage_errors, write_atomic
 from paraclip.storage.locks import lock
 from paraclip_core.errors import ConfigError, StageError
-from paraclip_core.lifetime import TempDir
 from paraclip_core.paths import PACKAGES
 
 log = logging.getLogger(__name__)
 
-OWN_LOGGERS = ("paraclip", "paraclip_core")
-POOLS = ("paraclip-cpu", "paraclip-gpu")
 SERVER, PAGES = "server", "pages"
-ADDRESS_VARIABLE = "PARACLIP_PAGES"
-"""Where the folder `results` is served; runs link to it."""
-TAG = "paraclip"
-"""Tag of every deployment and so of its runs; automations touch no others."""
-RUNS, OURS = {"prefect.resource.id": "prefect.flow-run.*"}, {"prefect.resource.id": f"prefect.tag.{TAG}"}
-"""What automations match: flow runs, and what is related to this tag."""
-HEARTBEAT = "30"
-"""Seconds between the heartbeats of a flow run."""
-CPU_RUNS = 8
-"""How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
-PASSWORD_VARIABLE = "PREFECT_API_AUTH_STRING"
-"""What Prefect's own clients send to a server that has a password."""
-SERVER_PASSWORD_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
-HOST = "127.0.0.1"
 START_SECONDS, STOP_SECONDS = 180.0, 30.0
 LOG_LINES = 15
 LEASES = "prefect.server.concurrency.lease_storage.filesystem"
-MARK = "PARACLIP_STACK"
-"""Environment variable with the root, of all that `serve` has started."""
 PROC = Path("/proc")
-PART = re.compile(
-    r" -m (?:paraclip\.flows\.(server)|paraclip\.flows\.local_stack (pages)|prefect worker start --pool (\S+)) "
-)
+PART = re.compile(r" -m (?:paraclip\.flows\.(server|pages)|prefect worker start --pool (\S+)) ")
 URL = re.compile(r" PREFECT_API_URL=(\S+)/api ")
 PASSWORD = re.compile(rf" {PASSWORD_VARIABLE}=(\S+) ")
-
-PAGES_HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; form-action 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-cache",
-}
-UNWATCHED = {
-    "DO_NOT_TRACK": "1",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
-}
-QUIET = {**UNWATCHED, "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}
-# A server of one run has no use for a UI and for blocks; making those known takes a second.
-OWN = {
-    "PREFECT_SERVER_UI_ENABLED": "false",
-    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
-    "PREFECT__SERVER_EPHEMERAL": "1",
-}
 
 
 class Process(NamedTuple):
@@ -131,10 +93,11 @@ def _all_processes() -> Iterator[tuple[int, str]]:
 def client_environment(root: Path) -> dict[str, str]:
     """Variables with which a client finds the server of the stack under this root; none where it does not run."""
     servers = [process for process in processes_of(root) if process.name == SERVER]
-    return _client_environment(servers[0].url, servers[0].password) if servers else {}
+    return client_variables(servers[0].url, servers[0].password) if servers else {}
 
 
-def _client_environment(url: str, password: str) -> dict[str, str]:
+def client_variables(url: str, password: str) -> dict[str, str]:
+    """Variables with which a client finds the server whose UI is at `url`."""
     return {"PREFECT_API_URL": f"{url}/api", PASSWORD_VARIABLE: password}
 
 
@@ -190,7 +153,7 @@ def serve(
                     command = ("prefect", "worker", "start", "--pool", pool, "--name", f"{pool}-worker")
                     start(pool, *command, "--type", "process", "--limit", str(runs), "--install-policy", "never")
             if PAGES not in running:
-                start(PAGES, "paraclip.flows.local_stack", PAGES, str(root / "results"), HOST, _port_of(pages_url(url)))
+                start(PAGES, "paraclip.flows.pages", str(root / "results"), HOST, _port_of(pages_url(url)))
         except BaseException:
             pids = {process.pid for process in before}
             _end([process.pid for process in processes_of(root) if process.pid not in pids], root)
@@ -238,7 +201,7 @@ def _environment(root: Path, location: str, url: str, password: str, folder: Pat
         **os.environ,
         **UNWATCHED,
         "PREFECT_HOME": str(root / "prefect" / "server"),
-        **_client_environment(url, password),
+        **client_variables(url, password),
         # The port is open to every page that a browser shows and to every user of the machine. A page of another origin
         # reads no answer and writes nothing; one whose own name leads to 127.0.0.1 does not know the password.
         SERVER_PASSWORD_VARIABLE: password,
@@ -250,7 +213,7 @@ def _environment(root: Path, location: str, url: str, password: str, folder: Pat
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASES,
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
-        "PYTHONPATH": _python_path(),
+        "PYTHONPATH": python_path(),
         "PARACLIP_ROOT": location,
         "PARACLIP_HOME": str(folder.absolute()),
         ADDRESS_VARIABLE: pages_url(url),
@@ -258,7 +221,8 @@ def _environment(root: Path, location: str, url: str, password: str, folder: Pat
     }
 
 
-def _python_path() -> str:
+def python_path() -> str:
+    """The import path of a process that has to find this package, wherever it works."""
     return os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
 
 
@@ -355,120 +319,3 @@ def _deploy(root: Path, arguments: Sequence[str], environment: Mapping[str, str]
 def _end_of(path: Path) -> str:
     lines = path.read_text(errors="replace").splitlines()[-LOG_LINES:]
     return "\n".join(lines) or f"(nothing; is there room in {path.parent}?)"
-
-
-def prepare_prefect(root: Path) -> None:
-    """Set Prefect's environment; call it before anything imports prefect.
-
-    A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run is
-    seen there. Otherwise one is started for this run alone.
-    """
-    with storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-    quiet, server = dict(QUIET), {}
-    if "PREFECT_API_URL" not in os.environ and not (server := client_environment(root)):
-        quiet["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
-        server = start_local_server(quiet)
-    for name, value in quiet.items():
-        os.environ.setdefault(name, value)
-    # Its address, password and folder, whatever the user's own are.
-    os.environ.update(server)
-
-
-def check_server() -> None:
-    """See that the server takes this client; call it after :func:`prepare_prefect`, it imports prefect."""
-    from prefect import get_client
-
-    try:
-        with get_client(sync_client=True) as client:
-            client.raise_for_api_version_mismatch()
-    except Exception as error:
-        # Something else that answers there makes Prefect's client raise whatever it stumbles over.
-        raise ConfigError(
-            f"the Prefect server {os.environ['PREFECT_API_URL']} does not take this run: {error}. See whether it runs "
-            f"and whether {PASSWORD_VARIABLE} is the password that {SERVER_PASSWORD_VARIABLE} gave it, for example "
-            "admin:PASSWORD; or unset PREFECT_API_URL for a server of the run's own"
-        ) from error
-
-
-def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
-    """Start a server and return the environment in which a client finds it. It ends when this process ends.
-
-    Call it before prefect is imported: what is registered first for the end of a process runs last.
-    """
-    temp_dir = TempDir("prefect-")
-    home, log = temp_dir.path, temp_dir.path / "server.log"
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port = probe.getsockname()[1]
-    # Every page that a browser shows, and every user of this machine, reaches the port.
-    password = f"admin:{secrets.token_hex(16)}"
-    mine = {
-        **OWN,
-        SERVER_PASSWORD_VARIABLE: password,
-        "PREFECT_HOME": str(home),
-        "PYTHONPATH": _python_path(),
-    }
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-P", "-m", "paraclip.flows.server", str(os.getpid()), str(port)],
-            env={**os.environ, **environment, **mine},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    atexit.register(_end_server, server, temp_dir)
-    url = f"http://{HOST}:{port}"
-    wait_for_server(server, url, log)
-    return {"PREFECT_HOME": str(home), **_client_environment(url, password)}
-
-
-def _end_server(server: subprocess.Popen[bytes], temp_dir: TempDir) -> None:
-    server.terminate()
-    try:
-        server.wait(5)
-    except subprocess.TimeoutExpired:
-        server.kill()
-        server.wait()
-    temp_dir.remove()
-
-
-def show_own_logs() -> None:
-    """Send this project's own log lines, and no one else's, to standard error."""
-    # Python's handler of last resort writes to what is standard error at that moment: lines go above bars.
-    handler = cast(Any, type(logging.lastResort))(logging.INFO)
-    for name in OWN_LOGGERS:
-        logger = logging.getLogger(name)
-        logger.setLevel(logging.INFO)
-        logger.handlers = [handler]
-        logger.propagate = False
-
-
-class Pages(SimpleHTTPRequestHandler):
-    """Report pages beside the UI: a folder over HTTP, read-only, for whoever knows the password of the server."""
-
-    login = os.environ.get(SERVER_PASSWORD_VARIABLE, "")
-
-    def send_head(self):  # noqa: ANN201 - a private type of typeshed's
-        """Refuse whoever does not know the password."""
-        expected = f"Basic {base64.b64encode(self.login.encode()).decode()}"
-        if self.login and not hmac.compare_digest(self.headers.get("Authorization", "").encode(), expected.encode()):
-            self.send_response(HTTPStatus.UNAUTHORIZED)
-            self.send_header("WWW-Authenticate", 'Basic realm="paraclip"')
-            self.end_headers()
-            return None
-        return super().send_head()
-
-    def end_headers(self) -> None:
-        """Let no page load or run anything: its texts are others'."""
-        for name, value in PAGES_HEADERS.items():
-            self.send_header(name, value)
-        super().end_headers()
-
-
-if __name__ == "__main__":
-    _, _, results, host, port = sys.argv
-    Path(results).mkdir(parents=True, exist_ok=True)
-    with ThreadingHTTPServer((host, int(port)), partial(Pages, directory=results)) as pages:
-        pages.serve_forever()

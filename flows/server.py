@@ -18,7 +18,7 @@ from prefect.server.events import triggers
 from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.types import _datetime
 
-from paraclip.flows.local_stack import HOST
+from paraclip.flows.names import HOST
 from paraclip_core.lifetime import die_with
 
 NO_MORE_SECONDS = 30

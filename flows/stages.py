@@ -25,7 +25,7 @@ from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from paraclip.flows.local_stack import ADDRESS_VARIABLE, OWN_LOGGERS
+from paraclip.flows.names import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.pause import stopped_by_pause
 from paraclip.tasks.publish import (
     artifact_key,

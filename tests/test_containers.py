@@ -28,7 +28,7 @@ from prefect.settings import Settings
 from prefect.utilities.schema_tools.validation import ValidationError, validate
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from paraclip.flows import local_stack
+from paraclip.flows.names import POOLS as POOL_NAMES
 from paraclip.storage.roots import working_folder
 from paraclip_core.config import OpenAIOptions
 
@@ -190,7 +190,7 @@ def test_no_page_of_another_origin_may_ask_a_server(monkeypatch: pytest.MonkeyPa
         assert api.csrf_protection_enabled and re.fullmatch(r"https?://[\w.]+(:\d+)?", api.cors_allowed_origins)
 
 
-POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in local_stack.POOLS]
+POOLS = [json.loads((REPOSITORY / "docker" / "kubernetes" / f"{name}.json").read_text()) for name in POOL_NAMES]
 
 
 by_pool = pytest.mark.parametrize("template", POOLS, ids=["cpu", "gpu"])

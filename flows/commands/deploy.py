@@ -82,7 +82,7 @@ def deploy(
     from paraclip.flows.automations import create_automations, remove_left_behind, watch_unfinished
     from paraclip.flows.deploy import DEMO, Deployed, Nightly, Target, is_deployed, renew
     from paraclip.flows.deploy import deploy as register
-    from paraclip.flows.local_stack import check_server
+    from paraclip.flows.own_server import check_server
 
     check_server()
     named = config is not None or bool(set_)
@@ -109,7 +109,8 @@ def deploy(
 
 def _find_server(root: str | None) -> None:
     """Set Prefect's environment to the server that is meant; called before anything imports prefect."""
-    from paraclip.flows.local_stack import UNWATCHED, client_environment
+    from paraclip.flows.local_stack import client_environment
+    from paraclip.flows.names import UNWATCHED
 
     for name, value in UNWATCHED.items():
         os.environ.setdefault(name, value)
@@ -145,8 +146,9 @@ def serve(
 
     What runs already stays. Call it again with another `-c` for a second configuration.
     """
-    from paraclip.flows.local_stack import PASSWORD_VARIABLE, pages_url, password_file
+    from paraclip.flows.local_stack import pages_url, password_file
     from paraclip.flows.local_stack import serve as start_stack
+    from paraclip.flows.names import PASSWORD_VARIABLE
 
     store = open_store(root)
     leave_in_order()

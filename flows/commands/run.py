@@ -96,14 +96,14 @@ def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
 
 
 def _carry_out(settings: Settings) -> dict[str, Any]:
-    from paraclip.flows.local_stack import check_server, prepare_prefect, show_own_logs
+    from paraclip.flows.own_server import check_server, prepare_prefect, show_own_logs
 
     prepare_prefect(open_store(settings.run.root).root)
     # Prefect takes seconds to import, so only now.
     check_server()
     from prefect import tags
 
-    from paraclip.flows.local_stack import TAG
+    from paraclip.flows.names import TAG
     from paraclip.flows.pipeline import pipeline
 
     show_own_logs()

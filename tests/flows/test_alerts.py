@@ -21,7 +21,7 @@ from processes import free_port  # pyright: ignore[reportMissingImports]
 from receiver import web_server  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from paraclip.flows.local_stack import HEARTBEAT
+from paraclip.flows.names import HEARTBEAT
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.settings import parse_settings
 
@@ -138,7 +138,7 @@ def _a_night(
 ) -> None:
     from prefect import tags
 
-    from paraclip.flows.local_stack import TAG
+    from paraclip.flows.names import TAG
     from paraclip.flows.pipeline import pipeline
     from paraclip.flows.regenerate import regenerate
 
@@ -182,7 +182,7 @@ def test_what_a_run_cannot_tell_itself_is_told(
     from prefect_server import runs_of  # pyright: ignore[reportMissingImports]
 
     from paraclip.flows import alerts
-    from paraclip.flows.local_stack import POOLS, TAG
+    from paraclip.flows.names import POOLS, TAG
     from paraclip.flows.pipeline import pipeline
     from paraclip.flows.regenerate import rollback
 
@@ -240,7 +240,7 @@ def test_a_person_has_the_last_word(
 
     from paraclip.flows.alerts import pass_on
     from paraclip.flows.automations import SILENT, create_automations
-    from paraclip.flows.local_stack import POOLS, TAG
+    from paraclip.flows.names import POOLS, TAG
     from paraclip.flows.regenerate import regenerate
 
     url, posted = receiver

@@ -10,7 +10,7 @@ import pytest
 from prefect_server import runs_of, states  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from paraclip.flows.local_stack import POOLS, TAG
+from paraclip.flows.names import POOLS, TAG
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from uuid import UUID
 import pytest
 from prefect_server import runs_of, states  # pyright: ignore[reportMissingImports]
 
-from paraclip.flows.local_stack import CPU_RUNS, HEARTBEAT, POOLS, TAG
+from paraclip.flows.names import CPU_RUNS, HEARTBEAT, POOLS, TAG
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings, parse_settings

@@ -1,10 +1,7 @@
-"""Prefect on this machine: what is deployed where, which processes are whose, report pages, a run's own server."""
+"""The stack of `serve` and `stop`: what is started with what, and which processes are whose."""
 
 from __future__ import annotations
 
-import atexit
-import base64
-import http.client
 import importlib
 import os
 import shutil
@@ -12,10 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from functools import partial
-from http.server import ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,10 +18,9 @@ from processes import free_port  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows import local_stack
-from paraclip.flows.local_stack import MARK, POOLS, Pages, client_environment, password_file, processes_of, serve, stop
+from paraclip.flows.local_stack import client_environment, password_file, processes_of, serve, stop
+from paraclip.flows.names import MARK, POOLS
 from paraclip_core.errors import ConfigError, StageError
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:
@@ -185,92 +178,3 @@ def test_what_serve_started_is_ended_and_nothing_else(
     assert sorted(stop(tmp_path)) == [POOLS[0], "server"]
     assert [process.wait() for process in (server, worker, run)] == [-signal.SIGTERM, -signal.SIGKILL, -signal.SIGKILL]
     assert other.poll() is None and processes_of(tmp_path) == []
-
-
-@pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
-    results = tmp_path / "results"
-    (results / "<b>night").mkdir(parents=True)
-    (results / "<b>night" / "report.html").write_text("<title>made</title>")
-    (tmp_path / "secret").write_text("secret")
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Pages, directory=str(results))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server.server_port
-        server.shutdown()
-
-
-def get(port: int, path: str, login: str = "", method: str = "GET") -> tuple[int, str, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
-    connection.request(method, path, headers=headers)
-    answer = connection.getresponse()
-    text = answer.read().decode()
-    connection.close()
-    return answer.status, text, answer.msg
-
-
-def test_a_report_is_served_and_may_load_nothing(port: int) -> None:
-    status, text, headers = get(port, "/%3Cb%3Enight/report.html")
-    assert (status, text) == (200, "<title>made</title>")
-    assert "default-src 'none'" in (headers["Content-Security-Policy"] or "")
-    status, text, headers = get(port, "/")
-    assert status == 200 and "&lt;b&gt;night" in text and "<b>night" not in text
-    assert "default-src 'none'" in (headers["Content-Security-Policy"] or "")
-
-
-def test_nothing_else_is_served_and_nothing_written(port: int) -> None:
-    for path in ("/../secret", "/%2e%2e/secret", "/..%2fsecret", "//../secret", "/x/../../secret"):
-        status, text, _ = get(port, path)
-        assert status == 404 and "secret" not in text.replace(path, "")
-    assert get(port, "/new", method="PUT")[0] == get(port, "/new", method="POST")[0] == 501
-
-
-def test_the_password_of_the_server_is_asked_for(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Pages, "login", "admin:s3cret")
-    for login in ("", "admin:other", "admin:s3cre\u00e9"):
-        status, text, headers = get(port, "/", login)
-        assert (status, text) == (401, "") and "Basic" in (headers["WWW-Authenticate"] or "")
-    assert get(port, "/", "admin:s3cret")[0] == 200
-
-
-@pytest.fixture
-def server_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], dict[str, str]]]:
-    """Starts a server whose uvicorn is some lines of Python; what would end it at exit ends it after the test."""
-    ends: list[Callable[[], None]] = []
-    monkeypatch.setattr(atexit, "register", lambda end, *given: ends.append(lambda: end(*given)))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-
-    def start(uvicorn: str) -> dict[str, str]:
-        (tmp_path / "uvicorn.py").write_text(uvicorn)
-        return local_stack.start_local_server({})
-
-    yield start
-    for end in ends:
-        end()
-
-
-def test_the_end_of_its_log_is_shown(server_of: Callable[[str], Any]) -> None:
-    with pytest.raises(StageError, match=r"(?s)ended with exit code 1.*RuntimeError: no sockets left"):
-        server_of("raise RuntimeError('no sockets left')")
-
-
-def test_one_that_is_too_slow_is_told_from_one_that_ended(
-    server_of: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local_stack, "START_SECONDS", 0.5)
-    with pytest.raises(StageError, match=r"(?s)did not answer within 0.5 seconds.*nothing; is there"):
-        server_of("import time\ntime.sleep(600)")
-
-
-@pytest.mark.slow
-def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
-    config = REPOSITORY / "configs" / "demo.yaml"
-    command = [sys.executable, "-m", "paraclip.flows.cli", "run", "-c", str(config), "--set", f"run.root={tmp_path}"]
-    with socket.socket() as nobody:
-        # Bound and not listening: nobody else gets the port, and nobody answers.
-        nobody.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{nobody.getsockname()[1]}/api"
-        done = subprocess.run(command, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert f"error: the Prefect server {url} does not take this run: Failed to reach API" in done.stderr
-    assert "Traceback" not in done.stderr and "unset PREFECT_API_URL" in done.stderr
