@@ -33,7 +33,7 @@ from prefect.events.schemas.automations import EventTrigger
 from prefect.variables import Variable
 
 from paraclip.flows.automations import PREFIX, put_automation, trigger_of
-from paraclip.flows.deploy import Existing
+from paraclip.flows.deployments import Existing
 from paraclip.flows.names import OURS, RUNS
 from paraclip.tasks.publish import EVENTS
 from paraclip_core.errors import ConfigError
@@ -105,26 +105,31 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
     kind, block = kind_of(url), _block(url)
     wanted = [event for event in EVERY if not events or event in events]
     cast(Any, Variable).set(f"{VARIABLE}{_slug(kind)}", {"kind": kind, "events": wanted}, overwrite=True)
-    _put(kind, wanted, block)
+    with get_client(sync_client=True) as client:
+        existing = Existing.read(client)
+    _put(kind, wanted, block, existing)
 
 
 def follow_deployments() -> None:
     """Let the alerts that were set up know the pools and nightly runs that are deployed now."""
     with get_client(sync_client=True) as client:
         wanted = [cast(Any, one.value) for one in client.read_variables() if one.name.startswith(VARIABLE)]
+        if not wanted:
+            return
+        existing = Existing.read(client)
     for kind, events in ((one["kind"], one["events"]) for one in wanted):
         block = cast(Any, Webhook if kind == "webhook" else SlackWebhook).load(_block_name(kind))
-        _put(kind, [event for event in EVERY if event in events], block)
+        _put(kind, [event for event in EVERY if event in events], block, existing)
 
 
-def _put(kind: str, events: Sequence[str], block: Any) -> None:
+def _put(kind: str, events: Sequence[str], block: Any, existing: Existing) -> None:
     """The automations of one kind of address, each with its trigger; those that nobody wants any more are deleted."""
     own = [f"paraclip.{event}" for event in EVENTS if event in events]
     wanted: dict[str, tuple[str, Alert]] = {}
     if own:
         trigger = trigger_of(own, 0, {"prefect.resource.id": "paraclip.run.*"})
         wanted[name_of(kind)] = "event.event", Alert("event.payload.text", trigger)
-    for event, run, alert in _of_server(events):
+    for event, run, alert in _of_server(events, existing):
         wanted[name_of(kind, event, run)] = f"'paraclip.{event}'", alert
     with get_client(sync_client=True) as client:
         for old in client.read_automations():
@@ -135,16 +140,14 @@ def _put(kind: str, events: Sequence[str], block: Any) -> None:
         put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
 
 
-def _of_server(events: Sequence[str]) -> Iterator[tuple[str, str, Alert]]:
+def _of_server(events: Sequence[str], existing: Existing) -> Iterator[tuple[str, str, Alert]]:
     """What of Prefect's own events is wanted: the event, the configuration that it is about alone, and its alert."""
     for event, alert in ALERTS.items():
         if event in events:
             yield event, "", alert
-    with get_client(sync_client=True) as client:
-        deployments = Existing.read(client).deployments
-    if DOWN in events and (pools := sorted({str(one.work_pool_name) for one in deployments.values()})):
+    if DOWN in events and (pools := sorted({str(one.work_pool_name) for one in existing.deployments.values()})):
         yield DOWN, "", _pool_down(pools)
-    for path, one in deployments.items():
+    for path, one in existing.deployments.items():
         if MISSING in events and path.startswith("regenerate/") and any(each.active for each in one.schedules):
             yield MISSING, one.name, _missing(one.name)
 

@@ -78,21 +78,27 @@ def deploy(
     """
     _find_server(root)
     # Prefect takes seconds to import, so only now.
+    from prefect import get_client
+
     from paraclip.flows.alerts import EVERY, follow_deployments
     from paraclip.flows.automations import create_automations, remove_left_behind, watch_unfinished
-    from paraclip.flows.deploy import DEMO, Deployed, Nightly, Target, is_deployed, renew
+    from paraclip.flows.deploy import DEMO, Deployed, Nightly
     from paraclip.flows.deploy import deploy as register
+    from paraclip.flows.deployments import Existing, renew
     from paraclip.flows.own_server import check_server
+    from paraclip.flows.places import Target
 
     check_server()
     named = config is not None or bool(set_)
-    if named or cron is not None or timezone is not None or not is_deployed():
-        # Where the runs work their root is that of PARACLIP_ROOT, which a file's own would overrule.
-        settings = load_settings(config or DEMO, set_ or ())
-        target = Target(pool, gpu_pool, image, volume, secret, root, folder)
-        deployed = register(settings, target, Nightly(channel, cron, timezone))
-    else:
-        deployed = Deployed([], {}, renew())
+    with get_client(sync_client=True) as client:
+        existing = Existing.read(client)
+        if named or cron is not None or timezone is not None or not existing.current:
+            # Where the runs work their root is that of PARACLIP_ROOT, which a file's own would overrule.
+            settings = load_settings(config or DEMO, set_ or ())
+            target = Target(pool, gpu_pool, image, volume, secret, root, folder)
+            deployed = register(existing, settings, target, Nightly(channel, cron, timezone))
+        else:
+            deployed = Deployed([], {}, renew(existing))
     create_automations()
     follow_deployments()
     notes = [*deployed.notes, *remove_left_behind(EVERY)]

@@ -98,10 +98,15 @@ def test_a_night_is_told(
 
 def deployed(name: str, cron: str, pool: str | None = None) -> None:
     """A configuration with a nightly run."""
-    from paraclip.flows.deploy import Nightly, Target, deploy
+    from prefect import get_client
+
+    from paraclip.flows.deploy import Nightly, deploy
+    from paraclip.flows.deployments import Existing
+    from paraclip.flows.places import Target
 
     settings = parse_settings({"name": name, "data": {"sources": [{"path": "captions.csv"}]}})
-    deploy(settings, Target(pool), Nightly(f"{name}-production", cron))
+    with get_client(sync_client=True) as client:
+        deploy(Existing.read(client), settings, Target(pool), Nightly(f"{name}-production", cron))
 
 
 def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:

@@ -47,9 +47,14 @@ def register(
     timezone: str | None = None,
     **target: Any,
 ) -> Any:
-    from paraclip.flows.deploy import Nightly, Target, deploy
+    from prefect import get_client
 
-    return deploy(settings, Target(**target), Nightly(channel, cron, timezone))
+    from paraclip.flows.deploy import Nightly, deploy
+    from paraclip.flows.deployments import Existing
+    from paraclip.flows.places import Target
+
+    with get_client(sync_client=True) as client:
+        return deploy(Existing.read(client), settings, Target(**target), Nightly(channel, cron, timezone))
 
 
 def read(name: str) -> Any:
@@ -71,7 +76,7 @@ def change(name: str, **fields: Any) -> None:
 def names() -> set[str]:
     from prefect import get_client
 
-    from paraclip.flows.deploy import Existing
+    from paraclip.flows.deployments import Existing
 
     with get_client(sync_client=True) as client:
         return set(Existing.read(client).deployments)
@@ -159,7 +164,7 @@ def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
     from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
 
-    from paraclip.flows.deploy import renew
+    from paraclip.flows.deployments import Existing, renew
 
     with get_client(sync_client=True) as client:
         night = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
@@ -179,7 +184,8 @@ def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
     assert '"name": "edited"' in notes and "removed watch/watch, of an earlier release" in notes.splitlines()
     left = {read(name).name for name in ("regenerate2/regenerate2", "pipeline/pipeline")}
     assert left == {"regenerate2", "pipeline"} and "watch/watch" not in names()
-    assert renew() == []
+    with get_client(sync_client=True) as client:
+        assert renew(Existing.read(client)) == []
     register(own("mine", evaluate={"control": True}))
     assert "control/mine" in names()
     assert "removed control/mine, which mine has no use for" in register(own("mine")).notes
@@ -254,7 +260,7 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
     from prefect import get_client
     from prefect.states import Completed, Running
 
-    from paraclip.flows.deploy import PARENT_RUNS, PARENTS
+    from paraclip.flows.places import PARENT_RUNS, PARENTS
 
     assert 0 < PARENT_RUNS < CPU_RUNS
     register(own("mine"))
