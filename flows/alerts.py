@@ -102,7 +102,7 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
     """
     if unknown := sorted(set(events) - {*EVERY}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVERY)}")
-    kind, block = kind_of(url), _block(url)
+    kind, block = kind_of(url), _save_block(url)
     wanted = [event for event in EVERY if not events or event in events]
     cast(Any, Variable).set(f"{VARIABLE}{_slug(kind)}", {"kind": kind, "events": wanted}, overwrite=True)
     with get_client(sync_client=True) as client:
@@ -117,12 +117,13 @@ def follow_deployments() -> None:
         if not wanted:
             return
         existing = Existing.read(client)
-    for kind, events in ((one["kind"], one["events"]) for one in wanted):
-        block = cast(Any, Webhook if kind == "webhook" else SlackWebhook).load(_block_name(kind))
-        _put(kind, [event for event in EVERY if event in events], block, existing)
+        slugs = {one["kind"]: _block_type(one["kind"]).get_block_type_slug() for one in wanted}
+        blocks = {kind: client.read_block_document_by_name(_block_name(kind), slug).id for kind, slug in slugs.items()}
+    for one in wanted:
+        _put(one["kind"], [event for event in EVERY if event in one["events"]], blocks[one["kind"]], existing)
 
 
-def _put(kind: str, events: Sequence[str], block: Any, existing: Existing) -> None:
+def _put(kind: str, events: Sequence[str], block: UUID, existing: Existing) -> None:
     """The automations of one kind of address, each with its trigger; those that nobody wants any more are deleted."""
     own = [f"paraclip.{event}" for event in EVENTS if event in events]
     wanted: dict[str, tuple[str, Alert]] = {}
@@ -136,7 +137,7 @@ def _put(kind: str, events: Sequence[str], block: Any, existing: Existing) -> No
             if old.name.startswith(PREFIX) and old.name.endswith(f" by {kind}") and old.name not in wanted:
                 client.delete_automation(old.id)
     for name, (event, alert) in wanted.items():
-        action = _action(block, event, alert.text)
+        action = _action(kind, block, event, alert.text)
         put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
 
 
@@ -174,8 +175,8 @@ def kind_of(url: str) -> str:
     return "Slack" if parts.hostname in SLACK else KINDS.get(parts.scheme, parts.scheme)
 
 
-def _block(url: str) -> Any:
-    """A saved block with the address, which lies there encrypted."""
+def _save_block(url: str) -> UUID:
+    """Keep the address in a block, where it lies encrypted; gives the id of the block's document."""
     kind = kind_of(url)
     # Prefect hands Slack's block's address to Apprise as it is, so it speaks to whatever Apprise does.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
@@ -183,9 +184,12 @@ def _block(url: str) -> Any:
             f"{urlsplit(url).scheme}://… is no address to send alerts to; expected one as docs/deployment.md shows"
         )
     webhook = {"headers": {"Content-Type": "application/json"}} if kind == "webhook" else {}
-    block = cast(Any, Webhook if webhook else SlackWebhook)(url=url, **webhook)
-    block.save(_block_name(kind), overwrite=True)
-    return block
+    block = _block_type(kind)(url=url, **webhook)
+    return block.save(_block_name(kind), overwrite=True)
+
+
+def _block_type(kind: str) -> Any:
+    return Webhook if kind == "webhook" else SlackWebhook
 
 
 def _block_name(kind: str) -> str:
@@ -196,13 +200,12 @@ def _slug(kind: str) -> str:
     return kind.lower().replace("-", "")
 
 
-def _action(block: Any, event: str, text: str) -> Any:
+def _action(kind: str, block: UUID, event: str, text: str) -> Any:
     """What sends an event there; its name and text are expressions of Jinja."""
     body, subject = (template.replace("EVENT", event).replace("TEXT", text) for template in (BODY, SUBJECT))
-    document = cast(UUID, block._block_document_id)
-    if isinstance(block, Webhook):
-        return CallWebhook(block_document_id=document, payload=body)
-    return SendNotification(block_document_id=document, subject=subject, body=f"{{{{ {text} }}}}")
+    if kind == "webhook":
+        return CallWebhook(block_document_id=block, payload=body)
+    return SendNotification(block_document_id=block, subject=subject, body=f"{{{{ {text} }}}}")
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ which ends with that process.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import prefect
 import uvicorn
 from prefect.cli import app
 from prefect.server.database.configurations import AioSqliteConfiguration
@@ -19,6 +21,7 @@ from prefect.server.events.schemas.events import ReceivedEvent
 from prefect.types import _datetime
 
 from paraclip.flows.names import HOST
+from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import die_with
 
 NO_MORE_SECONDS = 30
@@ -29,7 +32,9 @@ def wait_for_other_writers() -> None:
     """Let each transaction on SQLite take the write lock when it begins, for which it waits up to a minute.
 
     Prefect's own take it when they write. If they have read before, and another has written since, SQLite refuses that
-    at once, and the server answers 503: of twelve runs that were submitted at once, eleven were lost.
+    at once, and the server answers 503: of twelve runs that were submitted at once, eleven were lost. Prefect 3.9.1
+    takes it at the beginning where it changes a state and where workers poll (PrefectHQ/prefect#23051), not where a run
+    is submitted: 11 of 12 are lost with it, too (#18934).
     """
     begin = AioSqliteConfiguration.begin_transaction
 
@@ -40,14 +45,15 @@ def wait_for_other_writers() -> None:
         async with begin(self, session, with_for_update=True) as transaction:
             yield transaction
 
-    AioSqliteConfiguration.begin_transaction = begin_immediately
+    _replace(AioSqliteConfiguration, "begin_transaction", ("self", "session", "with_for_update"), begin_immediately)
 
 
 def keep_the_events_clock() -> None:
     """Let automations count as behind the time only while events arrive that are newer than those before them.
 
     Prefect adds to their waits, for a sign of life too, by how late the newest event was when the last one arrived,
-    until another one comes: minutes where the last run has died, its last sign was late, or an old event is.
+    until another one comes: minutes where the last run has died, its last sign was late, or an old event is. So it does
+    in 3.9.1; PrefectHQ/prefect#17685 has waits that are longer than `within`.
     """
     newest = seen = 0.0
 
@@ -60,7 +66,19 @@ def keep_the_events_clock() -> None:
     async def offset() -> float:
         return newest - seen if _datetime.now("UTC").timestamp() - seen < NO_MORE_SECONDS else 0.0
 
-    triggers.update_events_clock, triggers.get_events_clock_offset = update, offset
+    _replace(triggers, "update_events_clock", ("event",), update)
+    _replace(triggers, "get_events_clock_offset", (), offset)
+
+
+def _replace(owner: Any, name: str, parameters: tuple[str, ...], function: Callable[..., Any]) -> None:
+    """Put a function in the place of Prefect's, and refuse a Prefect that has no such function to replace."""
+    replaced = getattr(owner, name, None)
+    if replaced is None or tuple(inspect.signature(replaced).parameters) != parameters:
+        raise ConfigError(
+            f"Prefect {prefect.__version__} has no {owner.__name__}.{name}({', '.join(parameters)}), which our server "
+            "replaces; install prefect>=3.9,<3.10"
+        )
+    setattr(owner, name, function)
 
 
 if __name__ == "__main__":

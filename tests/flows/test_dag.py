@@ -108,7 +108,7 @@ def shown(state: Any, stages: int) -> dict[str, dict[str, Any]]:
         flow_run = state.state_details.flow_run_id
         end = time.monotonic() + PATIENCE
         while True:
-            nodes = client._client.get(f"/flow_runs/{flow_run}/graph-v2").json()["nodes"]
+            nodes = client.request("GET", "/flow_runs/{id}/graph-v2", path_params={"id": flow_run}).json()["nodes"]
             if len(nodes) >= stages or time.monotonic() > end:
                 break
             # Task runs come to the server as events, some later than the end of their flow.

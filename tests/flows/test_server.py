@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+
+from paraclip_core.errors import ConfigError
 
 pytestmark = pytest.mark.slow
 
@@ -75,6 +79,55 @@ class Silence:
             await self.arrives("late", start - SILENCE if quiet else self.now)
             await self.triggers.proactive_evaluation(self.triggers.triggers[self.trigger], self.now)
         return (self.now - start).total_seconds()
+
+
+class Session:
+    """Notes in which mode SQLite would begin."""
+
+    modes: list[str | None]
+
+    def __init__(self) -> None:
+        self.modes = []
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[None]:
+        from prefect.server.database.configurations import SQLITE_BEGIN_MODE
+
+        self.modes.append(SQLITE_BEGIN_MODE.get())
+        yield
+
+
+def test_each_transaction_takes_the_write_lock_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
+    from paraclip.flows.server import wait_for_other_writers
+
+    kind: Any = AioSqliteConfiguration
+    monkeypatch.setattr(kind, "begin_transaction", kind.begin_transaction)
+    session, configuration = Session(), kind("sqlite+aiosqlite:///:memory:")
+
+    async def begin() -> None:
+        async with configuration.begin_transaction(session):
+            pass
+
+    asyncio.run(begin())
+    wait_for_other_writers()
+    asyncio.run(begin())
+    assert session.modes == ["DEFERRED", "IMMEDIATE"]
+
+
+def test_a_prefect_without_what_is_replaced_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.server.database.configurations import AioSqliteConfiguration
+    from prefect.server.events import triggers
+
+    from paraclip.flows.server import keep_the_events_clock, wait_for_other_writers
+
+    monkeypatch.delattr(triggers, "update_events_clock")
+    with pytest.raises(ConfigError, match=r"has no prefect\.server\.events\.triggers\.update_events_clock\(event\)"):
+        keep_the_events_clock()
+    monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", lambda self, session: None)
+    with pytest.raises(ConfigError, match=r"has no AioSqliteConfiguration\.begin_transaction"):
+        wait_for_other_writers()
 
 
 def test_late_events_do_not_delay_that_a_silent_run_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
