@@ -196,8 +196,8 @@ def test_what_a_run_cannot_tell_itself_is_told(
     deployed("night", "0 3 * * *")
     of_server = alerts._of_server
 
-    def soon(events: Sequence[str]) -> Iterator[tuple[str, str, alerts.Alert]]:
-        for event, run, (text, trigger) in of_server(events):
+    def soon(events: Sequence[str], existing: alerts.Existing) -> Iterator[tuple[str, str, alerts.Alert]]:
+        for event, run, (text, trigger) in of_server(events, existing):
             within = timedelta(seconds=10) if event != "run.failed" else trigger.within
             yield event, run, alerts.Alert(text, trigger.model_copy(update={"within": within}))
 
