@@ -1,16 +1,15 @@
-"""Image features on disk: float16 shards, memory-mappable, with an index of image ids; and those of benchmarks.
+"""Image features on disk: float16 shards, memory-mappable, with an index of image ids.
 
 What is missing, damaged or contradicts the index raises ArtifactError.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import duckdb
 import numpy as np
@@ -20,7 +19,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paraclip.storage.files import write_atomic
-from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import CONFIG
 from paraclip_core.errors import ArtifactError
 from paraclip_core.tables import FEATURE_INDEX
@@ -219,45 +217,3 @@ def _hashes(strings: pa.Array) -> NDArray[np.uint64]:
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.register("strings", pa.table({"text": strings}))
         return np.asarray(con.execute("SELECT hash(text) AS hash FROM strings").fetchnumpy()["hash"], np.uint64)
-
-
-class BenchmarkFeatures:
-    """Features of benchmarks' images, kept from run to run: a frozen image tower gives the same ones each time.
-
-    A file holds the features of one call. Its name is a hash of all that they depend on, so none can be out of date.
-    """
-
-    def __init__(self, folder: Path, hashes: FileHashes) -> None:
-        """`folder` is made with the first file in it."""
-        self._folder, self._hashes = folder, hashes
-
-    def __call__(
-        self,
-        computed_by: str,
-        archive: Path,
-        names: Sequence[str],
-        boxes: Sequence[Sequence[int]] | None,
-        compute: Callable[[], NDArray[np.float16]],
-    ) -> NDArray[np.float16]:
-        """Features float16 [n, d] of these images in an archive, or of the box of each, looked up or computed and kept.
-
-        `computed_by` is the image tower's hash, the device and the library that computes.
-        """
-        files = [archive] if archive.is_file() else [archive / name for name in dict.fromkeys(names)]
-        about: dict[str, Any] = {
-            "computed_by": computed_by,
-            "contents": list(self._hashes.of(files).values()),
-            "names": list(names),
-            "boxes": None if boxes is None else [list(box) for box in boxes],
-        }
-        path = self._folder / f"{hashlib.sha256(canonical_json(about).encode()).hexdigest()[:32]}.npy"
-        if path.exists():
-            try:
-                features = np.load(path, allow_pickle=False)
-                if len(features) == len(names):
-                    return features
-            except (OSError, ValueError, EOFError) as error:
-                log.warning("%s cannot be read (%s) and is made again", path, error)
-        features = compute()
-        write_atomic(path, lambda file: np.save(file, features))
-        return features

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.features import BenchmarkFeatures
+from paraclip.storage.benchmark_features import BenchmarkFeatures
 from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in

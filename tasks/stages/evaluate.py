@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.features import BenchmarkFeatures, FeatureStore
+from paraclip.storage.benchmark_features import BenchmarkFeatures
+from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table

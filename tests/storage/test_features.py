@@ -1,4 +1,4 @@
-"""Image features and those of benchmarks: what was written is read, what is damaged is reported."""
+"""Image features: what was written is read, what is damaged is reported."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.features import (
-    BenchmarkFeatures,
     FeatureStore,
     IdIndex,
     shard_path,
     write_index,
     write_shard,
 )
-from paraclip.storage.fingerprint import FileHashes
 from paraclip_core.errors import ArtifactError
 from paraclip_core.tables import FEATURE_INDEX
 
@@ -116,55 +114,3 @@ def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None])
 def test_an_id_that_comes_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         IdIndex(pa.array(["a", "b", "a"]))
-
-
-NAMES = ("a.jpg", "b.jpg")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> Path:
-    folder = tmp_path / "images"
-    folder.mkdir()
-    for name in NAMES:
-        (folder / name).write_text(name)
-    return folder
-
-
-class Counted:
-    """Features that tell how often they were computed."""
-
-    def __init__(self, root: Path) -> None:
-        self.times, self._root = 0, root
-
-    def get(self, archive: Path, names=NAMES, boxes=None, by: str = "tower") -> np.ndarray:  # noqa: ANN001
-        def compute() -> np.ndarray:
-            self.times += 1
-            return np.full((len(names), 4), self.times, np.float16)
-
-        keep = BenchmarkFeatures(self._root / "features", FileHashes(self._root / "hashes.json"))
-        return keep(by, archive, names, boxes, compute)
-
-
-def test_they_are_computed_once_and_anew_where_anything_differs_that_they_depend_on(
-    tmp_path: Path, images: Path
-) -> None:
-    counted = Counted(tmp_path)
-    first, again = counted.get(images), counted.get(images)
-    np.testing.assert_array_equal(first, again)
-    assert (counted.times, again.dtype, again.shape) == (1, np.float16, (2, 4))
-    counted.get(images, by="other tower")
-    counted.get(images, names=NAMES[::-1])
-    counted.get(images, boxes=[(0, 0, 1, 1)] * 2)
-    (images / "a.jpg").write_text("another picture")
-    counted.get(images)
-    assert counted.times == 5
-
-
-def test_a_damaged_file_is_made_again(tmp_path: Path, images: Path, caplog: pytest.LogCaptureFixture) -> None:
-    counted = Counted(tmp_path)
-    counted.get(images)
-    (file,) = (tmp_path / "features").iterdir()
-    file.write_bytes(file.read_bytes()[:40])
-    assert counted.get(images)[0, 0] == 2 and "cannot be read" in caplog.text
-    np.save(file, np.ones((1, 4), np.float16))
-    assert counted.get(images)[0, 0] == 3
