@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from PIL import Image
 from record import arguments, data_folder, in_turns, record
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import ModelOptions
 from paraclip_core.evaluation.base import Captions, stored_pool

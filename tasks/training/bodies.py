@@ -42,9 +42,10 @@ from paraclip.tasks.training.data import (
     validation_set,
 )
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip, load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import (
     ClipModel,
     freeze_image_tower,

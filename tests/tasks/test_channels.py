@@ -37,9 +37,9 @@ from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import ModelOptions
 

@@ -23,8 +23,8 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ModelError
