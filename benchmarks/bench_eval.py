@@ -28,8 +28,8 @@ from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import ModelOptions
 from paraclip_core.evaluation.base import Captions, stored_pool
 from paraclip_core.evaluation.benchmarks import retrieval
+from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.published import image_names, images_beside, load_captions
-from paraclip_core.evaluation.run import ModelEncoder
 
 DEPTHS = [1, 5, 10]
 BATCH = 32

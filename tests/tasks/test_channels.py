@@ -45,7 +45,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Outcome, compare
-from paraclip_core.evaluation.metrics import Sample
+from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.run import Evaluation
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
 

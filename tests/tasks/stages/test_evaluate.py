@@ -28,7 +28,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ModelError
-from paraclip_core.evaluation.run import ModelEncoder, from_table
+from paraclip_core.evaluation.encoder import ModelEncoder
+from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 

@@ -21,7 +21,7 @@ from paraclip_core.evaluation.benchmarks import (
     headline_metrics,
     metric_of,
 )
-from paraclip_core.evaluation.run import parse_benchmark, prepare
+from paraclip_core.evaluation.prepare import parse_benchmark, prepare
 from paraclip_core.settings import parse_settings
 
 GUIDE = Path(__file__).parents[4] / "docs" / "benchmarks.md"
