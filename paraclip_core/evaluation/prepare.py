@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paraclip_core.config import LONGEST_NAME, BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, ParaclipError
 from paraclip_core.evaluation.base import Encoder, Measured
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Source, Stored, Task, find_benchmark
+from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.published import archives, beside
+from paraclip_core.options import LONGEST_NAME
 
 UNSAFE = set('/\\:*?"<>|\0')
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from paraclip_core.config import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.base import Encoder, Measured
 from paraclip_core.evaluation.compare import Comparison, Outcome, compare
 from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder
+from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Fact, Progress, silent

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters, weights_hash
 from paraclip_core.clip.search import Gallery
-from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import TrainingError
+from paraclip_core.options import meaning
 from paraclip_core.progress import Progress, Throughput, silent
 from paraclip_core.training.checkpoints import CheckpointFolder
 from paraclip_core.training.data import (
@@ -41,6 +41,7 @@ from paraclip_core.training.data import (
 )
 from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import Anchor, Objective, Pair
+from paraclip_core.training.options import FinetuneOptions
 from paraclip_core.training.process import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
 from paraclip_core.training.trackers import Trackers
 

@@ -55,8 +55,8 @@ from paraclip_core.clip.model import (
     weights_hash,
 )
 from paraclip_core.clip.reference import LOSSES, fixed_place, place_free_name
-from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import ModelError
+from paraclip_core.options import meaning
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.alpha import (
     AO,
@@ -70,6 +70,7 @@ from paraclip_core.training.alpha import (
 from paraclip_core.training.card import release_card
 from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TEXTS, RowBatch, TrainingRows, id_array, spool_rows
 from paraclip_core.training.losses import Pair, named_pairs
+from paraclip_core.training.options import FinetuneOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 

@@ -13,7 +13,7 @@ import torch
 from paraclip.flows.cli import run_cli
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 from paraclip_core.evaluation.prepare import parse_benchmark
 from paraclip_core.evaluation.run import compare_models
 

@@ -14,7 +14,7 @@ from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import image_tower_hash, preprocess_hash
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 
 SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 

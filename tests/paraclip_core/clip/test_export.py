@@ -22,7 +22,7 @@ from paraclip_core.clip.export import ONNX_FILE, ONNX_TEXTS, save_hf, save_onnx,
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, preprocess_hash
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ModelError
 
 Tiny = Callable[..., ClipModel]

@@ -11,7 +11,7 @@ import torch
 
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, image_tower_hash, pick_device
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ConfigError
 
 SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)

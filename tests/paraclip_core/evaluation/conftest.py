@@ -10,7 +10,7 @@ import torch
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import check_names, parse_benchmark, source_files
 
 

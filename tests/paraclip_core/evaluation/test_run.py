@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ModelError
+from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import parse_benchmark
 from paraclip_core.evaluation.run import Evaluation, compare_models
 

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from paraclip_core.clip.model import freeze_image_tower, image_tower_hash, trained_parameters
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.config import LossWeights
 from paraclip_core.errors import TrainingError
 from paraclip_core.training import trainer
 from paraclip_core.training.losses import named_pairs
+from paraclip_core.training.options import LossWeights
 from paraclip_core.training.trainer import build_optimizer, learning_rate, train
 
 SCRIPT = Path(__file__).with_name("tiny.py")
