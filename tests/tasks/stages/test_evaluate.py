@@ -174,7 +174,9 @@ def test_an_interrupted_stage_goes_on(
 ) -> None:
     measured: list[str] = []
     encode = ModelEncoder.texts
-    monkeypatch.setattr(ModelEncoder, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
+    monkeypatch.setattr(
+        ModelEncoder, "texts", lambda self, texts, watch: measured.append(texts[0]) or encode(self, texts, watch)
+    )
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == 4:
