@@ -63,7 +63,7 @@ class StepFacts:
     options: Mapping[str, Any]
     metrics: Mapping[str, Any]
     prompt: PromptTemplate | None
-    """None where no model was asked."""
+    """None if no model was asked."""
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class _Levels:
 
 
 def _correlation(x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted Pearson correlation of each row, 0 where one side is constant."""
+    """Weighted Pearson correlation of each row, 0 if one side is constant."""
     total = weight.sum(axis=1, keepdims=True)
     x = x - (weight * x).sum(axis=1, keepdims=True) / total
     y = y - (weight * y).sum(axis=1, keepdims=True) / total

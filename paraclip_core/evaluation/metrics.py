@@ -47,7 +47,7 @@ def recall_at_k(ranked: NDArray[np.integer], target: NDArray[np.integer], k: int
 
 
 def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Spearman's rank correlation in [-1, 1], ties with their mean rank; NaN where one side is constant."""
+    """Spearman's rank correlation in [-1, 1], ties with their mean rank; NaN if one side is constant."""
     if len(x) != len(y) or len(x) < 2:
         raise BenchmarkError(f"a rank correlation needs two lists of equal length ≥ 2, got {len(x)} and {len(y)}")
     a, b = mid_ranks(x), mid_ranks(y)

@@ -97,7 +97,7 @@ def _need(path: Path) -> None:
 
 
 def left_out(benchmark: BenchmarkOptions, path: Path | None, images: Path | None) -> str | None:
-    """Why an optional benchmark is not measured; None where it is."""
+    """Why an optional benchmark is not measured; None if it is."""
     if benchmark.optional and path is not None and not path.exists():
         return "its path is absent"
     if benchmark.optional and images is not None and not images.exists():

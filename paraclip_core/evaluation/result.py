@@ -25,7 +25,7 @@ MTEB_NAMES = {
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result says beside its figures, where it is no artifact, whose manifest says it."""
+    """What a result says besides its figures, unless an artifact's manifest says it."""
 
     revision: str
     """Hash of all files that the benchmark read."""
@@ -76,7 +76,7 @@ def result_json(
 
 
 def mteb_name(kind: str, benchmark: str) -> str:
-    """What mteb calls a benchmark of this name; its own name where mteb has none."""
+    """What mteb calls a benchmark of this name; its own name if mteb has none."""
     plain = "".join(letter for letter in benchmark.casefold() if letter.isalnum())
     return "SICK-R" if kind == "sick" else MTEB_NAMES.get(plain, benchmark)
 

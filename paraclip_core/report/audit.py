@@ -17,8 +17,8 @@ def render_audit(
 ) -> str:
     """The audit's page; every text is escaped.
 
-    `names` are what models are called on it, `thumbnails` JPEGs by image id where images are at hand, and `facts` how
-    the audit was made.
+    `names` are what the page calls the models, `thumbnails` JPEGs by image id, empty if there are no images, and `facts`
+    how the audit was made.
     """
     environment = page_environment()
     environment.filters["interval"] = _interval

@@ -32,7 +32,7 @@ def shares_of_asked(totals: Mapping[str, int]) -> dict[str, str]:
 
 
 def trained_on(totals: Mapping[str, int]) -> str | None:
-    """The part of a verdict's sentence that says what was trained on; None where none is stated."""
+    """The part of a verdict's sentence that says what was trained on; None if it is not stated."""
     if "trained_on" not in totals:
         return None
     of = f" of {totals['asked']:,}" if "asked" in totals else ""
@@ -40,7 +40,7 @@ def trained_on(totals: Mapping[str, int]) -> str | None:
 
 
 def fewer_than_a_batch(totals: Mapping[str, int], batch_size: int) -> str | None:
-    """What to know and do where training had less than one batch; None where it had enough."""
+    """What to know and do if training had less than one batch; None if it had enough."""
     if totals.get("trained_on", batch_size) >= batch_size:
         return None
     return (

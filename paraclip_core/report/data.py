@@ -101,7 +101,7 @@ class ReportData:
     """The first says most."""
     comparison: Sequence[Row]
     finetune: str = ""
-    """Fingerprint of the tuned model; empty where no run of ours made it."""
+    """Fingerprint of the tuned model; empty if no run of ours made it."""
     image_tower_before: str = ""
     image_tower_after: str = ""
     over_control: Sequence[Row] = ()

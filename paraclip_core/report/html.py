@@ -11,11 +11,11 @@ from markupsafe import Markup
 from PIL import Image, ImageOps
 
 SIDE, QUALITY = 112, 74
-"""Of a thumbnail, in pixels, and of its JPEG."""
+"""A thumbnail's side in pixels, and the quality of its JPEG."""
 
 
 def page_environment() -> Environment:
-    """Templates of this folder: every text is escaped, and a name that is not there is an error."""
+    """Templates of this folder: every text is escaped, and an unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("paraclip_core.report", "."),
         autoescape=select_autoescape(default=True),

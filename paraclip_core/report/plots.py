@@ -14,7 +14,7 @@ PARETO = ("text_to_image_recall@", "ao@")
 
 
 def loss_plot(training: Training) -> str | None:
-    """Loss over steps, each part of a sum as its own line; None where the log has no loss."""
+    """Loss over steps, each part of a sum as its own line; None if the log has no loss."""
     logged = [line for line in training.lines if "loss" in line]
     if not logged:
         return None
@@ -27,7 +27,7 @@ def loss_plot(training: Training) -> str | None:
 
 
 def validation_plot(training: Training) -> str | None:
-    """Figures on left-out training images over steps; None where the log has none."""
+    """Figures on left-out training images over steps; None if the log has none."""
     logged = [line for line in training.lines if "validation" in line]
     if not logged:
         return None
@@ -40,7 +40,7 @@ def validation_plot(training: Training) -> str | None:
 
 
 def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
-    """What each figure gains or loses over α, against the base at α = 0; None where nothing was swept."""
+    """What each figure gains or loses over α, against the base at α = 0; None if nothing was swept."""
     points = sweep.get("alphas") or []
     if not points:
         return None
@@ -53,7 +53,7 @@ def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
 
 
 def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
-    """Agreement against recall over α, both as changes from the base, the chosen α ringed; None without both."""
+    """Agreement against recall over α, both as changes from the base, the chosen α ringed; None if either is missing."""
     points = sweep.get("alphas") or []
     names = [next((name for name in points[0] if name.startswith(head)), None) for head in PARETO] if points else [None]
     if len(points) < 2 or None in names:
@@ -66,7 +66,7 @@ def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
 
 
 def wordings_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:
-    """Agreement on rewordings against agreement on foils, of each model; None where no benchmark has foils.
+    """Agreement on rewordings against agreement on foils, of each model; None if no benchmark has foils.
 
     On the line the gap between both is the base's: a model above it tells more apart for all that it agrees more.
     """
