@@ -17,7 +17,7 @@ def render_audit(
 ) -> str:
     """The audit's page; every text is escaped.
 
-    `names` are what the page calls the models, `thumbnails` JPEGs by image id, empty if there are no images, and `facts`
+    `names` are what the page calls the models, `thumbnails` JPEGs by image id, none if there are no images, and `facts`
     how the audit was made.
     """
     environment = page_environment()

@@ -53,7 +53,7 @@ def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
 
 
 def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
-    """Agreement against recall over α, both as changes from the base, the chosen α ringed; None if either is missing."""
+    """Agreement against recall over α, as changes from the base, the chosen α ringed; None if either is missing."""
     points = sweep.get("alphas") or []
     names = [next((name for name in points[0] if name.startswith(head)), None) for head in PARETO] if points else [None]
     if len(points) < 2 or None in names:
