@@ -21,15 +21,15 @@ import torch.nn.functional as F
 from PIL import Image
 from record import arguments, data_folder, in_turns, record
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 from paraclip_core.evaluation.base import Captions, stored_pool
 from paraclip_core.evaluation.benchmarks import retrieval
+from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.published import image_names, images_beside, load_captions
-from paraclip_core.evaluation.run import ModelEncoder
 
 DEPTHS = [1, 5, 10]
 BATCH = 32

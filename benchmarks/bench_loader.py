@@ -121,11 +121,12 @@ def wait(folder: Path) -> dict[str, float]:
     import torch
 
     from paraclip.tasks.training.data import Images
-    from paraclip_core.clip.load import embedded_clip
+    from paraclip_core.clip.embedded import embedded_clip
     from paraclip_core.clip.model import freeze_image_tower
-    from paraclip_core.config import LossWeights, ModelOptions
+    from paraclip_core.clip.options import ModelOptions
     from paraclip_core.training.data import Batch, DataOrder, make_batch, prefetched, spool_rows
     from paraclip_core.training.losses import Objective, named_pairs
+    from paraclip_core.training.options import LossWeights
 
     clip = embedded_clip(ModelOptions())
     freeze_image_tower(clip)

@@ -43,9 +43,9 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
 from paraclip_core.clip.packed import weight_gradient
 from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
-from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
+from paraclip_core.training.options import LossWeights, RankOptions
 from paraclip_core.training.process import bound_kernel_cache, deterministic, keep_freed_memory
 from paraclip_core.training.trainer import build_optimizer, clamp_scale
 

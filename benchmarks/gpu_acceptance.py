@@ -43,7 +43,7 @@ from paraclip_core.clip.featurize import Featurizer, ImageFile
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.config import FinetuneOptions
+from paraclip_core.training.options import FinetuneOptions
 from paraclip_core.training.process import bound_kernel_cache, keep_freed_memory
 from paraclip_core.training.trainer import TrainingJob, train
 

@@ -33,12 +33,15 @@ from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, captions_of, stored_split
 from paraclip.tasks.training.bodies import BASE_HELD_OUT
 from paraclip.tasks.training.data import Images, hold_out
-from paraclip_core.config import BenchmarkOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.evaluation.base import Captions, Encoder, Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.compare import Row, compare
+from paraclip_core.evaluation.encoder import ModelEncoder
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.prepare import Prepared, prepare
 from paraclip_core.evaluation.published import records
-from paraclip_core.evaluation.run import ModelEncoder, Prepared, measure, paired, prepare
+from paraclip_core.evaluation.run import measure, paired
 from paraclip_core.settings import load_settings
 
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)

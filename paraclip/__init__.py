@@ -201,7 +201,7 @@ def evaluate(
     from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.results import comparison_rows, why
     from paraclip_core.clip.encoder import need_texts
-    from paraclip_core.evaluation.run import parse_benchmark
+    from paraclip_core.evaluation.prepare import parse_benchmark
 
     parsed = [parse_benchmark(text) for text in need_texts(benchmarks, "benchmarks")]
     chosen = with_images(parsed, need_texts(images, "images"))

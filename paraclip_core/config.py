@@ -15,17 +15,16 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from paraclip_core.clip.reference import canonical
-from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
-from paraclip_core.options import OPERATIONAL, NameOrPath, Options, json_fields
+from paraclip_core.clip.options import FeatureOptions, ModelOptions
+from paraclip_core.evaluation.options import EvaluateOptions
+from paraclip_core.options import LONGEST_NAME, OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
+from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
 
 FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
-BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
+
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
-LONGEST_NAME = 200
-"""Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
 
 
 class ColumnNames(Options):
@@ -432,194 +431,6 @@ def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(options.get(name), dict):
             merged[name] = _merged(options[name], value)
     return merged
-
-
-class ModelOptions(Options):
-    """The CLIP model to repair."""
-
-    base: str = "embedded"
-    """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
-    `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
-    `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:
-    `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
-    text_width: Annotated[int, Field(ge=64, le=2048, multiple_of=64)] = 256
-    """Width of the embedded model's text tower; each 64 of it are an attention head."""
-    text_layers: Annotated[int, Field(ge=1, le=48)] = 4
-    """Layers of the embedded model's text tower."""
-    embed_dim: Annotated[int, Field(ge=16, le=4096)] = 256
-    """Dimension of the shared space of the embedded model."""
-
-    @field_validator("base")
-    @classmethod
-    def _hub_address(cls, value: str) -> str:
-        return canonical(value)
-
-
-class FeatureOptions(Options):
-    """How image features are computed."""
-
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Images that go through the image tower together. Another number may round few features' last bit differently."""
-
-
-class BootstrapOptions(Options):
-    """Training of the embedded base model with the caption-image loss alone (LiT)."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
-    """Passes over the training captions."""
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    """Captions in a batch."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
-    """Peak learning rate."""
-    logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
-    """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
-    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
-
-
-class LossWeights(Options):
-    """Weights of the contrastive losses, InfoNCE or, against images and for a base with a logit bias, the pairwise
-    sigmoid; the published method is the sum of the three named ones."""
-
-    image_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of image against paraphrase 2."""
-    caption_paraphrase_1: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of caption against paraphrase 1."""
-    paraphrase_1_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of paraphrase 1 against paraphrase 2."""
-    image_caption: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
-
-    @model_validator(mode="after")
-    def _some_loss(self) -> LossWeights:
-        if not any(self.model_dump().values()):
-            raise ValueError("at least one loss weight must be above 0")
-        return self
-
-
-class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank a batch's images as the base does."""
-
-    weight: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean KL divergence from the base's ranking; 0: none."""
-    teacher: Literal["caption", "wordings"] = "caption"
-    """Whose ranking the base gives: the caption's, or that of the mean of its features of caption and paraphrases, the
-    better teacher where a language model wrote them. The base embeds three texts a row for it."""
-
-
-class AlphaOptions(Options):
-    """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
-
-    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Values of α to try: 1 is the tuned tower as trained, 0 the base, which is tried whether it is listed or not."""
-    max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
-    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
-    of the held-out images in place of ten where there are fewer than twenty."""
-    recall_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """Points of AO@10 that a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
-
-
-class FinetuneOptions(Options):
-    """Training of the text tower on captions, both paraphrases and image features."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """Passes over the training rows."""
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    """Rows in a batch, and so candidates of each contrastive loss."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Peak learning rate."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
-    where the CPU or GPU has instructions for it."""
-    seed: int = 0
-    """Seed of the data order."""
-    checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Steps between two checkpoints of either training; 0: by time only. There is one each minute in any case."""
-    weights: LossWeights = LossWeights()
-    """Weights of the losses."""
-    texts: Literal["paraphrases", "captions"] = "paraphrases"
-    """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
-    distil: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
-    ranks: RankOptions = RankOptions()
-    """Rank consistency with the base."""
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training images that is held out to choose α."""
-    alpha: AlphaOptions = AlphaOptions()
-    """Interpolation with the base."""
-
-
-class BenchmarkOptions(Options):
-    """One benchmark: a local file or folder in its published format, or the ingested split."""
-
-    name: str
-    """Name in tables and results."""
-    kind: BenchmarkKind
-    """What is measured: a kind, or a benchmark of your own by its dotted path, such as `my_package.module:MINE`
-    (`paraclip_core/evaluation/benchmarks/__init__.py`)."""
-    path: str | None = None
-    """File or folder, relative to `data.root` (a retrieval benchmark's, where `data.scenes` is set: to the rendered
-    scenes); absent: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
-    with pictures, a file or a folder of shards, does for both kinds of retrieval."""
-    optional: bool = False
-    """Leave the benchmark out, and say so, where its path is absent."""
-    images: str | None = None
-    """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, where they do not lie beside its
-    path."""
-    options: dict[str, Any] = Field(default={})
-    """Options of the kind (docs/benchmarks.md), or of a benchmark of your own, as it documents them."""
-
-    @model_validator(mode="after")
-    def _suits_kind(self) -> BenchmarkOptions:
-        json_fields(self.options)
-        if self.options and self.kind in BENCHMARKS:
-            check_options(self.kind, self.options)
-        if self.images is not None and (self.path is None or not find_benchmark(self.kind).needs_images):
-            raise ValueError(f"{self.kind} reads no images beside a path; leave out `images`")
-        return self
-
-
-class GateRule(Options):
-    """When a tuned model may replace its base."""
-
-    metric: str = "paraphrased_retrieval/ao@10"
-    """`kind/metric` whose interval must lie above zero (below, where lower is better). The captions of
-    `paraphrased_retrieval` stand in for `wordings` that are not measured."""
-    over_control: bool = False
-    """The same interval must lie above zero against the control, too; see `evaluate.control`."""
-    max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
-    """Points that other metrics may lose, `kind/metric: points`; text→image recall is that of paraphrased retrieval's
-    captions where no `retrieval` is measured."""
-
-    @field_validator("metric", "max_drop")
-    @classmethod
-    def _measured(cls, value: str | dict[str, float]) -> str | dict[str, float]:
-        for name in [value] if isinstance(value, str) else value:
-            check_metric(name)
-        return value
-
-
-class EvaluateOptions(Options):
-    """Before-and-after evaluation."""
-
-    split: Literal["train", "val", "test"] = "val"
-    """Split of the ingested captions that evaluation uses."""
-    benchmarks: tuple[BenchmarkOptions, ...] = ()
-    """What is measured."""
-    gate: GateRule = GateRule()
-    """The verdict's rule."""
-    control: bool = False
-    """Train and measure the control in the same run: the same fine-tuning on captions alone. The gain over it is what
-    the paraphrases are worth. It costs a second fine-tuning, of a third of the texts."""
-    control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The control's learning rate, where another than `finetune.learning_rate` suits captions better."""
-
-    @model_validator(mode="after")
-    def _controlled(self) -> EvaluateOptions:
-        if self.gate.over_control and not self.control:
-            raise ValueError("gate.over_control compares with a control; set evaluate.control: true, too")
-        return self
 
 
 class DriftOptions(Options):

@@ -22,6 +22,8 @@ OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""
 
 LARGEST = 2**63
+LONGEST_NAME = 200
+"""Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
 
 
 def json_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from paraclip.tasks.results import why
 from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
 from paraclip_core.clip.reference import model_files
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import find_benchmark
-from paraclip_core.evaluation.run import Evaluation, Provenance, compare_models
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.result import Provenance
+from paraclip_core.evaluation.run import Evaluation, compare_models
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 

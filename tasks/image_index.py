@@ -28,7 +28,8 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
 from paraclip_core.evaluation.audit import Audit, audit_index
-from paraclip_core.report.page import WORST, render_audit, thumbnail
+from paraclip_core.report.audit import WORST, render_audit
+from paraclip_core.report.html import thumbnail
 
 QUERIES = 200
 """Queries that are taken from an index itself."""

@@ -32,8 +32,8 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
-from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
-from paraclip_core.evaluation.run import Prepared
+from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
+from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.paraphrase.gates import gates_of

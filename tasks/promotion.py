@@ -21,7 +21,7 @@ from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import UnknownModelError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
-from paraclip_core.evaluation.run import from_table
+from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Progress, silent
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.files import read_json, write_atomic, write_json
 from paraclip_core.evaluation.benchmarks import headline_metrics
-from paraclip_core.report.data import few_for_alpha, fewer_than_a_batch, row_totals, trained_on
+from paraclip_core.evaluation.power import few_for_alpha
+from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -30,7 +31,7 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
     """What `summary.json` holds; empty where nothing was evaluated."""
     rows: dict[str, int] = field(default_factory=dict)
-    """Captions that were asked about, kept and trained on, see :func:`paraclip_core.report.data.row_totals`."""
+    """Captions that were asked about, kept and trained on, see :func:`paraclip_core.report.counts.row_totals`."""
     warning: str | None = None
     """What a reader must know before any figure; None where there is nothing."""
     report: str | None = None

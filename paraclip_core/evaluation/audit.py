@@ -19,7 +19,8 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import unique_features
 from paraclip_core.evaluation.benchmarks.wordings import Wording, by_rule
-from paraclip_core.evaluation.metrics import Sample, average_overlap, delta_interval, jaccard
+from paraclip_core.evaluation.intervals import Sample, delta_interval
+from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.published import field, records
 
 DEPTH = 10

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, ModelError
-from paraclip_core.evaluation.metrics import Sample
+from paraclip_core.evaluation.intervals import Sample
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Metric, find_benchmark, metric_of
-from paraclip_core.evaluation.metrics import CONFIDENCE, GAIN, RESAMPLES, delta_interval, images_needed
+from paraclip_core.evaluation.intervals import CONFIDENCE, RESAMPLES, delta_interval
+from paraclip_core.evaluation.options import EvaluateOptions, GateRule
+from paraclip_core.evaluation.power import GAIN, images_needed
 
 Verdict = Literal["promote", "hold"]
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from paraclip_core.clip.encode import encode_ragged
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.config import AlphaOptions
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k, top_k
-from paraclip_core.training.trainer import rounded
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
+from paraclip_core.evaluation.scores import top_k
+from paraclip_core.training.log import rounded
+from paraclip_core.training.options import AlphaOptions
 
 K = 10
 AO, JS = f"ao@{K}", f"js@{K}"

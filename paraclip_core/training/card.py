@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from paraclip_core.cards import table
 from paraclip_core.evaluation.benchmarks import describe_benchmark, metric_of
+from paraclip_core.markdown import table
 
 LOAD = {
     "open_clip": """import open_clip

@@ -7,6 +7,7 @@ rows, the batch size, the seed and the step.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -64,6 +65,21 @@ class TrainingRows:
     def as_captions(self) -> TrainingRows:
         """The control: the caption in place of every other text."""
         return replace(self, texts=dict.fromkeys(TEXTS, self.texts[CAPTION]))
+
+
+def data_digest(rows: TrainingRows, image_keys: NDArray[np.int64]) -> str:
+    """Digest of the images and captions in their order, and of the number of tokens of each kind of text.
+
+    The tokens themselves are most of the data, and are not read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{len(rows)} {[(kind, len(tokens.values)) for kind, tokens in rows.texts.items()]};".encode())
+    parts: tuple[NDArray[Any] | None, ...] = (image_keys, rows.image_rows, rows.ids, rows.starts)
+    for part in parts:
+        digest.update(f"{None if part is None else part.shape};".encode())
+        if part is not None:
+            digest.update(np.ascontiguousarray(part).reshape(-1).data)
+    return digest.hexdigest()
 
 
 class CaptionStarts:

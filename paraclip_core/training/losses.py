@@ -32,9 +32,9 @@ from torch.nn.functional import normalize, softplus
 from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import LOGITS, ClipModel, trained_parameters
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
+from paraclip_core.training.options import LossWeights, RankOptions
 from paraclip_core.training.process import GIB, anonymous_memory
 
 CHUNK_ROWS = 1024

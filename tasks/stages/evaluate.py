@@ -23,31 +23,18 @@ from paraclip.storage.parquet import iter_batches, write_table
 from paraclip.tasks.models import EMBEDDED, base_inputs, base_reference
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
-from paraclip_core.config import BenchmarkOptions, EvaluateOptions, Settings, meaning
+from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.compare import compare, with_control
-from paraclip_core.evaluation.run import (
-    Evaluation,
-    ModelEncoder,
-    OutcomeCache,
-    Outcomes,
-    Prepared,
-    Provenance,
-    check_names,
-    evaluate,
-    from_arrays,
-    left_out,
-    measure,
-    paired,
-    prepare,
-    result_json,
-    source_files,
-    to_arrays,
-    to_table,
-)
-from paraclip_core.options import module_source
+from paraclip_core.evaluation.encoder import ModelEncoder
+from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
+from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare, source_files
+from paraclip_core.evaluation.result import Provenance, result_json
+from paraclip_core.evaluation.run import Evaluation, OutcomeCache, Outcomes, evaluate, measure, paired
+from paraclip_core.options import meaning, module_source
 from paraclip_core.paths import user_path
 from paraclip_core.tables import text_hash
 

@@ -128,9 +128,10 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     # Imported here, because torch and open_clip take seconds and a plan needs neither.
     import torch
 
+    from paraclip_core.clip.embedded import embedded_clip
     from paraclip_core.clip.featurize import Featurizer
     from paraclip_core.clip.images import ImageArchive
-    from paraclip_core.clip.load import embedded_clip, load_clip
+    from paraclip_core.clip.load import load_clip
     from paraclip_core.clip.model import image_tower_hash, pick_device, preprocess_hash
 
     settings, scenes = ctx.settings, ctx.inputs.get("scenes")

@@ -32,10 +32,10 @@ from paraclip_core.captions.pipeline import (
     text_keys,
 )
 from paraclip_core.captions.rows import Counts, Outcome, listed_reasons
-from paraclip_core.config import meaning
 from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
+from paraclip_core.options import meaning
 from paraclip_core.paths import user_path
 
 if TYPE_CHECKING:

@@ -31,8 +31,10 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import ENGINES, Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.options import unusual
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
+from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 from paraclip_core.report.data import (
     License,
     ParaphraseSample,
@@ -42,10 +44,6 @@ from paraclip_core.report.data import (
     ReportData,
     StageRow,
     Training,
-    few_for_alpha,
-    fewer_than_a_batch,
-    row_totals,
-    trained_on,
 )
 
 log = logging.getLogger(__name__)
@@ -287,7 +285,7 @@ def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
 def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
     """Thumbnails of the images that are still there; a page without one of them is better than none."""
     from paraclip_core.clip.images import ImageArchive
-    from paraclip_core.report.page import thumbnail
+    from paraclip_core.report.html import thumbnail
 
     scenes, thumbnails = inputs.get("scenes"), dict[str, bytes]()
     names: dict[str, dict[str, str]] = {}

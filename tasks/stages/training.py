@@ -8,7 +8,8 @@ from typing import Any
 from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import Settings
+from paraclip_core.options import meaning
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:

@@ -42,9 +42,10 @@ from paraclip.tasks.training.data import (
     validation_set,
 )
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip, load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import (
     ClipModel,
     freeze_image_tower,
@@ -54,8 +55,8 @@ from paraclip_core.clip.model import (
     weights_hash,
 )
 from paraclip_core.clip.reference import LOSSES, fixed_place, place_free_name
-from paraclip_core.config import FinetuneOptions, meaning
 from paraclip_core.errors import ModelError
+from paraclip_core.options import meaning
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.alpha import (
     AO,
@@ -69,6 +70,7 @@ from paraclip_core.training.alpha import (
 from paraclip_core.training.card import release_card
 from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TEXTS, RowBatch, TrainingRows, id_array, spool_rows
 from paraclip_core.training.losses import Pair, named_pairs
+from paraclip_core.training.options import FinetuneOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 

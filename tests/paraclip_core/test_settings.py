@@ -13,8 +13,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
+from paraclip_core.options import meaning
 from paraclip_core.settings import at_environment_root, deployed_settings, fields, load_settings, parse_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"

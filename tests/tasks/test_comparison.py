@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from paraclip.flows.cli import run_cli
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
-from paraclip_core.config import ModelOptions
-from paraclip_core.evaluation.run import compare_models, parse_benchmark
+from paraclip_core.clip.options import ModelOptions
+from paraclip_core.evaluation.prepare import parse_benchmark
+from paraclip_core.evaluation.run import compare_models
 
 NAMES = ("plain", "one", "two")
 WORDS = ("dog", "cat", "sea", "man", "red", "old", "tree", "car")

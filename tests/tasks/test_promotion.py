@@ -28,15 +28,15 @@ from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Outcome, compare
-from paraclip_core.evaluation.metrics import Sample
+from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.run import Evaluation
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
 

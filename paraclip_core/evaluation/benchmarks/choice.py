@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Box, Encoder, ImagePool, Measured, need_two, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.metrics import Sample, macro_weights, pair_scores
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.metrics import macro_weights
 from paraclip_core.evaluation.published import (
     field,
     find_images,
@@ -29,6 +30,7 @@ from paraclip_core.evaluation.published import (
     pool_of,
     records,
 )
+from paraclip_core.evaluation.scores import pair_scores
 
 FEWEST_CASES = 25
 """Pairs of attributes with fewer cases are no part of VG-Attribution's macro accuracy."""

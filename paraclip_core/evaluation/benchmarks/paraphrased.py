@@ -23,7 +23,8 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation import published
 from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.metrics import Sample, average_overlap, jaccard, recall_at_k, top_k
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
 from paraclip_core.evaluation.published import (
     captioned_files,
     captioned_images,
@@ -34,6 +35,7 @@ from paraclip_core.evaluation.published import (
     pool_of,
     records,
 )
+from paraclip_core.evaluation.scores import top_k
 from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 

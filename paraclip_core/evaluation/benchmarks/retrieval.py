@@ -22,8 +22,10 @@ from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.metrics import Sample, macro_weights, recall_at_k, top_k
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.metrics import macro_weights, recall_at_k
 from paraclip_core.evaluation.published import captioned_files, captioned_images, field, pool_of, records
+from paraclip_core.evaluation.scores import top_k
 from paraclip_core.options import Options
 
 MEAN_RECALL = "text_to_image_mean_recall"

@@ -28,8 +28,9 @@ import numpy as np
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.metrics import STRATUM, Sample, pair_scores
+from paraclip_core.evaluation.intervals import STRATUM, Sample
 from paraclip_core.evaluation.published import lines, plain_tsv
+from paraclip_core.evaluation.scores import pair_scores
 
 SICK_FILES = ("SICK_test_annotated.txt", "SICK.txt")
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")

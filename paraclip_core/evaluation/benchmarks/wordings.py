@@ -21,12 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, Sample, unique_features
+from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH, ENDINGS, REWORDINGS
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, top_k
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.published import every_image, plain_tsv, records
 from paraclip_core.evaluation.published import field as text_field
+from paraclip_core.evaluation.scores import top_k
 
 EQUAL = 4.5
 """Human score, of 5, from which two sentences count as two wordings of one thing."""

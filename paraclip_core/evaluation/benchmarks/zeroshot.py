@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, archive_pool, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.metrics import Sample, macro_weights, recall_at_k, top_k
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.metrics import macro_weights, recall_at_k
 from paraclip_core.evaluation.published import lines
+from paraclip_core.evaluation.scores import top_k
 from paraclip_core.pictures import PICTURES
 
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"

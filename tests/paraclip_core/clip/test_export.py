@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, encode_texts, image_transform, model_tokenizer, pad_token
 from paraclip_core.clip.export import ONNX_FILE, ONNX_TEXTS, save_hf, save_onnx, save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.load import embedded_clip, load_clip
+from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash, preprocess_hash
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ModelError
 
 Tiny = Callable[..., ClipModel]

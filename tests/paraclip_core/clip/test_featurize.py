@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.featurize import Featurizer, ImageFile, folded
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel, image_tower_hash
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 
 SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 Tiny = Callable[..., ClipModel]

@@ -1,14 +1,16 @@
 """What benchmarks share: the deterministic encoder is importable, and a small model of the embedded kind."""
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
+import torch
 
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import ModelOptions
+from paraclip_core.clip.options import ModelOptions
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -20,3 +22,16 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipModel, st
     clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     save_release(clip, folder, "card")
     return clip, str(folder)
+
+
+@pytest.fixture(scope="session")
+def models(small_model: tuple[ClipModel, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Folders of that model and of another with the same image tower."""
+    clip, base = small_model
+    tuned = deepcopy(clip)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        tuned.model.token_embedding.weight.add_(0.05 * torch.randn_like(clip.model.token_embedding.weight))  # pyright: ignore
+    folder = tmp_path_factory.mktemp("models") / "tuned"
+    save_release(tuned, folder, "card")
+    return base, str(folder)

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from paraclip_core.config import EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Outcome, Row, compare, judge, judge_challenger, with_control
-from paraclip_core.evaluation.metrics import Sample, images_needed
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.options import EvaluateOptions, GateRule
+from paraclip_core.evaluation.power import images_needed
 
 
 def row(kind: str, metric: str, delta: float, low: float, name: str | None = None) -> Row:

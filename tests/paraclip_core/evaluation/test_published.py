@@ -17,12 +17,12 @@ from fake_encoder import WordEncoder
 from PIL import Image
 
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation import published
 from paraclip_core.evaluation.benchmarks.paraphrased import pairs_files
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.prepare import prepare, source_files
 from paraclip_core.evaluation.published import find_images, load_pictures, picture_files, pool_of
-from paraclip_core.evaluation.run import prepare, source_files
 
 
 def karpathy(*splits: str) -> str:

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from paraclip_core.config import AlphaOptions
 from paraclip_core.training.alpha import (
     AO,
     JS,
@@ -22,6 +21,7 @@ from paraclip_core.training.alpha import (
     measure,
     sweep,
 )
+from paraclip_core.training.options import AlphaOptions
 
 RULE = AlphaOptions(max_recall_drop=0.5)
 

@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from paraclip_core.clip.encode import computed_tokens, encode_ragged, tokenize
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
-from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training import grad_cache, losses
 from paraclip_core.training.data import TEXTS, Batch, make_batch
 from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
 from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, named_pairs
+from paraclip_core.training.options import LossWeights, RankOptions
 from paraclip_core.training.process import deterministic
 
 TOWER_KINDS = (

@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from paraclip_core.clip.encode import encode_ragged
 from paraclip_core.clip.model import freeze_image_tower
-from paraclip_core.config import LossWeights, RankOptions
 from paraclip_core.training import losses
 from paraclip_core.training.data import TEXTS, make_batch
 from paraclip_core.training.losses import (
@@ -30,6 +29,7 @@ from paraclip_core.training.losses import (
     pairwise_sigmoid,
     rank_divergence,
 )
+from paraclip_core.training.options import LossWeights, RankOptions
 
 KINDS = ("image", "caption", "paraphrase_1", "paraphrase_2")
 

@@ -1,10 +1,8 @@
-"""The loop learns, is reproducible, and no kill changes a byte; checkpoints that are damaged or of another run."""
+"""The loop learns, is reproducible, and no kill changes a byte."""
 
 from __future__ import annotations
 
-import errno
 import json
-import logging
 import os
 import shutil
 import signal
@@ -21,11 +19,11 @@ from torch import Tensor
 
 from paraclip_core.clip.model import freeze_image_tower, image_tower_hash, trained_parameters
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.config import LossWeights
 from paraclip_core.errors import TrainingError
 from paraclip_core.training import trainer
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.trainer import CheckpointFolder, TrainingLog, build_optimizer, learning_rate, train
+from paraclip_core.training.options import LossWeights
+from paraclip_core.training.trainer import build_optimizer, learning_rate, train
 
 SCRIPT = Path(__file__).with_name("tiny.py")
 Whole = tuple[Path, dict[str, Tensor]]
@@ -264,72 +262,3 @@ def test_sigterm_leaves_a_checkpoint(tiny: ModuleType, tmp_path: Path, whole: Wh
     assert came == [signal.SIGTERM]
     assert [path.name for path in (tmp_path / "scratch").glob("step-*")] == ["step-00000010.safetensors"]
     assert_equal(whole[1], weights(tiny, tmp_path, options=options))
-
-
-def saved(folder: Path, steps: int = 3) -> CheckpointFolder:
-    checkpoints = CheckpointFolder(folder, "this run")
-    for step in range(1, steps + 1):
-        checkpoints.save({"step": step, "n": step}, {"w": torch.full((100,), float(step)), "s": torch.tensor(1.0)})
-    return checkpoints
-
-
-def test_they_come_back_and_two_are_kept(tmp_path: Path) -> None:
-    checkpoints = saved(tmp_path)
-    assert [state["step"] for state in checkpoints.sound()] == [3, 2]
-    state, tensors = checkpoints.load(3)
-    assert (state, float(tensors["w"][0])) == ({"step": 3, "n": 3}, 3.0)
-    assert not list(CheckpointFolder(tmp_path / "none", "x").sound())
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "facts", "nonsense"])
-def test_damaged_newest_falls_back(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    checkpoints = saved(tmp_path)
-    path = tmp_path / "step-00000003.safetensors"
-    data = bytearray(path.read_bytes())
-    flipped = data[:-5] + bytes([data[-5] ^ 1]) + data[-4:]
-    facts = data.replace(rb"\"n\": 3", rb"\"n\": 7")
-    assert facts != data
-    damaged = {"cut": data[:-9], "empty": b"", "flipped": flipped, "facts": facts, "nonsense": b"\xff" * 64}
-    path.write_bytes(damaged[damage])
-    with caplog.at_level(logging.WARNING):
-        assert next(checkpoints.sound())["step"] == 2
-    assert "step-00000003.safetensors is damaged" in caplog.text
-
-
-def test_files_are_on_the_disk_before_an_older_one_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, synced = saved(tmp_path, 2), list[list[str]]()
-    names = {tmp_path.stat().st_ino: "folder"}
-
-    def note(descriptor: int) -> None:
-        what = names.get(os.fstat(descriptor).st_ino, "file")
-        synced.append([what, *sorted(path.name[5:13] for path in tmp_path.glob("step-*"))])
-
-    monkeypatch.setattr(os, "fsync", note)
-    checkpoints.save({"step": 3}, {"w": torch.zeros(1)})
-    assert synced == [["file", "00000001", "00000002"], ["folder", "00000001", "00000002", "00000003"]]
-
-
-def test_a_disk_at_fault_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(path: Path, *_: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    checkpoints = saved(tmp_path)
-    with monkeypatch.context() as broken:
-        broken.setattr(Path, "open", failing)
-        with pytest.raises(TrainingError, match=r"cannot read the checkpoint .*00000003\.safetensors: Input/output"):
-            list(checkpoints.sound())
-    assert next(checkpoints.sound())["step"] == 3
-
-
-def test_lines_behind_a_checkpoint_go_and_those_before_it_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, synced = tmp_path / "logs" / "log.jsonl", list[int]()
-    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    log = TrainingLog(path)
-    assert log.resume(0)
-    log.write({"step": 1})
-    size = log.sync()
-    assert synced == [size] == [path.stat().st_size]
-    log.write({"step": 2})
-    assert log.resume(size)
-    assert path.read_text() == '{"step": 1}\n'
-    assert not log.resume(size + 1), "what is lost cannot be had back"

@@ -24,10 +24,10 @@ from torch import nn
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.config import FinetuneOptions, LossWeights
 from paraclip_core.training.alpha import RECALL, ValidationSet, measure
 from paraclip_core.training.data import TEXTS, TrainingRows
 from paraclip_core.training.losses import named_pairs
+from paraclip_core.training.options import FinetuneOptions, LossWeights
 from paraclip_core.training.trainer import TrainingJob, train
 
 VOCABULARY = 500

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from paraclip.tasks.run.run import Stage, StageContext
-from paraclip_core.config import Settings, meaning
+from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
+from paraclip_core.options import meaning
 from paraclip_core.progress import Progress
 
 

@@ -23,7 +23,7 @@ from paraclip.tasks.run.dag import carry_out, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_versions
 from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
-from paraclip_core.training.trainer import CheckpointFolder
+from paraclip_core.training.checkpoints import CheckpointFolder
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:

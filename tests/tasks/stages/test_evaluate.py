@@ -23,12 +23,13 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ModelError
-from paraclip_core.evaluation.run import ModelEncoder, from_table
+from paraclip_core.evaluation.encoder import ModelEncoder
+from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
 
@@ -173,7 +174,9 @@ def test_an_interrupted_stage_goes_on(
 ) -> None:
     measured: list[str] = []
     encode = ModelEncoder.texts
-    monkeypatch.setattr(ModelEncoder, "texts", lambda self, texts: measured.append(texts[0]) or encode(self, texts))
+    monkeypatch.setattr(
+        ModelEncoder, "texts", lambda self, texts, watch: measured.append(texts[0]) or encode(self, texts, watch)
+    )
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == 4:

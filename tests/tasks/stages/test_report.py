@@ -12,7 +12,7 @@ from paraclip.storage.artifacts import Artifact, Manifest
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.stages.report import _funnel, _licenses, _rejects, _stage
 from paraclip_core import tables
-from paraclip_core.report.data import row_totals
+from paraclip_core.report.counts import row_totals
 
 
 def artifact(metrics: dict[str, Any]) -> Artifact:

@@ -24,7 +24,7 @@ from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.load import embedded_clip
+from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.config import Settings
 

@@ -28,11 +28,12 @@ from paraclip.tasks.training.bodies import BASE_HELD_OUT, paraphraser_of, proven
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core import progress
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import LossWeights, RankOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Fact
 from paraclip_core.training.alpha import choose_alpha
 from paraclip_core.training.data import TrainingRows
+from paraclip_core.training.options import LossWeights, RankOptions
 
 RunStage = Callable[..., Artifact]
 Edited = Callable[..., dict[str, Artifact]]

@@ -18,12 +18,13 @@ from PIL import Image
 
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import Stored
+from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.metrics import macro_weights
-from paraclip_core.evaluation.run import ModelEncoder, prepare, source_files
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.prepare import prepare, source_files
 
 WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")
 CREPE = {

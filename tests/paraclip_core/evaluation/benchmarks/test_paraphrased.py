@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from fake_encoder import WordEncoder, word_pool
 
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import paraphrased as family
-from paraclip_core.evaluation.run import prepare
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.prepare import prepare
 from paraclip_core.tables import PER_QUERY
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]

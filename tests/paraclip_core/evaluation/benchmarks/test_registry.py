@@ -10,7 +10,6 @@ import pytest
 import yaml
 from fake_encoder import WordEncoder
 
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import (
     BENCHMARKS,
@@ -21,7 +20,8 @@ from paraclip_core.evaluation.benchmarks import (
     headline_metrics,
     metric_of,
 )
-from paraclip_core.evaluation.run import parse_benchmark, prepare
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.prepare import parse_benchmark, prepare
 from paraclip_core.settings import parse_settings
 
 GUIDE = Path(__file__).parents[4] / "docs" / "benchmarks.md"

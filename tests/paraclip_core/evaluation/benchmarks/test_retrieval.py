@@ -11,12 +11,13 @@ import pytest
 import torch
 from fake_encoder import WordEncoder, word_pool
 
-from paraclip_core.config import BenchmarkOptions, EvaluateOptions
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import retrieval
 from paraclip_core.evaluation.compare import Outcome, compare
-from paraclip_core.evaluation.run import prepare, result_json
+from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.prepare import prepare
+from paraclip_core.evaluation.result import result_json
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 

@@ -10,12 +10,13 @@ import pytest
 from fake_encoder import WordEncoder
 from scipy import stats
 
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.benchmarks import sts
 from paraclip_core.evaluation.benchmarks.sts import TASKS, ScoredPairs, find_tasks, measure_all, text_variant
-from paraclip_core.evaluation.metrics import delta_interval
-from paraclip_core.evaluation.run import from_table, prepare, source_files, to_table
+from paraclip_core.evaluation.intervals import delta_interval
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.outcomes import from_table, to_table
+from paraclip_core.evaluation.prepare import prepare, source_files
 
 
 def expected_spearman(encoder: WordEncoder, rows: list[tuple[str, str, float]]) -> float:

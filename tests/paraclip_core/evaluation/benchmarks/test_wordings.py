@@ -11,13 +11,13 @@ import pytest
 from fake_encoder import WordEncoder, word_pool
 from numpy.typing import NDArray
 
-from paraclip_core.config import BenchmarkOptions, EvaluateOptions, GateRule
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import wordings as family
 from paraclip_core.evaluation.compare import Outcome, Row, compare, judge
-from paraclip_core.evaluation.run import prepare
+from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions, GateRule
+from paraclip_core.evaluation.prepare import prepare
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 CSV = """query,rewording,foil

@@ -12,9 +12,10 @@ from fake_encoder import WordEncoder
 from PIL import Image
 
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import BenchmarkOptions
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.run import ModelEncoder, prepare, source_files
+from paraclip_core.evaluation.encoder import ModelEncoder
+from paraclip_core.evaluation.options import BenchmarkOptions
+from paraclip_core.evaluation.prepare import prepare, source_files
 
 BENCHMARK = BenchmarkOptions(name="zs", kind="zeroshot_classification", path="x")
 CLASSES = ("blue_car", "cat", "dog", "old_tree", "red_dog", "sea", "wet_grass")

@@ -16,9 +16,9 @@ from paraclip_core.config import (
     SamplingOptions,
     TransformersOptions,
     VllmOptions,
-    meaning,
 )
 from paraclip_core.errors import ConfigError
+from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Paraphraser, Prompt, make_engine, relevant_options, unguarded
 from paraclip_core.settings import parse_settings
 

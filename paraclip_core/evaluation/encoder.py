@@ -1,0 +1,118 @@
+"""The encoder of a model that is measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from paraclip_core.evaluation.base import Box
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.clip.model import ClipModel
+
+TEXTS = 4096
+"""Texts that are encoded at once."""
+IMAGES = 64
+"""Images after which progress is reported."""
+
+Features: TypeAlias = "NDArray[np.float16]"
+FeatureCache = Callable[[str, Path, Sequence[str], "Sequence[Box] | None", Callable[[], Features]], Features]
+"""Called with what computes, archive, names, boxes and the computation: gives earlier features, or computes them."""
+Watch = Callable[[str, int, int], None]
+"""Called now and then with what is encoded, `texts` or `images`, how many of a call's are done, and of how many."""
+
+
+def unwatched(what: str, done: int, of: int) -> None:
+    """Report nothing."""
+
+
+class ModelEncoder:
+    """A model that is measured, loaded when it is first needed."""
+
+    # What loads models imports torch, which takes seconds, and a run that is planned measures nothing.
+
+    def __init__(self, reference: str, device: str = "auto", keep: FeatureCache | None = None) -> None:
+        """`reference` as :func:`paraclip_core.clip.load.load_clip` takes it; `keep` has features of earlier runs."""
+        self.reference, self._device, self._keep = reference, device, keep
+
+    @cached_property
+    def clip(self) -> ClipModel:
+        from paraclip_core.clip.load import load_clip
+        from paraclip_core.clip.model import pick_device
+
+        return load_clip(self.reference, pick_device(self._device))
+
+    @property
+    def tower(self) -> str:
+        """Hash of image tower and preprocessing, and how the tower computes."""
+        return self._tower
+
+    # What is cached is no property to a type checker, and the protocol has one.
+    @cached_property
+    def _tower(self) -> str:
+        from paraclip_core.clip.model import image_architecture, image_tower_hash, preprocess_hash
+
+        architecture = json.dumps(image_architecture(self.clip), sort_keys=True)
+        return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}-{architecture}"
+
+    def texts(self, texts: Sequence[str], watch: Watch = unwatched) -> NDArray[np.float32]:
+        """Encode texts in blocks: float32 [n, d], rows of length 1."""
+        from paraclip_core.clip.encode import encode_texts
+
+        blocks = [np.zeros((0, self.clip.embed_dim), np.float32)]
+        for start in range(0, len(texts), TEXTS):
+            blocks.append(encode_texts(self.clip, texts[start : start + TEXTS]))
+            watch("texts", min(start + TEXTS, len(texts)), len(texts))
+        return np.concatenate(blocks)
+
+    def images(
+        self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None, watch: Watch = unwatched
+    ) -> Features:
+        """Encode images, or a part of each, of a tar, folder or Parquet file: float16 [n, d]."""
+        from paraclip_core.clip.encode import encode_images
+        from paraclip_core.clip.images import ImageArchive
+
+        def opened(images: ImageArchive) -> Iterator[Image.Image]:
+            for number, name in enumerate(names, 1):
+                image = images.open(name)
+                yield image if boxes is None else image.crop(boxes[number - 1])
+                if number % IMAGES == 0 or number == len(names):
+                    watch("images", number, len(names))
+
+        def compute() -> Features:
+            with ImageArchive(archive) as images:
+                return encode_images(self.clip, opened(images))
+
+        if self._keep is None:
+            return compute()
+        computed_by = f"{self.tower} {self.clip.device.type} {version('torch')}"
+        return self._keep(computed_by, archive, names, boxes, compute)
+
+
+@dataclass(frozen=True)
+class WatchedEncoder:
+    """A model whose progress is reported while one benchmark is measured."""
+
+    encoder: ModelEncoder
+    watch: Watch
+
+    @property
+    def tower(self) -> str:
+        return self.encoder.tower
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.encoder.texts(texts, self.watch)
+
+    def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> Features:
+        return self.encoder.images(archive, names, boxes, self.watch)

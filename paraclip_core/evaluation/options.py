@@ -1,0 +1,84 @@
+"""The options `evaluate`: what is measured, and when a tuned model may replace its base."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
+from paraclip_core.options import NameOrPath, Options, json_fields
+
+BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
+
+
+class BenchmarkOptions(Options):
+    """One benchmark: a local file or folder in its published format, or the ingested split."""
+
+    name: str
+    """Name in tables and results."""
+    kind: BenchmarkKind
+    """What is measured: a kind, or a benchmark of your own by its dotted path, such as `my_package.module:MINE`
+    (`paraclip_core/evaluation/benchmarks/__init__.py`)."""
+    path: str | None = None
+    """File or folder, relative to `data.root` (a retrieval benchmark's, where `data.scenes` is set: to the rendered
+    scenes); absent: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
+    with pictures, a file or a folder of shards, does for both kinds of retrieval."""
+    optional: bool = False
+    """Leave the benchmark out, and say so, where its path is absent."""
+    images: str | None = None
+    """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, where they do not lie beside its
+    path."""
+    options: dict[str, Any] = Field(default={})
+    """Options of the kind (docs/benchmarks.md), or of a benchmark of your own, as it documents them."""
+
+    @model_validator(mode="after")
+    def _suits_kind(self) -> BenchmarkOptions:
+        json_fields(self.options)
+        if self.options and self.kind in BENCHMARKS:
+            check_options(self.kind, self.options)
+        if self.images is not None and (self.path is None or not find_benchmark(self.kind).needs_images):
+            raise ValueError(f"{self.kind} reads no images beside a path; leave out `images`")
+        return self
+
+
+class GateRule(Options):
+    """When a tuned model may replace its base."""
+
+    metric: str = "paraphrased_retrieval/ao@10"
+    """`kind/metric` whose interval must lie above zero (below, where lower is better). The captions of
+    `paraphrased_retrieval` stand in for `wordings` that are not measured."""
+    over_control: bool = False
+    """The same interval must lie above zero against the control, too; see `evaluate.control`."""
+    max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
+    """Points that other metrics may lose, `kind/metric: points`; text→image recall is that of paraphrased retrieval's
+    captions where no `retrieval` is measured."""
+
+    @field_validator("metric", "max_drop")
+    @classmethod
+    def _measured(cls, value: str | dict[str, float]) -> str | dict[str, float]:
+        for name in [value] if isinstance(value, str) else value:
+            check_metric(name)
+        return value
+
+
+class EvaluateOptions(Options):
+    """Before-and-after evaluation."""
+
+    split: Literal["train", "val", "test"] = "val"
+    """Split of the ingested captions that evaluation uses."""
+    benchmarks: tuple[BenchmarkOptions, ...] = ()
+    """What is measured."""
+    gate: GateRule = GateRule()
+    """The verdict's rule."""
+    control: bool = False
+    """Train and measure the control in the same run: the same fine-tuning on captions alone. The gain over it is what
+    the paraphrases are worth. It costs a second fine-tuning, of a third of the texts."""
+    control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The control's learning rate, where another than `finetune.learning_rate` suits captions better."""
+
+    @model_validator(mode="after")
+    def _controlled(self) -> EvaluateOptions:
+        if self.gate.over_control and not self.control:
+            raise ValueError("gate.over_control compares with a control; set evaluate.control: true, too")
+        return self

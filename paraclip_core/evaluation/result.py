@@ -1,0 +1,88 @@
+"""One model's result in the shapes that CLIP_benchmark and mteb write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from paraclip_core.evaluation.base import Measured
+from paraclip_core.evaluation.benchmarks import Metric, find_benchmark
+
+DIGITS = 8
+"""Decimals of a fraction that results hold."""
+MTEB_VERSION = "2.26.24"
+"""The release of mteb whose format results have."""
+MTEB_NAMES = {
+    "stsb": "STSBenchmark",
+    "stsbenchmark": "STSBenchmark",
+    "sick": "SICK-R",
+    "sickr": "SICK-R",
+    **{f"sts{year}": f"STS{year}" for year in range(12, 17)},
+}
+"""mteb's names of the tasks that benchmarks are mostly called after."""
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a result says besides its figures, unless an artifact's manifest says it."""
+
+    revision: str
+    """Hash of all files that the benchmark read."""
+    seconds: float | None = None
+    """What measuring took."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Packages that took part."""
+
+
+def result_json(
+    kind: str, benchmark: str, model: str, pretrained: str, measured: Measured, provenance: Provenance | None = None
+) -> dict[str, Any]:
+    """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
+
+    `protocol` is ours: it says what was counted over what. `pretrained` are the model's weights: an artifact's
+    fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null: times differ
+    from run to run, and the bytes of an artifact must not.
+    """
+    row = find_benchmark(kind)
+    values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}
+    weights, protocol = {"model": model, "pretrained": pretrained}, {"protocol": dict(measured.notes)}
+    versions = {} if provenance is None else {"versions": dict(provenance.versions)}
+    if row.mteb:
+        main = values[row.metrics[0].name]
+        score = {"main_score": main, "cosine_spearman": main, "hf_subset": "default", "languages": ["eng-Latn"]}
+        return {
+            "task_name": benchmark if provenance is None else mteb_name(kind, benchmark),
+            "dataset_revision": provenance and provenance.revision,
+            "mteb_version": provenance and MTEB_VERSION,
+            "scores": {"test": [score]},
+            "evaluation_time": provenance and provenance.seconds,
+            "kg_co2_emissions": None,
+            **weights,
+            **versions,
+            **protocol,
+        }
+    source = {"dataset_revision": provenance.revision, "evaluation_time": provenance.seconds} if provenance else {}
+    return {
+        "dataset": benchmark,
+        **weights,
+        "task": row.task or row.title,
+        "metrics": {_published(row.metric(name), name): value for name, value in values.items()},
+        "language": measured.notes.get("language", "en"),
+        **versions,
+        **protocol,
+        **source,
+    }
+
+
+def mteb_name(kind: str, benchmark: str) -> str:
+    """What mteb calls a benchmark of this name; its own name if mteb has none."""
+    plain = "".join(letter for letter in benchmark.casefold() if letter.isalnum())
+    return "SICK-R" if kind == "sick" else MTEB_NAMES.get(plain, benchmark)
+
+
+def _published(metric: Metric | None, name: str) -> str:
+    if metric is None or not metric.published:
+        return name
+    _, at, part = name.partition("@")
+    return metric.published + at + part if metric.by_part else metric.published

@@ -1,0 +1,40 @@
+"""Markdown in which the texts of others stay texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# Underscores inside words and these marks mean nothing inside a line; everything else that Markdown, its tables, links
+# that need no brackets, mentions, formulas or HTML could mean something by becomes a character reference, which is
+# never structure.
+_LIVE = re.compile(r"(?<![a-z0-9])_|_(?![a-z0-9])|(?<=www)\.|[^\w\s.,;()/=+%'\"?-]", re.I | re.A)
+
+
+def inert(text: str) -> str:
+    """Text for a table's cell or the middle of a line; line breaks become blanks, what is invisible is escaped."""
+    line = _visible(" ".join(text.split()))
+    return _LIVE.sub(lambda mark: f"&#{ord(mark.group())};" if mark.group().isascii() else mark.group(), line)
+
+
+def fenced(text: str, language: str = "text") -> str:
+    """A code block that the text cannot end: its fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines = "\n".join(_visible(line) for line in re.split(r"\r\n|\r|\n", text))
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table of numbers and of texts that stay text."""
+    lines = ["| " + " | ".join(inert(str(cell)) for cell in row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def _visible(line: str) -> str:
+    """Control characters and those that reorder or hide text, as escapes."""
+    return "".join(char if char.isprintable() or char == " " else _escape(char) for char in line)
+
+
+def _escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}"

@@ -1,0 +1,44 @@
+"""The audit as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from paraclip_core.evaluation.audit import Audit, Figure
+from paraclip_core.report.html import difference, figure, page_environment, style_rules
+
+WORST = 12
+"""Pairs that the audit shows."""
+
+
+def render_audit(
+    audit: Audit, names: Mapping[str, str], thumbnails: Mapping[str, bytes], facts: Mapping[str, Any]
+) -> str:
+    """The audit's page; every text is escaped.
+
+    `names` are what the page calls the models, `thumbnails` JPEGs by image id, none if there are no images, and `facts`
+    how the audit was made.
+    """
+    environment = page_environment()
+    environment.filters["interval"] = _interval
+    first = next(iter(audit.figures.values()))
+    shown = {image for pair in audit.pairs[:WORST] for lists in pair.nearest.values() for ids in lists for image in ids}
+    classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(shown))}
+    return environment.get_template("audit.html").render(
+        audit=audit,
+        headline=f"Two wordings of a query share {first['ao'].mean:.0f} % of what they find",
+        names=names,
+        metrics=("ao", "js"),
+        worst=audit.pairs[:WORST],
+        classes=classes if thumbnails else {},
+        rules=style_rules({image: thumbnails[image] for image in shown if image in thumbnails}, classes),
+        facts=facts,
+    )
+
+
+def _interval(value: Figure, signed: bool = False) -> str:
+    if value.low is None or value.high is None:
+        return ""
+    form = difference if signed else figure
+    return f"{form(value.low)} to {form(value.high)}"

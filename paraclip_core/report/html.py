@@ -1,0 +1,53 @@
+"""What pages share: templates that escape every text, figures, and thumbnails that are embedded once."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+from PIL import Image, ImageOps
+
+SIDE, QUALITY = 112, 74
+"""A thumbnail's side in pixels, and the quality of its JPEG."""
+
+
+def page_environment() -> Environment:
+    """Templates of this folder: every text is escaped, and an unknown name is an error."""
+    environment = Environment(
+        loader=PackageLoader("paraclip_core.report", "."),
+        autoescape=select_autoescape(default=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(figure=figure, difference=difference)
+    return environment
+
+
+def style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) -> Markup:
+    """Each picture once, as the background of its class, however often it is shown."""
+    rules = (
+        f".{classes[image_id]}{{background-image:url(data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})}}"
+        for image_id, jpeg in sorted(thumbnails.items())
+    )
+    return Markup("\n".join(rules))
+
+
+def figure(value: float, decimals: int = 1) -> str:
+    return f"{value:.{decimals}f}"
+
+
+def difference(value: float, decimals: int = 1) -> str:
+    text = f"{value:+.{decimals + 1}f}"
+    return text.removeprefix("-").removeprefix("+") if float(text) == 0 else text.replace("-", "−")
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """The middle square of an image as a JPEG file of 112 by 112 pixels, without metadata."""
+    small = ImageOps.fit(image.convert("RGB"), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return buffer.getvalue()

@@ -1,0 +1,76 @@
+"""Plots are well-formed SVG with stable bytes, no ids and the page's colors."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+from paraclip_core.evaluation.compare import Row
+from paraclip_core.report.data import (
+    Training,
+)
+from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot, wordings_plot
+
+SWEEP = {
+    "alphas": [{"alpha": a, "text_to_image_recall@10": 54 - a, "ao@10": 29 + a} for a in (0.0, 0.5, 1.0)],
+    "chosen": 0.5,
+    "rule": "best",
+}
+LOG = Training(
+    "finetune",
+    [
+        {"step": 1, "loss": 3.0, "losses": {"image~paraphrase_2": 1.0, "caption~paraphrase_1": 2.0}},
+        {"step": 2, "loss": 2.0, "losses": {"image~paraphrase_2": 0.5, "caption~paraphrase_1": 1.5}},
+        {"step": 2, "validation": {"ao@10": 30.0}},
+    ],
+)
+
+
+def rows(foils: float, tuned: float) -> list[Row]:
+    figures = {"ao@10": (50, tuned), "ao@10@typo": (9, 9), "foil_ao@10": (45, foils), "gap": (5, tuned - foils)}
+    return [Row("sick", "wordings", name, a, b, b - a, 0, 0, n=9, clusters=9) for name, (a, b) in figures.items()]
+
+
+def texts(svg: str) -> list[str]:
+    return ["".join(element.itertext()) for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_bytes_and_colors_are_the_page_s_and_nothing_reaches_out() -> None:
+    svg = str(alpha_plot(SWEEP))
+    assert alpha_plot(SWEEP) == svg and "date" not in svg.lower()
+    colors = {"none", "var(--accent)", "var(--ink)", "var(--muted)", "var(--rule)"}
+    assert set(re.findall(r"(?:fill|stroke):([^;\"]+)", svg)) == colors
+    assert "<style" not in svg and "font-family" not in svg and " id=" not in svg
+
+
+def test_the_sweep_shows_changes() -> None:
+    shown = texts(str(alpha_plot(SWEEP)))
+    assert shown.index("AO@10") < shown.index("text→image recall@10")
+    assert "change, points" in shown
+
+
+def test_what_was_logged_is_drawn_and_nothing_else() -> None:
+    assert {"sum", "image~paraphrase 2", "caption~paraphrase 1"} <= set(texts(str(loss_plot(LOG))))
+    assert "AO@10, %" in texts(str(validation_plot(LOG)))
+    assert loss_plot(Training("x", [])) is None
+    assert validation_plot(Training("x", LOG.lines[:2])) is None
+    assert alpha_plot({"alphas": []}) is None
+
+
+def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:
+    points = [
+        {"alpha": a, "ao@10": 30 + 8 * a, "text_to_image_recall@10": 60 - a, "js@10": 1.0} for a in (0.0, 0.5, 1.0)
+    ]
+    svg = pareto_plot({"alphas": points, "chosen": 0.5})
+    assert svg is not None and svg.count("<circle") == 4 and svg.count('r="7"') == 1
+    assert all(f">{label}</text>" in svg for label in ("0", "0.5", "1"))
+    assert "AO@10, change in points" in svg and "text→image recall@10, change in points" in svg
+    unringed = pareto_plot({"alphas": points, "chosen": 0.3})
+    assert unringed is not None and 'r="7"' not in unringed
+
+
+def test_rewordings_and_foils_of_three_models() -> None:
+    svg = str(wordings_plot(rows(47, 54), rows(48, 51)))
+    assert {"tuned", "base", "captions alone", "the base's gap"} <= set(texts(svg))
+    assert svg.count("<circle") == 4  # with the ring
+    assert wordings_plot([row for row in rows(47, 54) if row.metric == "ao@10"]) is None
