@@ -31,7 +31,7 @@ from paraclip.flows.commands.common import (
     settings_from,
 )
 from paraclip.storage.roots import open_store
-from paraclip_core.captions.rows import listed_reasons
+from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path

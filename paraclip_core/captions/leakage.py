@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paraclip_core.captions.pipeline import KeySet, text_keys
+from paraclip_core.captions.keys import KeySet, text_keys
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import picture_digest, picture_place

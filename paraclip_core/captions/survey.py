@@ -15,12 +15,17 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from paraclip_core.captions.columns import ColumnNames, has_caption
+from paraclip_core.captions.counts import Counts
+from paraclip_core.captions.formats import named_format, read
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
-from paraclip_core.captions.pipeline import CaptionPipeline, SourceFile, expand, named_format, read, shard_split
-from paraclip_core.captions.readers.text import header_fields
-from paraclip_core.captions.rows import Counts, RowBatch, has_caption, split_name
+from paraclip_core.captions.options import DataOptions, SourceOptions
+from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.readers.csv import header_fields
+from paraclip_core.captions.rows import RowBatch
+from paraclip_core.captions.sources import SourceFile, expand
+from paraclip_core.captions.splits import shard_split, split_name
 from paraclip_core.clip.images import ImageArchive, missing_images
-from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
 

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
 from paraclip_core.errors import ConfigError, EngineError, one_line
 from paraclip_core.paths import user_path
 

@@ -14,19 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.text import decode
-from paraclip_core.captions.rows import (
-    BATCH_CHARS,
-    BATCH_ROWS,
-    IMAGE,
-    Batcher,
-    Columns,
-    RowBatch,
-    as_key,
-    match_column,
-    need_columns,
-)
-from paraclip_core.config import SourceOptions
+from paraclip_core.captions.columns import IMAGE, Columns, match_column, need_columns
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers.lines import decode
+from paraclip_core.captions.rows import BATCH_CHARS, BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import (
     PICTURE_ROWS,

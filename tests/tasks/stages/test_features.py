@@ -27,12 +27,13 @@ from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, images_to_encode
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
+from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.load import embedded_clip
 from paraclip_core.clip.model import image_tower_hash
-from paraclip_core.config import DataOptions, FeatureOptions, ModelOptions, RunOptions, Settings, SourceOptions
+from paraclip_core.config import FeatureOptions, ModelOptions, RunOptions, Settings
 from paraclip_core.errors import InputError, ModelError
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)

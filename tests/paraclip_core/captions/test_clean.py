@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.captions.rows import clean, count_words
+from paraclip_core.captions.clean import clean, count_words
 
 PIECES = (
     "&", "&amp;", "&lt;", "&#0;", "&#129;", "&#x80;", "&#13;", "& ", "&\r", "&\x0b", "\x00", "\x1b[31m", "\x1c", "\x7f",
