@@ -26,7 +26,6 @@ from paraclip.flows.commands.common import (
     leave_in_order,
     print_json,
     print_table,
-    printable,
     say,
     settings_from,
 )
@@ -36,6 +35,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path
 from paraclip_core.report.data import shares_of_asked
+from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
     from paraclip.tasks.plan import StagePlan

@@ -22,7 +22,6 @@ Every row that is not kept gets one of these reason codes and a detail:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
@@ -30,6 +29,7 @@ from itertools import compress
 import pyarrow as pa
 
 from paraclip_core import tables
+from paraclip_core.text_safety import encodable
 
 BATCH_ROWS = 8192
 BATCH_CHARS = 16 << 20
@@ -38,7 +38,6 @@ TEXTS = {
     "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licences": "licence"
 }  # fmt: skip
 """Columns of a batch with texts → what one of them is called."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +177,11 @@ def reject_batch(rejects: list[Reject], source: str) -> pa.RecordBatch:
         pa.repeat(pa.scalar(source, pa.string()), len(rejects)),
         pa.array([reject.row for reject in rejects], pa.int64()),
         pa.array([reject.reason for reject in rejects], pa.string()),
-        pa.array([_printable(reject.detail) for reject in rejects], pa.string()),
-        pa.array([_printable(reject.caption) for reject in rejects], pa.string()),
+        pa.array([_shown(reject.detail) for reject in rejects], pa.string()),
+        pa.array([_shown(reject.caption) for reject in rejects], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=tables.REJECTS)
 
 
-def _printable(text: str | None) -> str | None:
-    """At most 2,000 characters, with U+FFFD for what is not UTF-8."""
-    return None if text is None else _SURROGATE.sub("\ufffd", text[:SHOWN_CHARS])
+def _shown(text: str | None) -> str | None:
+    return None if text is None else encodable(text[:SHOWN_CHARS])
