@@ -60,7 +60,7 @@ class ColumnNames(Options):
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The columns with captions; none where they are left to be found."""
+        """The columns with captions; empty if they are to be found by their usual names."""
         return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
 
     def named(self) -> list[tuple[str, str]]:
@@ -72,7 +72,7 @@ class ColumnNames(Options):
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used; None where a table has no such column."""
+    """Names of the columns that are used; None if the table has no such column."""
 
     captions: tuple[str, ...]
     """Each holds a caption of the row, or a list of them."""
@@ -113,7 +113,7 @@ def match_column(names: Collection[str], *usual: str) -> str | None:
 
 
 def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | None:
-    """The columns that the user names, or else those of the first usual names; None where none holds a caption.
+    """The columns that the user names, or else those of the first usual names; None if none holds a caption.
 
     Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
     """

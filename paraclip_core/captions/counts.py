@@ -67,5 +67,5 @@ def listed_reasons(counts: Mapping[str, int]) -> str:
 
 
 def bare_rows(split: str, without: int, rows: int) -> str:
-    """What a user should hear of a split that is not trained on, of which some rows have no image."""
+    """A notice about a split that is not trained on and of which some rows have no image."""
     return f"{without} of {rows} captions of split {split} have no image, so no benchmark of these captions uses them"

@@ -1,4 +1,4 @@
-"""Which format a caption file has, by the option or by its name and first bytes, and its rows by that format's reader.
+"""The format of a caption file, by the option or by its name and first bytes, which finds its reader.
 
 A reader of the user's own is named as `package.module:function`. A file that cannot be read or recognized raises
 InputError, a wrong option ConfigError.
@@ -23,13 +23,13 @@ HEAD = 1 << 20
 
 
 def named_format(path: Path) -> str | None:
-    """The format that a file's name speaks of (``json`` for any kind of JSON), None where it speaks of none."""
+    """The format that a file's name suggests (``json`` for any kind of JSON); None if it suggests none."""
     name = path.name.lower().removesuffix(".gz")
     return SUFFIXES.get(Path(name).suffix)
 
 
 def detect(path: Path) -> str:
-    """The format of a file, by its name and, where that does not settle it, its first bytes."""
+    """The format of a file, by its name or, if that does not settle it, by its first bytes."""
     named = named_format(path)
     if named is not None and named != "json":
         return named
@@ -56,7 +56,7 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
 
 
 def need_file(path: Path) -> None:
-    """See to it that `path` can be read again and again, for its contents' hash among others."""
+    """Check that `path` is a file, which can be read several times: for its hash, and for its rows."""
     if not path.exists():
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     if not path.is_file():
@@ -66,7 +66,7 @@ def need_file(path: Path) -> None:
 
 
 def own_reader_source(form: str) -> bytes:
-    """The source of the module with a reader of the user's own, which says what it makes of a file."""
+    """The source of the module with a reader of the user's own, which decides what it makes of a file."""
     return module_source(_reader(form))
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import compress
-from operator import not_
 from pathlib import PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 
 from paraclip_core import tables
-from paraclip_core.captions.clean import cleaned
 from paraclip_core.captions.counts import Outcome
+from paraclip_core.captions.filters import cleaned
 from paraclip_core.captions.keys import Keys, KeySet, text_keys
 from paraclip_core.captions.options import DataOptions
-from paraclip_core.captions.rows import Reject, RowBatch, reject_batch
+from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
 from paraclip_core.captions.splits import split_name
 from paraclip_core.captions.tokens import Tokenizer
@@ -25,6 +24,7 @@ UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What fixes a clash of image ids."""
 BY_CONTENT = "name the column of pictures in data.sources[].columns.image to have ids of their contents"
 """What fixes it for pictures inside of Parquet."""
+DUPLICATE = "duplicate", "the same caption of the same image came before"
 _NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
 
 
@@ -86,10 +86,8 @@ class CaptionPipeline:
         ids = [tables.text_hash(image, text) for image, text in zip(batch.image_ids, texts, strict=True)]
         new = self._captions.add(_row_keys(ids, batch.splits)).tolist()
         if not all(new):
-            for n in compress(range(len(batch)), map(not_, new)):
-                batch.reject(n, "duplicate", "the same caption of the same image came before")
+            batch.drop([None if each else DUPLICATE for each in new])
             ids, texts = list(compress(ids, new)), list(compress(texts, new))
-            batch.keep(new)
         self._own(batch.image_ids, batch.image_paths, file.images)
         self._note_splits(batch.image_ids, batch.splits)
         return Outcome(self._accepted(batch, file, ids, texts), reject_batch(batch.rejects, file.name))
@@ -113,7 +111,7 @@ class CaptionPipeline:
         """Cleaned texts of the rows that pass the filters; the batch keeps these rows, with the usual splits' names."""
         texts: list[str] = []
         splits: list[str | None] = []
-        passed: list[bool] = []
+        problems: list[Problem | None] = []
         evaluated, share = self._splits_of(batch), self._options.held_out
         for n, (raw, named) in enumerate(zip(batch.captions, batch.splits, strict=True)):
             text, problem = cleaned(raw, self._options)
@@ -129,10 +127,8 @@ class CaptionPipeline:
             if problem is None:
                 texts.append(text)
                 splits.append(split)
-            else:
-                batch.reject(n, *problem)
-            passed.append(problem is None)
-        batch.keep(passed)
+            problems.append(problem)
+        batch.drop(problems)
         batch.splits = splits
         return texts
 
@@ -149,12 +145,15 @@ class CaptionPipeline:
             pairs = zip(unique, places.tolist(), strict=True)
             named |= np.array([first.setdefault(image, place) != place for (image, _), place in pairs], np.bool_)
         clashing = set(compress(unique, named & ~self._owned.contains(places)))
-        free = [pair not in clashing for pair in zip(batch.image_ids, batch.image_paths, strict=True)]
-        for n in compress(range(len(batch)), map(not_, free)):
-            image = f"image id {str(batch.image_ids[n])[:200]!r}"
-            fix = BY_CONTENT if file.pictures else UNIQUE
-            batch.reject(n, "image_conflict", f"{image} already names another image; {fix}")
-        batch.keep(free)
+        fix = BY_CONTENT if file.pictures else UNIQUE
+        free = batch.drop(
+            [
+                ("image_conflict", f"image id {str(image)[:200]!r} already names another image; {fix}")
+                if (image, path) in clashing
+                else None
+                for image, path in zip(batch.image_ids, batch.image_paths, strict=True)
+            ]
+        )
         return list(compress(texts, free))
 
     def _own(self, ids: list[str | None], paths: list[str | None], group: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Rows as they stand in a source file, in batches of bounded size, with those that are left out.
+"""Rows as they stand in a source file, in batches of bounded size, with the rejected ones.
 
 Every row that is not kept gets one of these reason codes and a detail:
 
@@ -10,7 +10,7 @@ Every row that is not kept gets one of these reason codes and a detail:
 ``bad_member``     a tar member is too large or not what its name says
 ``too_long``       more than 2,000 characters; nothing else looks at such a caption
 ``empty``          nothing is left after cleaning
-``too_few_words``  fewer than `min_words` words, see :func:`count_words`
+``too_few_words``  fewer than `min_words` words, see `filters.count_words`
 ``too_many_words`` more than `max_words` of them
 ``unknown_split``  the row's split is none of train, val, test and their usual other names
 ``no_image``       a training row names no image, while others do: it could be paraphrased and not trained on
@@ -38,6 +38,8 @@ TEXTS = {
     "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licences": "licence"
 }  # fmt: skip
 """Columns of a batch with texts → what one of them is called."""
+Problem = tuple[str, str]
+"""Why a row is left out: a reason's code and a detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,13 @@ class Reject:
     """A row that is left out, and why."""
 
     row: int | None
-    """Its number in the file, None where the whole file is meant."""
+    """Its number in the file, None if the whole file is meant."""
     reason: str
     """A short code, see :mod:`paraclip_core.captions.rows`."""
     detail: str
     """What was found and what was expected."""
     caption: str | None = None
-    """The raw caption, where there is one; lone surrogates stand for bytes that are not UTF-8."""
+    """The raw caption, if there is one; lone surrogates stand for bytes that are not UTF-8."""
 
 
 @dataclass(slots=True)
@@ -69,26 +71,26 @@ class RowBatch:
     def __len__(self) -> int:
         return len(self.captions)
 
-    def reject(self, n: int, reason: str, detail: str) -> None:
-        """Note why row number `n` of the batch is left out; :meth:`keep` takes it out."""
-        self.rejects.append(Reject(self.rows[n], reason, detail, self.captions[n]))
-
-    def keep(self, mask: Sequence[bool]) -> None:
-        if not all(mask):
+    def drop(self, problems: Sequence[Problem | None]) -> list[bool]:
+        """Leave out the rows that have a problem; returns which of them stay."""
+        stay = [problem is None for problem in problems]
+        if not all(stay):
+            for row, caption, problem in zip(self.rows, self.captions, problems, strict=True):
+                if problem is not None:
+                    self.rejects.append(Reject(row, *problem, caption))
             for name in (*TEXTS, "rows"):
-                setattr(self, name, list(compress(getattr(self, name), mask)))
+                setattr(self, name, list(compress(getattr(self, name), stay)))
+        return stay
 
     def drop_undecodable(self) -> None:
         columns = [getattr(self, name) for name in TEXTS]
         if all(map(decodable, columns)):
             return
-        good = []
-        for n, row in enumerate(zip(*columns, strict=True)):
+        problems: list[Problem | None] = []
+        for row in zip(*columns, strict=True):
             bad = next((what for what, value in zip(TEXTS.values(), row, strict=True) if not decodable([value])), None)
-            if bad is not None:
-                self.reject(n, "not_utf8", f"the {bad} is not UTF-8")
-            good.append(bad is None)
-        self.keep(good)
+            problems.append(None if bad is None else ("not_utf8", f"the {bad} is not UTF-8"))
+        self.drop(problems)
 
 
 class Batcher:

@@ -27,7 +27,7 @@ class SourceFile:
     name: str
     """As tables name it: relative to `data.root`."""
     form: str
-    """Its format, ``unknown`` where that cannot be told."""
+    """Its format, ``unknown`` if it cannot be recognized."""
     options: SourceOptions
 
     @property
@@ -44,7 +44,7 @@ class SourceFile:
 
     @property
     def split(self) -> str:
-        """Split of rows that do not say their own: as configured; the name of Parquet with pictures may tell."""
+        """Split of rows that do not say their own: as configured, or as the name of Parquet with pictures says."""
         named = shard_split(self.path) if self.options.split is None and self.pictures else None
         return named or configured_split(self.options.split)
 

@@ -30,6 +30,6 @@ def configured_split(value: str | None) -> str:
 
 
 def shard_split(path: Path) -> str | None:
-    """The split that a shard's name tells, None where it tells none."""
+    """The split in the name of a shard, None if there is none."""
     shard = SHARD.fullmatch(path.name)
     return None if shard is None else split_name(shard[1])

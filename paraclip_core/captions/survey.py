@@ -102,7 +102,7 @@ def survey(
     plain = _counted(DataOptions(root=str(root), sources=sources), unused)
     if plain.split is not None:
         return plain
-    # A tenth of the images, or a fifth of few, is held out where that leaves enough to evaluate.
+    # A tenth of the images, or a fifth of few, is held out if that leaves enough to evaluate.
     share = 0.1 if len(plain.images.get("train", ())) >= 50 * LEAST_IMAGES else 0.2
     held_out = _counted(plain.data.model_copy(update={"held_out": share}), unused)
     return plain if held_out.split is None else held_out
@@ -113,7 +113,7 @@ class _Candidate:
     file: SourceFile
     rows: RowBatch
     split: str | None = None
-    """What its name says, where another file's says otherwise."""
+    """What its name says, if another file's says otherwise."""
 
     @property
     def image_names(self) -> list[str]:

@@ -101,7 +101,7 @@ def need_rows(run: Run) -> None:
             reasons.append(f"{file.name} has none")
         except InputError as error:
             if settings.data.on_error == "stop":
-                # A bad file is the stage's to tell, with the rows before the damage.
+                # The stage reports a bad file, with the rows before the damage.
                 return
             reasons.append(str(error))
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""

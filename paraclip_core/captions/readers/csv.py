@@ -77,7 +77,7 @@ def _read(path: Path, options: SourceOptions, records: Iterator[Record]) -> Iter
 
 
 def _columns(first: list[str], chosen: ColumnNames, path: Path) -> tuple[Columns, list[str]]:
-    """The columns, and the header's names: empty where the file has no header."""
+    """The columns, and the header's names: empty if the file has no header."""
     names = [field.strip() for field in first]
     captions = chosen.captions
     if captions and all(name.isdecimal() and name not in names for name in captions):
@@ -149,7 +149,7 @@ def _delimiter(first: str, is_header: Callable[[list[str]], bool], separators: s
 
 
 def _split(line: str, delimiter: str) -> list[str]:
-    with suppress(csv.Error):  # which the records that follow tell with their line
+    with suppress(csv.Error):  # the records that follow report it with their line
         return next(csv.reader([line], delimiter=delimiter), [])
     return []
 

@@ -48,7 +48,7 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line, or an exception where it is not JSON; of a file that is one array, its items."""
+    """Number and value of each line, or an exception if it is not JSON; of a file that is one array, its items."""
     with open_bytes(path) as file:
         is_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_array:

@@ -20,7 +20,7 @@ LONGEST_RECORD = 16 << 20
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, unpacked where it is gzipped."""
+    """Open a file for reading, unpacked if it is gzipped."""
     try:
         with path.open("rb") as file:
             magic = file.read(2)

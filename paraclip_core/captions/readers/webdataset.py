@@ -92,7 +92,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                 _take(sample, tar, info, extension.lower())
             tar.check_end()
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        # Where no kind of tar fits, tarfile tells a line for each kind.
+        # If no kind of tar fits, tarfile reports a line for each kind.
         what = str(error).partition("\n")[0]
         raise InputError(
             f"{path} cannot be read as a tar, it is damaged or cut short: {what}; fetch it again"
