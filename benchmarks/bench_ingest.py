@@ -28,9 +28,10 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import DataOptions, Settings, SourceOptions
+from paraclip_core.config import Settings
 
 VOCABULARY = 200_000
 SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe qui ro su ta ve wi xo ya zu sh th ing er al on"

@@ -38,7 +38,7 @@ from record import arguments, data_folder, in_turns, record
 from torch import Tensor
 from torch.nn import functional
 
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
 from paraclip_core.clip.packed import weight_gradient

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
 from paraclip_core.tables import text_hash
 
 LABELLED = Path(__file__).parents[1] / "tests" / "data" / "faithfulness" / "flickr8k.jsonl"

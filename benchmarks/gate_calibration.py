@@ -25,7 +25,7 @@ from typing import Any
 from flickr8k_pairs import read_pairs
 from record import arguments
 
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine

@@ -21,7 +21,6 @@ from paraclip.flows.commands.common import (
     SetOption,
     print_facts,
     print_json,
-    printable,
     set_verbosity,
     settings_from,
 )
@@ -36,6 +35,7 @@ from paraclip.storage.files import DISK_ERRORS, storage_error
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.settings import describe_options
+from paraclip_core.text_safety import printable
 
 WRONG_USAGE = 2
 INTERRUPTED = 130

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paraclip_core.config import Settings
-from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Progress, silent
+from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
     from paraclip.storage.artifacts import ArtifactStore

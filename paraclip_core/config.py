@@ -13,131 +13,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from paraclip_core.captions.options import DataOptions
 from paraclip_core.clip.options import FeatureOptions, ModelOptions
 from paraclip_core.evaluation.options import EvaluateOptions
 from paraclip_core.options import LONGEST_NAME, OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
 from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
 
-FORMATS = ("auto", "parquet", "webdataset", "coco", "karpathy", "csv", "tsv", "jsonl", "text")
-SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
-
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
-
-
-class ColumnNames(Options):
-    """Names of the columns of a tabular source, where they are not the usual ones.
-
-    Headers match whatever their case, blanks, hyphens and underscores: `image_id` finds `Image ID`.
-    """
-
-    caption: str | tuple[str, ...] | None = None
-    """Column with the caption, or a list of columns that hold one each. Default: the first of caption, TEXT, text,
-    title, captions, or else all of caption_0, caption_1, …"""
-    image: str | None = None
-    """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
-    url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key.
-    In Parquet with pictures it is a column of text with their keys, or that of the pictures themselves (binary, or a
-    struct with `bytes`), which are then told apart by their contents. Default: the first of the same names with keys,
-    or else contents; pictures are in image, img, picture, photo, jpg, jpeg, png, webp or the only such struct."""
-    license: str | None = None
-    """Column with the row's license. Default: the first of licence, license, LICENCE, LICENSE."""
-    split: str | None = None
-    """Column with the row's split. Default: split, if there is one."""
-
-    @field_validator("caption", mode="before")
-    @classmethod
-    def _names(cls, value: Any) -> Any:
-        names = value if isinstance(value, list | tuple) and value else [value]
-        if value is not None and not all(isinstance(name, str) for name in names):
-            raise ValueError(f"expected a column's name or a list of names, got {value!r}; put numbers between quotes")
-        return value
-
-    @property
-    def captions(self) -> tuple[str, ...]:
-        """The columns with captions; none where they are left to be found."""
-        return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
-
-    def named(self) -> list[tuple[str, str]]:
-        """Every column that is named, behind its option."""
-        others = (("image", self.image), ("license", self.license), ("split", self.split))
-        captions = [("caption", name) for name in self.captions]
-        return captions + [(option, name) for option, name in others if name is not None]
-
-
-class SourceOptions(Options):
-    """A file or folder with captions."""
-
-    path: str
-    """File or folder, relative to `data.root` (or to the rendered scenes, where `data.scenes` is set), or on the hub:
-    `hf://datasets/ORG/NAME[@REVISION][/FILE]`. So can be any other path of data."""
-    format: SourceFormat = "auto"
-    """Format of the file; `auto` decides by its name and first bytes. A reader of your own is named by its dotted path,
-    such as `my_package.module:read`: called with a path and these options, it yields batches of rows
-    (`paraclip_core/captions/rows.py`)."""
-    images: str | None = None
-    """Tar or folder with the images, relative to `data.root`; absent where a source has captions only, or holds its
-    images itself, as webdataset tars do and Parquet with a column of pictures."""
-    image_prefix: str = ""
-    """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
-    columns: ColumnNames = ColumnNames()
-    """Column names of Parquet, CSV, TSV and JSONL sources; headers match whatever their case, blanks and
-    underscores."""
-    split: str | None = None
-    """Split of rows that do not say their own. Default: train; Parquet with pictures that is called like
-    `validation-00000-of-00002.parquet` is of that split."""
-    license: str = "unknown"
-    """License of rows that do not say their own; report and model card name all that were used."""
-
-
-class ScenesOptions(Options):
-    """The rendered data set of the demo."""
-
-    model_config = ConfigDict(title="rendered scenes")
-
-    images: Annotated[int, Field(ge=20, le=100_000)] = 3000
-    """Number of rendered images; evaluation alone sees a quarter of them."""
-    image_size: Annotated[int, Field(ge=64, le=1024)] = 224
-    """Side of a rendered image in pixels."""
-
-
-class DataOptions(Options):
-    """Where captions and images come from and which captions are kept."""
-
-    root: str = Field(default=".", json_schema_extra=OPERATIONAL)
-    """Folder that source paths are relative to. Contents count, not where they lie."""
-    scenes: ScenesOptions | None = None
-    """Render the demo's scenes and read the sources from them."""
-    sources: tuple[SourceOptions, ...] = ()
-    """Files and folders to read."""
-    held_out: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Share of the images whose captions become `val`, of rows that do not say their split and would be `train`. An
-    image's captions stay together; which images it are depends on their ids alone."""
-    min_words: Annotated[int, Field(ge=1)] = 2
-    """Captions with fewer words are rejected (published filter: 2). Words are what blanks separate; in scripts without
-    blanks two Chinese or Japanese characters are a word, or four letters of Thai, Lao, Khmer or Burmese."""
-    max_words: Annotated[int, Field(ge=1)] = 15
-    """Captions with more words are rejected (published filter: 15)."""
-    on_error: Literal["stop", "skip"] = "stop"
-    """What an unreadable file does: stop the stage by name, or go to the rejects and let the rest go on."""
-
-    @model_validator(mode="after")
-    def _word_range(self) -> DataOptions:
-        if self.min_words > self.max_words:
-            raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
-        return self
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> DataOptions:
-        if self.scenes is not None and self.root != ".":
-            raise ValueError(
-                f"scenes renders the demo's captions and images, so nothing of root={self.root} would be read; for "
-                "data of your own set scenes to null (None in a form), otherwise leave out root"
-            )
-        return self
-
 
 MILLION = 1_000_000
 OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))

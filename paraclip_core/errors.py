@@ -6,23 +6,11 @@ A message names what was found, what was expected and how to mend it.
 from __future__ import annotations
 
 import errno
-import re
-
-LONGEST = 400
-"""Characters of another library's error that a message quotes."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of operating-system errors that say that there is no room."""
 FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
 """Numbers of operating-system errors that say that a disk or a network folder is at fault, and nothing about a file."""
-
-STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-"""What colors text on a terminal."""
-
-
-def one_line(error: BaseException) -> str:
-    """The beginning of an error's text without its line breaks and colors, to be quoted in a message."""
-    return " ".join(STYLES.sub("", str(error)).split())[:LONGEST]
 
 
 def with_notes(error: BaseException) -> str:

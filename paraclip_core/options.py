@@ -16,7 +16,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, field_validator
 from pydantic_core import CoreSchema, core_schema
 
-from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.errors import ConfigError
+from paraclip_core.text_safety import one_line
 
 OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 """``json_schema_extra`` of options that do not change the meaning of an output (devices, batch sizes, workers)."""

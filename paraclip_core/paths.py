@@ -7,7 +7,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from paraclip_core.errors import InputError, one_line
+from paraclip_core.errors import InputError
+from paraclip_core.text_safety import one_line
 
 PACKAGES = Path(__file__).resolve().parents[1]
 """The folder that holds the packages paraclip and paraclip_core, for PYTHONPATH: a checkout, or site-packages."""

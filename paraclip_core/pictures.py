@@ -15,7 +15,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.rows import match_column
+from paraclip_core.captions.columns import match_column
 from paraclip_core.errors import InputError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")

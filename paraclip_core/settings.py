@@ -19,8 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from paraclip_core.config import RunOptions, Settings
-from paraclip_core.errors import ConfigError, one_line
+from paraclip_core.errors import ConfigError
 from paraclip_core.gone import what_became_of
+from paraclip_core.text_safety import one_line
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
 SHIPPED = Path(__file__).with_name("configs")

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from paraclip.storage.files import storage_error, write_atomic
-from paraclip_core.errors import ArtifactError, one_line
+from paraclip_core.errors import ArtifactError
+from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
     # It takes a while to import, and most commands need none.

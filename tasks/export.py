@@ -20,13 +20,15 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.files import atomic_folder, read_json, write_atomic
 from paraclip.storage.parquet import CONFIG, PartWriter, frequent_values, parquet_files
 from paraclip.tasks.models import of_own_base
-from paraclip_core.captions.rows import MANY_LICENCES, clean
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.counts import MANY_LICENCES
 from paraclip_core.config import Settings
 from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card, hub_licenses
-from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError, one_line
+from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import relevant_options
 from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, prompt_for
+from paraclip_core.text_safety import one_line
 
 Layout = Literal["open_clip", "hf", "onnx"]
 CARD = "README.md"

@@ -16,7 +16,7 @@ from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip_core.captions.rows import listed_reasons
+from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.evaluation.power import few_for_alpha

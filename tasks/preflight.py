@@ -23,8 +23,8 @@ from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip_core.captions.counts import bare_rows
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
-from paraclip_core.captions.rows import bare_rows
 from paraclip_core.captions.survey import named_images
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.images import ImageArchive, missing_images

@@ -30,7 +30,8 @@ from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS, spent, step_batches, step_rounds
-from paraclip_core.captions.rows import SHOWN_CHARS, Reject, count_words, reject_batch
+from paraclip_core.captions.filters import count_words
+from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line

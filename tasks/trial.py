@@ -15,7 +15,8 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import charge, judge_spec, spent, step_rounds
-from paraclip_core.captions.rows import clean, cleaned
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import check_root, open_store
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.settings import load_settings
+from paraclip_core.text_safety import json_escaped, printable
 
 TERMINATED = 143
 
@@ -49,15 +49,6 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_ROOT = RunOptions().root
 """Where a command works that is told no root."""
-
-CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing it; tabs and line breaks are harmless. And what no output can encode: lone
-surrogates, by which Python holds the bytes of file names that are no text."""
-
-
-def printable(text: str) -> str:
-    """Text as a terminal may have it: image ids and logs hold what others wrote, escape sequences included."""
-    return CONTROL.sub("\ufffd", text)
 
 
 def settings_from(
@@ -96,7 +87,7 @@ def leave_in_order() -> None:
 def print_json(value: Any) -> None:
     """One JSON document on standard output, with JSON's own escapes for what a terminal would obey."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-    typer.echo(CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text))
+    typer.echo(json_escaped(text))
 
 
 def print_facts(value: Any, as_json: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paraclip.flows.commands.common import JsonOption, print_facts
-from paraclip_core.captions.rows import bare_rows, listed_reasons
+from paraclip_core.captions.counts import bare_rows, listed_reasons
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
@@ -40,9 +40,9 @@ def init(
     import yaml
 
     from paraclip.storage.files import write_atomic
+    from paraclip_core.captions.columns import ColumnNames
     from paraclip_core.captions.survey import survey
     from paraclip_core.clip.reference import check_reference
-    from paraclip_core.config import ColumnNames
 
     if output.exists() and not force:
         raise ConfigError(f"{output} is there already; give --force to write over it, or another name with --output")

@@ -17,10 +17,10 @@ from paraclip.flows.commands.common import (
     print_facts,
     print_json,
     print_table,
-    printable,
     say,
     settings_from,
 )
+from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
     from paraclip.tasks.trial import Trial

@@ -26,16 +26,16 @@ from paraclip.flows.commands.common import (
     leave_in_order,
     print_json,
     print_table,
-    printable,
     say,
     settings_from,
 )
 from paraclip.storage.roots import open_store
-from paraclip_core.captions.rows import listed_reasons
+from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paths import user_path
 from paraclip_core.report.counts import shares_of_asked
+from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
     from paraclip.tasks.plan import StagePlan

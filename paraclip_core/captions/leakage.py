@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from paraclip_core.captions.pipeline import KeySet, text_keys
+from paraclip_core.captions.keys import KeySet, text_keys
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import picture_digest, picture_place
@@ -55,7 +55,7 @@ class Shared:
 
     @property
     def notices(self) -> list[str]:
-        """What a user should hear, a sentence each."""
+        """Notices for the user, a sentence each."""
         lines = []
         if self.by_id:
             lines.append(f"{self.by_id} of {self.images} validation images are trained on, too, by their ids")
@@ -123,7 +123,7 @@ def shared_contents(batches: Batches, archive: Callable[[str], ImageArchive]) ->
 
 
 class _Files:
-    """Sizes and digests of image files, None where one cannot be read: ingest and features tell of those.
+    """Sizes and digests of image files, None if one cannot be read: ingest and features report those.
 
     A picture in Parquet has its digest in its name, and no size is asked for.
     """

@@ -15,12 +15,17 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
+from paraclip_core.captions.columns import ColumnNames, has_caption
+from paraclip_core.captions.counts import Counts
+from paraclip_core.captions.formats import named_format, read
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
-from paraclip_core.captions.pipeline import CaptionPipeline, SourceFile, expand, named_format, read, shard_split
-from paraclip_core.captions.readers.text import header_fields
-from paraclip_core.captions.rows import Counts, RowBatch, has_caption, split_name
+from paraclip_core.captions.options import DataOptions, SourceOptions
+from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.readers.csv import header_fields
+from paraclip_core.captions.rows import RowBatch
+from paraclip_core.captions.sources import SourceFile, expand
+from paraclip_core.captions.splits import shard_split, split_name
 from paraclip_core.clip.images import ImageArchive, missing_images
-from paraclip_core.config import ColumnNames, DataOptions, SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
 
@@ -97,7 +102,7 @@ def survey(
     plain = _counted(DataOptions(root=str(root), sources=sources), unused)
     if plain.split is not None:
         return plain
-    # A tenth of the images, or a fifth of few, is held out where that leaves enough to evaluate.
+    # A tenth of the images, or a fifth of few, is held out if that leaves enough to evaluate.
     share = 0.1 if len(plain.images.get("train", ())) >= 50 * LEAST_IMAGES else 0.2
     held_out = _counted(plain.data.model_copy(update={"held_out": share}), unused)
     return plain if held_out.split is None else held_out
@@ -108,7 +113,7 @@ class _Candidate:
     file: SourceFile
     rows: RowBatch
     split: str | None = None
-    """What its name says, where another file's says otherwise."""
+    """What its name says, if another file's says otherwise."""
 
     @property
     def image_names(self) -> list[str]:

@@ -35,7 +35,7 @@ BLANK, LINE_BREAK = 32, 10
 
 
 class Tokenizer:
-    """Turns cleaned texts (see :func:`paraclip_core.captions.rows.clean`) into CLIP's token ids."""
+    """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
     def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
         """Cut texts to `context_length` ids."""

@@ -37,7 +37,8 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import PackedTower, packed_tower
 from paraclip_core.clip.ragged import Ragged, alphabetical
 from paraclip_core.clip.reference import tokenizer_reference
-from paraclip_core.errors import ModelError, one_line
+from paraclip_core.errors import ModelError
+from paraclip_core.text_safety import one_line
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
 """A folder's configuration could ask to run its own code, and a prompt would ask the user."""

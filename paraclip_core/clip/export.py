@@ -22,8 +22,9 @@ from paraclip_core.captions.tokens import load_byte_pairs
 from paraclip_core.clip.encode import TextTower, model_tokenizer, pad_token, save_tokenizer, text_tower
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import CONFIG, WEIGHTS
-from paraclip_core.errors import ModelError, one_line
+from paraclip_core.errors import ModelError
 from paraclip_core.tensor_file import write_tensors
+from paraclip_core.text_safety import one_line
 
 TRANSPOSED = {"text_projection": "text_projection.weight", "visual.proj": "visual_projection.weight"}
 HF_NAMES = tuple(

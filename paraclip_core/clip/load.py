@@ -27,7 +27,8 @@ from paraclip_core.clip.reference import (
     model_files,
     unknown_architecture,
 )
-from paraclip_core.errors import ModelError, one_line
+from paraclip_core.errors import ModelError
+from paraclip_core.text_safety import one_line
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from paraclip_core.config import ScenesOptions
+from paraclip_core.captions.options import ScenesOptions
 from paraclip_core.demo import drawings
 from paraclip_core.demo.drawings import RGB, Pen, mix
 from paraclip_core.demo.scenes import (

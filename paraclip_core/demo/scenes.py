@@ -18,7 +18,7 @@ from typing import TextIO, TypeVar
 
 import numpy as np
 
-from paraclip_core.config import ScenesOptions
+from paraclip_core.captions.options import ScenesOptions
 
 T = TypeVar("T")
 

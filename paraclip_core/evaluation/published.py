@@ -16,13 +16,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.pipeline import detect, read, shard_split
+from paraclip_core.captions.columns import SPLIT, ColumnNames
+from paraclip_core.captions.formats import detect, read
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers.csv import csv_records
 from paraclip_core.captions.readers.json import json_records, load_json
+from paraclip_core.captions.readers.lines import numbered_lines
 from paraclip_core.captions.readers.parquet import parquet_records
-from paraclip_core.captions.readers.text import csv_records, numbered_lines
-from paraclip_core.captions.rows import SPLIT, decodable, split_name
+from paraclip_core.captions.rows import decodable
+from paraclip_core.captions.splits import shard_split, split_name
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Box, Captions, ImagePool, archive_pool
 from paraclip_core.evaluation.benchmarks import Source

@@ -25,9 +25,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from paraclip_core.captions.rows import clean
-from paraclip_core.errors import ConfigError, EngineError, one_line
+from paraclip_core.captions.clean import clean
+from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paths import user_path
+from paraclip_core.text_safety import one_line
 
 Pieces = Callable[[str], int]
 """Number of CLIP tokens of a text, start and end token aside."""

@@ -19,19 +19,11 @@ from paraclip.storage.files import read_json, storage_error, write_json
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
-from paraclip_core.captions.pipeline import (
-    BY_CONTENT,
-    UNIQUE,
-    CaptionPipeline,
-    KeySet,
-    SourceFile,
-    expand,
-    need_file,
-    own_reader_source,
-    read_source,
-    text_keys,
-)
-from paraclip_core.captions.rows import Counts, Outcome, listed_reasons
+from paraclip_core.captions.counts import Counts, Outcome, listed_reasons
+from paraclip_core.captions.formats import need_file, own_reader_source
+from paraclip_core.captions.keys import KeySet, text_keys
+from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
+from paraclip_core.captions.sources import SourceFile, expand, read_source
 from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
@@ -109,7 +101,7 @@ def need_rows(run: Run) -> None:
             reasons.append(f"{file.name} has none")
         except InputError as error:
             if settings.data.on_error == "stop":
-                # A bad file is the stage's to tell, with the rows before the damage.
+                # The stage reports a bad file, with the rows before the damage.
                 return
             reasons.append(str(error))
     more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""

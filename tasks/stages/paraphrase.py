@@ -20,7 +20,7 @@ from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run, Slot, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
-from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
+from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
@@ -37,6 +37,7 @@ from paraclip_core.paraphrase.rounds import Counts, ModelJudge, RequestSender, R
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
+from paraclip_core.text_safety import one_line
 
 VERSION = 5
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}

@@ -25,8 +25,8 @@ from paraclip.tasks.models import EMBEDDED, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip_core.captions.counts import MANY_LICENCES
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
-from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import ENGINES, Settings
 from paraclip_core.errors import ArtifactError, InputError

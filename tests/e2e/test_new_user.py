@@ -48,7 +48,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
     """A folder with photos, and a spreadsheet of captions under a messy header."""
-    from paraclip_core.config import ScenesOptions
+    from paraclip_core.captions.options import ScenesOptions
     from paraclip_core.demo.render import write_scenes
 
     drawn = tmp_path / "drawn"

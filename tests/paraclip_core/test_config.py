@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from paraclip_core.captions.rows import CAPTION, IMAGE, LICENCE, PATH
-from paraclip_core.config import ColumnNames, Settings
+from paraclip_core.captions.columns import CAPTION, IMAGE, LICENCE, PATH, ColumnNames
+from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import meaning, unusual
 from paraclip_core.settings import load_settings, parse_settings

@@ -131,9 +131,9 @@ def test_a_login_is_needed(token: str, message: str, hub: HubServer, model: Path
 READ = """
 import sys
 from pathlib import Path
+from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.pipeline import expand
-from paraclip_core.config import DataOptions, SourceOptions
+from paraclip_core.captions.sources import expand
 for place in sys.argv[1:]:
     data = DataOptions(sources=[SourceOptions(path=place)])
     files = expand(Path(), data.sources)

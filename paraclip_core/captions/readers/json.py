@@ -1,12 +1,6 @@
-"""JSON: records, one object a line or one array of objects; COCO's captions; Karpathy's splits.
+"""JSON records: one object a line or one array of objects.
 
 Of a record, a list of captions counts as a row for each.
-
-COCO has ``images`` with file names and ``annotations`` with captions. The image id is COCO's as text, the path is
-``file_name``; the licence is the image's, where the file names it.
-
-Karpathy's files (``dataset_coco.json``, ``dataset_flickr8k.json`` …) have images with their sentences. The image id is
-the file name, the path is ``filepath/filename``; COCO's ``restval`` counts as train, as usual.
 """
 
 from __future__ import annotations
@@ -18,15 +12,14 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.captions.readers.text import decode, numbered_lines, open_bytes
-from paraclip_core.captions.rows import Batcher, RowBatch, choose_columns
-from paraclip_core.config import SourceOptions
+from paraclip_core.captions.columns import choose_columns
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers.lines import decode, numbered_lines, open_bytes
+from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.errors import InputError
 
 REMEMBERED = 1000
 """Sets of fields whose columns are remembered; most records of a file have the same ones."""
-COCO_MARKS = b'"annotations"', b'"file_name"', b'"coco_url"'
-KARPATHY_MARKS = b'"sentences"', b'"sentids"'
 
 
 def is_jsonl(start: bytes) -> bool:
@@ -55,7 +48,7 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line, or an exception where it is not JSON; of a file that is one array, its items."""
+    """Number and value of each line, or an exception if it is not JSON; of a file that is one array, its items."""
     with open_bytes(path) as file:
         is_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_array:
@@ -82,78 +75,9 @@ def load_json(path: Path) -> Any:
         raise InputError(f"{path} is not valid JSON ({error}); mend it or fetch it again") from error
 
 
-def _top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]:
+def top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]:
+    """The list that the document has under `key`; any other document is not in the format `form`."""
     rows = document.get(key) if isinstance(document, dict) else None
     if not isinstance(rows, list):
         raise InputError(f"{path} is not in {form} format: it is no object with a list {key!r}")
     return rows
-
-
-def is_coco(start: bytes) -> bool:
-    return start.startswith(b"{") and _holds(start, COCO_MARKS) and not _holds(start, KARPATHY_MARKS)
-
-
-def is_karpathy(start: bytes) -> bool:
-    return start.startswith(b"{") and _holds(start, KARPATHY_MARKS)
-
-
-def _holds(start: bytes, marks: tuple[bytes, ...]) -> bool:
-    return any(mark in start for mark in marks)
-
-
-def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every annotation as a row; rows are positions in ``annotations``, from 0."""
-    document = load_json(path)
-    annotations = _top_level_list(document, "annotations", path, "COCO")
-    names = {
-        row["id"]: (row.get("file_name"), row["license"] if isinstance(row.get("license"), int) else None)
-        for row in _objects(document, "images")
-        if isinstance(row.get("id"), int | str)
-    }
-    licences: dict[int | None, str] = {
-        row["id"]: row["name"]
-        for row in _objects(document, "licenses")
-        if isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
-    }
-    batcher = Batcher()
-    for number, annotation in enumerate(annotations):
-        if not isinstance(annotation, dict):
-            batcher.reject(number, "wrong_type", f"a {type(annotation).__name__}, expected an annotation object")
-        else:
-            image = annotation.get("image_id")
-            entry = names.get(image) if isinstance(image, int | str) else None
-            if entry is None and names:
-                batcher.reject(number, "missing_field", f"image_id {str(image)[:80]!r} is not among the file's images")
-            else:
-                file_name, licence = entry or (None, None)
-                batcher.add(number, annotation.get("caption"), image, file_name, None, licences.get(licence))
-        yield from batcher.full()
-    yield from batcher.rest()
-
-
-def _objects(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    rows = document.get(key)
-    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-
-
-def read_karpathy(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every sentence as a row; rows count the file's sentences from 0."""
-    images = _top_level_list(load_json(path), "images", path, "Karpathy")
-    batcher, number = Batcher(), 0
-    for image in images:
-        sentences = image.get("sentences") if isinstance(image, dict) else None
-        if not isinstance(sentences, list):
-            batcher.reject(number, "missing_field", "an image without a list of sentences")
-            continue
-        name, folder = image.get("filename"), image.get("filepath")
-        for place, sentence in enumerate(sentences, number):
-            caption = sentence.get("raw") if isinstance(sentence, dict) else None
-            if isinstance(name, str) and name:
-                inside = f"{folder}/{name}" if isinstance(folder, str) and folder else name
-                batcher.add(place, caption, name, inside, image.get("split"))
-            else:
-                raw = caption if isinstance(caption, str) else None
-                batcher.reject(place, "missing_field", "an image without a filename", raw)
-        number += len(sentences)
-        yield from batcher.full()
-    yield from batcher.rest()

@@ -14,19 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.captions.readers.text import decode
-from paraclip_core.captions.rows import (
-    BATCH_CHARS,
-    BATCH_ROWS,
-    IMAGE,
-    Batcher,
-    Columns,
-    RowBatch,
-    as_key,
-    match_column,
-    need_columns,
-)
-from paraclip_core.config import SourceOptions
+from paraclip_core.captions.columns import IMAGE, Columns, match_column, need_columns
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers.lines import decode
+from paraclip_core.captions.rows import BATCH_CHARS, BATCH_ROWS, Batcher, RowBatch, as_key
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import (
     PICTURE_ROWS,
@@ -67,7 +58,7 @@ def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterato
 
 
 def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
-    """The columns that are used; those of pictures are looked at only where a source has no other images."""
+    """The columns that are used; those of pictures are looked at only if a source has no other images."""
     columns, image = need_columns(schema.names, options.columns, str(path)), options.columns.image
     picture = None if options.images is not None else picture_column(schema, image, str(path))
     if picture is None:
@@ -77,7 +68,7 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
 
 
 def _rows(first: int, captions: list[Any], keys: list[list[Any]]) -> Iterator[RowBatch]:
-    """The rows from number `first`: as the columns that they are where all is text, or else one by one."""
+    """The rows from number `first`: as the columns that they are if all is text, or else one by one."""
     rows = range(first, first + len(captions))
     plain = captions and all(isinstance(caption, str) for caption in captions)
     if plain and sum(map(len, captions)) < BATCH_CHARS:

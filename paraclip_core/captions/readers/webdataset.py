@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from paraclip_core.captions.readers.text import decode
-from paraclip_core.captions.rows import CAPTION, LICENCE, LONGEST_RECORD, SPLIT, Batcher, RowBatch, match_column
-from paraclip_core.config import SourceOptions
+from paraclip_core.captions.columns import CAPTION, LICENCE, SPLIT, match_column
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers.lines import LONGEST_RECORD, decode
+from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES, TarFile
 
@@ -91,7 +92,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                 _take(sample, tar, info, extension.lower())
             tar.check_end()
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-        # Where no kind of tar fits, tarfile tells a line for each kind.
+        # If no kind of tar fits, tarfile reports a line for each kind.
         what = str(error).partition("\n")[0]
         raise InputError(
             f"{path} cannot be read as a tar, it is damaged or cut short: {what}; fetch it again"

@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from pyarrow import csv
 from pyarrow import json as arrow_json
 
-from paraclip_core.captions.pipeline import detect, named_format, read
-from paraclip_core.captions.rows import clean
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, SourceOptions
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.formats import detect, named_format, read
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.texts import parse_answer

@@ -26,6 +26,7 @@ from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.lifetime import LoopThread
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
 from paraclip_core.paraphrase.requests import KEY_BYTES
+from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
     # At run time where it is used: importing it takes a second, and `plan` needs no client.
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+QUOTED = 300
+"""Characters of a server's answer that a message quotes."""
 BYTES_PER_TOKEN = 3
 """On the safe side: English has four or more."""
 TOKENS_PER_TURN = 8
@@ -170,7 +173,7 @@ class OpenAIEngine:
         loop, client = self._connect()
         models = loop.submit(self.models(client)).result()
         # llama.cpp's server takes any name, Ollama's a name without its tag.
-        names = [plain(model.id, 80) for model in models if model.owned_by != "llamacpp"]
+        names = [one_line(model.id, 80) for model in models if model.owned_by != "llamacpp"]
         if names and not any(name == self.served or name.startswith(f"{self.served}:") for name in names):
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise EngineError(
@@ -223,8 +226,8 @@ class OpenAIEngine:
             raise self._explained(error) from None
         except openai.APIConnectionError as error:
             raise AwayError(
-                f"{self._options.base_url} cannot be reached: {plain(error.__cause__ or error)}; start the server, or "
-                "set paraphrase.openai.base_url to its address"
+                f"{self._options.base_url} cannot be reached: {one_line(error.__cause__ or error, QUOTED)}; start the "
+                "server, or set paraphrase.openai.base_url to its address"
             ) from None
         except (openai.APIError, ValueError, AttributeError):
             return []
@@ -242,7 +245,7 @@ class OpenAIEngine:
         except (ValueError, RecursionError) as error:
             # Gateways pass a failure on with status 200.
             raise FailedError(
-                f"{self._options.base_url} answers nonsense: {plain(self._without_key(str(error)))}"
+                f"{self._options.base_url} answers nonsense: {one_line(self._without_key(str(error)), QUOTED)}"
             ) from None
 
     def _explained(self, error: openai.APIError) -> EngineError:
@@ -250,8 +253,8 @@ class OpenAIEngine:
 
         url, variable = self._options.base_url, self._options.api_key_env
         if not isinstance(error, openai.APIStatusError):
-            return FailedError(f"{url} does not answer: {plain(error.__cause__ or error)}")
-        status, text = error.status_code, plain(self._without_key(error.response.text)) or "(without a word)"
+            return FailedError(f"{url} does not answer: {one_line(error.__cause__ or error, QUOTED)}")
+        status, text = error.status_code, one_line(self._without_key(error.response.text), QUOTED) or "(without a word)"
         if error.code == "insufficient_quota":
             return EngineError(f"{url} answers no more: {text}; see to the account and run again")
         if status in PASSING or status >= 500:
@@ -432,7 +435,7 @@ class _Run:
         )
 
     def _texts(self, numbers: Iterable[int]) -> str:
-        texts = [repr(plain(self.prompts[number].text, 80)) for number in sorted(numbers)]
+        texts = [repr(one_line(self.prompts[number].text, 80)) for number in sorted(numbers)]
         return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
 
 
@@ -491,7 +494,7 @@ def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
     except (AttributeError, KeyError, TypeError):
         texts = ()
     if not texts:
-        raise ValueError(f"expected choices that hold text: {plain(content)}")
+        raise ValueError(f"expected choices that hold text: {one_line(content, QUOTED)}")
     usage = content.get("usage")
     counts = usage if isinstance(usage, dict) else {}
     estimate = sum(len(text.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN + 1 for text in texts)
@@ -500,13 +503,6 @@ def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
         _count(counts.get("prompt_tokens"), prompt_tokens),
         _count(counts.get("completion_tokens"), estimate),
     )
-
-
-def plain(text: object, most: int = 300) -> str:
-    """Text from outside as one printable line of a message."""
-    line = " ".join(str(text).split())
-    line = "".join(char if char.isprintable() else "?" for char in line)
-    return line if len(line) <= most else f"{line[:most]}…"
 
 
 def _text(content: object) -> str:
@@ -578,12 +574,12 @@ def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        return Refused("bad_json", plain(error, 120))
+        return Refused("bad_json", one_line(error, 120))
     if not isinstance(line, dict):
         return Refused("bad_json", f"a {type(line).__name__}, expected an object with custom_id, response and error")
     custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
     if not isinstance(custom_id, str) or not KEY.fullmatch(custom_id):
-        return Refused("unknown_request", f"custom_id {plain(custom_id, 80)!r} is no request's key")
+        return Refused("unknown_request", f"custom_id {one_line(custom_id, 80)!r} is no request's key")
     if response is None and error is None:
         what = "a request, as `requests export` writes it" if "url" in line else "neither response nor error"
         return Refused("no_response", f"{what}; expected what came back")
@@ -594,8 +590,8 @@ def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
             return key, read_completion(body, n, UNCOUNTED)
         except ValueError as nonsense:
             return Refused("no_answer", str(nonsense))
-    failure = plain(error or body)
+    failure = one_line(error or body, QUOTED)
     if _DECLINED.search(failure):
         # As the engine `openai` has it: the gates reject it by name, and it is not requested again.
         return key, Completion((), 0, 0)
-    return Refused("failed", f"status {plain(response.get('status_code'), 20)}: {failure}")
+    return Refused("failed", f"status {one_line(response.get('status_code'), 20)}: {failure}")

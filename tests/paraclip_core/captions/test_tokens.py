@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer, load_byte_pairs
 
 TOKENIZER = Tokenizer()

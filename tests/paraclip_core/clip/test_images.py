@@ -20,11 +20,11 @@ import pytest
 from numpy.random import default_rng
 from PIL import EpsImagePlugin, Image
 
+from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.clip.featurize import Featurizer, ImageFile
 from paraclip_core.clip.images import ImageArchive, ParquetPictures, decode_image
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.config import SourceOptions
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURE_ROWS, holds_pictures, picture_column, picture_name, picture_place
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paraclip_core.config import ScenesOptions
+from paraclip_core.captions.options import ScenesOptions
 from paraclip_core.demo.render import DRAWINGS, render, write_scenes
 from paraclip_core.demo.scenes import COLORS, KINDS, PLACES, RELATIONS, Scene, SceneImage, Thing, write_texts
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.config import ScenesOptions
+from paraclip_core.captions.options import ScenesOptions
 from paraclip_core.demo.scenes import (
     COLORS,
     INVERSES,

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.captions.rows import clean
+from paraclip_core.captions.clean import clean
 from paraclip_core.config import GateOptions
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request

@@ -27,13 +27,14 @@ from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, images_to_encode
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
+from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import image_tower_hash
 from paraclip_core.clip.options import FeatureOptions, ModelOptions
-from paraclip_core.config import DataOptions, RunOptions, Settings, SourceOptions
+from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import InputError, ModelError
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)

@@ -23,7 +23,8 @@ from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST, need_rows, scan_outcomes
 from paraclip_core import tables
-from paraclip_core.config import DataOptions, ScenesOptions, Settings, SourceOptions
+from paraclip_core.captions.options import DataOptions, ScenesOptions, SourceOptions
+from paraclip_core.config import Settings
 from paraclip_core.demo.scenes import held_out_images
 from paraclip_core.errors import ConfigError, InputError
 

@@ -10,10 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions import rows
+from paraclip_core.captions.columns import ColumnNames
+from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers import parquet
 from paraclip_core.captions.readers.parquet import read_parquet
 from paraclip_core.captions.rows import RowBatch
-from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
 OPTIONS = SourceOptions(path="x")

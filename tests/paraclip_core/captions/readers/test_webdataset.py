@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from paraclip_core.captions.columns import ColumnNames
+from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.webdataset import read_webdataset
 from paraclip_core.captions.rows import RowBatch
-from paraclip_core.config import ColumnNames, SourceOptions
 from paraclip_core.errors import InputError
 
 OPTIONS = SourceOptions(path="x")

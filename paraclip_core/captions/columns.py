@@ -1,0 +1,162 @@
+"""Which columns of a table hold captions, images, licenses and splits.
+
+Names of columns match whatever their case, blanks, hyphens and underscores: ``Image ID`` is ``image_id``. Of several
+that match, a column of exactly the name is taken, or else the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import field_validator
+
+from paraclip_core.errors import InputError
+from paraclip_core.options import Options
+
+CAPTION = ("caption", "TEXT", "text", "title", "captions")
+IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "image_path")
+PATH = ("image", "filename", "file_name", "image_path")
+LICENCE = ("licence", "license", "LICENCE", "LICENSE")
+SPLIT = ("split",)
+LONGEST_NAME = 100
+"""Characters of a name that is compared otherwise than exactly."""
+IMAGE_NAME = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
+"""A field that names an image: a URL, or a file name with or without the number of its caption."""
+_NUMBERED = re.compile(r"caption\d+")
+_IGNORED = re.compile(r"[\s_\-\ufeff]+")
+
+
+class ColumnNames(Options):
+    """Names of the columns of a tabular source, where they are not the usual ones.
+
+    Headers match whatever their case, blanks, hyphens and underscores: `image_id` finds `Image ID`.
+    """
+
+    caption: str | tuple[str, ...] | None = None
+    """Column with the caption, or a list of columns that hold one each. Default: the first of caption, TEXT, text,
+    title, captions, or else all of caption_0, caption_1, …"""
+    image: str | None = None
+    """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
+    url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key.
+    In Parquet with pictures it is a column of text with their keys, or that of the pictures themselves (binary, or a
+    struct with `bytes`), which are then told apart by their contents. Default: the first of the same names with keys,
+    or else contents; pictures are in image, img, picture, photo, jpg, jpeg, png, webp or the only such struct."""
+    license: str | None = None
+    """Column with the row's license. Default: the first of licence, license, LICENCE, LICENSE."""
+    split: str | None = None
+    """Column with the row's split. Default: split, if there is one."""
+
+    @field_validator("caption", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = value if isinstance(value, list | tuple) and value else [value]
+        if value is not None and not all(isinstance(name, str) for name in names):
+            raise ValueError(f"expected a column's name or a list of names, got {value!r}; put numbers between quotes")
+        return value
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The columns with captions; empty if they are to be found by their usual names."""
+        return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
+
+    def named(self) -> list[tuple[str, str]]:
+        """Every column that is named, behind its option."""
+        others = (("image", self.image), ("license", self.license), ("split", self.split))
+        captions = [("caption", name) for name in self.captions]
+        return captions + [(option, name) for option, name in others if name is not None]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are used; None if the table has no such column."""
+
+    captions: tuple[str, ...]
+    """Each holds a caption of the row, or a list of them."""
+    image: str | None = None
+    """Becomes the image's id."""
+    path: str | None = None
+    """Becomes the image's name inside the archive of images."""
+    licence: str | None = None
+    split: str | None = None
+    picture: str | None = None
+    """Holds the images themselves, which only Parquet can."""
+
+    @property
+    def keys(self) -> tuple[str | None, str | None, str | None, str | None]:
+        """The columns of image, path, split and licence, in the order in which a `Batcher` adds them."""
+        return self.image, self.path, self.split, self.licence
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for name in (*self.captions, *self.keys, self.picture) if name is not None))
+
+
+def plain_name(name: str) -> str:
+    """A column's name without case, blanks, hyphens, underscores and byte order marks."""
+    return _plain(name) if len(name) <= LONGEST_NAME else name
+
+
+@lru_cache(maxsize=4096)
+def _plain(name: str) -> str:
+    return _IGNORED.sub("", name).casefold()
+
+
+def match_column(names: Collection[str], *usual: str) -> str | None:
+    """The column of the first usual name that is there exactly, or else of the first that a column is like."""
+    if exact := next((name for name in usual if name in names), None):
+        return exact
+    alike = {plain_name(name): name for name in reversed(list(names))}
+    return next((alike[plain_name(name)] for name in usual if plain_name(name) in alike), None)
+
+
+def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | None:
+    """The columns that the user names, or else those of the first usual names; None if none holds a caption.
+
+    Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
+    """
+    if chosen.captions:
+        captions = [match_column(available, name) for name in chosen.captions]
+    else:
+        usual = match_column(available, *CAPTION)
+        captions = [name for name in available if _NUMBERED.fullmatch(plain_name(name))] if usual is None else [usual]
+    if not (captions := [name for name in captions if name is not None]):
+        return None
+    image = match_column(available, *([chosen.image] if chosen.image else IMAGE))
+    return Columns(
+        captions=tuple(dict.fromkeys(captions)),
+        image=image,
+        path=image if chosen.image else match_column(available, *PATH) or image,
+        licence=match_column(available, *([chosen.license] if chosen.license else LICENCE)),
+        split=match_column(available, *([chosen.split] if chosen.split else SPLIT)),
+    )
+
+
+def need_columns(available: Sequence[str], chosen: ColumnNames, where: str) -> Columns:
+    """As :func:`choose_columns`; a named column that is absent, and a table without captions, raise InputError."""
+    shown = ", ".join(repr(name[:60]) for name in available[:30]) or "none at all"
+    for option, name in chosen.named():
+        if match_column(available, name) is None:
+            raise InputError(f"{where} has no column {name!r} (data.sources[].columns.{option}); it has {shown}")
+    if (columns := choose_columns(available, chosen)) is None:
+        raise InputError(
+            f"{where} has none of the columns {', '.join(CAPTION)}; its columns are {shown}. Name the one with the "
+            "caption, or a list of them, in data.sources[].columns.caption"
+        )
+    return columns
+
+
+def has_caption(names: Sequence[str]) -> bool:
+    """Whether a line of fields reads like a header: one of them, or several that are numbered, are usual captions."""
+    numbered = [name for name in names if _NUMBERED.fullmatch(plain_name(name))]
+    return match_column(names, *CAPTION) is not None or len(numbered) > 1
+
+
+def reads_like_a_table(line: str) -> bool:
+    """Whether a line is the header of captions and images, or a caption with a tab between it and its image's name."""
+    if "\t" in line and any(IMAGE_NAME.fullmatch(field.strip()) for field in line.split("\t")):
+        return True
+    rows = ([name.strip().strip('"') for name in line.split(separator)] for separator in ",;\t|")
+    return any(match_column(names, *CAPTION) and match_column(names, *IMAGE, *PATH) for names in rows)

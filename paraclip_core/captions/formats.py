@@ -1,0 +1,75 @@
+"""The format of a caption file, by the option or by its name and first bytes, which finds its reader.
+
+A reader of the user's own is named as `package.module:function`. A file that cannot be read or recognized raises
+InputError, a wrong option ConfigError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers import READERS
+from paraclip_core.captions.readers.lines import open_bytes, without_mark
+from paraclip_core.captions.rows import RowBatch
+from paraclip_core.errors import InputError
+from paraclip_core.options import import_path, module_source
+
+Read = Callable[[Path, SourceOptions], Iterator[RowBatch]]
+"""Yields a file's rows; a bad row becomes one of the batch's rejects, a file that is bad as a whole an `InputError`."""
+SUFFIXES = {suffix: name for name, reader in READERS.items() for suffix in reader.suffixes} | {".json": "json"}
+HEAD = 1 << 20
+
+
+def named_format(path: Path) -> str | None:
+    """The format that a file's name suggests (``json`` for any kind of JSON); None if it suggests none."""
+    name = path.name.lower().removesuffix(".gz")
+    return SUFFIXES.get(Path(name).suffix)
+
+
+def detect(path: Path) -> str:
+    """The format of a file, by its name or, if that does not settle it, by its first bytes."""
+    named = named_format(path)
+    if named is not None and named != "json":
+        return named
+    with open_bytes(path) as file:
+        head = file.read(HEAD)
+    for name, reader in READERS.items():
+        if reader.magic is not None and head.startswith(reader.magic[1], reader.magic[0]):
+            return name
+    start = without_mark(head, path).lstrip()
+    if not start:
+        raise InputError(f"{path} is empty; expected captions")
+    if not start.startswith((b"[", b"{")):
+        raise InputError(f"cannot tell the format of {path}; set data.sources[].format to one of {', '.join(READERS)}")
+    for name, reader in READERS.items():
+        if reader.is_json and import_path(reader.is_json, f"the reader of {name}", "a function", start)(start):
+            return name
+    raise InputError(f"cannot tell the format of {path}; set data.sources[].format to karpathy, coco or jsonl")
+
+
+def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
+    """Rows of a file in format `form`, batch by batch."""
+    need_file(path)
+    return _reader(READERS[form].read if form in READERS else form)(path, options)
+
+
+def need_file(path: Path) -> None:
+    """Check that `path` is a file, which can be read several times: for its hash, and for its rows."""
+    if not path.exists():
+        raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
+    if not path.is_file():
+        raise InputError(
+            f"{path} is no file; expected captions in a file, or a folder that holds {', '.join(SUFFIXES)}"
+        )
+
+
+def own_reader_source(form: str) -> bytes:
+    """The source of the module with a reader of the user's own, which decides what it makes of a file."""
+    return module_source(_reader(form))
+
+
+def _reader(form: str) -> Read:
+    expected = "package.module:function, called as function(path, options)"
+    return import_path(form, f"data.sources[].format={form}", expected, Path(), SourceOptions(path="."))

@@ -1,0 +1,118 @@
+"""Which files stand behind the configured sources. Their order depends on their names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from paraclip_core.captions.formats import detect, named_format, read
+from paraclip_core.captions.options import SourceOptions
+from paraclip_core.captions.readers import READERS
+from paraclip_core.captions.rows import RowBatch
+from paraclip_core.captions.splits import configured_split, shard_split
+from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.paths import below, user_path
+from paraclip_core.pictures import holds_pictures
+
+NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file with captions. It may be missing; reading it says so."""
+
+    path: Path
+    name: str
+    """As tables name it: relative to `data.root`."""
+    form: str
+    """Its format, ``unknown`` if it cannot be recognized."""
+    options: SourceOptions
+
+    @property
+    def images(self) -> str | None:
+        """Archive of its images, relative to `data.root`: as configured; a webdataset tar holds them itself, and so
+        does Parquet with pictures in a column."""
+        return self.options.images or (self.name if self.form == "webdataset" or self.pictures else None)
+
+    @cached_property
+    def pictures(self) -> bool:
+        """Whether it is Parquet that holds its images itself."""
+        inside = self.form == "parquet" and self.options.images is None
+        return inside and holds_pictures(self.path, self.options.columns.image)
+
+    @property
+    def split(self) -> str:
+        """Split of rows that do not say their own: as configured, or as the name of Parquet with pictures says."""
+        named = shard_split(self.path) if self.options.split is None and self.pictures else None
+        return named or configured_split(self.options.split)
+
+
+def read_source(file: SourceFile) -> Iterator[RowBatch]:
+    """Rows of a source file, batch by batch."""
+    form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
+    return read(file.path, file.options, form)
+
+
+def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
+    """Every caption file of the sources: in the order of the sources, those of a folder sorted by name.
+
+    A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
+    plain text only where there is nothing else; never hidden files, READMEs, img2dataset's ``_stats.json``, the
+    source's own `images` (unless these are the whole folder), `own`, where artifacts are kept, nor the Parquet file
+    that lies beside a webdataset tar of the same name (it repeats it). A reader of the user's own gets every file that
+    is not hidden, among the `images` or among the artifacts.
+    A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
+    """
+    if not sources:
+        raise ConfigError("data.sources is empty; name at least one file or folder with captions")
+    return [file for source in sources for file in _files(root, source, own)]
+
+
+def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[SourceFile]:
+    path = root / user_path(source.path)
+    if not path.is_dir():
+        yield _source_file(path, PurePosixPath(source.path), source)
+        return
+    files = _shown(root, source, own)
+    if source.format == "auto":
+        texts = [p for p in files if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]
+        files = _structured(files) or texts
+    elif ":" not in source.format:
+        expected = source.format if READERS[source.format].suffixes else "json"
+        files = [file for file in files if named_format(file) == expected]
+    for inner in files or [path]:
+        yield _source_file(inner, PurePosixPath(source.path) / inner.relative_to(path).as_posix(), source)
+
+
+def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> SourceFile:
+    form: str = source.format
+    if form == "auto":
+        try:
+            form = detect(path) if path.is_file() else "unknown"
+        except InputError:
+            form = "unknown"
+    return SourceFile(path, str(name), form, source)
+
+
+def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
+    path, images = root / user_path(source.path), root / user_path(source.images) if source.images else None
+    # A folder that holds captions and images alike would be skipped with all that is in it.
+    skipped = images if images is not None and path in images.parents else None
+    # What a run writes would be read by the next one.
+    left_out = {place for place in (skipped, below(path, own)) if place is not None}
+    files = sorted(p for p in path.rglob("*") if p.is_file() and left_out.isdisjoint((p, *p.parents)))
+    return [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+
+
+def _structured(files: list[Path]) -> list[Path]:
+    named = [(path, named_format(path)) for path in files]
+    tars = {path.with_suffix("") for path, form in named if form == "webdataset"}
+    return [
+        path
+        for path, form in named
+        if form not in (None, "text")
+        and not path.name.endswith("_stats.json")
+        and not (form == "parquet" and path.with_suffix("") in tars)
+    ]
