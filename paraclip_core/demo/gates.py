@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.texts import (
     NOISE_WORDS,
     STOP_WORDS,

@@ -21,13 +21,13 @@ from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finishe
 from paraclip_core.config import (
     DataOptions,
     FileEngineOptions,
-    GateOptions,
     ParaphraseOptions,
     SamplingOptions,
     Settings,
     SourceOptions,
 )
 from paraclip_core.errors import InputError
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
