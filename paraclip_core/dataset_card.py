@@ -12,8 +12,8 @@ from typing import Any
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
 from paraclip_core.markdown import fenced, inert, table
+from paraclip_core.paraphrase.gate_options import preset_named
 from paraclip_core.paraphrase.requests import PromptTemplate
 
 _ON_THE_HUB = frozenset(
@@ -195,7 +195,8 @@ def _plain(value: object) -> str:
 
 def _prompts(facts: DatasetFacts) -> list[tuple[str, PromptTemplate]]:
     parts = [(f"Step {number}", step.prompt) for number, step in enumerate(facts.steps, start=1) if step.prompt]
-    if any(step.options.get("synonyms") for step in facts.steps):
-        drawn = ", ".join(f"{name} {getattr(WORD_SAMPLING, name):g}" for name in DRAWING)
-        parts.append((f"Single words, drawn with {drawn}", THESAURUS))
+    presets = [step.options["gates"]["preset"] for step in facts.steps if step.options.get("synonyms")]
+    if presets and (words := preset_named(presets[0]).words) is not None:
+        drawn = ", ".join(f"{name} {getattr(words.sampling, name):g}" for name in DRAWING)
+        parts.append((f"Single words, drawn with {drawn}", words.template))
     return parts

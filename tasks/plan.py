@@ -23,7 +23,7 @@ from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
-from paraclip_core.paraphrase.gates import KNOWN_WRONG
+from paraclip_core.paraphrase.gates import known_wrong
 from paraclip_core.settings import fields
 
 State = Literal["cached", "resumable", "to run", "damaged"]
@@ -137,7 +137,7 @@ def _engine_notes(run: Run, requests: int) -> list[str]:
     engine, chosen = paraphraser.options.engine, paraphraser.options.gates.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
     notes = [f"gates: {paraphraser.gates.preset} ({why}; docs/gates.md)"]
-    if paraphraser.facts.asks and (wrong := KNOWN_WRONG.get(paraphraser.gates.preset)):
+    if paraphraser.facts.asks and (wrong := known_wrong(paraphraser.gates.preset)):
         judge = paraphraser.judge
         after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
         notes.append(f"what the gates do not see: {wrong}; {after}")

@@ -43,7 +43,8 @@ from paraclip_core.paraphrase.requests import (
     source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds, prompts_of, storable
+from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds
+from paraclip_core.paraphrase.sending import prompts_of, storable
 from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
@@ -110,8 +111,7 @@ def missing_rounds(
         else:
             captions = captions or ingested_captions(run, artifacts, scratch)
             texts = step_batches(captions.folder, 1, run.paraphraser.options.fraction)
-            first = step_rounds(stack, run, 1, texts, cache, scratch / "step-1", judged=judged)
-            first.progress = progress
+            first = step_rounds(stack, run, 1, texts, cache, scratch / "step-1", judged=judged, progress=progress)
             first.run()
             yield first
             selection = first.select()
@@ -120,8 +120,7 @@ def missing_rounds(
                 return (batch.select(list(columns)) for batch in selection.rows())
 
             rows = accepted_rows
-        second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged)
-        second.progress = progress
+        second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged, progress=progress)
         second.run()
         yield second
 

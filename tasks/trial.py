@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -20,18 +21,79 @@ from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
+from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS
-from paraclip_core.paraphrase.rounds import Counts, Rounds
+from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.sending import Counts
 from paraclip_core.paraphrase.texts import parse_answer
 from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
 
 Say = Callable[[str], None]
-Attempt = dict[str, Any]
-"""A request and what became of it: `answers` as the engine gave them and as they were parsed; `candidates`, each parsed
-text once and behind them those with words swapped; `chosen`, the accepted ones that go on, best first; and `reason` and
-`detail` of the gate that stopped the one that came furthest, where none is chosen."""
+
+
+@dataclass(frozen=True)
+class TriedAnswer:
+    """An answer as the engine gave it, and as it was parsed."""
+
+    raw: str
+    parsed: str
+
+
+@dataclass(frozen=True)
+class TriedCandidate:
+    """A parsed text with what each gate says of it, as in `Candidate`."""
+
+    answer: str
+    results: Mapping[str, str | None]
+    similarity: float | None
+    accepted: bool
+    words_swapped: bool
+    """Whether it is an answer with words swapped, and not one of the engine's own."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A request and what became of it."""
+
+    step: int
+    attempt: int
+    input: str
+    key: str
+    cached: bool
+    answers: list[TriedAnswer]
+    candidates: list[TriedCandidate]
+    """Each parsed text once, followed by those with words swapped."""
+    chosen: list[str]
+    """The accepted ones that go on, best first."""
+    reason: str | None
+    """Code of the gate that stopped the one that came furthest, None if one is chosen."""
+    detail: str
+
+
 Attempts = Mapping[tuple[str, str], Sequence[Attempt]]
 """Caption and the text that is asked about → what was tried."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What training would see of a caption."""
+
+    paraphrase_1: str
+    paraphrase_2: str | None
+    """None if no answer of step 2 is accepted."""
+
+
+@dataclass(frozen=True)
+class TriedCaption:
+    """A caption with what was asked for it."""
+
+    caption: str
+    """As ingest cleans it."""
+    left_out: str
+    """Why ingest would leave it out, so that it is not tried; empty if it would not."""
+    attempts: list[Attempt]
+    """Of both steps."""
+    rewrites: list[Rewrite]
 
 
 @dataclass(frozen=True)
@@ -43,10 +105,7 @@ class Trial:
     preset: str
     gates: tuple[str, ...]
     """The gates that are asked, in order."""
-    captions: list[dict[str, Any]]
-    """Of each the `caption` as ingest cleans it; `left_out`, why ingest would leave it out and it is not tried; the
-    `attempts` of both steps; and `rewrites`, what training would see: `paraphrase_1` and `paraphrase_2`, None where no
-    answer of step 2 is accepted."""
+    captions: list[TriedCaption]
     asked: int
     """Requests that the engine answered now, those for single words included."""
     cached: int
@@ -60,7 +119,7 @@ class Trial:
 
 
 class TrialCache:
-    """What the root's cache answers, and what is asked now; verdicts are made anew and live as long as this."""
+    """What the root's cache answers, and what is asked now; verdicts are recomputed and live as long as this."""
 
     def __init__(self, root: AnswerStore, keep: bool) -> None:
         """`keep`: put answers into the root's cache, too."""
@@ -112,10 +171,10 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
     """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
 
     `paraphrase.judge` is not asked. With `keep` answers go into the root's cache; otherwise nothing of them stays.
-    `say` is told what takes a while.
+    `say` is called with what takes a while.
     """
     with ExitStack() as stack:
-        # No root is made where nothing is kept.
+        # No root is made if nothing is kept.
         bare = not keep and not run.store.root.exists()
         store = ArtifactStore(stack.enter_context(TempDir("trial-root-"))) if bare else run.store
         paraphrase = run.settings.paraphrase.model_copy(update={"judge": None})
@@ -135,8 +194,11 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             def batches(columns: Sequence[str], rows: list[pa.RecordBatch] = rows) -> Iterator[pa.RecordBatch]:
                 return (batch.select(list(columns)) for batch in rows)
 
-            rounds = step_rounds(stack, run, step, batches, cache, scratch / f"step-{step}", engine)
-            attempts.append(_attempts(rounds, cache))
+            judged: Explained = []
+            explain = partial(_explain, judged)
+            rounds = step_rounds(stack, run, step, batches, cache, scratch / f"step-{step}", engine, on_judged=explain)
+            rounds.run()
+            attempts.append(_attempts(rounds, cache.new, judged))
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
                 setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
             rows = list(rounds.select().rows())
@@ -169,43 +231,43 @@ def _rows(texts: Sequence[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
-def _attempts(rounds: Rounds, cache: TrialCache) -> Attempts:
-    """Run the rounds; what was tried."""
-    judged: list[tuple[dict[str, Any], dict[str, Any], list[Candidate]]] = []
+Explained = list[tuple[dict[str, Any], dict[str, Any], list[Candidate]]]
+"""Rows of `tables.ANSWERS`, each with its row of `tables.VERDICTS` and its candidates."""
 
-    def explain(block: pa.RecordBatch, verdicts: pa.RecordBatch) -> None:
-        judged.extend(zip(block.to_pylist(), verdicts.to_pylist(), rounds.pool.explain(block), strict=True))
 
-    rounds.on_judged = explain
-    rounds.run()
-    step, new = rounds.tables.step, cache.new
+def _explain(judged: Explained, pool: JudgePool, block: pa.RecordBatch, verdicts: pa.RecordBatch) -> None:
+    judged.extend(zip(block.to_pylist(), verdicts.to_pylist(), pool.explain(block), strict=True))
+
+
+def _attempts(rounds: Rounds, new: set[bytes], judged: Explained) -> Attempts:
+    """What was tried; `new` are the keys of the requests that were asked now."""
     numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM requests GROUP BY key").fetchall())
     attempts: dict[tuple[str, str], list[Attempt]] = {}
     for asked, verdict, candidates in judged:
         key, parsed = asked["generation"], list(map(parse_answer, asked["completions"]))
-        attempt = {
-            "step": step,
-            "attempt": numbers[key],
-            "input": asked["source"],
-            "key": key.hex(),
-            "cached": key not in new,
-            "answers": [{"raw": raw, "parsed": text} for raw, text in zip(asked["completions"], parsed, strict=True)],
-            "candidates": [
-                {**asdict(one), "accepted": one.accepted, "words_swapped": one.answer not in parsed}
+        attempt = Attempt(
+            step=rounds.tables.step,
+            attempt=numbers[key],
+            input=asked["source"],
+            key=key.hex(),
+            cached=key not in new,
+            answers=list(map(TriedAnswer, asked["completions"], parsed)),
+            candidates=[
+                TriedCandidate(one.answer, one.results, one.similarity, one.accepted, one.answer not in parsed)
                 for one in candidates
             ],
-            "chosen": [one["answer"] for one in verdict["accepted"][: rounds.keep]],
-            "reason": verdict["reason"],
-            "detail": verdict["detail"] or "",
-        }
+            chosen=[one["answer"] for one in verdict["accepted"][: rounds.keep]],
+            reason=verdict["reason"],
+            detail=verdict["detail"] or "",
+        )
         attempts.setdefault((asked["caption"], asked["source"]), []).append(attempt)
     return attempts
 
 
-def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> dict[str, Any]:
-    attempts, rewrites = list(first.get((text, text), ())), []
-    for answer in attempts[-1]["chosen"] if attempts else ():
+def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> TriedCaption:
+    attempts, rewrites = list(first.get((text, text), ())), list[Rewrite]()
+    for answer in attempts[-1].chosen if attempts else ():
         further = second[text, answer]
         attempts += further
-        rewrites.append({"paraphrase_1": answer, "paraphrase_2": next(iter(further[-1]["chosen"]), None)})
-    return {"caption": text, "left_out": left_out, "attempts": attempts, "rewrites": rewrites}
+        rewrites.append(Rewrite(answer, next(iter(further[-1].chosen), None)))
+    return TriedCaption(text, left_out, attempts, rewrites)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,7 +23,7 @@ from paraclip.flows.commands.common import (
 from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
-    from paraclip.tasks.trial import Trial
+    from paraclip.tasks.trial import Attempt, Trial, TriedCandidate, TriedCaption
 
 requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
 
@@ -61,7 +61,7 @@ def _print(trial: Trial) -> None:
     say(f"gates of preset {trial.preset}: {', '.join(trial.gates)}")
     for number, caption in enumerate(trial.captions, 1):
         _print_caption(number, caption)
-    complete = sum(any(rewrite["paraphrase_2"] for rewrite in caption["rewrites"]) for caption in trial.captions)
+    complete = sum(any(rewrite.paraphrase_2 for rewrite in caption.rewrites) for caption in trial.captions)
     spend = "" if trial.spend is None else f", which cost {trial.spend:.4g}"
     say(f"\n{complete} of {len(trial.captions)} captions have both rewrites")
     say(
@@ -72,42 +72,42 @@ def _print(trial: Trial) -> None:
         say("the answers are kept" if trial.stored else "nothing is kept; --keep puts the answers into the cache")
 
 
-def _print_caption(number: int, caption: dict[str, Any]) -> None:
-    say(f"\n{number}. {caption['caption']}")
-    if caption["left_out"]:
-        say(f"not asked, for ingest would leave it out: {caption['left_out']}")
-    for attempt in caption["attempts"]:
-        again = f", attempt {attempt['attempt'] + 1}" if attempt["attempt"] else ""
-        source = "" if attempt["step"] == 1 else f' of "{attempt["input"]}"'
-        say(f"step {attempt['step']}{source}{again}{', cached' if attempt['cached'] else ''}")
+def _print_caption(number: int, caption: TriedCaption) -> None:
+    say(f"\n{number}. {caption.caption}")
+    if caption.left_out:
+        say(f"not asked, for ingest would leave it out: {caption.left_out}")
+    for attempt in caption.attempts:
+        again = f", attempt {attempt.attempt + 1}" if attempt.attempt else ""
+        source = "" if attempt.step == 1 else f' of "{attempt.input}"'
+        say(f"step {attempt.step}{source}{again}{', cached' if attempt.cached else ''}")
         if rows := _rows(attempt):
             print_table("", ["answer", "parsed", "verdict"], rows)
-        if attempt["reason"] and not attempt["candidates"]:
-            say(f"{attempt['reason']}: {attempt['detail']}")
-    for rewrite in caption["rewrites"]:
-        second = rewrite["paraphrase_2"] or "nothing, so the row is left out"
-        say(f"=> {rewrite['paraphrase_1']}\n=> {second}")
-    if caption["attempts"] and not caption["rewrites"]:
+        if attempt.reason and not attempt.candidates:
+            say(f"{attempt.reason}: {attempt.detail}")
+    for rewrite in caption.rewrites:
+        second = rewrite.paraphrase_2 or "nothing, so the row is left out"
+        say(f"=> {rewrite.paraphrase_1}\n=> {second}")
+    if caption.attempts and not caption.rewrites:
         say("=> nothing, so the row is left out")
 
 
-def _rows(attempt: dict[str, Any]) -> list[dict[str, Any]]:
-    verdicts = {one["answer"]: _verdict(one, attempt["chosen"]) for one in attempt["candidates"]}
-    answers = [(one["raw"], one["parsed"]) for one in attempt["answers"]]
-    answers += [("(words swapped)", one["answer"]) for one in attempt["candidates"] if one["words_swapped"]]
+def _rows(attempt: Attempt) -> list[dict[str, str | None]]:
+    verdicts = {one.answer: _verdict(one, attempt.chosen) for one in attempt.candidates}
+    answers = [(one.raw, one.parsed) for one in attempt.answers]
+    answers += [("(words swapped)", one.answer) for one in attempt.candidates if one.words_swapped]
     return [
         {"answer": raw, "parsed": "as it is" if text == raw else text, "verdict": verdicts.get(text)}
         for raw, text in answers
     ]
 
 
-def _verdict(candidate: dict[str, Any], chosen: list[str]) -> str:
-    results = candidate["results"]
+def _verdict(candidate: TriedCandidate, chosen: list[str]) -> str:
+    results = candidate.results
     lines = [f"{reason}: {detail}" for reason, detail in results.items() if detail is not None]
     passed = len(results) - len(lines)
-    if candidate["accepted"]:
-        lines = ["CHOSEN" if candidate["answer"] in chosen else "accepted"]
-    similarity = candidate["similarity"]
+    if candidate.accepted:
+        lines = ["CHOSEN" if candidate.answer in chosen else "accepted"]
+    similarity = candidate.similarity
     with_figure = "" if similarity is None else f", similarity {similarity:.2f}"
     return "\n".join([*lines, f"passes {passed} of {len(results)} gates{with_figure}"])
 

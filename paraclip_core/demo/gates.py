@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.texts import (
     NOISE_WORDS,
     STOP_WORDS,
@@ -655,7 +655,7 @@ def placed(text: str) -> Placed:
 
 
 def misplaced(source: str, answer: str) -> str | None:
-    """What the answer says of a thing's place that the source does not; None where all is well."""
+    """What the answer says of a thing's place that the source does not; None if all is well."""
     before, after = placed(source), placed(answer)
     for noun, ways in after.items():
         ways_before = before.get(noun)
@@ -667,7 +667,7 @@ def misplaced(source: str, answer: str) -> str | None:
 
 
 def new_relation(caption: str, answer: str) -> str | None:
-    """A motion towards something, a wearing, or a company that only the answer tells of; None where all is well."""
+    """A motion towards something, a wearing, or a company that only the answer tells of; None if all is well."""
     words_before, words_after = set(_flat(caption)), set(_flat(answer))
     for new, old in _NEW:
         if words_after & new and not words_before & old:

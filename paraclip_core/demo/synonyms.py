@@ -11,19 +11,13 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping, Sequence
 
 from paraclip_core.config import SamplingOptions
 from paraclip_core.demo.gates import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 from paraclip_core.paraphrase.requests import PromptTemplate
 from paraclip_core.paraphrase.texts import NOISE_WORDS, Pieces, content_words, parse_answer, stem, tidy, word_set, words
-
-Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
-"""Words → their raw answers; words without an answer are left out."""
-SynonymTable = Mapping[str, tuple[str, ...]]
-"""Word → other words that may stand for it, the nearest first."""
+from paraclip_core.paraphrase.words import Encode, Fetch, SynonymTable
 
 _LINES = (
     ("sofa", "couch, settee"), ("quick", "fast, rapid"), ("rock", "stone, boulder"), ("physician", "doctor, medic"),
@@ -39,9 +33,6 @@ THESAURUS = PromptTemplate(
     completion=True,
 )
 """Asks for other words by letting the model go on with a thesaurus."""
-
-WORD_STEP = 0
-"""The step that word requests are filed under; what one step learned of a word serves the other."""
 
 WORD_SAMPLING = SamplingOptions(temperature=0.7, top_p=0.9, max_tokens=12, n=8)
 """Several draws, because a word that comes more than once is more to be trusted."""
@@ -105,7 +96,7 @@ def _plural(word: str) -> bool:
 def find_synonyms(
     texts: Iterable[str],
     fetch: Fetch,
-    encode: Callable[[Sequence[str]], np.ndarray],
+    encode: Encode,
     pieces: Pieces | None = None,
 ) -> SynonymTable:
     """Synonyms of the content words of the texts, the nearest first; words without any are left out.
@@ -130,9 +121,7 @@ def find_synonyms(
     return table
 
 
-def _near(
-    forward: Mapping[str, Sequence[str]], encode: Callable[[Sequence[str]], np.ndarray]
-) -> dict[str, dict[str, float]]:
+def _near(forward: Mapping[str, Sequence[str]], encode: Encode) -> dict[str, dict[str, float]]:
     """Word → those of its alternatives that the encoder finds near, with their cosine, the nearest first."""
     texts = sorted({*forward, *(other for others in forward.values() for other in others)})
     if not texts:
@@ -170,9 +159,7 @@ def bare(text: str) -> str:
     return " ".join(words) or text
 
 
-def variants(
-    text: str, caption: str, answers: Sequence[str], step: int, table: Mapping[str, tuple[str, ...]]
-) -> list[str]:
+def variants(text: str, caption: str, answers: Sequence[str], step: int, table: SynonymTable) -> list[str]:
     """Further answers beside those of the model: the bases with single words swapped.
 
     Step 2 first tries to leave step 1's new words as they are.

@@ -1,12 +1,12 @@
 """Gates: each looks at one answer and says nothing, or why it is not good enough, with a figure.
 
 A gate is a function `(Pair, GateOptions) -> str | None`; its name is the reason code. A gate on meaning takes a third
-argument, `Compare`, which asks the sentence encoder. A preset is a list of gates; a user's own come
-behind it by dotted path (`paraphrase.gates.extra`).
+argument, `Compare`, which asks the sentence encoder. A preset is a list of gates; a user's own follow it, by dotted
+path (`paraphrase.gates.extra`).
 
 Here are the gates for any model, and those of `capable`, which hold no word lists about images: a capable model
 explains itself, offers a choice, formats its answer as a web page, goes round in circles, or does what a caption tells
-it to do. Those of `small-model` are in :mod:`paraclip_core.demo.gates`.
+it to do.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from __future__ import annotations
 import inspect
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from paraclip_core.config import GateOptions
-from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
+from paraclip_core.paraphrase.gate_options import PRESETS, GateOptions, preset_named
 from paraclip_core.paraphrase.texts import UNSPACED, Compare, Pair, content_words, words
+from paraclip_core.paraphrase.words import Words
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
@@ -141,7 +141,7 @@ def _script(char: str) -> str:
 def length_ratio(pair: Pair, options: GateOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
     count, base = len(pair.answer_words), len(pair.source_words)
-    least, most = 0.4 if options.preset == "small-model" else 0.25, options.threshold("max_length_ratio")
+    least, most = preset_named(options.preset).min_length_ratio, options.threshold("max_length_ratio")
     if count < least * base:
         return f"{count} words for {base}, at least {least:g} times as many are wanted"
     if count > most * base + 1:
@@ -195,7 +195,7 @@ def loop(pair: Pair, options: GateOptions) -> str | None:
 
 
 def alternatives(pair: Pair) -> list[str]:
-    """The parts of an answer of which each could be an answer of its own; none where there is only one part."""
+    """The parts of an answer of which each could be an answer of its own; none if there is only one part."""
     parts = _BETWEEN.split(pair.answer)
     if len(parts) == 1 or len(parts) == len(_BETWEEN.split(pair.source)):
         return []
@@ -213,7 +213,7 @@ def several_answers(pair: Pair, options: GateOptions, compare: Compare) -> str |
 
 
 def text_before_order(pair: Pair) -> str | None:
-    """What the caption says before it gives an order to whoever reads it; None where it gives none."""
+    """What the caption says before it gives an order to whoever reads it; None if it gives none."""
     match = _ORDER.search(pair.caption)
     return None if match is None else pair.caption[: match.start()].strip()
 
@@ -228,48 +228,46 @@ def obeyed_order(pair: Pair, options: GateOptions, compare: Compare) -> str | No
     return "the caption gives an order, and the answer is not about the text before that"
 
 
-PRESETS: dict[str, tuple[tuple[Gate, ...], tuple[MeaningGate, ...]]] = {
-    "off": ((empty,), ()),
-    "capable": (
-        (
-            empty, refusal_or_preamble, comment, character_set, markup, loop, length_ratio, too_long, echo,
-        ),
-        (several_answers, obeyed_order, low_caption_similarity),
-    ),
-    "small-model": (
-        (
-            empty, refusal_or_preamble, small.copied_instruction, character_set, length_ratio, too_long, echo,
-            small.repetition, small.broken_words, small.changed_negation, small.changed_number,
-            small.changed_colour, small.changed_kind, small.changed_relation, small.changed_compound,
-            small.too_many_new_words, small.high_overlap,
-        ),
-        (low_similarity, low_caption_similarity, small.invented_word, small.lost_word),
-    ),
-}  # fmt: skip
-"""Preset → its gates that need the texts only, and its gates on meaning, in the order in which they are asked."""
+@dataclass(frozen=True)
+class Preset:
+    """Gates for one kind of model, with what else suits it."""
 
-COMPARED: dict[str, Callable[[Pair], Iterable[str]]] = {
-    "several_answers": alternatives,
-    "invented_word": small.compared_words,
-}
-"""Gate → what it compares besides caption, input and answer, so that the encoder gets all texts together."""
+    text: tuple[Gate, ...]
+    """Gates that need the texts only, in the order in which they are asked."""
+    meaning: tuple[MeaningGate, ...]
+    """Gates on meaning, asked after those."""
+    thresholds: Mapping[str, float]
+    """The values of `gate_options.THRESHOLDS`."""
+    min_length_ratio: float = 0.25
+    """Words of the answer over words of its input, at least."""
+    compared: Mapping[str, Callable[[Pair], Iterable[str]]] = field(default_factory=dict)
+    """Gate → what it compares besides caption, input and answer, so that the encoder gets all texts together."""
+    words: Words | None = None
+    """How further answers are made, for a model that knows other words better than it can rephrase."""
+    known_wrong: str = ""
+    """What accepted rewrites were found to be (docs/gates.md): no gate sees everything."""
 
-REASONS = (
-    *dict.fromkeys(
-        gate.__name__ for gates in (PRESETS["small-model"], PRESETS["capable"]) for gate in (*gates[0], *gates[1])
-    ),
-    "no_paraphrase",
-    "judge",
-)
-"""Every reason code of the package's own."""
 
-KNOWN_WRONG = {
-    "capable": "of a 1.5 B model's rewrites of photographs' captions that they let pass, 14 % of step 1's and 23 % of "
+CAPABLE = Preset(
+    text=(empty, refusal_or_preamble, comment, character_set, markup, loop, length_ratio, too_long, echo),
+    meaning=(several_answers, obeyed_order, low_caption_similarity),
+    thresholds={"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
+    compared={"several_answers": alternatives},
+    known_wrong="of a 1.5 B model's rewrites of photographs' captions that they let pass, 14 % of step 1's and 23 % of "
     "step 2's were wrong, read by hand",
-    "small-model": "of the embedded model's rewrites of photographs' captions that they let pass, 6 % of step 1's and "
-    "10 % of step 2's were wrong, read by hand",
-}
-"""Preset → what accepted rewrites were found to be (docs/gates.md): no gate sees everything."""
+)
+"""For models that can paraphrase."""
+
+OFF = Preset((empty,), (), CAPABLE.thresholds)
+"""For paraphrases of the user's own, and the published method."""
+
+NOT_OF_GATES = ("no_paraphrase", "judge")
+"""Reason codes that no gate gives."""
+
+
+def known_wrong(preset: str) -> str:
+    """What rewrites that a preset accepted were found to be; nothing if nobody has looked."""
+    return preset_named(preset).known_wrong if preset in PRESETS else ""
 
 
 @dataclass(frozen=True)
@@ -278,6 +276,8 @@ class Gates:
 
     text: dict[str, Gate]
     meaning: dict[str, MeaningGate]
+    compares: Mapping[str, Callable[[Pair], Iterable[str]]]
+    """As `Preset.compared`."""
 
     def compared(self, pair: Pair) -> Iterable[str]:
         """Texts and words that the gates on meaning ask the encoder about."""
@@ -285,7 +285,7 @@ class Gates:
             pair.caption,
             pair.source,
             pair.answer,
-            *(text for name in self.meaning.keys() & COMPARED.keys() for text in COMPARED[name](pair)),
+            *(text for texts in self.compares.values() for text in texts(pair)),
         }
 
     def rank(self, reason: str) -> int:
@@ -294,17 +294,25 @@ class Gates:
 
 
 def gates_of(options: GateOptions) -> Gates:
-    """The preset's gates and the user's own; `auto` counts as `capable`."""
-    text, meaning = PRESETS.get(options.preset, PRESETS["capable"])
-    gates = Gates({gate.__name__: gate for gate in text}, {gate.__name__: gate for gate in meaning})
+    """The preset's gates and the user's own."""
+    preset = preset_named(options.preset)
+    gates = Gates(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
     for path in options.extra:
         gate = _imported(path)
-        if gate.__name__ in REASONS or gate.__name__ in gates.text | gates.meaning:
+        if gate.__name__ in gates.text | gates.meaning or gate.__name__ in (*_our_reasons(), *NOT_OF_GATES):
             raise ConfigError(
                 f"paraphrase.gates.extra: {path} is called {gate.__name__}, as another gate is; rename it"
             )
         (gates.meaning if _parameters(gate) == 3 else gates.text)[gate.__name__] = gate
     return gates
+
+
+def _by_reason(gates: Iterable[Any]) -> dict[str, Any]:
+    return {gate.__name__: gate for gate in gates}
+
+
+def _our_reasons() -> set[str]:
+    return {gate.__name__ for preset in map(preset_named, PRESETS) for gate in (*preset.text, *preset.meaning)}
 
 
 def first_failure(pair: Pair, options: GateOptions, gates: Gates | None = None) -> tuple[str, str] | None:

@@ -23,8 +23,11 @@ from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser
+from paraclip_core.paraphrase.gate_options import preset_named
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
-from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, judge_requests, judge_sampling
+from paraclip_core.paraphrase.judge import JudgeSpec
+from paraclip_core.paraphrase.judge_pool import JudgePool
+from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests, judge_sampling
 from paraclip_core.paraphrase.requests import (
     Batches,
     GenerationCache,
@@ -33,7 +36,9 @@ from paraclip_core.paraphrase.requests import (
     source_column,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import Counts, ModelJudge, RequestSender, Rounds, Selection, word_requests
+from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.selection import Selection
+from paraclip_core.paraphrase.sending import Counts, RequestSender
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
@@ -68,7 +73,7 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
         about |= spent(engine, counts)
         if rounds.model_judge is not None:
-            judge, questions = rounds.model_judge.sender.engine, rounds.model_judge.sender.counts
+            judge, questions = rounds.model_judge.engine, rounds.model_judge.sender.counts
             names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
             about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
             about["judge"] |= spent(judge, questions)
@@ -77,7 +82,7 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
 
 
 def _write(selection: Selection, out: Path) -> int:
-    """Write a step's rows and rejects; how many captions have a row."""
+    """Write a step's rows and rejects, and return how many captions have a row."""
     rows, rejects = PartWriter(out / "paraphrases", PARAPHRASES), PartWriter(out / "rejects", PARAPHRASE_REJECTS)
     captions, last = 0, None
     for batch in selection.rows():
@@ -97,7 +102,7 @@ def _write(selection: Selection, out: Path) -> int:
 def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress) -> Iterator[Rounds]:
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
-    Runs that ask the same model about the same captions have other fingerprints where gates or attempts differ, and the
+    Runs that ask the same model about the same captions have other fingerprints if gates or attempts differ, and the
     same requests. Side by side each would find them missing and both would pay, so one of them waits.
     """
     paraphraser, store = run.paraphraser, run.store
@@ -113,8 +118,7 @@ def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progres
         ExitStack() as stack,
     ):
         charge(engine, cache)
-        rounds = step_rounds(stack, run, step, batches, cache, scratch, engine)
-        rounds.progress = progress
+        model_judge = None
         if (judge := paraphraser.judge) is not None:
             judge_engine = engine
             if not set(options.judge or ()) <= {"sampling"}:
@@ -122,7 +126,10 @@ def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progres
                 judge_engine = stack.enter_context(closing(judge.engine()))
                 charge(judge_engine, cache)
             sender = RequestSender(judge_engine, cache, Counts(), judge.options.chunk)
-            rounds.model_judge = ModelJudge(sender, judge_sampling(judge.options.sampling))
+            model_judge = ModelJudge(sender, judge_sampling(judge.options.sampling))
+        rounds = step_rounds(
+            stack, run, step, batches, cache, scratch, engine, model_judge=model_judge, progress=progress
+        )
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -140,16 +147,18 @@ def step_rounds(
     scratch: Path,
     engine: Engine | None = None,
     judged: bool = True,
+    **more: Any,
 ) -> Rounds:
     """The rounds of a step over these rows, closed with `stack`. Without an engine they request nothing and say what is
-    missing; `judged`: answers without a verdict are judged."""
+    missing; `judged`: answers without a verdict are judged. `more` are further fields of `Rounds`."""
     paraphraser = run.paraphraser
     spec = judge_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest)
     stack.enter_context(closing(tables))
     pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
-    return Rounds(paraphraser.options, engine, cache, tables, pool, request, with_words=bool(spec.words))
+    sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
+    return Rounds(paraphraser.options, request, tables, cache, sender, pool, **more)
 
 
 def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
@@ -159,8 +168,8 @@ def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
         gates = gates.model_copy(update={"min_caption_similarity": -1.0})
     words = model_judge = ""
-    if paraphraser.asks_words(step):
-        request = word_requests(paraphraser.options, paraphraser.model)
+    if paraphraser.asks_words(step) and (asked := preset_named(gates.preset).words) is not None:
+        request = asked.requests(paraphraser.model, paraphraser.options.seed)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)
@@ -170,7 +179,7 @@ def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
-    """Count what was paid for earlier, other machines' included, where there is a cap."""
+    """Count what was paid for earlier, other machines' included, if there is a cap."""
     if isinstance(engine, PaidEngine) and engine.max_spend:
         engine.charge(*cache.paid_tokens(engine.name, engine.model))
 
@@ -200,7 +209,7 @@ def step_batches(folder: Path, step: int, fraction: float) -> Batches:
 
 
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
-    """What to say where nothing was accepted: training has no rows then, and images would be encoded for nothing."""
+    """What to say if nothing was accepted: training has no rows then, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
     reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
@@ -218,7 +227,7 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
 
 
 def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
-    """A few rows and rejects of a finished stage; nothing where its files are not here."""
+    """A few rows and rejects of a finished stage; none if its files are not here."""
 
     def first(part: str, *columns: str) -> list[tuple[str | None, ...]]:
         folder = artifact.path / part
@@ -261,7 +270,7 @@ def _sources(run: Run) -> Mapping[str, str]:
     if gates_of(gates).meaning and gates.encoder and (folder := user_path(gates.encoder)).is_dir():
         sources["encoder"] = hashes.of_folder(folder)
     if not paraphraser.facts.asks:
-        # Says so where the path is missing from the options.
+        # Raises an error if the options have no path.
         paraphraser.engine()
         path = input_path(run.settings, run.settings.paraphrase.file.path)
         sources["paraphrases"] = hashes.of([path])[str(path)]

@@ -33,7 +33,7 @@ from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.options import unusual
-from paraclip_core.paraphrase.gates import KNOWN_WRONG
+from paraclip_core.paraphrase.gates import known_wrong
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 from paraclip_core.report.data import (
     License,
@@ -126,7 +126,7 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
     about = inputs["paraphrase_1"].manifest.options
     preset, judge = about.get("gates", {}).get("preset", ""), about.get("judge", {}).get("model")
-    wrong = KNOWN_WRONG.get(preset, "") if "sampling" in about else ""
+    wrong = known_wrong(preset) if "sampling" in about else ""
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import GateOptions, ParaphraseOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Prompt
+from paraclip_core.paraphrase.gate_options import GateOptions
 
 OFF = GateOptions(preset="off")
 OPTIONS = ParaphraseOptions(engine="transformers", gates=OFF)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.judge import JUDGE_STEP
+from paraclip_core.paraphrase.model_judge import JUDGE_STEP
 
 Answer = Callable[[Prompt], Sequence[str]]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.texts import Pair
 
 

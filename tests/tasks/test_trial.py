@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,10 @@ def rows_of(artifact: Artifact) -> list[tuple[str, str, str]]:
 
 def complete(trial: Trial) -> list[tuple[str, str, str]]:
     return [
-        (caption["caption"], rewrite["paraphrase_1"], rewrite["paraphrase_2"])
+        (caption.caption, rewrite.paraphrase_1, rewrite.paraphrase_2)
         for caption in trial.captions
-        for rewrite in caption["rewrites"]
-        if rewrite["paraphrase_2"]
+        for rewrite in caption.rewrites
+        if rewrite.paraphrase_2
     ]
 
 
@@ -79,16 +80,16 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     assert complete(trial) == rows_of(second)
     assert len(complete(trial)) == (9 if keep == 1 else 18)
     rejected = trial.captions[7]
-    tries = [(one["step"], one["attempt"], one["reason"]) for one in rejected["attempts"]]
-    assert tries == [(1, 0, "echo"), (1, 1, "echo")] and rejected["rewrites"] == []
+    tries = [(one.step, one.attempt, one.reason) for one in rejected.attempts]
+    assert tries == [(1, 0, "echo"), (1, 1, "echo")] and rejected.rewrites == []
 
     # Now the cache has it all, and is used.
     again, _ = tried(settings)
     assert (again.asked, again.cached, len(engine.asked)) == (0, asked, 2 * asked)
-    cached = [one for caption in again.captions for one in caption["attempts"]]
-    assert all(one["cached"] for one in cached)
-    assert [one | {"cached": False} for one in cached] == [
-        one for caption in trial.captions for one in caption["attempts"]
+    cached = [one for caption in again.captions for one in caption.attempts]
+    assert all(one.cached for one in cached)
+    assert [replace(one, cached=False) for one in cached] == [
+        one for caption in trial.captions for one in caption.attempts
     ]
 
 
@@ -106,12 +107,12 @@ def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.Mon
 def test_every_gate_says_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, Scripted(uneven))
     trial, _ = tried(settings_of(tmp_path), CAPTIONS[:1])
-    attempt = trial.captions[0]["attempts"][0]
-    first, no, *_ = attempt["candidates"]
-    assert attempt["answers"][0]["raw"].startswith("1. ") and attempt["answers"][0]["parsed"] == first["answer"]
-    assert all(list(one["results"]) == list(trial.gates) for one in attempt["candidates"])
-    failed = {reason for reason, detail in no["results"].items() if detail is not None}
-    assert not no["accepted"] and "character_set" in failed and len(failed) > 1
+    attempt = trial.captions[0].attempts[0]
+    first, no, *_ = attempt.candidates
+    assert attempt.answers[0].raw.startswith("1. ") and attempt.answers[0].parsed == first.answer
+    assert all(list(one.results) == list(trial.gates) for one in attempt.candidates)
+    failed = {reason for reason, detail in no.results.items() if detail is not None}
+    assert not no.accepted and "character_set" in failed and len(failed) > 1
 
 
 def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,8 +120,8 @@ def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pyte
     settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
     (tmp_path / "captions.txt").write_text("a fast dog on the road\n")
     trial, _ = tried(settings, ["a fast dog on the road"])
-    candidates = trial.captions[0]["attempts"][0]["candidates"]
-    assert [one["answer"] for one in candidates if one["words_swapped"]] == ["a quick dog on the road"]
+    candidates = trial.captions[0].attempts[0].candidates
+    assert [one.answer for one in candidates if one.words_swapped] == ["a quick dog on the road"]
     asked = [prompt.text for prompt in engine.asked]
     assert len(asked) == len(set((prompt.text, prompt.step) for prompt in engine.asked)), "each once"
     if rows := complete(trial):
@@ -132,11 +133,11 @@ def test_captions_are_cleaned_and_those_that_ingest_leaves_out_are_named(
 ) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
     trial, _ = tried(settings_of(tmp_path, gates={"preset": "off"}), ["  a&amp;b   c d 1 ", "dog", " \t", "x" * 99_999])
-    assert [caption["caption"] for caption in trial.captions[:3]] == ["a&b c d 1", "dog", ""]
-    assert [caption["left_out"].partition(":")[0] for caption in trial.captions] == [
+    assert [caption.caption for caption in trial.captions[:3]] == ["a&b c d 1", "dog", ""]
+    assert [caption.left_out.partition(":")[0] for caption in trial.captions] == [
         "", "too_few_words", "empty", "too_long",
     ]  # fmt: skip
-    assert trial.captions[0]["rewrites"] and not any(caption["attempts"] for caption in trial.captions[1:])
+    assert trial.captions[0].rewrites and not any(caption.attempts for caption in trial.captions[1:])
     assert engine.texts[0] == "a&b c d 1" and len(engine.asked) == 2
     assert tried(settings_of(tmp_path), [])[0].captions == []
 
@@ -146,8 +147,8 @@ def test_paraphrases_of_the_users_own_are_looked_up(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, engine="file", file={"path": "own.csv"})
     trial, _ = tried(settings, ["a red dog", "a blue cat"])
     assert complete(trial) == [("a red dog", "one red dog", "a hound in red")]
-    attempt = trial.captions[1]["attempts"][0]
-    assert attempt["reason"] == "no_paraphrase" and attempt["answers"] == []
+    attempt = trial.captions[1].attempts[0]
+    assert attempt.reason == "no_paraphrase" and attempt.answers == []
     assert trial.gates == ("empty",)
 
 

@@ -14,9 +14,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from paraclip_core.config import ENGINES, EngineEntry, GateOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ENGINES, EngineEntry, ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.options import import_path
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
 
 SMALL_BYTES = 16 * 1024 * 1024

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.config import GateOptions
 from paraclip_core.demo.gates import (
     align,
     changed_colour,
@@ -23,6 +22,7 @@ from paraclip_core.demo.gates import (
     placed,
     unknown_words,
 )
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.texts import Compare, Pair
 

@@ -13,11 +13,15 @@ import pytest
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, ParaphraseOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine
-from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
+from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.judge import JudgeSpec
+from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables, prompt_for, step_requests
 from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.sending import Counts, RequestSender
+from paraclip_core.progress import silent
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
 OFF = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="off"))
@@ -75,24 +79,24 @@ class Paraphrasing:
         step: int = 1,
         processes: int = 1,
         with_words: bool = False,
+        progress: Any = silent,
     ) -> Rounds:
         spec = JudgeSpec(options.gates, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
         pool = JudgePool(spec, processes, self._scratch)
         request = step_requests(options, step, engine.model)
-        return Rounds(options, engine, self.cache, tables, pool, request, with_words=with_words)
+        sender = RequestSender(engine, self.cache, Counts(), options.chunk)
+        return Rounds(options, request, tables, self.cache, sender, pool, progress=progress)
 
     def run(
         self,
         batches: Sequence[pa.RecordBatch],
         engine: Engine,
         options: ParaphraseOptions = OFF,
-        *,
-        progress: Any = None,
         **more: Any,
     ) -> StepOutcome:
         rounds = self.rounds(batches, engine, options, **more)
-        rounds.progress = progress or rounds.progress
+        assert rounds.pool is not None
         with closing(rounds.tables), closing(rounds.pool):
             rounds.run()
             selection = rounds.select()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.config import GateOptions
 from paraclip_core.demo.synonyms import THESAURUS
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate
 from paraclip_core.paraphrase.texts import PACKAGE

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.config import GateOptions
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import first_failure
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.requests import FEW_SHOT

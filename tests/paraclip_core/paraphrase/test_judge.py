@@ -3,43 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing
-from dataclasses import replace
-from itertools import pairwise, product
-from multiprocessing.context import SpawnProcess
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
-from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions
-from paraclip_core.errors import StageError
-from paraclip_core.paraphrase import judge as judge_module
-from paraclip_core.paraphrase import rounds
+from paraclip_core.demo.synonyms import variants
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.judge import (
-    GATES_VERSION,
-    Candidate,
-    Judge,
-    JudgePool,
-    JudgeSpec,
-    Request,
-    Verdict,
-)
+from paraclip_core.paraphrase.judge import GATES_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
 from paraclip_core.paraphrase.requests import FEW_SHOT
 from paraclip_core.paraphrase.texts import words
-from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
+from paraclip_core.tables import text_hash
 
 
 class WordVectors:
@@ -76,7 +57,7 @@ def test_all_that_pass_are_handed_on_the_best_first() -> None:
     assert verdict.accepted[0][0] == answers[1]
 
 
-SMALL = "paraclip_core.paraphrase.gates.small"
+SMALL = "paraclip_core.demo.gates"
 
 
 def test_step_2_must_stay_near_its_input_and_the_caption(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,8 +99,8 @@ def test_synonyms_make_further_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     options = GateOptions(preset="small-model", min_similarity=-1)
     judge, request = Judge(JudgeSpec(options, 1), WordVectors()), Request("a red lamp", "a red lamp", ["a red lamp"])
     assert judge.judge([request])[0].reason == "echo"
-    judge.synonyms = {"lamp": ("lantern",)}
-    assert [answer for answer, _ in judge.judge([request])[0].accepted] == ["a red lantern"]
+    swapping = partial(variants, table={"lamp": ("lantern",)})
+    assert [answer for answer, _ in judge.judge([request], swapping)[0].accepted] == ["a red lantern"]
 
 
 def test_without_an_encoder_gates_on_meaning_pass() -> None:
@@ -211,198 +192,7 @@ def test_a_changed_verdict_needs_another_version() -> None:
     for preset, step in product(("capable", "small-model"), (1, 2)):
         spec = JudgeSpec(GateOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
         judge = Judge(spec, WordVectors(), pieces=lambda text: len(whole.encode(text)) - 2)
-        judge.synonyms = SYNONYMS
-        for verdict in judge.judge([Request(caption, source, [answer]) for caption, source, answer in texts]):
+        requests = [Request(caption, source, [answer]) for caption, source, answer in texts]
+        for verdict in judge.judge(requests, partial(variants, table=SYNONYMS)):
             outcomes.append(json.dumps([[text for text, _ in verdict.accepted], verdict.reason]))
     assert {GATES_VERSION: text_hash(*outcomes).hex()} == PINNED
-
-
-KEYS = ("generation", "parent")
-ROWS = 60
-MANY = 100_000
-"""Rows for which processes are worth starting."""
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its cosines mean nothing, and have all their digits."""
-    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
-
-
-@pytest.fixture(scope="module")
-def spec(encoder: Path) -> JudgeSpec:
-    """Gates of which some stop an answer, and similarities."""
-    gates = GateOptions(
-        preset="capable",
-        encoder=str(encoder),
-        min_similarity=-1,
-        min_caption_similarity=-1,
-        extra=("scripted_gates:blue_input",),
-    )
-    return JudgeSpec(gates.resolved("capable"), 2, (), 77)
-
-
-@pytest.fixture(scope="module")
-def answers() -> pa.Table:
-    """Answers of all kinds: none, one, several, empty ones and copies, of many lengths."""
-    rng = np.random.default_rng(5)
-
-    def text() -> str:
-        return " ".join("".join(rng.choice(list(f"{LETTERS} "), rng.integers(3, 40))).split()) or "x"
-
-    rows = [
-        {
-            "generation": number.to_bytes(16, "big"),
-            "parent": (number // 2).to_bytes(16, "big"),
-            "caption": f"a caption {text()}",
-            "source": (source := f"{text()} {'blue' if number % 7 == 0 else 'red'}"),
-            "completions": [text() for _ in range(number % 4)] + [source] * (number % 3 == 0) + [""] * (number % 5),
-        }
-        for number in range(ROWS)
-    ]
-    return pa.Table.from_pylist(rows, schema=ANSWERS)
-
-
-@pytest.fixture(scope="module")
-def judge(spec: JudgeSpec) -> Judge:
-    return Judge.with_models(spec)
-
-
-@pytest.fixture(scope="module")
-def whole(judge: Judge, answers: pa.Table) -> pa.Table:
-    return pa.Table.from_batches([judge.judge_block(answers.to_batches()[0])])
-
-
-@pytest.fixture(scope="module")
-def two(spec: JudgeSpec) -> Iterator[JudgePool]:
-    """Two processes, which take some seconds to start."""
-    with closing(JudgePool(spec, 2)) as pool:
-        yield pool
-
-
-def divided(answers: pa.Table, cuts: Sequence[int]) -> list[pa.RecordBatch]:
-    edges = [0, *sorted({cut for cut in cuts if 0 < cut < ROWS}), ROWS]
-    whole = answers.to_batches()[0]
-    return [whole.slice(start, stop - start) for start, stop in pairwise(edges)]
-
-
-def together(judged: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], blocks: Sequence[pa.RecordBatch]) -> pa.Table:
-    pairs = list(judged)
-    assert [block for block, _ in pairs] == list(blocks)
-    return pa.Table.from_batches([verdicts for _, verdicts in pairs])
-
-
-def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answers: pa.Table) -> None:
-    assert whole.schema.equals(VERDICTS)
-    assert [whole.column(name) for name in KEYS] == [answers.column(name) for name in KEYS]
-    encode, reasons = Tokenizer().encode, set()
-    for row, asked in zip(whole.to_pylist(), answers.to_pylist(), strict=True):
-        assert row["gates"] == spec.digest
-        reasons.add(row["reason"])
-        if row["reason"] is None:
-            assert row["accepted"] and row["answer"] is None
-            for one in row["accepted"]:
-                assert one["answer"] in asked["completions"] and one["tokens"] == encode(one["answer"])
-                assert -1 <= one["similarity"] <= 1
-        else:
-            assert row["accepted"] == []
-    assert {None, "blue_input", "no_paraphrase", "empty"} <= reasons
-    assert max(len(row["accepted"]) for row in whole.to_pylist()) > 1
-
-
-@settings(max_examples=15)
-@given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
-def test_no_division_changes_a_byte(judge: Judge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
-    blocks = divided(answers, cuts)
-    assert pa.Table.from_batches([judge.judge_block(block) for block in blocks]).equals(whole)
-
-
-def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
-    for size in (7, 25):
-        blocks = divided(answers, range(0, ROWS, size))
-        assert together(two.judge(iter(blocks), MANY), blocks).equals(whole)
-
-
-def test_few_rows_are_judged_here(spec: JudgeSpec, answers: pa.Table, whole: pa.Table) -> None:
-    with closing(JudgePool(spec, 2)) as pool:
-        blocks = divided(answers, [20])
-        assert together(pool.judge(iter(blocks), ROWS), blocks).equals(whole)
-        assert not pool._pools
-
-
-def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
-    blocks = divided(answers, range(0, ROWS, 10))
-    taken = [block for block in blocks if two.offer(block)]
-    assert taken == blocks[:5]
-    # No more are taken than processes have time for soon; none is lost.
-    verdicts = together(two.offered(wait=True), taken)
-    assert verdicts.equals(whole.slice(0, 50))
-    assert list(two.offered(wait=True)) == []
-    assert two.offer(blocks[-1])
-    assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
-
-
-def kill(pool: JudgePool) -> None:
-    executor = pool._pools[-1]
-    os.kill(next(iter(executor._processes)), signal.SIGKILL)
-    # The others may finish what little there is before anyone looks.
-    while not executor._broken:
-        time.sleep(0.01)
-
-
-def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "BLOCK_ROWS", 10)
-    monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
-    monkeypatch.setattr("paraclip_core.paraphrase.judge.BLOCK_ROWS", 1)
-    captions = [f"a dog with number {number}" for number in range(200)]
-    step_rounds = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
-    judge = JudgePool.judge
-
-    def killing(self: JudgePool, blocks: Any, count: int) -> Iterator[Any]:
-        for number, judged in enumerate(judge(self, blocks, count)):
-            yield judged
-            if number == 2:
-                kill(self)
-
-    monkeypatch.setattr(JudgePool, "judge", killing)
-    with (
-        closing(step_rounds.tables),
-        closing(step_rounds._pool),
-        pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.threads.*run again"),
-    ):
-        step_rounds.run()
-    monkeypatch.undo()
-    outcome = paraphrasing.run([rows_of(captions)], Scripted())
-    assert outcome.answers == {text: f"well {text}" for text in captions}
-    assert outcome.rounds.counts.generated == 0
-    assert 0 < outcome.rounds.counts.judged < 200 - 2 * 10
-
-
-@pytest.mark.nightly
-def test_a_kill_while_another_one_starts_is_told(
-    spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start, started = SpawnProcess.start, []
-
-    def start_slowly(process: SpawnProcess) -> None:
-        start(process)
-        started.append(process)
-        if len(started) == 2:
-            os.kill(started[0].pid, signal.SIGKILL)
-            time.sleep(1)
-
-    monkeypatch.setattr(SpawnProcess, "start", start_slowly)
-    # Longer than what a pipe holds, so that one who writes it waits for one who reads.
-    wide = pa.concat_tables([answers] * 40).combine_chunks().to_batches()[0]
-    assert wide.nbytes > 2 * 64 * 1024
-    # Gates without an encoder, whose processes start at once.
-    quick = replace(spec, gates=GateOptions(preset="off", extra=("scripted_gates:blue_input",)))
-    with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
-        list(pool.judge(iter([wide] * 6), MANY))
-
-
-def test_a_process_of_other_code_is_told(spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"_spec": spec, "_digest": b"of another release"}.items():
-        monkeypatch.setattr(judge_module, name, value, raising=False)
-    with pytest.raises(StageError, match="code that judges was changed"):
-        judge_module._judge_block(answers.to_batches()[0], "")

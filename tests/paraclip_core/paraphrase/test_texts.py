@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.config import GateOptions
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase import texts as module
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.texts import (
     PACKAGE,

@@ -19,7 +19,7 @@ from paraclip.tasks.requests import export_requests
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.judge import QUESTION, judge_requests, says_same
+from paraclip_core.paraphrase.model_judge import QUESTION, judge_requests, says_same
 
 DOGS = [f"a dog with number {number}" for number in range(6)]
 

@@ -16,9 +16,10 @@ from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingI
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
-from paraclip_core.config import GateOptions, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, BudgetError, EngineError
-from paraclip_core.paraphrase.rounds import KEEP_SECONDS
+from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.sending import KEEP_SECONDS
 
 KEY = "sk-not-a-real-key-0123456789"
 CAPTIONS = 150

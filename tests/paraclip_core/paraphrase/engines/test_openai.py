@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from openai_asking import KEY, TWO, Connect, ask, first_words, numbered, streamed  # pyright: ignore[reportMissingImports]
 from openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, words_of  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
 from paraclip_core.paraphrase.engines import Completion, Prompt, make_engine
@@ -35,6 +35,7 @@ from paraclip_core.paraphrase.engines.openai import (
     read_line,
     request_line,
 )
+from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
 

@@ -1,4 +1,4 @@
-"""Generate: what is kept when, of engines that answer at once and of those that hand answers over one by one."""
+"""What is kept when, of engines that answer at once and of those that hand answers over one by one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scripted_engine import Scripted, Streaming  # pyright: ignore[reportMissing
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase import rounds as generate
+from paraclip_core.paraphrase import sending
 from paraclip_core.paraphrase.engines import Completion, Prompt
 from paraclip_core.paraphrase.requests import PAPER, RequestKeys, sampling_json
-from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
+from paraclip_core.paraphrase.sending import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 
 REQUESTS = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
@@ -101,7 +101,7 @@ def test_a_stream_is_kept_by_half_chunks_before_it_is_used(cache: AnswerStore) -
 
 
 def test_a_stream_is_kept_while_nothing_more_comes(cache: AnswerStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate, "KEEP_SECONDS", 0.05)
+    monkeypatch.setattr(sending, "KEEP_SECONDS", 0.05)
 
     class Hanging(Streaming):
         def stream(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> Iterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]

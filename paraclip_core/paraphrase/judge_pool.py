@@ -1,0 +1,165 @@
+"""Judging in several processes, which changes no byte of the verdicts."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+
+from paraclip_core.errors import CrashedError, StageError
+from paraclip_core.lifetime import die_with
+from paraclip_core.paraphrase.gate_options import preset_named
+from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.judge import Candidate, Further, Judge, JudgeSpec, requests_of
+from paraclip_core.paraphrase.words import Fetch, Words
+from paraclip_core.tables import text_hash
+
+BLOCK_ROWS = 512
+IN_PROCESS_BLOCKS = 4
+"""Starting processes, which load the sentence encoder, takes as long as judging so much."""
+KILLED = (
+    "a process that judges answers was killed; the machine may be out of memory (run.threads has fewer of them). "
+    "Verdicts so far are kept; run again to go on from there"
+)
+CHANGED = "the code that judges was changed since this run began; run again to go on with it"
+
+Judged = tuple[pa.RecordBatch, pa.RecordBatch]
+"""A block and its verdicts, row by row."""
+
+
+class JudgePool:
+    """Processes that judge, started when there is enough for them; close it at the end."""
+
+    def __init__(self, spec: JudgeSpec, processes: int = 0, scratch: Path | None = None) -> None:
+        """`processes` judge at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
+        self._spec, self._scratch = spec, scratch
+        self._processes = processes or os.cpu_count() or 1
+        # One for each process, in turn: where one of several dies while another is being started, CPython 3.11 waits
+        # for the other one for ever.
+        self._pools: deque[ProcessPoolExecutor] = deque()
+        self._synonyms = ""  # file with the table
+        self._waiting: deque[tuple[pa.RecordBatch, Future[pa.RecordBatch]]] = deque()
+
+    @property
+    def words(self) -> Words | None:
+        """How answers with words swapped are made; None if none are tried."""
+        return preset_named(self._spec.gates.preset).words if self._spec.words else None
+
+    def find_synonyms(self, fetch: Fetch, blocks: Iterable[pa.RecordBatch]) -> None:
+        """From now on, also try answers with words swapped: those that `fetch` finds for the words of the blocks."""
+        judge, words, step = self._judge_here, self.words, self._spec.step
+        assert self._scratch is not None and judge.encoder is not None and words is not None
+        texts = (
+            text
+            for block in blocks
+            for asked in requests_of(block)
+            for text in words.bases(asked.source, asked.caption, asked.answers, step)
+        )
+        table = json.dumps(words.find(texts, fetch, judge.encoder.encode, judge.pieces), sort_keys=True)
+        path = self._scratch / f"synonyms-{text_hash(table).hex()}.json"
+        path.write_text(table)
+        self._synonyms = str(path)
+
+    def judge(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Judged]:
+        """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks; `rows` rows together."""
+        if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
+            further = _further(self._spec, self._synonyms)
+            yield from ((block, self._judge_here.judge_block(block, further)) for block in blocks)
+            return
+        for block in blocks:
+            self._submit(block)
+            if len(self._waiting) > 2 * self._processes:
+                yield self._next()
+        yield from self.offered(wait=True)
+
+    def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
+        """Every candidate of each request of a block, with the result of every gate."""
+        return self._judge_here.explain(requests_of(block), _further(self._spec, self._synonyms))
+
+    def offer(self, block: pa.RecordBatch) -> bool:
+        """Let a process judge a block while the caller does something else, if one has time for it."""
+        if self._processes == 1 or len(self._waiting) > 2 * self._processes:
+            return False
+        self._submit(block)
+        return True
+
+    def offered(self, wait: bool = False) -> Iterator[Judged]:
+        """Offered blocks with their verdicts, those that are judged; `wait`: all of them."""
+        while self._waiting and (wait or self._waiting[0][1].done()):
+            yield self._next()
+
+    def close(self) -> None:
+        """End the processes; what they are judging is given up."""
+        while self._pools:
+            self._pools.pop().shutdown(cancel_futures=True)
+
+    @cached_property
+    def _judge_here(self) -> Judge:
+        return Judge.with_models(self._spec)
+
+    @cached_property
+    def _digest(self) -> bytes:
+        return self._spec.digest
+
+    def _submit(self, block: pa.RecordBatch) -> None:
+        if not self._pools:
+            # Not forked: threads of torch and Arrow do not survive that.
+            context = multiprocessing.get_context("spawn")
+            one_thread = bool(gates_of(self._spec.gates).meaning)
+            initargs = os.getpid(), one_thread
+            self._pools.extend(ProcessPoolExecutor(1, context, _start_worker, initargs) for _ in range(self._processes))
+        try:
+            future = self._pools[0].submit(_judge_block, self._spec, self._digest, block, self._synonyms)
+        except BrokenProcessPool as error:
+            raise CrashedError(KILLED) from error
+        self._waiting.append((block, future))
+        self._pools.rotate(-1)
+
+    def _next(self) -> Judged:
+        block, future = self._waiting.popleft()
+        try:
+            return block, future.result()
+        except BrokenProcessPool as error:
+            raise CrashedError(KILLED) from error
+
+
+def _start_worker(parent: int, one_thread: bool) -> None:
+    """Prepare a judging process: it ends with its parent and leaves the other cores to its siblings."""
+    die_with(parent)
+    if one_thread:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _judge_block(spec: JudgeSpec, digest: bytes, block: pa.RecordBatch, synonyms: str) -> pa.RecordBatch:
+    """Verdicts of a block in a judging process, with the table of synonyms in the file `synonyms`, if there is one."""
+    return _worker_judge(spec, digest).judge_block(block, _further(spec, synonyms))
+
+
+@lru_cache(maxsize=1)
+def _worker_judge(spec: JudgeSpec, digest: bytes) -> Judge:
+    """A judging process's only judge."""
+    if spec.digest != digest:
+        # This process has read newer code, and its verdicts would not be those that the parent looks for.
+        raise StageError(CHANGED)
+    return Judge.with_models(spec)
+
+
+@lru_cache(maxsize=1)
+def _further(spec: JudgeSpec, synonyms: str) -> Further | None:
+    """What makes answers with words swapped, from the table in the file `synonyms`; None without a file."""
+    words = preset_named(spec.gates.preset).words
+    if not synonyms or words is None:
+        return None
+    table = {word: tuple(others) for word, others in json.loads(Path(synonyms).read_text()).items()}
+    variants = words.variants
+    return lambda source, caption, answers, step: variants(source, caption, answers, step, table)

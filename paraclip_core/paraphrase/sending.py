@@ -1,0 +1,178 @@
+"""Sending requests to an engine; each completion is kept before anything else is done with it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
+from typing import Any
+
+import pyarrow as pa
+
+from paraclip_core.config import SamplingOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase.engines import CheckedEngine, Completion, Engine, Prompt, StreamingEngine
+from paraclip_core.paraphrase.requests import GenerationCache, PromptTemplate, RequestKeys
+from paraclip_core.tables import GENERATIONS
+
+KEEP_SECONDS = 2.0
+"""What an engine hands over one by one is kept at least so often: a kill loses no more of what was paid for."""
+
+Part = list[tuple[str, bytes, Completion]]
+"""Text, key and completion of some requests."""
+Phase = Callable[[int], None]
+"""Called with how many more are done."""
+
+
+@dataclass
+class Counts:
+    """What a step did, for its manifest."""
+
+    captions: int = 0
+    """Rows that were to be paraphrased."""
+    requested: int = 0
+    """Different requests, all attempts together, words included."""
+    cached: int = 0
+    """Those of them that the cache had answered."""
+    generated: int = 0
+    judged: int = 0
+    """Answers that were judged now; the others had been judged before."""
+    accepted: int = 0
+    """Captions with an accepted answer."""
+    kept: int = 0
+    """Rows written: several of a caption where `paraphrase.keep` allows that."""
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Rejections by reason, one for each caption and attempt."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    engine_seconds: float = 0.0
+    judge_seconds: float = 0.0
+
+    def metrics(self) -> dict[str, Any]:
+        seconds = {name: round(getattr(self, name), 3) for name in ("engine_seconds", "judge_seconds")}
+        return {**vars(self), "rejected": dict(sorted(self.rejected.items())), **seconds}
+
+
+class RequestSender:
+    """Sends requests to an engine, and keeps each completion before anything else is done with it."""
+
+    def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, chunk: int) -> None:
+        """What is sent and kept is added to `counts`."""
+        self.engine, self.counts = engine, counts
+        self._cache, self._chunk, self._checked = cache, chunk, False
+
+    def answers(
+        self,
+        request: RequestKeys,
+        template: PromptTemplate,
+        sampling: SamplingOptions,
+        texts: Sequence[str],
+        started: Callable[[int], Phase],
+    ) -> dict[str, Sequence[str]]:
+        """Text → raw answers, from the cache or else from the engine.
+
+        `started` is called with the number of requests to send, where there are any, and gives their phase.
+        """
+        array = request.keys(texts)
+        keys: list[bytes] = array.to_pylist()
+        cached = self._cache.lookup(array)
+        by_key = dict(zip(cached.column("key").to_pylist(), cached.column("completions").to_pylist(), strict=True))
+        answers = {text: by_key[key] for text, key in zip(texts, keys, strict=True) if key in by_key}
+        todo = [(text, key) for text, key in zip(texts, keys, strict=True) if key not in by_key]
+        self.counts.requested += len(texts)
+        self.counts.cached += len(answers)
+        if todo:
+            phase = started(len(todo))
+            for part in self.send(request, template, sampling, todo):
+                answers |= {text: completion.texts for text, _, completion in part}
+                phase(len(part))
+        return answers
+
+    def send(
+        self,
+        request: RequestKeys,
+        template: PromptTemplate,
+        sampling: SamplingOptions,
+        todo: Sequence[tuple[str, bytes]],
+    ) -> Generator[Part, None, None]:
+        """Completions of the texts and keys in `todo`, part by part, in the order in which they come."""
+        engine = self.engine
+        if isinstance(engine, CheckedEngine) and not self._checked:
+            engine.check()
+            self._checked = True
+        prompts = prompts_of(request, template, [text for text, _ in todo])
+        if isinstance(engine, StreamingEngine):
+            stream, enough, seconds = engine.stream(prompts, sampling), max(1, self._chunk // 2), KEEP_SECONDS
+        else:
+            stream, enough, seconds = self._in_chunks(prompts, sampling), self._chunk, math.inf
+        sent, waiting, began = 0, list[tuple[int, Completion]](), time.monotonic()
+        with closing(stream):
+            try:
+                for item in stream:
+                    waiting += [] if item is None else [item]
+                    if waiting and (len(waiting) >= enough or time.monotonic() - began >= seconds):
+                        full, waiting = waiting, []
+                        self.counts.engine_seconds += time.monotonic() - began
+                        sent += len(full)
+                        yield self._keep(full, request, todo)
+                        began = time.monotonic()
+            finally:
+                # An interrupt or a dead engine must not cost what was answered before it.
+                self.counts.engine_seconds += time.monotonic() - began
+                rest = self._keep(waiting, request, todo)
+        if rest:
+            yield rest
+        if sent + len(rest) != len(todo):
+            raise EngineError(f"{engine.name} gave {sent + len(rest)} completions for {len(todo)} prompts")
+
+    def _in_chunks(
+        self, prompts: Sequence[Prompt], sampling: SamplingOptions
+    ) -> Generator[tuple[int, Completion], None, None]:
+        for start in range(0, len(prompts), self._chunk):
+            chunk = prompts[start : start + self._chunk]
+            completions = self.engine.generate(chunk, sampling)
+            if len(completions) != len(chunk):
+                raise EngineError(f"{self.engine.name} gave {len(completions)} completions for {len(chunk)} prompts")
+            yield from enumerate(completions, start)
+
+    def _keep(
+        self, completions: list[tuple[int, Completion]], request: RequestKeys, todo: Sequence[tuple[str, bytes]]
+    ) -> Part:
+        """Put completions, each with the number of its request in `todo`, into the cache."""
+        part: Part = []
+        for number, completion in sorted(completions, key=itemgetter(0)):
+            # What is judged now is what a cached run will judge.
+            part.append((*todo[number], replace(completion, texts=tuple(map(storable, completion.texts)))))
+        if not part:
+            return part
+        rows = [
+            {
+                **request.columns(self.engine.name),
+                "key": key,
+                "input": storable(text),
+                "completions": completion.texts,
+                "prompt_tokens": completion.prompt_tokens,
+                "completion_tokens": completion.completion_tokens,
+            }
+            for text, key, completion in part
+        ]
+        self._cache.append(pa.Table.from_pylist(rows, schema=GENERATIONS))
+        self.counts.generated += len(part)
+        self.counts.prompt_tokens += sum(completion.prompt_tokens for _, _, completion in part)
+        self.counts.completion_tokens += sum(completion.completion_tokens for _, _, completion in part)
+        return part
+
+
+def prompts_of(request: RequestKeys, template: PromptTemplate, texts: Iterable[str]) -> list[Prompt]:
+    """What an engine gets for requests about these texts."""
+    # Another attempt must draw other answers.
+    seed = (request.seed + 7919 * request.attempt) % 2**31
+    return [Prompt(template.messages(text), text, request.step, seed) for text in texts]
+
+
+def storable(text: str) -> str:
+    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
+    return text.encode("utf-8", "replace").decode("utf-8")
