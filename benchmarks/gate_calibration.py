@@ -27,9 +27,11 @@ from record import arguments
 
 from paraclip_core.captions.rows import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
-from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
+from paraclip_core.config import GateOptions, ParaphraseOptions
+from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.judge import JUDGE_STEP, QUESTION, Judge, JudgeSpec, Request, says_same
+from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.requests import FEW_SHOT
 from paraclip_core.paraphrase.texts import Encoder, SentenceEncoder, words
 

@@ -21,8 +21,9 @@ from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
+from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.report.data import few_for_alpha
 from paraclip_core.settings import fields
 

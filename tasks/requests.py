@@ -33,7 +33,8 @@ from paraclip.tasks.stages.paraphrase import STEPS, spent, step_batches, step_ro
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, count_words, reject_batch
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines.openai import Refused, draws, prompt_size, read_line, request_line
+from paraclip_core.paraphrase.engines.batch_lines import Refused, read_line, request_line
+from paraclip_core.paraphrase.engines.openai import draws, prompt_size
 from paraclip_core.paraphrase.requests import (
     PromptTemplate,
     RequestKeys,

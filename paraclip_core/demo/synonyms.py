@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from paraclip_core.config import SamplingOptions
 from paraclip_core.demo.gates import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
+from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.requests import PromptTemplate
 from paraclip_core.paraphrase.texts import NOISE_WORDS, Pieces, content_words, parse_answer, stem, tidy, word_set, words
 

@@ -26,10 +26,11 @@ from typing import Any
 import pyarrow as pa
 
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import GateOptions, SamplingOptions, meaning
+from paraclip_core.config import GateOptions, meaning
 from paraclip_core.demo.synonyms import Fetch, SynonymTable, find_synonyms, variants
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
+from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
 from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, neutralize, sampling_json
 from paraclip_core.paraphrase.texts import Compare, Encoder, Pair, Pieces, SentenceEncoder, model_identity, parse_answer

@@ -29,8 +29,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.texts import tidy
 from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
 

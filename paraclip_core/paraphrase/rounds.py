@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, WORD_STEP, bases
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import (
@@ -32,6 +32,7 @@ from paraclip_core.paraphrase.engines import (
     Engine,
     PaidEngine,
     Prompt,
+    SamplingOptions,
     StreamingEngine,
 )
 from paraclip_core.paraphrase.judge import (

@@ -22,9 +22,10 @@ from paraclip.tasks.run.run import Run, Slot, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import meaning
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError, one_line
-from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser
+from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, judge_requests, judge_sampling
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.requests import (
     Batches,
     GenerationCache,

@@ -28,10 +28,11 @@ from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.captions.rows import MANY_LICENCES
 from paraclip_core.clip.reference import place_free_name
-from paraclip_core.config import ENGINES, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.options import unusual
+from paraclip_core.paraphrase.engines import ENGINES
 from paraclip_core.paraphrase.gates import KNOWN_WRONG
 from paraclip_core.report.data import (
     License,

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.answers import AnswerStore
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions
+from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.requests import (
     INPUT_COLUMNS,
     NO_PARENT,

@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.rows import clean
-from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import FileEngineOptions, ParaphraseOptions
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
+from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
+from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.texts import parse_answer
 
 ROWS = [

@@ -22,19 +22,19 @@ from hypothesis import strategies as st
 from openai_asking import KEY, TWO, Connect, ask, first_words, numbered, streamed  # pyright: ignore[reportMissingImports]
 from openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, words_of  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import GateOptions, OpenAIOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines import Completion, Prompt, make_engine
+from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
+from paraclip_core.paraphrase.engines.batch_lines import Refused, read_line, request_line
 from paraclip_core.paraphrase.engines.openai import (
     FAILURES_IN_A_ROW,
-    Refused,
+    OpenAIOptions,
     RefusedError,
     draw_seed,
     read_completion,
-    read_line,
-    request_line,
 )
+from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
 
