@@ -48,8 +48,8 @@ from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions, St
 from paraclip_core.paraphrase.engines.openai import draw_seed
 from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine
-from paraclip_core.paraphrase.requests import prompt_for
-from paraclip_core.paraphrase.texts import SentenceEncoder
+from paraclip_core.paraphrase.prompts import prompt_for
+from paraclip_core.paraphrase.sentence_encoder import SentenceEncoder
 from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")

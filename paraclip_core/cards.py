@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
-from paraclip_core.paraphrase.requests import PromptTemplate
+from paraclip_core.paraphrase.prompts import PromptTemplate
 
 # Underscores inside words and these marks mean nothing inside a line; everything else that Markdown, its tables, links
 # that need no brackets, mentions, formulas or HTML could mean something by becomes a character reference, which is

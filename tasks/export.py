@@ -26,7 +26,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError, one_line
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.paraphraser import relevant_options
-from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, prompt_for
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 
 Layout = Literal["open_clip", "hf", "onnx"]
 CARD = "README.md"

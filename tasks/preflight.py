@@ -38,7 +38,7 @@ from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.texts import check_encoder
+from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""

@@ -19,9 +19,9 @@ from paraclip_core.captions.rows import clean, cleaned
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.rounds import Counts, Rounds
-from paraclip_core.paraphrase.texts import parse_answer
+from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS
 from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
 
 Say = Callable[[str], None]

@@ -22,7 +22,9 @@ from paraclip_core.config import GateOptions
 from paraclip_core.demo import gates as small
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
-from paraclip_core.paraphrase.texts import UNSPACED, Compare, Pair, content_words, words
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.sentence_encoder import Compare
+from paraclip_core.paraphrase.words import UNSPACED, content_words, words
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]

@@ -32,8 +32,11 @@ from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
 from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
-from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, neutralize, sampling_json
-from paraclip_core.paraphrase.texts import Compare, Encoder, Pair, Pieces, SentenceEncoder, model_identity, parse_answer
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.pair import Pair, Pieces
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
+from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
 from paraclip_core.tables import VERDICTS, text_hash
 
 GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"

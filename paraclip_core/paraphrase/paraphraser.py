@@ -19,7 +19,7 @@ from paraclip_core.paraphrase.engines import (
     EngineOptions,
     SamplingOptions,
 )
-from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 

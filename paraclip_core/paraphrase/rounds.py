@@ -1,6 +1,6 @@
 """The rounds of one step: request what is missing, judge what is not judged, again for what was rejected; then select.
 
-A round is two set-wise joins (:mod:`paraclip_core.paraphrase.requests`) and the work that they leave. What was answered
+A round is two set-wise joins (`step_tables.py`) and the work that they leave. What was answered
 or judged before, by whichever run, is never requested or judged again, so a killed round resumes where it was. Without
 an engine the rounds count what they would request, which is all that `plan` and batch files need.
 """
@@ -43,16 +43,14 @@ from paraclip_core.paraphrase.judge import (
     decide_by_model,
     judge_requests,
 )
-from paraclip_core.paraphrase.requests import (
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.step_tables import (
     INPUT_COLUMNS,
     GenerationCache,
-    PromptTemplate,
-    RequestKeys,
     RowCursor,
     StepTables,
     answers_block,
-    prompt_for,
-    sampling_json,
     source_column,
 )
 from paraclip_core.progress import Progress, silent

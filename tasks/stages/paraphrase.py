@@ -25,16 +25,10 @@ from paraclip_core.errors import ArtifactError, EngineError, InputError, Paracli
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec, judge_requests, judge_sampling
+from paraclip_core.paraphrase.keys import in_fraction, step_requests
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.paraphrase.requests import (
-    Batches,
-    GenerationCache,
-    StepTables,
-    in_fraction,
-    source_column,
-    step_requests,
-)
 from paraclip_core.paraphrase.rounds import Counts, ModelJudge, RequestSender, Rounds, Selection, word_requests
+from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, StepTables, source_column
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash

@@ -21,7 +21,7 @@ from paraclip_core.cards import (
     inert,
     table,
 )
-from paraclip_core.paraphrase.requests import PAPER
+from paraclip_core.paraphrase.prompts import PAPER
 
 MARKDOWN = MarkdownIt("commonmark", {"html": True}).enable("table")
 HOSTILE = (

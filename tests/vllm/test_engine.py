@@ -12,7 +12,7 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.vllm import VllmEngine, VllmOptions
-from paraclip_core.paraphrase.requests import prompt_for
+from paraclip_core.paraphrase.prompts import prompt_for
 
 TEMPLATE = prompt_for(ParaphraseOptions(), 1)
 SAMPLING = SamplingOptions(n=2, max_tokens=24)

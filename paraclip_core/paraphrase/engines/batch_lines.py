@@ -10,7 +10,7 @@ from typing import Any
 
 from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import draws, plain, read_completion, request_body
-from paraclip_core.paraphrase.requests import KEY_BYTES
+from paraclip_core.paraphrase.keys import KEY_BYTES
 
 URL = "/v1/chat/completions"
 UNCOUNTED = -1

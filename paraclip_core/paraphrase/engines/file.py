@@ -32,7 +32,7 @@ from paraclip_core.paraphrase.engines import (
     Prompt,
     SamplingOptions,
 )
-from paraclip_core.paraphrase.texts import parse_answer
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)

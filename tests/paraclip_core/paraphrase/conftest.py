@@ -16,8 +16,10 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import GateOptions, ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine
 from paraclip_core.paraphrase.judge import JudgePool, JudgeSpec
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables, prompt_for, step_requests
+from paraclip_core.paraphrase.keys import step_requests
+from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, StepTables
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
 OFF = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="off"))

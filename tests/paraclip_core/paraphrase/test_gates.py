@@ -20,7 +20,9 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import gates
 from paraclip_core.paraphrase.gates import PRESETS, REASONS, first_failure, gates_of
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request, Verdict
-from paraclip_core.paraphrase.texts import PACKAGE, Pair, words
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
+from paraclip_core.paraphrase.words import words
 
 OPTIONS = GateOptions(preset="small-model")
 WHOLE = Tokenizer(context_length=4096)

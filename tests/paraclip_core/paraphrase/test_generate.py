@@ -15,7 +15,8 @@ from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds as generate
 from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
-from paraclip_core.paraphrase.requests import PAPER, RequestKeys, sampling_json
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.rounds import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 

@@ -38,8 +38,8 @@ from paraclip_core.paraphrase.judge import (
     Request,
     Verdict,
 )
-from paraclip_core.paraphrase.requests import FEW_SHOT
-from paraclip_core.paraphrase.texts import words
+from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.paraphrase.words import words
 from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
 
 

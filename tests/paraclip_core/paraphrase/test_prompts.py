@@ -14,8 +14,8 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo.smollm2 import chatml
 from paraclip_core.demo.synonyms import bare
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, neutralize, prompt_for
-from paraclip_core.paraphrase.texts import tidy
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, neutralize, prompt_for
+from paraclip_core.paraphrase.tidy import tidy
 
 TEMPLATES = [*PAPER.values(), *FEW_SHOT.values()]
 

@@ -19,8 +19,9 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
-from paraclip_core.paraphrase.requests import prompt_for
-from paraclip_core.paraphrase.texts import Pair, parse_answer
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import prompt_for
 
 OPTIONS = ParaphraseOptions()
 SAMPLING = SamplingOptions(n=2, temperature=0.8, max_tokens=24)

@@ -24,7 +24,7 @@ from paraclip_core.paraphrase.engines import (
 )
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine, TransformersOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
-from paraclip_core.paraphrase.texts import PACKAGE
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
