@@ -36,8 +36,8 @@ from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.metrics import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.run import Prepared
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.paraphraser import unguarded
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
