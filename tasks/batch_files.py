@@ -128,7 +128,7 @@ class Imported:
     answered: int = 0
     """Lines whose request was answered before, or by an earlier line."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Lines of no use, by reason."""
+    """Rejected lines, by reason."""
     rejects: list[str] = field(default_factory=list)
     """Files with the rejected lines (`tables.REJECTS`)."""
     prompt_tokens: int = 0
@@ -140,8 +140,8 @@ class Imported:
 def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
     """Put the answers to requests that a run would make into its answers cache, from batch output or error files.
 
-    They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Lines of no
-    use are written beside each file, as `NAME.rejects.parquet`.
+    They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Rejected
+    lines are written beside each file, as `NAME.rejects.parquet`.
     """
     imported, expected = Imported(), draws(run.paraphraser.options.sampling)
     with (
@@ -203,7 +203,7 @@ def _import(
     cache: AnswerStore,
     imported: Imported,
 ) -> list[Reject]:
-    """Keep the new answers of a block; its lines of no use."""
+    """Keep the new answers of a block; returns its rejected lines."""
     answers = [(line, *one, raw) for line, one, raw in block if not isinstance(one, Refused)]
     rejects = [
         Reject(line, one.reason, storable(one.detail), raw) for line, one, raw in block if isinstance(one, Refused)

@@ -27,7 +27,7 @@ def missing_rounds(
     """The rounds of each step that is not finished, as far as earlier answers say what they would ask.
 
     Step 2 asks about the accepted answers of step 1, and a further attempt about what was rejected. So answers without
-    a verdict are judged first where `judged` says so, and left out elsewhere.
+    a verdict are judged first if `judged`, and left out otherwise.
     """
     with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache, ExitStack() as stack:
         if "paraphrase_1" in artifacts:

@@ -56,8 +56,9 @@ def engine_facts(options: ParaphraseOptions) -> EngineFacts:
 
 
 def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
-    """The options with a fixed value for each that the chosen engine does not look at: these change neither a request's
-    key nor a fingerprint.
+    """The options with a fixed value for each one that the chosen engine does not read.
+
+    Such options change neither a request's key nor a fingerprint.
     """
     fields, entry = ParaphraseOptions.model_fields, _entry(options)
     some = {name for each in (*ENGINES.values(), EngineEntry("")) for name in each.reads}
@@ -67,7 +68,7 @@ def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
 
 @dataclass
 class Paraphraser:
-    """The engine that options name, with what follows from them; each is found out when it is asked for first."""
+    """The engine that options name, with what follows from them; each value is computed when it is first used."""
 
     given: ParaphraseOptions
     context: EngineContext = HERE
@@ -114,12 +115,12 @@ class Paraphraser:
         return small and self.prompts[step].id.startswith("few-shot")
 
     def engine(self) -> Engine:
-        """A new engine, which loads no model before its first request; close it when it was asked."""
+        """A new engine, which loads no model before its first request; close it after use."""
         return make_engine(self.options, self.context)
 
 
 def unguarded(options: ParaphraseOptions) -> str | None:
-    """What to tell who has turned the gates off for the answers of a language model; None where they have not."""
+    """The warning if the gates are off for the answers of a language model; None otherwise."""
     paraphraser = Paraphraser(options)
     if paraphraser.gates.preset != "off" or not paraphraser.facts.asks:
         return None

@@ -34,7 +34,7 @@ def parse_answer(raw: str | None) -> str:
     """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
 
     A reasoning model's thoughts are dropped before. The result is cleaned as captions are, so that it is tokenized as
-    it stands; it is empty where nothing is left. Never raises, whatever the text; parts that another program wrote may
+    it stands; it is empty if nothing is left. Never raises, whatever the text; parts that another program wrote may
     hold null, which says nothing.
     """
     if raw is None:

@@ -86,7 +86,7 @@ def _visible(text: str) -> str:
 
 
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
-    """The prompt of a step: the user's own where there is one, else the chosen set's."""
+    """The prompt of a step: the user's own if there is one, else the chosen set's."""
     own = options.prompt_1 if step == 1 else options.prompt_2
     if not own:
         return (PAPER if options.prompts == "paper" else FEW_SHOT)[step]

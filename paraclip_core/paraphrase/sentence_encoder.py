@@ -124,7 +124,7 @@ class Compare:
 
 
 def model_identity(name: str) -> str:
-    """What tells a model from another: a package's version, a hub id, or a hash of a local folder's files."""
+    """What distinguishes a model from others: a package's version, a hub id, or a hash of a local folder's files."""
     if not name:
         packaged_folder()
         return f"{PACKAGE} {version(PACKAGE)}"
@@ -177,7 +177,7 @@ def _no_model(name: str, error: Exception) -> EngineError:
 
 
 def check_encoder(name: str) -> None:
-    """See that a sentence encoder is at hand and pools as it may, before anything is paid for; loads no weights."""
+    """Check, before anything is paid for, that an encoder can be found and pools in a known way; loads no weights."""
     if not name:
         packaged_folder()
         return
@@ -191,7 +191,7 @@ def check_encoder(name: str) -> None:
 
 
 def _pooling(name: str) -> str:
-    """How a sentence encoder pools its tokens, as its folder says: `mean` (also where it says nothing) or `cls`."""
+    """How a sentence encoder pools its tokens, as its folder says: `mean` (also if it says nothing) or `cls`."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(_place(name), "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
@@ -208,7 +208,7 @@ def _pooling(name: str) -> str:
 
 
 def packaged_folder() -> Path:
-    """Where the default encoder lies."""
+    """Folder of the default encoder."""
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise EngineError(

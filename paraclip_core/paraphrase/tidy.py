@@ -20,7 +20,7 @@ NOISE_WORDS = {
 def tidy(text: str) -> str:
     """A web caption without tags, links, file names, camera numbers and hash numbers; shouting in lower case.
 
-    Where nothing would be left, the text as it is.
+    If nothing would be left, the text as it is.
     """
     line = _NOISE.sub(" ", text)
     letters = [char for char in line if char.isalpha()]

@@ -34,7 +34,7 @@ NEGATIONS = word_set("no not without never none nobody nothing neither nor canno
 def words(text: str) -> list[str]:
     """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them.
 
-    In scripts without blanks each letter is a word, so that lengths and overlaps can be told there, too.
+    In scripts without blanks each letter is a word, so that lengths and overlaps mean something there, too.
     """
     return _WORD.findall(text.lower().replace("’", "'"))
 

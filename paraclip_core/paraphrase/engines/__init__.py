@@ -148,7 +148,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """One completion for each prompt, in order; EngineError where it could not start or died."""
+        """One completion for each prompt, in order; EngineError if it could not start or died."""
         ...
 
     def close(self) -> None:
@@ -158,16 +158,16 @@ class Engine(Protocol):
 
 @runtime_checkable
 class CheckedEngine(Protocol):
-    """What an engine has besides where it can find out early, and for nothing, whether it would answer."""
+    """What an engine also has if it can find out early, and for nothing, whether it would answer."""
 
     def check(self) -> None:
-        """Look whether it can answer, for nothing; EngineError says which option to fix."""
+        """Check that it can answer, for nothing; EngineError says which option to fix."""
         ...
 
 
 @runtime_checkable
 class StreamingEngine(Protocol):
-    """What an engine has besides where answers come one by one and many requests can be under way."""
+    """What an engine also has if answers come one by one and many requests can be under way."""
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
@@ -180,7 +180,7 @@ class StreamingEngine(Protocol):
 
 @runtime_checkable
 class PaidEngine(Protocol):
-    """What an engine has besides where its answers cost money."""
+    """What an engine also has if its answers cost money."""
 
     @property
     def priced(self) -> bool: ...

@@ -232,7 +232,7 @@ class OpenAIEngine:
 
     @property
     def model(self) -> str:
-        """The model's name at the server, and a hash of the additional fields where there are any."""
+        """The model's name at the server, and a hash of the additional fields if there are any."""
         if not self._options.extra_body:
             return self.served
         canonical = json.dumps(self._options.extra_body, sort_keys=True, separators=(",", ":"))
@@ -257,7 +257,7 @@ class OpenAIEngine:
         self.budget.add(prompt_tokens, completion_tokens)
 
     def check(self) -> None:
-        """Look whether the server can be reached, takes the key and has the model; no completion is requested."""
+        """Check that the server can be reached, takes the key and has the model; no completion is requested."""
         loop, client = self._connect()
         models = loop.submit(self.models(client)).result()
         # llama.cpp's server takes any name, Ollama's a name without its tag.
@@ -305,7 +305,7 @@ class OpenAIEngine:
             self._connection = None
 
     async def models(self, client: openai.AsyncOpenAI) -> list[Any]:
-        """The models that the server lists; none where it has no list."""
+        """The models that the server lists; none if it has no list."""
         import openai
 
         try:
@@ -321,7 +321,7 @@ class OpenAIEngine:
             return []
 
     async def post(self, client: openai.AsyncOpenAI, body: dict[str, Any], prompt_tokens: int) -> Completion:
-        """The answers to one request; RefusedError or FailedError where the prompt, or the moment, is at fault."""
+        """The answers to one request; RefusedError or FailedError if the prompt, or the moment, is at fault."""
         import openai
 
         try:
@@ -572,7 +572,7 @@ def completion_size(body: Mapping[str, Any]) -> int:
 def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
     """The texts of a response by their index, `n` at most; `prompt_tokens` where it does not count them.
 
-    ValueError where it is none.
+    ValueError if it is none.
     """
     try:
         choices = content["choices"]
