@@ -34,7 +34,8 @@ from paraclip.tasks.stages.paraphrase import judge_spec, paraphrasing
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.judge_pool import BLOCK_ROWS, JudgePool
-from paraclip_core.paraphrase.requests import NO_PARENT, step_requests
+from paraclip_core.paraphrase.keys import step_requests
+from paraclip_core.paraphrase.step_tables import NO_PARENT
 from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
 

@@ -27,13 +27,16 @@ from record import arguments
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
-from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
+from paraclip_core.config import ParaphraseOptions
+from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
-from paraclip_core.paraphrase.requests import FEW_SHOT
-from paraclip_core.paraphrase.texts import Encoder, SentenceEncoder, words
+from paraclip_core.paraphrase.paraphraser import make_engine
+from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.paraphrase.sentence_encoder import Encoder, SentenceEncoder
+from paraclip_core.paraphrase.words import words
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 WHOLE = Tokenizer(context_length=4096)

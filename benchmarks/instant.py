@@ -15,8 +15,15 @@ from typing import Any, Literal
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.run.dag import STAGES, run_stage
 from paraclip.tasks.run.run import Run
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, Settings
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.config import Settings
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+)
 from paraclip_core.settings import parse_settings
 
 SUBJECTS = ("a small boy", "two dogs", "an old man", "a young woman", "some kids", "a big horse", "a black car",
@@ -42,7 +49,7 @@ class Instant:
 
     name, model = "instant", "instant-1"
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         """`options.options` may have `seconds`, the time of a call, and the facts `gates` and `shares_cores`."""
         own = options.options
         preset: Literal["off", "capable", "small-model"] = own.get("gates", "off")

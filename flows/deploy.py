@@ -33,7 +33,7 @@ from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.engines import Paraphraser, check_needs
+from paraclip_core.paraphrase.paraphraser import Paraphraser, check_needs
 
 DEMO = "demo"
 """The configuration that is deployed where none is named."""

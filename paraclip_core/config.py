@@ -8,10 +8,7 @@ that it rounds differently.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -20,163 +17,16 @@ from paraclip_core.clip.options import FeatureOptions, ModelOptions
 from paraclip_core.evaluation.options import EvaluateOptions
 from paraclip_core.options import LONGEST_NAME, OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
+from paraclip_core.paraphrase.engines import ENGINES, SamplingOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIOptions
+from paraclip_core.paraphrase.engines.transformers import TransformersOptions
+from paraclip_core.paraphrase.engines.vllm import VllmOptions
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
-MILLION = 1_000_000
-OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
-
-
-@dataclass(frozen=True)
-class EngineEntry:
-    """An engine that `paraphrase.engine` can name."""
-
-    path: str
-    """What makes it from options and context, as `package.module:Class`; imported when it is used."""
-    reads: tuple[str, ...] = ("model", "options")
-    """The paraphrase options it looks at among those that only some engines do."""
-    needs: tuple[str, str] = ("", "")
-    """The option without which it cannot work, below `paraphrase`, and what that is."""
-
-
-_IN = "paraclip_core.paraphrase.engines"
-_LOCAL = ("model", "the folder of a local model")
-_HUB = ("model", "a model's folder or its id on the hub")
-_SERVED = ("model", "the model's name at the server")
-_FILE = ("file.path", "the file with your paraphrases")
-
-ENGINES = {
-    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine", ("model", "precision")),
-    "transformers": EngineEntry(f"{_IN}.transformers:TransformersEngine", ("model", "transformers"), _LOCAL),
-    "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine", ("model", "vllm"), _HUB),
-    "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", ("model", "openai"), _SERVED),
-    "file": EngineEntry(f"{_IN}.file:FileEngine", ("file",), _FILE),
-}
-"""The engines by name. Another one is a line here, or `package.module:Class` in the settings."""
-
-
-class OpenAIOptions(Options):
-    """A server that speaks OpenAI's HTTP interface: `vllm serve`, llama.cpp's server, a vendor."""
-
-    base_url: str = Field(default="http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
-    """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
-    the model, not where it is served."""
-    extra_body: dict[str, Any] = Field(default={})
-    """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
-    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
-    `n: null` for a server that refuses to give several answers at once: it is then asked for one after another)."""
-    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
-    """Name of the environment variable that holds the key, or else of the file under `/run/secrets`; the key itself is
-    never an option. Servers without keys need none."""
-    concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
-    """Requests under way at once."""
-    requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Most requests in a minute, of each process; 0: no limit."""
-    retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
-    """How often a request is sent again when the server is busy, fails or hangs."""
-    price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Price of a million prompt tokens, in any currency."""
-    price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Price of a million answered tokens, in the same currency."""
-    max_spend: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """The run stops before this model's answers in the generation cache, earlier runs' included, have cost more than
-    this; everything answered is kept. Processes at once see each other's spending when they start. 0: no cap."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _plain_address(cls, url: str) -> str:
-        # No message repeats the address: a secret in it must not get into a log.
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected an address like http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password or `?`; put the key into the variable that api_key_env names")
-        url = url.rstrip("/")
-        if url.endswith("/completions"):
-            raise ValueError("must end before /chat/completions, usually in /v1")
-        return url
-
-    @field_validator("extra_body")
-    @classmethod
-    def _not_ours(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        # A vendor that knows no seed, or gives one answer at a time, may be spared it.
-        ours = sorted(n for n in fields.keys() & OURS if n not in ("n", "seed") or fields[n] is not None)
-        if ours:
-            raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
-        return json_fields(fields)
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _variable(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
-            raise ValueError("expected the name of an environment variable (capitals, digits, _), never the key itself")
-        return name
-
-    @model_validator(mode="after")
-    def _priced(self) -> OpenAIOptions:
-        if self.max_spend and not self.priced:
-            raise ValueError(
-                "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to count with"
-            )
-        limits = [self.extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
-        if self.max_spend and "max_tokens" in self.extra_body and not any(isinstance(limit, int) for limit in limits):
-            raise ValueError(
-                "max_spend needs a most that an answer may cost; extra_body takes max_tokens out, so put "
-                "max_completion_tokens into it"
-            )
-        return self
-
-    @property
-    def priced(self) -> bool:
-        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
-
-    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens, in the currency of the prices."""
-        prompt = prompt_tokens * self.price_per_million_prompt_tokens
-        return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
-
-
-class TransformersOptions(Options):
-    """A local Hugging Face model in this process, in the arithmetic of its files."""
-
-    batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Answers that are drawn at once, and so together. More is faster, up to where memory ends."""
-
-
-class VllmOptions(Options):
-    """vLLM's own server, started by the run. The options have vLLM's names."""
-
-    python: str = Field(default="", json_schema_extra=OPERATIONAL)
-    """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
-    extra: dict[str, Any] = Field(default={})
-    """Any argument of `vllm serve`, by its name (`revision`, `dtype`, `quantization`, `tensor_parallel_size`). They
-    count as changing what is answered, except those that divide or schedule the work. `max_model_len` is 2048 without
-    it; a prompt that needs more with its answer stops the run, so no answer depends on it."""
-
-    @field_validator("extra")
-    @classmethod
-    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        for name in arguments.keys() & {"model", "seed"}:
-            raise ValueError(f"{name} is an option of its own, paraphrase.{name}")
-        return json_fields(arguments)
-
-
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
-
-
-class SamplingOptions(Options):
-    """How the LLM draws its answers."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
-    """0 decodes greedily."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Nucleus sampling."""
-    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
-    """Longest answer."""
-    n: Annotated[int, Field(ge=1, le=64)] = 2
-    """Answers drawn for one request; the most faithful one that passes the gates is kept."""
 
 
 class FileEngineOptions(Options):

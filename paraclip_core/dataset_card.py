@@ -13,8 +13,8 @@ from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paraclip_core.markdown import fenced, inert, table
-from paraclip_core.paraphrase.gate_options import preset_named
-from paraclip_core.paraphrase.requests import PromptTemplate
+from paraclip_core.paraphrase.gates import preset_named
+from paraclip_core.paraphrase.prompts import PromptTemplate
 
 _ON_THE_HUB = frozenset(
     "apache-2.0 mit isc zlib bsd bsd-2-clause bsd-3-clause cc0-1.0 pddl unlicense odc-by odbl gfdl gpl gpl-2.0 "  # noqa: SIM905

@@ -70,7 +70,7 @@ PARAPHRASE_REJECTS = pa.schema(
 
 GENERATIONS = pa.schema(
     [
-        pa.field("key", pa.binary(16), nullable=False),  # see paraclip_core.paraphrase.requests
+        pa.field("key", pa.binary(16), nullable=False),  # see paraclip_core.paraphrase.keys
         pa.field("step", pa.int8(), nullable=False),
         pa.field("attempt", pa.int16(), nullable=False),
         pa.field("input", pa.string(), nullable=False),  # the text that was to be paraphrased

@@ -26,8 +26,8 @@ from paraclip_core.config import Settings
 from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card, hub_licenses
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import relevant_options
-from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, prompt_for
+from paraclip_core.paraphrase.paraphraser import relevant_options
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
 from paraclip_core.text_safety import one_line
 
 Layout = Literal["open_clip", "hf", "onnx"]

@@ -11,19 +11,20 @@ from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.models import EMBEDDED
 from paraclip.tasks.preflight import check_before_paying
-from paraclip.tasks.requests import StepLeft, look_up, steps_left
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip.tasks.steps_left import StepLeft, look_up, steps_left
 from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine, Paraphraser
+from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine
 from paraclip_core.paraphrase.gates import known_wrong
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.settings import fields
 
 State = Literal["cached", "resumable", "to run", "damaged"]

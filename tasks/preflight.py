@@ -35,9 +35,9 @@ from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import unguarded
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.texts import check_encoder
+from paraclip_core.paraphrase.paraphraser import unguarded
+from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
 """Captions of other languages that are worth a word, at least, and their share: names look like other languages."""

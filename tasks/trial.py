@@ -22,10 +22,10 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import Candidate
 from paraclip_core.paraphrase.judge_pool import JudgePool
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.sending import Counts
-from paraclip_core.paraphrase.texts import parse_answer
+from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS
 from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
 
 Say = Callable[[str], None]

@@ -30,7 +30,7 @@ from prefect.utilities.templating import apply_values, find_placeholders
 
 from paraclip.flows.names import POOLS as POOL_NAMES
 from paraclip.storage.roots import working_folder
-from paraclip_core.config import OpenAIOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 
 REPOSITORY = Path(__file__).parents[1]
 DOCKERFILE = (REPOSITORY / "docker" / "Dockerfile").read_text()

@@ -125,8 +125,8 @@ def export(
     Step 2 asks about accepted answers of step 1: export and import once for each step. Where nothing is missing, the
     file is empty.
     """
+    from paraclip.tasks.batch_files import export_requests
     from paraclip.tasks.preflight import check_before_paying
-    from paraclip.tasks.requests import export_requests
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.run.status import shown_progress
 
@@ -152,7 +152,7 @@ def import_(
 
     Give the same settings as for the export. Lines of no use are written to FILE.rejects.parquet, with reasons.
     """
-    from paraclip.tasks.requests import import_answers
+    from paraclip.tasks.batch_files import import_answers
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.run.status import shown_progress
 

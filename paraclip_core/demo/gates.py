@@ -16,19 +16,10 @@ from functools import lru_cache
 from itertools import pairwise
 
 from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.texts import (
-    NOISE_WORDS,
-    STOP_WORDS,
-    Compare,
-    Pair,
-    content_words,
-    denies,
-    jaccard,
-    stem,
-    tidy,
-    word_set,
-    words,
-)
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.sentence_encoder import Compare
+from paraclip_core.paraphrase.tidy import NOISE_WORDS, tidy
+from paraclip_core.paraphrase.words import STOP_WORDS, content_words, denies, jaccard, stem, word_set, words
 
 LIGHT_WORDS = word_set(
     """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph

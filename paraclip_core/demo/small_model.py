@@ -30,7 +30,7 @@ from paraclip_core.paraphrase.gates import (
     refusal_or_preamble,
     too_long,
 )
-from paraclip_core.paraphrase.words import Words
+from paraclip_core.paraphrase.synonyms import Words
 
 SMALL_MODEL = Preset(
     text=(

@@ -13,11 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from paraclip_core.config import SamplingOptions
 from paraclip_core.demo.gates import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
-from paraclip_core.paraphrase.requests import PromptTemplate
-from paraclip_core.paraphrase.texts import NOISE_WORDS, Pieces, content_words, parse_answer, stem, tidy, word_set, words
-from paraclip_core.paraphrase.words import Encode, Fetch, SynonymTable
+from paraclip_core.paraphrase.engines import SamplingOptions
+from paraclip_core.paraphrase.pair import Pieces
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.synonyms import Encode, Fetch, SynonymTable
+from paraclip_core.paraphrase.tidy import NOISE_WORDS, tidy
+from paraclip_core.paraphrase.words import content_words, stem, word_set, words
 
 _LINES = (
     ("sofa", "couch, settee"), ("quick", "fast, rapid"), ("rock", "stone, boulder"), ("physician", "doctor, medic"),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from paraclip_core.options import OPERATIONAL, Options, import_path
-
-if TYPE_CHECKING:
-    from paraclip_core.paraphrase.gates import Preset
+from paraclip_core.options import OPERATIONAL, Options
 
 PRESETS = {
     "off": "paraclip_core.paraphrase.gates:OFF",
@@ -23,13 +19,6 @@ PresetName = Literal["off", "capable", "small-model"]
 GateName = Literal["auto", "off", "capable", "small-model"]
 THRESHOLDS = ("max_length_ratio", "min_similarity", "min_caption_similarity")
 """Options whose value is the preset's if they are not set (docs/gates.md says how they were measured)."""
-
-
-@cache
-def preset_named(name: str) -> Preset:
-    """A preset by its name; `auto` counts as `capable`."""
-    name = name if name in PRESETS else "capable"
-    return import_path(PRESETS[name], f"paraphrase.gates.preset={name}", "a Preset as package.module:NAME")
 
 
 class GateOptions(Options):
@@ -60,13 +49,3 @@ class GateOptions(Options):
     def _bare_off(cls, value: Any) -> Any:
         # YAML reads a bare `off` as false.
         return "off" if value is False else value
-
-    def threshold(self, name: str) -> float:
-        """The value of a threshold: as set, or else the preset's."""
-        value = getattr(self, name)
-        return preset_named(self.preset).thresholds[name] if value is None else value
-
-    def resolved(self, preset: PresetName) -> GateOptions:
-        """The options with `preset` in place of `auto`, and every threshold with its value."""
-        chosen = self if self.preset != "auto" else self.model_copy(update={"preset": preset})
-        return chosen.model_copy(update={name: chosen.threshold(name) for name in THRESHOLDS})

@@ -16,13 +16,16 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
-from paraclip_core.paraphrase.gate_options import PRESETS, GateOptions, preset_named
-from paraclip_core.paraphrase.texts import UNSPACED, Compare, Pair, content_words, words
-from paraclip_core.paraphrase.words import Words
+from paraclip_core.paraphrase.gate_options import PRESETS, THRESHOLDS, GateOptions, PresetName
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.sentence_encoder import Compare
+from paraclip_core.paraphrase.synonyms import Words
+from paraclip_core.paraphrase.words import UNSPACED, content_words, words
 
 Gate = Callable[[Pair, GateOptions], str | None]
 MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
@@ -141,7 +144,7 @@ def _script(char: str) -> str:
 def length_ratio(pair: Pair, options: GateOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
     count, base = len(pair.answer_words), len(pair.source_words)
-    least, most = preset_named(options.preset).min_length_ratio, options.threshold("max_length_ratio")
+    least, most = preset_named(options.preset).min_length_ratio, threshold(options, "max_length_ratio")
     if count < least * base:
         return f"{count} words for {base}, at least {least:g} times as many are wanted"
     if count > most * base + 1:
@@ -161,13 +164,13 @@ def too_long(pair: Pair, options: GateOptions) -> str | None:
 
 def low_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
     """The answer as a whole is too far from its input."""
-    cosine, least = compare.cosine(pair.source, pair.answer), options.threshold("min_similarity")
+    cosine, least = compare.cosine(pair.source, pair.answer), threshold(options, "min_similarity")
     return None if cosine >= least else f"cosine {cosine:.2f} with its input, at least {least:g}"
 
 
 def low_caption_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
     """The answer as a whole is too far from the caption; paraphrase 2, in other words still, may be further."""
-    least = options.threshold("min_similarity" if pair.step == 1 else "min_caption_similarity")
+    least = threshold(options, "min_similarity" if pair.step == 1 else "min_caption_similarity")
     cosine = compare.cosine(pair.caption, pair.answer)
     return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
@@ -223,7 +226,9 @@ def obeyed_order(pair: Pair, options: GateOptions, compare: Compare) -> str | No
     text = text_before_order(pair)
     if text is None:
         return None
-    if len(content_words(words(text))) > 1 and compare.cosine(text, pair.answer) >= options.threshold("min_similarity"):
+    if len(content_words(words(text))) > 1 and compare.cosine(text, pair.answer) >= threshold(
+        options, "min_similarity"
+    ):
         return None
     return "the caption gives an order, and the answer is not about the text before that"
 
@@ -260,6 +265,26 @@ CAPABLE = Preset(
 
 OFF = Preset((empty,), (), CAPABLE.thresholds)
 """For paraphrases of the user's own, and the published method."""
+
+
+@cache
+def preset_named(name: str) -> Preset:
+    """A preset by its name; `auto` counts as `capable`."""
+    name = name if name in PRESETS else "capable"
+    return import_path(PRESETS[name], f"paraphrase.gates.preset={name}", "a Preset as package.module:NAME")
+
+
+def threshold(options: GateOptions, name: str) -> float:
+    """The value of a threshold: the option, or the preset's if it is not set."""
+    value = getattr(options, name)
+    return preset_named(options.preset).thresholds[name] if value is None else value
+
+
+def resolved(options: GateOptions, preset: PresetName) -> GateOptions:
+    """The options with `preset` in place of `auto`, and every threshold with its value."""
+    chosen = options if options.preset != "auto" else options.model_copy(update={"preset": preset})
+    return chosen.model_copy(update={name: threshold(chosen, name) for name in THRESHOLDS})
+
 
 NOT_OF_GATES = ("no_paraphrase", "judge")
 """Reason codes that no gate gives."""

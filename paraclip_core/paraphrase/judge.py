@@ -18,7 +18,9 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
-from paraclip_core.paraphrase.texts import Compare, Encoder, Pair, Pieces, SentenceEncoder, model_identity, parse_answer
+from paraclip_core.paraphrase.pair import Pair, Pieces
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
 from paraclip_core.tables import VERDICTS
 
 GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"

@@ -16,10 +16,9 @@ import pyarrow as pa
 
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
-from paraclip_core.paraphrase.gate_options import preset_named
-from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.gates import gates_of, preset_named
 from paraclip_core.paraphrase.judge import Candidate, Further, Judge, JudgeSpec, requests_of
-from paraclip_core.paraphrase.words import Fetch, Words
+from paraclip_core.paraphrase.synonyms import Fetch, Words
 from paraclip_core.tables import text_hash
 
 BLOCK_ROWS = 512

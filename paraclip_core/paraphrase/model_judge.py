@@ -12,9 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.engines import Engine
-from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, neutralize, sampling_json
+from paraclip_core.paraphrase.engines import Engine, SamplingOptions
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
 from paraclip_core.paraphrase.sending import Phase, RequestSender
 from paraclip_core.tables import VERDICTS
 

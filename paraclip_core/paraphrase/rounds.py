@@ -1,6 +1,6 @@
 """The rounds of one step: request what is missing, judge what is not judged, and again for what was rejected.
 
-A round is two set-wise joins (:mod:`paraclip_core.paraphrase.requests`) and the work that they leave. What was answered
+A round is two set-wise joins (`step_tables.py`) and the work that they leave. What was answered
 or judged before, by whichever run, is never requested or judged again, so a killed round resumes where it was. Without
 an engine the rounds count what they would request, which is all that `plan` and batch files need.
 """
@@ -20,18 +20,13 @@ import pyarrow as pa
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.paraphrase.judge_pool import BLOCK_ROWS, Judged, JudgePool
+from paraclip_core.paraphrase.keys import RequestKeys
 from paraclip_core.paraphrase.model_judge import ModelJudge
-from paraclip_core.paraphrase.requests import (
-    GenerationCache,
-    RequestKeys,
-    RowCursor,
-    StepTables,
-    answers_block,
-    prompt_for,
-)
+from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.selection import Selection, select
 from paraclip_core.paraphrase.sending import Counts, Phase, RequestSender
-from paraclip_core.paraphrase.words import Words
+from paraclip_core.paraphrase.step_tables import GenerationCache, RowCursor, StepTables, answers_block
+from paraclip_core.paraphrase.synonyms import Words
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)

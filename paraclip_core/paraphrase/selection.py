@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, RowCursor, StepTables, source_column
+from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, RowCursor, StepTables, source_column
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 # A row is asked for again only while it has no accepted answer, so no two of its attempts have one.

@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import CheckedEngine, Completion, Engine, Prompt, StreamingEngine
-from paraclip_core.paraphrase.requests import GenerationCache, PromptTemplate, RequestKeys
+from paraclip_core.paraphrase.engines import CheckedEngine, Completion, Engine, Prompt, SamplingOptions, StreamingEngine
+from paraclip_core.paraphrase.keys import RequestKeys
+from paraclip_core.paraphrase.prompts import PromptTemplate
+from paraclip_core.paraphrase.step_tables import GenerationCache
 from paraclip_core.tables import GENERATIONS
 
 KEEP_SECONDS = 2.0

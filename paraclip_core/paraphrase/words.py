@@ -1,45 +1,71 @@
-"""Other words for single words, which a language model is asked for to make further answers with."""
+"""The words of a text, and which of them carry meaning."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from functools import lru_cache
 
-import numpy as np
-
-from paraclip_core.config import SamplingOptions
-from paraclip_core.paraphrase.requests import PromptTemplate, RequestKeys, sampling_json
-from paraclip_core.paraphrase.texts import Pieces
-
-WORD_STEP = 0
-"""The step that word requests are filed under; what one step learned of a word serves the other."""
-
-Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
-"""Words → their raw answers; words without an answer are left out."""
-Encode = Callable[[Sequence[str]], np.ndarray]
-"""Texts → unit vectors, float32 [n, d]."""
-SynonymTable = Mapping[str, tuple[str, ...]]
-"""Word → other words that may stand for it, the nearest first."""
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Letters of scripts without blanks, for a pattern's set: Thai to Khmer, Japanese, Chinese. Each is a word."""
+# What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
+_WORD = re.compile(rf"([{UNSPACED}]|[^\W_{UNSPACED}]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
 
-@dataclass(frozen=True)
-class Words:
-    """How other words are asked for and used; a preset of gates may have them (:mod:`paraclip_core.paraphrase.gates`).
+def word_set(text: str) -> frozenset[str]:
+    """The words of a list that is written as one text."""
+    return frozenset(text.split())
 
-    Source, caption and raw answers of a request, and the step, are given as (source, caption, answers, step).
+
+STOP_WORDS = word_set(
+    """a an the this that these those some any each every all both other another such same own and or but nor so
+    if as than then of in on at to from by for with without into onto upon over under above below up down out off
+    near beside between behind through across along around against about after before during while until past
+    toward towards inside outside within next close front back side top is are was were be been being am do does
+    did has have had having will would can could may might must shall should it its they them their he him
+    his she her hers we us our you your i my me who whom whose which what where when how there here not no very
+    just also too only one beneath underneath atop among amongst amid alongside"""
+)
+NEGATIONS = word_set("no not without never none nobody nothing neither nor cannot")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them.
+
+    In scripts without blanks each letter is a word, so that lengths and overlaps mean something there, too.
     """
+    return _WORD.findall(text.lower().replace("’", "'"))
 
-    template: PromptTemplate
-    """What is asked about a single word."""
-    sampling: SamplingOptions
-    bases: Callable[[str, str, Sequence[str], int], Sequence[str]]
-    """The texts of a request that words are swapped in."""
-    find: Callable[[Iterable[str], Fetch, Encode, Pieces | None], SynonymTable]
-    """The table for some texts."""
-    variants: Callable[[str, str, Sequence[str], int, SynonymTable], Sequence[str]]
-    """Further answers to a request, with words of the table swapped."""
 
-    def requests(self, model: str, seed: int) -> RequestKeys:
-        """The keys of the requests about single words, which both steps share."""
-        sampling = sampling_json(self.sampling)
-        return RequestKeys(WORD_STEP, model, self.template.id, self.template.hash, sampling, seed, attempt=0)
+@lru_cache(maxsize=65_536)
+def stem(word: str) -> str:
+    """A crude stem under which the forms of one English word meet (`jumping`, `jumps`, `jumped` → `jump`)."""
+    for suffix, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
+        if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) >= 3:
+            word = word[: -len(suffix)] + rest
+            break
+    if len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
+        word = word[:-1]
+    return word.rstrip("e") or word
+
+
+def content_words(text_words: Sequence[str]) -> list[str]:
+    """Those of the words that carry meaning; whether something is denied is asked of the whole text."""
+    return [
+        word
+        for word in text_words
+        if word not in STOP_WORDS and (len(word) > 1 or word >= UNSPACED[0]) and not denies(word)
+    ]
+
+
+def denies(word: str) -> bool:
+    """Whether a word says that something is not so."""
+    return word in NEGATIONS or word.endswith("n't")
+
+
+def jaccard(one: Sequence[str], two: Sequence[str]) -> float:
+    """|A ∩ B| / |A ∪ B| of two word lists taken as sets; 1 for two empty ones."""
+    a, b = set(one), set(two)
+    return len(a & b) / len(a | b) if a or b else 1.0

@@ -18,7 +18,8 @@ from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.options import import_path
-from paraclip_core.paraphrase.engines import EngineContext, Paraphraser
+from paraclip_core.paraphrase.engines import EngineContext
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers

@@ -22,23 +22,17 @@ from paraclip.tasks.run.run import Run, Slot, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
-from paraclip_core.paraphrase.engines import Engine, PaidEngine, Paraphraser
-from paraclip_core.paraphrase.gate_options import preset_named
-from paraclip_core.paraphrase.gates import extra_gates_source, gates_of
+from paraclip_core.paraphrase.engines import Engine, PaidEngine
+from paraclip_core.paraphrase.gates import extra_gates_source, gates_of, preset_named
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.judge_pool import JudgePool
+from paraclip_core.paraphrase.keys import in_fraction, step_requests
 from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests, judge_sampling
-from paraclip_core.paraphrase.requests import (
-    Batches,
-    GenerationCache,
-    StepTables,
-    in_fraction,
-    source_column,
-    step_requests,
-)
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sending import Counts, RequestSender
+from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, StepTables, source_column
 from paraclip_core.paths import user_path
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash

@@ -28,11 +28,12 @@ from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.captions.counts import MANY_LICENCES
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.clip.reference import place_free_name
-from paraclip_core.config import ENGINES, Settings
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.options import unusual
+from paraclip_core.paraphrase.engines import ENGINES
 from paraclip_core.paraphrase.gates import known_wrong
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 from paraclip_core.report.data import (

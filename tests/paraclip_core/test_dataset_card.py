@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card, hub_licenses
-from paraclip_core.paraphrase.requests import PAPER
+from paraclip_core.paraphrase.prompts import PAPER
 
 
 @given(st.lists(st.text()))

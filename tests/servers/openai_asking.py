@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import Completion, Prompt
+from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine
 
 TWO = SamplingOptions(n=2, temperature=0.7, top_p=0.9, max_tokens=24)

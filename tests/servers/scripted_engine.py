@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+)
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP
 
 Answer = Callable[[Prompt], Sequence[str]]
@@ -80,7 +87,7 @@ class Thesaurus(Scripted):
 class Writer(Scripted):
     """Answers that are good, the same for many inputs, echoes or nothing, by text and draw."""
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__(_uneven, name="writer")
         self.model = f"writer {options.model}"
 
@@ -100,7 +107,7 @@ def _uneven(prompt: Prompt) -> tuple[str, ...]:
 class Well(Scripted):
     """The plain one, as settings name it."""
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__()
         self.model = f"well {options.model}"
 
@@ -108,7 +115,7 @@ class Well(Scripted):
 class Several(Well):
     """Two different answers to each prompt."""
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__(options, context)
         self._answer = lambda prompt: (f"first {prompt.text}", f"second {prompt.text}")
 
@@ -116,7 +123,7 @@ class Several(Well):
 class Doubting(Several):
     """Two answers; asked whether they say the same, it finds fault with the first about 3 and with both about 4."""
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__(options, context)
         paraphrase = self._answer
         self._answer = lambda prompt: _opinion(prompt) if prompt.step == JUDGE_STEP else paraphrase(prompt)

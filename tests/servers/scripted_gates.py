@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.texts import Pair
+from paraclip_core.paraphrase.pair import Pair
 
 
 def blue_input(pair: Pair, options: GateOptions) -> str | None:

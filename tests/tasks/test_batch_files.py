@@ -15,7 +15,7 @@ from small_runs import both_steps, contents, settings_of_texts  # pyright: ignor
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.requests import Exported, Imported, export_requests, import_answers
+from paraclip.tasks.batch_files import Exported, Imported, export_requests, import_answers
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError
@@ -155,7 +155,7 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
     settings = settings_of(tmp_path, **OFF)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
     back = answered(bodies, tmp_path / "back.jsonl")
-    monkeypatch.setattr("paraclip.tasks.requests.BLOCK_LINES", 5)
+    monkeypatch.setattr("paraclip.tasks.batch_files.BLOCK_LINES", 5)
     append, left = AnswerStore.append, [1]
 
     def dying(self: AnswerStore, generations: Any) -> None:

@@ -22,7 +22,7 @@ from paraclip.storage.roots import open_store
 from paraclip.tasks.export import export_dataset, find_paraphrases, read_opt_outs
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
-from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, prompt_for
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import PARAPHRASES
 

@@ -13,10 +13,10 @@ import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, differences, estimate, plan_run
-from paraclip.tasks.requests import StepLeft
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import ingested_captions
+from paraclip.tasks.steps_left import StepLeft
 from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
 from paraclip_core.errors import InputError

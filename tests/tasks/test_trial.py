@@ -31,7 +31,7 @@ def settings_of(folder: Path, **paraphrase: Any) -> Settings:
 
 def answering(monkeypatch: pytest.MonkeyPatch, engine: Scripted) -> Scripted:
     """Stages and trials ask this engine."""
-    monkeypatch.setattr("paraclip_core.paraphrase.engines.make_engine", lambda *_, **__: engine)
+    monkeypatch.setattr("paraclip_core.paraphrase.paraphraser.make_engine", lambda *_, **__: engine)
     return engine
 
 

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import EngineContext, Prompt
-from paraclip_core.paraphrase.engines.vllm import VllmEngine
-from paraclip_core.paraphrase.requests import prompt_for
+from paraclip_core.paraphrase.engines import EngineContext, EngineOptions, Prompt, SamplingOptions
+from paraclip_core.paraphrase.engines.vllm import VllmEngine, VllmOptions
+from paraclip_core.paraphrase.prompts import prompt_for
 
 TEMPLATE = prompt_for(ParaphraseOptions(), 1)
 SAMPLING = SamplingOptions(n=2, max_tokens=24)
 
 
 def engine_of(model: str, **own: Any) -> VllmEngine:
-    return VllmEngine(ParaphraseOptions(engine="vllm", model=model, vllm=VllmOptions(**own)), EngineContext())
+    return VllmEngine(EngineOptions(VllmOptions(**own), model), EngineContext())
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
-"""Engines that paraphrase, one per file: what an engine is, how one is made, and what follows from its options.
+"""What an engine that paraphrases is: its protocol, what it is given, and a row for each.
 
-`paraphrase.engine` names one of :data:`paraclip_core.config.ENGINES`, or a class of the user's own as
-`package.module:Class`. Every class is made in the same way: `Class(options, context)`.
+`paraphrase.engine` names a row of :data:`ENGINES`, or a class of the user's own as `package.module:Class`. Every class
+is made in the same way: `Class(options, context)`. The settings are collected from here and from the engines' modules,
+so no import in these modules is slow: a library that takes its time is imported where it is used.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
-from paraclip_core.config import ENGINES, EngineEntry, ParaphraseOptions, SamplingOptions
-from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.options import import_path
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.requests import PromptTemplate, prompt_for
+from pydantic import Field
+
+from paraclip_core.errors import EngineError
+from paraclip_core.options import Options
+
+Own = TypeVar("Own")
 
 SMALL_BYTES = 16 * 1024 * 1024
 """Files above this size are hashed by `HashFiles`, which may remember."""
@@ -67,9 +67,34 @@ class Completion:
     completion_tokens: int
 
 
+class SamplingOptions(Options):
+    """How the LLM draws its answers."""
+
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """0 decodes greedily."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Nucleus sampling."""
+    max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
+    """Longest answer."""
+    n: Annotated[int, Field(ge=1, le=64)] = 2
+    """Answers drawn for one request; the most faithful one that passes the gates is kept."""
+
+
+@dataclass(frozen=True)
+class EngineOptions(Generic[Own]):
+    """What an engine is given of the paraphrase options: its own, and what all engines share."""
+
+    options: Own
+    """Its own: the option or group that its row names. For an engine of the user's own, `paraphrase.options`."""
+    model: str = ""
+    """`paraphrase.model`."""
+    chunk: int = 256
+    """`paraphrase.chunk`."""
+
+
 @dataclass(frozen=True)
 class EngineContext:
-    """Where an engine works: what it needs besides the paraphrase options."""
+    """Where an engine works: what it needs besides its options."""
 
     data_root: Path | str = "."
     """Folder that relative paths of data are meant from, as the user wrote it."""
@@ -89,8 +114,6 @@ class EngineFacts:
     """Whether a local one computes on `run.device`, a GPU where there is one; otherwise on CPU cores alone."""
     shares_cores: bool = False
     """Whether it computes on the CPU cores that judging takes."""
-    max_in_flight: int | None = None
-    """Requests that are under way at once, at most; None: those of a chunk."""
     asks: bool = True
     """Whether a language model is asked. Otherwise answers are looked up by their text alone: prompts, sampling, seed
     and attempts mean nothing."""
@@ -103,7 +126,7 @@ class EngineFacts:
 
 
 class Engine(Protocol):
-    """Something that completes prompts, made by calling its class with the paraphrase options and an `EngineContext`.
+    """Something that completes prompts, made by calling its class with `EngineOptions` and an `EngineContext`.
 
     Making one is cheap and loading is lazy: a run whose every answer is cached never loads a model.
     """
@@ -125,7 +148,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """One completion for each prompt, in order; EngineError where it could not start or died."""
+        """One completion for each prompt, in order; EngineError if it could not start or died."""
         ...
 
     def close(self) -> None:
@@ -135,16 +158,16 @@ class Engine(Protocol):
 
 @runtime_checkable
 class CheckedEngine(Protocol):
-    """What an engine has besides where it can find out early, and for nothing, whether it would answer."""
+    """What an engine also has if it can find out early, and for nothing, whether it would answer."""
 
     def check(self) -> None:
-        """Look whether it can answer, for nothing; EngineError says which option to fix."""
+        """Check that it can answer, for nothing; EngineError says which option to fix."""
         ...
 
 
 @runtime_checkable
 class StreamingEngine(Protocol):
-    """What an engine has besides where answers come one by one and many requests can be under way."""
+    """What an engine also has if answers come one by one and many requests can be under way."""
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
@@ -157,7 +180,7 @@ class StreamingEngine(Protocol):
 
 @runtime_checkable
 class PaidEngine(Protocol):
-    """What an engine has besides where its answers cost money."""
+    """What an engine also has if its answers cost money."""
 
     @property
     def priced(self) -> bool: ...
@@ -196,125 +219,36 @@ def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
     return f"{folder.name}@{digest.hexdigest()}"
 
 
-MEMBERS = ("name", "model", "facts", "generate", "close")
+@dataclass(frozen=True)
+class EngineEntry:
+    """An engine that `paraphrase.engine` can name."""
 
-# What is looked up depends on the text alone, and is the same however often it is asked for.
-LOOKED_UP: dict[str, Any] = {
-    "prompts": "paper",
-    "prompt_1": "",
-    "prompt_2": "",
-    "sampling": SamplingOptions(temperature=0, n=1),
-    "attempts": 1,
-    "seed": 0,
+    path: str
+    """The class that makes it, as `package.module:Class`; imported when it is used."""
+    own: str = "options"
+    """The paraphrase option, or group of options, that is its own."""
+    needs: tuple[str, str] = ("", "")
+    """The option without which it cannot work, below `paraphrase`, and what that is."""
+    has_model: bool = True
+    """Whether it reads `paraphrase.model`."""
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The paraphrase options that it reads, of those that only some engines read."""
+        return ("model", self.own) if self.has_model else (self.own,)
+
+
+_IN = "paraclip_core.paraphrase.engines"
+_LOCAL = ("model", "the folder of a local model")
+_HUB = ("model", "a model's folder or its id on the hub")
+_SERVED = ("model", "the model's name at the server")
+_FILE = ("file.path", "the file with your paraphrases")
+
+ENGINES = {
+    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine", "precision"),
+    "transformers": EngineEntry(f"{_IN}.transformers:TransformersEngine", "transformers", _LOCAL),
+    "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine", "vllm", _HUB),
+    "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", "openai", _SERVED),
+    "file": EngineEntry(f"{_IN}.file:FileEngine", "file", _FILE, has_model=False),
 }
-
-
-def make_engine(options: ParaphraseOptions, context: EngineContext = EngineContext()) -> Engine:
-    """The engine that the options name; no model is loaded yet."""
-    check_needs(options)
-    return _made(options, context)
-
-
-def check_needs(options: ParaphraseOptions) -> None:
-    """Raise a ConfigError if an option is missing without which the engine cannot work."""
-    option, what = _entry(options).needs
-    if option and not attrgetter(option)(options):
-        raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
-
-
-def engine_facts(options: ParaphraseOptions) -> EngineFacts:
-    """What the stages need to know about the engine with these options; no file is looked at."""
-    return _made(options, EngineContext()).facts
-
-
-def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
-    """The options with a fixed value for each that the chosen engine does not look at: these change neither a request's
-    key nor a fingerprint.
-    """
-    fields, entry = ParaphraseOptions.model_fields, _entry(options)
-    some = {name for each in (*ENGINES.values(), EngineEntry("")) for name in each.reads}
-    fixed = {name: fields[name].get_default(call_default_factory=True) for name in some.difference(entry.reads)}
-    return options.model_copy(update=fixed | ({} if engine_facts(options).asks else LOOKED_UP))
-
-
-@dataclass
-class Paraphraser:
-    """The engine that options name, with what follows from them; each is found out when it is asked for first."""
-
-    given: ParaphraseOptions
-    context: EngineContext = EngineContext()
-
-    @cached_property
-    def options(self) -> ParaphraseOptions:
-        """The options, with fixed values for those that the engine does not read."""
-        return relevant_options(self.given)
-
-    @cached_property
-    def facts(self) -> EngineFacts:
-        return engine_facts(self.options)
-
-    @cached_property
-    def gates(self) -> GateOptions:
-        """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
-        return self.options.gates.resolved(self.facts.gates)
-
-    @cached_property
-    def model(self) -> str:
-        """Name and revision of the model, a part of every request's key."""
-        return self.engine().model
-
-    @cached_property
-    def judge(self) -> Paraphraser | None:
-        """Who is asked whether an answer says the same as its caption; None: nobody."""
-        if (options := self.given.as_judge()) is None:
-            return None
-        judge = Paraphraser(options, self.context)
-        if not judge.facts.asks:
-            raise ConfigError(
-                f"paraphrase.judge: the engine {options.engine} asks no language model; name one that does, for "
-                "example paraphrase.judge={engine: openai, model: NAME}"
-            )
-        return judge
-
-    @cached_property
-    def prompts(self) -> dict[int, PromptTemplate]:
-        return {step: prompt_for(self.options, step) for step in (1, 2)}
-
-    def asks_words(self, step: int) -> bool:
-        """Whether other words for single words are asked for, too: a capable model needs none, and they cost."""
-        small = self.facts.asks and self.gates.preset == "small-model"
-        return small and self.prompts[step].id.startswith("few-shot")
-
-    def engine(self) -> Engine:
-        """A new engine, which loads no model before its first request; close it when it was asked."""
-        return make_engine(self.options, self.context)
-
-
-def unguarded(options: ParaphraseOptions) -> str | None:
-    """What to tell who has turned the gates off for the answers of a language model; None where they have not."""
-    paraphraser = Paraphraser(options)
-    if paraphraser.gates.preset != "off" or not paraphraser.facts.asks:
-        return None
-    return (
-        f"paraphrase.gates.preset={options.gates.preset} keeps whatever {options.engine} answers that holds a word: "
-        "refusals, repeated prompts and answers that obey a caption, too. It is for comparisons with the published "
-        "method and for paraphrases of your own; else leave it at auto and loosen single gates (docs/gates.md)"
-    )
-
-
-def _entry(options: ParaphraseOptions) -> EngineEntry:
-    return ENGINES.get(options.engine) or EngineEntry(options.engine)
-
-
-def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
-    expected = "package.module:Class, made by Class(options, context)"
-    make = import_path(_entry(options).path, f"paraphrase.engine={options.engine}", expected, options, context)
-    engine = make(options, context)
-    # Not `hasattr(engine, …)`: a property may be costly, such as the hash of a model's weights.
-    missing = [member for member in MEMBERS if not hasattr(type(engine), member) and member not in vars(engine)]
-    if missing:
-        raise ConfigError(
-            f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
-            "paraclip_core/paraphrase/engines/__init__.py)"
-        )
-    return engine
+"""The engines by name. Another one is a row here, or `package.module:Class` in the settings."""

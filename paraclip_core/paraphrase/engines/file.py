@@ -23,10 +23,17 @@ from pyarrow import json as arrow_json
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.formats import detect, named_format, read
 from paraclip_core.captions.options import SourceOptions
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import FileEngineOptions
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.texts import parse_answer
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+)
+from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -61,8 +68,8 @@ class FileEngine:
         gates="off",
     )
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        self._path = user_path(context.data_root) / user_path(options.file.path)
+    def __init__(self, options: EngineOptions[FileEngineOptions], context: EngineContext) -> None:
+        self._path = user_path(context.data_root) / user_path(options.options.path)
         self._answers: dict[int, dict[str, list[str]]] | None = None
         self._model = ""
 

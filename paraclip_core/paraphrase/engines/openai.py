@@ -1,8 +1,7 @@
 """Any OpenAI-compatible server as an engine: the `openai` package's client, within limits and below a spending cap.
 
 The client retries, waits as `Retry-After` says and keeps the connections. What is here: the request's body and seed,
-many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer; and
-the same requests as lines of batch files, those of OpenAI's Batch API, of its like, and of `vllm run-batch`.
+many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer.
 """
 
 from __future__ import annotations
@@ -18,14 +17,22 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
+from pydantic import Field, field_validator, model_validator
+
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.lifetime import LoopThread
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt
-from paraclip_core.paraphrase.requests import KEY_BYTES
+from paraclip_core.options import OPERATIONAL, Options, json_fields
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+)
 from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
@@ -36,6 +43,9 @@ log = logging.getLogger(__name__)
 
 QUOTED = 300
 """Characters of a server's answer that a message quotes."""
+MILLION = 1_000_000
+OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
+"""Fields of a body that are filled here."""
 BYTES_PER_TOKEN = 3
 """On the safe side: English has four or more."""
 TOKENS_PER_TURN = 8
@@ -61,6 +71,87 @@ SHOWN = 5
 """Captions that a message names."""
 SECRETS = Path("/run/secrets")
 """Where Docker and compose put a container's secrets, a file each."""
+
+
+class OpenAIOptions(Options):
+    """A server that speaks OpenAI's HTTP interface: `vllm serve`, llama.cpp's server, a vendor."""
+
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
+    """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
+    the model, not where it is served."""
+    extra_body: dict[str, Any] = Field(default={})
+    """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
+    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
+    `n: null` for a server that refuses to give several answers at once: it is then asked for one after another)."""
+    api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
+    """Name of the environment variable that holds the key, or else of the file under `/run/secrets`; the key itself is
+    never an option. Servers without keys need none."""
+    concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
+    """Requests under way at once."""
+    requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Most requests in a minute, of each process; 0: no limit."""
+    retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
+    """How often a request is sent again when the server is busy, fails or hangs."""
+    price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Price of a million prompt tokens, in any currency."""
+    price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """Price of a million answered tokens, in the same currency."""
+    max_spend: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
+    """The run stops before this model's answers in the generation cache, earlier runs' included, have cost more than
+    this; everything answered is kept. Processes at once see each other's spending when they start. 0: no cap."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_address(cls, url: str) -> str:
+        # No message repeats the address: a secret in it must not get into a log.
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address like http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must hold no user, password or `?`; put the key into the variable that api_key_env names")
+        url = url.rstrip("/")
+        if url.endswith("/completions"):
+            raise ValueError("must end before /chat/completions, usually in /v1")
+        return url
+
+    @field_validator("extra_body")
+    @classmethod
+    def _not_ours(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        # A vendor that knows no seed, or gives one answer at a time, may be spared it.
+        ours = sorted(n for n in fields.keys() & OURS if n not in ("n", "seed") or fields[n] is not None)
+        if ours:
+            raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
+        return json_fields(fields)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _variable(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", name):
+            raise ValueError("expected the name of an environment variable (capitals, digits, _), never the key itself")
+        return name
+
+    @model_validator(mode="after")
+    def _priced(self) -> OpenAIOptions:
+        if self.max_spend and not self.priced:
+            raise ValueError(
+                "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to count with"
+            )
+        limits = [self.extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
+        if self.max_spend and "max_tokens" in self.extra_body and not any(isinstance(limit, int) for limit in limits):
+            raise ValueError(
+                "max_spend needs a most that an answer may cost; extra_body takes max_tokens out, so put "
+                "max_completion_tokens into it"
+            )
+        return self
+
+    @property
+    def priced(self) -> bool:
+        return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
+
+    def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """Price of so many tokens, in the currency of the prices."""
+        prompt = prompt_tokens * self.price_per_million_prompt_tokens
+        return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
 
 
 class RefusedError(EngineError):
@@ -131,20 +222,20 @@ class OpenAIEngine:
 
     name = "openai"
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext, strict: bool = False) -> None:
+    def __init__(self, options: EngineOptions[OpenAIOptions], context: EngineContext, strict: bool = False) -> None:
         """Neither server nor key are looked at before the first request; `strict`: a refused prompt ends the run."""
-        self.served, self._options, self.strict = options.model, options.openai, strict
+        self.served, self._options, self.strict = options.model, options.options, strict
         self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
         self._key = ""
 
     @property
     def facts(self) -> EngineFacts:
-        return EngineFacts(local=False, max_in_flight=self._options.concurrency)
+        return EngineFacts(local=False)
 
     @property
     def model(self) -> str:
-        """The model's name at the server, and a hash of the additional fields where there are any."""
+        """The model's name at the server, and a hash of the additional fields if there are any."""
         if not self._options.extra_body:
             return self.served
         canonical = json.dumps(self._options.extra_body, sort_keys=True, separators=(",", ":"))
@@ -169,7 +260,7 @@ class OpenAIEngine:
         self.budget.add(prompt_tokens, completion_tokens)
 
     def check(self) -> None:
-        """Look whether the server can be reached, takes the key and has the model; no completion is requested."""
+        """Check that the server can be reached, takes the key and has the model; no completion is requested."""
         loop, client = self._connect()
         models = loop.submit(self.models(client)).result()
         # llama.cpp's server takes any name, Ollama's a name without its tag.
@@ -217,7 +308,7 @@ class OpenAIEngine:
             self._connection = None
 
     async def models(self, client: openai.AsyncOpenAI) -> list[Any]:
-        """The models that the server lists; none where it has no list."""
+        """The models that the server lists; none if it has no list."""
         import openai
 
         try:
@@ -233,7 +324,7 @@ class OpenAIEngine:
             return []
 
     async def post(self, client: openai.AsyncOpenAI, body: dict[str, Any], prompt_tokens: int) -> Completion:
-        """The answers to one request; RefusedError or FailedError where the prompt, or the moment, is at fault."""
+        """The answers to one request; RefusedError or FailedError if the prompt, or the moment, is at fault."""
         import openai
 
         try:
@@ -484,7 +575,7 @@ def completion_size(body: Mapping[str, Any]) -> int:
 def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
     """The texts of a response by their index, `n` at most; `prompt_tokens` where it does not count them.
 
-    ValueError where it is none.
+    ValueError if it is none.
     """
     try:
         choices = content["choices"]
@@ -539,59 +630,3 @@ def _secret(path: Path) -> str:
             f"the file {path} cannot be read: {error.strerror}; expected a file with the key alone that user "
             f"{os.geteuid()} may read: mend it, or set the environment variable {path.name}"
         ) from None
-
-
-URL = "/v1/chat/completions"
-UNCOUNTED = -1
-"""Tokens of a prompt that its answer does not count."""
-KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
-_DECLINED = re.compile(
-    r"context[ _-](?:length|window|size)|content_(?:filter|policy)|(?:prompt|input|request) is too (?:long|large)"
-    r"|max_model_len",
-    re.I,
-)
-"""What servers call a prompt that is too long, or against their rules."""
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A rejected line."""
-
-    reason: str
-    detail: str
-
-
-def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
-    """A request with its line break: its key, and the body that the engine `openai` would send."""
-    body = request_body(model, prompt, sampling, draws(sampling), 0, extra)
-    line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
-    # ASCII: some readers cut lines at separators that JSON allows inside of a text.
-    return json.dumps(line).encode() + b"\n"
-
-
-def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
-    """Key and completion of a line that answers a request for `n` texts; no texts where the prompt was declined."""
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        return Refused("bad_json", one_line(error, 120))
-    if not isinstance(line, dict):
-        return Refused("bad_json", f"a {type(line).__name__}, expected an object with custom_id, response and error")
-    custom_id, response, error = line.get("custom_id"), line.get("response"), line.get("error")
-    if not isinstance(custom_id, str) or not KEY.fullmatch(custom_id):
-        return Refused("unknown_request", f"custom_id {one_line(custom_id, 80)!r} is no request's key")
-    if response is None and error is None:
-        what = "a request, as `requests export` writes it" if "url" in line else "neither response nor error"
-        return Refused("no_response", f"{what}; expected what came back")
-    key, response = bytes.fromhex(custom_id), response if isinstance(response, dict) else {}
-    body = response.get("body")
-    if isinstance(body, dict) and isinstance(body.get("choices"), list):
-        try:
-            return key, read_completion(body, n, UNCOUNTED)
-        except ValueError as nonsense:
-            return Refused("no_answer", str(nonsense))
-    failure = one_line(error or body, QUOTED)
-    if _DECLINED.search(failure):
-        # As the engine `openai` has it: the gates reject it by name, and it is not requested again.
-        return key, Completion((), 0, 0)
-    return Refused("failed", f"status {one_line(response.get('status_code'), 20)}: {failure}")

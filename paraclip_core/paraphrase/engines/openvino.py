@@ -15,11 +15,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
 from paraclip_core.demo import smollm2
 from paraclip_core.errors import EngineError, InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+    local_model,
+)
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -42,9 +49,9 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[str], context: EngineContext) -> None:
         self._path = user_path(options.model) if options.model else None
-        self._precision, self._hash_files = options.precision, context.hash_files
+        self._precision, self._hash_files = options.options, context.hash_files
         self._model = ""
         self._pipeline: Any = None
         self._warm: set[tuple[tuple[str, str], ...]] = set()

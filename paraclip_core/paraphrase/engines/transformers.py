@@ -9,17 +9,34 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from pydantic import Field
+
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
+from paraclip_core.options import OPERATIONAL, Options
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+    local_model,
+)
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
 
 DRAWS = 3
 """Way of drawing, part of the model's name."""
+
+
+class TransformersOptions(Options):
+    """A local Hugging Face model in this process, in the arithmetic of its files."""
+
+    batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
+    """Answers that are drawn at once, and so together. More is faster, up to where memory ends."""
 
 
 class TransformersEngine:
@@ -30,8 +47,8 @@ class TransformersEngine:
 
     name = "transformers"
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
-        self._folder, self._options, self._context = user_path(options.model), options.transformers, context
+    def __init__(self, options: EngineOptions[TransformersOptions], context: EngineContext) -> None:
+        self._folder, self._options, self._context = user_path(options.model), options.options, context
         self._loaded: tuple[Any, Any] | None = None
         self._model = ""
         self._ends: list[int] = []

@@ -23,10 +23,20 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from paraclip_core.config import OpenAIOptions, ParaphraseOptions, SamplingOptions
+from pydantic import Field, field_validator
+
 from paraclip_core.errors import AwayError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineFacts, Prompt, local_model
-from paraclip_core.paraphrase.engines.openai import OpenAIEngine, RefusedError
+from paraclip_core.options import OPERATIONAL, Options, json_fields
+from paraclip_core.paraphrase.engines import (
+    Completion,
+    EngineContext,
+    EngineFacts,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+    local_model,
+)
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions, RefusedError
 from paraclip_core.paths import user_path
 
 log = logging.getLogger(__name__)
@@ -52,6 +62,24 @@ INSTALL = (
 )
 
 
+class VllmOptions(Options):
+    """vLLM's own server, started by the run. The options have vLLM's names."""
+
+    python: str = Field(default="", json_schema_extra=OPERATIONAL)
+    """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
+    extra: dict[str, Any] = Field(default={})
+    """Any argument of `vllm serve`, by its name (`revision`, `dtype`, `quantization`, `tensor_parallel_size`). They
+    count as changing what is answered, except those that divide or schedule the work. `max_model_len` is 2048 without
+    it; a prompt that needs more with its answer stops the run, so no answer depends on it."""
+
+    @field_validator("extra")
+    @classmethod
+    def _not_ours(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name in arguments.keys() & {"model", "seed"}:
+            raise ValueError(f"{name} is an option of its own, paraphrase.{name}")
+        return json_fields(arguments)
+
+
 class VllmEngine:
     """vLLM's own server in a process that ends when this one does.
 
@@ -61,12 +89,12 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, options: ParaphraseOptions, context: EngineContext) -> None:
+    def __init__(self, options: EngineOptions[VllmOptions], context: EngineContext) -> None:
         folder = user_path(options.model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
-        self._name, self._python_option, self._chunk = options.model, options.vllm.python, options.chunk
-        self._extra: dict[str, Any] = {"max_model_len": 2048, **options.vllm.extra}
+        self._name, self._python_option, self._chunk = options.model, options.options.python, options.chunk
+        self._extra: dict[str, Any] = {"max_model_len": 2048, **options.options.extra}
         self._context = context
         self._process: VllmProcess | None = None
         self._client: OpenAIEngine | None = None
@@ -141,8 +169,7 @@ class VllmEngine:
             server = OpenAIOptions(
                 base_url=self._process.url, api_key_env="PARACLIP_NO_KEY", retries=1, concurrency=self._chunk
             )
-            client = ParaphraseOptions(engine="openai", model=SERVED, openai=server)
-            self._client = OpenAIEngine(client, self._context, strict=True)
+            self._client = OpenAIEngine(EngineOptions(server, SERVED), self._context, strict=True)
         return self._client
 
     def _python(self) -> str:

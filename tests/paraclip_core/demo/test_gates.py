@@ -24,7 +24,8 @@ from paraclip_core.demo.gates import (
 )
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.texts import Compare, Pair
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.sentence_encoder import Compare
 
 OPTIONS = GateOptions(preset="small-model", min_similarity=0.7, min_caption_similarity=0.6)
 

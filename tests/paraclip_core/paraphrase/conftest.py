@@ -18,9 +18,11 @@ from paraclip_core.paraphrase.engines import Engine
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.judge_pool import JudgePool
-from paraclip_core.paraphrase.requests import INPUT_COLUMNS, Batches, StepTables, prompt_for, step_requests
+from paraclip_core.paraphrase.keys import step_requests
+from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.sending import Counts, RequestSender
+from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, StepTables
 from paraclip_core.progress import silent
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 

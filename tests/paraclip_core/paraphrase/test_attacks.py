@@ -15,8 +15,8 @@ from paraclip_core.captions.clean import clean
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
-from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate
-from paraclip_core.paraphrase.texts import PACKAGE
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 
 DATA = Path(__file__).parents[2] / "data" / "attacks.jsonl"
 ATTACKS: list[dict[str, Any]] = [json.loads(line) for line in DATA.read_text("utf-8").splitlines()]

@@ -13,8 +13,9 @@ import pytest
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import first_failure
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
-from paraclip_core.paraphrase.requests import FEW_SHOT
-from paraclip_core.paraphrase.texts import PACKAGE, Pair
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 
 SMALL_MODEL = GateOptions(preset="small-model")
 FOLDER = Path(__file__).parents[2] / "data" / "faithfulness"

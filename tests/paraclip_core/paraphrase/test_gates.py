@@ -17,10 +17,12 @@ from hypothesis import strategies as st
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import gates
-from paraclip_core.paraphrase.gate_options import PRESETS, GateOptions, preset_named
-from paraclip_core.paraphrase.gates import first_failure, gates_of
+from paraclip_core.paraphrase.gate_options import PRESETS, GateOptions
+from paraclip_core.paraphrase.gates import first_failure, gates_of, preset_named, resolved
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request, Verdict
-from paraclip_core.paraphrase.texts import PACKAGE, Pair, words
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
+from paraclip_core.paraphrase.words import words
 
 OPTIONS = GateOptions(preset="small-model")
 WHOLE = Tokenizer(context_length=4096)
@@ -117,12 +119,12 @@ def test_every_gate_has_an_example_here() -> None:
 
 def test_thresholds_are_the_presets_or_as_set() -> None:
     auto = GateOptions(max_length_ratio=4)
-    small, capable = auto.resolved("small-model"), auto.resolved("capable")
+    small, capable = resolved(auto, "small-model"), resolved(auto, "capable")
     assert (small.preset, small.max_length_ratio, small.min_similarity) == ("small-model", 4, 0.75)
     assert capable.min_similarity is not None and capable.min_similarity < 0.75
-    assert GateOptions(preset="small-model").resolved("capable").preset == "small-model"
+    assert resolved(GateOptions(preset="small-model"), "capable").preset == "small-model"
     # Either way of saying the same is the same, for hashes.
-    assert small == GateOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75).resolved("off")
+    assert small == resolved(GateOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75), "off")
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))

@@ -18,8 +18,8 @@ from paraclip_core.demo.synonyms import variants
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.gates import gates_of
 from paraclip_core.paraphrase.judge import GATES_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
-from paraclip_core.paraphrase.requests import FEW_SHOT
-from paraclip_core.paraphrase.texts import words
+from paraclip_core.paraphrase.prompts import FEW_SHOT
+from paraclip_core.paraphrase.words import words
 from paraclip_core.tables import text_hash
 
 

@@ -26,6 +26,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import judge_pool, rounds
 from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.gates import resolved
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec
 from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.tables import ANSWERS, VERDICTS
@@ -52,7 +53,7 @@ def spec(encoder: Path) -> JudgeSpec:
         min_caption_similarity=-1,
         extra=("scripted_gates:blue_input",),
     )
-    return JudgeSpec(gates.resolved("capable"), 2, (), 77)
+    return JudgeSpec(resolved(gates, "capable"), 2, (), 77)
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,7 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo.smollm2 import chatml
 from paraclip_core.demo.synonyms import bare
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.requests import FEW_SHOT, PAPER, PromptTemplate, neutralize, prompt_for
-from paraclip_core.paraphrase.texts import tidy
+from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, neutralize, prompt_for
 
 TEMPLATES = [*PAPER.values(), *FEW_SHOT.values()]
 
@@ -57,23 +56,6 @@ def test_neutralising_twice_changes_nothing_more(text: str) -> None:
     assert neutralize("a {dog} 5 < 6, 100% [sic] <3") == "a {dog} 5 < 6, 100% [sic] < 3"
     # An invisible character goes, on a longer way than plain text takes.
     assert neutralize(f"{text}\u200b") == neutralize(text)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("photo of a cat.jpg", "photo of a cat"),
-        ("IMG_6631 orange tree next to green bus", "orange tree next to green bus"),
-        ("A LARGE DOG NEXT TO A BAG", "a large dog next to a bag"),
-        ("A Large Dog Next To A Bag!!", "a large dog next to a bag!"),
-        ("a dog <b>runs</b> http://x.y/z.html", "a dog runs"),
-        ("Two dogs run.", "Two dogs run."),
-        ("#12", "#12"),
-        ("", ""),
-    ],
-)
-def test_tidy(text: str, expected: str) -> None:
-    assert tidy(text) == expected
 
 
 @pytest.mark.parametrize(

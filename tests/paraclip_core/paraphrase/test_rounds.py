@@ -26,10 +26,10 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
 from scripted_engine import Scripted, Streaming, Thesaurus  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
-from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
 from paraclip_core.paraphrase.gate_options import GateOptions
 
 

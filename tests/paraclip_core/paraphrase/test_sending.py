@@ -12,11 +12,11 @@ import pytest
 from scripted_engine import Scripted, Streaming  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.answers import AnswerStore
-from paraclip_core.config import SamplingOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import sending
-from paraclip_core.paraphrase.engines import Completion, Prompt
-from paraclip_core.paraphrase.requests import PAPER, RequestKeys, sampling_json
+from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.sending import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
 

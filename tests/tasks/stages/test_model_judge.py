@@ -14,8 +14,8 @@ from small_runs import both_steps, settings_of_texts  # pyright: ignore[reportMi
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers
+from paraclip.tasks.batch_files import export_requests
 from paraclip.tasks.plan import plan_run
-from paraclip.tasks.requests import export_requests
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError

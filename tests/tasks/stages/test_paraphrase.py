@@ -19,8 +19,9 @@ from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
 from paraclip_core.captions.options import DataOptions, SourceOptions
-from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions, Settings
+from paraclip_core.config import FileEngineOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError
+from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES

@@ -8,9 +8,8 @@ import pytest
 from openai_asking import VARIABLE  # pyright: ignore[reportMissingImports]
 from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import OpenAIOptions, ParaphraseOptions
-from paraclip_core.paraphrase.engines import EngineContext
-from paraclip_core.paraphrase.engines.openai import OpenAIEngine
+from paraclip_core.paraphrase.engines import EngineContext, EngineOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions
 
 
 @pytest.fixture
@@ -23,8 +22,8 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
         quick = {"base_url": openai_server.url, "retries": 3}
-        chosen = ParaphraseOptions(engine="openai", model=model, openai=OpenAIOptions(**(quick | options)))
-        engines.append(OpenAIEngine(chosen, EngineContext()))
+        chosen = OpenAIOptions(**(quick | options))
+        engines.append(OpenAIEngine(EngineOptions(chosen, model), EngineContext()))
         return engines[-1]
 
     yield engine

@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.config import FileEngineOptions, ParaphraseOptions, SamplingOptions
+from paraclip_core.config import FileEngineOptions, ParaphraseOptions
 from paraclip_core.errors import InputError
-from paraclip_core.paraphrase.engines import Engine, Prompt, make_engine
-from paraclip_core.paraphrase.texts import parse_answer
+from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
+from paraclip_core.paraphrase.paraphraser import make_engine
+from paraclip_core.paraphrase.parse import parse_answer
 
 ROWS = [
     {"caption": "A red dog.", "paraphrase_1": "a dog in red", "paraphrase_2": "a puppy in red"},

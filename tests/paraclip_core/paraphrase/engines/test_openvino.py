@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo import smollm2
 from paraclip_core.demo.smollm2 import gguf_file
 from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase.engines import Completion, EngineContext, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
 from paraclip_core.paraphrase.gates import first_failure
-from paraclip_core.paraphrase.requests import prompt_for
-from paraclip_core.paraphrase.texts import Pair, parse_answer
+from paraclip_core.paraphrase.pair import Pair
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import prompt_for
 
 OPTIONS = ParaphraseOptions()
 SAMPLING = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
@@ -34,8 +35,8 @@ CAPTIONS = [
 ]
 
 
-def engine_of(model: str = "", **own: Any) -> OpenVinoEngine:
-    return OpenVinoEngine(ParaphraseOptions(model=model, **own), EngineContext())
+def engine_of(model: str = "", precision: str = "fp32") -> OpenVinoEngine:
+    return OpenVinoEngine(EngineOptions(precision, model), EngineContext())
 
 
 @pytest.fixture(scope="module")

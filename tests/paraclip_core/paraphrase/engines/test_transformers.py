@@ -11,11 +11,20 @@ import pytest
 import torch
 
 from paraclip_core.clip import model as clip_model
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, TransformersOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.paraphrase.engines import SMALL_BYTES, Completion, EngineContext, Prompt, make_engine, read_hashes
-from paraclip_core.paraphrase.engines.transformers import TransformersEngine
-from paraclip_core.paraphrase.texts import PACKAGE
+from paraclip_core.paraphrase.engines import (
+    SMALL_BYTES,
+    Completion,
+    EngineContext,
+    EngineOptions,
+    Prompt,
+    SamplingOptions,
+    read_hashes,
+)
+from paraclip_core.paraphrase.engines.transformers import TransformersEngine, TransformersOptions
+from paraclip_core.paraphrase.paraphraser import make_engine
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -49,7 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine_of(folder: Path, device: str = "cpu", **own: Any) -> TransformersEngine:
-    options = ParaphraseOptions(engine="transformers", model=str(folder), transformers=TransformersOptions(**own))
+    options = EngineOptions(TransformersOptions(**own), str(folder))
     return TransformersEngine(options, EngineContext(device=device))
 
 

@@ -12,15 +12,15 @@ import pytest
 from pydantic import ValidationError
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions, VllmOptions
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
-from paraclip_core.paraphrase.engines import EngineContext, Prompt, make_engine
-from paraclip_core.paraphrase.engines.vllm import VllmEngine, _gpu
+from paraclip_core.paraphrase.engines import EngineContext, EngineOptions, Prompt, SamplingOptions
+from paraclip_core.paraphrase.engines.vllm import VllmEngine, VllmOptions, _gpu
+from paraclip_core.paraphrase.paraphraser import make_engine
 
 
 def engine_of(model: str = "org/name", chunk: int = 8, **own: Any) -> VllmEngine:
-    options = ParaphraseOptions(engine="vllm", model=model, chunk=chunk, vllm=VllmOptions(**own))
-    return VllmEngine(options, EngineContext(device="cpu"))
+    return VllmEngine(EngineOptions(VllmOptions(**own), model, chunk), EngineContext(device="cpu"))
 
 
 def prompt(text: str = "a dog", seed: int = 0) -> Prompt:

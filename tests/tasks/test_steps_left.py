@@ -12,8 +12,8 @@ from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
-from paraclip.tasks.requests import StepLeft, steps_left
 from paraclip.tasks.run.run import Run
+from paraclip.tasks.steps_left import StepLeft, steps_left
 from paraclip_core.config import Settings
 
 CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(30)]

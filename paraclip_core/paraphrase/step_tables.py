@@ -1,27 +1,14 @@
-"""What goes to a language model: requests and their keys, a step's tables of them, and the prompts.
+"""A step's requests as a table in DuckDB, joined with all that was answered and judged before.
 
-Equal keys of requests mean that the same answer may be used again. A key is blake2b-128 over step, model, prompt (id
-and text), sampling, seed, attempt and input text, each with its length in front, so that no two different requests can
-run together into the same bytes.
-
-A step's requests are a table in DuckDB with a row for each row of the step and attempt. What is missing is an anti-join
-of it with the cache's `generations`, what is not judged one with `verdicts`, over all rows at once. Texts stay in the
-step's Parquet files and are read again for the rows that need them.
-
-A prompt holds the text as data inside exactly one message.
+There is a row for each row of the step and attempt. What is missing is an anti-join of it with the cache's
+`generations`, what is not judged one with `verdicts`, over all rows at once. Texts stay in the step's Parquet files and
+are read again for the rows that need them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,17 +16,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from paraclip_core.config import ParaphraseOptions, SamplingOptions
-from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.texts import tidy
-from paraclip_core.tables import ANSWERS, VERDICTS, text_hash
-
-Turns = tuple[tuple[str, str], ...]
-RULES = "neutralise-1 tidy-1"
-SLOT = "{}"
-
-KEY_BYTES = 16
-FORMAT = "paraclip-request-1"
+from paraclip_core.paraphrase.keys import KEY_BYTES, RequestKeys
+from paraclip_core.tables import ANSWERS, VERDICTS
 
 CONFIG: dict[str, Any] = {
     "memory_limit": "1GB",
@@ -50,10 +28,8 @@ CONFIG: dict[str, Any] = {
 TAKEN_ROWS = 65_536
 NO_PARENT = bytes(16)
 """Parent of step 1's generations: they come from no other."""
-
 Batches = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 """Reads the named columns of a step's rows (`INPUT_COLUMNS[step]`), from first to last; may be called again."""
-
 INPUT_COLUMNS = {
     1: ("caption_id", "image_id", "caption", "caption_tokens", "licence"),
     2: (
@@ -62,7 +38,6 @@ INPUT_COLUMNS = {
     ),
 }  # fmt: skip
 """Columns of the rows that each step reads: of the captions at step 1, of step 1's output at step 2."""
-
 # `parent` is null at step 1; a constant of 16 bytes for each of ten million rows would be 300 MB.
 MACROS = """
 CREATE MACRO parent_of(parent) AS coalesce(parent, getvariable('no_parent'));
@@ -101,63 +76,6 @@ ORDER BY row
 FIRST_VERDICTS = """
 SELECT row, reason, detail, answer FROM judged WHERE attempt = 0 AND list_contains(?::BIGINT[], row) ORDER BY row
 """
-
-
-def sampling_json(sampling: SamplingOptions) -> str:
-    """The sampling options as canonical JSON: sorted, without blanks, numbers in one spelling."""
-    return json.dumps(sampling.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-@dataclass(frozen=True)
-class RequestKeys:
-    """Everything of a request but its text; makes the keys of many texts at once."""
-
-    step: int
-    model: str
-    """Model id and revision."""
-    prompt_id: str
-    prompt_hash: bytes
-    """16 bytes over the whole text of the prompt."""
-    sampling: str
-    """Canonical JSON of the sampling options."""
-    seed: int
-    attempt: int
-    """0 for the first request about a text."""
-
-    @cached_property
-    def _head(self) -> hashlib.blake2b:
-        digest = hashlib.blake2b(digest_size=KEY_BYTES)
-        about = (self.prompt_hash, self.sampling, self.seed, self.attempt)
-        for part in (FORMAT, self.step, self.model, self.prompt_id, *about):
-            raw = part if isinstance(part, bytes) else _utf8(str(part))
-            digest.update(len(raw).to_bytes(8, "little"))
-            digest.update(raw)
-        return digest
-
-    def columns(self, engine: str) -> dict[str, Any]:
-        """What the cache says of each generation of these requests (of `tables.GENERATIONS`)."""
-        about = {"step": self.step, "attempt": self.attempt, "engine": engine, "model": self.model, "seed": self.seed}
-        return about | {"prompt": self.prompt_id, "prompt_hash": self.prompt_hash, "sampling": self.sampling}
-
-    def key(self, text: str) -> bytes:
-        """The 16-byte key of one input text, which comes last and so needs no length."""
-        digest = self._head.copy()
-        digest.update(_utf8(text))
-        return digest.digest()
-
-    def keys(self, texts: Sequence[str]) -> pa.FixedSizeBinaryArray:
-        """The keys of many input texts, in order, as an Arrow array of 16-byte values."""
-        return pa.array(map(self.key, texts), pa.binary(KEY_BYTES))
-
-
-def step_requests(options: ParaphraseOptions, step: int, model: str, attempt: int = 0) -> RequestKeys:
-    """The keys of a step's requests at one attempt."""
-    prompt = prompt_for(options, step)
-    return RequestKeys(step, model, prompt.id, prompt.hash, sampling_json(options.sampling), options.seed, attempt)
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
 
 
 class GenerationCache(Protocol):
@@ -360,156 +278,3 @@ class RowCursor:
 def source_column(step: int) -> str:
     """Column with the text that a step paraphrases."""
     return "caption" if step == 1 else "paraphrase_1"
-
-
-def in_fraction(text: str, fraction: float) -> bool:
-    """Whether a caption belongs to the share that is paraphrased; depends on its text alone."""
-    raw = hashlib.blake2b(_utf8(text), digest_size=8).digest()
-    return int.from_bytes(raw, "little") / 2**64 < fraction
-
-
-# A chat-template token of any model begins with `<` or `[` and a letter, a bar or a slash: `<|im_end|>`, `</s>`,
-# `<start_of_turn>`, `[INST]`, `[/INST]`. A blank after the bracket makes it plain text and leaves it readable.
-_TOKEN_START = re.compile(r"<(?=\S)|\[(?=/?[A-Z_]+\])")
-# Some models' templates use the full-width forms.
-_FULL_WIDTH = str.maketrans({"＜": "<", "＞": ">", "｜": "|"})
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """A step's prompt: fixed turns, then one user turn that holds the text."""
-
-    id: str
-    turns: Turns
-    """System turn and examples."""
-    before: str = ""
-    """Words of the last turn in front of the text."""
-    after: str = ""
-    """Words of the last turn behind the text."""
-    quoted: bool = False
-    """The text stands between double quotes, so it must not hold one."""
-    completion: bool = False
-    """Plain text to go on with, in no chat template: one message of the role `text`."""
-    tidied: bool = False
-    """Show the text without file names, links and shouting, which small models copy or take for words."""
-
-    @cached_property
-    def hash(self) -> bytes:
-        """16 bytes over everything that decides what the model reads."""
-        turns = [part for turn in self.turns for part in turn]
-        flags = map(str, (self.quoted, self.tidied, self.completion))
-        return text_hash(self.id, RULES, *turns, None, self.before, None, self.after, *flags)
-
-    def messages(self, text: str) -> Turns:
-        """The chat turns for one text, which is neutralized and never interpreted."""
-        safe = neutralize(tidy(text) if self.tidied else text)
-        if self.quoted:
-            safe = safe.replace('"', "'")
-        role = "text" if self.completion else "user"
-        return (*self.turns, (role, f"{self.before}{safe}{self.after}"))
-
-    @cached_property
-    def examples(self) -> tuple[tuple[str, str], ...]:
-        """The examples as (user, assistant) pairs."""
-        return tuple(
-            (one[1], two[1]) for one, two in pairwise(self.turns) if one[0] == "user" and two[0] == "assistant"
-        )
-
-
-def neutralize(text: str) -> str:
-    """One line of plain text that no chat template takes for anything else.
-
-    Control and line-breaking characters become blanks, invisible format characters (zero width, bidirectional
-    overrides) go, and the brackets that begin a template's tokens are set apart from what follows.
-    """
-    line = " ".join((text if text.isascii() and text.isprintable() else _visible(text)).split())
-    return _TOKEN_START.sub(lambda match: f"{match.group()} ", line)
-
-
-def _visible(text: str) -> str:
-    chars = []
-    for char in text.translate(_FULL_WIDTH):
-        category = unicodedata.category(char)
-        if category in ("Cc", "Zl", "Zp"):
-            chars.append(" ")
-        elif category not in ("Cf", "Cs", "Co", "Cn"):
-            chars.append(char)
-    return "".join(chars)
-
-
-def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
-    """The prompt of a step: the user's own where there is one, else the chosen set's."""
-    own = options.prompt_1 if step == 1 else options.prompt_2
-    if not own:
-        return (PAPER if options.prompts == "paper" else FEW_SHOT)[step]
-    before, slot, after = own.partition(SLOT)
-    if not slot or SLOT in after:
-        raise ConfigError(
-            f"paraphrase.prompt_{step} must hold {SLOT} exactly once, where the text goes; found {own[:80]!r}"
-        )
-    return PromptTemplate(f"own/{step}", (), before, after, quoted=before.endswith('"') and after.startswith('"'))
-
-
-def _few_shot(step: int, examples: Turns) -> PromptTemplate:
-    turns = [turn for text, answer in examples for turn in (("user", text), ("assistant", answer))]
-    return PromptTemplate(f"few-shot/{step}", tuple(turns), tidied=True)
-
-
-# Word for word from the published code (one user message, no system turn).
-PAPER = {
-    1: PromptTemplate(
-        "paper/1",
-        (),
-        'Paraphrase the given caption "',
-        '" concisely while preserving the meaning.',
-        quoted=True,
-    ),
-    2: PromptTemplate(
-        "paper/2",
-        (),
-        'Paraphrase the given text "',
-        '" concisely while preserving the meaning and avoiding use of existing words.',
-        quoted=True,
-    ),
-}
-"""The published prompts, for models that follow instructions."""
-
-FEW_SHOT = {
-    1: _few_shot(
-        1,
-        (
-            ("photo of a gray kitten on a sofa", "There is a gray kitten sitting on a sofa."),
-            ("A man is climbing up a ladder near a brick wall", "A man climbs a ladder close to a brick wall."),
-            (
-                "large silver train next to a purple rocket at the station stock photo",
-                "A big silver train beside a purple rocket at the station.",
-            ),
-            (
-                "Three children wearing coats stand by a brown door .",
-                "Three kids in coats are standing next to a brown door.",
-            ),
-            (
-                "in the forest, pink cupcake above tiny spoon | free image",
-                "A pink cupcake over a little spoon in the forest.",
-            ),
-            (
-                "monkey in red on a purple drum in a kitchen",
-                "A monkey wearing red on top of a purple drum in a kitchen.",
-            ),
-        ),
-    ),
-    2: _few_shot(
-        2,
-        (
-            ("A gray kitten on a sofa.", "A grey cat on a couch."),
-            ("A purple rocket above a huge rock.", "A purple spaceship over an enormous stone."),
-            ("A silver train beside a hut in the forest.", "A silver locomotive next to a cabin in the woods."),
-            ("A monkey holding a pink cupcake.", "An ape with a pink cake."),
-            ("A man on a ladder near a brown door.", "A guy on some steps close to a brown gate."),
-            ("A tiny spoon on top of a red drum.", "A little spoon sitting on a red drum."),
-            ("Three kids are running at the airport.", "Three children jog on the airfield."),
-            ("A woman in a long white coat is speaking.", "A lady wearing a long white jacket is talking."),
-        ),
-    ),
-}
-"""Example turns for small models; step 1 shows cleaning, step 2 shows other words for the same things."""

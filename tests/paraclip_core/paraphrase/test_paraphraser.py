@@ -9,17 +9,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from paraclip_core.config import (
-    ENGINES,
-    OpenAIOptions,
-    ParaphraseOptions,
-    SamplingOptions,
-    TransformersOptions,
-    VllmOptions,
-)
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import meaning
-from paraclip_core.paraphrase.engines import Paraphraser, Prompt, make_engine, relevant_options, unguarded
+from paraclip_core.paraphrase.engines import ENGINES, Prompt, SamplingOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIOptions
+from paraclip_core.paraphrase.engines.transformers import TransformersOptions
+from paraclip_core.paraphrase.engines.vllm import VllmOptions
+from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine, relevant_options, unguarded
 from paraclip_core.settings import parse_settings
 
 SOME: dict[str, dict[str, Any]] = {
@@ -40,7 +37,7 @@ from paraclip_core.paraphrase.engines import Completion, EngineFacts
 
 class Shouting:
     name = "shouting"
-    facts = EngineFacts(shares_cores=True, max_in_flight=2)
+    facts = EngineFacts(shares_cores=True)
 
     def __init__(self, options, context):
         self.model = f"shouting-{options.model}-{options.options.get('mark', '!')}"
@@ -114,7 +111,7 @@ def test_an_engine_of_the_users_own(own_module: str) -> None:
         {"paraphrase": {"engine": f"{own_module}:Shouting", "model": "loud", "options": {"mark": "?"}}}
     )
     engine = make_engine(settings.paraphrase)
-    assert (engine.name, engine.model, engine.facts.max_in_flight) == ("shouting", "shouting-loud-?", 2)
+    assert (engine.name, engine.model) == ("shouting", "shouting-loud-?")
     (answer,) = engine.generate([Prompt((("user", "a dog"),), "a dog", 1, 0)], SamplingOptions())
     assert answer.texts == ("A DOG?",)
     relevant = relevant_options(settings.paraphrase)

@@ -1,103 +1,21 @@
-"""Answers are parsed, words compared, and a sentence encoder gives a text the same bits in any company."""
+"""A sentence encoder gives a text the same bits in any company."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.paraphrase import texts as module
+from paraclip_core.paraphrase import sentence_encoder as module
 from paraclip_core.paraphrase.gate_options import GateOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.texts import (
-    PACKAGE,
-    Pair,
-    SentenceEncoder,
-    content_words,
-    model_identity,
-    parse_answer,
-    stem,
-    words,
-)
-
-
-@pytest.mark.parametrize(
-    ("raw", "expected"),
-    [
-        ("A dog runs.", "A dog runs."),
-        ("  A dog runs .\nAnother line", "A dog runs."),
-        ('"A dog runs."', "A dog runs."),
-        ("1. A dog runs.", "A dog runs."),
-        ("2 dogs run.", "2 dogs run."),
-        ('Paraphrased caption: "A dog runs."', "A dog runs."),
-        ("Sure, here is a paraphrase: A dog runs.", "A dog runs."),
-        ("Here's the rewritten caption:\nA dog runs.", "A dog runs."),
-        ('The original text is: "A dog runs."', "A dog runs."),
-        ("A dog runs.<|im_end|>\n<|im_start|>user", "A dog runs."),
-        ("A dog &amp; a cat\u00a0run", "A dog & a cat run"),
-        ('A man says "hello" to a dog', 'A man says "hello" to a dog'),
-        ("", ""),
-        ('""', ""),
-        (None, ""),
-        ("<think>\nWhat is a dog?\n</think>\n\nA dog runs.", "A dog runs."),
-        # Some chat templates open the thoughts themselves.
-        ("A dog. What is it?\n</think>A dog runs.", "A dog runs."),
-        ("<think>So what is a dog", ""),
-        ("A dog runs.<think>Or does it?", "A dog runs."),
-        ("<Thinking>one</Thinking><think>two</think> A dog runs.", "A dog runs."),
-    ],
-)
-def test_parse(raw: str | None, expected: str) -> None:
-    assert parse_answer(raw) == expected
-
-
-@pytest.mark.parametrize("entity", ["&#{};", "&amp;#{};", "&amp;amp;#{} runs", "\u00e9 &#{}"])
-def test_an_entity_with_endless_digits_is_no_character(entity: str) -> None:
-    for digit in "09":
-        answer = parse_answer("A dog " + entity.format(digit * 5000))
-        assert "\ufffd" in answer and len(answer) < 20
-
-
-@given(st.text(max_size=120) | st.text(alphabet='Sure here paraphrase:<|im_end>\n"1.-*` ', max_size=80))
-def test_any_text_gives_one_clean_line(raw: str) -> None:
-    answer = parse_answer(raw)
-    assert "\n" not in answer
-    assert answer == " ".join(answer.split())
-    assert "<|im_end|>" not in answer
-
-
-@pytest.mark.parametrize("filling", [" ", "\n", "\t|"])
-def test_a_bracket_before_endless_blanks_takes_no_time(filling: str) -> None:
-    # A model that goes on for ever; cut in every way, these take hours.
-    start = time.process_time()
-    assert parse_answer(f"A dog runs.\n<{filling * 20_000}x") == "A dog runs."
-    assert time.process_time() - start < 2
-
-
-@given(
-    st.text(alphabet="AbS1 ,'-.!?:\"", max_size=30)
-    | st.lists(st.sampled_from(["a", "dog,", "is", "red.", "Sure"])).map(" ".join)
-)
-def test_plain_answers_take_a_shorter_way_to_the_same_text(raw: str) -> None:
-    # A blank in front is taken off, on the long way.
-    assert parse_answer(raw) == parse_answer(f" {raw}")
-
-
-def test_words_are_plain_and_their_forms_meet() -> None:
-    assert words("A girl's hat isn't Red; who's there?") == ["a", "girl", "hat", "isn't", "red", "who", "there"]
-    assert content_words(["a", "girl", "is", "not", "running"]) == ["girl", "running"]
-    assert {stem(word) for word in ("jumping", "jumps", "jumped")} == {"jump"}
-    pair = Pair("a red dog", "a wet puppy", "the wet puppies", 2)
-    assert pair.content_overlap == pytest.approx((1 + 2 * 0) / 3)
-
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE, SentenceEncoder, model_identity
+from paraclip_core.paraphrase.words import words
 
 TEXTS = ["A dog runs on the beach.", "A puppy is running along the shore.", "Stock prices fell sharply.", ""]
 WORDS = words("a dog cat runs sits on the beach mat red blue and near two kids play with ball")

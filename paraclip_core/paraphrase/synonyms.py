@@ -1,0 +1,46 @@
+"""Other words for single words, which a language model is asked for to make further answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from paraclip_core.paraphrase.engines import SamplingOptions
+from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
+from paraclip_core.paraphrase.pair import Pieces
+from paraclip_core.paraphrase.prompts import PromptTemplate
+
+WORD_STEP = 0
+"""The step that word requests are filed under; what one step learned of a word serves the other."""
+
+Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
+"""Words → their raw answers; words without an answer are left out."""
+Encode = Callable[[Sequence[str]], np.ndarray]
+"""Texts → unit vectors, float32 [n, d]."""
+SynonymTable = Mapping[str, tuple[str, ...]]
+"""Word → other words that may stand for it, the nearest first."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How other words are asked for and used; a preset of gates may have them (:mod:`paraclip_core.paraphrase.gates`).
+
+    Source, caption and raw answers of a request, and the step, are given as (source, caption, answers, step).
+    """
+
+    template: PromptTemplate
+    """What is asked about a single word."""
+    sampling: SamplingOptions
+    bases: Callable[[str, str, Sequence[str], int], Sequence[str]]
+    """The texts of a request that words are swapped in."""
+    find: Callable[[Iterable[str], Fetch, Encode, Pieces | None], SynonymTable]
+    """The table for some texts."""
+    variants: Callable[[str, str, Sequence[str], int, SynonymTable], Sequence[str]]
+    """Further answers to a request, with words of the table swapped."""
+
+    def requests(self, model: str, seed: int) -> RequestKeys:
+        """The keys of the requests about single words, which both steps share."""
+        sampling = sampling_json(self.sampling)
+        return RequestKeys(WORD_STEP, model, self.template.id, self.template.hash, sampling, seed, attempt=0)

@@ -1,0 +1,31 @@
+"""A web caption without what says nothing about an image."""
+
+from __future__ import annotations
+
+import re
+
+_NOISE = re.compile(
+    r"<[^<>]{0,200}>|https?:\S+|www\.\S+|\b(?:IMG|DSC|DSCN|DSCF|PIC|P)[_ -]?\d{3,}\b|#\d+"
+    r"|\.(?:jpe?g|png|gif|webp|bmp)\b",
+    re.I,
+)
+_RUNS = re.compile(r"[!?]{2,}|\.{2,}")
+NOISE_WORDS = {
+    "stock", "free", "image", "images", "photo", "photos", "photograph", "picture", "pic", "pics", "wallpaper", "hd",
+    "more", "jpg", "img", "dsc",
+}  # fmt: skip
+"""Words of web captions that say nothing about an image, which a rewording may drop."""
+
+
+def tidy(text: str) -> str:
+    """A web caption without tags, links, file names, camera numbers and hash numbers; shouting in lower case.
+
+    If nothing would be left, the text as it is.
+    """
+    line = _NOISE.sub(" ", text)
+    letters = [char for char in line if char.isalpha()]
+    capitals = [word for word in line.split() if word[:1].isupper()]
+    if letters and (all(char.isupper() for char in letters) or len(capitals) == len(line.split()) > 3):
+        line = line.lower()
+    line = " ".join(_RUNS.sub(lambda run: run.group()[0], line).split()).strip(" -|,;:#")
+    return line or text

@@ -1,0 +1,153 @@
+"""What the paraphrase steps of a run have left to ask or to look up, for `plan`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from operator import itemgetter
+
+import numpy as np
+import pyarrow as pa
+
+from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.missing_rounds import missing_rounds
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.stages.ingest import IngestedCaptions
+from paraclip.tasks.stages.paraphrase import step_batches
+from paraclip_core.captions.filters import count_words
+from paraclip_core.paraphrase.keys import step_requests
+from paraclip_core.paraphrase.parse import parse_answer
+from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.sending import prompts_of
+from paraclip_core.paraphrase.step_tables import RowCursor, source_column
+
+SAMPLE = 1024
+"""Missing texts that are looked at to tell their length."""
+BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
+"""Of a prompt's text, and what a chat template puts around each message; measured on the few-shot prompts. A Chinese
+letter has three bytes, and is about a token."""
+TOKENS_PER_WORD = 1.15
+"""Tokens of an answer for each word of its input, measured on the few-shot prompts."""
+BLOCK_CAPTIONS = 10_000
+"""Captions that are looked up at once."""
+
+
+@dataclass(frozen=True)
+class StepLeft:
+    """A step before it runs."""
+
+    rows: int
+    """Rows that it looks at."""
+    missing: int = 0
+    """Different requests without an answer, of rejected rows' further attempts, too, as far as they are known."""
+    accepted: int = 0
+    """Rows with an accepted answer."""
+    rejected: int = 0
+    """Rows whose every answer was rejected."""
+    prompt_tokens: float = 0.0
+    """Of a request, examples included, estimated."""
+    completion_tokens: float = 0.0
+    """Of a request, all its answers together, estimated."""
+    new_inputs: int = 0
+    """Of step 1, what step 2 was not asked about yet and will be if it passes: answers without a verdict, as far as a
+    sample says that they are new, and answers that are missing."""
+
+
+def steps_left(
+    run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
+) -> dict[int, StepLeft]:
+    """What each step has left that is not finished.
+
+    Step 2 of rows that have no accepted answer yet is not in it: what it asks is not known.
+    """
+    left = {}
+    for rounds in missing_rounds(run, artifacts, captions):
+        tables, options = rounds.tables, run.paraphraser.options
+        missing = [rows for _, rows in rounds.missing]
+        texts = _sample(rounds, np.unique(np.concatenate(missing)))
+        tokens = _tokens(prompt_for(options, tables.step), texts, options.sampling.n)
+        counts = sum(map(len, missing)), tables.accepted(), len(tables.rejected())
+        new = _new_inputs(run, rounds) if tables.step == 1 else 0
+        left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)
+    return left
+
+
+@dataclass(frozen=True)
+class LookedUp:
+    """What an engine has that asks nobody, before the gates see it."""
+
+    captions: int
+    """Captions, or those that a finished step 1 hands on."""
+    rewrites: int
+    """Answers to them, which step 2 reads."""
+    pairs: int
+    """Captions with an answer of both steps."""
+
+
+def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> LookedUp:
+    """Look up what an engine that asks nobody has for the captions of a run whose step 2 is not finished."""
+    options, counts = run.paraphraser.options, Counter[str]()
+    with closing(run.paraphraser.engine()) as engine:
+
+        def answers(step: int, texts: Sequence[str], most: int) -> Iterator[list[str]]:
+            request = step_requests(options, step, engine.model)
+            prompts = prompts_of(request, run.paraphraser.prompts[step], texts)
+            for completion in engine.generate(prompts, options.sampling):
+                yield list(filter(None, map(parse_answer, completion.texts)))[:most]
+
+        def rewrites() -> Iterator[list[str]]:
+            if "paraphrase_1" in artifacts:
+                batches = step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0)
+                rows = chain.from_iterable(batch.to_pylist() for batch in batches(["caption_id", "paraphrase_1"]))
+                for _, group in groupby(rows, key=itemgetter("caption_id")):
+                    yield [row["paraphrase_1"] for row in group]
+                return
+            for batch in step_batches(captions.folder, 1, options.fraction)(["caption"]):
+                yield from answers(1, batch.column("caption").to_pylist(), options.keep)
+
+        captions_left = rewrites()
+        while block := list(islice(captions_left, BLOCK_CAPTIONS)):
+            seconds = answers(2, list(chain.from_iterable(block)), 1)
+            both = [[second for second in islice(seconds, len(group)) if second] for group in block]
+            counts.update(captions=len(block), rewrites=sum(map(len, block)), pairs=sum(map(bool, both)))
+    return LookedUp(counts["captions"], counts["rewrites"], counts["pairs"])
+
+
+def _new_inputs(run: Run, rounds: Rounds) -> int:
+    """What step 2 was not asked about yet and will be if it passes, see :class:`StepLeft`."""
+    tables = rounds.tables
+    count, unjudged = len(tables.missing(0)), tables.find_unjudged(0)
+    with closing(tables.unjudged(SAMPLE)) as blocks:
+        block = next(blocks, None)
+    if block is None:
+        return count
+    request = step_requests(run.paraphraser.options, 2, run.paraphraser.model)
+    completions = block.column("completions").to_pylist()
+    keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
+    cached = rounds.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
+    asked = set(cached.column("key").to_pylist())
+    # Which of its answers comes first is for the gates to say.
+    new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
+    return count + round(unjudged * new / block.num_rows)
+
+
+def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:
+    """Texts of some of these rows, spread over all of them."""
+    chosen = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
+    if not len(chosen):
+        return []
+    source = source_column(rounds.tables.step)
+    return RowCursor(rounds.tables.batches([source])).take(chosen).column(source).to_pylist()
+
+
+def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple[float, float]:
+    """Tokens of a request and of its answers, by the length of the texts."""
+    lengths = [(len(text.encode()), count_words(text)) for text in texts]
+    count = max(len(lengths), 1)
+    size, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
+    fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in prompt.messages(""))
+    return (fixed + size) / BYTES_PER_TOKEN, words * TOKENS_PER_WORD * answers
