@@ -97,7 +97,7 @@ def obvious(source: Path, folder: Path) -> int:
         rows.append(
             {
                 "caption_id": key, "image_id": row["URL"], "image_path": None, "images": None, "caption": text,
-                "caption_raw": row["TEXT"], "caption_tokens": ids, "split": "train", "licence": "unknown",
+                "caption_raw": row["TEXT"], "caption_tokens": ids, "split": "train", "license": "unknown",
                 "source": source.name, "source_row": number,
             }
         )  # fmt: skip

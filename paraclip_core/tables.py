@@ -21,7 +21,7 @@ CAPTIONS = pa.schema(
         pa.field("caption_raw", pa.string(), nullable=False),
         pa.field("caption_tokens", TOKENS, nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train, val or test
-        pa.field("licence", pa.string(), nullable=False),
+        pa.field("license", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # file, relative to data.root
         pa.field("source_row", pa.int64(), nullable=False),
     ]
@@ -49,7 +49,7 @@ PARAPHRASES = pa.schema(
         pa.field("paraphrase_2_tokens", TOKENS),
         pa.field("similarity_1", pa.float32()),  # sentence-encoder cosine, caption against paraphrase 1
         pa.field("similarity_2", pa.float32()),  # caption against paraphrase 2
-        pa.field("licence", pa.string(), nullable=False),
+        pa.field("license", pa.string(), nullable=False),
         pa.field("generation_1", pa.binary(16), nullable=False),  # key in the generation cache
         pa.field("generation_2", pa.binary(16)),
     ]

@@ -24,7 +24,7 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": "false",
     "python_enable_replacements": "false",
 }
-# A folder above the files may be called `licence=MIT` and is no column.
+# A folder above the files may be called `license=MIT` and is no column.
 MOST_FREQUENT = """
     WITH files AS (SELECT * FROM read_parquet($parts, hive_partitioning = false)),
          counted AS (SELECT {column} AS value, count(*) AS rows FROM files GROUP BY ALL),

@@ -21,7 +21,7 @@ from paraclip.storage.files import atomic_folder, read_json, write_atomic
 from paraclip.storage.parquet import CONFIG, PartWriter, frequent_values, parquet_files
 from paraclip.tasks.models import of_own_base
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.counts import MANY_LICENCES
+from paraclip_core.captions.counts import MANY_LICENSES
 from paraclip_core.config import Settings
 from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card, hub_licenses
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError
@@ -51,7 +51,7 @@ SIMILARITIES = ("similarity_1", "similarity_2")
 ROWS = """
     CREATE TABLE dataset AS
     SELECT lower(hex(p.caption_id)) AS caption_id, p.caption, p.paraphrase_1, p.paraphrase_2, p.image_id, c.source,
-           p.licence AS license, p.similarity_1, p.similarity_2
+           p.license AS license, p.similarity_1, p.similarity_2
     FROM read_parquet($paraphrases, hive_partitioning = false, filename = true, file_row_number = true) p
     LEFT JOIN read_parquet($captions, hive_partitioning = false) c ON c.caption_id = p.caption_id AND c.split = $split
     ORDER BY p.filename, p.file_row_number
@@ -272,7 +272,7 @@ def export_dataset(
         written = sorted((draft / "data").iterdir())
         for shard in written:
             shard.rename(shard.with_name(f"{shard.stem}-of-{len(written):05d}.parquet"))
-        licenses = frequent_values(draft / "data", "license", MANY_LICENCES)
+        licenses = frequent_values(draft / "data", "license", MANY_LICENSES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
             rows={SPLIT: shards.rows_written},

@@ -225,7 +225,7 @@ def _rows(texts: Sequence[str]) -> pa.RecordBatch:
         "image_id": [None] * len(texts),
         "caption": texts,
         "caption_tokens": [[]] * len(texts),
-        "licence": [""] * len(texts),
+        "license": [""] * len(texts),
     }
     schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
     return pa.RecordBatch.from_pydict(columns, schema=schema)

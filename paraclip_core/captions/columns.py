@@ -20,7 +20,7 @@ from paraclip_core.options import Options
 CAPTION = ("caption", "TEXT", "text", "title", "captions")
 IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "image_path")
 PATH = ("image", "filename", "file_name", "image_path")
-LICENCE = ("licence", "license", "LICENCE", "LICENSE")
+LICENSE = ("licence", "license", "LICENCE", "LICENSE")
 SPLIT = ("split",)
 LONGEST_NAME = 100
 """Characters of a name that is compared otherwise than exactly."""
@@ -80,15 +80,15 @@ class Columns:
     """Becomes the image's id."""
     path: str | None = None
     """Becomes the image's name inside the archive of images."""
-    licence: str | None = None
+    license: str | None = None
     split: str | None = None
     picture: str | None = None
     """Holds the images themselves, which only Parquet can."""
 
     @property
     def keys(self) -> tuple[str | None, str | None, str | None, str | None]:
-        """The columns of image, path, split and licence, in the order in which a `Batcher` adds them."""
-        return self.image, self.path, self.split, self.licence
+        """The columns of image, path, split and license, in the order in which a `Batcher` adds them."""
+        return self.image, self.path, self.split, self.license
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name in (*self.captions, *self.keys, self.picture) if name is not None))
@@ -129,7 +129,7 @@ def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | N
         captions=tuple(dict.fromkeys(captions)),
         image=image,
         path=image if chosen.image else match_column(available, *PATH) or image,
-        licence=match_column(available, *([chosen.license] if chosen.license else LICENCE)),
+        license=match_column(available, *([chosen.license] if chosen.license else LICENSE)),
         split=match_column(available, *([chosen.split] if chosen.split else SPLIT)),
     )
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
-MANY_LICENCES = 1000
-"""Different licences that are counted by name; a column that was taken for licences by mistake may hold millions."""
-TALLIES = ("rejected", "splits", "licences")
+MANY_LICENSES = 1000
+"""Different licenses that are counted by name; a column that was taken for licenses by mistake may hold millions."""
+TALLIES = ("rejected", "splits", "licenses")
 OPTIONS = {"too_few_words": "data.min_words", "too_many_words": "data.max_words"}
 """The option behind a reason."""
 
@@ -34,16 +34,16 @@ class Counts:
     accepted: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
     splits: Counter[str] = field(default_factory=Counter)
-    licences: Counter[str] = field(default_factory=Counter)
+    licenses: Counter[str] = field(default_factory=Counter)
 
     def note(self, outcome: Outcome) -> None:
         self.read += outcome.accepted.num_rows + outcome.rejects.num_rows
         self.accepted += outcome.accepted.num_rows
         self.rejected.update(outcome.rejects.column("reason").to_pylist())
         self.splits.update(outcome.accepted.column("split").to_pylist())
-        for licence, count in Counter(outcome.accepted.column("licence").to_pylist()).items():
-            room = licence in self.licences or len(self.licences) < MANY_LICENCES
-            self.licences[licence if room else "(others)"] += count
+        for license, count in Counter(outcome.accepted.column("license").to_pylist()).items():
+            room = license in self.licenses or len(self.licenses) < MANY_LICENSES
+            self.licenses[license if room else "(others)"] += count
 
     def add(self, other: Counts) -> None:
         self.read += other.read

@@ -25,7 +25,7 @@ UNIQUE = "give one of the sources a data.sources[].image_prefix"
 BY_CONTENT = "name the column of pictures in data.sources[].columns.image to have ids of their contents"
 """What fixes it for pictures inside of Parquet."""
 DUPLICATE = "duplicate", "the same caption of the same image came before"
-_NO_LICENCE = frozenset({"?", "unknown", "none", "null"})
+_NO_LICENSE = frozenset({"?", "unknown", "none", "null"})
 
 
 class CaptionPipeline:
@@ -179,7 +179,7 @@ class CaptionPipeline:
             pa.array(batch.captions, pa.string()),
             self._tokenizer.encode_batch(texts),
             pa.array(batch.splits, pa.string()),
-            pa.array([default if name is None or name.lower() in _NO_LICENCE else name for name in batch.licences]),
+            pa.array([default if name is None or name.lower() in _NO_LICENSE else name for name in batch.licenses]),
             pa.repeat(pa.scalar(file.name, pa.string()), count),
             pa.array(batch.rows, pa.int64()),
         ]

@@ -35,7 +35,7 @@ BATCH_ROWS = 8192
 BATCH_CHARS = 16 << 20
 SHOWN_CHARS = 2000
 TEXTS = {
-    "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licences": "licence"
+    "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licenses": "license"
 }  # fmt: skip
 """Columns of a batch with texts → what one of them is called."""
 Problem = tuple[str, str]
@@ -64,7 +64,7 @@ class RowBatch:
     image_ids: list[str | None] = field(default_factory=list)
     image_paths: list[str | None] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
-    licences: list[str | None] = field(default_factory=list)
+    licenses: list[str | None] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
 
@@ -107,14 +107,14 @@ class Batcher:
         image: object,
         path: object = None,
         split: object = None,
-        licence: object = None,
+        license: object = None,
     ) -> None:
         """Add one row; a list of captions becomes a row for each."""
         if isinstance(caption, list | tuple):
             if not caption:
                 self.reject(row, "missing_field", "an empty list of captions, expected at least one")
             for item in caption:
-                self.add(row, item, image, path, split, licence)
+                self.add(row, item, image, path, split, license)
             return
         if caption is None:
             self.reject(row, "missing_field", "no caption, expected text")
@@ -124,7 +124,7 @@ class Batcher:
             return
         try:
             image_id, image_path = as_key(image, "image"), as_key(path, "image path")
-            of_split, of_licence = as_key(split, "split"), as_key(licence, "licence")
+            of_split, of_license = as_key(split, "split"), as_key(license, "license")
         except TypeError as error:
             self.reject(row, "wrong_type", str(error), caption)
             return
@@ -133,7 +133,7 @@ class Batcher:
         batch.image_ids.append(image_id)
         batch.image_paths.append(image_path)
         batch.splits.append(of_split)
-        batch.licences.append(of_licence)
+        batch.licenses.append(of_license)
         batch.rows.append(row)
         self._chars += len(caption)
 

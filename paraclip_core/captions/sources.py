@@ -16,7 +16,7 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paths import below, user_path
 from paraclip_core.pictures import holds_pictures
 
-NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")
+NOT_CAPTIONS = ("readme", "license", "license", "copying", "notice", "citation")
 
 
 @dataclass(frozen=True)

@@ -424,8 +424,7 @@ def write_texts(
             about = {"image_id": image.image_id, "image": image_name(image)}
             pair = captions(image, SEED)
             for caption in pair:
-                # `licence`: another key would give every artifact that is made of the scenes another fingerprint.
-                _write(texts, {**about, "caption": caption, "split": image.split, "licence": LICENSE})
+                _write(texts, {**about, "caption": caption, "split": image.split, "license": LICENSE})
             if image.split == "train":
                 distinct.update(pair)
             else:

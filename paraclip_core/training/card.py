@@ -44,7 +44,7 @@ def release_card(
     summary: str,
     base: str,
     image_tower_hash: str,
-    licences: Mapping[str, int],
+    licenses: Mapping[str, int],
     sources: Mapping[str, int],
     options: Mapping[str, Any],
     paraphraser: str | None = None,
@@ -55,14 +55,14 @@ def release_card(
 ) -> str:
     """The README.md of a release: what the model is, its origin, how to load it.
 
-    `licences` and `sources` count training rows. `figures` are rows of a table, all with the same columns. `base_model`
+    `licenses` and `sources` count training rows. `figures` are rows of a table, all with the same columns. `base_model`
     and `revision` name the base on the Hugging Face hub, `weights` is the hash of its weights.
     """
     head: dict[str, Any] = {
         "library_name": "open_clip",
         "pipeline_tag": "zero-shot-image-classification",
         "license": "other",
-        "license_name": " ".join(", ".join(sorted(licences)).split()) or "unknown",
+        "license_name": " ".join(", ".join(sorted(licenses)).split()) or "unknown",
         "tags": ["clip", "open_clip", "paraclip"],
     }
     if base_model is not None:
@@ -79,7 +79,7 @@ def release_card(
         "## Data",
         *([f"Paraphrases: {_cell(paraphraser)}."] if paraphraser else []),
         # Names from data files: `table` makes them inert.
-        table(("licence as stated", "rows"), sorted(licences.items())),
+        table(("license as stated", "rows"), sorted(licenses.items())),
         table(("source", "rows"), sorted(sources.items())),
         "## Options\n\n" + _table(("option", "value"), chosen),
     ]

@@ -234,7 +234,7 @@ def _sources(run: Run) -> Mapping[str, str]:
 
 INGEST = Stage(
     name="ingest",
-    version=2,
+    version=3,
     inputs=lambda settings: () if settings.data.scenes is None else ("scenes",),
     options=_options,
     body=_body,
@@ -260,7 +260,7 @@ def _render_scenes(ctx: StageContext) -> dict[str, Any]:
 
 SCENES = Stage(
     name="scenes",
-    version=1,
+    version=2,
     inputs=lambda settings: (),
     options=lambda run: meaning(run.settings.data.scenes) if run.settings.data.scenes else {},
     body=_render_scenes,

@@ -25,7 +25,7 @@ from paraclip.tasks.models import EMBEDDED, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip_core.captions.counts import MANY_LICENCES
+from paraclip_core.captions.counts import MANY_LICENSES
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -257,8 +257,8 @@ def _training(name: str, artifact: Artifact) -> Training:
 
 def _licenses(inputs: Inputs) -> list[License]:
     # So many that both tables name the same ones.
-    captions = frequent_values(inputs["ingest"].path / "captions", "licence", MANY_LICENCES)
-    paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "licence", MANY_LICENCES)
+    captions = frequent_values(inputs["ingest"].path / "captions", "license", MANY_LICENSES)
+    paraphrased = frequent_values(inputs["paraphrase_2"].path / "paraphrases", "license", MANY_LICENSES)
     return [License(name, captions.get(name, 0), paraphrased.get(name, 0)) for name in sorted(captions | paraphrased)]
 
 

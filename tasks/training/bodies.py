@@ -78,8 +78,8 @@ log = logging.getLogger(__name__)
 
 BASE_HELD_OUT = 0.1
 """Share of the training images that the bootstrapped base does not see. Fine-tuning chooses α on images among them."""
-LICENCE, SOURCE = "licence", "source"
-COUNTED = pa.schema([CAPTIONS.field(LICENCE), CAPTIONS.field(SOURCE)])
+LICENSE, SOURCE = "license", "source"
+COUNTED = pa.schema([CAPTIONS.field(LICENSE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text tower repaired by paraphrases"
 PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
 
@@ -258,11 +258,11 @@ def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
             "invalid; nothing is released. Please report this with the model's name"
         )
     captions = ctx.inputs["ingest"].path / "captions"
-    licences, sources = provenance(trained.job.rows, captions, ctx.work.scratch / "provenance")
+    licenses, sources = provenance(trained.job.rows, captions, ctx.work.scratch / "provenance")
     card = release_card(
         **about,
         image_tower_hash=before,
-        licences=licences,
+        licenses=licenses,
         sources=sources,
         base_model=clip.hub_name,
         revision=clip.revision,
@@ -276,19 +276,19 @@ def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
 
 
 def provenance(rows: TrainingRows, captions: Path, scratch: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Captions that were trained on by licence and by source, the most frequent by name.
+    """Captions that were trained on by license and by source, the most frequent by name.
 
     `captions` is the folder of the ingested ones, where each caption id is there once; `scratch` is made anew.
     """
     assert rows.ids is not None
     shutil.rmtree(scratch, ignore_errors=True)
     writer, trained = PartWriter(scratch, COUNTED), np.sort(_keys(rows.ids))
-    for batch in iter_batches(captions, (CAPTION_ID, LICENCE, SOURCE)):
+    for batch in iter_batches(captions, (CAPTION_ID, LICENSE, SOURCE)):
         keys = _keys(id_array(batch[CAPTION_ID]))
         mask = trained[np.minimum(np.searchsorted(trained, keys), len(trained) - 1)] == keys
         writer.write(batch.filter(pa.array(mask)).select(COUNTED.names).cast(COUNTED))
     writer.close()
-    return frequent_values(scratch, LICENCE), frequent_values(scratch, SOURCE)
+    return frequent_values(scratch, LICENSE), frequent_values(scratch, SOURCE)
 
 
 def _keys(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:

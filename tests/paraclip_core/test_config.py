@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from paraclip_core.captions.columns import CAPTION, IMAGE, LICENCE, PATH, ColumnNames
+from paraclip_core.captions.columns import CAPTION, IMAGE, LICENSE, PATH, ColumnNames
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import meaning, unusual
@@ -70,6 +70,6 @@ def test_a_form_calls_every_option_by_its_name_and_tells_the_usual_columns() -> 
     for group in (schema, *schema["$defs"].values()):
         for name, option in group.get("properties", {}).items():
             assert option["title"] == name.replace("_", " ").title()
-    for option, tried in {"caption": (CAPTION,), "image": (IMAGE, PATH), "license": (LICENCE,)}.items():
+    for option, tried in {"caption": (CAPTION,), "image": (IMAGE, PATH), "license": (LICENSE,)}.items():
         description = " ".join((ColumnNames.model_fields[option].description or "").split())
         assert all(", ".join(names) in description for names in tried)

@@ -94,26 +94,26 @@ def test_a_lost_column_is_named(tmp_path: Path, count: int) -> None:
 
 
 def write_values(path: Path, values: Sequence[str | None]) -> Path:
-    write_table(path, pa.table({"licence": pa.array(values, pa.string())}))
+    write_table(path, pa.table({"license": pa.array(values, pa.string())}))
     return path
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(values=st.lists(st.sampled_from(["CC-BY", "MIT", "x' OR 1=1 --", '"', "é"]), max_size=40))
 def test_few_values_are_all_counted(tmp_path: Path, values: list[str]) -> None:
-    assert frequent_values(write_values(tmp_path / "a.parquet", values), "licence") == dict(Counter(values))
+    assert frequent_values(write_values(tmp_path / "a.parquet", values), "license") == dict(Counter(values))
 
 
 def test_many_values_are_cut_and_none_is_lost(tmp_path: Path) -> None:
     values = ["a"] * 5 + ["b"] * 3 + [f"rare-{number:04d}" for number in range(100)] + [None, None]
-    counts = frequent_values(write_values(tmp_path / "a.parquet", values), "licence", limit=4)
+    counts = frequent_values(write_values(tmp_path / "a.parquet", values), "license", limit=4)
     assert counts == {"unknown": 2, "a": 5, "b": 3, "rare-0000": 1, "99 others": 99}
     assert sum(counts.values()) == len(values)
 
 
 def test_a_folder_s_name_is_no_column(tmp_path: Path) -> None:
-    folder = tmp_path / "licence=MIT"
+    folder = tmp_path / "license=MIT"
     folder.mkdir()
     for number, values in enumerate((["a"], ["a", "b"])):
         write_values(folder / f"part-0000{number}.parquet", values)
-    assert frequent_values(folder, "licence") == {"a": 2, "b": 1}
+    assert frequent_values(folder, "license") == {"a": 2, "b": 1}

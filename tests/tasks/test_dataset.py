@@ -134,7 +134,7 @@ def test_other_libraries_read_the_same_rows(
     for row, of in zip(rows, source, strict=True):
         assert row["caption_id"] == of["caption_id"].hex() and row["source"] == "captions.jsonl"
         assert all(row[name] == of[name] for name in columns if name not in ("caption_id", "source", "license"))
-        assert row["license"] == of["licence"]
+        assert row["license"] == of["license"]
     query = f"SELECT * FROM read_parquet('{tmp_path}/out/data/train-*.parquet')"
     with duckdb.connect() as connection:
         assert connection.sql(query).to_arrow_table().to_pylist() == rows

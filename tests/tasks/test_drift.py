@@ -33,7 +33,7 @@ def written(path: Path, captions: Sequence[Caption]) -> list[str]:
     rows = [
         {name: None for name in tables.CAPTIONS.names}
         | {"caption_id": tables.text_hash(image, text), "image_id": image, "caption": text, "caption_raw": text}
-        | {"caption_tokens": [], "split": "train", "licence": "", "source": "x", "source_row": row}
+        | {"caption_tokens": [], "split": "train", "license": "", "source": "x", "source_row": row}
         for row, (image, text) in enumerate(captions)
     ]
     write_table(path, pa.Table.from_pylist(rows, schema=tables.CAPTIONS))

@@ -57,7 +57,7 @@ def tuned(store: ArtifactStore) -> Artifact:
     """A tuned model as the stage leaves it, with evaluations of another model and against another base, too."""
     clip = _model()
     about = {"base": "x", "image_tower_hash": image_tower_hash(clip), "options": {}}
-    card = release_card(title="Tuned", summary="", licences={"CC0": 1}, sources={"made": 1}, **about)
+    card = release_card(title="Tuned", summary="", licenses={"CC0": 1}, sources={"made": 1}, **about)
 
     def write(out: Path) -> None:
         save_release(clip, out / "release", card)

@@ -113,7 +113,7 @@ def of_release(stage_version: int = 1, **options: Any) -> Any:
 
 def test_options_of_an_earlier_release_are_a_new_version_of_the_stage() -> None:
     node: Any = SimpleNamespace(draft=of_release().manifest)
-    gone = {"finetune": {"negatives": {"rows": 1}, "l2_sp": 0.1}, "gates": {"nli": "x"}, "sources": [{"licence": "x"}]}
+    gone = {"finetune": {"negatives": {"rows": 1}, "l2_sp": 0.1}, "gates": {"nli": "x"}, "sources": [{"license": "x"}]}
     assert differences(of_release(**gone), node) == ["a new version of the stage"]
     assert differences(of_release(**gone, attempts=3), node)[1:] == ["option attempts: 3 → 1"]
     # An engine that is asked nothing has no such options, which the code knows all the same.

@@ -373,7 +373,7 @@ class Nights:
         write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
 
     def _captions(self, out: Path) -> None:
-        same = {"images": "images.tar", "caption_tokens": [49406, 49407], "licence": "x", "source": "x", "split": "val"}
+        same = {"images": "images.tar", "caption_tokens": [49406, 49407], "license": "x", "source": "x", "split": "val"}
         names = ("image_id", "image_path", "caption", "caption_raw")
         rows = [
             {"caption_id": text_hash(text), "source_row": number, **dict.fromkeys(names, text), **same}

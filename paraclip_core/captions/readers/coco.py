@@ -31,7 +31,7 @@ def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
         for row in _objects(document, "images")
         if isinstance(row.get("id"), int | str)
     }
-    licences: dict[int | None, str] = {
+    licenses: dict[int | None, str] = {
         row["id"]: row["name"]
         for row in _objects(document, "licenses")
         if isinstance(row.get("id"), int) and isinstance(row.get("name"), str)
@@ -46,8 +46,8 @@ def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
             if entry is None and names:
                 batcher.reject(number, "missing_field", f"image_id {str(image)[:80]!r} is not among the file's images")
             else:
-                file_name, licence = entry or (None, None)
-                batcher.add(number, annotation.get("caption"), image, file_name, None, licences.get(licence))
+                file_name, license = entry or (None, None)
+                batcher.add(number, annotation.get("caption"), image, file_name, None, licenses.get(license))
         yield from batcher.full()
     yield from batcher.rest()
 

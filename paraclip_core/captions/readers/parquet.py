@@ -73,11 +73,11 @@ def _rows(first: int, captions: list[Any], keys: list[list[Any]]) -> Iterator[Ro
     plain = captions and all(isinstance(caption, str) for caption in captions)
     if plain and sum(map(len, captions)) < BATCH_CHARS:
         try:
-            images, paths, splits, licences = ([as_key(value, "") for value in column] for column in keys)
+            images, paths, splits, licenses = ([as_key(value, "") for value in column] for column in keys)
         except TypeError:
             pass  # a row's reject says what is wrong with it
         else:
-            yield RowBatch(captions, images, paths, splits, licences, list(rows))
+            yield RowBatch(captions, images, paths, splits, licenses, list(rows))
             return
     batcher = Batcher()
     for row, caption, *values in zip(rows, captions, *keys, strict=True):
@@ -89,7 +89,7 @@ def _rows(first: int, captions: list[Any], keys: list[list[Any]]) -> Iterator[Ro
 def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str) -> Iterator[RowBatch]:
     batcher, row = Batcher(), 0
     for batch in file.iter_batches(PICTURE_ROWS, columns=columns.names()):
-        keys = _keys(batch, columns.image, columns.split, columns.licence)
+        keys = _keys(batch, columns.image, columns.split, columns.license)
         for data, caption, key, *rest in zip(
             picture_bytes(batch.column(picture)), _captions(batch, columns), *keys, strict=True
         ):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from paraclip_core.captions.columns import CAPTION, LICENCE, SPLIT, match_column
+from paraclip_core.captions.columns import CAPTION, LICENSE, SPLIT, match_column
 from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.lines import LONGEST_RECORD, decode
 from paraclip_core.captions.rows import Batcher, RowBatch
@@ -51,8 +51,8 @@ def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
             batcher.reject(number, "missing_field", f"{sample.key}: neither .txt nor a caption in .json")
         else:
             split = _first(sample.record, (columns.split,) if columns.split else SPLIT)
-            licence = _first(sample.record, (columns.license,) if columns.license else LICENCE)
-            batcher.add(number, caption, sample.key, sample.image, split, licence)
+            license = _first(sample.record, (columns.license,) if columns.license else LICENSE)
+            batcher.add(number, caption, sample.key, sample.image, split, license)
         yield from batcher.full()
     yield from batcher.rest()
 

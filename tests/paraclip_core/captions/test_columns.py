@@ -44,8 +44,8 @@ def read_rows(path: Path, form: str, **options: object) -> RowBatch:
 @pytest.mark.parametrize(
     "header",
     [
-        ("image_id", "file_name", "caption", "split", "licence"),
-        ("Image ID", "File Name", "Caption", "Split", "Licence"),
+        ("image_id", "file_name", "caption", "split", "license"),
+        ("Image ID", "File Name", "Caption", "Split", "License"),
         ("image-id", "FileName", "CAPTION", " split ", "License"),
         ("\ufeffImageId", "file name", "Text", "_split", "licence"),
     ],
@@ -53,7 +53,7 @@ def read_rows(path: Path, form: str, **options: object) -> RowBatch:
 def test_headers_match_whatever_their_case_and_blanks(tmp_path: Path, form: str, header: tuple[str, ...]) -> None:
     batch = read_rows(write(tmp_path, form, header), form)
     assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog runs"], ["1"], ["1.jpg"])
-    assert (batch.splits, batch.licences) == (["val"], ["CC0"])
+    assert (batch.splits, batch.licenses) == (["val"], ["CC0"])
 
 
 @pytest.mark.parametrize("form", TABLES)

@@ -60,7 +60,7 @@ def test_an_accepted_row(tmp_path: Path) -> None:
             "caption_raw": " A  caf\u00c3\u00a9 &amp; bar\n",
             "caption_tokens": Tokenizer().encode("A café & bar"),
             "split": "val",
-            "licence": "CC-BY-4.0",
+            "license": "CC-BY-4.0",
             "source": "a.jsonl",
             "source_row": 1,
         }
@@ -161,7 +161,7 @@ def test_pictures_that_share_an_id_without_being_one(tmp_path: Path) -> None:
     assert (accepted.num_rows, rejects.num_rows, pipeline.images) == (7, 0, 3)
 
 
-def test_splits_and_licences(tmp_path: Path) -> None:
+def test_splits_and_licenses(tmp_path: Path) -> None:
     rows = [
         {"caption": "a dog", "split": "restval", "license": "?"},
         {"caption": "a cat", "split": "dev", "license": " CC0 "},
@@ -171,7 +171,7 @@ def test_splits_and_licences(tmp_path: Path) -> None:
     jsonl(tmp_path / "a.jsonl", *rows)
     accepted, rejects, _ = run(tmp_path, SourceOptions(path="a.jsonl", split="test", license="MIT"))
     assert accepted["split"].to_pylist() == ["train", "val", "test"]
-    assert accepted["licence"].to_pylist() == ["MIT", "CC0", "MIT"]
+    assert accepted["license"].to_pylist() == ["MIT", "CC0", "MIT"]
     assert reasons(rejects) == [(3, "unknown_split")]
     with pytest.raises(ConfigError, match=r"split is 'trian'"):
         run(tmp_path, SourceOptions(path="a.jsonl", split="trian"))

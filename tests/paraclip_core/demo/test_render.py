@@ -66,7 +66,7 @@ def test_the_files_hold_what_they_say(tmp_path: Path) -> None:
     assert counts["rewordings"] == len(rewordings) == 10
     held_out = {row["image_id"] for row in captions if row["split"] == "val"}
     assert [row["image_id"] for row in rewordings] == sorted(held_out)
-    assert set(captions[0]) == {"image_id", "image", "caption", "split", "licence"}
+    assert set(captions[0]) == {"image_id", "image", "caption", "split", "license"}
     with tarfile.open(tmp_path / "images.tar") as archive:
         members = archive.getmembers()
         assert {member.name for member in members} == {row["image"] for row in captions}

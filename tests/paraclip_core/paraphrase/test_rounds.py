@@ -44,7 +44,7 @@ def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
         assert row[f"{name}_tokens"] == encode(row[name])
     keys = pa.array([row["generation_1"], row["generation_2"]], pa.binary(16))
     assert paraphrasing.cache.lookup(keys).num_rows == 2
-    assert (row["licence"], row["image_id"], row["similarity_1"]) == ("CC0", "image5", None)
+    assert (row["license"], row["image_id"], row["similarity_1"]) == ("CC0", "image5", None)
     assert second.rounds.counts.metrics() | {"engine_seconds": 0, "judge_seconds": 0} == {
         "captions": 40, "requested": 40, "cached": 0, "generated": 40, "judged": 40, "accepted": 40, "kept": 40,
         "rejected": {}, "prompt_tokens": 400, "completion_tokens": 200, "engine_seconds": 0, "judge_seconds": 0,

@@ -37,7 +37,7 @@ def card(**changes: Any) -> str:
         "summary": "Tuned.",
         "base": "ViT-B-32:laion2b_s34b_b79k",
         "image_tower_hash": "ab" * 16,
-        "licences": {"CC BY 4.0": 3, 'evil"\n---\nlicense: mit | <b>': 1},
+        "licenses": {"CC BY 4.0": 3, 'evil"\n---\nlicense: mit | <b>': 1},
         "sources": {"made": 4},
         "options": {"epochs": 2.0},
         "figures": [{"alpha": 0.0, "ao@10": 29.0}, {"alpha": 1.0, "ao@10": 31.5}],
@@ -59,13 +59,13 @@ def test_the_hubs_library_reads_it() -> None:
 
 def test_no_name_out_of_a_data_file_comes_alive() -> None:
     names = ("![x](https://a.example/b.png)", "[click](javascript:x)", "a\\|b", "*bold*", "https://a.example")
-    body = card(licences=dict.fromkeys(names, 1), sources=dict.fromkeys(names, 2)).partition("\n---\n")[2]
+    body = card(licenses=dict.fromkeys(names, 1), sources=dict.fromkeys(names, 2)).partition("\n---\n")[2]
     shown = MarkdownIt("gfm-like", {"linkify": False}).render(body)
     for name in names:
         assert shown.count(f"<td>{html.escape(name)}</td>") == 2, name
     assert "<img" not in shown and "<a " not in shown and "<em>" not in shown
     usual = {"CC-BY-4.0": 1, "unknown": 2}
-    assert "| CC-BY-4.0 | 1 |\n| unknown | 2 |" in card(licences=usual)
+    assert "| CC-BY-4.0 | 1 |\n| unknown | 2 |" in card(licenses=usual)
 
 
 def test_the_evaluation_becomes_the_hubs_model_index() -> None:

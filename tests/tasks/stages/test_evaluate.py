@@ -73,7 +73,7 @@ def commit(store: ArtifactStore, stage: str, write: Callable[[Path], dict[str, A
 def captions_table(data_root: Path) -> pa.Table:
     raw = json.loads((data_root / "flickr8k" / "dataset_flickr8k.json").read_bytes())
     images = [image for image in raw["images"] if image["split"] == "val"][:IMAGES]
-    same = {"images": "images.tar", "caption_tokens": [49406, 49407], "licence": "x", "source": "x"}
+    same = {"images": "images.tar", "caption_tokens": [49406, 49407], "license": "x", "source": "x"}
     rows = [
         {
             "caption_id": text_hash(image["filename"], sentence["raw"]),

@@ -73,7 +73,7 @@ def _settings(root: Path, images: str = "photos.tar", batch: int = 3, **model: A
 
 def _ingested(folder: Path, rows: Sequence[tuple[str | None, str | None, str | None]], parts: int = 1) -> Artifact:
     """An ingest artifact whose captions have these image_id, image_path and images."""
-    same = {"caption_tokens": [49406, 49407], "split": "train", "licence": "unknown", "source": "captions.jsonl"}
+    same = {"caption_tokens": [49406, 49407], "split": "train", "license": "unknown", "source": "captions.jsonl"}
     filled = [
         {"caption_id": tables.text_hash(str(n)), "image_id": image_id, "image_path": name, "images": images}
         | {"caption": f"caption {n}", "caption_raw": f"caption {n}", "source_row": n, **same}

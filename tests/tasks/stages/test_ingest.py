@@ -187,12 +187,12 @@ def test_sources_inside_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert INGEST.sources(Run(settings, store)) == {}
     with store.writing("scenes", "s" * 32) as work:
         row = {"image_id": "s1", "image": "images/s1.png", "caption": "a red ball", "split": "val"}
-        row["licence"] = "CC0-1.0"
+        row["license"] = "CC0-1.0"
         (work.out / "captions.jsonl").write_text(json.dumps(row) + "\n")
         scenes = store.commit(Draft("scenes", "s" * 32, 1, {}, {}), {}, 0)
     (row,) = read_table(ingest(settings, store, scenes=scenes).path / "captions").to_pylist()
     assert (row["image_id"], row["image_path"], row["images"]) == ("s1", "images/s1.png", "images.tar")
-    assert (row["split"], row["licence"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
+    assert (row["split"], row["license"], row["source"]) == ("val", "CC0-1.0", "captions.jsonl")
     # Nothing is rendered for these settings, so the texts are made on the way, and not kept.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     batches = accepted_by(Run(settings, store))

@@ -80,7 +80,7 @@ def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
         ("paraphrase_2", "paraphrases"): [name for number, name in enumerate(names) for _ in range(1 + number // 20)],
     }
     for (stage, folder), values in tables_of.items():
-        write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"licence": values}))
+        write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"license": values}))
     inputs = {stage: Artifact(tmp_path / stage, artifact({}).manifest) for stage, _ in tables_of}
     counts = [(license.name, license.captions, license.paraphrased) for license in _licenses(inputs)]
     assert counts == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]

@@ -141,7 +141,7 @@ def _captions() -> pa.Table:
         "caption_raw": [text for _, text, _ in rows],
         "caption_tokens": tokens,
         "split": [split for _, _, split in rows],
-        "licence": ["CC0-1.0"] * len(rows),
+        "license": ["CC0-1.0"] * len(rows),
         "source": ["made"] * len(rows),
         "source_row": range(len(rows)),
     }
@@ -162,7 +162,7 @@ def _paraphrases() -> pa.Table:
     columns: dict[str, Any] = {
         "caption_id": [tables.text_hash(row[0], row[1]) for row in rows],
         "image_id": [row[0] for row in rows],
-        "licence": ["CC0-1.0"] * len(rows),
+        "license": ["CC0-1.0"] * len(rows),
         "generation_1": [bytes(16)] * len(rows),
         "generation_2": [bytes(16)] * len(rows),
     }

@@ -236,11 +236,11 @@ def test_the_card_counts_the_rows_that_were_trained_on(
     held_out = hold_out(inputs["ingest"].path / "captions", images, share)
 
     def restated(table: pa.Table) -> pa.Table:
-        """Every third caption has another licence; those that are not trained on have one of their own."""
+        """Every third caption has another license; those that are not trained on have one of their own."""
         places = images.find(table["image_id"].combine_chunks())
         trained = (table["split"].to_numpy() == "train") & (places >= 0) & ~held_out.all[places]
         values = {
-            "licence": [("CC0-1.0", "CC0-1.0", "MIT")[n % 3] if t else "secret" for n, t in enumerate(trained)],
+            "license": [("CC0-1.0", "CC0-1.0", "MIT")[n % 3] if t else "secret" for n, t in enumerate(trained)],
             "source": [f"{'b' if n > 40 else 'a'}.parquet" if t else "unused" for n, t in enumerate(trained)],
         }
         for name, column in values.items():
@@ -249,9 +249,9 @@ def test_the_card_counts_the_rows_that_were_trained_on(
 
     artifact = run_stage(stage, edited("ingest", restated))
     card, rows = card_of(artifact), artifact.manifest.metrics["rows"]
-    licences, sources = table_of(card, "licence as stated"), table_of(card, "source")
-    assert set(licences) == {"CC0-1.0", "MIT"} and set(sources) == {"a.parquet", "b.parquet"}
-    assert sum(licences.values()) == sum(sources.values()) == rows < 162
+    licenses, sources = table_of(card, "license as stated"), table_of(card, "source")
+    assert set(licenses) == {"CC0-1.0", "MIT"} and set(sources) == {"a.parquet", "b.parquet"}
+    assert sum(licenses.values()) == sum(sources.values()) == rows < 162
     assert "secret" not in card and "license_name: CC0-1.0, MIT\n" in card
 
 
@@ -268,5 +268,5 @@ def test_leftovers_of_an_earlier_try_are_not_counted(sources: dict[str, Artifact
     whole = np.array([list(value) for value in ids.to_pylist()], np.uint8)
     for count in (50, 7):
         rows = TrainingRows({}, np.arange(count), ids=whole[5 : 5 + count])
-        licences, files = provenance(rows, captions, tmp_path / "s")
-        assert sum(licences.values()) == sum(files.values()) == count
+        licenses, files = provenance(rows, captions, tmp_path / "s")
+        assert sum(licenses.values()) == sum(files.values()) == count

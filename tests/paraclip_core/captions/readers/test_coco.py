@@ -49,7 +49,7 @@ def test_coco(tmp_path: Path) -> None:
     assert batch.captions == ["a dog\n", "a cat"]
     assert batch.image_ids == ["42", "43"]
     assert batch.image_paths == ["000042.jpg", "000043.jpg"]
-    assert batch.licences == ["Attribution License", None]
+    assert batch.licenses == ["Attribution License", None]
     assert rejects(batch) == [(2, "missing_field"), (3, "missing_field"), (4, "wrong_type"), (5, "wrong_type")]
 
 

@@ -29,7 +29,7 @@ def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
 
 def test_jsonl(tmp_path: Path) -> None:
     lines = [
-        '{"image_id": "a", "image": "images/a.png", "caption": "a dog", "split": "val", "licence": "CC0"}',
+        '{"image_id": "a", "image": "images/a.png", "caption": "a dog", "split": "val", "license": "CC0"}',
         "",
         '{"image": "b.jpg", "captions": ["a cat", "one cat", 5]}',
         '{"image": 7, "text": "a fox"}',
@@ -44,7 +44,7 @@ def test_jsonl(tmp_path: Path) -> None:
     assert batch.image_ids == ["a", "b.jpg", "b.jpg", "7"]
     assert batch.image_paths == ["images/a.png", "b.jpg", "b.jpg", "7"]
     assert batch.rows == [1, 3, 3, 4]
-    assert (batch.splits[0], batch.licences[0]) == ("val", "CC0")
+    assert (batch.splits[0], batch.licenses[0]) == ("val", "CC0")
     assert rejects(batch) == [
         (3, "wrong_type"), (5, "missing_field"), (6, "wrong_type"), (7, "wrong_type"), (8, "bad_json"),
         (9, "missing_field"),

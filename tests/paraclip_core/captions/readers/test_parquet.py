@@ -38,7 +38,7 @@ def test_laion_columns(tmp_path: Path) -> None:
     batch = one(path)
     assert batch.captions == ["a dog", "a cat"]
     assert batch.image_ids == ["http://a", "http://b"]
-    assert batch.licences == ["?", "CC0"]
+    assert batch.licenses == ["?", "CC0"]
     assert batch.splits == [None, None]
     assert batch.rows == [0, 1]
 
@@ -48,7 +48,7 @@ def test_columns_of_the_user(tmp_path: Path) -> None:
     names = ColumnNames(caption="words", image="pic", split="of", license="terms")
     batch = one(path, SourceOptions(path="x", columns=names))
     assert (batch.captions, batch.image_ids, batch.image_paths) == (["a dog"], ["7"], ["7"])
-    assert (batch.splits, batch.licences) == (["val"], ["CC0"])
+    assert (batch.splits, batch.licenses) == (["val"], ["CC0"])
 
 
 def test_lists_of_captions_and_nulls(tmp_path: Path) -> None:
@@ -82,11 +82,11 @@ def test_one_of_several_columns_is_absent_or_of_the_wrong_type(tmp_path: Path) -
 
 @pytest.mark.parametrize("captions", [["a dog", "a cat"], ["a dog", None]])
 def test_blanks_are_nothing_as_in_other_formats(tmp_path: Path, captions: list[str | None]) -> None:
-    batch = one(write(tmp_path, caption=captions, image=[" 1.jpg", ""], split=["", "val"], licence=[" ", "CC0"]))
+    batch = one(write(tmp_path, caption=captions, image=[" 1.jpg", ""], split=["", "val"], license=[" ", "CC0"]))
     assert batch.image_ids == ["1.jpg", None][: len(batch)]
     assert batch.image_paths == batch.image_ids
     assert batch.splits == [None, "val"][: len(batch)]
-    assert batch.licences == [None, "CC0"][: len(batch)]
+    assert batch.licenses == [None, "CC0"][: len(batch)]
 
 
 def test_types_of_other_writers_and_bytes_that_are_not_utf8(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_samples(tmp_path: Path, name: str, mode: str) -> None:
     assert batch.captions == ["a dog on a beach", "two cats", "caf\udce9"]
     assert batch.image_ids == ["000000000", "000000001", "sub/000000002"]
     assert batch.image_paths == ["000000000.jpg", "000000001.png", "sub/000000002.webp"]
-    assert batch.licences == ["CC0", None, None]
+    assert batch.licenses == ["CC0", None, None]
     assert batch.splits == ["val", None, None]
     assert batch.rows == [0, 1, 2]
 

@@ -57,7 +57,7 @@ def test_the_single_sick_file_the_headerless_one_and_absent_ones(tmp_path: Path)
     (tmp_path / "SICK.txt").write_text("\r\n".join([header, *rows]))
     assert sts.read_sick(tmp_path).gold == [1.5, 3.5, 5.5]
     path = tmp_path / "sts-test.csv"
-    path.write_text("g\tf\t2012\t1\t2.5\tone\ttwo\ng\tf\t2012\t2\t3.5\tthree\tfour\tlicence\n")
+    path.write_text("g\tf\t2012\t1\t2.5\tone\ttwo\ng\tf\t2012\t2\t3.5\tthree\tfour\tlicense\n")
     assert sts.read_sts(path) == sts.ScoredPairs(["one", "three"], ["two", "four"], [2.5, 3.5])
     (tmp_path / "empty").mkdir()
     with pytest.raises(BenchmarkError, match=r"no STS\.input"):
