@@ -24,7 +24,7 @@ from record import arguments, data_folder, in_turns, record
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.evaluation.base import Captions, stored_pool
 from paraclip_core.evaluation.benchmarks import retrieval
@@ -122,7 +122,7 @@ def main() -> None:
         by_image[image_id].append(caption)
     clip = embedded_clip(ModelOptions())
     features = encode_images(clip, (decode_image(data, "image") for data in files))
-    pool = stored_pool(ids, lambda: features, image_tower_hash(clip))
+    pool = stored_pool(ids, lambda: features, image_encoder_hash(clip))
     transform, tokenizer = image_transform(clip), open_clip.SimpleTokenizer()
     metrics: dict[str, dict[str, float]] = {}
 

@@ -6,7 +6,7 @@ them: Parquet tables, an index and feature shards. Then measures, in a process o
 * `loader_first_batch`: from opening what an earlier try spooled to the first shuffled batch; against the same through a
   list of Python rows.
 * `loader_spool`: the rows' way from the Parquet tables into flat files, lookups of their images included.
-* `loader_wait`: share of a step that waits for data, with the embedded model's text tower as the step.
+* `loader_wait`: share of a step that waits for data, with the embedded model's text encoder as the step.
 
 Each prints its peak of resident memory too, mapped pages included.
 """
@@ -122,14 +122,14 @@ def wait(folder: Path) -> dict[str, float]:
 
     from paraclip.tasks.training.data import Images
     from paraclip_core.clip.embedded import embedded_clip
-    from paraclip_core.clip.model import freeze_image_tower
+    from paraclip_core.clip.model import freeze_image_encoder
     from paraclip_core.clip.options import ModelOptions
     from paraclip_core.training.data import Batch, DataOrder, make_batch, prefetched, spool_rows
     from paraclip_core.training.losses import Objective, named_pairs
     from paraclip_core.training.options import LossWeights
 
     clip = embedded_clip(ModelOptions())
-    freeze_image_tower(clip)
+    freeze_image_encoder(clip)
     images = Images(folder / "features")
     rows = spool_rows(folder / "rows", KINDS, ())
     objective = Objective(clip, named_pairs(LossWeights()), "bf16")

@@ -1,4 +1,4 @@
-"""A training step of ViT-B-32's text tower against the loops it replaces, in one run, all sides in turn.
+"""A training step of ViT-B-32's text encoder against the loops it replaces, in one run, all sides in turn.
 
 * `train_vs_open_clip_fp32`, `train_vs_open_clip_bf16`: open_clip's own locked loop. Every step decodes, preprocesses
   and encodes its images, tokenizes its texts and pads them to 77, and has the same three losses.
@@ -9,7 +9,7 @@
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
 them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, else generated ones of the same lengths.
 `bound` is the ratio if our step were nothing but its matrix products, measured in the same run: every product of the
-tower's linear layers, forward and both gradients, in the shapes that the step has before sizes are rounded up. So
+encoder's linear layers, forward and both gradients, in the shapes that the step has before sizes are rounded up. So
 ratio / bound is the share of the matmul rate that the step reaches. `--clock cpu` (with OMP_NUM_THREADS=1) compares
 processor time, for cores that others use, too.
 """
@@ -40,7 +40,7 @@ from torch.nn import functional
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, pick_device, trained_parameters
+from paraclip_core.clip.model import ClipModel, freeze_image_encoder, pick_device, trained_parameters
 from paraclip_core.clip.packed import weight_gradient
 from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
 from paraclip_core.training.data import Batch, TrainingRows, make_batch
@@ -78,7 +78,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         """Prepare optimizer, transform and tokenizer."""
-        freeze_image_tower(self.clip)
+        freeze_image_encoder(self.clip)
         self.model: Any = self.clip.model
         self.parameters = trained_parameters(self.clip.model)
         self.optimizer = build_optimizer(self.clip.model, 0.1)

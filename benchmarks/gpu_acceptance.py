@@ -1,11 +1,11 @@
 """A GPU's first ten minutes: whether the arithmetic is right on this device, and how fast it is.
 
-    python benchmarks/gpu_acceptance.py [--only tower speed …] [--json FILE]
+    python benchmarks/gpu_acceptance.py [--only encoder speed …] [--json FILE]
 
 Prints a table and writes it as JSON. The exit code is 1 if a figure is beyond its bar.
 
 =========== ============================================================================================
-tower       text embeddings of the packed tower against open_clip's own, padded to 77 tokens, in fp32
+encoder       text embeddings of the packed encoder against open_clip's own, padded to 77 tokens, in fp32
 losses      loss and gradients of a step against the same, with open_clip's ``ClipLoss``
 features    stored image features against ``encode_image``; images a second, from JPEG files
 resume      a run killed by SIGKILL and resumed against one that was not: loss and gradient norm of each step
@@ -56,7 +56,7 @@ BATCHES = {"small": 32, "ViT-B-32": 256}
 STEPS, CHECKPOINT_STEPS, KILL_AFTER = 12, 4, 6
 """Of the runs of `resume`; a run is killed when its log has so many steps."""
 PADDED_ROWS = 64
-"""Texts that the padded tower computes at a time in `tower`; its memory is that of all 77 tokens."""
+"""Texts that the padded encoder computes at a time in `encoder`; its memory is that of all 77 tokens."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ class Machine:
         return set_up(batch, self.device, self.size, SMALL if self.size == "small" else None)[0]
 
 
-def check_tower(machine: Machine) -> Iterator[Row]:
-    """Embeddings of the packed tower in both precisions."""
+def check_encoder(machine: Machine) -> Iterator[Row]:
+    """Embeddings of the packed encoder in both precisions."""
     bench = machine.bench(BATCHES[machine.size])
     texts = bench.batch_of(0).tokens
     with torch.inference_mode():
@@ -102,8 +102,8 @@ def check_tower(machine: Machine) -> Iterator[Row]:
         bars: dict[Precision, float] = {"fp32": 1e-5, "bf16": 1e-2}
         for precision, bar in bars.items():
             error = (encode_ragged(bench.clip, texts, precision=precision) - expected).abs().max()
-            yield Row("tower", f"packed {precision} - padded fp32, largest", float(error), bar=bar)
-    yield Row("tower", "padded bf16 - padded fp32, largest (open_clip's own)", own_error)
+            yield Row("encoder", f"packed {precision} - padded fp32, largest", float(error), bar=bar)
+    yield Row("encoder", "padded bf16 - padded fp32, largest (open_clip's own)", own_error)
 
 
 def _padded_embeddings(bench: Bench, texts: Ragged, precision: str) -> Tensor:
@@ -220,7 +220,7 @@ def measure_speed(machine: Machine) -> Iterator[Row]:
 
 
 CHECKS: dict[str, Callable[[Machine], Iterator[Row]]] = {
-    "tower": check_tower,
+    "encoder": check_encoder,
     "losses": check_losses,
     "features": check_features,
     "resume": check_resume,

@@ -1,10 +1,10 @@
-"""Cheap rivals of a tuned text tower, beside it on a run's benchmarks: what each gains over the base, and its time.
+"""Cheap rivals of a tuned text encoder, beside it on a run's benchmarks: what each gains over the base, and its time.
 
     python benchmarks/rivals.py -c configs/flickr8k.yaml [--set a.b=c] [--rewordings FILE]
 
 * `linear map`: a matrix on the base's feature of a query, by ridge regression towards the identity, from each training
   caption to the mean of its image's captions. Its ridge is chosen on the images that fine-tuning holds out, by AO@10 +
-  recall@10. No tower is touched.
+  recall@10. No encoder is touched.
 * `mean of n`: the mean of the base's features of a query and of n - 1 rewordings, which a language model has to
   write for each query. FILE (Parquet, JSONL or CSV) has `caption` and `rewording`, a row for each; only captions in it
   are searched for then, and `evaluate.benchmarks` should name pairs of such texts.
@@ -53,7 +53,7 @@ class Rival:
     """The base with other features of queries."""
 
     def __init__(self, base: ModelEncoder, encode: TextEncoder) -> None:
-        self._encode, self.images, self.tower = encode, base.images, base.tower
+        self._encode, self.images, self.image_encoder_hash = encode, base.images, base.image_encoder_hash
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """float32 [n, d], rows of length 1."""
@@ -82,7 +82,7 @@ def main() -> None:
     released = {"captions alone": "control", "paraphrases": "finetune"}
     tuned = {name: ModelEncoder(str(inputs[stage].path / "release")) for name, stage in released.items()}
     rivals |= tuned
-    rivals |= {f"{name}, mean of 4": Rival(tower, mean_of(tower, others, 4)) for name, tower in tuned.items() if others}
+    rivals |= {f"{name}, mean of 4": Rival(model, mean_of(model, others, 4)) for name, model in tuned.items() if others}
     gains = gains_over(base, tasks, settings)
     print(f"| over the base | {' | '.join(METRICS.values())} | ms a query |\n|---|{'---|' * len(METRICS)}---|")
     for name, rival in rivals.items():

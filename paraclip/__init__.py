@@ -244,7 +244,7 @@ def search(
 
     Raises:
         ConfigError: a query is empty or no text, or `count` is no number of images.
-        ModelError: the index was made with another image tower.
+        ModelError: the index was made with another image encoder.
         InputError: the index cannot be read.
     """
     from paraclip.tasks.image_index import search_each
@@ -286,7 +286,7 @@ def audit(
         device: as for `search`.
 
     Raises:
-        ModelError: the index was made with another image tower.
+        ModelError: the index was made with another image encoder.
         BenchmarkError: an entry of `queries` is neither a text nor two.
     """
     from paraclip.tasks.image_index import audit as measure

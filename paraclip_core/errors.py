@@ -65,7 +65,7 @@ class BudgetError(EngineError):
 
 
 class ModelError(ParaclipError):
-    """A model cannot be loaded, or its image tower is not the one that was expected."""
+    """A model cannot be loaded, or its image encoder is not the one that was expected."""
 
 
 class UnknownModelError(ModelError):

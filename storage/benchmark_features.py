@@ -1,6 +1,6 @@
 """Features of benchmarks' images, kept from run to run.
 
-A frozen image tower gives the same ones each time.
+A frozen image encoder gives the same ones each time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class BenchmarkFeatures:
     ) -> NDArray[np.float16]:
         """Features float16 [n, d] of these images in an archive, or of the box of each, looked up or computed and kept.
 
-        `computed_by` is the image tower's hash, the device and the library that computes.
+        `computed_by` is the image encoder's hash, the device and the library that computes.
         """
         files = [archive] if archive.is_file() else [archive / name for name in dict.fromkeys(names)]
         about: dict[str, Any] = {

@@ -98,7 +98,8 @@ class FeatureStore:
 
 
 class EarlierFeatures:
-    """Looks up features by the contents of the image, in artifacts of one image tower: 32 bytes of memory an image."""
+    """Looks up features by the contents of the image, in artifacts of one image encoder: 32 bytes of memory an
+    image."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         """Index the images of `stores`."""

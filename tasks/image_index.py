@@ -21,9 +21,9 @@ from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.models import RELEASE, find_release, find_tuned
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.index import ImageIndex, IndexCheck, check_features, check_images, check_towers, read_index
+from paraclip_core.clip.index import ImageIndex, IndexCheck, check_encoders, check_features, check_images, read_index
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, image_tower_hash, pick_device
+from paraclip_core.clip.model import ClipModel, image_encoder_hash, pick_device
 from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
@@ -95,10 +95,11 @@ def load_models(target: SearchTarget, searcher: Searcher, device: str = "cpu") -
         return {"base": base, "tuned": base}
     tuned = load_clip(target.tuned, pick_device(device))
     searcher.check(tuned)
-    towers = image_tower_hash(base), image_tower_hash(tuned)
-    if towers[0] != towers[1]:
+    encoders = image_encoder_hash(base), image_encoder_hash(tuned)
+    if encoders[0] != encoders[1]:
         raise ModelError(
-            f"{target.base} and {target.tuned} have different image towers ({towers[0][:12]} and {towers[1][:12]}), so "
+            f"{target.base} and {target.tuned} have different image encoders ({encoders[0][:12]} and "
+            f"{encoders[1][:12]}), so "
             f"{target.index.source} cannot be an index of both; give as --base what the tuned model was made from"
         )
     return {"base": base, "tuned": tuned}
@@ -160,13 +161,13 @@ def verify_index(
     sample: int = 16,
     ids: Path | None = None,
 ) -> list[IndexCheck]:
-    """Compare two models' image towers and preprocessing, and what they make of `sample` evenly spread images.
+    """Compare two models' image encoders and preprocessing, and what they make of `sample` evenly spread images.
 
     `features` is an index of these images, see :func:`paraclip_core.clip.index.read_index`; without `ids` its rows are
     in the order of the images' names.
     """
     first, second = load_clip(base), load_clip(tuned)
-    checks = check_towers(first, second)
+    checks = check_encoders(first, second)
     if features is not None and images is None:
         raise InputError(f"{features} cannot be checked without its images; give --images as well")
     if images is not None:

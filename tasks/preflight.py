@@ -286,7 +286,7 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
     if counts.cut >= noticed:
         notices.append(
             f"{counts.cut} of {rows} training captions have {CONTEXT_LENGTH} tokens of CLIP's own tokenizer or more: "
-            "a text tower that reads those does not see their ends; lower data.max_words (docs/own-captions.md)"
+            "a text encoder that reads those does not see their ends; lower data.max_words (docs/own-captions.md)"
         )
     if not (reads_english or answers_english):
         return notices

@@ -133,10 +133,10 @@ def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progres
     )
     if tuned is None:
         return f"the champion {champion.after} is gone from {store.location}; restore it, or {BY_HAND}"
-    towers = [one and one.manifest.metrics.get("image_tower_hash_after") for one in (tuned, challenger)]
-    if towers[0] != towers[1]:
+    encoders = [one and one.manifest.metrics.get("image_encoder_hash_after") for one in (tuned, challenger)]
+    if encoders[0] != encoders[1]:
         return (
-            f"the champion {champion.after} has image tower {towers[0]} and the challenger {towers[1]}, so image "
+            f"the champion {champion.after} has image encoder {encoders[0]} and the challenger {encoders[1]}, so image "
             f"indexes of one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base"
         )
     node = _evaluation_of(tuned, champion.stages, challengers, store)

@@ -118,7 +118,7 @@ def test_a_loaded_model_encodes_texts_and_images(home: Path) -> None:
         expected = network.encode_text(open_clip.SimpleTokenizer()(texts[:2]), normalize=True).numpy()
     np.testing.assert_allclose(vectors, np.tile(expected, (3000, 1)), atol=1e-5)
     images = clip.encode_images(pictures)
-    # The index has the base's, of the same image tower, and is of float16.
+    # The index has the base's, of the same image encoder, and is of float16.
     np.testing.assert_allclose(images, np.load(home / "index.npy"), atol=1e-3)
     np.testing.assert_array_equal(images, clip.encode_images(map(Image.open, pictures)))
     for rows in (vectors, images):

@@ -27,7 +27,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="New folder.")],
     layout: Annotated[
         Literal["open_clip", "hf", "onnx"],
-        typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text tower alone."),
+        typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text encoder alone."),
     ] = "open_clip",
     language: Annotated[
         list[str] | None, typer.Option(help="Language code of the texts, for the card; may be repeated.")

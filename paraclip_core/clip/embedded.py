@@ -1,4 +1,4 @@
-"""The embedded base: a pretrained image trunk, frozen, beside a text tower that has learned nothing yet."""
+"""The embedded base: a pretrained image encoder, frozen, beside a text encoder that has learned nothing yet."""
 
 from __future__ import annotations
 
@@ -28,12 +28,13 @@ PREPROCESS: dict[str, Any] = {
 
 
 def embedded_clip(options: ModelOptions) -> ClipModel:
-    """The embedded base: an ImageNet-pretrained image trunk, a fixed projection, and a text tower with random weights.
+    """The embedded base: an ImageNet-pretrained image encoder, a fixed projection, and a text encoder with random
+    weights.
 
-    The image tower is frozen from the start, its projection to the shared space included. That is orthonormal and drawn
-    at random, which distorts the trunk's angles least among maps that have not seen data. In trials on photographs
-    a Gaussian one, or batch-norm statistics, gave the same retrieval. Image tower and preprocessing depend on
-    `embed_dim` alone.
+    The image encoder is frozen from the start, its projection to the shared space included. That is orthonormal and
+    drawn at random, which distorts the trunk's angles least among maps that have not seen data. In trials on
+    photographs a Gaussian one, or batch-norm statistics, gave the same retrieval. Image encoder and preprocessing
+    depend on `embed_dim` alone.
     """
     config = _model_cfg(options)
     # The caller's random state stays as it is.

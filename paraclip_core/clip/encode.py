@@ -1,6 +1,6 @@
-"""Texts and images to unit vectors in the shared space: a model's tokens, the forward pass of its text tower, chunks.
+"""Texts and images to unit vectors in the shared space: a model's tokens, the forward pass of its text encoder, chunks.
 
-How much padding a text tower needs to see depends on its kind:
+How much padding a text encoder needs to see depends on its kind:
 
 =============================================================  ==========================================
 CLIP, EVA-02, MobileCLIP-B, worldwide CLIP (causal)             none: it comes after the pooled token
@@ -8,7 +8,7 @@ RoBERTa, XLM-RoBERTa, mT5, NLLB (Hugging Face)                  none: the attent
 SigLIP, CLIPA, MobileCLIP-S, CoCa: tokens see the padding       all of it, which is part of the model
 =============================================================  ==========================================
 
-A causal tower of plain blocks computes shared prefixes once, see :mod:`paraclip_core.clip.packed`.
+A causal encoder of plain blocks computes shared prefixes once, see :mod:`paraclip_core.clip.packed`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from PIL import Image
 from torch import nn
 
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.packed import PackedTower, packed_tower
+from paraclip_core.clip.packed import PackedTextEncoder, packed_text_encoder
 from paraclip_core.clip.ragged import Ragged, alphabetical
 from paraclip_core.clip.reference import tokenizer_reference
 from paraclip_core.errors import ModelError
@@ -80,7 +80,7 @@ def pad_token(clip: ClipModel) -> int:
         return 0
     config = getattr(getattr(clip.model, "text", None), "config", None)
     if config is not None:
-        # A Hugging Face tower masks what equals this.
+        # A Hugging Face encoder masks what equals this.
         return int(config.pad_token_id)
     return int(getattr(getattr(model_tokenizer(clip), "tokenizer", None), "pad_token_id", None) or 0)
 
@@ -118,7 +118,7 @@ def _load(clip: ClipModel) -> Any:
 
 
 @dataclass(frozen=True)
-class TextTower:
+class TextEncoder:
     """How to encode texts with one model."""
 
     forward: Callable[[torch.Tensor], torch.Tensor]
@@ -127,37 +127,38 @@ class TextTower:
     """The id that fills shorter texts up."""
     padded: bool = False
     """Whether texts must be padded to the whole context."""
-    packed: PackedTower | None = None
+    packed: PackedTextEncoder | None = None
     """A faster way with the same result, where there is one."""
 
     def widths(self, lengths: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-        """Tokens that the tower computes for each text of these lengths, apart from a longer neighbor's padding."""
+        """Tokens that the encoder computes for each text of these lengths, apart from a longer neighbor's padding."""
         return np.full_like(lengths, context) if self.padded else lengths
 
 
-def text_tower(clip: ClipModel) -> TextTower:
-    """The text tower of a model."""
+def text_encoder(clip: ClipModel) -> TextEncoder:
+    """The text encoder of a model."""
     model: Any = clip.model
     pad = pad_token(clip)
     if isinstance(model, open_clip.CLIP):
-        pool, tower = str(model.text_pool_type), model
+        pool, encoder = str(model.text_pool_type), model
     else:
-        tower = getattr(model, "text", None)
-        pool = str(getattr(tower, "pool_type", ""))
+        encoder = getattr(model, "text", None)
+        pool = str(getattr(encoder, "pool_type", ""))
     if pool == "none":
         raise ModelError(
-            f"the text tower of {clip.reference} (text_cfg.pool_type none) gives a vector for each token and none for "
+            f"the text encoder of {clip.reference} (text_cfg.pool_type none) gives a vector for each token and none "
+            "for "
             "the text; choose a model that pools by argmax, eos, first or last"
         )
-    if isinstance(tower, HFTextEncoder):
-        return TextTower(partial(_own, tower), pad)
-    end = getattr(tower, "text_eos_id", None) or getattr(tower, "eos_id", None)
-    causal = isinstance(tower, open_clip.CLIP | TextTransformer) and tower.attn_mask is not None and pool != "last"
+    if isinstance(encoder, HFTextEncoder):
+        return TextEncoder(partial(_own, encoder), pad)
+    end = getattr(encoder, "text_eos_id", None) or getattr(encoder, "eos_id", None)
+    causal = isinstance(encoder, open_clip.CLIP | TextTransformer) and encoder.attn_mask is not None and pool != "last"
     # An end token that pads as well was taken off with the padding, and a class token comes after the padding.
-    if causal and getattr(tower, "cls_emb", None) is None and not (pool == "eos" and end == pad):
-        packed = packed_tower(tower, pool, end, partial(_project, tower))
-        return TextTower(partial(_causal, tower, pool, end), pad, packed=packed)
-    return TextTower(partial(_own, model.encode_text), pad, padded=True)
+    if causal and getattr(encoder, "cls_emb", None) is None and not (pool == "eos" and end == pad):
+        packed = packed_text_encoder(encoder, pool, end, partial(_project, encoder))
+        return TextEncoder(partial(_causal, encoder, pool, end), pad, packed=packed)
+    return TextEncoder(partial(_own, model.encode_text), pad, padded=True)
 
 
 def _own(encode: Callable[[torch.Tensor], Any], inputs: torch.Tensor) -> torch.Tensor:
@@ -165,20 +166,20 @@ def _own(encode: Callable[[torch.Tensor], Any], inputs: torch.Tensor) -> torch.T
     return output[0] if isinstance(output, tuple) else output
 
 
-def _causal(tower: Any, pool: str, end: int | None, ids: torch.Tensor) -> torch.Tensor:
+def _causal(encoder: Any, pool: str, end: int | None, ids: torch.Tensor) -> torch.Tensor:
     """open_clip's text forward with positional table and mask cut to the texts."""
     length = ids.shape[1]
-    dtype = tower.transformer.get_cast_dtype()
-    x = tower.token_embedding(ids).to(dtype) + tower.positional_embedding[:length].to(dtype)
-    x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+    dtype = encoder.transformer.get_cast_dtype()
+    x = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(dtype)
+    x = encoder.transformer(x, attn_mask=encoder.attn_mask[:length, :length])
     # The final norm works token by token, so only the pooled token needs it.
-    return _project(tower, tower.ln_final(text_global_pool(x, ids, pool, eos_token_id=end)))
+    return _project(encoder, encoder.ln_final(text_global_pool(x, ids, pool, eos_token_id=end)))
 
 
-def _project(tower: Any, x: torch.Tensor) -> torch.Tensor:
-    if tower.text_projection is None:
+def _project(encoder: Any, x: torch.Tensor) -> torch.Tensor:
+    if encoder.text_projection is None:
         return x
-    return tower.text_projection(x) if isinstance(tower.text_projection, nn.Linear) else x @ tower.text_projection
+    return encoder.text_projection(x) if isinstance(encoder.text_projection, nn.Linear) else x @ encoder.text_projection
 
 
 Precision = Literal["fp32", "bf16"]
@@ -205,8 +206,8 @@ def encode_ragged(
     """Encode token lists, with gradients where grad mode is on: float32 [n, embed_dim], each row of length 1.
 
     Equal to the model's own `encode_text` on texts padded to the whole context. At most `chunk_tokens` tokens are
-    computed together, which affects speed and rounding; other than packed towers get texts sorted by length, each chunk
-    padded to its longest text. `bf16` runs the tower under autocast.
+    computed together, which affects speed and rounding; other than packed encoders get texts sorted by length, each
+    chunk padded to its longest text. `bf16` runs the encoder under autocast.
     """
     if not len(tokens):
         return torch.zeros(0, clip.embed_dim, device=clip.device)
@@ -216,13 +217,13 @@ def encode_ragged(
             f"token {highest} is outside the vocabulary of {clip.reference} ({clip.vocab_size} tokens); "
             "the texts were tokenized for another model"
         )
-    tower = text_tower(clip)
+    encoder = text_encoder(clip)
     low = precision == "bf16"
     with torch.autocast(clip.device.type, dtype=torch.bfloat16) if low else nullcontext():
-        if tower.packed is not None:
-            order, outputs = tower.packed.encode(tokens, chunk_tokens, torch.bfloat16 if low else torch.float32)
+        if encoder.packed is not None:
+            order, outputs = encoder.packed.encode(tokens, chunk_tokens, torch.bfloat16 if low else torch.float32)
         else:
-            order, outputs = _by_length(clip, tower, tokens, chunk_tokens)
+            order, outputs = _by_length(clip, encoder, tokens, chunk_tokens)
     features = torch.cat([output.float() for output in outputs])
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(clip.device)
     return F.normalize(features, dim=-1).index_select(0, back)
@@ -230,28 +231,28 @@ def encode_ragged(
 
 def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
     """Upper bound of the tokens that encoding these texts computes, padding and repeated prefixes included."""
-    tower = text_tower(clip)
-    widths = np.sort(tower.widths(tokens.lengths, clip.context_length))
-    if tower.packed is not None:
+    encoder = text_encoder(clip)
+    widths = np.sort(encoder.widths(tokens.lengths, clip.context_length))
+    if encoder.packed is not None:
         return int(widths.sum())
     return sum((chunk.stop - chunk.start) * int(widths[chunk.stop - 1]) for chunk in _chunks(widths, CHUNK_TOKENS))
 
 
 def encoding_order(clip: ClipModel, tokens: Ragged) -> NDArray[np.int64]:
-    """The numbers of the texts as they are encoded: alphabetical where the tower computes a common prefix once."""
-    if text_tower(clip).packed is None:
+    """The numbers of the texts as they are encoded: alphabetical where the encoder computes a common prefix once."""
+    if text_encoder(clip).packed is None:
         return np.argsort(tokens.lengths, kind="stable")
     return alphabetical(tokens)
 
 
 def _by_length(
-    clip: ClipModel, tower: TextTower, tokens: Ragged, chunk_tokens: int
+    clip: ClipModel, encoder: TextEncoder, tokens: Ragged, chunk_tokens: int
 ) -> tuple[NDArray[np.int64], list[torch.Tensor]]:
     order = np.argsort(tokens.lengths, kind="stable")
-    widths, outputs = tower.widths(tokens.lengths[order], clip.context_length), []
+    widths, outputs = encoder.widths(tokens.lengths[order], clip.context_length), []
     for chunk in _chunks(widths, chunk_tokens):
-        part = tokens.take(order[chunk]).padded(int(widths[chunk.stop - 1]), tower.pad)
-        outputs.append(tower.forward(torch.from_numpy(part).to(clip.device)))
+        part = tokens.take(order[chunk]).padded(int(widths[chunk.stop - 1]), encoder.pad)
+        outputs.append(encoder.forward(torch.from_numpy(part).to(clip.device)))
     return order, outputs
 
 
@@ -288,13 +289,13 @@ def encode_images(
 
 
 def encode_pixels(
-    clip: ClipModel, pixels: torch.Tensor, *, tower: nn.Module | None = None, dtype: torch.dtype = torch.float16
+    clip: ClipModel, pixels: torch.Tensor, *, encoder: nn.Module | None = None, dtype: torch.dtype = torch.float16
 ) -> np.ndarray:
     """Encode preprocessed images float32 [n, 3, height, width] without gradients: [n, embed_dim] of `dtype`.
 
-    `tower` replaces the model's image tower, see :func:`paraclip_core.clip.featurize.folded`.
+    `encoder` replaces the model's image encoder, see :func:`paraclip_core.clip.featurize.folded`.
     """
-    visual: Any = clip.visual if tower is None else tower
+    visual: Any = clip.visual if encoder is None else encoder
     with torch.inference_mode():
         features = _own(visual, pixels.to(clip.device, memory_format=torch.channels_last))
         return F.normalize(features.float(), dim=-1).to(dtype).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel`` or ``SiglipModel``, and the text tower as ONNX.
+"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel`` or ``SiglipModel``, and the text encoder as ONNX.
 
 open_clip and transformers describe the same networks. They differ in names, in attention's input projections (one
 matrix or three; SigLIP's pooling: two or one) and in the orientation of CLIP's projections into the shared space.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from paraclip_core.captions.tokens import load_byte_pairs
-from paraclip_core.clip.encode import TextTower, model_tokenizer, pad_token, save_tokenizer, text_tower
+from paraclip_core.clip.encode import TextEncoder, model_tokenizer, pad_token, save_tokenizer, text_encoder
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import CONFIG, WEIGHTS
 from paraclip_core.errors import ModelError
@@ -96,8 +96,8 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
     try:
         model = _hf_model(clip, name, tokenizer)
         different = _computed_otherwise(clip, model, tokenizer)
-    except Exception as error:  # whatever a tower of another kind lacks
-        raise _refused(clip, name, f"its towers are built otherwise ({one_line(error)})") from error
+    except Exception as error:  # whatever an encoder of another kind lacks
+        raise _refused(clip, name, f"its encoders are built otherwise ({one_line(error)})") from error
     if different:
         raise _refused(clip, name, f"with the same weights it gives {different} other embeddings")
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,14 +112,14 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
         kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in ("text", "image")
     }
     how: dict[str, Any] = {"modality_config": ways, "module_output_name": "sentence_embedding"}
-    if text_tower(clip).padded:  # and not to the longest text of a batch, as otherwise
+    if text_encoder(clip).padded:  # and not to the longest text of a batch, as otherwise
         how["processing_kwargs"] = {"text": {"padding": "max_length"}}
     for name, facts in {"modules.json": [module], "sentence_bert_config.json": how}.items():
         (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
 
 
 def _refused(clip: ClipModel, name: str, why: str) -> ModelError:
-    where = "export it as open_clip, or its text tower as onnx"
+    where = "export it as open_clip, or its text encoder as onnx"
     return ModelError(f"{clip.reference} cannot be transformers' {name}: {why}; {where}")
 
 
@@ -134,13 +134,13 @@ def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
     patches = visual.trunk.patch_embed.proj if siglip else visual.conv1
     projection = {"projection_size" if siglip else "projection_dim": clip.embed_dim}
     text_config = {
-        **_hf_tower(text.transformer.resblocks),
+        **_hf_encoder(text.transformer.resblocks),
         **projection,
         "max_position_embeddings": clip.context_length,
         "vocab_size": text.token_embedding.num_embeddings,
         **{f"{token}_token_id": getattr(tokenizer, f"{token}_token_id") for token in ("bos", "eos", "pad")},
     }
-    vision_config = {**_hf_tower(blocks), "image_size": visual.image_size[0], "patch_size": patches.kernel_size[0]}
+    vision_config = {**_hf_encoder(blocks), "image_size": visual.image_size[0], "patch_size": patches.kernel_size[0]}
     configuration: Any = getattr(transformers, name.replace("Model", "Config"))
     config = configuration(text_config=text_config, vision_config=vision_config, **({} if siglip else projection))
     with torch.random.fork_rng(devices=[]):
@@ -174,8 +174,8 @@ ACTIVATIONS = {
 }
 
 
-def _hf_tower(blocks: Any) -> dict[str, Any]:
-    """What the configurations of all four towers have, read off their blocks."""
+def _hf_encoder(blocks: Any) -> dict[str, Any]:
+    """What the configurations of all four encoders have, read off their blocks."""
     first = blocks[0]
     hidden = next(module for module in first.mlp.modules() if isinstance(module, nn.Linear))
     activations = [ACTIVATIONS[repr(module)] for module in first.mlp.children() if repr(module) in ACTIVATIONS]
@@ -209,7 +209,7 @@ def hf_tokenizer(clip: ClipModel) -> Any:
     steps += [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
     backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
-    padded = text_tower(clip).padded
+    padded = text_encoder(clip).padded
     # A class of transformers' for one model would put its own normalizer in the place of this one.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -263,7 +263,7 @@ def _image_processing(clip: ClipModel) -> dict[str, Any]:
 
 
 def to_hf(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """An open_clip state dict (``CLIP``, or ``CustomTextCLIP`` with its own text tower) under transformers' names."""
+    """An open_clip state dict (``CLIP``, or ``CustomTextCLIP`` with its own text encoder) under transformers' names."""
     renamed: dict[str, torch.Tensor] = {}
     for stored, tensor in tensors.items():
         name = stored.removeprefix("text.")
@@ -292,26 +292,26 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
     """Write ``text_model.onnx``, and beside it the facts of its input.
 
     The graph maps `input_ids`, int64 [batch, length], to `text_embeds`, float32 [batch, embed_dim] with rows of length
-    1. Texts are padded to the longest of a batch, for towers that see all padding to the model's context.
+    1. Texts are padded to the longest of a batch, for encoders that see all padding to the model's context.
     """
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         raise ModelError(f"ONNX needs {' and '.join(absent)}; run: pip install 'paraclip[export]'")
     folder.mkdir(parents=True, exist_ok=True)
-    tower, tokenizer = text_tower(clip), hf_tokenizer(clip)
-    shortest = clip.context_length if tower.padded else 2
+    encoder, tokenizer = text_encoder(clip), hf_tokenizer(clip)
+    shortest = clip.context_length if encoder.padded else 2
     ids = model_tokenizer(clip)(list(EXAMPLES))
     length: dict[int, Any] = {}
-    if not tower.padded:
+    if not encoder.padded:
         # Cut to their length: an example of the whole context would fix the length in the graph.
-        ids = ids[:, : int((ids != tower.pad).sum(dim=1).max()) + 1].contiguous()
+        ids = ids[:, : int((ids != encoder.pad).sum(dim=1).max()) + 1].contiguous()
         length = {1: torch.export.Dim("length", min=shortest, max=clip.context_length)}
-    _export(_Texts(clip.model, tower), ids, folder / ONNX_FILE, length)
+    _export(_Texts(clip.model, encoder), ids, folder / ONNX_FILE, length)
     facts = {
         "input": "input_ids",
         "output": "text_embeds",
         "context_length": clip.context_length,
         "shortest_length": shortest,
-        "pad_token_id": tower.pad,
+        "pad_token_id": encoder.pad,
         "tokenizer": "the tokenizer files in this folder" if tokenizer else "open_clip's",
     }
     (folder / ONNX_TEXTS).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
@@ -320,17 +320,17 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
 
 
 class _Texts(nn.Module):
-    def __init__(self, model: nn.Module, tower: TextTower) -> None:
+    def __init__(self, model: nn.Module, encoder: TextEncoder) -> None:
         super().__init__()
-        self.model = model  # what the tower's forward reads, so that the exporter finds its weights
-        self._tower = tower
+        self.model = model  # what the encoder's forward reads, so that the exporter finds its weights
+        self._encoder = encoder
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self._tower.forward(input_ids.long()).float(), dim=-1)
+        return F.normalize(self._encoder.forward(input_ids.long()).float(), dim=-1)
 
 
 def _export(module: nn.Module, example: torch.Tensor, path: Path, dimensions: dict[int, Any]) -> None:
-    """Write the tower; the batch and `dimensions` may have any size."""
+    """Write the encoder; the batch and `dimensions` may have any size."""
     shape = {0: torch.export.Dim("batch", min=1), **dimensions}
     try:
         with warnings.catch_warnings():
@@ -350,4 +350,4 @@ def _export(module: nn.Module, example: torch.Tensor, path: Path, dimensions: di
     except OSError:
         raise
     except Exception as error:  # the exporter's many own
-        raise ModelError(f"torch cannot export this tower to ONNX: {one_line(error)}") from error
+        raise ModelError(f"torch cannot export this encoder to ONNX: {one_line(error)}") from error

@@ -27,10 +27,10 @@ from paraclip_core.errors import InputError, ModelError
 log = logging.getLogger(__name__)
 
 AHEAD = 2
-"""Batches that are decoded ahead of the image tower; bounds the memory."""
+"""Batches that are decoded ahead of the image encoder; bounds the memory."""
 
 TOLERANCE = 1e-4
-"""Relative error of features up to which folded batch norms count as the same tower."""
+"""Relative error of features up to which folded batch norms count as the same encoder."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Featurized:
     pixels: list[bytes] = field(default_factory=list)
     """16 bytes of blake2b over each image file."""
     encoded: int = 0
-    """Images that went through the image tower; the features of the others were at hand."""
+    """Images that went through the image encoder; the features of the others were at hand."""
     rejected: list[tuple[ImageFile, str, str]] = field(default_factory=list)
     """Image, reason code and detail."""
 
@@ -70,7 +70,7 @@ class _Decoded:
 
 
 class Featurizer:
-    """Runs a model's image tower over image files, decoding in threads.
+    """Runs a model's image encoder over image files, decoding in threads.
 
     Every batch has the same shape, the last one padded, so an image's features do not depend on its neighbors, nor on
     which images were encoded earlier. Another batch size may round differently in fp32, which shows in the last bit of
@@ -87,13 +87,13 @@ class Featurizer:
     ) -> None:
         """Encode with `clip`, which stays as it is.
 
-        `archive` opens an archive by its name in the table. `earlier` has the tower's features float16 [embed_dim] for
-        an image file with this hash, where they are at hand.
+        `archive` opens an archive by its name in the table. `earlier` has the encoder's features float16 [embed_dim]
+        for an image file with this hash, where they are at hand.
         """
         self._earlier = earlier
         height, width = clip.preprocess_cfg["size"]
         self._clip, self._archive, self._batch_size = clip, archive, batch_size
-        self._tower = folded(clip.visual, (height, width))
+        self._encoder = folded(clip.visual, (height, width))
         self._transform = image_transform(clip)
         self._opened: dict[str, ImageArchive] = {}
         self._pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="decode")
@@ -184,21 +184,21 @@ class Featurizer:
     def _features(self, items: list[_Decoded]) -> np.ndarray:
         pixels = torch.stack([item.tensor for item in items if item.tensor is not None])
         padded = F.pad(pixels, (0,) * 7 + (self._batch_size - len(items),))
-        features = encode_pixels(self._clip, padded, tower=self._tower)[: len(items)]
+        features = encode_pixels(self._clip, padded, encoder=self._encoder)[: len(items)]
         bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
         if len(bad):
             file = items[int(bad[0])].file
             raise ModelError(
-                f"the image tower of {self._clip.reference} gives values that are not finite for image "
+                f"the image encoder of {self._clip.reference} gives values that are not finite for image "
                 f"{file.image_id!r} ({file.archive}/{file.name}); its weights are damaged, fetch them again"
             )
         return features
 
 
 def folded(visual: nn.Module, image_size: tuple[int, int]) -> nn.Module:
-    """A copy of an image tower in eval mode with batch norms folded into the convolutions before them.
+    """A copy of an image encoder in eval mode with batch norms folded into the convolutions before them.
 
-    A batch norm is folded if the child before it in its parent is a convolution. A random image tests that the tower
+    A batch norm is folded if the child before it in its parent is a convolution. A random image tests that the encoder
     runs them in this order: one that answers otherwise, or has no batch norm, is returned as it is. Saves a third of
     EfficientNet-Lite0's time on a CPU; rounding differs by about 1e-6.
     """

@@ -34,8 +34,8 @@ from paraclip_core.pictures import (
 
 PARQUET = b"PAR1"
 MOST_ASPECT = 1000
-"""Longer side over shorter side. Towers want the shorter one at 224 pixels or more: a line of 1 x 65,000, in a file of
-some hundred bytes, would become 14 GB."""
+"""Longer side over shorter side. Encoders want the shorter one at 224 pixels or more: a line of 1 x 65,000, in a file
+of some hundred bytes, would become 14 GB."""
 
 
 class ImageArchive:

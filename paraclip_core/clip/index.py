@@ -21,7 +21,7 @@ from PIL import Image
 
 from paraclip_core.captions.readers.json import load_json
 from paraclip_core.clip.encode import encode_images, encode_pixels
-from paraclip_core.clip.model import ClipModel, image_tower_hash, preprocess_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash, preprocess_hash
 from paraclip_core.clip.search import Gallery
 from paraclip_core.errors import InputError, ModelError
 
@@ -216,24 +216,24 @@ class IndexCheck:
     """One comparison."""
 
     what: str
-    """image tower, preprocessing, images or stored features."""
+    """image encoder, preprocessing, images or stored features."""
     valid: bool
     detail: str
     differences: tuple[str, ...] = ()
     """The first ten images that differ."""
 
 
-def check_towers(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
-    """Compare the hashes of image towers and of preprocessing.
+def check_encoders(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
+    """Compare the hashes of image encoders and of preprocessing.
 
     Equal weights may be used with another activation or number of heads, so features of noise must be equal, too.
     """
-    tower = _compared("image tower", image_tower_hash(base), image_tower_hash(tuned))
+    encoder = _compared("image encoder", image_encoder_hash(base), image_encoder_hash(tuned))
     preprocessing = _compared("preprocessing", preprocess_hash(base), preprocess_hash(tuned))
-    if tower.valid and preprocessing.valid and not np.array_equal(_noise_features(base), _noise_features(tuned)):
-        detail = f"{image_tower_hash(base)} in both, but the models compute otherwise with these weights"
-        tower = IndexCheck("image tower", False, detail)
-    return [tower, preprocessing]
+    if encoder.valid and preprocessing.valid and not np.array_equal(_noise_features(base), _noise_features(tuned)):
+        detail = f"{image_encoder_hash(base)} in both, but the models compute otherwise with these weights"
+        encoder = IndexCheck("image encoder", False, detail)
+    return [encoder, preprocessing]
 
 
 def check_images(

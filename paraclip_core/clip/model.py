@@ -1,4 +1,4 @@
-"""A CLIP model with the configuration that builds it: device, frozen image tower, hashes."""
+"""A CLIP model with the configuration that builds it: device, frozen image encoder, hashes."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ClipModel:
 
     @property
     def visual(self) -> nn.Module:
-        """The image tower, projection included."""
+        """The image encoder, projection included."""
         return self.model.get_submodule("visual")
 
     @property
@@ -75,7 +75,7 @@ class ClipModel:
 
     @property
     def vocab_size(self) -> int:
-        """Size of the text tower's vocabulary; 0 where the tower does not state it."""
+        """Size of the text encoder's vocabulary; 0 where the encoder does not state it."""
         size = getattr(self.model, "vocab_size", 0) or getattr(getattr(self.model, "text", None), "vocab_size", 0)
         return int(size)
 
@@ -85,10 +85,10 @@ class ClipModel:
         return np.uint16 if self.vocab_size <= 1 << 16 else np.int32
 
 
-def freeze_image_tower(clip: ClipModel) -> None:
-    """Take all but the text tower and the logit scale out of training.
+def freeze_image_encoder(clip: ClipModel) -> None:
+    """Take all but the text encoder and the logit scale out of training.
 
-    The image tower stays in eval mode whatever `model.train()` says, so that neither batch norms nor dropout act.
+    The image encoder stays in eval mode whatever `model.train()` says, so that neither batch norms nor dropout act.
     A model with a logit bias keeps scale and bias, which make a probability of a cosine that users set thresholds for.
     """
     clip.visual.requires_grad_(False)
@@ -100,7 +100,7 @@ def freeze_image_tower(clip: ClipModel) -> None:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that take gradients, by name: text tower and logit scale once the image tower is frozen."""
+    """Parameters that take gradients, by name: text encoder and logit scale once the image encoder is frozen."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -124,8 +124,8 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def image_tower_hash(clip: ClipModel) -> str:
-    """32 hex digits of blake2b over names, dtypes, shapes and bytes of the image tower's parameters and buffers.
+def image_encoder_hash(clip: ClipModel) -> str:
+    """32 hex digits of blake2b over names, dtypes, shapes and bytes of the image encoder's parameters and buffers.
 
     Buffers count: batch-norm statistics change an image's features as much as weights do.
     """
@@ -158,5 +158,5 @@ def preprocess_hash(clip: ClipModel) -> str:
 
 
 def image_architecture(clip: ClipModel) -> dict[str, Any]:
-    """The options of `model_cfg` that say how an image tower computes with its weights."""
+    """The options of `model_cfg` that say how an image encoder computes with its weights."""
     return {"quick_gelu": bool(clip.model_cfg.get("quick_gelu")), **clip.model_cfg["vision_cfg"]}

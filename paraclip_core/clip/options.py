@@ -14,14 +14,14 @@ class ModelOptions(Options):
     """The CLIP model to repair."""
 
     base: str = "embedded"
-    """`embedded` (EfficientNet-Lite0 and a new text tower, trained by `bootstrap`), `local-dir:PATH`,
+    """`embedded` (EfficientNet-Lite0 and a new text encoder, trained by `bootstrap`), `local-dir:PATH`,
     `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
     `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:
     `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
     text_width: Annotated[int, Field(ge=64, le=2048, multiple_of=64)] = 256
-    """Width of the embedded model's text tower; each 64 of it are an attention head."""
+    """Width of the embedded model's text encoder; each 64 of it are an attention head."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4
-    """Layers of the embedded model's text tower."""
+    """Layers of the embedded model's text encoder."""
     embed_dim: Annotated[int, Field(ge=16, le=4096)] = 256
     """Dimension of the shared space of the embedded model."""
 
@@ -35,4 +35,5 @@ class FeatureOptions(Options):
     """How image features are computed."""
 
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Images that go through the image tower together. Another number may round few features' last bit differently."""
+    """Images that go through the image encoder together. Another number may round few features' last bit
+    differently."""

@@ -1,4 +1,4 @@
-"""A causal text tower over a prefix trie, forward and backward.
+"""A causal text encoder over a prefix trie, forward and backward.
 
 Linear layers run over all nodes at once, attention in blocks of slots. Weights stay in fp32 and are cast once a pass;
 their gradients are summed in fp32. The residual stream is fp32 in either precision, as under autocast. On a CPU each
@@ -24,16 +24,16 @@ from paraclip_core.clip.ragged import PrefixTrie, Ragged, alphabetical, prefix_t
 
 
 @dataclass(frozen=True)
-class PackedTower:
-    """A causal text tower of open_clip that computes shared prefixes of texts once."""
+class PackedTextEncoder:
+    """A causal text encoder of open_clip that computes shared prefixes of texts once."""
 
-    tower: Any
+    encoder: Any
     pool: str
     """open_clip's pooling: argmax, eos or first."""
     end: int | None
     """End token, for `eos`."""
     project: Callable[[Tensor], Tensor]
-    """The tower's projection into the shared space."""
+    """The encoder's projection into the shared space."""
 
     def encode(self, texts: Ragged, chunk_tokens: int, dtype: torch.dtype) -> tuple[NDArray[np.int64], list[Tensor]]:
         """Encode in chunks of at most `chunk_tokens` nodes.
@@ -44,7 +44,7 @@ class PackedTower:
         order = alphabetical(texts)
         texts = texts.take(order)
         # Its weights are cast once for all chunks.
-        transformer = PackedTransformer(self.tower.transformer.resblocks, dtype)
+        transformer = PackedTransformer(self.encoder.transformer.resblocks, dtype)
         tries = (prefix_trie(texts.take(np.arange(c.start, c.stop))) for c in trie_chunks(texts, chunk_tokens))
         return order, [self._forward(transformer, trie) for trie in tries]
 
@@ -57,18 +57,20 @@ class PackedTower:
         return Ragged(ids[inside].astype(texts.values.dtype), np.concatenate([[0], np.cumsum(pooled + 1)]))
 
     def _forward(self, transformer: PackedTransformer, trie: PrefixTrie) -> Tensor:
-        table: Tensor = self.tower.positional_embedding
+        table: Tensor = self.encoder.positional_embedding
         tokens, positions, text_ends = (
             torch.from_numpy(part).to(table.device) for part in (trie.tokens, trie.positions, trie.text_ends)
         )
-        x = self.tower.token_embedding(tokens) + F.embedding(positions, table)
-        return self.project(self.tower.ln_final(transformer(x, trie))).index_select(0, text_ends)
+        x = self.encoder.token_embedding(tokens) + F.embedding(positions, table)
+        return self.project(self.encoder.ln_final(transformer(x, trie))).index_select(0, text_ends)
 
 
-def packed_tower(tower: Any, pool: str, end: int | None, project: Callable[[Tensor], Tensor]) -> PackedTower | None:
-    """The packed tower of a causal text tower, None where it has parts that :class:`PackedTransformer` lacks."""
-    plain = all(map(_plain, tower.transformer.resblocks))
-    return PackedTower(tower, pool, end, project) if plain else None
+def packed_text_encoder(
+    encoder: Any, pool: str, end: int | None, project: Callable[[Tensor], Tensor]
+) -> PackedTextEncoder | None:
+    """The packed encoder of a causal text encoder, None where it has parts that :class:`PackedTransformer` lacks."""
+    plain = all(map(_plain, encoder.transformer.resblocks))
+    return PackedTextEncoder(encoder, pool, end, project) if plain else None
 
 
 Cast = tuple[Tensor, Tensor | None]

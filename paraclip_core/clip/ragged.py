@@ -1,6 +1,6 @@
-"""Token lists of different lengths, and their prefix trie, of which a causal tower computes each node once.
+"""Token lists of different lengths, and their prefix trie, of which a causal encoder computes each node once.
 
-In a causal tower a token's state depends only on the tokens before it. Texts with a common prefix ("a man in a …")
+In a causal encoder a token's state depends only on the tokens before it. Texts with a common prefix ("a man in a …")
 share states, and a repeated text costs nothing: with three captions for each of 256 photographs, a quarter of the
 tokens need no computing. Attention runs in blocks of slots. A block holds whole texts, so a node that two blocks share
 has a slot in both, and is one row everywhere else.

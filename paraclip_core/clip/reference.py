@@ -30,7 +30,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentenc
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
-"""Names the embedded model's image trunk; part of the fingerprint of what is computed with it."""
+"""Names the embedded model's image encoder; part of the fingerprint of what is computed with it."""
 
 
 def canonical(reference: str) -> str:

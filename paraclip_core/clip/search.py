@@ -59,7 +59,7 @@ class Searcher:
         if self.dimension != clip.embed_dim:
             raise ModelError(
                 f"the features have {self.dimension} dimensions, but {clip.reference} has {clip.embed_dim}; "
-                "they were made with another image tower"
+                "they were made with another image encoder"
             )
 
     def nearest(self, vectors: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -1,6 +1,6 @@
 """Which scenes the demo's data set holds, as a pure function of its options, and what is said of them.
 
-A text tower that is trained from nothing knows only words that it has seen. So base captions say each concept with
+A text encoder that is trained from nothing knows only words that it has seen. So base captions say each concept with
 exactly one word ("dog", "large", "next to"), and the rewordings that evaluation uses say it with words from
 :attr:`Concept.others` that base captions never hold ("puppy", "huge", "beside").
 

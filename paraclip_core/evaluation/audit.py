@@ -26,7 +26,7 @@ from paraclip_core.evaluation.published import field, records
 DEPTH = 10
 RESAMPLES = 1000
 LONGEST_QUERY = 10_000
-"""Characters; a text tower reads some 300 of them."""
+"""Characters; a text encoder reads some 300 of them."""
 
 
 Pairs = Sequence[Wording]

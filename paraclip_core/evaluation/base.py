@@ -53,8 +53,8 @@ class Encoder(Protocol):
     """What benchmarks need of a model."""
 
     @property
-    def tower(self) -> str:
-        """Hash of the image tower: equal ones give equal image features."""
+    def image_encoder_hash(self) -> str:
+        """Hash of the image encoder: equal ones give equal image features."""
         ...
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -73,7 +73,7 @@ class ImagePool:
     ids: Sequence[str]
     """Row i of the features is image ids[i]."""
     features: Callable[[Encoder], NDArray[np.floating]]
-    """The features by this model's image tower, [n, d]."""
+    """The features by this model's image encoder, [n, d]."""
     rows: dict[str, int] = field(init=False, repr=False, compare=False)
     """Row of each image."""
 
@@ -98,14 +98,18 @@ def need_two(images: Collection[str], queries: str = "its queries") -> None:
         )
 
 
-def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]], tower: str | None) -> ImagePool:
-    """A pool whose features were computed before; `tower` is the image tower's hash that they were computed with."""
+def stored_pool(
+    ids: Sequence[str], features: Callable[[], NDArray[np.floating]], image_encoder_hash: str | None
+) -> ImagePool:
+    """A pool whose features were computed before; `image_encoder_hash` is the image encoder's hash that they were
+    computed with."""
 
     def checked(encoder: Encoder) -> NDArray[np.floating]:
-        if tower is not None and not encoder.tower.startswith(tower):
+        if image_encoder_hash is not None and not encoder.image_encoder_hash.startswith(image_encoder_hash):
             raise ModelError(
-                f"the stored image features come from image tower {tower}, the model has {encoder.tower}; "
-                "compute features with this model, or evaluate one with the same image tower"
+                f"the stored image features come from image encoder {image_encoder_hash}, the model has "
+                f"{encoder.image_encoder_hash}; "
+                "compute features with this model, or evaluate one with the same image encoder"
             )
         return features()
 
@@ -115,7 +119,7 @@ def stored_pool(ids: Sequence[str], features: Callable[[], NDArray[np.floating]]
 def archive_pool(
     ids: Sequence[str], places: Sequence[tuple[Path, str]], boxes: Sequence[Box] | None = None
 ) -> ImagePool:
-    """A pool of images each in an archive under a name, encoded once for each image tower.
+    """A pool of images each in an archive under a name, encoded once for each image encoder.
 
     Neighbours of one archive are encoded together, so images should be in the order of their archives. `places` has the
     archive and name of each, `boxes` the part of each that counts.
@@ -123,9 +127,9 @@ def archive_pool(
     features: dict[str, NDArray[np.float16]] = {}
 
     def encoded(encoder: Encoder) -> NDArray[np.float16]:
-        if encoder.tower not in features:
-            features[encoder.tower] = np.concatenate([*_encoded(encoder, places, boxes)])
-        return features[encoder.tower]
+        if encoder.image_encoder_hash not in features:
+            features[encoder.image_encoder_hash] = np.concatenate([*_encoded(encoder, places, boxes)])
+        return features[encoder.image_encoder_hash]
 
     return ImagePool(ids, encoded)
 

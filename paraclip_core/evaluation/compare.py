@@ -28,7 +28,9 @@ STAND_INS = {
 }
 """How rules begin → what stands in for them. Overlaps alone are no proof: they are full for a model that answers every
 text with the same images."""
-COLLAPSE = "agreement up and recall down is what a collapse looks like, for a tower that embeds all texts alike agrees"
+COLLAPSE = (
+    "agreement up and recall down is what a collapse looks like, for an encoder that embeds all texts alike agrees"
+)
 
 
 @dataclass(frozen=True)

@@ -54,17 +54,17 @@ class ModelEncoder:
         return load_clip(self.reference, pick_device(self._device))
 
     @property
-    def tower(self) -> str:
-        """Hash of image tower and preprocessing, and how the tower computes."""
-        return self._tower
+    def image_encoder_hash(self) -> str:
+        """Hash of image encoder and preprocessing, and how the encoder computes."""
+        return self._image_encoder_hash
 
     # What is cached is no property to a type checker, and the protocol has one.
     @cached_property
-    def _tower(self) -> str:
-        from paraclip_core.clip.model import image_architecture, image_tower_hash, preprocess_hash
+    def _image_encoder_hash(self) -> str:
+        from paraclip_core.clip.model import image_architecture, image_encoder_hash, preprocess_hash
 
         architecture = json.dumps(image_architecture(self.clip), sort_keys=True)
-        return f"{image_tower_hash(self.clip)}-{preprocess_hash(self.clip)}-{architecture}"
+        return f"{image_encoder_hash(self.clip)}-{preprocess_hash(self.clip)}-{architecture}"
 
     def texts(self, texts: Sequence[str], watch: Watch = unwatched) -> NDArray[np.float32]:
         """Encode texts in blocks: float32 [n, d], rows of length 1."""
@@ -96,7 +96,7 @@ class ModelEncoder:
 
         if self._keep is None:
             return compute()
-        computed_by = f"{self.tower} {self.clip.device.type} {version('torch')}"
+        computed_by = f"{self.image_encoder_hash} {self.clip.device.type} {version('torch')}"
         return self._keep(computed_by, archive, names, boxes, compute)
 
 
@@ -108,8 +108,8 @@ class WatchedEncoder:
     watch: Watch
 
     @property
-    def tower(self) -> str:
-        return self.encoder.tower
+    def image_encoder_hash(self) -> str:
+        return self.encoder.image_encoder_hash
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.encoder.texts(texts, self.watch)

@@ -52,8 +52,8 @@ def compare_models(
 ) -> Compared:
     """Compare a model (the first) with each of the others on benchmarks with a path of their own, outside any run.
 
-    Images are encoded by each model's own image tower, once where towers are the same; `keep` has features of earlier
-    calls.
+    Images are encoded by each model's own image encoder, once where encoders are the same; `keep` has features of
+    earlier calls.
     """
     check_names(benchmarks)
     tasks: list[Prepared] = []

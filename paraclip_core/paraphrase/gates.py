@@ -153,7 +153,7 @@ def length_ratio(pair: Pair, options: GateOptions) -> str | None:
 
 
 def too_long(pair: Pair, options: GateOptions) -> str | None:
-    """The answer does not fit into the text tower's context."""
+    """The answer does not fit into the text encoder's context."""
     room = pair.context_length - 2
     # A token covers at least one byte, so most answers need no count.
     if pair.pieces is None or len(pair.answer.encode("utf-8", "surrogatepass")) <= room:

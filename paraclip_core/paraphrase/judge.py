@@ -45,7 +45,7 @@ class JudgeSpec:
     examples: tuple[tuple[str, str], ...] = ()
     """The prompt's examples as (user, assistant)."""
     context_length: int = 77
-    """Of the text tower."""
+    """Of the text encoder."""
     words: str = ""
     """Model, seed and prompt of the requests for single words; empty if no answers with swapped words are tried."""
     model_judge: str = ""

@@ -102,8 +102,8 @@ class ReportData:
     comparison: Sequence[Row]
     finetune: str = ""
     """Fingerprint of the tuned model; empty if no run of ours made it."""
-    image_tower_before: str = ""
-    image_tower_after: str = ""
+    image_encoder_before: str = ""
+    image_encoder_after: str = ""
     over_control: Sequence[Row] = ()
     """The same figures with a model that was tuned on captions alone as `base`; none without one."""
     control: Sequence[Row] = ()

@@ -1,6 +1,6 @@
 """Validation on images that training leaves out, and the interpolation with the base that it chooses.
 
-Against forgetting, the tuned text tower is interpolated with the base's (WiSE-FT, arXiv 2109.01903):
+Against forgetting, the tuned text encoder is interpolated with the base's (WiSE-FT, arXiv 2109.01903):
 θ_α = (1 - α) · θ_base + α · θ_tuned. Validation ranks stored features and takes a second or two.
 """
 
@@ -50,9 +50,9 @@ class ValidationSet:
 def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
     """Recall@10 of the captions and, where there are pairs, AO@10 and JS@10 between caption and paraphrase 2; percent.
 
-    Without pairs AO and JS are left out, since 0 would mean a bad tower, and so they are with a single image, on which
-    all rankings agree. With fewer than twenty images k is half their number, since among all images every tower finds
-    every one.
+    Without pairs AO and JS are left out, since 0 would mean a bad encoder, and so they are with a single image, on
+    which all rankings agree. With fewer than twenty images k is half their number, since among all images every encoder
+    finds every one.
     """
     images = len(held_out.gallery)
     k = min(K, max(1, images // 2))

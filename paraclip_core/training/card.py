@@ -43,7 +43,7 @@ def release_card(
     title: str,
     summary: str,
     base: str,
-    image_tower_hash: str,
+    image_encoder_hash: str,
     licenses: Mapping[str, int],
     sources: Mapping[str, int],
     options: Mapping[str, Any],
@@ -73,7 +73,7 @@ def release_card(
     parts = [
         _front_matter(head),
         f"# {title}\n\n{summary}\n\n- Base: {origin}\n"
-        f"- Image tower: `{image_tower_hash}` before and after training, so image embeddings made with the "
+        f"- Image encoder: `{image_encoder_hash}` before and after training, so image embeddings made with the "
         "base stay valid.",
         f"## Load\n\n```python\n{LOAD['open_clip']}```",
         "## Data",

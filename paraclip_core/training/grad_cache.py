@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, encoding_order, text_tower
+from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, encoding_order, text_encoder
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.process import anonymous_memory, free_heap
@@ -41,7 +41,7 @@ FEW_TOKENS = 2048
 """So few tokens are one group: a second one would cost more than it saves."""
 
 NOT_COMPUTED = ("visual.", "text_decoder.")
-"""Parts of a model that texts do not pass: the image tower, and CoCa's caption decoder."""
+"""Parts of a model that texts do not pass: the image encoder, and CoCa's caption decoder."""
 
 STREAMS = 2
 """Groups that run at once on a CPU. Each takes its own memory, and prefixes are not shared across groups."""
@@ -67,12 +67,13 @@ class CachedTexts:
         self._precision: Precision = precision
         self._most_bytes = most_bytes
         order = encoding_order(clip, tokens)
-        tower = text_tower(clip)
-        # A packed tower sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save padding.
-        self._chunk_tokens = GROUP_TOKENS if tower.packed is not None else CHUNK_TOKENS
-        self._groups = _groups(order, tower.widths(tokens.lengths[order], clip.context_length))
-        # torch keeps the kind of attention for the whole process; a packed tower has its own.
-        self._packed = tower.packed is not None
+        encoder = text_encoder(clip)
+        # A packed encoder sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save
+        # padding.
+        self._chunk_tokens = GROUP_TOKENS if encoder.packed is not None else CHUNK_TOKENS
+        self._groups = _groups(order, encoder.widths(tokens.lengths[order], clip.context_length))
+        # torch keeps the kind of attention for the whole process; a packed encoder has its own.
+        self._packed = encoder.packed is not None
         self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
         self._outputs: list[Tensor] = []
 
@@ -147,7 +148,7 @@ def _groups(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray
 def activation_bytes(clip: ClipModel, precision: Precision) -> int:
     """Estimated bytes that the backward pass needs for each token: inputs and outputs of every matrix.
 
-    Within a factor of 2.5 for every kind of tower; attention's square of the text's length is left out.
+    Within a factor of 2.5 for every kind of encoder; attention's square of the text's length is left out.
     """
     embeddings = {id(module.weight) for module in clip.model.modules() if isinstance(module, nn.Embedding)}
     numbers = sum(
@@ -170,7 +171,7 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
         yield []
         return
     weight, device = module.weight, module.weight.device
-    used = np.union1d(tokens.values.astype(np.int64), [text_tower(clip).pad])
+    used = np.union1d(tokens.values.astype(np.int64), [text_encoder(clip).pad])
     rows = torch.from_numpy(used).to(device)
     place = torch.full((len(weight),), -1, dtype=torch.int64, device=device)
     place[rows] = torch.arange(len(used), device=device)
@@ -190,7 +191,7 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
 
 
 def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
-    """The token embedding, if it is a plain one and trained: the largest table of the text tower."""
+    """The token embedding, if it is a plain one and trained: the largest table of the text encoder."""
     tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
     plain = largest is not None and type(largest) is nn.Embedding and largest.weight.requires_grad

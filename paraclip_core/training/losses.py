@@ -1,4 +1,4 @@
-"""The loss of a step and its gradients: contrastive over named pairs, and terms that hold the tower near its base.
+"""The loss of a step and its gradients: contrastive over named pairs, and terms that hold the encoder near its base.
 
 The published method sums three InfoNCE terms with equal weights: image against paraphrase 2, caption against
 paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``, the mean
@@ -268,9 +268,9 @@ class Anchor:
     """The base as it was when training began, and the terms that look at it."""
 
     def __init__(self, clip: ClipModel, distil: float, ranks: RankOptions) -> None:
-        """Copy the text tower as it is; `distil` is its term's weight, 0 for none."""
+        """Copy the text encoder as it is; `distil` is its term's weight, 0 for none."""
         self.distil, self.ranks = distil, ranks
-        # The image tower is large and stays the same, so it is shared.
+        # The image encoder is large and stays the same, so it is shared.
         self.clip = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
         self.clip.model.requires_grad_(False)
         self.clip.model.eval()
@@ -317,7 +317,7 @@ class Objective:
         clip, anchor = self.clip, self.anchor
         scale, bias = clip.model.get_parameter("logit_scale"), getattr(clip.model, "logit_bias", None)
         # Gradients of scale and bias come from the whole batch.
-        tower = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
+        encoder = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
         cached = partial(CachedTexts, precision=self.precision, most_bytes=self.taken + self.memory_gib * GIB)
         with touched_vocabulary(clip, batch.tokens) as vocabulary:
             texts = cached(clip, batch.tokens, keep=self.fits(batch))
@@ -330,7 +330,7 @@ class Objective:
                     loss, terms = loss + weight * value, terms | {name: value.detach()}
             loss.backward()
             assert text_embeddings.grad is not None
-            texts.backward(text_embeddings.grad, [*vocabulary, *tower])
+            texts.backward(text_embeddings.grad, [*vocabulary, *encoder])
         return loss.detach(), terms
 
     def fits(self, batch: Batch) -> bool:

@@ -20,7 +20,7 @@ class BootstrapOptions(Options):
     """Peak learning rate."""
     logit_scale: Annotated[float, Field(ge=1, le=100)] = 14.3
     """Factor of the cosines at the start (CLIP's 1/0.07), learned from there. Locked features that lie close together
-    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image trunk says."""
+    want more: 50 with `model.embed_dim: 1280`, which keeps all that the image encoder says."""
 
 
 class LossWeights(Options):
@@ -34,7 +34,7 @@ class LossWeights(Options):
     paraphrase_1_paraphrase_2: Annotated[float, Field(ge=0)] = 1.0
     """Weight of paraphrase 1 against paraphrase 2."""
     image_caption: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of image against caption; not in the published method, it anchors the tower to what it knew."""
+    """Weight of image against caption; not in the published method, it anchors the encoder to what it knew."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossWeights:
@@ -54,10 +54,10 @@ class RankOptions(Options):
 
 
 class AlphaOptions(Options):
-    """Interpolation of the tuned text tower with the base's (WiSE), chosen on validation."""
+    """Interpolation of the tuned text encoder with the base's (WiSE), chosen on validation."""
 
     grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Values of α to try: 1 is the tuned tower as trained, 0 the base, which is tried whether it is listed or not."""
+    """Values of α to try: 1 is the tuned encoder as trained, 0 the base, which is tried whether it is listed or not."""
     max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
     """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. Both look at half
     of the held-out images in place of ten where there are fewer than twenty."""
@@ -66,7 +66,7 @@ class AlphaOptions(Options):
 
 
 class FinetuneOptions(Options):
-    """Training of the text tower on captions, both paraphrases and image features."""
+    """Training of the text encoder on captions, both paraphrases and image features."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
     """Passes over the training rows."""
@@ -77,7 +77,7 @@ class FinetuneOptions(Options):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the text tower, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
+    """Arithmetic of the text encoder, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
     where the CPU or GPU has instructions for it."""
     seed: int = 0
     """Seed of the data order."""
@@ -88,7 +88,7 @@ class FinetuneOptions(Options):
     texts: Literal["paraphrases", "captions"] = "paraphrases"
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
     distil: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean of 1 - cosine between the captions' embeddings and the base tower's: against forgetting."""
+    """Weight of the mean of 1 - cosine between the captions' embeddings and the base encoder's: against forgetting."""
     ranks: RankOptions = RankOptions()
     """Rank consistency with the base."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1

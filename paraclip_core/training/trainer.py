@@ -1,4 +1,4 @@
-"""The training loop: the text tower and its logit scale against stored image features.
+"""The training loop: the text encoder and its logit scale against stored image features.
 
 A step is a pure function of its number and the state before it, and a checkpoint holds the whole state: a run that was
 killed and resumed gives the same bytes as one that was not, on the same number of threads.
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paraclip_core.clip.encode import pick_precision
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters, weights_hash
+from paraclip_core.clip.model import ClipModel, freeze_image_encoder, trained_parameters, weights_hash
 from paraclip_core.clip.search import Gallery
 from paraclip_core.errors import TrainingError
 from paraclip_core.options import meaning
@@ -62,7 +62,7 @@ class TrainingJob:
     """Everything that a training run needs."""
 
     clip: ClipModel
-    """The model, on its device; its text tower is trained in place."""
+    """The model, on its device; its text encoder is trained in place."""
     rows: TrainingRows
     features: Gallery
     """Stored features of the images, float16 [N, d]."""
@@ -114,7 +114,7 @@ class _Run:
 
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.options, clip = job, job.options, job.clip
-        freeze_image_tower(clip)
+        freeze_image_encoder(clip)
         self.parameters = trained_parameters(clip.model)
         self.optimizer = build_optimizer(clip.model, self.options.weight_decay)
         self.order = DataOrder(len(job.rows), self.options.batch_size, self.options.seed, job.rows.starts)

@@ -129,7 +129,7 @@ class SearchEngine:
 
 
 def _text_weights(clip: ClipModel) -> dict[str, torch.Tensor]:
-    """Every weight but the image tower's."""
+    """Every weight but the image encoder's."""
     return {
         name: parameter.detach() for name, parameter in clip.model.named_parameters() if not name.startswith("visual.")
     }

@@ -238,7 +238,7 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
     """The evaluation split's captions, and the stored features of the images; `inputs`: `ingest` and `features`."""
     features = inputs["features"]
     store = FeatureStore(features.path)
-    tower = features.manifest.metrics.get("image_tower_hash")
+    image_encoder_hash = features.manifest.metrics.get("image_encoder_hash")
 
     def pool(image_ids: Sequence[str]) -> ImagePool:
         distinct = list(dict.fromkeys(image_ids))
@@ -249,7 +249,7 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
                 f"none of {len(distinct)} images has features; are they the images that were ingested?"
             )
         # Only these are read: memory must not grow with the images that are trained on.
-        return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], tower)
+        return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], image_encoder_hash)
 
     return Stored(captions_of(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
 

@@ -1,7 +1,7 @@
-"""Features: the base model's image tower over every image of the ingested captions, once.
+"""Features: the base model's image encoder over every image of the ingested captions, once.
 
-The image tower is frozen, so this is all that training and evaluation will ever need of an image. An image that an
-earlier artifact of the same tower has is read, not encoded: its contents say which row is its own. It resumes at the
+The image encoder is frozen, so this is all that training and evaluation will ever need of an image. An image that an
+earlier artifact of the same encoder has is read, not encoded: its contents say which row is its own. It resumes at the
 grain of a shard: each finished shard leaves its matrix in the artifact and its rows of index and rejects in scratch.
 """
 
@@ -69,7 +69,7 @@ UNIQUE_IMAGES = """
 
 
 def images_to_encode(run: Run, captions: Path) -> int | None:
-    """How many images of the captions in a folder no earlier artifact of the same tower has; None if there is none.
+    """How many images of the captions in a folder no earlier artifact of the same encoder has; None if there is none.
 
     Where an archive is as it was, ids tell; elsewhere contents do, those of a share of very many images.
     """
@@ -77,7 +77,7 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
     if not here:
         return None
     draft = run.node("features").draft
-    alike = [one for one in here if _tower(one.manifest) == _tower(draft)]
+    alike = [one for one in here if _image_encoder(one.manifest) == _image_encoder(draft)]
     scenes = run.artifact("scenes") if "scenes" in draft.inputs else None
     if not alike or ("scenes" in draft.inputs and scenes is None):
         return None
@@ -101,10 +101,10 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
     return round(new * len(left) / max(len(chosen), 1))
 
 
-def _tower(draft: Draft) -> tuple[Any, dict[str, str]]:
-    """What decides the image tower."""
+def _image_encoder(draft: Draft) -> tuple[Any, dict[str, str]]:
+    """What decides the image encoder."""
     images = f"{SOURCE}images/", "ingest", "scenes"
-    return draft.options.get("image_tower"), {k: v for k, v in draft.inputs.items() if not k.startswith(images)}
+    return draft.options.get("image_encoder"), {k: v for k, v in draft.inputs.items() if not k.startswith(images)}
 
 
 def _unchanged(archive: str, now: Mapping[str, str], then: Mapping[str, str]) -> bool:
@@ -132,7 +132,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     from paraclip_core.clip.featurize import Featurizer
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.clip.load import load_clip
-    from paraclip_core.clip.model import image_tower_hash, pick_device, preprocess_hash
+    from paraclip_core.clip.model import image_encoder_hash, pick_device, preprocess_hash
 
     settings, scenes = ctx.settings, ctx.inputs.get("scenes")
     if settings.run.threads:
@@ -142,12 +142,12 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     clip.model.to(pick_device(settings.run.device))
     images = ctx.work.scratch / "images.parquet"
     total = _list_images(ctx.inputs["ingest"].path / "captions", images)
-    tower = {"image_tower_hash": image_tower_hash(clip), "preprocess_hash": preprocess_hash(clip)}
+    image_encoder = {"image_encoder_hash": image_encoder_hash(clip), "preprocess_hash": preprocess_hash(clip)}
     with Featurizer(
         clip,
         lambda name: ImageArchive(scenes.path / name if scenes is not None else input_path(settings, name)),
         settings.features.batch_size,
-        earlier=_earlier(ctx, tower),
+        earlier=_earlier(ctx, image_encoder),
     ) as featurizer:
         shards, encoded = _encode_shards(ctx, featurizer, images, total)
     if not shards:
@@ -159,14 +159,14 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         "rejected": rejected,
         "shards": max(shards, 1),
         "embed_dim": clip.embed_dim,
-        **tower,
+        **image_encoder,
     }
 
 
-def _earlier(ctx: StageContext, tower: Mapping[str, str]) -> EarlierFeatures:
-    """The features of the newest artifacts of the same image tower."""
+def _earlier(ctx: StageContext, image_encoder: Mapping[str, str]) -> EarlierFeatures:
+    """The features of the newest artifacts of the same image encoder."""
     stores = []
-    alike = [one for one in ctx.store.list("features") if tower.items() <= one.manifest.metrics.items()]
+    alike = [one for one in ctx.store.list("features") if image_encoder.items() <= one.manifest.metrics.items()]
     for artifact in alike[-EARLIER:]:
         try:
             stores.append(FeatureStore(ctx.store.download(artifact).path))
@@ -259,13 +259,13 @@ def _join(ctx: StageContext, shards: int, total: int) -> int:
 
 
 def _options(run: Run) -> Mapping[str, Any]:
-    """What decides the features: the image tower, not the text tower; where a local model lies does not count."""
+    """What decides the features: the image encoder, not the text encoder; where a local model lies does not count."""
     model = run.settings.model
     if model.base == EMBEDDED:
-        tower: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
+        image_encoder: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
     else:
-        tower = {"base": place_free_name(model.base)}
-    return {"image_tower": tower}
+        image_encoder = {"base": place_free_name(model.base)}
+    return {"image_encoder": image_encoder}
 
 
 def _sources(run: Run) -> Mapping[str, str]:
@@ -291,7 +291,7 @@ FEATURES = Stage(
     options=_options,
     body=_body,
     sources=_sources,
-    about="Run every image through the frozen image tower once.",
+    about="Run every image through the frozen image encoder once.",
     pool="gpu",
     units=("encoded", "images"),
 )

@@ -1,4 +1,4 @@
-"""The stages that train a text tower; what they do is in `paraclip.tasks.training.bodies`, which imports torch."""
+"""The stages that train a text encoder; what they do is in `paraclip.tasks.training.bodies`, which imports torch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ BOOTSTRAP = Stage(
     pool="gpu",
     trains=True,
 )
-"""Trains a text tower for the embedded model, where no pretrained CLIP is at hand."""
+"""Trains a text encoder for the embedded model, where no pretrained CLIP is at hand."""
 
 FINETUNE = Stage(
     name="finetune",
@@ -59,11 +59,11 @@ FINETUNE = Stage(
     body="paraclip.tasks.training.bodies:finetune",
     before="paraclip.tasks.stages.evaluate:check_benchmarks",
     sources=base_sources,
-    about="Tune the text tower on captions, paraphrases and image features.",
+    about="Tune the text encoder on captions, paraphrases and image features.",
     pool="gpu",
     trains=True,
 )
-"""Repairs the text tower with paraphrases."""
+"""Repairs the text encoder with paraphrases."""
 
 CONTROL = Stage(
     name="control",
@@ -74,7 +74,7 @@ CONTROL = Stage(
     before="paraclip.tasks.stages.evaluate:check_benchmarks",
     sources=base_sources,
     applies=lambda settings: settings.evaluate.control,
-    about="Tune the text tower in the same way on captions alone.",
+    about="Tune the text encoder in the same way on captions alone.",
     pool="gpu",
     trains=True,
 )

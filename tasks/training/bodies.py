@@ -1,9 +1,9 @@
 """Bodies of the training stages: what is trained on what, and the release that comes of it.
 
-``bootstrap`` trains a text tower for the embedded model with the caption-image loss alone (LiT, arXiv 2111.07991): the
-image tower is pretrained and locked, the text tower learns to read it. The weights of the epoch that finds held-out
-images best are kept, because more epochs than needed make an unseen image harder to find. ``finetune`` and ``control``
-tune the text tower of a base on captions and paraphrases, or on captions alone.
+``bootstrap`` trains a text encoder for the embedded model with the caption-image loss alone (LiT, arXiv 2111.07991):
+the image encoder is pretrained and locked, the text encoder learns to read it. The weights of the epoch that finds
+held-out images best are kept, because more epochs than needed make an unseen image harder to find. ``finetune`` and
+``control`` tune the text encoder of a base on captions and paraphrases, or on captions alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from paraclip.tasks.training.data import (
     enough,
     hold_out,
     paraphrase_rows,
-    same_image_tower,
+    same_image_encoder,
     tokens_for,
     use_threads,
     validation_set,
@@ -48,8 +48,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import (
     ClipModel,
-    freeze_image_tower,
-    image_tower_hash,
+    freeze_image_encoder,
+    image_encoder_hash,
     pick_device,
     trained_parameters,
     weights_hash,
@@ -80,7 +80,7 @@ BASE_HELD_OUT = 0.1
 """Share of the training images that the bootstrapped base does not see. Fine-tuning chooses α on images among them."""
 LICENSE, SOURCE = "license", "source"
 COUNTED = pa.schema([CAPTIONS.field(LICENSE), CAPTIONS.field(SOURCE)])
-REPAIRED = "CLIP with a text tower repaired by paraphrases"
+REPAIRED = "CLIP with a text encoder repaired by paraphrases"
 PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
 
 
@@ -91,7 +91,7 @@ class Prepared:
     job: TrainingJob
     held_out: HeldOut
     """Images that training leaves out."""
-    image_tower: str
+    image_encoder: str
     """Its hash before training."""
     tokens: TextTokens
 
@@ -128,7 +128,7 @@ def _prepare_tuning(ctx: StageContext) -> Prepared:
     settings, options = ctx.settings, ctx.settings.finetune
     clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
-    # A base that was trained here knows its own training images, and beats any tuned tower on them.
+    # A base that was trained here knows its own training images, and beats any tuned encoder on them.
     unseen = BASE_HELD_OUT if "bootstrap" in ctx.inputs else 1.0
     held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation, unseen)
     tokens = tokens_for(clip, CONTEXT_LENGTH)
@@ -154,9 +154,9 @@ def _prepared(
     tokens: TextTokens = STORED,
     **job: Any,
 ) -> Prepared:
-    freeze_image_tower(clip)
+    freeze_image_encoder(clip)
     # First, because writing rows takes longer.
-    tower, images = same_image_tower(clip, ctx.inputs["features"]), held_out.images
+    encoder, images = same_image_encoder(clip, ctx.inputs["features"]), held_out.images
     rows = spool_rows(ctx.work.scratch / "rows", kinds, stream, lambda: asdict(counts), tokens.dtype)
     training = TrainingJob(
         clip=clip,
@@ -167,7 +167,7 @@ def _prepared(
         log_path=ctx.work.out / "training_log.jsonl",
         **job,
     )
-    return Prepared(training, held_out, tower, tokens)
+    return Prepared(training, held_out, encoder, tokens)
 
 
 def bootstrap(ctx: StageContext) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def bootstrap(ctx: StageContext) -> dict[str, Any]:
         ctx,
         base,
         title="Bootstrapped CLIP",
-        summary="A new text tower trained on captions against a locked, pretrained image tower (LiT).",
+        summary="A new text encoder trained on captions against a locked, pretrained image encoder (LiT).",
         base="embedded",
         options=meaning(ctx.settings.bootstrap) | {"precision": precision, "loss": LOSSES[clip.sigmoid]},
     )
@@ -194,7 +194,7 @@ def bootstrap(ctx: StageContext) -> dict[str, Any]:
         "best_step": result.best_step,
         f"validation_{RECALL}": result.best,
         "samples_per_second": result.samples_per_second,
-        "image_tower_hash": base.image_tower,
+        "image_encoder_hash": base.image_encoder,
     }
 
 
@@ -219,8 +219,8 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     after = _release(
         ctx,
         tuning,
-        title="CLIP with a text tower fine-tuned on captions alone" if control else REPAIRED,
-        summary=f"The text tower was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
+        title="CLIP with a text encoder fine-tuned on captions alone" if control else REPAIRED,
+        summary=f"The text encoder was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {choice['chosen']:g}: {choice['rule']}.",
         # By a name that does not depend on where the artifacts lie.
         base=f"bootstrap/{bootstrapped.fingerprint}" if bootstrapped else place_free_name(ctx.settings.model.base),
@@ -243,25 +243,26 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         "alpha": choice["chosen"],
         "validation": {str(point["alpha"]): point for point in choice["alphas"]},
         "samples_per_second": result.samples_per_second,
-        "image_tower_hash_before": tuning.image_tower,
-        "image_tower_hash_after": after,
+        "image_encoder_hash_before": tuning.image_encoder,
+        "image_encoder_hash_after": after,
     }
 
 
 def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
-    """Write ``release/`` with its card; the hash of the image tower, which must be the one before training still."""
-    clip, before = trained.job.clip, trained.image_tower
-    after = image_tower_hash(clip)
+    """Write ``release/`` with its card; the hash of the image encoder, which must be the one before training still."""
+    clip, before = trained.job.clip, trained.image_encoder
+    after = image_encoder_hash(clip)
     if after != before:
         raise ModelError(
-            f"training changed the image tower ({before} before, {after} after), so image indexes of the base would be "
+            f"training changed the image encoder ({before} before, {after} after), so image indexes of the base would "
+            "be "
             "invalid; nothing is released. Please report this with the model's name"
         )
     captions = ctx.inputs["ingest"].path / "captions"
     licenses, sources = provenance(trained.job.rows, captions, ctx.work.scratch / "provenance")
     card = release_card(
         **about,
-        image_tower_hash=before,
+        image_encoder_hash=before,
         licenses=licenses,
         sources=sources,
         base_model=clip.hub_name,

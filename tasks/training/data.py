@@ -18,7 +18,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.parquet import iter_batches
 from paraclip_core.clip.encode import shortened, tokenize
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
@@ -181,15 +181,15 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
     return rows
 
 
-def same_image_tower(clip: ClipModel, features: Artifact) -> str:
-    """The hash of the model's image tower, which must be the one that the features come from."""
-    tower, expected = image_tower_hash(clip), features.manifest.metrics.get("image_tower_hash")
-    if expected != tower:
+def same_image_encoder(clip: ClipModel, features: Artifact) -> str:
+    """The hash of the model's image encoder, which must be the one that the features come from."""
+    found, expected = image_encoder_hash(clip), features.manifest.metrics.get("image_encoder_hash")
+    if expected != found:
         raise ModelError(
-            f"the image tower of {clip.reference} is {tower}, but the features {features.fingerprint} come from "
+            f"the image encoder of {clip.reference} is {found}, but the features {features.fingerprint} come from "
             f"{expected}; run the features stage for this model"
         )
-    return tower
+    return found
 
 
 def use_threads(settings: Settings) -> None:

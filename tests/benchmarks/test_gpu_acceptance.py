@@ -15,7 +15,7 @@ import torch
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_acceptance.py"
-CORRECTNESS = ("tower", "losses", "features", "resume")
+CORRECTNESS = ("encoder", "losses", "features", "resume")
 
 
 @pytest.mark.nightly
@@ -34,7 +34,7 @@ def test_every_bar_holds_without_prefect_and_duckdb(tmp_path: Path) -> None:
     assert all(row["value"] > 0 for row in report["rows"] if row["check"] == "speed")
 
 
-def test_a_wrong_tower_fails_the_run(
+def test_a_wrong_encoder_fails_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
@@ -47,6 +47,6 @@ def test_a_wrong_tower_fails_the_run(
     right = acceptance.encode_ragged
     monkeypatch.setattr(acceptance, "encode_ragged", lambda *given, **options: right(*given, **options) + 0.02)
     machine = acceptance.Machine(torch.device("cpu"), "small")
-    assert acceptance.run(machine, ["tower"], tmp_path / "report.json") == 1
+    assert acceptance.run(machine, ["encoder"], tmp_path / "report.json") == 1
     assert capsys.readouterr().out.count("FAILED\n") == 2
     assert not json.loads((tmp_path / "report.json").read_text())["passed"]

@@ -13,6 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent / "clip"))
 
 
 @pytest.fixture(scope="session")
-def towers() -> ModuleType:
-    """The module that makes small models of every kind of text tower."""
-    return importlib.import_module("towers")
+def encoders() -> ModuleType:
+    """The module that makes small models of every kind of text encoder."""
+    return importlib.import_module("encoders")

@@ -28,7 +28,7 @@ class Counted:
     def __init__(self, root: Path) -> None:
         self.times, self._root = 0, root
 
-    def get(self, archive: Path, names=NAMES, boxes=None, by: str = "tower") -> np.ndarray:  # noqa: ANN001
+    def get(self, archive: Path, names=NAMES, boxes=None, by: str = "encoder") -> np.ndarray:  # noqa: ANN001
         def compute() -> np.ndarray:
             self.times += 1
             return np.full((len(names), 4), self.times, np.float16)
@@ -42,7 +42,7 @@ def test_they_are_computed_once_and_again_if_anything_differs_that_they_depend_o
     first, again = counted.get(images), counted.get(images)
     np.testing.assert_array_equal(first, again)
     assert (counted.times, again.dtype, again.shape) == (1, np.float16, (2, 4))
-    counted.get(images, by="other tower")
+    counted.get(images, by="other encoder")
     counted.get(images, names=NAMES[::-1])
     counted.get(images, boxes=[(0, 0, 1, 1)] * 2)
     (images / "a.jpg").write_text("another picture")

@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three models with one image tower."""
+    """Three models with one image encoder."""
     folder = tmp_path_factory.mktemp("models")
     clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     for seed, name in enumerate(NAMES):
@@ -94,7 +94,7 @@ def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files
     compared = compare_models(references, [benchmark], device="cpu", progress=progress)
     assert list(compared.evaluations) == ["one", "two"] and len(compared.seconds) == 3
     images = [line for line in reports if "images" in line]
-    # One image tower, so its images are encoded once.
+    # One image encoder, so its images are encoded once.
     assert [(line["model"], line["images"]) for line in images] == [("plain", "33 of 33")]
     assert images[0]["eta_seconds"] >= 0 and reports[-1] == {"done": 3, "total": 3}
     assert any(line.get("texts") == "165 of 165" for line in reports)

@@ -21,7 +21,7 @@ from paraclip.tasks.image_index import verify_index
 from paraclip_core.clip.encode import encode_images, encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import release_card
 
@@ -56,7 +56,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 def tuned(store: ArtifactStore) -> Artifact:
     """A tuned model as the stage leaves it, with evaluations of another model and against another base, too."""
     clip = _model()
-    about = {"base": "x", "image_tower_hash": image_tower_hash(clip), "options": {}}
+    about = {"base": "x", "image_encoder_hash": image_encoder_hash(clip), "options": {}}
     card = release_card(title="Tuned", summary="", licenses={"CC0": 1}, sources={"made": 1}, **about)
 
     def write(out: Path) -> None:
@@ -170,7 +170,7 @@ def test_an_index_stays_valid(tmp_path: Path, pictures: Path, capsys: Capture) -
     code, text = run("tuned", *more, "--json")
     proof = json.loads(text)
     assert code == 0 and proof["valid"]
-    checked = ["image tower", "preprocessing", "images", "stored features"]
+    checked = ["image encoder", "preprocessing", "images", "stored features"]
     assert [check["what"] for check in proof["checks"]] == checked
     assert "3 of 3 images" in proof["checks"][2]["detail"] and "3 of 3 stored" in proof["checks"][3]["detail"]
     code, text = run("tuned")

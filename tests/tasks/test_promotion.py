@@ -31,7 +31,7 @@ from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.base import Measured
@@ -41,7 +41,7 @@ from paraclip_core.evaluation.run import Evaluation
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
 
 QUERIES = np.random.default_rng(0).random((2, 200))
-TOWER = "0" * 32
+ENCODER = "0" * 32
 ZEROSHOT, RETRIEVAL = ("zeroshot_classification", "top1_accuracy"), ("retrieval", "text_to_image_recall@10")
 
 
@@ -55,13 +55,13 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path)
 
 
-def model(store: ArtifactStore, name: str, tower: str = TOWER) -> Artifact:
+def model(store: ArtifactStore, name: str, encoder: str = ENCODER) -> Artifact:
     draft = Draft("finetune", name, 1, {}, {})
     artifact = store.find("finetune", name)
     if artifact is not None:
         return artifact
     with store.writing("finetune", name):
-        return store.commit(draft, {"image_tower_hash_after": tower}, 0.0)
+        return store.commit(draft, {"image_encoder_hash_after": encoder}, 0.0)
 
 
 def evaluated(
@@ -316,7 +316,7 @@ def test_what_cannot_be_compared_is_held_and_can_be_moved_by_hand(settings: Sett
     assert not decision["moved"] and "the champion aaa is gone" in decision["reason"]
     model(store, "aaa", "1" * 32)
     decision = decide(Run(settings, store), "production", outcome)
-    assert not decision["moved"] and "has image tower 1111" in decision["reason"]
+    assert not decision["moved"] and "has image encoder 1111" in decision["reason"]
     assert "paraclip promote --force" in decision["reason"] and served(store) == "aaa"
     decision = decide(Run(settings, store), "production", outcome, force=True)
     assert decision["moved"] and "by hand" in decision["reason"] and served(store) == "bbb"
@@ -335,7 +335,7 @@ GATE = {"metric": "retrieval/text_to_image_recall@10", "max_drop": {"sts/spearma
 
 
 def clip_of(seed: int) -> ClipModel:
-    """A small model; all have one image encoder, and each seed has a text tower of its own."""
+    """A small model; all have one image encoder, and each seed has a text encoder of its own."""
     options = Settings.model_validate({"model": {"text_width": 64, "text_layers": 1, "embed_dim": 32}}).model
     clip = embedded_clip(options)
     weight = clip.model.get_parameter("token_embedding.weight")
@@ -354,7 +354,7 @@ class Nights:
     def __init__(self, folder: Path, built_in: bool) -> None:
         self.folder, self.built_in, self.store = folder, built_in, ArtifactStore(folder / "root")
         self.clips = [clip_of(1), clip_of(2)]
-        self.tower = image_tower_hash(self.clips[0])
+        self.encoder = image_encoder_hash(self.clips[0])
         first, second = (encode_texts(self.clips[1], texts) for texts in zip(*PAIRS, strict=True))
         lines = [f"{score}\t{a}\t{b}" for score, (a, b) in zip((first * second).sum(axis=1), PAIRS, strict=True)]
         (folder / "pairs.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *lines]) + "\n")
@@ -397,7 +397,7 @@ class Nights:
     def run(self, night: int) -> tuple[Run, Result]:
         """A night's base, model and evaluation; the verdict against its own base is to promote."""
         base, inputs = self.base(night)
-        facts = {"image_tower_hash_after": self.tower, "base": base}
+        facts = {"image_encoder_hash_after": self.encoder, "base": base}
         self.commit("ingest", f"ingest-{night}", {}, self._captions)
         self.commit("finetune", f"tuned-{night}", inputs, self._release(night), **facts)
         run = Run(Settings.model_validate(self.settings(base)), self.store)

@@ -26,7 +26,7 @@ from paraclip_core.errors import InputError, ModelError
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two releases of one image tower, pictures, and their features."""
+    """Two releases of one image encoder, pictures, and their features."""
     home = tmp_path_factory.mktemp("page")
     make_home(home)
     return home
@@ -169,7 +169,7 @@ def test_marks_of_two_users_at_once_are_all_kept(page: TestClient, tmp_path: Pat
 
 def test_an_index_that_does_not_fit_is_refused_before_the_page_is_served(home: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "narrow.npy", np.ones((COUNT, 8), np.float32))
-    with pytest.raises(ModelError, match="made with another image tower"):
+    with pytest.raises(ModelError, match="made with another image encoder"):
         client(home, tmp_path / "a", features=tmp_path / "narrow.npy")
     broken = np.load(home / "index.npy")
     broken[5, 3] = np.nan
@@ -183,7 +183,7 @@ def test_an_index_that_does_not_fit_is_refused_before_the_page_is_served(home: P
         client(home, tmp_path / "d", images=tmp_path / "nothing")
 
 
-def test_models_of_different_image_towers_share_no_index(home: Path, tmp_path: Path) -> None:
+def test_models_of_different_image_encoders_share_no_index(home: Path, tmp_path: Path) -> None:
     other = load_clip(str(home / "base"))
     visual: Any = other.model.visual
     with torch.no_grad():
@@ -193,5 +193,5 @@ def test_models_of_different_image_towers_share_no_index(home: Path, tmp_path: P
         str(home / "tuned"), ArtifactStore(tmp_path), str(tmp_path / "other"), home / "index.npy", home / "ids.txt"
     )
     for use in (SearchEngine, lambda target: search(target, "a dog", 3), lambda target: audit(target, [("a", "b")])):
-        with pytest.raises(ModelError, match=r"different image towers \(\w{12} and \w{12}\).*give as --base"):
+        with pytest.raises(ModelError, match=r"different image encoders \(\w{12} and \w{12}\).*give as --base"):
             use(target)

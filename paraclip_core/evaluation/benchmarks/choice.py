@@ -228,7 +228,7 @@ SUGARCREPE = _benchmark(
         texts=("caption", "negative_caption"),
         scores={Metric("accuracy", by_part=True, published="acc"): (("filename", "caption", "negative_caption"),)},
         protocol="accuracy: cosine of image and caption above that of image and negative, mean over categories",
-        # Lower: the text tower tells captions and negatives further apart.
+        # Lower: the text encoder tells captions and negatives further apart.
         text_scores={Metric("text_only_closeness", lower_is_better=True, by_part=True): ()},
         text_protocol="text only, images are not all there: mean cosine of caption and negative, lower is further "
         "apart",

@@ -1,8 +1,8 @@
 """Two wordings of one query, and two queries that differ: no image belongs to either, so any gallery will do.
 
 Both texts of a pair rank the same images. Two that people called equal should find the same ones; a query and its foil,
-alike in words and unlike in meaning, should not. A tower that embeds all texts alike agrees on both, so what counts is
-the gap between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance against sensitivity).
+alike in words and unlike in meaning, should not. An encoder that embeds all texts alike agrees on both, so what counts
+is the gap between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance against sensitivity).
 
 Pairs come from files, each in its published format: SICK (Marelli et al., LREC 2014; entailment with a relatedness of
 4.5 or more, and contradictions as foils), STS files with a header (a score of 4.5 or more, and where genres are stated,

@@ -44,7 +44,7 @@ def tiny_clip(text: dict[str, Any] | None = None, **extra: Any) -> ClipModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = kind(**arguments)
-        # Trained towers do not have the tiny initial values, at which every text is nearly the same.
+        # Trained encoders do not have the tiny initial values, at which every text is nearly the same.
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if "visual" not in name and parameter.ndim > 1:

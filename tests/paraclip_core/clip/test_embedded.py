@@ -13,7 +13,7 @@ import torch
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.model import image_tower_hash, preprocess_hash
+from paraclip_core.clip.model import image_encoder_hash, preprocess_hash
 from paraclip_core.clip.options import ModelOptions
 
 SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
@@ -29,9 +29,9 @@ def test_the_embedded_model_follows_its_options_only() -> None:
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
     wider = embedded_clip(SMALL.model_copy(update={"text_width": 128, "text_layers": 1}))
-    assert image_tower_hash(wider) == image_tower_hash(first)
+    assert image_encoder_hash(wider) == image_encoder_hash(first)
     assert preprocess_hash(wider) == preprocess_hash(first)
-    assert image_tower_hash(embedded_clip(SMALL.model_copy(update={"embed_dim": 16}))) != image_tower_hash(first)
+    assert image_encoder_hash(embedded_clip(SMALL.model_copy(update={"embed_dim": 16}))) != image_encoder_hash(first)
 
 
 @pytest.mark.parametrize("embed_dim", [32, 1500])

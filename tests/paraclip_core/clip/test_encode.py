@@ -24,13 +24,13 @@ from paraclip_core.clip.encode import (
     model_tokenizer,
     pad_token,
     pick_precision,
-    text_tower,
+    text_encoder,
     tokenize,
 )
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, freeze_image_tower
+from paraclip_core.clip.model import ClipModel, freeze_image_encoder
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import ModelError
 
@@ -54,17 +54,17 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def clip(kind: str, towers: Any, tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
-    return towers.model_of(kind, tmp_path_factory.mktemp(kind))
+def clip(kind: str, encoders: Any, tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    return encoders.model_of(kind, tmp_path_factory.mktemp(kind))
 
 
 @pytest.mark.parametrize("chunk_tokens", [60, 100_000])
-def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, chunk_tokens: int) -> None:
-    assert text_tower(clip).padded == towers.KINDS[kind][0]
-    tokens = tokenize(clip, towers.TEXTS)
+def test_forward_equals_the_models_own(clip: ClipModel, kind: str, encoders: Any, chunk_tokens: int) -> None:
+    assert text_encoder(clip).padded == encoders.KINDS[kind][0]
+    tokens = tokenize(clip, encoders.TEXTS)
     assert tokens.values.dtype == np.uint16 and int(tokens.lengths.min()) < clip.context_length
     with torch.no_grad():
-        expected = _own(clip, towers.TEXTS)
+        expected = _own(clip, encoders.TEXTS)
         features = encode_ragged(clip, tokens, chunk_tokens=chunk_tokens)
     assert features.shape == (TEXTS, 32)
     assert (features - expected).abs().max() <= 1e-5
@@ -72,12 +72,12 @@ def test_forward_equals_the_models_own(clip: ClipModel, kind: str, towers: Any, 
     assert (expected[0] - expected[1]).abs().max() > 1e-2 and (expected[0] - expected[6]).abs().max() > 1e-3
 
 
-def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, towers: Any) -> None:
+def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, encoders: Any) -> None:
     target = torch.randn(TEXTS, 32, generator=torch.Generator().manual_seed(3))
     gradients = []
     for encoded in (_own, lambda clip, texts: encode_ragged(clip, tokenize(clip, texts), chunk_tokens=60)):
         clip.model.zero_grad(set_to_none=True)
-        (encoded(clip, towers.TEXTS) * target).sum().backward()
+        (encoded(clip, encoders.TEXTS) * target).sum().backward()
         gradients.append({n: p.grad.clone() for n, p in clip.model.named_parameters() if p.grad is not None})
     clip.model.zero_grad(set_to_none=True)
     expected, ragged = gradients
@@ -90,11 +90,11 @@ def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, towers: Any)
         assert nothing or error <= 1e-4 * float(gradient.norm()), name
 
 
-def test_a_release_loads_back_without_network(clip: ClipModel, kind: str, towers: Any, tmp_path: Path) -> None:
+def test_a_release_loads_back_without_network(clip: ClipModel, kind: str, encoders: Any, tmp_path: Path) -> None:
     save_release(clip, tmp_path / "a", "card")
     again = load_clip(str(tmp_path / "a"))
     assert type(again.model) is type(clip.model)
-    np.testing.assert_array_equal(encode_texts(again, towers.TEXTS), encode_texts(clip, towers.TEXTS))
+    np.testing.assert_array_equal(encode_texts(again, encoders.TEXTS), encode_texts(clip, encoders.TEXTS))
     save_release(again, tmp_path / "b", "card")
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert [(tmp_path / "b" / name).read_bytes() for name in names] == [
@@ -102,75 +102,75 @@ def test_a_release_loads_back_without_network(clip: ClipModel, kind: str, towers
     ]
 
 
-def test_only_what_the_loss_sees_is_trained(clip: ClipModel, towers: Any) -> None:
-    freeze_image_tower(clip)
+def test_only_what_the_loss_sees_is_trained(clip: ClipModel, encoders: Any) -> None:
+    freeze_image_encoder(clip)
     trained = {name for name, parameter in clip.model.named_parameters() if parameter.requires_grad}
     clip.model.zero_grad(set_to_none=True)
     clip.model.train()
     scale = clip.model.get_parameter("logit_scale").exp()
-    (scale * encode_ragged(clip, tokenize(clip, towers.TEXTS))).sum().backward()
+    (scale * encode_ragged(clip, tokenize(clip, encoders.TEXTS))).sum().backward()
     clip.model.eval()
     reached = {name for name, parameter in clip.model.named_parameters() if parameter.grad is not None}
     assert reached == trained and ("logit_scale" in trained) != clip.sigmoid
 
 
-def test_dropout_of_a_hugging_face_tower_stays_off(towers: Any, tmp_path: Path) -> None:
-    save_release(towers.model_of("roberta", tmp_path), tmp_path / "release", "card")
+def test_dropout_of_a_hugging_face_encoder_stays_off(encoders: Any, tmp_path: Path) -> None:
+    save_release(encoders.model_of("roberta", tmp_path), tmp_path / "release", "card")
     clip = load_clip(str(tmp_path / "release"))
-    tokens = tokenize(clip, towers.TEXTS)
+    tokens = tokenize(clip, encoders.TEXTS)
     clip.model.train()
     with torch.no_grad():
         assert torch.equal(encode_ragged(clip, tokens), encode_ragged(clip, tokens))
     assert any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in clip.model.modules())
 
 
-def test_padding_and_types_of_tokens(towers: Any, tmp_path: Path) -> None:
+def test_padding_and_types_of_tokens(encoders: Any, tmp_path: Path) -> None:
     for kind, pad in (("clip", 0), ("roberta", 1), ("bert", 0), ("siglip", 1), ("coca", 0)):
         folder = tmp_path / kind
         folder.mkdir()
-        clip = towers.model_of(kind, folder)
+        clip = encoders.model_of(kind, folder)
         assert pad_token(clip) == pad
         assert clip.reads_clip_tokens is (kind in ("clip", "coca"))
     clip.model.text.vocab_size = 250_002
     assert tokenize(clip, ["a dog"]).values.dtype == np.int32
 
 
-def test_a_tower_without_a_text_vector_or_tokenizer_is_refused(towers: Any, tmp_path: Path) -> None:
-    towers.KINDS["none"] = (True, {"text_cfg": {**towers.TEXT, "pool_type": "none"}, "custom_text": True})
-    clip = towers.model_of("none", tmp_path)
-    del towers.KINDS["none"]
+def test_a_encoder_without_a_text_vector_or_tokenizer_is_refused(encoders: Any, tmp_path: Path) -> None:
+    encoders.KINDS["none"] = (True, {"text_cfg": {**encoders.TEXT, "pool_type": "none"}, "custom_text": True})
+    clip = encoders.model_of("none", tmp_path)
+    del encoders.KINDS["none"]
     with pytest.raises(ModelError, match=r"pool_type none.*choose a model that pools"):
         encode_ragged(clip, Ragged.from_lists([[49406, 320, 49407]]))
-    clip = towers.model_of("roberta", tmp_path)
+    clip = encoders.model_of("roberta", tmp_path)
     clip.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "absent")
     with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*beside the weights"):
         tokenize(clip, ["a"])
 
 
 @pytest.mark.nightly
-def test_every_architecture_of_open_clip_has_a_kind(towers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built with one layer and without memory; Hugging Face towers, which need the hub, are of one kind anyway."""
+def test_every_architecture_of_open_clip_has_a_kind(encoders: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built with one layer and without memory; Hugging Face encoders, which need the hub, are of one kind anyway."""
     monkeypatch.setattr("paraclip_core.clip.encode.pad_token", lambda clip: 1 if "SigLIP" in clip.reference else 0)
     kinds: dict[bool, set[str]] = {}
     for name in open_clip.list_models():
         config: Any = get_model_config(name)
-        # Other tests name towers of their own.
-        if "hf_model_name" in config["text_cfg"] or name.startswith("tower-"):
+        # Other tests name encoders of their own.
+        if "hf_model_name" in config["text_cfg"] or name.startswith("encoder-"):
             continue
         config["text_cfg"] |= {"layers": 1}
         attentional = {"attentional_pool": True, "output_tokens": True} if "multimodal_cfg" in config else {}
-        config["vision_cfg"] = {**towers.VISION, **attentional}
+        config["vision_cfg"] = {**encoders.VISION, **attentional}
         with torch.device("meta"):
             model = drawn(config)
-        kinds.setdefault(text_tower(ClipModel(model, config, {}, name)).padded, set()).add(name)
+        kinds.setdefault(text_encoder(ClipModel(model, config, {}, name)).padded, set()).add(name)
     causal = {"ViT-B-32", "RN50-quickgelu", "EVA02-B-16", "PE-Core-B-16", "MobileCLIP-B", "convnext_base"}
     assert {*causal, "ViT-H-14-worldwide", "ViT-L-14-worldwide"} <= kinds[False]
     assert {"ViT-B-16-SigLIP", "ViT-B-16-SigLIP2", "ViT-L-14-CLIPA", "MobileCLIP-S1", "coca_ViT-B-32"} <= kinds[True]
     assert sum(map(len, kinds.values())) > 100
 
 
-def test_code_beside_a_tokenizer_is_not_run(towers: Any, tmp_path: Path) -> None:
-    save_release(towers.model_of("roberta", tmp_path), tmp_path / "m", "card")
+def test_code_beside_a_tokenizer_is_not_run(encoders: Any, tmp_path: Path) -> None:
+    save_release(encoders.model_of("roberta", tmp_path), tmp_path / "m", "card")
     config = json.loads((tmp_path / "m/open_clip_config.json").read_text())
     config["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
     (tmp_path / "m/open_clip_config.json").write_text(json.dumps(config))
@@ -186,9 +186,9 @@ def test_code_beside_a_tokenizer_is_not_run(towers: Any, tmp_path: Path) -> None
     assert not mark.exists()
 
 
-def test_bf16_is_near_fp32_and_still_float32(tiny: Tiny, towers: Any) -> None:
+def test_bf16_is_near_fp32_and_still_float32(tiny: Tiny, encoders: Any) -> None:
     clip = tiny()
-    tokens = tokenize(clip, towers.TEXTS)
+    tokens = tokenize(clip, encoders.TEXTS)
     with torch.no_grad():
         exact, rough = encode_ragged(clip, tokens), encode_ragged(clip, tokens, precision="bf16")
     assert rough.dtype == torch.float32

@@ -21,7 +21,7 @@ from paraclip_core.clip.encode import encode_images, encode_texts, image_transfo
 from paraclip_core.clip.export import ONNX_FILE, ONNX_TEXTS, save_hf, save_onnx, save_release
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, image_tower_hash, preprocess_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash, preprocess_hash
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ModelError
 
@@ -46,13 +46,13 @@ def _picture(width: int, height: int) -> Image.Image:
 
 
 @pytest.fixture
-def clip(kind: str, tiny: Tiny, towers: Any, tmp_path: Path) -> ClipModel:
+def clip(kind: str, tiny: Tiny, encoders: Any, tmp_path: Path) -> ClipModel:
     """A model of a kind, with the image preprocessing of its family."""
     if kind == "embedded":
         return embedded_clip(SMALL)
     if kind in ("quick_gelu", "custom_text"):
         return tiny(**{kind: True})
-    clip = towers.model_of(kind, tmp_path)
+    clip = encoders.model_of(kind, tmp_path)
     clip.preprocess_cfg |= SIGLIP_PREPROCESS if kind.startswith("siglip") else {}
     return clip
 
@@ -98,7 +98,7 @@ def test_transformers_loads_a_model(clip: ClipModel, kind: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "kind", ["siglip2", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("clip-quickgelu", "siglip", "roberta"))]
 )
-def test_onnxruntime_runs_the_text_tower(clip: ClipModel, kind: str, towers: Any, tmp_path: Path) -> None:
+def test_onnxruntime_runs_the_text_encoder(clip: ClipModel, kind: str, encoders: Any, tmp_path: Path) -> None:
     for needed in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(needed, reason=f"{needed} is not installed")
     import onnxruntime
@@ -107,8 +107,8 @@ def test_onnxruntime_runs_the_text_tower(clip: ClipModel, kind: str, towers: Any
     save_onnx(clip, tmp_path / "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_FILE)
     facts = json.loads((tmp_path / "onnx" / ONNX_TEXTS).read_text())
-    expected = encode_texts(clip, towers.TEXTS)
-    ids = model_tokenizer(clip)(towers.TEXTS).numpy()
+    expected = encode_texts(clip, encoders.TEXTS)
+    ids = model_tokenizer(clip)(encoders.TEXTS).numpy()
     assert np.abs(session.run(None, {"input_ids": ids})[0] - expected).max() <= 1e-5
     # One text alone, cut to what the facts say that it needs.
     length = int((ids[1] != facts["pad_token_id"]).sum())
@@ -127,18 +127,18 @@ def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pyte
         save_onnx(tiny(), tmp_path)
 
 
-def test_what_transformers_does_not_have_is_refused(tiny: Tiny, towers: Any, tmp_path: Path) -> None:
+def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, tmp_path: Path) -> None:
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    longest, tanh = tiny(), towers.model_of("siglip2", tmp_path)
+    longest, tanh = tiny(), encoders.model_of("siglip2", tmp_path)
     longest.preprocess_cfg["resize_mode"] = "longest"
     tanh.visual.trunk.blocks[1].mlp.act = torch.nn.SiLU()
     cases = [
-        ("towers are built otherwise", embedded_clip(SMALL)),
+        ("encoders are built otherwise", embedded_clip(SMALL)),
         ("its tokens are others", tiny({"no_causal_mask": True}, custom_text=True)),
         ("resize_mode is longest", longest),
         ("Missing key.*pre_layrnorm", tiny(vision_cfg={**vision, "no_ln_pre": True})),
         ("with the same weights it gives images other embeddings", tanh),
-        *(("CLIPModel: ", towers.model_of(kind, tmp_path)) for kind in ("roberta", "clipa", "coca")),
+        *(("CLIPModel: ", encoders.model_of(kind, tmp_path)) for kind in ("roberta", "clipa", "coca")),
     ]
     for reason, clip in cases:
         with pytest.raises(ModelError, match=rf"(?s){reason}.*export it as open_clip"):
@@ -164,7 +164,7 @@ def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_r
     np.testing.assert_allclose(pixels, encode_images(clip, images).astype(np.float32), atol=1e-3)
 
     loaded = load_clip(f"local-dir:{tmp_path / 'a'}")
-    assert image_tower_hash(loaded) == image_tower_hash(clip)
+    assert image_encoder_hash(loaded) == image_encoder_hash(clip)
     assert preprocess_hash(loaded) == preprocess_hash(clip)
     assert loaded.model_cfg == clip.model_cfg and not loaded.model.training
     np.testing.assert_array_equal(encode_texts(loaded, TEXTS), encode_texts(clip, TEXTS))
@@ -203,7 +203,7 @@ def test_onnx_recipes_give_the_models_queries(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         exec(recipe("Immich"), {})
-    exec(recipe("The text tower in int8"), {})
+    exec(recipe("The text encoder in int8"), {})
     texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind == "siglip2" else 60)]
     rows = [row[None] for row in model_tokenizer(clip)(texts).numpy()]
     immich: Any = onnxruntime.InferenceSession("model.onnx")

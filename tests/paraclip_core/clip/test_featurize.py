@@ -12,7 +12,7 @@ from PIL import Image
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.featurize import Featurizer, ImageFile, folded
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.options import ModelOptions
 
 SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
@@ -61,19 +61,19 @@ def test_only_the_archives_of_the_list_are_open(tmp_path: Path, tiny: Callable[.
 
 def test_folding_changes_nothing_but_rounding(tiny: Tiny) -> None:
     clip = embedded_clip(SMALL)
-    before = image_tower_hash(clip)
-    tower = folded(clip.visual, (224, 224))
-    assert tower is not clip.visual and image_tower_hash(clip) == before
-    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in tower.modules())
+    before = image_encoder_hash(clip)
+    encoder = folded(clip.visual, (224, 224))
+    assert encoder is not clip.visual and image_encoder_hash(clip) == before
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in encoder.modules())
     pixels = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        torch.testing.assert_close(tower(pixels), clip.visual(pixels), atol=1e-4, rtol=1e-3)
-    assert folded(tiny().visual, (32, 32)) is not tower
+        torch.testing.assert_close(encoder(pixels), clip.visual(pixels), atol=1e-4, rtol=1e-3)
+    assert folded(tiny().visual, (32, 32)) is not encoder
     plain = tiny().visual
     assert folded(plain, (32, 32)) is plain
 
 
-def test_towers_that_run_their_children_in_another_order_are_left_alone() -> None:
+def test_encoders_that_run_their_children_in_another_order_are_left_alone() -> None:
     class Crossed(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from paraclip_core.clip.encode import encode_images
-from paraclip_core.clip.index import READERS, ImageIndex, check_features, check_images, check_towers, read_index
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.index import READERS, ImageIndex, check_encoders, check_features, check_images, read_index
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.errors import InputError, ModelError
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
@@ -104,11 +104,11 @@ def pictures(count: int = 3) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values]
 
 
-def test_another_text_tower_changes_nothing_and_another_image_tower_or_preprocessing_does(tiny: Tiny) -> None:
+def test_another_text_encoder_changes_nothing_and_another_image_encoder_or_preprocessing_does(tiny: Tiny) -> None:
     base, tuned = tiny(), tiny()
     with torch.no_grad():
         tuned.model.get_parameter("text_projection").zero_()
-    assert all(check.valid and not check.differences for check in check_towers(base, tuned))
+    assert all(check.valid and not check.differences for check in check_encoders(base, tuned))
     check, features = check_images(base, tuned, pictures(), list("abc"))
     assert check.valid and features.shape == (3, 32) and "3 of 3" in check.detail
     base, changed, other = tiny(), tiny(), tiny()
@@ -118,20 +118,20 @@ def test_another_text_tower_changes_nothing_and_another_image_tower_or_preproces
     check, _ = check_images(base, changed, pictures(), list("abc"))
     assert not check.valid and check.differences[0].startswith("a: by up to") and "0 of 3" in check.detail
     other.preprocess_cfg["interpolation"] = "bilinear"
-    same, preprocess = check_towers(base, other)
+    same, preprocess = check_encoders(base, other)
     assert same.valid and not preprocess.valid
     check, _ = check_images(base, tiny(embed_dim=16), pictures(), list("abc"))
     assert not check.valid and "32 and 16 dimensions" in check.detail
 
 
 @pytest.mark.parametrize("change", ["nextafter", "sign of zero"])
-def test_the_smallest_change_of_the_image_tower_is_seen(tiny: Tiny, change: str) -> None:
+def test_the_smallest_change_of_the_image_encoder_is_seen(tiny: Tiny, change: str) -> None:
     base, tuned = tiny(), tiny()
     bias = tuned.model.get_parameter("visual.ln_post.bias")
     with torch.no_grad():
         bias[3] = -0.0 if change == "sign of zero" else bias.detach()[3].nextafter(torch.tensor(1.0))
-    tower, preprocess = check_towers(base, tuned)
-    assert not tower.valid and preprocess.valid
+    encoder, preprocess = check_encoders(base, tuned)
+    assert not encoder.valid and preprocess.valid
 
 
 @pytest.mark.parametrize("change", [{"quick_gelu": True}, {"vision_cfg": {"head_width": 32}}])
@@ -140,9 +140,9 @@ def test_the_same_weights_with_another_activation_or_other_heads(tiny: Tiny, cha
     base = tiny(vision_cfg=vision)
     other = tiny(**{**change, "vision_cfg": {**vision, **change.get("vision_cfg", {})}})
     other.model.load_state_dict(base.model.state_dict())
-    assert image_tower_hash(base) == image_tower_hash(other)
-    tower, preprocess = check_towers(base, other)
-    assert not tower.valid and preprocess.valid and "compute otherwise" in tower.detail
+    assert image_encoder_hash(base) == image_encoder_hash(other)
+    encoder, preprocess = check_encoders(base, other)
+    assert not encoder.valid and preprocess.valid and "compute otherwise" in encoder.detail
 
 
 def test_stored_features(tiny: Tiny) -> None:

@@ -20,7 +20,7 @@ from paraclip_core.clip import load
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.reference import (
     check_reference,
     local_file,
@@ -57,8 +57,8 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="has no weights"):
         load_clip(str(folder))
     weights.write_bytes(whole)
-    towers = '{"model_cfg": {"embed_dim": 3, "vision_cfg": 1, "text_cfg": "x"}}'
-    for damaged in ("{", "[]", '{"model_cfg": {"embed_dim": 3}}', towers, "[" * 100_000):
+    encoders = '{"model_cfg": {"embed_dim": 3, "vision_cfg": 1, "text_cfg": "x"}}'
+    for damaged in ("{", "[]", '{"model_cfg": {"embed_dim": 3}}', encoders, "[" * 100_000):
         config.write_text(damaged)
         with pytest.raises(ModelError, match=r"open_clip_config\.json"):
             load_clip(str(folder))
@@ -152,7 +152,7 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
     save_file(tensors, tmp_path / "weights.safetensors")
     for file in ("open_clip.pt", "laclip.pt", "plain.bin", "old.pth", "weights.safetensors"):
         clip = load_clip(f"{ARCHITECTURE}:{tmp_path / file}")
-        assert image_tower_hash(clip) == image_tower_hash(known)
+        assert image_encoder_hash(clip) == image_encoder_hash(known)
         for name, tensor in tensors.items():
             assert torch.equal(clip.model.state_dict()[name], tensor), name
 
@@ -205,7 +205,7 @@ def test_openais_archives_are_converted_once(known: ClipModel, tmp_path: Path, m
     monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, ARCHITECTURE, {**known.model_cfg, "quick_gelu": True})
     loaded = load_clip(f"{ARCHITECTURE}:{tmp_path / 'base.pt'}")
     known.model.half().float()
-    assert image_tower_hash(loaded) == image_tower_hash(known)
+    assert image_encoder_hash(loaded) == image_encoder_hash(known)
 
 
 class _Bomb:

@@ -1,4 +1,4 @@
-"""Frozen towers, hashes, devices."""
+"""Frozen encoders, hashes, devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paraclip_core.clip.embedded import embedded_clip
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, image_tower_hash, pick_device
+from paraclip_core.clip.model import ClipModel, freeze_image_encoder, image_encoder_hash, pick_device
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ConfigError
 
@@ -19,25 +19,25 @@ SMALL = ModelOptions(text_width=64, text_layers=2, embed_dim=32)
 Tiny = Callable[..., ClipModel]
 
 
-def test_a_frozen_tower_stays_frozen(tiny: Tiny) -> None:
+def test_a_frozen_encoder_stays_frozen(tiny: Tiny) -> None:
     clip = embedded_clip(SMALL)
-    freeze_image_tower(clip)
-    before = image_tower_hash(clip)
+    freeze_image_encoder(clip)
+    before = image_encoder_hash(clip)
     clip.model.train()
     assert not any(module.training for module in clip.visual.modules())
     assert clip.model.get_submodule("transformer").training
     assert not any(parameter.requires_grad for parameter in clip.visual.parameters())
     clip.model.encode_image(torch.randn(2, 3, 224, 224))  # type: ignore[operator]
-    assert image_tower_hash(clip) == before
+    assert image_encoder_hash(clip) == before
     twin = copy.deepcopy(clip)
     twin.model.train()
     assert not twin.visual.training
 
 
 @pytest.mark.parametrize("change", ["weight", "buffer", "name", "text"])
-def test_the_hash_sees_every_tensor_but_those_of_the_text_tower(change: str) -> None:
+def test_the_hash_sees_every_tensor_but_those_of_the_text_encoder(change: str) -> None:
     clip = embedded_clip(SMALL)
-    before = image_tower_hash(clip)
+    before = image_encoder_hash(clip)
     visual: Any = clip.visual
     with torch.no_grad():
         if change == "weight":
@@ -48,7 +48,7 @@ def test_the_hash_sees_every_tensor_but_those_of_the_text_tower(change: str) -> 
             visual.register_buffer("more", torch.zeros(1))
         else:
             clip.model.get_parameter("text_projection").zero_()
-    assert (image_tower_hash(clip) != before) == (change != "text")
+    assert (image_encoder_hash(clip) != before) == (change != "text")
     assert len(before) == 32
 
 

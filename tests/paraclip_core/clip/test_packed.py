@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paraclip_core.clip import encode
-from paraclip_core.clip.encode import TextTower, encode_ragged, text_tower
+from paraclip_core.clip.encode import TextEncoder, encode_ragged, text_encoder
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.packed import TrieLayout, attention, padded_count, weight_gradient
 from paraclip_core.clip.ragged import PrefixTrie, Ragged, alphabetical, prefix_trie
@@ -26,8 +26,8 @@ def texts(count: int = 60, words: int = 4, longest: int = 12) -> Ragged:
     return Ragged.from_lists(lists)
 
 
-def unpacked(clip: ClipModel) -> TextTower:
-    return replace(text_tower(clip), packed=None)
+def unpacked(clip: ClipModel) -> TextEncoder:
+    return replace(text_encoder(clip), packed=None)
 
 
 def gradients(clip: ClipModel, tokens: Ragged, precision: str = "fp32") -> dict[str, torch.Tensor]:
@@ -47,14 +47,14 @@ def distance(gradients: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 @pytest.mark.parametrize("quick", [False, True])
 def test_bf16_gradients_are_as_near_as_autocasts(tiny: Tiny, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     clip, tokens = tiny(quick_gelu=quick), texts()
-    assert text_tower(clip).packed is not None
+    assert text_encoder(clip).packed is not None
     with torch.no_grad():
         for name, parameter in clip.model.named_parameters():
             # Weights as large as the other tests' make so much of a rounding that it is a matter of luck who has more.
             if "resblocks" in name and parameter.ndim > 1:
                 parameter.div_(3)
     packed, rough = gradients(clip, tokens), gradients(clip, tokens, "bf16")
-    monkeypatch.setattr(encode, "text_tower", unpacked)
+    monkeypatch.setattr(encode, "text_encoder", unpacked)
     exact, autocast = gradients(clip, tokens), gradients(clip, tokens, "bf16")
     assert packed.keys() == rough.keys() == exact.keys()
     assert distance(packed, exact) < 1e-5
@@ -75,9 +75,9 @@ def test_frozen_parameters_take_no_gradients(tiny: Tiny) -> None:
 
 def test_other_blocks_take_the_old_way(tiny: Tiny) -> None:
     clip = tiny()
-    assert text_tower(clip).packed is not None
+    assert text_encoder(clip).packed is not None
     clip.model.get_submodule("transformer.resblocks.0").mlp.gelu = torch.nn.Sequential(torch.nn.GELU())  # type: ignore[union-attr, assignment]
-    assert text_tower(clip).packed is None
+    assert text_encoder(clip).packed is None
 
 
 @pytest.mark.parametrize(("into", "out"), [(32, 96), (96, 32), (64, 64)])

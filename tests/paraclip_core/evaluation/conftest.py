@@ -26,7 +26,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipModel, st
 
 @pytest.fixture(scope="session")
 def models(small_model: tuple[ClipModel, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Folders of that model and of another with the same image tower."""
+    """Folders of that model and of another with the same image encoder."""
     clip, base = small_model
     tuned = deepcopy(clip)
     with torch.no_grad():

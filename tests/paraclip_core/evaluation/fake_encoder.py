@@ -14,14 +14,14 @@ from paraclip_core.evaluation.base import Box, ImagePool, stored_pool
 class WordEncoder:
     """A text is the sum of its words' random directions, an image the same for the words of its name."""
 
-    def __init__(self, dimension: int = 32, seed: int = 0, tower: str = "tower") -> None:
-        self._dimension, self._seed, self._tower = dimension, seed, tower
+    def __init__(self, dimension: int = 32, seed: int = 0, encoder: str = "encoder") -> None:
+        self._dimension, self._seed, self._image_encoder_hash = dimension, seed, encoder
         self.encoded_images = 0
         self._words: dict[str, np.ndarray] = {}
 
     @property
-    def tower(self) -> str:
-        return self._tower
+    def image_encoder_hash(self) -> str:
+        return self._image_encoder_hash
 
     def texts(self, texts: Sequence[str]) -> np.ndarray:
         vectors = np.stack([sum(map(self._word, text.casefold().split())) for text in texts])
@@ -45,4 +45,4 @@ class WordEncoder:
 def word_pool(ids: Sequence[str], encoder: WordEncoder) -> ImagePool:
     """Images whose ids are the words that they show."""
     features = encoder.texts([image_id.replace("_", " ") for image_id in ids])
-    return stored_pool(list(ids), lambda: features, encoder.tower)
+    return stored_pool(list(ids), lambda: features, encoder.image_encoder_hash)

@@ -146,7 +146,7 @@ def test_the_control_comes_second(
 ) -> None:
     plain = compare([outcome()], EvaluateOptions())
     rows = [[row("paraphrased_retrieval", "ao@10", *of, "rewordings")] for of in (over, control)]
-    # A collapsed tower agrees with itself, and finds nothing.
+    # A collapsed encoder agrees with itself, and finds nothing.
     rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
     rows[0].append(row("retrieval", RECALL, 0.0, -1.0))
     # Contradictions may agree more, too.

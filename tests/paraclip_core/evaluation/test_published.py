@@ -51,7 +51,7 @@ def test_real_coco_files(data_root: Path) -> None:
     captions = published.load_captions(mini)
     pool = published.pool_of(mini, captions.image_ids)
     assert len(pool.ids) == 33
-    encoder, twin, other = WordEncoder(), WordEncoder(), WordEncoder(tower="other")
+    encoder, twin, other = WordEncoder(), WordEncoder(), WordEncoder(encoder="other")
     for one in (encoder, twin, other):
         pool.features(one)
     assert [one.encoded_images for one in (encoder, twin, other)] == [33, 0, 33]

@@ -36,7 +36,7 @@ def card(**changes: Any) -> str:
         "title": "A model",
         "summary": "Tuned.",
         "base": "ViT-B-32:laion2b_s34b_b79k",
-        "image_tower_hash": "ab" * 16,
+        "image_encoder_hash": "ab" * 16,
         "licenses": {"CC BY 4.0": 3, 'evil"\n---\nlicense: mit | <b>': 1},
         "sources": {"made": 4},
         "options": {"epochs": 2.0},

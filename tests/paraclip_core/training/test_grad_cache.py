@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from paraclip_core.clip.encode import computed_tokens, encode_ragged, tokenize
-from paraclip_core.clip.model import ClipModel, freeze_image_tower, trained_parameters
+from paraclip_core.clip.model import ClipModel, freeze_image_encoder, trained_parameters
 from paraclip_core.training import grad_cache, losses
 from paraclip_core.training.data import TEXTS, Batch, make_batch
 from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
@@ -25,7 +25,7 @@ from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, n
 from paraclip_core.training.options import LossWeights, RankOptions
 from paraclip_core.training.process import deterministic
 
-TOWER_KINDS = (
+ENCODER_KINDS = (
     "clip", "pe", "coca", "roberta", "mt5", "siglip", "mobileclip-s",
 )  # fmt: skip
 WORDS = "a dog runs on the beach with two men and small red car near old house under trees rain day photo"
@@ -52,7 +52,7 @@ def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
         config = {**tiny.CONFIG, **(tiny.SIGMOID if text else {}), "text_cfg": {**tiny.CONFIG["text_cfg"], **text}}
         model = (open_clip.CustomTextCLIP if text else open_clip.CLIP)(**config)
     clip = tiny.tiny_model(model, config)
-    freeze_image_tower(clip)
+    freeze_image_encoder(clip)
     clip.model.train()
     return clip
 
@@ -74,7 +74,7 @@ def plain(clip: ClipModel, prepared: Batch) -> tuple[Tensor, dict[str, Tensor]]:
 @pytest.mark.parametrize("memory", [4.0, 1e-9])
 @pytest.mark.parametrize(
     ("text", "noise"),
-    # SigLIP's; a tower that sees its padding sums many more terms.
+    # SigLIP's; an encoder that sees its padding sums many more terms.
     [({}, 1e-6), ({"no_causal_mask": True, "pool_type": "last"}, 2e-6)],
 )
 def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[str, object], noise: float) -> None:
@@ -157,14 +157,14 @@ def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypa
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", TOWER_KINDS)
+@pytest.mark.parametrize("kind", ENCODER_KINDS)
 def test_the_estimate_is_near(
-    kind: str, precision: str, towers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, precision: str, encoders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)
     monkeypatch.setattr(grad_cache, "side_by_side", in_turn)  # hooks are a thread's own
-    clip = towers.model_of(kind, tmp_path)
-    freeze_image_tower(clip)
+    clip = encoders.model_of(kind, tmp_path)
+    freeze_image_encoder(clip)
     clip.model.train()
     draw = np.random.RandomState(0)
     tokens = tokenize(clip, [" ".join(draw.choice(WORDS.split(), draw.randint(3, 14))) for _ in range(48)])

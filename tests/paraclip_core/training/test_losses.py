@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paraclip_core.clip.encode import encode_ragged
-from paraclip_core.clip.model import freeze_image_tower
+from paraclip_core.clip.model import freeze_image_encoder
 from paraclip_core.training import losses
 from paraclip_core.training.data import TEXTS, make_batch
 from paraclip_core.training.losses import (
@@ -212,7 +212,7 @@ def test_a_scale_in_a_list_of_one_is_a_scale() -> None:
 
 def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> None:
     clip = tiny.tiny_clip()
-    freeze_image_tower(clip)
+    freeze_image_encoder(clip)
     rows, features = tiny.tiny_rows()
     batch = make_batch(rows, np.arange(8), TEXTS[:2], features, np.arange(len(features)))
     clip.model.train()

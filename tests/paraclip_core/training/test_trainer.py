@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paraclip_core.clip.model import freeze_image_tower, image_tower_hash, trained_parameters
+from paraclip_core.clip.model import freeze_image_encoder, image_encoder_hash, trained_parameters
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
 from paraclip_core.training import trainer
@@ -50,12 +50,12 @@ def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
-def test_it_learns_and_leaves_the_image_tower_alone(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
+def test_it_learns_and_leaves_the_image_encoder_alone(tiny: ModuleType, tmp_path: Path, whole: Whole) -> None:
     job = tiny.tiny_job(tmp_path)
-    before = image_tower_hash(job.clip)
+    before = image_encoder_hash(job.clip)
     seen: list[int] = []
     result = train(job, lambda done, total, **facts: seen.append(done))
-    assert image_tower_hash(job.clip) == before
+    assert image_encoder_hash(job.clip) == before
     log = lines(tmp_path)
     steps = [line for line in log if "loss" in line]
     checks = [line["validation"]["text_to_image_recall@10"] for line in log if "validation" in line]
@@ -226,9 +226,9 @@ def test_divergence_stops_and_the_logit_scale_stays_below_100(tiny: ModuleType, 
 
 
 @pytest.mark.parametrize("kind", ["clip", "eva", "coca", "mt5", "siglip"])
-def test_matrices_of_every_tower_decay(kind: str, towers: ModuleType, tmp_path: Path) -> None:
-    clip = towers.model_of(kind, tmp_path)
-    freeze_image_tower(clip)
+def test_matrices_of_every_encoder_decay(kind: str, encoders: ModuleType, tmp_path: Path) -> None:
+    clip = encoders.model_of(kind, tmp_path)
+    freeze_image_encoder(clip)
     groups = build_optimizer(clip.model, 0.1).param_groups
     decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
     assert decays == {id(p): 0.1 if p.ndim > 1 else 0.0 for p in trained_parameters(clip.model).values()}

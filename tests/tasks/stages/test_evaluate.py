@@ -25,7 +25,7 @@ from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.model import image_tower_hash
+from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.encoder import ModelEncoder
@@ -107,7 +107,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> World:
         write_shard(out, 0, matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
         rows = [{"image_id": i, "shard": 0, "row": n, "pixels": text_hash(i)} for n, i in enumerate(ids[:1] + ids[2:])]
         write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
-        return {"image_tower_hash": image_tower_hash(clip)}
+        return {"image_encoder_hash": image_encoder_hash(clip)}
 
     def release(out: Path) -> dict[str, Any]:
         save_release(clip, out / "release", "card")
@@ -223,13 +223,13 @@ def test_rewordings_of_images_that_no_run_ingested(world: World, data_root: Path
     assert json.loads((artifact.path / "comparison.json").read_text())["protocols"]["rewordings"]["images"] == 33
 
 
-def test_features_of_another_tower_are_refused(world: World, folder: Path) -> None:
+def test_features_of_another_encoder_are_refused(world: World, folder: Path) -> None:
     features = world[1]["features"]
     other = dataclasses.replace(
-        features, manifest=dataclasses.replace(features.manifest, metrics={"image_tower_hash": "0" * 32})
+        features, manifest=dataclasses.replace(features.manifest, metrics={"image_encoder_hash": "0" * 32})
     )
-    with pytest.raises(ModelError, match="the stored image features come from image tower 0000"):
-        run(world, settings_with(folder), "tower", features=other)
+    with pytest.raises(ModelError, match="the stored image features come from image encoder 0000"):
+        run(world, settings_with(folder), "encoder", features=other)
 
 
 def test_what_cannot_be_measured_is_found_before_a_model_is_trained(

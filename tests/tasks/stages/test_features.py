@@ -32,7 +32,7 @@ from paraclip_core.clip.embedded import embedded_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.model import image_tower_hash
+from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.clip.options import FeatureOptions, ModelOptions
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import InputError, ModelError
@@ -125,7 +125,7 @@ def test_every_image_once_in_the_order_of_first_mention(photos: Path, tmp_path: 
         expected = encode_images(clip, (images.open(name) for name in store.image_ids))
     np.testing.assert_allclose(_all(store).astype(float), expected.astype(float), atol=2e-3)
     metrics = artifact.manifest.metrics
-    assert metrics["image_tower_hash"] == image_tower_hash(clip)
+    assert metrics["image_encoder_hash"] == image_encoder_hash(clip)
     assert (metrics["images"], metrics["rejected"], metrics["shards"], metrics["embed_dim"]) == (9, 0, 3, 16)
     assert pq.read_schema(artifact.path / "index.parquet").equals(tables.FEATURE_INDEX)
     assert read_table(artifact.path / "rejects").num_rows == 0
@@ -277,7 +277,7 @@ def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -
         _run(_settings(photos, base=f"local-dir:{tmp_path / 'model'}"), ingest, tmp_path / "root")
 
 
-def test_the_fingerprint_follows_contents_and_image_tower(photos: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_follows_contents_and_image_encoder(photos: Path, tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "hashes")
     settings = _settings(photos)
     sources = FEATURES.sources(Run(settings, store))

@@ -25,7 +25,7 @@ from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.embedded import embedded_clip
-from paraclip_core.clip.model import image_tower_hash
+from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
 
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
@@ -48,9 +48,9 @@ def settings() -> Settings:
 
 
 @pytest.fixture(scope="session")
-def tower(settings: Settings) -> str:
-    """Hash of the image tower that the features claim to come from."""
-    return image_tower_hash(embedded_clip(settings.model))
+def encoder(settings: Settings) -> str:
+    """Hash of the image encoder that the features claim to come from."""
+    return image_encoder_hash(embedded_clip(settings.model))
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +67,14 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 
 
 @pytest.fixture(scope="session")
-def sources(store: ArtifactStore, tower: str) -> dict[str, Artifact]:
+def sources(store: ArtifactStore, encoder: str) -> dict[str, Artifact]:
     """The artifacts ingest, paraphrase_2 and features of 80 training images and some held-out ones."""
     return {
         "ingest": _commit(store, "ingest", lambda out: write_table(out / "captions/part-00000.parquet", _captions())),
         "paraphrase_2": _commit(
             store, "paraphrase_2", lambda out: write_table(out / "paraphrases/part-00000.parquet", _paraphrases())
         ),
-        "features": _commit(store, "features", _write_features, {"image_tower_hash": tower}),
+        "features": _commit(store, "features", _write_features, {"image_encoder_hash": encoder}),
     }
 
 

@@ -12,7 +12,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.stages.training import BOOTSTRAP
 from paraclip.tasks.training import bodies
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import image_tower_hash
+from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.errors import ModelError
 
 RunStage = Callable[..., Artifact]
@@ -23,7 +23,7 @@ def log_of(artifact: Artifact) -> list[dict]:
     return [line for line in lines if "loss" in line]
 
 
-def test_it_learns_and_its_release_loads_in_open_clip(inputs: dict[str, Artifact], tower: str) -> None:
+def test_it_learns_and_its_release_loads_in_open_clip(inputs: dict[str, Artifact], encoder: str) -> None:
     artifact = inputs["bootstrap"]
     lines = log_of(artifact)
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"] and set(lines[0]["losses"]) == {"image~caption"}
@@ -31,9 +31,9 @@ def test_it_learns_and_its_release_loads_in_open_clip(inputs: dict[str, Artifact
     assert metrics["without_image"] == 2
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 146
     assert metrics["validation_images"] >= 1 and metrics["validation_text_to_image_recall@10"] >= 0
-    assert image_tower_hash(load_clip(str(artifact.path / "release"))) == tower == metrics["image_tower_hash"]
+    assert image_encoder_hash(load_clip(str(artifact.path / "release"))) == encoder == metrics["image_encoder_hash"]
     open_clip.create_model_and_transforms(f"local-dir:{artifact.path / 'release'}")
-    assert tower in (artifact.path / "release/README.md").read_text()
+    assert encoder in (artifact.path / "release/README.md").read_text()
 
 
 def test_one_image_that_is_held_out_chooses_no_epoch(

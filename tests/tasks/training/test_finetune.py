@@ -56,7 +56,7 @@ def sweep_of(artifact: Artifact) -> dict[str, Any]:
     return json.loads((artifact.path / "alpha_sweep.json").read_text())
 
 
-def test_it_writes_release_log_and_sweep(tuned: Artifact, inputs: dict[str, Artifact], tower: str) -> None:
+def test_it_writes_release_log_and_sweep(tuned: Artifact, inputs: dict[str, Artifact], encoder: str) -> None:
     sweep = sweep_of(tuned)
     assert [point["alpha"] for point in sweep["alphas"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert {"ao@10", "js@10", "text_to_image_recall@10"} <= set(sweep["alphas"][0])
@@ -64,7 +64,7 @@ def test_it_writes_release_log_and_sweep(tuned: Artifact, inputs: dict[str, Arti
     best = max(sweep["alphas"], key=lambda point: point["ao@10"])
     assert best["ao@10"] > sweep["alphas"][0]["ao@10"] and "ao@10" in sweep["rule"]
     metrics = tuned.manifest.metrics
-    assert metrics["image_tower_hash_before"] == metrics["image_tower_hash_after"] == tower
+    assert metrics["image_encoder_hash_before"] == metrics["image_encoder_hash_after"] == encoder
     assert metrics["alpha"] == sweep["chosen"] and metrics["without_image"] == 1
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 145
     assert f"bootstrap/{inputs['bootstrap'].fingerprint}" in card_of(tuned)

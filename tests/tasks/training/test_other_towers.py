@@ -1,4 +1,4 @@
-"""Fine-tuning bases whose text towers are not CLIP's: own tokens, short contexts, large vocabularies, end to end."""
+"""Fine-tuning bases whose text encoders are not CLIP's: own tokens, short contexts, large vocabularies, end to end."""
 
 from __future__ import annotations
 
@@ -25,43 +25,43 @@ from paraclip.tasks.training.data import STORED, tokens_for
 from paraclip_core.clip.encode import encode_texts, shortened, tokenize
 from paraclip_core.clip.export import save_hf, save_release
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, image_tower_hash
+from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 
 RunStage = Callable[..., Artifact]
-TOWERS = Path(__file__).parents[2] / "paraclip_core/clip"
+ENCODERS = Path(__file__).parents[2] / "paraclip_core/clip"
 TEXTS = ["a red dog", "hound, red", "word " * 90]
 
 
 @pytest.fixture
-def towers(monkeypatch: pytest.MonkeyPatch) -> Any:
+def encoders(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The module that makes small models of every kind, under the name that it has for the tests beside it: timm
     remembers the models that it registers."""
-    monkeypatch.syspath_prepend(TOWERS)
-    return importlib.import_module("towers")
+    monkeypatch.syspath_prepend(ENCODERS)
+    return importlib.import_module("encoders")
 
 
 @pytest.fixture
-def make(towers: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ClipModel]:
+def make(encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ClipModel]:
     """A base of a kind, as a release folder."""
 
     def build(kind: str) -> ClipModel:
         folder = tmp_path / kind
         folder.mkdir()
         if kind == "xlm-roberta":
-            monkeypatch.setattr(towers, "HF", {**towers.HF, "vocab_size": 70_000})
-        save_release(towers.model_of(kind, folder), folder / "release", "card")
+            monkeypatch.setattr(encoders, "HF", {**encoders.HF, "vocab_size": 70_000})
+        save_release(encoders.model_of(kind, folder), folder / "release", "card")
         return load_clip(str(folder / "release"))
 
     return build
 
 
 def _features_of(clip: ClipModel, features: Artifact, store: ArtifactStore) -> Artifact:
-    """The same features, which claim to come from this model's image tower."""
+    """The same features, which claim to come from this model's image encoder."""
     draft = Draft("features", fingerprint("features", 1, {"base": clip.reference}, {}), 1, {}, {})
     with store.writing("features", draft.fingerprint) as work:
         shutil.copytree(features.path, work.out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
-        return store.commit(draft, {"image_tower_hash": image_tower_hash(clip)}, 0.0)
+        return store.commit(draft, {"image_encoder_hash": image_encoder_hash(clip)}, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "coca", "siglip2"])
@@ -82,7 +82,7 @@ def test_it_is_tuned_and_released(
     best = max(point["ao@10"] for point in sweep["alphas"])
     assert best >= sweep["alphas"][0]["ao@10"] and sweep["chosen"] in [point["alpha"] for point in sweep["alphas"]]
     tuned = load_clip(str(artifact.path / "release"))
-    assert image_tower_hash(tuned) == image_tower_hash(base)
+    assert image_encoder_hash(tuned) == image_encoder_hash(base)
     assert artifact.manifest.metrics["rows"] > 80
     if kind == "roberta":
         again = run_stage(FINETUNE, inputs, model={"base": base.reference})

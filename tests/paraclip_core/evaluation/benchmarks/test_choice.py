@@ -134,7 +134,7 @@ def test_sugarcrepe_plus_plus(tmp_path: Path) -> None:
 
     def pool(ids: Sequence[str]) -> ImagePool:
         features = encoder.texts([name.removesuffix(".jpg").replace("_", " ") for name in ids])
-        return stored_pool(list(ids), lambda: features, encoder.tower)
+        return stored_pool(list(ids), lambda: features, encoder.image_encoder_hash)
 
     ingested = measured("sugarcrepe_pp", tmp_path, encoder, Stored(Captions([], [], "val"), pool))
     assert ingested.metrics == pytest.approx(figures) and encoder.encoded_images == 0
@@ -175,7 +175,7 @@ def test_weights_turn_a_mean_into_the_mean_of_groups(rows: list[tuple[str, bool]
     assert (hits * macro_weights(groups)).mean() == pytest.approx(np.mean(means))
 
 
-def test_a_real_tower_sees_the_part_alone(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
+def test_a_real_encoder_sees_the_part_alone(tmp_path: Path, small_model: tuple[ClipModel, str]) -> None:
     clip, folder = small_model
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")

@@ -69,13 +69,13 @@ def test_distractors_and_captions_without_image() -> None:
     assert measured.samples["image_to_text_recall@1"].clusters.tolist() == [0]
 
 
-def test_nothing_in_common_or_another_tower() -> None:
+def test_nothing_in_common_or_another_encoder() -> None:
     encoder = WordEncoder()
     pool = word_pool(WORDS, encoder)
     with pytest.raises(BenchmarkError, match=r"none of the 1 captions \(val\)"):
         retrieval.measure(Captions(["gone"], ["x"], "val"), pool, encoder)
-    with pytest.raises(ModelError, match="come from image tower tower, the model has other"):
-        retrieval.measure(captions_of(WORDS), pool, WordEncoder(tower="other"))
+    with pytest.raises(ModelError, match="come from image encoder encoder, the model has other"):
+        retrieval.measure(captions_of(WORDS), pool, WordEncoder(encoder="other"))
 
 
 def test_broken_weights_are_told() -> None:

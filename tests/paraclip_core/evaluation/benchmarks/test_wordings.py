@@ -80,7 +80,7 @@ class Collapsed(WordEncoder):
         return super().texts(["dog"] * len(texts))
 
 
-def test_a_collapsed_tower_has_no_gap_and_is_held(tmp_path: Path) -> None:
+def test_a_collapsed_encoder_has_no_gap_and_is_held(tmp_path: Path) -> None:
     (file := tmp_path / "own.csv").write_text(CSV)
     base, collapsed = WordEncoder(), Collapsed()
     task = prepare(options(file), file, stored(base))

@@ -1,4 +1,4 @@
-"""Small models with every kind of text tower, and tokenizers for them, made without network."""
+"""Small models with every kind of text encoder, and tokenizers for them, made without network."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "clipa": (True, {"text_cfg": {**CLIPA, "tokenizer_kwargs": {"strip_sep_token": True}}}),
     "mobileclip-s": (True, {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
 }
-"""Architectures in small: whether the text tower must see all padding, and the `model_cfg`."""
+"""Architectures in small: whether the text encoder must see all padding, and the `model_cfg`."""
 
 
 def model_of(kind: str, folder: Path) -> ClipModel:
-    """A randomly initialised model; what its text tower and tokenizer need is written below `folder`."""
+    """A randomly initialised model; what its text encoder and tokenizer need is written below `folder`."""
     config: dict[str, Any] = {"embed_dim": 32, "vision_cfg": dict(VISION), **deepcopy(KINDS[kind][1])}
     text = config["text_cfg"]
     hf = text.get("hf_model_name")
@@ -101,11 +101,11 @@ def model_of(kind: str, folder: Path) -> ClipModel:
     elif "hf_tokenizer_name" in text:
         text["hf_tokenizer_name"] = str(_tokenizer(text["hf_tokenizer_name"], folder))
     # Under a name that open_clip knows, so that the tokenizer is found by the configuration.
-    open_clip.factory._MODEL_CONFIGS[f"tower-{kind}"] = config
+    open_clip.factory._MODEL_CONFIGS[f"encoder-{kind}"] = config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = _weighted(config)
-    return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), f"tower-{kind}:drawn")
+    return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), f"encoder-{kind}:drawn")
 
 
 def _weighted(config: dict[str, Any]) -> Any:
