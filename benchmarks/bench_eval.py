@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from record import arguments, data_folder, in_turns, record
 
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import encode_images, image_transform
 from paraclip_core.clip.images import ImageArchive, decode_image
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
@@ -43,7 +43,7 @@ class Loaded(ModelEncoder):
     """A candidate whose model is there already."""
 
     def __init__(self, clip: ClipModel) -> None:
-        super().__init__("embedded")
+        super().__init__("built-in")
         self.__dict__["clip"] = clip
 
 
@@ -120,7 +120,7 @@ def main() -> None:
     by_image = {image_id: [] for image_id in ids}
     for image_id, caption in zip(captions.image_ids, captions.captions, strict=True):
         by_image[image_id].append(caption)
-    clip = embedded_clip(ModelOptions())
+    clip = built_in_clip(ModelOptions())
     features = encode_images(clip, (decode_image(data, "image") for data in files))
     pool = stored_pool(ids, lambda: features, image_encoder_hash(clip))
     transform, tokenizer = image_transform(clip), open_clip.SimpleTokenizer()

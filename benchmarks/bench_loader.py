@@ -6,7 +6,7 @@ them: Parquet tables, an index and feature shards. Then measures, in a process o
 * `loader_first_batch`: from opening what an earlier try spooled to the first shuffled batch; against the same through a
   list of Python rows.
 * `loader_spool`: the rows' way from the Parquet tables into flat files, lookups of their images included.
-* `loader_wait`: share of a step that waits for data, with the embedded model's text encoder as the step.
+* `loader_wait`: share of a step that waits for data, with the built-in base's text encoder as the step.
 
 Each prints its peak of resident memory too, mapped pages included.
 """
@@ -121,14 +121,14 @@ def wait(folder: Path) -> dict[str, float]:
     import torch
 
     from paraclip.tasks.training.data import Images
-    from paraclip_core.clip.embedded import embedded_clip
+    from paraclip_core.clip.built_in import built_in_clip
     from paraclip_core.clip.model import freeze_image_encoder
     from paraclip_core.clip.options import ModelOptions
     from paraclip_core.training.data import Batch, DataOrder, make_batch, prefetched, spool_rows
     from paraclip_core.training.losses import Objective, named_pairs
     from paraclip_core.training.options import LossWeights
 
-    clip = embedded_clip(ModelOptions())
+    clip = built_in_clip(ModelOptions())
     freeze_image_encoder(clip)
     images = Images(folder / "features")
     rows = spool_rows(folder / "rows", KINDS, ())
@@ -168,7 +168,7 @@ def main() -> None:
     """Measure and print one JSON line a figure."""
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=256, help="of the features; 256 is the embedded model's")
+    parser.add_argument("--dim", type=int, default=256, help="of the features; 256 is the built-in base's")
     parser.add_argument("--naive-rows", type=int, default=100_000, help="rows of the Python side, which is scaled up")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -123,7 +123,7 @@ def milliseconds(encoder: Encoder, texts: Sequence[str]) -> float:
 def linear_map(settings: Settings, inputs: Mapping[str, Artifact], base: ModelEncoder, stored: Stored) -> Rival:
     """The best ridge's map: argmin over W of |X W - Y|² / n + λ |W - I|², X captions and Y their images' means."""
     captions, images = captions_of(inputs["ingest"].path / "captions", "train"), Images(inputs["features"].path)
-    unseen = BASE_HELD_OUT if "bootstrap" in inputs else 1.0
+    unseen = BASE_HELD_OUT if "built_in_base" in inputs else 1.0
     held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation, unseen)
     rows = images.find(captions.image_ids)
     validated = Captions(*picked(captions, held_out.position(rows) >= 0), "held out")

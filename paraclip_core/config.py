@@ -22,7 +22,7 @@ from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.engines.transformers import TransformersOptions
 from paraclip_core.paraphrase.engines.vllm import VllmOptions
 from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
+from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
@@ -168,8 +168,8 @@ class Settings(Options):
     """The CLIP model to repair."""
     features: FeatureOptions = FeatureOptions()
     """Image features."""
-    bootstrap: BootstrapOptions = BootstrapOptions()
-    """Training of the embedded base model; unused with any other base."""
+    built_in_base: BuiltInBaseOptions = BuiltInBaseOptions()
+    """Training of the built-in base; unused with any other base."""
     finetune: FinetuneOptions = FinetuneOptions()
     """Fine-tuning."""
     evaluate: EvaluateOptions = EvaluateOptions()

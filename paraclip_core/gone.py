@@ -28,6 +28,7 @@ def _each(advice: str, group: str, *names: str) -> dict[str, str]:
 
 
 GONE: dict[str, str] = {
+    "bootstrap": "write built_in_base",
     **_each(CONSTANT, "data", "max_chars", "unspaced_scripts", "context_length", "scenes.seed", "scenes.held_out"),
     **_each(LICENSE, "data.sources.0", "licence", "columns.licence"),
     "paraphrase.synonyms": "leave it out; paraphrase.prompts and the gates decide it",
@@ -62,19 +63,19 @@ GONE: dict[str, str] = {
     "model.text_heads": "leave it out; each 64 of model.text_width are an attention head",
     "model.seed": CONSTANT,
     "features.shard_images": CONSTANT,
-    **_each(CONSTANT, "bootstrap", "weight_decay", "warmup", "validation", "seed", "clip_norm"),
-    "bootstrap.precision": "write finetune.precision, which both trainings have",
-    "bootstrap.checkpoint_steps": "write finetune.checkpoint_steps, which both trainings have",
-    **_each(NOTHING_GAINED, "bootstrap", "ema", "layer_decay"),
+    **_each(CONSTANT, "built_in_base", "weight_decay", "warmup", "validation", "seed", "clip_norm"),
+    "built_in_base.precision": "write finetune.precision, which both trainings have",
+    "built_in_base.checkpoint_steps": "write finetune.checkpoint_steps, which both trainings have",
+    **_each(NOTHING_GAINED, "built_in_base", "ema", "layer_decay"),
     **{
         f"{training}.{name}": advice
-        for training in ("bootstrap", "finetune")
+        for training in ("built_in_base", "finetune")
         for name, advice in (
             ("memory_gib", "leave it out; what the device has free decides"),
             ("checkpoint_minutes", "leave it out; there is a checkpoint each minute"),
         )
     },
-    "finetune.train": "leave it out; the whole text tower is trained",
+    "finetune.train": "leave it out; the whole text encoder is trained",
     "finetune.logit_scale": "leave it out; the scale is trained",
     "finetune.warmup": "leave it out; it is a tenth of the steps",
     "finetune.clip_norm": CONSTANT,
@@ -100,6 +101,7 @@ GONE: dict[str, str] = {
 GONE_VALUES: dict[str, dict[str, str]] = {
     "paraphrase.engine": {"smollm2": OPENVINO, "mined": OTHER_CAPTIONS},
     "paraphrase.gates.preset": {"paper": "write off", "mined": OTHER_CAPTIONS},
+    "model.base": {"embedded": "write built-in"},
     "run.trackers.0": {"file": "leave it out; training_log.jsonl of the stage has the figures"},
     "evaluate.benchmarks.0.kind": {
         "caption_order": "leave the benchmark out; no published figure could be matched with it",

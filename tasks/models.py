@@ -17,25 +17,25 @@ from paraclip_core.paths import user_path
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
 
-EMBEDDED = "embedded"
-MODEL_STAGES = ("finetune", "bootstrap")
+BUILT_IN = "built-in"
+MODEL_STAGES = ("finetune", "built_in_base")
 RELEASE = "release"
 
 
 def base_reference(settings: Settings, inputs: Mapping[str, Artifact]) -> str:
-    """What `load_clip` takes to load the base: the bootstrapped release, or `model.base` as it is."""
-    return str(inputs["bootstrap"].path / "release") if settings.model.base == EMBEDDED else settings.model.base
+    """What `load_clip` takes to load the base: the built-in base's release, or `model.base` as it is."""
+    return str(inputs["built_in_base"].path / "release") if settings.model.base == BUILT_IN else settings.model.base
 
 
 def base_inputs(settings: Settings) -> tuple[str, ...]:
     """The stages that make the base."""
-    return ("bootstrap",) if settings.model.base == EMBEDDED else ()
+    return ("built_in_base",) if settings.model.base == BUILT_IN else ()
 
 
 def base_sources(run: Run) -> Mapping[str, str]:
     """Contents of a base that lies in local files, so that an edited one is another input."""
     base = run.settings.model.base
-    if base == EMBEDDED:
+    if base == BUILT_IN:
         return {}
     check_reference(base)
     return reference_sources(base, run.hashes)
@@ -57,8 +57,8 @@ def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tupl
     """
     artifact = _artifact(name, store, ("finetune",))
     manifest = artifact.manifest
-    if fingerprint := manifest.inputs.get("bootstrap"):
-        return artifact, str(store.expect("bootstrap", fingerprint, f"the base of {name!r}").path / RELEASE)
+    if fingerprint := manifest.inputs.get("built_in_base"):
+        return artifact, str(store.expect("built_in_base", fingerprint, f"the base of {name!r}").path / RELEASE)
     base = str(base or manifest.metrics.get("base") or manifest.options.get("base", ""))
     if then := sources_of(manifest.inputs):
         missing = next((path for path in model_files(base) if not path.exists()), None)
@@ -74,7 +74,9 @@ def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tupl
 def of_own_base(evaluation: Artifact, tuned: Artifact) -> bool:
     """Whether an evaluation compares this tuned model with the base that it was tuned from."""
     measured, made_from = evaluation.manifest.inputs, tuned.manifest.inputs
-    return measured.get("finetune") == tuned.fingerprint and measured.get("bootstrap") == made_from.get("bootstrap")
+    return measured.get("finetune") == tuned.fingerprint and measured.get("built_in_base") == made_from.get(
+        "built_in_base"
+    )
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.models import EMBEDDED
+from paraclip.tasks.models import BUILT_IN
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
@@ -128,7 +128,7 @@ def plan_run(run: Run) -> RunPlan:
 
 
 def _loss_note(base: str) -> str:
-    sigmoid = base != EMBEDDED and has_logit_bias(base)
+    sigmoid = base != BUILT_IN and has_logit_bias(base)
     return f"loss: {' or '.join(LOSSES.values()) if sigmoid is None else LOSSES[sigmoid]}"
 
 
@@ -264,7 +264,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     result = {
         "ingest": Amount(captions.read, units=captions.read),
         "features": _image_amount(run, artifacts, captions),
-        "bootstrap": _training(Amount(captions.train), settings.bootstrap.epochs),
+        "built_in_base": _training(Amount(captions.train), settings.built_in_base.epochs),
         "report": Amount(units=1),
     }
     if settings.data.scenes is not None:

@@ -13,7 +13,7 @@ from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.channels import BY_HAND, BY_PROMOTION, Move, history, moved, of_another_run, withdrawn
-from paraclip.tasks.models import EMBEDDED, find_tuned, of_own_base
+from paraclip.tasks.models import BUILT_IN, find_tuned, of_own_base
 from paraclip.tasks.results import Result, why
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
@@ -156,7 +156,7 @@ def _evaluation_of(tuned: Artifact, stages: Mapping[str, str], evaluation: Artif
     A control that is gone is left out: another model's says nothing.
     """
     manifest = evaluation.manifest
-    own = {"finetune": tuned.fingerprint, "bootstrap": tuned.manifest.inputs.get("bootstrap")}
+    own = {"finetune": tuned.fingerprint, "built_in_base": tuned.manifest.inputs.get("built_in_base")}
     if "control" in manifest.inputs:
         control = stages.get("control")
         own["control"] = control if control and store.peek("control", control) else None
@@ -179,8 +179,8 @@ def _beside_base_of(tuned: Artifact, run: Run) -> Run | None:
 
 
 def _base_of(tuned: Artifact, run: Run) -> str | None:
-    if bootstrap := tuned.manifest.inputs.get("bootstrap"):
-        return EMBEDDED if run.store.peek("bootstrap", bootstrap) else None
+    if base := tuned.manifest.inputs.get("built_in_base"):
+        return BUILT_IN if run.store.peek("built_in_base", base) else None
     # Where it lay then, or where the run has the same files.
     for place in (None, run.settings.model.base):
         with suppress(UnknownModelError):

@@ -30,7 +30,7 @@ def init(
     images: Annotated[str | None, typer.Option(help="Folder or tar with the images, from FOLDER.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column with the caption.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
-    base: Annotated[str, typer.Option(help="The CLIP model to repair: that of your image index.")] = "embedded",
+    base: Annotated[str, typer.Option(help="The CLIP model to repair: that of your image index.")] = "built-in",
     name: Annotated[str, typer.Option(help="Name of the run.")] = "mine",
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("paraclip.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
@@ -46,7 +46,7 @@ def init(
 
     if output.exists() and not force:
         raise ConfigError(f"{output} is there already; give --force to write over it, or another name with --output")
-    if base != "embedded":
+    if base != "built-in":
         check_reference(base)
     for option, place in (("--captions", captions), ("--images", images)):
         if place is not None and not (folder / place).exists():
@@ -97,7 +97,7 @@ def _configuration(overview: Survey, name: str, base: str) -> str:
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
         f"  sources:\n{_sources(overview)}{held_out}"
         f"paraphrase:\n{_engine()}"
-        f"model:\n  # embedded: a small model, trained on these captions. To repair the one of your image index:\n"
+        f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
         f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
     )
@@ -129,15 +129,15 @@ def _engine() -> str:
 
 def _training(overview: Survey, base: str) -> str:
     """Batches and epochs for few captions: by the defaults they would have a handful of steps."""
-    from paraclip_core.training.options import BootstrapOptions, FinetuneOptions
+    from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
-    rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BootstrapOptions().epochs
+    rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BuiltInBaseOptions().epochs
     batch = min(usual, max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1))
     text = ""
     # A batch has no caption twice.
-    if base == "embedded" and (passes := round(BASE_STEPS * min(batch, rows) / max(rows, 1))) > epochs:
+    if base == "built-in" and (passes := round(BASE_STEPS * min(batch, rows) / max(rows, 1))) > epochs:
         text = (
-            f"bootstrap:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
+            f"built_in_base:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
             f"  batch_size: {batch}  # usually {usual}\n  epochs: {passes}  # usually {epochs:g}\n"
         )
     if batch < usual:

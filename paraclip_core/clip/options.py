@@ -7,27 +7,30 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from paraclip_core.clip.reference import canonical
+from paraclip_core.gone import GONE_VALUES
 from paraclip_core.options import OPERATIONAL, Options
 
 
 class ModelOptions(Options):
     """The CLIP model to repair."""
 
-    base: str = "embedded"
-    """`embedded` (EfficientNet-Lite0 and a new text encoder, trained by `bootstrap`), `local-dir:PATH`,
+    base: str = "built-in"
+    """`built-in` (EfficientNet-Lite0 and a new text encoder, trained by the stage `built_in_base`), `local-dir:PATH`,
     `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
     `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:
     `ViT-L-14-quickgelu:FILE`). A path is relative to where `paraclip` is called."""
     text_width: Annotated[int, Field(ge=64, le=2048, multiple_of=64)] = 256
-    """Width of the embedded model's text encoder; each 64 of it are an attention head."""
+    """Width of the built-in base's text encoder; each 64 of it are an attention head."""
     text_layers: Annotated[int, Field(ge=1, le=48)] = 4
-    """Layers of the embedded model's text encoder."""
+    """Layers of the built-in base's text encoder."""
     embed_dim: Annotated[int, Field(ge=16, le=4096)] = 256
-    """Dimension of the shared space of the embedded model."""
+    """Dimension of the shared space of the built-in base."""
 
     @field_validator("base")
     @classmethod
     def _hub_address(cls, value: str) -> str:
+        if value in GONE_VALUES["model.base"]:
+            raise ValueError("is gone")
         return canonical(value)
 
 

@@ -30,7 +30,7 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentenc
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
-"""Names the embedded model's image encoder; part of the fingerprint of what is computed with it."""
+"""Names the built-in base's image encoder; part of the fingerprint of what is computed with it."""
 
 
 def canonical(reference: str) -> str:
@@ -60,7 +60,7 @@ def check_reference(reference: str) -> None:
     folder = local_folder(reference)
     if folder is not None and not folder.exists():
         raise UnknownModelError(
-            f"model {reference!r}: {folder.absolute()} does not exist; expected embedded, a folder, {HUB}ORG/NAME, "
+            f"model {reference!r}: {folder.absolute()} does not exist; expected built-in, a folder, {HUB}ORG/NAME, "
             f"ARCHITECTURE:TAG or ARCHITECTURE:FILE"
         )
     package = _open_clip()

@@ -1,4 +1,4 @@
-"""The options of both trainings, `bootstrap` and `finetune`."""
+"""The options of both trainings, `built_in_base` and `finetune`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 from paraclip_core.options import OPERATIONAL, Options
 
 
-class BootstrapOptions(Options):
-    """Training of the embedded base model with the caption-image loss alone (LiT)."""
+class BuiltInBaseOptions(Options):
+    """Training of the built-in base with the caption-image loss alone (LiT)."""
 
     epochs: Annotated[float, Field(gt=0, le=1000)] = 5.0
     """Passes over the training captions."""
@@ -77,7 +77,7 @@ class FinetuneOptions(Options):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the text encoder, also while the embedded base is trained; the loss is always fp32. `auto`: bf16
+    """Arithmetic of the text encoder, also while the built-in base is trained; the loss is always fp32. `auto`: bf16
     where the CPU or GPU has instructions for it."""
     seed: int = 0
     """Seed of the data order."""

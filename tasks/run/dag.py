@@ -14,13 +14,13 @@ from paraclip.storage.artifacts import Artifact, Draft, sources_of
 from paraclip.storage.files import convert_disk_errors
 from paraclip.storage.roots import open_store
 from paraclip.tasks.run.child import call_in_child, log_path
-from paraclip.tasks.run.run import BUILT_IN, Node, Run, Stage, StageContext, named_stages, settings_of
+from paraclip.tasks.run.run import BUILT_IN_STAGES, Node, Run, Stage, StageContext, named_stages, settings_of
 from paraclip_core.errors import InputError, StageError
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)
 
-STAGES = named_stages(BUILT_IN)
+STAGES = named_stages(BUILT_IN_STAGES)
 """The built-in stages, in an order in which inputs come first."""
 MAKE = f"{__name__}:make_artifact"
 TAKEN = "taken"

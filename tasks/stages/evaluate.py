@@ -20,7 +20,7 @@ from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
-from paraclip.tasks.models import EMBEDDED, base_inputs, base_reference
+from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -48,7 +48,7 @@ BASE_KEPT = (
     "the tuned model is the base (α = 0): no mixture with the trained weights gained without losing too much recall, "
     "so there is nothing to export"
 )
-TRAIN_LONGER = ", or train the embedded one longer (bootstrap.epochs, or a smaller bootstrap.batch_size)"
+TRAIN_LONGER = ", or train the built-in one longer (built_in_base.epochs, or a smaller built_in_base.batch_size)"
 
 
 def write_evaluation(
@@ -178,13 +178,13 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if "control" in models:
         evaluation = _over_control(evaluation, tasks, outcomes, settings.evaluate)
     reason = evaluation.comparison.reason
-    if evaluation.comparison.untrained and settings.model.base == EMBEDDED:
+    if evaluation.comparison.untrained and settings.model.base == BUILT_IN:
         reason += TRAIN_LONGER
     if tuned.manifest.metrics.get("alpha") == 0:
         # Otherwise all that is seen is that nothing differs.
         reason = f"{BASE_KEPT}; {reason}"
     evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
-    base = ctx.inputs.get("bootstrap")
+    base = ctx.inputs.get("built_in_base")
     names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
     totals = write_evaluation(ctx.work.out, evaluation, names, fingerprints)

@@ -32,7 +32,7 @@ from paraclip.storage.parquet import (
     read_table,
     write_table,
 )
-from paraclip.tasks.models import EMBEDDED, base_sources
+from paraclip.tasks.models import BUILT_IN, base_sources
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
@@ -128,7 +128,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     # Imported here, because torch and open_clip take seconds and a plan needs neither.
     import torch
 
-    from paraclip_core.clip.embedded import embedded_clip
+    from paraclip_core.clip.built_in import built_in_clip
     from paraclip_core.clip.featurize import Featurizer
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.clip.load import load_clip
@@ -138,7 +138,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
     base = settings.model.base
-    clip = embedded_clip(settings.model) if base == EMBEDDED else load_clip(base)
+    clip = built_in_clip(settings.model) if base == BUILT_IN else load_clip(base)
     clip.model.to(pick_device(settings.run.device))
     images = ctx.work.scratch / "images.parquet"
     total = _list_images(ctx.inputs["ingest"].path / "captions", images)
@@ -261,7 +261,7 @@ def _join(ctx: StageContext, shards: int, total: int) -> int:
 def _options(run: Run) -> Mapping[str, Any]:
     """What decides the features: the image encoder, not the text encoder; where a local model lies does not count."""
     model = run.settings.model
-    if model.base == EMBEDDED:
+    if model.base == BUILT_IN:
         image_encoder: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
     else:
         image_encoder = {"base": place_free_name(model.base)}

@@ -21,7 +21,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import read_json, write_atomic
 from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
-from paraclip.tasks.models import EMBEDDED, base_inputs
+from paraclip.tasks.models import BUILT_IN, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.stages.paraphrase import STEPS
@@ -108,7 +108,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         image_encoder_before=tuned.get("image_encoder_hash_before", ""),
         image_encoder_after=tuned.get("image_encoder_hash_after", ""),
         funnel=_funnel(inputs, totals),
-        trainings=[_training(name, inputs[name]) for name in ("bootstrap", "finetune") if name in inputs],
+        trainings=[_training(name, inputs[name]) for name in ("built_in_base", "finetune") if name in inputs],
         alpha_sweep=read_json(inputs["finetune"].path / "alpha_sweep.json"),
         better=better,
         worse=worse,
@@ -132,7 +132,7 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
         "gates": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
-        "base model": "a text encoder trained on these captions" if base == EMBEDDED else place_free_name(base),
+        "base model": "a text encoder trained on these captions" if base == BUILT_IN else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],
         "command": "paraclip run -c settings.yaml",
     }

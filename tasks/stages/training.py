@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from paraclip.tasks.models import EMBEDDED, base_inputs, base_sources
+from paraclip.tasks.models import BUILT_IN, base_inputs, base_sources
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -19,7 +19,7 @@ def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
 def _options(settings: Settings) -> dict[str, Any]:
     base = settings.model.base
     # What a local model holds is in the sources; where it lies does not count.
-    return {"finetune": meaning(settings.finetune), "base": base if base == EMBEDDED else place_free_name(base)}
+    return {"finetune": meaning(settings.finetune), "base": base if base == BUILT_IN else place_free_name(base)}
 
 
 def _of_control(settings: Settings) -> Settings:
@@ -33,23 +33,23 @@ def _control(ctx: StageContext) -> dict[str, Any]:
     return FINETUNE.carry_out(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 
 
-BOOTSTRAP = Stage(
-    name="bootstrap",
+BUILT_IN_BASE = Stage(
+    name="built_in_base",
     version=7,
     inputs=lambda settings: ("ingest", "features"),
     options=lambda run: {
-        "bootstrap": meaning(run.settings.bootstrap),
+        "built_in_base": meaning(run.settings.built_in_base),
         "precision": run.settings.finetune.precision,
         "model": meaning(run.settings.model),
     },
-    body="paraclip.tasks.training.bodies:bootstrap",
+    body="paraclip.tasks.training.bodies:built_in_base",
     before="paraclip.tasks.stages.evaluate:check_benchmarks",
-    applies=lambda settings: settings.model.base == EMBEDDED,
-    about="Train the embedded base model on image-caption pairs.",
+    applies=lambda settings: settings.model.base == BUILT_IN,
+    about="Train the built-in base on image-caption pairs.",
     pool="gpu",
     trains=True,
 )
-"""Trains a text encoder for the embedded model, where no pretrained CLIP is at hand."""
+"""Trains a text encoder for the built-in base, where no pretrained CLIP is at hand."""
 
 FINETUNE = Stage(
     name="finetune",

@@ -1,6 +1,6 @@
 """Bodies of the training stages: what is trained on what, and the release that comes of it.
 
-``bootstrap`` trains a text encoder for the embedded model with the caption-image loss alone (LiT, arXiv 2111.07991):
+``built_in_base`` trains a text encoder for the built-in base with the caption-image loss alone (LiT, arXiv 2111.07991):
 the image encoder is pretrained and locked, the text encoder learns to read it. The weights of the epoch that finds
 held-out images best are kept, because more epochs than needed make an unseen image harder to find. ``finetune`` and
 ``control`` tune the text encoder of a base on captions and paraphrases, or on captions alone.
@@ -42,7 +42,7 @@ from paraclip.tasks.training.data import (
     validation_set,
 )
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
@@ -77,7 +77,8 @@ from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 log = logging.getLogger(__name__)
 
 BASE_HELD_OUT = 0.1
-"""Share of the training images that the bootstrapped base does not see. Fine-tuning chooses α on images among them."""
+"""Share of the training images that the built-in base's release does not see. Fine-tuning chooses α on images among
+them."""
 LICENSE, SOURCE = "license", "source"
 COUNTED = pa.schema([CAPTIONS.field(LICENSE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text encoder repaired by paraphrases"
@@ -97,16 +98,16 @@ class Prepared:
 
 
 def _prepare_base(ctx: StageContext) -> Prepared:
-    """The untrained embedded base and captions."""
+    """The untrained built-in base and captions."""
     settings, captions = ctx.settings, ctx.inputs["ingest"].path / "captions"
-    clip = embedded_clip(settings.model)
+    clip = built_in_clip(settings.model)
     clip.model.to(pick_device(settings.run.device))
     with torch.no_grad():
-        clip.model.get_parameter("logit_scale").fill_(math.log(settings.bootstrap.logit_scale))
+        clip.model.get_parameter("logit_scale").fill_(math.log(settings.built_in_base.logit_scale))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
     held_out = hold_out(captions, images, BASE_HELD_OUT)
     validation = validation_set(captions, held_out)
-    chosen = {name: getattr(settings.bootstrap, name) for name in ("epochs", "batch_size", "learning_rate")}
+    chosen = {name: getattr(settings.built_in_base, name) for name in ("epochs", "batch_size", "learning_rate")}
     shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
     return _prepared(
         ctx,
@@ -129,7 +130,7 @@ def _prepare_tuning(ctx: StageContext) -> Prepared:
     clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
     # A base that was trained here knows its own training images, and beats any tuned encoder on them.
-    unseen = BASE_HELD_OUT if "bootstrap" in ctx.inputs else 1.0
+    unseen = BASE_HELD_OUT if "built_in_base" in ctx.inputs else 1.0
     held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation, unseen)
     tokens = tokens_for(clip, CONTEXT_LENGTH)
     paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"
@@ -170,20 +171,20 @@ def _prepared(
     return Prepared(training, held_out, encoder, tokens)
 
 
-def bootstrap(ctx: StageContext) -> dict[str, Any]:
+def built_in_base(ctx: StageContext) -> dict[str, Any]:
     """Train the base and write ``release/`` and ``training_log.jsonl``."""
     use_threads(ctx.settings)
     base = _prepare_base(ctx)
     clip, rows = base.job.clip, base.job.rows
     precision = pick_precision(ctx.settings.finetune.precision, clip.device)
-    result = _train(ctx, "bootstrap", base.job)
+    result = _train(ctx, "built_in_base", base.job)
     _release(
         ctx,
         base,
-        title="Bootstrapped CLIP",
+        title="Built-in base",
         summary="A new text encoder trained on captions against a locked, pretrained image encoder (LiT).",
-        base="embedded",
-        options=meaning(ctx.settings.bootstrap) | {"precision": precision, "loss": LOSSES[clip.sigmoid]},
+        base="built-in",
+        options=meaning(ctx.settings.built_in_base) | {"precision": precision, "loss": LOSSES[clip.sigmoid]},
     )
     return {
         **rows.facts,
@@ -215,7 +216,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         log.warning("α = %g is chosen without paraphrases: %s", choice["chosen"], choice["rule"])
     write_json(ctx.work.out / "alpha_sweep.json", choice)
     interpolate(parameters, base, tuned, choice["chosen"])
-    control, bootstrapped = options.texts == "captions", ctx.inputs.get("bootstrap")
+    control, built_in = options.texts == "captions", ctx.inputs.get("built_in_base")
     after = _release(
         ctx,
         tuning,
@@ -223,7 +224,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         summary=f"The text encoder was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {choice['chosen']:g}: {choice['rule']}.",
         # By a name that does not depend on where the artifacts lie.
-        base=f"bootstrap/{bootstrapped.fingerprint}" if bootstrapped else place_free_name(ctx.settings.model.base),
+        base=f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
         weights=weights,
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
         options=meaning(options)
@@ -233,7 +234,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     return {
         **rows.facts,
         # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
-        **({} if bootstrapped else {"base": fixed_place(ctx.settings.model.base)}),
+        **({} if built_in else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(rows),
         **({} if rows.starts is None else {"rewrites": len(rows.image_rows)}),
         "validation_images": len(validation.gallery),

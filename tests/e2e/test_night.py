@@ -61,7 +61,7 @@ def settings_of(root: Path, data: Path, url: str) -> dict[str, Any]:
     settings = tiny_settings("nightly", root, data)
     # α is chosen among rankings of the images held out, so they must be more than ten. So close to the base the first
     # model leaves room for a better one, whatever this machine's rounding makes of either.
-    settings["bootstrap"]["epochs"] = 20
+    settings["built_in_base"]["epochs"] = 20
     settings["finetune"] |= {"learning_rate": 0.001, "validation": 0.45}
     settings["finetune"]["alpha"] = {"max_recall_drop": 100, "grid": [0.25]}
     settings["paraphrase"] = {

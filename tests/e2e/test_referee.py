@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 HELD = Path(__file__).parents[1] / "data" / "referee.json"
 CONTENT = {".parquet", ".npy", ".npz", ".safetensors", ".tar", ".jsonl"}
 """Files with a stage's output. Cards, pages and manifests name versions and options, which may change."""
-TRAINED = ("features", "bootstrap", "finetune", "control", "evaluate")
+TRAINED = ("features", "built_in_base", "finetune", "control", "evaluate")
 COMPUTED = {"tiny": TRAINED, "demo": ("paraphrase_1", "paraphrase_2", *TRAINED)}
 """Stages whose bytes depend on the processor."""
 

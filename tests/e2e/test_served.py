@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
 ]
 
-BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap")
+BEFORE = ("ingest", "paraphrase_1", "paraphrase_2", "features", "built_in_base")
 REBOUND = "rebound.example"
 """A name that leads to 127.0.0.1 by now, as an attacker's may after its page was loaded."""
 ATTACK = """async ([api, deployment, body, authorization]) => {
@@ -230,7 +230,7 @@ def side_by_side(root: Path, data: Path, url: str) -> dict[str, Any]:
     server = {"base_url": url, "concurrency": CHUNK, "retries": 0}
     settings["paraphrase"] = {"engine": "openai", "model": "smol", "prompts": "paper", "chunk": CHUNK, "openai": server}
     settings["paraphrase"] |= {"gates": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
-    settings["bootstrap"]["epochs"] = 1000
+    settings["built_in_base"]["epochs"] = 1000
     settings["finetune"] = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
     return settings
 
@@ -255,30 +255,30 @@ def test_a_cancel_stops_stages_side_by_side_and_the_next_run_goes_on(served: Ser
         engine.answer = answer
         plain = side_by_side(root, data, engine.url)
         run = stack.run_deployment("pipeline", plain)
-        fingerprint = Run(parse_settings(plain)).node("bootstrap").fingerprint
-        work = ArtifactStore(root).work_path("bootstrap", fingerprint)
+        fingerprint = Run(parse_settings(plain)).node("built_in_base").fingerprint
+        work = ArtifactStore(root).work_path("built_in_base", fingerprint)
         folder = work / "scratch" / "checkpoints"
         eventually((work / "out" / "training_log.jsonl").exists, "no training")
         children = eventually(lambda: len(both := stage_processes(root)) == 2 and both, "not side by side")
         eventually(lambda: rows() == before + CHUNK, "no answers")
         eventually(lambda: engine.under_way, "no requests")
         # Short enough for a test, training waits here for its end.
-        os.kill(children["bootstrap"], signal.SIGSTOP)
+        os.kill(children["built_in_base"], signal.SIGSTOP)
         checkpoints = set(folder.glob("step-*.safetensors"))
         stack.prefect("flow-run", "cancel", run)
-        eventually(lambda: asked_to_end(children["bootstrap"]), "its end was not asked for")
-        os.kill(children["bootstrap"], signal.SIGCONT)
+        eventually(lambda: asked_to_end(children["built_in_base"]), "its end was not asked for")
+        os.kill(children["built_in_base"], signal.SIGCONT)
         eventually(lambda: stack.state(run) == "Cancelled", "it is not cancelled")
         assert not any(map(command_of, children.values()))
         assert set(folder.glob("step-*.safetensors")) - checkpoints, "the last step was not saved"
-        ended = {"bootstrap": "Cancelled", "paraphrase_1": "Cancelled"}
+        ended = {"built_in_base": "Cancelled", "paraphrase_1": "Cancelled"}
         eventually(lambda: ended.items() <= task_states(stack, run).items(), "the run's page says something else")
 
         going.set()
         later = stack.run_deployment("pipeline", plain)
         eventually(lambda: stack.state(later) in ("Completed", "Failed", "Crashed"), "it did not end")
         assert stack.state(later) == "Completed"
-        log = log_path(ArtifactStore(root), "bootstrap", fingerprint).read_text()
+        log = log_path(ArtifactStore(root), "built_in_base", fingerprint).read_text()
         assert log.count(" starts in process ") == 2 and "going on after step" in log
         assert set(engine.answered.values()) == {1}, "an answer was paid for twice"
 

@@ -116,7 +116,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
                     (work.out / "summary.json").write_text(json.dumps(summary(verdict)))
                 if name == "report":
                     (work.out / "report.html").write_text("<title>made</title>")
-                if name in ("bootstrap", "finetune"):
+                if name in ("built_in_base", "finetune"):
                     (work.out / "release").mkdir(exist_ok=True)
                     (work.out / "release" / "open_clip_config.json").write_text("{}")
                 metrics = {"rows": 1, "verdict": verdict, "alpha": 0.0, "steps": 2, **MEASURED.get(name, {})}

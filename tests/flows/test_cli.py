@@ -23,7 +23,17 @@ from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 Capture = pytest.CaptureFixture[str]
-STAGES = ["scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report"]
+STAGES = [
+    "scenes",
+    "ingest",
+    "paraphrase_1",
+    "paraphrase_2",
+    "features",
+    "built_in_base",
+    "finetune",
+    "evaluate",
+    "report",
+]
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["search", "a dog"]])
@@ -91,7 +101,7 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
 
     monkeypatch.setattr("paraclip.flows.commands.run._carry_out", carry_out)
     cli(["run", "-c", config, "--from", "finetune"])
-    for stage in ("features", "bootstrap", "finetune"):
+    for stage in ("features", "built_in_base", "finetune"):
         cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage], code=130)
     assert started == [5, 5, 5]
     for override, stage, missing in (

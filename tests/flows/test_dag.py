@@ -16,7 +16,7 @@ from paraclip_core.errors import CrashedError, InputError
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
-UNFINISHED = ("paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")
+UNFINISHED = ("paraphrase_1", "paraphrase_2", "features", "built_in_base", "finetune", "evaluate", "report")
 SERVER = "paraphrase.engine=openai", "paraphrase.model=m", "paraphrase.openai.base_url=http://127.0.0.1:1"
 PATIENCE = 60
 
@@ -86,18 +86,18 @@ def test_what_needs_no_answers_runs_while_a_server_is_asked(machine: Callable[..
     from paraclip.flows.pipeline import pipeline
 
     here = machine(*SERVER)
-    pairs = ("paraphrase_1", "features"), ("paraphrase_2", "bootstrap")
+    pairs = ("paraphrase_1", "features"), ("paraphrase_2", "built_in_base")
     here.meet = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
     state = pipeline(settings=here.run.settings, return_state=True)
     outcome: Any = state.result()
     assert [row["stage"] for row in outcome["stages"]] == list(here.run.artifacts)
     assert [row["state"] for row in outcome["stages"]] == ["cached"] * 2 + ["made"] * 7
-    assert {"paraphrase_1", "features"} in here.together and {"paraphrase_2", "bootstrap"} in here.together
+    assert {"paraphrase_1", "features"} in here.together and {"paraphrase_2", "built_in_base"} in here.together
     runs = shown(state, len(here.run.artifacts))
     assert runs["ingest"]["state"] == ("Cached", f"{here.run.artifacts['ingest'].fingerprint}, rows 1")
     assert runs["paraphrase_1"]["state"][0] == "Completed" and "rows 300" in runs["paraphrase_1"]["state"][1]
     assert runs["features"]["after"] == {"ingest", "scenes"} and runs["paraphrase_2"]["after"] == {"paraphrase_1"}
-    assert runs["finetune"]["after"] == {"ingest", "paraphrase_2", "features", "bootstrap"}
+    assert runs["finetune"]["after"] == {"ingest", "paraphrase_2", "features", "built_in_base"}
 
 
 def shown(state: Any, stages: int) -> dict[str, dict[str, Any]]:

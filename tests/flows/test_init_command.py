@@ -80,10 +80,10 @@ def test_a_base_of_few_captions_takes_enough_steps(data: Path, images: int, batc
     table(data / "My export.csv", captions(images))
     rows = facts(data.name)["captions"]["train"]
     settings = load_settings("paraclip.yaml")
-    assert settings.bootstrap.batch_size == settings.finetune.batch_size == batch
-    assert settings.bootstrap.epochs * rows / batch == pytest.approx(300, rel=0.05)
+    assert settings.built_in_base.batch_size == settings.finetune.batch_size == batch
+    assert settings.built_in_base.epochs * rows / batch == pytest.approx(300, rel=0.05)
     facts(data.name, "--base", "ViT-B-32:laion2b_s34b_b79k", "--force")
-    assert load_settings("paraclip.yaml").bootstrap == settings.bootstrap.__class__()
+    assert load_settings("paraclip.yaml").built_in_base == settings.built_in_base.__class__()
 
 
 @pytest.mark.parametrize("images", [1, 2, 5])
@@ -91,7 +91,7 @@ def test_a_base_of_hardly_any_captions_stays_within_the_options(data: Path, imag
     """A batch has no caption twice, so a passage is one step."""
     table(data / "My export.csv", captions(images, each=1))
     facts(data.name)
-    assert load_settings("paraclip.yaml").bootstrap.epochs == 300
+    assert load_settings("paraclip.yaml").built_in_base.epochs == 300
 
 
 def test_a_wrong_name_blames_no_file(data: Path, cli: Any) -> None:

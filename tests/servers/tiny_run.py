@@ -38,9 +38,9 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
             "sources": [{"path": "captions.jsonl", "images": "images.tar"}],
         },
         "paraphrase": paraphrase,
-        "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
+        "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "features": {"batch_size": 8},
-        "bootstrap": {"epochs": 15, "batch_size": 16},
+        "built_in_base": {"epochs": 15, "batch_size": 16},
         "finetune": {
             "epochs": 10,
             "batch_size": 4,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from paraclip.flows.cli import run_cli
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.evaluation.prepare import parse_benchmark
@@ -26,7 +26,7 @@ Capture = pytest.CaptureFixture[str]
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three models with one image encoder."""
     folder = tmp_path_factory.mktemp("models")
-    clip = embedded_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
+    clip = built_in_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
     for seed, name in enumerate(NAMES):
         save_release(clip, folder / name, "card")
         with torch.no_grad():

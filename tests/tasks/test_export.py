@@ -64,7 +64,7 @@ def tuned(store: ArtifactStore) -> Artifact:
 
     artifact = _commit(store, "finetune", "f" * 32, {}, write)
     own = {"finetune": artifact.fingerprint}
-    of = {"a": own, "b": {"finetune": "0" * 32}, "c": own | {"bootstrap": "0" * 32}}
+    of = {"a": own, "b": {"finetune": "0" * 32}, "c": own | {"built_in_base": "0" * 32}}
     for (name, inputs), delta in zip(of.items(), (2.0, 3.0, 4.0), strict=True):
         rows = [{**ROW, **FIGURES, "delta": delta}]
         comparison = {"rows": rows, "verdict": "promote", "reason": "it rose", "confidence": 0.95}

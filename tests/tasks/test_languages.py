@@ -95,8 +95,8 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
                     "prompt_2": own[1],
                     "gates": gates,
                 },
-                "model": {"base": "embedded", "text_width": 64, "text_layers": 1, "embed_dim": 32},
-                "bootstrap": {"epochs": 2, "batch_size": 32},
+                "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
+                "built_in_base": {"epochs": 2, "batch_size": 32},
                 "finetune": {"epochs": 1, "batch_size": 32},
                 "evaluate": {
                     "benchmarks": [

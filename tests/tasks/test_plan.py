@@ -204,7 +204,7 @@ def test_texts_of_scenes_that_are_not_rendered_are_counted(tmp_path: Path) -> No
     amounts = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})
     assert rows_of(amounts, ("scenes", "ingest", "features", "evaluate")) == [80, 160, 80, 40]
     first, second = amounts["paraphrase_1"], amounts["paraphrase_2"]
-    assert first.rows == amounts["bootstrap"].rows == 120
+    assert first.rows == amounts["built_in_base"].rows == 120
     assert first.requests == len(texts) and "requests for single words" in first.note
     assert second.rows == round(SMALL[1] * 120) and "assumed" in second.note
     assert amounts["finetune"].rows == round(SMALL[2] * (second.rows or 0))

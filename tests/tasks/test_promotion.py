@@ -28,7 +28,7 @@ from paraclip.tasks.results import Result
 from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
@@ -337,7 +337,7 @@ GATE = {"metric": "retrieval/text_to_image_recall@10", "max_drop": {"sts/spearma
 def clip_of(seed: int) -> ClipModel:
     """A small model; all have one image encoder, and each seed has a text encoder of its own."""
     options = Settings.model_validate({"model": {"text_width": 64, "text_layers": 1, "embed_dim": 32}}).model
-    clip = embedded_clip(options)
+    clip = built_in_clip(options)
     weight = clip.model.get_parameter("token_embedding.weight")
     with torch.no_grad():
         weight.copy_(0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)))
@@ -384,8 +384,8 @@ class Nights:
     def base(self, night: int) -> tuple[str, dict[str, str]]:
         """What `model.base` is that night, and what a model is made from."""
         if self.built_in:
-            self.commit("bootstrap", f"base-{night}", {}, self._release(night))
-            return "embedded", {"bootstrap": f"base-{night}"}
+            self.commit("built_in_base", f"base-{night}", {}, self._release(night))
+            return "built-in", {"built_in_base": f"base-{night}"}
         self._release(night)(self.folder / f"base-{night}")
         place = f"local-dir:{self.folder / f'base-{night}/release'}"
         sources = reference_sources(place, FileHashes(self.folder / "hashes.json"))
@@ -401,7 +401,7 @@ class Nights:
         self.commit("ingest", f"ingest-{night}", {}, self._captions)
         self.commit("finetune", f"tuned-{night}", inputs, self._release(night), **facts)
         run = Run(Settings.model_validate(self.settings(base)), self.store)
-        stages = {name: value for name, value in inputs.items() if name == "bootstrap"}
+        stages = {name: value for name, value in inputs.items() if name == "built_in_base"}
         stages |= {"ingest": f"ingest-{night}", "features": "features", "finetune": f"tuned-{night}"}
         name = fingerprint("evaluate", HERE.version, {}, stages)
         evaluation = run_stage(Node(HERE, Draft("evaluate", name, HERE.version, stages, {})), run)
@@ -427,7 +427,7 @@ def test_each_model_is_held_against_its_own_base(
     run, outcome = nights.run(0)
     assert decide(run, "production", outcome)["moved"]
     run, outcome = nights.run(1)
-    base = nights.store.path("bootstrap", "base-0") if built_in else tmp_path / "base-0"
+    base = nights.store.path("built_in_base", "base-0") if built_in else tmp_path / "base-0"
     away = base.rename(tmp_path / "away")
     reason = decide(run, "production", outcome)["reason"]
     assert "the base that the champion tuned-0 was tuned from is gone" in reason and "promote --force" in reason
@@ -437,7 +437,7 @@ def test_each_model_is_held_against_its_own_base(
     assert "against the champion, photos text_to_image_recall@10 -" in decision["reason"]
     assert "lies below zero" in decision["reason"] and "own base" not in decision["reason"]
     # The champion was measured on tonight's captions, beside its own base, which it is a copy of.
-    inputs = {"ingest": "ingest-1", "finetune": "tuned-0"} | ({"bootstrap": "base-0"} if built_in else {})
+    inputs = {"ingest": "ingest-1", "finetune": "tuned-0"} | ({"built_in_base": "base-0"} if built_in else {})
     (evaluation,) = [one for one in nights.store.list("evaluate") if inputs.items() <= one.manifest.inputs.items()]
     rows = json.loads((evaluation.path / "comparison.json").read_text())["rows"]
     assert {row["metric"] for row in rows} > {"text_to_image_recall@10", "spearman"}

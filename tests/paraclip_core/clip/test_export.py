@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import encode_images, encode_texts, image_transform, model_tokenizer, pad_token
 from paraclip_core.clip.export import ONNX_FILE, ONNX_TEXTS, save_hf, save_onnx, save_release
 from paraclip_core.clip.images import ImageArchive
@@ -48,8 +48,8 @@ def _picture(width: int, height: int) -> Image.Image:
 @pytest.fixture
 def clip(kind: str, tiny: Tiny, encoders: Any, tmp_path: Path) -> ClipModel:
     """A model of a kind, with the image preprocessing of its family."""
-    if kind == "embedded":
-        return embedded_clip(SMALL)
+    if kind == "built-in":
+        return built_in_clip(SMALL)
     if kind in ("quick_gelu", "custom_text"):
         return tiny(**{kind: True})
     clip = encoders.model_of(kind, tmp_path)
@@ -133,7 +133,7 @@ def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, t
     longest.preprocess_cfg["resize_mode"] = "longest"
     tanh.visual.trunk.blocks[1].mlp.act = torch.nn.SiLU()
     cases = [
-        ("encoders are built otherwise", embedded_clip(SMALL)),
+        ("encoders are built otherwise", built_in_clip(SMALL)),
         ("its tokens are others", tiny({"no_causal_mask": True}, custom_text=True)),
         ("resize_mode is longest", longest),
         ("Missing key.*pre_layrnorm", tiny(vision_cfg={**vision, "no_ln_pre": True})),
@@ -146,7 +146,7 @@ def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, t
         assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["embedded", "quick_gelu", "custom_text"])
+@pytest.mark.parametrize("kind", ["built-in", "quick_gelu", "custom_text"])
 def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_root: Path) -> None:
     for name in ("a", "b"):
         save_release(clip, tmp_path / name, "# A card\n")
@@ -188,7 +188,7 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["quick_gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("embedded", "siglip2", "roberta"))]
+    "kind", ["quick_gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("built-in", "siglip2", "roberta"))]
 )
 def test_onnx_recipes_give_the_models_queries(
     clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

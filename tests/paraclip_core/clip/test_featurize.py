@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.featurize import Featurizer, ImageFile, folded
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
@@ -60,7 +60,7 @@ def test_only_the_archives_of_the_list_are_open(tmp_path: Path, tiny: Callable[.
 
 
 def test_folding_changes_nothing_but_rounding(tiny: Tiny) -> None:
-    clip = embedded_clip(SMALL)
+    clip = built_in_clip(SMALL)
     before = image_encoder_hash(clip)
     encoder = folded(clip.visual, (224, 224))
     assert encoder is not clip.visual and image_encoder_hash(clip) == before

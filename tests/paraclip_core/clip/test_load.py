@@ -65,7 +65,7 @@ def test_damaged_folders_are_told_by_file(tiny: Tiny, tmp_path: Path) -> None:
     config.write_text(settings.replace('"width": 64', '"width": 128'))
     with pytest.raises(ModelError, match="does not fit"):
         load_clip(str(folder))
-    with pytest.raises(ModelError, match="absent does not exist; expected embedded, a folder"):
+    with pytest.raises(ModelError, match="absent does not exist; expected built-in, a folder"):
         load_clip(str(tmp_path / "absent"))
     assert torch.equal(torch.random.get_rng_state(), before)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_encoder, image_encoder_hash, pick_device
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ConfigError
@@ -20,7 +20,7 @@ Tiny = Callable[..., ClipModel]
 
 
 def test_a_frozen_encoder_stays_frozen(tiny: Tiny) -> None:
-    clip = embedded_clip(SMALL)
+    clip = built_in_clip(SMALL)
     freeze_image_encoder(clip)
     before = image_encoder_hash(clip)
     clip.model.train()
@@ -36,7 +36,7 @@ def test_a_frozen_encoder_stays_frozen(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("change", ["weight", "buffer", "name", "text"])
 def test_the_hash_sees_every_tensor_but_those_of_the_text_encoder(change: str) -> None:
-    clip = embedded_clip(SMALL)
+    clip = built_in_clip(SMALL)
     before = image_encoder_hash(clip)
     visual: Any = clip.visual
     with torch.no_grad():

@@ -20,7 +20,17 @@ from paraclip_core.paraphrase.engines import SMALL_BYTES
 from paraclip_core.settings import load_settings
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
-ORDER = ("scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "bootstrap", "finetune", "evaluate", "report")
+ORDER = (
+    "scenes",
+    "ingest",
+    "paraphrase_1",
+    "paraphrase_2",
+    "features",
+    "built_in_base",
+    "finetune",
+    "evaluate",
+    "report",
+)
 
 
 def fingerprints(tmp_path: Path, *overrides: str) -> dict[str, str]:
@@ -42,7 +52,7 @@ def test_every_stage_comes_after_its_inputs() -> None:
         seen.add(name)
     assert tuple(stages_of(settings)) == ORDER
     assert "scenes" not in stages_of(Settings())
-    assert "bootstrap" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
+    assert "built_in_base" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
 
 
 def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +108,7 @@ def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before
         "paraphrase.prompt_2='{}!'": "paraphrase_2",
         "paraphrase.gates.min_caption_similarity=0.1": "paraphrase_2",
         "model.embed_dim=128": "features",
-        "bootstrap.epochs=1": "bootstrap",
+        "built_in_base.epochs=1": "built_in_base",
         "finetune.epochs=1": "finetune",
         "evaluate.split=test": "evaluate",
         "name=other": "report",
@@ -139,7 +149,7 @@ def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
         ("ViT-B-33:openai", "no architecture 'ViT-B-33'; did you mean ViT-B-32"),
         ("ViT-B-33:weights.pt", "no architecture 'ViT-B-33'"),
         ("ViT-B-32:laion2b", "ViT-B-32 has no weights 'laion2b'; there are: .*laion2b_s34b_b79k"),
-        ("embeded", "model 'embeded': /.*/embeded does not exist; expected embedded, a folder"),
+        ("embeded", "model 'embeded': /.*/embeded does not exist; expected built-in, a folder"),
     ],
 )
 def test_a_mistyped_base_is_found_before_anything_runs(tmp_path: Path, base: str, message: str) -> None:

@@ -28,7 +28,7 @@ def test_the_gpus_that_a_process_sees(visible: str, names: list[str], monkeypatc
     [
         (0, [], {"paraphrase_1": ("cpu",), "features": None, "finetune": None}),
         (0, SERVER, {"paraphrase_1": (), "features": ("cpu",)}),
-        (1, [], {"paraphrase_1": ("cpu",), "features": ("cuda:0",), "bootstrap": None, "ingest": None}),
+        (1, [], {"paraphrase_1": ("cpu",), "features": ("cuda:0",), "built_in_base": None, "ingest": None}),
         (2, ["paraphrase.engine=vllm"], {"paraphrase_1": ("cuda:0", "cuda:1"), "features": None, "ingest": ("cpu",)}),
         (2, ["paraphrase.engine=transformers"], {"paraphrase_1": ("cuda:0",), "features": ("cuda:1",)}),
         (2, [], {"features": ("cuda:0",), "finetune": ("cuda:1",), "evaluate": None}),

@@ -22,8 +22,8 @@ from paraclip.storage.parquet import write_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
-from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
@@ -93,7 +93,7 @@ def captions_table(data_root: Path) -> pa.Table:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> World:
     store = ArtifactStore(tmp_path_factory.mktemp("root"))
-    clip = embedded_clip(settings_with(data_root).model)
+    clip = built_in_clip(settings_with(data_root).model)
     table = captions_table(data_root)
     ids = list(dict.fromkeys(filter(None, table["image_id"].to_pylist())))
 
@@ -114,7 +114,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> World:
         return {}
 
     artifacts = {"ingest": commit(store, "ingest", ingest), "features": commit(store, "features", features)}
-    artifacts["bootstrap"] = commit(store, "bootstrap", release)
+    artifacts["built_in_base"] = commit(store, "built_in_base", release)
     weight: Any = clip.model.token_embedding.weight  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         torch.manual_seed(0)
@@ -147,7 +147,7 @@ def test_what_it_leaves_behind(whole: Artifact) -> None:
     assert {row["benchmark"] for row in comparison["rows"]} == {"captions", "retrieval", "sts"}
     assert "gone was left out: its path is absent" in comparison["notes"]
     assert summary["verdict"] == comparison["verdict"] == whole.manifest.metrics["verdict"]
-    assert summary["fingerprints"] == {name: name for name in ("ingest", "features", "bootstrap", "finetune")}
+    assert summary["fingerprints"] == {name: name for name in ("ingest", "features", "built_in_base", "finetune")}
     protocol = comparison["protocols"]["captions"]
     # 28 images of the split, one without features, one with a caption of no image: 26 · 10 + 6 pairs.
     assert (protocol["images"], protocol["pairs"] + protocol["pairs_with_equal_texts"]) == (27, 266)
@@ -203,7 +203,7 @@ def test_a_file_of_rewordings(world: World, data_root: Path, tmp_path: Path) -> 
     assert notes["images"] == 29
     scenes = Artifact(tmp_path, artifact.manifest)
     settings = settings_with(Path(), [benchmark], scenes={})
-    assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "bootstrap", "finetune")
+    assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "built_in_base", "finetune")
     assert dict(EVALUATE.sources(Run(settings, ArtifactStore(tmp_path / "root")))) == {}
     again = run(world, settings, "scenes", scenes=scenes)
     assert files_of(again)["per_query/rewordings.parquet"] == files_of(artifact)["per_query/rewordings.parquet"]
@@ -257,7 +257,7 @@ def test_what_cannot_be_measured_is_found_before_a_model_is_trained(
     assert check_benchmarks(Run(settings_with(tmp_path, [{"name": "r", "kind": "retrieval"}]), store)) == []
     settings = settings_with(data_root, [{"name": "few", "kind": "paraphrased_retrieval"}])
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "train"})})
-    for stage in (BOOTSTRAP, FINETUNE):
+    for stage in (BUILT_IN_BASE, FINETUNE):
         with pytest.raises(BenchmarkError, match="benchmark 'few': its pool has 2 images; expected at least 10"):
             stage.check_before(Run(settings, store))
 
@@ -301,12 +301,12 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
 
 
 def on_local_base(world: World, folder: Path, name: str, benchmark: dict[str, Any]) -> tuple[Path, Artifact]:
-    """The bootstrapped base as one that lies in a folder, and the evaluation on it."""
+    """The built-in base as one that lies in a folder, and the evaluation on it."""
     store, artifacts = world
-    base = artifacts["bootstrap"].path / "release"
+    base = artifacts["built_in_base"].path / "release"
     settings = settings_with(folder, [{"name": name, **benchmark}])
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
-    inputs = {name: artifact for name, artifact in artifacts.items() if name != "bootstrap"}
+    inputs = {name: artifact for name, artifact in artifacts.items() if name != "built_in_base"}
     return base, carry_out(EVALUATE, Draft("evaluate", name, EVALUATE.version, {}, {}), Run(settings, store), inputs)
 
 
@@ -314,7 +314,7 @@ def test_only_a_base_that_the_run_trains_is_to_be_trained_longer(world: World, w
     _, other = on_local_base(world, folder, "captions", {"kind": "paraphrased_retrieval"})
     reasons = [artifact.manifest.metrics["reason"] for artifact in (whole, other)]
     assert all("the base is near chance" in reason and "take a pretrained one" in reason for reason in reasons)
-    assert ["bootstrap.epochs" in reason for reason in reasons] == [True, False]
+    assert ["built_in_base.epochs" in reason for reason in reasons] == [True, False]
 
 
 def test_results_do_not_tell_where_a_local_base_lies(world: World, folder: Path) -> None:

@@ -28,7 +28,7 @@ from paraclip.tasks.stages.features import FEATURES, images_to_encode
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
 from paraclip_core.captions.options import DataOptions, SourceOptions
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.images import ImageArchive
@@ -120,7 +120,7 @@ def test_every_image_once_in_the_order_of_first_mention(photos: Path, tmp_path: 
     store = FeatureStore(artifact.path)
     names = _names(photos)
     assert store.image_ids == [*names[:5], *names[:4:-1]]
-    clip = embedded_clip(SMALL)
+    clip = built_in_clip(SMALL)
     with ImageArchive(photos / "photos.tar") as images:
         expected = encode_images(clip, (images.open(name) for name in store.image_ids))
     np.testing.assert_allclose(_all(store).astype(float), expected.astype(float), atol=2e-3)
@@ -259,7 +259,7 @@ def test_contents_decide_which_features_are_used_again(photos: Path, tmp_path: P
 
 
 def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -> None:
-    clip = embedded_clip(SMALL)
+    clip = built_in_clip(SMALL)
     visual: Any = clip.model.visual
     save_release(clip, tmp_path / "model", "card")
     with torch.no_grad():

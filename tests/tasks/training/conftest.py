@@ -21,10 +21,10 @@ from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.stages.training import BOOTSTRAP, FINETUNE
+from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
 from paraclip_core import tables
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.clip.embedded import embedded_clip
+from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
 
@@ -36,12 +36,12 @@ TRAINING: dict[str, Any] = {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e
 
 @pytest.fixture(scope="session")
 def settings() -> Settings:
-    """A small embedded model, trained in a few seconds on one thread."""
+    """A small built-in base, trained in a few seconds on one thread."""
     return Settings.model_validate(
         {
             "model": {"text_width": 64, "text_layers": 1, "embed_dim": 32},
             "run": {"threads": 1, "device": "cpu"},
-            "bootstrap": TRAINING,
+            "built_in_base": TRAINING,
             "finetune": {**TRAINING, "epochs": 3.0, "learning_rate": 1e-3, "precision": "fp32", "validation": 0.3},
         }
     )
@@ -50,7 +50,7 @@ def settings() -> Settings:
 @pytest.fixture(scope="session")
 def encoder(settings: Settings) -> str:
     """Hash of the image encoder that the features claim to come from."""
-    return image_encoder_hash(embedded_clip(settings.model))
+    return image_encoder_hash(built_in_clip(settings.model))
 
 
 @pytest.fixture(autouse=True)
@@ -97,7 +97,7 @@ def run_stage(store: ArtifactStore, settings: Settings) -> Callable[..., Artifac
 @pytest.fixture(scope="session")
 def inputs(run_stage: Callable[..., Artifact], sources: dict[str, Artifact]) -> dict[str, Artifact]:
     """All that fine-tuning reads."""
-    return {**sources, "bootstrap": run_stage(BOOTSTRAP, sources)}
+    return {**sources, "built_in_base": run_stage(BUILT_IN_BASE, sources)}
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""The fine-tuning stage on images that are vectors, after a real bootstrap; what the cards tell of its rows."""
+"""The fine-tuning stage on images that are vectors, after a real training of the built-in base; what the cards tell of
+its rows."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.models import base_reference, base_sources
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
-from paraclip.tasks.stages.training import BOOTSTRAP, CONTROL, FINETUNE
+from paraclip.tasks.stages.training import BUILT_IN_BASE, CONTROL, FINETUNE
 from paraclip.tasks.training import bodies
 from paraclip.tasks.training.bodies import BASE_HELD_OUT, paraphraser_of, provenance
 from paraclip.tasks.training.data import Images, hold_out
@@ -67,15 +68,15 @@ def test_it_writes_release_log_and_sweep(tuned: Artifact, inputs: dict[str, Arti
     assert metrics["image_encoder_hash_before"] == metrics["image_encoder_hash_after"] == encoder
     assert metrics["alpha"] == sweep["chosen"] and metrics["without_image"] == 1
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 145
-    assert f"bootstrap/{inputs['bootstrap'].fingerprint}" in card_of(tuned)
+    assert f"built_in_base/{inputs['built_in_base'].fingerprint}" in card_of(tuned)
 
 
 def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_folder(
     run_stage: RunStage, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = inputs["bootstrap"].path / "release"
-    base, place = weights(inputs["bootstrap"]), f"local-dir:{folder}"
-    sources = {name: artifact for name, artifact in inputs.items() if name != "bootstrap"}
+    folder = inputs["built_in_base"].path / "release"
+    base, place = weights(inputs["built_in_base"]), f"local-dir:{folder}"
+    sources = {name: artifact for name, artifact in inputs.items() if name != "built_in_base"}
 
     def trained(chosen: float, **changed: object) -> tuple[Artifact, set[str]]:
         """And names of the weights that are not the base's."""
@@ -96,7 +97,7 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
 
 
 def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: Path) -> None:
-    folder, store = inputs["bootstrap"].path / "release", ArtifactStore(tmp_path / "root")
+    folder, store = inputs["built_in_base"].path / "release", ArtifactStore(tmp_path / "root")
 
     def of(base: str) -> Settings:
         return settings.model_copy(update={"model": settings.model.model_copy(update={"base": base})})
@@ -110,8 +111,8 @@ def test_which_base(settings: Settings, inputs: dict[str, Artifact], tmp_path: P
     assert FINETUNE.inputs(local) == ("ingest", "paraphrase_2", "features")
     assert set(base_sources(Run(local, store))) == {"base/open_clip_config.json", "base/open_clip_model.safetensors"}
     # The fingerprint does not follow a base that is moved.
-    assert options("local-dir:/a") == options("/b") != options("embedded") != options("ViT-B-32:openai")
-    assert options("embedded")["base"] == "embedded"
+    assert options("local-dir:/a") == options("/b") != options("built-in") != options("ViT-B-32:openai")
+    assert options("built-in")["base"] == "built-in"
 
 
 def test_interrupted_and_gone_on_with_it_gives_the_same_files(
@@ -227,12 +228,12 @@ def table_of(card: str, head: str) -> dict[str, int]:
     return {name: int(rows) for name, rows in re.findall(r"^\| (.*) \| (\d+) \|$", table, re.M)}
 
 
-@pytest.mark.parametrize("stage", [BOOTSTRAP, FINETUNE])
+@pytest.mark.parametrize("stage", [BUILT_IN_BASE, FINETUNE])
 def test_the_card_counts_the_rows_that_were_trained_on(
     stage: Stage, run_stage: RunStage, edited: Edited, settings: Settings, inputs: dict[str, Artifact]
 ) -> None:
     images = Images(inputs["features"].path)
-    share = BASE_HELD_OUT if stage is BOOTSTRAP else settings.finetune.validation
+    share = BASE_HELD_OUT if stage is BUILT_IN_BASE else settings.finetune.validation
     held_out = hold_out(inputs["ingest"].path / "captions", images, share)
 
     def restated(table: pa.Table) -> pa.Table:

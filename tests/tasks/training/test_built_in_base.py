@@ -1,4 +1,4 @@
-"""The bootstrap stage on images that are vectors, trained in a moment."""
+"""The stage of the built-in base on images that are vectors, trained in a moment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import open_clip
 import pytest
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.stages.training import BOOTSTRAP
+from paraclip.tasks.stages.training import BUILT_IN_BASE
 from paraclip.tasks.training import bodies
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import image_encoder_hash
@@ -24,7 +24,7 @@ def log_of(artifact: Artifact) -> list[dict]:
 
 
 def test_it_learns_and_its_release_loads_in_open_clip(inputs: dict[str, Artifact], encoder: str) -> None:
-    artifact = inputs["bootstrap"]
+    artifact = inputs["built_in_base"]
     lines = log_of(artifact)
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"] and set(lines[0]["losses"]) == {"image~caption"}
     metrics = artifact.manifest.metrics
@@ -40,11 +40,11 @@ def test_one_image_that_is_held_out_chooses_no_epoch(
     run_stage: RunStage, sources: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "BASE_HELD_OUT", 1e-9)
-    metrics = run_stage(BOOTSTRAP, sources, bootstrap={"epochs": 2.0}).manifest.metrics
+    metrics = run_stage(BUILT_IN_BASE, sources, built_in_base={"epochs": 2.0}).manifest.metrics
     assert metrics["validation_images"] == 1
     assert metrics["best_step"] == metrics["steps"] > 2
 
 
 def test_features_of_another_model_are_refused(run_stage: RunStage, sources: dict[str, Artifact]) -> None:
     with pytest.raises(ModelError, match="run the features stage for this model"):
-        run_stage(BOOTSTRAP, sources, model={"embed_dim": 16})
+        run_stage(BUILT_IN_BASE, sources, model={"embed_dim": 16})

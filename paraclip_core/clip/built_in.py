@@ -1,4 +1,4 @@
-"""The embedded base: a pretrained image encoder, frozen, beside a text encoder that has learned nothing yet."""
+"""The built-in base: a pretrained image encoder, frozen, beside a text encoder that has learned nothing yet."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ PREPROCESS: dict[str, Any] = {
 }
 
 
-def embedded_clip(options: ModelOptions) -> ClipModel:
-    """The embedded base: an ImageNet-pretrained image encoder, a fixed projection, and a text encoder with random
+def built_in_clip(options: ModelOptions) -> ClipModel:
+    """The built-in base: an ImageNet-pretrained image encoder, a fixed projection, and a text encoder with random
     weights.
 
     The image encoder is frozen from the start, its projection to the shared space included. That is orthonormal and
@@ -46,7 +46,7 @@ def embedded_clip(options: ModelOptions) -> ClipModel:
     with torch.no_grad():
         visual.head.proj.weight.copy_(_orthonormal(*visual.head.proj.weight.shape, seed=SEED))
     set_model_preprocess_cfg(model, dict(PREPROCESS))
-    return ClipModel(model.eval(), config, dict(PREPROCESS), "embedded")
+    return ClipModel(model.eval(), config, dict(PREPROCESS), "built-in")
 
 
 def _model_cfg(options: ModelOptions) -> dict[str, Any]:
