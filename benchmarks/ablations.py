@@ -39,13 +39,14 @@ STANDARD = {
     "distillation in place of α": ["finetune.distil=10", "finetune.alpha.grid=[1.0]"],
     "distillation and α": ["finetune.distil=10"],
     "no interpolation": ["finetune.alpha.grid=[1.0]"],
-    "rank consistency": ["finetune.ranks.weight=1"],
-    "without rank consistency": ["finetune.ranks.weight=0"],
+    "ranking distillation": ["finetune.ranking_distillation.weight=1"],
+    "without ranking distillation": ["finetune.ranking_distillation.weight=0"],
     "half the learning rate": [],
     "double the learning rate": [],
 }
 METRICS = {
-    "wordings/ao@10": "rewordings AO@10", "wordings/foil_ao@10": "foils AO@10", "wordings/gap": "gap",
+    "query_pairs/ao@10": "paraphrased queries AO@10", "query_pairs/hard_negative_ao@10": "hard negatives AO@10",
+    "query_pairs/margin": "margin",
     "paraphrased_retrieval/ao@10": "captions AO@10", "retrieval/text_to_image_recall@10": "recall@10",
     "sts/spearman": "STS",
 }  # fmt: skip

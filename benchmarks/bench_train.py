@@ -3,7 +3,8 @@
 * `train_vs_open_clip_fp32`, `train_vs_open_clip_bf16`: open_clip's own locked loop. Every step decodes, preprocesses
   and encodes its images, tokenizes its texts and pads them to 77, and has the same three losses.
 * `train_vs_padded_text`: the text-only loop over the same stored features, texts padded to 77 (bf16).
-* `train_ranks`: a step with rank consistency against one without (bf16): the base embeds the captions again. The bound
+* `train_ranks`: a step with ranking distillation against one without (bf16): the base embeds the captions again. The
+bound
   is 1 / 1.15.
 
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
@@ -45,7 +46,7 @@ from paraclip_core.clip.packed import weight_gradient
 from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
 from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
-from paraclip_core.training.options import LossWeights, RankOptions
+from paraclip_core.training.options import LossWeights, RankingDistillation
 from paraclip_core.training.process import bound_kernel_cache, deterministic, keep_freed_memory
 from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
@@ -56,7 +57,7 @@ PLANS = {
     "train_vs_open_clip_bf16": ("open_clip", "bf16", "open_clip's locked loop, bf16"),
     "train_vs_padded_text": ("padded", "bf16", "the same loop with texts padded to 77, bf16"),
 }
-RANKS = "train_ranks"
+RANKING_DISTILLATION = "train_ranks"
 RANKS_BOUND = 1 / 1.15
 BATCHES = {"fp32": 128, "bf16": 256}
 """What loops over padded texts keep of a step of ViT-B-32 then takes 17 GB, in either precision."""
@@ -86,7 +87,7 @@ class Bench:
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
         self.keys = np.arange(len(self.images))
-        self.anchor = Anchor(self.clip, 0, RankOptions(weight=1))
+        self.anchor = Anchor(self.clip, 0, RankingDistillation(weight=1))
 
     def indices(self, number: int) -> np.ndarray:
         """Rows of a step."""
@@ -124,7 +125,7 @@ class Bench:
             return Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32").gradients(batch)[0]
 
     def ranked(self, number: int, precision: str) -> None:
-        """The same with rank consistency."""
+        """The same with ranking distillation."""
         batch = self.batch_of(number)
         with deterministic():
             Objective(self.clip, PAIRS, "bf16" if precision == "bf16" else "fp32", anchor=self.anchor).gradients(batch)
@@ -255,7 +256,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="default: 128 in fp32, 256 in bf16")
     parser.add_argument("--rounds", type=int, default=3, help="measured ones, of which the median counts")
     parser.add_argument("--model", default="ViT-B-32", help="records of other models have the model in their names")
-    parser.add_argument("--only", choices=[*PLANS, RANKS], nargs="+", default=[*PLANS, RANKS])
+    parser.add_argument(
+        "--only", choices=[*PLANS, RANKING_DISTILLATION], nargs="+", default=[*PLANS, RANKING_DISTILLATION]
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the cores, too")
     options = parser.parse_args()
@@ -276,12 +279,14 @@ def main() -> None:
         rates = f"{bench.batch / ours:.1f} against {bench.batch / theirs:.1f} samples/s"
         print(f"{name}, batch {bench.batch}: {rates}; {100 * matmuls / ours:.0f} % of the matmul rate", flush=True)
         results.append((name + suffix, bench.batch / ours, against, theirs / ours, theirs / matmuls))
-    if RANKS in options.only:
+    if RANKING_DISTILLATION in options.only:
         bench.batch = options.batch or BATCHES["bf16"]
         steps = {side: partial(bench.step, getattr(bench, side), "bf16") for side in ("ranked", "ours")}
         seconds = in_turns(steps, options.rounds, bench.clock, warm=1)
         rate, ratio = bench.batch / seconds["ranked"], seconds["ours"] / seconds["ranked"]
-        results.append((RANKS + suffix, rate, "the same step without rank consistency", ratio, RANKS_BOUND))
+        results.append(
+            (RANKING_DISTILLATION + suffix, rate, "the same step without ranking distillation", ratio, RANKS_BOUND)
+        )
     for name, rate, against, ratio, bound in results:
         record(name, rate, "samples/s", against, ratio, bound)
 

@@ -114,7 +114,7 @@ def good_rewrites() -> Iterator[Group]:
         yield Group(f"rewrites, step 2, {half}", 2, second)
 
 
-def human_rewordings(data: Path) -> Iterator[Group]:
+def human_paraphrases(data: Path) -> Iterator[Group]:
     """Pairs that people found to say the same."""
     sts = [
         (f"STS-B {part} ≥ 4.5", data / f"sts/raw/STSB-{part}.tsv", _sts(4.5, 5)) for part in ("train", "dev", "test")
@@ -137,7 +137,7 @@ def labelled(rows: Sequence[dict[str, Any]], label: str, name: str) -> Iterator[
         yield Group(f"{name}, step {step}", step, [(row["caption"], row["source"], row["answer"]) for row in chosen])
 
 
-def foils(data: Path, most: int) -> Iterator[Group]:
+def hard_negatives(data: Path, most: int) -> Iterator[Group]:
     """Pairs of texts that say different things, `most` of each at most."""
     sources: list[tuple[str, Path, Callable[[Path], Iterator[tuple[str, str]]]]] = [
         ("caption of another image", data / "flickr8k/dataset_flickr8k.json", _other_images),
@@ -180,10 +180,10 @@ def bad_table(presets: Presets) -> Iterator[str]:
         yield f"| {kind} | {len(reasons)} | {counts.total()} | {by} |"
 
 
-def foil_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
-    """Foils that are let through, in percent, by the gates of either step, as Markdown."""
+def hard_negative_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
+    """Hard negatives that are let through, in percent, by the gates of either step, as Markdown."""
     columns = [(name, step) for name in names for step in (1, 2)]
-    yield "| foil | n | " + " | ".join(f"{name}, step {step}" for name, step in columns) + " |"
+    yield "| hard negative | n | " + " | ".join(f"{name}, step {step}" for name, step in columns) + " |"
     yield "|---|---|" + "---|" * len(columns)
     for group in groups:
         cells = [f"{100 - presets.stopped(name, group, step):.1f}" for name, step in columns]
@@ -191,12 +191,12 @@ def foil_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) 
 
 
 def main() -> None:
-    """Print what is stopped of good rewrites, of bad answers, and what is let through of foils."""
+    """Print what is stopped of good rewrites, of bad answers, and what is let through of hard negatives."""
     parser = arguments(__doc__)
     parser.add_argument(
         "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: own data only"
     )
-    parser.add_argument("--most", type=int, default=400, help="foils of each source")
+    parser.add_argument("--most", type=int, default=400, help="hard negatives of each source")
     parser.add_argument("--encoder", default="", help="folder or hub id of another sentence encoder")
     parser.add_argument("--judge", nargs=2, metavar=("URL", "MODEL"), help="an OpenAI-compatible server and its model")
     chosen = parser.parse_args()
@@ -210,14 +210,14 @@ def main() -> None:
     parts = [(small, "labelled")]
     if chosen.data:
         parts.append((read_pairs(chosen.data), "labelled, Flickr8k"))
-    good = [*good_rewrites(), *(human_rewordings(chosen.data) if chosen.data else ())]
-    bad = list(foils(chosen.data, chosen.most)) if chosen.data else []
+    good = [*good_rewrites(), *(human_paraphrases(chosen.data) if chosen.data else ())]
+    bad = list(hard_negatives(chosen.data, chosen.most)) if chosen.data else []
     for rows, name in parts:
         good += labelled(rows, "faithful", f"{name} faithful")
         bad += labelled(rows, "changed", f"{name} changed")
     print("\n".join(("### Good rewrites", "", *good_table(good, presets, names))))
     print("\n".join(("", "### Bad answers", "", *bad_table(presets))))
-    print("\n".join(("", "### Foils that are let through, %", "", *foil_table(bad, presets, names))))
+    print("\n".join(("", "### Hard negatives that are let through, %", "", *hard_negative_table(bad, presets, names))))
 
 
 def _sts(least: float, most: float) -> Callable[[Path], Iterator[tuple[str, str]]]:

@@ -1,15 +1,15 @@
 """Cheap rivals of a tuned text encoder, beside it on a run's benchmarks: what each gains over the base, and its time.
 
-    python benchmarks/rivals.py -c configs/flickr8k.yaml [--set a.b=c] [--rewordings FILE]
+    python benchmarks/rivals.py -c configs/flickr8k.yaml [--set a.b=c] [--paraphrases FILE]
 
 * `linear map`: a matrix on the base's feature of a query, by ridge regression towards the identity, from each training
   caption to the mean of its image's captions. Its ridge is chosen on the images that fine-tuning holds out, by AO@10 +
   recall@10. No encoder is touched.
-* `mean of n`: the mean of the base's features of a query and of n - 1 rewordings, which a language model has to
-  write for each query. FILE (Parquet, JSONL or CSV) has `caption` and `rewording`, a row for each; only captions in it
+* `mean of n`: the mean of the base's features of a query and of n - 1 paraphrases, which a language model has to
+  write for each query. FILE (Parquet, JSONL or CSV) has `caption` and `paraphrase`, a row for each; only captions in it
   are searched for then, and `evaluate.benchmarks` should name pairs of such texts.
 * `normalized`: the query in lower case and without its full stop.
-* `captions alone`, `paraphrases`: the run's control and tuned model, with FILE also with the mean of 4 rewordings.
+* `captions alone`, `paraphrases`: the run's control and tuned model, with FILE also with the mean of 4 paraphrases.
 
 The time is that of a query's feature alone, one query after another; a language model's comes on top.
 """
@@ -65,12 +65,12 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("-c", "--config", required=True, type=Path)
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
-    parser.add_argument("--rewordings", type=Path)
+    parser.add_argument("--paraphrases", type=Path)
     chosen = parser.parse_args()
     settings = load_settings(chosen.config, chosen.overrides, os.environ)
     inputs = run_until("control", Run(settings))
     base = ModelEncoder(base_reference(settings, inputs), settings.run.device)
-    everything, others = stored_split(settings, inputs), read_rewordings(chosen.rewordings)
+    everything, others = stored_split(settings, inputs), read_paraphrases(chosen.paraphrases)
     stored = everything
     if others:  # few captions, among all images
         captions = those_in(everything.captions, others)
@@ -155,10 +155,10 @@ def picked(captions: Captions, which: NDArray[np.bool_]) -> tuple[list[str], lis
     return [captions.image_ids[row] for row in rows], [captions.captions[row] for row in rows]
 
 
-def mean_of(base: ModelEncoder, rewordings: Mapping[str, Sequence[str]], n: int) -> TextEncoder:
-    """Features of texts with n - 1 of their rewordings each."""
+def mean_of(base: ModelEncoder, paraphrases: Mapping[str, Sequence[str]], n: int) -> TextEncoder:
+    """Features of texts with n - 1 of their paraphrases each."""
     return lambda texts: unit(
-        np.stack([base.texts([text, *rewordings.get(text, ())[: n - 1]]).mean(axis=0) for text in texts])
+        np.stack([base.texts([text, *paraphrases.get(text, ())[: n - 1]]).mean(axis=0) for text in texts])
     )
 
 
@@ -167,11 +167,11 @@ def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def read_rewordings(path: Path | None) -> dict[str, list[str]]:
-    """The rewordings of each text."""
+def read_paraphrases(path: Path | None) -> dict[str, list[str]]:
+    """The paraphrases of each text."""
     others: dict[str, list[str]] = {}
     for _, row in records(path) if path else ():
-        others.setdefault(row["caption"], []).append(row["rewording"])
+        others.setdefault(row["caption"], []).append(row["paraphrase"])
     return others
 
 

@@ -278,7 +278,7 @@ def audit(
     Args:
         model: as for `search`.
         queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
-            its rewording; by default captions of the index's images, or names of things that they show.
+            its paraphrased query; by default captions of the index's images, or names of things that they show.
         features: as for `search`.
         ids: as for `search`.
         base: as for `search`.

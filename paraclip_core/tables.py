@@ -131,15 +131,15 @@ PER_QUERY = pa.schema(
     [
         pa.field("group", pa.string(), nullable=False),  # image_id that both texts tell of
         pa.field("caption", pa.string(), nullable=False),
-        pa.field("rewording", pa.string(), nullable=False),
+        pa.field("paraphrased_query", pa.string(), nullable=False),
         pa.field("base_ao", pa.float64(), nullable=False),  # AO@10 of the pair, 0 to 1
         pa.field("tuned_ao", pa.float64(), nullable=False),
         pa.field("base_js", pa.float64(), nullable=False),  # JS@10
         pa.field("tuned_js", pa.float64(), nullable=False),
         pa.field("base_caption_top", pa.list_(pa.string()), nullable=False),  # ten image_ids, best first
-        pa.field("base_rewording_top", pa.list_(pa.string()), nullable=False),
+        pa.field("base_paraphrased_top", pa.list_(pa.string()), nullable=False),
         pa.field("tuned_caption_top", pa.list_(pa.string()), nullable=False),
-        pa.field("tuned_rewording_top", pa.list_(pa.string()), nullable=False),
+        pa.field("tuned_paraphrased_top", pa.list_(pa.string()), nullable=False),
     ]
 )
 

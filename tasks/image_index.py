@@ -1,4 +1,5 @@
-"""What a stored image index is good for: ranked images, the proof that it stays valid, and an audit of its wordings."""
+"""What a stored image index is good for: ranked images, the proof that it stays valid, and an audit of paraphrased
+queries."""
 
 from __future__ import annotations
 
@@ -196,7 +197,8 @@ def verify_index(
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
     """Measure the models of a target; where base and tuned are one model, that one alone.
 
-    `entries` are queries, which rules reword, and pairs of a query and its rewording; by default the index's own.
+    `entries` are queries, which rules reword, and pairs of a query and its paraphrased query; by default the index's
+    own.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}

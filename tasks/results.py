@@ -155,7 +155,7 @@ def untuned(metrics: Mapping[str, Any]) -> str | None:
         return None
     trained = f"{metrics.get('steps')} steps over {metrics.get('rows')} rows"
     return (
-        f"tuned is the base itself: with α = 0 held-out wordings agreed best, or every other α lost too much recall "
+        f"tuned is the base itself: with α = 0 held-out paraphrases agreed best, or every other α lost too much recall "
         f"(alpha_sweep.json of finetune). {trained} were trained; more captions, or other finetune.epochs and "
         f"finetune.learning_rate, may change that"
     )

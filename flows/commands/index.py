@@ -115,7 +115,7 @@ def audit(
             "-q",
             exists=True,
             dir_okay=False,
-            help="Text with a query a line, which rules reword; or a table with the columns query and rewording. "
+            help="Text with a query a line, which rules reword; or a table with columns query and paraphrased_query. "
             "Default: captions of the index's images, or names of things that they show.",
         ),
     ] = None,
@@ -175,7 +175,7 @@ def ui(
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
-    """Serve a page to search an index with words: base beside tuned, two wordings, marks that re-rank."""
+    """Serve a page to search an index with words: base beside tuned, a query and its paraphrase, marks that re-rank."""
     import secrets
     import socket
 

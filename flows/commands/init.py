@@ -149,12 +149,12 @@ def _evaluate(overview: Survey) -> str:
     split = overview.split
     if split is None:
         return "# evaluate:  # needs at least 10 images that are not trained on: split val or test\n"
-    pairs = "- {name: rewordings, kind: paraphrased_retrieval}"
+    pairs = "- {name: paraphrased_queries, kind: paraphrased_retrieval}"
     if not overview.pairs(split):
         pairs = (
-            f"# The verdict needs two wordings of a caption: a second caption of each image, or a file with\n"
-            f'    # {{"image": …, "caption": …, "rewording": …}} a line.\n'
-            f"    # {pairs.removesuffix('}')}, path: rewordings.jsonl}}"
+            f"# The verdict needs a paraphrase of each caption: a second caption of each image, or a file with\n"
+            f'    # {{"image": …, "caption": …, "paraphrased_query": …}} a line.\n'
+            f"    # {pairs.removesuffix('}')}, path: paraphrased_queries.jsonl}}"
         )
     return f"evaluate:\n  split: {split}\n  benchmarks:\n    {pairs}\n    - {{name: retrieval, kind: retrieval}}\n"
 

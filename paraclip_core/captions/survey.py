@@ -69,7 +69,7 @@ class Survey:
         return next((name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES), None)
 
     def pairs(self, split: str) -> int:
-        """Images of a split that have several captions, each a wording of the others."""
+        """Images of a split that have several captions, each a paraphrase of the others."""
         return sum(count > 1 for count in self.images.get(split, Counter()).values())
 
 

@@ -1,7 +1,7 @@
 """Gates for answers of a small model, which copies words, breaks them and invents things.
 
 They compare caption and answer word by word: which words the answer lost, and which it has in their stead; and they
-look at details that a rewording must keep: numbers, colors, kinds of things, places, denials. Two texts that name the
+look at details that a paraphrase must keep: numbers, colors, kinds of things, places, denials. Two texts that name the
 same things can still differ in where these are (`a cup on a table` → the table is stood on), which sentence encoders
 hardly see. Small word lists judge answers only: none is ever shown to the LLM, and none puts a word into a paraphrase.
 """
@@ -25,7 +25,7 @@ LIGHT_WORDS = word_set(
     """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph
     scene view"""
 )
-"""Words that a rewording may add because they say next to nothing about an image."""
+"""Words that a paraphrase may add because they say next to nothing about an image."""
 
 DETERMINERS = word_set(
     "a an the this that these those some any his her its their one two three four five six seven eight"
@@ -417,7 +417,7 @@ def high_overlap(pair: Pair, options: GateOptions) -> str | None:
 
 
 def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
-    """More content words that the input lacks than a rewording needs; words for a known kind do not count."""
+    """More content words that the input lacks than a paraphrase needs; words for a known kind do not count."""
     new = unknown_words(pair)
     if len(new) <= MAX_NEW_WORDS:
         return None
@@ -616,7 +616,7 @@ _NEW = (
 )
 
 DIRECTIONS = frozenset({"above", "below", "behind", "front", "left", "right"})
-"""Ways that a rewording must keep."""
+"""Ways that a paraphrase must keep."""
 
 
 def directions(text: str, loose: bool = False) -> set[str]:

@@ -240,8 +240,8 @@ def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = sile
     """Render the data set into a folder; the same options give the same bytes.
 
     Writes ``images.tar`` (members ``images/<image_id>.jpg``), ``captions.jsonl`` (image_id, image, caption, split,
-    license; two captions an image, split ``train`` or ``val``) and ``rewordings.jsonl`` (image_id, caption, rewording;
-    held-out images only), and counts what they hold. One image is in memory at a time.
+    license; two captions an image, split ``train`` or ``val``) and ``paraphrased_queries.jsonl`` (image_id, caption,
+    paraphrased_query; held-out images only), and counts what they hold. One image is in memory at a time.
     """
     with tarfile.open(folder / "images.tar", "w", format=tarfile.USTAR_FORMAT) as images:
 

@@ -1,11 +1,12 @@
 """Which scenes the demo's data set holds, as a pure function of its options, and what is said of them.
 
 A text encoder that is trained from nothing knows only words that it has seen. So base captions say each concept with
-exactly one word ("dog", "large", "next to"), and the rewordings that evaluation uses say it with words from
+exactly one word ("dog", "large", "next to"), and the paraphrased queries that evaluation uses say it with words from
 :attr:`Concept.others` that base captions never hold ("puppy", "huge", "beside").
 
-Captions are web-style: a limited base vocabulary, several wordings, and the noise that web captions have. Rewordings
-are what people might say instead, with words and sentences that base captions lack. No image is rendered for texts.
+Captions are web-style: a limited base vocabulary, several wordings, and the noise that web captions have. Paraphrased
+queries are what people might say instead, with words and sentences that base captions lack. No image is rendered for
+texts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ WEIGHTS = {"next to": 30, "above": 14, "under": 14, "on": 14, "in front of": 14,
 
 @dataclass(frozen=True)
 class Concept:
-    """A concept: its base word or phrase and the words that only rewordings use."""
+    """A concept: its base word or phrase and the words that only paraphrased queries use."""
 
     word: str
     others: tuple[str, ...]
@@ -373,7 +374,8 @@ REWORDED_SINGLES = (
 def reword(image: SceneImage, seed: int) -> str:
     """A sentence that says what the image's plain caption says, in other words.
 
-    The thing that is named first is always renamed, so that each rewording holds a word that no base caption has.
+    The thing that is named first is always renamed, so that each paraphrased query holds a word that no base caption
+    has.
     """
     rng = generator(seed, 3, image.index)
     scene = image.scene
@@ -412,12 +414,12 @@ def image_name(image: SceneImage) -> str:
 def write_texts(
     options: ScenesOptions, folder: Path, each: Callable[[SceneImage], None] = lambda image: None
 ) -> dict[str, int]:
-    """Write ``captions.jsonl`` and ``rewordings.jsonl``, and count what they hold; `each` gets every image."""
-    counts = {"images": 0, "captions": 0, "rewordings": 0}
+    """Write ``captions.jsonl`` and ``paraphrased_queries.jsonl``, and count what they hold; `each` gets every image."""
+    counts = {"images": 0, "captions": 0, "paraphrased_queries": 0}
     distinct: set[str] = set()
     with (
         (folder / "captions.jsonl").open("w", encoding="utf-8", newline="\n") as texts,
-        (folder / "rewordings.jsonl").open("w", encoding="utf-8", newline="\n") as rewordings,
+        (folder / "paraphrased_queries.jsonl").open("w", encoding="utf-8", newline="\n") as paraphrased_queries,
     ):
         for image in plan(options):
             each(image)
@@ -429,8 +431,10 @@ def write_texts(
                 distinct.update(pair)
             else:
                 plain, reworded = plain_caption(image.scene), reword(image, SEED)
-                _write(rewordings, {"image_id": image.image_id, "caption": plain, "rewording": reworded})
-                counts["rewordings"] += 1
+                _write(
+                    paraphrased_queries, {"image_id": image.image_id, "caption": plain, "paraphrased_query": reworded}
+                )
+                counts["paraphrased_queries"] += 1
             counts["images"] += 1
             counts["captions"] += len(pair)
     return {**counts, "distinct_training_captions": len(distinct)}

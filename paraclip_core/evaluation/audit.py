@@ -1,8 +1,9 @@
 """How far an image index agrees with itself when a query is worded otherwise: no labels, no training.
 
-Each pair is a query and a rewording of it. Both are ranked over the index; AO@10 and JS@10 say how much of the two
-lists is the same (:mod:`paraclip_core.evaluation.metrics`). Whether the images are the right ones is not asked.
-Rewordings are given, or made by rules for what people vary without a thought: for English, no language model needed.
+Each pair is a query and a paraphrased query of it. Both are ranked over the index; AO@10 and JS@10 say how much of the
+two lists is the same (:mod:`paraclip_core.evaluation.metrics`). Whether the images are the right ones is not asked.
+Paraphrased queries are given, or made by rules for what people vary without a thought: for English, no language model
+needed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import unique_features
-from paraclip_core.evaluation.benchmarks.wordings import Wording, by_rule
+from paraclip_core.evaluation.benchmarks.query_pairs import QueryPair, by_rule
 from paraclip_core.evaluation.intervals import Sample, delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.published import field, records
@@ -29,7 +30,7 @@ LONGEST_QUERY = 10_000
 """Characters; a text encoder reads some 300 of them."""
 
 
-Pairs = Sequence[Wording]
+Pairs = Sequence[QueryPair]
 Encode = Callable[[Sequence[str]], NDArray[np.floating]]
 
 
@@ -44,16 +45,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class AuditedPair:
-    """A query, its rewording, and what each model finds for both, by the model's name."""
+    """A query, its paraphrased query, and what each model finds for both, by the model's name."""
 
     query: str
-    rewording: str
+    paraphrased_query: str
     kind: str
-    """The rule that made the rewording, if one did."""
+    """The rule that made the paraphrased query, if one did."""
     ao: Mapping[str, float]
     """AO@10 in percent."""
     nearest: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-    """Ids of the images for the query and for the rewording, best first."""
+    """Ids of the images for the query and for the paraphrased query, best first."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class Audit:
     gain: Mapping[str, Figure]
     """ao or js → second model minus first, in points; empty with one model."""
     kinds: Mapping[str, Mapping[str, float]]
-    """Kind of rewording → model → AO@10 in percent, the worst of the first model first; empty where no pair has one."""
+    """Kind of paraphrased query → model → AO@10 in percent, the worst of the first model first; empty where no pair has
+    one."""
     pairs: tuple[AuditedPair, ...]
     """Worst of the first model first."""
 
@@ -77,13 +79,13 @@ class Audit:
 
 
 def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any]) -> Audit:
-    """Rank both wordings of each pair (see :func:`wordings`) with one or two models.
+    """Rank both queries of each pair (see :func:`query_pairs`) with one or two models.
 
     The pairs of one query form a cluster of the interval.
     """
-    pairs = wordings(entries)
+    pairs = query_pairs(entries)
     if not pairs:
-        raise BenchmarkError("no query has a rewording, so there is nothing to compare")
+        raise BenchmarkError("no query has a paraphrased query, so there is nothing to compare")
     depth = min(DEPTH, len(searcher.ids))
     queries = list(dict.fromkeys(pair.query for pair in pairs))
     places = {query: place for place, query in enumerate(queries)}
@@ -108,8 +110,8 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
             *pairs[row],
             ao={name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()},
             nearest={
-                name: (_named(caption[row], searcher.ids), _named(rewording[row], searcher.ids))
-                for name, (caption, rewording) in ranked.items()
+                name: (_named(caption[row], searcher.ids), _named(paraphrased[row], searcher.ids))
+                for name, (caption, paraphrased) in ranked.items()
             },
         )
         for row in worst
@@ -150,10 +152,10 @@ def _named(rows: NDArray[np.int64], ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Queries without rewordings, and pairs with them.
+    """Queries without paraphrased queries, and pairs with them.
 
-    A text file has a query a line. Any other has the columns `query` (or caption) and `rewording` (or paraphrase): CSV,
-    TSV, JSONL, JSON or Parquet. Empty lines and repeated ones are left out.
+    A text file has a query a line. Any other has the columns `query` (or caption) and `paraphrased_query` (or
+    paraphrase): CSV, TSV, JSONL, JSON or Parquet. Empty lines and repeated ones are left out.
     """
     if path.suffix.lower() in (".txt", ""):
         try:
@@ -165,32 +167,33 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
         rows = (
             (
                 field(path, number, row, "query", "caption"),
-                field(path, number, row, "rewording", "paraphrase", "caption2"),
+                field(path, number, row, "paraphrased_query", "paraphrase", "caption2"),
             )
             for number, row in records(path)
         )
         queries, pairs = [], list(dict.fromkeys(row for row in rows if row[0] != row[1]))
     if not queries and not pairs:
-        raise InputError(f"{path} holds no query; expected one a line, or rows with query and rewording")
+        raise InputError(f"{path} holds no query; expected one a line, or rows with query and paraphrased_query")
     for text in (*queries, *(text for pair in pairs for text in pair)):
         if len(text) > LONGEST_QUERY:
             raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
     return queries, pairs
 
 
-def wordings(entries: Sequence[Any]) -> list[Wording]:
+def query_pairs(entries: Sequence[Any]) -> list[QueryPair]:
     """The pairs to compare: those that are given, and each rule's for a query that stands alone."""
     if isinstance(entries, str):
         raise BenchmarkError(f"expected a list of queries or pairs, got the text {entries[:60]!r}")
-    pairs: list[Wording] = []
+    pairs: list[QueryPair] = []
     for number, entry in enumerate(entries, 1):
         texts = [entry] if isinstance(entry, str) else list(entry) if isinstance(entry, tuple | list) else []
         if not 1 <= len(texts) <= 3 or not all(isinstance(text, str) for text in texts) or not texts[0].strip():
             raise BenchmarkError(
-                f"entry {number} is {str(entry)[:60]!r}; expected a query, or a tuple of a query and its rewording"
+                f"entry {number} is {str(entry)[:60]!r}; expected a query, or a tuple of a query and its paraphrased "
+                "query"
             )
         if len(texts) > 1:
-            pairs.append(Wording(*texts))
+            pairs.append(QueryPair(*texts))
         else:
             pairs += by_rule(texts[0].strip())
     return list(dict.fromkeys(pairs))

@@ -23,7 +23,7 @@ DIGITS = 6
 KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in ("", "caption_"))
 """Figures that show whether a model knows its captions at all."""
 STAND_INS = {
-    "wordings/": "paraphrased_retrieval/",
+    "query_pairs/": "paraphrased_retrieval/",
     "retrieval/text_to_image": "paraphrased_retrieval/caption_text_to_image",
 }
 """How rules begin → what stands in for them. Overlaps alone are no proof: they are full for a model that answers every
@@ -220,8 +220,8 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     if comparison.untrained or not gains:
         return comparison
     text = f"over captions alone {', '.join(map(_shown, gains))}"
-    # A gap falls where contradictions agree more, too, which breaks no control.
-    lost = [row for row, _ in _lost(control, gate) if row.metric != "gap"]
+    # A margin falls where contradictions agree more, too, which breaks no control.
+    lost = [row for row, _ in _lost(control, gate) if row.metric != "margin"]
     if fell := [row for row in (*_ruled(control, gate.metric), *lost) if row.side < 0]:
         text = (
             f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "

@@ -47,7 +47,7 @@ class GateRule(Options):
 
     metric: str = "paraphrased_retrieval/ao@10"
     """`kind/metric` whose interval must lie above zero (below, where lower is better). The captions of
-    `paraphrased_retrieval` stand in for `wordings` that are not measured."""
+    `paraphrased_retrieval` stand in for `query_pairs` that are not measured."""
     over_control: bool = False
     """The same interval must lie above zero against the control, too; see `evaluate.control`."""
     max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})

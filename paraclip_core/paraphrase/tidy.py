@@ -14,7 +14,7 @@ NOISE_WORDS = {
     "stock", "free", "image", "images", "photo", "photos", "photograph", "picture", "pic", "pics", "wallpaper", "hd",
     "more", "jpg", "img", "dsc",
 }  # fmt: skip
-"""Words of web captions that say nothing about an image, which a rewording may drop."""
+"""Words of web captions that say nothing about an image, which a paraphrase may drop."""
 
 
 def tidy(text: str) -> str:

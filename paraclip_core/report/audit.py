@@ -27,7 +27,7 @@ def render_audit(
     classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(shown))}
     return environment.get_template("audit.html").render(
         audit=audit,
-        headline=f"Two wordings of a query share {first['ao'].mean:.0f} % of what they find",
+        headline=f"A query and its paraphrase share {first['ao'].mean:.0f} % of what they find",
         names=names,
         metrics=("ao", "js"),
         worst=audit.pairs[:WORST],

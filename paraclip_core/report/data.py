@@ -20,19 +20,19 @@ class Training:
 
 @dataclass(frozen=True)
 class QueryPair:
-    """Two wordings of one meaning and the images that each model finds for them, best first."""
+    """A query and its paraphrase and the images that each model finds for them, best first."""
 
     image_id: str
     """The image that both tell of."""
     caption: str
-    rewording: str
+    paraphrased_query: str
     base_overlap: float
     """AO@10 of both lists, 0 to 1."""
     tuned_overlap: float
     base_caption: Sequence[str]
-    base_rewording: Sequence[str]
+    base_paraphrased: Sequence[str]
     tuned_caption: Sequence[str]
-    tuned_rewording: Sequence[str]
+    tuned_paraphrased: Sequence[str]
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.html import page_environment, style_rules
-from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot, wordings_plot
+from paraclip_core.report.plots import alpha_plot, loss_plot, margin_plot, pareto_plot, validation_plot
 
 COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")
 """What a benchmark's notes count that the page says."""
 
 EXPLAINED = {
-    "ao": "AO@{0}: how far the first {0} images for two wordings of one meaning agree, the first places counting most.",
-    "js": "JS@{0}: of the images among the first {0} for either wording, the share that is there for both.",
+    "ao": "AO@{0}: how far the first {0} images for a query and its paraphrase agree, the first places counting most.",
+    "js": "JS@{0}: of the images among the first {0} for either query, the share that is there for both.",
 }
 """Sentences on measures, by the beginnings of their names."""
 
@@ -134,7 +134,7 @@ def _plots(data: ReportData) -> list[Plot]:
         caption = f"What agreement costs: each point is an α, the one with the ring ({chosen}) was chosen"
         drawn.append((pareto_plot(data.alpha_sweep), caption))
     caption = "Invariance and sensitivity: above the line more is told apart than by the base"
-    drawn.append((wordings_plot(data.comparison, data.control), caption))
+    drawn.append((margin_plot(data.comparison, data.control), caption))
     # Safe because plots.py builds it from numbers and escaped names.
     return [Plot(Markup(svg), caption) for svg, caption in drawn if svg is not None]
 
@@ -142,8 +142,8 @@ def _plots(data: ReportData) -> list[Plot]:
 def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[ListOfImages]]:
     """Both lists of each model, the base first."""
     sides = {
-        "base": (pair.base_caption, pair.base_rewording),
-        "tuned": (pair.tuned_caption, pair.tuned_rewording),
+        "base": (pair.base_caption, pair.base_paraphrased),
+        "tuned": (pair.tuned_caption, pair.tuned_paraphrased),
     }
     return [
         [
@@ -152,9 +152,9 @@ def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[ListOfImage
                 side,
                 [(image, classes.get(image, "none"), image in set(other), image == pair.image_id) for image in images],
             )
-            for side, images, other in (("caption", caption, rewording), ("rewording", rewording, caption))
+            for side, images, other in (("caption", caption, paraphrased), ("paraphrased_query", paraphrased, caption))
         ]
-        for model, (caption, rewording) in sides.items()
+        for model, (caption, paraphrased) in sides.items()
     ]
 
 

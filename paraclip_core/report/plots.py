@@ -65,32 +65,35 @@ def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
     return line_chart("agreement against recall", [Line("α", along, up, True)], x, y, labels=labels, ring=chosen)
 
 
-def wordings_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:
-    """Agreement on rewordings against agreement on foils, of each model; None if no benchmark has foils.
+def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:
+    """Agreement on paraphrased queries against agreement on hard negatives, of each model; None if no benchmark has
+    any.
 
-    On the line the gap between both is the base's: a model above it tells more apart for all that it agrees more.
+    On the line the margin between both is the base's: a model above it tells more apart for all that it agrees more.
     """
-    benchmark = next((row.benchmark for row in comparison if row.kind == "wordings" and row.metric == "gap"), None)
+    benchmark = next(
+        (row.benchmark for row in comparison if row.kind == "query_pairs" and row.metric == "margin"), None
+    )
     if benchmark is None:
         return None
 
     def place(rows: Sequence[Row], model: str) -> tuple[float, float]:
         figures = {row.metric: getattr(row, model) for row in rows if row.benchmark == benchmark}
-        return figures["foil_ao@10"], figures["ao@10"]
+        return figures["hard_negative_ao@10"], figures["ao@10"]
 
     places = {"base": place(comparison, "base")}
     if control:
         places["captions alone"] = place(control, "tuned")
     places["tuned"] = place(comparison, "tuned")
-    foils, rewordings = zip(*places.values(), strict=True)
-    ends = [min(foils), max(foils)]
-    gap = Line("the base's gap", ends, [rewordings[0] - foils[0] + end for end in ends])
+    hard_negatives, paraphrased_queries = zip(*places.values(), strict=True)
+    ends = [min(hard_negatives), max(hard_negatives)]
+    margin = Line("the base's margin", ends, [paraphrased_queries[0] - hard_negatives[0] + end for end in ends])
     labels = [(*at, name) for name, at in places.items()]
     return line_chart(
-        "rewordings against foils",
-        [Line("models", foils, rewordings, True), gap],
-        "AO@10 of foils, %",
-        "AO@10 of rewordings, %",
+        "paraphrased queries against hard negatives",
+        [Line("models", hard_negatives, paraphrased_queries, True), margin],
+        "AO@10 of hard_negatives, %",
+        "AO@10 of paraphrased queries, %",
         labels=labels,
         ring=len(labels) - 1,
     )

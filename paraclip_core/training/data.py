@@ -32,7 +32,7 @@ IMAGE = "image"
 """The kind that is no text, beside the three of `TEXTS`."""
 CAPTION = "caption"
 TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
-"""The wordings of a row."""
+"""The texts of a row."""
 
 DONE = "rows.json"
 CAPTION_ID = "caption_id"

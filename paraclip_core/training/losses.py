@@ -9,11 +9,11 @@ place, with the base's own scale and bias. Pairs of texts keep InfoNCE: their co
 an image, which the bias was learned for.
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
-rank consistency: every wording of a caption ranks images as the base does for the caption, or for the mean of its
-wordings, which finds more than one of them. Over the images of the batch, with p = softmax(T · base's feature · images)
-and q = softmax(T · wording · images), it is the mean of KL(p ‖ q): ListNet's top-one probabilities (Cao et al., ICML
-2007). The contrastive losses draw single pairs together and leave rankings to follow; this one trains what AO@k and
-recall@k look at.
+ranking distillation: every text of a row ranks images as the base does for the caption, or for the mean of its
+paraphrases, which finds more than one of them. Over the images of the batch, with p = softmax(T · base's feature ·
+images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's top-one probabilities (Cao et al.,
+ICML 2007). The contrastive losses draw single pairs together and leave rankings to follow; this one trains what AO@k
+and recall@k look at.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ from paraclip_core.clip.model import LOGITS, ClipModel, trained_parameters
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
-from paraclip_core.training.options import LossWeights, RankOptions
+from paraclip_core.training.options import LossWeights, RankingDistillation
 from paraclip_core.training.process import GIB, anonymous_memory
 
 CHUNK_ROWS = 1024
 """Rows of a cosine matrix that are in memory at a time."""
-RANK_CELLS = 1 << 22
-"""Similarities of one wording to images that are in memory at a time."""
-RANK_TEMPERATURE = 50.0
+RANKING_CELLS = 1 << 22
+"""Similarities of one text to images that are in memory at a time."""
+RANKING_TEMPERATURE = 50.0
 """Factor of the cosines in the softmaxes of rankings: the larger, the more the first ranks count."""
-DISTIL, RANKS = "distil", "ranks"
+DISTIL, RANKING_DISTILLATION = "distil", "ranking_distillation"
 LeftOut = Callable[[int, int], Tensor]
 """Mask of the entries that are no negatives, bool [stop - start, n], of the matrix's rows from start to stop."""
 
@@ -225,33 +225,33 @@ def contrastive_loss(
     return total, parts
 
 
-def rank_divergence(wordings: Sequence[Tensor], teacher: Tensor, gallery: Tensor, temperature: float) -> Tensor:
-    """Mean of KL(the teacher's ranking ‖ that of a wording) over rows and wordings, in nats.
+def ranking_divergence(texts: Sequence[Tensor], teacher: Tensor, gallery: Tensor, temperature: float) -> Tensor:
+    """Mean of KL(the teacher's ranking ‖ that of a text) over rows and texts, in nats.
 
-    `wordings` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
+    `query_pairs` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
     length 1; the larger `temperature`, a factor of the cosines, the more the first ranks count. Similarities are
-    computed some rows at a time, and gradients, by the wordings alone, along with the value.
+    computed some rows at a time, and gradients, by the texts alone, along with the value.
     """
-    divergence = _RankDivergence.apply(teacher, gallery, temperature, *wordings)
+    divergence = _RankingDivergence.apply(teacher, gallery, temperature, *texts)
     assert isinstance(divergence, Tensor)
     return divergence
 
 
-class _RankDivergence(torch.autograd.Function):
-    """The gradient by a wording's similarities T · wording · images is (q - p) / (rows · wordings)."""
+class _RankingDivergence(torch.autograd.Function):
+    """The gradient by a text's similarities T · text · images is (q - p) / (rows · texts)."""
 
     @staticmethod
-    def forward(ctx: Any, teacher: Tensor, gallery: Tensor, temperature: float, *wordings: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, count = max(1, RANK_CELLS // len(gallery)), len(teacher) * len(wordings)
+    def forward(ctx: Any, teacher: Tensor, gallery: Tensor, temperature: float, *texts: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        rows, count = max(1, RANKING_CELLS // len(gallery)), len(teacher) * len(texts)
         total = teacher.new_zeros(())
-        gradients = [torch.empty_like(wording) for wording in wordings] if any(ctx.needs_input_grad) else []
+        gradients = [torch.empty_like(text) for text in texts] if any(ctx.needs_input_grad) else []
         scaled = temperature * gallery
         for start in range(0, len(teacher), rows):
             part = slice(start, start + rows)
             targets = torch.log_softmax(teacher[part] @ scaled.T, 1)
             shares = targets.exp()
-            for number, wording in enumerate(wordings):
-                logs = torch.log_softmax(wording[part] @ scaled.T, 1)
+            for number, text in enumerate(texts):
+                logs = torch.log_softmax(text[part] @ scaled.T, 1)
                 total += (shares * (targets - logs)).sum()
                 if gradients:
                     gradients[number][part] = logs.exp_().sub_(shares) @ scaled
@@ -267,7 +267,7 @@ class _RankDivergence(torch.autograd.Function):
 class Anchor:
     """The base as it was when training began, and the terms that look at it."""
 
-    def __init__(self, clip: ClipModel, distil: float, ranks: RankOptions) -> None:
+    def __init__(self, clip: ClipModel, distil: float, ranks: RankingDistillation) -> None:
         """Copy the text encoder as it is; `distil` is its term's weight, 0 for none."""
         self.distil, self.ranks = distil, ranks
         # The image encoder is large and stays the same, so it is shared.
@@ -277,7 +277,7 @@ class Anchor:
 
     def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
         """The base's embeddings of the texts that the terms look at, float32 [n, d] a kind."""
-        if self.ranks.weight and self.ranks.teacher == "wordings":
+        if self.ranks.weight and self.ranks.teacher == "mean":
             texts = embed(self.clip, batch.tokens)
             return {kind: texts[batch.parts[kind]] for kind in TEXTS}
         return {CAPTION: embed(self.clip, batch.texts(CAPTION))}
@@ -290,9 +290,12 @@ class Anchor:
         if self.distil:
             terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base[CAPTION]).sum(1)).mean())
         if self.ranks.weight:
-            wordings, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
+            texts, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
             teacher = normalize(torch.stack([*base.values()]).sum(0), dim=-1)
-            terms[RANKS] = (self.ranks.weight, rank_divergence(wordings, teacher, gallery, RANK_TEMPERATURE))
+            terms[RANKING_DISTILLATION] = (
+                self.ranks.weight,
+                ranking_divergence(texts, teacher, gallery, RANKING_TEMPERATURE),
+            )
         return terms
 
 

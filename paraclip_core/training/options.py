@@ -43,12 +43,12 @@ class LossWeights(Options):
         return self
 
 
-class RankOptions(Options):
-    """Rank consistency: caption and both paraphrases rank a batch's images as the base does."""
+class RankingDistillation(Options):
+    """Ranking distillation: caption and both paraphrases rank a batch's images as the base does."""
 
     weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean KL divergence from the base's ranking; 0: none."""
-    teacher: Literal["caption", "wordings"] = "caption"
+    teacher: Literal["caption", "mean"] = "caption"
     """Whose ranking the base gives: the caption's, or that of the mean of its features of caption and paraphrases, the
     better teacher where a language model wrote them. The base embeds three texts a row for it."""
 
@@ -89,8 +89,8 @@ class FinetuneOptions(Options):
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
     distil: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the mean of 1 - cosine between the captions' embeddings and the base encoder's: against forgetting."""
-    ranks: RankOptions = RankOptions()
-    """Rank consistency with the base."""
+    ranking_distillation: RankingDistillation = RankingDistillation()
+    """Ranking distillation with the base."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
     """Share of the training images that is held out to choose α."""
     alpha: AlphaOptions = AlphaOptions()

@@ -120,15 +120,15 @@ class _Run:
         self.order = DataOrder(len(job.rows), self.options.batch_size, self.options.seed, job.rows.starts)
         self.steps = self.order.steps(self.options.epochs)
         named = [kind for pair in job.pairs for kind in (pair.first, pair.second) if kind != IMAGE]
-        needed = TEXTS if self.options.ranks.weight else (CAPTION,) if self.options.distil else ()
+        needed = TEXTS if self.options.ranking_distillation.weight else (CAPTION,) if self.options.distil else ()
         self.kinds = tuple(dict.fromkeys([*named, *needed]))
-        anchored = self.options.distil or self.options.ranks.weight
+        anchored = self.options.distil or self.options.ranking_distillation.weight
         self.objective = Objective(
             clip,
             job.pairs,
             pick_precision(self.options.precision, clip.device),
             job.memory_gib or memory_for_batches(clip.device),
-            Anchor(clip, self.options.distil, self.options.ranks) if anchored else None,
+            Anchor(clip, self.options.distil, self.options.ranking_distillation) if anchored else None,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)

@@ -94,13 +94,13 @@ class SearchEngine:
     def search(
         self,
         alphas: Sequence[float],
-        wordings: Sequence[str],
+        queries: Sequence[str],
         count: int,
         like: int | None = None,
         right: Sequence[int] = (),
         wrong: Sequence[int] = (),
     ) -> list[Ranking]:
-        """A ranking for each wording by the model at each α, models outermost; with `like` for the image in that row.
+        """A ranking for each query by the model at each α, models outermost; with `like` for the image in that row.
 
         Rankings follow the rows of images marked as right or wrong, see :func:`refine`.
         """
@@ -108,7 +108,7 @@ class SearchEngine:
             if like is not None:
                 vectors = list(self.searcher.rows(np.full(len(alphas), like)))
             else:
-                vectors = [vector for alpha in alphas for vector in encode_texts(self._model(alpha), wordings)]
+                vectors = [vector for alpha in alphas for vector in encode_texts(self._model(alpha), queries)]
             if right or wrong:
                 marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
                 vectors = [refine(vector, *marked) for vector in vectors]
@@ -233,7 +233,7 @@ class SearchRequest(BaseModel):
     """A query in words, or an image of the index to find others like it."""
 
     query: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
-    rewording: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
+    paraphrased_query: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
     """Other words for the query: how far both rankings agree is a part of the answer."""
     like: str | None = None
     """Id of an image to search with, in place of a query."""
@@ -287,7 +287,7 @@ def make_app(
 
     @app.post("/search")
     def search(asked: SearchRequest) -> dict[str, Any]:
-        """Rankings by the base and by the tuned model, and how far two wordings agree in each."""
+        """Rankings by the base and by the tuned model, and how far a query and its paraphrase agree in each."""
         if not asked.query.strip() and asked.like is None:
             raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
         return _answer(engine, catalogue, asked)
@@ -346,7 +346,7 @@ def _guard(app: FastAPI, token: str | None) -> None:
 def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
     """One request, by both models."""
     sides = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
-    wordings = [] if asked.like is not None else [asked.query, *filter(str.strip, [asked.rewording])]
+    queries = [] if asked.like is not None else [asked.query, *filter(str.strip, [asked.paraphrased_query])]
 
     def hits(ranking: Ranking) -> list[dict[str, Any]]:
         return [
@@ -355,25 +355,25 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) ->
             for row, score in zip(ranking.rows[: asked.count].tolist(), ranking.scores, strict=False)
         ]
 
-    def side(ranking: Ranking, of_rewording: Ranking | None = None) -> dict[str, Any]:
-        if of_rewording is None:
+    def side(ranking: Ranking, of_paraphrased: Ranking | None = None) -> dict[str, Any]:
+        if of_paraphrased is None:
             return {"hits": hits(ranking)}
         depth = min(DEPTH, len(ranking.rows))
-        lists = ranking.rows[None, :depth], of_rewording.rows[None, :depth]
-        shared = set(of_rewording.rows[:depth].tolist())
+        lists = ranking.rows[None, :depth], of_paraphrased.rows[None, :depth]
+        shared = set(of_paraphrased.rows[:depth].tolist())
         return {
             "hits": hits(ranking),
             "depth": depth,
             "ao": round(100 * float(average_overlap(*lists, k=depth)[0]), 1),
             "js": round(100 * float(jaccard(*lists, k=depth)[0]), 1),
             "shared": [row for row in ranking.rows[:depth].tolist() if row in shared],
-            "rewording_hits": hits(of_rewording),
+            "paraphrased_hits": hits(of_paraphrased),
         }
 
     rows = [[_row(catalogue, name) for name in names] for names in (asked.right, asked.wrong)]
     like = None if asked.like is None else _row(catalogue, asked.like)
-    rankings = iter(engine.search(list(sides.values()), wordings, max(asked.count, DEPTH), like, *rows))
-    return {name: side(*islice(rankings, len(wordings) or 1)) for name in sides}
+    rankings = iter(engine.search(list(sides.values()), queries, max(asked.count, DEPTH), like, *rows))
+    return {name: side(*islice(rankings, len(queries) or 1)) for name in sides}
 
 
 def _row(catalogue: Catalogue, image_id: str) -> int:

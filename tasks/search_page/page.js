@@ -45,7 +45,7 @@ async function search() {
   $("sides").classList.add("waiting");
   try {
     const answer = await ask("search", {
-      query, rewording: $("rewording").value.trim(), like: state.like, alpha: Number($("alpha").value),
+      query, paraphrased_query: $("paraphrased_query").value.trim(), like: state.like, alpha: Number($("alpha").value),
       right: marked(1), wrong: marked(-1),
     });
     // A later request may have been answered first.
@@ -74,9 +74,9 @@ function side(name, answer) {
   const section = element("section", {}, heading);
   section.setAttribute("aria-label", name);
   const list = grid(answer.hits, shared, name);
-  section.append(!answer.rewording_hits ? list : element("div", { className: "wording-lists" },
+  section.append(!answer.paraphrased_hits ? list : element("div", { className: "query-lists" },
     element("div", {}, element("h3", { textContent: $("query").value }), list),
-    element("div", {}, element("h3", { textContent: $("rewording").value }), grid(answer.rewording_hits, shared, `${name}, in other words`))));
+    element("div", {}, element("h3", { textContent: $("paraphrased_query").value }), grid(answer.paraphrased_hits, shared, `${name}, paraphrased`))));
   return section;
 }
 
@@ -138,7 +138,7 @@ function like(id) {
 }
 
 // The address holds what is searched for, so that it can be shared.
-const SHARED = { q: "query", q2: "rewording", alpha: "alpha" };
+const SHARED = { q: "query", q2: "paraphrased_query", alpha: "alpha" };
 
 function remember() {
   const shared = Object.entries(SHARED).map(([name, id]) => [name, $(id).value.trim()]);
@@ -156,7 +156,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   $("alpha-value").value = $("alpha").value;
   $("form").onsubmit = (event) => { event.preventDefault(); search(); };
   $("query").oninput = () => { state.marks.clear(); state.like = null; later(); };
-  $("rewording").oninput = later;
+  $("paraphrased_query").oninput = later;
   $("alpha").oninput = () => { $("alpha-value").value = $("alpha").value; later(); };
   $("clear").onclick = () => { state.marks.clear(); search(); };
   document.addEventListener("keydown", (event) => {

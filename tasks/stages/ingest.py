@@ -265,6 +265,6 @@ SCENES = Stage(
     options=lambda run: meaning(run.settings.data.scenes) if run.settings.data.scenes else {},
     body=_render_scenes,
     applies=lambda settings: settings.data.scenes is not None,
-    about="Render the demo's images with captions and held-out rewordings.",
+    about="Render the demo's images with captions and held-out paraphrased queries.",
     units=("images",),
 )

@@ -68,13 +68,13 @@ STEP_REJECTS = ("reason", "detail", "input", "answer")
 PAIR_COLUMNS = {
     "group": "image_id",
     "caption": "caption",
-    "rewording": "rewording",
+    "paraphrased_query": "paraphrased_query",
     "base_ao": "base_overlap",
     "tuned_ao": "tuned_overlap",
     "base_caption_top": "base_caption",
-    "base_rewording_top": "base_rewording",
+    "base_paraphrased_top": "base_paraphrased",
     "tuned_caption_top": "tuned_caption",
-    "tuned_rewording_top": "tuned_rewording",
+    "tuned_paraphrased_top": "tuned_paraphrased",
 }
 
 
@@ -83,7 +83,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     comparison = read_json(inputs["evaluate"].path / "comparison.json")
     better, worse = _pairs(inputs["evaluate"].path / "per_query")
     samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
-    ranked = ("base_caption", "base_rewording", "tuned_caption", "tuned_rewording")
+    ranked = ("base_caption", "base_paraphrased", "tuned_caption", "tuned_paraphrased")
     shown = [image for pair in (*better, *worse) for name in ranked for image in getattr(pair, name)]
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})

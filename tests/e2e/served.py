@@ -187,9 +187,10 @@ def picture(color: str, number: int) -> Image.Image:
 
 
 def make_data(folder: Path) -> list[dict[str, Any]]:
-    """64 tiny images with a caption each, paraphrases of these and of more, and rewordings of what is held out."""
+    """64 tiny images with a caption each, paraphrases of these and of more, and paraphrased queries of what is held
+    out."""
     (folder / "images").mkdir(parents=True)
-    captions, paraphrases, rewordings = [], [], []
+    captions, paraphrases, paraphrased_queries = [], [], []
     for number, (color, thing) in enumerate((c, t) for c in COLORS for t in THINGS):
         image, caption, other = f"{number:02d}.png", f"a {color} {thing}", f"the {THINGS[thing]} is {color}"
         picture(color, list(THINGS).index(thing)).save(folder / "images" / image)
@@ -199,16 +200,20 @@ def make_data(folder: Path) -> list[dict[str, Any]]:
             row = {"image": image, "caption": text, "paraphrase_1": f"one {color} {thing} outside"}
             paraphrases.append(row | {"paraphrase_2": other})
         if held_out:
-            rewordings.append({"image_id": image, "caption": caption, "rewording": other})
+            paraphrased_queries.append({"image_id": image, "caption": caption, "paraphrased_query": other})
     write_lines(folder / "captions.jsonl", captions)
     write_lines(folder / "paraphrases.jsonl", paraphrases)
-    write_lines(folder / "rewordings.jsonl", rewordings)
+    write_lines(folder / "paraphrased_queries.jsonl", paraphrased_queries)
     return captions
 
 
 def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
     """A run of seconds over :func:`make_data`, whose paraphrases are in a file."""
-    rewordings = {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
+    paraphrased_queries = {
+        "name": "paraphrased_queries",
+        "kind": "paraphrased_retrieval",
+        "path": "paraphrased_queries.jsonl",
+    }
     return {
         "name": name,
         "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
@@ -216,6 +221,6 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
         "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "built_in_base": {"epochs": 1, "batch_size": 16},
         "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},
-        "evaluate": {"benchmarks": [rewordings, {"name": "captions", "kind": "retrieval"}]},
+        "evaluate": {"benchmarks": [paraphrased_queries, {"name": "captions", "kind": "retrieval"}]},
         "run": {"threads": 1, "root": str(root)},
     }

@@ -126,7 +126,7 @@ def look(night: Night, run: str) -> None:
         page.get_by_role("link", name="The report").first.click()
         eventually(lambda: any("/nightly/report.html" in tab.url for tab in page.context.pages), "no report", 60)
         (report,) = [tab for tab in page.context.pages if "/nightly/report.html" in tab.url]
-        report.get_by_text("rewordings").first.wait_for()
+        report.get_by_text("paraphrased_queries").first.wait_for()
         page = page.context.new_page()
         page.goto(f"{night.api.url}/v2/deployments/deployment/{night.api.deployment('regenerate')}/run")
         page.get_by_text("Promote").first.wait_for(timeout=120_000)

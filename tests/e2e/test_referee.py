@@ -174,7 +174,7 @@ HOSTILE = (
     '"><img src=x onerror=alert(2)>',
     "{{ 7 * 7 }} ${7*7} </style><style>*{display:none}",
 )
-TEXTS = {"caption", "caption_raw", "paraphrase_1", "paraphrase_2", "rewording", "detail", "answer"}
+TEXTS = {"caption", "caption_raw", "paraphrase_1", "paraphrase_2", "paraphrased_query", "detail", "answer"}
 """Columns that hold what a stranger wrote."""
 
 

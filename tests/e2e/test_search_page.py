@@ -1,4 +1,4 @@
-"""`paraclip ui` in headless Chromium: two wordings, α, marks, keyboard, narrow screens, accessibility."""
+"""`paraclip ui` in headless Chromium: a query and its paraphrase, α, marks, keyboard, narrow screens, accessibility."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
     says(page, re.compile("^Type what"))
     page.keyboard.type("a dog")
     page.wait_for_selector("section[aria-label=tuned] li img")
-    page.fill("#rewording", "rain on the roof")
+    page.fill("#paraphrased_query", "rain on the roof")
     page.wait_for_selector("section[aria-label=tuned] h2 b")
     figures = page.inner_text("section[aria-label=tuned] h2")
     assert re.search(r"AO@10 \d+ JS@10 \d+", figures)
@@ -123,11 +123,11 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
 
 
 def top(page: Any, model: str, number: int) -> dict[str, float]:
-    """Where the first picture of a wording's list is."""
+    """Where the first picture of a query's list is."""
     return page.locator(f"section[aria-label={model}] ol").nth(number).locator("img").first.bounding_box()
 
 
-def test_an_address_shows_both_wordings_and_what_to_think_of_the_model(
+def test_an_address_shows_both_queries_and_what_to_think_of_the_model(
     address: tuple[str, Path], opened: Callable[..., Any]
 ) -> None:
     from playwright.sync_api import expect
@@ -141,8 +141,8 @@ def test_an_address_shows_both_wordings_and_what_to_think_of_the_model(
     page.set_viewport_size({"width": 390, "height": 844})
     places = [top(page, model, number) for model in ("base", "tuned") for number in (0, 1)]
     assert len({place["x"] for place in places}) == 1, "one below the other"
-    assert places[1]["y"] + places[1]["height"] < 844, "both wordings on one screen"
-    page.fill("#rewording", "")
+    assert places[1]["y"] + places[1]["height"] < 844, "both queries on one screen"
+    page.fill("#paraphrased_query", "")
     page.focus("#alpha")
     page.keyboard.press("End")
     expect(page).to_have_url(f"{address[0]}?q=a+dog")
@@ -162,7 +162,7 @@ def test_nothing_overflows_and_axe_has_no_serious_finding(
 
     page = opened(address[0], width, color_scheme=scheme)
     page.fill("#query", "a dog")
-    page.fill("#rewording", "the hound")
+    page.fill("#paraphrased_query", "the hound")
     page.wait_for_selector("section[aria-label=tuned] h2 b")
     # The second box's own search begins a moment after it was filled, and grays what is there.
     page.wait_for_timeout(600)

@@ -30,9 +30,9 @@ MEASURED = {
 def summary(verdict: str = "hold") -> dict[str, object]:
     """A `summary.json` as evaluate writes it."""
     return {
-        "models": {"base": {"rewordings": {"ao@10": 40.0}}, "tuned": {"rewordings": {"ao@10": 42.5}}},
-        "deltas": {"rewordings": {"ao@10": 2.5}},
-        "intervals": {"rewordings": {"ao@10": [1.0, 4.0]}},
+        "models": {"base": {"paraphrased_queries": {"ao@10": 40.0}}, "tuned": {"paraphrased_queries": {"ao@10": 42.5}}},
+        "deltas": {"paraphrased_queries": {"ao@10": 2.5}},
+        "intervals": {"paraphrased_queries": {"ao@10": [1.0, 4.0]}},
         "verdict": verdict,
         "reason": "because this test says so",
         "fingerprints": {},

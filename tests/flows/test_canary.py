@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from openai_server import OpenAIServer, status  # pyright: ignore[reportMissingImports]
+from PIL import Image
 from tiny_run import served, written  # pyright: ignore[reportMissingImports]
 from waiting import eventually  # pyright: ignore[reportMissingImports]
 
@@ -60,8 +61,9 @@ def test_no_secret_is_left_anywhere(
     pass_on(f"mailto://ops:{PASSWORD}@127.0.0.1:9?from=a@example.org&to=b@example.org")
     paraphrase = served(openai_server.url)
     paraphrase["openai"] |= {"api_key_env": "CANARY_KEY", "retries": 0}
-    (tmp_path / "captions.txt").write_text("a red ball on a table\n")
-    data = {"root": str(tmp_path), "sources": [{"path": "captions.txt"}]}
+    (tmp_path / "captions.csv").write_text("image,caption\n1.png,a red ball on a table\n")
+    Image.new("RGB", (64, 64)).save(tmp_path / "1.png")
+    data = {"root": str(tmp_path), "sources": [{"path": "captions.csv", "images": "."}]}
     run = {"root": str(tmp_path / "root")}
     settings = parse_settings({"name": CONTROL, "data": data, "paraphrase": paraphrase | {"fraction": 1.0}, "run": run})
     STAGE_FLOWS["ingest"](settings=settings)

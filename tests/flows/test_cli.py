@@ -78,7 +78,7 @@ def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any],
     assert set(outcome) == {"name", "stages", "summary", "rows", "warning", "verdict", "report", "summary_path"}
     assert [row["stage"] for row in outcome["stages"]] == STAGES
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
-    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
+    assert outcome["summary"]["deltas"] == {"paraphrased_queries": {"ao@10": 2.5}}
 
 
 def test_exit_codes_of_a_finished_run(finished_run: Callable[..., Any], cli: Any) -> None:
@@ -336,7 +336,7 @@ def test_a_second_machine_has_nothing_to_do(
     assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
     assert here(url) == set()
     outcome = cli.json(["run", *at, "--require-work"], code=3)
-    assert outcome["summary"]["deltas"] == {"rewordings": {"ao@10": 2.5}}
+    assert outcome["summary"]["deltas"] == {"paraphrased_queries": {"ao@10": 2.5}}
     assert Path(outcome["report"]).read_text() == "<title>made</title>"
     # A run that only shows its outcome needs the outcome's artifacts and no other.
     assert here(url) == {"evaluate", "report"}

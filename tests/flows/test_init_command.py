@@ -70,7 +70,9 @@ def test_plan_takes_what_it_writes(data: Path, cli: Any) -> None:
     images = stages["evaluate"]["rows"] // 2
     assert stages["ingest"]["rows"] == 121 and images > 5
     assert planned["notes"][0].startswith("1 of 61 images that were looked up")
-    assert f"validation: rewordings has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][1]
+    assert (
+        f"validation: paraphrased_queries has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][1]
+    )
     assert "so they are too few to tell" in planned["notes"][1] and planned["notes"][2].startswith("α is chosen on")
 
 
@@ -162,7 +164,7 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"data-{part}.parquet")
     report = facts()
     assert [source["path"] for source in report["sources"]] == ["."] and report["rows"]["accepted"] == 60
-    assert "rewording" in Path("paraclip.yaml").read_text(), "one caption an image gives no pairs"
+    assert "paraphrased_query" in Path("paraclip.yaml").read_text(), "one caption an image gives no pairs"
     cli(["plan", "-c", "paraclip.yaml"])
 
 

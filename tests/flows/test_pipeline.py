@@ -61,13 +61,13 @@ def test_a_failed_run_has_one_table_that_says_what_failed_and_what_to_do(
     run = finished_run("name=broken")
     shutil.rmtree(run.artifacts["evaluate"].path)
     shutil.rmtree(run.artifacts["report"].path)
-    refused = InputError('rewordings.csv row 7: "<b>no</b>" caption')
+    refused = InputError('paraphrased_queries.csv row 7: "<b>no</b>" caption')
     monkeypatch.setattr("paraclip.flows.stages.run_stage", _all_but("evaluate", refused))
     with caplog.at_level("ERROR"), pytest.raises(InputError):
         pipeline(settings=run.settings)
     (table,) = artifacts_of("pipeline-broken", "broken-stages")
     assert [row["stage"] for row in json.loads(table.data)][-1] == "finetune"
-    assert "**Failed:** evaluate: rewordings.csv row 7" in table.description and r"\<b\>" in table.description
+    assert "**Failed:** evaluate: paraphrased_queries.csv row 7" in table.description and r"\<b\>" in table.description
     assert "built_in_base, finetune" in table.description and "Mend what it names. **Retry**" in table.description
     tracebacks = [record for record in caplog.records if record.exc_info]
     assert [record.name for record in tracebacks] == ["prefect.task_runs"]

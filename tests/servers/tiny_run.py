@@ -52,7 +52,7 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
         "evaluate": {
             "split": "val",
             "benchmarks": [
-                {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"},
+                {"name": "paraphrased_queries", "kind": "paraphrased_retrieval", "path": "paraphrased_queries.jsonl"},
                 {"name": "retrieval", "kind": "retrieval"},
             ],
         },

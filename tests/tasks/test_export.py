@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
 }
 TEXTS = ["a dog", "two men on a boat"]
-ROW = {"benchmark": "rewordings", "kind": "paraphrased_retrieval", "metric": "ao@10", "n": 9, "clusters": 9}
+ROW = {"benchmark": "paraphrased_queries", "kind": "paraphrased_retrieval", "metric": "ao@10", "n": 9, "clusters": 9}
 FIGURES = {"base": 11.0, "tuned": 14.0, "delta": 3.0, "low": 1.0, "high": 5.0}
 Capture = pytest.CaptureFixture[str]
 
@@ -96,7 +96,9 @@ def test_an_open_clip_release_has_its_evaluation_in_its_card(
     assert files == ["README.md", "open_clip_config.json", "open_clip_model.safetensors"]
     text = (tmp_path / "out/README.md").read_text()
     read: Any = ModelCard(text).data
-    assert [(result.dataset_name, result.metric_value) for result in read.eval_results] == [("rewordings", 14.0)]
+    assert [(result.dataset_name, result.metric_value) for result in read.eval_results] == [
+        ("paraphrased_queries", 14.0)
+    ]
     assert "+2.00 [+1.00, +5.00]" in text
     assert (tuned.path / "release/README.md").read_bytes() == before and not store.verify(tuned)
     code = text.partition("```python\n")[2].partition("```")[0].replace("PATH_OF_THIS_FOLDER", str(tmp_path / "out"))

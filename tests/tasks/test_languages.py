@@ -40,12 +40,13 @@ PARTS = {
         ("{sky}{where}有{who}", "{who}出现在{sky}的{where}", "{where}能看到{other},正在{sky}"),
     ),
 }  # fmt: skip
-"""Of each language five subjects, other words for them, twenty places, two skies, and a caption with its rewordings."""
+"""Of each language five subjects, other words for them, twenty places, two skies, and a caption with its paraphrased
+queries."""
 HELD_OUT = 0.2
 
 
-def wordings(language: str) -> list[tuple[str, ...]]:
-    """200 captions with two rewordings each."""
+def captions_of(language: str) -> list[tuple[str, ...]]:
+    """200 captions with two paraphrased queries each."""
     subjects, others, places, skies, forms = PARTS[language]
     return [
         tuple(form.format(who=who, other=other, where=where, sky=sky) for form in forms)
@@ -61,7 +62,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
         Image.new("RGB", (32, 32), (number * 53 % 256, number * 101 % 256, number * 7 % 256)).save(
             tmp_path / "pics" / f"{number}.png"
         )
-    spoken = {name: [caption for caption, _, _ in wordings(name)] for name in PARTS}
+    spoken = {name: [caption for caption, _, _ in captions_of(name)] for name in PARTS}
     rows = [
         {"image/key": f"{n}.png", **{name: {"caption": texts[2 * n : 2 * n + 2]} for name, texts in spoken.items()}}
         for n in range(30)
@@ -69,7 +70,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
     (tmp_path / "xm3600.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
 
     def make(language: str, **gates: Any) -> Settings:
-        texts = wordings(language)
+        texts = captions_of(language)
         with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8") as file:
             rows = [(f"{number // 2}.png", caption) for number, (caption, _, _) in enumerate(texts)]
             csv.writer(file).writerows([("image", "caption"), *rows])
@@ -122,7 +123,7 @@ def test_captions_in_their_own_language_from_plan_to_report(
             refuses(settings_of(language))
     assert not openai_server.asked
     letters = "".join(
-        sorted({letter for row in wordings(language) for letter in "".join(row).lower()} - {*LETTERS, " "})
+        sorted({letter for row in captions_of(language) for letter in "".join(row).lower()} - {*LETTERS, " "})
     )
     settings = settings_of(language, encoder=str(tiny_encoder(tmp_path / "encoder", LETTERS + letters)))
     plan = plan_run(Run(settings))
@@ -134,7 +135,7 @@ def test_captions_in_their_own_language_from_plan_to_report(
     steps = [stage.requests for stage in plan.stages if stage.stage == "paraphrase_1"]
     assert steps == [len(train)]
     first, second = (made(name, settings) for name in ("paraphrase_1", "paraphrase_2"))
-    texts = wordings(language)
+    texts = captions_of(language)
     bad = [{row[0] for row in texts[n::20]} & {*train} for n in (0, 1)]
     rejects = read_table(first.path / "rejects").to_pylist()
     assert {row["input"]: row["reason"] for row in rejects} == {

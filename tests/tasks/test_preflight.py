@@ -80,7 +80,9 @@ def test_a_run_that_has_all_it_needs(tmp_path: Path, settings_of: Make) -> None:
     write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
     assert told(settings_of()) == ""
     # But pairs of other images.
-    (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": "x.jpg", "caption": "a dog", "rewording": "a hound"}))
+    (tmp_path / "pairs.jsonl").write_text(
+        json.dumps({"image": "x.jpg", "caption": "a dog", "paraphrased_query": "a hound"})
+    )
     own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
     assert "benchmark 'own': none of 1 pairs" in told(settings_of(benchmarks=[own]))
     write(tmp_path / "captions.csv", rows("train", 50))
@@ -100,7 +102,7 @@ def test_no_caption_of_the_split_that_is_evaluated(tmp_path: Path, settings_of: 
     assert "data.sources[].columns.split" in message and "`split: val`" in message
     assert told(settings_of(split="test")) == ""
     assert told(settings_of({"path": "captions.csv", "images": "pics", "split": "val"})).startswith("InputError")
-    pair = {"image": "3.jpg", "caption": "a dog", "rewording": "a hound"}
+    pair = {"image": "3.jpg", "caption": "a dog", "paraphrased_query": "a hound"}
     lines = [json.dumps(pair | {"image": f"{image}.jpg"}) for image in range(10)]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}

@@ -71,12 +71,12 @@ def test_alpha_goes_from_base_to_tuned(page: TestClient) -> None:
     assert tuned(0) != tuned(0.5) != tuned(1) and tuned(0.5) == tuned(0.5)
 
 
-def test_two_wordings_are_compared(page: TestClient) -> None:
-    answer = page.post("/search", json={"query": "a dog", "rewording": "A  DOG"}).json()
+def test_a_query_and_its_paraphrase_are_compared(page: TestClient) -> None:
+    answer = page.post("/search", json={"query": "a dog", "paraphrased_query": "A  DOG"}).json()
     assert answer["base"]["ao"] == answer["base"]["js"] == 100 and len(answer["base"]["shared"]) == 10
-    answer = page.post("/search", json={"query": "a dog", "rewording": "rain on the roof"}).json()
+    answer = page.post("/search", json={"query": "a dog", "paraphrased_query": "rain on the roof"}).json()
     side = answer["tuned"]
-    both = {hit["row"] for hit in side["hits"][:10]} & {hit["row"] for hit in side["rewording_hits"][:10]}
+    both = {hit["row"] for hit in side["hits"][:10]} & {hit["row"] for hit in side["paraphrased_hits"][:10]}
     assert set(side["shared"]) == both and side["js"] == pytest.approx(100 * len(both) / (20 - len(both)), abs=0.1)
 
 

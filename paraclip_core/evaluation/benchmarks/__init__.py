@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _IN = "paraclip_core.evaluation.benchmarks"
 BENCHMARKS = {
     "paraphrased_retrieval": f"{_IN}.paraphrased:PARAPHRASED_RETRIEVAL",
-    "wordings": f"{_IN}.wordings:WORDINGS",
+    "query_pairs": f"{_IN}.query_pairs:QUERY_PAIRS",
     "retrieval": f"{_IN}.retrieval:RETRIEVAL",
     "sts": f"{_IN}.sts:STS",
     "sick": f"{_IN}.sts:SICK",
@@ -129,7 +129,7 @@ class Task:
     per_query: Callable[[Measured, Measured], pa.Table] | None = None
     """Table of all query pairs from base and tuned outcome (:data:`paraclip_core.tables.PER_QUERY`)."""
     pairs: Sequence[str] = ()
-    """The image of each pair of wordings, where there are some."""
+    """The image of each query pair, where there are some."""
 
 
 @dataclass(frozen=True)

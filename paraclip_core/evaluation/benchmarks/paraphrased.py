@@ -1,7 +1,7 @@
-"""Paraphrased retrieval (Cheng et al., arXiv 2405.03190): do two wordings of one meaning find the same images?
+"""Paraphrased retrieval (Cheng et al., arXiv 2405.03190): do a query and its paraphrase find the same images?
 
-Pairs come from a file with the columns image_id, caption and rewording (SugarCrepe++'s filename, caption and caption2
-do as well), or are all pairs of an image's captions: ten for five captions.
+Pairs come from a file with the columns image_id, caption and paraphrased_query (SugarCrepe++'s filename, caption and
+caption2 do as well), or are all pairs of an image's captions: ten for five captions.
 
 Reviews of Cheng et al. print AO@k without the division by the depth, where equal lists give 5.5 of 10. The measure of
 that name has the division, and equal lists give 1 (Wu & Crestani, 2003; Webber et al., 2010): ``ao@10`` is that one.
@@ -40,7 +40,7 @@ from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 
 DEPTH = 10
-REWORDINGS = ("rewording", "caption2", "paraphrase")
+PARAPHRASED = ("paraphrased_query", "caption2", "paraphrase")
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
 
@@ -53,11 +53,11 @@ class PairOptions(Options):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Caption and rewording of each query pair, and the image that both tell of."""
+    """Caption and paraphrased query of each query pair, and the image that both tell of."""
 
     image_ids: Sequence[str]
     captions: Sequence[str]
-    rewordings: Sequence[str]
+    paraphrased_queries: Sequence[str]
     split: str
     equal: int = 0
     """Pairs left out because both texts are the same words."""
@@ -107,21 +107,22 @@ def read_pairs(path: Path) -> Pairs:
         (
             field(file, number, row, "image_id", "filename", "image"),
             field(file, number, row, "caption"),
-            field(file, number, row, *REWORDINGS),
+            field(file, number, row, *PARAPHRASED),
         )
         for file in pairs_files(path)
         for number, row in records(file)
     ]
     if not rows:
-        raise BenchmarkError(f"{path} has no pairs; expected rows with image_id, caption and rewording")
+        raise BenchmarkError(f"{path} has no pairs; expected rows with image_id, caption and paraphrased_query")
     return _pairs(rows, path.name)
 
 
 def pairs_files(path: Path) -> list[Path]:
-    """The files of pairs: of a folder ``rewordings.*`` or ``pairs.*``, or else all that have some; none of captions."""
+    """The files of pairs: of a folder ``paraphrased_queries.*`` or ``pairs.*``, or else all that have some; none of
+    captions."""
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
-        return [file for file in files if file.stem in ("rewordings", "pairs")] or [*filter(_has_pairs, files)]
+        return [file for file in files if file.stem in ("paraphrased_queries", "pairs")] or [*filter(_has_pairs, files)]
     return [path] if _has_pairs(path) else []
 
 
@@ -130,7 +131,7 @@ def _has_pairs(file: Path) -> bool:
         first = next(records(file), None)
     except (BenchmarkError, InputError):  # captions in another format, or damaged, as their reader will tell
         return False
-    return first is not None and any(name in first[1] for name in REWORDINGS)
+    return first is not None and any(name in first[1] for name in PARAPHRASED)
 
 
 def pairs_of_captions(captions: Captions) -> Pairs:
@@ -142,7 +143,7 @@ def pairs_of_captions(captions: Captions) -> Pairs:
     if not rows:
         raise BenchmarkError(
             f"no image of split {captions.split!r} has two captions; give the benchmark the path of a file with the "
-            "columns image, caption and rewording"
+            "columns image, caption and paraphrased_query"
         )
     return _pairs(rows, captions.split)
 
@@ -150,7 +151,8 @@ def pairs_of_captions(captions: Captions) -> Pairs:
 def within(pairs: Pairs, pool: ImagePool) -> Pairs:
     if not pairs.image_ids:
         raise BenchmarkError(
-            f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected two wordings"
+            f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected a caption "
+            "and a paraphrase of it"
         )
     places = np.flatnonzero(pool.find(pairs.image_ids) >= 0).tolist()
     if not places:
@@ -162,10 +164,10 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
         raise BenchmarkError(
             f"its pool has {len(pool.ids)} images; expected at least {DEPTH}: use a split with more, or leave it out"
         )
-    ids, captions, rewordings = (
-        [column[i] for i in places] for column in (pairs.image_ids, pairs.captions, pairs.rewordings)
+    ids, captions, paraphrased_queries = (
+        [column[i] for i in places] for column in (pairs.image_ids, pairs.captions, pairs.paraphrased_queries)
     )
-    return Pairs(ids, captions, rewordings, pairs.split, pairs.equal, len(pairs.image_ids) - len(places))
+    return Pairs(ids, captions, paraphrased_queries, pairs.split, pairs.equal, len(pairs.image_ids) - len(places))
 
 
 def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
@@ -173,16 +175,16 @@ def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
 
     The images of the pairs are all in the pool, see :func:`within`.
     """
-    features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.rewordings])
+    features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.paraphrased_queries])
     ranked = top_k(features, pool.features(encoder), DEPTH)
     count = len(pairs.captions)
-    caption, rewording = ranked[index[:count]], ranked[index[count:]]
+    caption, paraphrased = ranked[index[:count]], ranked[index[count:]]
     owner = pool.find(pairs.image_ids)
     values = {
-        f"ao@{DEPTH}": average_overlap(caption, rewording, DEPTH),
-        f"js@{DEPTH}": jaccard(caption, rewording, DEPTH),
+        f"ao@{DEPTH}": average_overlap(caption, paraphrased, DEPTH),
+        f"js@{DEPTH}": jaccard(caption, paraphrased, DEPTH),
     }
-    for name, side in (("caption", caption), ("rewording", rewording)):
+    for name, side in (("caption", caption), ("paraphrased_query", paraphrased)):
         values |= {f"{name}_text_to_image_recall@{k}": recall_at_k(side, owner, k) for k in RECALL_DEPTHS}
     notes = {
         "protocol": "both rankings over all images of the pool; mean over pairs",
@@ -194,17 +196,19 @@ def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
         "pairs_without_image": pairs.without_image,
     }
     samples = {name: Sample(value, owner) for name, value in values.items()}
-    return Measured(samples, notes, {"caption": caption, "rewording": rewording})
+    return Measured(samples, notes, {"caption": caption, "paraphrased_query": paraphrased})
 
 
 def per_query(pairs: Pairs, pool: ImagePool, base: Measured, tuned: Measured) -> pa.Table:
     """Every pair with both models' scores and ranked lists (:data:`paraclip_core.tables.PER_QUERY`)."""
-    columns: list[pa.Array] = [pa.array(list(side)) for side in (pairs.image_ids, pairs.captions, pairs.rewordings)]
+    columns: list[pa.Array] = [
+        pa.array(list(side)) for side in (pairs.image_ids, pairs.captions, pairs.paraphrased_queries)
+    ]
     for metric in (f"ao@{DEPTH}", f"js@{DEPTH}"):
         columns += [pa.array(measured.samples[metric].values) for measured in (base, tuned)]
     ids = pa.array(list(pool.ids))
     for measured in (base, tuned):
-        columns += [_lists(ids, measured.ranked[side]) for side in ("caption", "rewording")]
+        columns += [_lists(ids, measured.ranked[side]) for side in ("caption", "paraphrased_query")]
     return pa.Table.from_arrays(columns, schema=PER_QUERY)
 
 
@@ -216,8 +220,8 @@ def _lists(ids: pa.Array, ranked: NDArray[np.int64]) -> pa.Array:
 def _pairs(rows: list[tuple[str, str, str]], split: str) -> Pairs:
     # The tokenizer folds case and blanks, so such a pair is one text twice and overlaps fully by definition.
     distinct = [row for row in rows if row[1].casefold().split() != row[2].casefold().split()]
-    ids, captions, rewordings = ([row[column] for row in distinct] for column in range(3))
-    return Pairs(ids, captions, rewordings, split, len(rows) - len(distinct))
+    ids, captions, paraphrased_queries = ([row[column] for row in distinct] for column in range(3))
+    return Pairs(ids, captions, paraphrased_queries, split, len(rows) - len(distinct))
 
 
 PARAPHRASED_RETRIEVAL = Benchmark(
@@ -226,11 +230,11 @@ PARAPHRASED_RETRIEVAL = Benchmark(
         Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True),
         Metric(f"js@{DEPTH}", f"JS@{DEPTH}", headline=True),
         *recalls("caption_text_to_image_recall", "caption → image recall"),
-        *recalls("rewording_text_to_image_recall", "rewording → image recall"),
+        *recalls("paraphrased_query_text_to_image_recall", "paraphrased query → image recall"),
     ),
     load=load,
     files=lambda path, split: published.beside(path) if pairs_files(path) else captioned_files(path, split),
-    aliases=("rewordings", "pairs", "coco-p"),
+    aliases=("paraphrased_queries", "pairs", "coco-p"),
     searches_images=True,
     searches_stored=True,
     task="paraphrased_retrieval",

@@ -1,6 +1,6 @@
 """Paraphrases that a user already has, as an engine: a request's answer is looked up by its input text.
 
-A file of captions alone gives each caption others of the same image: people's wordings, at no cost.
+A file of captions alone gives each caption others of the same image: people's paraphrases, at no cost.
 
 A file that cannot be read, or lacks a column, raises InputError.
 """

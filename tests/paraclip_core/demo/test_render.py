@@ -60,12 +60,14 @@ def test_what_is_above_is_drawn_higher_and_what_is_left_further_left() -> None:
 def test_the_files_hold_what_they_say(tmp_path: Path) -> None:
     counts = write_scenes(OPTIONS, tmp_path)
     captions = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
-    rewordings = [json.loads(line) for line in (tmp_path / "rewordings.jsonl").read_text().splitlines()]
+    paraphrased_queries = [
+        json.loads(line) for line in (tmp_path / "paraphrased_queries.jsonl").read_text().splitlines()
+    ]
     assert counts["images"] == 40
     assert counts["captions"] == len(captions) == 80
-    assert counts["rewordings"] == len(rewordings) == 10
+    assert counts["paraphrased_queries"] == len(paraphrased_queries) == 10
     held_out = {row["image_id"] for row in captions if row["split"] == "val"}
-    assert [row["image_id"] for row in rewordings] == sorted(held_out)
+    assert [row["image_id"] for row in paraphrased_queries] == sorted(held_out)
     assert set(captions[0]) == {"image_id", "image", "caption", "split", "license"}
     with tarfile.open(tmp_path / "images.tar") as archive:
         members = archive.getmembers()

@@ -1,4 +1,5 @@
-"""What the demo's texts promise: a limited base vocabulary, few distinct captions, rewordings in words of their own."""
+"""What the demo's texts promise: a limited base vocabulary, few distinct captions, paraphrased queries in words of
+their own."""
 
 from __future__ import annotations
 
@@ -74,11 +75,11 @@ def test_training_says_each_concept_with_its_base_word_only(training_words: set[
             assert words(other) - training_words, f"{other!r} says {concept.word!r} in words that training has"
 
 
-def test_a_rewording_renames_a_thing_and_is_no_training_caption(
+def test_a_paraphrased_query_renames_a_thing_and_is_no_training_caption(
     images: list[SceneImage], training_captions: set[str], training_words: set[str]
 ) -> None:
     renamed = {word for kind in KINDS.values() for other in kind.others for word in words(other)}
-    rewordings = set()
+    paraphrased_queries = set()
     for image in images:
         if image.split == "val":
             text = reword(image, SEED)
@@ -86,8 +87,8 @@ def test_a_rewording_renames_a_thing_and_is_no_training_caption(
             assert text not in training_captions
             assert text.lower().rstrip(".") not in {caption.lower().rstrip(".") for caption in training_captions}
             assert words(text) != words(plain_caption(image.scene))
-            rewordings.add(text)
-    assert len(rewordings) > 740
+            paraphrased_queries.add(text)
+    assert len(paraphrased_queries) > 740
 
 
 @given(count=st.integers(20, 60))

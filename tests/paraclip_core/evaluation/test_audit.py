@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.audit import audit_index, read_queries, wordings
-from paraclip_core.evaluation.benchmarks.wordings import RULES
+from paraclip_core.evaluation.audit import audit_index, query_pairs, read_queries
+from paraclip_core.evaluation.benchmarks.query_pairs import RULES
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(60, 8))
@@ -40,7 +40,9 @@ def test_overlaps_of_every_pair() -> None:
         return np.argsort(-(unit @ vectors([text])[0]), kind="stable")[:10].tolist()
 
     expected = {pair: 100 * overlap(*map(ranked, pair)) for pair in PAIRS}
-    assert {(pair.query, pair.rewording): pair.ao["base"] for pair in audit.pairs} == pytest.approx(expected, abs=0.01)
+    assert {(pair.query, pair.paraphrased_query): pair.ao["base"] for pair in audit.pairs} == pytest.approx(
+        expected, abs=0.01
+    )
     assert audit.figures["base"]["ao"].mean == pytest.approx(np.mean(list(expected.values())), abs=0.01)
     overlaps = [pair.ao["base"] for pair in audit.pairs]
     assert overlaps == sorted(overlaps) and audit.queries == 3 and not audit.gain
@@ -60,21 +62,21 @@ def test_a_model_to_which_all_texts_are_one_agrees_with_itself() -> None:
 def test_one_query_has_no_interval_and_what_is_no_query_is_named() -> None:
     audit = audit_index(Searcher(IMAGES[:4], IDS[:4]), {"base": vectors}, PAIRS[:1])
     assert audit.depth == 4 and audit.figures["base"]["js"].mean == 100 and audit.figures["base"]["js"].low is None
-    with pytest.raises(BenchmarkError, match="no query has a rewording"):
+    with pytest.raises(BenchmarkError, match="no query has a paraphrased query"):
         audit_index(Searcher(IMAGES, IDS), {"base": vectors}, [])
-    assert wordings([("a", "b"), ("a", "b"), ["c", "d"]]) == [("a", "b", ""), ("c", "d", "")]
+    assert query_pairs([("a", "b"), ("a", "b"), ["c", "d"]]) == [("a", "b", ""), ("c", "d", "")]
     bad: list[Any] = [("a", 1), 7, "", (), ("a", "b", "c", "d")]
     for entry in bad:
         with pytest.raises(BenchmarkError, match=r"entry 2 is .*expected a query, or a tuple"):
-            wordings(["a dog", entry])
+            query_pairs(["a dog", entry])
     with pytest.raises(BenchmarkError, match="expected a list of queries"):
-        wordings("a dog")
+        query_pairs("a dog")
 
 
 def test_queries_from_text_and_tables(tmp_path: Path) -> None:
     (tmp_path / "q.txt").write_text("﻿a dog\n\ntwo cats\r\na dog\n", "utf-8")
     assert read_queries(tmp_path / "q.txt") == (["a dog", "two cats"], [])
-    (tmp_path / "q.csv").write_text("query,rewording\na dog,a hound\na dog,a hound\na cat,a cat\n")
+    (tmp_path / "q.csv").write_text("query,paraphrased_query\na dog,a hound\na dog,a hound\na cat,a cat\n")
     assert read_queries(tmp_path / "q.csv") == ([], [("a dog", "a hound")])
     (tmp_path / "q.jsonl").write_text('{"caption": "a dog", "paraphrase": "a hound"}\n')
     assert read_queries(tmp_path / "q.jsonl") == ([], [("a dog", "a hound")])
@@ -97,7 +99,7 @@ def test_files_without_queries_are_named(tmp_path: Path) -> None:
 
 
 def rules(query: str) -> dict[str, str]:
-    return {pair.kind: pair.other for pair in wordings([query])}
+    return {pair.kind: pair.other for pair in query_pairs([query])}
 
 
 def test_every_rule() -> None:
@@ -120,7 +122,7 @@ def test_every_rule() -> None:
 
 
 @given(st.text(min_size=1).filter(str.strip))
-def test_any_text_gets_rewordings_that_differ_from_it(query: str) -> None:
-    pairs = wordings([query])
+def test_any_text_gets_paraphrases_that_differ_from_it(query: str) -> None:
+    pairs = query_pairs([query])
     assert "a photo of" in {pair.kind for pair in pairs} <= set(RULES)
     assert all(pair.query == query.strip() != pair.other for pair in pairs)

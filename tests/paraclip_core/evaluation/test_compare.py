@@ -132,12 +132,30 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
 @pytest.mark.parametrize(
     ("over", "control", "wanted", "verdict", "text"),
     [
-        ((0.8, 0.2), (0.1, -0.3), True, "promote", "; over captions alone rewordings ao@10 +0.80 [+0.20, +1.40]"),
+        (
+            (0.8, 0.2),
+            (0.1, -0.3),
+            True,
+            "promote",
+            "; over captions alone paraphrased_queries ao@10 +0.80 [+0.20, +1.40]",
+        ),
         ((0.8, -0.1), (0.1, -0.3), False, "promote", "[-0.10, +1.70], not clear of zero, so a gain may be"),
-        ((0.8, -0.1), (0.1, -0.3), True, "hold", "; held, as over captions alone rewordings ao@10 +0.80 [-0.10"),
+        (
+            (0.8, -0.1),
+            (0.1, -0.3),
+            True,
+            "hold",
+            "; held, as over captions alone paraphrased_queries ao@10 +0.80 [-0.10",
+        ),
         ((-0.6, -0.9), (0.9, 0.3), False, "hold", "; held, as the paraphrases do not pay, for captions alone do be"),
         ((10.4, 8.0), (-13.2, -16.0), False, "promote", "; the control is worthless as one, for captions alone fell "),
-        ((10.4, 8.0), (-13.2, -16.0), True, "hold", "below the base (rewordings ao@10 -13.20 [-16.00, -10.40])"),
+        (
+            (10.4, 8.0),
+            (-13.2, -16.0),
+            True,
+            "hold",
+            "below the base (paraphrased_queries ao@10 -13.20 [-16.00, -10.40])",
+        ),
         ((-9.0, -11.0), (20.0, 18.0), False, "promote", f"fell below the base (retrieval {RECALL} -30.00 [-34.00"),
     ],
 )
@@ -145,13 +163,13 @@ def test_the_control_comes_second(
     over: tuple[float, float], control: tuple[float, float], wanted: bool, verdict: str, text: str
 ) -> None:
     plain = compare([outcome()], EvaluateOptions())
-    rows = [[row("paraphrased_retrieval", "ao@10", *of, "rewordings")] for of in (over, control)]
+    rows = [[row("paraphrased_retrieval", "ao@10", *of, "paraphrased_queries")] for of in (over, control)]
     # A collapsed encoder agrees with itself, and finds nothing.
     rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
     rows[0].append(row("retrieval", RECALL, 0.0, -1.0))
     # Contradictions may agree more, too.
-    rows[1].append(row("wordings", "gap", -3.0, -4.0))
-    rule = GateRule(over_control=wanted, max_drop=GateRule().max_drop | {"wordings/gap": 1.0})
+    rows[1].append(row("query_pairs", "margin", -3.0, -4.0))
+    rule = GateRule(over_control=wanted, max_drop=GateRule().max_drop | {"query_pairs/margin": 1.0})
     judged = with_control(plain, rows[0], rows[1], rule)
     assert (plain.verdict, judged.verdict) == ("promote", verdict)
     assert judged.reason.startswith(f"{plain.reason}; ") and text in judged.reason
@@ -160,10 +178,10 @@ def test_the_control_comes_second(
     worthless = "the control is worthless" in judged.reason
     assert (summary.keys() | judged.as_json().keys()).isdisjoint({"over_control"}) == worthless
     if not worthless:
-        gains = summary["over_control"]["rewordings"]["ao@10"]
+        gains = summary["over_control"]["paraphrased_queries"]["ao@10"]
         assert gains == pytest.approx([*over, 2 * over[0] - over[1]]) and len(judged.as_json()["over_control"]) == 2
-    assert summary["control"]["rewordings"]["ao@10"][0] == control[0]
-    assert summary["models"]["control"]["rewordings"] == {"ao@10": 50.0 + control[0]}
+    assert summary["control"]["paraphrased_queries"]["ao@10"][0] == control[0]
+    assert summary["models"]["control"]["paraphrased_queries"] == {"ao@10": 50.0 + control[0]}
     assert len(judged.as_json()["control"]) == 3 and not {"over_control", "control"} & plain.as_json().keys()
     # A gain over the control mends nothing.
     held = compare([outcome(0.0)], EvaluateOptions())
@@ -180,7 +198,9 @@ def searched(base: float, tuned: float, images: int = 400, metric: str = "ao@10"
         samples = {metric: Sample(values, clusters), f"caption_{RECALL}": Sample(recalls, clusters)}
         return Measured(samples, {"images": images})
 
-    return Outcome("rewordings", "paraphrased_retrieval", measured(np.full(images, base)), measured(tuned + noise))
+    return Outcome(
+        "paraphrased_queries", "paraphrased_retrieval", measured(np.full(images, base)), measured(tuned + noise)
+    )
 
 
 def test_every_significant_loss_is_in_the_verdict() -> None:
@@ -198,7 +218,7 @@ def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> No
     few, enough = (compare([searched(0.3, 0.3, images)], options) for images in (70, 4000))
     assert few.verdict == enough.verdict == "hold" and "too few" not in enough.reason
     (number,) = re.findall(
-        r"too few to tell: 70 images make ±(.*) points of rewordings ao@10, and .* about (.*) held-out images",
+        r"too few to tell: 70 images make ±(.*) points of paraphrased_queries ao@10, and .* about (.*) held-out images",
         few.reason,
     )
     assert float(number[0]) == pytest.approx(1.96 * 17 / 70**0.5, rel=0.15)
@@ -218,7 +238,7 @@ def test_nothing_is_measured_on_a_base_near_chance(hits: float, images: int, unt
     comparison = compare([searched(0.3, 0.6, images, hits=hits)], EvaluateOptions(gate=GateRule(max_drop={})))
     assert comparison.untrained == untrained
     assert comparison.reason.startswith("the base is near chance, so nothing can be measured on it") == untrained
-    rows = [[row("paraphrased_retrieval", "ao@10", 1.0, 0.5, "rewordings")]] * 2
+    rows = [[row("paraphrased_retrieval", "ao@10", 1.0, 0.5, "paraphrased_queries")]] * 2
     if untrained:
         assert comparison.verdict == "hold" and "by chance among 400 images; take a" in comparison.reason
         # Only a run knows whether the base is one that it can train.
@@ -239,7 +259,7 @@ def outcome(gain: float = 0.2, images: int = 30) -> Outcome:
             {"ao@10": Sample(values + shift, clusters)}, {"images": images}, {"caption": np.eye(3, dtype=int)}
         )
 
-    return Outcome("rewordings", "paraphrased_retrieval", measured(0.0), measured(gain))
+    return Outcome("paraphrased_queries", "paraphrased_retrieval", measured(0.0), measured(gain))
 
 
 def test_rows_are_in_percent() -> None:
@@ -256,7 +276,7 @@ def test_rows_are_in_percent() -> None:
 def test_a_gain_among_few_images_is_held() -> None:
     held, promoted = (compare([outcome(images=n)], EvaluateOptions()) for n in (19, 20))
     assert (held.verdict, promoted.verdict) == ("hold", "promote") and held.rows == promoted.rows
-    assert held.reason == "the 19 images of rewordings prove nothing; use a split of 20 images or more"
+    assert held.reason == "the 19 images of paraphrased_queries prove nothing; use a split of 20 images or more"
 
 
 def test_summary_has_the_agreed_shape() -> None:
@@ -264,9 +284,9 @@ def test_summary_has_the_agreed_shape() -> None:
     summary = comparison.summary({"finetune": "abc"})
     assert set(summary) == {"models", "deltas", "intervals", "verdict", "reason", "notes", "fingerprints"}
     assert summary["notes"] == list(comparison.notes) != []
-    assert summary["deltas"]["rewordings"]["ao@10"] == pytest.approx(20.0)
-    assert summary["intervals"]["rewordings"]["ao@10"] == pytest.approx([20.0, 20.0])
-    assert summary["models"]["tuned"]["rewordings"]["ao@10"] == comparison.rows[0].tuned
+    assert summary["deltas"]["paraphrased_queries"]["ao@10"] == pytest.approx(20.0)
+    assert summary["intervals"]["paraphrased_queries"]["ao@10"] == pytest.approx([20.0, 20.0])
+    assert summary["models"]["tuned"]["paraphrased_queries"]["ao@10"] == comparison.rows[0].tuned
 
 
 @pytest.mark.parametrize(

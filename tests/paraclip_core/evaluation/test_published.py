@@ -102,8 +102,8 @@ def test_a_folder_of_coco_captions_gives_pairs(tmp_path: Path) -> None:
     (tmp_path / "captions_val.json").write_text(json.dumps({"images": images, "annotations": captions}))
     benchmark = BenchmarkOptions(name="coco", kind="paraphrased_retrieval", path=".")
     assert prepare(benchmark, tmp_path).kind == "paraphrased_retrieval"
-    (tmp_path / "rewordings.jsonl").write_text('{"image": "0.jpg"}')
-    with pytest.raises(BenchmarkError, match=r"rewordings\.jsonl, row 1: caption is None"):
+    (tmp_path / "paraphrased_queries.jsonl").write_text('{"image": "0.jpg"}')
+    with pytest.raises(BenchmarkError, match=r"paraphrased_queries\.jsonl, row 1: caption is None"):
         prepare(benchmark, tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_a_folder_of_shards(tmp_path: Path) -> None:
 
 
 def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
-    path = tmp_path / "rewordings.jsonl"
+    path = tmp_path / "paraphrased_queries.jsonl"
     log = tmp_path / "runs" / "logs" / "evaluate.log"
     log.parent.mkdir(parents=True)
     for file in (path, log, tmp_path / "a.JPG", tmp_path / "more.tif"):
@@ -248,7 +248,7 @@ def test_both_kinds_measure_them(tmp_path: Path, kind: Any, inside: str) -> None
 
 def test_other_formats_go_first(tmp_path: Path) -> None:
     folder = hub(tmp_path)
-    pairs = write(tmp_path / "more" / "a.parquet", [1], caption=["a"], rewording=["b"])
+    pairs = write(tmp_path / "more" / "a.parquet", [1], caption=["a"], paraphrased_query=["b"])
     assert picture_files(pairs) == pairs_files(pairs) == [pairs] and pairs_files(folder) == []
     (folder / "pairs.tsv").touch()
     assert picture_files(folder) and pairs_files(folder) == [folder / "pairs.tsv"]

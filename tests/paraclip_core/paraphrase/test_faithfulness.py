@@ -28,7 +28,7 @@ def read(name: str) -> list[dict[str, Any]]:
 PAIRS, FRESH, EVERYDAY = (read(f"{name}.jsonl") for name in ("pairs", "fresh", "everyday"))
 
 
-def test_everyday_rewordings_pass_as_recorded_and_most_of_them() -> None:
+def test_everyday_paraphrases_pass_as_recorded_and_most_of_them() -> None:
     for row in EVERYDAY:
         failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
         assert (None if failure is None else failure[0]) == row["gate"], row["id"]

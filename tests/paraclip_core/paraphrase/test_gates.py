@@ -175,8 +175,8 @@ def test_every_bad_answer_is_stopped(judges: dict[int, Judge]) -> None:
         assert [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.accepted] == []
 
 
-def human_rewordings(folder: Path, name: str) -> Iterator[tuple[str, str]]:
-    """Pairs that people found to say the same; those that differ in punctuation or case alone are no rewordings."""
+def human_paraphrases(folder: Path, name: str) -> Iterator[tuple[str, str]]:
+    """Pairs that people found to say the same; those that differ in punctuation or case alone are no paraphrases."""
     path = folder / ("sts/raw/STSB-train.tsv" if name == "STS-B" else "sts/sick/SICK_train.txt")
     with path.open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
@@ -191,7 +191,7 @@ def human_rewordings(folder: Path, name: str) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", ["STS-B", pytest.param("SICK", marks=pytest.mark.nightly)])
 def test_what_people_reword_passes(judges: dict[int, Judge], data_root: Path, name: str) -> None:
-    requests = [Request(one, one, [two]) for one, two in human_rewordings(data_root, name)]
+    requests = [Request(one, one, [two]) for one, two in human_paraphrases(data_root, name)]
     assert len(requests) > 500
     assert len(stopped(judges[1].judge(requests))) <= MOST * len(requests)
 

@@ -176,7 +176,7 @@ def test_it_says_what_measures_mean_and_what_was_counted() -> None:
     data = ReportData("demo", "hold", [], ROWS, "f" * 64, facts=facts, settings="name: <demo>\n", protocols=protocols)
     text = " ".join(" ".join(Reader(render_report(data)).text).split())
     for shown in (
-        "AO@10: how far the first 10 images for two wordings of one meaning agree",
+        "AO@10: how far the first 10 images for a query and its paraphrase agree",
         "Paraphrased retrieval · 1,000 images searched · 9,983 pairs · split val",
         *facts.values(),
         "name: <demo>",

@@ -9,7 +9,7 @@ from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import (
     Training,
 )
-from paraclip_core.report.plots import alpha_plot, loss_plot, pareto_plot, validation_plot, wordings_plot
+from paraclip_core.report.plots import alpha_plot, loss_plot, margin_plot, pareto_plot, validation_plot
 
 SWEEP = {
     "alphas": [{"alpha": a, "text_to_image_recall@10": 54 - a, "ao@10": 29 + a} for a in (0.0, 0.5, 1.0)],
@@ -26,9 +26,14 @@ LOG = Training(
 )
 
 
-def rows(foils: float, tuned: float) -> list[Row]:
-    figures = {"ao@10": (50, tuned), "ao@10@typo": (9, 9), "foil_ao@10": (45, foils), "gap": (5, tuned - foils)}
-    return [Row("sick", "wordings", name, a, b, b - a, 0, 0, n=9, clusters=9) for name, (a, b) in figures.items()]
+def rows(negatives: float, tuned: float) -> list[Row]:
+    figures = {
+        "ao@10": (50, tuned),
+        "ao@10@typo": (9, 9),
+        "hard_negative_ao@10": (45, negatives),
+        "margin": (5, tuned - negatives),
+    }
+    return [Row("sick", "query_pairs", name, a, b, b - a, 0, 0, n=9, clusters=9) for name, (a, b) in figures.items()]
 
 
 def texts(svg: str) -> list[str]:
@@ -69,8 +74,8 @@ def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:
     assert unringed is not None and 'r="7"' not in unringed
 
 
-def test_rewordings_and_foils_of_three_models() -> None:
-    svg = str(wordings_plot(rows(47, 54), rows(48, 51)))
-    assert {"tuned", "base", "captions alone", "the base's gap"} <= set(texts(svg))
+def test_paraphrased_queries_and_hard_negatives_of_three_models() -> None:
+    svg = str(margin_plot(rows(47, 54), rows(48, 51)))
+    assert {"tuned", "base", "captions alone", "the base's margin"} <= set(texts(svg))
     assert svg.count("<circle") == 4  # with the ring
-    assert wordings_plot([row for row in rows(47, 54) if row.metric == "ao@10"]) is None
+    assert margin_plot([row for row in rows(47, 54) if row.metric == "ao@10"]) is None

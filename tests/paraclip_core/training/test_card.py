@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from paraclip_core.training.card import completed_card, release_card
 
 ROW = {
-    "benchmark": "rewordings",
+    "benchmark": "paraphrased_queries",
     "kind": "paraphrased_retrieval",
     "metric": "ao@10",
     "base": 11.8196,
@@ -75,11 +75,11 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
     assert results is not None and read.model_name == "paraclip-1234"
     entries = [(result.task_type, result.dataset_name, result.metric_type, result.metric_value) for result in results]
     assert entries == [
-        ("image-text-retrieval", "rewordings", "ao@10", 14.02),
-        ("image-text-retrieval", "rewordings", "js@10", 14.02),
+        ("image-text-retrieval", "paraphrased_queries", "ao@10", 14.02),
+        ("image-text-retrieval", "paraphrased_queries", "js@10", 14.02),
         ("sentence-similarity", "sts-b", "spearman", 14.02),
     ]
-    assert "| rewordings | ao@10 ↑ | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
+    assert "| paraphrased_queries | ao@10 ↑ | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
     assert "Verdict: promote" in text and text.startswith("---\n") and text.count("\n---\n") == 1
     assert completed_card(card()) == card(), "nothing known, nothing added"
 

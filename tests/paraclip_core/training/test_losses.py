@@ -27,9 +27,9 @@ from paraclip_core.training.losses import (
     info_nce,
     named_pairs,
     pairwise_sigmoid,
-    rank_divergence,
+    ranking_divergence,
 )
-from paraclip_core.training.options import LossWeights, RankOptions
+from paraclip_core.training.options import LossWeights, RankingDistillation
 
 KINDS = ("image", "caption", "paraphrase_1", "paraphrase_2")
 
@@ -216,7 +216,7 @@ def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> No
     rows, features = tiny.tiny_rows()
     batch = make_batch(rows, np.arange(8), TEXTS[:2], features, np.arange(len(features)))
     clip.model.train()
-    anchor = Anchor(clip, 1.0, RankOptions())
+    anchor = Anchor(clip, 1.0, RankingDistillation())
     assert not anchor.clip.model.training, "dropout would move what it holds on to"
     clip.model.eval()
     with torch.no_grad():
@@ -232,14 +232,14 @@ def unit(rows: int, seed: int, dim: int = 6, dtype: torch.dtype = torch.float32)
     return functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)).to(dtype), dim=-1)
 
 
-def divergence_by_loop(wordings: list[Tensor], base: Tensor, gallery: Tensor, temperature: float) -> float:
+def divergence_by_loop(texts: list[Tensor], base: Tensor, gallery: Tensor, temperature: float) -> float:
     def shares(text: Tensor) -> list[float]:
         powers = [math.exp(temperature * float(text.detach().double() @ image.double())) for image in gallery]
         return [power / sum(powers) for power in powers]
 
     divergences = []
-    for wording in wordings:
-        for row, judge in zip(wording, base, strict=True):
+    for text in texts:
+        for row, judge in zip(text, base, strict=True):
             divergences.append(sum(p * math.log(p / q) for p, q in zip(shares(judge), shares(row), strict=True)))
     return sum(divergences) / len(divergences)
 
@@ -250,20 +250,20 @@ def divergence_by_loop(wordings: list[Tensor], base: Tensor, gallery: Tensor, te
 )
 def test_rankings_have_the_defined_value_and_gradient(rows: int, images: int, temperature: float, cells: int) -> None:
     base, gallery = unit(rows, 0), unit(images, 1)
-    wordings = [unit(rows, seed).requires_grad_() for seed in (2, 3, 4)]
+    texts = [unit(rows, seed).requires_grad_() for seed in (2, 3, 4)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(losses, "RANK_CELLS", cells)
-        ours = rank_divergence(wordings, base, gallery, temperature)
-    expected = divergence_by_loop(wordings, base, gallery, temperature)
+        patch.setattr(losses, "RANKING_CELLS", cells)
+        ours = ranking_divergence(texts, base, gallery, temperature)
+    expected = divergence_by_loop(texts, base, gallery, temperature)
     assert float(ours.detach()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
     (3 * ours).backward()
-    again = [wording.detach().requires_grad_() for wording in wordings]
+    again = [text.detach().requires_grad_() for text in texts]
     targets = torch.log_softmax(temperature * base @ gallery.T, 1)
     plain = [
-        functional.kl_div(torch.log_softmax(temperature * wording @ gallery.T, 1), targets, reduction="batchmean",
+        functional.kl_div(torch.log_softmax(temperature * text @ gallery.T, 1), targets, reduction="batchmean",
                           log_target=True)
-        for wording in again
+        for text in again
     ]  # fmt: skip
     (sum(plain) / 3 * 3).backward()  # type: ignore[union-attr]  # three of them
-    for first, second in zip(wordings, again, strict=True):
+    for first, second in zip(texts, again, strict=True):
         torch.testing.assert_close(first.grad, second.grad, rtol=1e-4, atol=1e-5)

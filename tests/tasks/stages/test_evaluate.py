@@ -191,14 +191,16 @@ def test_an_interrupted_stage_goes_on(
     assert run(world, settings, "cut").manifest == again.manifest
 
 
-def test_a_file_of_rewordings(world: World, data_root: Path, tmp_path: Path) -> None:
+def test_a_file_of_paraphrased_queries(world: World, data_root: Path, tmp_path: Path) -> None:
     rows = captions_table(data_root).to_pylist()
     rows = [row for row in rows if row["image_id"]]
-    lines = [{"image_id": r["image_id"], "caption": r["caption"], "rewording": f"so: {r['caption']}"} for r in rows]
-    (tmp_path / "rewordings.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    benchmark = {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
-    artifact = run(world, settings_with(tmp_path, [benchmark]), "rewordings")
-    notes = json.loads((artifact.path / "comparison.json").read_text())["protocols"]["rewordings"]
+    lines = [
+        {"image_id": r["image_id"], "caption": r["caption"], "paraphrased_query": f"so: {r['caption']}"} for r in rows
+    ]
+    (tmp_path / "paraphrased_queries.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmark = {"name": "paraphrased_queries", "kind": "paraphrased_retrieval", "path": "paraphrased_queries.jsonl"}
+    artifact = run(world, settings_with(tmp_path, [benchmark]), "paraphrased_queries")
+    notes = json.loads((artifact.path / "comparison.json").read_text())["protocols"]["paraphrased_queries"]
     # The file's two images of another split join the pool.
     assert notes["images"] == 29
     scenes = Artifact(tmp_path, artifact.manifest)
@@ -206,21 +208,26 @@ def test_a_file_of_rewordings(world: World, data_root: Path, tmp_path: Path) -> 
     assert EVALUATE.inputs(settings) == ("scenes", "ingest", "features", "built_in_base", "finetune")
     assert dict(EVALUATE.sources(Run(settings, ArtifactStore(tmp_path / "root")))) == {}
     again = run(world, settings, "scenes", scenes=scenes)
-    assert files_of(again)["per_query/rewordings.parquet"] == files_of(artifact)["per_query/rewordings.parquet"]
+    assert (
+        files_of(again)["per_query/paraphrased_queries.parquet"]
+        == files_of(artifact)["per_query/paraphrased_queries.parquet"]
+    )
 
 
-def test_rewordings_of_images_that_no_run_ingested(world: World, data_root: Path, tmp_path: Path) -> None:
+def test_paraphrased_queries_of_images_that_no_run_ingested(world: World, data_root: Path, tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (data_root / "coco" / "coco_val2017_mini.jsonl").read_text().splitlines()]
-    lines = [{"image_id": r["image"], "caption": r["captions"][0], "rewording": r["captions"][1]} for r in rows]
-    (tmp_path / "rewordings.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    benchmark = {"name": "rewordings", "kind": "paraphrased_retrieval", "path": "rewordings.jsonl"}
+    lines = [{"image_id": r["image"], "caption": r["captions"][0], "paraphrased_query": r["captions"][1]} for r in rows]
+    (tmp_path / "paraphrased_queries.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    benchmark = {"name": "paraphrased_queries", "kind": "paraphrased_retrieval", "path": "paraphrased_queries.jsonl"}
     settings = settings_with(tmp_path, [benchmark])
     settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"split": "test"})})
-    with pytest.raises(BenchmarkError, match="benchmark 'rewordings': none of 33 images has features"):
+    with pytest.raises(BenchmarkError, match="benchmark 'paraphrased_queries': none of 33 images has features"):
         run(world, settings, "nowhere")
     (tmp_path / "images.tar").symlink_to(data_root / "coco" / "coco_val2017_mini.tar")
     artifact = run(world, settings, "beside")
-    assert json.loads((artifact.path / "comparison.json").read_text())["protocols"]["rewordings"]["images"] == 33
+    assert (
+        json.loads((artifact.path / "comparison.json").read_text())["protocols"]["paraphrased_queries"]["images"] == 33
+    )
 
 
 def test_features_of_another_encoder_are_refused(world: World, folder: Path) -> None:
@@ -238,7 +245,7 @@ def test_what_cannot_be_measured_is_found_before_a_model_is_trained(
     store, artifacts = world
     (tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta dog\n")
     image = captions_table(data_root)["image_id"][0].as_py()
-    row = {"image_id": image, "caption": "a dog runs", "rewording": "a hound runs"}
+    row = {"image_id": image, "caption": "a dog runs", "paraphrased_query": "a hound runs"}
     (tmp_path / "pairs.jsonl").write_text(json.dumps(row))
     negative = {"filename": "1.jpg", "caption": "a dog", "negative_caption": "no dog"}
     (tmp_path / "add_obj.json").write_text(json.dumps([negative, negative | {"filename": "2.jpg"}]))

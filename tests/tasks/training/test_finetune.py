@@ -34,7 +34,7 @@ from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Fact
 from paraclip_core.training.alpha import choose_alpha
 from paraclip_core.training.data import TrainingRows
-from paraclip_core.training.options import LossWeights, RankOptions
+from paraclip_core.training.options import LossWeights, RankingDistillation
 
 RunStage = Callable[..., Artifact]
 Edited = Callable[..., dict[str, Artifact]]
@@ -86,12 +86,12 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
 
     unchanged, changed = trained(0.0)
     assert changed == set() and unchanged.manifest.metrics["base"] == place
-    ranks = RankOptions(weight=1.0)
+    ranks = RankingDistillation(weight=1.0)
     artifact, changed = trained(1.0, weights=LossWeights(image_caption=1), distil=0.01, ranks=ranks)
     assert {"text_projection", "logit_scale"} < changed and not any(name.startswith("visual.") for name in changed)
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert {"image~caption", "image~paraphrase_2", "distil"} <= set(log[0]["losses"])
-    divergences = [line["losses"]["ranks"] for line in log]
+    divergences = [line["losses"]["ranking_distillation"] for line in log]
     assert len(divergences) == artifact.manifest.metrics["steps"] and min(divergences) > 0
     assert '{"teacher": "caption", "weight": 1.0}' in card_of(artifact)
 

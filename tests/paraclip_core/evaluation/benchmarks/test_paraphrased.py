@@ -21,13 +21,13 @@ from paraclip_core.tables import PER_QUERY
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 ROWS = [
-    {"image_id": "red_dog", "caption": 'a "red" dog', "rewording": "a scarlet, small dog"},
-    {"image_id": "blue_car", "caption": "blue car", "rewording": "azure automobile on a road"},
+    {"image_id": "red_dog", "caption": 'a "red" dog', "paraphrased_query": "a scarlet, small dog"},
+    {"image_id": "blue_car", "caption": "blue car", "paraphrased_query": "azure automobile on a road"},
 ]
 
 
 def write(folder: Path, suffix: str) -> Path:
-    path = folder / f"rewordings{suffix}"
+    path = folder / f"paraphrased_queries{suffix}"
     table = pa.Table.from_pylist(ROWS)
     if suffix == ".jsonl":
         path.write_text("\n".join(map(json.dumps, ROWS)) + "\n\n")
@@ -44,7 +44,7 @@ def write(folder: Path, suffix: str) -> Path:
 def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path, suffix)
     pairs = family.read_pairs(path)
-    assert list(zip(pairs.image_ids, pairs.captions, pairs.rewordings, strict=True)) == [
+    assert list(zip(pairs.image_ids, pairs.captions, pairs.paraphrased_queries, strict=True)) == [
         tuple(row.values()) for row in ROWS
     ]
     assert family.read_pairs(tmp_path).captions == pairs.captions
@@ -54,12 +54,12 @@ def test_every_format_gives_the_same_pairs(tmp_path: Path, suffix: str) -> None:
     ("name", "text"),
     [
         ("pairs.jsonl", '{"image_id": "x", "caption": "y"}'),
-        ("pairs.jsonl", '{"image_id": "x", "caption": "  ", "rewording": "z"}'),
+        ("pairs.jsonl", '{"image_id": "x", "caption": "  ", "paraphrased_query": "z"}'),
         ("pairs.jsonl", '{"image_id": "x"'),
         ("pairs.json", "3"),
-        ("pairs.csv", "image_id,caption,rewording\nx,y\n"),
+        ("pairs.csv", "image_id,caption,paraphrased_query\nx,y\n"),
         ("pairs.parquet", "PAR1"),
-        ("pairs.jsonl", '{"image_id": "x", "caption": "\\ud83d", "rewording": "z"}'),
+        ("pairs.jsonl", '{"image_id": "x", "caption": "\\ud83d", "paraphrased_query": "z"}'),
         ("pairs.jsonl", ""),
     ],
 )
@@ -73,11 +73,13 @@ def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
     captions = Captions(["i"] * 5 + ["j"] * 2, ["a dog", "b", "c", "d", "e", "Same  words", "same words"], "val")
     pairs = family.pairs_of_captions(captions)
     assert len(pairs.captions) == 10
-    assert (pairs.captions[0], pairs.rewordings[0], pairs.equal) == ("a dog", "b", 1)
+    assert (pairs.captions[0], pairs.paraphrased_queries[0], pairs.equal) == ("a dog", "b", 1)
     with pytest.raises(BenchmarkError, match="no image of split 'val' has two captions"):
         family.pairs_of_captions(Captions(["i"], ["a"], "val"))
     pairs = family.pairs_of_captions(Captions(["i", "i"], ["A dog", "a  dog"], "val"))
-    with pytest.raises(BenchmarkError, match=r"all 1 pairs \(val\) are one text twice, .* expected two wordings"):
+    with pytest.raises(
+        BenchmarkError, match=r"all 1 pairs \(val\) are one text twice, .* expected a caption and a paraphrase of it"
+    ):
         family.within(pairs, word_pool(["i"], WordEncoder()))
     encoder = WordEncoder()
     pool = word_pool(WORDS[:7], encoder)
@@ -94,14 +96,14 @@ def test_figures_against_a_plain_loop() -> None:
     measured = family.measure(pairs, pool, encoder)
     images = pool.features(encoder)
     overlap, union, hits = [], [], []
-    for row, (caption, rewording) in enumerate(zip(pairs.captions, pairs.rewordings, strict=True)):
-        a, b = (np.argsort(-(encoder.texts([t]) @ images.T)[0])[:10].tolist() for t in (caption, rewording))
+    for row, (caption, paraphrased) in enumerate(zip(pairs.captions, pairs.paraphrased_queries, strict=True)):
+        a, b = (np.argsort(-(encoder.texts([t]) @ images.T)[0])[:10].tolist() for t in (caption, paraphrased))
         overlap.append(sum(len(set(a[:d]) & set(b[:d])) / d for d in range(1, 11)) / 10)
         union.append(len(set(a) & set(b)) / len(set(a) | set(b)))
         hits.append(row in b[:5])
     assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(overlap))
     assert measured.metrics["js@10"] == pytest.approx(100 * np.mean(union))
-    assert measured.metrics["rewording_text_to_image_recall@5"] == pytest.approx(100 * np.mean(hits))
+    assert measured.metrics["paraphrased_query_text_to_image_recall@5"] == pytest.approx(100 * np.mean(hits))
     assert list(measured.metrics) == [metric.name for metric in family.PARAPHRASED_RETRIEVAL.metrics]
 
 
@@ -117,8 +119,8 @@ def test_the_table_of_queries() -> None:
     assert table.schema == PER_QUERY
     assert table["group"].to_pylist() == ["red_dog", "red_dog"]
     np.testing.assert_array_equal(table["tuned_ao"], tuned.samples["ao@10"].values)
-    expected = [[pool.ids[row] for row in ranked] for ranked in base.ranked["rewording"]]
-    assert table["base_rewording_top"].to_pylist() == expected
+    expected = [[pool.ids[row] for row in ranked] for ranked in base.ranked["paraphrased_query"]]
+    assert table["base_paraphrased_top"].to_pylist() == expected
     assert base.samples["ao@10"].clusters.tolist() == [0, 0]
     with pytest.raises(BenchmarkError, match=r"none of 1 pairs .* first missing: 'gone'"):
         family.within(family.Pairs(["gone"], ["a"], ["b"], "val"), pool)
@@ -128,7 +130,10 @@ def test_all_images_beside_the_pairs_are_searched(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for word in WORDS:
         (tmp_path / "images" / f"{word}.jpg").touch()
-    rows = [{"image": f"{word}.jpg", "caption": word.replace("_", " "), "rewording": f"a {word}"} for word in WORDS[:2]]
+    rows = [
+        {"image": f"{word}.jpg", "caption": word.replace("_", " "), "paraphrased_query": f"a {word}"}
+        for word in WORDS[:2]
+    ]
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     benchmark = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
     with pytest.raises(BenchmarkError, match="its pool has 2 images"):

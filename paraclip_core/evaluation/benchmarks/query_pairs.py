@@ -1,13 +1,15 @@
-"""Two wordings of one query, and two queries that differ: no image belongs to either, so any gallery will do.
+"""A query and its paraphrase, and two queries that differ: no image belongs to either, so any gallery will do.
 
-Both texts of a pair rank the same images. Two that people called equal should find the same ones; a query and its foil,
-alike in words and unlike in meaning, should not. An encoder that embeds all texts alike agrees on both, so what counts
-is the gap between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance against sensitivity).
+Both texts of a pair rank the same images. Two that people called equal should find the same ones; a query and its hard
+negative, alike in words and unlike in meaning, should not. An encoder that embeds all texts alike agrees on both, so
+what counts is the margin between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance against
+sensitivity).
 
 Pairs come from files, each in its published format: SICK (Marelli et al., LREC 2014; entailment with a relatedness of
-4.5 or more, and contradictions as foils), STS files with a header (a score of 4.5 or more, and where genres are stated,
-captions alone), SugarCrepe's and SugarCrepe++'s JSON, and rows with `query` and `rewording`, `foil` or both. Without a
-path the pairs are the evaluation split's captions, reworded by rule (:data:`RULES`), by class and without foils.
+4.5 or more, and contradictions as hard negatives), STS files with a header (a score of 4.5 or more, and where genres
+are stated, captions alone), SugarCrepe's and SugarCrepe++'s JSON, and rows with `query` and `paraphrased_query`,
+`hard_negative` or both. Without a path the pairs are the evaluation split's captions, reworded by rule (:data:`RULES`),
+by class and without hard negatives.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH, ENDINGS, REWORDINGS
+from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH, ENDINGS, PARAPHRASED
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.published import every_image, plain_tsv, records
@@ -31,8 +33,8 @@ from paraclip_core.evaluation.published import field as text_field
 from paraclip_core.evaluation.scores import top_k
 
 EQUAL = 4.5
-"""Human score, of 5, from which two sentences count as two wordings of one thing."""
-FOILS = ("foil", "negative_caption")
+"""Human score, of 5, from which two sentences count as a query and its paraphrase."""
+HARD_NEGATIVES = ("hard_negative", "negative_caption")
 
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 _FUNCTION_WORD = re.compile(
@@ -86,18 +88,18 @@ RULES: Mapping[str, Callable[[str], str]] = {
 """What people vary without a thought, for English: each gives other words for a query, or the query itself."""
 
 
-class Wording(NamedTuple):
+class QueryPair(NamedTuple):
     """A query and other words for it."""
 
     query: str
     other: str
     kind: str = ""
-    """`foil`, or the rule that made the other words; empty where a person or a model did."""
+    """`hard_negative`, or the rule that made the other words; empty where a person or a model did."""
 
 
-def by_rule(query: str) -> list[Wording]:
+def by_rule(query: str) -> list[QueryPair]:
     """A query with what each rule makes of it."""
-    return [Wording(query, other, kind) for kind, rule in RULES.items() if (other := rule(query)) != query]
+    return [QueryPair(query, other, kind) for kind, rule in RULES.items() if (other := rule(query)) != query]
 
 
 def files(path: Path, split: str | None = None) -> list[Path]:
@@ -108,11 +110,13 @@ def files(path: Path, split: str | None = None) -> list[Path]:
     return [file for file in inside if file.suffix in ENDINGS or re.fullmatch(r"SICK(_\w+)?\.txt", file.name)]
 
 
-def read(path: Path) -> list[Wording]:
-    return [Wording(query.strip(), other.strip(), kind) for file in files(path) for query, other, kind in _pairs(file)]
+def read(path: Path) -> list[QueryPair]:
+    return [
+        QueryPair(query.strip(), other.strip(), kind) for file in files(path) for query, other, kind in _pairs(file)
+    ]
 
 
-def distinct(pairs: Sequence[Wording]) -> list[Wording]:
+def distinct(pairs: Sequence[QueryPair]) -> list[QueryPair]:
     """Without one text twice: most tokenizers fold case and blanks. What a rule made is told apart by its class."""
     return [pair for pair in pairs if pair.kind or pair.query.casefold().split() != pair.other.casefold().split()]
 
@@ -122,7 +126,7 @@ def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
         for number, row in plain_tsv(file, ("sentence_A", "sentence_B", "relatedness_score")):
             label = row.get("entailment_judgment", row.get("entailment_label"))
             if label == "CONTRADICTION" or (label == "ENTAILMENT" and _score(file, number, row) >= EQUAL):
-                yield row["sentence_A"], row["sentence_B"], "foil" if label == "CONTRADICTION" else ""
+                yield row["sentence_A"], row["sentence_B"], "hard_negative" if label == "CONTRADICTION" else ""
         return
     for number, row in _rows(file):
         if {"score", "sentence1", "sentence2"} <= row.keys():
@@ -130,11 +134,12 @@ def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
                 yield row["sentence1"], row["sentence2"], ""
             continue
         query = text_field(file, number, row, "query", "caption")
-        others = [("", name) for name in REWORDINGS] + [("foil", name) for name in FOILS]
+        others = [("", name) for name in PARAPHRASED] + [("hard_negative", name) for name in HARD_NEGATIVES]
         stated = [(kind, name) for kind, name in others if row.get(name) not in (None, "")]
         if not stated:
             raise BenchmarkError(
-                f"{file}, row {number}: neither rewording nor foil; expected query and rewording, foil or both; its "
+                f"{file}, row {number}: neither paraphrased_query nor hard_negative; expected query and "
+                "paraphrased_query, hard_negative or both; its "
                 f"fields are {', '.join(row)}"
             )
         for kind, name in stated:
@@ -182,8 +187,9 @@ def load(source: Source) -> Task:
     return Task(lambda encoder: measure(pairs, pool, encoder))
 
 
-def measure(listed: Sequence[Wording], pool: ImagePool, encoder: Encoder) -> Measured:
-    """AO@10 and JS@10 of rewordings, of each class and of foils, and the gap; the pairs of a query form a cluster."""
+def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> Measured:
+    """AO@10 and JS@10 of paraphrased queries, of each class and of hard negatives, and the margin; the pairs of a query
+    form a cluster."""
     pairs = distinct(listed)
     features, index = unique_features(encoder.texts, [*(pair.query for pair in pairs), *(pair.other for pair in pairs)])
     ranked = top_k(features, pool.features(encoder), DEPTH)
@@ -191,50 +197,60 @@ def measure(listed: Sequence[Wording], pool: ImagePool, encoder: Encoder) -> Mea
     lists = ranked[index[:count]], ranked[index[count:]]
     overlap, shared = average_overlap(*lists, DEPTH), jaccard(*lists, DEPTH)
     clusters, kinds = index[:count].astype(np.int64), np.array([pair.kind for pair in pairs])
-    foil = kinds == "foil"
-    classes = [kind for kind in dict.fromkeys(kinds.tolist()) if kind not in ("", "foil")]
-    parts = {"": ~foil, **{f"@{kind}": kinds == kind for kind in classes}}
+    hard_negative = kinds == "hard_negative"
+    classes = [kind for kind in dict.fromkeys(kinds.tolist()) if kind not in ("", "hard_negative")]
+    parts = {"": ~hard_negative, **{f"@{kind}": kinds == kind for kind in classes}}
     samples = {}
     for part, rows in parts.items():
         if len(np.unique(clusters[rows])) > 1:
             samples[f"ao@{DEPTH}{part}"] = Sample(overlap[rows], clusters[rows])
             if not part:
                 samples[f"js@{DEPTH}"] = Sample(shared[rows], clusters[rows])
-    if len(np.unique(clusters[foil])) > 1:
-        samples[f"foil_ao@{DEPTH}"] = Sample(overlap[foil], clusters[foil])
-        samples[f"foil_js@{DEPTH}"] = Sample(shared[foil], clusters[foil])
-        if not foil.all():
-            samples["gap"] = Sample(_difference(overlap, foil), clusters)
+    if len(np.unique(clusters[hard_negative])) > 1:
+        samples[f"hard_negative_ao@{DEPTH}"] = Sample(overlap[hard_negative], clusters[hard_negative])
+        samples[f"hard_negative_js@{DEPTH}"] = Sample(shared[hard_negative], clusters[hard_negative])
+        if not hard_negative.all():
+            samples["margin"] = Sample(_difference(overlap, hard_negative), clusters)
     notes = {
-        "protocol": "both texts rank all images of the pool; gap: agreement on rewordings less that on foils",
+        "protocol": "both texts rank all images of the pool; margin: agreement of paraphrased queries less theirs",
         "images": len(pool.ids),
-        "pairs": int((~foil).sum()),
-        "foils": int(foil.sum()),
+        "pairs": int((~hard_negative).sum()),
+        "hard_negatives": int(hard_negative.sum()),
         "pairs_with_equal_texts": len(listed) - count,
-        **({} if "gap" in samples else {"gap": "unknown, for there are no foils or no rewordings beside them"}),
+        **(
+            {}
+            if "margin" in samples
+            else {"margin": "unknown, for there are no hard negatives or no paraphrased queries beside them"}
+        ),
     }
-    return Measured(samples, notes, {"query": lists[0], "rewording": lists[1]})
+    return Measured(samples, notes, {"query": lists[0], "paraphrased_query": lists[1]})
 
 
-def _difference(values: NDArray[np.float64], foil: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Values whose mean is the rewordings' mean less the foils'."""
-    return np.where(foil, -values * len(values) / foil.sum(), values * len(values) / (~foil).sum())
+def _difference(values: NDArray[np.float64], hard_negative: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values whose mean is the paraphrased queries' mean less the hard negatives'."""
+    return np.where(
+        hard_negative, -values * len(values) / hard_negative.sum(), values * len(values) / (~hard_negative).sum()
+    )
 
 
-WORDINGS = Benchmark(
-    title="Two wordings of one query",
+QUERY_PAIRS = Benchmark(
+    title="A query and its paraphrase",
     metrics=(
         Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True, by_part=True),
         Metric(f"js@{DEPTH}", f"JS@{DEPTH}"),
-        Metric("gap", "Gap to foils", headline=True),
-        Metric(f"foil_ao@{DEPTH}", f"AO@{DEPTH} with foils", lower_is_better=True, judged_by="gap"),
-        Metric(f"foil_js@{DEPTH}", f"JS@{DEPTH} with foils", lower_is_better=True, judged_by="gap"),
+        Metric("margin", "Margin over hard negatives", headline=True),
+        Metric(
+            f"hard_negative_ao@{DEPTH}", f"AO@{DEPTH} with hard negatives", lower_is_better=True, judged_by="margin"
+        ),
+        Metric(
+            f"hard_negative_js@{DEPTH}", f"JS@{DEPTH} with hard negatives", lower_is_better=True, judged_by="margin"
+        ),
     ),
     load=load,
     files=files,
-    aliases=("sick-wordings", "foils"),
+    aliases=("sick-pairs", "hard-negatives"),
     searches_images=True,
     searches_stored=True,
-    task="wordings",
+    task="query_pairs",
     needs_images=True,
 )

@@ -1,4 +1,4 @@
-"""Two wordings of one query: reading pairs and foils, and the figures against a plain loop."""
+"""A query and its paraphrase: reading pairs and hard negatives, and the figures against a plain loop."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
-from paraclip_core.evaluation.benchmarks import wordings as family
+from paraclip_core.evaluation.benchmarks import query_pairs as family
 from paraclip_core.evaluation.compare import Outcome, Row, compare, judge
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions, GateRule
 from paraclip_core.evaluation.prepare import prepare
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
-CSV = """query,rewording,foil
+CSV = """query,paraphrased_query,hard_negative
 red dog,dog red,blue dog
 red dog,red old dog,green car
 green car,car of green,green boat
@@ -34,10 +34,10 @@ def stored(encoder: WordEncoder, captions: Sequence[str] = WORDS) -> Stored:
 
 
 def options(path: Path | None) -> BenchmarkOptions:
-    return BenchmarkOptions(name="w", kind="wordings", path=path and str(path))
+    return BenchmarkOptions(name="w", kind="query_pairs", path=path and str(path))
 
 
-def test_a_file_with_foils_against_a_plain_loop(tmp_path: Path) -> None:
+def test_a_file_with_hard_negatives_against_a_plain_loop(tmp_path: Path) -> None:
     (file := tmp_path / "own.csv").write_text(CSV)
     encoder = WordEncoder()
     measured = prepare(options(file), file, stored(encoder)).measure(encoder)
@@ -51,26 +51,26 @@ def test_a_file_with_foils_against_a_plain_loop(tmp_path: Path) -> None:
         return sum(len({*lists[0][:d]} & {*lists[1][:d]}) / d for d in range(1, 11)) / 10
 
     rows = [line.split(",") for line in CSV.splitlines()[1:]]
-    pairs = [overlap(query, rewording) for query, rewording, _ in rows if rewording]
-    foils = [overlap(query, foil) for query, _, foil in rows if foil]
+    pairs = [overlap(query, paraphrased) for query, paraphrased, _ in rows if paraphrased]
+    hard_negatives = [overlap(query, hard_negative) for query, _, hard_negative in rows if hard_negative]
     assert measured.metrics["ao@10"] == pytest.approx(100 * np.mean(pairs))
-    assert measured.metrics["foil_ao@10"] == pytest.approx(100 * np.mean(foils))
-    assert measured.metrics["gap"] == pytest.approx(100 * (np.mean(pairs) - np.mean(foils)))
-    assert {name: measured.notes[name] for name in ("images", "pairs", "foils")} == {
+    assert measured.metrics["hard_negative_ao@10"] == pytest.approx(100 * np.mean(hard_negatives))
+    assert measured.metrics["margin"] == pytest.approx(100 * (np.mean(pairs) - np.mean(hard_negatives)))
+    assert {name: measured.notes[name] for name in ("images", "pairs", "hard_negatives")} == {
         "images": 20,
         "pairs": 4,
-        "foils": 4,
+        "hard_negatives": 4,
     }
 
 
-def test_without_foils_the_gap_is_unknown(tmp_path: Path) -> None:
+def test_without_hard_negatives_the_margin_is_unknown(tmp_path: Path) -> None:
     (file := tmp_path / "own.jsonl").write_text(
-        "\n".join(json.dumps({"query": query, "rewording": f"a {query}"}) for query in ("red dog", "old car"))
+        "\n".join(json.dumps({"query": query, "paraphrased_query": f"a {query}"}) for query in ("red dog", "old car"))
     )
     encoder = WordEncoder()
     measured = prepare(options(file), file, stored(encoder)).measure(encoder)
     assert set(measured.samples) == {"ao@10", "js@10"}
-    assert "unknown" in measured.notes["gap"]
+    assert "unknown" in measured.notes["margin"]
 
 
 class Collapsed(WordEncoder):
@@ -80,38 +80,41 @@ class Collapsed(WordEncoder):
         return super().texts(["dog"] * len(texts))
 
 
-def test_a_collapsed_encoder_has_no_gap_and_is_held(tmp_path: Path) -> None:
+def test_a_collapsed_encoder_has_no_margin_and_is_held(tmp_path: Path) -> None:
     (file := tmp_path / "own.csv").write_text(CSV)
     base, collapsed = WordEncoder(), Collapsed()
     task = prepare(options(file), file, stored(base))
-    outcome = Outcome("w", "wordings", task.measure(base), task.measure(collapsed))
-    assert outcome.tuned.metrics == {"ao@10": 100, "js@10": 100, "foil_ao@10": 100, "foil_js@10": 100, "gap": 0}
-    gate = GateRule(metric="wordings/ao@10", max_drop={"wordings/gap": 1})
+    outcome = Outcome("w", "query_pairs", task.measure(base), task.measure(collapsed))
+    alike = ("ao@10", "js@10", "hard_negative_ao@10", "hard_negative_js@10")
+    assert outcome.tuned.metrics == {**dict.fromkeys(alike, 100), "margin": 0}
+    gate = GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1})
     comparison = compare([outcome], EvaluateOptions(gate=gate))
     assert comparison.verdict == "hold"
-    assert "gap fell by" in comparison.reason
+    assert "margin fell by" in comparison.reason
 
 
-def test_agreement_with_foils_is_judged_by_the_gap_alone(tmp_path: Path) -> None:
+def test_agreement_with_hard_negatives_is_judged_by_the_margin_alone(tmp_path: Path) -> None:
     (file := tmp_path / "own.csv").write_text(CSV)
     base = WordEncoder()
     task = prepare(options(file), file, stored(base))
-    outcome = Outcome("w", "wordings", task.measure(base), task.measure(Collapsed()))
-    assert "w foil" not in compare([outcome], EvaluateOptions()).reason
+    outcome = Outcome("w", "query_pairs", task.measure(base), task.measure(Collapsed()))
+    assert "w hard negative" not in compare([outcome], EvaluateOptions()).reason
 
 
 @pytest.mark.parametrize(("low", "verdict"), [(0.1, "promote"), (-0.1, "hold")])
-def test_captions_stand_in_for_wordings_that_are_not_there(low: float, verdict: str) -> None:
+def test_captions_stand_in_for_query_pairs_that_are_not_there(low: float, verdict: str) -> None:
     captions = Row("captions", "paraphrased_retrieval", "ao@10", 50, 51, delta=1, low=low, high=2, n=10, clusters=10)
-    decision, why, notes = judge([captions], GateRule(metric="wordings/ao@10", max_drop={}))
+    decision, why, notes = judge([captions], GateRule(metric="query_pairs/ao@10", max_drop={}))
     assert decision == verdict
     assert "captions ao@10" in why
-    assert "stands in for the gate's wordings/ao@10, which was not measured" in notes[0]
-    foils_alone = Row("sick", "wordings", "foil_ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
-    held, why, also = judge([captions, foils_alone], GateRule(metric="wordings/ao@10", max_drop={"wordings/gap": 1.0}))
-    assert held == "hold" and "wordings/gap names no measured metric" in why and also == notes
-    lost = Row("sick", "wordings", "ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
-    assert judge([captions, lost], GateRule(metric="wordings/ao@10", max_drop={}))[0] == "hold"
+    assert "stands in for the gate's query_pairs/ao@10, which was not measured" in notes[0]
+    alone = Row("sick", "query_pairs", "hard_negative_ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
+    held, why, also = judge(
+        [captions, alone], GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1.0})
+    )
+    assert held == "hold" and "query_pairs/margin names no measured metric" in why and also == notes
+    lost = Row("sick", "query_pairs", "ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
+    assert judge([captions, lost], GateRule(metric="query_pairs/ao@10", max_drop={}))[0] == "hold"
 
 
 def test_rules_make_pairs_of_captions_by_class() -> None:
@@ -128,19 +131,19 @@ def test_the_published_files(data_root: Path) -> None:
     sick, scenes, crepe = map(
         family.read, (folder / "sick", folder / "raw" / "STSB-test.tsv", data_root / "sugarcrepe")
     )
-    foils = [pair for pair in sick if pair.kind == "foil"]
-    assert (len(sick), len(foils)) == (1_909 + 1_459, 1_459) and len(family.distinct(sick)) <= len(sick)
+    hard_negatives = [pair for pair in sick if pair.kind == "hard_negative"]
+    assert (len(sick), len(hard_negatives)) == (1_909 + 1_459, 1_459) and len(family.distinct(sick)) <= len(sick)
     assert len(scenes) > 50 and not any(pair.kind for pair in scenes)
-    assert all(pair.kind == "foil" for pair in crepe) and len(crepe) > 7_000
+    assert all(pair.kind == "hard_negative" for pair in crepe) and len(crepe) > 7_000
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("own.csv", "query,other\na,b\n"),
-        ("own.csv", "caption,rewording\na,b\na,c\n"),
+        ("own.csv", "caption,paraphrased_query\na,b\na,c\n"),
         ("SICK.txt", "sentence_A\tsentence_B\trelatedness_score\tentailment_label\na\tb\tmuch\tENTAILMENT\n"),
-        ("own.jsonl", '{"query": "x", "rewording": 3.5}'),
+        ("own.jsonl", '{"query": "x", "paraphrased_query": 3.5}'),
     ],
 )
 def test_wrong_files_are_named(tmp_path: Path, name: str, text: str) -> None:
