@@ -2,7 +2,7 @@
 
     python benchmarks/bench_judge.py [--captions 4000] [--presets capable,small-model] [--only scales|waits]
 
-`judging_scales`: so many captions with two answers each are judged by one process and by two, with the gates of each
+`judging_scales`: so many captions with two answers each are judged by one process and by two, with the filters of each
 preset, sentence encoder included; the target is 1.8 times as many captions a second. Processes are started, and models
 loaded, before the clock starts. Verdicts must be the same bytes.
 
@@ -80,9 +80,9 @@ def judge_all(
 
 def scales(preset: str, captions: int, repeat: int) -> None:
     """Judge with each number of processes in turn, and compare bytes; record."""
-    sampling, gates = {"n": 2}, {"preset": preset}
+    sampling, filters = {"n": 2}, {"preset": preset}
     with tempfile.TemporaryDirectory() as folder:
-        settings = instant_run(Path(folder), sampling=sampling, gates=gates)
+        settings = instant_run(Path(folder), sampling=sampling, filters=filters)
         spec = judge_spec(Run(settings).paraphraser, 1)
     warm, blocks = blocks_of(settings, captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(settings, 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
@@ -95,7 +95,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
     if len(digests) > 1:
         raise SystemExit(f"{preset}: the verdicts depend on the number of processes")
     alone, both = (statistics.median(rates[processes]) for processes in PROCESSES)
-    record("judging_scales", both, "captions/s", f"one process, {preset} gates, target {SCALE}", both / alone)
+    record("judging_scales", both, "captions/s", f"one process, {preset} filters, target {SCALE}", both / alone)
 
 
 def ask_all(captions: int, **options: float | bool | str) -> Instant:
@@ -113,12 +113,12 @@ def ask_all(captions: int, **options: float | bool | str) -> Instant:
 
 def waits(preset: str, captions: int) -> None:
     """How long an engine waits for the stage while answers are judged; record."""
-    beside = ask_all(captions, gates=preset)
-    after = ask_all(captions, gates=preset, shares_cores=True)
+    beside = ask_all(captions, filters=preset)
+    after = ask_all(captions, filters=preset, shares_cores=True)
     idle, idle_after = (sum(engine.idle[1:]) for engine in (beside, after))
     asked = captions / (sum(beside.busy) + idle)
     record("stage_over_instant", asked, "captions asked/s", "the same with nothing judged meanwhile", idle_after / idle)
-    slow = ask_all(captions, gates=preset, seconds=SLOW_SECONDS)
+    slow = ask_all(captions, filters=preset, seconds=SLOW_SECONDS)
     busy, idle = sum(slow.busy), sum(slow.idle[1:])
     against = f"always, {SLOW_SECONDS:g} s for {CHUNK} requests, target {BUSY:g}"
     record("engine_busy", 100 * busy / (busy + idle), "% of the time", against, busy / (busy + idle))

@@ -50,11 +50,11 @@ class Instant:
     name, model = "instant", "instant-1"
 
     def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
-        """`options.options` may have `seconds`, the time of a call, and the facts `gates` and `shares_cores`."""
+        """`options.options` may have `seconds`, the time of a call, and the facts `filters` and `shares_cores`."""
         own = options.options
-        preset: Literal["off", "capable", "small-model"] = own.get("gates", "off")
+        preset: Literal["off", "capable", "small-model"] = own.get("filters", "off")
         self.seconds: float = own.get("seconds", 0.0)
-        self.facts = EngineFacts(gates=preset, shares_cores=own.get("shares_cores", False))
+        self.facts = EngineFacts(filters=preset, shares_cores=own.get("shares_cores", False))
         self.busy: list[float] = []
         """Seconds of each call."""
         self.idle: list[float] = []

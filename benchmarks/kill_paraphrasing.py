@@ -113,7 +113,7 @@ def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
         "engine": "openai",
         "model": "counting",
         "prompts": "paper",
-        "gates": {"preset": "off"},
+        "filters": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 5},
         "attempts": 2,
         "chunk": chunk,

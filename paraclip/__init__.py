@@ -147,7 +147,7 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
 
     Args:
         captions: raw.
-        settings: engine, prompt and gates; by default the embedded engine.
+        settings: engine, prompt and filters; by default the embedded engine.
         keep: put the answers into the root's generation cache.
 
     Raises:

@@ -21,7 +21,7 @@ from paraclip_core.paraphrase.engines import ENGINES, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.engines.transformers import TransformersOptions
 from paraclip_core.paraphrase.engines.vllm import VllmOptions
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
@@ -52,7 +52,7 @@ class ParaphraseOptions(Options):
     """Options of an engine of your own, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
     """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones, whose own
-    synonyms of single words are tried, too, where the gates are `small-model`."""
+    synonyms of single words are tried, too, where the filters are `small-model`."""
     prompt_1: str = ""
     """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
     prompt_2: str = ""
@@ -61,7 +61,7 @@ class ParaphraseOptions(Options):
     """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
     sampling: SamplingOptions = SamplingOptions()
     """How answers are drawn."""
-    gates: GateOptions = GateOptions()
+    filters: FilterOptions = FilterOptions()
     """What is kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed beside it, so
@@ -146,7 +146,7 @@ class RunOptions(Options):
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
     """When new captions hold a run."""
     promote: Literal["auto", "ask"] = Field(default="auto", json_schema_extra=OPERATIONAL)
-    """Who moves the channel of `regenerate`: the gate (`auto`), or, where the gate would, a person (`ask`)."""
+    """Who moves the channel of `regenerate`: the filter (`auto`), or, where the filter would, a person (`ask`)."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
     install)."""

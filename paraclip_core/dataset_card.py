@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paraclip_core.markdown import fenced, inert, table
-from paraclip_core.paraphrase.gates import preset_named
+from paraclip_core.paraphrase.filters import preset_named
 from paraclip_core.paraphrase.prompts import PromptTemplate
 
 _ON_THE_HUB = frozenset(
@@ -116,7 +116,7 @@ def dataset_card(facts: DatasetFacts) -> str:
     one, two = facts.steps
     ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
     shown = ranked[:LICENSES_SHOWN]
-    gates = [step.options.get("gates", {}) for step in facts.steps]
+    filters = [step.options.get("filters", {}) for step in facts.steps]
     return environment.get_template("dataset_card.txt").render(
         facts=facts,
         table=table,
@@ -138,9 +138,9 @@ def dataset_card(facts: DatasetFacts) -> str:
         more_licenses=len(ranked) - len(shown),
         making=_making(facts),
         prompts=_prompts(facts),
-        gates=[]
-        if all(of.get("preset") == "off" for of in gates)
-        else [(name, *(_plain(of.get(name)) for of in gates)) for name in sorted({*gates[0], *gates[1]})],
+        filters=[]
+        if all(of.get("preset") == "off" for of in filters)
+        else [(name, *(_plain(of.get(name)) for of in filters)) for name in sorted({*filters[0], *filters[1]})],
     )
 
 
@@ -195,7 +195,7 @@ def _plain(value: object) -> str:
 
 def _prompts(facts: DatasetFacts) -> list[tuple[str, PromptTemplate]]:
     parts = [(f"Step {number}", step.prompt) for number, step in enumerate(facts.steps, start=1) if step.prompt]
-    presets = [step.options["gates"]["preset"] for step in facts.steps if step.options.get("synonyms")]
+    presets = [step.options["filters"]["preset"] for step in facts.steps if step.options.get("synonyms")]
     if presets and (words := preset_named(presets[0]).words) is not None:
         drawn = ", ".join(f"{name} {getattr(words.sampling, name):g}" for name in DRAWING)
         parts.append((f"Single words, drawn with {drawn}", words.template))

@@ -20,7 +20,7 @@ ONE_MACHINE = (
 LICENSE = "write license"
 OTHER_CAPTIONS = "take paraphrase.engine: file with a file of captions as paraphrase.file.path (docs/engines.md)"
 OPENVINO = "write openvino, which asks SmolLM2 where no paraphrase.model is named"
-NO_SUCH_GATE = "leave it out; paraphrase.judge, or a gate of your own (docs/gates.md), is the stricter way"
+NO_SUCH_FILTER = "leave it out; paraphrase.judge, or a filter of your own (docs/filters.md), is the stricter way"
 
 
 def _each(advice: str, group: str, *names: str) -> dict[str, str]:
@@ -31,7 +31,8 @@ GONE: dict[str, str] = {
     "bootstrap": "write built_in_base",
     **_each(CONSTANT, "data", "max_chars", "unspaced_scripts", "context_length", "scenes.seed", "scenes.held_out"),
     **_each(LICENSE, "data.sources.0", "licence", "columns.licence"),
-    "paraphrase.synonyms": "leave it out; paraphrase.prompts and the gates decide it",
+    "paraphrase.gates": "write paraphrase.filters",
+    "paraphrase.synonyms": "leave it out; paraphrase.prompts and the filters decide it",
     "paraphrase.stop_below": "leave it out; a warning says that few first answers are accepted",
     "paraphrase.regenerate": "write paraphrase.attempts, which asks again for every caption without an accepted answer",
     "paraphrase.smollm2": "leave it out; the engine openvino takes SmolLM2 without options",
@@ -43,10 +44,10 @@ GONE: dict[str, str] = {
     ),
     **_each(
         CONSTANT,
-        "paraphrase.gates",
+        "paraphrase.filters",
         *("max_overlap", "max_new_content_words", "min_word_similarity", "max_lost_words"),
     ),
-    **_each(NO_SUCH_GATE, "paraphrase.gates", "nli", "min_entailment", "max_repeats", "min_length_ratio"),
+    **_each(NO_SUCH_FILTER, "paraphrase.filters", "nli", "min_entailment", "max_repeats", "min_length_ratio"),
     "paraphrase.openai.ask_for_n": "leave it out, or write `n: null` into paraphrase.openai.extra_body",
     "paraphrase.openai.tokens_per_minute": "write paraphrase.openai.requests_per_minute",
     "paraphrase.openai.timeout_seconds": "leave it out; a request has ten minutes",
@@ -101,7 +102,7 @@ GONE: dict[str, str] = {
 
 GONE_VALUES: dict[str, dict[str, str]] = {
     "paraphrase.engine": {"smollm2": OPENVINO, "mined": OTHER_CAPTIONS},
-    "paraphrase.gates.preset": {"paper": "write off", "mined": OTHER_CAPTIONS},
+    "paraphrase.filters.preset": {"paper": "write off", "mined": OTHER_CAPTIONS},
     "model.base": {"embedded": "write built-in"},
     "run.trackers.0": {"file": "leave it out; training_log.jsonl of the stage has the figures"},
     "finetune.ranking_distillation.teacher": {"wordings": "write mean"},

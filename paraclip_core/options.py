@@ -1,6 +1,6 @@
 """What all option groups share, which options count for an output, and options that name a part of a user's own.
 
-Such a part, a reader, engine, gate, benchmark or stage, is named by its dotted path, `package.module:name`.
+Such a part, a reader, engine, filter, benchmark or stage, is named by its dotted path, `package.module:name`.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ PARAPHRASE_REJECTS = pa.schema(
         pa.field("caption_id", pa.binary(16), nullable=False),
         pa.field("step", pa.int8(), nullable=False),
         pa.field("attempt", pa.int16(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),  # a gate's code
+        pa.field("reason", pa.string(), nullable=False),  # a filter's code
         pa.field("detail", pa.string(), nullable=False),
         pa.field("input", pa.string(), nullable=False),
         pa.field("answer", pa.string()),  # the best of the answers, null where there was none
@@ -109,10 +109,10 @@ VERDICTS = pa.schema(
     [
         pa.field("generation", pa.binary(16), nullable=False),  # key of the generation that was judged
         pa.field("parent", pa.binary(16), nullable=False),  # generation_1 of the input at step 2, zeros at step 1
-        pa.field("gates", pa.binary(16), nullable=False),  # of all that decides a verdict besides the texts
+        pa.field("filters", pa.binary(16), nullable=False),  # of all that decides a verdict besides the texts
         pa.field("accepted", pa.list_(ACCEPTED), nullable=False),  # the answers that passed, best first
         pa.field("answer", pa.string()),  # where none passed: the one that came furthest, null where there was none
-        pa.field("reason", pa.string()),  # a gate's code, null where an answer passed
+        pa.field("reason", pa.string()),  # a filter's code, null where an answer passed
         pa.field("detail", pa.string()),
         pa.field("similarity", pa.float32()),  # of the rejected answer, null where nobody asked
     ]

@@ -82,7 +82,7 @@ VERDICTS = CacheTable(
     "verdicts",
     "verdicts",
     tuple(tables.VERDICTS.names),
-    ("generation", "parent", "gates"),
+    ("generation", "parent", "filters"),
     tables.VERDICTS,
 )
 

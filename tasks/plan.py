@@ -23,14 +23,14 @@ from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine
-from paraclip_core.paraphrase.gates import known_wrong
+from paraclip_core.paraphrase.filters import known_wrong
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.settings import fields
 
 State = Literal["cached", "resumable", "to run", "damaged"]
 SHOWN = 60
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
-"""Share of rows that the gates let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
+"""Share of rows that the filters let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
 FAR_LESS = 0.1
 """Share of the planned work below which an earlier artifact says little of its time."""
 QUESTION_TOKENS = 340
@@ -133,15 +133,15 @@ def _loss_note(base: str) -> str:
 
 
 def _engine_notes(run: Run, requests: int) -> list[str]:
-    """The gates, and whether the engine can be asked."""
+    """The filters, and whether the engine can be asked."""
     paraphraser = run.paraphraser
-    engine, chosen = paraphraser.options.engine, paraphraser.options.gates.preset
+    engine, chosen = paraphraser.options.engine, paraphraser.options.filters.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
-    notes = [f"gates: {paraphraser.gates.preset} ({why}; docs/gates.md)"]
-    if paraphraser.facts.asks and (wrong := known_wrong(paraphraser.gates.preset)):
+    notes = [f"filters: {paraphraser.filters.preset} ({why}; docs/filters.md)"]
+    if paraphraser.facts.asks and (wrong := known_wrong(paraphraser.filters.preset)):
         judge = paraphraser.judge
         after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
-        notes.append(f"what the gates do not see: {wrong}; {after}")
+        notes.append(f"what the filters do not see: {wrong}; {after}")
     if requests and isinstance(checked := paraphraser.engine(), CheckedEngine):
         with closing(checked):
             try:
@@ -299,12 +299,12 @@ class _Rates(NamedTuple):
 
 
 def _rates(run: Run, step: int) -> _Rates:
-    preset, stage = run.paraphraser.gates.preset, f"paraphrase_{step}"
+    preset, stage = run.paraphraser.filters.preset, f"paraphrase_{step}"
     alike = [
         artifact.manifest
         for artifact in run.store.list(stage)
         if artifact.manifest.options.get("engine") == run.paraphraser.options.engine
-        and artifact.manifest.options.get("gates", {}).get("preset") == preset
+        and artifact.manifest.options.get("filters", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
     ]
     metrics = alike[-1].metrics if alike else {}
@@ -372,7 +372,7 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
         if isinstance(judging, PaidEngine) and judging.priced:
             spend = (spend or 0) + judging.cost(*tokens)
         requests, prompt, answers = requests + questions, prompt + tokens[0], answers + tokens[1]
-    if paraphraser.options.attempts > 1 and left.missing and paraphraser.gates.preset != "off":
+    if paraphraser.options.attempts > 1 and left.missing and paraphraser.filters.preset != "off":
         # Nobody knows how often an answer that is not there yet leads to another request.
         notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
     bill = None if spend is None else round(spend, 4)

@@ -35,7 +35,7 @@ from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import unguarded
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
@@ -139,8 +139,8 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             return []
         _check_training(counts)
         _check_split(settings, counts)
-        if gates_of(run.paraphraser.gates).meaning:
-            check_encoder(run.paraphraser.gates.encoder)
+        if filters_of(run.paraphraser.filters).meaning:
+            check_encoder(run.paraphraser.filters.encoder)
         notices = _language_notices(run, counts, folder) + unchecked
         if settings.data.scenes is None or scenes is not None:
             notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
@@ -274,13 +274,13 @@ def _not_english(captions: pa.Array) -> int:
 
 
 def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
-    """What is said of captions that CLIP or the gates cannot read, or that a model would answer in English.
+    """What is said of captions that CLIP or the filters cannot read, or that a model would answer in English.
 
-    Many that the gates cannot read are refused.
+    Many that the filters cannot read are refused.
     """
     paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
-    gates, asks = paraphraser.gates, paraphraser.facts.asks
-    reads_english = bool(gates_of(gates).meaning) and (not gates.encoder or gates.preset == "small-model")
+    filters, asks = paraphraser.filters, paraphraser.facts.asks
+    reads_english = bool(filters_of(filters).meaning) and (not filters.encoder or filters.preset == "small-model")
     answers_english = asks and not (options.prompt_1 and options.prompt_2)
     noticed = max(NOTICED, round(NOTICED_SHARE * rows))
     if counts.cut >= noticed:
@@ -296,12 +296,13 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
         return notices
     found = f"about {foreign} of {rows} training captions are not in English, by their letters and common words"
     if reads_english:
-        encoder = f"the gates {gates.preset} read" if gates.encoder else "the gates' sentence encoder reads"
+        encoder = f"the filters {filters.preset} read" if filters.encoder else "the filters' sentence encoder reads"
         why = (
             f"{found}, and {encoder} English alone: their paraphrases would be {'paid for and ' * asks}rejected, or "
-            "judged by chance. Set paraphrase.gates.preset=capable and paraphrase.gates.encoder to a multilingual one, "
+            "judged by chance. Set paraphrase.filters.preset=capable and paraphrase.filters.encoder to a multilingual "
+            "one, "
             "a folder or a name on the hub such as sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, or "
-            "paraphrase.gates.preset=off, or leave these captions out of data.sources (docs/gates.md)"
+            "paraphrase.filters.preset=off, or leave these captions out of data.sources (docs/filters.md)"
         )
         if foreign >= REFUSED_SHARE * rows:
             raise InputError(why)

@@ -78,7 +78,7 @@ def steps_left(
 
 @dataclass(frozen=True)
 class LookedUp:
-    """What an engine has that asks nobody, before the gates see it."""
+    """What an engine has that asks nobody, before the filters see it."""
 
     captions: int
     """Captions, or those that a finished step 1 hands on."""
@@ -130,7 +130,7 @@ def _new_inputs(run: Run, rounds: Rounds) -> int:
     keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
     cached = rounds.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
     asked = set(cached.column("key").to_pylist())
-    # Which of its answers comes first is for the gates to say.
+    # Which of its answers comes first is for the filters to say.
     new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
     return count + round(unjudged * new / block.num_rows)
 

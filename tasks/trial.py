@@ -19,7 +19,7 @@ from paraclip.tasks.stages.paraphrase import charge, judge_spec, spent, step_rou
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.judge import Candidate
 from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.parse import parse_answer
@@ -41,7 +41,7 @@ class TriedAnswer:
 
 @dataclass(frozen=True)
 class TriedCandidate:
-    """A parsed text with what each gate says of it, as in `Candidate`."""
+    """A parsed text with what each filter says of it, as in `Candidate`."""
 
     answer: str
     results: Mapping[str, str | None]
@@ -66,7 +66,7 @@ class Attempt:
     chosen: list[str]
     """The accepted ones that go on, best first."""
     reason: str | None
-    """Code of the gate that stopped the one that came furthest, None if one is chosen."""
+    """Code of the filter that stopped the one that came furthest, None if one is chosen."""
     detail: str
 
 
@@ -103,8 +103,8 @@ class Trial:
     engine: str
     model: str
     preset: str
-    gates: tuple[str, ...]
-    """The gates that are asked, in order."""
+    filters: tuple[str, ...]
+    """The filters that are asked, in order."""
     captions: list[TriedCaption]
     asked: int
     """Requests that the engine answered now, those for single words included."""
@@ -202,12 +202,12 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
                 setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
             rows = list(rounds.select().rows())
-        gates = gates_of(judge_spec(run.paraphraser, 2).gates)
+        filters = filters_of(judge_spec(run.paraphraser, 2).filters)
         return Trial(
             engine.name,
             engine.model,
-            run.paraphraser.gates.preset,
-            (*gates.text, *gates.meaning),
+            run.paraphraser.filters.preset,
+            (*filters.text, *filters.meaning),
             [_caption(text, why, *attempts) for text, why in zip(texts, left_out, strict=True)],
             counts.generated,
             counts.cached,

@@ -39,7 +39,7 @@ def paraphrase(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try both steps on a few captions: raw answers, what was parsed from them, each gate's verdict, the choice.
+    """Try both steps on a few captions: raw answers, what was parsed from them, each filter's verdict, the choice.
 
     Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
@@ -58,7 +58,7 @@ def paraphrase(
 
 def _print(trial: Trial) -> None:
     say(f"engine {trial.engine}, model {trial.model}")
-    say(f"gates of preset {trial.preset}: {', '.join(trial.gates)}")
+    say(f"filters of preset {trial.preset}: {', '.join(trial.filters)}")
     for number, caption in enumerate(trial.captions, 1):
         _print_caption(number, caption)
     complete = sum(any(rewrite.paraphrase_2 for rewrite in caption.rewrites) for caption in trial.captions)
@@ -109,7 +109,7 @@ def _verdict(candidate: TriedCandidate, chosen: list[str]) -> str:
         lines = ["CHOSEN" if candidate.answer in chosen else "accepted"]
     similarity = candidate.similarity
     with_figure = "" if similarity is None else f", similarity {similarity:.2f}"
-    return "\n".join([*lines, f"passes {passed} of {len(results)} gates{with_figure}"])
+    return "\n".join([*lines, f"passes {passed} of {len(results)} filters{with_figure}"])
 
 
 @requests.command()

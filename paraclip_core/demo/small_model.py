@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paraclip_core.demo.gates import (
+from paraclip_core.demo.filters import (
     broken_words,
     changed_colour,
     changed_compound,
@@ -19,7 +19,7 @@ from paraclip_core.demo.gates import (
     too_many_new_words,
 )
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING, bases, find_synonyms, variants
-from paraclip_core.paraphrase.gates import (
+from paraclip_core.paraphrase.filters import (
     Preset,
     character_set,
     echo,

@@ -3,7 +3,7 @@
 A small model copies whole sentences, yet goes on with a thesaurus well. So each content word is asked for once, as a
 request like any other (cached, and few: a corpus has far fewer words than captions); every alternative is asked for
 in turn, and one that is near (sentence encoder) and leads back to the word, or that is very near, may stand for it.
-`variants` puts the words into sentences, as further answers beside the LLM's own, which pass the same gates.
+`variants` puts the words into sentences, as further answers beside the LLM's own, which pass the same filters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from paraclip_core.demo.gates import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
+from paraclip_core.demo.filters import COLORS, KINDS, LIGHT_WORDS, NUMBERS, OPPOSITES
 from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.pair import Pieces
 from paraclip_core.paraphrase.parse import parse_answer

@@ -1,4 +1,4 @@
-"""A verdict on the answers to each request, from their texts and the gates alone.
+"""A verdict on the answers to each request, from their texts and the filters alone.
 
 A verdict depends neither on what is judged beside it nor on the order. So how answers are cut into blocks
 (`tables.ANSWERS`), and how many processes share them, changes no byte of the verdicts (`tables.VERDICTS`).
@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.options import meaning
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.gates import extra_gates_source, first_failure, gates_of
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filters import extra_filters_source, filters_of, first_failure
 from paraclip_core.paraphrase.pair import Pair, Pieces
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
 from paraclip_core.tables import VERDICTS
 
-GATES_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
-"""Stands for the code of the package's own gates: change it where a verdict may change, and all are judged again."""
+FILTERS_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
+"""Stands for the code of the package's own filters: change it where a verdict may change, and all are judged again."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
 WHOLE_TEXT = 4096
@@ -39,7 +39,7 @@ step."""
 class JudgeSpec:
     """Everything that a process needs to judge; plain data."""
 
-    gates: GateOptions
+    filters: FilterOptions
     """With the preset resolved."""
     step: int
     examples: tuple[tuple[str, str], ...] = ()
@@ -62,16 +62,16 @@ class JudgeSpec:
     def digest(self) -> bytes:
         """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code."""
         decides = {
-            "options": meaning(self.gates),
+            "options": meaning(self.filters),
             "step": self.step,
             "examples": list(map(list, self.examples)),
             "context": self.context_length,
             "synonyms": self.words,
-            "encoder": model_identity(self.gates.encoder) if gates_of(self.gates).meaning else "",
-            "code": GATES_VERSION,
+            "encoder": model_identity(self.filters.encoder) if filters_of(self.filters).meaning else "",
+            "code": FILTERS_VERSION,
         }
         digest = hashlib.blake2b(json.dumps(decides, sort_keys=True).encode("utf-8", "surrogatepass"), digest_size=16)
-        for source in extra_gates_source(self.gates).values():
+        for source in extra_filters_source(self.filters).values():
             digest.update(hashlib.blake2b(source, digest_size=16).digest())
         return digest.digest()
 
@@ -88,12 +88,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A parsed answer with what each gate says of it."""
+    """A parsed answer with what each filter says of it."""
 
     answer: str
     results: Mapping[str, str | None]
-    """Reason code → None if it passes, or why it does not, in the order of the gates. An answer without a word goes to
-    no other gate."""
+    """Reason code → None if it passes, or why it does not, in the order of the filters. An answer without a word goes
+    to no other filter."""
     similarity: float | None
     """Cosine of caption and answer, None without a sentence encoder."""
 
@@ -111,7 +111,7 @@ class Verdict:
     answer: str | None = None
     """If none passed: the parsed answer that came furthest, None if there was none."""
     reason: str | None = None
-    """Code of the gate that stopped it, None if an answer passed."""
+    """Code of the filter that stopped it, None if an answer passed."""
     detail: str = ""
     similarity: float | None = None
     """Cosine of caption and rejected answer, None if it was not computed."""
@@ -129,26 +129,26 @@ class _Judged:
 
 
 class Judge:
-    """Applies the gates of one step."""
+    """Applies the filters of one step."""
 
     def __init__(self, spec: JudgeSpec, encoder: Encoder | None = None, pieces: Pieces | None = None) -> None:
         """Judge with these models; :meth:`with_models` takes those that the options name.
 
-        Without `encoder` all answers pass the gates on meaning, and none is better than another; without `pieces` they
-        pass those on CLIP tokens.
+        Without `encoder` all answers pass the filters on meaning, and none is better than another; without `pieces`
+        they pass those on CLIP tokens.
         """
-        self._spec, self._options, self._gates = spec, spec.gates, gates_of(spec.gates)
+        self._spec, self._options, self._filters = spec, spec.filters, filters_of(spec.filters)
         self._tokenizer = Tokenizer(spec.context_length)
         self.encoder, self.pieces = encoder, pieces
 
     @classmethod
     def with_models(cls, spec: JudgeSpec) -> Judge:
         """A judge with the models that the options name, which the first answer loads."""
-        options, whole = spec.gates, Tokenizer(context_length=WHOLE_TEXT)
+        options, whole = spec.filters, Tokenizer(context_length=WHOLE_TEXT)
         device = "cpu" if options.device == "auto" else options.device
         return cls(
             spec,
-            SentenceEncoder(options.encoder, device) if gates_of(options).meaning else None,
+            SentenceEncoder(options.encoder, device) if filters_of(options).meaning else None,
             lambda text: len(whole.encode(text)) - 2,
         )
 
@@ -172,7 +172,7 @@ class Judge:
             {
                 "generation": generation,
                 "parent": parent,
-                "gates": self._digest,
+                "filters": self._digest,
                 "accepted": [
                     {"answer": text, "tokens": self._tokenizer.encode(text), "similarity": similarity}
                     for text, similarity in verdict.accepted
@@ -192,18 +192,18 @@ class Judge:
         return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
 
     def explain(self, requests: Sequence[Request], further: Further | None = None) -> list[list[Candidate]]:
-        """Every candidate of each request, in the order in which they are judged, with the result of every gate."""
+        """Every candidate of each request, in the order in which they are judged, with the result of every filter."""
         candidates = [self._candidates(request, further) for request in requests]
         compare = self._comparing([pair for pairs in candidates for pair in pairs if pair.answer_words])
         return [[self._explained(pair, compare) for pair in pairs] for pairs in candidates]
 
     def _explained(self, pair: Pair, compare: Compare | None) -> Candidate:
-        if detail := self._gates.text["empty"](pair, self._options):
+        if detail := self._filters.text["empty"](pair, self._options):
             return Candidate(pair.answer, {"empty": detail}, None)
-        results = {reason: gate(pair, self._options) for reason, gate in self._gates.text.items()}
+        results = {reason: check(pair, self._options) for reason, check in self._filters.text.items()}
         if compare is None:
             return Candidate(pair.answer, results, None)
-        results |= {reason: gate(pair, self._options, compare) for reason, gate in self._gates.meaning.items()}
+        results |= {reason: check(pair, self._options, compare) for reason, check in self._filters.meaning.items()}
         return Candidate(pair.answer, results, compare.cosine(pair.caption, pair.answer))
 
     @cached_property
@@ -220,22 +220,22 @@ class Judge:
 
     def _comparing(self, pairs: Sequence[Pair]) -> Compare | None:
         """What compares the texts of these pairs, all of them prepared at once; None without an encoder."""
-        if self.encoder is None or not self._gates.meaning:
+        if self.encoder is None or not self._filters.meaning:
             return None
         compare = Compare(self.encoder)
-        compare.prepare(text for pair in pairs for text in self._gates.compared(pair))
+        compare.prepare(text for pair in pairs for text in self._filters.compared(pair))
         return compare
 
     def _by_texts(self, pair: Pair) -> _Judged:
-        failure = first_failure(pair, self._options, self._gates)
+        failure = first_failure(pair, self._options, self._filters)
         return _Judged(pair) if failure is None else _Judged(pair, *failure)
 
     def _by_meaning(self, one: _Judged, compare: Compare) -> None:
-        """Stop a candidate that passed the gates on texts, or score it."""
+        """Stop a candidate that passed the filters on texts, or score it."""
         pair = one.pair
         one.similarity = compare.cosine(pair.caption, pair.answer)
-        for reason, gate in self._gates.meaning.items():
-            detail = gate(pair, self._options, compare)
+        for reason, check in self._filters.meaning.items():
+            detail = check(pair, self._options, compare)
             if detail is not None:
                 one.reason, one.detail = reason, detail
                 return
@@ -251,7 +251,7 @@ class Judge:
         if passed:
             return Verdict(tuple((one.pair.answer, one.similarity) for one in passed))
         # The answer that came furthest says most about what to change; max takes the first of equals.
-        furthest = max(judged, key=lambda one: self._gates.rank(one.reason or ""))
+        furthest = max(judged, key=lambda one: self._filters.rank(one.reason or ""))
         return Verdict((), furthest.pair.answer, furthest.reason, furthest.detail, furthest.similarity)
 
 

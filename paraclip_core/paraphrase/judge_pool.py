@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
-from paraclip_core.paraphrase.gates import gates_of, preset_named
+from paraclip_core.paraphrase.filters import filters_of, preset_named
 from paraclip_core.paraphrase.judge import Candidate, Further, Judge, JudgeSpec, requests_of
 from paraclip_core.paraphrase.synonyms import Fetch, Words
 from paraclip_core.tables import text_hash
@@ -50,7 +50,7 @@ class JudgePool:
     @property
     def words(self) -> Words | None:
         """How answers with words swapped are made; None if none are tried."""
-        return preset_named(self._spec.gates.preset).words if self._spec.words else None
+        return preset_named(self._spec.filters.preset).words if self._spec.words else None
 
     def find_synonyms(self, fetch: Fetch, blocks: Iterable[pa.RecordBatch]) -> None:
         """From now on, also try answers with words swapped: those that `fetch` finds for the words of the blocks."""
@@ -80,7 +80,7 @@ class JudgePool:
         yield from self.offered(wait=True)
 
     def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
-        """Every candidate of each request of a block, with the result of every gate."""
+        """Every candidate of each request of a block, with the result of every filter."""
         return self._judge_here.explain(requests_of(block), _further(self._spec, self._synonyms))
 
     def offer(self, block: pa.RecordBatch) -> bool:
@@ -112,7 +112,7 @@ class JudgePool:
         if not self._pools:
             # Not forked: threads of torch and Arrow do not survive that.
             context = multiprocessing.get_context("spawn")
-            one_thread = bool(gates_of(self._spec.gates).meaning)
+            one_thread = bool(filters_of(self._spec.filters).meaning)
             initargs = os.getpid(), one_thread
             self._pools.extend(ProcessPoolExecutor(1, context, _start_worker, initargs) for _ in range(self._processes))
         try:
@@ -156,7 +156,7 @@ def _worker_judge(spec: JudgeSpec, digest: bytes) -> Judge:
 @lru_cache(maxsize=1)
 def _further(spec: JudgeSpec, synonyms: str) -> Further | None:
     """What makes answers with words swapped, from the table in the file `synonyms`; None without a file."""
-    words = preset_named(spec.gates.preset).words
+    words = preset_named(spec.filters.preset).words
     if not synonyms or words is None:
         return None
     table = {word: tuple(others) for word, others in json.loads(Path(synonyms).read_text()).items()}

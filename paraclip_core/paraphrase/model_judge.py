@@ -82,7 +82,7 @@ def says_same(answer: str) -> bool | None:
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """A language model that decides on what the gates accepted."""
+    """A language model that decides on what the filters accepted."""
 
     sender: RequestSender
     sampling: SamplingOptions
@@ -99,7 +99,7 @@ class ModelJudge:
         keep: int,
         started: Callable[[int], Phase],
     ) -> pa.RecordBatch:
-        """The model's verdicts in place of those of the gates, as :func:`decide_by_model` finds them.
+        """The model's verdicts in place of those of the filters, as :func:`decide_by_model` finds them.
 
         `started` is called with the number of questions to send, if there are any, and returns their phase.
         """
@@ -119,7 +119,7 @@ def decide_by_model(
     keep: int,
     answers: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
 ) -> pa.RecordBatch:
-    """A model's verdicts (`tables.VERDICTS`, under `digest`) in place of those of the gates.
+    """A model's verdicts (`tables.VERDICTS`, under `digest`) in place of those of the filters.
 
     `answers` takes different questions and returns the answers to each. The accepted answers of a request are tried
     best first, until `keep` of them say the same as the caption.
@@ -141,7 +141,7 @@ def decide_by_model(
             else:
                 refusals.setdefault(number, answer[:SHOWN])
     for number, row in enumerate(rows):
-        row["gates"] = digest
+        row["filters"] = digest
         if row["accepted"] and not same[number]:
             best = row["accepted"][0]
             detail = f"does it say the same as the caption? {model}: {refusals[number]!r}"

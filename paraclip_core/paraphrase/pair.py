@@ -1,4 +1,4 @@
-"""What gates look at: an answer beside the texts that it was made from."""
+"""What filters look at: an answer beside the texts that it was made from."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pair:
     examples: Sequence[tuple[str, str]] = ()
     """The prompt's examples as (user, assistant)."""
     pieces: Pieces | None = None
-    """Number of CLIP tokens of a text without start and end token; None: such gates pass."""
+    """Number of CLIP tokens of a text without start and end token; None: such filters pass."""
     context_length: int = 77
 
     @cached_property

@@ -19,8 +19,8 @@ from paraclip_core.paraphrase.engines import (
     EngineOptions,
     SamplingOptions,
 )
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.gates import preset_named, resolved
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filters import preset_named, resolved
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
@@ -85,9 +85,9 @@ class Paraphraser:
         return engine_facts(self.options)
 
     @cached_property
-    def gates(self) -> GateOptions:
-        """The gates with `auto` resolved to what suits the engine, and every threshold with its value."""
-        return resolved(self.options.gates, self.facts.gates)
+    def filters(self) -> FilterOptions:
+        """The filters with `auto` resolved to what suits the engine, and every threshold with its value."""
+        return resolved(self.options.filters, self.facts.filters)
 
     @cached_property
     def model(self) -> str:
@@ -113,7 +113,7 @@ class Paraphraser:
 
     def asks_words(self, step: int) -> bool:
         """Whether other words for single words are asked for, too: a capable model needs none, and they cost."""
-        wanted = self.facts.asks and preset_named(self.gates.preset).words is not None
+        wanted = self.facts.asks and preset_named(self.filters.preset).words is not None
         return wanted and self.prompts[step].id.startswith("few-shot")
 
     def engine(self) -> Engine:
@@ -122,14 +122,15 @@ class Paraphraser:
 
 
 def unguarded(options: ParaphraseOptions) -> str | None:
-    """The warning if the gates are off for the answers of a language model; None otherwise."""
+    """The warning if the filters are off for the answers of a language model; None otherwise."""
     paraphraser = Paraphraser(options)
-    if paraphraser.gates.preset != "off" or not paraphraser.facts.asks:
+    if paraphraser.filters.preset != "off" or not paraphraser.facts.asks:
         return None
     return (
-        f"paraphrase.gates.preset={options.gates.preset} keeps whatever {options.engine} answers that holds a word: "
+        f"paraphrase.filters.preset={options.filters.preset} keeps whatever {options.engine} answers that holds a "
+        "word: "
         "refusals, repeated prompts and answers that obey a caption, too. It is for comparisons with the published "
-        "method and for paraphrases of your own; else leave it at auto and loosen single gates (docs/gates.md)"
+        "method and for paraphrases of your own; else leave it at auto and loosen single filters (docs/filters.md)"
     )
 
 

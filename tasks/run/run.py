@@ -162,7 +162,7 @@ class Run:
         """Hashes of source files."""
         context = EngineContext(settings.data.root, settings.run.device, self._model_hashes)
         self.paraphraser = Paraphraser(settings.paraphrase, context)
-        """The engine, its options as far as they matter, and its gates."""
+        """The engine, its options as far as they matter, and its filters."""
         self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:

@@ -23,7 +23,7 @@ from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
-from paraclip_core.paraphrase.gates import extra_gates_source, gates_of, preset_named
+from paraclip_core.paraphrase.filters import extra_filters_source, filters_of, preset_named
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.keys import in_fraction, step_requests
@@ -96,7 +96,7 @@ def _write(selection: Selection, out: Path) -> int:
 def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress) -> Iterator[Rounds]:
     """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
-    Runs that ask the same model about the same captions have other fingerprints if gates or attempts differ, and the
+    Runs that ask the same model about the same captions have other fingerprints if filters or attempts differ, and the
     same requests. Side by side each would find them missing and both would pay, so one of them waits.
     """
     paraphraser, store = run.paraphraser, run.store
@@ -148,7 +148,7 @@ def step_rounds(
     paraphraser = run.paraphraser
     spec = judge_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
-    tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_gates=spec.digest)
+    tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_filters=spec.digest)
     stack.enter_context(closing(tables))
     pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
     sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
@@ -157,19 +157,19 @@ def step_rounds(
 
 def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
     """What a process needs to judge a step's answers."""
-    gates = paraphraser.gates
+    filters = paraphraser.filters
     if step == 1:
         # Only step 2 has it, and changing it must not make step 1's verdicts new.
-        gates = gates.model_copy(update={"min_caption_similarity": -1.0})
+        filters = filters.model_copy(update={"min_caption_similarity": -1.0})
     words = model_judge = ""
-    if paraphraser.asks_words(step) and (asked := preset_named(gates.preset).words) is not None:
+    if paraphraser.asks_words(step) and (asked := preset_named(filters.preset).words) is not None:
         request = asked.requests(paraphraser.model, paraphraser.options.seed)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)
         keep = paraphraser.options.keep if step == 1 else 1
         model_judge = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
-    return JudgeSpec(gates, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, model_judge)
+    return JudgeSpec(filters, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, model_judge)
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
@@ -216,7 +216,7 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
         )
     return EngineError(
         f"the engine {options.engine} gave an acceptable paraphrase {step} {none}; what it gave is in {rejects}. "
-        "Take another model or other prompts, or loosen paraphrase.gates (docs/gates.md); its answers are kept"
+        "Take another model or other prompts, or loosen paraphrase.filters (docs/filters.md); its answers are kept"
     )
 
 
@@ -249,19 +249,19 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
         prompt = {"id": request.prompt_id, "hash": request.prompt_hash.hex()}
         facts = {"engine": judge.options.engine, "model": request.model, "prompt": prompt}
         decides["judge"] = facts | {"sampling": request.sampling}
-    gates = meaning(paraphraser.gates)
+    filters = meaning(paraphraser.filters)
     if step == 1:
-        del gates["min_caption_similarity"]
-    off = gates["preset"] == "off" and not options.gates.extra
-    return decides | {"gates": {"preset": "off"} if off else gates}
+        del filters["min_caption_similarity"]
+    off = filters["preset"] == "off" and not options.filters.extra
+    return decides | {"filters": {"preset": "off"} if off else filters}
 
 
 def _sources(run: Run) -> Mapping[str, str]:
-    """The user's file, the code of own gates, and the files of a sentence encoder in a folder."""
+    """The user's file, the code of own filters, and the files of a sentence encoder in a folder."""
     paraphraser = run.paraphraser
-    gates, hashes = paraphraser.gates, run.hashes
-    sources = {f"gate {path}": text_hash(code.hex()).hex() for path, code in extra_gates_source(gates).items()}
-    if gates_of(gates).meaning and gates.encoder and (folder := user_path(gates.encoder)).is_dir():
+    filters, hashes = paraphraser.filters, run.hashes
+    sources = {f"filter {path}": text_hash(code.hex()).hex() for path, code in extra_filters_source(filters).items()}
+    if filters_of(filters).meaning and filters.encoder and (folder := user_path(filters.encoder)).is_dir():
         sources["encoder"] = hashes.of_folder(folder)
     if not paraphraser.facts.asks:
         # Raises an error if the options have no path.

@@ -34,7 +34,7 @@ from paraclip_core.evaluation.compare import Row
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.options import unusual
 from paraclip_core.paraphrase.engines import ENGINES
-from paraclip_core.paraphrase.gates import known_wrong
+from paraclip_core.paraphrase.filters import known_wrong
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 from paraclip_core.report.data import (
     License,
@@ -126,12 +126,12 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     base = settings.model.base
     rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
     about = inputs["paraphrase_1"].manifest.options
-    preset, judge = about.get("gates", {}).get("preset", ""), about.get("judge", {}).get("model")
+    preset, judge = about.get("filters", {}).get("preset", ""), about.get("judge", {}).get("model")
     wrong = known_wrong(preset) if "sampling" in about else ""
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
-        "gates": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
+        "filters": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
         "base model": "a text encoder trained on these captions" if base == BUILT_IN else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],
         "command": "paraclip run -c settings.yaml",

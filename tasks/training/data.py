@@ -171,7 +171,7 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
         raise TrainingError(
             f"{len(rows)} rows of {source} can be trained on ({facts}), at least 2 are needed; "
-            f"add captions of images that can be read, or loosen the gates (paraphrase.gates)"
+            f"add captions of images that can be read, or loosen the filters (paraphrase.filters)"
         )
     if (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
         raise TrainingError(

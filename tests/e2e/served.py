@@ -217,7 +217,7 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
     return {
         "name": name,
         "data": {"root": str(data), "sources": [{"path": "captions.jsonl", "images": "images"}]},
-        "paraphrase": {"engine": "file", "file": {"path": "paraphrases.jsonl"}, "gates": {"preset": "off"}},
+        "paraphrase": {"engine": "file", "file": {"path": "paraphrases.jsonl"}, "filters": {"preset": "off"}},
         "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "built_in_base": {"epochs": 1, "batch_size": 16},
         "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},

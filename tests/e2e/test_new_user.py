@@ -126,7 +126,7 @@ def test_from_photos_to_other_software(environment: Path, home: Path) -> None:
     release(home / "base", 0.0)
     path = {"PYTHONPATH": str(home)}
     call(environment, home, "init", "holiday", "--base", "local-dir:base", "--name", "trip")
-    engine = {"engine": "my_parts:Engine", "prompts": "paper", "gates": {"preset": "off", "extra": ["my_parts:gate"]}}
+    engine = {"engine": "my_parts:Engine", "prompts": "paper", "filters": {"preset": "off", "extra": ["my_parts:gate"]}}
     sets = [f"paraphrase={json.dumps(engine)}", *SMALL]
     options = ["-c", "paraclip.yaml", *(part for each in sets for part in ("--set", each))]
     assert json.loads(call(environment, home, "plan", *options, "--json", **path))["stages"]

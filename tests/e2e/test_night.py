@@ -68,7 +68,7 @@ def settings_of(root: Path, data: Path, url: str) -> dict[str, Any]:
         "engine": "openai",
         "model": "smol",
         "prompts": "paper",
-        "gates": {"preset": "off"},
+        "filters": {"preset": "off"},
         "chunk": 8,
         "sampling": {"n": 1, "max_tokens": 24},
         "openai": {"base_url": url, "api_key_env": "CANARY_KEY", "concurrency": 2, "retries": 0},

@@ -65,7 +65,7 @@ def options(url: str, tmp_path: Path) -> list[str]:
         "data.sources.0.path=captions.jsonl",
         "paraphrase.engine=file",
         "paraphrase.file.path=answers.jsonl",
-        "paraphrase.gates.preset=off",
+        "paraphrase.filters.preset=off",
         "paraphrase.chunk=4",
     ]
 

@@ -229,7 +229,7 @@ def side_by_side(root: Path, data: Path, url: str) -> dict[str, Any]:
     settings = tiny_settings("cancelled", root, data)
     server = {"base_url": url, "concurrency": CHUNK, "retries": 0}
     settings["paraphrase"] = {"engine": "openai", "model": "smol", "prompts": "paper", "chunk": CHUNK, "openai": server}
-    settings["paraphrase"] |= {"gates": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
+    settings["paraphrase"] |= {"filters": {"preset": "off"}, "sampling": {"n": 1}, "attempts": 1}
     settings["built_in_base"]["epochs"] = 1000
     settings["finetune"] = {"epochs": 1, "batch_size": 8, "precision": "fp32"}
     return settings

@@ -1,4 +1,5 @@
-"""A reader, an engine, a gate, a benchmark and a stage that the package does not know, named in one YAML file alone."""
+"""A reader, an engine, a filter, a benchmark and a stage that the package does not know, named in one YAML file
+alone."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ class Numbering:
     """Begins each answer with a word of its options."""
 
     name = "numbering"
-    facts = EngineFacts(gates="off")
+    facts = EngineFacts(filters="off")
 
     def __init__(self, options, context):
         self.word = options.options.get("word", "here")
@@ -115,7 +116,7 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     paraphrase = {
         "engine": "my_parts:Numbering",
         "options": {"word": "look"},
-        "gates": {"extra": ["my_parts:no_red"]},
+        "filters": {"extra": ["my_parts:no_red"]},
         "fraction": 0.6,
         "keep": 2,
     }
@@ -124,7 +125,7 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree["run"]["stages"] = ["my_parts:COUNT"]
     odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
     tree["evaluate"]["benchmarks"].append(odd)
-    tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
+    tree["evaluate"]["filter"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
     (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
     path = tmp_path / "own.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -144,7 +145,7 @@ def test_a_whole_run_with_parts_of_the_users_own(own_parts: Path, cli: Any) -> N
     assert rows == sorted(rows, reverse=True) and len(rows) > 50
     second = read_table(artifacts["paraphrase_2"].path / "paraphrases").to_pylist()
     assert second and all(row["paraphrase_2"].startswith("look number ") for row in second)
-    # Both answers of step 1 are kept, where the gate has nothing against them.
+    # Both answers of step 1 are kept, where the filter has nothing against them.
     captions_kept = {row["caption_id"] for row in second}
     assert len(captions_kept) < len(second) < 2 * len(captions_kept)
     assert any(" red " in row["caption"] for row in second)
@@ -175,7 +176,7 @@ def test_the_plan_knows_them_and_their_code(own_parts: Path, cli: Any) -> None:
     before = planned(own_parts, cli)
     assert before["paraphrase_1"]["requests"] >= 10 and before["paraphrase_1"]["state"] == "to run"
     # `off` needs no quotes, and another word is another model.
-    text = own_parts.read_text().replace("gates:\n", "gates:\n    preset: off\n")
+    text = own_parts.read_text().replace("filters:\n", "filters:\n    preset: off\n")
     assert text != own_parts.read_text()
     own_parts.write_text(text)
     assert planned(own_parts, cli)["paraphrase_1"]["fingerprint"] == before["paraphrase_1"]["fingerprint"]
@@ -193,7 +194,7 @@ def test_the_plan_knows_them_and_their_code(own_parts: Path, cli: Any) -> None:
     [
         ("data.sources.0.format", "my_parts:forwards"),
         ("paraphrase.engine", "my_parts:Counting"),
-        ("paraphrase.gates.extra", "[my_parts:no_green]"),
+        ("paraphrase.filters.extra", "[my_parts:no_green]"),
         ("evaluate.benchmarks.2.kind", "my_parts:EVEN"),
         ("run.stages", "[my_parts:OTHER]"),
     ],

@@ -24,7 +24,7 @@ def config(tmp_path: Path, openai_server: OpenAIServer, monkeypatch: pytest.Monk
             "engine": "openai",
             "model": "smol",
             "prompts": "paper",
-            "gates": {"preset": "off"},
+            "filters": {"preset": "off"},
             "openai": {"base_url": openai_server.url, "api_key_env": "NO_KEY", "retries": 0},
         },
     }
@@ -46,9 +46,9 @@ def test_both_steps_are_shown_with_every_answer_and_verdict(
 ) -> None:
     answer(openai_server, "Answer: [bold]A child swings.[/]", "...")
     out, err = shown(cli, config, "a kid on a swing")
-    assert "1. a kid on a swing" in out and "gates of preset off: empty" in out
+    assert "1. a kid on a swing" in out and "filters of preset off: empty" in out
     assert "Answer: [bold]A child swings.[/]" in out and "[bold]A child swings.[/]" in out
-    assert "empty: no word in the answer" in out and "CHOSEN" in out and "passes 1 of 1 gates" in out
+    assert "empty: no word in the answer" in out and "CHOSEN" in out and "passes 1 of 1 filters" in out
     assert 'step 2 of "[bold]A child swings.[/]"' in out
     assert "1 of 1 captions have both rewrites" in out
     assert "2 requests asked (20 prompt tokens, 20 answered), 0 cached" in out and "nothing is kept" in out
@@ -85,7 +85,7 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
     document: dict[str, Any] = json.loads(out)
     assert "step 2: 1 texts, with openai" in err
     assert list(document) == [
-        "engine", "model", "preset", "gates", "captions", "asked", "cached", "prompt_tokens", "completion_tokens",
+        "engine", "model", "preset", "filters", "captions", "asked", "cached", "prompt_tokens", "completion_tokens",
         "spend", "stored",
     ]  # fmt: skip
     (caption,) = document["captions"]

@@ -36,7 +36,7 @@ OPERATIONAL_OPTIONS = {
     "DataOptions": "root",
     "FeatureOptions": "batch_size",
     "ParaphraseOptions": "chunk",
-    "GateOptions": "device",
+    "FilterOptions": "device",
     "TransformersOptions": "batch_size",
     "VllmOptions": "python",
     "OpenAIOptions": "api_key_env base_url concurrency max_spend "

@@ -29,7 +29,7 @@ def test_names_on_the_hub() -> None:
 
 
 def facts(**changes: Any) -> DatasetFacts:
-    step = StepFacts({"gates": {"preset": "small-model"}, "sampling": {"n": 1}}, {"engine": "vllm"}, PAPER[1])
+    step = StepFacts({"filters": {"preset": "small-model"}, "sampling": {"n": 1}}, {"engine": "vllm"}, PAPER[1])
     usual: dict[str, Any] = {
         "name": "name",
         "rows": {"train": 5, "validation": 1},

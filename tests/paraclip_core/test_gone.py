@@ -15,7 +15,7 @@ from paraclip_core.settings import PARAMETER, fields, load_settings
 OPTIONS = {path for path, _ in fields()}
 OLD = """
 data: {sources: [{path: a.csv, licence: CC0, columns: {licence: terms}}]}
-paraphrase: {engine: smollm2, gates: {preset: paper, nli: x}, mined: {min_cosine: 0.9}, vllm: {dtype: half}}
+paraphrase: {engine: smollm2, filters: {preset: paper, nli: x}, mined: {min_cosine: 0.9}, vllm: {dtype: half}}
 finetune: {negatives: {rows: 1}, l2_sp: 0.1}
 evaluate: {benchmarks: [{name: order, kind: caption_order}]}
 run: {retries: 3, trackers: [file], drift: {max_changed: 0.1}}

@@ -204,7 +204,7 @@ def test_any_override_is_taken_or_refused(overrides: list[str]) -> None:
 
 def test_every_option_has_a_description() -> None:
     paths = [path for path, _ in fields()]
-    assert "paraphrase.gates.min_similarity" in paths and "data.sources.0.columns.caption" in paths
+    assert "paraphrase.filters.min_similarity" in paths and "data.sources.0.columns.caption" in paths
     schema = Settings.model_json_schema()
     bare = [
         f"{group}.{name}"

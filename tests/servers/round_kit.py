@@ -10,10 +10,10 @@ from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Prompt
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 
-OFF = GateOptions(preset="off")
-OPTIONS = ParaphraseOptions(engine="transformers", gates=OFF)
+OFF = FilterOptions(preset="off")
+OPTIONS = ParaphraseOptions(engine="transformers", filters=OFF)
 CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
 FEW = CAPTIONS[:10]
 BLUE = FEW[1::2]
@@ -40,8 +40,8 @@ def with_options(**changed: Any) -> ParaphraseOptions:
     return OPTIONS.model_copy(update=changed)
 
 
-def gated(*names: str) -> ParaphraseOptions:
-    return with_options(gates=GateOptions(preset="off", extra=tuple(f"scripted_gates:{name}" for name in names)))
+def filtered(*names: str) -> ParaphraseOptions:
+    return with_options(filters=FilterOptions(preset="off", extra=tuple(f"scripted_filters:{name}" for name in names)))
 
 
 def attempts(rejects: pa.Table) -> list[tuple[str, int]]:

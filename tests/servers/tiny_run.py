@@ -15,7 +15,7 @@ def served(url: str) -> dict[str, Any]:
         "engine": "openai",
         "model": "smol",
         "prompts": "paper",
-        "gates": {"preset": "off"},
+        "filters": {"preset": "off"},
         "chunk": 4,
         "fraction": 0.35,
         "sampling": {"n": 1, "max_tokens": 24},

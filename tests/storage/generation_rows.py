@@ -46,13 +46,13 @@ def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa
     return rows([(key(n), [f"{text} {n}"]) for n in numbers], **same)  # type: ignore[arg-type]
 
 
-def verdicts(numbers: Iterable[int], text: str = "answer", gates: int = 0) -> pa.Table:
+def verdicts(numbers: Iterable[int], text: str = "answer", filters: int = 0) -> pa.Table:
     """Verdicts on numbered generations; every third was rejected."""
     rows = []
     for n in numbers:
         accepted = [{"answer": f"{text} {n}", "tokens": [n % 65_536, 2], "similarity": None if n % 2 else 0.5}]
         rejected = {"answer": f"{text} {n}", "reason": "echo", "detail": "", "similarity": 1.0}
-        row = {"generation": key(n), "parent": bytes(16), "gates": key(gates)}
+        row = {"generation": key(n), "parent": bytes(16), "filters": key(filters)}
         rows.append(row | ({"accepted": [], **rejected} if n % 3 == 0 else {"accepted": accepted}))
     return pa.Table.from_pylist(rows, schema=VERDICTS)
 
@@ -60,7 +60,7 @@ def verdicts(numbers: Iterable[int], text: str = "answer", gates: int = 0) -> pa
 def judged(store: AnswerStore) -> list[dict[str, object]]:
     """All verdicts of the cache, by generation."""
     with store.tables() as con:
-        query = f"SELECT {', '.join(VERDICTS.names)} FROM cache.verdicts ORDER BY generation, gates"
+        query = f"SELECT {', '.join(VERDICTS.names)} FROM cache.verdicts ORDER BY generation, filters"
         return con.sql(query).to_arrow_table().cast(VERDICTS).to_pylist()
 
 

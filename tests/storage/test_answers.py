@@ -60,15 +60,15 @@ def test_raw_completions_are_kept_to_the_byte(store: AnswerStore) -> None:
 def test_verdicts_come_once_and_whole(store: AnswerStore) -> None:
     store.append_verdicts(pa.concat_tables([verdicts(range(10)), verdicts(range(5), "second")]))
     store.append_verdicts(verdicts(range(8, 12), "third"))
-    store.append_verdicts(verdicts(range(3), gates=1))
+    store.append_verdicts(verdicts(range(3), filters=1))
     expected = [*verdicts(range(10)).to_pylist(), *verdicts([10, 11], "third").to_pylist()]
-    expected += verdicts(range(3), gates=1).to_pylist()
+    expected += verdicts(range(3), filters=1).to_pylist()
     for _ in range(2):
-        assert judged(store) == sorted(expected, key=lambda row: (row["generation"], row["gates"]))
+        assert judged(store) == sorted(expected, key=lambda row: (row["generation"], row["filters"]))
         rebuild(store)
     assert store.stats().verdicts == 15
-    with pytest.raises(ArtifactError, match="'gates' is string instead of fixed_size_binary"):
-        store.append_verdicts(verdicts([1]).set_column(2, "gates", pa.array(["a"])))
+    with pytest.raises(ArtifactError, match="'filters' is string instead of fixed_size_binary"):
+        store.append_verdicts(verdicts([1]).set_column(2, "filters", pa.array(["a"])))
 
 
 def test_tables_are_joined_with_those_of_a_caller(store: AnswerStore) -> None:

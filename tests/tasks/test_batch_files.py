@@ -33,7 +33,7 @@ def settings_of(folder: Path, captions: list[str] = CAPTIONS, root: str = "root"
     return settings_of_texts(folder, captions, {**PAPER, "sampling": {"n": 2}, "openai": openai, **paraphrase}, root)
 
 
-OFF: dict[str, Any] = {"gates": {"preset": "off"}}
+OFF: dict[str, Any] = {"filters": {"preset": "off"}}
 
 
 def export(settings: Settings, path: Path) -> tuple[Exported, dict[str, Body]]:
@@ -224,7 +224,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     for wrong, message in (
         (own, "engine=file asks nothing"),
         (settings_of(tmp_path, engine="openvino", model=""), r"has no paraphrase\.model"),
-        (settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"}), "prompts=paper"),
+        (settings_of(tmp_path, prompts="few-shot", filters={"preset": "small-model"}), "prompts=paper"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(wrong, ask)

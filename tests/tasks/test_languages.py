@@ -69,7 +69,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
     ]
     (tmp_path / "xm3600.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
 
-    def make(language: str, **gates: Any) -> Settings:
+    def make(language: str, **filters: Any) -> Settings:
         texts = captions_of(language)
         with (tmp_path / "captions.csv").open("w", newline="", encoding="utf-8") as file:
             rows = [(f"{number // 2}.png", caption) for number, (caption, _, _) in enumerate(texts)]
@@ -94,7 +94,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
                     "sampling": {"n": 1},
                     "prompt_1": own[0],
                     "prompt_2": own[1],
-                    "gates": gates,
+                    "filters": filters,
                 },
                 "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
                 "built_in_base": {"epochs": 2, "batch_size": 32},
@@ -117,7 +117,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
 def test_captions_in_their_own_language_from_plan_to_report(
     language: str, settings_of: Any, openai_server: OpenAIServer, tmp_path: Path
 ) -> None:
-    not_english = r"about 1\d\d of 1\d\d training captions are not in English.*gates\.encoder"
+    not_english = r"about 1\d\d of 1\d\d training captions are not in English.*filters\.encoder"
     for refuses in (lambda settings: plan_run(Run(settings)), paraclip.run):
         with pytest.raises(InputError, match=not_english):
             refuses(settings_of(language))

@@ -113,7 +113,11 @@ def of_release(stage_version: int = 1, **options: Any) -> Any:
 
 def test_options_of_an_earlier_release_are_a_new_version_of_the_stage() -> None:
     node: Any = SimpleNamespace(draft=of_release().manifest)
-    gone = {"finetune": {"negatives": {"rows": 1}, "l2_sp": 0.1}, "gates": {"nli": "x"}, "sources": [{"license": "x"}]}
+    gone = {
+        "finetune": {"negatives": {"rows": 1}, "l2_sp": 0.1},
+        "filters": {"nli": "x"},
+        "sources": [{"license": "x"}],
+    }
     assert differences(of_release(**gone), node) == ["a new version of the stage"]
     assert differences(of_release(**gone, attempts=3), node)[1:] == ["option attempts: 3 → 1"]
     # An engine that is asked nothing has no such options, which the code knows all the same.
@@ -226,14 +230,14 @@ def test_each_stage_reads_what_the_one_before_hands_on(counted: Counted) -> None
     assert rows_of(counted(new)) == [9, 6, round(SMALL[1] * 6), round(SMALL[2] * round(SMALL[1] * 6)), 2]
 
 
-def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
+def test_a_finished_run_of_the_same_engine_and_filters_says_the_rest(
     counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     earlier = {"captions": 100, "accepted": 30, "kept": 60, "generated": 200, "prompt_tokens": 9000}
     earlier |= {"completion_tokens": 400}
 
     def finished(stage: str, engine: str = "openvino", preset: str = "small-model", **metrics: Any) -> Any:
-        options = {"engine": engine, "gates": {"preset": preset}}
+        options = {"engine": engine, "filters": {"preset": preset}}
         manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
         return SimpleNamespace(manifest=manifest)
 
@@ -255,7 +259,7 @@ def test_a_finished_run_of_the_same_engine_and_gates_says_the_rest(
 def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
     keep: int, n: int, rewrites: int, counted: Counted
 ) -> None:
-    amounts = counted(NEW, f"keep={keep}", f"sampling.n={n}", "gates.preset=off")
+    amounts = counted(NEW, f"keep={keep}", f"sampling.n={n}", "filters.preset=off")
     assert rows_of(amounts, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
     assert [amounts[name].requests for name in STEPS] == [10, 10 * rewrites]
 
@@ -272,7 +276,7 @@ def test_the_spending_cap_is_told_before_it_stops_a_step(
 
 
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
-    for options, noted in ((("attempts=3",), True), ((), False), (("attempts=3", "gates.preset=off"), False)):
+    for options, noted in ((("attempts=3",), True), ((), False), (("attempts=3", "filters.preset=off"), False)):
         chosen = [f"paraphrase.{option}" for option in options]
         settings = load_settings(None, ["data.scenes.images=80", *SCENES, *chosen])
         amounts = amounts_of(Run(settings, ArtifactStore(tmp_path)), {})

@@ -207,7 +207,7 @@ def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> Non
     assert check_before_paying(Run(settings, store)) == []
 
 
-def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) -> None:
+def test_captions_that_the_filters_cannot_read(tmp_path: Path, settings_of: Make) -> None:
     others = (
         "Zwei Kinder spielen im Park", "un chien court sur la plage", "собака бежит по пляжу", "一只狗在海滩上奔跑",
         "iki çocuk ve bir köpek",
@@ -217,9 +217,9 @@ def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) 
     def told_of(english: int, **paraphrase: Any) -> str:
         write(tmp_path / "captions.csv", [*rows("train", english), *foreign, *rows("val", 12, english)])
         settings = settings_of({"path": "captions.csv", "images": "pics", "format": "csv"})
-        options = settings.paraphrase.model_copy(update={k: v for k, v in paraphrase.items() if k != "gates"})
-        gates = options.gates.model_copy(update=paraphrase.get("gates", {}))
-        changed = settings.model_copy(update={"paraphrase": options.model_copy(update={"gates": gates})})
+        options = settings.paraphrase.model_copy(update={k: v for k, v in paraphrase.items() if k != "filters"})
+        filters = options.filters.model_copy(update=paraphrase.get("filters", {}))
+        changed = settings.model_copy(update={"paraphrase": options.model_copy(update={"filters": filters})})
         return told(changed)
 
     encoder = {"encoder": str(tiny_encoder(tmp_path / "encoder"))}
@@ -227,21 +227,23 @@ def test_captions_that_the_gates_cannot_read(tmp_path: Path, settings_of: Make) 
     refused, noticed = told_of(10), told_of(40)
     assert refused.startswith("InputError: about 5 of 25 training captions are not in English, by their letters")
     assert "reads English alone: their paraphrases would be paid for and rejected" in refused
-    assert "paraphrase.gates.encoder to a multilingual one" in refused and "gates.preset=off" in refused
+    assert "paraphrase.filters.encoder to a multilingual one" in refused and "filters.preset=off" in refused
     # A few among many are no reason to stop, and are said.
     assert noticed == refused.replace("InputError: ", "").replace("5 of 25", "5 of 85")
     # They could be judged, and the model would answer in English.
-    for gates in (encoder, {"preset": "off"}):
-        in_english = told_of(10, gates=gates)
+    for filters in (encoder, {"preset": "off"}):
+        in_english = told_of(10, filters=filters)
         assert in_english.startswith("about 5 of 25") and "paraphrase.prompt_1 and prompt_2 in the" in in_english
-        assert told_of(10, gates=gates, **own).startswith(
-            "" if gates is encoder else "paraphrase.gates.preset=off keeps"
+        assert told_of(10, filters=filters, **own).startswith(
+            "" if filters is encoder else "paraphrase.filters.preset=off keeps"
         )
     # Word lists read English, whatever the encoder.
-    assert "the gates small-model read English alone" in told_of(10, gates=encoder | {"preset": "small-model"}, **own)
+    assert "the filters small-model read English alone" in told_of(
+        10, filters=encoder | {"preset": "small-model"}, **own
+    )
     # Of Chinese, fifteen words are more than CLIP reads.
     foreign.append(("5.jpg", "阿尔卑斯山脚下戴着墨镜的厨师在咖啡馆旁边切蔬菜喂养黑猫骑着", "train"))
-    assert told_of(10, gates=encoder, **own).startswith("1 of 26 training captions have 77 tokens of CLIP's own")
+    assert told_of(10, filters=encoder, **own).startswith("1 of 26 training captions have 77 tokens of CLIP's own")
     # What would judge is looked for before anything is judged.
     (tmp_path / "nothing").mkdir()
-    assert "nothing' cannot be loaded" in told_of(10, gates={"encoder": str(tmp_path / "nothing")})
+    assert "nothing' cannot be loaded" in told_of(10, filters={"encoder": str(tmp_path / "nothing")})

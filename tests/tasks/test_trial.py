@@ -104,20 +104,20 @@ def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(engine.asked) == asked
 
 
-def test_every_gate_says_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_filter_says_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answering(monkeypatch, Scripted(uneven))
     trial, _ = tried(settings_of(tmp_path), CAPTIONS[:1])
     attempt = trial.captions[0].attempts[0]
     first, no, *_ = attempt.candidates
     assert attempt.answers[0].raw.startswith("1. ") and attempt.answers[0].parsed == first.answer
-    assert all(list(one.results) == list(trial.gates) for one in attempt.candidates)
+    assert all(list(one.results) == list(trial.filters) for one in attempt.candidates)
     failed = {reason for reason, detail in no.results.items() if detail is not None}
     assert not no.accepted and "character_set" in failed and len(failed) > 1
 
 
 def test_words_are_swapped_as_a_run_swaps_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = answering(monkeypatch, Thesaurus())
-    settings = settings_of(tmp_path, prompts="few-shot", gates={"preset": "small-model"})
+    settings = settings_of(tmp_path, prompts="few-shot", filters={"preset": "small-model"})
     (tmp_path / "captions.txt").write_text("a fast dog on the road\n")
     trial, _ = tried(settings, ["a fast dog on the road"])
     candidates = trial.captions[0].attempts[0].candidates
@@ -132,7 +132,9 @@ def test_captions_are_cleaned_and_those_that_ingest_leaves_out_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
-    trial, _ = tried(settings_of(tmp_path, gates={"preset": "off"}), ["  a&amp;b   c d 1 ", "dog", " \t", "x" * 99_999])
+    trial, _ = tried(
+        settings_of(tmp_path, filters={"preset": "off"}), ["  a&amp;b   c d 1 ", "dog", " \t", "x" * 99_999]
+    )
     assert [caption.caption for caption in trial.captions[:3]] == ["a&b c d 1", "dog", ""]
     assert [caption.left_out.partition(":")[0] for caption in trial.captions] == [
         "", "too_few_words", "empty", "too_long",
@@ -149,13 +151,13 @@ def test_paraphrases_of_the_users_own_are_looked_up(tmp_path: Path) -> None:
     assert complete(trial) == [("a red dog", "one red dog", "a hound in red")]
     attempt = trial.captions[1].attempts[0]
     assert attempt.reason == "no_paraphrase" and attempt.answers == []
-    assert trial.gates == ("empty",)
+    assert trial.filters == ("empty",)
 
 
 def test_the_spending_cap_holds_for_trials(tmp_path: Path, openai_server: Any) -> None:
     prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
     server = {"base_url": openai_server.url, "api_key_env": "NO_KEY", "max_spend": 40} | prices
-    options = {"engine": "openai", "model": "smol", "gates": {"preset": "off"}, "openai": server}
+    options = {"engine": "openai", "model": "smol", "filters": {"preset": "off"}, "openai": server}
     settings = settings_of(tmp_path, sampling={"n": 1, "max_tokens": 5}, **options)
     trial, _ = tried(settings, CAPTIONS[:2], keep=True)
     assert (trial.asked, trial.spend) == (4, 8)

@@ -29,7 +29,7 @@ def settings_of(root: Path, captions: list[str], **engine: Any) -> Settings:
     root.mkdir(parents=True, exist_ok=True)
     (root / "captions.txt").write_text("".join(f"{text}\n" for text in captions))
     paraphrase = {
-        "gates": {"preset": "off"},
+        "filters": {"preset": "off"},
         "sampling": {"n": 1, "max_tokens": 16},
         "chunk": CHUNK,
     }

@@ -49,7 +49,7 @@ class Metric:
     """A figure that a benchmark gives."""
 
     name: str
-    """In tables, gates and results."""
+    """In tables, filters and results."""
     title: str = ""
     """For people; empty: the name with blanks."""
     unit: str = "%"

@@ -77,7 +77,7 @@ class SamplingOptions(Options):
     max_tokens: Annotated[int, Field(ge=1, le=4096)] = 40
     """Longest answer."""
     n: Annotated[int, Field(ge=1, le=64)] = 2
-    """Answers drawn for one request; the most faithful one that passes the gates is kept."""
+    """Answers drawn for one request; the most faithful one that passes the filters is kept."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class EngineFacts:
     and attempts mean nothing."""
     look_up: Mapping[str, Any] = field(default_factory=dict)
     """Where it does not ask: what decides its answers, for the fingerprint."""
-    gates: Literal["off", "capable", "small-model"] = "capable"
-    """The preset that `paraphrase.gates.preset=auto` stands for."""
+    filters: Literal["off", "capable", "small-model"] = "capable"
+    """The preset that `paraphrase.filters.preset=auto` stands for."""
     every_gpu: bool = False
     """Whether it computes on all GPUs of the machine, not on one."""
 

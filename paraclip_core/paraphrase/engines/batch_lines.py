@@ -64,6 +64,6 @@ def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
             return Refused("no_answer", str(nonsense))
     failure = one_line(error or body, QUOTED)
     if _DECLINED.search(failure):
-        # As the engine `openai` has it: the gates reject it by name, and it is not requested again.
+        # As the engine `openai` has it: the filters reject it by name, and it is not requested again.
         return key, Completion((), 0, 0)
     return Refused("failed", f"status {one_line(response.get('status_code'), 20)}: {failure}")

@@ -65,7 +65,7 @@ class FileEngine:
         shares_cores=True,
         asks=False,
         look_up={"look_up": LOOK_UP},
-        gates="off",
+        filters="off",
     )
 
     def __init__(self, options: EngineOptions[FileEngineOptions], context: EngineContext) -> None:

@@ -216,8 +216,8 @@ class OpenAIEngine:
     """Requests completions concurrently; each seed comes from the run's seed and the text, so neighbors do not matter.
 
     A prompt that the server refuses or never answers, while it answers others, gets a completion without texts, which
-    the gates reject by name. When the run has to stop, requests under way are waited for, and what they bring is handed
-    over before the error.
+    the filters reject by name. When the run has to stop, requests under way are waited for, and what they bring is
+    handed over before the error.
     """
 
     name = "openai"

@@ -58,8 +58,8 @@ class OpenVinoEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        gates = "small-model" if self._path is None else "capable"
-        return EngineFacts(on_device=False, shares_cores=True, gates=gates)
+        filters = "small-model" if self._path is None else "capable"
+        return EngineFacts(on_device=False, shares_cores=True, filters=filters)
 
     @property
     def model(self) -> str:

@@ -15,7 +15,7 @@ from paraclip.storage.answers import AnswerStore
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.keys import step_requests
@@ -26,7 +26,7 @@ from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, StepTab
 from paraclip_core.progress import silent
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 
-OFF = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="off"))
+OFF = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="off"))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Paraphrasing:
         with_words: bool = False,
         progress: Any = silent,
     ) -> Rounds:
-        spec = JudgeSpec(options.gates, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
+        spec = JudgeSpec(options.filters, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
         pool = JudgePool(spec, processes, self._scratch)
         request = step_requests(options, step, engine.model)

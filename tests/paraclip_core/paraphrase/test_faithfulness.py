@@ -1,4 +1,4 @@
-"""The hand-labelled pairs: the set is sound, and the gates keep what they promise on it."""
+"""The hand-labelled pairs: the set is sound, and the filters keep what they promise on it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.gates import first_failure
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filters import first_failure
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 
-SMALL_MODEL = GateOptions(preset="small-model")
+SMALL_MODEL = FilterOptions(preset="small-model")
 FOLDER = Path(__file__).parents[2] / "data" / "faithfulness"
 
 
@@ -31,9 +31,9 @@ PAIRS, FRESH, EVERYDAY = (read(f"{name}.jsonl") for name in ("pairs", "fresh", "
 def test_everyday_paraphrases_pass_as_recorded_and_most_of_them() -> None:
     for row in EVERYDAY:
         failure = first_failure(Pair(row["caption"], row["caption"], row["answer"], 1), SMALL_MODEL)
-        assert (None if failure is None else failure[0]) == row["gate"], row["id"]
-    assert sum(row["gate"] is None for row in EVERYDAY) >= 0.8 * len(EVERYDAY)
-    assert all(row["gate"] for row in EVERYDAY if row["label"] == "changed")
+        assert (None if failure is None else failure[0]) == row["filter"], row["id"]
+    assert sum(row["filter"] is None for row in EVERYDAY) >= 0.8 * len(EVERYDAY)
+    assert all(row["filter"] for row in EVERYDAY if row["label"] == "changed")
 
 
 def judged(rows: list[dict[str, Any]], step: int) -> list[bool]:
@@ -53,7 +53,7 @@ def accepted() -> list[dict[str, Any]]:
 
 
 REACHED = {"tune": (1.0, 37 / 46), "held-out": (69 / 79, 68 / 83), "fresh": (114 / 116, 1.0)}
-"""Share of what is kept that is faithful, and of the faithful ones among what older gates kept that still are."""
+"""Share of what is kept that is faithful, and of the faithful ones among what older filters kept that still are."""
 
 
 @pytest.mark.parametrize("half", REACHED)
@@ -61,7 +61,7 @@ def test_most_of_what_is_kept_is_faithful(accepted: list[dict[str, Any]], half: 
     share, still = REACHED[half]
     labels = Counter(row["label"] for row in accepted if row["half"] == half)
     assert labels["faithful"] / labels.total() >= share
-    before = [row for row in PAIRS + FRESH if row["half"] == half and row["gate"] is None]
+    before = [row for row in PAIRS + FRESH if row["half"] == half and row["filter"] is None]
     faithful = [row for row in before if row["label"] == "faithful"]
     assert sum(row in accepted for row in faithful) / len(faithful) >= still
 
@@ -87,7 +87,7 @@ def test_most_of_what_is_kept_of_photo_captions_is_faithful(data_root: Path) -> 
     spec.loader.exec_module(module)
     pairs, labels = module.read_pairs(data_root), Counter[tuple[str, int, str]]()
     for step in (1, 2):
-        rows = [pair for pair in pairs if pair["step"] == step and pair["gate"] is None]
+        rows = [pair for pair in pairs if pair["step"] == step and pair["filter"] is None]
         for row, passes in zip(rows, judged(rows, step), strict=True):
             labels[row["half"], step, row["label"]] += passes
             labels[row["half"], step, f"before {row['label']}"] += 1

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.demo.synonyms import variants
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.gates import gates_of
-from paraclip_core.paraphrase.judge import GATES_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filters import filters_of
+from paraclip_core.paraphrase.judge import FILTERS_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.words import words
 from paraclip_core.tables import text_hash
@@ -36,7 +36,7 @@ class WordVectors:
 
 def judge_of(step: int = 1, **options: object) -> Judge:
     chosen = {"preset": "small-model", "min_similarity": 0.3, **options}
-    return Judge(JudgeSpec(GateOptions.model_validate(chosen), step), WordVectors())
+    return Judge(JudgeSpec(FilterOptions.model_validate(chosen), step), WordVectors())
 
 
 def test_all_that_pass_are_handed_on_the_best_first() -> None:
@@ -57,7 +57,7 @@ def test_all_that_pass_are_handed_on_the_best_first() -> None:
     assert verdict.accepted[0][0] == answers[1]
 
 
-SMALL = "paraclip_core.demo.gates"
+SMALL = "paraclip_core.demo.filters"
 
 
 def test_step_2_must_stay_near_its_input_and_the_caption(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_step_2_must_stay_near_its_input_and_the_caption(monkeypatch: pytest.Mon
             return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
 
     loose = {"min_similarity": -1, "min_caption_similarity": -1}
-    judge = Judge(JudgeSpec(GateOptions.model_validate({"preset": "small-model", **loose}), 2), Angles())
+    judge = Judge(JudgeSpec(FilterOptions.model_validate({"preset": "small-model", **loose}), 2), Angles())
     assert judge.judge([Request(caption, source, [near, between])])[0].accepted[0][0] == between
 
 
@@ -96,32 +96,32 @@ def test_no_text_breaks_a_verdict(preset: str, caption: str, source: str, answer
 
 def test_synonyms_make_further_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
-    options = GateOptions(preset="small-model", min_similarity=-1)
+    options = FilterOptions(preset="small-model", min_similarity=-1)
     judge, request = Judge(JudgeSpec(options, 1), WordVectors()), Request("a red lamp", "a red lamp", ["a red lamp"])
     assert judge.judge([request])[0].reason == "echo"
     swapping = partial(variants, table={"lamp": ("lantern",)})
     assert [answer for answer, _ in judge.judge([request], swapping)[0].accepted] == ["a red lantern"]
 
 
-def test_without_an_encoder_gates_on_meaning_pass() -> None:
-    judge = Judge(JudgeSpec(GateOptions(preset="small-model"), 1))
+def test_without_an_encoder_filters_on_meaning_pass() -> None:
+    judge = Judge(JudgeSpec(FilterOptions(preset="small-model"), 1))
     assert judge.judge([Request("a red lamp", "a red lamp", ["a red quux"])]) == [Verdict((("a red quux", None),))]
 
 
 def test_the_digest_names_all_that_decides_a_verdict() -> None:
-    off = GateOptions(preset="off")
+    off = FilterOptions(preset="off")
     base = JudgeSpec(off, 1).digest
-    assert len(base) == 16 and base == JudgeSpec(GateOptions.model_validate({"preset": False}), 1).digest
+    assert len(base) == 16 and base == JudgeSpec(FilterOptions.model_validate({"preset": False}), 1).digest
     others = [
         JudgeSpec(off, 2).digest,
         JudgeSpec(off, 1, (("a dog", "a puppy"),)).digest,
         JudgeSpec(off, 1, context_length=64).digest,
         JudgeSpec(off, 1, words="thesaurus").digest,
-        JudgeSpec(GateOptions(preset="off", max_length_ratio=0.5), 1).digest,
+        JudgeSpec(FilterOptions(preset="off", max_length_ratio=0.5), 1).digest,
     ]
     assert len({base, *others}) == 6
     # Where models compute changes no verdict.
-    assert JudgeSpec(GateOptions(preset="off", device="auto"), 1).digest == base
+    assert JudgeSpec(FilterOptions(preset="off", device="auto"), 1).digest == base
 
 
 CAPTION = "a small dog on the beach"
@@ -129,8 +129,8 @@ CAPTION = "a small dog on the beach"
 
 def explained(preset: str, answers: Sequence[str], **options: object) -> tuple[list[Candidate], list[str], str | None]:
     """Candidates, and the answers that the verdict accepts, or its reason."""
-    gates = GateOptions.model_validate({"preset": preset, "min_similarity": 0.3, **options})
-    judge = Judge(JudgeSpec(gates, 1), WordVectors())
+    filters = FilterOptions.model_validate({"preset": preset, "min_similarity": 0.3, **options})
+    judge = Judge(JudgeSpec(filters, 1), WordVectors())
     request = Request(CAPTION, CAPTION, answers)
     verdict = judge.judge([request])[0]
     return judge.explain([request])[0], [answer for answer, _ in verdict.accepted], verdict.reason
@@ -140,7 +140,7 @@ def failing(candidate: Candidate) -> list[str]:
     return [reason for reason, detail in candidate.results.items() if detail is not None]
 
 
-def test_every_gate_is_asked_and_the_verdict_is_the_same() -> None:
+def test_every_filter_is_asked_and_the_verdict_is_the_same() -> None:
     answers = [
         "A little dog is on the beach.",
         "I'm sorry, I cannot paraphrase <b>this</b> as it is so very long and says so many other things.",
@@ -149,15 +149,15 @@ def test_every_gate_is_asked_and_the_verdict_is_the_same() -> None:
     ]
     candidates, accepted, _ = explained("capable", answers)
     assert [one.answer for one in candidates if one.accepted] == accepted == [answers[0]]
-    gates = gates_of(GateOptions(preset="capable"))
-    assert list(candidates[0].results) == [*gates.text, *gates.meaning]
+    filters = filters_of(FilterOptions(preset="capable"))
+    assert list(candidates[0].results) == [*filters.text, *filters.meaning]
     assert candidates[0].similarity is not None and candidates[0].similarity > 0.8
     # The first alone would be the verdict's reason.
     assert {"refusal_or_preamble", "character_set"} <= {*failing(candidates[1])}
     assert "echo" in failing(candidates[2]) and failing(candidates[3])
 
 
-def test_the_reason_of_a_verdict_is_the_first_gate_that_fails() -> None:
+def test_the_reason_of_a_verdict_is_the_first_filter_that_fails() -> None:
     for preset in ("off", "capable", "small-model"):
         for answer in ("", "...", CAPTION, "zzz", "a red cat near a green car and a bus, a train and a plane"):
             candidates, accepted, reason = explained(preset, [answer])
@@ -165,7 +165,7 @@ def test_the_reason_of_a_verdict_is_the_first_gate_that_fails() -> None:
             assert [one.answer for one in candidates if one.accepted] == accepted
 
 
-def test_of_nothing_no_gate_but_the_first_is_asked() -> None:
+def test_of_nothing_no_filter_but_the_first_is_asked() -> None:
     candidates, accepted, reason = explained("small-model", ["", "!?"])
     assert [list(one.results) for one in candidates] == [["empty"], ["empty"]]
     assert (accepted, reason) == ([], "empty")
@@ -190,9 +190,9 @@ def test_a_changed_verdict_needs_another_version() -> None:
     ]
     outcomes = []
     for preset, step in product(("capable", "small-model"), (1, 2)):
-        spec = JudgeSpec(GateOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
+        spec = JudgeSpec(FilterOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
         judge = Judge(spec, WordVectors(), pieces=lambda text: len(whole.encode(text)) - 2)
         requests = [Request(caption, source, [answer]) for caption, source, answer in texts]
         for verdict in judge.judge(requests, partial(variants, table=SYNONYMS)):
             outcomes.append(json.dumps([[text for text, _ in verdict.accepted], verdict.reason]))
-    assert {GATES_VERSION: text_hash(*outcomes).hex()} == PINNED
+    assert {FILTERS_VERSION: text_hash(*outcomes).hex()} == PINNED

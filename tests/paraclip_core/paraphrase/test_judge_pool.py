@@ -25,8 +25,8 @@ from paraclip.storage.answers import VERDICTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import judge_pool, rounds
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.gates import resolved
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filters import resolved
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec
 from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.tables import ANSWERS, VERDICTS
@@ -45,15 +45,15 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def spec(encoder: Path) -> JudgeSpec:
-    """Gates of which some stop an answer, and similarities."""
-    gates = GateOptions(
+    """Filters of which some stop an answer, and similarities."""
+    filters = FilterOptions(
         preset="capable",
         encoder=str(encoder),
         min_similarity=-1,
         min_caption_similarity=-1,
-        extra=("scripted_gates:blue_input",),
+        extra=("scripted_filters:blue_input",),
     )
-    return JudgeSpec(resolved(gates, "capable"), 2, (), 77)
+    return JudgeSpec(resolved(filters, "capable"), 2, (), 77)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answ
     assert [whole.column(name) for name in KEYS] == [answers.column(name) for name in KEYS]
     encode, reasons = Tokenizer().encode, set()
     for row, asked in zip(whole.to_pylist(), answers.to_pylist(), strict=True):
-        assert row["gates"] == spec.digest
+        assert row["filters"] == spec.digest
         reasons.add(row["reason"])
         if row["reason"] is None:
             assert row["accepted"] and row["answer"] is None
@@ -212,8 +212,8 @@ def test_a_kill_while_another_one_starts_is_told(
     # Longer than what a pipe holds, so that one who writes it waits for one who reads.
     wide = pa.concat_tables([answers] * 40).combine_chunks().to_batches()[0]
     assert wide.nbytes > 2 * 64 * 1024
-    # Gates without an encoder, whose processes start at once.
-    quick = replace(spec, gates=GateOptions(preset="off", extra=("scripted_gates:blue_input",)))
+    # Filters without an encoder, whose processes start at once.
+    quick = replace(spec, filters=FilterOptions(preset="off", extra=("scripted_filters:blue_input",)))
     with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
         list(pool.judge(iter([wide] * 6), MANY))
 

@@ -91,19 +91,19 @@ def test_only_what_the_engine_in_use_reads_is_looked_at(engine: str) -> None:
     # Prompts, attempts and seed are every model's.
     for changed in ({"seed": 4}, {"attempts": 2}, {"prompts": "paper"}, {"prompt_1": "x {}"}):
         assert (relevant_options(options(engine, **changed)) == plain) == (engine in LOOKING_UP), changed
-    given = options(engine, chunk=3, fraction=0.5, gates={"preset": "off"}, **{n: SOME[n][n] for n in reads})
+    given = options(engine, chunk=3, fraction=0.5, filters={"preset": "off"}, **{n: SOME[n][n] for n in reads})
     relevant = relevant_options(given)
-    assert all(getattr(relevant, n) == getattr(given, n) for n in ("engine", "chunk", "fraction", "gates", *reads))
+    assert all(getattr(relevant, n) == getattr(given, n) for n in ("engine", "chunk", "fraction", "filters", *reads))
     assert relevant_options(relevant) == relevant
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_who_turns_the_gates_off_for_a_language_model_is_told(engine: str) -> None:
-    warning = unguarded(options(engine, gates={"preset": "off"}))
+def test_who_turns_the_filters_off_for_a_language_model_is_told(engine: str) -> None:
+    warning = unguarded(options(engine, filters={"preset": "off"}))
     assert (warning is None) == (engine in LOOKING_UP)
     assert warning is None or f"keeps whatever {engine} answers" in warning
     assert unguarded(options(engine)) is None
-    assert unguarded(options(engine, gates={"preset": "small-model"})) is None
+    assert unguarded(options(engine, filters={"preset": "small-model"})) is None
 
 
 def test_an_engine_of_the_users_own(own_module: str) -> None:

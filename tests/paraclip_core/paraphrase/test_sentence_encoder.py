@@ -12,7 +12,7 @@ import pytest
 
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase import sentence_encoder as module
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE, SentenceEncoder, model_identity
 from paraclip_core.paraphrase.words import words
@@ -105,7 +105,7 @@ def test_an_encoder_from_a_folder_pools_as_it_says(tmp_path: Path) -> None:
 
 def test_what_is_no_model_and_a_missing_package_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(EngineError, match=r"gates\.encoder=.*cannot be loaded"):
+    with pytest.raises(EngineError, match=r"filters\.encoder=.*cannot be loaded"):
         SentenceEncoder(str(tmp_path / "empty")).encode(["a"])
     monkeypatch.setattr(module, "PACKAGE", "no_such_package")
     for fails in (lambda: SentenceEncoder().encode(["a"]), lambda: model_identity("")):
@@ -115,9 +115,9 @@ def test_what_is_no_model_and_a_missing_package_are_told(tmp_path: Path, monkeyp
 
 def test_the_files_of_a_model_tell_it_from_another(tmp_path: Path, encoder: SentenceEncoder) -> None:
     folder = write_model(tmp_path / "encoder")
-    own = GateOptions(preset="capable", encoder=str(folder))
+    own = FilterOptions(preset="capable", encoder=str(folder))
     before = JudgeSpec(own, 1).digest
-    assert before != JudgeSpec(GateOptions(preset="capable"), 1).digest
+    assert before != JudgeSpec(FilterOptions(preset="capable"), 1).digest
     assert model_identity("some/model") == "some/model"
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert JudgeSpec(own, 1).digest != before

@@ -52,7 +52,7 @@ def test_a_cursor_gives_the_rows_of_its_numbers_however_they_lie_in_batches(size
 
 OPTIONS = ParaphraseOptions(engine="transformers")
 FIRST, SECOND = (step_requests(OPTIONS, 1, "m", attempt) for attempt in range(2))
-GATES, OTHER_GATES = b"g" * 16, b"o" * 16
+FILTERS, OTHER_FILTERS = b"g" * 16, b"o" * 16
 TEXTS = ["a dog", "a cat", "a dog", "a cow", "a pig", "a cat"]
 Rows = Callable[[Sequence[str]], pa.RecordBatch]
 
@@ -69,14 +69,14 @@ def judge(
     request: RequestKeys,
     passed: Sequence[str] = (),
     failed: Sequence[str] = (),
-    gates: bytes = GATES,
+    filters: bytes = FILTERS,
     parent: bytes = NO_PARENT,
 ) -> None:
     rows = [
         {
             "generation": request.key(text),
             "parent": parent,
-            "gates": gates,
+            "filters": filters,
             "accepted": [{"answer": "x", "tokens": [1], "similarity": None}] if text in passed else [],
             "reason": None if text in passed else "echo",
         }
@@ -90,7 +90,7 @@ def tables(cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path) 
     """Step 1 of six captions, four of them different, in two batches."""
     rows = rows_of(TEXTS)
     with closing(
-        StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), GATES, tmp_path / "scratch")
+        StepTables(1, cache, reading([rows.slice(0, 4), rows.slice(4)]), FILTERS, tmp_path / "scratch")
     ) as step_tables:
         yield step_tables
 
@@ -116,11 +116,11 @@ def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, ca
     assert tables.missing(1).tolist() == [1, 3]
 
 
-def test_answers_are_unjudged_until_the_same_gates_have_a_verdict(tables: StepTables, cache: AnswerStore) -> None:
+def test_answers_are_unjudged_until_the_same_filters_have_a_verdict(tables: StepTables, cache: AnswerStore) -> None:
     tables.add(FIRST)
     assert tables.find_unjudged(0) == 0 and unjudged(tables) == []
     answer(cache, FIRST, "a dog", "a pig", "a cat")
-    judge(cache, FIRST, ["a pig"], gates=OTHER_GATES)
+    judge(cache, FIRST, ["a pig"], filters=OTHER_FILTERS)
     judge(cache, FIRST, ["a cat"])
     assert tables.find_unjudged(0) == 2
     (block,) = unjudged(tables)
@@ -156,7 +156,7 @@ def test_rows_are_accepted_by_any_attempt(tables: StepTables, cache: AnswerStore
     assert tables.rejected().tolist() == [] and tables.accepted() == 0
     answer(cache, FIRST, *set(TEXTS))
     judge(cache, FIRST, ["a cow"], ["a dog", "a cat"])
-    judge(cache, FIRST, ["a dog", "a cat", "a cow", "a pig"], gates=OTHER_GATES)
+    judge(cache, FIRST, ["a dog", "a cat", "a cow", "a pig"], filters=OTHER_FILTERS)
     assert tables.rejected().tolist() == [0, 1, 2, 5] and tables.accepted() == 1
     tables.add(SECOND, tables.rejected())
     judge(cache, SECOND, ["a dog"], ["a cat"])
@@ -171,7 +171,7 @@ def test_step_2_judges_an_answer_beside_each_input(
     rows = rows.append_column("paraphrase_1", pa.array(["one dog"] * 3))
     rows = rows.append_column("generation_1", pa.array(parents, pa.binary(16)))
     request = step_requests(OPTIONS, 2, "m")
-    with closing(StepTables(2, cache, reading([rows]), GATES, tmp_path / "scratch")) as tables:
+    with closing(StepTables(2, cache, reading([rows]), FILTERS, tmp_path / "scratch")) as tables:
         # One request for all three, judged beside each different caption.
         assert tables.add(request) == 1 and tables.missing(0).tolist() == [0]
         answer(cache, request, "one dog")
@@ -240,7 +240,7 @@ class Bench:
         whole = rows_of(step.inputs)
         cut = [whole.slice(start, step.batch_rows) for start in range(0, whole.num_rows, step.batch_rows)]
         self.cache, self.step = AnswerStore(folder / "cache"), step
-        self.tables = StepTables(1, self.cache, reading([*cut[:1], whole.slice(0, 0), *cut[1:]]), GATES, folder / "x")
+        self.tables = StepTables(1, self.cache, reading([*cut[:1], whole.slice(0, 0), *cut[1:]]), FILTERS, folder / "x")
         requests = [step_requests(OPTIONS, 1, "m", attempt) for attempt in range(3)]
         self.keys = {
             requests[attempt].key(text): (text, attempt) for text in step.inputs for attempt in range(len(requests))
@@ -249,7 +249,7 @@ class Bench:
             {
                 "generation": key,
                 "parent": NO_PARENT,
-                "gates": GATES,
+                "filters": FILTERS,
                 "accepted": [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in judged.accepted],
                 "answer": judged.answer,
                 "reason": judged.reason,

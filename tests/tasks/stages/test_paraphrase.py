@@ -22,13 +22,13 @@ from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import SamplingOptions
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.judge import JudgeSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 FEW = 40
 """Images of the small data set; each has five captions."""
-OFF = GateOptions(preset="off")
+OFF = FilterOptions(preset="off")
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +51,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(folder: Path, source: str = "small.json", **options: Any) -> Settings:
     """Paraphrases from a file: an image's next captions."""
-    chosen = {"engine": "file", "file": FileEngineOptions(path="small.json"), "gates": OFF, "chunk": 16}
+    chosen = {"engine": "file", "file": FileEngineOptions(path="small.json"), "filters": OFF, "chunk": 16}
     return Settings(
         data=DataOptions(root=str(folder), sources=(SourceOptions(path=source, format="karpathy"),)),
         paraphrase=ParaphraseOptions(**(chosen | options)),
@@ -62,7 +62,7 @@ def asking(folder: Path, captions: Sequence[str], engine: str = "Well", **option
     """Paraphrases from an engine, of captions that are written for it."""
     folder.mkdir(exist_ok=True)
     (folder / "captions.txt").write_text("\n".join(captions) + "\n")
-    chosen = {"engine": f"scripted_engine:{engine}", "model": "m", "gates": OFF}
+    chosen = {"engine": f"scripted_engine:{engine}", "model": "m", "filters": OFF}
     return Settings(
         data=DataOptions(root=str(folder), sources=(SourceOptions(path="captions.txt", format="text"),)),
         paraphrase=ParaphraseOptions(**(chosen | options)),
@@ -153,13 +153,13 @@ CARS = [f"the car {n} near a {PLACES[n % 3]} is {'slow' if n % 8 in (0, 4, 7) el
 
 def uneven(folder: Path, encoder: Path, captions: Sequence[str] = CARS, **changed: Any) -> Settings:
     """Answers that are good, the same for many, echoes or nothing, and a second attempt."""
-    gates: dict[str, Any] = {"preset": "capable", "encoder": str(encoder), "min_similarity": -1}
+    filters: dict[str, Any] = {"preset": "capable", "encoder": str(encoder), "min_similarity": -1}
     return asking(
         folder,
         captions,
         engine="Writer",
         attempts=2,
-        gates=GateOptions.model_validate(gates | {"min_caption_similarity": -1} | changed),
+        filters=FilterOptions.model_validate(filters | {"min_caption_similarity": -1} | changed),
     )
 
 
@@ -179,21 +179,21 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path) -> None
     for name in ("captions", "requested", "accepted", "kept", "rejected"):
         assert [a.manifest.metrics[name] for a in again] == [a.manifest.metrics[name] for a in first]
     assert [a.manifest.metrics["cached"] for a in again] == [a.manifest.metrics["requested"] for a in again]
-    # A gate of step 2 alone.
+    # A filter of step 2 alone.
     _, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
     assert figures([second]) == [(0, first[1].manifest.metrics["judged"])]
 
 
-def test_a_gate_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filter_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(tmp_path))
-    module = tmp_path / "changing_gates.py"
+    module = tmp_path / "changing_filters.py"
     module.write_text("def choosy(pair, options):\n    return None\n")
-    settings = asking(tmp_path / "data", CARS, gates=GateOptions(preset="off", extra=("changing_gates:choosy",)))
+    settings = asking(tmp_path / "data", CARS, filters=FilterOptions(preset="off", extra=("changing_filters:choosy",)))
     store = ArtifactStore(tmp_path / "hashes")
     before = dict(PARAPHRASE_1.sources(Run(settings, store)))
     module.write_text("def choosy(pair, options):\n    return 'no'\n")
     after = dict(PARAPHRASE_1.sources(Run(settings, store)))
-    assert list(before) == list(after) == ["gate changing_gates:choosy"] and before != after
+    assert list(before) == list(after) == ["filter changing_filters:choosy"] and before != after
     assert PARAPHRASE_1.sources(Run(asking(tmp_path / "data", CARS), store)) == {}
 
 
@@ -201,8 +201,8 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
     store, folder = ArtifactStore(tmp_path / "hashes"), shutil.copytree(encoder, tmp_path / "own")
 
     def sources(preset: str) -> dict[str, str]:
-        gates = GateOptions.model_validate({"preset": preset, "encoder": str(folder)})
-        return dict(PARAPHRASE_1.sources(Run(asking(tmp_path / "data", CARS, gates=gates), store)))
+        filters = FilterOptions.model_validate({"preset": preset, "encoder": str(folder)})
+        return dict(PARAPHRASE_1.sources(Run(asking(tmp_path / "data", CARS, filters=filters), store)))
 
     before = sources("capable")
     assert list(before) == ["encoder"]
@@ -212,14 +212,14 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 
 
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
-    def spec(step: int, **gates: Any) -> JudgeSpec:
-        settings = asking(tmp_path / "data", CARS, gates=GateOptions(**gates))
+    def spec(step: int, **filters: Any) -> JudgeSpec:
+        settings = asking(tmp_path / "data", CARS, filters=FilterOptions(**filters))
         return judge_spec(Run(settings).paraphraser, step)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)
     assert spec(2, **capable) != spec(2, **strict)
-    # Words are asked for where a small model's gates judge what is made of them.
+    # Words are asked for where a small model's filters judge what is made of them.
     assert spec(1, preset="small-model").words and not spec(1, **capable).words
 
 

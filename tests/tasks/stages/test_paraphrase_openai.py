@@ -18,7 +18,7 @@ from paraclip.tasks.run.dag import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, BudgetError, EngineError
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.sending import KEEP_SECONDS
 
 KEY = "sk-not-a-real-key-0123456789"
@@ -29,7 +29,7 @@ def settings_of(folder: Path, url: str, root: str = "root", **openai: Any) -> Se
     server = {"base_url": url, "api_key_env": "STAGE_KEY", "concurrency": 4, "retries": 1}
     # The server's answers have 10 and 5 tokens.
     prices = {"price_per_million_prompt_tokens": 100_000, "price_per_million_completion_tokens": 200_000}
-    paraphrase = {"engine": "openai", "model": "smol", "prompts": "paper", "gates": {"preset": "off"}, "chunk": 40}
+    paraphrase = {"engine": "openai", "model": "smol", "prompts": "paper", "filters": {"preset": "off"}, "chunk": 40}
     paraphrase |= {"sampling": {"n": 1, "max_tokens": 5}, "openai": server | prices | openai}
     captions = [f"a red dog with number {n} on a beach" for n in range(CAPTIONS)]
     return settings_of_texts(folder, captions, paraphrase, root)
@@ -138,7 +138,7 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
 ) -> None:
     monkeypatch.setenv("STAGE_KEY", KEY)
     settings = settings_of(tmp_path, openai_server.url)
-    choosy = settings.paraphrase.model_copy(update={"gates": GateOptions()})
+    choosy = settings.paraphrase.model_copy(update={"filters": FilterOptions()})
     settings = settings.model_copy(update={"paraphrase": choosy})
     made("ingest", settings)
     well = openai_server.answer

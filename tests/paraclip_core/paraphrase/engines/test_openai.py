@@ -32,7 +32,7 @@ from paraclip_core.paraphrase.engines.openai import (
     draw_seed,
     read_completion,
 )
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
@@ -332,7 +332,7 @@ def test_a_cap_without_a_most_that_an_answer_may_cost_is_refused() -> None:
     OpenAIOptions.model_validate(PRICES | {"max_spend": 1, "extra_body": capped})
 
 
-OFF = ParaphraseOptions(engine="openai", model="smol", gates=GateOptions(preset="off"))
+OFF = ParaphraseOptions(engine="openai", model="smol", filters=FilterOptions(preset="off"))
 
 
 def completions_of(over: Any) -> dict[bytes, list[str]]:

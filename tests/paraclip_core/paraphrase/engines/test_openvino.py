@@ -18,7 +18,7 @@ from paraclip_core.demo.smollm2 import gguf_file
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
-from paraclip_core.paraphrase.gates import first_failure
+from paraclip_core.paraphrase.filters import first_failure
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import prompt_for
@@ -68,7 +68,7 @@ def test_answers_are_english_sentences_with_counted_tokens(answers: list[Complet
         assert 0 < answer.completion_tokens <= 2 * 24
         assert all("<|im" not in text and "\n" not in text for text in answer.texts)
     passed = [
-        first_failure(Pair(caption, caption, parse_answer(text), 1), OPTIONS.gates) is None
+        first_failure(Pair(caption, caption, parse_answer(text), 1), OPTIONS.filters) is None
         for caption, answer in zip(CAPTIONS[:4], answers[:4], strict=True)
         for text in answer.texts
     ]
@@ -153,7 +153,7 @@ class Reading:
 def test_another_model_is_prompted_by_its_own_template(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino_genai")
     engine, pipeline = engine_of(str(tmp_path / "own.gguf")), Reading()
-    assert engine.facts.gates == "capable"
+    assert engine.facts.filters == "capable"
     monkeypatch.setattr(engine, "_load", lambda: pipeline)
     (completion,) = engine.generate([Prompt((("user", "a dog"),), "a dog", 1, 0)], SamplingOptions(n=1))
     assert completion == Completion(("an answer",), 3, 3)

@@ -1,10 +1,10 @@
-"""Gates: each looks at one answer and says nothing, or why it is not good enough, with a figure.
+"""Filters: each looks at one answer and says nothing, or why it is not good enough, with a figure.
 
-A gate is a function `(Pair, GateOptions) -> str | None`; its name is the reason code. A gate on meaning takes a third
-argument, `Compare`, which asks the sentence encoder. A preset is a list of gates; a user's own follow it, by dotted
-path (`paraphrase.gates.extra`).
+A filter is a function `(Pair, FilterOptions) -> str | None`; its name is the reason code. A filter on meaning takes a
+third argument, `Compare`, which asks the sentence encoder. A preset is a list of filters; a user's own follow it, by
+dotted path (`paraphrase.filters.extra`).
 
-Here are the gates for any model, and those of `capable`, which hold no word lists about images: a capable model
+Here are the filters for any model, and those of `capable`, which hold no word lists about images: a capable model
 explains itself, offers a choice, formats its answer as a web page, goes round in circles, or does what a caption tells
 it to do.
 """
@@ -21,14 +21,14 @@ from typing import Any
 
 from paraclip_core.errors import ConfigError
 from paraclip_core.options import import_path, module_source
-from paraclip_core.paraphrase.gate_options import PRESETS, THRESHOLDS, GateOptions, PresetName
+from paraclip_core.paraphrase.filter_options import PRESETS, THRESHOLDS, FilterOptions, PresetName
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import Compare
 from paraclip_core.paraphrase.synonyms import Words
 from paraclip_core.paraphrase.words import UNSPACED, content_words, words
 
-Gate = Callable[[Pair, GateOptions], str | None]
-MeaningGate = Callable[[Pair, GateOptions, Compare], str | None]
+Filter = Callable[[Pair, FilterOptions], str | None]
+MeaningFilter = Callable[[Pair, FilterOptions, Compare], str | None]
 
 _REFUSAL = re.compile(
     r"\b(?:i(?:['’]m| am) (?:sorry|unable|not able)|i (?:cannot|can['’]t|can not|apologi[sz]e)|as an ai\b"
@@ -94,12 +94,12 @@ _ORDER = re.compile(
 )
 
 
-def empty(pair: Pair, options: GateOptions) -> str | None:
+def empty(pair: Pair, options: FilterOptions) -> str | None:
     """The answer holds no word."""
     return None if pair.answer_words else "no word in the answer"
 
 
-def refusal_or_preamble(pair: Pair, options: GateOptions) -> str | None:
+def refusal_or_preamble(pair: Pair, options: FilterOptions) -> str | None:
     """The answer speaks about the task instead of doing it."""
     for pattern in (_REFUSAL, _PREAMBLE):
         match = pattern.search(pair.answer)
@@ -108,7 +108,7 @@ def refusal_or_preamble(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def echo(pair: Pair, options: GateOptions) -> str | None:
+def echo(pair: Pair, options: FilterOptions) -> str | None:
     """The answer is the input again, or at step 2 the caption."""
     if pair.answer_words == pair.source_words:
         return "repeats its input"
@@ -117,7 +117,7 @@ def echo(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def character_set(pair: Pair, options: GateOptions) -> str | None:
+def character_set(pair: Pair, options: FilterOptions) -> str | None:
     """The answer holds a chat template's token, or markup, control characters or a script that its input does not."""
     if match := _TEMPLATE.search(pair.answer):
         return f"template token {match.group()!r}"
@@ -141,7 +141,7 @@ def _script(char: str) -> str:
     return "CJK" if script in ("HIRAGANA", "KATAKANA", "IDEOGRAPHIC") else script
 
 
-def length_ratio(pair: Pair, options: GateOptions) -> str | None:
+def length_ratio(pair: Pair, options: FilterOptions) -> str | None:
     """The answer is much shorter or longer than its input, in words."""
     count, base = len(pair.answer_words), len(pair.source_words)
     least, most = preset_named(options.preset).min_length_ratio, threshold(options, "max_length_ratio")
@@ -152,7 +152,7 @@ def length_ratio(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def too_long(pair: Pair, options: GateOptions) -> str | None:
+def too_long(pair: Pair, options: FilterOptions) -> str | None:
     """The answer does not fit into the text encoder's context."""
     room = pair.context_length - 2
     # A token covers at least one byte, so most answers need no count.
@@ -162,20 +162,20 @@ def too_long(pair: Pair, options: GateOptions) -> str | None:
     return f"{count} tokens, {room} fit" if count > room else None
 
 
-def low_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+def low_similarity(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """The answer as a whole is too far from its input."""
     cosine, least = compare.cosine(pair.source, pair.answer), threshold(options, "min_similarity")
     return None if cosine >= least else f"cosine {cosine:.2f} with its input, at least {least:g}"
 
 
-def low_caption_similarity(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+def low_caption_similarity(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """The answer as a whole is too far from the caption; paraphrase 2, in other words still, may be further."""
     least = threshold(options, "min_similarity" if pair.step == 1 else "min_caption_similarity")
     cosine = compare.cosine(pair.caption, pair.answer)
     return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
 
-def comment(pair: Pair, options: GateOptions) -> str | None:
+def comment(pair: Pair, options: FilterOptions) -> str | None:
     """The answer comments on itself, or speaks to its reader."""
     if "i" not in pair.source_words and (match := _FIRST_PERSON.search(pair.answer)):
         return f"says {match.group()!r}"
@@ -183,7 +183,7 @@ def comment(pair: Pair, options: GateOptions) -> str | None:
     return f"says {match.group()!r}" if match and match.group().lower() not in pair.source.lower() else None
 
 
-def markup(pair: Pair, options: GateOptions) -> str | None:
+def markup(pair: Pair, options: FilterOptions) -> str | None:
     """The answer is formatted, or holds a link, a path or code; that its input does, too, is no excuse."""
     if match := _FORMATTING.search(pair.answer):
         return f"formatted with {match.group()!r}"
@@ -191,7 +191,7 @@ def markup(pair: Pair, options: GateOptions) -> str | None:
     return f"invisible character U+{ord(hidden[0]):04X}" if hidden else None
 
 
-def loop(pair: Pair, options: GateOptions) -> str | None:
+def loop(pair: Pair, options: FilterOptions) -> str | None:
     """The answer says the same one to six words three times in a row, as its input does not."""
     match = _LOOP.search(pair.answer)
     return f"repeats {match[1] or match[2]!r}" if match and not _LOOP.search(pair.source) else None
@@ -206,7 +206,7 @@ def alternatives(pair: Pair) -> list[str]:
     return [part for part in parts if len(words(part)) >= least]
 
 
-def several_answers(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+def several_answers(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """The answer offers a choice: numbered, labeled, or one whole paraphrase behind another."""
     match = _CHOICE.search(pair.answer)
     if match and match.group().strip().lower() not in pair.source.lower():
@@ -221,7 +221,7 @@ def text_before_order(pair: Pair) -> str | None:
     return None if match is None else pair.caption[: match.start()].strip()
 
 
-def obeyed_order(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+def obeyed_order(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """The caption gives the model an order, and the answer does not describe what stands before that."""
     text = text_before_order(pair)
     if text is None:
@@ -235,22 +235,22 @@ def obeyed_order(pair: Pair, options: GateOptions, compare: Compare) -> str | No
 
 @dataclass(frozen=True)
 class Preset:
-    """Gates for one kind of model, with what else suits it."""
+    """Filters for one kind of model, with what else suits it."""
 
-    text: tuple[Gate, ...]
-    """Gates that need the texts only, in the order in which they are asked."""
-    meaning: tuple[MeaningGate, ...]
-    """Gates on meaning, asked after those."""
+    text: tuple[Filter, ...]
+    """Filters that need the texts only, in the order in which they are asked."""
+    meaning: tuple[MeaningFilter, ...]
+    """Filters on meaning, asked after those."""
     thresholds: Mapping[str, float]
-    """The values of `gate_options.THRESHOLDS`."""
+    """The values of `filter_options.THRESHOLDS`."""
     min_length_ratio: float = 0.25
     """Words of the answer over words of its input, at least."""
     compared: Mapping[str, Callable[[Pair], Iterable[str]]] = field(default_factory=dict)
-    """Gate → what it compares besides caption, input and answer, so that the encoder gets all texts together."""
+    """Filter → what it compares besides caption, input and answer, so that the encoder gets all texts together."""
     words: Words | None = None
     """How further answers are made, for a model that knows other words better than it can rephrase."""
     known_wrong: str = ""
-    """What accepted rewrites were found to be (docs/gates.md): no gate sees everything."""
+    """What accepted rewrites were found to be (docs/filters.md): no filter sees everything."""
 
 
 CAPABLE = Preset(
@@ -271,23 +271,23 @@ OFF = Preset((empty,), (), CAPABLE.thresholds)
 def preset_named(name: str) -> Preset:
     """A preset by its name; `auto` counts as `capable`."""
     name = name if name in PRESETS else "capable"
-    return import_path(PRESETS[name], f"paraphrase.gates.preset={name}", "a Preset as package.module:NAME")
+    return import_path(PRESETS[name], f"paraphrase.filters.preset={name}", "a Preset as package.module:NAME")
 
 
-def threshold(options: GateOptions, name: str) -> float:
+def threshold(options: FilterOptions, name: str) -> float:
     """The value of a threshold: the option, or the preset's if it is not set."""
     value = getattr(options, name)
     return preset_named(options.preset).thresholds[name] if value is None else value
 
 
-def resolved(options: GateOptions, preset: PresetName) -> GateOptions:
+def resolved(options: FilterOptions, preset: PresetName) -> FilterOptions:
     """The options with `preset` in place of `auto`, and every threshold with its value."""
     chosen = options if options.preset != "auto" else options.model_copy(update={"preset": preset})
     return chosen.model_copy(update={name: threshold(chosen, name) for name in THRESHOLDS})
 
 
-NOT_OF_GATES = ("no_paraphrase", "judge")
-"""Reason codes that no gate gives."""
+NOT_OF_FILTERS = ("no_paraphrase", "judge")
+"""Reason codes that no filter gives."""
 
 
 def known_wrong(preset: str) -> str:
@@ -296,16 +296,16 @@ def known_wrong(preset: str) -> str:
 
 
 @dataclass(frozen=True)
-class Gates:
-    """The gates of some options, by reason code, in the order in which they are asked."""
+class Filters:
+    """The filters of some options, by reason code, in the order in which they are asked."""
 
-    text: dict[str, Gate]
-    meaning: dict[str, MeaningGate]
+    text: dict[str, Filter]
+    meaning: dict[str, MeaningFilter]
     compares: Mapping[str, Callable[[Pair], Iterable[str]]]
     """As `Preset.compared`."""
 
     def compared(self, pair: Pair) -> Iterable[str]:
-        """Texts and words that the gates on meaning ask the encoder about."""
+        """Texts and words that the filters on meaning ask the encoder about."""
         return {
             pair.caption,
             pair.source,
@@ -314,53 +314,53 @@ class Gates:
         }
 
     def rank(self, reason: str) -> int:
-        """The place of a gate among all: an answer that a later one stops came further."""
+        """The place of a filter among all: an answer that a later one stops came further."""
         return [*self.text, *self.meaning].index(reason)
 
 
-def gates_of(options: GateOptions) -> Gates:
-    """The preset's gates and the user's own."""
+def filters_of(options: FilterOptions) -> Filters:
+    """The preset's filters and the user's own."""
     preset = preset_named(options.preset)
-    gates = Gates(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
+    filters = Filters(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
     for path in options.extra:
-        gate = _imported(path)
-        if gate.__name__ in gates.text | gates.meaning or gate.__name__ in (*_our_reasons(), *NOT_OF_GATES):
+        check = _imported(path)
+        if check.__name__ in filters.text | filters.meaning or check.__name__ in (*_our_reasons(), *NOT_OF_FILTERS):
             raise ConfigError(
-                f"paraphrase.gates.extra: {path} is called {gate.__name__}, as another gate is; rename it"
+                f"paraphrase.filters.extra: {path} is called {filter.__name__}, as another filter is; rename it"
             )
-        (gates.meaning if _parameters(gate) == 3 else gates.text)[gate.__name__] = gate
-    return gates
+        (filters.meaning if _parameters(check) == 3 else filters.text)[check.__name__] = check
+    return filters
 
 
-def _by_reason(gates: Iterable[Any]) -> dict[str, Any]:
-    return {gate.__name__: gate for gate in gates}
+def _by_reason(filters: Iterable[Any]) -> dict[str, Any]:
+    return {check.__name__: check for check in filters}
 
 
 def _our_reasons() -> set[str]:
-    return {gate.__name__ for preset in map(preset_named, PRESETS) for gate in (*preset.text, *preset.meaning)}
+    return {check.__name__ for preset in map(preset_named, PRESETS) for check in (*preset.text, *preset.meaning)}
 
 
-def first_failure(pair: Pair, options: GateOptions, gates: Gates | None = None) -> tuple[str, str] | None:
-    """Reason code and detail of the first gate that the answer fails, of those that need the texts only."""
-    for reason, gate in (gates or gates_of(options)).text.items():
-        detail = gate(pair, options)
+def first_failure(pair: Pair, options: FilterOptions, filters: Filters | None = None) -> tuple[str, str] | None:
+    """Reason code and detail of the first filter that the answer fails, of those that need the texts only."""
+    for reason, check in (filters or filters_of(options)).text.items():
+        detail = check(pair, options)
         if detail is not None:
             return reason, detail
     return None
 
 
-def extra_gates_source(options: GateOptions) -> dict[str, bytes]:
-    """Path of each of the user's own gates → the source of its module."""
+def extra_filters_source(options: FilterOptions) -> dict[str, bytes]:
+    """Path of each of the user's own filters → the source of its module."""
     return {path: module_source(_imported(path)) for path in options.extra}
 
 
 def _imported(path: str) -> Any:
-    expected = "package.module:function of (Pair, GateOptions), or of (Pair, GateOptions, Compare)"
-    gate = import_path(path, f"paraphrase.gates.extra={path}", expected)
-    if not inspect.isfunction(gate) or _parameters(gate) not in (2, 3):
-        raise ConfigError(f"paraphrase.gates.extra={path} is no such function; expected {expected}")
-    return gate
+    expected = "package.module:function of (Pair, FilterOptions), or of (Pair, FilterOptions, Compare)"
+    check = import_path(path, f"paraphrase.filters.extra={path}", expected)
+    if not inspect.isfunction(check) or _parameters(check) not in (2, 3):
+        raise ConfigError(f"paraphrase.filters.extra={path} is no such function; expected {expected}")
+    return check
 
 
-def _parameters(gate: Any) -> int:
-    return len(inspect.signature(gate).parameters)
+def _parameters(check: Any) -> int:
+    return len(inspect.signature(check).parameters)

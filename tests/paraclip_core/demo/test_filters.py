@@ -1,4 +1,4 @@
-"""Gates on single words, with cosines that are given, and on details: numbers, colours, where things are."""
+"""Filters on single words, with cosines that are given, and on details: numbers, colours, where things are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.demo.gates import (
+from paraclip_core.demo.filters import (
     align,
     changed_colour,
     changed_negation,
@@ -22,12 +22,12 @@ from paraclip_core.demo.gates import (
     placed,
     unknown_words,
 )
-from paraclip_core.paraphrase.gate_options import GateOptions
-from paraclip_core.paraphrase.gates import gates_of
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import Compare
 
-OPTIONS = GateOptions(preset="small-model", min_similarity=0.7, min_caption_similarity=0.6)
+OPTIONS = FilterOptions(preset="small-model", min_similarity=0.7, min_caption_similarity=0.6)
 
 
 class Cosines:
@@ -43,10 +43,10 @@ class Cosines:
 
 
 def first(pair: Pair, cosines: dict[tuple[str, str], float], other: float = 0.0) -> str | None:
-    compare, gates = Cosines(cosines, other), gates_of(OPTIONS)
-    meaning = gates.meaning.items()
-    reason = next((name for name, gate in meaning if gate(pair, OPTIONS, cast(Compare, cast(Any, compare)))), None)
-    assert compare.asked <= set(gates.compared(pair))
+    compare, filters = Cosines(cosines, other), filters_of(OPTIONS)
+    meaning = filters.meaning.items()
+    reason = next((name for name, check in meaning if check(pair, OPTIONS, cast(Compare, cast(Any, compare)))), None)
+    assert compare.asked <= set(filters.compared(pair))
     return reason
 
 
@@ -109,7 +109,7 @@ def test_align(caption: str, answer: str, lost: str, new: str, unknown: str) -> 
         ("hikers walk on a path", "people hiking on a trail", None),
         ("a skateboarder jumps", "a person on a skateboard jumps", None),
         ("an older girl", "an old girl", None),
-        ("a red chair", "a red armchair", None),  # a list knows both, so another gate judges
+        ("a red chair", "a red armchair", None),  # a list knows both, so another filter judges
     ],
 )
 def test_what_became_narrower_or_a_deed_is_named(caption: str, answer: str, wrong: str | None) -> None:
@@ -141,15 +141,15 @@ def test_a_number_is_the_same_in_words_and_digits(between: str) -> None:
     for ten, tens in enumerate(TENS, 2):
         for unit, units in enumerate(UNITS, 1):
             digits, spelled = f"{10 * ten + unit} dogs", f"{tens}{between}{units} dogs"
-            assert changed_number(texts(digits, spelled), GateOptions()) is None
-            assert changed_number(texts(spelled, digits), GateOptions()) is None
-            assert changed_number(texts(spelled, f"{10 * ten} dogs"), GateOptions()) is not None
+            assert changed_number(texts(digits, spelled), FilterOptions()) is None
+            assert changed_number(texts(spelled, digits), FilterOptions()) is None
+            assert changed_number(texts(spelled, f"{10 * ten} dogs"), FilterOptions()) is not None
 
 
 def test_long_numbers_in_digits_may_go_and_none_may_come() -> None:
-    assert changed_number(texts("a dog 88213", "a puppy"), GateOptions()) is None
-    assert changed_number(texts("twenty dogs", "many dogs"), GateOptions()) == "lost 20"
-    assert changed_number(texts("a dog", "a dog 88213"), GateOptions()) == "says 88213, which the input does not"
+    assert changed_number(texts("a dog 88213", "a puppy"), FilterOptions()) is None
+    assert changed_number(texts("twenty dogs", "many dogs"), FilterOptions()) == "lost 20"
+    assert changed_number(texts("a dog", "a dog 88213"), FilterOptions()) == "says 88213, which the input does not"
 
 
 @pytest.mark.parametrize(
@@ -161,13 +161,13 @@ def test_long_numbers_in_digits_may_go_and_none_may_come() -> None:
     ],
 )
 def test_colours_stay_with_their_things(source: str, answer: str, why: str | None) -> None:
-    assert changed_colour(texts(source, answer), GateOptions()) == why
+    assert changed_colour(texts(source, answer), FilterOptions()) == why
 
 
 @pytest.mark.parametrize("denial", ["cannot", "can't", "does not", "doesn't", "doesn’t", "never"])
 def test_a_denial_may_be_said_in_any_way(denial: str) -> None:
-    assert changed_negation(texts(f"the dog {denial} jump", "the dog will not jump"), GateOptions()) is None
-    assert changed_negation(texts(f"the dog {denial} jump", "the dog will jump"), GateOptions()) is not None
+    assert changed_negation(texts(f"the dog {denial} jump", "the dog will not jump"), FilterOptions()) is None
+    assert changed_negation(texts(f"the dog {denial} jump", "the dog will jump"), FilterOptions()) is not None
 
 
 MISPLACED = [

@@ -1,4 +1,4 @@
-"""Gates for answers of a small model, which copies words, breaks them and invents things.
+"""Filters for answers of a small model, which copies words, breaks them and invents things.
 
 They compare caption and answer word by word: which words the answer lost, and which it has in their stead; and they
 look at details that a paraphrase must keep: numbers, colors, kinds of things, places, denials. Two texts that name the
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-from paraclip_core.paraphrase.gate_options import GateOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import Compare
 from paraclip_core.paraphrase.tidy import NOISE_WORDS, tidy
@@ -187,9 +187,9 @@ MIN_WORD_SIMILARITY = 0.5
 """Cosine of a new word and the word of the caption that it may stand for."""
 
 PAIRS = 8192
-"""Pairs of which several gates ask the same are remembered: those of a block."""
+"""Pairs of which several filters ask the same are remembered: those of a block."""
 
-# Sizes may go, and directions have a gate of their own.
+# Sizes may go, and directions have a filter of their own.
 _OTHERS = frozenset(
     word for one, two in OPPOSITES if (one, two) in SPATIAL or one & {"small", "old"} for word in one | two
 )
@@ -231,7 +231,7 @@ def align(caption: str, answer: str) -> Alignment:
     new = tuple(
         word
         for word in dict.fromkeys(after)
-        # Numbers have a gate of their own.
+        # Numbers have a filter of their own.
         if stem(word) not in stems_before and word not in passing and numeral(word) is None
     )
     families_before = _families(before)
@@ -372,7 +372,7 @@ _ARTICLE = re.compile(
 )
 
 
-def copied_instruction(pair: Pair, options: GateOptions) -> str | None:
+def copied_instruction(pair: Pair, options: FilterOptions) -> str | None:
     """Words leaked from the prompt's examples.
 
     A word of an example is fine where the input shares a content word with that example's own input (`kids` →
@@ -389,7 +389,7 @@ def copied_instruction(pair: Pair, options: GateOptions) -> str | None:
     return f"only the prompt's examples say {', '.join(leaked[:3])}" if leaked else None
 
 
-def repetition(pair: Pair, options: GateOptions) -> str | None:
+def repetition(pair: Pair, options: FilterOptions) -> str | None:
     """A content word comes more often than in the input."""
     before = Counter(stem(word) for word in content_words(pair.source_words))
     for word, count in Counter(stem(word) for word in content_words(pair.answer_words)).items():
@@ -398,7 +398,7 @@ def repetition(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def broken_words(pair: Pair, options: GateOptions) -> str | None:
+def broken_words(pair: Pair, options: FilterOptions) -> str | None:
     """A new word is none that CLIP's vocabulary knows whole, or an article stands before a plural."""
     article = _ARTICLE.search(pair.answer)
     if article and article.group().lower() not in pair.source.lower():
@@ -410,13 +410,13 @@ def broken_words(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def high_overlap(pair: Pair, options: GateOptions) -> str | None:
+def high_overlap(pair: Pair, options: FilterOptions) -> str | None:
     """Nearly the same words as the input."""
     overlap = jaccard(pair.answer_words, pair.source_words)
     return f"word overlap {overlap:.2f}, at most {MAX_OVERLAP:g}" if overlap > MAX_OVERLAP else None
 
 
-def too_many_new_words(pair: Pair, options: GateOptions) -> str | None:
+def too_many_new_words(pair: Pair, options: FilterOptions) -> str | None:
     """More content words that the input lacks than a paraphrase needs; words for a known kind do not count."""
     new = unknown_words(pair)
     if len(new) <= MAX_NEW_WORDS:
@@ -430,7 +430,7 @@ def compared_words(pair: Pair) -> set[str]:
     return {*differ.lost, *differ.new} if differ.lost or differ.unknown else set()
 
 
-def invented_word(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+def invented_word(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """A new word stands for no word of the caption that is gone."""
     least, differ = MIN_WORD_SIMILARITY, alignment(pair)
     for word in differ.unknown:
@@ -443,7 +443,7 @@ def invented_word(pair: Pair, options: GateOptions, compare: Compare) -> str | N
     return None
 
 
-def lost_word(pair: Pair, options: GateOptions, compare: Compare) -> str | None:
+def lost_word(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
     """A word of the caption is gone, and no new word stands for it."""
     least, differ = MIN_WORD_SIMILARITY, alignment(pair)
     gone = [w for w in differ.lost if max((compare.cosine(w, new) for new in differ.new), default=0.0) < least]
@@ -465,7 +465,7 @@ _PAIR = re.compile(
 )
 
 
-def changed_number(pair: Pair, options: GateOptions) -> str | None:
+def changed_number(pair: Pair, options: FilterOptions) -> str | None:
     """A number that the input does not say, or a counting word that is gone."""
     # `tidy` takes off what numbers a web image and not things in it: #4, DSC4702.
     source_words = words(_PAIR.sub("", tidy(pair.source)))
@@ -492,7 +492,7 @@ def _numbers(text_words: Sequence[str]) -> set[int]:
     return set(numbers)
 
 
-def changed_colour(pair: Pair, options: GateOptions) -> str | None:
+def changed_colour(pair: Pair, options: FilterOptions) -> str | None:
     """A color that the input does not say, one of the caption that is gone, or one that went to another thing."""
     before = {COLORS[word] for word in (*pair.source_words, *pair.caption_words) if word in COLORS}
     for word in pair.answer_words:
@@ -536,7 +536,7 @@ def _owned_colors(text_words: Sequence[str]) -> dict[str, set[str]]:
     return owned
 
 
-def changed_kind(pair: Pair, options: GateOptions) -> str | None:
+def changed_kind(pair: Pair, options: FilterOptions) -> str | None:
     """A thing, animal or person that neither input nor caption names by any word."""
     kinds = {KINDS[word] for word in (*pair.source_words, *pair.caption_words) if word in KINDS}
     for word in pair.answer_words:
@@ -545,20 +545,20 @@ def changed_kind(pair: Pair, options: GateOptions) -> str | None:
     return None
 
 
-def changed_compound(pair: Pair, options: GateOptions) -> str | None:
+def changed_compound(pair: Pair, options: FilterOptions) -> str | None:
     """One half of a compound is said with another word, or a word became half of one, or a doer became a deed."""
     texts = pair.caption, pair.answer, alignment(pair)
     wrong = broken_compound(*texts) or narrowed(*texts)
     return f"{wrong!r} is another thing" if wrong else None
 
 
-def changed_negation(pair: Pair, options: GateOptions) -> str | None:
+def changed_negation(pair: Pair, options: FilterOptions) -> str | None:
     """One of the two denies something and the other does not."""
     before, after = any(map(denies, pair.source_words)), any(map(denies, pair.answer_words))
     return "negation came or went" if before != after else None
 
 
-def changed_relation(pair: Pair, options: GateOptions) -> str | None:
+def changed_relation(pair: Pair, options: FilterOptions) -> str | None:
     """Left for right, large for small, on for above; or a direction of the caption that is lost, or a new one."""
     if lost := directions(pair.caption) - directions(pair.answer, loose=True):
         return f"{min(lost)} is lost"

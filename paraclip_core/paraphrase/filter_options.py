@@ -1,4 +1,4 @@
-"""Which answers are good enough: the options of the gates."""
+"""Which answers are good enough: the options of the filters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pydantic import Field, field_validator
 from paraclip_core.options import OPERATIONAL, Options
 
 PRESETS = {
-    "off": "paraclip_core.paraphrase.gates:OFF",
-    "capable": "paraclip_core.paraphrase.gates:CAPABLE",
+    "off": "paraclip_core.paraphrase.filters:OFF",
+    "capable": "paraclip_core.paraphrase.filters:CAPABLE",
     "small-model": "paraclip_core.demo.small_model:SMALL_MODEL",
 }
-"""The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.gates`) as `package.module:NAME`, imported when
-it is used. Another one is a line here and in :data:`GateName`."""
+"""The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.filters`) as `package.module:NAME`, imported
+when it is used. Another one is a line here and in :data:`GateName`."""
 PresetName = Literal["off", "capable", "small-model"]
-GateName = Literal["auto", "off", "capable", "small-model"]
+FilterName = Literal["auto", "off", "capable", "small-model"]
 THRESHOLDS = ("max_length_ratio", "min_similarity", "min_caption_similarity")
-"""Options whose value is the preset's if they are not set (docs/gates.md says how they were measured)."""
+"""Options whose value is the preset's if they are not set (docs/filters.md says how they were measured)."""
 
 
-class GateOptions(Options):
+class FilterOptions(Options):
     """Which answers are good enough to train on. A threshold that is not set is the preset's."""
 
-    preset: GateName = "auto"
+    preset: FilterName = "auto"
     """`off` keeps every answer that holds a word, as published; `capable` stops what harms
     whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
     encoder: str = ""
@@ -36,7 +36,7 @@ class GateOptions(Options):
     """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
     in their last digit."""
     extra: tuple[str, ...] = ()
-    """Gates of your own, asked after the preset's: dotted paths such as `my_module:my_gate` (docs/gates.md)."""
+    """Filters of your own, asked after the preset's: dotted paths such as `my_module:my_filter` (docs/filters.md)."""
     max_length_ratio: Annotated[float, Field(gt=0)] | None = None
     """Words of the answer over words of its input, at most (plus one word)."""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
