@@ -31,8 +31,8 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
-from paraclip_core.paraphrase.model_judge import JUDGE_STEP, QUESTION, says_same
+from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
+from paraclip_core.paraphrase.llm_judge import JUDGE_STEP, QUESTION, says_same
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import Encoder, SentenceEncoder
@@ -40,7 +40,7 @@ from paraclip_core.paraphrase.words import words
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
 WHOLE = Tokenizer(context_length=4096)
-JUDGED = "capable+judge"
+FILTERED = "capable+judge"
 
 Texts = tuple[str, str, str]
 """Caption, input, answer."""
@@ -61,34 +61,34 @@ class Presets:
     """Judges by preset and step, which share their models."""
 
     def __init__(self, encoder: Encoder, judge: Engine | None = None) -> None:
-        self._encoder, self._judge = encoder, judge
-        self._judges: dict[tuple[str, int], Judge] = {}
+        self._encoder, self._answer_filter = encoder, judge
+        self._filters: dict[tuple[str, int], AnswerFilter] = {}
         self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
 
     def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
         """Why each answer is stopped, None where it is not, by the filters of `step` (default: the group's own)."""
         key = name, step or group.step
-        if name == JUDGED:
+        if name == FILTERED:
             if (*key, group.name) not in self._reasons:
-                self._reasons[*key, group.name] = self._judged(group, key[1])
+                self._reasons[*key, group.name] = self._filtered(group, key[1])
             return self._reasons[*key, group.name]
-        if key not in self._judges:
+        if key not in self._filters:
             options = FilterOptions.model_validate({"preset": name})
-            spec = JudgeSpec(options, key[1], FEW_SHOT[key[1]].examples)
-            self._judges[key] = Judge(spec, self._encoder, lambda text: len(WHOLE.encode(text)) - 2)
+            spec = FilterSpec(options, key[1], FEW_SHOT[key[1]].examples)
+            self._filters[key] = AnswerFilter(spec, self._encoder, lambda text: len(WHOLE.encode(text)) - 2)
         if (*key, group.name) not in self._reasons:
             requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
-            self._reasons[*key, group.name] = [verdict.reason for verdict in self._judges[key].judge(requests)]
+            self._reasons[*key, group.name] = [result.reason for result in self._filters[key].filter(requests)]
         return self._reasons[*key, group.name]
 
-    def _judged(self, group: Group, step: int) -> list[str | None]:
+    def _filtered(self, group: Group, step: int) -> list[str | None]:
         """The same for `capable`, with a language model that is asked about what it accepts."""
-        assert self._judge is not None
+        assert self._answer_filter is not None
         reasons = list(self.reasons("capable", group, step))
         left = [number for number, reason in enumerate(reasons) if reason is None]
         pairs = [f"{caption}\n{answer}" for caption, _, answer in (group.texts[number] for number in left)]
         prompts = [Prompt(QUESTION.messages(pair), pair, JUDGE_STEP, 0) for pair in pairs]
-        answers = self._judge.generate(prompts, SamplingOptions(temperature=0, n=1, max_tokens=8))
+        answers = self._answer_filter.generate(prompts, SamplingOptions(temperature=0, n=1, max_tokens=8))
         for number, answer in zip(left, answers, strict=True):
             reasons[number] = None if says_same(" ".join(answer.texts)) else "judge"
         return reasons
@@ -205,7 +205,7 @@ def main() -> None:
         server = OpenAIOptions(base_url=chosen.judge[0])
         judge = make_engine(ParaphraseOptions(engine="openai", model=chosen.judge[1], openai=server))
     presets = Presets(SentenceEncoder(chosen.encoder), judge)
-    names = ["capable", *([JUDGED] if judge else []), "small-model"]
+    names = ["capable", *([FILTERED] if judge else []), "small-model"]
     small = [row for name in ("pairs", "fresh") for row in rows_of(f"faithfulness/{name}.jsonl")]
     parts = [(small, "labelled")]
     if chosen.data:

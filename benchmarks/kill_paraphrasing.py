@@ -8,7 +8,7 @@ disturbed run begins with a cache that has some of the answers. What is killed:
 - `worker`: the stage's process, at any moment;
 - `part`: the same, the moment that a part of answers is there and the table does not know it;
 - `table`: the same, while the tables catch up with the parts;
-- `verdicts`: the same, the moment that a part of verdicts is there;
+- `filter_results`: the same, the moment that a part of filter results is there;
 - `judge`: one of the processes that judge;
 - `select`: the stage's process, while rows are chosen and written;
 - `server`: the server.
@@ -50,7 +50,7 @@ from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
-ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["verdicts"], ["part", "table"]]
+ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["filter_results"], ["part", "table"]]
 """What is killed when so many requests were made; a table that is behind catches up when the stage begins again."""
 BEGINNING = ("table", "judge")
 """What is killed first, as soon as it is there."""
@@ -184,20 +184,22 @@ class Killer:
             self._server.start()
             return True
         self._until(lambda: self._worker() is not None)
-        parts, verdicts = self._names("segments"), self._names("verdicts")
+        parts, filter_results = self._names("segments"), self._names("filter_results")
         its_moment: Callable[[], bool] = {
             "worker": lambda: True,
             "part": lambda: any(name.endswith(".parquet") for name in self._names("segments") - parts),
-            "verdicts": lambda: any(name.endswith(".parquet") for name in self._names("verdicts") - verdicts),
+            "filter_results": lambda: any(
+                name.endswith(".parquet") for name in self._names("filter_results") - filter_results
+            ),
             "table": (self._cache / "answers.duckdb.wal").exists,
-            "judge": lambda: bool(self._judges()),
+            "judge": lambda: bool(self._filters()),
             "select": lambda: any(self._store.root.glob("work/*/*/tables/chosen.parquet")),
         }[kind]
         self._until(its_moment, 0.0003)
         if kind in ("table", "judge", "select"):
             time.sleep(self._rng.choice((0, 0, 0.001, 0.003, 0.01)))
         worker = self._worker()
-        victim = next(iter(self._judges()), None) if kind == "judge" else worker
+        victim = next(iter(self._filters()), None) if kind == "judge" else worker
         return worker is not None and victim is not None and self._end(worker, victim)
 
     def _end(self, worker: int, victim: int) -> bool:
@@ -241,7 +243,7 @@ class Killer:
                     return pid
         return None
 
-    def _judges(self) -> list[int]:
+    def _filters(self) -> list[int]:
         """The processes that judge: spawned by the worker, beside the one that tracks resources."""
         pids = []
         for path in Path("/proc").glob("[0-9]*"):
@@ -259,7 +261,7 @@ class Killer:
 
     def _parts_ahead(self) -> int:
         """Parts that their table does not know, seen on a copy of it."""
-        parts = {name for folder in ("segments", "verdicts") for name in self._names(folder)}
+        parts = {name for folder in ("segments", "filter_results") for name in self._names(folder)}
         indexed: set[str] = set()
         with tempfile.TemporaryDirectory() as folder:
             for path in self._cache.glob("answers.duckdb*"):

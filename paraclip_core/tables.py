@@ -95,7 +95,7 @@ ANSWERS = pa.schema(
         pa.field("completions", pa.list_(pa.string())),  # raw
     ]
 )
-"""Answers to be judged, with what they were made from."""
+"""Answers to be filtered, with what they were made from."""
 
 ACCEPTED = pa.struct(
     [
@@ -105,11 +105,11 @@ ACCEPTED = pa.struct(
     ]
 )
 
-VERDICTS = pa.schema(
+FILTER_RESULTS = pa.schema(
     [
-        pa.field("generation", pa.binary(16), nullable=False),  # key of the generation that was judged
+        pa.field("generation", pa.binary(16), nullable=False),  # key of the generation that was filtered
         pa.field("parent", pa.binary(16), nullable=False),  # generation_1 of the input at step 2, zeros at step 1
-        pa.field("filters", pa.binary(16), nullable=False),  # of all that decides a verdict besides the texts
+        pa.field("filters", pa.binary(16), nullable=False),  # of all that decides a filter result besides the texts
         pa.field("accepted", pa.list_(ACCEPTED), nullable=False),  # the answers that passed, best first
         pa.field("answer", pa.string()),  # where none passed: the one that came furthest, null where there was none
         pa.field("reason", pa.string()),  # a filter's code, null where an answer passed

@@ -1,6 +1,6 @@
-"""The answers cache: every completion that was ever paid for, and every verdict on one, as DuckDB tables.
+"""The answers cache: every completion that was ever paid for, and every filter result on one, as DuckDB tables.
 
-Truth is the append-only Parquet parts in ``<cache>/segments/`` and ``<cache>/verdicts/``. The DuckDB file
+Truth is the append-only Parquet parts in ``<cache>/segments/`` and ``<cache>/filter_results/``. The DuckDB file
 ``<cache>/answers.duckdb`` has their rows as tables and catches up whenever it is used, so a kill between the two loses
 nothing and the file may be deleted.
 Where a key comes more than once, the row of the part with the lowest name counts (numbers are given under a lock, so
@@ -78,12 +78,12 @@ GENERATIONS = CacheTable(
     ("key",),
     pa.schema([tables.GENERATIONS.field(name) for name in COUNTED]),
 )
-VERDICTS = CacheTable(
-    "verdicts",
-    "verdicts",
-    tuple(tables.VERDICTS.names),
+FILTER_RESULTS = CacheTable(
+    "filter_results",
+    "filter_results",
+    tuple(tables.FILTER_RESULTS.names),
     ("generation", "parent", "filters"),
-    tables.VERDICTS,
+    tables.FILTER_RESULTS,
 )
 
 # A folder above the cache may be called `key=1` and is no column.
@@ -135,10 +135,10 @@ class CacheStats:
     segments: int
     """Parts of generations."""
     damaged: int
-    """Parts that were damaged and set aside, of verdicts included."""
+    """Parts that were damaged and set aside, of filter results included."""
     bytes: int
     """Size of all parts of generations."""
-    verdicts: int
+    filter_results: int
     groups: list[dict[str, Any]]
     """Rows and keys by step, model and prompt."""
 
@@ -161,11 +161,11 @@ class AnswerStore:
     def __init__(self, cache_folder: Path | str, remote: RemoteFolder | None = None) -> None:
         """`cache_folder` is made when something is first appended; `remote` shares its parts with other machines."""
         self.folder = Path(cache_folder).absolute()
-        self.parts, self.verdict_parts = (
-            PartFolder(self.folder / table.folder, table.schema) for table in (GENERATIONS, VERDICTS)
+        self.parts, self.filter_result_parts = (
+            PartFolder(self.folder / table.folder, table.schema) for table in (GENERATIONS, FILTER_RESULTS)
         )
-        self.mirror = remote and PartMirror(remote, self.folder, (GENERATIONS.folder, VERDICTS.folder))
-        self.file = CacheFile(self.folder / FILE, {GENERATIONS: self.parts, VERDICTS: self.verdict_parts})
+        self.mirror = remote and PartMirror(remote, self.folder, (GENERATIONS.folder, FILTER_RESULTS.folder))
+        self.file = CacheFile(self.folder / FILE, {GENERATIONS: self.parts, FILTER_RESULTS: self.filter_result_parts})
         self._behind = False
 
     def append(self, generations: pa.Table) -> None:
@@ -175,9 +175,9 @@ class AnswerStore:
         """
         self._append(self.parts, generations)
 
-    def append_verdicts(self, verdicts: pa.Table) -> None:
-        """Keep verdicts, as :meth:`append` does."""
-        self._append(self.verdict_parts, verdicts)
+    def append_filter_results(self, filter_results: pa.Table) -> None:
+        """Keep filter results, as :meth:`append` does."""
+        self._append(self.filter_result_parts, filter_results)
 
     def _append(self, folder: PartFolder, table: pa.Table) -> None:
         check_columns(table, folder.schema)
@@ -192,7 +192,7 @@ class AnswerStore:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Attach everything to a connection, as tables `cache.generations` and `cache.verdicts` that can be read.
+        """Attach everything to a connection, as tables `cache.generations` and `cache.filter_results` that can be read.
 
         The cache's lock is held until the end of the block, so keep it to a few joins and append nothing in it. Where
         there is no cache yet, both tables are empty.
@@ -235,7 +235,7 @@ class AnswerStore:
     def close(self) -> None:
         """Let the DuckDB file catch up with what was appended here; the store may be used again."""
         sweep_drafts(self.parts.folder)
-        sweep_drafts(self.verdict_parts.folder)
+        sweep_drafts(self.filter_result_parts.folder)
         if self._behind:
             self.refresh()
         if self.mirror is not None:
@@ -243,7 +243,7 @@ class AnswerStore:
 
     def exists(self) -> bool:
         """Whether anything was ever appended."""
-        return self.parts.folder.is_dir() or self.verdict_parts.folder.is_dir()
+        return self.parts.folder.is_dir() or self.filter_result_parts.folder.is_dir()
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -254,14 +254,17 @@ class AnswerStore:
     def stats(self) -> CacheStats:
         """Count what is there."""
         with self.tables() as con:
-            ((keys, verdicts),) = con.execute(
-                "SELECT (SELECT count(*) FROM cache.generations), (SELECT count(*) FROM cache.verdicts)"
+            ((keys, filter_results),) = con.execute(
+                "SELECT (SELECT count(*) FROM cache.generations), (SELECT count(*) FROM cache.filter_results)"
             ).fetchall()
             files = [self.parts.folder / name for name in self.parts.names()]
             groups = self._read(con, GROUPS).to_pylist() if files else []
-            rows, damaged = sum(group["rows"] for group in groups), self.parts.damaged() + self.verdict_parts.damaged()
+            rows, damaged = (
+                sum(group["rows"] for group in groups),
+                self.parts.damaged() + self.filter_result_parts.damaged(),
+            )
             return CacheStats(
-                rows, keys, len(files), damaged, sum(file.stat().st_size for file in files), verdicts, groups
+                rows, keys, len(files), damaged, sum(file.stat().st_size for file in files), filter_results, groups
             )
 
     def paid_tokens(self, engine: str, model: str) -> tuple[int, int]:

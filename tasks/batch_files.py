@@ -72,14 +72,14 @@ class Exported:
 def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
     """Write what a run would ask and the answers cache does not hold, a request a line; the file appears whole.
 
-    Answers of step 1 without a verdict are judged on the way, because step 2 asks about what is accepted. Memory does
-    not grow with the file.
+    Answers of step 1 without a filter result are filtered on the way, because step 2 asks about what is accepted.
+    Memory does not grow with the file.
     """
     options = _askable(run).paraphraser.options
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
 
     def write(file: BinaryIO) -> None:
-        for rounds in missing_rounds(run, run.artifacts(), judged=True, progress=progress):
+        for rounds in missing_rounds(run, run.artifacts(), filtered=True, progress=progress):
             step = rounds.tables.step
             missing[step] = sum(len(rows) for _, rows in rounds.missing)
             template = prompt_for(options, step)
@@ -154,7 +154,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
     ):
         con.register("rows", WANTED.empty_table())
         con.execute("CREATE TABLE wanted AS FROM rows")
-        for rounds in missing_rounds(_askable(run), run.artifacts(), judged=True, progress=progress):
+        for rounds in missing_rounds(_askable(run), run.artifacts(), filtered=True, progress=progress):
             for request, keys, texts in _requests(rounds):
                 con.register("rows", _wanted(run, request, keys, texts))
                 con.execute("INSERT INTO wanted FROM rows")

@@ -21,13 +21,13 @@ def missing_rounds(
     run: Run,
     artifacts: Mapping[str, Artifact],
     captions: IngestedCaptions | None = None,
-    judged: bool = False,
+    filtered: bool = False,
     progress: Progress = silent,
 ) -> Generator[Rounds, None, None]:
     """The rounds of each step that is not finished, as far as earlier answers say what they would ask.
 
     Step 2 asks about the accepted answers of step 1, and a further attempt about what was rejected. So answers without
-    a verdict are judged first if `judged`, and left out otherwise.
+    a filter result are filtered first if `filtered`, and left out otherwise.
     """
     with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache, ExitStack() as stack:
         if "paraphrase_1" in artifacts:
@@ -35,7 +35,7 @@ def missing_rounds(
         else:
             captions = captions or ingested_captions(run, artifacts, scratch)
             texts = step_batches(captions.folder, 1, run.paraphraser.options.fraction)
-            first = step_rounds(stack, run, 1, texts, cache, scratch / "step-1", judged=judged, progress=progress)
+            first = step_rounds(stack, run, 1, texts, cache, scratch / "step-1", filtered=filtered, progress=progress)
             first.run()
             yield first
             selection = first.select()
@@ -44,6 +44,6 @@ def missing_rounds(
                 return (batch.select(list(columns)) for batch in selection.rows())
 
             rows = accepted_rows
-        second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", judged=judged, progress=progress)
+        second = step_rounds(stack, run, 2, rows, cache, scratch / "step-2", filtered=filtered, progress=progress)
         second.run()
         yield second

@@ -20,7 +20,7 @@ from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import UnknownModelError
 from paraclip_core.evaluation.base import Measured
-from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, judge_challenger
+from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, gate_challenger
 from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Progress, silent
 
@@ -44,7 +44,7 @@ def decide(
     current = store.channel(channel) or {}
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
-    moves, reason, comparison = _judge(run, current, stages, result, progress, force)
+    moves, reason, comparison = _apply(run, current, stages, result, progress, force)
     figures = [
         {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}
         | {"delta": row.delta, "low": row.low, "high": row.high}
@@ -69,7 +69,7 @@ def decide(
     return decision
 
 
-def _judge(
+def _apply(
     run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
 ) -> tuple[bool, str, Comparison | None]:
     """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
@@ -116,7 +116,7 @@ def _against_champion(
     champions = _measured(run, champion, challengers, progress)
     if isinstance(champions, str):
         return "hold", champions, None
-    rule = partial(judge_challenger, champion=promoted, challenger=rows)
+    rule = partial(gate_challenger, champion=promoted, challenger=rows)
     outcomes = [
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
         for name, kind in benchmarks.items()

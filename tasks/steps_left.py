@@ -53,8 +53,8 @@ class StepLeft:
     completion_tokens: float = 0.0
     """Of a request, all its answers together, estimated."""
     new_inputs: int = 0
-    """Of step 1, what step 2 was not asked about yet and will be if it passes: answers without a verdict, as far as a
-    sample says that they are new, and answers that are missing."""
+    """Of step 1, what step 2 was not asked about yet and will be if it passes: answers without a filter result, as far
+    as a sample says that they are new, and answers that are missing."""
 
 
 def steps_left(
@@ -120,8 +120,8 @@ def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
 def _new_inputs(run: Run, rounds: Rounds) -> int:
     """What step 2 was not asked about yet and will be if it passes, see :class:`StepLeft`."""
     tables = rounds.tables
-    count, unjudged = len(tables.missing(0)), tables.find_unjudged(0)
-    with closing(tables.unjudged(SAMPLE)) as blocks:
+    count, unfiltered = len(tables.missing(0)), tables.find_unfiltered(0)
+    with closing(tables.unfiltered(SAMPLE)) as blocks:
         block = next(blocks, None)
     if block is None:
         return count
@@ -132,7 +132,7 @@ def _new_inputs(run: Run, rounds: Rounds) -> int:
     asked = set(cached.column("key").to_pylist())
     # Which of its answers comes first is for the filters to say.
     new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
-    return count + round(unjudged * new / block.num_rows)
+    return count + round(unfiltered * new / block.num_rows)
 
 
 def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:

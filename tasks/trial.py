@@ -15,18 +15,18 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import charge, judge_spec, spent, step_rounds
+from paraclip.tasks.stages.paraphrase import charge, filter_spec, spent, step_rounds
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.filter_pool import FilterPool
+from paraclip_core.paraphrase.filtering import Candidate
 from paraclip_core.paraphrase.filters import filters_of
-from paraclip_core.paraphrase.judge import Candidate
-from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.sending import Counts
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS
-from paraclip_core.tables import CAPTIONS, GENERATIONS, VERDICTS, text_hash
+from paraclip_core.tables import CAPTIONS, FILTER_RESULTS, GENERATIONS, text_hash
 
 Say = Callable[[str], None]
 
@@ -119,12 +119,12 @@ class Trial:
 
 
 class TrialCache:
-    """What the root's cache answers, and what is asked now; verdicts are recomputed and live as long as this."""
+    """What the root's cache answers, and what is asked now; filter results are recomputed and live as long as this."""
 
     def __init__(self, root: AnswerStore, keep: bool) -> None:
         """`keep`: put answers into the root's cache, too."""
         self._root, self._keep = root, keep
-        self._generations, self._verdicts = GENERATIONS.empty_table(), VERDICTS.empty_table()
+        self._generations, self._filter_results = GENERATIONS.empty_table(), FILTER_RESULTS.empty_table()
 
     @property
     def new(self) -> set[bytes]:
@@ -133,11 +133,11 @@ class TrialCache:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Answers to what the connection's table `requests` names, and all verdicts, as tables of `cache`."""
+        """Answers to what the connection's table `requests` names, and all filter results, as tables of `cache`."""
         keys = con.sql("SELECT DISTINCT key FROM requests").to_arrow_table().column("key").cast(pa.binary(16))
         con.execute("ATTACH ':memory:' AS cache")
         try:
-            for name, rows in (("generations", self.lookup(keys)), ("verdicts", self._verdicts)):
+            for name, rows in (("generations", self.lookup(keys)), ("filter_results", self._filter_results)):
                 con.register("rows", rows)
                 con.execute(f"CREATE TABLE cache.{name} AS FROM rows")
                 con.unregister("rows")
@@ -162,9 +162,9 @@ class TrialCache:
             self._root.append(generations)
         self._generations = pa.concat_tables([self._generations, generations])
 
-    def append_verdicts(self, verdicts: pa.Table) -> None:
-        """Keep verdicts."""
-        self._verdicts = pa.concat_tables([self._verdicts, verdicts])
+    def append_filter_results(self, filter_results: pa.Table) -> None:
+        """Keep filter results."""
+        self._filter_results = pa.concat_tables([self._filter_results, filter_results])
 
 
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
@@ -194,15 +194,17 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             def batches(columns: Sequence[str], rows: list[pa.RecordBatch] = rows) -> Iterator[pa.RecordBatch]:
                 return (batch.select(list(columns)) for batch in rows)
 
-            judged: Explained = []
-            explain = partial(_explain, judged)
-            rounds = step_rounds(stack, run, step, batches, cache, scratch / f"step-{step}", engine, on_judged=explain)
+            filtered: Explained = []
+            explain = partial(_explain, filtered)
+            rounds = step_rounds(
+                stack, run, step, batches, cache, scratch / f"step-{step}", engine, on_filtered=explain
+            )
             rounds.run()
-            attempts.append(_attempts(rounds, cache.new, judged))
+            attempts.append(_attempts(rounds, cache.new, filtered))
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
                 setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
             rows = list(rounds.select().rows())
-        filters = filters_of(judge_spec(run.paraphraser, 2).filters)
+        filters = filters_of(filter_spec(run.paraphraser, 2).filters)
         return Trial(
             engine.name,
             engine.model,
@@ -232,18 +234,18 @@ def _rows(texts: Sequence[str]) -> pa.RecordBatch:
 
 
 Explained = list[tuple[dict[str, Any], dict[str, Any], list[Candidate]]]
-"""Rows of `tables.ANSWERS`, each with its row of `tables.VERDICTS` and its candidates."""
+"""Rows of `tables.ANSWERS`, each with its row of `tables.FILTER_RESULTS` and its candidates."""
 
 
-def _explain(judged: Explained, pool: JudgePool, block: pa.RecordBatch, verdicts: pa.RecordBatch) -> None:
-    judged.extend(zip(block.to_pylist(), verdicts.to_pylist(), pool.explain(block), strict=True))
+def _explain(filtered: Explained, pool: FilterPool, block: pa.RecordBatch, filter_results: pa.RecordBatch) -> None:
+    filtered.extend(zip(block.to_pylist(), filter_results.to_pylist(), pool.explain(block), strict=True))
 
 
-def _attempts(rounds: Rounds, new: set[bytes], judged: Explained) -> Attempts:
+def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
     """What was tried; `new` are the keys of the requests that were asked now."""
     numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM requests GROUP BY key").fetchall())
     attempts: dict[tuple[str, str], list[Attempt]] = {}
-    for asked, verdict, candidates in judged:
+    for asked, result, candidates in filtered:
         key, parsed = asked["generation"], list(map(parse_answer, asked["completions"]))
         attempt = Attempt(
             step=rounds.tables.step,
@@ -256,9 +258,9 @@ def _attempts(rounds: Rounds, new: set[bytes], judged: Explained) -> Attempts:
                 TriedCandidate(one.answer, one.results, one.similarity, one.accepted, one.answer not in parsed)
                 for one in candidates
             ],
-            chosen=[one["answer"] for one in verdict["accepted"][: rounds.keep]],
-            reason=verdict["reason"],
-            detail=verdict["detail"] or "",
+            chosen=[one["answer"] for one in result["accepted"][: rounds.keep]],
+            reason=result["reason"],
+            detail=result["detail"] or "",
         )
         attempts.setdefault((asked["caption"], asked["source"]), []).append(attempt)
     return attempts

@@ -39,7 +39,8 @@ def paraphrase(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try both steps on a few captions: raw answers, what was parsed from them, each filter's verdict, the choice.
+    """Try both steps on a few captions: raw answers, what was parsed from them, each filter's filter result, the
+    choice.
 
     Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
@@ -81,7 +82,7 @@ def _print_caption(number: int, caption: TriedCaption) -> None:
         source = "" if attempt.step == 1 else f' of "{attempt.input}"'
         say(f"step {attempt.step}{source}{again}{', cached' if attempt.cached else ''}")
         if rows := _rows(attempt):
-            print_table("", ["answer", "parsed", "verdict"], rows)
+            print_table("", ["answer", "parsed", "filter result"], rows)
         if attempt.reason and not attempt.candidates:
             say(f"{attempt.reason}: {attempt.detail}")
     for rewrite in caption.rewrites:
@@ -92,11 +93,11 @@ def _print_caption(number: int, caption: TriedCaption) -> None:
 
 
 def _rows(attempt: Attempt) -> list[dict[str, str | None]]:
-    verdicts = {one.answer: _verdict(one, attempt.chosen) for one in attempt.candidates}
+    filter_results = {one.answer: _verdict(one, attempt.chosen) for one in attempt.candidates}
     answers = [(one.raw, one.parsed) for one in attempt.answers]
     answers += [("(words swapped)", one.answer) for one in attempt.candidates if one.words_swapped]
     return [
-        {"answer": raw, "parsed": "as it is" if text == raw else text, "verdict": verdicts.get(text)}
+        {"answer": raw, "parsed": "as it is" if text == raw else text, "filter result": filter_results.get(text)}
         for raw, text in answers
     ]
 

@@ -136,11 +136,11 @@ class Comparison:
         }
 
 
-Judge = Callable[[Sequence[Row], GateRule], tuple[Verdict, str, list[str]]]
+Gate = Callable[[Sequence[Row], GateRule], tuple[Verdict, str, list[str]]]
 """Gives the verdict, its reason, and notes on rules that could not be applied."""
 
 
-def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
+def apply_gate(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
     """Whether a tuned model is better than its base.
 
     `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
@@ -149,16 +149,16 @@ def judge(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]
     measured, and holds the model where it was, for nobody knows what that benchmark lost. The reason is of clauses with
     `; ` between them, the first on `gate.metric`.
     """
-    return _judge(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
+    return _apply(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
 
-def judge_challenger(
+def gate_challenger(
     rows: Sequence[Row], gate: GateRule, champion: Sequence[Row] = (), challenger: Sequence[Row] = ()
 ) -> tuple[Verdict, str, list[str]]:
     """Whether a challenger (the rows' `tuned`) may follow a champion (`base`): it need not be better, but not worse.
 
-    As :func:`judge`, except that `promote` only needs no interval of `gate.metric` to lie below zero, and their mean
-    difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
+    As :func:`apply_gate`, except that `promote` only needs no interval of `gate.metric` to lie below zero, and their
+    mean difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
     champion that breaks it holds nobody: a collapsed model answers all texts alike, so its agreement is out of reach.
 
     The rows are those of champion against challenger, the other two those of each against the base that it was itself
@@ -169,7 +169,7 @@ def judge_challenger(
     if losses := _losses(champion, gate):
         why = f"the champion fails the gate against its own base ({losses}), so its agreement holds nobody"
         return "promote", why, []
-    verdict, why, notes = _judge(
+    verdict, why, notes = _apply(
         rows, gate, lambda row: row.gain[2] >= 0, "lies {worse} zero", "does not lie {worse} zero"
     )
     gains = _ruled(rows, gate.metric)
@@ -183,7 +183,7 @@ def compare(
     outcomes: Sequence[Outcome],
     options: EvaluateOptions,
     skipped: Mapping[str, str] | None = None,
-    rule: Judge = judge,
+    rule: Gate = apply_gate,
 ) -> Comparison:
     """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
 
@@ -196,10 +196,10 @@ def compare(
     if verdict == "promote" and (small := _small_pools(outcomes)):
         verdict, reason = "hold", f"{', '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
-    if rule is judge and (untrained := _untrained(rows, outcomes)):
+    if rule is apply_gate and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
     clauses = [reason]
-    lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.judged_by and _shown(row) not in reason]
+    lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.weighed_by and _shown(row) not in reason]
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
@@ -278,7 +278,7 @@ def _small_pools(outcomes: Sequence[Outcome]) -> list[str]:
     return [f"the {images} images of {name}" for name, images in pools.items() if images < FEWEST_IMAGES]
 
 
-def _judge(
+def _apply(
     rows: Sequence[Row], gate: GateRule, passes: Callable[[Row], bool], failed: str, passed: str
 ) -> tuple[Verdict, str, list[str]]:
     notes: list[str] = []

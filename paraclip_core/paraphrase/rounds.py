@@ -1,8 +1,8 @@
-"""The rounds of one step: request what is missing, judge what is not judged, and again for what was rejected.
+"""The rounds of one step: request what is missing, filter what is not filtered, and again for what was rejected.
 
 A round is two set-wise joins (`step_tables.py`) and the work that they leave. What was answered
-or judged before, by whichever run, is never requested or judged again, so a killed round resumes where it was. Without
-an engine the rounds count what they would request, which is all that `plan` and batch files need.
+or filtered before, by whichever run, is never requested or filtered again, so a killed round resumes where it was.
+Without an engine the rounds count what they would request, which is all that `plan` and batch files need.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
-from paraclip_core.paraphrase.judge_pool import BLOCK_ROWS, Judged, JudgePool
+from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, Filtered, FilterPool
 from paraclip_core.paraphrase.keys import RequestKeys
-from paraclip_core.paraphrase.model_judge import ModelJudge
+from paraclip_core.paraphrase.llm_judge import LLMJudge
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.selection import Selection, select
 from paraclip_core.paraphrase.sending import Counts, Phase, RequestSender
@@ -34,9 +34,9 @@ log = logging.getLogger(__name__)
 SENT_ROWS = 16_384
 """Requests whose texts are in memory at once."""
 SENT_AHEAD = 2048
-"""Requests that are worth judging while others are still under way."""
-KEPT_VERDICTS = 4096
-"""Verdicts that a kill may cost; judging them again is free."""
+"""Requests that are worth filtering while others are still under way."""
+KEPT_FILTER_RESULTS = 4096
+"""FilterResults that a kill may cost; filtering them again is free."""
 FIRST_ANSWERS = 64
 FEWEST_ACCEPTED = 1 / 3
 SHOWN_REJECTS, SHOWN_CHARS = 3, 300
@@ -54,18 +54,18 @@ class Rounds:
     cache: GenerationCache
     sender: RequestSender | None = None
     """Without one nothing is requested, and `missing` says what would be."""
-    pool: JudgePool | None = None
-    """Without one nothing is judged; a sender needs one."""
-    model_judge: ModelJudge | None = None
+    pool: FilterPool | None = None
+    """Without one nothing is filtered; a sender needs one."""
+    llm_judge: LLMJudge | None = None
     """Has the last word; None: the filters have it."""
     progress: Progress = silent
-    on_judged: Callable[[JudgePool, pa.RecordBatch, pa.RecordBatch], None] | None = None
-    """Called with the pool, each block (`tables.ANSWERS`) that was judged, and its verdicts."""
+    on_filtered: Callable[[FilterPool, pa.RecordBatch, pa.RecordBatch], None] | None = None
+    """Called with the pool, each block (`tables.ANSWERS`) that was filtered, and its filter results."""
     missing: list[tuple[RequestKeys, np.ndarray]] = field(default_factory=list, init=False)
     """Without a sender: the request of each round, and the numbers of the rows that it would send."""
     _accepted: int = field(default=0, init=False)
     _warning: str = field(default="", init=False)
-    _verdicts: list[pa.RecordBatch] = field(default_factory=list, init=False)
+    _filter_results: list[pa.RecordBatch] = field(default_factory=list, init=False)
 
     @cached_property
     def counts(self) -> Counts:
@@ -83,7 +83,7 @@ class Rounds:
         return self.options.keep if self.tables.step == 1 else 1
 
     def run(self) -> None:
-        """Request and judge until every row has an accepted answer or no attempt is left."""
+        """Request and filter until every row has an accepted answer or no attempt is left."""
         rows: np.ndarray | None = None
         try:
             for attempt in range(self.options.attempts):
@@ -98,10 +98,10 @@ class Rounds:
                     self.missing.append((request, missing))
                 else:
                     self._complete(request, missing)
-                self._judge(attempt)
+                self._filter(attempt)
         finally:
-            # Nothing that was judged before a failure is judged again.
-            self._keep_verdicts()
+            # Nothing that was filtered before a failure is filtered again.
+            self._keep_filter_results()
 
     def select(self) -> Selection:
         selection = select(self.tables, self.keep)
@@ -118,26 +118,26 @@ class Rounds:
         return missing
 
     def _complete(self, request: RequestKeys, missing: np.ndarray) -> None:
-        """Get the answers that are missing, the first of them judged before the others are paid for."""
+        """Get the answers that are missing, the first of them filtered before the others are paid for."""
         phase = self._phase("asking", len(missing))
         if request.attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
             self._send(request, first, phase)
-            self._judge(0, first)
+            self._filter(0, first)
             self._warn_of_few(first)
         self._send(request, missing, phase)
-        shared = self.model_judge is not None and self.model_judge.engine is self.engine
+        shared = self.llm_judge is not None and self.llm_judge.engine is self.engine
         last = request.attempt + 1 == self.options.attempts
         if last and not (self._words or shared):
-            # Nothing more will be requested: others may have the GPU while answers are judged.
+            # Nothing more will be requested: others may have the GPU while answers are filtered.
             self.engine.close()
 
     def _send(self, request: RequestKeys, rows: np.ndarray, phase: Phase) -> None:
-        """Send the requests of these rows; verdicts come meanwhile if judging takes nothing from the engine."""
+        """Send the requests of these rows; filter results come meanwhile if filtering takes nothing from the engine."""
         sender, pool = self.sender, self.pool
         assert sender is not None and pool is not None
         template = prompt_for(self.options, request.step)
-        # Processes that judge take seconds to start.
+        # Processes that filter take seconds to start.
         ahead = len(rows) > SENT_AHEAD and not (self.engine.facts.shares_cores or self._words)
         for requests in self.tables.with_texts(request, rows, SENT_ROWS):
             keys: list[bytes] = requests.column("generation").to_pylist()
@@ -150,75 +150,76 @@ class Rounds:
                     self._take(pool.offered())
                 phase(len(part))
         self._take(pool.offered(wait=True))
-        self._keep_verdicts()
+        self._keep_filter_results()
 
-    def _judge(self, attempt: int, rows: np.ndarray | None = None) -> None:
-        """Judge the attempt's answers that have no verdict, of all rows or of these."""
+    def _filter(self, attempt: int, rows: np.ndarray | None = None) -> None:
+        """Judge the attempt's answers that have no filter result, of all rows or of these."""
         if self.pool is None:
             return
-        count = self.tables.find_unjudged(attempt, rows)
-        # Words without an engine: which answers there are to judge is not known before those are requested.
+        count = self.tables.find_unfiltered(attempt, rows)
+        # Words without an engine: which answers there are to filter is not known before those are requested.
         if count and not (self._words and self.sender is None):
             if self._words is not None:
                 fetch = partial(self._answers_about, self._words)
-                self.pool.find_synonyms(fetch, self.tables.unjudged(BLOCK_ROWS))
+                self.pool.find_synonyms(fetch, self.tables.unfiltered(BLOCK_ROWS))
             began = time.monotonic()
-            self._take(self.pool.judge(self.tables.unjudged(BLOCK_ROWS), count), self._phase("judging", count))
-            self._keep_verdicts()
-            self.counts.judge_seconds += time.monotonic() - began
-        if self.model_judge is not None and self.tables.find_undecided(attempt, rows):
-            self._decide_by_model(self.model_judge)
+            self._take(self.pool.filter(self.tables.unfiltered(BLOCK_ROWS), count), self._phase("filtering", count))
+            self._keep_filter_results()
+            self.counts.filter_seconds += time.monotonic() - began
+        if self.llm_judge is not None and self.tables.find_undecided(attempt, rows):
+            self._decide_by_model(self.llm_judge)
 
-    def _decide_by_model(self, judge: ModelJudge) -> None:
+    def _decide_by_model(self, judge: LLMJudge) -> None:
         if judge.engine is not self.engine:
             # One of them at a time has the GPU.
             self.engine.close()
-        began, started = time.monotonic(), partial(self._phase, "asking the judge")
-        for captions, verdicts in self.tables.undecided(SENT_ROWS):
-            decided = judge.decide(verdicts, captions, self.tables.filters, self.keep, started)
-            self.cache.append_verdicts(pa.Table.from_batches([decided]))
+        began, started = time.monotonic(), partial(self._phase, "asking the LLM judge")
+        for captions, filter_results in self.tables.undecided(SENT_ROWS):
+            decided = judge.decide(filter_results, captions, self.tables.filters, self.keep, started)
+            self.cache.append_filter_results(pa.Table.from_batches([decided]))
         if judge.engine is not self.engine:
             judge.engine.close()
-        self.counts.judge_seconds += time.monotonic() - began
+        self.counts.filter_seconds += time.monotonic() - began
 
-    def _take(self, judged: Iterable[Judged], phase: Phase | None = None) -> None:
-        """Collect verdicts, and keep them now and then."""
-        for block, verdicts in judged:
-            self.counts.judged += verdicts.num_rows
-            self._accepted += verdicts.column("reason").null_count
-            self._verdicts.append(verdicts)
-            if self.on_judged is not None and self.pool is not None:
-                self.on_judged(self.pool, block, verdicts)
-            if sum(batch.num_rows for batch in self._verdicts) >= KEPT_VERDICTS:
-                self._keep_verdicts()
+    def _take(self, filtered: Iterable[Filtered], phase: Phase | None = None) -> None:
+        """Collect filter results, and keep them now and then."""
+        for block, filter_results in filtered:
+            self.counts.filtered += filter_results.num_rows
+            self._accepted += filter_results.column("reason").null_count
+            self._filter_results.append(filter_results)
+            if self.on_filtered is not None and self.pool is not None:
+                self.on_filtered(self.pool, block, filter_results)
+            if sum(batch.num_rows for batch in self._filter_results) >= KEPT_FILTER_RESULTS:
+                self._keep_filter_results()
             if phase is not None:
-                phase(verdicts.num_rows)
+                phase(filter_results.num_rows)
 
-    def _keep_verdicts(self) -> None:
-        if self._verdicts:
-            self.cache.append_verdicts(pa.Table.from_batches(self._verdicts))
-            self._verdicts.clear()
+    def _keep_filter_results(self) -> None:
+        if self._filter_results:
+            self.cache.append_filter_results(pa.Table.from_batches(self._filter_results))
+            self._filter_results.clear()
 
     def _warn_of_few(self, rows: np.ndarray) -> None:
         """Warn if few of the first answers are accepted, before the others are paid for."""
         tables = self.tables
-        verdicts = tables.first_verdicts(rows)
-        rejects = [verdict for verdict in verdicts if verdict["reason"] is not None]
-        share = (len(verdicts) - len(rejects)) / len(rows)
+        filter_results = tables.first_filter_results(rows)
+        rejects = [result for result in filter_results if result["reason"] is not None]
+        share = (len(filter_results) - len(rejects)) / len(rows)
         if share >= FEWEST_ACCEPTED:
             return
-        counts = Counter(verdict["reason"] for verdict in rejects).most_common()
+        counts = Counter(result["reason"] for result in rejects).most_common()
         listed = ", ".join(f"{reason} {count}" for reason, count in counts)
         shown, examples = rejects[:SHOWN_REJECTS], ""
-        texts = RowCursor(tables.batches([tables.source])).take(np.array([verdict["row"] for verdict in shown]))
-        for text, verdict in zip(texts.column(tables.source).to_pylist(), shown, strict=True):
-            answer, detail = verdict["answer"] or "", verdict["detail"]
-            outcome = f"{verdict['reason']}: {detail}" if detail else verdict["reason"]
+        texts = RowCursor(tables.batches([tables.source])).take(np.array([result["row"] for result in shown]))
+        for text, result in zip(texts.column(tables.source).to_pylist(), shown, strict=True):
+            answer, detail = result["answer"] or "", result["detail"]
+            outcome = f"{result['reason']}: {detail}" if detail else result["reason"]
             examples += f"\n  {text[:SHOWN_CHARS]!r} -> {answer[:SHOWN_CHARS]!r} ({outcome[:SHOWN_CHARS]})"
         self._warning = f"{share:.0%} of the first {len(rows)} answers accepted ({listed})"
         log.warning(
             f"{share:.0%} of the first {len(rows)} answers of {self.engine.model} at step {tables.step} are accepted "
-            f"({listed}); `paraclip paraphrase` shows each filter's verdict, docs/filters.md has the presets:{examples}"
+            f"({listed}); `paraclip paraphrase` shows each filter's filter result, docs/filters.md has the "
+            f"presets:{examples}"
         )
 
     @property
@@ -250,8 +251,8 @@ class Rounds:
         if counts.engine_seconds and counts.generated:
             facts["requests_per_second"] = round(counts.generated / counts.engine_seconds, 1)
             facts["tokens_per_second"] = round(counts.completion_tokens / counts.engine_seconds, 1)
-        if counts.judged:
-            facts["acceptance"] = round(self._accepted / counts.judged, 3)
+        if counts.filtered:
+            facts["acceptance"] = round(self._accepted / counts.filtered, 3)
         if self.sender is not None and isinstance(engine := self.sender.engine, PaidEngine) and engine.spent:
             facts["spend"] = round(engine.spent, 4)
         return facts | ({"warning": self._warning} if self._warning else {})

@@ -1,4 +1,4 @@
-"""The rows and rejects of a step, chosen among its verdicts."""
+"""The rows and rejects of a step, chosen among its filter results."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, RowCursor, StepT
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 # A row is asked for again only while it has no accepted answer, so no two of its attempts have one.
-CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM judged WHERE len(accepted) > 0"
+CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM filtered WHERE len(accepted) > 0"
 REJECTED = """
-SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM judged WHERE len(accepted) = 0
+SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM filtered WHERE len(accepted) = 0
 """
 
 
@@ -78,7 +78,7 @@ def select(tables: StepTables, keep: int) -> Selection:
     """Choose among what was accepted: `keep` answers of a row, at most."""
     con = tables.con
     chosen, rejected = (str(tables.scratch / f"{name}.parquet") for name in ("chosen", "rejected"))
-    with tables.judged():
+    with tables.filtered():
         con.execute("SET VARIABLE keep = ?", [keep])
         con.sql(f"{CHOSEN} ORDER BY row").write_parquet(chosen, compression="lz4")
         con.sql(f"{REJECTED} ORDER BY row, attempt").write_parquet(rejected, compression="lz4")

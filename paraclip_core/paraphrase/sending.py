@@ -39,8 +39,8 @@ class Counts:
     cached: int = 0
     """Those of them that the cache had answered."""
     generated: int = 0
-    judged: int = 0
-    """Answers that were judged now; the others had been judged before."""
+    filtered: int = 0
+    """Answers that were filtered now; the others had been filtered before."""
     accepted: int = 0
     """Captions with an accepted answer."""
     kept: int = 0
@@ -50,10 +50,10 @@ class Counts:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     engine_seconds: float = 0.0
-    judge_seconds: float = 0.0
+    filter_seconds: float = 0.0
 
     def metrics(self) -> dict[str, Any]:
-        seconds = {name: round(getattr(self, name), 3) for name in ("engine_seconds", "judge_seconds")}
+        seconds = {name: round(getattr(self, name), 3) for name in ("engine_seconds", "filter_seconds")}
         return {**vars(self), "rejected": dict(sorted(self.rejected.items())), **seconds}
 
 
@@ -145,7 +145,7 @@ class RequestSender:
         """Put completions, each with the number of its request in `todo`, into the cache."""
         part: Part = []
         for number, completion in sorted(completions, key=itemgetter(0)):
-            # What is judged now is what a cached run will judge.
+            # What is filtered now is what a cached run will filter.
             part.append((*todo[number], replace(completion, texts=tuple(map(storable, completion.texts)))))
         if not part:
             return part

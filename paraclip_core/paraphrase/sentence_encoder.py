@@ -1,9 +1,9 @@
 """The sentence encoder, by which filters compare the meanings of texts.
 
-What it says of a text must not depend on the texts beside it, or verdicts would change with the number of processes
-that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing is padded
-but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies. The number of threads
-may change the last ones, which rounding takes away.
+What it says of a text must not depend on the texts beside it, or filter results would change with the number of
+processes that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing
+is padded but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies. The number
+of threads may change the last ones, which rounding takes away.
 
 A model that cannot be loaded raises EngineError, one that cannot serve as a sentence encoder ConfigError.
 """

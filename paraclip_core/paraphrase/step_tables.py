@@ -1,8 +1,8 @@
-"""A step's requests as a table in DuckDB, joined with all that was answered and judged before.
+"""A step's requests as a table in DuckDB, joined with all that was answered and filtered before.
 
 There is a row for each row of the step and attempt. What is missing is an anti-join of it with the cache's
-`generations`, what is not judged one with `verdicts`, over all rows at once. Texts stay in the step's Parquet files and
-are read again for the rows that need them.
+`generations`, what is not filtered one with `filter_results`, over all rows at once. Texts stay in the step's Parquet
+files and are read again for the rows that need them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.paraphrase.keys import KEY_BYTES, RequestKeys
-from paraclip_core.tables import ANSWERS, VERDICTS
+from paraclip_core.tables import ANSWERS, FILTER_RESULTS
 
 CONFIG: dict[str, Any] = {
     "memory_limit": "1GB",
@@ -48,41 +48,42 @@ MISSING = """
 SELECT min(r.row) AS row FROM requests r ANTI JOIN cache.generations g ON g.key = r.key
 WHERE r.attempt = ? GROUP BY r.key ORDER BY 1
 """
-JUDGED = """
-CREATE OR REPLACE VIEW judged AS
+FILTERED = """
+CREATE OR REPLACE VIEW filtered AS
 SELECT r.row, r.attempt, r.key, v.accepted, v.answer, v.reason, v.detail
-FROM requests r JOIN cache.verdicts v ON v.generation = r.key AND v.parent = parent_of(r.parent)
+FROM requests r JOIN cache.filter_results v ON v.generation = r.key AND v.parent = parent_of(r.parent)
 WHERE v.filters = getvariable('filters')
 """
-UNJUDGED = """
+UNFILTERED = """
 SELECT min(r.row) AS row, r.key, r.parent, any_value(g.completions) AS completions
 FROM requests r JOIN cache.generations g ON g.key = r.key
-ANTI JOIN (SELECT * FROM cache.verdicts WHERE filters = getvariable('text_filters')) v
+ANTI JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('text_filters')) v
 ON v.generation = r.key AND v.parent = parent_of(r.parent)
 WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
 """
 UNDECIDED = """
-SELECT min(r.row) AS row, any_value(v) AS verdict
-FROM requests r JOIN (SELECT * FROM cache.verdicts WHERE filters = getvariable('text_filters')) v
+SELECT min(r.row) AS row, any_value(v) AS result
+FROM requests r JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('text_filters')) v
 ON v.generation = r.key AND v.parent = parent_of(r.parent)
-ANTI JOIN (SELECT * FROM cache.verdicts WHERE filters = getvariable('filters')) decided
+ANTI JOIN (SELECT * FROM cache.filter_results WHERE filters = getvariable('filters')) decided
 ON decided.generation = v.generation AND decided.parent = v.parent
 WHERE in_round(r.attempt, r.row, $attempt, $rows) GROUP BY r.key, r.parent
 """
 REJECTED = """
-SELECT row FROM judged GROUP BY row HAVING NOT bool_or(len(accepted) > 0) AND coalesce(max(attempt) = ?, true)
+SELECT row FROM filtered GROUP BY row HAVING NOT bool_or(len(accepted) > 0) AND coalesce(max(attempt) = ?, true)
 ORDER BY row
 """
-FIRST_VERDICTS = """
-SELECT row, reason, detail, answer FROM judged WHERE attempt = 0 AND list_contains(?::BIGINT[], row) ORDER BY row
+FIRST_FILTER_RESULTS = """
+SELECT row, reason, detail, answer FROM filtered WHERE attempt = 0 AND list_contains(?::BIGINT[], row) ORDER BY row
 """
 
 
 class GenerationCache(Protocol):
-    """Every generation that was ever paid for, and every verdict on one."""
+    """Every generation that was ever paid for, and every filter result on one."""
 
     def attached(self, con: duckdb.DuckDBPyConnection) -> AbstractContextManager[None]:
-        """Everything as tables `cache.generations` and `cache.verdicts` of `con`, for as long as the context lasts."""
+        """Everything as tables `cache.generations` and `cache.filter_results` of `con`, for as long as the context
+        lasts."""
         ...
 
     def lookup(self, keys: pa.FixedSizeBinaryArray) -> pa.Table:
@@ -93,8 +94,8 @@ class GenerationCache(Protocol):
         """Keep generations (schema `paraclip_core.tables.GENERATIONS`); on return they survive a kill."""
         ...
 
-    def append_verdicts(self, verdicts: pa.Table) -> None:
-        """Keep verdicts (schema `paraclip_core.tables.VERDICTS`); on return they survive a kill."""
+    def append_filter_results(self, filter_results: pa.Table) -> None:
+        """Keep filter results (schema `paraclip_core.tables.FILTER_RESULTS`); on return they survive a kill."""
         ...
 
 
@@ -111,9 +112,11 @@ class StepTables:
         *,
         text_filters: bytes | None = None,
     ) -> None:
-        """Begin without requests. Verdicts of the digest `filters` count; `scratch` is a folder for temporary files.
+        """Begin without requests. FilterResults of the digest `filters` count; `scratch` is a folder for temporary
+        files.
 
-        `text_filters`: digest of the verdicts that come first, where a language model makes those of `filters` of them.
+        `text_filters`: digest of the filter results that come first, where a language model makes those of `filters` of
+        them.
         """
         self.step, self.cache, self.batches, self.scratch, self.filters = step, cache, batches, scratch, filters
         self.source = source_column(step)
@@ -162,51 +165,54 @@ class StepTables:
             columns = [request.keys(texts), parents, captions, sources, pa.array(texts, pa.string())]
             yield pa.Table.from_arrays(columns, [*ANSWERS.names[:-1], "text"])
 
-    def find_unjudged(self, attempt: int, rows: np.ndarray | None = None) -> int:
-        """Collect the answers without a verdict, of all rows or of these alone, for :meth:`unjudged`; their number."""
-        return self._collect("unjudged", UNJUDGED, attempt, rows)
+    def find_unfiltered(self, attempt: int, rows: np.ndarray | None = None) -> int:
+        """Collect the answers without a filter result, of all rows or of these alone, for :meth:`unfiltered`; their
+        number."""
+        return self._collect("unfiltered", UNFILTERED, attempt, rows)
 
-    def unjudged(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
-        """Blocks (`tables.ANSWERS`) of what :meth:`find_unjudged` collected, by row."""
+    def unfiltered(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
+        """Blocks (`tables.ANSWERS`) of what :meth:`find_unfiltered` collected, by row."""
         cursor = RowCursor(self.batches(list(dict.fromkeys(("caption", self.source)))))
-        for batch in self._stream("SELECT row, key, parent, completions FROM unjudged ORDER BY row", block_rows):
+        for batch in self._stream("SELECT row, key, parent, completions FROM unfiltered ORDER BY row", block_rows):
             taken = cursor.take(batch.column("row").to_numpy())
             parents = batch.column("parent").fill_null(NO_PARENT)
             columns = [batch.column("key"), parents, taken.column("caption"), taken.column(self.source)]
             yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
 
     def find_undecided(self, attempt: int, rows: np.ndarray | None = None) -> int:
-        """Collect the first verdicts that no last one has followed, for :meth:`undecided`; their number."""
+        """Collect the first filter results that no last one has followed, for :meth:`undecided`; their number."""
         return self._collect("undecided", UNDECIDED, attempt, rows)
 
     def undecided(self, block_rows: int) -> Generator[tuple[list[str], pa.RecordBatch], None, None]:
-        """Captions and verdicts (`tables.VERDICTS`) of what :meth:`find_undecided` collected, by row."""
+        """Captions and filter results (`tables.FILTER_RESULTS`) of what :meth:`find_undecided` collected, by row."""
         cursor = RowCursor(self.batches(["caption"]))
-        for batch in self._stream("SELECT row, unnest(verdict) FROM undecided ORDER BY row", block_rows):
+        for batch in self._stream("SELECT row, unnest(result) FROM undecided ORDER BY row", block_rows):
             captions = cursor.take(batch.column("row").to_numpy()).column("caption").to_pylist()
-            columns = [batch.column(field.name).cast(field.type) for field in VERDICTS]
-            yield captions, pa.RecordBatch.from_arrays(columns, schema=VERDICTS)
+            columns = [batch.column(field.name).cast(field.type) for field in FILTER_RESULTS]
+            yield captions, pa.RecordBatch.from_arrays(columns, schema=FILTER_RESULTS)
 
     @contextmanager
-    def judged(self) -> Iterator[None]:
-        """While it lasts, the view `judged` has row, attempt, key and verdict of all requests that are judged."""
+    def filtered(self) -> Iterator[None]:
+        """While it lasts, the view `filtered` has row, attempt, key and filter result of all requests that are
+        filtered."""
         with self.cache.attached(self.con):
-            self.con.execute(JUDGED)
+            self.con.execute(FILTERED)
             yield
 
     def rejected(self, last: int | None = None) -> np.ndarray:
-        """Rows (int64, ascending) that were judged, the `last` attempt if one is named, and have no accepted answer."""
-        with self.judged():
+        """Rows (int64, ascending) that were filtered, the `last` attempt if one is named, and have no accepted
+        answer."""
+        with self.filtered():
             return self._numbers(REJECTED, last)
 
     def accepted(self) -> int:
-        with self.judged():
-            return self._count("SELECT count(DISTINCT row) FROM judged WHERE len(accepted) > 0")
+        with self.filtered():
+            return self._count("SELECT count(DISTINCT row) FROM filtered WHERE len(accepted) > 0")
 
-    def first_verdicts(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """Row, reason (None: accepted), detail and answer of the first attempts at these rows, where judged."""
-        with self.judged():
-            return self.con.sql(FIRST_VERDICTS, params=[rows.tolist()]).to_arrow_table().to_pylist()
+    def first_filter_results(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """Row, reason (None: accepted), detail and answer of the first attempts at these rows, where filtered."""
+        with self.filtered():
+            return self.con.sql(FIRST_FILTER_RESULTS, params=[rows.tolist()]).to_arrow_table().to_pylist()
 
     @property
     def _columns(self) -> list[str]:

@@ -23,11 +23,11 @@ from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
+from paraclip_core.paraphrase.filter_pool import FilterPool
+from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.filters import extra_filters_source, filters_of, preset_named
-from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.judge_pool import JudgePool
 from paraclip_core.paraphrase.keys import in_fraction, step_requests
-from paraclip_core.paraphrase.model_judge import ModelJudge, judge_requests, judge_sampling
+from paraclip_core.paraphrase.llm_judge import LLMJudge, judge_requests, judge_sampling
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.selection import Selection
@@ -66,8 +66,8 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         if engine.facts.asks:
             about["prompts"] = ctx.run.paraphraser.prompts[step].id
         about |= spent(engine, counts)
-        if rounds.model_judge is not None:
-            judge, questions = rounds.model_judge.engine, rounds.model_judge.sender.counts
+        if rounds.llm_judge is not None:
+            judge, questions = rounds.llm_judge.engine, rounds.llm_judge.sender.counts
             names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
             about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
             about["judge"] |= spent(judge, questions)
@@ -112,7 +112,7 @@ def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progres
         ExitStack() as stack,
     ):
         charge(engine, cache)
-        model_judge = None
+        llm_judge = None
         if (judge := paraphraser.judge) is not None:
             judge_engine = engine
             if not set(options.judge or ()) <= {"sampling"}:
@@ -120,10 +120,8 @@ def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progres
                 judge_engine = stack.enter_context(closing(judge.engine()))
                 charge(judge_engine, cache)
             sender = RequestSender(judge_engine, cache, Counts(), judge.options.chunk)
-            model_judge = ModelJudge(sender, judge_sampling(judge.options.sampling))
-        rounds = step_rounds(
-            stack, run, step, batches, cache, scratch, engine, model_judge=model_judge, progress=progress
-        )
+            llm_judge = LLMJudge(sender, judge_sampling(judge.options.sampling))
+        rounds = step_rounds(stack, run, step, batches, cache, scratch, engine, llm_judge=llm_judge, progress=progress)
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -140,36 +138,36 @@ def step_rounds(
     cache: GenerationCache,
     scratch: Path,
     engine: Engine | None = None,
-    judged: bool = True,
+    filtered: bool = True,
     **more: Any,
 ) -> Rounds:
     """The rounds of a step over these rows, closed with `stack`. Without an engine they request nothing and say what is
-    missing; `judged`: answers without a verdict are judged. `more` are further fields of `Rounds`."""
+    missing; `filtered`: answers without a filter result are filtered. `more` are further fields of `Rounds`."""
     paraphraser = run.paraphraser
-    spec = judge_spec(paraphraser, step)
+    spec = filter_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_filters=spec.digest)
     stack.enter_context(closing(tables))
-    pool = stack.enter_context(closing(JudgePool(spec, run.settings.run.threads, scratch))) if judged else None
+    pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads, scratch))) if filtered else None
     sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
     return Rounds(paraphraser.options, request, tables, cache, sender, pool, **more)
 
 
-def judge_spec(paraphraser: Paraphraser, step: int) -> JudgeSpec:
+def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
     """What a process needs to judge a step's answers."""
     filters = paraphraser.filters
     if step == 1:
-        # Only step 2 has it, and changing it must not make step 1's verdicts new.
+        # Only step 2 has it, and changing it must not make step 1's filter results new.
         filters = filters.model_copy(update={"min_caption_similarity": -1.0})
-    words = model_judge = ""
+    words = llm_judge = ""
     if paraphraser.asks_words(step) and (asked := preset_named(filters.preset).words) is not None:
         request = asked.requests(paraphraser.model, paraphraser.options.seed)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)
         keep = paraphraser.options.keep if step == 1 else 1
-        model_judge = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
-    return JudgeSpec(filters, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, model_judge)
+        llm_judge = f"{request.model} {request.prompt_hash.hex()} {request.sampling} {keep}"
+    return FilterSpec(filters, step, paraphraser.prompts[step].examples, CONTEXT_LENGTH, words, llm_judge)
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:

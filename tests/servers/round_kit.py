@@ -54,6 +54,6 @@ def both_steps(kit: Any, batches: Sequence[pa.RecordBatch], engine: Any, options
 
 
 def figures(outcome: Any) -> tuple[int, int, int]:
-    """Requests, answers and verdicts."""
+    """Requests, answers and filter results."""
     counts = outcome.rounds.counts
-    return counts.requested, counts.generated, counts.judged
+    return counts.requested, counts.generated, counts.filtered

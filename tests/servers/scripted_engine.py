@@ -14,7 +14,7 @@ from paraclip_core.paraphrase.engines import (
     Prompt,
     SamplingOptions,
 )
-from paraclip_core.paraphrase.model_judge import JUDGE_STEP
+from paraclip_core.paraphrase.llm_judge import JUDGE_STEP
 
 Answer = Callable[[Prompt], Sequence[str]]
 

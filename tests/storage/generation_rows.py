@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from paraclip.storage.answers import AnswerStore
-from paraclip_core.tables import GENERATIONS, VERDICTS
+from paraclip_core.tables import FILTER_RESULTS, GENERATIONS
 
 CHILD = """
 import os, random, signal, sys, time
@@ -46,7 +46,7 @@ def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa
     return rows([(key(n), [f"{text} {n}"]) for n in numbers], **same)  # type: ignore[arg-type]
 
 
-def verdicts(numbers: Iterable[int], text: str = "answer", filters: int = 0) -> pa.Table:
+def filter_results(numbers: Iterable[int], text: str = "answer", filters: int = 0) -> pa.Table:
     """Verdicts on numbered generations; every third was rejected."""
     rows = []
     for n in numbers:
@@ -54,14 +54,14 @@ def verdicts(numbers: Iterable[int], text: str = "answer", filters: int = 0) -> 
         rejected = {"answer": f"{text} {n}", "reason": "echo", "detail": "", "similarity": 1.0}
         row = {"generation": key(n), "parent": bytes(16), "filters": key(filters)}
         rows.append(row | ({"accepted": [], **rejected} if n % 3 == 0 else {"accepted": accepted}))
-    return pa.Table.from_pylist(rows, schema=VERDICTS)
+    return pa.Table.from_pylist(rows, schema=FILTER_RESULTS)
 
 
-def judged(store: AnswerStore) -> list[dict[str, object]]:
-    """All verdicts of the cache, by generation."""
+def filtered(store: AnswerStore) -> list[dict[str, object]]:
+    """All filter results of the cache, by generation."""
     with store.tables() as con:
-        query = f"SELECT {', '.join(VERDICTS.names)} FROM cache.verdicts ORDER BY generation, filters"
-        return con.sql(query).to_arrow_table().cast(VERDICTS).to_pylist()
+        query = f"SELECT {', '.join(FILTER_RESULTS.names)} FROM cache.filter_results ORDER BY generation, filters"
+        return con.sql(query).to_arrow_table().cast(FILTER_RESULTS).to_pylist()
 
 
 def answers(store: AnswerStore, numbers: Iterable[int]) -> dict[int, list[str]]:

@@ -7,7 +7,7 @@ import shutil
 import duckdb
 import pyarrow as pa
 import pytest
-from generation_rows import answers, judged, key, keys, numbered, rebuild, rows, verdicts
+from generation_rows import answers, filter_results, filtered, key, keys, numbered, rebuild, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -58,17 +58,17 @@ def test_raw_completions_are_kept_to_the_byte(store: AnswerStore) -> None:
 
 
 def test_verdicts_come_once_and_whole(store: AnswerStore) -> None:
-    store.append_verdicts(pa.concat_tables([verdicts(range(10)), verdicts(range(5), "second")]))
-    store.append_verdicts(verdicts(range(8, 12), "third"))
-    store.append_verdicts(verdicts(range(3), filters=1))
-    expected = [*verdicts(range(10)).to_pylist(), *verdicts([10, 11], "third").to_pylist()]
-    expected += verdicts(range(3), filters=1).to_pylist()
+    store.append_filter_results(pa.concat_tables([filter_results(range(10)), filter_results(range(5), "second")]))
+    store.append_filter_results(filter_results(range(8, 12), "third"))
+    store.append_filter_results(filter_results(range(3), filters=1))
+    expected = [*filter_results(range(10)).to_pylist(), *filter_results([10, 11], "third").to_pylist()]
+    expected += filter_results(range(3), filters=1).to_pylist()
     for _ in range(2):
-        assert judged(store) == sorted(expected, key=lambda row: (row["generation"], row["filters"]))
+        assert filtered(store) == sorted(expected, key=lambda row: (row["generation"], row["filters"]))
         rebuild(store)
-    assert store.stats().verdicts == 15
+    assert store.stats().filter_results == 15
     with pytest.raises(ArtifactError, match="'filters' is string instead of fixed_size_binary"):
-        store.append_verdicts(verdicts([1]).set_column(2, "filters", pa.array(["a"])))
+        store.append_filter_results(filter_results([1]).set_column(2, "filters", pa.array(["a"])))
 
 
 def test_tables_are_joined_with_those_of_a_caller(store: AnswerStore) -> None:
@@ -78,14 +78,14 @@ def test_tables_are_joined_with_those_of_a_caller(store: AnswerStore) -> None:
         con.execute("CREATE TABLE requests AS FROM asked")
         with store.attached(con):
             assert con.execute(missing).fetchall() == [(1,), (2,), (3,)]
-            assert con.execute("SELECT * FROM cache.verdicts").fetchall() == []
+            assert con.execute("SELECT * FROM cache.filter_results").fetchall() == []
         assert not store.folder.exists()
         store.append(numbered([2]))
-        store.append_verdicts(verdicts([2]))
+        store.append_filter_results(filter_results([2]))
         for _ in range(2):
             with store.attached(con):
                 con.execute(f"CREATE OR REPLACE TABLE missing AS {missing}")
-                assert con.execute("SELECT count(*) FROM cache.verdicts").fetchall() == [(1,)]
+                assert con.execute("SELECT count(*) FROM cache.filter_results").fetchall() == [(1,)]
         assert con.execute("FROM missing").fetchall() == [(1,), (3,)]
         with store.attached(con), pytest.raises(duckdb.InvalidInputException, match="read-only"):
             con.execute("DELETE FROM cache.generations")
@@ -134,9 +134,11 @@ def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_fact
             for n, completions in argument:
                 model.setdefault(n, completions)
         elif action == "judge":
-            store.append_verdicts(pa.concat_tables([verdicts([]), *(verdicts([n], text) for n, text in argument)]))
+            store.append_filter_results(
+                pa.concat_tables([filter_results([]), *(filter_results([n], text) for n, text in argument)])
+            )
             for n, text in argument:
-                verdict_model.setdefault(key(n), verdicts([n], text).to_pylist()[0])
+                verdict_model.setdefault(key(n), filter_results([n], text).to_pylist()[0])
         elif action == "rebuild":
             rebuild(store)
         elif action == "compact":
@@ -150,5 +152,5 @@ def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_fact
             assert answers(store, argument) == {n: model[n] for n in argument if n in model}
     assert answers(store, range(31)) == model
     assert store.stats().keys == len(model)
-    assert judged(store) == [verdict_model[k] for k in sorted(verdict_model)]
+    assert filtered(store) == [verdict_model[k] for k in sorted(verdict_model)]
     shutil.rmtree(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from generation_rows import answers, cut, flip, key, numbered, rebuild, rows, verdicts
+from generation_rows import answers, cut, filter_results, flip, key, numbered, rebuild, rows
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import ArtifactError
@@ -39,15 +39,15 @@ def test_a_torn_segment_is_set_aside(store: AnswerStore, damage, caplog: pytest.
 def test_damage_that_came_after_indexing_is_said_with_what_to_do(store: AnswerStore) -> None:
     for start in (0, 5):
         store.append(numbered(range(start, start + 5)))
-        store.append_verdicts(verdicts(range(start, start + 5)))
+        store.append_filter_results(filter_results(range(start, start + 5)))
     store.refresh()
-    for folder in (store.parts, store.verdict_parts):
+    for folder in (store.parts, store.filter_result_parts):
         (folder.folder / folder.names()[0]).write_bytes(b"no table")
     with pytest.raises(ArtifactError, match=r"delete .*answers\.duckdb and run again"):
         store.stats()
     store.file.path.unlink()
     stats = store.stats()
-    assert (stats.segments, stats.damaged, stats.rows, stats.verdicts) == (1, 2, 5, 5)
+    assert (stats.segments, stats.damaged, stats.rows, stats.filter_results) == (1, 2, 5, 5)
 
 
 def test_a_parquet_file_that_is_no_segment_is_set_aside(store: AnswerStore) -> None:

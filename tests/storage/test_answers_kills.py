@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from generation_rows import answers, child, cut, judged, keys, numbered, verdicts
+from generation_rows import answers, child, cut, filter_results, filtered, keys, numbered
 from machines import AT_ONCE
 
 from paraclip.storage.answers import AnswerStore
@@ -21,8 +21,8 @@ def test_a_power_cut_takes_nothing_that_was_appended(store: AnswerStore, on_disk
     store.append(numbered(range(10)))
     segments = store.parts.folder
     assert all(map(on_disk, (segments, *(segments / name for name in store.parts.names()))))
-    store.append_verdicts(verdicts(range(10)))
-    assert all(map(on_disk, (store.verdict_parts.folder, *store.verdict_parts.folder.iterdir())))
+    store.append_filter_results(filter_results(range(10)))
+    assert all(map(on_disk, (store.filter_result_parts.folder, *store.filter_result_parts.folder.iterdir())))
 
 
 APPEND_FOREVER = """
@@ -73,7 +73,7 @@ elif point == "inside the transaction":
 elif point == "after the rows are inserted":
     module._insert = dying_after(0)(module._insert)
 store = AnswerStore(sys.argv[1])
-store.append_verdicts(verdicts(range(5, 10)))
+store.append_filter_results(filter_results(range(5, 10)))
 store.append(numbered(range(5, 10)))
 store.refresh()
 """
@@ -91,7 +91,7 @@ POINTS = ("before the part has its name", "before the file is open", "before the
 )
 def test_killed_between_part_and_table(store: AnswerStore, point: str) -> None:
     store.append(numbered(range(5)))
-    store.append_verdicts(verdicts(range(5)))
+    store.append_filter_results(filter_results(range(5)))
     store.refresh()
     with child(KILL_AT, store.folder, point) as process:
         assert process.wait(120) == -signal.SIGKILL
@@ -100,7 +100,7 @@ def test_killed_between_part_and_table(store: AnswerStore, point: str) -> None:
     assert list(answers(store, range(10))) == list(range(count))
     assert time.monotonic() - started < AT_ONCE
     assert store.stats().rows == count
-    assert len(judged(store)) == count
+    assert len(filtered(store)) == count
 
 
 def test_drafts_of_killed_writers_are_swept_after_a_day(store: AnswerStore) -> None:
@@ -122,7 +122,7 @@ base = int(sys.argv[2])
 for chunk in range(8):
     numbers = range(base + 20 * chunk, base + 20 * chunk + 20)
     store.append(numbered(numbers))
-    store.append_verdicts(verdicts(numbers))
+    store.append_filter_results(filter_results(numbers))
     assert list(answers(store, numbers)) == list(numbers)
 """
 
@@ -148,7 +148,7 @@ def test_processes_append_and_look_up_at_once(store: AnswerStore) -> None:
     stats = store.stats()
     assert (stats.rows, stats.keys, stats.segments, stats.damaged) == (321, 271, 17, 1)
     assert len({name.partition("-")[0] for name in store.parts.names()}) == 17
-    assert stats.verdicts == 270
+    assert stats.filter_results == 270
 
 
 def test_a_program_that_keeps_the_index_open_is_named(store: AnswerStore) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from generation_rows import answers, judged, numbered, rebuild, verdicts
+from generation_rows import answers, filter_results, filtered, numbered, rebuild
 from machines import Machine, Objects, refuse
 
 from paraclip.storage import parts
@@ -28,15 +28,15 @@ def test_what_one_machine_asked_and_judged_another_knows(cache: Cache, objects: 
     one, two = cache("one"), cache("two")
     assert answers(two, [1]) == {}
     one.append(numbered([1, 2]))
-    one.append_verdicts(verdicts(range(5)))
+    one.append_filter_results(filter_results(range(5)))
     assert answers(two, [1, 2, 3]) == {1: ["answer 1"], 2: ["answer 2"]}
-    assert judged(two) == judged(one) != []
+    assert filtered(two) == filtered(one) != []
     two.append(numbered([3]))
-    two.append_verdicts(verdicts(range(5, 9)))
-    assert answers(one, [1, 2, 3]) == {1: ["answer 1"], 2: ["answer 2"], 3: ["answer 3"]} and len(judged(one)) == 9
+    two.append_filter_results(filter_results(range(5, 9)))
+    assert answers(one, [1, 2, 3]) == {1: ["answer 1"], 2: ["answer 2"], 3: ["answer 3"]} and len(filtered(one)) == 9
     assert one.stats() == two.stats()
-    assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "verdicts"]
-    assert (cache("three").stats().rows, cache("three").stats().verdicts) == (3, 9)
+    assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "filter_results"]
+    assert (cache("three").stats().rows, cache("three").stats().filter_results) == (3, 9)
 
 
 def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

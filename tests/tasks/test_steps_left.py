@@ -1,4 +1,5 @@
-"""What steps have left: the plan counts what a run then asks, and looks without asking, judging or keeping anything."""
+"""What steps have left: the plan counts what a run then asks, and looks without asking, filtering or keeping
+anything."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def test_rows_that_are_to_be_asked_again_are_counted(tmp_path: Path) -> None:
 
 def test_answers_without_a_verdict_lead_to_requests_as_far_as_they_are_new(tmp_path: Path) -> None:
     asked(2, settings_of(tmp_path, CARS[:10], engine="Well"))
-    # Ten answers are judged anew, and known to step 2; the others are missing.
+    # Ten answers are filtered anew, and known to step 2; the others are missing.
     other = {"engine": "Well", "filters": {"preset": "off", "extra": ["scripted_filters:short"]}}
     counted = left(settings_of(tmp_path, CARS[:14], **other))
     assert (counted[1].missing, counted[1].new_inputs, counted[1].accepted, counted[2].rows) == (4, 4, 0, 0)

@@ -61,7 +61,7 @@ class Metric:
     """Shown at the top of the page, and first in tables."""
     by_part: bool = False
     """Measured of parts, too: `accuracy@add_obj`."""
-    judged_by: str = ""
+    weighed_by: str = ""
     """The metric that weighs it against another one, so that by itself it is no gain or loss in a verdict."""
     published: str = ""
     """Its name in CLIP_benchmark's results; empty: the same."""

@@ -240,10 +240,10 @@ QUERY_PAIRS = Benchmark(
         Metric(f"js@{DEPTH}", f"JS@{DEPTH}"),
         Metric("margin", "Margin over hard negatives", headline=True),
         Metric(
-            f"hard_negative_ao@{DEPTH}", f"AO@{DEPTH} with hard negatives", lower_is_better=True, judged_by="margin"
+            f"hard_negative_ao@{DEPTH}", f"AO@{DEPTH} with hard negatives", lower_is_better=True, weighed_by="margin"
         ),
         Metric(
-            f"hard_negative_js@{DEPTH}", f"JS@{DEPTH} with hard negatives", lower_is_better=True, judged_by="margin"
+            f"hard_negative_js@{DEPTH}", f"JS@{DEPTH} with hard negatives", lower_is_better=True, weighed_by="margin"
         ),
     ),
     load=load,

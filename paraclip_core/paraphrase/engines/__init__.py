@@ -113,7 +113,7 @@ class EngineFacts:
     on_device: bool = True
     """Whether a local one computes on `run.device`, a GPU where there is one; otherwise on CPU cores alone."""
     shares_cores: bool = False
-    """Whether it computes on the CPU cores that judging takes."""
+    """Whether it computes on the CPU cores that filtering takes."""
     asks: bool = True
     """Whether a language model is asked. Otherwise answers are looked up by their text alone: prompts, sampling, seed
     and attempts mean nothing."""

@@ -42,7 +42,8 @@ LOOK_UP = 5
 """Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
 
 MOST = 16
-"""Rewrites of a caption, as many as `paraphrase.keep` may be: a text of thousands of images is not judged with all."""
+"""Rewrites of a caption, as many as `paraphrase.keep` may be: a text of thousands of images is not filtered with
+all."""
 
 COLUMNS = ("caption", "paraphrase_1", "paraphrase_2")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])

@@ -11,7 +11,7 @@ import pytest
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
-from paraclip_core.evaluation.compare import Outcome, Row, compare, judge, judge_challenger, with_control
+from paraclip_core.evaluation.compare import Outcome, Row, apply_gate, compare, gate_challenger, with_control
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.options import EvaluateOptions, GateRule
 from paraclip_core.evaluation.power import images_needed
@@ -41,7 +41,7 @@ RECALL = "text_to_image_recall@10"
     ],
 )
 def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
-    decision, why, _ = judge(rows, GateRule())
+    decision, why, _ = apply_gate(rows, GateRule())
     assert decision == verdict
     assert reason in why
 
@@ -60,41 +60,41 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
 def test_a_challenger_need_not_be_better_but_not_worse(
     delta: float, low: float, others: list[Row], verdict: str, reason: str
 ) -> None:
-    decision, why, _ = judge_challenger([row("paraphrased_retrieval", "ao@10", delta, low), *others], GateRule())
+    decision, why, _ = gate_challenger([row("paraphrased_retrieval", "ao@10", delta, low), *others], GateRule())
     assert decision == verdict and reason in why
 
 
 def test_a_collapsed_champion_holds_nobody_and_a_collapsed_challenger_never_follows() -> None:
     below = [row("paraphrased_retrieval", "ao@10", -30.0, -31.0), row("retrieval", RECALL, 40.0, 39.0)]
     sound, collapsed = [row("retrieval", RECALL, -0.9, -1.5)], [row("retrieval", RECALL, -40.0, -41.0)]
-    assert judge_challenger(below, GateRule(), champion=sound, challenger=sound)[0] == "hold"
-    verdict, why, _ = judge_challenger(below, GateRule(), champion=collapsed, challenger=sound)
+    assert gate_challenger(below, GateRule(), champion=sound, challenger=sound)[0] == "hold"
+    verdict, why, _ = gate_challenger(below, GateRule(), champion=collapsed, challenger=sound)
     reason = f"retrieval {RECALL} fell by 40.00, at most 1 is allowed"
     assert verdict == "promote"
     assert why == f"the champion fails the gate against its own base ({reason}), so its agreement holds nobody"
     for champion in (sound, collapsed):
-        verdict, why, _ = judge_challenger([GAIN], GateRule(), champion=champion, challenger=collapsed)
+        verdict, why, _ = gate_challenger([GAIN], GateRule(), champion=champion, challenger=collapsed)
         assert verdict == "hold" and why == f"the challenger fails the gate against its own base: {reason}"
     # Without retrieval, the captions' recall tells.
     stand_in = [row("paraphrased_retrieval", f"caption_{RECALL}", -40.0, -41.0)]
-    assert judge_challenger(below, GateRule(), champion=stand_in)[0] == "promote"
+    assert gate_challenger(below, GateRule(), champion=stand_in)[0] == "promote"
 
 
 def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
     closeness = "text_only_closeness@add_obj"
     fell, rose = row("sugarcrepe", closeness, -2.0, -2.5), row("sugarcrepe", closeness, 2.0, 1.5)
     drop = GateRule(max_drop={f"sugarcrepe/{closeness}": 1.0})
-    assert judge([GAIN, fell], drop)[0] == "promote"
-    assert judge([GAIN, rose], drop)[:2] == ("hold", f"sugarcrepe {closeness} rose by 2.00, at most 1 is allowed")
+    assert apply_gate([GAIN, fell], drop)[0] == "promote"
+    assert apply_gate([GAIN, rose], drop)[:2] == ("hold", f"sugarcrepe {closeness} rose by 2.00, at most 1 is allowed")
     gate = GateRule(metric=f"sugarcrepe/{closeness}", max_drop={})
-    assert [judge([one], gate)[0] for one in (fell, rose)] == ["promote", "hold"]
-    assert judge_challenger([fell], gate)[0] == "promote"
-    verdict, why, _ = judge_challenger([rose], gate)
+    assert [apply_gate([one], gate)[0] for one in (fell, rose)] == ["promote", "hold"]
+    assert gate_challenger([fell], gate)[0] == "promote"
+    verdict, why, _ = gate_challenger([rose], gate)
     assert verdict == "hold" and why.endswith("+2.00 [+1.50, +2.50] lies above zero")
 
 
 def test_what_a_gate_needs_is_told() -> None:
-    notes = judge([GAIN], GateRule())[2]
+    notes = apply_gate([GAIN], GateRule())[2]
     assert notes == [
         f"the rule on {rule} was not applied: it was not measured" for rule in (f"retrieval/{RECALL}", "sts/spearman")
     ]
@@ -108,25 +108,25 @@ def test_what_a_gate_needs_is_told() -> None:
 def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
     stand_in = f"paraphrased_retrieval/caption_{RECALL}"
     drop = row("paraphrased_retrieval", f"caption_{RECALL}", -80.0, -85.0)
-    verdict, why, notes = judge([GAIN, drop], GateRule())
+    verdict, why, notes = apply_gate([GAIN, drop], GateRule())
     assert verdict == "hold"
     assert f"caption_{RECALL} fell by 80.00, at most 1 is allowed" in why
     assert f"the rule on retrieval/{RECALL} was applied to {stand_in}: the former was not measured" in notes
-    assert judge([GAIN, drop, row("retrieval", RECALL, 0.0, 0.0)], GateRule())[0] == "promote"
+    assert apply_gate([GAIN, drop, row("retrieval", RECALL, 0.0, 0.0)], GateRule())[0] == "promote"
     own = {f"retrieval/{RECALL}": 1.0, stand_in: 90.0}
-    assert judge([GAIN, drop], GateRule(max_drop=own))[0] == "promote"
-    assert judge([GAIN, drop], GateRule(max_drop={}))[0] == "promote"
+    assert apply_gate([GAIN, drop], GateRule(max_drop=own))[0] == "promote"
+    assert apply_gate([GAIN, drop], GateRule(max_drop={}))[0] == "promote"
 
 
 def test_agreement_recall_and_sts_stand_side_by_side() -> None:
     recall, sts = row("retrieval", RECALL, 0.5, -0.5), row("sts", "spearman", 0.4, -1, "stsb")
-    why = judge([GAIN, recall, sts], GateRule())[1]
+    why = apply_gate([GAIN, recall, sts], GateRule())[1]
     assert why.endswith(f", with retrieval {RECALL} +0.50 [-0.50, +1.50], stsb spearman +0.40 [-1.00, +1.80]")
-    verdict, why, _ = judge([GAIN, row("retrieval", RECALL, -15.5, -17), sts], GateRule())
+    verdict, why, _ = apply_gate([GAIN, row("retrieval", RECALL, -15.5, -17), sts], GateRule())
     assert verdict == "hold" and why.startswith(f"retrieval {RECALL} fell by 15.50, at most 1 is allowed; ")
     assert f"ao@10 +1.00 [+0.40, +1.60] with retrieval {RECALL} -15.50" in why and "a collapse looks like" in why
-    assert "collapse" not in judge([GAIN, recall, row("sts", "spearman", -0.6, -1)], GateRule())[1]
-    assert "collapse" not in judge([row("paraphrased_retrieval", "ao@10", -1, -2), recall], GateRule())[1]
+    assert "collapse" not in apply_gate([GAIN, recall, row("sts", "spearman", -0.6, -1)], GateRule())[1]
+    assert "collapse" not in apply_gate([row("paraphrased_retrieval", "ao@10", -1, -2), recall], GateRule())[1]
 
 
 @pytest.mark.parametrize(

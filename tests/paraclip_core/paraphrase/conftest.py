@@ -16,8 +16,8 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.judge_pool import JudgePool
+from paraclip_core.paraphrase.filter_pool import FilterPool
+from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.keys import step_requests
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import Rounds
@@ -83,9 +83,9 @@ class Paraphrasing:
         with_words: bool = False,
         progress: Any = silent,
     ) -> Rounds:
-        spec = JudgeSpec(options.filters, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
+        spec = FilterSpec(options.filters, step, prompt_for(options, step).examples, 77, "words" if with_words else "")
         tables = StepTables(step, self.cache, read_from(batches), spec.digest, self._scratch)
-        pool = JudgePool(spec, processes, self._scratch)
+        pool = FilterPool(spec, processes, self._scratch)
         request = step_requests(options, step, engine.model)
         sender = RequestSender(engine, self.cache, Counts(), options.chunk)
         return Rounds(options, request, tables, self.cache, sender, pool, progress=progress)

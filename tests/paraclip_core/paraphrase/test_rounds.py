@@ -45,9 +45,9 @@ def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
     keys = pa.array([row["generation_1"], row["generation_2"]], pa.binary(16))
     assert paraphrasing.cache.lookup(keys).num_rows == 2
     assert (row["license"], row["image_id"], row["similarity_1"]) == ("CC0", "image5", None)
-    assert second.rounds.counts.metrics() | {"engine_seconds": 0, "judge_seconds": 0} == {
-        "captions": 40, "requested": 40, "cached": 0, "generated": 40, "judged": 40, "accepted": 40, "kept": 40,
-        "rejected": {}, "prompt_tokens": 400, "completion_tokens": 200, "engine_seconds": 0, "judge_seconds": 0,
+    assert second.rounds.counts.metrics() | {"engine_seconds": 0, "filter_seconds": 0} == {
+        "captions": 40, "requested": 40, "cached": 0, "generated": 40, "filtered": 40, "accepted": 40, "kept": 40,
+        "rejected": {}, "prompt_tokens": 400, "completion_tokens": 200, "engine_seconds": 0, "filter_seconds": 0,
     }  # fmt: skip
     assert first.rounds.counts.metrics()["accepted"] == 40
 
@@ -90,7 +90,7 @@ def test_a_cached_run_asks_and_judges_nothing(paraphrasing: Any, rows_of: Rows) 
 
 
 @pytest.mark.parametrize("place", [0, 17, 40], ids=["in front", "in the middle", "behind"])
-def test_another_caption_costs_a_request_and_verdict(
+def test_another_caption_costs_a_request_and_result(
     place: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
 ) -> None:
     both_steps(paraphrasing, [rows_of(CAPTIONS)], Scripted())
@@ -140,7 +140,7 @@ def test_changed_filters_judge_again_and_ask_nothing(paraphrasing: Any, rows_of:
         "answer": f"well {FEW[1]}",
         "generation": strict.rejects.column("generation")[0].as_py(),
     }
-    # The verdicts of both are kept.
+    # The filter results of both are kept.
     assert figures(paraphrasing.run([rows_of(FEW)], engine)) == (10, 0, 0)
 
 
@@ -205,14 +205,14 @@ def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None
     options = with_options(chunk=5, attempts=2)
     paraphrasing.run([rows_of(FEW)], engine, options, progress=lambda *step, **facts: reports.append((*step, facts)))
     assert [(facts["phase"], done, total) for done, total, facts in reports] == [
-        ("asking", 5, 10), ("asking", 10, 10), ("judging", 10, 10), ("asking", 5, 5), ("judging", 5, 5),
+        ("asking", 5, 10), ("asking", 10, 10), ("filtering", 10, 10), ("asking", 5, 5), ("filtering", 5, 5),
     ]  # fmt: skip
     assert all({"generated", "cached", "requests_per_second", "eta_seconds"} <= facts.keys() for _, _, facts in reports)
     assert [facts.get("acceptance") for _, _, facts in reports] == [None, None, 0.5, 0.5, 0.667]
     assert reports[-1][2]["generated"] == 15 and reports[-1][2]["eta_seconds"] == 0
 
 
-# Verdicts while the engine is asked.
+# FilterResults while the engine is asked.
 
 
 def test_verdicts_meanwhile_are_the_same(
@@ -228,8 +228,8 @@ def test_verdicts_meanwhile_are_the_same(
     second = paraphrasing.run(first.input_of_step_2, Streaming(), options, step=2)
     for one, two in zip(expected, (first, second), strict=True):
         assert (two.rows, two.rejects) == (one.rows, one.rejects)
-        assert two.rounds.counts.judged == one.rounds.counts.judged
-    assert first.rounds.counts.judge_seconds == 0 < expected[0].rounds.counts.judge_seconds
+        assert two.rounds.counts.filtered == one.rounds.counts.filtered
+    assert first.rounds.counts.filter_seconds == 0 < expected[0].rounds.counts.filter_seconds
 
 
 def test_an_engine_on_our_cores_is_not_disturbed(
@@ -237,7 +237,7 @@ def test_an_engine_on_our_cores_is_not_disturbed(
 ) -> None:
     monkeypatch.setattr(rounds, "SENT_AHEAD", 20)
     offered: list[int] = []
-    monkeypatch.setattr(rounds.JudgePool, "offer", lambda self, block: offered.append(block.num_rows))
+    monkeypatch.setattr(rounds.FilterPool, "offer", lambda self, block: offered.append(block.num_rows))
     engine = Scripted()
     engine.facts = EngineFacts(shares_cores=True)
     paraphrasing.run([rows_of(CAPTIONS)], engine)
@@ -269,7 +269,7 @@ def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, mo
     assert run() in (["the car is quick"], ["the car is rapid"])
     # Words are asked for once, whichever step wants them, and what came of it is asked for backwards.
     assert engine.texts == ["the car is fast", "car", "fast", "quick", "rapid"]
-    assert reports == [("asking", 1, 1), ("words", 2, 2), ("words", 2, 2), ("judging", 1, 1)]
+    assert reports == [("asking", 1, 1), ("words", 2, 2), ("words", 2, 2), ("filtering", 1, 1)]
     assert run() in (["the car is quick"], ["the car is rapid"])
     assert len(engine.asked) == 5 and reports == []
     assert run(with_words=False) == []
@@ -331,8 +331,8 @@ def test_little_acceptance_is_told_with_reasons(
     assert len(lines) == 3 and all("'a dog with number " in line and "-> '' (empty: " in line for line in lines)
     warning = "16% of the first 64 answers accepted (empty 54)"
     assert [(done, total, facts["phase"], facts.get("warning")) for done, total, facts in reports] == [
-        (64, 100, "asking", None), (64, 64, "judging", None), (100, 100, "asking", warning),
-        (36, 36, "judging", warning),
+        (64, 100, "asking", None), (64, 64, "filtering", None), (100, 100, "asking", warning),
+        (36, 36, "filtering", warning),
     ]  # fmt: skip
 
 

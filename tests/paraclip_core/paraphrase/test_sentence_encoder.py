@@ -13,7 +13,7 @@ import pytest
 from paraclip_core.errors import ConfigError, EngineError
 from paraclip_core.paraphrase import sentence_encoder as module
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.judge import JudgeSpec
+from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE, SentenceEncoder, model_identity
 from paraclip_core.paraphrase.words import words
 
@@ -116,8 +116,8 @@ def test_what_is_no_model_and_a_missing_package_are_told(tmp_path: Path, monkeyp
 def test_the_files_of_a_model_tell_it_from_another(tmp_path: Path, encoder: SentenceEncoder) -> None:
     folder = write_model(tmp_path / "encoder")
     own = FilterOptions(preset="capable", encoder=str(folder))
-    before = JudgeSpec(own, 1).digest
-    assert before != JudgeSpec(FilterOptions(preset="capable"), 1).digest
+    before = FilterSpec(own, 1).digest
+    assert before != FilterSpec(FilterOptions(preset="capable"), 1).digest
     assert model_identity("some/model") == "some/model"
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
-    assert JudgeSpec(own, 1).digest != before
+    assert FilterSpec(own, 1).digest != before

@@ -1,4 +1,4 @@
-"""A step's tables: rows by their numbers, what is missing and what is not judged; and select, compared with a plain
+"""A step's tables: rows by their numbers, what is missing and what is not filtered; and select, compared with a plain
 reading of what its docstring says."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.keys import RequestKeys, step_requests
 from paraclip_core.paraphrase.selection import select
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, NO_PARENT, Batches, RowCursor, StepTables
-from paraclip_core.tables import ANSWERS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES, VERDICTS
+from paraclip_core.tables import ANSWERS, FILTER_RESULTS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES
 
 MANY_TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=60)
 Reading = Callable[[Sequence[pa.RecordBatch]], Batches]
@@ -82,7 +82,7 @@ def judge(
         }
         for text in (*passed, *failed)
     ]
-    cache.append_verdicts(pa.Table.from_pylist(rows, schema=VERDICTS))
+    cache.append_filter_results(pa.Table.from_pylist(rows, schema=FILTER_RESULTS))
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def tables(cache: AnswerStore, rows_of: Rows, reading: Reading, tmp_path: Path) 
         yield step_tables
 
 
-def unjudged(tables: StepTables, block_rows: int = 512) -> list[pa.RecordBatch]:
-    return list(tables.unjudged(block_rows))
+def unfiltered(tables: StepTables, block_rows: int = 512) -> list[pa.RecordBatch]:
+    return list(tables.unfiltered(block_rows))
 
 
 def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, cache: AnswerStore) -> None:
@@ -116,14 +116,14 @@ def test_what_has_no_answer_is_missing_once_for_each_text(tables: StepTables, ca
     assert tables.missing(1).tolist() == [1, 3]
 
 
-def test_answers_are_unjudged_until_the_same_filters_have_a_verdict(tables: StepTables, cache: AnswerStore) -> None:
+def test_answers_are_unjudged_until_the_same_filters_have_a_result(tables: StepTables, cache: AnswerStore) -> None:
     tables.add(FIRST)
-    assert tables.find_unjudged(0) == 0 and unjudged(tables) == []
+    assert tables.find_unfiltered(0) == 0 and unfiltered(tables) == []
     answer(cache, FIRST, "a dog", "a pig", "a cat")
     judge(cache, FIRST, ["a pig"], filters=OTHER_FILTERS)
     judge(cache, FIRST, ["a cat"])
-    assert tables.find_unjudged(0) == 2
-    (block,) = unjudged(tables)
+    assert tables.find_unfiltered(0) == 2
+    (block,) = unfiltered(tables)
     assert block.schema == ANSWERS
     assert block.to_pylist() == [
         {
@@ -135,16 +135,16 @@ def test_answers_are_unjudged_until_the_same_filters_have_a_verdict(tables: Step
         }
         for text in ("a dog", "a pig")
     ]
-    assert [part.num_rows for part in unjudged(tables, 1)] == [1, 1]
-    assert tables.find_unjudged(0, np.array([4])) == 1
-    assert tables.find_unjudged(1) == 0
+    assert [part.num_rows for part in unfiltered(tables, 1)] == [1, 1]
+    assert tables.find_unfiltered(0, np.array([4])) == 1
+    assert tables.find_unfiltered(1) == 0
 
 
 def test_unjudged_answers_can_be_read_while_others_are_looked_at(tables: StepTables, cache: AnswerStore) -> None:
     tables.add(FIRST)
     answer(cache, FIRST, *set(TEXTS))
-    tables.find_unjudged(0)
-    blocks = tables.unjudged(1)
+    tables.find_unfiltered(0)
+    blocks = tables.unfiltered(1)
     first = next(blocks)
     assert tables.missing(0).tolist() == []
     judge(cache, FIRST, ["a dog"])
@@ -172,11 +172,11 @@ def test_step_2_judges_an_answer_beside_each_input(
     rows = rows.append_column("generation_1", pa.array(parents, pa.binary(16)))
     request = step_requests(OPTIONS, 2, "m")
     with closing(StepTables(2, cache, reading([rows]), FILTERS, tmp_path / "scratch")) as tables:
-        # One request for all three, judged beside each different caption.
+        # One request for all three, filtered beside each different caption.
         assert tables.add(request) == 1 and tables.missing(0).tolist() == [0]
         answer(cache, request, "one dog")
-        assert tables.find_unjudged(0) == 2
-        (block,) = unjudged(tables)
+        assert tables.find_unfiltered(0) == 2
+        (block,) = unfiltered(tables)
         assert block.select(["parent", "caption", "source"]).to_pylist() == [
             {"parent": parents[0], "caption": "a big dog", "source": "one dog"},
             {"parent": parents[1], "caption": "a small dog", "source": "one dog"},
@@ -191,7 +191,7 @@ SAID = ("Yes", "yes.", "yes, two", "no", "É", "é!")
 
 
 @dataclass(frozen=True)
-class Judged:
+class Filtered:
     accepted: tuple[tuple[str, float | None], ...] = ()
     answer: str | None = None
     reason: str | None = None
@@ -199,25 +199,25 @@ class Judged:
 
 @dataclass(frozen=True)
 class Step:
-    """Rows of inputs, how often each is asked for at most, and the verdict on each input at each attempt."""
+    """Rows of inputs, how often each is asked for at most, and the filter result on each input at each attempt."""
 
     inputs: tuple[str, ...]
     attempts: int
-    verdicts: dict[tuple[str, int], Judged]
+    filter_results: dict[tuple[str, int], Filtered]
     batch_rows: int = 3
 
 
 accepted = st.lists(
     st.tuples(st.sampled_from(SAID), st.none() | st.sampled_from((0.25, 0.5))), min_size=1, max_size=3
-).map(lambda some: Judged(tuple(some)))
-refused = st.builds(Judged, answer=st.none() | st.sampled_from(SAID), reason=st.sampled_from(("echo", "empty")))
+).map(lambda some: Filtered(tuple(some)))
+refused = st.builds(Filtered, answer=st.none() | st.sampled_from(SAID), reason=st.sampled_from(("echo", "empty")))
 
 
 @st.composite
 def steps(draw: Any) -> Step:
     inputs = tuple(draw(st.lists(st.sampled_from(INPUTS), min_size=1, max_size=9)))
-    verdicts = {(text, attempt): draw(accepted | refused) for text in set(inputs) for attempt in range(3)}
-    return Step(inputs, draw(st.integers(1, 3)), verdicts, draw(st.integers(1, 4)))
+    filter_results = {(text, attempt): draw(accepted | refused) for text in set(inputs) for attempt in range(3)}
+    return Step(inputs, draw(st.integers(1, 3)), filter_results, draw(st.integers(1, 4)))
 
 
 def expected(step: Step, keep: int) -> tuple[list[Any], list[Any]]:
@@ -225,16 +225,16 @@ def expected(step: Step, keep: int) -> tuple[list[Any], list[Any]]:
     rows, rejects = [], []
     for row, text in enumerate(step.inputs):
         for attempt in range(step.attempts):
-            verdict = step.verdicts[text, attempt]
-            if verdict.accepted:
-                rows += [(row, attempt, *one) for one in verdict.accepted[:keep]]
+            result = step.filter_results[text, attempt]
+            if result.accepted:
+                rows += [(row, attempt, *one) for one in result.accepted[:keep]]
                 break
-            rejects.append((row, attempt, verdict.reason, verdict.answer))
+            rejects.append((row, attempt, result.reason, result.answer))
     return rows, rejects
 
 
 class Bench:
-    """A step whose verdicts are in a cache."""
+    """A step whose filter results are in a cache."""
 
     def __init__(self, step: Step, rows_of: Rows, reading: Reading, folder: Path) -> None:
         whole = rows_of(step.inputs)
@@ -245,20 +245,20 @@ class Bench:
         self.keys = {
             requests[attempt].key(text): (text, attempt) for text in step.inputs for attempt in range(len(requests))
         }
-        verdicts = [
+        filter_results = [
             {
                 "generation": key,
                 "parent": NO_PARENT,
                 "filters": FILTERS,
-                "accepted": [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in judged.accepted],
-                "answer": judged.answer,
-                "reason": judged.reason,
-                "detail": judged.reason and f"because {judged.reason}",
-                "similarity": judged.reason and 0.125,
+                "accepted": [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in filtered.accepted],
+                "answer": filtered.answer,
+                "reason": filtered.reason,
+                "detail": filtered.reason and f"because {filtered.reason}",
+                "similarity": filtered.reason and 0.125,
             }
-            for key, judged in ((key, step.verdicts[self.keys[key]]) for key in self.keys)
+            for key, filtered in ((key, step.filter_results[self.keys[key]]) for key in self.keys)
         ]
-        self.cache.append_verdicts(pa.Table.from_pylist(verdicts, schema=VERDICTS))
+        self.cache.append_filter_results(pa.Table.from_pylist(filter_results, schema=FILTER_RESULTS))
         self.tables.add(requests[0])
         for request in requests[1 : step.attempts]:
             self.tables.add(request, self.tables.rejected())
@@ -304,7 +304,7 @@ def test_rows_and_rejects_are_the_references(rows_of: Rows, reading: Reading, st
 
 @pytest.mark.parametrize("name", ["it's here", 'a "quoted" folder', "100% and $x"])
 def test_any_folder_will_do_for_scratch(name: str, rows_of: Rows, reading: Reading, tmp_path: Path) -> None:
-    step = Step(INPUTS, 1, {(text, n): Judged((("yes", None),)) for text in INPUTS for n in range(3)})
+    step = Step(INPUTS, 1, {(text, n): Filtered((("yes", None),)) for text in INPUTS for n in range(3)})
     (tmp_path / name).mkdir()
     with closing(Bench(step, rows_of, reading, tmp_path / name)) as bench:
         assert bench.select(1)[0].num_rows == 4

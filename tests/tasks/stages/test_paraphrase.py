@@ -17,13 +17,13 @@ from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.dag import carry_out
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples, judge_spec
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, filter_spec, finished_samples
 from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.judge import JudgeSpec
+from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
 FEW = 40
@@ -88,8 +88,8 @@ def contents(artifacts: Sequence[Artifact]) -> list[dict[str, str]]:
 
 
 def figures(artifacts: Sequence[Artifact]) -> list[tuple[int, int]]:
-    """Answers and verdicts of each step."""
-    return [(a.manifest.metrics["generated"], a.manifest.metrics["judged"]) for a in artifacts]
+    """Answers and filter results of each step."""
+    return [(a.manifest.metrics["generated"], a.manifest.metrics["filtered"]) for a in artifacts]
 
 
 def lose_artifacts(store: ArtifactStore) -> None:
@@ -138,13 +138,13 @@ def test_the_same_bytes_from_any_chunk_and_from_the_cache(
 ) -> None:
     store = ArtifactStore(tmp_path)
     assert contents(run_all(settings_of(flickr, chunk=1024), store)) == contents(plain)
-    # The artifacts are lost, the verdicts, too, and the file over the parts.
+    # The artifacts are lost, the filter results, too, and the file over the parts.
     lose_artifacts(store)
-    shutil.rmtree(store.cache / "verdicts")
+    shutil.rmtree(store.cache / "filter_results")
     (store.cache / "answers.duckdb").unlink()
     again = run_all(settings_of(flickr), store)
     assert contents(again) == contents(plain)
-    assert [generated for generated, _ in figures(again)] == [0, 0] and all(judged for _, judged in figures(again))
+    assert [generated for generated, _ in figures(again)] == [0, 0] and all(filtered for _, filtered in figures(again))
 
 
 PLACES = ("beach", "street", "field")
@@ -181,7 +181,7 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path) -> None
     assert [a.manifest.metrics["cached"] for a in again] == [a.manifest.metrics["requested"] for a in again]
     # A filter of step 2 alone.
     _, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
-    assert figures([second]) == [(0, first[1].manifest.metrics["judged"])]
+    assert figures([second]) == [(0, first[1].manifest.metrics["filtered"])]
 
 
 def test_a_filter_of_the_users_own_counts_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,9 +212,9 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
 
 
 def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
-    def spec(step: int, **filters: Any) -> JudgeSpec:
+    def spec(step: int, **filters: Any) -> FilterSpec:
         settings = asking(tmp_path / "data", CARS, filters=FilterOptions(**filters))
-        return judge_spec(Run(settings).paraphraser, step)
+        return filter_spec(Run(settings).paraphraser, step)
 
     capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
     assert spec(1, **capable) == spec(1, **strict)

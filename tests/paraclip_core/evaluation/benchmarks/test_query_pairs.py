@@ -15,7 +15,7 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import query_pairs as family
-from paraclip_core.evaluation.compare import Outcome, Row, compare, judge
+from paraclip_core.evaluation.compare import Outcome, Row, apply_gate, compare
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions, GateRule
 from paraclip_core.evaluation.prepare import prepare
 
@@ -104,17 +104,17 @@ def test_agreement_with_hard_negatives_is_judged_by_the_margin_alone(tmp_path: P
 @pytest.mark.parametrize(("low", "verdict"), [(0.1, "promote"), (-0.1, "hold")])
 def test_captions_stand_in_for_query_pairs_that_are_not_there(low: float, verdict: str) -> None:
     captions = Row("captions", "paraphrased_retrieval", "ao@10", 50, 51, delta=1, low=low, high=2, n=10, clusters=10)
-    decision, why, notes = judge([captions], GateRule(metric="query_pairs/ao@10", max_drop={}))
+    decision, why, notes = apply_gate([captions], GateRule(metric="query_pairs/ao@10", max_drop={}))
     assert decision == verdict
     assert "captions ao@10" in why
     assert "stands in for the gate's query_pairs/ao@10, which was not measured" in notes[0]
     alone = Row("sick", "query_pairs", "hard_negative_ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
-    held, why, also = judge(
+    held, why, also = apply_gate(
         [captions, alone], GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1.0})
     )
     assert held == "hold" and "query_pairs/margin names no measured metric" in why and also == notes
     lost = Row("sick", "query_pairs", "ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
-    assert judge([captions, lost], GateRule(metric="query_pairs/ao@10", max_drop={}))[0] == "hold"
+    assert apply_gate([captions, lost], GateRule(metric="query_pairs/ao@10", max_drop={}))[0] == "hold"
 
 
 def test_rules_make_pairs_of_captions_by_class() -> None:

@@ -1,4 +1,5 @@
-"""Judging: the order of the answers that pass, the reason of those that do not, and what a verdict depends on."""
+"""Filtering: the order of the answers that pass, the reason of those that do not, and what a filter result depends
+on."""
 
 from __future__ import annotations
 
@@ -16,8 +17,15 @@ from hypothesis import strategies as st
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.demo.synonyms import variants
 from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filtering import (
+    FILTERS_VERSION,
+    AnswerFilter,
+    Candidate,
+    FilterResult,
+    FilterSpec,
+    Request,
+)
 from paraclip_core.paraphrase.filters import filters_of
-from paraclip_core.paraphrase.judge import FILTERS_VERSION, Candidate, Judge, JudgeSpec, Request, Verdict
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.words import words
 from paraclip_core.tables import text_hash
@@ -34,27 +42,27 @@ class WordVectors:
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def judge_of(step: int = 1, **options: object) -> Judge:
+def judge_of(step: int = 1, **options: object) -> AnswerFilter:
     chosen = {"preset": "small-model", "min_similarity": 0.3, **options}
-    return Judge(JudgeSpec(FilterOptions.model_validate(chosen), step), WordVectors())
+    return AnswerFilter(FilterSpec(FilterOptions.model_validate(chosen), step), WordVectors())
 
 
 def test_all_that_pass_are_handed_on_the_best_first() -> None:
     text = "a small dog on the beach"
     answers = [f"{text}.", "A sunny day of joy", "A small dog is on a beach.", "A little dog on the beach."]
-    verdict = judge_of().judge([Request(text, text, answers)])[0]
-    assert verdict.reason is None and verdict.answer is None
-    assert verdict.accepted[0][0] == "A little dog on the beach."
-    assert verdict.accepted[0][1] is not None and verdict.accepted[0][1] > 0.8
+    result = judge_of().filter([Request(text, text, answers)])[0]
+    assert result.reason is None and result.answer is None
+    assert result.accepted[0][0] == "A little dog on the beach."
+    assert result.accepted[0][1] is not None and result.accepted[0][1] > 0.8
     text = "a small dog on the wide beach"
     answers = ["A little dog on the broad beach", "the small dog is on a wide beach", "A tiny dog on the wide beach"]
-    accepted = judge_of(preset="capable").judge([Request(text, text, [*answers, "nonsense", *answers])])[0].accepted
+    accepted = judge_of(preset="capable").filter([Request(text, text, [*answers, "nonsense", *answers])])[0].accepted
     assert sorted(one for one, _ in accepted) == sorted(answers)
     # The copy is nearest, and yet last.
     assert accepted[-1][0] == answers[1]
     answers = ["A little dog on the beach with a lot of small dog things", "A dog that is little on the beach"]
-    verdict = judge_of().judge([Request("a small dog on the beach", "a small dog on the beach", answers)])[0]
-    assert verdict.accepted[0][0] == answers[1]
+    result = judge_of().filter([Request("a small dog on the beach", "a small dog on the beach", answers)])[0]
+    assert result.accepted[0][0] == answers[1]
 
 
 SMALL = "paraclip_core.demo.filters"
@@ -72,68 +80,73 @@ def test_step_2_must_stay_near_its_input_and_the_caption(monkeypatch: pytest.Mon
             return np.stack([np.cos(turned), np.sin(turned)], axis=1).astype(np.float32)
 
     loose = {"min_similarity": -1, "min_caption_similarity": -1}
-    judge = Judge(JudgeSpec(FilterOptions.model_validate({"preset": "small-model", **loose}), 2), Angles())
-    assert judge.judge([Request(caption, source, [near, between])])[0].accepted[0][0] == between
+    judge = AnswerFilter(FilterSpec(FilterOptions.model_validate({"preset": "small-model", **loose}), 2), Angles())
+    assert judge.filter([Request(caption, source, [near, between])])[0].accepted[0][0] == between
 
 
 def test_the_reason_is_that_of_the_answer_that_came_furthest() -> None:
-    verdict = judge_of().judge([Request("two dogs", "two dogs", ["", "I cannot say", "three dogs"])])[0]
-    assert (verdict.reason, verdict.answer, verdict.accepted) == ("changed_number", "three dogs", ())
+    result = judge_of().filter([Request("two dogs", "two dogs", ["", "I cannot say", "three dogs"])])[0]
+    assert (result.reason, result.answer, result.accepted) == ("changed_number", "three dogs", ())
     for preset in ("off", "capable", "small-model"):
-        verdict = judge_of(preset=preset).judge([Request("a dog", "a dog", [])])[0]
-        assert (verdict.reason, verdict.answer) == ("no_paraphrase", None)
-    verdict = judge_of(preset="off").judge([Request("a dog", "a dog", ["", '"A dog."', "other", "A dog."])])[0]
-    assert verdict.accepted == (("A dog.", None), ("other", None))
-    assert judge_of(preset="off").judge([Request("a dog", "a dog", ["", "?"])])[0].reason == "empty"
+        result = judge_of(preset=preset).filter([Request("a dog", "a dog", [])])[0]
+        assert (result.reason, result.answer) == ("no_paraphrase", None)
+    result = judge_of(preset="off").filter([Request("a dog", "a dog", ["", '"A dog."', "other", "A dog."])])[0]
+    assert result.accepted == (("A dog.", None), ("other", None))
+    assert judge_of(preset="off").filter([Request("a dog", "a dog", ["", "?"])])[0].reason == "empty"
 
 
 @pytest.mark.parametrize("preset", ["off", "capable", "small-model"])
 @given(st.text(max_size=60), st.text(max_size=60), st.lists(st.text(max_size=60), max_size=4))
-def test_no_text_breaks_a_verdict(preset: str, caption: str, source: str, answers: list[str]) -> None:
-    verdict = judge_of(2, preset=preset).judge([Request(caption, source, answers)])[0]
-    assert (verdict.reason is None) == bool(verdict.accepted)
+def test_no_text_breaks_a_result(preset: str, caption: str, source: str, answers: list[str]) -> None:
+    result = judge_of(2, preset=preset).filter([Request(caption, source, answers)])[0]
+    assert (result.reason is None) == bool(result.accepted)
 
 
 def test_synonyms_make_further_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"{SMALL}.MIN_WORD_SIMILARITY", -1)
     options = FilterOptions(preset="small-model", min_similarity=-1)
-    judge, request = Judge(JudgeSpec(options, 1), WordVectors()), Request("a red lamp", "a red lamp", ["a red lamp"])
-    assert judge.judge([request])[0].reason == "echo"
+    judge, request = (
+        AnswerFilter(FilterSpec(options, 1), WordVectors()),
+        Request("a red lamp", "a red lamp", ["a red lamp"]),
+    )
+    assert judge.filter([request])[0].reason == "echo"
     swapping = partial(variants, table={"lamp": ("lantern",)})
-    assert [answer for answer, _ in judge.judge([request], swapping)[0].accepted] == ["a red lantern"]
+    assert [answer for answer, _ in judge.filter([request], swapping)[0].accepted] == ["a red lantern"]
 
 
 def test_without_an_encoder_filters_on_meaning_pass() -> None:
-    judge = Judge(JudgeSpec(FilterOptions(preset="small-model"), 1))
-    assert judge.judge([Request("a red lamp", "a red lamp", ["a red quux"])]) == [Verdict((("a red quux", None),))]
+    judge = AnswerFilter(FilterSpec(FilterOptions(preset="small-model"), 1))
+    assert judge.filter([Request("a red lamp", "a red lamp", ["a red quux"])]) == [
+        FilterResult((("a red quux", None),))
+    ]
 
 
-def test_the_digest_names_all_that_decides_a_verdict() -> None:
+def test_the_digest_names_all_that_decides_a_result() -> None:
     off = FilterOptions(preset="off")
-    base = JudgeSpec(off, 1).digest
-    assert len(base) == 16 and base == JudgeSpec(FilterOptions.model_validate({"preset": False}), 1).digest
+    base = FilterSpec(off, 1).digest
+    assert len(base) == 16 and base == FilterSpec(FilterOptions.model_validate({"preset": False}), 1).digest
     others = [
-        JudgeSpec(off, 2).digest,
-        JudgeSpec(off, 1, (("a dog", "a puppy"),)).digest,
-        JudgeSpec(off, 1, context_length=64).digest,
-        JudgeSpec(off, 1, words="thesaurus").digest,
-        JudgeSpec(FilterOptions(preset="off", max_length_ratio=0.5), 1).digest,
+        FilterSpec(off, 2).digest,
+        FilterSpec(off, 1, (("a dog", "a puppy"),)).digest,
+        FilterSpec(off, 1, context_length=64).digest,
+        FilterSpec(off, 1, words="thesaurus").digest,
+        FilterSpec(FilterOptions(preset="off", max_length_ratio=0.5), 1).digest,
     ]
     assert len({base, *others}) == 6
-    # Where models compute changes no verdict.
-    assert JudgeSpec(FilterOptions(preset="off", device="auto"), 1).digest == base
+    # Where models compute changes no filter result.
+    assert FilterSpec(FilterOptions(preset="off", device="auto"), 1).digest == base
 
 
 CAPTION = "a small dog on the beach"
 
 
 def explained(preset: str, answers: Sequence[str], **options: object) -> tuple[list[Candidate], list[str], str | None]:
-    """Candidates, and the answers that the verdict accepts, or its reason."""
+    """Candidates, and the answers that the filter result accepts, or its reason."""
     filters = FilterOptions.model_validate({"preset": preset, "min_similarity": 0.3, **options})
-    judge = Judge(JudgeSpec(filters, 1), WordVectors())
+    judge = AnswerFilter(FilterSpec(filters, 1), WordVectors())
     request = Request(CAPTION, CAPTION, answers)
-    verdict = judge.judge([request])[0]
-    return judge.explain([request])[0], [answer for answer, _ in verdict.accepted], verdict.reason
+    result = judge.filter([request])[0]
+    return judge.explain([request])[0], [answer for answer, _ in result.accepted], result.reason
 
 
 def failing(candidate: Candidate) -> list[str]:
@@ -152,7 +165,7 @@ def test_every_filter_is_asked_and_the_verdict_is_the_same() -> None:
     filters = filters_of(FilterOptions(preset="capable"))
     assert list(candidates[0].results) == [*filters.text, *filters.meaning]
     assert candidates[0].similarity is not None and candidates[0].similarity > 0.8
-    # The first alone would be the verdict's reason.
+    # The first alone would be the filter result's reason.
     assert {"refusal_or_preamble", "character_set"} <= {*failing(candidates[1])}
     assert "echo" in failing(candidates[2]) and failing(candidates[3])
 
@@ -178,7 +191,7 @@ PINNED = {"7d0b61f3a9c24e58b1f60c2d94a8e735": "31c905f815cc5c7e793293dfd6b2761f"
 
 
 def test_a_changed_verdict_needs_another_version() -> None:
-    """Stored verdicts count as long as `GATES_VERSION` stays: where this digest changes, change both."""
+    """Stored filter results count as long as `GATES_VERSION` stays: where this digest changes, change both."""
     whole = Tokenizer(context_length=4096)
     rows = [
         json.loads(line) for path in sorted(DATA.glob("*/*.jsonl")) for line in path.read_text("utf-8").splitlines()
@@ -190,9 +203,9 @@ def test_a_changed_verdict_needs_another_version() -> None:
     ]
     outcomes = []
     for preset, step in product(("capable", "small-model"), (1, 2)):
-        spec = JudgeSpec(FilterOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
-        judge = Judge(spec, WordVectors(), pieces=lambda text: len(whole.encode(text)) - 2)
+        spec = FilterSpec(FilterOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
+        judge = AnswerFilter(spec, WordVectors(), pieces=lambda text: len(whole.encode(text)) - 2)
         requests = [Request(caption, source, [answer]) for caption, source, answer in texts]
-        for verdict in judge.judge(requests, partial(variants, table=SYNONYMS)):
-            outcomes.append(json.dumps([[text for text, _ in verdict.accepted], verdict.reason]))
+        for result in judge.filter(requests, partial(variants, table=SYNONYMS)):
+            outcomes.append(json.dumps([[text for text, _ in result.accepted], result.reason]))
     assert {FILTERS_VERSION: text_hash(*outcomes).hex()} == PINNED

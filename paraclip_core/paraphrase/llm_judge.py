@@ -16,7 +16,7 @@ from paraclip_core.paraphrase.engines import Engine, SamplingOptions
 from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import PromptTemplate, neutralize
 from paraclip_core.paraphrase.sending import Phase, RequestSender
-from paraclip_core.tables import VERDICTS
+from paraclip_core.tables import FILTER_RESULTS
 
 REASON = "judge"
 JUDGE_STEP = 3
@@ -54,8 +54,8 @@ def _question() -> PairTemplate:
     )
     plain = PairTemplate("", (), 'Sentence 1: "', _ASKED)
     turns = [("system", _RULES)]
-    for caption, answer, verdict in pairs:
-        turns += [*plain.messages(f"{caption}\n{answer}"), ("assistant", verdict)]
+    for caption, answer, result in pairs:
+        turns += [*plain.messages(f"{caption}\n{answer}"), ("assistant", result)]
     return PairTemplate("judge/1", tuple(turns), 'Sentence 1: "', _ASKED)
 
 
@@ -81,7 +81,7 @@ def says_same(answer: str) -> bool | None:
 
 
 @dataclass(frozen=True)
-class ModelJudge:
+class LLMJudge:
     """A language model that decides on what the filters accepted."""
 
     sender: RequestSender
@@ -93,13 +93,13 @@ class ModelJudge:
 
     def decide(
         self,
-        verdicts: pa.RecordBatch,
+        filter_results: pa.RecordBatch,
         captions: Sequence[str],
         digest: bytes,
         keep: int,
         started: Callable[[int], Phase],
     ) -> pa.RecordBatch:
-        """The model's verdicts in place of those of the filters, as :func:`decide_by_model` finds them.
+        """The model's filter results in place of those of the filters, as :func:`decide_by_model` finds them.
 
         `started` is called with the number of questions to send, if there are any, and returns their phase.
         """
@@ -108,23 +108,23 @@ class ModelJudge:
         def answers(questions: Sequence[str]) -> Mapping[str, Sequence[str]]:
             return self.sender.answers(request, QUESTION, self.sampling, questions, started)
 
-        return decide_by_model(verdicts, captions, digest, self.engine.model, keep, answers)
+        return decide_by_model(filter_results, captions, digest, self.engine.model, keep, answers)
 
 
 def decide_by_model(
-    verdicts: pa.RecordBatch,
+    filter_results: pa.RecordBatch,
     captions: Sequence[str],
     digest: bytes,
     model: str,
     keep: int,
     answers: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
 ) -> pa.RecordBatch:
-    """A model's verdicts (`tables.VERDICTS`, under `digest`) in place of those of the filters.
+    """A model's filter results (`tables.FILTER_RESULTS`, under `digest`) in place of those of the filters.
 
     `answers` takes different questions and returns the answers to each. The accepted answers of a request are tried
     best first, until `keep` of them say the same as the caption.
     """
-    rows: list[dict[str, Any]] = verdicts.to_pylist()
+    rows: list[dict[str, Any]] = filter_results.to_pylist()
     same: list[list[Any]] = [[] for _ in rows]
     refusals: dict[int, str] = {}
     for place in range(max((len(row["accepted"]) for row in rows), default=0)):
@@ -147,4 +147,4 @@ def decide_by_model(
             detail = f"does it say the same as the caption? {model}: {refusals[number]!r}"
             row |= {"reason": REASON, "detail": detail} | {name: best[name] for name in ("answer", "similarity")}
         row["accepted"] = same[number]
-    return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
+    return pa.RecordBatch.from_pylist(rows, schema=FILTER_RESULTS)

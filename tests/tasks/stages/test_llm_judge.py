@@ -20,7 +20,7 @@ from paraclip.tasks.plan import plan_run
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paraphrase.model_judge import QUESTION, judge_requests, says_same
+from paraclip_core.paraphrase.llm_judge import QUESTION, judge_requests, says_same
 
 DOGS = [f"a dog with number {number}" for number in range(6)]
 
@@ -59,7 +59,7 @@ def test_what_the_model_refuses_is_rejected_and_the_next_answer_takes_its_place(
 def test_its_answers_are_paid_for_once_and_the_bytes_are_the_same(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, judge={})
     before = both_steps(settings)
-    for part in ("artifacts/paraphrase_1", "artifacts/paraphrase_2", "cache/verdicts"):
+    for part in ("artifacts/paraphrase_1", "artifacts/paraphrase_2", "cache/filter_results"):
         shutil.rmtree(tmp_path / "root" / part)
     (tmp_path / "root" / "cache" / "answers.duckdb").unlink()
     again = both_steps(settings)
@@ -90,11 +90,11 @@ def test_what_it_rejected_is_asked_for_again(tmp_path: Path) -> None:
 def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paraclip.tasks.plan.check_before_paying", lambda *_, **__: [])
     settings = settings_of(tmp_path, judge={})
-    plain, judged = (
+    plain, filtered = (
         {stage.stage: stage for stage in plan_run(Run(each)).stages}["paraphrase_1"]
         for each in (settings_of(tmp_path), settings)
     )
-    assert (plain.requests, judged.requests) == (6, 12) and "questions to the judge" in judged.note
+    assert (plain.requests, filtered.requests) == (6, 12) and "questions to the judge" in filtered.note
     both_steps(settings)
     assert all(stage.requests in (0, None) for stage in plan_run(Run(settings)).stages[1:3])
 

@@ -1,16 +1,16 @@
-"""Judging: how it grows with processes, and that no engine waits for it.
+"""Filtering: how it grows with processes, and that no engine waits for it.
 
-    python benchmarks/bench_judge.py [--captions 4000] [--presets capable,small-model] [--only scales|waits]
+    python benchmarks/bench_filters.py [--captions 4000] [--presets capable,small-model] [--only scales|waits]
 
-`judging_scales`: so many captions with two answers each are judged by one process and by two, with the filters of each
-preset, sentence encoder included; the target is 1.8 times as many captions a second. Processes are started, and models
-loaded, before the clock starts. Verdicts must be the same bytes.
+`judging_scales`: so many captions with two answers each are filtered by one process and by two, with the filters of
+each preset, sentence encoder included; the target is 1.8 times as many captions a second. Processes are started, and
+models loaded, before the clock starts. FilterResults must be the same bytes.
 
 `stage_over_instant` and `engine_busy`: the stage asks an engine (`instant.py`) while other processes judge with the
 first preset, and the engine keeps the time between its calls. One engine answers at once; what it waits is compared
-with the same stage where nothing is judged before all is asked. The other takes half a second a call, as a GPU may, and
-should be busy for nearly all the time in which requests are left. Between the first 64 answers and the next call models
-are loaded and those answers judged; that comes once a step and stands apart.
+with the same stage where nothing is filtered before all is asked. The other takes half a second a call, as a GPU may,
+and should be busy for nearly all the time in which requests are left. Between the first 64 answers and the next call
+models are loaded and those answers filtered; that comes once a step and stands apart.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from instant import Instant, answer, caption, instant_run, stage_here, write_cap
 from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import judge_spec, paraphrasing
+from paraclip.tasks.stages.paraphrase import filter_spec, paraphrasing
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.judge import JudgeSpec
-from paraclip_core.paraphrase.judge_pool import BLOCK_ROWS, JudgePool
+from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, FilterPool
+from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.keys import step_requests
 from paraclip_core.paraphrase.step_tables import NO_PARENT
 from paraclip_core.progress import silent
@@ -64,17 +64,17 @@ def blocks_of(settings: Settings, start: int, rows: int, size: int) -> list[pa.R
     return blocks
 
 
-def judge_all(
-    spec: JudgeSpec, processes: int, warm: Sequence[pa.RecordBatch], blocks: Sequence[pa.RecordBatch]
+def filter_all(
+    spec: FilterSpec, processes: int, warm: Sequence[pa.RecordBatch], blocks: Sequence[pa.RecordBatch]
 ) -> tuple[float, str]:
-    """Seconds in which a pool judges the blocks, once it is warm, and a hash of the verdicts."""
+    """Seconds in which a pool judges the blocks, once it is warm, and a hash of the filter results."""
     digest = hashlib.blake2b(digest_size=16)
-    with closing(JudgePool(spec, processes)) as pool:
-        for _ in pool.judge(warm, ALL_ROWS):
+    with closing(FilterPool(spec, processes)) as pool:
+        for _ in pool.filter(warm, ALL_ROWS):
             pass
         began = time.perf_counter()
-        for _, verdicts in pool.judge(blocks, ALL_ROWS):
-            digest.update(json.dumps(verdicts.to_pydict(), default=bytes.hex).encode())
+        for _, filter_results in pool.filter(blocks, ALL_ROWS):
+            digest.update(json.dumps(filter_results.to_pydict(), default=bytes.hex).encode())
         return time.perf_counter() - began, digest.hexdigest()
 
 
@@ -83,17 +83,17 @@ def scales(preset: str, captions: int, repeat: int) -> None:
     sampling, filters = {"n": 2}, {"preset": preset}
     with tempfile.TemporaryDirectory() as folder:
         settings = instant_run(Path(folder), sampling=sampling, filters=filters)
-        spec = judge_spec(Run(settings).paraphraser, 1)
+        spec = filter_spec(Run(settings).paraphraser, 1)
     warm, blocks = blocks_of(settings, captions, 8 * WARM_ROWS, WARM_ROWS), blocks_of(settings, 0, captions, BLOCK_ROWS)
     rates: dict[int, list[float]] = {processes: [] for processes in PROCESSES}
     digests = set()
     for _ in range(repeat):
         for processes in PROCESSES:
-            seconds, digest = judge_all(spec, processes, warm, blocks)
+            seconds, digest = filter_all(spec, processes, warm, blocks)
             rates[processes].append(captions / seconds)
             digests.add(digest)
     if len(digests) > 1:
-        raise SystemExit(f"{preset}: the verdicts depend on the number of processes")
+        raise SystemExit(f"{preset}: the filter results depend on the number of processes")
     alone, both = (statistics.median(rates[processes]) for processes in PROCESSES)
     record("judging_scales", both, "captions/s", f"one process, {preset} filters, target {SCALE}", both / alone)
 
@@ -107,17 +107,19 @@ def ask_all(captions: int, **options: float | bool | str) -> Instant:
         ingested = stage_here("ingest", settings)
         with paraphrasing(Run(settings), 1, ingested, folder / "scratch", silent) as rounds:
             rounds.run()
-            assert isinstance(rounds.engine, Instant) and rounds.counts.judged == captions
+            assert isinstance(rounds.engine, Instant) and rounds.counts.filtered == captions
         return rounds.engine
 
 
 def waits(preset: str, captions: int) -> None:
-    """How long an engine waits for the stage while answers are judged; record."""
+    """How long an engine waits for the stage while answers are filtered; record."""
     beside = ask_all(captions, filters=preset)
     after = ask_all(captions, filters=preset, shares_cores=True)
     idle, idle_after = (sum(engine.idle[1:]) for engine in (beside, after))
     asked = captions / (sum(beside.busy) + idle)
-    record("stage_over_instant", asked, "captions asked/s", "the same with nothing judged meanwhile", idle_after / idle)
+    record(
+        "stage_over_instant", asked, "captions asked/s", "the same with nothing filtered meanwhile", idle_after / idle
+    )
     slow = ask_all(captions, filters=preset, seconds=SLOW_SECONDS)
     busy, idle = sum(slow.busy), sum(slow.idle[1:])
     against = f"always, {SLOW_SECONDS:g} s for {CHUNK} requests, target {BUSY:g}"

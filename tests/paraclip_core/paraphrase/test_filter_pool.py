@@ -1,4 +1,4 @@
-"""Judging in processes: verdicts are the same however answers are divided, and a killed process costs none."""
+"""Filtering in processes: filter results are the same however answers are divided, and a killed process costs none."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from hypothesis import strategies as st
 from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
-from paraclip.storage.answers import VERDICTS as STORED
+from paraclip.storage.answers import FILTER_RESULTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import StageError
-from paraclip_core.paraphrase import judge_pool, rounds
+from paraclip_core.paraphrase import filter_pool, rounds
 from paraclip_core.paraphrase.filter_options import FilterOptions
+from paraclip_core.paraphrase.filter_pool import FilterPool
+from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec
 from paraclip_core.paraphrase.filters import resolved
-from paraclip_core.paraphrase.judge import Judge, JudgeSpec
-from paraclip_core.paraphrase.judge_pool import JudgePool
-from paraclip_core.tables import ANSWERS, VERDICTS
+from paraclip_core.tables import ANSWERS, FILTER_RESULTS
 
 KEYS = ("generation", "parent")
 ROWS = 60
@@ -44,7 +44,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def spec(encoder: Path) -> JudgeSpec:
+def spec(encoder: Path) -> FilterSpec:
     """Filters of which some stop an answer, and similarities."""
     filters = FilterOptions(
         preset="capable",
@@ -53,7 +53,7 @@ def spec(encoder: Path) -> JudgeSpec:
         min_caption_similarity=-1,
         extra=("scripted_filters:blue_input",),
     )
-    return JudgeSpec(resolved(filters, "capable"), 2, (), 77)
+    return FilterSpec(resolved(filters, "capable"), 2, (), 77)
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,19 @@ def answers() -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def judge(spec: JudgeSpec) -> Judge:
-    return Judge.with_models(spec)
+def answer_filter(spec: FilterSpec) -> AnswerFilter:
+    return AnswerFilter.with_models(spec)
 
 
 @pytest.fixture(scope="module")
-def whole(judge: Judge, answers: pa.Table) -> pa.Table:
-    return pa.Table.from_batches([judge.judge_block(answers.to_batches()[0])])
+def whole(answer_filter: AnswerFilter, answers: pa.Table) -> pa.Table:
+    return pa.Table.from_batches([answer_filter.filter_block(answers.to_batches()[0])])
 
 
 @pytest.fixture(scope="module")
-def two(spec: JudgeSpec) -> Iterator[JudgePool]:
+def two(spec: FilterSpec) -> Iterator[FilterPool]:
     """Two processes, which take some seconds to start."""
-    with closing(JudgePool(spec, 2)) as pool:
+    with closing(FilterPool(spec, 2)) as pool:
         yield pool
 
 
@@ -100,14 +100,14 @@ def divided(answers: pa.Table, cuts: Sequence[int]) -> list[pa.RecordBatch]:
     return [whole.slice(start, stop - start) for start, stop in pairwise(edges)]
 
 
-def together(judged: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], blocks: Sequence[pa.RecordBatch]) -> pa.Table:
-    pairs = list(judged)
+def together(filtered: Iterator[tuple[pa.RecordBatch, pa.RecordBatch]], blocks: Sequence[pa.RecordBatch]) -> pa.Table:
+    pairs = list(filtered)
     assert [block for block, _ in pairs] == list(blocks)
-    return pa.Table.from_batches([verdicts for _, verdicts in pairs])
+    return pa.Table.from_batches([filter_results for _, filter_results in pairs])
 
 
-def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answers: pa.Table) -> None:
-    assert whole.schema.equals(VERDICTS)
+def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: FilterSpec, answers: pa.Table) -> None:
+    assert whole.schema.equals(FILTER_RESULTS)
     assert {name: whole.schema.field(name).type for name in STORED.columns} == {
         name: STORED.schema.field(name).type for name in STORED.columns
     }
@@ -129,37 +129,39 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: JudgeSpec, answ
 
 @settings(max_examples=15)
 @given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
-def test_no_division_changes_a_byte(judge: Judge, answers: pa.Table, whole: pa.Table, cuts: list[int]) -> None:
+def test_no_division_changes_a_byte(
+    answer_filter: AnswerFilter, answers: pa.Table, whole: pa.Table, cuts: list[int]
+) -> None:
     blocks = divided(answers, cuts)
-    assert pa.Table.from_batches([judge.judge_block(block) for block in blocks]).equals(whole)
+    assert pa.Table.from_batches([answer_filter.filter_block(block) for block in blocks]).equals(whole)
 
 
-def test_two_processes_change_no_byte(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
+def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole: pa.Table) -> None:
     for size in (7, 25):
         blocks = divided(answers, range(0, ROWS, size))
-        assert together(two.judge(iter(blocks), MANY), blocks).equals(whole)
+        assert together(two.filter(iter(blocks), MANY), blocks).equals(whole)
 
 
-def test_few_rows_are_judged_here(spec: JudgeSpec, answers: pa.Table, whole: pa.Table) -> None:
-    with closing(JudgePool(spec, 2)) as pool:
+def test_few_rows_are_filtered_here(spec: FilterSpec, answers: pa.Table, whole: pa.Table) -> None:
+    with closing(FilterPool(spec, 2)) as pool:
         blocks = divided(answers, [20])
-        assert together(pool.judge(iter(blocks), ROWS), blocks).equals(whole)
+        assert together(pool.filter(iter(blocks), ROWS), blocks).equals(whole)
         assert not pool._pools
 
 
-def test_offered_blocks_come_back_in_order(two: JudgePool, answers: pa.Table, whole: pa.Table) -> None:
+def test_offered_blocks_come_back_in_order(two: FilterPool, answers: pa.Table, whole: pa.Table) -> None:
     blocks = divided(answers, range(0, ROWS, 10))
     taken = [block for block in blocks if two.offer(block)]
     assert taken == blocks[:5]
     # No more are taken than processes have time for soon; none is lost.
-    verdicts = together(two.offered(wait=True), taken)
-    assert verdicts.equals(whole.slice(0, 50))
+    filter_results = together(two.offered(wait=True), taken)
+    assert filter_results.equals(whole.slice(0, 50))
     assert list(two.offered(wait=True)) == []
     assert two.offer(blocks[-1])
     assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
 
 
-def kill(pool: JudgePool) -> None:
+def kill(pool: FilterPool) -> None:
     executor = pool._pools[-1]
     os.kill(next(iter(executor._processes)), signal.SIGKILL)
     # The others may finish what little there is before anyone looks.
@@ -167,37 +169,37 @@ def kill(pool: JudgePool) -> None:
         time.sleep(0.01)
 
 
-def test_a_killed_process_costs_no_verdict(paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_process_costs_no_result(paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rounds, "BLOCK_ROWS", 10)
     monkeypatch.setattr(rounds, "FIRST_ANSWERS", 200)
-    monkeypatch.setattr(judge_pool, "BLOCK_ROWS", 1)
+    monkeypatch.setattr(filter_pool, "BLOCK_ROWS", 1)
     captions = [f"a dog with number {number}" for number in range(200)]
     step_rounds = paraphrasing.rounds([rows_of(captions)], Scripted(), processes=2)
-    judge = JudgePool.judge
+    answer_filter = FilterPool.filter
 
-    def killing(self: JudgePool, blocks: Any, count: int) -> Iterator[Any]:
-        for number, judged in enumerate(judge(self, blocks, count)):
-            yield judged
+    def killing(self: FilterPool, blocks: Any, count: int) -> Iterator[Any]:
+        for number, filtered in enumerate(answer_filter(self, blocks, count)):
+            yield filtered
             if number == 2:
                 kill(self)
 
-    monkeypatch.setattr(JudgePool, "judge", killing)
+    monkeypatch.setattr(FilterPool, "filter", killing)
     with (
         closing(step_rounds.tables),
         closing(step_rounds.pool),
-        pytest.raises(StageError, match=r"a process that judges answers was killed.*run\.threads.*run again"),
+        pytest.raises(StageError, match=r"a process that filters answers was killed.*run\.threads.*run again"),
     ):
         step_rounds.run()
     monkeypatch.undo()
     outcome = paraphrasing.run([rows_of(captions)], Scripted())
     assert outcome.answers == {text: f"well {text}" for text in captions}
     assert outcome.rounds.counts.generated == 0
-    assert 0 < outcome.rounds.counts.judged < 200 - 2 * 10
+    assert 0 < outcome.rounds.counts.filtered < 200 - 2 * 10
 
 
 @pytest.mark.nightly
 def test_a_kill_while_another_one_starts_is_told(
-    spec: JudgeSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
+    spec: FilterSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, started = SpawnProcess.start, []
 
@@ -214,10 +216,10 @@ def test_a_kill_while_another_one_starts_is_told(
     assert wide.nbytes > 2 * 64 * 1024
     # Filters without an encoder, whose processes start at once.
     quick = replace(spec, filters=FilterOptions(preset="off", extra=("scripted_filters:blue_input",)))
-    with closing(JudgePool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
-        list(pool.judge(iter([wide] * 6), MANY))
+    with closing(FilterPool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
+        list(pool.filter(iter([wide] * 6), MANY))
 
 
-def test_a_process_of_other_code_is_told(spec: JudgeSpec, answers: pa.Table) -> None:
+def test_a_process_of_other_code_is_told(spec: FilterSpec, answers: pa.Table) -> None:
     with pytest.raises(StageError, match="code that judges was changed"):
-        judge_pool._judge_block(spec, b"of another release", answers.to_batches()[0], "")
+        filter_pool._filter_block(spec, b"of another release", answers.to_batches()[0], "")

@@ -1,4 +1,4 @@
-"""Judging in several processes, which changes no byte of the verdicts."""
+"""Filtering in several processes, which changes no byte of the filter results."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ import pyarrow as pa
 
 from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.lifetime import die_with
+from paraclip_core.paraphrase.filtering import AnswerFilter, Candidate, FilterSpec, Further, requests_of
 from paraclip_core.paraphrase.filters import filters_of, preset_named
-from paraclip_core.paraphrase.judge import Candidate, Further, Judge, JudgeSpec, requests_of
 from paraclip_core.paraphrase.synonyms import Fetch, Words
 from paraclip_core.tables import text_hash
 
 BLOCK_ROWS = 512
 IN_PROCESS_BLOCKS = 4
-"""Starting processes, which load the sentence encoder, takes as long as judging so much."""
+"""Starting processes, which load the sentence encoder, takes as long as filtering so much."""
 KILLED = (
-    "a process that judges answers was killed; the machine may be out of memory (run.threads has fewer of them). "
-    "Verdicts so far are kept; run again to go on from there"
+    "a process that filters answers was killed; the machine may be out of memory (run.threads has fewer of them). "
+    "FilterResults so far are kept; run again to go on from there"
 )
-CHANGED = "the code that judges was changed since this run began; run again to go on with it"
+CHANGED = "the code that filters answers was changed since this run began; run again to go on with it"
 
-Judged = tuple[pa.RecordBatch, pa.RecordBatch]
-"""A block and its verdicts, row by row."""
+Filtered = tuple[pa.RecordBatch, pa.RecordBatch]
+"""A block and its filter results, row by row."""
 
 
-class JudgePool:
-    """Processes that judge, started when there is enough for them; close it at the end."""
+class FilterPool:
+    """Processes that filter answers, started when there is enough for them; close it at the end."""
 
-    def __init__(self, spec: JudgeSpec, processes: int = 0, scratch: Path | None = None) -> None:
-        """`processes` judge at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
+    def __init__(self, spec: FilterSpec, processes: int = 0, scratch: Path | None = None) -> None:
+        """`processes` filter at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
         self._spec, self._scratch = spec, scratch
         self._processes = processes or os.cpu_count() or 1
         # One for each process, in turn: where one of several dies while another is being started, CPython 3.11 waits
@@ -54,24 +54,24 @@ class JudgePool:
 
     def find_synonyms(self, fetch: Fetch, blocks: Iterable[pa.RecordBatch]) -> None:
         """From now on, also try answers with words swapped: those that `fetch` finds for the words of the blocks."""
-        judge, words, step = self._judge_here, self.words, self._spec.step
-        assert self._scratch is not None and judge.encoder is not None and words is not None
+        answer_filter, words, step = self._here, self.words, self._spec.step
+        assert self._scratch is not None and answer_filter.encoder is not None and words is not None
         texts = (
             text
             for block in blocks
             for asked in requests_of(block)
             for text in words.bases(asked.source, asked.caption, asked.answers, step)
         )
-        table = json.dumps(words.find(texts, fetch, judge.encoder.encode, judge.pieces), sort_keys=True)
+        table = json.dumps(words.find(texts, fetch, answer_filter.encoder.encode, answer_filter.pieces), sort_keys=True)
         path = self._scratch / f"synonyms-{text_hash(table).hex()}.json"
         path.write_text(table)
         self._synonyms = str(path)
 
-    def judge(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Judged]:
-        """Blocks (`tables.ANSWERS`) with their verdicts, in the order of the blocks; `rows` rows together."""
+    def filter(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Filtered]:
+        """Blocks (`tables.ANSWERS`) with their filter results, in the order of the blocks; `rows` rows together."""
         if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
             further = _further(self._spec, self._synonyms)
-            yield from ((block, self._judge_here.judge_block(block, further)) for block in blocks)
+            yield from ((block, self._here.filter_block(block, further)) for block in blocks)
             return
         for block in blocks:
             self._submit(block)
@@ -81,28 +81,28 @@ class JudgePool:
 
     def explain(self, block: pa.RecordBatch) -> list[list[Candidate]]:
         """Every candidate of each request of a block, with the result of every filter."""
-        return self._judge_here.explain(requests_of(block), _further(self._spec, self._synonyms))
+        return self._here.explain(requests_of(block), _further(self._spec, self._synonyms))
 
     def offer(self, block: pa.RecordBatch) -> bool:
-        """Let a process judge a block while the caller does something else, if one has time for it."""
+        """Let a process filter a block while the caller does something else, if one has time for it."""
         if self._processes == 1 or len(self._waiting) > 2 * self._processes:
             return False
         self._submit(block)
         return True
 
-    def offered(self, wait: bool = False) -> Iterator[Judged]:
-        """Offered blocks with their verdicts, those that are judged; `wait`: all of them."""
+    def offered(self, wait: bool = False) -> Iterator[Filtered]:
+        """Offered blocks with their filter results, those that are filtered; `wait`: all of them."""
         while self._waiting and (wait or self._waiting[0][1].done()):
             yield self._next()
 
     def close(self) -> None:
-        """End the processes; what they are judging is given up."""
+        """End the processes; what they are filtering is given up."""
         while self._pools:
             self._pools.pop().shutdown(cancel_futures=True)
 
     @cached_property
-    def _judge_here(self) -> Judge:
-        return Judge.with_models(self._spec)
+    def _here(self) -> AnswerFilter:
+        return AnswerFilter.with_models(self._spec)
 
     @cached_property
     def _digest(self) -> bytes:
@@ -116,13 +116,13 @@ class JudgePool:
             initargs = os.getpid(), one_thread
             self._pools.extend(ProcessPoolExecutor(1, context, _start_worker, initargs) for _ in range(self._processes))
         try:
-            future = self._pools[0].submit(_judge_block, self._spec, self._digest, block, self._synonyms)
+            future = self._pools[0].submit(_filter_block, self._spec, self._digest, block, self._synonyms)
         except BrokenProcessPool as error:
             raise CrashedError(KILLED) from error
         self._waiting.append((block, future))
         self._pools.rotate(-1)
 
-    def _next(self) -> Judged:
+    def _next(self) -> Filtered:
         block, future = self._waiting.popleft()
         try:
             return block, future.result()
@@ -131,7 +131,7 @@ class JudgePool:
 
 
 def _start_worker(parent: int, one_thread: bool) -> None:
-    """Prepare a judging process: it ends with its parent and leaves the other cores to its siblings."""
+    """Prepare a filtering process: it ends with its parent and leaves the other cores to its siblings."""
     die_with(parent)
     if one_thread:
         import torch
@@ -139,22 +139,23 @@ def _start_worker(parent: int, one_thread: bool) -> None:
         torch.set_num_threads(1)
 
 
-def _judge_block(spec: JudgeSpec, digest: bytes, block: pa.RecordBatch, synonyms: str) -> pa.RecordBatch:
-    """Verdicts of a block in a judging process, with the table of synonyms in the file `synonyms`, if there is one."""
-    return _worker_judge(spec, digest).judge_block(block, _further(spec, synonyms))
+def _filter_block(spec: FilterSpec, digest: bytes, block: pa.RecordBatch, synonyms: str) -> pa.RecordBatch:
+    """FilterResults of a block in a filtering process, with the table of synonyms in the file `synonyms`, if there is
+    one."""
+    return _worker_filter(spec, digest).filter_block(block, _further(spec, synonyms))
 
 
 @lru_cache(maxsize=1)
-def _worker_judge(spec: JudgeSpec, digest: bytes) -> Judge:
-    """A judging process's only judge."""
+def _worker_filter(spec: FilterSpec, digest: bytes) -> AnswerFilter:
+    """A filtering process's only answer_filter."""
     if spec.digest != digest:
-        # This process has read newer code, and its verdicts would not be those that the parent looks for.
+        # This process has read newer code, and its filter results would not be those that the parent looks for.
         raise StageError(CHANGED)
-    return Judge.with_models(spec)
+    return AnswerFilter.with_models(spec)
 
 
 @lru_cache(maxsize=1)
-def _further(spec: JudgeSpec, synonyms: str) -> Further | None:
+def _further(spec: FilterSpec, synonyms: str) -> Further | None:
     """What makes answers with words swapped, from the table in the file `synonyms`; None without a file."""
     words = preset_named(spec.filters.preset).words
     if not synonyms or words is None:

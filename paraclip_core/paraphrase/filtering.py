@@ -1,7 +1,7 @@
-"""A verdict on the answers to each request, from their texts and the filters alone.
+"""A filter result on the answers to each request, from their texts and the filters alone.
 
-A verdict depends neither on what is judged beside it nor on the order. So how answers are cut into blocks
-(`tables.ANSWERS`), and how many processes share them, changes no byte of the verdicts (`tables.VERDICTS`).
+A filter result depends neither on what is filtered beside it nor on the order. So how answers are cut into blocks
+(`tables.ANSWERS`), and how many processes share them, changes no byte of the filter results (`tables.FILTER_RESULTS`).
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from paraclip_core.paraphrase.filters import extra_filters_source, filters_of, f
 from paraclip_core.paraphrase.pair import Pair, Pieces
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
-from paraclip_core.tables import VERDICTS
+from paraclip_core.tables import FILTER_RESULTS
 
 FILTERS_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
-"""Stands for the code of the package's own filters: change it where a verdict may change, and all are judged again."""
+"""Stands for the code of the package's own filters: change it where a filter result may change, and all are filtered
+again."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
 WHOLE_TEXT = 4096
 """Tokens that no text reaches."""
 
 Further = Callable[[str, str, Sequence[str], int], Sequence[str]]
-"""Makes further answers to judge beside those of a request, from its source, its caption, the raw answers and the
+"""Makes further answers to filter beside those of a request, from its source, its caption, the raw answers and the
 step."""
 
 
 @dataclass(frozen=True)
-class JudgeSpec:
-    """Everything that a process needs to judge; plain data."""
+class FilterSpec:
+    """Everything that a process needs to filter; plain data."""
 
     filters: FilterOptions
     """With the preset resolved."""
@@ -48,19 +49,20 @@ class JudgeSpec:
     """Of the text encoder."""
     words: str = ""
     """Model, seed and prompt of the requests for single words; empty if no answers with swapped words are tried."""
-    model_judge: str = ""
+    llm_judge: str = ""
     """Model, prompt and sampling of the language model that has the last word; empty if none has."""
 
     @property
     def last_digest(self) -> bytes:
-        """16 bytes over all that decides a row's last verdict: :attr:`digest`, and the language model."""
-        if not self.model_judge:
+        """16 bytes over all that decides a row's last filter result: :attr:`digest`, and the language model."""
+        if not self.llm_judge:
             return self.digest
-        return hashlib.blake2b(self.digest + self.model_judge.encode(), digest_size=16).digest()
+        return hashlib.blake2b(self.digest + self.llm_judge.encode(), digest_size=16).digest()
 
     @property
     def digest(self) -> bytes:
-        """16 bytes over all that decides a verdict besides the texts: options, models, step, examples and code."""
+        """16 bytes over all that decides a filter result besides the texts: options, models, step, examples and
+        code."""
         decides = {
             "options": meaning(self.filters),
             "step": self.step,
@@ -103,7 +105,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FilterResult:
     """The answers that passed, or why none did."""
 
     accepted: tuple[tuple[str, float | None], ...] = ()
@@ -118,7 +120,7 @@ class Verdict:
 
 
 @dataclass
-class _Judged:
+class _Filtered:
     """A candidate that passed so far, or was stopped."""
 
     pair: Pair
@@ -128,10 +130,10 @@ class _Judged:
     score: tuple[bool, float] = (True, 0.0)
 
 
-class Judge:
+class AnswerFilter:
     """Applies the filters of one step."""
 
-    def __init__(self, spec: JudgeSpec, encoder: Encoder | None = None, pieces: Pieces | None = None) -> None:
+    def __init__(self, spec: FilterSpec, encoder: Encoder | None = None, pieces: Pieces | None = None) -> None:
         """Judge with these models; :meth:`with_models` takes those that the options name.
 
         Without `encoder` all answers pass the filters on meaning, and none is better than another; without `pieces`
@@ -142,8 +144,8 @@ class Judge:
         self.encoder, self.pieces = encoder, pieces
 
     @classmethod
-    def with_models(cls, spec: JudgeSpec) -> Judge:
-        """A judge with the models that the options name, which the first answer loads."""
+    def with_models(cls, spec: FilterSpec) -> AnswerFilter:
+        """A filter with the models that the options name, which the first answer loads."""
         options, whole = spec.filters, Tokenizer(context_length=WHOLE_TEXT)
         device = "cpu" if options.device == "auto" else options.device
         return cls(
@@ -152,22 +154,22 @@ class Judge:
             lambda text: len(whole.encode(text)) - 2,
         )
 
-    def judge(self, requests: Sequence[Request], further: Further | None = None) -> list[Verdict]:
-        """A verdict for each request, in order; `further` makes more answers to choose from.
+    def filter(self, requests: Sequence[Request], further: Further | None = None) -> list[FilterResult]:
+        """A filter result for each request, in order; `further` makes more answers to choose from.
 
         Of the answers that pass, those of at most 1.3 times the input's words and one come first, each by the lower
         cosine (with input and caption) − 0.3 · overlap of the content words. The preset `off` leaves them in their
         order.
         """
-        judged = [[self._by_texts(pair) for pair in self._candidates(request, further)] for request in requests]
-        passed = [one for some in judged for one in some if one.reason is None]
+        filtered = [[self._by_texts(pair) for pair in self._candidates(request, further)] for request in requests]
+        passed = [one for some in filtered for one in some if one.reason is None]
         if (compare := self._comparing([one.pair for one in passed])) is not None:
             for one in passed:
                 self._by_meaning(one, compare)
-        return [self._verdict(some) for some in judged]
+        return [self._result(some) for some in filtered]
 
-    def judge_block(self, block: pa.RecordBatch, further: Further | None = None) -> pa.RecordBatch:
-        """Verdicts (`tables.VERDICTS`) of a block (`tables.ANSWERS`), in its order."""
+    def filter_block(self, block: pa.RecordBatch, further: Further | None = None) -> pa.RecordBatch:
+        """FilterResults (`tables.FILTER_RESULTS`) of a block (`tables.ANSWERS`), in its order."""
         rows = [
             {
                 "generation": generation,
@@ -175,24 +177,24 @@ class Judge:
                 "filters": self._digest,
                 "accepted": [
                     {"answer": text, "tokens": self._tokenizer.encode(text), "similarity": similarity}
-                    for text, similarity in verdict.accepted
+                    for text, similarity in result.accepted
                 ],
-                "answer": verdict.answer,
-                "reason": verdict.reason,
-                "detail": verdict.detail,
-                "similarity": verdict.similarity,
+                "answer": result.answer,
+                "reason": result.reason,
+                "detail": result.detail,
+                "similarity": result.similarity,
             }
-            for generation, parent, verdict in zip(
+            for generation, parent, result in zip(
                 block.column("generation").to_pylist(),
                 block.column("parent").to_pylist(),
-                self.judge(requests_of(block), further),
+                self.filter(requests_of(block), further),
                 strict=True,
             )
         ]
-        return pa.RecordBatch.from_pylist(rows, schema=VERDICTS)
+        return pa.RecordBatch.from_pylist(rows, schema=FILTER_RESULTS)
 
     def explain(self, requests: Sequence[Request], further: Further | None = None) -> list[list[Candidate]]:
-        """Every candidate of each request, in the order in which they are judged, with the result of every filter."""
+        """Every candidate of each request, in the order in which they are filtered, with the result of every filter."""
         candidates = [self._candidates(request, further) for request in requests]
         compare = self._comparing([pair for pairs in candidates for pair in pairs if pair.answer_words])
         return [[self._explained(pair, compare) for pair in pairs] for pairs in candidates]
@@ -226,11 +228,11 @@ class Judge:
         compare.prepare(text for pair in pairs for text in self._filters.compared(pair))
         return compare
 
-    def _by_texts(self, pair: Pair) -> _Judged:
+    def _by_texts(self, pair: Pair) -> _Filtered:
         failure = first_failure(pair, self._options, self._filters)
-        return _Judged(pair) if failure is None else _Judged(pair, *failure)
+        return _Filtered(pair) if failure is None else _Filtered(pair, *failure)
 
-    def _by_meaning(self, one: _Judged, compare: Compare) -> None:
+    def _by_meaning(self, one: _Filtered, compare: Compare) -> None:
         """Stop a candidate that passed the filters on texts, or score it."""
         pair = one.pair
         one.similarity = compare.cosine(pair.caption, pair.answer)
@@ -244,15 +246,15 @@ class Judge:
             nearness = min(compare.cosine(pair.source, pair.answer), one.similarity)
             one.score = (short, nearness - OVERLAP_WEIGHT * pair.content_overlap)
 
-    def _verdict(self, judged: Sequence[_Judged]) -> Verdict:
-        if not judged:
-            return Verdict((), None, "no_paraphrase", "the engine has none for this text")
-        passed = sorted((one for one in judged if one.reason is None), key=lambda one: one.score, reverse=True)
+    def _result(self, filtered: Sequence[_Filtered]) -> FilterResult:
+        if not filtered:
+            return FilterResult((), None, "no_paraphrase", "the engine has none for this text")
+        passed = sorted((one for one in filtered if one.reason is None), key=lambda one: one.score, reverse=True)
         if passed:
-            return Verdict(tuple((one.pair.answer, one.similarity) for one in passed))
+            return FilterResult(tuple((one.pair.answer, one.similarity) for one in passed))
         # The answer that came furthest says most about what to change; max takes the first of equals.
-        furthest = max(judged, key=lambda one: self._filters.rank(one.reason or ""))
-        return Verdict((), furthest.pair.answer, furthest.reason, furthest.detail, furthest.similarity)
+        furthest = max(filtered, key=lambda one: self._filters.rank(one.reason or ""))
+        return FilterResult((), furthest.pair.answer, furthest.reason, furthest.detail, furthest.similarity)
 
 
 def requests_of(block: pa.RecordBatch) -> list[Request]:
