@@ -328,7 +328,7 @@ class ArtifactStore:
                 files={name: seal(out / name) for name in file_names(out)},
                 metrics=metrics,
                 wall_seconds=round(wall_seconds, 3),
-                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             )
             for folder in {out / parent for name in manifest.files for parent in PurePath(name).parents} - {out}:
                 sync_folder(folder)

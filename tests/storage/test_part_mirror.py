@@ -35,7 +35,7 @@ def test_what_one_machine_asked_and_judged_another_knows(cache: Cache, objects: 
     two.append_filter_results(filter_results(range(5, 9)))
     assert answers(one, [1, 2, 3]) == {1: ["answer 1"], 2: ["answer 2"], 3: ["answer 3"]} and len(filtered(one)) == 9
     assert one.stats() == two.stats()
-    assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["segments", "filter_results"]
+    assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["filter_results", "segments"]
     assert (cache("three").stats().rows, cache("three").stats().filter_results) == (3, 9)
 
 

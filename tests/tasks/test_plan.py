@@ -116,7 +116,7 @@ def test_options_of_an_earlier_release_are_a_new_version_of_the_stage() -> None:
     gone = {
         "finetune": {"negatives": {"rows": 1}, "l2_sp": 0.1},
         "filters": {"nli": "x"},
-        "sources": [{"license": "x"}],
+        "sources": [{"licence": "x"}],
     }
     assert differences(of_release(**gone), node) == ["a new version of the stage"]
     assert differences(of_release(**gone, attempts=3), node)[1:] == ["option attempts: 3 → 1"]

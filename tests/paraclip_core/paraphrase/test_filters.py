@@ -197,7 +197,7 @@ def test_what_people_reword_passes(judges: dict[int, AnswerFilter], data_root: P
 
 
 @pytest.mark.parametrize(
-    ("filter", "source", "answer"),
+    ("check", "source", "answer"),
     [
         ("comment", "a dog on grass", "Sure, a puppy on a lawn"),
         ("comment", "a dog on grass", "A puppy on a lawn. Let me know if you need more"),

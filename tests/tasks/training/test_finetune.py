@@ -87,7 +87,7 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
     unchanged, changed = trained(0.0)
     assert changed == set() and unchanged.manifest.metrics["base"] == place
     ranks = RankingDistillation(weight=1.0)
-    artifact, changed = trained(1.0, weights=LossWeights(image_caption=1), distil=0.01, ranks=ranks)
+    artifact, changed = trained(1.0, weights=LossWeights(image_caption=1), distil=0.01, ranking_distillation=ranks)
     assert {"text_projection", "logit_scale"} < changed and not any(name.startswith("visual.") for name in changed)
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert {"image~caption", "image~paraphrase_2", "distil"} <= set(log[0]["losses"])
