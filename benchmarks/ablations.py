@@ -22,7 +22,7 @@ from typing import Any
 from record import arguments
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings

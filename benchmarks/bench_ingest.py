@@ -24,7 +24,7 @@ from open_clip.tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
 from record import arguments, in_turns, record
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
@@ -79,7 +79,7 @@ def ours(source: Path, folder: Path) -> int:
     settings = Settings(data=DataOptions(root=str(source.parent), sources=(SourceOptions(path=source.name),)))
     run = Run(settings, ArtifactStore(folder))
     draft = Draft("ingest", "b" * 32, INGEST.version, {}, dict(INGEST.options(run)))
-    return carry_out(INGEST, draft, run, {}).manifest.metrics["accepted"]
+    return execute(INGEST, draft, run, {}).manifest.metrics["accepted"]
 
 
 def obvious(source: Path, folder: Path) -> int:

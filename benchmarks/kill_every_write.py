@@ -44,7 +44,7 @@ from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
@@ -170,7 +170,7 @@ class Killer:
         node = run.node(_stage_of(stage))
         inputs = run.inputs(node)
         self._library.arm(str(run.store.root).encode(), fatal, self._fault)
-        carry_out(node.stage, node.draft, run, inputs)
+        execute(node.stage, node.draft, run, inputs)
         if told is not None:
             told.write_text(str(self._library.counted()))
 

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
 from counting_server import CountingServer  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError

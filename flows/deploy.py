@@ -28,7 +28,7 @@ from paraclip.flows.pipeline import pipeline
 from paraclip.flows.places import PARENTS, Place, Target
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
-from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.execute import STAGES
 from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip_core.config import Settings

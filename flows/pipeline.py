@@ -28,10 +28,10 @@ from paraclip.flows.stages import (
     run_of,
     stage_task,
 )
-from paraclip.tasks.publish import StageTable
+from paraclip.tasks.prefect_ui import StageTable
 from paraclip.tasks.results import Result
-from paraclip.tasks.run.dag import STAGES
 from paraclip.tasks.run.drive import Row, drive
+from paraclip.tasks.run.execute import STAGES
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.slots import Slots
 

@@ -20,8 +20,15 @@ from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, r
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel
 from paraclip.tasks.channels import rollback as move_back
+from paraclip.tasks.prefect_ui import (
+    announce_rollback,
+    artifact_key,
+    emit,
+    mark_decision,
+    publish_markdown,
+    publish_table,
+)
 from paraclip.tasks.promotion import decide
-from paraclip.tasks.publish import announce_rollback, artifact_key, emit, mark_decision, publish_markdown, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress
 from paraclip_core.config import Settings

@@ -27,7 +27,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from paraclip.flows.names import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.pause import stopped_by_pause
-from paraclip.tasks.publish import (
+from paraclip.tasks.prefect_ui import (
     artifact_key,
     emit,
     in_flow_run,
@@ -39,7 +39,7 @@ from paraclip.tasks.publish import (
     report_note,
 )
 from paraclip.tasks.results import Result, comparison_rows, stage_row, why
-from paraclip.tasks.run.dag import STAGES, TAKEN, run_stage
+from paraclip.tasks.run.execute import STAGES, TAKEN, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.run.status import both, shown_progress
 from paraclip_core.config import Settings

@@ -213,7 +213,7 @@ class AnswerStore:
     @contextmanager
     def tables(self) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection of its own to which everything is attached."""
-        with self.file.beside() as con, self.attached(con):
+        with self.file.side_connection() as con, self.attached(con):
             yield con
 
     def lookup(self, keys: pa.FixedSizeBinaryArray | pa.ChunkedArray) -> pa.Table:
@@ -338,7 +338,7 @@ class AnswerStore:
         tables = self.file.tables
         before = sum(len(folder.names()) for folder in tables.values())
         if before:
-            with self.locked(), self.file.beside() as con:
+            with self.locked(), self.file.side_connection() as con:
                 # Damaged ones are set aside first.
                 self.file.catch_up()
                 for table, folder in tables.items():
@@ -382,7 +382,7 @@ class CacheFile:
         """`tables` says which table is made from which parts."""
         self.path, self.tables = path, tables
 
-    def beside(self) -> duckdb.DuckDBPyConnection:
+    def side_connection(self) -> duckdb.DuckDBPyConnection:
         """A new DuckDB that works beside the file: what does not fit into memory goes where the file's would."""
         return duckdb.connect(":memory:", config=CONFIG | {"temp_directory": f"{self.path}.tmp"})
 
@@ -430,7 +430,7 @@ class CacheFile:
             con.execute("COMMIT")
 
     def _follow_all(self) -> None:
-        with self.beside() as con, _attached(con, self.path):
+        with self.side_connection() as con, _attached(con, self.path):
             con.execute("SET preserve_insertion_order = false")
             self.create(con)
             for table, folder in self.tables.items():

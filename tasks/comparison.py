@@ -22,7 +22,7 @@ from paraclip_core.evaluation.benchmarks import find_benchmark
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.result import Provenance
 from paraclip_core.evaluation.run import Evaluation, compare_models
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.progress import Progress, silent
 
 RESULTS_VERSION = 4
@@ -52,7 +52,7 @@ def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) ->
         names = {benchmark.name for benchmark in chosen}
         of = {name} if equals and name in names else names
         place = path if equals and name in names else text
-        if not user_path(place).exists():
+        if not expand(place).exists():
             raise ConfigError(f"--images {text!r}: {place} does not exist")
         takes = [find_benchmark(b.kind).needs_images and b.name in of for b in chosen]
         if not any(takes):
@@ -87,7 +87,7 @@ def compare_and_write(
     hashes = FileHashes(store.cache / "source_hashes.json")
     revisions = {
         b.name: benchmark_hash(
-            b.kind, user_path(b.path or ""), hashes, split, None if b.images is None else user_path(b.images)
+            b.kind, expand(b.path or ""), hashes, split, None if b.images is None else expand(b.images)
         )
         for b in benchmarks
     }

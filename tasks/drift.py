@@ -9,7 +9,7 @@ import duckdb
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import write_json
 from paraclip.storage.parquet import CONFIG, parquet_files
-from paraclip.tasks.publish import artifact_key, emit, publish_table
+from paraclip.tasks.prefect_ui import artifact_key, emit, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir

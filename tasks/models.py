@@ -12,7 +12,7 @@ from paraclip.storage.fingerprint import FileHashes
 from paraclip_core.clip.reference import canonical, check_reference, is_model_folder, local_file, model_files
 from paraclip_core.config import Settings
 from paraclip_core.errors import UnknownModelError, UnknownNameError
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -87,7 +87,7 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
         check_reference(name)
         return name
-    path = user_path(name.removeprefix("local-dir:"))
+    path = expand(name.removeprefix("local-dir:"))
     if path.is_file():
         return name
     for folder in (path / RELEASE, path):
@@ -115,7 +115,7 @@ def name_in(store: ArtifactStore, release: Path | str) -> str:
 
 def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:
     """The artifact that a folder of it, a channel or the start of a fingerprint names; of one of `stages`."""
-    folder = user_path(name).resolve()
+    folder = expand(name).resolve()
     folder = folder.parent if folder.name == RELEASE else folder
     artifact = store.find(folder.parent.name, folder.name) if folder.is_dir() else None
     if artifact is None or artifact.path.resolve() != folder:

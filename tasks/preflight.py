@@ -36,7 +36,7 @@ from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
-from paraclip_core.paraphrase.paraphraser import unguarded
+from paraclip_core.paraphrase.paraphraser import unfiltered_warning
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
@@ -124,7 +124,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
-    unchecked = [warning] if (warning := unguarded(run.settings.paraphrase)) else []
+    unchecked = [warning] if (warning := unfiltered_warning(run.settings.paraphrase)) else []
     settings, scenes, ingested = run.settings, _finished(run, "scenes"), _finished(run, "ingest")
     with TempDir("captions-") as scratch:
         if ingested is not None:

@@ -15,7 +15,7 @@ from paraclip.storage.parquet import read_table
 from paraclip.tasks.channels import BY_HAND, BY_PROMOTION, Move, history, moved, of_another_run, withdrawn
 from paraclip.tasks.models import BUILT_IN, find_tuned, of_own_base
 from paraclip.tasks.results import Result, why
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import UnknownModelError

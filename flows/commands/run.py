@@ -33,7 +33,7 @@ from paraclip.storage.roots import open_store
 from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.report.counts import shares_of_asked
 from paraclip_core.text_safety import printable
 
@@ -303,7 +303,7 @@ def evaluate(
     models = named_models(model)
     benchmarks = [parse_benchmark(text) for text in benchmark]
     for chosen in benchmarks:
-        if chosen.path and not user_path(chosen.path).exists():
+        if chosen.path and not expand(chosen.path).exists():
             raise ConfigError(f"--benchmark {chosen.name}: {chosen.path} does not exist")
     command = shlex.join(["paraclip", *sys.argv[1:]])
     benchmarks = with_images(benchmarks, images or ())

@@ -26,7 +26,7 @@ from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
 from paraclip.tasks.gc import KEPT_MODELS
-from paraclip.tasks.publish import announce_rollback
+from paraclip.tasks.prefect_ui import announce_rollback
 
 if TYPE_CHECKING:
     from paraclip.storage.answers import AnswerStore, Merged

@@ -13,7 +13,7 @@ from paraclip_core.captions.readers import READERS
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.captions.splits import configured_split, shard_split
 from paraclip_core.errors import ConfigError, InputError
-from paraclip_core.paths import below, user_path
+from paraclip_core.paths import below, expand
 from paraclip_core.pictures import holds_pictures
 
 NOT_CAPTIONS = ("readme", "license", "license", "copying", "notice", "citation")
@@ -55,7 +55,7 @@ def read_source(file: SourceFile) -> Iterator[RowBatch]:
     return read(file.path, file.options, form)
 
 
-def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
+def list_files(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
     """Every caption file of the sources: in the order of the sources, those of a folder sorted by name.
 
     A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
@@ -71,7 +71,7 @@ def expand(root: Path, sources: Sequence[SourceOptions], own: Path | None = None
 
 
 def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[SourceFile]:
-    path = root / user_path(source.path)
+    path = root / expand(source.path)
     if not path.is_dir():
         yield _source_file(path, PurePosixPath(source.path), source)
         return
@@ -97,7 +97,7 @@ def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> Sour
 
 
 def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
-    path, images = root / user_path(source.path), root / user_path(source.images) if source.images else None
+    path, images = root / expand(source.path), root / expand(source.images) if source.images else None
     # A folder that holds captions and images alike would be skipped with all that is in it.
     skipped = images if images is not None and path in images.parents else None
     # What a run writes would be read by the next one.

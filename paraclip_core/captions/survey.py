@@ -23,7 +23,7 @@ from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.readers.csv import header_fields
 from paraclip_core.captions.rows import RowBatch
-from paraclip_core.captions.sources import SourceFile, expand
+from paraclip_core.captions.sources import SourceFile, list_files
 from paraclip_core.captions.splits import shard_split, split_name
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.errors import InputError
@@ -123,7 +123,7 @@ class _Candidate:
 def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
     """The files in which a first batch of captions can be read."""
     problems, candidates = [], []
-    for file in expand(root, [source], root / "runs"):
+    for file in list_files(root, [source], root / "runs"):
         try:
             rows = next((batch for batch in read(file.path, file.options, file.form) if len(batch)), None)
         except InputError as error:
@@ -219,7 +219,7 @@ def _missing(place: Path, names: Sequence[str]) -> list[str]:
 
 
 def _counted(data: DataOptions, unused: list[str]) -> Survey:
-    files = expand(Path(data.root), data.sources, Path(data.root) / "runs")
+    files = list_files(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
     without_image = Counter[str]()

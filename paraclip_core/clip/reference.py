@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from paraclip_core.errors import UnknownModelError
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 HUB_URL = "hf://"
@@ -41,10 +41,10 @@ def canonical(reference: str) -> str:
 def local_folder(reference: str) -> Path | None:
     """The folder (or the weights file without an architecture) that a reference means, None where it means another."""
     if reference.startswith(LOCAL):
-        return user_path(reference.removeprefix(LOCAL))
+        return expand(reference.removeprefix(LOCAL))
     if reference.startswith(HUB):
         return None
-    return user_path(reference) if ":" not in reference or Path(reference).is_dir() else None
+    return expand(reference) if ":" not in reference or Path(reference).is_dir() else None
 
 
 def local_file(reference: str) -> tuple[str, Path] | None:
@@ -52,7 +52,7 @@ def local_file(reference: str) -> tuple[str, Path] | None:
     if local_folder(reference) is not None or reference.startswith(HUB):
         return None
     architecture, _, path = reference.partition(":")
-    return (architecture, user_path(path)) if "/" in path or path.endswith(FILES) else None
+    return (architecture, expand(path)) if "/" in path or path.endswith(FILES) else None
 
 
 def check_reference(reference: str) -> None:

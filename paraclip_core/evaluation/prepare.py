@@ -10,7 +10,7 @@ from paraclip_core.errors import BenchmarkError, ConfigError, InputError, Paracl
 from paraclip_core.evaluation.base import Encoder, Measured
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Source, Stored, Task, find_benchmark
 from paraclip_core.evaluation.options import BenchmarkOptions
-from paraclip_core.evaluation.published import archives, beside
+from paraclip_core.evaluation.published import archives, files_in
 from paraclip_core.options import LONGEST_NAME
 
 UNSAFE = set('/\\:*?"<>|\0')
@@ -62,7 +62,7 @@ def source_files(kind: str, path: Path, split: str | None = None, images: Path |
     """Every file that the benchmark reads; `split` and `images` as in :class:`Source`."""
     _need(path)
     files = find_benchmark(kind).files
-    inside = beside(path) if files is None else files(path, split)
+    inside = files_in(path) if files is None else files(path, split)
     if images is None:
         return inside
     _need(images)

@@ -117,7 +117,7 @@ def images_beside(path: Path) -> Path | None:
     return folder if any(p.suffix.lower() in PICTURES for p in folder.iterdir()) else None
 
 
-def beside(path: Path) -> list[Path]:
+def files_in(path: Path) -> list[Path]:
     """All files that a benchmark at `path` reads: the file and its images, or everything in the folder."""
     files = [path] if path.is_file() else []
     for place in filter(None, (path if path.is_dir() else None, images_beside(path))):
@@ -237,7 +237,7 @@ def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
 
 def captioned_files(path: Path, split: str | None) -> list[Path]:
     """Every file that :func:`captioned_images` reads."""
-    return picture_files(path, split) or beside(path)
+    return picture_files(path, split) or files_in(path)
 
 
 def captions_file(path: Path) -> Path:

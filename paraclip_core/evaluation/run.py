@@ -13,7 +13,7 @@ from paraclip_core.evaluation.compare import Comparison, Outcome, compare
 from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.progress import Fact, Progress, silent
 
 OutcomeCache = Callable[[str, str, Callable[[], Measured]], Measured]
@@ -59,7 +59,7 @@ def compare_models(
     tasks: list[Prepared] = []
     skipped: dict[str, str] = {}
     for benchmark in benchmarks:
-        path, images = (None if at is None else user_path(at) for at in (benchmark.path, benchmark.images))
+        path, images = (None if at is None else expand(at) for at in (benchmark.path, benchmark.images))
         if reason := left_out(benchmark, path, images):
             skipped[benchmark.name] = reason
         else:

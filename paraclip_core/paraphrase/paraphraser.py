@@ -121,7 +121,7 @@ class Paraphraser:
         return make_engine(self.options, self.context)
 
 
-def unguarded(options: ParaphraseOptions) -> str | None:
+def unfiltered_warning(options: ParaphraseOptions) -> str | None:
     """The warning if the filters are off for the answers of a language model; None otherwise."""
     paraphraser = Paraphraser(options)
     if paraphraser.filters.preset != "off" or not paraphraser.facts.asks:

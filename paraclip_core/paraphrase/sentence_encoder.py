@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paraclip_core.errors import ConfigError, EngineError
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.text_safety import one_line
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def model_identity(name: str) -> str:
     if not name:
         packaged_folder()
         return f"{PACKAGE} {version(PACKAGE)}"
-    folder = user_path(name)
+    folder = expand(name)
     if not folder.is_dir():
         return name
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -146,7 +146,7 @@ def _files_hash(files: tuple[tuple[Path, int], ...]) -> str:
 
 
 def _place(name: str) -> str:
-    return str(user_path(name)) if user_path(name).is_dir() else name
+    return str(expand(name)) if expand(name).is_dir() else name
 
 
 def _load(name: str, device: str) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from paraclip.tasks.channels import check_run_name, record_result
 from paraclip.tasks.results import Result, stage_row
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.ingest import need_rows
 from paraclip_core.errors import ConfigError, ParaclipError

@@ -20,7 +20,7 @@ from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.options import import_path
 from paraclip_core.paraphrase.engines import EngineContext
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.progress import Progress, silent
 from paraclip_core.training.trackers import check_trackers
 
@@ -112,7 +112,7 @@ class Stage:
     trains: bool = False
     """It trains a model."""
 
-    def carry_out(self, ctx: StageContext) -> dict[str, Any]:
+    def call(self, ctx: StageContext) -> dict[str, Any]:
         """Call the body; returns the metrics."""
         body = import_path(self.body, f"stage {self.name}", "a function") if isinstance(self.body, str) else self.body
         return body(ctx)
@@ -269,4 +269,4 @@ def software_versions() -> dict[str, str]:
 
 def input_path(settings: Settings, path: str) -> Path:
     """A user's path, relative to `data.root`."""
-    return user_path(settings.data.root) / user_path(path)
+    return expand(settings.data.root) / expand(path)

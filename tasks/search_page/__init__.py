@@ -34,7 +34,7 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.training.alpha import interpolate
 from paraclip_core.training.process import free_memory
 
@@ -191,7 +191,7 @@ class Catalogue:
             raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
         images, name = place
         if images not in self._archives:
-            self._archives[images] = ImageArchive(user_path(images) if self._scenes is None else self._scenes / images)
+            self._archives[images] = ImageArchive(expand(images) if self._scenes is None else self._scenes / images)
         return self._archives[images], name
 
 

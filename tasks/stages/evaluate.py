@@ -35,7 +35,7 @@ from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, pr
 from paraclip_core.evaluation.result import Provenance, result_json
 from paraclip_core.evaluation.run import Evaluation, OutcomeCache, Outcomes, evaluate, measure, paired
 from paraclip_core.options import meaning, module_source
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.tables import text_hash
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
     """Whether the path lies in the rendered scenes: that of a benchmark about images does, where scenes are set."""
     if settings.data.scenes is None or benchmark.path is None:
         return False
-    return find_benchmark(benchmark.kind).searches_images and not user_path(benchmark.path).is_absolute()
+    return find_benchmark(benchmark.kind).searches_images and not expand(benchmark.path).is_absolute()
 
 
 def _place(settings: Settings, path: str | None) -> Path | None:

@@ -23,12 +23,12 @@ from paraclip_core.captions.counts import Counts, Outcome, listed_reasons
 from paraclip_core.captions.formats import need_file, own_reader_source
 from paraclip_core.captions.keys import KeySet, text_keys
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
-from paraclip_core.captions.sources import SourceFile, expand, read_source
+from paraclip_core.captions.sources import SourceFile, list_files, read_source
 from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.options import meaning
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -94,7 +94,7 @@ def need_rows(run: Run) -> None:
     except ArtifactError:
         # `plan` lists it as damaged, and the stage refuses it.
         return
-    for file in expand(input_path(settings, "."), settings.data.sources, user_path(settings.run.root)):
+    for file in list_files(input_path(settings, "."), settings.data.sources, expand(settings.run.root)):
         try:
             if any(len(batch) or batch.rejects for batch in read_source(file)):
                 return
@@ -118,7 +118,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
     """
     settings = run.settings
     with _source_root(run) as root:
-        files = expand(root, settings.data.sources, user_path(settings.run.root))
+        files = list_files(root, settings.data.sources, expand(settings.run.root))
         pipeline = CaptionPipeline(settings.data, files)
         for file in files:
             yield from pipeline.run(file)
@@ -127,7 +127,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
 def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
     root = input_path(ctx.settings, ".") if scenes is None else scenes
-    files = expand(root, ctx.settings.data.sources, user_path(ctx.settings.run.root))
+    files = list_files(root, ctx.settings.data.sources, expand(ctx.settings.run.root))
     pipeline = CaptionPipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):
@@ -221,7 +221,7 @@ def _sources(run: Run) -> Mapping[str, str]:
     if settings.data.scenes is not None:
         return {}
     contents = {}
-    for file in expand(input_path(settings, "."), settings.data.sources, user_path(settings.run.root)):
+    for file in list_files(input_path(settings, "."), settings.data.sources, expand(settings.run.root)):
         try:
             need_file(file.path)
             contents[file.name] = run.hashes.of([file.path])[str(file.path)]

@@ -33,7 +33,7 @@ from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sending import Counts, RequestSender
 from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, StepTables, source_column
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 from paraclip_core.progress import Progress
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from paraclip_core.text_safety import one_line
@@ -259,7 +259,7 @@ def _sources(run: Run) -> Mapping[str, str]:
     paraphraser = run.paraphraser
     filters, hashes = paraphraser.filters, run.hashes
     sources = {f"filter {path}": text_hash(code.hex()).hex() for path, code in extra_filters_source(filters).items()}
-    if filters_of(filters).meaning and filters.encoder and (folder := user_path(filters.encoder)).is_dir():
+    if filters_of(filters).meaning and filters.encoder and (folder := expand(filters.encoder)).is_dir():
         sources["encoder"] = hashes.of_folder(folder)
     if not paraphraser.facts.asks:
         # Raises an error if the options have no path.

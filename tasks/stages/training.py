@@ -30,7 +30,7 @@ def _of_control(settings: Settings) -> Settings:
 
 
 def _control(ctx: StageContext) -> dict[str, Any]:
-    return FINETUNE.carry_out(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
+    return FINETUNE.call(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
 
 
 BUILT_IN_BASE = Stage(

@@ -103,7 +103,7 @@ def test_a_cut_off_run_is_crashed_and_its_retry_goes_on(
     assert services.state(run) == "Crashed"
     services.retry(run)
     services.complete(run)
-    starts = [line for line in services.log().splitlines() if "paraclip.tasks.run.dag - finetune " in line]
+    starts = [line for line in services.log().splitlines() if "paraclip.tasks.run.execute - finetune " in line]
     assert starts[-1].endswith("goes on"), "the training began anew"
 
 

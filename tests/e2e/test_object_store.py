@@ -15,7 +15,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
-from paraclip.tasks.run.dag import carry_out, run_stage
+from paraclip.tasks.run.execute import execute, run_stage
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
@@ -131,7 +131,7 @@ def test_a_lost_machine_is_followed_from_the_last_checkpoint_that_it_pushed(
 
     def carried(store: ArtifactStore) -> Artifact:
         stage = Stage("long", 1, lambda _: (), lambda _: {}, body)
-        return carry_out(stage, Draft("long", "0" * 32, 1, {}, {}), Run(Settings(), store), {})
+        return execute(stage, Draft("long", "0" * 32, 1, {}, {}), Run(Settings(), store), {})
 
     one = machine("one")
     with pytest.raises(KeyboardInterrupt):

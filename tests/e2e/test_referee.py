@@ -35,7 +35,7 @@ from openai_server import OpenAIServer  # noqa: E402  # pyright: ignore[reportMi
 from tiny_run import served, tiny_run, written  # noqa: E402  # pyright: ignore[reportMissingImports]  # as above
 
 from paraclip.storage.artifacts import Draft  # noqa: E402  # as above
-from paraclip.tasks.run.dag import carry_out, run_stage  # noqa: E402  # as above
+from paraclip.tasks.run.execute import execute, run_stage  # noqa: E402  # as above
 from paraclip.tasks.run.run import Run  # noqa: E402  # as above
 from paraclip.tasks.stages.report import REPORT  # noqa: E402  # as above
 from paraclip_core import tables  # noqa: E402  # as above
@@ -102,16 +102,16 @@ def flow_of(settings: Settings) -> Any:
         return pipeline(settings=settings)
 
 
-def carry_out_here(draft: Draft, run: Run, inputs: Any, progress: Any) -> Any:
+def execute_here(draft: Draft, run: Run, inputs: Any, progress: Any) -> Any:
     """What `run_in_child` does, here."""
-    return carry_out(run.stages[draft.stage], draft, run, inputs, progress)
+    return execute(run.stages[draft.stage], draft, run, inputs, progress)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The tiny run, as a flow whose stages share this process, which saves starting one for each."""
     with OpenAIServer() as server, pytest.MonkeyPatch.context() as patched:
-        patched.setattr("paraclip.tasks.run.dag.run_in_child", carry_out_here)
+        patched.setattr("paraclip.tasks.run.execute.run_in_child", execute_here)
         server.answer = written
         settings = tiny_settings(tmp_path_factory.mktemp("finished") / "root", server.url)
         outcome = flow_of(settings)
@@ -204,7 +204,7 @@ def report(finished: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
     pq.write_table(table, inputs["paraphrase_1"].path / "rejects" / "part-99999.parquet")
     pages = []
     for name in "ab":
-        artifact = carry_out(REPORT, Draft("report", f"{name:0<64}", 1, {}, {}), run, inputs)
+        artifact = execute(REPORT, Draft("report", f"{name:0<64}", 1, {}, {}), run, inputs)
         assert artifact.manifest.metrics["thumbnails"] > 10
         pages.append(artifact.path / "report.html")
     assert pages[0].read_bytes() == pages[1].read_bytes()

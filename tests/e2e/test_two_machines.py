@@ -28,7 +28,7 @@ CAPTIONS, CHUNK = 120, 4
 STAGE = """
 import json, sys, time
 from paraclip_core.settings import parse_settings
-from paraclip.tasks.run.dag import Run, run_stage
+from paraclip.tasks.run.execute import Run, run_stage
 run = Run(parse_settings(json.loads(sys.argv[1])))
 print("starts", flush=True)
 for name in ("ingest", "paraphrase_1"):

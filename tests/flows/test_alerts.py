@@ -75,7 +75,7 @@ def wait_for(posted: Posted, event: str) -> dict[str, Any]:
     return eventually(lambda: next((m for m in list(posted) if m.get("event") == f"paraclip.{event}"), None), event)
 
 
-def test_a_night_is_told(
+def test_a_night_is_reported(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect.client.orchestration import get_client
@@ -180,7 +180,7 @@ def _a_night(
 
 
 @pytest.mark.nightly  # it waits for the server's clock, which a busy machine delays
-def test_what_a_run_cannot_tell_itself_is_told(
+def test_what_a_run_cannot_tell_itself_is_reported(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect import get_client, tags
@@ -315,7 +315,7 @@ def tags_of(state: Any) -> set[str]:
         return set(client.read_flow_run(state.state_details.flow_run_id).tags)
 
 
-def test_a_rollback_by_hand_is_told(
+def test_a_rollback_by_hand_is_reported(
     finished_run: Callable[..., Any],
     receiver: tuple[str, Posted],
     server: str,
@@ -346,11 +346,11 @@ def test_a_rollback_by_hand_is_told(
     assert runs[0].store.channel("production")["fingerprint"] == oldest
 
 
-def test_a_cap_that_is_near_is_told_once_a_run(receiver: tuple[str, Posted]) -> None:
+def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted]) -> None:
     from prefect import flow
 
     from paraclip.flows.alerts import pass_on
-    from paraclip.tasks.publish import near_cap
+    from paraclip.tasks.prefect_ui import near_cap
 
     @flow
     def spend() -> None:

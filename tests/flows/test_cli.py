@@ -95,11 +95,11 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
     config = str(finished_run().config)
     started: list[int] = []
 
-    def carry_out(settings: Any) -> Any:
+    def execute(settings: Any) -> Any:
         started.append(settings.finetune.seed)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paraclip.flows.commands.run._carry_out", carry_out)
+    monkeypatch.setattr("paraclip.flows.commands.run._carry_out", execute)
     cli(["run", "-c", config, "--from", "finetune"])
     for stage in ("features", "built_in_base", "finetune"):
         cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage], code=130)
@@ -297,7 +297,7 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder
         ([*PAIR, "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
     ],
 )
-def test_wrong_options_are_told_before_anything_is_measured(
+def test_wrong_options_are_reported_before_anything_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, options: list[str], message: str
 ) -> None:
     monkeypatch.chdir(_write(tmp_path / "here"))

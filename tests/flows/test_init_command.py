@@ -181,7 +181,7 @@ def test_a_linked_folder_of_images_is_seen(data: Path, cli: Any, facts: Any) -> 
 
 
 @pytest.mark.parametrize("twice", [False, True], ids=["shared images", "repeated rows"])
-def test_validation_rows_that_share_images_with_training_are_told_and_refused(
+def test_validation_rows_that_share_images_with_training_are_reported_and_refused(
     data: Path, cli: Any, facts: Any, twice: bool
 ) -> None:
     rows = [[*row, "train" if twice or n % 4 == 0 else "val"] for n, row in enumerate(captions(60))]

@@ -16,7 +16,7 @@ import yaml
 from tiny_run import tiny_run  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.settings import load_settings
 
@@ -199,7 +199,7 @@ def test_the_plan_knows_them_and_their_code(own_parts: Path, cli: Any) -> None:
         ("run.stages", "[my_parts:OTHER]"),
     ],
 )
-def test_a_part_that_is_not_there_is_told_before_anything_runs(
+def test_a_part_that_is_not_there_is_reported_before_anything_runs(
     option: str, value: str, own_parts: Path, cli: Any
 ) -> None:
     for command in ("plan", "run"):

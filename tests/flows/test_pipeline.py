@@ -174,7 +174,7 @@ def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finis
     assert ended == {"left-1": "Crashed", "left-2": "Completed"}
 
 
-def test_a_tracker_that_is_missing_is_told_before_anything_runs(
+def test_a_tracker_that_is_missing_is_reported_before_anything_runs(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from paraclip.flows.pipeline import pipeline

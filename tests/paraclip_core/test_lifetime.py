@@ -40,7 +40,7 @@ def left_by_a_killed_process(place: Path) -> Path:
     return path
 
 
-def test_no_room_is_told_and_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_room_is_reported_and_leaves_nothing(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device", str(place))
 

@@ -51,7 +51,7 @@ def held(path: Path, seconds: float) -> Iterator[subprocess.Popen[str]]:
         yield child
 
 
-def test_waiting_is_told_and_can_be_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_waiting_is_reported_and_can_be_given_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def enough() -> None:
         if f"waiting for process {os.getpid()} on " in caplog.text:
             raise KeyboardInterrupt
@@ -78,7 +78,7 @@ def test_a_living_owner_is_named_and_a_killed_one_followed_at_once(tmp_path: Pat
             assert time.monotonic() - started < AT_ONCE
 
 
-def test_whoever_holds_it_is_told_and_no_one_else(tmp_path: Path) -> None:
+def test_whoever_holds_it_is_reported_and_no_one_else(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     assert living_owner(path) is None
     with lock(path, info={"reads": {"ingest": "0123"}}):
@@ -132,7 +132,7 @@ def descriptors_of(path: Path) -> list[int]:
     return [number for number, link in links if link.exists() and link.samefile(path)]
 
 
-def test_a_folder_without_flock_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_flock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without(*_: object) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 

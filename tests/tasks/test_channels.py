@@ -27,7 +27,7 @@ from paraclip.tasks.channels import (
     rollback,
     withdrawn,
 )
-from paraclip.tasks.publish import in_flow_run
+from paraclip.tasks.prefect_ui import in_flow_run
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
 
 A, B, C, D, E = (letter * 32 for letter in "abcde")

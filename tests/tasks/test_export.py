@@ -185,7 +185,7 @@ def test_an_index_stays_valid(tmp_path: Path, pictures: Path, capsys: Capture) -
     assert code == 1 and [check["valid"] for check in json.loads(text)["checks"]] == [True, True, True, False]
 
 
-def test_what_cannot_be_verified_is_told(tmp_path: Path, pictures: Path) -> None:
+def test_what_cannot_be_verified_is_reported(tmp_path: Path, pictures: Path) -> None:
     save_release(_model(), tmp_path / "base", "card")
     (tmp_path / "none").mkdir()
     (tmp_path / "empty.npy").touch()

@@ -17,7 +17,7 @@ from paraclip.storage.locks import lock
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks.channels import BY_PROMOTION, moved, rollback
 from paraclip.tasks.gc import Collected, collect, remove
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.config import Settings
 
@@ -86,7 +86,7 @@ def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
         return {"read": (context.inputs["second"].path / "made.txt").read_text()}
 
     stage = Stage("third", 1, lambda settings: ("second",), lambda settings: {}, body)
-    done = carry_out(stage, THIRD, Run(Settings(), store), {"second": second})
+    done = execute(stage, THIRD, Run(Settings(), store), {"second": second})
     assert done.manifest.metrics == {"read": "second"}
     assert [item.fingerprint for item in seen[0].garbage] == ["e" * 32] and not idle.path.exists()
     # What the input was made from stays with it, or its lineage would end there.

@@ -133,10 +133,10 @@ import sys
 from pathlib import Path
 from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.sources import list_files
 for place in sys.argv[1:]:
     data = DataOptions(sources=[SourceOptions(path=place)])
-    files = expand(Path(), data.sources)
+    files = list_files(Path(), data.sources)
     rows = [outcome.accepted.num_rows for file in files for outcome in CaptionPipeline(data, files).run(file)]
     print(files[0].name, *rows)
 """

@@ -13,7 +13,7 @@ import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, differences, estimate, plan_run
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import ingested_captions
 from paraclip.tasks.steps_left import StepLeft
@@ -265,7 +265,7 @@ def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
 
 
 @pytest.mark.parametrize(("cap", "stopped"), [(2, [False, False]), (1.07, [False, True]), (1, [True, True])])
-def test_the_spending_cap_is_told_before_it_stops_a_step(
+def test_the_spending_cap_is_reported_before_it_stops_a_step(
     cap: float, stopped: list[bool], counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step is to cost 0.06, after the 1 that was spent before."""

@@ -25,7 +25,7 @@ from paraclip.tasks.channels import BY_PROMOTION, BY_ROLLBACK, check_channel, hi
 from paraclip.tasks.models import reference_sources
 from paraclip.tasks.promotion import decide
 from paraclip.tasks.results import Result
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
 from paraclip_core.clip.built_in import built_in_clip

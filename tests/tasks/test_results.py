@@ -25,7 +25,7 @@ def test_rejects_and_their_reasons(rejected: Any, total: int, reasons: list[tupl
     assert (row["rejected"], list(row["reasons"].items())) == (total, reasons)
 
 
-def test_a_model_that_stayed_as_it_was_is_told() -> None:
+def test_a_model_that_stayed_as_it_was_is_reported() -> None:
     note = untuned({"alpha": 0.0, "steps": 2, "rows": 98})
     assert note is not None
     for part in ("tuned is the base itself", "2 steps over 98 rows", "finetune.epochs"):
@@ -38,7 +38,7 @@ def test_a_model_that_stayed_as_it_was_is_told() -> None:
     ("pairs", "images", "grid", "few"),
     [(18, 17, (0.5, 1), True), (3000, 600, (0.5, 1), False), (0, 40, (0.5, 1), False), (18, 17, (1,), False)],
 )
-def test_an_alpha_that_few_pairs_chose_is_told(
+def test_an_alpha_that_few_pairs_chose_is_reported(
     tmp_path: Path, pairs: int, images: int, grid: tuple[float, ...], few: bool
 ) -> None:
     metrics: dict[str, Any] = {"finetune": {"validation_pairs": pairs, "validation_images": images}}

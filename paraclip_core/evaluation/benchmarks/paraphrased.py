@@ -233,7 +233,7 @@ PARAPHRASED_RETRIEVAL = Benchmark(
         *recalls("paraphrased_query_text_to_image_recall", "paraphrased query → image recall"),
     ),
     load=load,
-    files=lambda path, split: published.beside(path) if pairs_files(path) else captioned_files(path, split),
+    files=lambda path, split: published.files_in(path) if pairs_files(path) else captioned_files(path, split),
     aliases=("paraphrased_queries", "pairs", "coco-p"),
     searches_images=True,
     searches_stored=True,

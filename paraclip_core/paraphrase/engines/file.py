@@ -34,7 +34,7 @@ from paraclip_core.paraphrase.engines import (
     SamplingOptions,
 )
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class FileEngine:
     )
 
     def __init__(self, options: EngineOptions[FileEngineOptions], context: EngineContext) -> None:
-        self._path = user_path(context.data_root) / user_path(options.options.path)
+        self._path = expand(context.data_root) / expand(options.options.path)
         self._answers: dict[int, dict[str, list[str]]] | None = None
         self._model = ""
 

@@ -27,7 +27,7 @@ from paraclip_core.paraphrase.engines import (
     SamplingOptions,
     local_model,
 )
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, options: EngineOptions[str], context: EngineContext) -> None:
-        self._path = user_path(options.model) if options.model else None
+        self._path = expand(options.model) if options.model else None
         self._precision, self._hash_files = options.options, context.hash_files
         self._model = ""
         self._pipeline: Any = None

@@ -37,7 +37,7 @@ from paraclip_core.paraphrase.engines import (
     local_model,
 )
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions, RefusedError
-from paraclip_core.paths import user_path
+from paraclip_core.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, options: EngineOptions[VllmOptions], context: EngineContext) -> None:
-        folder = user_path(options.model)
+        folder = expand(options.model)
         # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._python_option, self._chunk = options.model, options.options.python, options.chunk
@@ -174,7 +174,7 @@ class VllmEngine:
 
     def _python(self) -> str:
         chosen = self._python_option
-        python = shutil.which(str(user_path(chosen))) if chosen else sys.executable
+        python = shutil.which(str(expand(chosen))) if chosen else sys.executable
         if python is None:
             raise ConfigError(f"paraphrase.vllm.python: {chosen} cannot be run; expected a Python interpreter")
         return python

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from paraclip_core.captions.formats import detect, own_reader_source, read
 from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.sources import list_files
 from paraclip_core.errors import ConfigError, InputError
 
 KARPATHY = json.dumps({"images": [{"filename": "1.jpg", "sentences": [{"raw": "a dog"}]}]})
@@ -91,7 +91,7 @@ def test_a_reader_of_ones_own(own: Path) -> None:
     (own / ".hidden").write_text("5 = a cow\n")
     source = SourceOptions(path=".", format="my_reader_of_lists:read", images="pictures.tar", split="val")
     data = DataOptions(sources=(source,), on_error="skip")
-    files = expand(own, data.sources)
+    files = list_files(own, data.sources)
     assert [(file.name, file.form, file.images) for file in files] == [
         ("a.list", "my_reader_of_lists:read", "pictures.tar"), ("b.csv", "my_reader_of_lists:read", "pictures.tar")
     ]  # fmt: skip
@@ -109,13 +109,13 @@ def test_a_reader_of_ones_own(own: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["no_such_module:read", "my_reader_of_lists:nothing", "my_reader_of_lists:other"])
-def test_a_reader_that_cannot_be_used_is_told(own: Path, path: str) -> None:
+def test_a_reader_that_cannot_be_used_is_reported(own: Path, path: str) -> None:
     (own / "a.list").write_text("1 = a dog\n")
     with pytest.raises(ConfigError, match=rf"format={path} cannot be used: .*package\.module:function"):
         list(read(own / "a.list", SourceOptions(path="x", format=path), path))
 
 
-def test_every_format_has_a_reader_and_any_other_is_told() -> None:
+def test_every_format_has_a_reader_and_any_other_is_reported() -> None:
     for name in ("excel", "a:", ":b", "a b:c"):
         with pytest.raises(ValidationError, match=r"is no format; expected auto, parquet, .* package\.module:function"):
             SourceOptions(path="x", format=name)

@@ -19,14 +19,14 @@ from paraclip_core.captions import rows as row_module
 from paraclip_core.captions.columns import ColumnNames
 from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.captions.pipeline import CaptionPipeline
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.sources import list_files
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import ConfigError, InputError
 
 
 def run(root: Path, *sources: SourceOptions, **options: Any) -> tuple[pa.Table, pa.Table, CaptionPipeline]:
     data = DataOptions(sources=sources, **options)
-    files = expand(root, data.sources)
+    files = list_files(root, data.sources)
     pipeline = CaptionPipeline(data, files)
     outcomes = [outcome for file in files for outcome in pipeline.run(file)]
     accepted = pa.Table.from_batches([outcome.accepted for outcome in outcomes], tables.CAPTIONS)
@@ -152,7 +152,7 @@ def test_pictures_that_share_an_id_without_being_one(tmp_path: Path) -> None:
     assert "name the column of pictures in data.sources[].columns.image" in rejects["detail"][0].as_py()
     assert pipeline.images == 2
     # They clash after a restart, too.
-    files = expand(tmp_path, sources)
+    files = list_files(tmp_path, sources)
     first, resumed = (CaptionPipeline(DataOptions(sources=tuple(sources)), files) for _ in range(2))
     resumed.restore(next(first.run(files[0])).accepted)
     assert next(resumed.run(files[1])).accepted.column("caption").to_pylist() == ["my dog", "a lynx"]
@@ -185,7 +185,7 @@ def test_a_row_without_a_split_follows_its_image(tmp_path: Path) -> None:
     sources = [SourceOptions(path=path.name, images="pics") for path in (main, feedback)]
     accepted, _, _ = run(tmp_path, *sources)
     assert accepted["split"].to_pylist() == ["val", "test", "val", "test", "train", "train"]
-    files = expand(tmp_path, sources)
+    files = list_files(tmp_path, sources)
     resumed = CaptionPipeline(DataOptions(sources=tuple(sources)), files)
     resumed.restore(pa.RecordBatch.from_pylist(accepted.slice(0, 2).to_pylist(), accepted.schema))
     again = [outcome.accepted for outcome in resumed.run(files[1])]
@@ -215,7 +215,7 @@ def test_restoring_is_as_having_read(tmp_path: Path) -> None:
     jsonl(tmp_path / "b.jsonl", *({"image": str(n % 9), "caption": f"dog {n % 40}"} for n in range(100)))
     sources = (SourceOptions(path="a.jsonl", images="a"), SourceOptions(path="b.jsonl", images="b"))
     data = DataOptions(sources=sources)
-    files = expand(tmp_path, sources)
+    files = list_files(tmp_path, sources)
     whole, again = CaptionPipeline(data, files), CaptionPipeline(data, files)
     for outcome in whole.run(files[0]):
         again.restore(outcome.accepted)

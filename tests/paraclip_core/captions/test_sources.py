@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from paraclip_core.captions.options import SourceOptions
-from paraclip_core.captions.sources import expand
+from paraclip_core.captions.sources import list_files
 from paraclip_core.errors import ConfigError
 
 
 def names(root: Path, **options: str) -> list[tuple[str, str, str | None]]:
-    return [(f.name, f.form, f.images) for f in expand(root, [SourceOptions.model_validate(options)])]
+    return [(f.name, f.form, f.images) for f in list_files(root, [SourceOptions.model_validate(options)])]
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_parquet_that_holds_its_images(tmp_path: Path) -> None:
     for name in ("train-00000-of-00001", "validation-00000-of-00002-0f3a", "minitrain-00000-of-00001", "test"):
         pq.write_table(inside, tmp_path / f"{name}.parquet")
     pq.write_table(pa.table({"caption": ["a dog"]}), tmp_path / "test-00000-of-00001.parquet")
-    files = {file.name: file for file in expand(tmp_path, [SourceOptions(path=".")])}
+    files = {file.name: file for file in list_files(tmp_path, [SourceOptions(path=".")])}
     assert {name: (file.images, file.split) for name, file in files.items()} == {
         "minitrain-00000-of-00001.parquet": ("minitrain-00000-of-00001.parquet", "train"),
         "test-00000-of-00001.parquet": (None, "train"),
@@ -50,7 +50,7 @@ def test_parquet_that_holds_its_images(tmp_path: Path) -> None:
         "train-00000-of-00001.parquet": ("train-00000-of-00001.parquet", "train"),
         "validation-00000-of-00002-0f3a.parquet": ("validation-00000-of-00002-0f3a.parquet", "val"),
     }
-    (named,) = expand(tmp_path, [SourceOptions(path="validation-00000-of-00002-0f3a.parquet", split="test")])
+    (named,) = list_files(tmp_path, [SourceOptions(path="validation-00000-of-00002-0f3a.parquet", split="test")])
     assert named.split == "test"
     assert names(tmp_path, path="test.parquet", images="pics") == [("test.parquet", "parquet", "pics")]
 
@@ -60,9 +60,9 @@ def test_a_root_among_the_captions_is_not_read(tmp_path: Path) -> None:
     for name in ("a.csv", "runs/b.jsonl", "runs/artifacts/c.parquet", "runs/d.txt"):
         (tmp_path / name).touch()
     source = SourceOptions(path=".")
-    assert [file.name for file in expand(tmp_path, [source], tmp_path / "runs")] == ["a.csv"]
+    assert [file.name for file in list_files(tmp_path, [source], tmp_path / "runs")] == ["a.csv"]
     inside = SourceOptions(path="runs/artifacts")
-    assert len(expand(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
+    assert len(list_files(tmp_path, [inside], tmp_path / "runs")) == 1, "what is named itself is read"
 
 
 def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) ->
     for name in ("nope.csv", "empty"):
         assert names(tmp_path, path=name) == [(name, "unknown", None)]
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
-        expand(tmp_path, [])
+        list_files(tmp_path, [])
     # Texts are read only where there is nothing else.
     for name in ("b.txt", "a.txt", "readme.txt"):
         (tmp_path / name).write_text("a dog")

@@ -95,14 +95,14 @@ def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("keep", [200, 700, 1536, 2000, 3072])
-def test_a_tar_cut_short_is_told(tmp_path: Path, keep: int) -> None:
+def test_a_tar_cut_short_is_reported(tmp_path: Path, keep: int) -> None:
     whole = _tar(tmp_path / "x.tar", [("a.bin", b"x" * 600), ("b.bin", b"y" * 900)]).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[:keep])
     with pytest.raises(InputError, match=r"cut\.tar is not a whole"):
         ImageArchive(tmp_path / "cut.tar")
 
 
-def test_what_is_no_plain_tar_is_told(tmp_path: Path) -> None:
+def test_what_is_no_plain_tar_is_reported(tmp_path: Path) -> None:
     (tmp_path / "text.tar").write_bytes(b"hello " * 500)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "text.tar", "a")
@@ -223,7 +223,7 @@ def test_which_column_holds_the_pictures(tmp_path: Path) -> None:
     assert not holds_pictures(tmp_path / "no.parquet") and not holds_pictures(tmp_path / "absent.parquet")
 
 
-def test_what_holds_no_pictures_or_is_damaged_is_told(tmp_path: Path) -> None:
+def test_what_holds_no_pictures_or_is_damaged_is_reported(tmp_path: Path) -> None:
     path = _written(tmp_path / "a.parquet", ROWS, {"text": ["a dog"] * ROWS, "n": list(range(ROWS))})
     with pytest.raises(InputError, match=r"no column of pictures.*it has 'text' \(string\), 'n' \(int64\)"):
         ImageArchive(path)
@@ -271,7 +271,7 @@ IMPOSSIBLE = {
 
 
 @pytest.mark.parametrize("what", IMPOSSIBLE)
-def test_an_impossible_header_is_told(tmp_path: Path, what: str) -> None:
+def test_an_impossible_header_is_reported(tmp_path: Path, what: str) -> None:
     path = tmp_path / "a.tar"
     path.write_bytes(FIRST + IMPOSSIBLE[what] + LAST)
     with pytest.raises(InputError, match=r"a\.tar is not a whole, uncompressed tar file"):

@@ -83,7 +83,7 @@ def test_unknown_names_and_activations_are_refused(
 
 
 @pytest.mark.parametrize("reference", ["ViT-B-32:laion400m_e32", "hf-hub:laion/no-such-model"])
-def test_offline_is_told(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_is_reported(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise OSError("no route to host")
 
@@ -157,7 +157,9 @@ def test_checkpoints_of_training_scripts(known: ClipModel, tmp_path: Path) -> No
             assert torch.equal(clip.model.state_dict()[name], tensor), name
 
 
-def test_weights_that_are_no_numbers_or_of_another_model_are_told(known: ClipModel, tmp_path: Path, tiny: Tiny) -> None:
+def test_weights_that_are_no_numbers_or_of_another_model_are_reported(
+    known: ClipModel, tmp_path: Path, tiny: Tiny
+) -> None:
     tensors = dict(known.model.state_dict())
     tensors["ln_final.weight"] = torch.full_like(tensors["ln_final.weight"], float("nan"))
     save_file(tensors, tmp_path / "w.safetensors")
@@ -227,7 +229,7 @@ def test_hostile_files_are_not_run(known: ClipModel, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
-def test_damaged_files_are_told(known: ClipModel, tmp_path: Path) -> None:
+def test_damaged_files_are_reported(known: ClipModel, tmp_path: Path) -> None:
     torch.save({"state_dict": known.model.state_dict()}, tmp_path / "w.pt")
     save_file(known.model.state_dict(), tmp_path / "w.safetensors")
     for name in ("w.pt", "w.safetensors"):

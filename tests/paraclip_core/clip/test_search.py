@@ -45,7 +45,7 @@ def test_as_sorting_all_scores_does(held: int, seed: int, count: int, k: int) ->
     assert np.array_equal(scores, np.take_along_axis(queries @ features.T, expected, 1))
 
 
-def test_features_of_another_model_or_not_finite_are_told(tiny: Callable[..., ClipModel]) -> None:
+def test_features_of_another_model_or_not_finite_are_reported(tiny: Callable[..., ClipModel]) -> None:
     with pytest.raises(ModelError, match="another image encoder"):
         search(tiny(), Searcher(np.zeros((2, 8), np.float16), ["a", "b"]), ["x"])
     features = np.ones((3, 4), np.float32)

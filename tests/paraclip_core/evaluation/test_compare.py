@@ -93,7 +93,7 @@ def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
     assert verdict == "hold" and why.endswith("+2.00 [+1.50, +2.50] lies above zero")
 
 
-def test_what_a_gate_needs_is_told() -> None:
+def test_what_a_gate_needs_is_reported() -> None:
     notes = apply_gate([GAIN], GateRule())[2]
     assert notes == [
         f"the rule on {rule} was not applied: it was not measured" for rule in (f"retrieval/{RECALL}", "sts/spearman")

@@ -57,7 +57,7 @@ def test_real_coco_files(data_root: Path) -> None:
     assert [one.encoded_images for one in (encoder, twin, other)] == [33, 0, 33]
 
 
-def test_the_test_split_comes_first_and_several_candidates_are_told(tmp_path: Path) -> None:
+def test_the_test_split_comes_first_and_several_candidates_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "dataset_x.json"
     path.write_text(karpathy("train", "val", "test", "restval"))
     assert published.load_captions(path).image_ids == ["2.jpg", "2.jpg"]
@@ -125,7 +125,7 @@ def test_images_beside_the_captions(tmp_path: Path) -> None:
     (tmp_path / "images" / "a.jpg").touch()
     (tmp_path / "mine.tar").unlink()
     assert published.image_names(tmp_path / "images", ids) == {"a.jpg": "a.jpg", "b": "b.png"}
-    assert published.beside(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
+    assert published.files_in(path) == [tmp_path / "images" / "a.jpg", tmp_path / "images" / "b.png", path]
 
 
 def test_an_image_is_not_taken_for_another_of_its_name(tmp_path: Path) -> None:
@@ -161,11 +161,11 @@ def test_what_else_lies_beside_loose_images_is_not_read(tmp_path: Path) -> None:
     for file in (path, log, tmp_path / "a.JPG", tmp_path / "more.tif"):
         file.touch()
     assert published.images_beside(path) == tmp_path
-    assert published.beside(path) == [tmp_path / "a.JPG", tmp_path / "more.tif", path]
+    assert published.files_in(path) == [tmp_path / "a.JPG", tmp_path / "more.tif", path]
 
 
 @pytest.mark.parametrize("kind", ["sts", "retrieval", "paraphrased_retrieval"])
-def test_a_pipe_is_told_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_a_pipe_is_reported_and_not_waited_for(tmp_path: Path, kind: str) -> None:
     os.mkfifo(tmp_path / "pairs.parquet")
     benchmark = BenchmarkOptions.model_validate({"name": "b", "kind": kind, "path": "pairs.parquet"})
     with pytest.raises(BenchmarkError, match=r"benchmark 'b': .*pairs\.parquet is a pipe or a device"):
@@ -266,13 +266,13 @@ def test_other_formats_go_first(tmp_path: Path) -> None:
         ([1], {"caption": ["a"], "split": ["train"]}),
     ],
 )
-def test_what_cannot_be_measured_is_told(tmp_path: Path, numbers: list, columns: dict) -> None:
+def test_what_cannot_be_measured_is_reported(tmp_path: Path, numbers: list, columns: dict) -> None:
     path = write(tmp_path / "a.parquet", numbers, **columns)
     with pytest.raises(BenchmarkError, match=r"benchmark 'x': .*a\.parquet"):
         prepare(BenchmarkOptions(name="x", kind="retrieval"), path)
 
 
-def test_files_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+def test_files_that_cannot_be_used_are_reported(tmp_path: Path) -> None:
     train = write(tmp_path / "d" / "train-00000-of-00001.parquet", [1])
     with pytest.raises(BenchmarkError, match=r"split 'test'; .* names: \['train'\]"):
         picture_files(tmp_path / "d")

@@ -198,7 +198,7 @@ def test_a_killed_process_costs_no_result(paraphrasing: Any, rows_of: Any, monke
 
 
 @pytest.mark.nightly
-def test_a_kill_while_another_one_starts_is_told(
+def test_a_kill_while_another_one_starts_is_reported(
     spec: FilterSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, started = SpawnProcess.start, []
@@ -220,6 +220,6 @@ def test_a_kill_while_another_one_starts_is_told(
         list(pool.filter(iter([wide] * 6), MANY))
 
 
-def test_a_process_of_other_code_is_told(spec: FilterSpec, answers: pa.Table) -> None:
+def test_a_process_of_other_code_is_reported(spec: FilterSpec, answers: pa.Table) -> None:
     with pytest.raises(StageError, match="code that filters answers was changed"):
         filter_pool._filter_block(spec, b"of another release", answers.to_batches()[0], "")

@@ -16,7 +16,7 @@ from paraclip_core.paraphrase.engines import ENGINES, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.engines.transformers import TransformersOptions
 from paraclip_core.paraphrase.engines.vllm import VllmOptions
-from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine, relevant_options, unguarded
+from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine, relevant_options, unfiltered_warning
 from paraclip_core.settings import parse_settings
 
 SOME: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_engines"
 
 
-def test_every_option_of_one_engine_is_told() -> None:
+def test_every_option_of_one_engine_is_reported() -> None:
     assert {name for entry in ENGINES.values() for name in entry.reads} | {"options"} == set(SOME)
     # An option group with an engine's name is that engine's.
     assert all(name in ENGINES[name].reads for name in ENGINES.keys() & ParaphraseOptions.model_fields)
@@ -98,12 +98,12 @@ def test_only_what_the_engine_in_use_reads_is_looked_at(engine: str) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_who_turns_the_filters_off_for_a_language_model_is_told(engine: str) -> None:
-    warning = unguarded(options(engine, filters={"preset": "off"}))
+def test_who_turns_the_filters_off_for_a_language_model_is_reported(engine: str) -> None:
+    warning = unfiltered_warning(options(engine, filters={"preset": "off"}))
     assert (warning is None) == (engine in LOOKING_UP)
     assert warning is None or f"keeps whatever {engine} answers" in warning
-    assert unguarded(options(engine)) is None
-    assert unguarded(options(engine, filters={"preset": "small-model"})) is None
+    assert unfiltered_warning(options(engine)) is None
+    assert unfiltered_warning(options(engine, filters={"preset": "small-model"})) is None
 
 
 def test_an_engine_of_the_users_own(own_module: str) -> None:

@@ -316,7 +316,7 @@ def few_accepted(share: int) -> Scripted:
     return Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
 
 
-def test_little_acceptance_is_told_with_reasons(
+def test_little_acceptance_is_reported_with_reasons(
     paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     reports: Told = []

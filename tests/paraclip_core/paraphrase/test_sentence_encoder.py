@@ -103,7 +103,7 @@ def test_an_encoder_from_a_folder_pools_as_it_says(tmp_path: Path) -> None:
         SentenceEncoder(str(folder)).encode(["a"])
 
 
-def test_what_is_no_model_and_a_missing_package_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_model_and_a_missing_package_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(EngineError, match=r"filters\.encoder=.*cannot be loaded"):
         SentenceEncoder(str(tmp_path / "empty")).encode(["a"])

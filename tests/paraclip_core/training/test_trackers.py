@@ -45,7 +45,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> type[Noted]:
     return kind
 
 
-def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path, noted: type[Noted]) -> None:
+def test_a_training_run_is_reported_to_each(tiny: ModuleType, tmp_path: Path, noted: type[Noted]) -> None:
     train(tiny.tiny_job(tmp_path, trackers=Trackers(["wandb", "wandb"], TrackedRun("r", tmp_path, {}))))
     assert list(noted.told) == list(range(1, 46)) and noted.closed
     assert {"loss", "learning_rate", "losses/image~paraphrase_2"} <= set(noted.told[1])
@@ -53,7 +53,7 @@ def test_a_training_run_is_told_to_each(tiny: ModuleType, tmp_path: Path, noted:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tensorboard_reads_what_was_told(tmp_path: Path) -> None:
+def test_tensorboard_reads_what_was_reported(tmp_path: Path) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="no tensorboard")
     for steps in ((1, 2, 3), (3,)):  # a run that is resumed writes another file
         trackers = Trackers(["tensorboard"], TrackedRun("r", tmp_path, {"seed": 0}))

@@ -95,7 +95,7 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
     return TrainingJob(**{**job, **changed})
 
 
-def carry_out(job: TrainingJob, folder: Path) -> None:
+def execute(job: TrainingJob, folder: Path) -> None:
     """Train and write the weights to `folder`."""
     train(job)
     save_file({name: value.contiguous() for name, value in job.clip.model.state_dict().items()}, folder / "w.st")
@@ -119,7 +119,7 @@ def lives(folder: Path, threads: int, kills: int, seed: int, precision: str, epo
         child = os.fork()
         if child == 0:
             torch.set_num_threads(threads)
-            carry_out(tiny_job(folder, options={"precision": precision, "epochs": epochs}), folder)
+            execute(tiny_job(folder, options={"precision": precision, "epochs": epochs}), folder)
             os._exit(0)
         if attempt < kills:
             _wait_for_growth(folder / "training_log.jsonl", moments.randrange(100, 900), child)

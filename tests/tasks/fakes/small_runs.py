@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.run.dag import STAGES, run_stage
+from paraclip.tasks.run.execute import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.settings import parse_settings

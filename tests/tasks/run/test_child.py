@@ -18,7 +18,7 @@ from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.run.child import call_in_child, log_path
-from paraclip.tasks.run.dag import TAKEN, run_in_child
+from paraclip.tasks.run.execute import TAKEN, run_in_child
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, StageError, worth_a_retry
@@ -109,7 +109,7 @@ def test_a_run_of_earlier_code_makes_nothing_with_later_code(tmp_path: Path) -> 
     assert store.find("first", earlier.fingerprint) is None
 
 
-def test_settings_of_another_checkout_are_told_once_and_not_as_a_crash(tmp_path: Path) -> None:
+def test_settings_of_another_checkout_are_reported_once_and_not_as_a_crash(tmp_path: Path) -> None:
     class Later(Settings):
         sharpness: float = 1.0
 
@@ -143,7 +143,7 @@ def test_a_stubborn_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
         "from fake_stages import settings_at; from paraclip.storage.artifacts import Draft;"
-        "from paraclip.tasks.run.dag import run_in_child; from paraclip.tasks.run.run import Run;"
+        "from paraclip.tasks.run.execute import run_in_child; from paraclip.tasks.run.run import Run;"
         f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
     )
     paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[3])])

@@ -12,7 +12,7 @@ from paraclip.storage import files
 from paraclip.storage import fingerprint as storage_fingerprint
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
-from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.execute import STAGES
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ModelError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from paraclip.tasks.run.dag import STAGES
+from paraclip.tasks.run.execute import STAGES
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.slots import Slots, visible_gpus
 from paraclip_core.settings import load_settings

@@ -19,7 +19,7 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
@@ -133,7 +133,7 @@ def run(
     store, artifacts = world
     draft = Draft("evaluate", name, EVALUATE.version, {}, {})
     inputs = {**artifacts, **other}
-    return carry_out(EVALUATE, draft, Run(settings, store), inputs, *([progress] if progress else []))
+    return execute(EVALUATE, draft, Run(settings, store), inputs, *([progress] if progress else []))
 
 
 @pytest.fixture(scope="module")
@@ -314,7 +314,7 @@ def on_local_base(world: World, folder: Path, name: str, benchmark: dict[str, An
     settings = settings_with(folder, [{"name": name, **benchmark}])
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
     inputs = {name: artifact for name, artifact in artifacts.items() if name != "built_in_base"}
-    return base, carry_out(EVALUATE, Draft("evaluate", name, EVALUATE.version, {}, {}), Run(settings, store), inputs)
+    return base, execute(EVALUATE, Draft("evaluate", name, EVALUATE.version, {}, {}), Run(settings, store), inputs)
 
 
 def test_only_a_base_that_the_run_trains_is_to_be_trained_longer(world: World, whole: Artifact, folder: Path) -> None:

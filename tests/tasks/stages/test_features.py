@@ -21,7 +21,7 @@ from PIL import Image
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table, write_table
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, images_to_encode
@@ -101,7 +101,7 @@ def _run(settings: Settings, ingest: Artifact, root: Path, fingerprint: str = "f
     draft = Draft("features", fingerprint, FEATURES.version, {}, {})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features, "SHARD_IMAGES", 4)
-        return carry_out(FEATURES, draft, Run(settings, ArtifactStore(root)), {"ingest": ingest})
+        return execute(FEATURES, draft, Run(settings, ArtifactStore(root)), {"ingest": ingest})
 
 
 def _all(store: FeatureStore) -> np.ndarray:
@@ -211,9 +211,9 @@ def test_a_plan_counts_the_images_that_the_stage_encodes(photos: Path, tmp_path:
         rows = [{"image": image, "caption": caption} for image, caption in captions.items()]
         (tmp_path / "captions.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         run = Run(_settings(tmp_path, images="pics", **model), store)
-        ingest = carry_out(INGEST, run.node("ingest").draft, run, {})
+        ingest = execute(INGEST, run.node("ingest").draft, run, {})
         expected = images_to_encode(run, ingest.path / "captions")
-        made = carry_out(FEATURES, run.node("features").draft, run, {"ingest": ingest})
+        made = execute(FEATURES, run.node("features").draft, run, {"ingest": ingest})
         return expected, made.manifest.metrics["encoded"]
 
     with ImageArchive(photos / "photos.tar") as images:
@@ -258,7 +258,7 @@ def test_contents_decide_which_features_are_used_again(photos: Path, tmp_path: P
     assert last.manifest.metrics["encoded"] == 2
 
 
-def test_damaged_weights_are_told_with_the_image(photos: Path, tmp_path: Path) -> None:
+def test_damaged_weights_are_reported_with_the_image(photos: Path, tmp_path: Path) -> None:
     clip = built_in_clip(SMALL)
     visual: Any = clip.model.visual
     save_release(clip, tmp_path / "model", "card")
@@ -309,7 +309,7 @@ def _both(root: Path, **source: Any) -> tuple[Artifact, Artifact]:
     data = DataOptions(root=str(root), sources=(SourceOptions(**source),))
     settings = _settings(root).model_copy(update={"data": data})
     draft = Draft("ingest", "e" * 32, INGEST.version, {}, {})
-    ingest = carry_out(INGEST, draft, Run(settings, ArtifactStore(root / "root")), {})
+    ingest = execute(INGEST, draft, Run(settings, ArtifactStore(root / "root")), {})
     return ingest, _run(settings, ingest, root / "root")
 
 

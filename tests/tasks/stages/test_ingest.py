@@ -19,7 +19,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST, need_rows, scan_outcomes
 from paraclip_core import tables
@@ -43,7 +43,7 @@ def settings_of(root: Path, *paths: str, **options: Any) -> Settings:
 
 def ingest(settings: Settings, store: ArtifactStore, **inputs: Artifact) -> Artifact:
     draft = Draft("ingest", "f" * 32, INGEST.version, {}, dict(INGEST.options(Run(settings))))
-    return carry_out(INGEST, draft, Run(settings, store), inputs)
+    return execute(INGEST, draft, Run(settings, store), inputs)
 
 
 def web_rows(count: int, start: int = 0) -> Iterator[dict[str, str]]:

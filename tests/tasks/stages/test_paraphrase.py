@@ -14,7 +14,7 @@ from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, filter_spec, finished_samples
@@ -74,7 +74,7 @@ def run_stage(stage: Stage, settings: Settings, store: ArtifactStore, **inputs: 
     options = dict(stage.options(run))
     names = {name: artifact.fingerprint for name, artifact in inputs.items()} | dict(stage.sources(run))
     draft = Draft(stage.name, fingerprint(stage.name, stage.version, options, names), stage.version, names, options)
-    return carry_out(stage, draft, run, inputs)
+    return execute(stage, draft, run, inputs)
 
 
 def run_all(settings: Settings, store: ArtifactStore) -> tuple[Artifact, Artifact]:

@@ -14,7 +14,7 @@ from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingIm
 from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import run_stage
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, BudgetError, EngineError

@@ -19,7 +19,7 @@ import torch
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
 from paraclip_core import tables
@@ -89,7 +89,7 @@ def run_stage(store: ArtifactStore, settings: Settings) -> Callable[..., Artifac
             for group, values in changed.items()
         }
         draft = Draft(stage.name, name or f"{next(numbers):032}", stage.version, {}, {})
-        return carry_out(stage, draft, Run(settings.model_copy(update=options), store), inputs)
+        return execute(stage, draft, Run(settings.model_copy(update=options), store), inputs)
 
     return run
 

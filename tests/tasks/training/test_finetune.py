@@ -21,7 +21,7 @@ from torch import Tensor
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.models import base_reference, base_sources
-from paraclip.tasks.run.dag import carry_out
+from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.training import BUILT_IN_BASE, CONTROL, FINETUNE
 from paraclip.tasks.training import bodies
@@ -132,9 +132,9 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_files(
     often = settings.model_copy(update={"finetune": settings.finetune.model_copy(update={"checkpoint_steps": 2})})
     draft, run = Draft(FINETUNE.name, "e" * 32, FINETUNE.version, {}, {}), Run(often, store)
     with pytest.raises(KeyboardInterrupt):
-        carry_out(FINETUNE, draft, run, inputs, stop)
+        execute(FINETUNE, draft, run, inputs, stop)
     with caplog.at_level("INFO"):
-        assert files(carry_out(FINETUNE, draft, run, inputs)) == files(tuned)
+        assert files(execute(FINETUNE, draft, run, inputs)) == files(tuned)
     assert "going on after step 4" in caplog.text
 
 

@@ -161,7 +161,7 @@ def test_a_key_beside_pictures_is_the_images_id(tmp_path: Path) -> None:
     assert one(path, with_files).image_paths == ["1.jpg", "1.jpg", None]
 
 
-def test_rows_without_a_picture_and_two_columns_that_may_be_them_are_told(tmp_path: Path) -> None:
+def test_rows_without_a_picture_and_two_columns_that_may_be_them_are_reported(tmp_path: Path) -> None:
     image = pa.concat_arrays([pictures(b"x", None), pa.nulls(1, pictures().type), pictures(b"")])
     batch = one(write(tmp_path, image=image, caption=["a dog", "a cat", "a fox", "a cow"]))
     assert batch.captions == ["a dog", "a cow"]

@@ -158,7 +158,7 @@ def test_outside_of_a_run_images_are_named(tmp_path: Path) -> None:
         family.load(Source(file))
 
 
-def test_too_few_images_are_told(tmp_path: Path) -> None:
+def test_too_few_images_are_reported(tmp_path: Path) -> None:
     (file := tmp_path / "own.csv").write_text(CSV)
     encoder = WordEncoder()
     few = Stored(Captions(WORDS, WORDS, "val"), lambda ids: word_pool(list(ids)[:9], encoder))

@@ -106,7 +106,7 @@ def test_the_guides_benchmark_measures(tmp_path: Path, monkeypatch: pytest.Monke
         prepare(evaluate.benchmarks[0], path)
 
 
-def test_a_metric_that_the_row_does_not_list_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_metric_that_the_row_does_not_list_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "other_benchmark.py").write_text(example("python").replace('Metric("accuracy"', 'Metric("share"'))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "a.tsv").write_text("a\tb\tc\nd\te\tf\n")

@@ -78,7 +78,7 @@ def test_nothing_in_common_or_another_encoder() -> None:
         retrieval.measure(captions_of(WORDS), pool, WordEncoder(encoder="other"))
 
 
-def test_broken_weights_are_told() -> None:
+def test_broken_weights_are_reported() -> None:
     encoder = WordEncoder()
     pool = word_pool(WORDS, encoder)
 
@@ -148,7 +148,7 @@ def test_all_languages_and_their_mean(tmp_path: Path) -> None:
     assert compare([Outcome("xm", "retrieval", measured, measured)], EvaluateOptions()).rows[-1].metric == f"{mean}@sw"
 
 
-def test_a_language_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_language_that_is_not_there_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "captions.jsonl"
     path.write_text(LANGUAGES["captions.jsonl"])
     benchmark = BenchmarkOptions(name="x", kind="retrieval", path="captions.jsonl")

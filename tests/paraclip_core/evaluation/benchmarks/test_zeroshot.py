@@ -89,13 +89,13 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path, small_m
     ("name", "text"),
     [("classnames.txt", "one\n"), ("classnames.txt", "\n"), ("zeroshot_classification_templates.txt", "a photo\n")],
 )
-def test_wrong_names_and_templates_are_told(tmp_path: Path, name: str, text: str) -> None:
+def test_wrong_names_and_templates_are_reported(tmp_path: Path, name: str, text: str) -> None:
     (folders(tmp_path / "val") / name).write_text(text)
     with pytest.raises(BenchmarkError, match=name):
         prepare(BENCHMARK, tmp_path / "val")
 
 
-def test_what_is_no_classification_is_told(tmp_path: Path) -> None:
+def test_what_is_no_classification_is_reported(tmp_path: Path) -> None:
     (tmp_path / "x").touch()
     for path in (tmp_path, tmp_path / "x"):
         with pytest.raises(BenchmarkError, match="has 0 classified images"):

@@ -120,7 +120,7 @@ def test_the_model_is_known_without_loading_it(tmp_path: Path) -> None:
         engine_of(str(tmp_path / "no.gguf")).check()
 
 
-def test_what_is_no_model_and_a_missing_package_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_model_and_a_missing_package_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino_genai")
     (tmp_path / "own.gguf").write_bytes(b"no GGUF at all")
     with pytest.raises(EngineError, match=r"cannot load .*own\.gguf"):

@@ -40,7 +40,7 @@ def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artif
     log.info("%s %s %s", name, node.fingerprint, "goes on" if store.resumable(name, node.fingerprint) else "starts")
     if node.stage.isolated:
         return run_in_child(node.draft, run, inputs, progress)
-    return carry_out(node.stage, node.draft, run, inputs, progress)
+    return execute(node.stage, node.draft, run, inputs, progress)
 
 
 def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent) -> Artifact:
@@ -69,10 +69,10 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
             f"{draft.stage} is version {stage.version} by now and was {draft.stage_version} when this run began: "
             f"the code was changed; run again to go on with it"
         )
-    carry_out(stage, draft, run, inputs, progress)
+    execute(stage, draft, run, inputs, progress)
 
 
-def carry_out(
+def execute(
     stage: Stage, draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent
 ) -> Artifact:
     """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it.
@@ -99,7 +99,7 @@ def carry_out(
             work.push()
 
         with convert_disk_errors(work.out):
-            metrics = stage.carry_out(StageContext(run, inputs, work, report))
+            metrics = stage.call(StageContext(run, inputs, work, report))
         if changed := _changed_sources(stage, draft, run):
             # Parts of it would be taken for the file's earlier contents when these come back.
             for folder in (work.out, work.scratch):

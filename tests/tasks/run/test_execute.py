@@ -19,7 +19,7 @@ from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImpo
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import convert_disk_errors
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.run.dag import carry_out, run_stage
+from paraclip.tasks.run.execute import execute, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_versions
 from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
@@ -58,7 +58,7 @@ def write(folder: Path, name: str, caption: str) -> None:
     (folder / f"{name}.jsonl").write_text(json.dumps({"caption": caption}) + "\n")
 
 
-def test_sources_that_change_while_they_are_read_are_told_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+def test_sources_that_change_while_they_are_read_are_reported_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
     write(tmp_path, "first", "a cat on a mat")
     write(tmp_path, "second", OLD)
     paths = [f"data.sources.{number}.path={name}.jsonl" for number, name in enumerate(("first", "second"))]
@@ -72,7 +72,7 @@ def test_sources_that_change_while_they_are_read_are_told_and_nothing_of_it_is_k
             if second and done == 1:
                 write(tmp_path, "second", second)
 
-        return carry_out(node.stage, node.draft, Run(settings, store), {}, progress)
+        return execute(node.stage, node.draft, Run(settings, store), {}, progress)
 
     before = resolved()
     with pytest.raises(InputError, match=r"^second\.jsonl changed while ingest read it; run again"):
@@ -91,7 +91,7 @@ def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
     stage = Stage("first", 1, lambda settings: (), lambda settings: {}, body)
     draft = Draft("first", "0123abcd", 1, {}, {})
     with pytest.raises(ArtifactError, match=r"^cannot read or write /data/images\.tar: Input/output error; its disk"):
-        carry_out(stage, draft, Run(load_settings(None, []), ArtifactStore(tmp_path)), {})
+        execute(stage, draft, Run(load_settings(None, []), ArtifactStore(tmp_path)), {})
 
 
 def write_checkpoint(folder: Path) -> None:
@@ -111,7 +111,7 @@ def copy_a_model(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [write_checkpoint, write_rows, copy_a_model])
-def test_a_full_disk_is_told_whoever_meets_it_and_worth_one_more_try(
+def test_a_full_disk_is_reported_whoever_meets_it_and_worth_one_more_try(
     small_disk: Path, write: Callable[[Path], None]
 ) -> None:
     with pytest.raises(FullDiskError, match=r"(?i)no space left") as raised, convert_disk_errors(small_disk):
