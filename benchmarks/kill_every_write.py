@@ -38,16 +38,15 @@ from typing import Any
 
 from record import arguments
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
-
-from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
-from tiny_run import served, tiny_run, written  # pyright: ignore[reportMissingImports]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import OpenAIServer
+from tests.kit.tiny_run import served, tiny_run, written
 
 SOURCE = Path(__file__).with_name("kill_at_write.c")
 LIBRARY = "PARACLIP_KILL_LIBRARY"

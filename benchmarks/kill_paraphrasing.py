@@ -38,9 +38,7 @@ import duckdb
 import pyarrow.parquet as pq
 from record import arguments
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "servers"))
-
-from counting_server import CountingServer  # pyright: ignore[reportMissingImports]
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.run.execute import run_stage
@@ -48,6 +46,7 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError
 from paraclip_core.settings import parse_settings
+from tests.kit.counting_server import CountingServer
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["filter_results"], ["part", "table"]]

@@ -17,9 +17,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# Servers and engines that tests talk to are importable from all of them.
-sys.path.insert(0, str(Path(__file__).parent / "servers"))
-
 # Prefect and Hugging Face stay on this machine, whatever the environment says.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -43,7 +40,7 @@ settings.load_profile("patient")
 
 def pytest_sessionfinish() -> None:
     """End what a process shares between its tests."""
-    if shared := sys.modules.get("prefect_server"):
+    if shared := sys.modules.get("tests.kit.prefect_server"):
         shared.end_server()
 
 
@@ -86,7 +83,7 @@ def small_disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]
 @pytest.fixture
 def openai_server() -> Iterator[Any]:
     """A server with OpenAI's interface (`openai_server.OpenAIServer`)."""
-    from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
+    from tests.kit.openai_server import OpenAIServer
 
     with OpenAIServer() as server:
         yield server

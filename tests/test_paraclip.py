@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import spearmanr
-from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 import paraclip
 from paraclip.flows.cli import run_cli
 from paraclip_core.errors import BenchmarkError, ConfigError, InputError, UnknownNameError
+from tests.kit.search_home import make_home
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from composed import IMAGE, SETTINGS, Compose, composed
-from served import ENDED, Api
-from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from tests.kit.composed import IMAGE, SETTINGS, Compose, composed
+from tests.kit.served import ENDED, Api
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.containers, pytest.mark.timeout(5400)]
 

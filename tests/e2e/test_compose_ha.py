@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from composed import SETTINGS, Compose, composed
-from served import ENDED
-from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from tests.kit.composed import SETTINGS, Compose, composed
+from tests.kit.served import ENDED
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.containers, pytest.mark.timeout(5400)]
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from processes import command_of, free_port  # pyright: ignore[reportMissingImports]
-from served import Api, of_stack, paraclip, serving
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import processes_of
+from tests.kit.processes import command_of, free_port
+from tests.kit.served import Api, of_stack, paraclip, serving
+from tests.kit.waiting import eventually
 
 pytestmark = [
     pytest.mark.e2e,

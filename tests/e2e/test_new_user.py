@@ -17,8 +17,9 @@ import venv
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer  # pyright: ignore[reportMissingImports]
-from search_home import release  # pyright: ignore[reportMissingImports]
+
+from tests.kit.hub_server import HubServer
+from tests.kit.search_home import release
 
 REPOSITORY = Path(__file__).parents[2]
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "results")

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
-from processes import free_port  # pyright: ignore[reportMissingImports]
-from receiver import web_server  # pyright: ignore[reportMissingImports]
-from served import (
+
+from paraclip.storage.artifacts import ArtifactStore
+from tests.kit.openai_server import OpenAIServer, reply, words_of
+from tests.kit.processes import free_port
+from tests.kit.receiver import web_server
+from tests.kit.served import (
     COLORS,
     ENDED,
     REPOSITORY,
@@ -31,9 +33,7 @@ from served import (
     tiny_settings,
     write_lines,
 )
-from waiting import eventually  # pyright: ignore[reportMissingImports]
-
-from paraclip.storage.artifacts import ArtifactStore
+from tests.kit.waiting import eventually
 
 pytestmark = [
     pytest.mark.e2e,

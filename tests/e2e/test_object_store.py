@@ -10,8 +10,6 @@ from typing import Any
 
 import fsspec
 import pytest
-from s3_server import bucket  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
@@ -19,6 +17,8 @@ from paraclip.tasks.run.execute import execute, run_stage
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
+from tests.kit.s3_server import bucket
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

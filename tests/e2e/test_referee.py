@@ -28,19 +28,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-SERVERS = Path(__file__).parents[1] / "servers"
-sys.path.insert(0, str(SERVERS))
-
-from openai_server import OpenAIServer  # noqa: E402  # pyright: ignore[reportMissingImports]  # found by the line above
-from tiny_run import served, tiny_run, written  # noqa: E402  # pyright: ignore[reportMissingImports]  # as above
-
-from paraclip.storage.artifacts import Draft  # noqa: E402  # as above
-from paraclip.tasks.run.execute import execute, run_stage  # noqa: E402  # as above
-from paraclip.tasks.run.run import Run  # noqa: E402  # as above
-from paraclip.tasks.stages.report import REPORT  # noqa: E402  # as above
-from paraclip_core import tables  # noqa: E402  # as above
-from paraclip_core.config import Settings  # noqa: E402  # as above
-from paraclip_core.settings import load_settings, parse_settings  # noqa: E402  # as above
+from paraclip.storage.artifacts import Draft
+from paraclip.tasks.run.execute import execute, run_stage
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.stages.report import REPORT
+from paraclip_core import tables
+from paraclip_core.config import Settings
+from paraclip_core.settings import load_settings, parse_settings
+from tests.kit.openai_server import OpenAIServer
+from tests.kit.tiny_run import served, tiny_run, written
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -94,9 +90,8 @@ RUNS: dict[str, Callable[[Path], Run]] = {"tiny": tiny, "demo": demo}
 
 def flow_of(settings: Settings) -> Any:
     """What a run says that a flow carries out."""
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
-
     from paraclip.flows.pipeline import pipeline
+    from tests.kit.prefect_server import prefect_server
 
     with prefect_server():
         return pipeline(settings=settings)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from search_home import make_home  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.channels import BY_RUN, moved
+from tests.kit.search_home import make_home
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

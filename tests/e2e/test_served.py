@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from openai_server import Fault, OpenAIServer, well  # pyright: ignore[reportMissingImports]
-from processes import command_of, parent_of  # pyright: ignore[reportMissingImports]
 from pyarrow.parquet import read_metadata
-from receiver import web_server  # pyright: ignore[reportMissingImports]
-from served import Api, make_data, of_stack, serving, tiny_settings
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.run.child import log_path
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import Fault, OpenAIServer, well
+from tests.kit.processes import command_of, parent_of
+from tests.kit.receiver import web_server
+from tests.kit.served import Api, make_data, of_stack, serving, tiny_settings
+from tests.kit.waiting import eventually
 
 pytestmark = [
     pytest.mark.e2e,

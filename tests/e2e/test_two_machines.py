@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from netns import ADDRESS, Machine, machines, obstacle  # pyright: ignore[reportMissingImports]
-from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
-from s3_server import bucket  # pyright: ignore[reportMissingImports]
-from tiny_run import served, written  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.locks import DEAD_SECONDS
+from tests.kit.netns import ADDRESS, Machine, machines, obstacle
+from tests.kit.openai_server import OpenAIServer
+from tests.kit.s3_server import bucket
+from tests.kit.tiny_run import served, written
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.nightly, pytest.mark.timeout(1800)]
 

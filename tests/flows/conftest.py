@@ -42,7 +42,7 @@ def summary(verdict: str = "hold") -> dict[str, object]:
 @pytest.fixture(scope="module")
 def prefect() -> Iterator[str]:
     """A Prefect server, emptied for the module; the address of its API."""
-    from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
+    from tests.kit.prefect_server import prefect_server
 
     with prefect_server() as url:
         yield url

@@ -17,13 +17,13 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from processes import free_port  # pyright: ignore[reportMissingImports]
-from receiver import web_server  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.names import HEARTBEAT
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.settings import parse_settings
+from tests.kit.processes import free_port
+from tests.kit.receiver import web_server
+from tests.kit.waiting import eventually
 
 # The second is of a library of Prefect's.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:'imghdr' is deprecated:DeprecationWarning")]
@@ -33,7 +33,7 @@ Posted = list[dict[str, Any]]
 
 @pytest.fixture(scope="module", autouse=True)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from prefect_server import prefect_server, whole_server  # pyright: ignore[reportMissingImports]
+    from tests.kit.prefect_server import prefect_server, whole_server
 
     # Only a whole one, which takes longer to start, sees that runs are late and workers gone.
     whole = any(item.get_closest_marker("nightly") for item in request.session.items)
@@ -184,12 +184,12 @@ def test_what_a_run_cannot_tell_itself_is_reported(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from prefect import get_client, tags
-    from prefect_server import runs_of  # pyright: ignore[reportMissingImports]
 
     from paraclip.flows import alerts
     from paraclip.flows.names import POOLS, TAG
     from paraclip.flows.pipeline import pipeline
     from paraclip.flows.regenerate import rollback
+    from tests.kit.prefect_server import runs_of
 
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))

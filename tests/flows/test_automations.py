@@ -7,10 +7,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect_server import runs_of, states  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.names import POOLS, TAG
+from tests.kit.prefect_server import runs_of, states
+from tests.kit.waiting import eventually
 
 pytestmark = pytest.mark.slow
 

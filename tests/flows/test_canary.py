@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, status  # pyright: ignore[reportMissingImports]
 from PIL import Image
-from tiny_run import served, written  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import OpenAIServer, status
+from tests.kit.tiny_run import served, written
+from tests.kit.waiting import eventually
 
 # The last is of a library of Prefect's.
 pytestmark = [

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.stages import carry_stage
 from paraclip.storage.artifacts import ArtifactStore
@@ -21,6 +20,7 @@ from paraclip.tasks.run.run import Node, Run, Stop
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from paraclip_core.settings import load_settings
+from tests.kit.waiting import eventually
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from prefect_server import runs_of, states  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.names import CPU_RUNS, HEARTBEAT, POOLS, TAG
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings, parse_settings
+from tests.kit.prefect_server import runs_of, states
 
 pytestmark = pytest.mark.slow
 
@@ -32,7 +32,7 @@ def own(name: str, **groups: Any) -> Settings:
 @pytest.fixture
 def server(prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A server without any deployment or pool; the address of its API."""
-    from prefect_server import _empty  # pyright: ignore[reportMissingImports]
+    from tests.kit.prefect_server import _empty
 
     _empty(prefect)
     monkeypatch.setenv("PREFECT_API_URL", prefect)

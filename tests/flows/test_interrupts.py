@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import free_port, with_variable  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import client_environment
+from tests.kit.processes import free_port, with_variable
+from tests.kit.waiting import eventually
 
 pytestmark = [
     pytest.mark.slow,

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from processes import free_port  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows import local_stack
 from paraclip.flows.local_stack import client_environment, password_file, processes_of, serve, stop
 from paraclip.flows.names import MARK, POOLS
 from paraclip_core.errors import ConfigError, StageError
+from tests.kit.processes import free_port
+from tests.kit.waiting import eventually
 
 
 def test_a_taken_port_is_named(tmp_path: Path) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import tiny_run  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.settings import load_settings
+from tests.kit.tiny_run import tiny_run
 
 MODULE = '''
 """Everything that a user would write."""

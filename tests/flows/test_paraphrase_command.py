@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
+
+from tests.kit.openai_server import OpenAIServer, reply, words_of
 
 ATTACKS = Path(__file__).parents[1] / "data" / "attacks.jsonl"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
-from tiny_run import served  # pyright: ignore[reportMissingImports]
 
 from paraclip.tasks.run.run import Node
 from paraclip_core.errors import AwayError, ConfigError, CrashedError, EngineError, FullDiskError, InputError
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import OpenAIServer
+from tests.kit.tiny_run import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,11 +14,7 @@ import pytest
 from paraclip.storage import locks
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.roots import LOCAL_VARIABLE, RemoteStore, open_store
-
-# `generation_rows` and `machines` are importable by their neighbours, and by the children that they start.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from machines import Machine, Objects
+from tests.kit.machines import Machine, Objects
 
 
 @pytest.fixture

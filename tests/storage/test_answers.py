@@ -7,12 +7,12 @@ import shutil
 import duckdb
 import pyarrow as pa
 import pytest
-from generation_rows import answers, filter_results, filtered, key, keys, numbered, rebuild, rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import ArtifactError
+from tests.kit.generation_rows import answers, filter_results, filtered, key, keys, numbered, rebuild, rows
 
 
 def test_an_empty_cache_knows_nothing_and_makes_no_folder(store: AnswerStore) -> None:

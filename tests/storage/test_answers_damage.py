@@ -11,10 +11,10 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 import pytest
-from generation_rows import answers, cut, filter_results, flip, key, numbered, rebuild, rows
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import ArtifactError
+from tests.kit.generation_rows import answers, cut, filter_results, flip, key, numbered, rebuild, rows
 
 
 def empty(path: Path) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from generation_rows import answers, child, cut, filter_results, filtered, keys, numbered
-from machines import AT_ONCE
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import ArtifactError
+from tests.kit.generation_rows import answers, child, cut, filter_results, filtered, keys, numbered
+from tests.kit.machines import AT_ONCE
 
 
 def test_a_power_cut_takes_nothing_that_was_appended(store: AnswerStore, on_disk: Callable[[Path], bool]) -> None:

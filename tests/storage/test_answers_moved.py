@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from generation_rows import answers, child, flip, key, numbered, rebuild, rows
 
 from paraclip.storage import answers as module
 from paraclip.storage.answers import AnswerStore, Merged
 from paraclip_core.errors import ArtifactError
+from tests.kit.generation_rows import answers, child, flip, key, numbered, rebuild, rows
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from machines import AT_ONCE, FP, contents
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, FileEntry
 from paraclip_core.errors import ArtifactError, UnknownNameError
+from tests.kit.machines import AT_ONCE, FP, contents
 
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256)), "sub/manifest.json": b"{}"}
 
@@ -96,9 +96,8 @@ def test_unfinished_work_is_kept_and_gone_on_with(store: ArtifactStore) -> None:
 
 KILL_AT = """
 import os, signal, sys
-sys.path.insert(0, {here!r})
 import paraclip.storage.artifacts as artifacts
-from test_artifacts import *
+from tests.storage.test_artifacts import *
 before, point, call = sys.argv[2] == "before", sys.argv[3], int(sys.argv[4])
 owner = Path if point == "rename" else artifacts.shutil if point == "rmtree" else artifacts
 original, calls = getattr(owner, point), 0
@@ -121,7 +120,7 @@ else:
 
 
 def killed(store: ArtifactStore, when: str, point: str, call: int, action: str = "make") -> None:
-    program = KILL_AT.format(here=str(Path(__file__).parent))
+    program = KILL_AT
     command = [sys.executable, "-c", program, str(store.root), when, point, str(call), action]
     assert subprocess.run(command, timeout=120).returncode == -signal.SIGKILL
 

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from machines import AT_ONCE
 
 from paraclip.storage.locks import living_owner, lock
 from paraclip_core.errors import ArtifactError, LockedError
+from tests.kit.machines import AT_ONCE
 
 HOLD = """
 import sys, time

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from generation_rows import answers, filter_results, filtered, numbered, rebuild
-from machines import Machine, Objects, refuse
 
 from paraclip.storage import parts
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.roots import open_answers
 from paraclip_core.errors import ArtifactError
+from tests.kit.generation_rows import answers, filter_results, filtered, numbered, rebuild
+from tests.kit.machines import Machine, Objects, refuse
 
 Cache = Callable[[str], AnswerStore]
 

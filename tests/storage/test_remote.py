@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from machines import FP, Machine, Objects, contents, make, refuse
 
 from paraclip.storage.artifacts import Draft
 from paraclip_core.errors import ArtifactError
+from tests.kit.machines import FP, Machine, Objects, contents, make, refuse
 
 # Finished artifacts
 

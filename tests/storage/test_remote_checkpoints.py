@@ -6,13 +6,13 @@ import json
 import time
 
 import pytest
-from machines import FP, Machine, Objects, make, refuse
 
 from paraclip.storage import roots
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.roots import LOG
 from paraclip.tasks.gc import collect, remove
 from paraclip_core.errors import ArtifactError, LockedError
+from tests.kit.machines import FP, Machine, Objects, make, refuse
 
 TWO, FOUR = (f"scratch/checkpoints/step-0000000{step}.safetensors" for step in (2, 4))
 WORK = {LOG: b"1\n2\n", TWO: b"two"}

@@ -7,11 +7,11 @@ import threading
 from typing import Any
 
 import pytest
-from machines import Machine, Objects
 
 from paraclip.storage import locks
 from paraclip.storage.roots import RemoteStore
 from paraclip_core.errors import LockedError
+from tests.kit.machines import Machine, Objects
 
 
 def lease_at(store: RemoteStore, **options: Any) -> Any:

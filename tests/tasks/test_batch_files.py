@@ -9,8 +9,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from openai_server import OpenAIServer, well  # pyright: ignore[reportMissingImports]
-from small_runs import both_steps, contents, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.parquet import read_table
@@ -20,6 +18,8 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.tables import REJECTS
+from tests.kit.openai_server import OpenAIServer, well
+from tests.kit.small_runs import both_steps, contents, settings_of_texts
 
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
 PAPER = {"engine": "openai", "model": "smol", "prompts": "paper"}

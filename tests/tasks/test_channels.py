@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from prefect import flow
-from prefect_server import prefect_server  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
@@ -29,6 +28,7 @@ from paraclip.tasks.channels import (
 )
 from paraclip.tasks.prefect_ui import in_flow_run
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
+from tests.kit.prefect_server import prefect_server
 
 A, B, C, D, E = (letter * 32 for letter in "abcde")
 

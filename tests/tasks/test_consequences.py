@@ -13,8 +13,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from openai_server import OpenAIServer, status, words_of  # pyright: ignore[reportMissingImports]
-from small_runs import HERE, made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.plan import StagePlan, plan_run
@@ -22,6 +20,8 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import OpenAIServer, status, words_of
+from tests.kit.small_runs import HERE, made
 
 ASKING = ("paraphrase_1", "paraphrase_2")
 CAPTIONS = tuple(f"a {colour} {animal} on the {place}" for colour, animal, place in (

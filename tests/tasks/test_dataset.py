@@ -13,7 +13,6 @@ import pyarrow as pa
 import pytest
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
-from small_runs import both_steps  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
@@ -25,6 +24,7 @@ from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
 from paraclip_core.settings import load_settings
 from paraclip_core.tables import PARAPHRASES
+from tests.kit.small_runs import both_steps
 
 Capture = pytest.CaptureFixture[str]
 HOSTILE = (

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_runs import made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.drift import BOUND, check_drift, measure_drift
@@ -24,6 +23,7 @@ from paraclip_core import tables
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import parse_settings
+from tests.kit.small_runs import made
 
 Caption = tuple[str | None, str]
 """Image and text."""

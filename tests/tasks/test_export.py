@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -24,6 +23,7 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import release_card
+from tests.kit.drawn_clip import drawn
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
-from hub_server import HubServer  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.cli import run_cli
 from paraclip.tasks.export import published_card
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
+from tests.kit.drawn_clip import drawn
+from tests.kit.hub_server import HubServer
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG: dict[str, Any] = {

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, reply, words_of  # pyright: ignore[reportMissingImports]
 from PIL import Image
-from small_runs import HERE, made  # pyright: ignore[reportMissingImports]
-from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
 import paraclip
 from paraclip.storage.parquet import read_table
@@ -21,6 +18,9 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import OpenAIServer, reply, words_of
+from tests.kit.small_runs import HERE, made
+from tests.kit.tiny_encoder import LETTERS, tiny_encoder
 
 PARTS = {
     "de": (

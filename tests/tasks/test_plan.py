@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fake_stages  # pyright: ignore[reportMissingImports]
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
@@ -22,6 +21,7 @@ from paraclip_core.demo.scenes import plan as scene_plan
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import load_settings
+from tests.kit import fake_stages
 
 
 def fakes() -> dict[str, Stage]:

@@ -12,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
-from small_runs import made  # pyright: ignore[reportMissingImports]
-from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.roots import open_store
 from paraclip.tasks.preflight import check_before_paying
@@ -22,6 +19,9 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_server import OpenAIServer
+from tests.kit.small_runs import made
+from tests.kit.tiny_encoder import tiny_encoder
 
 Row = tuple[str, str, str]
 """Image, caption and split."""

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
-from search_home import COUNT, make_home  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.image_index import audit, search, search_target
@@ -22,6 +21,7 @@ from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.errors import InputError, ModelError
+from tests.kit.search_home import COUNT, make_home
 
 
 @pytest.fixture(scope="module")

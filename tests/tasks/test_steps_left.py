@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
-from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.steps_left import StepLeft, steps_left
 from paraclip_core.config import Settings
+from tests.kit.small_runs import made, settings_of_texts
 
 CARS = [f"the car {n} near a beach is {'slow' if n % 8 in (0, 4, 7) else 'fast'}" for n in range(30)]
 
 
 def settings_of(folder: Path, captions: Sequence[str] = CARS, engine: str = "Writer", **changed: Any) -> Settings:
-    paraphrase = {"engine": f"scripted_engine:{engine}", "filters": {"preset": "off"}, **changed}
+    paraphrase = {"engine": f"tests.kit.scripted_engine:{engine}", "filters": {"preset": "off"}, **changed}
     return settings_of_texts(folder, captions, paraphrase)
 
 
@@ -77,7 +77,7 @@ def test_rows_that_are_to_be_asked_again_are_counted(tmp_path: Path) -> None:
 def test_answers_without_a_verdict_lead_to_requests_as_far_as_they_are_new(tmp_path: Path) -> None:
     asked(2, settings_of(tmp_path, CARS[:10], engine="Well"))
     # Ten answers are filtered anew, and known to step 2; the others are missing.
-    other = {"engine": "Well", "filters": {"preset": "off", "extra": ["scripted_filters:short"]}}
+    other = {"engine": "Well", "filters": {"preset": "off", "extra": ["tests.kit.scripted_filters:short"]}}
     counted = left(settings_of(tmp_path, CARS[:14], **other))
     assert (counted[1].missing, counted[1].new_inputs, counted[1].accepted, counted[2].rows) == (4, 4, 0, 0)
     # With another prompt step 2 knows none of them.
@@ -90,7 +90,7 @@ def test_a_look_asks_judges_and_keeps_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "root").exists()
     asked(1, settings_of(tmp_path, CARS[:10], engine="Well"))
     before = files(tmp_path)
-    other = {"preset": "off", "extra": ["scripted_filters:short"]}
+    other = {"preset": "off", "extra": ["tests.kit.scripted_filters:short"]}
     counted = left(settings_of(tmp_path, engine="Refusing", filters=other))[1]
     assert (counted.rows, counted.missing, counted.accepted) == (30, 20, 0)
     assert files(tmp_path) == before

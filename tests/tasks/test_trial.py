@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_engine import Scripted, Thesaurus  # pyright: ignore[reportMissingImports]
-from small_runs import both_steps, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
@@ -19,6 +17,8 @@ from paraclip.tasks.trial import Trial, try_captions
 from paraclip_core.config import Settings
 from paraclip_core.errors import BudgetError
 from paraclip_core.paraphrase.engines import Prompt
+from tests.kit.scripted_engine import Scripted, Thesaurus
+from tests.kit.small_runs import both_steps, settings_of_texts
 
 CAPTIONS = [f"a dog runs past the car with number {n}" for n in range(10)]
 

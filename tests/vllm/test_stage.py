@@ -11,8 +11,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from processes import alive, below  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
@@ -21,6 +19,8 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import EngineError, StageError
 from paraclip_core.settings import parse_settings
+from tests.kit.processes import alive, below
+from tests.kit.waiting import eventually
 
 CHUNK = 4
 

@@ -13,7 +13,6 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from open_clip.factory import get_model_config
 
 from paraclip_core.clip import encode
@@ -33,6 +32,7 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, freeze_image_encoder
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import ModelError
+from tests.kit.drawn_clip import drawn
 
 TEXTS = 7
 KINDS = (

@@ -1,8 +1,6 @@
-"""What benchmarks share: the deterministic encoder is importable, and a small model of the built-in kind."""
+"""What benchmarks share: a small model of the built-in kind."""
 
-import sys
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,8 +9,6 @@ from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.options import ModelOptions
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

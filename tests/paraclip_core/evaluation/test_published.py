@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from fake_encoder import WordEncoder
 from PIL import Image
 
 from paraclip_core.clip.images import ImageArchive
@@ -23,6 +22,7 @@ from paraclip_core.evaluation.benchmarks.paraphrased import pairs_files
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare, source_files
 from paraclip_core.evaluation.published import find_images, load_pictures, picture_files, pool_of
+from tests.kit.fake_encoder import WordEncoder
 
 
 def karpathy(*splits: str) -> str:

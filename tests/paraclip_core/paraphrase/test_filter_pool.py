@@ -18,8 +18,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
-from tiny_encoder import LETTERS, tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.answers import FILTER_RESULTS as STORED
 from paraclip_core.captions.tokens import Tokenizer
@@ -30,6 +28,8 @@ from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec
 from paraclip_core.paraphrase.filters import resolved
 from paraclip_core.tables import ANSWERS, FILTER_RESULTS
+from tests.kit.scripted_engine import Scripted
+from tests.kit.tiny_encoder import LETTERS, tiny_encoder
 
 KEYS = ("generation", "parent")
 ROWS = 60
@@ -51,7 +51,7 @@ def spec(encoder: Path) -> FilterSpec:
         encoder=str(encoder),
         min_similarity=-1,
         min_caption_similarity=-1,
-        extra=("scripted_filters:blue_input",),
+        extra=("tests.kit.scripted_filters:blue_input",),
     )
     return FilterSpec(resolved(filters, "capable"), 2, (), 77)
 
@@ -215,7 +215,7 @@ def test_a_kill_while_another_one_starts_is_reported(
     wide = pa.concat_tables([answers] * 40).combine_chunks().to_batches()[0]
     assert wide.nbytes > 2 * 64 * 1024
     # Filters without an encoder, whose processes start at once.
-    quick = replace(spec, filters=FilterOptions(preset="off", extra=("scripted_filters:blue_input",)))
+    quick = replace(spec, filters=FilterOptions(preset="off", extra=("tests.kit.scripted_filters:blue_input",)))
     with closing(FilterPool(quick, 2)) as pool, pytest.raises(StageError, match="was killed"):
         list(pool.filter(iter([wide] * 6), MANY))
 

@@ -9,7 +9,14 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from round_kit import (  # pyright: ignore[reportMissingImports]
+
+from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.config import ParaphraseOptions
+from paraclip_core.errors import EngineError
+from paraclip_core.paraphrase import rounds
+from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
+from tests.kit.round_kit import (
     BLUE,
     CAPTIONS,
     FEW,
@@ -23,14 +30,7 @@ from round_kit import (  # pyright: ignore[reportMissingImports]
     filtered,
     with_options,
 )
-from scripted_engine import Scripted, Streaming, Thesaurus  # pyright: ignore[reportMissingImports]
-
-from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.config import ParaphraseOptions
-from paraclip_core.errors import EngineError
-from paraclip_core.paraphrase import rounds
-from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
-from paraclip_core.paraphrase.filter_options import FilterOptions
+from tests.kit.scripted_engine import Scripted, Streaming, Thesaurus
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:

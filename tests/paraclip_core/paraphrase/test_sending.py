@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from scripted_engine import Scripted, Streaming  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import EngineError
@@ -19,6 +18,7 @@ from paraclip_core.paraphrase.keys import RequestKeys, sampling_json
 from paraclip_core.paraphrase.prompts import PAPER
 from paraclip_core.paraphrase.sending import Counts, Part, RequestSender
 from paraclip_core.tables import GENERATIONS
+from tests.kit.scripted_engine import Scripted, Streaming
 
 REQUESTS = [(f"text {number}", number.to_bytes(16, "little")) for number in range(20)]
 

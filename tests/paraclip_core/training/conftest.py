@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+import tests.kit.tiny
 
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    return importlib.import_module("tiny")
+    return tests.kit.tiny
 
 
 @pytest.fixture

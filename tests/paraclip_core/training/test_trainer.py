@@ -25,7 +25,7 @@ from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.options import LossWeights
 from paraclip_core.training.trainer import build_optimizer, learning_rate, train
 
-SCRIPT = Path(__file__).with_name("tiny.py")
+SCRIPT = Path(__file__).parents[2] / "kit" / "tiny.py"
 Whole = tuple[Path, dict[str, Tensor]]
 
 

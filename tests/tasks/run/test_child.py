@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_stages import settings_at  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.run.child import call_in_child, log_path
@@ -22,8 +20,8 @@ from paraclip.tasks.run.execute import TAKEN, run_in_child
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, StageError, worth_a_retry
-
-FAKES = Path(__file__).parents[1] / "fakes"
+from tests.kit.fake_stages import settings_at
+from tests.kit.waiting import eventually
 
 
 def draft(stage: str) -> Draft:
@@ -60,7 +58,7 @@ def test_errors_keep_class_and_text(tmp_path: Path) -> None:
 def test_a_crash_after_the_work_is_told_as_one(tmp_path: Path) -> None:
     request = {"draft": asdict(draft("answer"))}
     with pytest.raises(StageError, match="its process was killed by SIGSEGV"):
-        call_in_child("fake_stages:end_and_crash", request, settings_at(tmp_path), tmp_path / "answer.log")
+        call_in_child("tests.kit.fake_stages:end_and_crash", request, settings_at(tmp_path), tmp_path / "answer.log")
 
 
 def test_a_second_run_waits_for_the_first_and_takes_its_result(tmp_path: Path) -> None:
@@ -142,11 +140,11 @@ def test_a_stubborn_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "from fake_stages import settings_at; from paraclip.storage.artifacts import Draft;"
+        "from tests.kit.fake_stages import settings_at; from paraclip.storage.artifacts import Draft;"
         "from paraclip.tasks.run.execute import run_in_child; from paraclip.tasks.run.run import Run;"
         f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
     )
-    paths = os.pathsep.join([str(FAKES), str(Path(__file__).parents[3])])
+    paths = str(Path(__file__).parents[3])
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})
     pid_file = ArtifactStore(tmp_path).work_path("hang", "0123abcd") / "scratch" / "pid"
     try:

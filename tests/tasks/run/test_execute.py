@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from fake_stages import STAGES, settings_at  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import convert_disk_errors
@@ -24,6 +23,7 @@ from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_vers
 from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
 from paraclip_core.training.checkpoints import CheckpointFolder
+from tests.kit.fake_stages import STAGES, settings_at
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from small_runs import both_steps, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
@@ -21,12 +20,13 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.llm_judge import QUESTION, judge_requests, says_same
+from tests.kit.small_runs import both_steps, settings_of_texts
 
 DOGS = [f"a dog with number {number}" for number in range(6)]
 
 
 def settings_of(folder: Path, **paraphrase: Any) -> Settings:
-    chosen = {"engine": "scripted_engine:Doubting", "model": "m", "filters": {"preset": "off"}, **paraphrase}
+    chosen = {"engine": "tests.kit.scripted_engine:Doubting", "model": "m", "filters": {"preset": "off"}, **paraphrase}
     return settings_of_texts(folder, DOGS, chosen)
 
 

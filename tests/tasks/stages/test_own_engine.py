@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_runs import both_steps, made  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
 from paraclip_core.settings import parse_settings
+from tests.kit.small_runs import both_steps, made
 
 GUIDE = Path(__file__).parents[3] / "docs" / "engines.md"
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_encoder import tiny_encoder  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
@@ -25,6 +24,7 @@ from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
+from tests.kit.tiny_encoder import tiny_encoder
 
 FEW = 40
 """Images of the small data set; each has five captions."""
@@ -62,7 +62,7 @@ def asking(folder: Path, captions: Sequence[str], engine: str = "Well", **option
     """Paraphrases from an engine, of captions that are written for it."""
     folder.mkdir(exist_ok=True)
     (folder / "captions.txt").write_text("\n".join(captions) + "\n")
-    chosen = {"engine": f"scripted_engine:{engine}", "model": "m", "filters": OFF}
+    chosen = {"engine": f"tests.kit.scripted_engine:{engine}", "model": "m", "filters": OFF}
     return Settings(
         data=DataOptions(root=str(folder), sources=(SourceOptions(path="captions.txt", format="text"),)),
         paraphrase=ParaphraseOptions(**(chosen | options)),

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from openai_server import OpenAIServer, reset  # pyright: ignore[reportMissingImports]
-from small_runs import made, settings_of_texts  # pyright: ignore[reportMissingImports]
 
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.execute import run_stage
@@ -20,6 +18,8 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, BudgetError, EngineError
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.sending import KEEP_SECONDS
+from tests.kit.openai_server import OpenAIServer, reset
+from tests.kit.small_runs import made, settings_of_texts
 
 KEY = "sk-not-a-real-key-0123456789"
 CAPTIONS = 150

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_encoder import WordEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,6 +24,7 @@ from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.metrics import macro_weights
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare, source_files
+from tests.kit.fake_encoder import WordEncoder
 
 WORDS = ("dog", "cat", "horse", "tree", "man", "car", "grass", "hat")
 CREPE = {

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.csv as pv
 import pyarrow.parquet as pq
 import pytest
-from fake_encoder import WordEncoder, word_pool
 
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
@@ -18,6 +17,7 @@ from paraclip_core.evaluation.benchmarks import paraphrased as family
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare
 from paraclip_core.tables import PER_QUERY
+from tests.kit.fake_encoder import WordEncoder, word_pool
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 ROWS = [

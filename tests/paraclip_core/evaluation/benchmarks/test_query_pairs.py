@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_encoder import WordEncoder, word_pool
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, InputError
@@ -18,6 +17,7 @@ from paraclip_core.evaluation.benchmarks import query_pairs as family
 from paraclip_core.evaluation.compare import Outcome, Row, apply_gate, compare
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions, GateRule
 from paraclip_core.evaluation.prepare import prepare
+from tests.kit.fake_encoder import WordEncoder, word_pool
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 CSV = """query,paraphrased_query,hard_negative

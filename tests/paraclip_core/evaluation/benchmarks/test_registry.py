@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_encoder import WordEncoder
 
 from paraclip_core.errors import BenchmarkError, ConfigError
 from paraclip_core.evaluation.benchmarks import (
@@ -23,6 +22,7 @@ from paraclip_core.evaluation.benchmarks import (
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import parse_benchmark, prepare
 from paraclip_core.settings import parse_settings
+from tests.kit.fake_encoder import WordEncoder
 
 GUIDE = Path(__file__).parents[4] / "docs" / "benchmarks.md"
 

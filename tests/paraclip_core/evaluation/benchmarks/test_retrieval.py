@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fake_encoder import WordEncoder, word_pool
 
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.base import Captions
@@ -18,6 +17,7 @@ from paraclip_core.evaluation.compare import Outcome, compare
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.prepare import prepare
 from paraclip_core.evaluation.result import result_json
+from tests.kit.fake_encoder import WordEncoder, word_pool
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_encoder import WordEncoder
 from scipy import stats
 
 from paraclip_core.errors import BenchmarkError
@@ -17,6 +16,7 @@ from paraclip_core.evaluation.intervals import delta_interval
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.outcomes import from_table, to_table
 from paraclip_core.evaluation.prepare import prepare, source_files
+from tests.kit.fake_encoder import WordEncoder
 
 
 def expected_spearman(encoder: WordEncoder, rows: list[tuple[str, str, float]]) -> float:

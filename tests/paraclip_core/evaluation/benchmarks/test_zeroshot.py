@@ -8,7 +8,6 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from fake_encoder import WordEncoder
 from PIL import Image
 
 from paraclip_core.clip.model import ClipModel
@@ -16,6 +15,7 @@ from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare, source_files
+from tests.kit.fake_encoder import WordEncoder
 
 BENCHMARK = BenchmarkOptions(name="zs", kind="zeroshot_classification", path="x")
 CLASSES = ("blue_car", "cat", "dog", "old_tree", "red_dog", "sea", "wet_grass")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from openai_asking import VARIABLE  # pyright: ignore[reportMissingImports]
-from openai_server import OpenAIServer  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.paraphrase.engines import EngineContext, EngineOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions
+from tests.kit.openai_asking import VARIABLE
+from tests.kit.openai_server import OpenAIServer
 
 
 @pytest.fixture

@@ -18,8 +18,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai_asking import KEY, TWO, Connect, ask, first_words, numbered, streamed  # pyright: ignore[reportMissingImports]
-from openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, words_of  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS
@@ -36,6 +34,8 @@ from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
+from tests.kit.openai_asking import KEY, TWO, Connect, ask, first_words, numbered, streamed
+from tests.kit.openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, words_of
 
 
 def test_answers_come_in_the_order_of_the_prompts(openai_server: OpenAIServer, connect: Connect) -> None:

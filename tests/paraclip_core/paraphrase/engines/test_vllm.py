@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import AwayError, ConfigError, EngineError
 from paraclip_core.paraphrase.engines import EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.vllm import VllmEngine, VllmOptions, _gpu
 from paraclip_core.paraphrase.paraphraser import make_engine
+from tests.kit.waiting import eventually
 
 
 def engine_of(model: str = "org/name", chunk: int = 8, **own: Any) -> VllmEngine:
@@ -51,7 +51,7 @@ def test_an_option_has_one_place(name: str) -> None:
 
 STAND_IN = """
 import os, signal, sys, threading
-from openai_server import OpenAIServer, reply, status, words_of
+from tests.kit.openai_server import OpenAIServer, reply, status, words_of
 
 assert sys.argv[sys.argv.index("--model") + 1] and "--no-enable-chunked-prefill" in sys.argv, sys.argv
 
@@ -70,7 +70,7 @@ server = OpenAIServer(port=int(sys.argv[sys.argv.index("--port") + 1]))
 server.answer = answer
 threading.Event().wait()
 """
-SERVERS = Path(__file__).parents[3] / "servers"
+REPOSITORY = Path(__file__).parents[4]
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def stand_in(tmp_path: Path) -> str:
     (package / "platforms.py").write_text("class current_platform:\n    is_cpu = staticmethod(lambda: True)\n")
     (package / "entrypoints" / "openai" / "api_server.py").write_text(STAND_IN)
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path / "site"}:{SERVERS}" exec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path / "site"}:{REPOSITORY}" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     return str(python)
 

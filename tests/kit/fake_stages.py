@@ -92,7 +92,7 @@ TROUBLE = {
 
 
 globals().update({name.upper(): stage for name, stage in (STAGES | TROUBLE).items()})
-OWN = [f"fake_stages:{name.upper()}" for name in STAGES | TROUBLE]
+OWN = [f"tests.kit.fake_stages:{name.upper()}" for name in STAGES | TROUBLE]
 
 
 def settings_at(root: object, **changes: Any) -> Settings:

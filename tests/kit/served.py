@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
-from processes import free_port, with_variable  # pyright: ignore[reportMissingImports]
 
 from paraclip.flows.local_stack import password_file
+from tests.kit.processes import free_port, with_variable
 
 REPOSITORY = Path(__file__).parents[2]
 BUSY = 503

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
-from processes import free_port  # pyright: ignore[reportMissingImports]
-from served import ENDED, REPOSITORY, Api
-from waiting import eventually  # pyright: ignore[reportMissingImports]
+
+from tests.kit.processes import free_port
+from tests.kit.served import ENDED, REPOSITORY, Api
+from tests.kit.waiting import eventually
 
 IMAGE = "paraclip-test"
 """The image, and the project, that tests build and remove."""

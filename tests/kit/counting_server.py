@@ -1,6 +1,6 @@
 """A quick server with OpenAI's chat interface, for the published prompts, that may be killed: its count outlives it.
 
-    python tests/servers/counting_server.py PORT LOG
+    python -m tests.kit.counting_server PORT LOG
 
 Each request is a line of the log before it is answered: a hash over its body, so what comes twice is seen. The answer
 depends on the body alone: the text in other words; some texts get no answer at the first try, and some share theirs.
@@ -21,7 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from processes import free_port  # pyright: ignore[reportMissingImports]
+from tests.kit.processes import free_port
 
 LINE = 33
 """Bytes of a line of the log."""

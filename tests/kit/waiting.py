@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
 
 def eventually(
-    what: Callable[[], T], message: str | Callable[[], str] = "it never happened", seconds: float = 500
+    what: Callable[[], T | Literal[False] | None],
+    message: str | Callable[[], str] = "it never happened",
+    seconds: float = 500,
 ) -> T:
     """What `what` gives as soon as it gives anything; `message` may be made when it is needed."""
     end = time.monotonic() + seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -27,22 +26,14 @@ from paraclip_core.clip.export import save_hf, save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
+from tests.kit import encoders
 
 RunStage = Callable[..., Artifact]
-ENCODERS = Path(__file__).parents[2] / "paraclip_core/clip"
 TEXTS = ["a red dog", "hound, red", "word " * 90]
 
 
 @pytest.fixture
-def encoders(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module that makes small models of every kind, under the name that it has for the tests beside it: timm
-    remembers the models that it registers."""
-    monkeypatch.syspath_prepend(ENCODERS)
-    return importlib.import_module("encoders")
-
-
-@pytest.fixture
-def make(encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ClipModel]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ClipModel]:
     """A base of a kind, as a release folder."""
 
     def build(kind: str) -> ClipModel:

@@ -14,10 +14,10 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from processes import free_port  # pyright: ignore[reportMissingImports]
-from waiting import eventually  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.lifetime import TempDir
+from tests.kit.processes import free_port
+from tests.kit.waiting import eventually
 
 REPOSITORY = Path(__file__).parents[2]
 LIGHT = """

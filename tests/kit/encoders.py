@@ -9,12 +9,12 @@ from typing import Any
 
 import open_clip
 import torch
-from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from paraclip_core.clip.model import ClipModel
+from tests.kit.drawn_clip import drawn
 
 TEXTS = [
     "a dog runs on a beach",

@@ -19,9 +19,8 @@ from paraclip_core.tables import FILTER_RESULTS, GENERATIONS
 
 CHILD = """
 import os, random, signal, sys, time
-sys.path.insert(0, {here!r})
 import duckdb
-from generation_rows import *
+from tests.kit.generation_rows import *
 from paraclip.storage import answers as module, parts
 from paraclip.storage.answers import AnswerStore, CacheFile
 from paraclip.storage.parts import PartFolder
@@ -80,7 +79,7 @@ def rebuild(store: AnswerStore) -> None:
 
 
 def child(code: str, *arguments: object) -> subprocess.Popen[str]:
-    program = CHILD.format(here=str(Path(__file__).parent)) + code
+    program = CHILD + code
     return subprocess.Popen(
         [sys.executable, "-c", program, *map(str, arguments)], stdout=subprocess.PIPE, text=True, cwd=Path.cwd()
     )

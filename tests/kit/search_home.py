@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawn_clip import drawn  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel
+from tests.kit.drawn_clip import drawn
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,

@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from openai_server import reply, words_of  # pyright: ignore[reportMissingImports]
+from tests.kit.openai_server import reply, words_of
 
 
 def served(url: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
-from scripted_engine import Scripted  # pyright: ignore[reportMissingImports]
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Prompt
 from paraclip_core.paraphrase.filter_options import FilterOptions
+from tests.kit.scripted_engine import Scripted
 
 OFF = FilterOptions(preset="off")
 OPTIONS = ParaphraseOptions(engine="transformers", filters=OFF)
@@ -41,7 +41,9 @@ def with_options(**changed: Any) -> ParaphraseOptions:
 
 
 def filtered(*names: str) -> ParaphraseOptions:
-    return with_options(filters=FilterOptions(preset="off", extra=tuple(f"scripted_filters:{name}" for name in names)))
+    return with_options(
+        filters=FilterOptions(preset="off", extra=tuple(f"tests.kit.scripted_filters:{name}" for name in names))
+    )
 
 
 def attempts(rejects: pa.Table) -> list[tuple[str, int]]:
