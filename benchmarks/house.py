@@ -1,6 +1,7 @@
 """How large the house is: lines, files, options, import circles, and what the product's lines are.
 
     python benchmarks/house.py [--rev REVISION] [--json]
+    python benchmarks/house.py --stories    # renews the list of files in docs/design.md
 
 Product: every Python file of the packages and the front door, `paraclip/__init__.py`. An option is a field of the
 settings that holds no group; a group in two places counts twice. A circle is a strongly connected component of the
@@ -23,6 +24,8 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[1]
 PRODUCT = ("flows", "tasks", "storage", "paraclip_core", "paraclip/__init__.py")
+DESIGN = HOME / "docs" / "design.md"
+BEGIN, END = "<!-- files -->\n", "\n<!-- end of files -->"
 COUNT_OPTIONS = """
 from typing import get_args
 from paraclip_core.config import Settings
@@ -103,12 +106,31 @@ def measure(home: Path) -> dict[str, object]:
     }
 
 
+def stories(home: Path) -> str:
+    """Every file of the product with its story: the first line of its docstring, as Markdown, by folder."""
+    listed: dict[str, list[str]] = {}
+    for file in files_in(home, *PRODUCT):
+        first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        listed.setdefault(file.parent.relative_to(home).as_posix(), []).append(f"- `{file.name}` {first}")
+    return "\n\n".join(f"**{folder}/**\n\n" + "\n".join(lines) for folder, lines in sorted(listed.items()))
+
+
+def with_stories(page: str, home: Path) -> str:
+    """The page with the list between its marks as it is today."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n{stories(home)}\n{END}{rest.partition(END)[2]}"
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--stories", action="store_true", help="renew the list of files in docs/design.md")
     parser.add_argument("--rev", help="revision to measure; default: the files as they are")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.stories:
+        DESIGN.write_text(with_stories(DESIGN.read_text(encoding="utf-8"), HOME), encoding="utf-8")
+        return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.rev:
             subprocess.run(["git", "archive", "-o", f"{folder}/copy.tar", arguments.rev], cwd=HOME, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
@@ -122,3 +123,9 @@ def assert_command(words: list[str], line: str) -> None:
         command = commands[words.pop(0)]
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
+
+
+def test_every_file_has_its_story_in_the_design() -> None:
+    house = runpy.run_path(str(REPOSITORY / "benchmarks" / "house.py"))
+    page = (REPOSITORY / "docs" / "design.md").read_text()
+    assert house["with_stories"](page, REPOSITORY) == page, "python benchmarks/house.py --stories renews it"
