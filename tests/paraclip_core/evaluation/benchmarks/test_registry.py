@@ -62,7 +62,10 @@ def test_images_are_named_for_kinds_that_read_them_beside_a_path() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("excel", r"'excel' is no benchmark; expected paraphrased_retrieval, query_pairs, .* package\.module:NAME"),
+        (
+            "excel",
+            r"'excel' is not a known benchmark; expected paraphrased_retrieval, query_pairs, .* package\.module:NAME",
+        ),
         ("sts", r"sts has no options"),
     ],
 )
