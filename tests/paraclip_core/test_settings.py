@@ -162,7 +162,7 @@ def test_a_wrong_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("name: 2024-02-30", "not valid YAML"),
         ("{a: " * 5000, "not valid YAML"),
-        ("finetune: {seed: !!bool x}", "not of the kind"),
+        ("finetune: {seed: !!bool x}", "not of the expected kind"),
     ],
     ids=range(9),
 )
