@@ -185,5 +185,5 @@ class Settings(Options):
         if not name.strip() or name.startswith(".") or any(c in "/\\" or ord(c) < 32 for c in name):
             raise ValueError(f"{name!r} cannot name a run; use letters, digits, spaces, - and _")
         if (size := len(name.encode("utf-8", "surrogatepass"))) > LONGEST_NAME:
-            raise ValueError(f"{name[:40]!r}… has {size} bytes; a run's name may have at most {LONGEST_NAME}")
+            raise ValueError(f"{name[:40]!r}… has {size} bytes; at most {LONGEST_NAME} can name a run")
         return name
