@@ -97,7 +97,7 @@ def _no_header(path: Path, first: list[str]) -> InputError:
     return InputError(
         f"{path} has no header that names a caption ({', '.join(CAPTION)}) and its first line has {len(first)} fields: "
         f"{', '.join(repr(field[:40]) for field in first[:8])}. Name the one with the caption in "
-        'data.sources[].columns.caption, or, where there is no header, count from 0 ("0")'
+        'data.sources[].columns.caption, or, if there is no header, count from 0 ("0")'
     )
 
 
