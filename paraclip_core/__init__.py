@@ -1,1 +1,1 @@
-"""The knowledge of paraclip, importable without Prefect."""
+"""The core library of paraclip, importable without Prefect."""

@@ -2,8 +2,8 @@
 
 The same tree is read from YAML, overridden with ``--set a.b=c`` and used as the Prefect flows' parameter, so the
 Prefect UI draws a typed form from it. An option changes an artifact's fingerprint unless it is marked
-:data:`OPERATIONAL`: such an option may change how fast a result comes, never the result, unless its description says
-that it rounds differently.
+:data:`OPERATIONAL`. An operational option may change how fast a result is computed, but never the result, unless its
+description mentions rounding.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own a
 
 
 class FileEngineOptions(Options):
-    """Paraphrases that a user already has."""
+    """Paraphrases that already exist."""
 
     path: str = ""
     """Parquet, JSONL, CSV or TSV with the columns `caption`, `paraphrase_1` and `paraphrase_2`, or captions alone in
-    any format of `data.sources` (each caption's next two siblings), relative to `data.root`; all but Parquet plain or
-    gzipped, ending in `.gz`."""
+    any format of `data.sources` (each caption's next two siblings). Relative to `data.root`. All formats except Parquet
+    may be gzipped (`.gz`)."""
 
 
 class ParaphraseOptions(Options):
@@ -49,37 +49,38 @@ class ParaphraseOptions(Options):
     """GGUF file or OpenVINO folder of the `openvino` engine (empty: SmolLM2-135M), model folder of the `transformers`
     engine, folder or hub id of the `vllm` engine, or the model's name at the server of the `openai` engine."""
     options: dict[str, Any] = Field(default={})
-    """Options of an engine of your own, as it documents them."""
+    """Options of a custom engine, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"
-    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones, whose own
-    synonyms of single words are tried, too, where the filters are `small-model`."""
+    """`paper`: the two published prompts, for capable models. `few-shot`: example turns for small ones, which are
+    also asked for synonyms of single words if the filters are `small-model`."""
     prompt_1: str = ""
-    """Own prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
+    """Custom prompt for step 1 in place of the set's: one user message with `{}` where the caption goes."""
     prompt_2: str = ""
-    """Own prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
+    """Custom prompt for step 2 in place of the set's: one user message with `{}` where paraphrase 1 goes."""
     fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training captions to paraphrase, chosen by hash so that adding captions moves no other."""
+    """Share of the training captions to paraphrase, chosen by hash: adding captions does not affect the others."""
     sampling: SamplingOptions = SamplingOptions()
-    """How answers are drawn."""
+    """How answers are sampled."""
     filters: FilterOptions = FilterOptions()
-    """What is kept."""
+    """Which answers are kept."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed beside it, so
-    that a killed run ends with the same bytes; `bf16` is about 1.8 times faster and flips a close draw now and then."""
+    """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed with it, so
+    a killed run ends with the same bytes; `bf16` is about 1.8 times faster and occasionally flips a close draw."""
     keep: Annotated[int, Field(ge=1, le=16)] = 1
-    """Rewrites kept of a caption, at most: so many accepted answers of step 1, each with one of step 2. Fine-tuning
+    """Maximum number of rewrites kept per caption: accepted answers of step 1, each with one of step 2. Fine-tuning
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
-    """How often a caption with no accepted answer is asked for, first time included."""
+    """How often a caption without an accepted answer is tried, including the first time."""
     judge: dict[str, Any] | None = None
-    """Ask a language model whether each accepted answer says the same as its caption, and reject it where it says no:
-    the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model. null: off."""
+    """Ask a language model whether each accepted answer means the same as its caption, and reject it if not. The
+    value holds the options of `paraphrase` in which the judge differs, e.g. `{model: gpt-4o}`; `{}`: the same model.
+    null: off."""
     seed: int = 0
-    """Seed of the sampling."""
+    """Sampling seed."""
     chunk: Annotated[int, Field(ge=1, le=1024)] = Field(default=256, json_schema_extra=OPERATIONAL)
-    """Requests that an engine is given at once, and so what a killed worker computes again of a local model's. Answers
-    of `openai` and `vllm` are written every two seconds, however large it is. Cached answers do not depend on it; an
-    engine whose draws depend on what it computes together may answer new requests differently."""
+    """Requests that an engine is given at once, and so the most that a killed worker recomputes with a local model.
+    Answers of `openai` and `vllm` are written every two seconds, whatever the chunk size. Cached answers do not depend
+    on it; an engine whose draws depend on what it computes together may answer new requests differently."""
     file: FileEngineOptions = FileEngineOptions()
     """Options of the `file` engine."""
     transformers: TransformersOptions = TransformersOptions()
@@ -90,7 +91,7 @@ class ParaphraseOptions(Options):
     """Options of the `vllm` engine."""
 
     def as_judge(self) -> ParaphraseOptions | None:
-        """The options of who judges; None where nobody does."""
+        """The judge's options; None if there is no judge."""
         if self.judge is None:
             return None
         return ParaphraseOptions.model_validate(_merged(self.model_dump(), self.judge) | {"judge": None})
@@ -111,7 +112,7 @@ class ParaphraseOptions(Options):
 
 
 def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The options with these changes, below each group, too."""
+    """The options with these changes, applied recursively to groups."""
     merged = options | changes
     for name, value in changes.items():
         if isinstance(value, dict) and isinstance(options.get(name), dict):
@@ -120,36 +121,36 @@ def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 class DriftOptions(Options):
-    """How far captions may be from those of the model in use; beyond the limit a run fails before it pays."""
+    """How far captions may drift from those of the model in use; beyond the limit a run fails before it costs money."""
 
     channel: str = Field(default="", json_schema_extra=OPERATIONAL)
-    """Channel whose model's captions are compared with. Empty: the one that `regenerate` moves; other runs compare
+    """Channel whose model's captions are the reference. Empty: the one that `regenerate` moves; other runs compare
     nothing."""
     limit: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Share of those captions that changed or vanished, and share of the words that they never had, at most."""
+    """Maximum share of those captions that changed or vanished, and maximum share of words that are new."""
 
 
 class RunOptions(Options):
-    """How a run is carried out; nothing here changes a result, but for rounding where it is said."""
+    """How a run is executed; nothing here changes a result, except for rounding where noted."""
 
     root: str = Field(default="runs", json_schema_extra=OPERATIONAL)
     """Folder or URL (`s3://bucket/folder`) of artifacts, unfinished work and caches (environment: PARACLIP_ROOT)."""
     placement: Literal["inline", "deployments"] = Field(default="inline", json_schema_extra=OPERATIONAL)
-    """`inline` runs the stages in this process, `deployments` each as its own deployment."""
+    """`inline` runs the stages in this process, `deployments` runs each as its own deployment."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
         default="auto", json_schema_extra=OPERATIONAL
     )
-    """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are taken as well, untested. Each rounds in its own way."""
+    """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are accepted but untested. Each device rounds differently."""
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, and processes that judge answers; 0: all cores. Another number may round image features and trained
-    weights differently in their last bits; one and two train the same bytes where a step has more than 2,048 tokens."""
+    weights differently in their last bits; one and two train the same bytes if a step has more than 2,048 tokens."""
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
-    """When new captions hold a run."""
+    """When new captions stop a run."""
     promote: Literal["auto", "ask"] = Field(default="auto", json_schema_extra=OPERATIONAL)
-    """Who moves the channel of `regenerate`: the filter (`auto`), or, where the filter would, a person (`ask`)."""
+    """Who moves the channel of `regenerate`: the promotion gate (`auto`), or a person once the gate passes (`ask`)."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
-    """Where training curves are shown besides the training log: `tensorboard`, `trackio`, `wandb` (each a package to
-    install)."""
+    """Where training curves are shown in addition to the training log: `tensorboard`, `trackio`, `wandb` (each needs
+    its package)."""
     stages: tuple[str, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Stages of your own, as `package.module:STAGE`. Each runs when its inputs are finished; one with the name of a
     built-in stage takes its place."""
@@ -180,9 +181,9 @@ class Settings(Options):
     @field_validator("name")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        # Results and a channel are kept under the name, and a run should not find out at its end that they cannot be.
+        # Results and a channel are kept under the name, so an unusable name must fail early, not at the end of a run.
         if not name.strip() or name.startswith(".") or any(c in "/\\" or ord(c) < 32 for c in name):
-            raise ValueError(f"{name!r} cannot name a run; use letters, digits, blanks, - and _")
+            raise ValueError(f"{name!r} cannot name a run; use letters, digits, spaces, - and _")
         if (size := len(name.encode("utf-8", "surrogatepass"))) > LONGEST_NAME:
             raise ValueError(f"{name[:40]!r}… has {size} bytes; at most {LONGEST_NAME} can name a run")
         return name

@@ -1,4 +1,4 @@
-"""The card of a data set of paraphrases."""
+"""The dataset card of a set of paraphrases."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _ON_THE_HUB = frozenset(
     "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 "
     "cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0".split()
 )
-"""Identifiers of https://huggingface.co/docs/hub/repositories-licenses that data sets use."""
+"""Identifiers of https://huggingface.co/docs/hub/repositories-licenses that datasets use."""
 
 
 def hub_licenses(licenses: Iterable[str]) -> tuple[str, ...]:
-    """The hub's identifiers of licenses as stated: `unknown` where none is, `other` where one of them has none."""
+    """The hub's identifiers of the stated licenses: `unknown` if none is stated, `other` if one has no identifier."""
     names = {"-".join(re.findall(r"[a-z0-9.+]+", stated.casefold())) for stated in licenses} or {"unknown"}
     if names == {"unknown"}:
         return ("unknown",)
@@ -37,7 +37,7 @@ SIZES = (
     "n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B", "10B<n<100B",
     "100B<n<1T", "n>1T",
 )  # fmt: skip
-"""The hub's names, a power of ten each from a thousand rows on."""
+"""The hub's size categories, one for each power of ten from a thousand rows up."""
 COLUMNS = {
     "caption_id": "hash of image id and caption, 32 hexadecimal digits; rewrites of one caption share it",
     "caption": "the caption that came with the image, cleaned",
@@ -50,7 +50,7 @@ COLUMNS = {
     "similarity_2": "cosine between caption and paraphrase 2",
 }
 LICENSE_NAME = 100
-"""Characters of a license's name in the front matter."""
+"""Maximum length of a license's name in the front matter, in characters."""
 LICENSES_SHOWN = 50
 DRAWING = ("temperature", "top_p", "max_tokens", "n")
 ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms")
@@ -58,7 +58,7 @@ ABOUT_ASKING = ("fraction", "seed", "attempts", "synonyms")
 
 @dataclass(frozen=True)
 class StepFacts:
-    """A paraphrase step: what its manifest says, and what the model was shown."""
+    """A paraphrase step: its manifest, and the prompt that the model was shown."""
 
     options: Mapping[str, Any]
     metrics: Mapping[str, Any]
@@ -68,7 +68,7 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """All that the card tells."""
+    """Everything on the card."""
 
     name: str
     rows: Mapping[str, int]
@@ -79,9 +79,9 @@ class DatasetFacts:
     steps: tuple[StepFacts, StepFacts]
     samples: Sequence[Mapping[str, Any]]
     licenses: Mapping[str, int]
-    """Rows by license as stated."""
+    """Rows by stated license."""
     opt_outs: tuple[int, int] | None
-    """Entries of an opt-out list, and rows that were left out for it."""
+    """Entries of an opt-out list, and rows left out because of it."""
     fingerprints: Mapping[str, str]
     versions: Mapping[str, str]
     languages: Sequence[str] = ("en",)
@@ -92,12 +92,12 @@ class DatasetFacts:
 
     @property
     def by_model(self) -> bool:
-        """Whether a language model wrote the paraphrases; otherwise they were given in a file."""
+        """Whether a language model wrote the paraphrases; otherwise they come from a file."""
         return self.steps[0].prompt is not None
 
 
 def dataset_card(facts: DatasetFacts) -> str:
-    """A README.md in which no text of the data comes alive; equal facts give equal bytes."""
+    """A README.md in which all texts from the data are inert; equal facts give equal bytes."""
     # Not escaped as HTML: the filters make texts inert, or they stand in fences.
     environment = Environment(
         loader=PackageLoader("paraclip_core", "."),

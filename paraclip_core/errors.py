@@ -1,6 +1,6 @@
 """Every error that paraclip raises on purpose.
 
-A message names what was found, what was expected and how to mend it.
+A message says what was found, what was expected and how to fix it.
 """
 
 from __future__ import annotations
@@ -8,18 +8,18 @@ from __future__ import annotations
 import errno
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Numbers of operating-system errors that say that there is no room."""
+"""Operating-system error numbers for a full disk or an exhausted quota."""
 FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
-"""Numbers of operating-system errors that say that a disk or a network folder is at fault, and nothing about a file."""
+"""Operating-system error numbers for a failing disk or network folder; they say nothing about the file."""
 
 
 def with_notes(error: BaseException) -> str:
-    """An error's text and, on lines of their own, the notes that were added on its way up."""
+    """An error's text and, each on its own line, the notes added on its way up."""
     return "\n".join([str(error), *getattr(error, "__notes__", ())])
 
 
 class ParaclipError(Exception):
-    """Base of the tree. Its text is meant for a user, so the command line prints it without a traceback."""
+    """Base class. Its text is meant for users, so the command line prints it without a traceback."""
 
     exit_code = 1
 
@@ -35,41 +35,41 @@ class InputError(ParaclipError):
 
 
 class ArtifactError(ParaclipError):
-    """An artifact is missing, edited, cut short or written by an incompatible version."""
+    """An artifact is missing, edited, truncated or written by an incompatible version."""
 
 
 class LockedError(ArtifactError):
-    """Another living process holds the lock of this fingerprint."""
+    """Another running process holds the lock of this fingerprint."""
 
 
 class FullDiskError(ArtifactError):
-    """There is no space left for it."""
+    """There is no space left on the disk."""
 
 
 class UnknownNameError(ArtifactError):
-    """No artifact, channel, generation, stage or root has this name, or several fit it."""
+    """No artifact, channel, generation, stage or root has this name, or several match it."""
 
     exit_code = 2
 
 
 class EngineError(ParaclipError):
-    """The paraphrase engine cannot start, died, or answered something that is not a completion."""
+    """The paraphrase engine cannot start, died, or returned something that is not a completion."""
 
 
 class AwayError(EngineError):
-    """The engine's server cannot be reached or answers no more, or its process was killed."""
+    """The engine's server cannot be reached or no longer answers, or its process was killed."""
 
 
 class BudgetError(EngineError):
-    """One answer more could cost more than the spending cap allows."""
+    """One more answer could exceed the spending cap."""
 
 
 class ModelError(ParaclipError):
-    """A model cannot be loaded, or its image encoder is not the one that was expected."""
+    """A model cannot be loaded, or its image encoder is not the expected one."""
 
 
 class UnknownModelError(ModelError):
-    """There is no such folder, architecture or weights."""
+    """The folder, architecture or weights do not exist."""
 
     exit_code = 2
 
@@ -91,8 +91,8 @@ class CrashedError(StageError):
 
 
 def worth_a_retry(error: object, attempt: int) -> bool:
-    """Whether the same work may succeed if it is tried again after this attempt, counted from 1."""
-    # A second try finds what was freed meanwhile; a third would only fill the disk once more.
+    """Whether the same work may succeed if retried after this attempt, counted from 1."""
+    # A second try benefits from space freed meanwhile; a third would only fill the disk again.
     return isinstance(error, CrashedError | AwayError | LockedError) or (
         isinstance(error, FullDiskError) and attempt == 1
     )

@@ -10,15 +10,15 @@ from paraclip_core.errors import InputError
 from paraclip_core.text_safety import one_line
 
 ADDRESS = re.compile(r"hf:/{1,2}(?:(datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.+?))?/*")
-"""One slash if it came through a `Path`."""
+"""An address that went through a `Path` has a single slash."""
 
 
 @cache
 def fetch(address: str) -> Path:
-    """The place of a file or folder in the hub's cache; what is missing there is fetched, once for a process.
+    """The path of a file or folder in the hub's cache; what is missing is fetched, once per process.
 
     Raises:
-        InputError: the hub does not give it.
+        InputError: it cannot be fetched from the hub.
     """
     match = ADDRESS.fullmatch(address)
     assert match is not None
@@ -32,7 +32,7 @@ def fetch(address: str) -> Path:
     except Exception as error:  # the hub's, httpx's and the disk's
         name = f"hf://{'datasets/' if kind == 'dataset' else ''}{repo}"
         raise InputError(
-            f"{name} cannot be fetched: {one_line(error)}. See whether the name is right (a data set's begins with "
-            "hf://datasets/) and, for a private one, log in with `hf auth login`"
+            f"{name} cannot be fetched: {one_line(error)}. Check the name (a dataset's begins with "
+            "hf://datasets/) and, for a private repository, log in with `hf auth login`"
         ) from error
     return folder if inner is None else folder / inner

@@ -1,7 +1,7 @@
 """Child processes, threads and temporary folders that do not outlive the process that made them, however it ends.
 
-A temporary folder's owner holds a lock on a file in it, which the kernel releases however the owner ends. Whoever makes
-the next folder deletes those whose lock nobody holds.
+The owner of a temporary folder holds a lock on a file in it, which the kernel releases however the owner ends. Making
+a folder deletes those whose lock is free.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PR_SET_PDEATHSIG = 1
 PREFIX = "paraclip-"
 OWNER = ".owner"
 SETTLED_SECONDS = 60.0
-"""Age from which a folder without an owner is abandoned; a younger one may be in the making."""
+"""Age from which a folder without an owner counts as abandoned; a younger one may still be being created."""
 
 
 def die_with(parent: int) -> None:
@@ -53,17 +53,17 @@ def _poll_parent(parent: int) -> None:
 
 
 class TempDir:
-    """A temporary folder for the life of this process; as a context, until its end."""
+    """A temporary folder that lasts as long as this process or, as a context manager, as long as the block."""
 
     def __init__(self, kind: str = "") -> None:
-        """Make the folder, named after `kind`, once abandoned ones are deleted."""
+        """Delete abandoned folders, then make this one, named after `kind`."""
         try:
             sweep()
             self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
             try:
                 self._owner = os.open(self.path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
             except OSError:
-                # Without its file nobody would sweep it.
+                # Without its file it would never be swept.
                 shutil.rmtree(self.path, ignore_errors=True)
                 raise
         except OSError as error:
@@ -73,7 +73,7 @@ class TempDir:
         fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:
-        """Delete the folder, release the lock, and sweep: a killed process's may have been too young at the start."""
+        """Delete the folder, release the lock, and sweep: a killed process's folder may have been too young before."""
         _delete(self.path)
         os.close(self._owner)
         sweep()
@@ -86,16 +86,16 @@ class TempDir:
 
 
 def sweep() -> list[Path]:
-    """Delete this user's folders whose owners are dead; returns them."""
+    """Delete this user's folders whose owners are dead, and return their paths."""
     abandoned = [path for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if _abandoned(path)]
     for path in abandoned:
-        log.info("%s was left by a killed process and is deleted", path)
+        log.info("%s was left by a killed process and has been deleted", path)
         _delete(path)
     return abandoned
 
 
 def _delete(path: Path) -> None:
-    """Delete a folder; its owner's file goes last, or nobody would sweep what a kill leaves here."""
+    """Delete a folder, its lock file last, so that what a kill leaves behind can still be swept."""
     with suppress(OSError):
         for entry in path.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -109,7 +109,7 @@ def _delete(path: Path) -> None:
 def _abandoned(path: Path) -> bool:
     with suppress(OSError):
         stat = path.lstat()
-        # Anybody may put a link or a folder of this name there.
+        # Any user may put a link or a folder with such a name there.
         if path.is_symlink() or not path.is_dir() or stat.st_uid != os.getuid():
             return False
         if not (path / OWNER).exists():
@@ -127,7 +127,7 @@ def _abandoned(path: Path) -> bool:
 
 
 class LoopThread:
-    """An event loop in a thread of its own, for callers inside and outside of other loops."""
+    """An event loop in its own thread, for callers inside and outside other loops."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -138,7 +138,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def close(self) -> None:
-        """Cancel what still runs, and end the thread."""
+        """Cancel what is still running, and end the thread."""
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
 

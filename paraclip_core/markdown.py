@@ -1,4 +1,4 @@
-"""Markdown in which the texts of others stay texts."""
+"""Markdown in which untrusted text stays plain text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LIVE = re.compile(r"(?<![a-z0-9])_|_(?![a-z0-9])|(?<=www)\.|[^\w\s.,;()/=+%'\"?
 
 
 def inert(text: str) -> str:
-    """Text for a table's cell or the middle of a line; line breaks become blanks, what is invisible is escaped."""
+    """Text for a table cell or the middle of a line; line breaks become spaces, invisible characters are escaped."""
     line = _visible(" ".join(text.split()))
     return _LIVE.sub(lambda mark: f"&#{ord(mark.group())};" if mark.group().isascii() else mark.group(), line)
 
@@ -26,13 +26,13 @@ def fenced(text: str, language: str = "text") -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """A table of numbers and of texts that stay text."""
+    """A table whose cells are numbers or inert texts."""
     lines = ["| " + " | ".join(inert(str(cell)) for cell in row) + " |" for row in (head, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
 
 
 def _visible(line: str) -> str:
-    """Control characters and those that reorder or hide text, as escapes."""
+    """The line with escapes for control characters and for those that reorder or hide text."""
     return "".join(char if char.isprintable() or char == " " else _escape(char) for char in line)
 
 

@@ -1,6 +1,6 @@
-"""What all option groups share, which options count for an output, and options that name a part of a user's own.
+"""The base of all option groups, which options affect an output, and options that name a custom component.
 
-Such a part, a reader, engine, filter, benchmark or stage, is named by its dotted path, `package.module:name`.
+A custom reader, engine, filter, benchmark or stage is named by its dotted path, `package.module:name`.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ OPERATIONAL: dict[str, JsonValue] = {"operational": True}
 
 LARGEST = 2**63
 LONGEST_NAME = 200
-"""Bytes of a name that files are called by: file systems take 255, and a file's ending and a draft's marks are more."""
+"""Maximum bytes of a name used in file names: file systems allow 255, suffixes and draft markers included."""
 
 
 def json_fields(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields, if JSON can hold them; YAML knows dates, sets and bytes as well."""
+    """The fields, if JSON can represent them; YAML also has dates, sets and bytes."""
     try:
         json.dumps(fields, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"expected what JSON can hold: {error}; put a date between quotes") from error
+        raise ValueError(f"expected a value that JSON can represent: {error}; put a date in quotes") from error
     return fields
 
 
 class Options(BaseModel):
-    """Base of all option groups: unknown names are errors, values are not changed after reading.
+    """Base of all option groups: unknown names are errors, and instances are immutable.
 
-    Numbers are finite and whole ones fit into 64 bits, for manifests, tables and libraries hold no others.
+    Numbers are finite and integers fit into 64 bits, as manifests, tables and libraries require.
     """
 
     model_config = ConfigDict(
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
-        # Without a title a form calls a group by its class, or by nothing.
+        # Without a title a form labels a group with its class name, or not at all.
         field_title_generator=lambda name, _: name.replace("_", " ").title(),
         allow_inf_nan=False,
     )
@@ -57,7 +57,7 @@ class Options(BaseModel):
         if isinstance(value, int) and not -LARGEST <= value < LARGEST:
             raise ValueError(f"{value} does not fit into 64 bits; choose a smaller number")
         if isinstance(value, str) and "\0" in value:
-            raise ValueError("it has a NUL character, which no path or name can have; leave it out")
+            raise ValueError("it contains a NUL character, which no path or name can have; remove it")
         return value
 
 
@@ -68,7 +68,7 @@ def meaning(options: BaseModel) -> dict[str, Any]:
 
 
 def unusual(options: BaseModel) -> dict[str, Any]:
-    """The options that decide an output and are not at their default, as a YAML file would have them."""
+    """The options that affect an output and differ from their defaults, as in a YAML file."""
     values: dict[str, Any] = {}
     for name, field in type(options).model_fields.items():
         value = getattr(options, name)
@@ -94,10 +94,10 @@ def _plain(value: Any) -> Any:
 
 
 class NameOrPath:
-    """Mark of an option (``Annotated[str, NameOrPath(…)]``) that names one of ours or the dotted path of a user's."""
+    """Marks an option (``Annotated[str, NameOrPath(…)]``) as a built-in name or the dotted path of a custom object."""
 
     def __init__(self, what: str, names: Iterable[str], own: str) -> None:
-        """`what` is named, by one of `names` or as `own` says."""
+        """`what` is the kind of thing, `names` are the built-in ones, and `own` describes a custom one."""
         self.what, self.names, self.own = what, tuple(names), own
 
     def __str__(self) -> str:
@@ -107,21 +107,21 @@ class NameOrPath:
         module, _, attribute = name.partition(":")
         if name in self.names or all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
             return name
-        raise ValueError(f"{name!r} is no {self.what}; expected {self}")
+        raise ValueError(f"{name!r} is not a known {self.what}; expected {self}")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        # A form calls each by its title, and both by their type without one.
+        # A form labels each alternative with its title, or with its type if it has none.
         named = {"title": "built in", "enum": list(self.names), "type": "string"}
         return {"anyOf": [named, {"title": "your own", "pattern": ":", "type": "string"}]}
 
 
 def import_path(path: str, where: str, expected: str, *arguments: Any) -> Any:
-    """What ``package.module:name`` names, callable with `arguments` where there are some.
+    """Import the object at ``package.module:name`` and, if `arguments` are given, check that it accepts them.
 
-    Messages say `where` it is named, by option and value, and what is `expected`.
+    Error messages say `where` it is named, by option and value, and what is `expected`.
     """
     module, _, name = path.partition(":")
     try:
@@ -131,12 +131,12 @@ def import_path(path: str, where: str, expected: str, *arguments: Any) -> Any:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{where} cannot be used: {one_line(error)}; expected {expected}, in a package that is installed "
-            "beside paraclip or a module whose folder is on PYTHONPATH"
+            "alongside paraclip or a module whose folder is on PYTHONPATH"
         ) from error
     return part
 
 
 def module_source(part: Any) -> bytes:
-    """Source of the module that defines a class or function, or of a module by its name; empty where it has none."""
+    """Source of a module, given by name or by a class or function defined in it; empty if it has none."""
     file = getsourcefile(import_module(part) if isinstance(part, str) else part)
     return Path(file).read_bytes() if file else b""

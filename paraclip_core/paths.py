@@ -12,20 +12,20 @@ PACKAGES = Path(__file__).resolve().parents[1]
 
 
 def expand(written: str | Path) -> Path:
-    """The path with the home folder in place of a leading ``~`` or ``~user``; an address of the hub is fetched.
+    """The path with a leading ``~`` or ``~user`` expanded to the home folder; a hub address is fetched.
 
-    If there is no such user the path stays as it is, so what looks for it says that it does not exist, and a file may
-    be called ``~captions.csv``.
+    If there is no such user the path is unchanged, so a file may be called ``~captions.csv``, and a missing one is
+    reported when it is opened.
     """
     text = os.fspath(written)
     if hub.ADDRESS.fullmatch(text):
         return hub.fetch(text)
-    # Unlike Path's own, this one takes any text.
+    # Unlike Path.expanduser, this accepts any text.
     return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 def below(folder: Path, other: Path | None) -> Path | None:
-    """`other` as a path that begins as `folder` does, None if it does not lie below that."""
+    """`other` as a path that starts with `folder`; None if it is not inside `folder`."""
     if other is None or folder.resolve() not in other.resolve().parents:
         return None
     return folder / other.resolve().relative_to(folder.resolve())

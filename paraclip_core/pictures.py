@@ -1,7 +1,7 @@
-"""Pictures inside of Parquet: which column holds them, and what each is called; and untrusted tars.
+"""Pictures in Parquet files, their column and names, and reading untrusted tars.
 
 A picture is a binary value, or the field ``bytes`` of a struct, as the library `datasets` writes its images. Its name
-is ``column[row]/digest``: where it lies, and what it is.
+is ``column[row]/digest``: its position and its content.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from paraclip_core.captions.columns import match_column
 from paraclip_core.errors import InputError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-"""How names of image files end."""
+"""Suffixes of image files."""
 PICTURE_ROWS = 16
-"""Rows that are read at a time, so that memory holds a few pictures of any file."""
+"""Rows read at a time, so that only a few pictures of a file are in memory."""
 USUAL = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp")
 _NAME = re.compile(r"(.*)\[(\d{1,18})\](?:/[0-9a-f]{32})?", re.DOTALL)
 
@@ -34,9 +34,9 @@ def is_picture(kind: pa.DataType) -> bool:
 
 
 def picture_column(schema: pa.Schema, wanted: str | None = None, where: str = "the table") -> str | None:
-    """The column of pictures: `wanted` if it is one, a usual name, or the only struct of them; None without any.
+    """The column of pictures: `wanted` if it holds any, one with a usual name, or the only struct of them; else None.
 
-    `where` names the table in the message.
+    `where` names the table in error messages.
     """
     pictures = [field.name for field in schema if is_picture(field.type)]
     if wanted is not None and (chosen := match_column(pictures, wanted)) is not None:
@@ -53,7 +53,7 @@ def picture_column(schema: pa.Schema, wanted: str | None = None, where: str = "t
 
 
 def holds_pictures(path: Path, wanted: str | None = None) -> bool:
-    """Whether a file is Parquet with a column of pictures; what is wrong with it is for its reader to tell."""
+    """Whether a file is Parquet with a column of pictures; errors in it are left for its reader to report."""
     try:
         return picture_column(pq.read_schema(path, memory_map=True), wanted) is not None
     except (pa.ArrowException, OSError, InputError):
@@ -65,28 +65,28 @@ def listed_types(schema: pa.Schema) -> str:
 
 
 def picture_bytes(column: pa.Array) -> pa.Array:
-    """The image files in a column of pictures, null where there is none."""
+    """The image files in a column of pictures, null if a row has none."""
     return column.flatten()[column.type.get_field_index("bytes")] if pa.types.is_struct(column.type) else column
 
 
 def picture_digest(data: pa.Buffer | bytes) -> str:
-    """What tells one picture from another: 32 hex digits of blake2b over its file."""
+    """The identity of a picture: 32 hex digits of blake2b over its file."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def picture_name(column: str, row: int, digest: str | None = None) -> str:
-    """Name of a picture inside its file; sorted names are in the order of rows."""
+    """Name of a picture inside its file; names sort in row order."""
     return f"{column}[{row:09d}]" + (f"/{digest}" if digest else "")
 
 
 def picture_place(name: str) -> tuple[str, int] | None:
-    """Column and row behind a picture's name, None behind any other name."""
+    """Column and row that a picture's name refers to; None for any other name."""
     match = _NAME.fullmatch(name)
     return (match[1], int(match[2])) if match else None
 
 
 def damaged_parquet(path: Path, error: Exception) -> InputError:
-    """The error of a file that is no whole Parquet."""
+    """The error for a damaged or truncated Parquet file."""
     return InputError(f"{path} cannot be read as Parquet, it is damaged or cut short: {error}; fetch it again")
 
 
@@ -97,9 +97,9 @@ def _is_binary(kind: pa.DataType) -> bool:
 NAME_TYPES = frozenset(
     (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 )
-"""Types of members that describe the next one, and are read whole."""
+"""Types of tar members that describe the next one and are read whole."""
 MOST_NAME_BYTES = 1 << 20
-"""Bytes of such a member, mostly a long name. A packed tar of some megabytes can hold one of gigabytes."""
+"""Maximum size of such a member, usually a long name. A few megabytes of compressed tar can hold gigabytes."""
 
 
 class _Header(tarfile.TarInfo):
@@ -111,7 +111,7 @@ class _Header(tarfile.TarInfo):
 
 
 class TarFile(tarfile.TarFile):
-    """Python's reader, for which every damage is a `tarfile.TarError`."""
+    """Python's reader, except that all damage raises `tarfile.TarError`."""
 
     tarinfo = _Header
 
@@ -122,20 +122,20 @@ class TarFile(tarfile.TarFile):
         except (ValueError, LookupError, OverflowError, RecursionError) as error:
             raise tarfile.ReadError(f"a header that makes no sense ({error})") from error
         if member is None:
-            # Python may have gone past a header that it refused.
+            # Python may have skipped a header that it rejected.
             self.offset = offset
         elif member.size < 0:
-            # It would lead back to bytes that were read already, for ever.
+            # It would lead back to bytes already read, forever.
             raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
         return member
 
     def check_end(self) -> None:
-        """See, after the last member, that the tar has its end mark there, and that what packed it finds no fault."""
-        # Python's reader takes a broken or absent header for the end, and would lose all behind it without a word.
+        """Check, after the last member, that the end-of-archive marker follows and that the data decompresses."""
+        # Python's reader takes a broken or absent header for the end, and would silently drop everything after it.
         file: Any = self.fileobj
         file.seek(self.offset)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError(f"no member and no end of the archive at byte {self.offset}")
-        # The checksums of a packed one come last.
+        # A compressed archive ends with its checksums.
         while file.read(1 << 20):
             pass

@@ -1,4 +1,4 @@
-"""How a long computation reports its progress, without knowing who listens."""
+"""How a long computation reports its progress, without knowing its listener."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class Progress(Protocol):
     """Called now and then by a long computation."""
 
     def __call__(self, done: int, total: int | None, **facts: Fact) -> None:
-        """`done` of `total` units are ready (None: unknown); `facts` are short figures worth showing."""
+        """`done` of `total` units are finished (None: unknown); `facts` are short figures worth showing."""
         ...
 
 
 def silent(done: int, total: int | None, **facts: Fact) -> None:
-    """A progress that reports nothing."""
+    """A progress callback that reports nothing."""
 
 
 class Throughput:
-    """Reports rates since the last report to a progress, once a second."""
+    """Reports rates since the last report to a progress callback, once a second."""
 
     def __init__(self, progress: Progress, steps: int, start: int, batch_size: int) -> None:
-        """`steps` is the number of steps of the whole run, `start` the number that are done."""
+        """`steps` is the number of steps of the whole run, `start` the number already done."""
         self._progress, self._steps, self._batch_size = progress, steps, batch_size
         self._done, self._reported, self._waited = start, time.monotonic(), 0.0
 

@@ -26,13 +26,13 @@ from paraclip_core.text_safety import one_line
 ROOT_VARIABLE = "PARACLIP_ROOT"
 SHIPPED = Path(__file__).with_name("configs")
 QUOTED = re.compile(r"'[^']{4,}'")
-"""What PyYAML's errors quote of a document; shorter ones are its own signs."""
+"""Parts of a document that PyYAML's errors quote; shorter ones are YAML's own tokens."""
 UNNAMED = "the settings"
 """Origin of options that come from no file."""
 SETTINGS = "the parameter settings"
-"""Origin of options that a flow is given."""
+"""Origin of options passed to a flow."""
 ARGUMENT, PARAMETER = "--set ", "overrides: "
-"""What errors put before an override from the command line, and before one from a flow's parameter or Python's."""
+"""Prefixes in errors for an override from the command line, and for one from a flow's or Python's parameter."""
 
 
 def load_settings(
@@ -43,9 +43,9 @@ def load_settings(
 ) -> Settings:
     """Settings of a run: defaults, then the YAML file, then PARACLIP_ROOT in `environ`, then the overrides.
 
-    `path` is a file, an fsspec URL, or the name of one of :func:`shipped_configs`, before which a file of that name
-    comes. Overrides are ``a.b=value`` each, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
-    Errors put `given_by` before them.
+    `path` is a file, an fsspec URL, or the name of one of :func:`shipped_configs`; a file of that name takes
+    precedence. Each override is ``a.b=value``, the value in YAML; a list's item is named by its index, ``a.0.b=value``.
+    Errors prefix overrides with `given_by`.
     """
     tree = {} if path is None else _read_file(str(path))
     root = (environ or {}).get(ROOT_VARIABLE)
@@ -60,14 +60,14 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def parse_settings(tree: Mapping[str, Any], where: str = UNNAMED) -> Settings:
-    """Check a tree of plain values; a ConfigError names `where` it is from and every wrong option at once."""
+    """Check a tree of plain values; a ConfigError names its origin `where` and every wrong option at once."""
     return _changed_settings(tree, (), where)
 
 
 def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Settings:
-    """The settings with PARACLIP_ROOT as their root, unless they name a root of their own.
+    """The settings with PARACLIP_ROOT as their root, unless they name another one.
 
-    A form of the Prefect UI sends defaults along, so the default root counts as not named.
+    A form of the Prefect UI sends defaults too, so the default root counts as not named.
     """
     root = environ.get(ROOT_VARIABLE)
     if not root or settings.run.root != RunOptions().root:
@@ -78,7 +78,7 @@ def at_environment_root(settings: Settings, environ: Mapping[str, str]) -> Setti
 def deployed_settings(
     settings: Settings, config: str, overrides: Sequence[str], environ: Mapping[str, str]
 ) -> Settings:
-    """What the parameters of a deployment's run mean: `config` names a file in place of `settings`."""
+    """The settings given by a deployment's parameters: `config` names a file in place of `settings`."""
     if config:
         return load_settings(config, overrides, environ, PARAMETER)
     if overrides:
@@ -109,7 +109,7 @@ def describe_options() -> Iterator[tuple[str, str, str, str]]:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """The safe loader, except that an option given twice is an error instead of the last one winning silently."""
+    """The safe loader, except that a duplicate option is an error instead of the last one silently winning."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names: set[str] = set()
@@ -122,13 +122,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 
 def _load_yaml(text: str) -> Any:
-    """The value of a YAML document; errors say the place and quote nothing: the file may be any file of the worker."""
+    """The value of a YAML document; errors give the position but no content, since it may be any file of the worker."""
     try:
         return yaml.load(text, _UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        problem = getattr(error, "problem", None) or "a value is not of the kind that it should be"
+        problem = getattr(error, "problem", None) or "a value is not of the expected kind"
         raise ValueError(f"{QUOTED.sub('…', problem)}{place}") from None
 
 
@@ -138,7 +138,7 @@ def _read_file(path: str) -> dict[str, Any]:
         tree = _load_yaml(_fetch(path) if "://" in path else file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         names = ", ".join(shipped_configs())
-        raise ConfigError(f"cannot read {path}: {error.strerror}; by name there are {names}") from error
+        raise ConfigError(f"cannot read {path}: {error.strerror}; the shipped configurations are {names}") from error
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -159,15 +159,15 @@ def _fetch(url: str) -> str:
             return file.read().decode()  # pyright: ignore[reportAttributeAccessIssue]
     except UnicodeDecodeError:
         raise
-    except Exception as error:  # each protocol has errors of its own
+    except Exception as error:  # each protocol has its own errors
         raise ConfigError(f"cannot read {url}: {one_line(error)}") from error
 
 
 class _Change(NamedTuple):
-    """A value that is put over what a file says."""
+    """A value that overrides a file's."""
 
     origin: str
-    """Who gave it, for errors; never a text that may hold a secret."""
+    """Where it was given, for errors; never contains a text that may be a secret."""
     keys: tuple[str, ...]
     value: Any
 
@@ -181,7 +181,7 @@ def _read_override(override: str, given_by: str) -> _Change:
         value = _load_yaml(text)
     except ValueError as error:
         raise ConfigError(f"{given_by}{name}=… is not a YAML value: {error}") from error
-    # A key or a password is a text, so no error repeats one.
+    # Keys and passwords are texts, so errors never repeat a text.
     origin = f"{given_by}{name}={text if isinstance(value, int | float | None) else '…'}"
     # A file called 2024 is a name, not a number.
     annotation = _annotation_at(keys)
@@ -192,7 +192,7 @@ def _read_override(override: str, given_by: str) -> _Change:
 
 
 def _changed_settings(tree: Mapping[str, Any], changes: Sequence[_Change], where: str) -> Settings:
-    """The settings of a tree from `where` with these changes; an error names who gave what is wrong."""
+    """The settings of a tree from `where` with these changes; an error names the origin of each wrong value."""
     changed = deepcopy(dict(tree)) if changes else tree
     for change in changes:
         _put(changed, change.keys, change.value, change.origin)
@@ -208,7 +208,7 @@ def _changed_settings(tree: Mapping[str, Any], changes: Sequence[_Change], where
 
 
 def _places(tree: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Where a tree is wrong."""
+    """Locations of the errors in a tree."""
     try:
         Settings.model_validate(tree)
     except ValidationError as error:
@@ -220,16 +220,16 @@ def _place(detail: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _blamed(place: tuple[str, ...], changes: Sequence[_Change], wrong_before: Set[tuple[str, ...]]) -> str | None:
-    """The origin of the change that is wrong at a place; None if what was changed is."""
+    """The origin of the change that caused the error at a location; None if the original tree did."""
 
     def shared(change: _Change) -> int:
         return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(change.keys, place, strict=False)))
 
-    # The last one put its value over those before it.
+    # The last change overrides those before it.
     nearest = max(reversed(changes), key=shared, default=None)
     if nearest is None or not shared(nearest):
         return None
-    # A group that is wrong as a whole has its error above the option.
+    # A group that is invalid as a whole is reported above the option.
     return nearest.origin if shared(nearest) == len(nearest.keys) or place not in wrong_before else None
 
 
@@ -241,7 +241,7 @@ def _put(tree: Any, keys: Sequence[str], value: Any, origin: str) -> None:
             at: Any = int(key) if key.isdecimal() else -1
             if not 0 <= at <= len(node):
                 parent = ".".join(keys[:position])
-                raise ConfigError(f"{origin}: {parent} has {len(node)} items, so {key!r} names none (0 is the first)")
+                raise ConfigError(f"{origin}: {parent} has {len(node)} items, so there is no {key!r} (0 is the first)")
             if at == len(node):
                 node.append({})
         else:
@@ -263,12 +263,12 @@ def _explain(detail: Mapping[str, Any]) -> str:
     if gone := what_became_of(location, detail["input"]):
         return gone
     if kind == "extra_forbidden":
-        return f"{path} is no option; {_nearest(location)}"
+        return f"{path} is not an option; {_nearest(location)}"
     message = detail["msg"].removeprefix("Value error, ")
     if kind == "value_error":
         return f"{path}: {message}"
     if kind == "missing":
-        return f"{path} is needed and not given"
+        return f"{path} is required"
     return f"{path}: {message[:1].lower()}{message[1:]}, got {got if len(got) <= 80 else f'{got[:77]}...'}"
 
 

@@ -1,6 +1,6 @@
-"""Column layouts of the tables that stages hand on, as Arrow schemas.
+"""Arrow schemas of the tables that stages pass on.
 
-All ids are 16 bytes of blake2b. Token lists hold start and end token and are cut to the context length.
+All ids are 16 bytes of blake2b. Token lists include the start and end tokens and are truncated to the context length.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TOKENS = pa.list_(pa.uint16())
 CAPTIONS = pa.schema(
     [
         pa.field("caption_id", pa.binary(16), nullable=False),  # of (image_id, caption)
-        pa.field("image_id", pa.string()),  # key of the image, null where a source has captions only
+        pa.field("image_id", pa.string()),  # key of the image, null if a source has captions only
         pa.field("image_path", pa.string()),  # tar member or file name inside the source's `images`
         pa.field("images", pa.string()),  # the source's `images`, relative to data.root
         pa.field("caption", pa.string(), nullable=False),  # cleaned
@@ -30,10 +30,10 @@ CAPTIONS = pa.schema(
 REJECTS = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
-        pa.field("source_row", pa.int64()),  # null where the whole file is meant
+        pa.field("source_row", pa.int64()),  # null for the whole file
         pa.field("reason", pa.string(), nullable=False),  # a short code, e.g. too_few_words
         pa.field("detail", pa.string(), nullable=False),  # what was found and what was expected
-        pa.field("caption_raw", pa.string()),  # cut to 2,000 characters
+        pa.field("caption_raw", pa.string()),  # truncated to 2,000 characters
     ]
 )
 
@@ -63,7 +63,7 @@ PARAPHRASE_REJECTS = pa.schema(
         pa.field("reason", pa.string(), nullable=False),  # a filter's code
         pa.field("detail", pa.string(), nullable=False),
         pa.field("input", pa.string(), nullable=False),
-        pa.field("answer", pa.string()),  # the best of the answers, null where there was none
+        pa.field("answer", pa.string()),  # the best of the answers, null if there was none
         pa.field("generation", pa.binary(16), nullable=False),
     ]
 )
@@ -73,7 +73,7 @@ GENERATIONS = pa.schema(
         pa.field("key", pa.binary(16), nullable=False),  # see paraclip_core.paraphrase.keys
         pa.field("step", pa.int8(), nullable=False),
         pa.field("attempt", pa.int16(), nullable=False),
-        pa.field("input", pa.string(), nullable=False),  # the text that was to be paraphrased
+        pa.field("input", pa.string(), nullable=False),  # the text to paraphrase
         pa.field("engine", pa.string(), nullable=False),
         pa.field("model", pa.string(), nullable=False),  # id and revision
         pa.field("prompt", pa.string(), nullable=False),  # prompt id
@@ -95,7 +95,7 @@ ANSWERS = pa.schema(
         pa.field("completions", pa.list_(pa.string())),  # raw
     ]
 )
-"""Answers to be filtered, with what they were made from."""
+"""Answers to filter, with their source texts."""
 
 ACCEPTED = pa.struct(
     [
@@ -109,12 +109,12 @@ FILTER_RESULTS = pa.schema(
     [
         pa.field("generation", pa.binary(16), nullable=False),  # key of the generation that was filtered
         pa.field("parent", pa.binary(16), nullable=False),  # generation_1 of the input at step 2, zeros at step 1
-        pa.field("filters", pa.binary(16), nullable=False),  # of all that decides a filter result besides the texts
+        pa.field("filters", pa.binary(16), nullable=False),  # of all that decides a filter result except the texts
         pa.field("accepted", pa.list_(ACCEPTED), nullable=False),  # the answers that passed, best first
-        pa.field("answer", pa.string()),  # where none passed: the one that came furthest, null where there was none
-        pa.field("reason", pa.string()),  # a filter's code, null where an answer passed
+        pa.field("answer", pa.string()),  # if none passed: the one that came closest, null if there was none
+        pa.field("reason", pa.string()),  # a filter's code, null if an answer passed
         pa.field("detail", pa.string()),
-        pa.field("similarity", pa.float32()),  # of the rejected answer, null where nobody asked
+        pa.field("similarity", pa.float32()),  # of the rejected answer, null if not computed
     ]
 )
 
@@ -129,7 +129,7 @@ FEATURE_INDEX = pa.schema(
 
 PER_QUERY = pa.schema(
     [
-        pa.field("group", pa.string(), nullable=False),  # image_id that both texts tell of
+        pa.field("group", pa.string(), nullable=False),  # image_id that both texts describe
         pa.field("caption", pa.string(), nullable=False),
         pa.field("paraphrased_query", pa.string(), nullable=False),
         pa.field("base_ao", pa.float64(), nullable=False),  # AO@10 of the pair, 0 to 1
@@ -146,8 +146,8 @@ PER_QUERY = pa.schema(
 SAMPLES = pa.schema(
     [
         pa.field("metric", pa.dictionary(pa.int32(), pa.string()), nullable=False),
-        pa.field("cluster", pa.int64(), nullable=False),  # queries of one cluster are drawn together
-        pa.field("gold", pa.float64()),  # human score, null where the figure is a mean
+        pa.field("cluster", pa.int64(), nullable=False),  # queries of one cluster are resampled together
+        pa.field("gold", pa.float64()),  # human score, null if the figure is a mean
         pa.field("base", pa.float64(), nullable=False),  # the query's value, whose mean is the figure
         pa.field("tuned", pa.float64(), nullable=False),
     ]
@@ -155,7 +155,7 @@ SAMPLES = pa.schema(
 
 
 def text_hash(*parts: str | None) -> bytes:
-    """16 bytes of blake2b over the parts, each with its length in front so that parts cannot run together."""
+    """16 bytes of blake2b over the parts, each prefixed with its length so that parts cannot run together."""
     texts = [b"\xff" if part is None else part.encode("utf-8", "surrogatepass") for part in parts]
     framed = b"".join([len(text).to_bytes(8, "little") + text for text in texts])
     return hashlib.blake2b(framed, digest_size=16).digest()

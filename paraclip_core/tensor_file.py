@@ -1,4 +1,4 @@
-"""Writing a safetensors file, whole or not at all."""
+"""Atomic writing of a safetensors file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from torch import Tensor
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
     """Write `tensors` to `path` and flush them to disk; the same tensors give the same bytes.
 
-    The draft has a folder of its own, ``.NAME.tmp`` beside `path`: safetensors writes beside its target, under a random
-    name that a kill leaves there. Two processes must not write the same `path` at once.
+    The draft has its own folder, ``.NAME.tmp`` next to `path`: safetensors writes next to its target, under a random
+    name, and a kill would leave that file behind. Two processes must not write the same `path` at once.
 
     Args:
-        tensors: contiguous ones on the CPU that share no memory.
-        path: replaced if it is there; its folder must exist.
-        metadata: further entries of the header.
+        tensors: contiguous, on the CPU, sharing no memory.
+        path: replaced if it exists; its folder must exist.
+        metadata: additional entries of the header.
     """
     draft = path.with_name(f".{path.name}.tmp")
     try:
@@ -35,7 +35,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         set_default_mode(written)
         _flush(written)
         written.replace(path)
-        # Otherwise a power cut could undo the renaming, but not what is removed after it.
+        # Otherwise a power failure could undo the rename, but not the removals after it.
         _flush(path.parent)
     except SafetensorError as error:  # which hides the OSError
         number = re.search(r"os error (\d+)", str(error))
@@ -47,7 +47,7 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
 
 
 def set_default_mode(path: Path) -> None:
-    """Give `path` the mode of any new file in its folder; safetensors' files are their owner's alone."""
+    """Give `path` the mode of any new file in its folder; safetensors makes files that only their owner can read."""
     usual = path.with_name(f".{path.name}.mode.tmp")
     try:
         usual.touch()

@@ -1,16 +1,16 @@
-"""Text from others as people may be shown it: nothing in it steers a terminal, breaks a line or cannot be encoded."""
+"""Untrusted text made safe to show: it cannot control a terminal, break a line or fail to encode."""
 
 from __future__ import annotations
 
 import re
 
 LONGEST = 400
-"""Characters of another library's error that a message quotes."""
+"""Maximum characters of another library's error that a message quotes."""
 STYLES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-"""What colors text on a terminal."""
+"""Escape sequences that color text on a terminal."""
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys instead of showing it; tabs and line breaks are harmless. And what no output can encode: lone
-surrogates, by which Python holds the bytes of file names that are no text."""
+"""Characters that a terminal interprets instead of showing, except harmless tabs and line breaks. Also characters that
+no output can encode: lone surrogates, with which Python represents undecodable bytes of file names."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,15 +22,15 @@ def one_line(text: object, most: int = LONGEST) -> str:
 
 
 def printable(text: str) -> str:
-    """Text as a terminal may have it: image ids and logs hold what others wrote, escape sequences included."""
+    """Text that is safe for a terminal: image ids and logs are untrusted and may contain escape sequences."""
     return CONTROL.sub("\ufffd", text)
 
 
 def json_escaped(text: str) -> str:
-    """A JSON document with JSON's own escapes for what a terminal would obey."""
+    """A JSON document with JSON escapes for everything that a terminal would interpret."""
     return CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
 
 
 def encodable(text: str) -> str:
-    """Text as a table may have it: with U+FFFD for bytes that were not UTF-8."""
+    """Text that a table can hold: with U+FFFD for bytes that were not UTF-8."""
     return _SURROGATE.sub("\ufffd", text)

@@ -1,1 +1,1 @@
-"""Captions: readers of every source format, cleaning, filters, tokens, and the pipeline that joins them."""
+"""Captions: readers for every source format, cleaning, filters, tokens, and the pipeline that connects them."""

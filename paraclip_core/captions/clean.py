@@ -1,11 +1,11 @@
-"""Cleaning of captions, as open_clip does it before it tokenizes.
+"""Cleaning of captions, as open_clip does before tokenizing.
 
-It is equal to ``whitespace_clean(basic_clean(text))``: ftfy fixes mojibake, curly quotes, ligatures, full-width
+The result equals ``whitespace_clean(basic_clean(text))``: ftfy fixes mojibake, curly quotes, ligatures, full-width
 letters and line breaks, removes terminal escapes and control characters (NUL among them) and normalizes to NFC; HTML
-entities are unescaped twice; runs of white space become one blank. Tags stay, and so does case.
+entities are unescaped twice; runs of whitespace become one space. Tags and case are kept.
 
 Cleaning twice is not the same as cleaning once (``&amp;amp;amp;lt;`` loses two levels each time), so a caption is
-cleaned exactly once, at ingest, and the tokenizer takes it as it is.
+cleaned exactly once, at ingest, and the tokenizer does not clean it again.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import re
 
 import ftfy
 
-# What can change under cleaning by more than its white space: anything but printable ASCII, blanks and line breaks,
-# and an ampersand that could begin an entity. open_clip never finds an entity in "&" followed by white space.
+# Matches what cleaning may change beyond whitespace: anything but printable ASCII, spaces and line breaks, and an
+# ampersand that could begin an entity. open_clip never finds an entity in "&" followed by whitespace.
 _NEEDS_CARE = re.compile(r"[^\x20-\x7e\t\n\r]|&(?![ \t\n\r]|\Z)").search
-# Python makes a number of no more than 4,300 digits, and no character has one as long.
+# Python converts at most 4,300 digits to a number, and no character reference needs that many.
 _ENDLESS = re.compile(r"&#[0-9]{4000,};?")
 _CONFIG = ftfy.TextFixerConfig(explain=False)
 
@@ -28,7 +28,7 @@ def clean(text: str) -> str:
 
     Plain ASCII takes a path that skips ftfy and the HTML parser and gives the same text, about thirty times faster.
     """
-    # What the first three say of most captions, the pattern would say at four times the cost.
+    # The first three tests settle most captions; the pattern would take four times as long.
     if (text.isascii() and text.isprintable() and "&" not in text) or _NEEDS_CARE(text) is None:
         return " ".join(text.split())
     return " ".join(_unescape(_unescape(ftfy.fix_text(text, _CONFIG))).split())

@@ -1,7 +1,7 @@
 """Which columns of a table hold captions, images, licenses and splits.
 
-Names of columns match whatever their case, blanks, hyphens and underscores: ``Image ID`` is ``image_id``. Of several
-that match, a column of exactly the name is taken, or else the first.
+Column names match regardless of case, spaces, hyphens and underscores: ``Image ID`` is ``image_id``. Of several
+matches, the exact name is taken, or else the first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PATH = ("image", "filename", "file_name", "image_path")
 LICENSE = ("licence", "license", "LICENCE", "LICENSE")
 SPLIT = ("split",)
 LONGEST_NAME = 100
-"""Characters of a name that is compared otherwise than exactly."""
+"""Maximum characters of a name that is compared inexactly."""
 IMAGE_NAME = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
 """A field that names an image: a URL, or a file name with or without the number of its caption."""
 _NUMBERED = re.compile(r"caption\d+")
@@ -31,40 +31,40 @@ _IGNORED = re.compile(r"[\s_\-\ufeff]+")
 
 
 class ColumnNames(Options):
-    """Names of the columns of a tabular source, where they are not the usual ones.
+    """Column names of a tabular source that differ from the usual ones.
 
-    Headers match whatever their case, blanks, hyphens and underscores: `image_id` finds `Image ID`.
+    Headers match regardless of case, spaces, hyphens and underscores: `image_id` finds `Image ID`.
     """
 
     caption: str | tuple[str, ...] | None = None
-    """Column with the caption, or a list of columns that hold one each. Default: the first of caption, TEXT, text,
+    """Column with the caption, or a list of columns with one caption each. Default: the first of caption, TEXT, text,
     title, captions, or else all of caption_0, caption_1, …"""
     image: str | None = None
     """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
-    url, file_name, image_path, the file name the first of image, filename, file_name, image_path, or else the key.
-    In Parquet with pictures it is a column of text with their keys, or that of the pictures themselves (binary, or a
-    struct with `bytes`), which are then told apart by their contents. Default: the first of the same names with keys,
+    url, file_name, image_path; the file name is the first of image, filename, file_name, image_path, or else the key.
+    In Parquet with pictures it is a text column with their keys, or the column of the pictures themselves (binary, or a
+    struct with `bytes`), which are then identified by their contents. Default: the first of the same names with keys,
     or else contents; pictures are in image, img, picture, photo, jpg, jpeg, png, webp or the only such struct."""
     license: str | None = None
     """Column with the row's license. Default: the first of licence, license, LICENCE, LICENSE."""
     split: str | None = None
-    """Column with the row's split. Default: split, if there is one."""
+    """Column with the row's split. Default: split, if it exists."""
 
     @field_validator("caption", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
         names = value if isinstance(value, list | tuple) and value else [value]
         if value is not None and not all(isinstance(name, str) for name in names):
-            raise ValueError(f"expected a column's name or a list of names, got {value!r}; put numbers between quotes")
+            raise ValueError(f"expected a column's name or a list of names, got {value!r}; put numbers in quotes")
         return value
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The columns with captions; empty if they are to be found by their usual names."""
+        """The columns with captions; empty to find them by their usual names."""
         return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
 
     def named(self) -> list[tuple[str, str]]:
-        """Every column that is named, behind its option."""
+        """Every named column, each as a pair of option and column."""
         others = (("image", self.image), ("license", self.license), ("split", self.split))
         captions = [("caption", name) for name in self.captions]
         return captions + [(option, name) for option, name in others if name is not None]
@@ -72,10 +72,10 @@ class ColumnNames(Options):
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are used; None if the table has no such column."""
+    """Names of the columns to read; None if the table has no such column."""
 
     captions: tuple[str, ...]
-    """Each holds a caption of the row, or a list of them."""
+    """Each holds a caption of the row, or a list of captions."""
     image: str | None = None
     """Becomes the image's id."""
     path: str | None = None
@@ -83,7 +83,7 @@ class Columns:
     license: str | None = None
     split: str | None = None
     picture: str | None = None
-    """Holds the images themselves, which only Parquet can."""
+    """Holds the images themselves; Parquet only."""
 
     @property
     def keys(self) -> tuple[str | None, str | None, str | None, str | None]:
@@ -95,7 +95,7 @@ class Columns:
 
 
 def plain_name(name: str) -> str:
-    """A column's name without case, blanks, hyphens, underscores and byte order marks."""
+    """A column's name in lower case without spaces, hyphens, underscores and byte order marks."""
     return _plain(name) if len(name) <= LONGEST_NAME else name
 
 
@@ -105,7 +105,7 @@ def _plain(name: str) -> str:
 
 
 def match_column(names: Collection[str], *usual: str) -> str | None:
-    """The column of the first usual name that is there exactly, or else of the first that a column is like."""
+    """The column that matches the first of the usual names exactly, or else the first that one resembles."""
     if exact := next((name for name in usual if name in names), None):
         return exact
     alike = {plain_name(name): name for name in reversed(list(names))}
@@ -113,7 +113,7 @@ def match_column(names: Collection[str], *usual: str) -> str | None:
 
 
 def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | None:
-    """The columns that the user names, or else those of the first usual names; None if none holds a caption.
+    """The columns that the user names, or else those with the first usual names; None if none holds a caption.
 
     Captions without a usual name are all of ``caption_0``, ``caption_1``, ….
     """
@@ -135,7 +135,7 @@ def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | N
 
 
 def need_columns(available: Sequence[str], chosen: ColumnNames, where: str) -> Columns:
-    """As :func:`choose_columns`; a named column that is absent, and a table without captions, raise InputError."""
+    """Like :func:`choose_columns`, but raise InputError for a missing named column or a table without captions."""
     shown = ", ".join(repr(name[:60]) for name in available[:30]) or "none at all"
     for option, name in chosen.named():
         if match_column(available, name) is None:
@@ -149,13 +149,13 @@ def need_columns(available: Sequence[str], chosen: ColumnNames, where: str) -> C
 
 
 def has_caption(names: Sequence[str]) -> bool:
-    """Whether a line of fields reads like a header: one of them, or several that are numbered, are usual captions."""
+    """Whether a line of fields looks like a header: it contains a usual caption name, or several numbered ones."""
     numbered = [name for name in names if _NUMBERED.fullmatch(plain_name(name))]
     return match_column(names, *CAPTION) is not None or len(numbered) > 1
 
 
 def reads_like_a_table(line: str) -> bool:
-    """Whether a line is the header of captions and images, or a caption with a tab between it and its image's name."""
+    """Whether a line is a header of captions and images, or a caption and its image's name separated by a tab."""
     if "\t" in line and any(IMAGE_NAME.fullmatch(field.strip()) for field in line.split("\t")):
         return True
     rows = ([name.strip().strip('"') for name in line.split(separator)] for separator in ",;\t|")

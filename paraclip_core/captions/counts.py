@@ -1,4 +1,4 @@
-"""What became of the rows: accepted or rejected with reasons, counted by reason, split and license."""
+"""Counts of accepted and rejected rows, by reason, split and license."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 MANY_LICENSES = 1000
-"""Different licenses that are counted by name; a column that was taken for licenses by mistake may hold millions."""
+"""Maximum number of licenses counted by name; a column mistaken for licenses may hold millions."""
 TALLIES = ("rejected", "splits", "licenses")
 OPTIONS = {"too_few_words": "data.min_words", "too_many_words": "data.max_words"}
 """The option behind a reason."""
@@ -18,7 +18,7 @@ OPTIONS = {"too_few_words": "data.min_words", "too_many_words": "data.max_words"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a batch of rows."""
+    """The accepted and the rejected rows of a batch."""
 
     accepted: pa.RecordBatch
     """Schema `tables.CAPTIONS`."""
@@ -28,7 +28,7 @@ class Outcome:
 
 @dataclass
 class Counts:
-    """Rows read and what became of them."""
+    """Counts of rows read, accepted and rejected."""
 
     read: int = 0
     accepted: int = 0
@@ -61,11 +61,11 @@ class Counts:
 
 
 def listed_reasons(counts: Mapping[str, int]) -> str:
-    """Rejected rows by reason, the most frequent first, each with the option that decides it."""
+    """Rejected rows by reason, the most frequent first, each with the option that controls it."""
     ranked = sorted(counts.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{reason} {n}" + (f" ({OPTIONS[reason]})" if reason in OPTIONS else "") for reason, n in ranked)
 
 
 def bare_rows(split: str, without: int, rows: int) -> str:
-    """A notice about a split that is not trained on and of which some rows have no image."""
+    """A notice about a held-out split in which some rows have no image."""
     return f"{without} of {rows} captions of split {split} have no image, so no benchmark of these captions uses them"

@@ -1,4 +1,4 @@
-"""The filters that look at one caption alone: is it text, and are its words neither too few nor too many?"""
+"""Filters for single captions: is it text, and does it have neither too few nor too many words?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paraclip_core.captions.rows import Problem
 EAST = r"\p{Han}\p{Hiragana}\p{Katakana}\N{KATAKANA-HIRAGANA PROLONGED SOUND MARK}"
 SOUTH_EAST = r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 EAST_LETTERS, SOUTH_EAST_LETTERS = 2, 4
-"""Characters of a word, about."""
+"""Approximate characters per word."""
 MOST_CHARACTERS = 2000
 
 _RUN = regex.compile(f"([{EAST}]+)|[{SOUTH_EAST}]+")
@@ -19,7 +19,7 @@ _OTHER = regex.compile(r"\w+")
 
 
 def cleaned(raw: str, options: DataOptions) -> tuple[str, Problem | None]:
-    """The cleaned caption, and why a filter that looks at one caption alone stops it, None if none does."""
+    """The cleaned caption, and the problem for which a filter rejects it, or None if it passes."""
     if len(raw) > MOST_CHARACTERS:
         return "", ("too_long", f"{len(raw)} characters, at most {MOST_CHARACTERS}")
     text = clean(raw)
@@ -33,10 +33,10 @@ def cleaned(raw: str, options: DataOptions) -> tuple[str, Problem | None]:
 
 
 def count_words(text: str) -> int:
-    """Words of a cleaned text: its blank-separated pieces.
+    """Words of a cleaned text: its space-separated pieces.
 
-    A piece in a script without blanks counts as a word for every two Chinese or Japanese characters, or four letters of
-    Thai, Lao, Khmer or Burmese, begun ones included.
+    A piece in a script without spaces counts as one word per two Chinese or Japanese characters, or per four letters
+    of Thai, Lao, Khmer or Burmese, rounded up.
     """
     if text.isascii() or _RUN.search(text) is None:
         return text.count(" ") + 1

@@ -1,7 +1,7 @@
-"""The format of a caption file, by the option or by its name and first bytes, which finds its reader.
+"""The format and reader of a caption file, from the option or from its name and first bytes.
 
-A reader of the user's own is named as `package.module:function`. A file that cannot be read or recognized raises
-InputError, a wrong option ConfigError.
+A custom reader is named as `package.module:function`. A file that cannot be read or recognized raises InputError, a
+wrong option ConfigError.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from paraclip_core.errors import InputError
 from paraclip_core.options import import_path, module_source
 
 Read = Callable[[Path, SourceOptions], Iterator[RowBatch]]
-"""Yields a file's rows; a bad row becomes one of the batch's rejects, a file that is bad as a whole an `InputError`."""
+"""Yields a file's rows. A bad row becomes one of the batch's rejects; an unreadable file raises `InputError`."""
 SUFFIXES = {suffix: name for name, reader in READERS.items() for suffix in reader.suffixes} | {".json": "json"}
 HEAD = 1 << 20
 
 
 def named_format(path: Path) -> str | None:
-    """The format that a file's name suggests (``json`` for any kind of JSON); None if it suggests none."""
+    """The format that a file's name suggests (``json`` for any kind of JSON), or None."""
     name = path.name.lower().removesuffix(".gz")
     return SUFFIXES.get(Path(name).suffix)
 
 
 def detect(path: Path) -> str:
-    """The format of a file, by its name or, if that does not settle it, by its first bytes."""
+    """The format of a file, from its name or, if that is ambiguous, from its first bytes."""
     named = named_format(path)
     if named is not None and named != "json":
         return named
@@ -56,17 +56,17 @@ def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
 
 
 def need_file(path: Path) -> None:
-    """Check that `path` is a file, which can be read several times: for its hash, and for its rows."""
+    """Check that `path` is a regular file, since it is read twice: for its hash and for its rows."""
     if not path.exists():
         raise InputError(f"{path.absolute()} does not exist; data.sources[].path is relative to data.root")
     if not path.is_file():
         raise InputError(
-            f"{path} is no file; expected captions in a file, or a folder that holds {', '.join(SUFFIXES)}"
+            f"{path} is not a file; expected captions in a file, or a folder that holds {', '.join(SUFFIXES)}"
         )
 
 
 def own_reader_source(form: str) -> bytes:
-    """The source of the module with a reader of the user's own, which decides what it makes of a file."""
+    """The source code of the module with a custom reader, which determines what it reads from a file."""
     return module_source(_reader(form))
 
 

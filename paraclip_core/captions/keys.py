@@ -1,4 +1,4 @@
-"""Sets of 64-bit keys of texts, which find duplicates in little memory."""
+"""Sets of 64-bit text keys, which find duplicates in little memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Keys = npt.NDArray[np.uint64]
 
 
 def text_keys(texts: Sequence[str], salt: str = "") -> Keys:
-    """A 64-bit key of each text, uint64 [n]; other keys under another salt."""
+    """A 64-bit key of each text, uint64 [n]; another salt gives other keys."""
     head = salt.encode() + b"\0"
     raw = b"".join(blake2b(head + text.encode(), digest_size=8).digest() for text in texts)
     return np.frombuffer(raw, dtype="<u8").astype(np.uint64)
 
 
 class KeySet:
-    """Distinct keys (8 bytes each) in sorted runs; the newest is merged when it has grown to half of the one before."""
+    """Distinct keys (8 bytes each) in sorted runs; the newest is merged once it is half as large as the one before."""
 
     def __init__(self) -> None:
         self._runs: list[Keys] = []
@@ -28,7 +28,7 @@ class KeySet:
         return sum(map(len, self._runs))
 
     def add(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        """Add keys (uint64, [n]); returns bool [n], True where a key comes for the first time, within `keys` too."""
+        """Add keys, uint64 [n]; returns bool [n], True where a key is new, also within `keys`."""
         unique, first = np.unique(keys, return_index=True)
         fresh = ~self.contains(unique)
         new = np.zeros(len(keys), dtype=np.bool_)

@@ -1,6 +1,6 @@
-"""What training and validation share: images by their ids and contents, and equal captions.
+"""Overlap of training and validation: images with equal ids or contents, and equal captions.
 
-A validation image that was trained on is found by memory, and recall says nothing about unseen images.
+A model retrieves a validation image that it was trained on from memory, so recall says nothing about unseen images.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from paraclip_core.pictures import picture_digest, picture_place
 
 SHARED_COLUMNS = ("image_id", "image_path", "images", "caption", "split")
 MOST_IMAGES, MOST_CAPTIONS = 0.1, 0.5
-"""Shares of the validation images and captions beyond which a run is refused. Web pictures and short captions repeat,
-by a few percent; more is a mistake in the splits."""
+"""Shares of the validation images and captions beyond which a run is refused. A few percent of web pictures and short
+captions repeat; more points to a mistake in the splits."""
 LOOKED_UP = 1000
 """Validation images whose contents are compared before any image is encoded; the report compares all."""
 TRAINED = 200_000
-"""Training images beyond which not even that is done: their sizes alone would take minutes."""
+"""Number of training images beyond which even this is skipped: reading their sizes alone would take minutes."""
 MEND = (
     "give all rows of an image one split (data.sources[].columns.split), take the repeated images out of one of the "
     "sources, or leave the splits out and set data.held_out, which holds images out by their ids"
 )
 
 Place = tuple[str, str]
-"""Archive and name in it."""
+"""Archive and name inside it."""
 Batches = Callable[[], Iterable[pa.RecordBatch]]
-"""Opens batches with the columns :data:`SHARED_COLUMNS`."""
+"""Yields batches with the columns :data:`SHARED_COLUMNS`; may be called several times."""
 Contents = Callable[[dict[str, Place], int], tuple[int, int]]
-"""Of validation images by id, whose ids are none of so many training images': how many have the contents of one, and
-how many were compared."""
+"""Given validation images by id, none of which is a training id, and the number of training images: how many of them
+have the contents of a training image, and how many were compared."""
 
 
 @dataclass(frozen=True)
 class Shared:
-    """Validation's rows, and those of them that training has, too."""
+    """Validation rows, and those among them that training has as well."""
 
     images: int
-    """Images of splits that are not trained on."""
+    """Images of held-out splits."""
     by_id: int
     captions: int
     equal_captions: int
@@ -69,7 +69,7 @@ class Shared:
 
     @property
     def refused(self) -> bool:
-        """Whether results would say little about images that were not trained on."""
+        """Whether the overlap is so large that results say little about unseen images."""
         images = self.by_id / max(self.images, 1) + self.by_content / max(self.compared, 1)
         return images > MOST_IMAGES or self.equal_captions / max(self.captions, 1) > MOST_CAPTIONS
 
@@ -77,12 +77,12 @@ class Shared:
         if self.refused:
             raise InputError(
                 f"{'; '.join(self.notices)}. Above {MOST_IMAGES:.0%} of the images or {MOST_CAPTIONS:.0%} of the "
-                f"captions a result would be memory: {MEND}"
+                f"captions a result would only measure memory: {MEND}"
             )
 
 
 def find_shared(batches: Batches, contents: Contents | None = None) -> Shared:
-    """Count what splits share. Memory: 8 bytes a caption and an image, and the validation images' names."""
+    """Count what splits share. Memory: 8 bytes per caption and per image, plus the names of the validation images."""
     trained, texts = KeySet(), KeySet()
     held: dict[str, Place] = {}
     captions = [np.zeros(0, np.uint64)]
@@ -101,7 +101,7 @@ def find_shared(batches: Batches, contents: Contents | None = None) -> Shared:
 
 
 def shared_contents(batches: Batches, archive: Callable[[str], ImageArchive]) -> Contents:
-    """Compares the files of some validation images with those training images that have as many bytes."""
+    """Returns a function that compares the files of validation images with training images of the same size."""
 
     def compare(unseen: dict[str, Place], trained_on: int) -> tuple[int, int]:
         if not unseen or trained_on > TRAINED:
@@ -123,9 +123,9 @@ def shared_contents(batches: Batches, archive: Callable[[str], ImageArchive]) ->
 
 
 class _Files:
-    """Sizes and digests of image files, None if one cannot be read: ingest and features report those.
+    """Sizes and digests of image files; None for an unreadable one, which ingest and features report.
 
-    A picture in Parquet has its digest in its name, and no size is asked for.
+    A picture in Parquet has its digest in its name and needs no size.
     """
 
     def __init__(self, archive: Callable[[str], ImageArchive], stack: ExitStack) -> None:

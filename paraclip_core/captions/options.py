@@ -17,34 +17,34 @@ class SourceOptions(Options):
     """A file or folder with captions."""
 
     path: str
-    """File or folder, relative to `data.root` (or to the rendered scenes, where `data.scenes` is set), or on the hub:
-    `hf://datasets/ORG/NAME[@REVISION][/FILE]`. So can be any other path of data."""
+    """File or folder, relative to `data.root` (or to the rendered scenes, if `data.scenes` is set), or on the hub:
+    `hf://datasets/ORG/NAME[@REVISION][/FILE]`. Any other data path may be on the hub, too."""
     format: SourceFormat = "auto"
-    """Format of the file; `auto` decides by its name and first bytes. A reader of your own is named by its dotted path,
-    such as `my_package.module:read`: called with a path and these options, it yields batches of rows
+    """Format of the file; `auto` decides by its name and first bytes. Name a custom reader by its dotted path, such as
+    `my_package.module:read`: called with a path and these options, it yields batches of rows
     (`paraclip_core/captions/rows.py`)."""
     images: str | None = None
-    """Tar or folder with the images, relative to `data.root`; absent where a source has captions only, or holds its
-    images itself, as webdataset tars do and Parquet with a column of pictures."""
+    """Tar or folder with the images, relative to `data.root`; absent if a source has only captions, or contains its
+    images, as do webdataset tars and Parquet with a column of pictures."""
     image_prefix: str = ""
-    """Put before the ids of this source's images, such as `val/`, where another source has them for other images."""
+    """Prefix for the ids of this source's images, such as `val/`, if another source uses them for other images."""
     columns: ColumnNames = ColumnNames()
-    """Column names of Parquet, CSV, TSV and JSONL sources; headers match whatever their case, blanks and
+    """Column names of Parquet, CSV, TSV and JSONL sources; headers match regardless of case, spaces and
     underscores."""
     split: str | None = None
-    """Split of rows that do not say their own. Default: train; Parquet with pictures that is called like
-    `validation-00000-of-00002.parquet` is of that split."""
+    """Split of rows that do not state one. Default: train, or the split in the name of a Parquet file with pictures,
+    such as `validation-00000-of-00002.parquet`."""
     license: str = "unknown"
-    """License of rows that do not say their own; report and model card name all that were used."""
+    """License of rows that do not state one; the report and the model card list all licenses used."""
 
 
 class ScenesOptions(Options):
-    """The rendered data set of the demo."""
+    """The demo's rendered dataset."""
 
     model_config = ConfigDict(title="rendered scenes")
 
     images: Annotated[int, Field(ge=20, le=100_000)] = 3000
-    """Number of rendered images; evaluation alone sees a quarter of them."""
+    """Number of rendered images; a quarter of them is used for evaluation only."""
     image_size: Annotated[int, Field(ge=64, le=1024)] = 224
     """Side of a rendered image in pixels."""
 
@@ -53,21 +53,21 @@ class DataOptions(Options):
     """Where captions and images come from and which captions are kept."""
 
     root: str = Field(default=".", json_schema_extra=OPERATIONAL)
-    """Folder that source paths are relative to. Contents count, not where they lie."""
+    """Folder that source paths are relative to. Only contents affect a result, not their location."""
     scenes: ScenesOptions | None = None
     """Render the demo's scenes and read the sources from them."""
     sources: tuple[SourceOptions, ...] = ()
     """Files and folders to read."""
     held_out: Annotated[float, Field(ge=0, le=0.9)] = 0.0
-    """Share of the images whose captions become `val`, of rows that do not say their split and would be `train`. An
-    image's captions stay together; which images it are depends on their ids alone."""
+    """Share of the images whose captions become `val`, among rows without a stated split that would be `train`. An
+    image's captions stay together; the choice of images depends only on their ids."""
     min_words: Annotated[int, Field(ge=1)] = 2
-    """Captions with fewer words are rejected (published filter: 2). Words are what blanks separate; in scripts without
-    blanks two Chinese or Japanese characters are a word, or four letters of Thai, Lao, Khmer or Burmese."""
+    """Captions with fewer words are rejected (published filter: 2). Words are separated by spaces; in scripts without
+    spaces, two Chinese or Japanese characters count as a word, or four letters of Thai, Lao, Khmer or Burmese."""
     max_words: Annotated[int, Field(ge=1)] = 15
     """Captions with more words are rejected (published filter: 15)."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What an unreadable file does: stop the stage by name, or go to the rejects and let the rest go on."""
+    """What an unreadable file does: `stop` fails the stage and names it, `skip` rejects it and continues."""
 
     @model_validator(mode="after")
     def _word_range(self) -> DataOptions:
@@ -79,7 +79,7 @@ class DataOptions(Options):
     def _one_origin(self) -> DataOptions:
         if self.scenes is not None and self.root != ".":
             raise ValueError(
-                f"scenes renders the demo's captions and images, so nothing of root={self.root} would be read; for "
-                "data of your own set scenes to null (None in a form), otherwise leave out root"
+                f"scenes renders the demo's captions and images, so nothing in root={self.root} would be read; to "
+                "use your own data, set scenes to null (None in a form), otherwise leave out root"
             )
         return self

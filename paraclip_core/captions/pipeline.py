@@ -1,4 +1,4 @@
-"""Rows of source files to accepted captions and rejects: filtered, de-duplicated and tokenized, in batches."""
+"""Turns rows of source files into accepted captions and rejects, filtered, de-duplicated and tokenized in batches."""
 
 from __future__ import annotations
 
@@ -23,39 +23,38 @@ from paraclip_core.errors import InputError
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What fixes a clash of image ids."""
 BY_CONTENT = "name the column of pictures in data.sources[].columns.image to have ids of their contents"
-"""What fixes it for pictures inside of Parquet."""
+"""What fixes it for pictures inside Parquet."""
 DUPLICATE = "duplicate", "the same caption of the same image came before"
 _NO_LICENSE = frozenset({"?", "unknown", "none", "null"})
 
 
 class CaptionPipeline:
-    """Takes source files one after another; what it has seen in one counts as a duplicate in the next.
+    """Processes source files one after another and removes duplicates across all of them.
 
-    Memory: the keys of the duplicate filter (8 bytes an accepted caption, and 8 or 16 an image with an archive), 8
-    bytes an image that is not trained on, and one batch.
+    Memory: the keys of the duplicate filter (8 bytes per accepted caption, and 8 or 16 per image with an archive), 8
+    bytes per held-out image, and one batch.
     """
 
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
-        """Prepare for `files`, whose archives of images decide whether image ids can clash."""
+        """Prepare for `files`; their image archives determine whether image ids can clash."""
         self._options = options
         self._tokenizer = Tokenizer()
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
         self._evaluated = {split: KeySet() for split in ("val", "test")}
         self._trains_images = any(file.images is not None for file in files)
         self._pictures = {file.name for file in files if file.pictures}
-        # One file alone names each image as it likes, but nothing but their ids says which pictures are the same.
+        # A single file may name its images freely; for pictures only the ids tell which are the same.
         self._clashes = bool(self._pictures) or sum(file.images is not None for file in files) > 1
 
     @property
     def images(self) -> int:
-        """Different images of accepted captions whose archive is known."""
+        """Number of distinct images of accepted captions whose archive is known."""
         return len(self._images)
 
     def run(self, file: SourceFile) -> Iterator[Outcome]:
         """Accepted and rejected rows of a file.
 
-        With `on_error: skip` a file that is bad as a whole gives one reject without a row; the rows before the damage
-        are kept.
+        With `on_error: skip` an unreadable file gives one reject without a row; the rows before the damage are kept.
         """
         try:
             for batch in read_source(file):
@@ -93,7 +92,7 @@ class CaptionPipeline:
         return Outcome(self._accepted(batch, file, ids, texts), reject_batch(batch.rejects, file.name))
 
     def _splits_of(self, batch: RowBatch) -> dict[str | None, str]:
-        """The split of images that an earlier row held out: a row that states none, such as a mark, follows it."""
+        """Splits of images that an earlier row held out; a row of such an image that states no split follows it."""
         names = [image for image in dict.fromkeys(batch.image_ids) if image is not None]
         if None not in batch.splits or not any(map(len, self._evaluated.values())):
             return {}
@@ -108,7 +107,7 @@ class CaptionPipeline:
             seen.add(text_keys(list(dict.fromkeys(names))))
 
     def _cleaned(self, batch: RowBatch, default: str, images: str | None) -> list[str]:
-        """Cleaned texts of the rows that pass the filters; the batch keeps these rows, with the usual splits' names."""
+        """Cleaned texts of the rows that pass the filters; the batch keeps these rows, with canonical split names."""
         texts: list[str] = []
         splits: list[str | None] = []
         problems: list[Problem | None] = []
@@ -133,7 +132,7 @@ class CaptionPipeline:
         return texts
 
     def _without_conflicts(self, batch: RowBatch, texts: list[str], file: SourceFile) -> list[str]:
-        """The texts whose images' ids name no other images of an archive; the batch keeps their rows."""
+        """The texts whose image ids do not already name other images; the batch keeps their rows."""
         if file.images is None or not self._clashes:
             return texts
         unique = _distinct(batch.image_ids, batch.image_paths)
@@ -141,7 +140,7 @@ class CaptionPipeline:
         named = self._images.contains(text_keys([image for image, _ in unique]))
         if file.images in self._pictures:
             first: dict[str, int] = {}
-            # An id that came before in this batch with another place names another image, too.
+            # An id that occurred earlier in this batch with another place also names another image.
             pairs = zip(unique, places.tolist(), strict=True)
             named |= np.array([first.setdefault(image, place) != place for (image, _), place in pairs], np.bool_)
         clashing = set(compress(unique, named & ~self._owned.contains(places)))
@@ -165,7 +164,7 @@ class CaptionPipeline:
             self._owned.add(_places(unique, self._salt(group)))
 
     def _salt(self, group: str) -> str:
-        """What tells images of one name in two archives apart. A picture's name says what it is, wherever it lies."""
+        """What distinguishes images of the same name in two archives. A picture's name identifies its contents."""
         return "" if group in self._pictures else group
 
     def _accepted(self, batch: RowBatch, file: SourceFile, ids: list[bytes], texts: list[str]) -> pa.RecordBatch:
@@ -193,12 +192,12 @@ def _distinct(ids: list[str | None], paths: list[str | None]) -> list[tuple[str,
 
 
 def _places(images: list[tuple[str, str | None]], group: str) -> Keys:
-    """Keys of images with archive and file name. Folders do not count: not all sources of one archive name them."""
+    """Keys of images with archive and file name. Folders are ignored, as not all sources of an archive name them."""
     return text_keys([f"{image}\0{PurePosixPath(path or '').name}" for image, path in images], group)
 
 
 def _row_keys(ids: Sequence[bytes], splits: Sequence[str | None]) -> Keys:
-    """The ids' keys, others for rows that are held out: one that is trained on, too, is no duplicate but leakage."""
+    """The ids' keys, distinct for held-out rows: a held-out row that is also trained on is leakage, not a duplicate."""
     held_out = np.array([split != "train" for split in splits], np.bool_)
     # Two of ten million captions share the first eight bytes of their ids with probability 3e-6.
     keys = np.frombuffer(b"".join(ids), dtype="<u8")[::2].astype(np.uint64)

@@ -1,6 +1,6 @@
-"""Rows as they stand in a source file, in batches of bounded size, with the rejected ones.
+"""Raw rows of a source file, in batches of bounded size, with the rejected ones.
 
-Every row that is not kept gets one of these reason codes and a detail:
+Every rejected row gets one of these reason codes and a detail:
 
 =================  ====================================================================================
 ``not_utf8``       a field holds bytes that are not UTF-8 (or a lone surrogate from a JSON escape)
@@ -8,13 +8,13 @@ Every row that is not kept gets one of these reason codes and a detail:
 ``missing_field``  the row has no caption, or does not fit the file's columns
 ``bad_json``       the line is not JSON
 ``bad_member``     a tar member is too large or not what its name says
-``too_long``       more than 2,000 characters; nothing else looks at such a caption
+``too_long``       more than 2,000 characters; no other check is made
 ``empty``          nothing is left after cleaning
 ``too_few_words``  fewer than `min_words` words, see `filters.count_words`
 ``too_many_words`` more than `max_words` of them
-``unknown_split``  the row's split is none of train, val, test and their usual other names
-``no_image``       a training row names no image, while others do: it could be paraphrased and not trained on
-``image_conflict`` the image id already names another image, of this archive or another
+``unknown_split``  the row's split is not train, val, test or one of their usual aliases
+``no_image``       a training row names no image, while others do: it could be paraphrased but not trained on
+``image_conflict`` the image id already names another image, in this archive or another
 ``duplicate``      the same caption of the same image came before
 ``unreadable``     the whole file is bad (`source_row` is null); only with `on_error: skip`
 =================  ====================================================================================
@@ -37,17 +37,17 @@ SHOWN_CHARS = 2000
 TEXTS = {
     "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licenses": "license"
 }  # fmt: skip
-"""Columns of a batch with texts → what one of them is called."""
+"""Text columns of a batch → the name of one value in messages."""
 Problem = tuple[str, str]
-"""Why a row is left out: a reason's code and a detail."""
+"""Why a row is rejected: a reason code and a detail."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that is left out, and why."""
+    """A rejected row and the reason."""
 
     row: int | None
-    """Its number in the file, None if the whole file is meant."""
+    """Its number in the file; None for the whole file."""
     reason: str
     """A short code, see :mod:`paraclip_core.captions.rows`."""
     detail: str
@@ -58,7 +58,7 @@ class Reject:
 
 @dataclass(slots=True)
 class RowBatch:
-    """Rows as they stand in a file, column by column; the lists are equally long. Captions are raw."""
+    """Raw rows of a file, column by column; the lists are equally long."""
 
     captions: list[str] = field(default_factory=list)
     image_ids: list[str | None] = field(default_factory=list)
@@ -72,7 +72,7 @@ class RowBatch:
         return len(self.captions)
 
     def drop(self, problems: Sequence[Problem | None]) -> list[bool]:
-        """Leave out the rows that have a problem; returns which of them stay."""
+        """Move the rows that have a problem to the rejects; returns which rows are kept."""
         stay = [problem is None for problem in problems]
         if not all(stay):
             for row, caption, problem in zip(self.rows, self.captions, problems, strict=True):
@@ -142,7 +142,7 @@ class Batcher:
         self._chars += len(caption or "")
 
     def full(self) -> Iterator[RowBatch]:
-        """The batch, if it is large enough to be handed on."""
+        """Yield the batch if it is full."""
         if len(self.batch.captions) + len(self.batch.rejects) >= BATCH_ROWS or self._chars >= BATCH_CHARS:
             yield from self.rest()
 
@@ -153,7 +153,7 @@ class Batcher:
 
 
 def as_key(value: object, what: str) -> str | None:
-    """A short text field: text and whole numbers as text, nothing and blanks as None; a TypeError for all else."""
+    """A short field as text: None if missing or blank; raises TypeError unless it is text or a whole number."""
     if value is None:
         return None
     if isinstance(value, str):

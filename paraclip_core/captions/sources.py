@@ -1,4 +1,4 @@
-"""Which files stand behind the configured sources. Their order depends on their names alone."""
+"""The files of the configured sources. Their order depends only on their names."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ NOT_CAPTIONS = ("readme", "license", "license", "copying", "notice", "citation")
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file with captions. It may be missing; reading it says so."""
+    """One file with captions. It may be missing, which is reported when it is read."""
 
     path: Path
     name: str
-    """As tables name it: relative to `data.root`."""
+    """Its name in tables: the path relative to `data.root`."""
     form: str
     """Its format, ``unknown`` if it cannot be recognized."""
     options: SourceOptions
 
     @property
     def images(self) -> str | None:
-        """Archive of its images, relative to `data.root`: as configured; a webdataset tar holds them itself, and so
-        does Parquet with pictures in a column."""
+        """Archive of its images, relative to `data.root`: as configured, or the file itself for webdataset tars and
+        Parquet with pictures in a column."""
         return self.options.images or (self.name if self.form == "webdataset" or self.pictures else None)
 
     @cached_property
     def pictures(self) -> bool:
-        """Whether it is Parquet that holds its images itself."""
+        """Whether it is Parquet that contains its images."""
         inside = self.form == "parquet" and self.options.images is None
         return inside and holds_pictures(self.path, self.options.columns.image)
 
     @property
     def split(self) -> str:
-        """Split of rows that do not say their own: as configured, or as the name of Parquet with pictures says."""
+        """Split of rows that do not state one: as configured, or from the name of Parquet with pictures."""
         named = shard_split(self.path) if self.options.split is None and self.pictures else None
         return named or configured_split(self.options.split)
 
 
 def read_source(file: SourceFile) -> Iterator[RowBatch]:
-    """Rows of a source file, batch by batch."""
+    """Yield the rows of a source file in batches."""
     form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
     return read(file.path, file.options, form)
 
@@ -58,12 +58,12 @@ def read_source(file: SourceFile) -> Iterator[RowBatch]:
 def list_files(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
     """Every caption file of the sources: in the order of the sources, those of a folder sorted by name.
 
-    A folder is searched with its subfolders. With format `auto` it gives the files whose names end in a known format;
-    plain text only where there is nothing else; never hidden files, READMEs, img2dataset's ``_stats.json``, the
-    source's own `images` (unless these are the whole folder), `own`, where artifacts are kept, nor the Parquet file
-    that lies beside a webdataset tar of the same name (it repeats it). A reader of the user's own gets every file that
-    is not hidden, among the `images` or among the artifacts.
-    A missing path and a folder without captions stand for themselves, so that whoever reads them gets the error.
+    A folder is searched recursively. With format `auto` it gives the files with a known suffix, and plain text only if
+    there is nothing else. Left out are hidden files, READMEs, img2dataset's ``_stats.json``, the source's own `images`
+    (unless these are the whole folder), the folder of artifacts `own`, and a Parquet file next to a webdataset tar of
+    the same name, whose captions it repeats. A custom reader gets every file that is not hidden, among the `images` or
+    among the artifacts.
+    A missing path or a folder without captions is returned as it is, and its reader raises the error.
     """
     if not sources:
         raise ConfigError("data.sources is empty; name at least one file or folder with captions")
@@ -98,9 +98,9 @@ def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> Sour
 
 def _shown(root: Path, source: SourceOptions, own: Path | None) -> list[Path]:
     path, images = root / expand(source.path), root / expand(source.images) if source.images else None
-    # A folder that holds captions and images alike would be skipped with all that is in it.
+    # A folder that holds both captions and images would otherwise be skipped entirely.
     skipped = images if images is not None and path in images.parents else None
-    # What a run writes would be read by the next one.
+    # Otherwise the next run would read what this one writes.
     left_out = {place for place in (skipped, below(path, own)) if place is not None}
     files = sorted(p for p in path.rglob("*") if p.is_file() and left_out.isdisjoint((p, *p.parents)))
     return [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]

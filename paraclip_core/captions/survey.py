@@ -1,6 +1,6 @@
-"""What a folder of a user's data holds: the captions, where the images lie, and the splits.
+"""A survey of a user's data folder: its captions, the location of the images, and the splits.
 
-Files and columns are found as the readers find them, so what is said here is what ingest will do.
+Files and columns are found in the same way as by the readers, so ingest does what is reported here.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
 
 LOOKED_UP = 200
-"""Images that are looked up in each place that may hold them."""
+"""Images that are looked up in each candidate location."""
 CHECKED = 1000
-"""Images of an archive that are looked up in it, any of them: what is missing may come late in the captions."""
-# What a source holds itself was read with its captions.
+"""Images of an archive that are looked up in it, chosen by hash: missing ones may come late in the captions."""
+# Images inside a source were already read with its captions.
 NAMED = """
     SELECT images, image_path, min(source) FROM captions
     WHERE image_id IS NOT NULL AND image_path IS NOT NULL AND images <> source
@@ -42,43 +42,43 @@ NAMED = """
     ORDER BY images, image_path
 """
 LEAST_IMAGES = 10
-"""Images of a split that benchmarks need at least."""
+"""Minimum number of images of a split that benchmarks need."""
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A folder, as options for `data`, and what ingest makes of them."""
+    """Options for `data` that describe a folder, and what ingest gets from them."""
 
     data: DataOptions
     counts: Counts
     images: dict[str, Counter[str]]
-    """For each split its images' ids, with how many captions each has."""
+    """Image ids of each split, with the number of captions of each image."""
     shared: Shared
     """What the splits share."""
     missing: list[str]
-    """Images that captions name, of those that were looked up, and that are not there."""
+    """Images that captions name and that were looked up but not found."""
     without_image: Counter[str] = field(default_factory=Counter)
     """Captions of each split that have no image."""
     unused: list[str] = field(default_factory=list)
-    """Files that hold captions, too, but name no image."""
+    """Files that also hold captions but name no image."""
 
     @property
     def split(self) -> str | None:
-        """The split to evaluate: one with enough images that is not trained on."""
+        """The split to evaluate: a held-out one with enough images."""
         return next((name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES), None)
 
     def pairs(self, split: str) -> int:
-        """Images of a split that have several captions, each a paraphrase of the others."""
+        """Number of images of a split with several captions, each a paraphrase of the others."""
         return sum(count > 1 for count in self.images.get(split, Counter()).values())
 
 
 def survey(
     root: Path, captions: str | None = None, images: str | None = None, columns: ColumnNames | None = None
 ) -> Survey:
-    """Look at a folder of captions and images.
+    """Survey a folder of captions and images.
 
-    `captions` and `images`, relative to `root`, and `columns` are for where several could be meant.
+    `captions` and `images`, relative to `root`, and `columns` resolve ambiguities.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
@@ -97,12 +97,12 @@ def survey(
         for each in chosen
     )
     if captions is None and len(sources) > 1 and not any(each.split for each in sources):
-        # Numbered shards are the folder that they are in.
+        # Numbered shards are given as their folder.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
     plain = _counted(DataOptions(root=str(root), sources=sources), unused)
     if plain.split is not None:
         return plain
-    # A tenth of the images, or a fifth of few, is held out if that leaves enough to evaluate.
+    # A tenth of the images, or a fifth if they are few, is held out if that is enough to evaluate.
     share = 0.1 if len(plain.images.get("train", ())) >= 50 * LEAST_IMAGES else 0.2
     held_out = _counted(plain.data.model_copy(update={"held_out": share}), unused)
     return plain if held_out.split is None else held_out
@@ -113,7 +113,7 @@ class _Candidate:
     file: SourceFile
     rows: RowBatch
     split: str | None = None
-    """What its name says, if another file's says otherwise."""
+    """The split in its name, if the files' names state different ones."""
 
     @property
     def image_names(self) -> list[str]:
@@ -121,7 +121,7 @@ class _Candidate:
 
 
 def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
-    """The files in which a first batch of captions can be read."""
+    """The files from which a first batch of captions can be read."""
     problems, candidates = [], []
     for file in list_files(root, [source], root / "runs"):
         try:
@@ -132,7 +132,7 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
         if rows is not None:
             candidates.append(_Candidate(file, rows))
     if not candidates:
-        reason = "; ".join(problems[:SHOWN]) or "no file of a known format has any"
+        reason = "; ".join(problems[:SHOWN]) or "no file of a known format contains any"
         raise InputError(
             f"no captions in {root / source.path}: {reason}. Expected CSV, TSV, JSONL or Parquet with a column of "
             "captions and one of images' names (name them with --caption-column and --image-column), COCO's or "
@@ -142,7 +142,7 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
 
 
 def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candidate], list[str]]:
-    """The files that belong together, and the names of those that are left out because they name no image."""
+    """The files that belong together, and the names of those left out because they name no image."""
     chosen = [each for each in candidates if each.file.images or each.image_names] or candidates
     unused = [each.file.name for each in candidates if each not in chosen]
     if len(chosen) == 1 or explicit:
@@ -154,11 +154,11 @@ def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candida
     if len(stems) == 1:
         return chosen, unused
     names = ", ".join(each.file.name for each in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
-    raise InputError(f"{len(chosen)} files hold captions: {names}; say with --captions which one, or which folder")
+    raise InputError(f"{len(chosen)} files hold captions: {names}; choose one, or a folder, with --captions")
 
 
 def _find_images(root: Path, names: Sequence[str], file: SourceFile, images: str | None) -> str:
-    """The folder or tar that holds the images: `images`, if that is given, or else the one with the most of them."""
+    """The folder or tar with the images: `images` if given, or else the one that contains the most of them."""
     if not names:
         raise InputError(_no_names(file))
     candidates = _image_places(root) if images is None else [images]
@@ -167,12 +167,12 @@ def _find_images(root: Path, names: Sequence[str], file: SourceFile, images: str
     if not most:
         raise InputError(
             f"none of the {len(names)} images that were looked up is below {root / (images or '')}; the first is "
-            f"{names[0]!r}, as {file.name} names it. Say with --images which folder or tar holds them, or with "
-            "--image-column which column has their file names"
+            f"{names[0]!r}, as {file.name} names it. Name the folder or tar that holds them with --images, "
+            "or the column with their file names with --image-column"
         )
     best = [place for place, count in places.items() if count == most]
     if len(best) > 1:
-        raise InputError(f"the images are in {' and in '.join(best[:SHOWN])}; say with --images which ones to take")
+        raise InputError(f"the images are in {' and in '.join(best[:SHOWN])}; choose one with --images")
     return best[0]
 
 
@@ -180,22 +180,22 @@ def _no_names(file: SourceFile) -> str:
     fields = header_fields(file.path) if file.form in ("csv", "tsv") else []
     columns = ", ".join(repr(field[:40]) for field in fields[:8])
     if len(fields) > 1 and not (has_caption(fields) or file.options.columns.named()):
-        # Each line was read as one caption.
+        # Each line was read as a caption.
         return (
-            f"{file.name} has no column that is known as a caption or an image; its first line has {columns}. Name "
+            f"{file.name} has no column with a usual name for captions or images; its first line has {columns}. Name "
             "the two with --caption-column and --image-column"
         )
     return (
         f"the captions of {file.name}{f' (columns {columns})' if columns else ''} name no image, so nothing can be "
-        "trained on; add a column `image` with the file names, or name the one that has them with --image-column"
+        "trained on; add a column `image` with the file names, or name the column that has them with --image-column"
     )
 
 
 def _image_places(root: Path) -> Iterable[str]:
-    """Folders that hold pictures with the folders around them, and tars, relative to `root`.
+    """Folders that contain pictures, their parent folders, and tars, relative to `root`.
 
-    A linked folder is looked into, links in it are not. A picture's name must not lead out of its folder through a
-    link, so the folders around a link are none of its pictures'.
+    A linked folder is searched, but links inside it are not. A picture's name must not lead out of its folder through a
+    link, so the parents of a link do not count as folders of its pictures.
     """
     places: set[Path] = set()
     tops = [root]
@@ -214,7 +214,7 @@ def _image_places(root: Path) -> Iterable[str]:
 def _missing(place: Path, names: Sequence[str]) -> list[str]:
     try:
         return missing_images(place, names)
-    except InputError:  # what cannot be read has none of them
+    except InputError:  # an unreadable archive has none of them
         return list(names)
 
 
@@ -231,7 +231,7 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
             for image, path, split in zip(*columns, strict=True):
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
-                # Without a folder or tar of images there are no paths, either.
+                # Without a folder or tar of images there are no paths.
                 without_image[split] += image is None or path is None
             batches.append(outcome.accepted.select([*SHARED_COLUMNS, "source"]))
     contents = shared_contents(lambda: batches, lambda name: ImageArchive(Path(data.root) / name))
@@ -244,7 +244,7 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
 
 
 def named_images(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
-    """For each tar or folder at most `CHECKED` of the images that the view `captions` names in it, with a source."""
+    """For each tar or folder, up to `CHECKED` images that the view `captions` names in it, with a source file."""
     named: dict[str, dict[str, str]] = {}
     for place, name, source in con.execute(NAMED, {"most": CHECKED}).fetchall():
         named.setdefault(place, {})[name] = source

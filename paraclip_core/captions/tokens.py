@@ -1,7 +1,7 @@
 """Tokens of cleaned captions, equal to open_clip's ``SimpleTokenizer``, without torch and several times faster.
 
-CLIP's pattern never matches across a blank, so a text's tokens are those of its blank-separated pieces, and a memo of
-pieces has nearly all of them. The library `tokenizers` merges byte pairs.
+CLIP's pattern never matches across a space, so a text's tokens are those of its space-separated pieces, and a cache of
+pieces holds nearly all of them. The library `tokenizers` merges byte pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tokenizers.models import BPE
 from paraclip_core.errors import ModelError
 
 CONTEXT_LENGTH = 77
-"""Ids that a text is cut to, start and end included."""
+"""Number of ids that a text is truncated to, start and end included."""
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2
 SPECIAL = ("<start_of_text>", "<end_of_text>")
@@ -38,7 +38,7 @@ class Tokenizer:
     """Turns cleaned texts (see :func:`paraclip_core.captions.clean.clean`) into CLIP's token ids."""
 
     def __init__(self, context_length: int = CONTEXT_LENGTH) -> None:
-        """Cut texts to `context_length` ids."""
+        """Truncate texts to `context_length` ids."""
         pairs = load_byte_pairs()
         self.context_length = context_length
         self.start, self.end = pairs.start, pairs.end
@@ -54,7 +54,7 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Iterable[str]) -> pa.ListArray:
-        """Ids of many cleaned texts as a list<uint16> array, ragged, one list a text.
+        """Ids of many cleaned texts as a ragged list<uint16> array, one list per text.
 
         Equal to :meth:`encode` of each. Python sees every distinct piece of the batch once; NumPy places the tokens.
         """
@@ -72,7 +72,7 @@ class Tokenizer:
     def _assembled(
         self, ids: list[tuple[int, ...]], pieces: NDArray[np.int32], last: NDArray[np.int64]
     ) -> pa.ListArray:
-        """Join pieces to texts: number `i` ends with the piece `last[i]`."""
+        """Join pieces into texts: text `i` ends with the piece `last[i]`."""
         counts = np.fromiter(map(len, ids), np.int64, len(ids))
         flat = np.fromiter(chain.from_iterable(ids), np.uint16, int(counts.sum()))
         sizes = counts[pieces]
@@ -93,7 +93,7 @@ class Tokenizer:
 
 
 def _pieces(pairs: BytePairs) -> Callable[[str], tuple[int, ...]]:
-    """Memo of blank-separated pieces over a memo of the pattern's words, of which new pieces mostly consist."""
+    """Cache of space-separated pieces on top of a cache of the pattern's words, which most new pieces consist of."""
     symbols = _byte_symbols()
 
     @lru_cache(_MEMO_PIECES)
@@ -104,12 +104,12 @@ def _pieces(pairs: BytePairs) -> Callable[[str], tuple[int, ...]]:
         return tuple(chain.from_iterable(map(of_word, _PATTERN.findall(piece))))
 
     remembered = lru_cache(_MEMO_PIECES)(of_piece)
-    # A memo of long pieces could fill the memory.
+    # Caching long pieces could exhaust memory.
     return lambda piece: remembered(piece) if len(piece) <= _MEMO_LETTERS else of_piece(piece)
 
 
 def _pieces_of(lines: str) -> tuple[pa.DictionaryArray, NDArray[np.int64]]:
-    """The blank-separated pieces of all lines, each with a blank at its end, and the number of each line's last one."""
+    """The space-separated pieces of all lines, each with a trailing space, and the index of each line's last piece."""
     letters = np.frombuffer(bytearray(f"{lines}\n".encode()), np.uint8)
     separators = np.flatnonzero((letters == BLANK) | (letters == LINE_BREAK))
     last = np.flatnonzero(letters[separators] == LINE_BREAK)
@@ -129,11 +129,11 @@ class BytePairs:
         self.ids = {symbol: number for number, symbol in enumerate(symbols)}
         self.start, self.end = (self.ids[symbol] for symbol in SPECIAL)
         self.merges = merges
-        # Without a cache: the memo of words has it.
+        # Without a cache, as words are already cached.
         self._bpe = BPE(vocab=self.ids, merges=merges, end_of_word_suffix="</w>", cache_capacity=0)
 
     def encode(self, word: str) -> tuple[int, ...]:
-        """Ids of one word, which is written in byte symbols (see :func:`_byte_symbols`)."""
+        """Ids of one word, given in byte symbols (see :func:`_byte_symbols`)."""
         if word in SPECIAL:
             return (self.ids[word],)
         return tuple([token.id for token in self._bpe.tokenize(word)])
@@ -149,10 +149,10 @@ def _byte_symbols() -> dict[int, str]:
 
 @lru_cache(maxsize=1)
 def load_byte_pairs() -> BytePairs:
-    """Read the vocabulary once; open_clip is looked up but not imported, as torch would be with it."""
+    """Read the vocabulary once; open_clip is located but not imported, since it would import torch."""
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise ModelError("open_clip is not installed, and with it CLIP's vocabulary: `pip install open_clip_torch`")
+        raise ModelError("open_clip, which has CLIP's vocabulary, is not installed: `pip install open_clip_torch`")
     path = Path(spec.submodule_search_locations[0]) / VOCABULARY
     try:
         lines = gzip.decompress(path.read_bytes()).decode().split("\n")

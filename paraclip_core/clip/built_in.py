@@ -1,4 +1,4 @@
-"""The built-in base: a pretrained image encoder, frozen, beside a text encoder that has learned nothing yet."""
+"""The built-in base: a frozen, pretrained image encoder and an untrained text encoder."""
 
 from __future__ import annotations
 
@@ -28,16 +28,15 @@ PREPROCESS: dict[str, Any] = {
 
 
 def built_in_clip(options: ModelOptions) -> ClipModel:
-    """The built-in base: an ImageNet-pretrained image encoder, a fixed projection, and a text encoder with random
-    weights.
+    """The built-in base: an ImageNet-pretrained image encoder, a fixed projection and a random text encoder.
 
-    The image encoder is frozen from the start, its projection to the shared space included. That is orthonormal and
-    drawn at random, which distorts the trunk's angles least among maps that have not seen data. In trials on
-    photographs a Gaussian one, or batch-norm statistics, gave the same retrieval. Image encoder and preprocessing
-    depend on `embed_dim` alone.
+    The image encoder, including its projection to the shared space, is frozen from the start. The projection is
+    orthonormal and drawn at random, which distorts the trunk's angles least among maps that have not seen data. In
+    trials on photographs a Gaussian projection, or batch-norm statistics, gave the same retrieval. The image encoder
+    and its preprocessing depend only on `embed_dim`.
     """
     config = _model_cfg(options)
-    # The caller's random state stays as it is.
+    # The caller's random state is preserved.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = open_clip.CLIP(**config)
@@ -70,9 +69,9 @@ def _model_cfg(options: ModelOptions) -> dict[str, Any]:
 
 
 def _trunk_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The file's tensors under timm's names, classifier left out.
+    """The file's tensors under timm's names, without the classifier.
 
-    The file names them as another implementation does, but in the order of timm's `tf_efficientnet_lite0`.
+    The file uses another implementation's names, but the order of timm's `tf_efficientnet_lite0`.
     """
     stored = torch.load(path, map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):
@@ -85,10 +84,10 @@ def _trunk_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:
-    """float32 [rows, columns] with orthonormal rows (columns, where there are fewer of them), uniformly drawn."""
+    """float32 [rows, columns], drawn uniformly, with orthonormal rows (or columns, if there are fewer of them)."""
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(max(rows, columns), min(rows, columns), generator=generator, dtype=torch.float64)
-    # In double precision, so that what a LAPACK does differently is rounded away.
+    # In double precision, so that differences between LAPACK versions are rounded away.
     q, r = torch.linalg.qr(gaussian)
     q = q * r.diagonal().sign()
     return (q.T if rows < columns else q).float()

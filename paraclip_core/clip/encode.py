@@ -1,6 +1,6 @@
-"""Texts and images to unit vectors in the shared space: a model's tokens, the forward pass of its text encoder, chunks.
+"""Encodes texts and images into unit vectors in the shared space.
 
-How much padding a text encoder needs to see depends on its kind:
+How much padding a text encoder must see depends on its kind:
 
 =============================================================  ==========================================
 CLIP, EVA-02, MobileCLIP-B, worldwide CLIP (causal)             none: it comes after the pooled token
@@ -8,7 +8,7 @@ RoBERTa, XLM-RoBERTa, mT5, NLLB (Hugging Face)                  none: the attent
 SigLIP, CLIPA, MobileCLIP-S, CoCa: tokens see the padding       all of it, which is part of the model
 =============================================================  ==========================================
 
-A causal encoder of plain blocks computes shared prefixes once, see :mod:`paraclip_core.clip.packed`.
+A causal encoder of plain blocks computes shared prefixes once; see :mod:`paraclip_core.clip.packed`.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ from paraclip_core.errors import ModelError
 from paraclip_core.text_safety import one_line
 
 NO_CODE: dict[str, Any] = {"trust_remote_code": False}
-"""A folder's configuration could ask to run its own code, and a prompt would ask the user."""
+"""A folder's configuration could request to run its own code, and by default the user would be asked."""
 
 WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
-"""Keys of a tokenizer's configuration in which transformers notes where it was loaded from."""
+"""Keys of a tokenizer's configuration in which transformers records where it was loaded from."""
 
 
 def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
-    """Token lists by the model's own tokenizer, cut to its context, padding removed; uint16, or int32 if need be."""
+    """Token lists from the model's tokenizer, truncated to its context, without padding; uint16, or int32 if needed."""
     if not len(texts):
         return Ragged.from_lists([])
     ids = np.asarray(model_tokenizer(clip)(list(texts)))
@@ -56,7 +56,7 @@ def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
         # The end token has the highest id of CLIP's vocabulary; padding comes after it.
         lengths = ids.argmax(axis=1) + 1
     else:
-        # An end token that pads as well, as SigLIP's does, goes with the padding and comes back with it.
+        # An end token that doubles as padding, such as SigLIP's, is removed and restored with the padding.
         text = ids[:, ::-1] != pad_token(clip)
         lengths = np.where(text.any(axis=1), ids.shape[1] - text.argmax(axis=1), 1)
     inside = np.arange(ids.shape[1]) < lengths[:, None]
@@ -64,7 +64,7 @@ def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
 
 
 def shortened(tokens: Ragged, length: int) -> Ragged:
-    """Lists of CLIP's tokens cut to `length` as its tokenizer cuts texts: the end token comes last all the same."""
+    """CLIP token lists truncated to `length` as by its tokenizer: the end token still comes last."""
     lengths = np.minimum(tokens.lengths, length)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
@@ -75,26 +75,26 @@ def shortened(tokens: Ragged, length: int) -> Ragged:
 
 
 def pad_token(clip: ClipModel) -> int:
-    """The id that fills texts up to the model's context."""
+    """The id that pads texts to the model's context."""
     if clip.reads_clip_tokens:
         return 0
     config = getattr(getattr(clip.model, "text", None), "config", None)
     if config is not None:
-        # A Hugging Face encoder masks what equals this.
+        # A Hugging Face encoder masks tokens equal to this.
         return int(config.pad_token_id)
     return int(getattr(getattr(model_tokenizer(clip), "tokenizer", None), "pad_token_id", None) or 0)
 
 
 def model_tokenizer(clip: ClipModel) -> Any:
-    """open_clip's callable from texts to padded ids, loaded once for each model."""
+    """open_clip's callable from texts to padded ids, loaded once per model."""
     if clip.tokenizer is None:
         clip.tokenizer = _load(clip)
     return clip.tokenizer
 
 
 def save_tokenizer(clip: ClipModel, folder: Path) -> None:
-    """Write a tokenizer that comes with the model where open_clip looks for it: the same bytes however it was used."""
-    # A fresh one, because a tokenizer keeps, and would save, how it was called last.
+    """Write the model's own tokenizer where open_clip looks for it; its bytes do not depend on earlier use."""
+    # A fresh one, because a tokenizer remembers, and would save, the options of its last call.
     _load(clip).save_pretrained(folder)
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text("utf-8"))
@@ -110,28 +110,28 @@ def _load(clip: ClipModel) -> Any:
     try:
         no_code = NO_CODE if text.get("hf_tokenizer_name") else {}
         return open_clip.get_tokenizer(source, context_length=clip.context_length, **no_code)
-    except Exception as error:  # the hub client's or tokenizers' own
+    except Exception as error:  # of the hub client or tokenizers
         raise ModelError(
             f"cannot load the tokenizer of {clip.reference}: {one_line(error)}; "
-            "put its files beside the weights in a local folder"
+            "put its files next to the weights in a local folder"
         ) from error
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """How to encode texts with one model."""
+    """How one model encodes texts."""
 
     forward: Callable[[torch.Tensor], torch.Tensor]
     """int64 [n, length] to [n, embed_dim], normalized or not."""
     pad: int
-    """The id that fills shorter texts up."""
+    """The id that pads shorter texts."""
     padded: bool = False
-    """Whether texts must be padded to the whole context."""
+    """Whether texts must be padded to the full context."""
     packed: PackedTextEncoder | None = None
-    """A faster way with the same result, where there is one."""
+    """A faster encoder with the same result, if there is one."""
 
     def widths(self, lengths: NDArray[np.int64], context: int) -> NDArray[np.int64]:
-        """Tokens that the encoder computes for each text of these lengths, apart from a longer neighbor's padding."""
+        """Tokens that the encoder computes for each text of these lengths, without padding to a longer neighbor."""
         return np.full_like(lengths, context) if self.padded else lengths
 
 
@@ -146,15 +146,14 @@ def text_encoder(clip: ClipModel) -> TextEncoder:
         pool = str(getattr(encoder, "pool_type", ""))
     if pool == "none":
         raise ModelError(
-            f"the text encoder of {clip.reference} (text_cfg.pool_type none) gives a vector for each token and none "
-            "for "
-            "the text; choose a model that pools by argmax, eos, first or last"
+            f"the text encoder of {clip.reference} (text_cfg.pool_type none) gives a vector for each token, not "
+            "one for the text; choose a model that pools by argmax, eos, first or last"
         )
     if isinstance(encoder, HFTextEncoder):
         return TextEncoder(partial(_own, encoder), pad)
     end = getattr(encoder, "text_eos_id", None) or getattr(encoder, "eos_id", None)
     causal = isinstance(encoder, open_clip.CLIP | TextTransformer) and encoder.attn_mask is not None and pool != "last"
-    # An end token that pads as well was taken off with the padding, and a class token comes after the padding.
+    # An end token that doubles as padding was removed with it, and a class token comes after the padding.
     if causal and getattr(encoder, "cls_emb", None) is None and not (pool == "eos" and end == pad):
         packed = packed_text_encoder(encoder, pool, end, partial(_project, encoder))
         return TextEncoder(partial(_causal, encoder, pool, end), pad, packed=packed)
@@ -167,7 +166,7 @@ def _own(encode: Callable[[torch.Tensor], Any], inputs: torch.Tensor) -> torch.T
 
 
 def _causal(encoder: Any, pool: str, end: int | None, ids: torch.Tensor) -> torch.Tensor:
-    """open_clip's text forward with positional table and mask cut to the texts."""
+    """open_clip's text forward with the positional table and mask cut to the length of the texts."""
     length = ids.shape[1]
     dtype = encoder.transformer.get_cast_dtype()
     x = encoder.token_embedding(ids).to(dtype) + encoder.positional_embedding[:length].to(dtype)
@@ -186,9 +185,9 @@ Precision = Literal["fp32", "bf16"]
 
 
 def pick_precision(precision: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` is bf16 where the device computes in it.
+    """`auto` is bf16 if the device has instructions for it.
 
-    A CPU without such instructions has bf16 products that take fifty times as long as fp32's.
+    On a CPU without them, bf16 products take fifty times as long as fp32.
     """
     if precision != "auto":
         return precision
@@ -203,10 +202,10 @@ CHUNK_TOKENS = 2048
 def encode_ragged(
     clip: ClipModel, tokens: Ragged, *, chunk_tokens: int = CHUNK_TOKENS, precision: Precision = "fp32"
 ) -> torch.Tensor:
-    """Encode token lists, with gradients where grad mode is on: float32 [n, embed_dim], each row of length 1.
+    """Encode token lists, with gradients if grad mode is on: float32 [n, embed_dim], rows of length 1.
 
-    Equal to the model's own `encode_text` on texts padded to the whole context. At most `chunk_tokens` tokens are
-    computed together, which affects speed and rounding; other than packed encoders get texts sorted by length, each
+    Equal to the model's own `encode_text` on texts padded to the full context. At most `chunk_tokens` tokens are
+    computed together, which affects speed and rounding. Encoders that are not packed get texts sorted by length, each
     chunk padded to its longest text. `bf16` runs the encoder under autocast.
     """
     if not len(tokens):
@@ -230,7 +229,7 @@ def encode_ragged(
 
 
 def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
-    """Upper bound of the tokens that encoding these texts computes, padding and repeated prefixes included."""
+    """Upper bound on the tokens computed to encode these texts, including padding and repeated prefixes."""
     encoder = text_encoder(clip)
     widths = np.sort(encoder.widths(tokens.lengths, clip.context_length))
     if encoder.packed is not None:
@@ -239,7 +238,7 @@ def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
 
 
 def encoding_order(clip: ClipModel, tokens: Ragged) -> NDArray[np.int64]:
-    """The numbers of the texts as they are encoded: alphabetical where the encoder computes a common prefix once."""
+    """Indices of the texts in encoding order: alphabetical if the encoder computes a common prefix once."""
     if text_encoder(clip).packed is None:
         return np.argsort(tokens.lengths, kind="stable")
     return alphabetical(tokens)
@@ -257,7 +256,7 @@ def _by_length(
 
 
 def _chunks(widths: NDArray[np.int64], budget: int) -> Iterator[slice]:
-    """Cut texts of rising widths into slices of at most `budget` tokens, padding included (one text at least)."""
+    """Cut texts of increasing widths into slices of at most `budget` tokens with padding (at least one text)."""
     start = 0
     for end in range(1, len(widths) + 1):
         if end == len(widths) or (end + 1 - start) * int(widths[end]) > budget:
@@ -266,7 +265,7 @@ def _chunks(widths: NDArray[np.int64], budget: int) -> Iterator[slice]:
 
 
 def encode_texts(clip: ClipModel, texts: Sequence[str]) -> np.ndarray:
-    """Tokenise and encode texts without gradients: float32 [n, embed_dim], rows of length 1."""
+    """Tokenize and encode texts without gradients: float32 [n, embed_dim], rows of length 1."""
     with torch.inference_mode():
         return encode_ragged(clip, tokenize(clip, texts)).cpu().numpy()
 

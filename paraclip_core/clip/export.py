@@ -1,6 +1,6 @@
-"""Writing a model: open_clip's release, Hugging Face's ``CLIPModel`` or ``SiglipModel``, and the text encoder as ONNX.
+"""Exports a model to open_clip, to Hugging Face's ``CLIPModel`` or ``SiglipModel``, and its text encoder to ONNX.
 
-open_clip and transformers describe the same networks. They differ in names, in attention's input projections (one
+open_clip and transformers implement the same networks. They differ in names, in attention's input projections (one
 matrix or three; SigLIP's pooling: two or one) and in the orientation of CLIP's projections into the shared space.
 """
 
@@ -53,7 +53,7 @@ HF_NAMES = tuple(
         r"\.mlp\.c_proj": ".mlp.fc2",
     }.items()
 )
-"""Parts of open_clip's and timm's names and what takes their place."""
+"""Parts of open_clip's and timm's names and their replacements."""
 PILLOW_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _JOINED = re.compile(r"(?<=self_attn\.)(?:in_proj_)?(weight|bias)$")
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -63,7 +63,7 @@ EXAMPLES = ("a photo of a dog", "two men on a boat", "Two MEN, a boat &  3 o'clo
 def save_release(clip: ClipModel, folder: Path, card: str) -> None:
     """Write weights, configuration and model card, so that open_clip loads ``local-dir:FOLDER``.
 
-    The same model gives the same bytes. `card` is the README.md, see
+    The same model gives the same bytes. `card` is the README.md; see
     :func:`paraclip_core.training.card.release_card`.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,24 +82,24 @@ def save_release(clip: ClipModel, folder: Path, card: str) -> None:
 
 
 def save_hf(clip: ClipModel, folder: Path) -> None:
-    """Write a folder that transformers' ``AutoModel`` and ``AutoProcessor`` load, and sentence-transformers."""
+    """Write a folder that sentence-transformers and transformers' ``AutoModel`` and ``AutoProcessor`` can load."""
     import transformers
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    disable_progress_bar()  # drawn without a terminal, too
-    set_verbosity_error()  # it warns of the token ids that its own defaults have
+    disable_progress_bar()  # it is drawn even without a terminal
+    set_verbosity_error()  # it warns about the token ids of its own defaults
     name = "SiglipModel" if hasattr(clip.visual, "trunk") else "CLIPModel"
     if (fit := clip.preprocess_cfg["resize_mode"]) not in ("shortest", "squash"):
         raise _refused(clip, name, f"its resize_mode is {fit}, which image processors do not have")
     if (tokenizer := hf_tokenizer(clip)) is None:
-        raise _refused(clip, name, "its tokens are others than transformers' tokenizers can make")
+        raise _refused(clip, name, "transformers' tokenizers cannot produce its tokens")
     try:
         model = _hf_model(clip, name, tokenizer)
         different = _computed_otherwise(clip, model, tokenizer)
-    except Exception as error:  # whatever an encoder of another kind lacks
-        raise _refused(clip, name, f"its encoders are built otherwise ({one_line(error)})") from error
+    except Exception as error:  # an encoder of another kind may lack anything
+        raise _refused(clip, name, f"its encoders are built differently ({one_line(error)})") from error
     if different:
-        raise _refused(clip, name, f"with the same weights it gives {different} other embeddings")
+        raise _refused(clip, name, f"with the same weights the embeddings of {different} differ")
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     images = transformers.CLIPImageProcessor(**_image_processing(clip))
@@ -112,7 +112,7 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
         kind: {"method": f"get_{kind}_features", "method_output_name": "pooler_output"} for kind in ("text", "image")
     }
     how: dict[str, Any] = {"modality_config": ways, "module_output_name": "sentence_embedding"}
-    if text_encoder(clip).padded:  # and not to the longest text of a batch, as otherwise
+    if text_encoder(clip).padded:  # instead of to the longest text of a batch
         how["processing_kwargs"] = {"text": {"padding": "max_length"}}
     for name, facts in {"modules.json": [module], "sentence_bert_config.json": how}.items():
         (folder / name).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
@@ -120,7 +120,7 @@ def save_hf(clip: ClipModel, folder: Path) -> None:
 
 def _refused(clip: ClipModel, name: str, why: str) -> ModelError:
     where = "export it as open_clip, or its text encoder as onnx"
-    return ModelError(f"{clip.reference} cannot be transformers' {name}: {why}; {where}")
+    return ModelError(f"{clip.reference} cannot be exported as transformers' {name}: {why}; {where}")
 
 
 def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
@@ -154,7 +154,7 @@ def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
 
 @torch.no_grad()
 def _computed_otherwise(clip: ClipModel, model: Any, tokenizer: Any) -> str:
-    """What transformers' model gives other embeddings than the model itself: texts, images or nothing."""
+    """Inputs whose embeddings differ between transformers' model and the original: texts, images, both or none."""
     original: Any = clip.model
     device, size = clip.device, clip.preprocess_cfg["size"]
     height, width = size if isinstance(size, list) else (size, size)
@@ -175,7 +175,7 @@ ACTIVATIONS = {
 
 
 def _hf_encoder(blocks: Any) -> dict[str, Any]:
-    """What the configurations of all four encoders have, read off their blocks."""
+    """The settings common to the configurations of all four encoders, read from their blocks."""
     first = blocks[0]
     hidden = next(module for module in first.mlp.modules() if isinstance(module, nn.Linear))
     activations = [ACTIVATIONS[repr(module)] for module in first.mlp.children() if repr(module) in ACTIVATIONS]
@@ -190,9 +190,9 @@ def _hf_encoder(blocks: Any) -> dict[str, Any]:
 
 
 def hf_tokenizer(clip: ClipModel) -> Any:
-    """The model's tokenizer as one of transformers, with open_clip's cleaning inside; None where that gives other ids.
+    """The model's tokenizer as a transformers tokenizer with open_clip's cleaning; None if its ids differ.
 
-    HTML entities, and what ftfy repairs besides curly quotes, are left to the caller.
+    The caller must unescape HTML entities and make ftfy's repairs other than curly quotes.
     """
     from tokenizers import Regex, Tokenizer, normalizers
     from transformers import PreTrainedTokenizerFast
@@ -210,7 +210,7 @@ def hf_tokenizer(clip: ClipModel) -> Any:
     backend = Tokenizer.from_str(own.backend_tokenizer.to_str())
     backend.normalizer = normalizers.Sequence(steps + ([backend.normalizer] if backend.normalizer else []))
     padded = text_encoder(clip).padded
-    # A class of transformers' for one model would put its own normalizer in the place of this one.
+    # A model-specific transformers class would replace this normalizer with its own.
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend,
         model_max_length=length,
@@ -233,7 +233,7 @@ def _clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     pairs = load_byte_pairs()
-    names = {pairs.start: START, pairs.end: END}  # which Hugging Face names otherwise
+    names = {pairs.start: START, pairs.end: END}  # which Hugging Face names differently
     vocabulary = {names.get(number, symbol): number for symbol, number in pairs.ids.items()}
     return CLIPTokenizer(vocab=vocabulary, merges=pairs.merges)  # pyright: ignore[reportArgumentType]
 
@@ -241,7 +241,7 @@ def _clip_tokenizer() -> Any:
 def _save_hf_tokenizer(part: Any, folder: Path) -> None:
     part.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    # The name that transformers has had for years, in place of version 5's.
+    # The name that transformers has long used, instead of version 5's.
     config = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
 
@@ -289,10 +289,10 @@ PROTOBUF_BYTES = 1_900_000_000
 
 
 def save_onnx(clip: ClipModel, folder: Path) -> None:
-    """Write ``text_model.onnx``, and beside it the facts of its input.
+    """Write ``text_model.onnx`` and, next to it, a description of its input.
 
     The graph maps `input_ids`, int64 [batch, length], to `text_embeds`, float32 [batch, embed_dim] with rows of length
-    1. Texts are padded to the longest of a batch, for encoders that see all padding to the model's context.
+    1. Texts are padded to the longest of a batch, or to the model's context for encoders that see all padding.
     """
     if absent := [name for name in NEEDED if find_spec(name) is None]:
         raise ModelError(f"ONNX needs {' and '.join(absent)}; run: pip install 'paraclip[export]'")
@@ -302,7 +302,7 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
     ids = model_tokenizer(clip)(list(EXAMPLES))
     length: dict[int, Any] = {}
     if not encoder.padded:
-        # Cut to their length: an example of the whole context would fix the length in the graph.
+        # Cut to their length: an example with the full context would fix the length in the graph.
         ids = ids[:, : int((ids != encoder.pad).sum(dim=1).max()) + 1].contiguous()
         length = {1: torch.export.Dim("length", min=shortest, max=clip.context_length)}
     _export(_Texts(clip.model, encoder), ids, folder / ONNX_FILE, length)
@@ -322,7 +322,7 @@ def save_onnx(clip: ClipModel, folder: Path) -> None:
 class _Texts(nn.Module):
     def __init__(self, model: nn.Module, encoder: TextEncoder) -> None:
         super().__init__()
-        self.model = model  # what the encoder's forward reads, so that the exporter finds its weights
+        self.model = model  # used by the encoder's forward; an attribute lets the exporter find its weights
         self._encoder = encoder
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -330,11 +330,11 @@ class _Texts(nn.Module):
 
 
 def _export(module: nn.Module, example: torch.Tensor, path: Path, dimensions: dict[int, Any]) -> None:
-    """Write the encoder; the batch and `dimensions` may have any size."""
+    """Write the encoder with a dynamic batch size and dynamic `dimensions`."""
     shape = {0: torch.export.Dim("batch", min=1), **dimensions}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter about itself
+            warnings.simplefilter("ignore")  # the exporter's own
             torch.onnx.export(
                 module.eval(),
                 (example.to(next(module.parameters()).device),),
@@ -343,11 +343,11 @@ def _export(module: nn.Module, example: torch.Tensor, path: Path, dimensions: di
                 output_names=["text_embeds"],
                 dynamic_shapes=(shape,),
                 dynamo=True,
-                # One file, unless it would be larger than protobuf can be.
+                # One file, unless it would exceed protobuf's size limit.
                 external_data=sum(p.numel() * p.element_size() for p in module.parameters()) > PROTOBUF_BYTES,
                 verbose=False,
             )
     except OSError:
         raise
-    except Exception as error:  # the exporter's many own
+    except Exception as error:  # the exporter has many error types
         raise ModelError(f"torch cannot export this encoder to ONNX: {one_line(error)}") from error

@@ -1,4 +1,4 @@
-"""Image files to features, in batches, while threads decode the next ones."""
+"""Computes features of image files in batches while threads decode the next ones."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from paraclip_core.errors import InputError, ModelError
 log = logging.getLogger(__name__)
 
 AHEAD = 2
-"""Batches that are decoded ahead of the image encoder; bounds the memory."""
+"""Batches decoded ahead of the image encoder; bounds memory."""
 
 TOLERANCE = 1e-4
 """Relative error of features up to which folded batch norms count as the same encoder."""
@@ -35,18 +35,18 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Where an image lies."""
+    """The location of an image."""
 
     image_id: str
     name: str
     """Its name in the archive."""
     archive: str
-    """The archive, as the captions' table names it."""
+    """The archive's name in the captions table."""
 
 
 @dataclass
 class Featurized:
-    """Features of the images that could be read, and the reasons why others could not."""
+    """Features of the readable images, and the reasons why others were rejected."""
 
     features: np.ndarray
     """float16 [kept, embed_dim]."""
@@ -54,7 +54,7 @@ class Featurized:
     pixels: list[bytes] = field(default_factory=list)
     """16 bytes of blake2b over each image file."""
     encoded: int = 0
-    """Images that went through the image encoder; the features of the others were at hand."""
+    """Images that went through the image encoder; the features of the others were cached."""
     rejected: list[tuple[ImageFile, str, str]] = field(default_factory=list)
     """Image, reason code and detail."""
 
@@ -72,8 +72,8 @@ class _Decoded:
 class Featurizer:
     """Runs a model's image encoder over image files, decoding in threads.
 
-    Every batch has the same shape, the last one padded, so an image's features do not depend on its neighbors, nor on
-    which images were encoded earlier. Another batch size may round differently in fp32, which shows in the last bit of
+    Every batch has the same shape, the last one padded, so an image's features do not depend on its neighbors or on
+    which images were encoded earlier. Another batch size may round differently in fp32, which affects the last bit of
     a few float16 values.
     """
 
@@ -85,10 +85,10 @@ class Featurizer:
         workers: int | None = None,
         earlier: Callable[[bytes], np.ndarray | None] = lambda digest: None,
     ) -> None:
-        """Encode with `clip`, which stays as it is.
+        """Encode with `clip`, which is not modified.
 
-        `archive` opens an archive by its name in the table. `earlier` has the encoder's features float16 [embed_dim]
-        for an image file with this hash, where they are at hand.
+        `archive` opens an archive by its name in the table. `earlier` returns the encoder's cached features of an image
+        file with this hash, float16 [embed_dim], if there are any.
         """
         self._earlier = earlier
         height, width = clip.preprocess_cfg["size"]
@@ -150,7 +150,7 @@ class Featurizer:
             yield [future.result() for future in waiting.popleft()]
 
     def _open(self, names: Collection[str]) -> None:
-        """Have these archives open and no others: a webdataset has more tars than a process may have files open."""
+        """Keep only these archives open: a webdataset has more tars than a process may have open files."""
         for name in self._opened.keys() - names:
             self._opened.pop(name).close()
         for name in names:
@@ -198,9 +198,9 @@ class Featurizer:
 def folded(visual: nn.Module, image_size: tuple[int, int]) -> nn.Module:
     """A copy of an image encoder in eval mode with batch norms folded into the convolutions before them.
 
-    A batch norm is folded if the child before it in its parent is a convolution. A random image tests that the encoder
-    runs them in this order: one that answers otherwise, or has no batch norm, is returned as it is. Saves a third of
-    EfficientNet-Lite0's time on a CPU; rounding differs by about 1e-6.
+    A batch norm is folded if the preceding child of its parent is a convolution. A random image checks that the encoder
+    runs them in this order. If its features change, or there is no batch norm, the encoder is returned unchanged.
+    Saves a third of EfficientNet-Lite0's time on a CPU; rounding differs by about 1e-6.
     """
     candidate = copy.deepcopy(visual).eval()
     count = sum(_fold_children(parent) for parent in list(candidate.modules()))
@@ -212,7 +212,7 @@ def folded(visual: nn.Module, image_size: tuple[int, int]) -> nn.Module:
         expected, folded_features = visual(probe), candidate(probe)
     error = float((expected - folded_features).norm() / expected.norm().clamp_min(1e-12))
     if not error < TOLERANCE:
-        log.info("batch norms are left as they are: folding them would change features by %.1e", error)
+        log.info("batch norms are not folded: that would change features by %.1e", error)
         return visual
     return candidate
 
@@ -235,5 +235,5 @@ def _fold_children(parent: nn.Module) -> int:
 
 
 def _after_norm(norm: Any) -> nn.Module:
-    """What is left of timm's joined norm and activation without the norm."""
+    """What remains of timm's joined norm and activation without the norm."""
     return nn.Sequential(*(part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part))

@@ -1,4 +1,4 @@
-"""Images by name, out of a tar file, a folder or a Parquet file."""
+"""Access to images by name in a tar file, a folder or a Parquet file."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from paraclip_core.pictures import (
 
 PARQUET = b"PAR1"
 MOST_ASPECT = 1000
-"""Longer side over shorter side. Encoders want the shorter one at 224 pixels or more: a line of 1 x 65,000, in a file
-of some hundred bytes, would become 14 GB."""
+"""Maximum ratio of the longer to the shorter side. Encoders scale the shorter one to 224 pixels or more: an image of
+1 x 65,000 pixels, in a file of a few hundred bytes, would become 14 GB."""
 
 
 class ImageArchive:
     """Random access to the images of a plain tar file, of a folder or of a Parquet file with pictures in a column.
 
-    A tar is indexed once, when it is opened. Names are keys: one that leads out of the archive is just not found.
-    Reading is safe from several threads at once.
+    A tar is indexed once, when it is opened. Names are keys: one that leads out of the archive is simply not found.
+    Reading is thread-safe.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -82,7 +82,7 @@ class ImageArchive:
             raise _named(error, self.path) from error
 
     def size(self, name: str) -> int | None:
-        """Bytes of an image file of a tar or folder, which are not read for it; None where there is no such image."""
+        """Size in bytes of an image in a tar or folder, without reading it; None if there is no such image."""
         key = _key(name)
         if self.path.is_dir():
             return (self.path / key).stat().st_size if _is_file(self.path, key) else None
@@ -90,7 +90,7 @@ class ImageArchive:
         return None if place is None else place[1]
 
     def has(self, name: str) -> bool:
-        """Whether there is such an image."""
+        """Whether the archive has this image."""
         return self._parquet.has(name) if self._parquet is not None else self.size(name) is not None
 
     def _place(self, key: str) -> tuple[int, int] | None:
@@ -102,7 +102,7 @@ class ImageArchive:
 
     @property
     def in_order(self) -> bool:
-        """Whether reading is cheap in the order of names alone, as out of Parquet."""
+        """Whether reading is cheap only in the order of the names, as with Parquet."""
         return self._parquet is not None
 
     def names(self) -> list[str]:
@@ -127,14 +127,14 @@ class ImageArchive:
 
     @cached_property
     def _by_file_name(self) -> dict[str, str]:
-        """Members by their bare file name where only one has it: many data sets name images without their folder."""
+        """Members by bare file name, if it is unique: many datasets name images without their folder."""
         counts = Counter(PurePosixPath(member).name for member in self._index)
         return {name: member for member in self._index if counts[name := PurePosixPath(member).name] == 1}
 
     def _read_from_folder(self, key: str, name: str) -> bytes:
         path = self.path / key
         try:
-            # Resolved, because a symbolic link may lead out as well as dots do.
+            # Resolved, because a symbolic link can lead out just like dots.
             if ".." in PurePosixPath(key).parts or not path.resolve().is_relative_to(self.path.resolve()):
                 raise InputError(f"{self.path} has no image {name!r}: the name leads out of the folder")
             return path.read_bytes()
@@ -145,35 +145,35 @@ class ImageArchive:
 
 
 def missing_images(path: Path, names: Sequence[str]) -> list[str]:
-    """Those of some images that a folder, tar or Parquet file does not have."""
+    """The names that a folder, tar or Parquet file does not contain."""
     with ImageArchive(path) as archive:
         return [name for name in names if not archive.has(name)]
 
 
 def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name, which that of a read lacks."""
+    """The same error with the file's name, which a read error lacks."""
     return OSError(error.errno, error.strerror, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
-    """Decode an image file to RGB; `name` is for the message."""
+    """Decode an image file to RGB; `name` is used in error messages."""
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             return _as_rgb(image)
     except UnidentifiedImageError as error:
-        # Pillow's own text holds an address in memory, which would differ between two runs.
+        # Pillow's own text contains a memory address, which would differ between runs.
         raise InputError(f"{name} cannot be decoded as an image: its format is unknown") from error
-    except Exception as error:  # decoders raise whatever the damage happens to hit
+    except Exception as error:  # decoders raise all kinds of errors on damaged data
         raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
 
 
 def rgb_image(source: Image.Image | str | Path, name: str) -> Image.Image:
-    """An image of Pillow, or of a file, as RGB; `name` is for the message of one of Pillow."""
+    """A Pillow image or image file as RGB; `name` is used in error messages about a Pillow image."""
     if not isinstance(source, Image.Image):
         return decode_image(_file_bytes(Path(source)), str(source))
     try:
         return _as_rgb(source)
-    except Exception as error:  # an opened file is decoded only now
+    except Exception as error:  # an opened file is only decoded here
         raise InputError(f"{name} cannot be decoded as an image: {type(error).__name__}: {error}") from error
 
 
@@ -198,7 +198,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 @cache
 def _formats() -> list[str]:
-    """What Pillow decodes itself. PostScript, whatever the file is called, it would hand to Ghostscript to be run."""
+    """Formats that Pillow decodes itself. It would let Ghostscript execute PostScript, whatever the file name."""
     Image.preinit()
     Image.init()
     return [name for name in Image.ID if name != "EPS"]
@@ -212,7 +212,7 @@ def _is_file(folder: Path, key: str) -> bool:
     try:
         return ".." not in PurePosixPath(key).parts and (folder / key).is_file()
     except (OSError, ValueError) as error:
-        # Only a failing disk says nothing about the file: a name that is too long is that of none.
+        # Only a failing disk leaves it unknown whether the file exists: a name that is too long cannot exist.
         if isinstance(error, OSError) and error.errno in FAILING:
             raise
         return False
@@ -224,7 +224,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of each regular member; of two with one name the later one counts, as in tar."""
+    """Offset and size in bytes of each regular member; the last of several with the same name counts, as in tar."""
     index: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
     try:
@@ -242,7 +242,7 @@ def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class _Window:
-    """Neighbouring rows of a column."""
+    """Adjacent rows of a column."""
 
     column: str
     group: int
@@ -254,10 +254,10 @@ class _Window:
 
 
 class ParquetPictures:
-    """The pictures of a Parquet file, readable from several threads at once.
+    """The pictures of a Parquet file; thread-safe.
 
-    In the order of rows each row is decoded once; a step back reads its row group again. Memory holds a few rows and a
-    page, whatever the size of the file.
+    When read in row order, each row is decoded once; a step back reads its row group again. Only a few rows and a page
+    are in memory, whatever the size of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -273,7 +273,7 @@ class ParquetPictures:
             columns = listed_types(self._schema)
             raise InputError(f"{path} has no column of pictures, binary or with a field `bytes`; it has {columns}")
         if self._schema.get_field_index(pictures[0]) < 0:
-            raise InputError(f"{path} has more than one column {pictures[0]!r}, expected one of pictures; leave one")
+            raise InputError(f"{path} has more than one column {pictures[0]!r}, expected one of pictures; keep one")
         groups = (self._file.metadata.row_group(n).num_rows for n in range(self._file.num_row_groups))
         self._starts = list(accumulate(groups, initial=0))
         self._last = _Window("", -1, 0, pa.nulls(0))
@@ -299,7 +299,7 @@ class ParquetPictures:
         return [picture_name(column, row) for row in range(self._starts[-1])]
 
     def has(self, name: str) -> bool:
-        """Whether there is such a row."""
+        """Whether there is a row of this name."""
         column, row = picture_place(name) or ("", -1)
         return self._schema.get_field_index(column) >= 0 and 0 <= row < self._starts[-1]
 
@@ -308,7 +308,7 @@ class ParquetPictures:
         self._file.close()
 
     def _window(self, column: str, row: int) -> _Window | None:
-        at = self._schema.get_field_index(column)  # below 0 for a name that comes twice, too
+        at = self._schema.get_field_index(column)  # also below 0 for a duplicate name
         if at < 0 or not is_picture(self._schema.field(at).type):
             return None
         group = bisect_right(self._starts, row) - 1

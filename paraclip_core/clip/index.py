@@ -1,8 +1,8 @@
-"""Image indexes that exist already: reading them, and whether they stay valid with another model.
+"""Existing image indexes: reading them, and checking whether they stay valid with another model.
 
-A reader turns a file into a matrix and, where the file has them, ids; a further format is a function and a row of
-:data:`READERS`. An index stays valid where two models give the same image embeddings: by weights, by preprocessing, by
-trial.
+A reader turns a file into a matrix and, if the file has them, ids; to add a format, add a function and a row of
+:data:`READERS`. An index stays valid if two models give the same image embeddings, which is checked by their weights,
+by their preprocessing and by encoding images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ VECTOR_COLUMNS = ("features", "embedding", "embeddings", "image_embedding", "vec
 BLOCK = 65_536
 
 Matrix = tuple[Gallery, Sequence[str] | None]
-"""Image features [n, d], and the ids that the file has."""
+"""Image features [n, d], and the ids in the file, if any."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,28 @@ class ImageIndex:
     """Image features and the id of each row."""
 
     features: Gallery
-    """[n, d], of any length and floating dtype, on disk or in memory."""
+    """[n, d], of any norm and floating dtype, on disk or in memory."""
     ids: Sequence[str]
     source: str
     """Where they come from, for messages."""
     named: bool = True
-    """False where the ids are only the rows' numbers."""
+    """False if the ids are only row numbers."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
-    """An index by its file's suffix (``.npy`` [n, d], Parquet), or a folder of shards as clip-retrieval writes them.
+    """Read an index by its file's suffix (``.npy`` [n, d], Parquet), or a folder of shards written by clip-retrieval.
 
-    `ids` has one id for each row: text (a line each), JSON (a list), or Parquet (a column). By default they are those
-    in the index, else the rows' numbers.
+    `ids` has one id per row: text (one per line), JSON (a list), or Parquet (a column). By default ids are taken from
+    the index, or else are the row numbers.
     """
     if not path.exists():
         raise InputError(f"the index {path} does not exist")
     reader = _read_folder if path.is_dir() else READERS.get(path.suffix.lower())
     if reader is None:
-        raise InputError(f"{path}: no index is read by this suffix; expected one of {', '.join(READERS)}, or a folder")
+        raise InputError(f"{path}: no index format has this suffix; expected one of {', '.join(READERS)}, or a folder")
     features, own = reader(path)
     if len(features.shape) != 2 or not len(features):
         raise InputError(f"{path} holds features of shape {features.shape}; expected a row for each image, [n, d]")
@@ -76,16 +76,16 @@ def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
 
 
 def _read_folder(path: Path) -> Matrix:
-    """Shards of one kind, in the order of their numbers; ids beside them in ``metadata/*.parquet``."""
+    """Shards of one kind, in numerical order; ids next to them in ``metadata/*.parquet``."""
     folder = path / "img_emb" if (path / "img_emb").is_dir() else path
     shards = sorted(folder.glob("*.npy"), key=_by_number)
     if not shards:
         if any(folder.glob("*.parquet")):
             return _read_parquet(folder)
-        raise InputError(f"{path} holds neither .npy nor Parquet files")
+        raise InputError(f"{path} contains neither .npy nor Parquet files")
     matrices = [_read_npy(shard)[0] for shard in shards]
     if len({matrix.shape[1] for matrix in matrices}) != 1:
-        raise InputError(f"the .npy files in {folder} differ in their width")
+        raise InputError(f"the .npy files in {folder} differ in width")
     metadata = path / "metadata"
     files = sorted(metadata.glob("*.parquet"), key=_by_number)
     ids = [name for file in files for name in _read_ids(file)] if files else None
@@ -93,7 +93,7 @@ def _read_folder(path: Path) -> Matrix:
 
 
 def _by_number(path: Path) -> tuple[int, str]:
-    """``img_emb_10`` comes after ``img_emb_9``."""
+    """A sort key by which ``img_emb_10`` comes after ``img_emb_9``."""
     digits = "".join(letter for letter in path.stem if letter.isdigit())
     return int(digits or 0), path.name
 
@@ -101,7 +101,7 @@ def _by_number(path: Path) -> tuple[int, str]:
 def _read_npy(path: Path) -> Matrix:
     try:
         features = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # numpy gives a damaged header to Python's own parsers
+    except Exception as error:  # numpy passes a damaged header to Python's parsers
         raise InputError(f"cannot read features from {path}: {error}; expected a .npy file") from error
     if not isinstance(features, np.ndarray) or features.ndim != 2 or features.dtype.kind != "f":
         shape = f"{features.dtype} {features.shape}" if isinstance(features, np.ndarray) else "several arrays"
@@ -129,7 +129,7 @@ def _read_parquet(path: Path) -> Matrix:
             width = width or int(lengths[0] if len(lengths) else 0)
             if (lengths != width).any():
                 row = start + int(np.flatnonzero(lengths != width)[0])
-                raise InputError(f"{path}: row {row} of {column!r} is no vector of {width} numbers as the others are")
+                raise InputError(f"{path}: row {row} of {column!r} is not a vector of {width} numbers like the others")
             if names:
                 ids.extend(map(str, batch.column(1).to_pylist()))
             start += len(batch)
@@ -150,15 +150,15 @@ READERS: Mapping[str, Callable[[Path], Matrix]] = {
 
 
 def _spooled(blocks: Iterable[NDArray[np.floating]], rows: int) -> Gallery:
-    """Blocks of rows as float16 [rows, d] in a temporary file, so that memory does not grow with their number."""
+    """Blocks of rows as float16 [rows, d] in a temporary file, so that memory does not grow with the number of rows."""
     matrix: np.ndarray = np.zeros((0, 0), np.float16)
     start = 0
     for block in blocks:
         if not start:
-            # Without a name, so that it ends with whoever maps it.
+            # Unlinked, so that it disappears with the process that maps it.
             with tempfile.TemporaryFile(prefix="paraclip-index-") as file:
                 matrix = np.memmap(file, np.float16, mode="w+", shape=(rows, block.shape[1]))
-        # Scaled to length 1: a float16 has no room for long vectors.
+        # Scaled to length 1: float16 would overflow with long vectors.
         norms = np.linalg.norm(block, axis=1, keepdims=True)
         matrix[start : start + len(block)] = block / np.maximum(norms, 1e-12)
         start += len(block)
@@ -166,7 +166,7 @@ def _spooled(blocks: Iterable[NDArray[np.floating]], rows: int) -> Gallery:
 
 
 class _Shards:
-    """Matrices one below the other, of which nothing is copied."""
+    """Vertically stacked matrices, without copying."""
 
     def __init__(self, matrices: Sequence[Gallery]) -> None:
         self._matrices = matrices
@@ -202,12 +202,12 @@ def _read_ids(path: Path) -> list[str]:
         raise InputError(f"cannot read ids from {path}: {error}") from error
     ids = load_json(path)
     if not isinstance(ids, list):
-        raise InputError(f"{path} holds no list; expected one id for each row of the features")
+        raise InputError(f"{path} does not hold a list; expected one id for each row of the features")
     return [str(name) for name in ids]
 
 
 FEATURE_TOLERANCE = 2e-3
-"""Tolerance of a stored unit vector's coordinate: float16 and another batch size make up to about 1e-3."""
+"""Tolerance for coordinates of stored unit vectors: float16 and another batch size change them by up to about 1e-3."""
 SHOWN = 10
 
 
@@ -216,7 +216,7 @@ class IndexCheck:
     """One comparison."""
 
     what: str
-    """image encoder, preprocessing, images or stored features."""
+    """`image encoder`, `preprocessing`, `images` or `stored features`."""
     valid: bool
     detail: str
     differences: tuple[str, ...] = ()
@@ -224,14 +224,14 @@ class IndexCheck:
 
 
 def check_encoders(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
-    """Compare the hashes of image encoders and of preprocessing.
+    """Compare the hashes of the image encoders and of their preprocessing.
 
-    Equal weights may be used with another activation or number of heads, so features of noise must be equal, too.
+    Equal weights may be used with another activation or number of heads, so features of noise must also be equal.
     """
     encoder = _compared("image encoder", image_encoder_hash(base), image_encoder_hash(tuned))
     preprocessing = _compared("preprocessing", preprocess_hash(base), preprocess_hash(tuned))
     if encoder.valid and preprocessing.valid and not np.array_equal(_noise_features(base), _noise_features(tuned)):
-        detail = f"{image_encoder_hash(base)} in both, but the models compute otherwise with these weights"
+        detail = f"{image_encoder_hash(base)} in both, but the models compute differently with these weights"
         encoder = IndexCheck("image encoder", False, detail)
     return [encoder, preprocessing]
 
@@ -239,7 +239,7 @@ def check_encoders(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
 def check_images(
     base: ClipModel, tuned: ClipModel, images: Sequence[Image.Image], names: Sequence[str]
 ) -> tuple[IndexCheck, np.ndarray]:
-    """Encode images with both models and compare bit for bit; also gives the base's features, float16 [n, d]."""
+    """Encode images with both models and compare bit for bit; also returns the base's features, float16 [n, d]."""
     first, second = encode_images(base, images), encode_images(tuned, images)
     if first.shape != second.shape:
         detail = f"the models give {first.shape[1]} and {second.shape[1]} dimensions"
@@ -252,13 +252,13 @@ def check_images(
 
 
 def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str]) -> IndexCheck:
-    """Compare stored embeddings, [n, d] of any floating-point type, with computed ones, both brought to length 1."""
+    """Compare stored embeddings, [n, d] of any floating-point type, with computed ones, after normalizing both."""
     if stored.shape != computed.shape:
         raise ModelError(f"the stored features are {stored.shape}, but {computed.shape} were computed")
     gap = np.abs(_units(stored) - _units(computed)).max(axis=1, initial=0.0)
     wrong = ~(gap <= FEATURE_TOLERANCE)  # NaN is wrong, too
     differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(wrong)[:SHOWN])
-    detail = f"{int((~wrong).sum())} of {len(wrong)} stored embeddings are the model's within {FEATURE_TOLERANCE:g}"
+    detail = f"{int((~wrong).sum())} of {len(wrong)} stored embeddings match the model's within {FEATURE_TOLERANCE:g}"
     return IndexCheck("stored features", not wrong.any(), detail, differences)
 
 

@@ -1,4 +1,4 @@
-"""Loading CLIP models: open_clip's folders, weights files, the hub, open_clip's list."""
+"""Loading CLIP models from open_clip folders, weights files, the hub or open_clip's list."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
 
     `reference` is a release folder of open_clip, with or without ``local-dir:`` before it; ``ARCHITECTURE:PATH``,
     weights for one of open_clip's architectures (open_clip's and LaCLIP's checkpoints, safetensors; OpenAI's and
-    LaCLIP's need the name with QuickGELU, for example ``ViT-L-14-quickgelu:PATH``); ``hf-hub:ORG/NAME``; or
+    LaCLIP's need a name with QuickGELU, for example ``ViT-L-14-quickgelu:PATH``); ``hf-hub:ORG/NAME``; or
     ``ARCHITECTURE:TAG`` of open_clip.
     """
     folder, file = local_folder(reference), local_file(reference)
@@ -54,12 +54,12 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
         clip = _load_tag(reference)
     text: Any = getattr(clip.model, "text", None)
     if isinstance(text, HFTextEncoder):
-        # Its dropout would make a step depend on how its texts are cut into chunks.
+        # With dropout a step would depend on how its texts are cut into chunks.
         stay_in_eval(text)
     for name, weights in clip.model.named_parameters():
         if not weights.isfinite().all():
             raise ModelError(
-                f"{reference} has weights that are no numbers (NaN or infinite) in {name}, so that nothing can be "
+                f"{reference} has weights that are not finite (NaN or infinite) in {name}, so nothing can be "
                 "encoded with it; fetch it again, or use a checkpoint from before its training diverged"
             )
     clip.model.to(device).eval()
@@ -68,10 +68,10 @@ def load_clip(reference: str, device: str | torch.device = "cpu") -> ClipModel:
 
 def _load_local(place: Path, reference: str) -> ClipModel:
     if place.is_file():
-        raise ModelError(f"{place} does not say which architecture it is for; use ARCHITECTURE:{place}")
+        raise ModelError(f"{place} does not state its architecture; use ARCHITECTURE:{place}")
     config_file, weights = model_files(reference)[:2]
     if not weights.is_file():
-        raise ModelError(f"{place} has no weights; expected {weights.name} beside {CONFIG}")
+        raise ModelError(f"{place} has no weights; expected {weights.name} next to {CONFIG}")
     model = _create(f"{LOCAL}{place}", None, f"{weights} does not fit {CONFIG}, or one of them is damaged")
     return _clip(model, json.loads(config_file.read_text("utf-8"))["model_cfg"], reference)
 
@@ -79,14 +79,14 @@ def _load_local(place: Path, reference: str) -> ClipModel:
 def _load_file(architecture: str, file: Path, reference: str) -> ClipModel:
     config = _architecture(architecture)
     if not file.is_file():
-        raise ModelError(f"no weights file {file}")
+        raise ModelError(f"there is no weights file {file}")
     problem = (
-        f"{file} does not fit {architecture}, is damaged, or holds more than tensors and plain values; name the "
-        "architecture that it is of, fetch it again, or convert it (docs/tuned-model.md says how)"
+        f"{file} does not fit {architecture}, is damaged, or holds more than tensors and plain values; name its "
+        "architecture, fetch it again, or convert it (docs/tuned-model.md says how)"
     )
     model = _create(architecture, str(file), problem)
     log.info(
-        "%s does not tell its activation; %s has %s (state dicts of OpenAI and LaCLIP need QuickGELU, which open_clip "
+        "%s does not state its activation; %s has %s (state dicts of OpenAI and LaCLIP need QuickGELU, which open_clip "
         "has in architectures named …-quickgelu)",
         file,
         architecture,
@@ -99,13 +99,13 @@ def _load_hub(reference: str) -> ClipModel:
     problem = f"cannot load {reference}; check the name and the connection, or download it and use {LOCAL}FOLDER"
     try:
         config = get_model_config(reference)
-    except Exception as error:  # whatever the hub client raises
+    except Exception as error:  # the hub client has many error types
         raise ModelError(f"{problem}: {error}") from error
     return _clip(_create(reference, None, problem), config, reference, reference.removeprefix(HUB).rstrip("/"))
 
 
 def _commit(name: str) -> str | None:
-    """The commit of a model of the hub that is here: the hub's cache keeps each commit's files in a folder of its name.
+    """The commit of a cached hub model: the cache keeps each commit's files in a folder of that name.
 
     None if the model is not in the cache.
     """
@@ -132,7 +132,7 @@ def _load_tag(reference: str) -> ClipModel:
         )
     if trained_quick and not built_quick:
         # open_clip only warns, and the model then loses points on every benchmark.
-        log.info("%s was trained with QuickGELU; it is turned on for %s", tag, architecture)
+        log.info("%s was trained with QuickGELU, which is turned on for %s", tag, architecture)
         config["quick_gelu"] = True
     problem = f"cannot get the weights of {reference} (offline?); download them and use {LOCAL}FOLDER"
     hub_name = str(pretrained.get("hf_hub") or "").rstrip("/")
@@ -140,8 +140,8 @@ def _load_tag(reference: str) -> ClipModel:
 
 
 def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = False) -> torch.nn.Module:
-    # Building a model draws random weights, which the loaded ones replace: the caller's random state stays as it was.
-    # Training scripts save their options as a Namespace, which is only a dict with dots.
+    # Building a model draws random weights before loading replaces them; the caller's random state is preserved.
+    # Training scripts save their options as a Namespace, which is harmless to unpickle.
     with torch.random.fork_rng(devices=[]), torch.serialization.safe_globals([argparse.Namespace]):
         try:
             return open_clip.create_model(
@@ -153,7 +153,7 @@ def _create(name: str, pretrained: str | None, problem: str, quick_gelu: bool = 
                 require_pretrained=True,
                 weights_only=True,
             )
-        except Exception as error:  # open_clip, safetensors, torch and the hub each raise their own
+        except Exception as error:  # open_clip, safetensors, torch and the hub each have their own errors
             raise ModelError(f"{problem}: {one_line(error)}") from error
 
 

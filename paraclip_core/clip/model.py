@@ -1,4 +1,4 @@
-"""A CLIP model with the configuration that builds it: device, frozen image encoder, hashes."""
+"""A CLIP model with its configuration, its device, the frozen image encoder and hashes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from paraclip_core.errors import ConfigError
 
 CLIP_VOCABULARY = 49408
 LOGITS = ("logit_scale", "logit_bias")
-"""What turns a cosine into a logit; the bias is SigLIP's alone."""
+"""Parameters that turn a cosine into a logit; only SigLIP has the bias."""
 UNSEEN = "text_decoder."
-"""Prefix of parameters that no contrastive loss sees: CoCa's decoder."""
+"""Prefix of parameters that contrastive losses do not reach: CoCa's decoder."""
 
 
 @dataclass
 class ClipModel:
-    """An open_clip model with the configuration that builds it."""
+    """An open_clip model with its configuration."""
 
     model: nn.Module = field(repr=False)
     """`open_clip.CLIP` or `open_clip.CustomTextCLIP`, in fp32."""
     model_cfg: dict[str, Any] = field(repr=False)
-    """open_clip's `model_cfg`, with `quick_gelu` and `custom_text` where the weights need them."""
+    """open_clip's `model_cfg`, with `quick_gelu` and `custom_text` if the weights need them."""
     preprocess_cfg: dict[str, Any] = field(repr=False)
     """open_clip's `preprocess_cfg`: size, mean, std, interpolation, resize_mode …"""
     reference: str
-    """What it was loaded from."""
+    """The reference it was loaded from."""
     hub_name: str | None = None
-    """Its name on the Hugging Face hub, where it comes from there."""
+    """Its name on the Hugging Face hub, if it was loaded from there."""
     revision: str | None = None
-    """The hub's commit, where it is known."""
+    """The hub's commit, if known."""
     tokenizer: Any = field(default=None, repr=False, compare=False)
     """Set by :func:`paraclip_core.clip.encode.model_tokenizer` once it is loaded."""
 
@@ -68,28 +68,29 @@ class ClipModel:
 
     @property
     def reads_clip_tokens(self) -> bool:
-        """Whether CLIP's own tokenizer makes its tokens, so that stored caption tokens fit."""
+        """Whether it uses CLIP's own tokenizer, so that stored caption tokens fit."""
         text = self.model_cfg["text_cfg"]
         own = text.get("hf_tokenizer_name") or text.get("hf_model_name") or text.get("tokenizer_kwargs")
         return not own and int(text.get("vocab_size", CLIP_VOCABULARY)) >= CLIP_VOCABULARY
 
     @property
     def vocab_size(self) -> int:
-        """Size of the text encoder's vocabulary; 0 where the encoder does not state it."""
+        """Size of the text encoder's vocabulary; 0 if unknown."""
         size = getattr(self.model, "vocab_size", 0) or getattr(getattr(self.model, "text", None), "vocab_size", 0)
         return int(size)
 
     @property
     def token_dtype(self) -> type[np.integer]:
-        """Type of its token ids: uint16, int32 for a larger vocabulary."""
+        """Dtype of its token ids: uint16, or int32 for a larger vocabulary."""
         return np.uint16 if self.vocab_size <= 1 << 16 else np.int32
 
 
 def freeze_image_encoder(clip: ClipModel) -> None:
-    """Take all but the text encoder and the logit scale out of training.
+    """Freeze everything except the text encoder and the logit scale.
 
-    The image encoder stays in eval mode whatever `model.train()` says, so that neither batch norms nor dropout act.
-    A model with a logit bias keeps scale and bias, which make a probability of a cosine that users set thresholds for.
+    The image encoder stays in eval mode even after `model.train()`, so that neither batch norms nor dropout act.
+    A model with a logit bias keeps its scale and bias: they turn cosines into probabilities, for which users set
+    thresholds.
     """
     clip.visual.requires_grad_(False)
     stay_in_eval(clip.visual)
@@ -100,18 +101,18 @@ def freeze_image_encoder(clip: ClipModel) -> None:
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters that take gradients, by name: text encoder and logit scale once the image encoder is frozen."""
+    """Parameters that require gradients, by name: text encoder and logit scale once the image encoder is frozen."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def stay_in_eval(module: nn.Module) -> None:
-    """Put a module in eval mode, and keep it there whatever `train()` says."""
+    """Put a module in eval mode, and keep it there even after `train()`."""
     module.eval()
     module.train = MethodType(lambda same, mode=True: same, module)  # type: ignore[method-assign]
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one, else the CPU; other names are torch's."""
+    """Resolve a device name: `auto` is the first CUDA device, or else the CPU; other names are torch's."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -120,7 +121,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise ConfigError(f"run.device is {name!r}; expected auto, cpu, cuda or cuda:N") from error
     if (device.index or 0) >= count:
-        raise ConfigError(f"run.device is {name!r}, but {count} {device.type.upper()} devices are here; use auto")
+        raise ConfigError(f"run.device is {name!r}, but {count} {device.type.upper()} devices are available; use auto")
     return device
 
 
@@ -133,7 +134,7 @@ def image_encoder_hash(clip: ClipModel) -> str:
 
 
 def weights_hash(clip: ClipModel) -> str:
-    """The same digest of the whole model; it names a base that has no revision on the hub, and a run's start."""
+    """The same digest of the whole model; it identifies a base without a hub revision, and a run's starting point."""
     return _hash(clip.model)
 
 
@@ -152,11 +153,11 @@ def add_tensors(digest: hashlib.blake2b, tensors: Mapping[str, torch.Tensor]) ->
 
 
 def preprocess_hash(clip: ClipModel) -> str:
-    """32 hex digits of blake2b over the image preprocessing's configuration."""
+    """32 hex digits of blake2b over the image preprocessing configuration."""
     text = json.dumps(clip.preprocess_cfg, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def image_architecture(clip: ClipModel) -> dict[str, Any]:
-    """The options of `model_cfg` that say how an image encoder computes with its weights."""
+    """The options of `model_cfg` that determine how an image encoder uses its weights."""
     return {"quick_gelu": bool(clip.model_cfg.get("quick_gelu")), **clip.model_cfg["vision_cfg"]}

@@ -1,9 +1,9 @@
 """A causal text encoder over a prefix trie, forward and backward.
 
-Linear layers run over all nodes at once, attention in blocks of slots. Weights stay in fp32 and are cast once a pass;
+Linear layers run over all nodes at once, attention in blocks of slots. Weights stay in fp32 and are cast once per pass;
 their gradients are summed in fp32. The residual stream is fp32 in either precision, as under autocast. On a CPU each
-step of attention is one batched product or one pass over memory: a head's rows are gathered straight into the order of
-the products, and their results straight back.
+step of attention is one batched product or one pass over memory: a head's rows are gathered directly into the order of
+the products, and their results directly back.
 """
 
 from __future__ import annotations
@@ -31,25 +31,26 @@ class PackedTextEncoder:
     pool: str
     """open_clip's pooling: argmax, eos or first."""
     end: int | None
-    """End token, for `eos`."""
+    """End token; for `eos` pooling."""
     project: Callable[[Tensor], Tensor]
     """The encoder's projection into the shared space."""
 
     def encode(self, texts: Ragged, chunk_tokens: int, dtype: torch.dtype) -> tuple[NDArray[np.int64], list[Tensor]]:
         """Encode in chunks of at most `chunk_tokens` nodes.
 
-        Gives the order in which the texts were encoded, [n], and each chunk's [·, embed_dim], not normalized.
+        Returns the order in which the texts were encoded, [n], and the unnormalized embeddings of each chunk,
+        [·, embed_dim].
         """
         texts = self._cut(texts)
         order = alphabetical(texts)
         texts = texts.take(order)
-        # Its weights are cast once for all chunks.
+        # The weights are cast once for all chunks.
         transformer = PackedTransformer(self.encoder.transformer.resblocks, dtype)
         tries = (prefix_trie(texts.take(np.arange(c.start, c.stop))) for c in trie_chunks(texts, chunk_tokens))
         return order, [self._forward(transformer, trie) for trie in tries]
 
     def _cut(self, texts: Ragged) -> Ragged:
-        """The texts up to the token that is pooled."""
+        """The texts up to the pooled token."""
         ids = texts.padded(pad=-1)
         pooled_ids = ids == self.end if self.pool == "eos" else ids
         pooled = np.zeros(len(ids), np.int64) if self.pool == "first" else pooled_ids.argmax(1)
@@ -68,7 +69,7 @@ class PackedTextEncoder:
 def packed_text_encoder(
     encoder: Any, pool: str, end: int | None, project: Callable[[Tensor], Tensor]
 ) -> PackedTextEncoder | None:
-    """The packed encoder of a causal text encoder, None where it has parts that :class:`PackedTransformer` lacks."""
+    """The packed version of a causal text encoder; None if it has parts that :class:`PackedTransformer` lacks."""
     plain = all(map(_plain, encoder.transformer.resblocks))
     return PackedTextEncoder(encoder, pool, end, project) if plain else None
 
@@ -77,7 +78,7 @@ Cast = tuple[Tensor, Tensor | None]
 
 QUICK = 1.702
 ONES = 16
-"""Columns of ones beside the input of a wide layer, for its bias. Products are fast at multiples of 16."""
+"""Columns of ones appended to the input of a wide layer, for its bias. Products are fast at multiples of 16."""
 
 
 def _plain(block: Any) -> bool:
@@ -96,14 +97,14 @@ class PackedTransformer:
     """A transformer's blocks with their weights cast; valid until the weights change."""
 
     def __init__(self, blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
-        """`dtype` is the arithmetic of the linear layers and of attention: float32 or bfloat16."""
+        """`dtype` is the precision of the linear layers and of attention: float32 or bfloat16."""
         self._dtype = dtype
         self._blocks: list[Any] = list(blocks)
         layers = [layer for block in self._blocks for layer in _linears(block)]
         self._cast = [_cast(*layer, dtype, beside=number % 2 == 0) for number, layer in enumerate(layers)]
 
     def __call__(self, x: Tensor, trie: PrefixTrie) -> Tensor:
-        """The ends of texts, float32 [E, width] by ``trie.ends``, from the nodes' embeddings, float32 [N, width]."""
+        """Map the nodes' embeddings, float32 [N, width], to the ends of texts (``trie.ends``), float32 [E, width]."""
         layout = TrieLayout.of(trie, self._blocks[0].attn.num_heads, self._dtype, x.device)
         x = F.pad(x, (0, 0, 0, len(layout.primary_slot) - len(x)))
         for number, block in enumerate(self._blocks):
@@ -127,7 +128,7 @@ def _linears(block: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _cast(weight: Tensor, bias: Tensor, dtype: torch.dtype, *, beside: bool) -> Cast:
-    """A layer in `dtype`; with its bias as a column beside the weight if that is wanted and faster."""
+    """A layer in `dtype`; with its bias as an extra column of the weight if that is requested and faster."""
     low, low_bias = weight.detach().to(dtype), bias.detach().to(dtype)
     if not (beside and _transposes(low)):
         return low, low_bias
@@ -147,7 +148,7 @@ def _activated(x: Tensor, activation: nn.Module) -> Tensor:
 
 
 class _NormedLinear(torch.autograd.Function):
-    """linear(layer norm(x)) in the arithmetic of the cast weights."""
+    """linear(layer norm(x)) in the precision of the cast weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, norm_weight: Tensor, norm_bias: Tensor, eps: float,  # pyright: ignore
@@ -176,7 +177,7 @@ class _NormedLinear(torch.autograd.Function):
 
 
 def _beside_ones(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # With the bias in the same product nothing is copied or added; its gradient comes with the weight's.
+    # With the bias in the same product nothing is copied or added, and its gradient is computed with the weight's.
     wide = x.new_empty(len(x), x.shape[1] + ONES, dtype=dtype)
     wide[:, : x.shape[1]] = x
     wide[:, x.shape[1] :] = 1
@@ -184,14 +185,14 @@ def _beside_ones(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _joint_gradients(x: Tensor, grad_output: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Gradients of weight and bias, in fp32, from a layer's input beside ones."""
+    """Gradients of weight and bias, in fp32, from a layer's input with appended ones."""
     both = x.T.contiguous() @ grad_output
     # A parameter's gradient has the parameter's layout; transposing it before it is fp32 moves half the bytes.
     return both[:width].T.contiguous().float(), both[width].float()
 
 
 class _AddLinear(torch.autograd.Function):
-    """x + linear(y), where x is fp32 and the rest in the arithmetic of the cast weights."""
+    """x + linear(y), where x is fp32 and the rest in the precision of the cast weights."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, low: Tensor, low_bias: Tensor) -> Tensor:  # pyright: ignore
@@ -209,7 +210,7 @@ class _AddLinear(torch.autograd.Function):
 
 
 def _layer_gradients(x: Tensor, grad_output: Tensor, weight: bool, bias: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a linear layer's weight and bias, in fp32, where they are wanted."""
+    """Gradients of a linear layer's weight and bias, in fp32, if requested."""
     grad_bias = (grad_output.new_ones(1, len(grad_output)) @ grad_output)[0].float() if bias else None
     return weight_gradient(x, grad_output).float() if weight else None, grad_bias
 
@@ -248,9 +249,9 @@ STEPS = 16
 
 
 def padded_count(count: int, dtype: torch.dtype, device: torch.device) -> int:
-    """`count` rows (at least one), rounded up by 1/16 at most where kernels are built for each shape.
+    """`count` rows (at least one), rounded up by at most 1/16 if kernels are built per shape.
 
-    A CPU's bf16 kernels take ten milliseconds to build for a shape, and every group of texts has its own.
+    A CPU's bf16 kernels take ten milliseconds to build per shape, and every group of texts has its own.
     """
     if dtype is torch.float32 or device.type != "cpu":
         return count
@@ -260,7 +261,7 @@ def padded_count(count: int, dtype: torch.dtype, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class HeadRows:
-    """Where to gather rows that are one head wide, int32; the row after the last one is zero."""
+    """Indices, int32, for gathering rows that are one head wide; the row after the last one is zero."""
 
     parts: Tensor
     """[3, B, heads, S]: rows of queries, keys and values among [N, 3, heads]."""
@@ -310,7 +311,7 @@ class TrieLayout:
     mask: Tensor
     """0 or -inf, float32 [B, 1, S, S]."""
     rounded_mask: Tensor
-    """The same in the arithmetic of attention."""
+    """The same in the precision of attention."""
     slot_nodes: Tensor
     """Node of each slot, [B · S]."""
     primary_slot: Tensor
@@ -324,11 +325,11 @@ class TrieLayout:
     end_count: int
     """Ends before padding."""
     rows: HeadRows | None
-    """On a CPU."""
+    """Only on a CPU."""
 
     @classmethod
     def of(cls, trie: PrefixTrie, heads: int, dtype: torch.dtype, device: torch.device) -> TrieLayout:
-        """Lay a trie out for an attention in `dtype`."""
+        """Lay out a trie for attention in `dtype`."""
 
         def on_device(indices: Any, count: int | None = None) -> Tensor:
             tensor = torch.from_numpy(indices)
@@ -415,8 +416,8 @@ class _CpuAttention(torch.autograd.Function):
 def _weights(q: Tensor, k: Tensor, sums: Tensor, layout: TrieLayout, scale: float) -> Tensor:
     """Attention's weights, [B · heads, S, S], recomputed from the logarithms of their sums, [B, heads, S].
 
-    Large scores rounded to bf16 would be off by more than their differences. Less the logarithm of their sum, those
-    that matter are small.
+    Rounding large scores to bf16 would lose their differences. After subtracting the logarithm of their sum, the
+    scores that matter are small.
     """
     shape = (len(q), q.shape[1], q.shape[1])
     if q.dtype is torch.float32:

@@ -2,8 +2,8 @@
 
 In a causal encoder a token's state depends only on the tokens before it. Texts with a common prefix ("a man in a …")
 share states, and a repeated text costs nothing: with three captions for each of 256 photographs, a quarter of the
-tokens need no computing. Attention runs in blocks of slots. A block holds whole texts, so a node that two blocks share
-has a slot in both, and is one row everywhere else.
+tokens need not be computed. Attention runs in blocks of slots. A block holds whole texts, so a node that two blocks
+share has a slot in both, and is one row everywhere else.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ class Ragged:
     """Token lists back to back: list `i` is ``values[offsets[i]:offsets[i + 1]]``."""
 
     values: np.ndarray
-    """uint16 [tokens]; wider where a tokenizer's vocabulary needs it."""
+    """uint16 [tokens]; wider if the tokenizer's vocabulary needs it."""
     offsets: np.ndarray
-    """int64 [n + 1], rising from 0."""
+    """int64 [n + 1], increasing from 0."""
 
     @classmethod
     def from_arrow(cls, lists: pa.ListArray | pa.ChunkedArray) -> Ragged:
-        """Token lists of a table's column; slices and several chunks are fine."""
+        """Token lists of a table's column, which may be a slice or have several chunks."""
         if isinstance(lists, pa.ChunkedArray):
             return cls.concatenate([cls.from_arrow(chunk) for chunk in lists.chunks])
         offsets = np.asarray(lists.offsets, dtype=np.int64)
@@ -36,7 +36,7 @@ class Ragged:
 
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]], dtype: type[np.integer] = np.uint16) -> Ragged:
-        """Token lists given one by one."""
+        """Token lists from a sequence of sequences."""
         offsets = np.zeros(len(lists) + 1, np.int64)
         np.cumsum([len(tokens) for tokens in lists], out=offsets[1:])
         values = np.fromiter((token for tokens in lists for token in tokens), dtype, int(offsets[-1]))
@@ -60,7 +60,7 @@ class Ragged:
         return np.diff(self.offsets)
 
     def take(self, indices: np.ndarray | Sequence[int]) -> Ragged:
-        """The lists at `indices`, in that order; an index may come more than once."""
+        """The lists at `indices`, in that order; indices may repeat."""
         chosen = np.asarray(indices, dtype=np.int64)
         lengths = self.offsets[chosen + 1] - self.offsets[chosen]
         offsets = np.zeros(len(chosen) + 1, np.int64)
@@ -69,7 +69,7 @@ class Ragged:
         return Ragged(self.values[np.repeat(self.offsets[chosen], lengths) + within], offsets)
 
     def padded(self, length: int | None = None, pad: int = 0) -> np.ndarray:
-        """int64 [n, length] with `pad` after each list; `length` is the longest list's where it is not given."""
+        """int64 [n, length] with `pad` after each list; `length` defaults to that of the longest list."""
         lengths = self.lengths
         width = int(lengths.max(initial=0)) if length is None else length
         out = np.full((len(self), width), pad, np.int64)
@@ -96,7 +96,7 @@ class PrefixTrie:
     extra_slots: Array
     """Further slots of nodes that blocks share."""
     mask: NDArray[np.bool_]
-    """Slots of its block that a slot attends to, [B, S, S]: those of its prefixes; itself if it is empty."""
+    """Slots of the same block that a slot attends to, [B, S, S]: those of its prefixes; itself if it is empty."""
     ends: Array
     """Nodes where texts end, [E], each once."""
     text_ends: Array
@@ -106,7 +106,7 @@ class PrefixTrie:
 def alphabetical(texts: Ragged) -> Array:
     """The order of texts by their tokens, int64 [n]: texts with a common prefix become neighbors."""
     size = max(texts.values.dtype.itemsize, 2)
-    # By length first: a text comes before those that go on with token 0, which looks like padding.
+    # By length first: a text comes before those that continue with token 0, which looks like padding.
     order = np.argsort(texts.lengths, kind="stable")
     padded = texts.take(order).padded().astype(f">u{size}")
     if not padded.size:
@@ -116,7 +116,7 @@ def alphabetical(texts: Ragged) -> Array:
 
 
 def trie_chunks(texts: Ragged, budget: int) -> Iterator[slice]:
-    """Cut sorted texts into chunks of at most `budget` nodes (one text at least)."""
+    """Cut sorted texts into chunks of at most `budget` nodes (at least one text)."""
     lengths, shared = texts.lengths.tolist(), _shared(texts.padded(pad=-1), texts.lengths).tolist()
     start = nodes = 0
     for number, (length, common) in enumerate(zip(lengths, shared, strict=True)):
@@ -131,7 +131,7 @@ def trie_chunks(texts: Ragged, budget: int) -> Iterator[slice]:
 def prefix_trie(texts: Ragged, slots: int = SLOTS) -> PrefixTrie:
     """The prefix trie of texts, none of them empty, in blocks of at least `slots` slots.
 
-    Texts sorted by :func:`alphabetical` share most; other orders are correct, too.
+    Texts sorted by :func:`alphabetical` share the most; other orders are also correct.
     """
     lengths = texts.lengths
     padded = texts.padded(pad=-1)
@@ -142,7 +142,7 @@ def prefix_trie(texts: Ragged, slots: int = SLOTS) -> PrefixTrie:
     block, own = _blocks(lengths.tolist(), common.tolist(), room)
     new = inside & (positions >= common[:, None])
     node = _latest(new, np.cumsum(new).reshape(new.shape) - 1)
-    # Within blocks: where each text's tokens have their slots.
+    # Within blocks: the slots of each text's tokens.
     placed = inside & (positions >= own[:, None])
     counted = np.cumsum(placed).reshape(placed.shape) - 1
     firsts = np.flatnonzero(np.diff(block, prepend=-1))
@@ -173,7 +173,7 @@ def _shared(padded: Array, lengths: Array) -> Array:
 
 
 def _blocks(lengths: list[int], common: list[int], room: int) -> tuple[Array, Array]:
-    """Each text's block, and the number of its tokens that have a slot there already."""
+    """Each text's block, and the number of its tokens that already have a slot there."""
     blocks, own = [], []
     block = used = 0
     for number, (length, shared) in enumerate(zip(lengths, common, strict=True)):
@@ -187,7 +187,7 @@ def _blocks(lengths: list[int], common: list[int], room: int) -> tuple[Array, Ar
 
 
 def _latest(new: NDArray[np.bool_], values: Array) -> Array:
-    """For each text and position the newest value at that position, of this text or one before it."""
+    """For each text and position, the latest value at that position in this text or an earlier one."""
     return np.maximum.accumulate(np.where(new, values, -1), axis=0)
 
 

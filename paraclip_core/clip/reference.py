@@ -1,4 +1,4 @@
-"""The meaning of a model reference, without importing torch: planning a run stays quick."""
+"""Interprets model references without importing torch, so that planning a run stays fast."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ HUB_URL = "hf://"
 
 CONFIG = "open_clip_config.json"
 CONFIGS, TABLE = "model_configs", "pretrained.py"
-"""In open_clip: the folder of its architectures, a JSON file each, and the table of their weights."""
+"""In open_clip: the folder with a JSON file per architecture, and the table of their weights."""
 WEIGHTS = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
     "open_clip_pytorch_model.pth",
 )
-"""Names of a release folder's weights, best first."""
+"""File names of a release folder's weights, in order of preference."""
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
 FILES = (".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 IMAGE_WEIGHTS = "efficientnet-lite0-57934424"
-"""Names the built-in base's image encoder; part of the fingerprint of what is computed with it."""
+"""Identifies the built-in base's image encoder; part of the fingerprint of everything computed with it."""
 
 
 def canonical(reference: str) -> str:
@@ -39,7 +39,7 @@ def canonical(reference: str) -> str:
 
 
 def local_folder(reference: str) -> Path | None:
-    """The folder (or the weights file without an architecture) that a reference means, None where it means another."""
+    """The folder (or the weights file without an architecture) that a reference names; None for other references."""
     if reference.startswith(LOCAL):
         return expand(reference.removeprefix(LOCAL))
     if reference.startswith(HUB):
@@ -48,7 +48,7 @@ def local_folder(reference: str) -> Path | None:
 
 
 def local_file(reference: str) -> tuple[str, Path] | None:
-    """Architecture and weights of ``ARCHITECTURE:PATH``, None where the reference is none of that form."""
+    """Architecture and weights of ``ARCHITECTURE:PATH``; None for references of another form."""
     if local_folder(reference) is not None or reference.startswith(HUB):
         return None
     architecture, _, path = reference.partition(":")
@@ -56,7 +56,7 @@ def local_file(reference: str) -> tuple[str, Path] | None:
 
 
 def check_reference(reference: str) -> None:
-    """Find a mistyped model without loading it, before other stages have been paid for."""
+    """Check a reference for mistakes without loading the model, before other stages cost money."""
     folder = local_folder(reference)
     if folder is not None and not folder.exists():
         raise UnknownModelError(
@@ -72,13 +72,14 @@ def check_reference(reference: str) -> None:
         raise unknown_architecture(name, names)
     tags = pretrained_tags((package / TABLE).read_text("utf-8"), name)
     if tags and local_file(reference) is None and (tag := reference.rpartition(":")[2]) not in tags:
-        raise UnknownModelError(f"{name} has no weights {tag!r}; there are: {', '.join(sorted(tags))}")
+        raise UnknownModelError(f"{name} has no weights {tag!r}; available are: {', '.join(sorted(tags))}")
 
 
 def pretrained_tags(table: str, architecture: str) -> list[str]:
-    """open_clip's weights of an architecture, by its table's source; none of one with hardly any, which are unnamed.
+    """open_clip's weights of an architecture, from its table's source; empty if the table defines them inline.
 
-    The table is not run, for that would import torch. Architectures with QuickGELU share the tags of those without.
+    The table is not executed, since that would import torch. Architectures with QuickGELU share the tags of those
+    without.
     """
     variable = re.search(rf'"{re.escape(architecture.removesuffix("-quickgelu"))}": (\w+)', table)
     weights = variable and re.search(rf"^{variable[1]} = dict\((.*?)^\)", table, re.MULTILINE | re.DOTALL)
@@ -86,7 +87,7 @@ def pretrained_tags(table: str, architecture: str) -> list[str]:
 
 
 def _open_clip() -> Path | None:
-    """The folder of open_clip's code, None where it is not installed."""
+    """The folder of open_clip's code; None if it is not installed."""
     spec = find_spec("open_clip")
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
@@ -98,7 +99,7 @@ def _architecture(reference: str) -> str:
 
 
 def unknown_architecture(name: str, names: Iterable[str]) -> UnknownModelError:
-    """The error of a name that is none of open_clip's architectures."""
+    """The error for a name that is not one of open_clip's architectures."""
     near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "see open_clip.list_models()"
     return UnknownModelError(f"open_clip has no architecture {name!r}; {hint}")
@@ -110,7 +111,7 @@ def is_model_folder(folder: Path) -> bool:
 
 
 def model_files(reference: str) -> list[Path]:
-    """The local files that define the model, required ones even if they are missing; none for a remote model."""
+    """The local files that define the model, including missing required ones; empty for a remote model."""
     file, place = local_file(reference), local_folder(reference)
     if file is not None:
         return [file[1]]
@@ -127,11 +128,11 @@ LOSSES = {
     False: "InfoNCE",
     True: "pairwise sigmoid between texts and images, as the base has a logit bias; InfoNCE between texts",
 }
-"""What the losses against images and texts are, by whether the base has a logit bias."""
+"""Descriptions of the losses against images and texts, by whether the base has a logit bias."""
 
 
 def has_logit_bias(reference: str) -> bool | None:
-    """Whether a model was trained with the pairwise sigmoid loss, by its configuration; None where that is not here."""
+    """Whether a model was trained with the pairwise sigmoid loss, by its configuration; None if it is not available."""
     folder, package = local_folder(reference), _open_clip()
     if folder is not None:
         path = folder / CONFIG
@@ -144,7 +145,7 @@ def has_logit_bias(reference: str) -> bool | None:
 
 
 def place_free_name(reference: str) -> str:
-    """The reference without the place of local files, which are identified by their hashes."""
+    """The reference without the paths of local files, which are identified by their hashes."""
     file = local_file(reference)
     if file is not None:
         return f"{file[0]}:local"
@@ -160,7 +161,7 @@ def fixed_place(reference: str) -> str:
 
 
 def tokenizer_reference(reference: str) -> str:
-    """The name that open_clip finds the model's tokenizer by."""
+    """The name by which open_clip finds the model's tokenizer."""
     folder = local_folder(reference)
     if folder is not None:
         return f"{LOCAL}{folder}"

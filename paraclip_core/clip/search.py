@@ -1,4 +1,4 @@
-"""Images that fit a text best, or another image, by the cosine of their stored features."""
+"""Search for the images closest to a text or another image, by the cosine of stored features."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
 
 BLOCK = 65_536
-"""Images whose features are in memory at once, where not all are."""
+"""Images whose features are in memory at once, if not all are."""
 HELD_BYTES = 2 << 30
-"""Size up to which all features stay in memory, as float32, unless told otherwise."""
+"""Default size up to which all features stay in memory, as float32."""
 SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
 
 RIGHT, WRONG = 0.5, 0.3
-"""Weights of the images marked as right and as wrong beside the query's 1, chosen on Flickr8k (docs/experiments.md)."""
+"""Weights of the images marked as right and as wrong; the query's is 1. Chosen on Flickr8k (docs/experiments.md)."""
 
 
 class Gallery(Protocol):
-    """Image features, [n, d] of a floating dtype: an array, or anything that gives rows of one."""
+    """Image features, [n, d] of a floating dtype: an array, or anything that can be indexed with row numbers."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -39,9 +39,9 @@ class Searcher:
     """Ranks the images of one index by cosine, for many queries."""
 
     def __init__(self, features: Gallery, ids: Sequence[str], memory: int = HELD_BYTES) -> None:
-        """Keep the features, [n, d] of any length, in memory where they take at most `memory` bytes as float32.
+        """Keep the features, [n, d] of any norm, in memory if they take at most `memory` bytes as float32.
 
-        Otherwise they are read block by block at every search. A row that is not finite is refused when it is read.
+        Otherwise they are read block by block in every search. A row that is not finite raises ModelError when read.
         """
         self._features = features
         self.ids = ids
@@ -55,7 +55,7 @@ class Searcher:
         return int(self._features.shape[1])
 
     def check(self, clip: ClipModel) -> None:
-        """Refuse a model of another width."""
+        """Check that the model has the same width."""
         if self.dimension != clip.embed_dim:
             raise ModelError(
                 f"the features have {self.dimension} dimensions, but {clip.reference} has {clip.embed_dim}; "
@@ -65,14 +65,14 @@ class Searcher:
     def nearest(self, vectors: NDArray[np.floating], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """The `k` images with the largest inner product for each of the vectors, [q, d], best first, ties by row.
 
-        Rows, int64 [q, min(k, n)], and their scores, float32.
+        Returns rows, int64 [q, min(k, n)], and their scores, float32.
         """
         queries = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
         values, rows = torch.zeros(len(queries), 0), torch.zeros(len(queries), 0, dtype=torch.int64)
         for number, start in enumerate(self._starts()):
             block = self._held[number] if self._held is not None else self._read(start)
             largest, places = best(queries @ block.T, k)
-            # What was first stays first among equals: earlier blocks hold the lower rows.
+            # Ties keep their order: earlier blocks hold the lower rows.
             values, rows = torch.cat([values, largest], 1), torch.cat([rows, places + start], 1)
             values, order = torch.sort(values, dim=1, descending=True, stable=True)
             values, rows = values[:, :k], rows.gather(1, order[:, :k])
@@ -95,15 +95,15 @@ class Searcher:
         if not finite.all():
             row = int(rows[int((~finite).nonzero()[0])])
             raise InputError(
-                f"the features of image {self.ids[row]!r} (row {row}) are not finite; make them anew, or leave it out"
+                f"the features of image {self.ids[row]!r} (row {row}) are not finite; recompute them, or leave it out"
             )
-        # Rounding to float16 left the rows not quite of length 1.
+        # After rounding to float16 the rows are not exactly of length 1.
         return features.div_(norms.clamp_min(SHORTEST))
 
 
 def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and columns of the `k` largest of each row, or of all, of equal ones the lower column first."""
-    # `topk` takes any of several that equal the last one, and gives equal ones in any order.
+    """Values and columns of the `k` largest of each row (all if fewer); of equal ones the lower column comes first."""
+    # `topk` picks arbitrarily among values equal to the last one, and orders equal values arbitrarily.
     k, width = min(k, scores.shape[1]), scores.shape[1]
     values, columns = torch.topk(scores, min(k + 1, width), dim=1)
     tied = (values[:, k - 1] == values[:, -1]) & (k < width)
@@ -117,7 +117,7 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def search(clip: ClipModel, searcher: Searcher, queries: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
-    """Id and cosine of the `k` images nearest to each text, the nearest first; of equally near ones the earlier row."""
+    """Id and cosine of the `k` images nearest to each text, nearest first, ties by row."""
     searcher.check(clip)
     rows, scores = searcher.nearest(encode_texts(clip, queries), k)
     nearest: list[list[int]] = rows.tolist()
@@ -130,9 +130,9 @@ def search(clip: ClipModel, searcher: Searcher, queries: Sequence[str], k: int =
 def refine(
     query: NDArray[np.floating], positive: NDArray[np.floating], negative: NDArray[np.floating]
 ) -> NDArray[np.float32]:
-    """The query, drawn towards the images marked as right and away from those marked as wrong (Rocchio, 1971).
+    """The query, moved towards the images marked as right and away from those marked as wrong (Rocchio, 1971).
 
-    The sum of the marked images is divided by their number and one, so that a single mark, which says little, counts
+    The sum of the marked images is divided by their number plus one, so that a single mark, which says little, counts
     half. All are unit vectors: the query [d], the images marked as right [p, d] and as wrong [n, d], the result [d].
     """
     vector = np.asarray(query, np.float64)

@@ -1,1 +1,1 @@
-"""Evaluation: benchmarks in their published formats, metrics, and the comparison of two models with its verdict."""
+"""Evaluation: benchmarks in their published formats, metrics, and the comparison of two models with a verdict."""

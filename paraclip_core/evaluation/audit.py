@@ -1,9 +1,8 @@
-"""How far an image index agrees with itself when a query is worded otherwise: no labels, no training.
+"""Audits how consistent an image index is when queries are rephrased, without labels or training.
 
-Each pair is a query and a paraphrased query of it. Both are ranked over the index; AO@10 and JS@10 say how much of the
-two lists is the same (:mod:`paraclip_core.evaluation.metrics`). Whether the images are the right ones is not asked.
-Paraphrased queries are given, or made by rules for what people vary without a thought: for English, no language model
-needed.
+Each pair is a query and its paraphrased query. Both are ranked over the index; AO@10 and JS@10 measure how much the
+two lists agree (:mod:`paraclip_core.evaluation.metrics`), but not whether the images are the right ones. Paraphrased
+queries are given, or made by rules for common variations in English, without a language model.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from paraclip_core.evaluation.published import field, records
 DEPTH = 10
 RESAMPLES = 1000
 LONGEST_QUERY = 10_000
-"""Characters; a text encoder reads some 300 of them."""
+"""Maximum characters of a query; a text encoder reads about 300 of them."""
 
 
 Pairs = Sequence[QueryPair]
@@ -36,7 +35,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.floating]]
 
 @dataclass(frozen=True)
 class Figure:
-    """A mean in percent with its bootstrap interval over queries; the interval is None with a single query."""
+    """A mean in percent with its bootstrap interval over queries; the interval is None for a single query."""
 
     mean: float
     low: float | None
@@ -45,16 +44,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class AuditedPair:
-    """A query, its paraphrased query, and what each model finds for both, by the model's name."""
+    """A query, its paraphrased query, and each model's results for both, by model name."""
 
     query: str
     paraphrased_query: str
     kind: str
-    """The rule that made the paraphrased query, if one did."""
+    """The rule that made the paraphrased query, if any."""
     ao: Mapping[str, float]
     """AO@10 in percent."""
     nearest: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
-    """Ids of the images for the query and for the paraphrased query, best first."""
+    """Image ids for the query and for the paraphrased query, best first."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,10 @@ class Audit:
     figures: Mapping[str, Mapping[str, Figure]]
     """Model → ao or js → figure."""
     gain: Mapping[str, Figure]
-    """ao or js → second model minus first, in points; empty with one model."""
+    """ao or js → second model minus first, in points; empty for a single model."""
     kinds: Mapping[str, Mapping[str, float]]
-    """Kind of paraphrased query → model → AO@10 in percent, the worst of the first model first; empty where no pair has
-    one."""
+    """Kind of paraphrased query → model → AO@10 in percent, the worst of the first model first; empty if no pair has
+    a kind."""
     pairs: tuple[AuditedPair, ...]
     """Worst of the first model first."""
 
@@ -81,7 +80,7 @@ class Audit:
 def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Sequence[Any]) -> Audit:
     """Rank both queries of each pair (see :func:`query_pairs`) with one or two models.
 
-    The pairs of one query form a cluster of the interval.
+    The pairs of one query form a bootstrap cluster.
     """
     pairs = query_pairs(entries)
     if not pairs:
@@ -152,10 +151,10 @@ def _named(rows: NDArray[np.int64], ids: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Queries without paraphrased queries, and pairs with them.
+    """Read queries without paraphrased queries, and pairs.
 
-    A text file has a query a line. Any other has the columns `query` (or caption) and `paraphrased_query` (or
-    paraphrase): CSV, TSV, JSONL, JSON or Parquet. Empty lines and repeated ones are left out.
+    A text file has one query per line. Other files have the columns `query` (or caption) and `paraphrased_query` (or
+    paraphrase): CSV, TSV, JSONL, JSON or Parquet. Empty and duplicate lines are skipped.
     """
     if path.suffix.lower() in (".txt", ""):
         try:
@@ -173,7 +172,7 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
         )
         queries, pairs = [], list(dict.fromkeys(row for row in rows if row[0] != row[1]))
     if not queries and not pairs:
-        raise InputError(f"{path} holds no query; expected one a line, or rows with query and paraphrased_query")
+        raise InputError(f"{path} holds no query; expected one per line, or rows with query and paraphrased_query")
     for text in (*queries, *(text for pair in pairs for text in pair)):
         if len(text) > LONGEST_QUERY:
             raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
@@ -181,7 +180,7 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
 
 
 def query_pairs(entries: Sequence[Any]) -> list[QueryPair]:
-    """The pairs to compare: those that are given, and each rule's for a query that stands alone."""
+    """The pairs to compare: the given ones and, for a single query, one for each rule."""
     if isinstance(entries, str):
         raise BenchmarkError(f"expected a list of queries or pairs, got the text {entries[:60]!r}")
     pairs: list[QueryPair] = []

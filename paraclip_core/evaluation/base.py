@@ -1,4 +1,4 @@
-"""What benchmarks ask of a model, read and measure; nothing here loads a model."""
+"""Types shared by all benchmarks: encoders, captions, image pools and outcomes; nothing here loads a model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from paraclip_core.evaluation.intervals import Sample
 
 @dataclass(frozen=True)
 class Measured:
-    """One benchmark's outcome for one model."""
+    """The outcome of one benchmark for one model."""
 
     samples: Mapping[str, Sample]
     """By metric."""
     notes: Mapping[str, Any]
-    """The protocol: split, number of images and captions, what was left out."""
+    """The protocol: split, number of images and captions, exclusions."""
     ranked: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     """Ranked lists worth showing, by name: rows of the image pool, shape [n, k]."""
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures of fractions, in percent."""
+        """The figures that are fractions, in percent."""
         return {name: 100.0 * sample.statistic() for name, sample in self.samples.items()}
 
 
@@ -39,30 +39,30 @@ class Captions:
     image_ids: Sequence[str]
     captions: Sequence[str]
     split: str
-    """Split that they are, or a word on where they come from."""
+    """Their split, or a short description of their origin."""
 
 
 TextEncoder = Callable[[Sequence[str]], NDArray[np.float32]]
-"""n texts to float32 [n, d], rows of length 1."""
+"""Maps n texts to float32 [n, d], rows of length 1."""
 
 Box = tuple[int, int, int, int]
 """Left, upper, right and lower edge of a part of an image, in pixels."""
 
 
 class Encoder(Protocol):
-    """What benchmarks need of a model."""
+    """The interface that benchmarks need from a model."""
 
     @property
     def image_encoder_hash(self) -> str:
-        """Hash of the image encoder: equal ones give equal image features."""
+        """Hash of the image encoder: equal hashes mean equal image features."""
         ...
 
     def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """float32 [n, d], rows of length 1."""
+        """Encode texts: float32 [n, d], rows of length 1."""
         ...
 
     def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> NDArray[np.float16]:
-        """float16 [n, d] of images in a tar or folder, rows of length 1 before rounding; `boxes`: of a part of each."""
+        """Encode images of a tar or folder, or a part (`boxes`) of each: float16 [n, d], rows normalized."""
         ...
 
 
@@ -73,7 +73,7 @@ class ImagePool:
     ids: Sequence[str]
     """Row i of the features is image ids[i]."""
     features: Callable[[Encoder], NDArray[np.floating]]
-    """The features by this model's image encoder, [n, d]."""
+    """The features from a model's image encoder, [n, d]."""
     rows: dict[str, int] = field(init=False, repr=False, compare=False)
     """Row of each image."""
 
@@ -81,19 +81,19 @@ class ImagePool:
         object.__setattr__(self, "rows", {image_id: row for row, image_id in enumerate(self.ids)})
 
     def find(self, image_ids: Sequence[str]) -> NDArray[np.int64]:
-        """Row of each image, -1 where it is not in the pool; int64 [n]."""
+        """Row of each image, or -1 if it is not in the pool; int64 [n]."""
         return np.fromiter((self.rows.get(image_id, -1) for image_id in image_ids), np.int64, len(image_ids))
 
     def check_queries(self, image_ids: Sequence[str]) -> None:
-        """Find queries that no interval can be given for; those of images that are not in the pool do not count."""
+        """Check that an interval can be computed for the queries; those of images outside the pool do not count."""
         need_two(self.rows.keys() & set(image_ids))
 
 
 def need_two(images: Collection[str], queries: str = "its queries") -> None:
-    """Find queries that no interval can be given for."""
+    """Check that the queries are of at least two images, as an interval requires."""
     if len(distinct := set(images)) == 1:
         raise BenchmarkError(
-            f"all {queries} are of one image, {distinct.pop()!r}; an interval needs two at least: use a split or a "
+            f"all {queries} are of one image, {distinct.pop()!r}; an interval needs at least two: use a split or a "
             "file with more, or leave it out"
         )
 
@@ -101,8 +101,7 @@ def need_two(images: Collection[str], queries: str = "its queries") -> None:
 def stored_pool(
     ids: Sequence[str], features: Callable[[], NDArray[np.floating]], image_encoder_hash: str | None
 ) -> ImagePool:
-    """A pool whose features were computed before; `image_encoder_hash` is the image encoder's hash that they were
-    computed with."""
+    """A pool with precomputed features; `image_encoder_hash` identifies the image encoder that computed them."""
 
     def checked(encoder: Encoder) -> NDArray[np.floating]:
         if image_encoder_hash is not None and not encoder.image_encoder_hash.startswith(image_encoder_hash):
@@ -119,10 +118,10 @@ def stored_pool(
 def archive_pool(
     ids: Sequence[str], places: Sequence[tuple[Path, str]], boxes: Sequence[Box] | None = None
 ) -> ImagePool:
-    """A pool of images each in an archive under a name, encoded once for each image encoder.
+    """A pool of images in archives, encoded once per image encoder.
 
-    Neighbours of one archive are encoded together, so images should be in the order of their archives. `places` has the
-    archive and name of each, `boxes` the part of each that counts.
+    Consecutive images of an archive are encoded together, so images should be ordered by archive. `places` has the
+    archive and name of each image, `boxes` the part of each to encode.
     """
     features: dict[str, NDArray[np.float16]] = {}
 
@@ -140,12 +139,12 @@ def _encoded(
     for file, part in groupby(enumerate(places), lambda entry: entry[1][0]):
         rows = [row for row, _ in part]
         names = [places[row][1] for row in rows]
-        # An encoder that knows no boxes still does for whole images.
+        # An encoder without support for boxes still works for whole images.
         yield encoder.images(file, names) if boxes is None else encoder.images(file, names, [boxes[r] for r in rows])
 
 
 def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Encode each distinct text once: features float32 [u, d] by first use, and for each text its row, int64 [n]."""
+    """Encode each distinct text once: features by first use, float32 [u, d], and each text's row, int64 [n]."""
     rows: dict[str, int] = {}
     index = np.fromiter((rows.setdefault(text, len(rows)) for text in texts), np.int64, len(texts))
     if not rows:
@@ -154,5 +153,5 @@ def unique_features(encode: TextEncoder, texts: Sequence[str]) -> tuple[NDArray[
     features = encode(distinct)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist()
     if bad:
-        raise ModelError(f"the model gives no finite feature for {distinct[bad[0]]!r}; its weights are damaged")
+        raise ModelError(f"the model gives non-finite features for {distinct[bad[0]]!r}; its weights are damaged")
     return features, index

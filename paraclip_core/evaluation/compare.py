@@ -1,4 +1,4 @@
-"""Base against tuned: every figure with its difference and interval, and the verdict."""
+"""Compares base and tuned model: every figure with its difference and interval, and the verdict."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from paraclip_core.evaluation.power import GAIN, images_needed
 Verdict = Literal["promote", "hold"]
 
 FEWEST_IMAGES = 20
-"""In a smaller pool most answers of chance are among the first ten, so that overlaps and recall@10 prove nothing."""
+"""In a smaller pool chance puts most images among the first ten, so overlaps and recall@10 prove nothing."""
 DIGITS = 6
-"""Decimals of a figure that are written: far below what any interval tells apart."""
+"""Decimals written for a figure, far below the width of any interval."""
 KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in ("", "caption_"))
 """Figures that show whether a model knows its captions at all."""
 STAND_INS = {
     "query_pairs/": "paraphrased_retrieval/",
     "retrieval/text_to_image": "paraphrased_retrieval/caption_text_to_image",
 }
-"""How rules begin → what stands in for them. Overlaps alone are no proof: they are full for a model that answers every
-text with the same images."""
+"""Prefixes of rules → their stand-ins. Overlaps alone prove nothing: they are complete if a model returns the same
+images for every text."""
 COLLAPSE = (
     "agreement up and recall down is what a collapse looks like, for an encoder that embeds all texts alike agrees"
 )
@@ -58,7 +58,7 @@ class Row:
     n: int
     """Queries."""
     clusters: int
-    """Independent groups of queries, which the interval is drawn over."""
+    """Independent groups of queries, which are resampled for the interval."""
 
     @property
     def rule(self) -> str:
@@ -70,44 +70,44 @@ class Row:
 
     @property
     def gain(self) -> tuple[float, float, float]:
-        """`delta`, `low` and `high` with their signs turned where lower is better."""
+        """`delta`, `low` and `high`, negated if lower is better."""
         turned = self.facts.lower_is_better
         return (-self.delta, -self.high, -self.low) if turned else (self.delta, self.low, self.high)
 
     @property
     def side(self) -> int:
-        """1 where the interval shows a gain, -1 where it shows a loss, 0 where it holds zero."""
+        """1 if the interval shows a gain, -1 if it shows a loss, 0 if it contains zero."""
         _, low, high = self.gain
         return 1 if low > 0 else -1 if high < 0 else 0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All rows and what follows from them."""
+    """All rows and the conclusions from them."""
 
     rows: tuple[Row, ...]
     verdict: Verdict
     reason: str
     notes: tuple[str, ...]
-    """Rules that could not be applied, benchmarks that were left out."""
+    """Rules that could not be applied, and benchmarks that were left out."""
     confidence: float = CONFIDENCE
     resamples: int = RESAMPLES
     over_control: tuple[Row, ...] = ()
-    """The same figures with the control, tuned on captions alone, as `base`; none where it shows nothing."""
+    """The same figures with the caption-only control as `base`; empty if it shows nothing."""
     control: tuple[Row, ...] = ()
     """The same figures with the control as `tuned`."""
     untrained: bool = False
-    """Whether the base is near chance, so that nothing can be measured on it."""
+    """Whether the base is near chance, so that nothing can be measured with it."""
 
     def as_json(self) -> dict[str, Any]:
-        """Itself as plain values, without a control's where there is none."""
+        """The comparison as plain values, without those of a control if there is none."""
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {name: value for name, value in plain.items() if value or "control" not in name}
 
     def summary(self, fingerprints: Mapping[str, str]) -> dict[str, Any]:
         """``summary.json``, for machines: figures, differences and intervals by benchmark and metric, and the verdict.
 
-        `fingerprints` are those of the artifacts that took part, or references of the models.
+        `fingerprints` are those of the artifacts involved, or the references of the models.
         """
         models: dict[str, dict[str, dict[str, float]]] = {"base": {}, "tuned": {}}
         deltas: dict[str, dict[str, float]] = {}
@@ -137,17 +137,17 @@ class Comparison:
 
 
 Gate = Callable[[Sequence[Row], GateRule], tuple[Verdict, str, list[str]]]
-"""Gives the verdict, its reason, and notes on rules that could not be applied."""
+"""Returns the verdict, its reason, and notes on rules that could not be applied."""
 
 
 def apply_gate(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[str]]:
-    """Whether a tuned model is better than its base.
+    """Decide whether a tuned model is better than its base.
 
-    `promote` needs the interval of `gate.metric` above zero in every benchmark of that kind, and no drop beyond
-    `gate.max_drop`; below zero, and no such rise, of a metric that is better when lower. A rule whose metric was not
-    measured goes by what stands in for it (:data:`STAND_INS`). Without that it is noted where its kind was not
-    measured, and holds the model where it was, for nobody knows what that benchmark lost. The reason is of clauses with
-    `; ` between them, the first on `gate.metric`.
+    `promote` requires the interval of `gate.metric` to lie above zero in every benchmark of that kind, and no drop
+    beyond `gate.max_drop`; signs are reversed for metrics where lower is better. A rule whose metric was not measured
+    uses its stand-in (:data:`STAND_INS`). Without a stand-in, a rule whose kind was not measured is noted; if only the
+    metric is missing, the verdict is `hold`, since that benchmark's losses are unknown. The reason consists of clauses
+    separated by `; `, the first on `gate.metric`.
     """
     return _apply(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
 
@@ -155,14 +155,15 @@ def apply_gate(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[
 def gate_challenger(
     rows: Sequence[Row], gate: GateRule, champion: Sequence[Row] = (), challenger: Sequence[Row] = ()
 ) -> tuple[Verdict, str, list[str]]:
-    """Whether a challenger (the rows' `tuned`) may follow a champion (`base`): it need not be better, but not worse.
+    """Decide whether a challenger (the rows' `tuned`) may replace a champion (`base`): it must not be worse.
 
-    As :func:`apply_gate`, except that `promote` only needs no interval of `gate.metric` to lie below zero, and their
-    mean difference not to be a loss. A challenger that itself breaks `gate.max_drop` against its base never follows. A
-    champion that breaks it holds nobody: a collapsed model answers all texts alike, so its agreement is out of reach.
+    Like :func:`apply_gate`, except that `promote` only requires that no interval of `gate.metric` lies below zero and
+    that their mean difference is not a loss. A challenger that breaks `gate.max_drop` against its own base is never
+    promoted. A champion that breaks it holds no challenger back: a collapsed model answers all texts alike, so its
+    agreement cannot be matched.
 
-    The rows are those of champion against challenger, the other two those of each against the base that it was itself
-    tuned from; a champion without any counts as sound.
+    The rows compare champion and challenger; the other two arguments compare each with the base that it was tuned
+    from. A champion without such rows counts as sound.
     """
     if losses := _losses(challenger, gate):
         return "hold", f"the challenger fails the gate against its own base: {losses}", []
@@ -174,7 +175,7 @@ def gate_challenger(
     )
     gains = _ruled(rows, gate.metric)
     if verdict == "promote" and sum(row.gain[0] for row in gains) < 0:
-        # It may be noise, but tomorrow's challenger is measured against it: many such steps are a slide.
+        # It may be noise, but the next challenger is measured against it, and many such steps add up to a slide.
         return "hold", f"{', '.join(map(_shown, gains))} is a step down, though one that may be noise", notes
     return verdict, why, notes
 
@@ -185,11 +186,11 @@ def compare(
     skipped: Mapping[str, str] | None = None,
     rule: Gate = apply_gate,
 ) -> Comparison:
-    """Rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
+    """Compute rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
 
-    It is never `promote` on a tiny pool or for a base near chance. Its reason also names every loss that is clear of
-    zero, and what would tell a gain where the queries are too few.
-    Benchmarks that were left out (`skipped`) become notes; `rule` says how the gate is read.
+    The verdict is never `promote` on a tiny pool or for a base near chance. Its reason also names every significant
+    loss and, if there are too few queries, how many would show a gain.
+    Benchmarks that were left out (`skipped`) become notes; `rule` determines how the gate is applied.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome))
     verdict, reason, notes = rule(rows, options.gate)
@@ -209,25 +210,25 @@ def compare(
 
 
 def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
-    """The comparison with the control beside it: a gain over captions alone is what the paraphrases are worth.
+    """Add the control to a comparison: the gain over captions alone is what the paraphrases are worth.
 
-    A control that fell below the base shows nothing. One that beats the tuned model holds it, for captions alone are
-    the better and cheaper choice; `gate.over_control` also holds what is not clear of zero over the control.
-    `over` is control against tuned, `control` base against control.
+    A control that fell below the base shows nothing. One that beats the tuned model turns the verdict to `hold`, since
+    captions alone are the better and cheaper choice; with `gate.over_control` so does a gain over the control that is
+    not significant. `over` compares control and tuned model, `control` base and control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _ruled(over, gate.metric), comparison.verdict
     if comparison.untrained or not gains:
         return comparison
     text = f"over captions alone {', '.join(map(_shown, gains))}"
-    # A margin falls where contradictions agree more, too, which breaks no control.
+    # A margin also falls if hard negatives agree more, which does not invalidate a control.
     lost = [row for row, _ in _lost(control, gate) if row.metric != "margin"]
     if fell := [row for row in (*_ruled(control, gate.metric), *lost) if row.side < 0]:
         text = (
             f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
             "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
         )
-        # Nobody shall read a gain over it.
+        # No gain over it may be reported.
         comparison = replace(comparison, over_control=())
     elif any(row.side < 0 for row in gains):
         text = f"the paraphrases do not pay, for captions alone do better ({text}): take finetune.texts=captions"
@@ -241,12 +242,12 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
 
 
 def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
-    """Why nothing can be measured on a base that finds no captions' images more often than chance does."""
+    """Why nothing can be measured with a base that finds captions' images no more often than chance; or empty."""
     pools = {outcome.benchmark: outcome.base.notes.get("images", 0) for outcome in outcomes}
     searches = [row for row in rows if row.metric in KNOWS and pools[row.benchmark] >= FEWEST_IMAGES]
     for row in searches:
         chance = RECALL_DEPTHS[-1] / pools[row.benchmark]
-        # Three standard errors, which chance passes once in 700 times.
+        # Three standard errors, which chance exceeds once in 700 times.
         if row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
             return ""
     if not searches:
@@ -260,7 +261,7 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
 
 
 def _too_few(row: Row) -> str:
-    """What would tell a change, where an interval around zero is too wide to."""
+    """How many queries would show a change, if an interval around zero is too wide; or empty."""
     half, images = (row.high - row.low) / 2, find_benchmark(row.kind).searches_images
     needed = images_needed(row.clusters, half)
     if row.side or row.facts.unit != "%" or needed <= row.clusters:
@@ -309,7 +310,7 @@ def _apply(
         problems.append(f"{gained} with {', '.join(map(_shown, watched))}: {COLLAPSE}")
     if problems:
         return "hold", "; ".join(problems), notes
-    # Losses that the rules allow have a clause of their own.
+    # Losses that the rules allow have their own clause.
     beside = ", ".join(_shown(row) for row in watched if row.side >= 0)
     why = f"{gained} {passed.format(worse=worse)} and no other rule is broken"
     return "promote", f"{why}, with {beside}" if beside else why, notes
@@ -340,7 +341,7 @@ def _measured(rows: Sequence[Row]) -> str:
 
 
 def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
-    """The rows of a rule's metric; where it was not measured, of what stands in for it, if no other rule is on that."""
+    """The rows of a rule's metric or, if it was not measured, of its stand-in, unless another rule covers that."""
     stand_in = next((rule.replace(old, new, 1) for old, new in STAND_INS.items() if rule.startswith(old)), rule)
     named = rule if any(row.rule == rule for row in rows) or stand_in in others else stand_in
     return [row for row in rows if row.rule == named]

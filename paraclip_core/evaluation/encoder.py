@@ -1,4 +1,4 @@
-"""The encoder of a model that is measured."""
+"""The encoder of a model under evaluation."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from paraclip_core.clip.model import ClipModel
 
 TEXTS = 4096
-"""Texts that are encoded at once."""
+"""Texts encoded at once."""
 IMAGES = 64
-"""Images after which progress is reported."""
+"""Number of images between progress reports."""
 
 Features: TypeAlias = "NDArray[np.float16]"
 FeatureCache = Callable[[str, Path, Sequence[str], "Sequence[Box] | None", Callable[[], Features]], Features]
-"""Called with what computes, archive, names, boxes and the computation: gives earlier features, or computes them."""
+"""Called with the encoder's identity, archive, names, boxes and the computation; returns cached or new features."""
 Watch = Callable[[str, int, int], None]
-"""Called now and then with what is encoded, `texts` or `images`, how many of a call's are done, and of how many."""
+"""Called now and then with the kind of input, `texts` or `images`, the number done and the total of a call."""
 
 
 def unwatched(what: str, done: int, of: int) -> None:
@@ -38,12 +38,12 @@ def unwatched(what: str, done: int, of: int) -> None:
 
 
 class ModelEncoder:
-    """A model that is measured, loaded when it is first needed."""
+    """A model under evaluation, loaded on first use."""
 
-    # What loads models imports torch, which takes seconds, and a run that is planned measures nothing.
+    # Loading models imports torch, which takes seconds, and planning a run measures nothing.
 
     def __init__(self, reference: str, device: str = "auto", keep: FeatureCache | None = None) -> None:
-        """`reference` as :func:`paraclip_core.clip.load.load_clip` takes it; `keep` has features of earlier runs."""
+        """`reference` as in :func:`paraclip_core.clip.load.load_clip`; `keep` caches features across runs."""
         self.reference, self._device, self._keep = reference, device, keep
 
     @cached_property
@@ -55,10 +55,10 @@ class ModelEncoder:
 
     @property
     def image_encoder_hash(self) -> str:
-        """Hash of image encoder and preprocessing, and how the encoder computes."""
+        """Hash of the image encoder, its preprocessing and its architecture options."""
         return self._image_encoder_hash
 
-    # What is cached is no property to a type checker, and the protocol has one.
+    # Type checkers do not accept a cached property where the protocol has a property.
     @cached_property
     def _image_encoder_hash(self) -> str:
         from paraclip_core.clip.model import image_architecture, image_encoder_hash, preprocess_hash

@@ -1,9 +1,9 @@
-"""How far the difference of two models' figures can be trusted.
+"""Confidence intervals for the difference of two models' figures.
 
 A :class:`Sample` holds the values behind a figure. Intervals are bootstrap percentiles of the difference of two models
-that answered the same queries; whole clusters are drawn with replacement (Efron & Tibshirani, An Introduction to the
-Bootstrap, 1993, ch. 8 and 13): the ten caption pairs of one image stand or fall together, so counting them as ten
-queries would make intervals too narrow. Both models are measured on the same draw.
+on the same queries; whole clusters are drawn with replacement (Efron & Tibshirani, An Introduction to the Bootstrap,
+1993, ch. 8 and 13). The ten caption pairs of one image are correlated, so counting them as ten queries would make
+intervals too narrow. Both models are measured on the same draw.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.metrics import spearman
 
 STRATUM = 1 << 40
-"""Clusters from one multiple of it to the next belong to one data set of a bundle."""
+"""Cluster numbers between two multiples of it belong to one dataset of a bundle."""
 
 
 @dataclass(frozen=True)
 class Sample:
     """The values behind one figure: their mean, or, with `gold`, their rank correlation with it.
 
-    Of several data sets (see :data:`STRATUM`) it is the unweighted mean of their correlations.
+    For several datasets (see :data:`STRATUM`) it is the unweighted mean of their correlations.
     """
 
     values: NDArray[np.float64]
@@ -33,17 +33,17 @@ class Sample:
     clusters: NDArray[np.int64]
     """Which queries belong together (one image's captions, say) and are not independent, shape [n]."""
     gold: NDArray[np.float64] | None = None
-    """Human scores of the same items, shape [n], where the figure is Spearman's correlation."""
+    """Human scores of the same items, shape [n], if the figure is Spearman's correlation."""
 
     def statistic(self) -> float:
-        """The figure, as a fraction. A model that gives every pair the same score has no correlation, so 0."""
+        """The figure, as a fraction; the correlation is 0 for a model that gives every pair the same score."""
         if self.gold is None:
             return float(self.values.mean())
         values = [spearman(part.values, part.gold) for part in self.strata() if part.gold is not None]
         return float(np.mean([0.0 if np.isnan(value) else value for value in values]))
 
     def strata(self) -> list[Sample]:
-        """The data sets of a bundle, each a sample; most samples are of one."""
+        """The datasets of a bundle, each as a sample; most samples have one."""
         stratum = self.clusters // STRATUM
         parts = np.unique(stratum).tolist()
         if self.gold is None or len(parts) == 1:
@@ -53,7 +53,7 @@ class Sample:
 
 
 DRAWN = 1 << 21
-"""Drawn items that are held at once."""
+"""Drawn items in memory at once."""
 RESAMPLES, CONFIDENCE = 2000, 0.95
 """Draws behind each interval, and its coverage."""
 
@@ -72,12 +72,12 @@ class Interval:
 def delta_interval(
     base: Sample, tuned: Sample, resamples: int = RESAMPLES, confidence: float = CONFIDENCE, seed: int = 0
 ) -> Interval:
-    """Interval of ``tuned.statistic() - base.statistic()``, of the same queries in the same order."""
+    """Interval of ``tuned.statistic() - base.statistic()``; both must have the same queries in the same order."""
     if len(base.values) != len(tuned.values) or not np.array_equal(base.clusters, tuned.clusters):
         raise BenchmarkError("base and tuned were measured on different queries; evaluate both again")
     rng, clusters = np.random.default_rng(seed), 0
     parts = []
-    # Each data set of a bundle is drawn by itself; most samples are of one.
+    # Each dataset of a bundle is drawn separately; most samples have one.
     for before, after in zip(base.strata(), tuned.strata(), strict=True):
         _, cluster = np.unique(before.clusters, return_inverse=True)
         count = int(cluster.max()) + 1 if len(cluster) else 0
@@ -110,7 +110,7 @@ def _rank_deltas(
     gold, before, after = _Levels(base.gold), _Levels(base.values), _Levels(tuned.values)
     deltas = []
     for drawn in draws:
-        # How often each cluster is in each draw, [draws, clusters].
+        # How often each draw contains each cluster, [draws, clusters].
         count = int(cluster.max()) + 1
         rows = np.arange(len(drawn))[:, None] * count
         drawn_times = np.bincount((drawn + rows).reshape(-1), minlength=len(drawn) * count).reshape(-1, count)
@@ -123,7 +123,7 @@ def _rank_deltas(
 
 
 class _Levels:
-    """A list's distinct values, so that the mid-ranks of any draw follow from counts alone, without sorting again."""
+    """A list's distinct values, so that the mid-ranks of any draw follow from counts, without sorting again."""
 
     def __init__(self, x: NDArray[np.float64]) -> None:
         self._order = np.argsort(x, kind="stable")
@@ -131,7 +131,7 @@ class _Levels:
         self._starts = np.concatenate([[0], np.cumsum(count)[:-1]])
 
     def ranks(self, times: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Mid-rank of every item in each draw, [draws, n]; `times` says how often the draw holds the item."""
+        """Mid-rank of every item in each draw, [draws, n]; `times` says how often the draw contains the item."""
         count = np.add.reduceat(times[:, self._order], self._starts, axis=1)
         return (np.cumsum(count, axis=1) - (count - 1.0) / 2.0)[:, self._level]
 

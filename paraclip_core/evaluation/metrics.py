@@ -1,6 +1,6 @@
-"""Measures of rankings and of scores, per query where there is one.
+"""Measures of rankings and of scores, per query if possible.
 
-Ranked lists are arrays of whole numbers, best first, without repeats inside a list.
+Ranked lists are integer arrays, best first, without repeats within a list.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 
 ROWS = 8192
-"""Pairs of lists that are compared at once."""
+"""Pairs of lists compared at once."""
 
 
 def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10) -> NDArray[np.float64]:
@@ -24,7 +24,7 @@ def average_overlap(a: NDArray[np.integer], b: NDArray[np.integer], k: int = 10)
     """
     _check(a, b, k)
     later = np.maximum.outer(np.arange(k), np.arange(k))
-    # An item seen from depth m + 1 on adds 1/d at every depth d > m.
+    # An item shared from depth m + 1 on adds 1/d at every depth d > m.
     weight = np.cumsum((1.0 / np.arange(1, k + 1))[::-1])[::-1][later] / k
     return _weighted_matches(a, b, k, weight)
 
@@ -40,8 +40,8 @@ def recall_at_k(ranked: NDArray[np.integer], target: NDArray[np.integer], k: int
     """1 for each query with a right answer (`target`, [n]) among its first k (`ranked`, [n, ≥ k]), else 0; float64 [n].
 
     For text→image pass the ranked image rows and the caption's image row. For image→text, where an image has several
-    captions and one of them is enough, pass the ranked captions' image rows (``owner[ranked]``) and the image's own
-    row: this is what CLIP_benchmark's zero-shot retrieval counts.
+    captions and one of them suffices, pass the ranked captions' image rows (``owner[ranked]``) and the image's own
+    row, as CLIP_benchmark's zero-shot retrieval does.
     """
     return (ranked[:, :k] == target[:, None]).any(axis=1).astype(np.float64)
 
@@ -57,13 +57,13 @@ def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
 
 def macro_weights(groups: Sequence[str]) -> NDArray[np.float64]:
-    """What turns a mean over rows into the unweighted mean over their groups: n / (groups · rows of the group)."""
+    """Weights that turn a mean over rows into the unweighted mean over groups: n / (groups · rows of the group)."""
     kinds, index, counts = np.unique(np.array(groups), return_inverse=True, return_counts=True)
     return (len(groups) / (len(kinds) * counts))[index]
 
 
 def mid_ranks(x: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Ranks from 1 on, equal values with the mean of their ranks; float64 [n]."""
+    """Ranks from 1 on, equal values sharing the mean of their ranks; float64 [n]."""
     _, level, count = np.unique(np.asarray(x), return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2.0)[level]
 
@@ -82,7 +82,7 @@ def _check(a: NDArray[np.integer], b: NDArray[np.integer], k: int) -> None:
 def _weighted_matches(
     a: NDArray[np.integer], b: NDArray[np.integer], k: int, weight: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Σ_{i,j<k} [a_i = b_j] · weight_{ij} of each pair, in blocks of rows so that memory stays small."""
+    """Σ_{i,j<k} [a_i = b_j] · weight_{ij} of each pair, in blocks of rows to bound memory."""
     result = np.empty(len(a), np.float64)
     for start in range(0, len(a), ROWS):
         block = slice(start, start + ROWS)

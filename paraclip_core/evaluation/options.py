@@ -1,4 +1,4 @@
-"""The options `evaluate`: what is measured, and when a tuned model may replace its base."""
+"""The options below `evaluate`: what is measured, and when a tuned model may replace its base."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class BenchmarkOptions(Options):
     name: str
     """Name in tables and results."""
     kind: BenchmarkKind
-    """What is measured: a kind, or a benchmark of your own by its dotted path, such as `my_package.module:MINE`
+    """What is measured: a kind, or a custom benchmark by its dotted path, such as `my_package.module:MINE`
     (`paraclip_core/evaluation/benchmarks/__init__.py`)."""
     path: str | None = None
-    """File or folder, relative to `data.root` (a retrieval benchmark's, where `data.scenes` is set: to the rendered
-    scenes); absent: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
-    with pictures, a file or a folder of shards, does for both kinds of retrieval."""
+    """File or folder, relative to `data.root` (for retrieval benchmarks, if `data.scenes` is set: to the rendered
+    scenes). Default: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
+    with pictures, a file or a folder of shards, works for both kinds of retrieval."""
     optional: bool = False
-    """Leave the benchmark out, and say so, where its path is absent."""
+    """Skip the benchmark, with a notice, if its path is absent."""
     images: str | None = None
-    """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, where they do not lie beside its
+    """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, if they are not next to its
     path."""
     options: dict[str, Any] = Field(default={})
-    """Options of the kind (docs/benchmarks.md), or of a benchmark of your own, as it documents them."""
+    """Options of the kind (docs/benchmarks.md), or of a custom benchmark, as it documents them."""
 
     @model_validator(mode="after")
     def _suits_kind(self) -> BenchmarkOptions:
@@ -38,7 +38,7 @@ class BenchmarkOptions(Options):
         if self.options and self.kind in BENCHMARKS:
             check_options(self.kind, self.options)
         if self.images is not None and (self.path is None or not find_benchmark(self.kind).needs_images):
-            raise ValueError(f"{self.kind} reads no images beside a path; leave out `images`")
+            raise ValueError(f"{self.kind} reads no images in addition to its path; leave out `images`")
         return self
 
 
@@ -46,13 +46,13 @@ class GateRule(Options):
     """When a tuned model may replace its base."""
 
     metric: str = "paraphrased_retrieval/ao@10"
-    """`kind/metric` whose interval must lie above zero (below, where lower is better). The captions of
-    `paraphrased_retrieval` stand in for `query_pairs` that are not measured."""
+    """`kind/metric` whose interval must be above zero (below, if lower is better). The captions of
+    `paraphrased_retrieval` stand in for `query_pairs` if these are not measured."""
     over_control: bool = False
-    """The same interval must lie above zero against the control, too; see `evaluate.control`."""
+    """Require the same interval to be above zero against the control, too; see `evaluate.control`."""
     max_drop: dict[str, float] = Field(default={"retrieval/text_to_image_recall@10": 1.0, "sts/spearman": 0.5})
-    """Points that other metrics may lose, `kind/metric: points`; text→image recall is that of paraphrased retrieval's
-    captions where no `retrieval` is measured."""
+    """Points that other metrics may lose, as `kind/metric: points`. If `retrieval` is not measured, its text→image
+    recall is replaced by that of paraphrased retrieval's captions."""
 
     @field_validator("metric", "max_drop")
     @classmethod
@@ -70,15 +70,15 @@ class EvaluateOptions(Options):
     benchmarks: tuple[BenchmarkOptions, ...] = ()
     """What is measured."""
     gate: GateRule = GateRule()
-    """The verdict's rule."""
+    """The rule for the verdict."""
     control: bool = False
     """Train and measure the control in the same run: the same fine-tuning on captions alone. The gain over it is what
-    the paraphrases are worth. It costs a second fine-tuning, of a third of the texts."""
+    the paraphrases are worth. It costs a second fine-tuning, with a third of the texts."""
     control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The control's learning rate, where another than `finetune.learning_rate` suits captions better."""
+    """The control's learning rate. Default: `finetune.learning_rate`, which may not suit captions best."""
 
     @model_validator(mode="after")
     def _controlled(self) -> EvaluateOptions:
         if self.gate.over_control and not self.control:
-            raise ValueError("gate.over_control compares with a control; set evaluate.control: true, too")
+            raise ValueError("gate.over_control needs a control; also set evaluate.control: true")
         return self

@@ -1,4 +1,4 @@
-"""An outcome as arrays while a stage works, and as a table (:data:`paraclip_core.tables.SAMPLES`) that is kept."""
+"""Stores outcomes as arrays while a stage runs, and as a table (:data:`paraclip_core.tables.SAMPLES`) to keep."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paraclip_core.tables import SAMPLES
 
 
 def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
-    """Values and ranked lists as named arrays (for an .npz file); notes are not part of it."""
+    """Values and ranked lists as named arrays (for an .npz file); notes are not included."""
     arrays: dict[str, NDArray[Any]] = {f"ranked:{name}": rows for name, rows in measured.ranked.items()}
     for name, sample in measured.samples.items():
         parts = {"values": sample.values, "clusters": sample.clusters, "gold": sample.gold}
@@ -24,7 +24,7 @@ def to_arrays(measured: Measured) -> dict[str, NDArray[Any]]:
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], notes: Mapping[str, Any]) -> Measured:
-    """The reverse of :func:`to_arrays`; the metrics keep their order."""
+    """The inverse of :func:`to_arrays`; the metrics keep their order."""
     by_part: dict[str, dict[str, NDArray[Any]]] = {part: {} for part in ("values", "clusters", "gold", "ranked")}
     for key, array in arrays.items():
         part, _, name = key.partition(":")
@@ -42,13 +42,13 @@ def to_table(base: Measured, tuned: Measured) -> pa.Table:
         parts = (pa.repeat(metric, count), pa.array(sample.clusters), gold, pa.array(sample.values))
         for column, part in zip(columns.values(), (*parts, pa.array(tuned.samples[metric].values)), strict=True):
             column.append(part)
-    # Strings become dictionaries here, once for all metrics.
+    # Strings are dictionary-encoded here, once for all metrics.
     chunks = [pa.chunked_array(parts, pa.string() if name == "metric" else None) for name, parts in columns.items()]
     return pa.Table.from_arrays(chunks, SAMPLES.names).cast(SAMPLES)
 
 
 def from_table(table: pa.Table) -> tuple[Measured, Measured]:
-    """The base's and the tuned model's samples from :func:`to_table`; notes and ranked lists are not part of it."""
+    """The base's and the tuned model's samples from :func:`to_table`, without notes and ranked lists."""
     base: dict[str, Sample] = {}
     tuned: dict[str, Sample] = {}
     plain = table.set_column(0, "metric", table["metric"].cast(pa.string()))

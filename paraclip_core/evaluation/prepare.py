@@ -1,4 +1,4 @@
-"""Benchmarks of a configuration: their names, their files, and each read before anything is measured."""
+"""Prepares the benchmarks of a configuration: checks their names, finds their files and loads them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNSAFE = set('/\\:*?"<>|\0')
 
 @dataclass(frozen=True)
 class Prepared:
-    """A benchmark that has been read, under its name."""
+    """A loaded benchmark with its name."""
 
     name: str
     kind: str
@@ -42,7 +42,7 @@ class Prepared:
 
 
 def parse_benchmark(text: str) -> BenchmarkOptions:
-    """``NAME=PATH``, NAME being a kind, a known alias (``stsb``, ``karpathy``, …), or ``LABEL:KIND``."""
+    """Parse ``NAME=PATH``, where NAME is a kind, a known alias (``stsb``, ``karpathy``, …), or ``LABEL:KIND``."""
     name, equals, path = text.partition("=")
     label, _, kind = name.partition(":")
     if not equals or not path or not label:
@@ -52,7 +52,7 @@ def parse_benchmark(text: str) -> BenchmarkOptions:
     if chosen is None:
         raise ConfigError(
             f"--benchmark {text!r}: unknown name {kind or label!r}; known are {', '.join(sorted(kinds))}, and "
-            "LABEL:package.module:NAME for a benchmark of your own"
+            "LABEL:package.module:NAME for a custom benchmark"
         )
     find_benchmark(chosen)
     return BenchmarkOptions(name=label, kind=chosen, path=path)
@@ -79,7 +79,7 @@ def prepare(
     split: str | None = None,
     images: Path | None = None,
 ) -> Prepared:
-    """Read a benchmark; all but the first argument are those of :class:`Source`."""
+    """Load a benchmark; all arguments but the first are those of :class:`Source`."""
     try:
         for place in filter(None, (path, images)):
             _need(place)
@@ -106,11 +106,11 @@ def left_out(benchmark: BenchmarkOptions, path: Path | None, images: Path | None
 
 
 def check_names(benchmarks: Sequence[BenchmarkOptions]) -> None:
-    """Names are file names and keys, so they must be plain and distinct."""
+    """Check that names are plain and distinct, as they become file names and keys."""
     names = [benchmark.name for benchmark in benchmarks]
     for name in names:
         if not name or name.startswith(".") or UNSAFE & set(name) or name != name.strip():
-            raise ConfigError(f"benchmark name {name!r}: expected letters, digits, blanks, - and _, as in stsb")
+            raise ConfigError(f"benchmark name {name!r}: expected letters, digits, spaces, - and _, as in stsb")
         if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
             raise ConfigError(f"benchmark name {name[:40]!r}… is too long; expected at most {LONGEST_NAME} bytes")
         if names.count(name) > 1:

@@ -1,10 +1,10 @@
-"""Benchmarks' files in their published formats, read with the captions' readers: rows, images, and captioned images.
+"""Reads benchmark files in their published formats, with the caption readers: rows, images and captioned images.
 
-Rows are JSONL, JSON, CSV, TSV or Parquet. Images lie where the user says, beside the file, or among those that a run
-has ingested: in a folder, a tar or a folder of tars. Benchmarks call them by the whole name inside, the bare file name,
-or a picture's stem. Captioned images are JSON with a tar or folder of images beside it, or Parquet with both: a column
-`split` or a name such as ``test-00000-of-00002.parquet`` says its split, shards of another split are not read, and an
-image in it is its contents, so rows that repeat a picture are one image.
+Rows are JSONL, JSON, CSV, TSV or Parquet. Images are in a location given by the user, next to the file, or among those
+ingested by a run: in a folder, a tar or a folder of tars. Benchmarks refer to them by the full name inside, the bare
+file name, or the stem. Captioned images are JSON with a tar or folder of images next to it, or Parquet with both. The
+split of Parquet comes from a column `split` or a name such as ``test-00000-of-00002.parquet``; shards of other splits
+are not read. An image in Parquet is identified by its contents, so rows that repeat a picture are one image.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from paraclip_core.pictures import PICTURES, damaged_parquet, picture_column
 
 EVALUATION_SPLITS = ("test", "val")
 NO_CAPTIONS = "dataset_infos.json"
-"""What the hub puts beside the shards."""
+"""File that the hub puts next to the shards."""
 
 Row = tuple[str, str, str | None]
-"""Image, caption and split; None belongs to every split."""
+"""Image, caption and split; None means every split."""
 Place = tuple[Path, str]
-"""An image's archive and name in it."""
+"""An image's archive and its name there."""
 
 
 def lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered lines, from 1, without their ends."""
+    """Lines without line breaks, numbered from 1."""
     for number, line in numbered_lines(path):
         if line is None or not decodable([line]):
             raise BenchmarkError(f"{path}, line {number}: more than 16 MiB, or not UTF-8; save the file as UTF-8")
@@ -61,7 +61,7 @@ def plain_tsv(path: Path, expected: Sequence[str]) -> Iterator[tuple[int, dict[s
 def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Rows of a JSONL, JSON, CSV, TSV or Parquet file, with the line or row number, from 1.
 
-    A JSON file holds a list of objects, or an object of objects (SugarCrepe's way). Pictures in Parquet are left out.
+    A JSON file holds a list of objects, or an object of objects (as in SugarCrepe). Pictures in Parquet are left out.
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -94,19 +94,19 @@ def _named(path: Path, header: Sequence[str], rows: Iterable[tuple[int, Any]]) -
 
 
 def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
-    """The first of the named fields that the row has, as text without outer blanks."""
+    """The first of the named fields that the row has, as stripped text."""
     name = next((name for name in names if row.get(name) is not None), None)
     value = None if name is None else row[name]
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not text.strip() or not decodable([text]):
         raise BenchmarkError(
-            f"{path}, row {number}: {' or '.join(names)} is {value!r}, expected a text; its fields are {', '.join(row)}"
+            f"{path}, row {number}: {' or '.join(names)} is {value!r}, expected text; its fields are {', '.join(row)}"
         )
     return text.strip()
 
 
 def images_beside(path: Path) -> Path | None:
-    """The tar or folder with the images of a captions file or benchmark folder, None where there is none."""
+    """The tar or folder with the images of a captions file or benchmark folder; None if there is none."""
     folder, stem = (path, path.name) if path.is_dir() else (path.parent, path.stem)
     for name in (f"{stem}.tar", "images.tar", "images", stem, "val2017"):
         if (folder / name).exists() and folder / name != path:
@@ -122,20 +122,20 @@ def files_in(path: Path) -> list[Path]:
     files = [path] if path.is_file() else []
     for place in filter(None, (path if path.is_dir() else None, images_beside(path))):
         inside = [place] if place.is_file() else [p for p in place.rglob("*") if p.is_file()]
-        # Where images lie loosely beside the file, so may all else, the artifacts that are being written included.
+        # If images are loose files next to it, so may be anything else, including artifacts being written.
         files += [p for p in inside if p.suffix.lower() in PICTURES] if place == path.parent else inside
     return sorted(set(files))
 
 
 def archives(images: Path) -> list[Path]:
-    """The folder or tar itself; of a folder that holds tars and no pictures: these."""
+    """The folder or tar itself, or the tars of a folder that holds tars and no pictures."""
     if not images.is_dir() or any(p.suffix.lower() in PICTURES for p in images.rglob("*")):
         return [images]
     return sorted(p for p in images.rglob("*.tar") if p.is_file()) or [images]
 
 
 def find_images(images: Path, ids: Sequence[str]) -> dict[str, Place]:
-    """Where each image lies that is there."""
+    """Locations of the images that exist."""
     places: dict[str, Place] = {}
     for archive in archives(images):
         places = {image_id: (archive, name) for image_id, name in image_names(archive, ids).items()} | places
@@ -143,15 +143,15 @@ def find_images(images: Path, ids: Sequence[str]) -> dict[str, Place]:
 
 
 def image_names(images: Path, ids: Sequence[str]) -> dict[str, str]:
-    """Name inside the tar or folder of each image that is there.
+    """Names inside the tar or folder of the images that exist.
 
-    An id is the whole name, the file name, or a picture's stem. Of several with one file name or stem the one that lies
-    least deep is meant.
+    An id is the full name, the file name, or a picture's stem. If several share a file name or stem, the least deeply
+    nested one is meant.
     """
     with ImageArchive(images) as archive:
         names = sorted(archive.names(), key=lambda name: (name.count("/"), name))[::-1]
     paths = [PurePosixPath(name) for name in names]
-    # Webdataset's tars have a text beside each picture, of the same stem. Later entries count: the least deep ones.
+    # Webdataset tars have a text with the same stem next to each picture. Later entries win: the least nested ones.
     stems = {path.stem: name for path, name in zip(paths, names, strict=True) if path.suffix.lower() in PICTURES}
     name_of = (
         stems | {path.name: name for path, name in zip(paths, names, strict=True)} | {name: name for name in names}
@@ -165,12 +165,12 @@ def pool_of(
     images: Path | None = None,
     parts: Mapping[str, tuple[str, Box]] | None = None,
 ) -> ImagePool:
-    """The distinct images of a captions file as a pool, encoded from `images` or what lies beside the file; of `parts`
+    """The distinct images of a captions file as a pool, encoded from `images` or those next to the file; with `parts`
     each id is a part of an image."""
     images = images or images_beside(path)
     if images is None:
         raise BenchmarkError(
-            f"no images beside {path}; expected images.tar, {path.stem}.tar or a folder `images`, or the benchmark's "
+            f"no images next to {path}; expected images.tar, {path.stem}.tar or a folder `images`, or the benchmark's "
             "option `images` (--images)"
         )
     files = {image_id: parts[image_id][0] if parts else image_id for image_id in image_ids}
@@ -185,7 +185,7 @@ def pool_of(
 
 
 def every_image(images: Path, named: Mapping[str, Place]) -> ImagePool:
-    """All images there; those that :func:`find_images` has `named` go by their names, the others by where they lie."""
+    """All images in `images`; those found by :func:`find_images` (`named`) keep these names, others use their paths."""
     ids = {place: image_id for image_id, place in named.items()}
     places: dict[str, Place] = {}
     for archive in archives(images):
@@ -197,8 +197,8 @@ def every_image(images: Path, named: Mapping[str, Place]) -> ImagePool:
 
 
 def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
-    """All of these images: those that the user names, those beside the file, or those that a run has ingested; None
-    where they are not all there."""
+    """A pool of all these images, from the user's location, next to the file, or ingested by a run; None if some are
+    missing."""
     path = source.need_path()
     if source.images is not None:
         return pool_of(path, image_ids, source.images)
@@ -217,7 +217,7 @@ def pool_for(source: Source, image_ids: Sequence[str]) -> ImagePool | None:
 
 
 def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
-    """Captions at the source's path with their images, or those of the stored split."""
+    """Captions and images at the source's path, or of the stored split."""
     path, stored, split = source.path, source.stored, source.split
     if path is not None:
         if files := picture_files(path, split):
@@ -230,7 +230,7 @@ def captioned_images(source: Source) -> tuple[Captions, ImagePool]:
     if not stored.captions.captions:
         raise BenchmarkError(
             f"no ingested caption of split {stored.captions.split!r} has an image; set evaluate.split, "
-            "name the images in data.sources[].images, or see in ingest's log and rejects why"
+            "name the images in data.sources[].images, or look in ingest's log and rejects for the reason"
         )
     return stored.captions, stored.pool(stored.captions.image_ids)
 
@@ -257,28 +257,28 @@ def captions_file(path: Path) -> Path:
 def load_captions(path: Path, split: str | None = None) -> Captions:
     """Read a split of a Karpathy JSON, a COCO annotation JSON, or JSONL rows with `image` and `caption` or `captions`.
 
-    Without `split` it is the file's test split, or val where it has no test split.
+    Without `split`, the file's test split is read, or val if there is none.
     """
     form = detect(path)
     if form not in ("coco", "karpathy", "jsonl"):
         raise BenchmarkError(
             f"{path}: expected captions as a Karpathy or COCO annotation .json, as .jsonl with image and caption, or "
-            "as Parquet with a column of pictures, binary or with a field `bytes`, beside the captions"
+            "as Parquet with a column of pictures, binary or with a field `bytes`, next to the captions"
         )
     return _of_split(path, [(image, text, of) for image, _, text, of in _rows(path, form)], split)
 
 
 def _rows(file: Path, form: str, pictures: str | None = None) -> Iterator[tuple[str, str | None, str, str | None]]:
-    """Image, its name inside of the file, caption and split; None belongs to every split."""
+    """Image, its name inside the file, caption and split; None means every split."""
     default = shard_split(file) if form == "parquet" else "test" if form == "karpathy" else None
     options = SourceOptions(path=file.name, columns=ColumnNames(image=pictures))
     for batch in read(file, options, form):
         batch.drop_undecodable()
-        # COCO's own ids are numbers, and Karpathy's paths have folders that archives have not.
+        # COCO's own ids are numbers, and Karpathy's paths have folders that archives lack.
         images = batch.image_paths if form in ("coco", "jsonl") else batch.image_ids
         rows = list(zip(batch.rows, images, batch.image_paths, batch.captions, batch.splits, strict=True))
         captioned = {row for row, _, _, text, _ in rows if text.strip() and form == "parquet"}
-        # A row left out would make the pool smaller, and retrieval in it easier, unsaid.
+        # Skipping a row would silently make the pool smaller and retrieval easier.
         problems = [(reject.row, reject.detail) for reject in batch.rejects if reject.row not in captioned]
         for row, image, _, text, _ in rows:
             if image is None or not (text.strip() or row in captioned or form == "karpathy"):
@@ -302,9 +302,9 @@ def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
 
 
 def picture_files(path: Path, split: str | None = None) -> list[Path]:
-    """The Parquet files with pictures that a benchmark reads, sorted; none where its captions are in another format.
+    """The Parquet files with pictures that a benchmark reads, sorted; empty if its captions are in another format.
 
-    A folder is searched with its subfolders, unless it holds captions as JSON. `split` as in :func:`load_captions`.
+    A folder is searched recursively, unless it holds captions as JSON. `split` as in :func:`load_captions`.
     """
     columns = {file: _columns(file) for file in _parquet_files(path)}
     splits = {
@@ -321,7 +321,7 @@ def picture_files(path: Path, split: str | None = None) -> list[Path]:
 
 
 def load_pictures(path: Path, files: Sequence[Path], split: str | None = None) -> tuple[Captions, ImagePool]:
-    """Read captions and tell their pictures apart; nulls and blanks beside other captions of a row are left out."""
+    """Read captions and identify their pictures; null and blank captions of a row with others are skipped."""
     rows: list[Row] = []
     places: dict[str, Place] = {}
     for file in files:
@@ -348,7 +348,7 @@ def _parquet_files(path: Path) -> list[Path]:
 
 
 def _columns(file: Path) -> tuple[list[str], str | None]:
-    """Names of a Parquet file's columns, and of the one with pictures."""
+    """Column names of a Parquet file, and the name of the column with pictures."""
     try:
         schema = pq.read_schema(file, memory_map=True)
     except (pa.ArrowException, OSError) as error:

@@ -1,4 +1,4 @@
-"""One model's result in the shapes that CLIP_benchmark and mteb write."""
+"""One model's result in the formats of CLIP_benchmark and mteb."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import Metric, find_benchmark
 
 DIGITS = 8
-"""Decimals of a fraction that results hold."""
+"""Decimals of fractions in results."""
 MTEB_VERSION = "2.26.24"
-"""The release of mteb whose format results have."""
+"""The release of mteb whose format is used."""
 MTEB_NAMES = {
     "stsb": "STSBenchmark",
     "stsbenchmark": "STSBenchmark",
@@ -20,29 +20,29 @@ MTEB_NAMES = {
     "sickr": "SICK-R",
     **{f"sts{year}": f"STS{year}" for year in range(12, 17)},
 }
-"""mteb's names of the tasks that benchmarks are mostly called after."""
+"""mteb's task names, by the usual names of benchmarks."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a result says besides its figures, unless an artifact's manifest says it."""
+    """What a result states besides its figures, unless an artifact's manifest does."""
 
     revision: str
     """Hash of all files that the benchmark read."""
     seconds: float | None = None
-    """What measuring took."""
+    """Duration of the measurement."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Packages that took part."""
+    """Versions of the packages involved."""
 
 
 def result_json(
     kind: str, benchmark: str, model: str, pretrained: str, measured: Measured, provenance: Provenance | None = None
 ) -> dict[str, Any]:
-    """One model's result as plain values, in CLIP_benchmark's or mteb's shape: both hold fractions, not percent.
+    """One model's result as plain values, in CLIP_benchmark's or mteb's format: both hold fractions, not percent.
 
-    `protocol` is ours: it says what was counted over what. `pretrained` are the model's weights: an artifact's
-    fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null: times differ
-    from run to run, and the bytes of an artifact must not.
+    `protocol` is our addition: it describes what was measured over what. `pretrained` names the model's weights: an
+    artifact's fingerprint or a reference. Without `provenance`, revision, versions and time are left out, or null:
+    times differ between runs, and the bytes of an artifact must not.
     """
     row = find_benchmark(kind)
     values = {name: round(sample.statistic(), DIGITS) + 0.0 for name, sample in measured.samples.items()}
@@ -76,7 +76,7 @@ def result_json(
 
 
 def mteb_name(kind: str, benchmark: str) -> str:
-    """What mteb calls a benchmark of this name; its own name if mteb has none."""
+    """mteb's name for a benchmark, or the benchmark's own if mteb has none."""
     plain = "".join(letter for letter in benchmark.casefold() if letter.isalnum())
     return "SICK-R" if kind == "sick" else MTEB_NAMES.get(plain, benchmark)
 

@@ -1,4 +1,4 @@
-"""Measure models on a list of benchmarks, then compare them."""
+"""Measures models on a list of benchmarks, then compares them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from paraclip_core.paths import expand
 from paraclip_core.progress import Fact, Progress, silent
 
 OutcomeCache = Callable[[str, str, Callable[[], Measured]], Measured]
-"""Called with model, benchmark and the computation: gives an earlier outcome, or computes and keeps it."""
+"""Called with model, benchmark and the computation; returns a cached outcome, or computes and caches it."""
 Outcomes = Mapping[tuple[str, str], Measured]
-"""By benchmark and model."""
+"""Outcomes by benchmark and model."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A base and a tuned model on every benchmark, and what follows."""
+    """A base and a tuned model measured on every benchmark, and their comparison."""
 
     outcomes: tuple[Outcome, ...]
     per_query: Mapping[str, pa.Table]
@@ -39,7 +39,7 @@ class Compared:
     evaluations: Mapping[str, Evaluation]
     """By the other model's name."""
     seconds: Mapping[tuple[str, str], float]
-    """What measuring took, by benchmark and model."""
+    """Duration of each measurement, by benchmark and model."""
 
 
 def compare_models(
@@ -50,10 +50,10 @@ def compare_models(
     progress: Progress = silent,
     keep: FeatureCache | None = None,
 ) -> Compared:
-    """Compare a model (the first) with each of the others on benchmarks with a path of their own, outside any run.
+    """Compare the first model with each of the others, outside any run, on benchmarks with their own paths.
 
-    Images are encoded by each model's own image encoder, once where encoders are the same; `keep` has features of
-    earlier calls.
+    Images are encoded by each model's own image encoder, once if encoders are equal; `keep` caches features across
+    calls.
     """
     check_names(benchmarks)
     tasks: list[Prepared] = []
@@ -90,7 +90,7 @@ def measure(
         encoder, facts = models[name], {"benchmark": task.name, "model": name}
 
         def report(what: str, done: int, of: int, position: int = position, facts: dict[str, str] = facts) -> None:
-            # Texts are quick beside images.
+            # Texts are fast compared to images.
             part = position + (0.2 * done / of if what == "texts" else 0.2 + 0.8 * done / of)
             left: dict[str, Fact] = {}
             if part >= 0.2:
@@ -113,7 +113,7 @@ def evaluate(
     options: EvaluateOptions,
     skipped: Mapping[str, str],
 ) -> Evaluation:
-    """Compare two of the models that were measured; `skipped` benchmarks are named with the reason."""
+    """Compare two of the measured models; `skipped` benchmarks are listed with their reasons."""
     pairs = paired(tasks, outcomes, base, tuned)
     tables = {
         task.name: task.task.per_query(pair.base, pair.tuned)
@@ -124,5 +124,5 @@ def evaluate(
 
 
 def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:
-    """What two models came to, benchmark by benchmark."""
+    """The outcomes of two models, benchmark by benchmark."""
     return tuple(Outcome(task.name, task.kind, outcomes[task.name, base], outcomes[task.name, tuned]) for task in tasks)

@@ -1,4 +1,4 @@
-"""Exact scores by inner product: each query's best of a gallery, or pairs one by one."""
+"""Exact inner-product scores: the best rows of a gallery for each query, or scores of given pairs."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from paraclip_core.errors import ModelError
 
 ROWS = 8192
-"""Pairs that are scored at once."""
+"""Pairs scored at once."""
 CELLS = 1 << 22
-"""Scores that are held at once (12 bytes each)."""
+"""Scores in memory at once (12 bytes each)."""
 GALLERY_ROWS = 16_384
-"""Rows of the gallery that are converted at once."""
+"""Gallery rows converted at once."""
 
 
 def top_k(queries: NDArray[np.floating], gallery: NDArray[np.floating], k: int) -> NDArray[np.int64]:
     """Rows of the gallery with the largest inner products, best first, int64 [n, min(k, m)]; ties go to the lower row.
 
-    Features are L2-normalized, queries [n, d] and gallery [m, d]; scores are float32 whatever they are. Memory is
+    Features are L2-normalized, queries [n, d] and gallery [m, d]; scores are float32 whatever their dtype. Memory is
     bounded by a block of queries times the gallery, which may be memory-mapped and is converted block by block.
     """
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:

@@ -1,1 +1,1 @@
-"""The report: one self-contained page about a run."""
+"""The report: a self-contained page about a run."""

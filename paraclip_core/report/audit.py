@@ -1,4 +1,4 @@
-"""The audit as one HTML file that needs nothing else."""
+"""The audit as a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from paraclip_core.evaluation.audit import Audit, Figure
 from paraclip_core.report.html import difference, figure, page_environment, style_rules
 
 WORST = 12
-"""Pairs that the audit shows."""
+"""Number of pairs that the audit shows."""
 
 
 def render_audit(
@@ -17,8 +17,8 @@ def render_audit(
 ) -> str:
     """The audit's page; every text is escaped.
 
-    `names` are what the page calls the models, `thumbnails` JPEGs by image id, none if there are no images, and `facts`
-    how the audit was made.
+    `names` are the models' names on the page, `thumbnails` are JPEGs by image id (empty without images), and `facts`
+    describe how the audit was made.
     """
     environment = page_environment()
     environment.filters["interval"] = _interval

@@ -1,4 +1,4 @@
-"""Line charts as inline SVG that takes its colors from the page."""
+"""Line charts as inline SVG in the page's colors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 WIDTH, HEIGHT, FONT = 460, 270, 12
 LETTER = 6.5
-"""Width of a usual letter: a page's font is not known when it is written."""
+"""Assumed width of a letter, as the page's font is unknown when it is written."""
 STYLES = (("accent", ""), ("ink", "6 4"), ("muted", "1.5 3"), ("muted", "7 3 1.5 3"), ("ink", ""))
 """Color and dashes of the first line, the second, …"""
 MAX_POINTS = 300
@@ -19,7 +19,7 @@ MAX_POINTS = 300
 
 @dataclass(frozen=True)
 class Line:
-    """A labelled line."""
+    """A labeled line."""
 
     label: str
     x: Sequence[float]
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """A range of values along a range of the drawing."""
+    """A range of values mapped to a range of the drawing."""
 
     low: float
     high: float
@@ -40,7 +40,7 @@ class Axis:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, count: int, whole: bool = False) -> Axis:
-        """An axis over all values and a bit more, with about `count` ticks at round values, whole ones if asked to."""
+        """An axis slightly longer than the range of values, with about `count` ticks at round (or `whole`) numbers."""
         low, high = min(values), max(values)
         margin = 0.04 * (high - low) or 0.5
         low, high = low - margin, high + margin
@@ -54,7 +54,7 @@ class Axis:
         return f"{self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start):.1f}"
 
     def labels(self) -> list[tuple[str, str]]:
-        """Where each tick lies, and its number."""
+        """Position and label of each tick."""
         return [(self.at(tick), f"{tick:.{self.decimals}f}".replace("-", "−")) for tick in self.ticks]
 
 
@@ -69,8 +69,8 @@ def line_chart(
 ) -> str:
     """Draw lines, the most important first, as an SVG element; equal arguments give equal bytes.
 
-    `name` is read out by screen readers; `mark` is an x value with an upright line, `labels` are texts beside places,
-    and `ring` is which of them has a ring around its place.
+    `name` is for screen readers; `mark` is an x value with a vertical line, `labels` are texts next to points, and
+    `ring` is the one whose point is circled.
     """
     drawn = [Line(line.label, *_thinned(line.x, line.y), line.points) for line in lines]
     legend, top = _legend(drawn) if len(drawn) > 1 else ([], 10.0)
@@ -105,14 +105,14 @@ def line_chart(
 def _drawn(line: Line, x: Axis, y: Axis, number: int) -> Iterator[str]:
     places = [(x.at(a), y.at(b)) for a, b in zip(line.x, line.y, strict=True)]
     yield f'<polyline points="{" ".join(map(",".join, places))}" style="{_stroke(number)}"/>'
-    # A line of one point has no length.
+    # A line with a single point would be invisible.
     if line.points or len(places) == 1:
         color = STYLES[number % len(STYLES)][0]
         yield from (f'<circle cx="{a}" cy="{b}" r="3.2" style="fill:var(--{color})"/>' for a, b in places)
 
 
 def _legend(lines: Sequence[Line]) -> tuple[list[str], float]:
-    """Samples and labels from left to right in as many rows as they need, and where these end."""
+    """Samples and labels from left to right in as many rows as needed, and the lower end of these rows."""
     parts: list[str] = []
     left, baseline = 8.0, 14.0
     for number, line in enumerate(lines):
@@ -140,7 +140,7 @@ def _text(x: float | str, y: float, text: str, anchor: str = "middle", color: st
 
 
 def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[Sequence[float], Sequence[float]]:
-    """Means of equal runs of neighbors, where there are more points than a screen shows."""
+    """Means of equal runs of neighbors, if there are more points than a screen can show."""
     if len(x) <= MAX_POINTS:
         return x, y
     cuts = np.linspace(0, len(x), MAX_POINTS + 1).astype(int)[:-1]

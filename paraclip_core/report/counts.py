@@ -1,4 +1,4 @@
-"""How many captions were asked about, kept and trained on, as a run's table, page and verdict state it."""
+"""How many captions were asked about, kept and trained on, for a run's table, page and verdict."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def row_totals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
-    """Count a run's rows on their way into training, by what the manifest of each stage measured.
+    """Count a run's rows on their way into training, from the metrics in each stage's manifest.
 
-    `asked`: captions that step 1 looked at. `kept`: those of them with an accepted pair after step 2. `rewrites`: rows
-    of these captions, only where some have several. `trained_on`: captions in an epoch of fine-tuning. What no manifest
-    states is left out.
+    `asked`: captions that step 1 processed. `kept`: those of them with an accepted pair after step 2. `rewrites`: rows
+    of these captions, only if some have several. `trained_on`: captions in an epoch of fine-tuning. Counts missing from
+    the manifests are left out.
     """
     first, second, tuned = (metrics.get(stage, {}) for stage in ("paraphrase_1", "paraphrase_2", "finetune"))
     totals = {"asked": first.get("captions"), "kept": second.get("accepted"), "trained_on": tuned.get("rows")}
@@ -21,7 +21,7 @@ def row_totals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
 
 
 def shares_of_asked(totals: Mapping[str, int]) -> dict[str, str]:
-    """The counts of :func:`row_totals` for people: with their share of the captions that were asked about."""
+    """The counts of :func:`row_totals` as text, with their share of the captions asked about."""
     cells = {name: f"{totals[name]:,}" for name in ("asked", "kept", "trained_on") if name in totals}
     if asked := totals.get("asked"):
         for name in cells.keys() - {"asked"}:
@@ -32,7 +32,7 @@ def shares_of_asked(totals: Mapping[str, int]) -> dict[str, str]:
 
 
 def trained_on(totals: Mapping[str, int]) -> str | None:
-    """The part of a verdict's sentence that says what was trained on; None if it is not stated."""
+    """The part of a verdict's sentence that says what was trained on; None if unknown."""
     if "trained_on" not in totals:
         return None
     of = f" of {totals['asked']:,}" if "asked" in totals else ""
@@ -40,7 +40,7 @@ def trained_on(totals: Mapping[str, int]) -> str | None:
 
 
 def fewer_than_a_batch(totals: Mapping[str, int], batch_size: int) -> str | None:
-    """What to know and do if training had less than one batch; None if it had enough."""
+    """A notice with advice if training had less than one batch; None otherwise."""
     if totals.get("trained_on", batch_size) >= batch_size:
         return None
     return (

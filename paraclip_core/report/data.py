@@ -1,4 +1,4 @@
-"""What the report page shows, as plain values: it can be built from artifacts or by hand."""
+"""The contents of the report page as plain values, built from artifacts or by hand."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Training:
 
 @dataclass(frozen=True)
 class QueryPair:
-    """A query and its paraphrase and the images that each model finds for them, best first."""
+    """A query and its paraphrase, with the images that each model finds for them, best first."""
 
     image_id: str
-    """The image that both tell of."""
+    """The image that both describe."""
     caption: str
     paraphrased_query: str
     base_overlap: float
-    """AO@10 of both lists, 0 to 1."""
+    """AO@10 of the two lists, 0 to 1."""
     tuned_overlap: float
     base_caption: Sequence[str]
     base_paraphrased: Sequence[str]
@@ -49,7 +49,7 @@ class ParaphraseSample:
 
 @dataclass(frozen=True)
 class RejectSample:
-    """A rejected text: what it was made from, and what was made."""
+    """A rejected text: its source and the text itself."""
 
     text: str
     detail: str
@@ -58,7 +58,7 @@ class RejectSample:
 
 @dataclass(frozen=True)
 class RejectGroup:
-    """Rejected rows of one stage with one reason."""
+    """Rejected rows of one stage with the same reason."""
 
     stage: str
     reason: str
@@ -68,7 +68,7 @@ class RejectGroup:
 
 @dataclass(frozen=True)
 class StageRow:
-    """Where a part of the result came from."""
+    """A stage of the run, from which a part of the result comes."""
 
     name: str
     fingerprint: str
@@ -82,12 +82,12 @@ class StageRow:
 
 @dataclass(frozen=True)
 class License:
-    """How much of the data has a license."""
+    """How much of the data has a given license."""
 
     name: str
     captions: int
     paraphrased: int
-    """Pairs of paraphrases, of which a caption may have several."""
+    """Paraphrase pairs; a caption may have several."""
 
 
 @dataclass(frozen=True)
@@ -98,24 +98,24 @@ class ReportData:
     verdict: str
     """``promote`` or ``hold``."""
     reasons: Sequence[str]
-    """The first says most."""
+    """The most important first."""
     comparison: Sequence[Row]
     finetune: str = ""
-    """Fingerprint of the tuned model; empty if no run of ours made it."""
+    """Fingerprint of the tuned model; empty if no run made it."""
     image_encoder_before: str = ""
     image_encoder_after: str = ""
     over_control: Sequence[Row] = ()
-    """The same figures with a model that was tuned on captions alone as `base`; none without one."""
+    """The same figures with the caption-only control as `base`; empty without one."""
     control: Sequence[Row] = ()
-    """The same figures with that model as `tuned`."""
+    """The same figures with the control as `tuned`."""
     untrained: bool = False
-    """Whether the base is near chance, so that no figure says anything."""
+    """Whether the base is near chance, so that no figure is meaningful."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What was trained on what, when and how, in a few words each."""
+    """What was trained on what, when and how, each in a few words."""
     settings: str = ""
-    """The run's options as YAML, where they are not the usual ones."""
+    """The run's non-default options as YAML."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What each benchmark counted over what (:attr:`paraclip_core.evaluation.run.Measured.notes`)."""
+    """The protocol of each benchmark (:attr:`paraclip_core.evaluation.run.Measured.notes`)."""
     confidence: float = 0.95
     notes: Sequence[str] = ()
     """What was left out and why."""
@@ -132,4 +132,4 @@ class ReportData:
     versions: Mapping[str, str] = field(default_factory=dict)
     licenses: Sequence[License] = ()
     thumbnails: Mapping[str, bytes] = field(default_factory=dict)
-    """Small JPEG of each image that is shown, by its id."""
+    """A small JPEG of each image shown, by its id."""

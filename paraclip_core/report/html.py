@@ -1,4 +1,4 @@
-"""What pages share: templates that escape every text, figures, and thumbnails that are embedded once."""
+"""Shared parts of pages: templates that escape all text, figures, and thumbnails embedded once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIDE, QUALITY = 112, 74
 
 
 def page_environment() -> Environment:
-    """Templates of this folder: every text is escaped, and an unknown name is an error."""
+    """The template environment of this folder: all text is escaped, and unknown names are errors."""
     environment = Environment(
         loader=PackageLoader("paraclip_core.report", "."),
         autoescape=select_autoescape(default=True),
@@ -28,7 +28,7 @@ def page_environment() -> Environment:
 
 
 def style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) -> Markup:
-    """Each picture once, as the background of its class, however often it is shown."""
+    """CSS that embeds each picture once, as the background of its class, however often it is shown."""
     rules = (
         f".{classes[image_id]}{{background-image:url(data:image/jpeg;base64,{base64.b64encode(jpeg).decode()})}}"
         for image_id, jpeg in sorted(thumbnails.items())

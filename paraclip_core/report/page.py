@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no script, no network, light and dark."""
+"""The report as a self-contained HTML file, without scripts or network access, in light and dark."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from paraclip_core.report.html import page_environment, style_rules
 from paraclip_core.report.plots import alpha_plot, loss_plot, margin_plot, pareto_plot, validation_plot
 
 COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")
-"""What a benchmark's notes count that the page says."""
+"""Counts of a benchmark's notes that the page shows."""
 
 EXPLAINED = {
     "ao": "AO@{0}: how far the first {0} images for a query and its paraphrase agree, the first places counting most.",
     "js": "JS@{0}: of the images among the first {0} for either query, the share that is there for both.",
 }
-"""Sentences on measures, by the beginnings of their names."""
+"""Explanations of measures, by prefixes of their names."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A chart with the words under it."""
+    """A chart with its caption."""
 
     svg: Markup
     caption: str
@@ -37,18 +37,18 @@ class Plot:
 
 @dataclass(frozen=True)
 class ListOfImages:
-    """A ranked list as it is drawn."""
+    """A ranked list, ready to draw."""
 
     model: str
     side: str
     images: Sequence[tuple[str, str, bool, bool]]
-    """Image id, CSS class, whether the model's other list has it too, whether it is the right one."""
+    """Image id, CSS class, whether the model's other list also has it, whether it is the right one."""
 
 
 def render_report(data: ReportData) -> str:
-    """The page, to be written as UTF-8: equal data gives equal bytes.
+    """The page, to be written as UTF-8; equal data gives equal bytes.
 
-    Every text is escaped; a content security policy forbids scripts and network besides.
+    All text is escaped; a content security policy additionally forbids scripts and network access.
     """
     environment = page_environment()
     environment.filters.update(
@@ -77,13 +77,13 @@ def render_report(data: ReportData) -> str:
 
 
 def _headlines(comparison: Sequence[Row]) -> list[Row]:
-    """The rows at the top of the page: of each headline metric its first benchmark's."""
+    """The rows at the top of the page: each headline metric from its first benchmark."""
     first = {row.metric: row for row in reversed(comparison) if row.facts.headline}
     return [row for row in comparison if first.get(row.metric) is row]
 
 
 def _about(kind: str, protocol: Mapping[str, Any]) -> str:
-    """Title of a benchmark, and what it counted over what."""
+    """Title and protocol of a benchmark."""
     row = describe_benchmark(kind)
     counted = [
         f"{protocol[name]:,} {name} searched"
@@ -97,13 +97,13 @@ def _about(kind: str, protocol: Mapping[str, Any]) -> str:
 
 
 def _explained(comparison: Sequence[Row]) -> list[str]:
-    """What the measures mean that are not known by their names, a line each."""
+    """Explanations of measures with uncommon names, a line each."""
     measured = {row.metric.partition("@")[0]: row.metric for row in comparison}
     return [text.format(measured[name].partition("@")[2]) for name, text in EXPLAINED.items() if name in measured]
 
 
 def _funnel(steps: Sequence[tuple[str, int]]) -> list[tuple[str, int, float, str]]:
-    """Name, count, width of the bar in percent, and share: of the rows read, and from `asked` on of those."""
+    """Name, count, bar width in percent, and share: of the rows read or, after `asked`, of the rows asked about."""
     top = max((count for _, count in steps), default=0) or 1
     counts, shown = dict(steps), []
     for place, (name, count) in enumerate(steps):
@@ -115,7 +115,7 @@ def _funnel(steps: Sequence[tuple[str, int]]) -> list[tuple[str, int, float, str
 
 
 def _reach(comparison: Iterable[Row]) -> dict[str, float]:
-    """Half the width of the interval bars' common scale, for each unit."""
+    """Half the width of the interval bars' common scale, by unit."""
     reach: dict[str, float] = {}
     for row in comparison:
         widest = max(abs(end) for end in (row.low, row.high, row.delta))
@@ -164,7 +164,7 @@ def _by_stage(rejects: Sequence[RejectGroup]) -> list[tuple[str, int, list[Rejec
 
 
 def _share(value: float, reach: float) -> str:
-    """Place of a difference on the interval bar's scale, as a CSS percentage."""
+    """Position of a difference on the interval bar's scale, as a CSS percentage."""
     return f"{50 + 50 * max(-1.0, min(1.0, value / reach)):.2f}%"
 
 

@@ -1,4 +1,4 @@
-"""The report's charts: what was logged while training, the choice of α, and agreement against its costs."""
+"""The report's charts: training logs, the choice of α, and agreement against its costs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paraclip_core.report.chart import Line, line_chart
 from paraclip_core.report.data import Training
 
 PARETO = ("text_to_image_recall@", "ao@")
-"""What is drawn against what, by the beginnings of their names."""
+"""The figures of the x and y axes, by prefixes of their names."""
 
 
 def loss_plot(training: Training) -> str | None:
@@ -27,20 +27,20 @@ def loss_plot(training: Training) -> str | None:
 
 
 def validation_plot(training: Training) -> str | None:
-    """Figures on left-out training images over steps; None if the log has none."""
+    """Figures on held-out training images over steps; None if the log has none."""
     logged = [line for line in training.lines if "validation" in line]
     if not logged:
         return None
     steps = [line["step"] for line in logged]
     names = list(logged[0]["validation"])
     lines = [Line(_words(name), steps, [line["validation"][name] for line in logged], True) for name in names]
-    # A single line has no legend to be named in.
+    # A single line has no legend that would name it.
     figure = _words(names[0]) if len(names) == 1 else "left-out images"
     return line_chart(f"{training.name}: validation", lines, "step", f"{figure}, %")
 
 
 def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
-    """What each figure gains or loses over α, against the base at α = 0; None if nothing was swept."""
+    """Gain or loss of each figure over α, relative to the base at α = 0; None without a sweep."""
     points = sweep.get("alphas") or []
     if not points:
         return None
@@ -53,7 +53,7 @@ def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
 
 
 def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
-    """Agreement against recall over α, as changes from the base, the chosen α ringed; None if either is missing."""
+    """Agreement against recall over α, as changes from the base, the chosen α circled; None if either is missing."""
     points = sweep.get("alphas") or []
     names = [next((name for name in points[0] if name.startswith(head)), None) for head in PARETO] if points else [None]
     if len(points) < 2 or None in names:
@@ -67,9 +67,9 @@ def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
 
 def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:
     """Agreement on paraphrased queries against agreement on hard negatives, of each model; None if no benchmark has
-    any.
+    both.
 
-    On the line the margin between both is the base's: a model above it tells more apart for all that it agrees more.
+    On the line the margin between the two equals the base's; a model above it has a larger margin.
     """
     benchmark = next(
         (row.benchmark for row in comparison if row.kind == "query_pairs" and row.metric == "margin"), None

@@ -1,1 +1,1 @@
-"""Training of text encoders: rows, batches, losses, the loop, checkpoints, and what is chosen afterwards."""
+"""Training of text encoders: rows, batches, losses, the loop, checkpoints and the choice of α."""

@@ -1,4 +1,4 @@
-"""Validation on images that training leaves out, and the interpolation with the base that it chooses.
+"""Validation on held-out images, and the choice of the interpolation with the base.
 
 Against forgetting, the tuned text encoder is interpolated with the base's (WiSE-FT, arXiv 2109.01903):
 θ_α = (1 - α) · θ_base + α · θ_tuned. Validation ranks stored features and takes a second or two.
@@ -31,28 +31,28 @@ PARAPHRASE_RECALL = f"paraphrase_recall@{K}"
 
 @dataclass(frozen=True)
 class ValidationSet:
-    """Images that training leaves out, and texts that search for them."""
+    """Images held out from training, and the texts that search for them."""
 
     gallery: NDArray[np.float16]
-    """Stored features of the images, each image once; [m, d]."""
+    """Stored features of the distinct images, [m, d]."""
     captions: Ragged
     """Queries."""
     targets: NDArray[np.int64]
-    """Row in the gallery of each caption's image."""
+    """Gallery row of each caption's image."""
     first: Ragged | None = None
-    """Captions of rows with paraphrases, for the overlap of both rankings."""
+    """Captions of rows with paraphrases, for the overlap of the two rankings."""
     second: Ragged | None = None
     """Paraphrase 2 of the same rows."""
     pair_targets: NDArray[np.int64] | None = None
-    """Row in the gallery of each of these rows' image."""
+    """Gallery row of the image of each of these rows."""
 
 
 def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
-    """Recall@10 of the captions and, where there are pairs, AO@10 and JS@10 between caption and paraphrase 2; percent.
+    """Recall@10 of the captions and, if there are pairs, AO@10 and JS@10 between caption and paraphrase 2; percent.
 
-    Without pairs AO and JS are left out, since 0 would mean a bad encoder, and so they are with a single image, on
-    which all rankings agree. With fewer than twenty images k is half their number, since among all images every encoder
-    finds every one.
+    AO and JS are left out without pairs, since 0 would mean a bad encoder, and with a single image, on which all
+    rankings agree. With fewer than twenty images k is half their number, since with k as large as the gallery every
+    encoder finds every image.
     """
     images = len(held_out.gallery)
     k = min(K, max(1, images // 2))
@@ -67,7 +67,7 @@ def measure(clip: ClipModel, held_out: ValidationSet) -> dict[str, float]:
 
 
 def _rank(clip: ClipModel, texts: Ragged, gallery: NDArray[np.float16], k: int) -> NDArray[np.int64]:
-    """The nearest images of each text, encoded in eval mode; the model's mode stays as it was."""
+    """The nearest images of each text, encoded in eval mode; the model's mode is restored."""
     training = clip.model.training
     clip.model.eval()
     with torch.no_grad():
@@ -81,14 +81,14 @@ def _percent(values: NDArray[np.float64]) -> float:
 
 
 def copy_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The weights as they are now."""
+    """A copy of the current weights."""
     return {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
 
 def interpolate(
     parameters: Mapping[str, nn.Parameter], base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float
 ) -> None:
-    """Put (1 - α) · base + α · tuned into the parameters; at 0 and 1 these are the weights themselves, bit for bit."""
+    """Set the parameters to (1 - α) · base + α · tuned; at 0 and 1 bit-identical to the base's or the tuned ones."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             if alpha in (0.0, 1.0):
@@ -104,7 +104,7 @@ def sweep(
     grid: Sequence[float],
     measure: Callable[[], Mapping[str, float]],
 ) -> list[dict[str, float]]:
-    """Measure every α of the grid, and 0, which the rule compares with; in rising order."""
+    """Measure every α of the grid, and 0, the rule's reference; in increasing order."""
     points = []
     for alpha in sorted({0.0, *grid}):
         interpolate(parameters, base, tuned, alpha)
@@ -113,13 +113,13 @@ def sweep(
 
 
 def choose_alpha(points: Sequence[Mapping[str, float]], rule: AlphaOptions) -> dict[str, Any]:
-    """Choose among the points of a sweep, in percent: ``alpha_sweep.json``, with the points and the rule in words.
+    """Choose among the points of a sweep, in percent; returns ``alpha_sweep.json`` with the points and the rule.
 
-    Without pairs there is no overlap, and the largest α within the limit wins: a tie at the base would undo the
-    training because of what was not measured.
+    Without pairs there is no overlap, and the largest α within the limit wins: falling back to the base would undo the
+    training because of an unmeasured figure.
     """
     floor = points[0][RECALL] - rule.max_recall_drop
-    # Recalls are rounded figures, so a drop of exactly the limit must not fail on its last binary digit.
+    # Recalls are rounded, so a drop of exactly the limit must not fail because of its last binary digit.
     allowed = [point for point in points if point[RECALL] >= floor - 1e-9]
     within = f"{RECALL} is at most {rule.max_recall_drop:g} points below that of α = 0 (the base)"
     if AO in points[0]:

@@ -1,4 +1,4 @@
-"""The model card of a trained release, and its completion with what was measured later."""
+"""The model card of a trained release, and its completion with later evaluations."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def release_card(
     revision: str | None = None,
     weights: str | None = None,
 ) -> str:
-    """The README.md of a release: what the model is, its origin, how to load it.
+    """The README.md of a release: what the model is, its origin and how to load it.
 
     `licenses` and `sources` count training rows. `figures` are rows of a table, all with the same columns. `base_model`
     and `revision` name the base on the Hugging Face hub, `weights` is the hash of its weights.
@@ -97,10 +97,10 @@ def completed_card(
     comparison: Mapping[str, Any] | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> str:
-    """A release's card for another layout, with the evaluation, whose figures become the hub's `model-index`, too.
+    """A release's card for another layout, with the evaluation, whose figures also become the hub's `model-index`.
 
-    `comparison` is an evaluation's ``comparison.json``; `about` has fields of the front matter that the publisher
-    states: `language`, `datasets`, `license`.
+    `comparison` is an evaluation's ``comparison.json``; `about` has front-matter fields given by the publisher:
+    `language`, `datasets`, `license`.
     """
     head, body = _parted(card)
     for other in LOAD.values():  # the release may be an export

@@ -1,8 +1,8 @@
-"""A training run's checkpoints: whole, sound, and of this run.
+"""A training run's checkpoints, verified to be complete, undamaged and of the same run.
 
 A checkpoint is one safetensors file, ``step-00000120.safetensors``, renamed into place. Its header holds the run's
-state and a digest over it and all tensors. The newest two are kept, so that one may be lost. Runs are told apart by
-their identity, a digest of base and data.
+state and a digest over the state and all tensors. The newest two are kept, so that one may be lost. Runs are
+distinguished by their identity, a digest of base and data.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from paraclip_core.tensor_file import remove_draft, write_tensors
 log = logging.getLogger(__name__)
 
 KEEP = 2
-"""Checkpoints that are kept."""
+"""Number of checkpoints to keep."""
 
 
 class CheckpointFolder:
@@ -45,8 +45,8 @@ class CheckpointFolder:
             self.delete(step)
 
     def sound(self) -> Iterator[dict[str, Any]]:
-        """State of the sound checkpoints, the newest first; damaged ones are reported and removed."""
-        for draft in self._folder.glob(".*.tmp"):  # of a run that was killed while it wrote
+        """States of the undamaged checkpoints, newest first; damaged ones are reported and removed."""
+        for draft in self._folder.glob(".*.tmp"):  # of a run that was killed while writing
             remove_draft(draft)
         for step in reversed(self._steps()):
             try:
@@ -58,12 +58,12 @@ class CheckpointFolder:
             if meta["identity"] != self._identity:
                 raise TrainingError(
                     f"{self._path(step)} belongs to another run (its model, data or options differ); "
-                    f"delete {self._folder} to start anew"
+                    f"delete {self._folder} to start again"
                 )
             yield meta["state"]
 
     def load(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """State and tensors of a sound checkpoint."""
+        """State and tensors of an undamaged checkpoint."""
         meta, tensors = self._read(step)
         return meta["state"], tensors
 
@@ -78,7 +78,7 @@ class CheckpointFolder:
         return sorted(int(path.stem.partition("-")[2]) for path in self._folder.glob("step-*.safetensors"))
 
     def _read(self, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Header and tensors; ValueError for a damaged file."""
+        """Header and tensors; raises ValueError for a damaged file."""
         path = self._path(step)
         try:
             with path.open("rb"):  # safetensors hides the reason of an OSError
@@ -90,7 +90,7 @@ class CheckpointFolder:
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in FAILING:
                 raise TrainingError(
-                    f"cannot read the checkpoint {path}: {error.strerror}; its disk or network folder is at fault, run "
+                    f"cannot read the checkpoint {path}: {error.strerror}; its disk or network folder is at fault; run "
                     "again when it is fixed, or delete the file to resume from the one before it"
                 ) from error
             raise ValueError(str(error)) from error

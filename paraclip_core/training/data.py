@@ -1,7 +1,7 @@
-"""What a step trains on: rows on disk, their order, and batches as arrays.
+"""Training data: rows on disk, their order, and batches as arrays.
 
-Token lists and image rows lie in flat files that are mapped into memory, so resident memory does not grow with the
-number of rows. A caption has a row for each of its rewrites, one after the other. A batch is a pure function of the
+Token lists and image rows are stored in memory-mapped flat files, so resident memory does not grow with the number of
+rows. A caption has one row per rewrite, and these rows are consecutive. A batch is a pure function of the
 rows, the batch size, the seed and the step.
 """
 
@@ -29,7 +29,7 @@ from paraclip_core.clip.ragged import Ragged
 from paraclip_core.clip.search import Gallery
 
 IMAGE = "image"
-"""The kind that is no text, beside the three of `TEXTS`."""
+"""The kind that is not a text, in addition to the three of `TEXTS`."""
 CAPTION = "caption"
 TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
 """The texts of a row."""
@@ -39,38 +39,38 @@ CAPTION_ID = "caption_id"
 STARTS = "starts"
 ID_BYTES = 16
 REWRITE_DRAWS = 2**128
-"""Where Philox's numbers for rewrites begin, far behind those for the order."""
+"""Offset of Philox's numbers for rewrites, far beyond those for the order."""
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
-"""Token lists of some rows by kind, with the captions' ids, binary(16), under ``caption_id``; and each row's row in the
+"""Token lists of some rows by kind, with the caption ids, binary(16), under ``caption_id``; and the row of each in the
 feature matrix."""
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows to train on: texts by kind, and the feature row of each image."""
+    """Rows to train on: texts by kind, and each image's row in the feature matrix."""
 
     texts: Mapping[str, Ragged]
     image_rows: NDArray[np.int64]
     facts: Mapping[str, int] = field(default_factory=dict)
-    """Counts from their collection."""
+    """Counts from collecting the rows."""
     ids: NDArray[np.uint8] | None = None
     """Each row's caption id, [n, 16]."""
     starts: NDArray[np.int64] | None = None
-    """The first row of each caption, then the number of rows, [captions + 1]; None where each row is a caption."""
+    """The first row of each caption, then the number of rows, [captions + 1]; None if each caption has one row."""
 
     def __len__(self) -> int:
-        """Captions, which are the rows that an epoch sees."""
+        """Number of captions, of which an epoch sees one row each."""
         return len(self.image_rows) if self.starts is None else len(self.starts) - 1
 
     def as_captions(self) -> TrainingRows:
-        """The control: the caption in place of every other text."""
+        """The rows of the caption-only control: every text is the caption."""
         return replace(self, texts=dict.fromkeys(TEXTS, self.texts[CAPTION]))
 
 
 def data_digest(rows: TrainingRows, image_keys: NDArray[np.int64]) -> str:
-    """Digest of the images and captions in their order, and of the number of tokens of each kind of text.
+    """Digest of the images and captions in order, and of the number of tokens of each kind of text.
 
-    The tokens themselves are most of the data, and are not read.
+    The tokens themselves are most of the data and are not read.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{len(rows)} {[(kind, len(tokens.values)) for kind, tokens in rows.texts.items()]};".encode())
@@ -83,13 +83,13 @@ def data_digest(rows: TrainingRows, image_keys: NDArray[np.int64]) -> str:
 
 
 class CaptionStarts:
-    """Finds the first row of each caption in a stream; rows of one caption follow each other."""
+    """Finds the first row of each caption in a stream, in which the rows of a caption are consecutive."""
 
     def __init__(self) -> None:
         self._last: NDArray[np.uint8] | None = None
 
     def __call__(self, ids: pa.FixedSizeBinaryArray) -> NDArray[np.bool_]:
-        """Which of the next rows begin another caption than the row before, bool [n]."""
+        """Which of the next rows begin a new caption, bool [n]."""
         values = id_array(ids)
         begins = np.ones(len(values), bool)
         begins[1:] = (values[1:] != values[:-1]).any(axis=1)
@@ -101,7 +101,7 @@ class CaptionStarts:
 
 
 def id_array(ids: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """Caption ids as numbers, uint8 [n, 16]: a view of the buffer instead of a Python object a row."""
+    """Caption ids as numbers, uint8 [n, 16]: a view of the buffer instead of a Python object per row."""
     values = np.frombuffer(ids.buffers()[1], np.uint8).reshape(-1, ID_BYTES)
     return values[ids.offset : ids.offset + len(ids)]
 
@@ -113,9 +113,9 @@ def spool_rows(
     facts: Callable[[], Mapping[str, int]] = dict,
     dtype: type[np.integer] = np.uint16,
 ) -> TrainingRows:
-    """Write rows, in a fixed order, to flat files in `folder`, unless an earlier try finished; map them into memory.
+    """Write rows, in a fixed order, to flat files in `folder` unless that is already done; map them into memory.
 
-    Texts of `kinds` are kept, and the counts that `facts` gives after the last row.
+    Texts of `kinds` are kept, and the counts that `facts` returns after the last row.
     """
     if not (folder / DONE).exists():
         shutil.rmtree(folder, ignore_errors=True)
@@ -161,7 +161,7 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtyp
 
 
 def _sync(file: IO[Any]) -> None:
-    # Otherwise a power cut could keep the mark of completeness and lose the data.
+    # Otherwise a power failure could keep the completion marker and lose the data.
     file.flush()
     os.fsync(file.fileno())
 
@@ -169,8 +169,8 @@ def _sync(file: IO[Any]) -> None:
 def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """Permutation of the rows for one epoch, int64 [rows].
 
-    Rows are sorted by the raw output of the counter-based Philox generator, which numpy keeps stable (unlike its
-    shuffles).
+    Rows are sorted by the raw output of the counter-based Philox generator, which numpy keeps stable across versions
+    (unlike its shuffles).
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(rows), kind="stable")
@@ -179,8 +179,8 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
 def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Draw one of each caption's rewrites for an epoch, as LaCLIP does (arXiv 2305.20088): numbers from 0, int64 [n].
 
-    A draw depends on seed, epoch and the caption's number alone: it is that output of SplitMix64 (Steele et al., 2014),
-    with a state that Philox gives for seed and epoch.
+    A draw depends only on the seed, the epoch and the caption's number: it is the output with that number of
+    SplitMix64 (Steele et al., 2014), whose state Philox gives for seed and epoch.
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     state = np.uint64(np.random.Philox(counter=REWRITE_DRAWS, key=key).random_raw())
@@ -191,15 +191,15 @@ def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, ep
 
 
 class DataOrder:
-    """Batches of an endless run: every epoch is a new permutation without its last incomplete batch.
+    """Batches of an endless run: every epoch is a new permutation without its last, incomplete batch.
 
-    An epoch has each caption once, in one of its rewrites.
+    An epoch contains each caption once, with one of its rewrites.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, starts: NDArray[np.int64] | None = None) -> None:
         """Order `rows` captions; a batch is never larger than all of them.
 
-        `starts` has the first row of each caption and the number of all rows; without it each caption is one row.
+        `starts` has the first row of each caption and the total number of rows; without it each caption is one row.
         """
         self.rows, self.batch_size, self.seed, self.starts = rows, min(batch_size, rows), seed, starts
         self.steps_per_epoch = rows // self.batch_size
@@ -210,7 +210,7 @@ class DataOrder:
         return max(1, round(epochs * self.rows / self.batch_size))
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """Rows of the batch at `step`, from 0; int64 [batch_size], whatever was asked for before."""
+        """Rows of the batch at `step`, from 0; int64 [batch_size], independent of earlier calls."""
         epoch, within = divmod(step, self.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, epoch_order(self.rows, self.seed, epoch))
@@ -223,18 +223,18 @@ class DataOrder:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on."""
+    """The data of one step."""
 
     image_rows: NDArray[np.int64]
     """Row of each image in the feature matrix, int64 [n]."""
     tokens: Ragged
-    """The texts of every kind in a row; those that kinds share come once."""
+    """The texts of all kinds, one kind after the other; texts shared by kinds occur once."""
     parts: Mapping[str, slice]
-    """Each kind's n texts among them."""
+    """The slice of each kind's n texts."""
     features: NDArray[np.float32]
     """Stored features of the images, [n, d]."""
     keys: Mapping[str, NDArray[np.int64]]
-    """For each kind and ``image`` a key per row, [n]; equal keys mean equal texts or images."""
+    """For each kind and for ``image`` a key per row, [n]; equal keys mean equal texts or images."""
 
     def texts(self, kind: str) -> Ragged:
         """The n texts of one kind."""
@@ -242,11 +242,11 @@ class Batch:
         return self.tokens.take(np.arange(part.start, part.stop))
 
     def embeddings(self, texts: Tensor) -> dict[str, Tensor]:
-        """Embeddings of each kind and of ``image``, float32 [n, d], from those of all texts."""
+        """Embeddings of each kind and of ``image``, float32 [n, d], given those of all texts."""
         return {IMAGE: _unit(self.features, texts.device)} | {kind: texts[part] for kind, part in self.parts.items()}
 
     def gallery(self, device: torch.device) -> Tensor:
-        """Embeddings of the batch's different images, which rankings are compared over, float32 [m, d]."""
+        """Embeddings of the batch's distinct images, over which rankings are compared, float32 [m, d]."""
         return _unit(self.features[np.unique(self.image_rows, return_index=True)[1]], device)
 
     def key_tensors(self, device: torch.device) -> dict[str, Tensor]:
@@ -268,7 +268,7 @@ def make_batch(
 ) -> Batch:
     """The rows at `indices` with the texts of these kinds."""
     n, image_rows = len(indices), np.asarray(rows.image_rows[indices])
-    # Kinds that share their texts share their place, so that they are encoded once.
+    # Kinds with the same texts share a slice, so that the texts are encoded once.
     unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
     places = {id(texts): slice(number * n, (number + 1) * n) for number, texts in enumerate(unique)}
     parts = {kind: places[id(rows.texts[kind])] for kind in kinds}
@@ -282,7 +282,7 @@ def token_keys(tokens: Ragged) -> NDArray[np.int64]:
     """A 64-bit key for each list of tokens, int64 [n]: equal lists have equal keys.
 
     A multilinear hash, Σ weight[position] · (token + 1) mod 2⁶⁴ with fixed random weights. Texts with equal tokens
-    (letter case, cut ends) have one key.
+    (for example, apart from letter case or a truncated end) share a key.
     """
     lengths = np.diff(tokens.offsets)
     if not len(tokens.values):
@@ -296,7 +296,7 @@ def token_keys(tokens: Ragged) -> NDArray[np.int64]:
 
 @contextmanager
 def prefetched(make: Callable[[int], Batch], steps: Iterable[int]) -> Iterator[Iterator[Batch]]:
-    """The batches of these steps; a thread makes the next one while the caller trains on one."""
+    """The batches of these steps; a thread prepares the next one while the caller trains on one."""
 
     def batches() -> Iterator[Batch]:
         futures = (pool.submit(make, step) for step in steps)

@@ -1,11 +1,11 @@
 """Embeddings of any number of texts, with gradients, in fixed memory.
 
 Gradient caching (GradCache, arXiv 2101.06983): embed all texts without keeping anything for the backward pass, compute
-the loss's gradient by the embeddings, then embed each group again and run it backward. If all groups fit into memory,
-the first pass is kept instead. Either way every group runs backward on its own and gradients are added in the same
-order, so the bytes are equal.
+the loss's gradient with respect to the embeddings, then embed each group again and run it backward. If all groups fit
+into memory, the first pass is kept instead. Either way every group runs backward on its own and gradients are added in
+the same order, so the bytes are equal.
 
-On a CPU two groups run side by side, each on half of the cores. A step is some ten thousand short operations; if all
+On a CPU two groups run in parallel, each on half of the cores. A step is some ten thousand short operations; if all
 cores share each of them, they wait for one another ten thousand times.
 """
 
@@ -34,17 +34,17 @@ from paraclip_core.training.process import anonymous_memory, free_heap
 T = TypeVar("T")
 
 GROUP_TOKENS = 6144
-"""About the most tokens that run backward together. Weight gradients are summed in the group's precision, across groups
-in fp32."""
+"""Approximate maximum of tokens that run backward together. Weight gradients are summed in the group's precision within
+a group, and in fp32 across groups."""
 
 FEW_TOKENS = 2048
-"""So few tokens are one group: a second one would cost more than it saves."""
+"""Up to this many tokens form one group: a second one would cost more than it saves."""
 
 NOT_COMPUTED = ("visual.", "text_decoder.")
-"""Parts of a model that texts do not pass: the image encoder, and CoCa's caption decoder."""
+"""Parts of a model that texts do not pass through: the image encoder, and CoCa's caption decoder."""
 
 STREAMS = 2
-"""Groups that run at once on a CPU. Each takes its own memory, and prefixes are not shared across groups."""
+"""Groups that run in parallel on a CPU. Each needs its own memory, and prefixes are not shared across groups."""
 
 
 class CachedTexts:
@@ -59,9 +59,9 @@ class CachedTexts:
         keep: bool,
         most_bytes: float = 0,
     ) -> None:
-        """`keep` keeps the first pass for the backward one: more memory, less time, the same result.
+        """`keep` keeps the first pass for the backward pass: more memory, less time, the same result.
 
-        Until the process takes `most_bytes`, freed memory is kept.
+        Freed memory is kept until the process uses `most_bytes`.
         """
         self._clip, self._tokens, self._keep = clip, tokens, keep
         self._precision: Precision = precision
@@ -72,13 +72,13 @@ class CachedTexts:
         # padding.
         self._chunk_tokens = GROUP_TOKENS if encoder.packed is not None else CHUNK_TOKENS
         self._groups = _groups(order, encoder.widths(tokens.lengths[order], clip.context_length))
-        # torch keeps the kind of attention for the whole process; a packed encoder has its own.
+        # torch sets the attention kernel for the whole process; a packed encoder has its own.
         self._packed = encoder.packed is not None
         self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
         self._outputs: list[Tensor] = []
 
     def embed(self) -> Tensor:
-        """Embeddings of all texts, float32 [n, d], L2-normalized, without history."""
+        """Embeddings of all texts, float32 [n, d], L2-normalized, detached."""
         embeddings = torch.zeros(len(self._tokens), self._clip.embed_dim, device=self._clip.device)
         for rows, output in zip(self._groups, self._each(self._first_pass, len(self._groups)), strict=True):
             if self._keep:
@@ -88,7 +88,7 @@ class CachedTexts:
         return embeddings
 
     def backward(self, gradient: Tensor, parameters: Sequence[Tensor]) -> None:
-        """Add to the parameters' ``grad`` what follows from the gradient by the embeddings, [n, d]."""
+        """Backpropagate the gradient of the embeddings, [n, d], into the parameters' ``grad``."""
 
         def group_gradients(number: int) -> tuple[Tensor | None, ...]:
             rows = torch.from_numpy(self._groups[number]).to(gradient.device)
@@ -129,14 +129,14 @@ def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> No
             parameter.grad = gradient
             taken.add(gradient.data_ptr())
         else:
-            # autograd gives one tensor to parameters that are added to each other.
+            # autograd returns the same tensor for parameters that are added to each other.
             parameter.grad = gradient.clone(memory_format=torch.contiguous_format)
 
 
 def _groups(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Cut rows into groups of about equal numbers of tokens, near GROUP_TOKENS at most; `lengths` include padding.
+    """Cut rows into groups of roughly equal numbers of tokens, at most about GROUP_TOKENS; `lengths` include padding.
 
-    The number of groups does not depend on the cores, because it decides the last bits of the gradients.
+    The number of groups does not depend on the number of cores, because it affects the last bits of the gradients.
     """
     ends = np.cumsum(lengths)
     tokens = int(ends[-1]) if len(ends) else 0
@@ -146,9 +146,9 @@ def _groups(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray
 
 
 def activation_bytes(clip: ClipModel, precision: Precision) -> int:
-    """Estimated bytes that the backward pass needs for each token: inputs and outputs of every matrix.
+    """Estimated bytes that the backward pass needs per token: inputs and outputs of every matrix.
 
-    Within a factor of 2.5 for every kind of encoder; attention's square of the text's length is left out.
+    Accurate within a factor of 2.5 for every kind of encoder; the quadratic cost of attention is ignored.
     """
     embeddings = {id(module.weight) for module in clip.model.modules() if isinstance(module, nn.Embedding)}
     numbers = sum(
@@ -161,10 +161,10 @@ def activation_bytes(clip: ClipModel, precision: Precision) -> int:
 
 @contextmanager
 def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]]:
-    """Let the token embedding take gradients in the rows of these tokens only; they join its own at the end.
+    """Restrict the token embedding's gradients to the rows of these tokens; they are added to its own at the end.
 
-    Otherwise every chunk makes and adds a gradient of the whole vocabulary, which is most of the parameters. Yields
-    these rows as a parameter, or nothing where the embedding is not trained.
+    Otherwise every chunk creates and adds a gradient of the whole vocabulary, which is most of the parameters. Yields
+    these rows as a parameter, or an empty list if the embedding is not trained.
     """
     module = _vocabulary(clip)
     if module is None:
@@ -176,7 +176,7 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
     place = torch.full((len(weight),), -1, dtype=torch.int64, device=device)
     place[rows] = torch.arange(len(used), device=device)
     few = weight.detach()[rows].requires_grad_()
-    # Hooks run when the module itself is called.
+    # Hooks run only when the module itself is called.
     module.forward = lambda ids: functional.embedding(place[ids], few)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield [few]
@@ -191,7 +191,7 @@ def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]
 
 
 def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
-    """The token embedding, if it is a plain one and trained: the largest table of the text encoder."""
+    """The token embedding, the largest table of the text encoder, if it is a plain one and trained."""
     tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
     largest = max(tables, key=lambda table: table.num_embeddings, default=None)
     plain = largest is not None and type(largest) is nn.Embedding and largest.weight.requires_grad
@@ -199,7 +199,7 @@ def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:
-    # On a CPU, in bf16 and on texts this short, the fused kernel's backward pass takes three times as long.
+    # On a CPU, in bf16 and for texts this short, the fused kernel's backward pass takes three times as long.
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
@@ -209,10 +209,10 @@ def in_turn(work: Callable[[int], T], count: int) -> Iterator[T]:
 
 
 def side_by_side(work: Callable[[int], T], count: int) -> Iterator[T]:
-    """The same, in the same order; with two cores or more `STREAMS` at once, in threads.
+    """Like :func:`in_turn`, but with two cores or more `STREAMS` calls run at once, in threads.
 
-    Gradient mode and autocast belong to each thread, so `work` has to set them. If one fails, those that were begun
-    end before the error is raised.
+    Gradient mode and autocast are thread-local, so `work` must set them. If a call fails, those already started
+    finish before the error is raised.
     """
     cores = torch.get_num_threads()
     if count < 2 or cores < STREAMS:
@@ -235,7 +235,7 @@ def _pool(cores: int) -> ThreadPoolExecutor:
     started = threading.Barrier(STREAMS + 1)
 
     def start() -> None:
-        # A thread's first question for its number overwrites it with the process's, so it asks before it sets.
+        # A thread's first query of its thread count overwrites it with the process's, so query it before setting it.
         torch.get_num_threads()
         torch.set_num_threads(cores // STREAMS)
         started.wait()
@@ -244,6 +244,6 @@ def _pool(cores: int) -> ThreadPoolExecutor:
     for _ in range(STREAMS):
         pool.submit(int)
     started.wait()
-    # A thread's number also holds for threads that have not asked yet.
+    # A thread's count also applies to threads that have not queried theirs yet.
     torch.set_num_threads(cores)
     return pool

@@ -1,4 +1,4 @@
-"""The training log: JSON lines whose bytes do not depend on how often the run was killed."""
+"""The training log: JSON lines whose bytes do not depend on interruptions of the run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 
 def rounded(value: float) -> float:
-    """A figure with the six significant digits of logs and manifests."""
+    """A figure rounded to the six significant digits of logs and manifests."""
     return float(f"{value:.6g}")
 
 
 class TrainingLog:
-    """JSON lines, appended step by step; a resumed run cuts the log to its checkpoint."""
+    """JSON lines, appended step by step; a resumed run truncates the log to its checkpoint."""
 
     def __init__(self, path: Path) -> None:
         """Write to `path`; call :meth:`resume` first."""
         self._path = path
 
     def resume(self, size: int) -> bool:
-        """Cut the log to its first `size` bytes; False if it has fewer, so that some are lost."""
+        """Truncate the log to its first `size` bytes; returns False if it is shorter, that is, if lines are lost."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as file:
             if file.tell() < size:
@@ -36,7 +36,7 @@ class TrainingLog:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def sync(self) -> int:
-        """Flush the log to disk; its size in bytes."""
+        """Flush the log to disk; returns its size in bytes."""
         with self._path.open("ab") as file:
             os.fsync(file.fileno())
             return file.tell()

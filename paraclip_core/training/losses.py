@@ -1,19 +1,19 @@
-"""The loss of a step and its gradients: contrastive over named pairs, and terms that hold the encoder near its base.
+"""The loss of a step and its gradients: contrastive losses over named pairs, and terms against forgetting.
 
 The published method sums three InfoNCE terms with equal weights: image against paraphrase 2, caption against
 paraphrase 1, paraphrase 1 against paraphrase 2 (ParaCLIP, arXiv 2402.15120). Each is open_clip's ``ClipLoss``, the mean
 of the cross-entropies of rows and columns of the scaled cosine matrix, with known false negatives left out.
 
-Of a base with a logit bias (SigLIP, arXiv 2303.15343), pairs with an image have open_clip's ``SigLipLoss`` in its
-place, with the base's own scale and bias. Pairs of texts keep InfoNCE: their cosines lie far above those of a text and
-an image, which the bias was learned for.
+If the base has a logit bias (SigLIP, arXiv 2303.15343), pairs with an image use open_clip's ``SigLipLoss`` instead,
+with the base's own scale and bias. Pairs of texts keep InfoNCE: their cosines are far above those of a text and an
+image, for which the bias was learned.
 
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
-ranking distillation: every text of a row ranks images as the base does for the caption, or for the mean of its
-paraphrases, which finds more than one of them. Over the images of the batch, with p = softmax(T · base's feature ·
-images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's top-one probabilities (Cao et al.,
-ICML 2007). The contrastive losses draw single pairs together and leave rankings to follow; this one trains what AO@k
-and recall@k look at.
+ranking distillation: every text of a row learns to rank images as the base does for the caption, or for the mean of
+caption and paraphrases, which retrieves better than a single text. Over the images of the batch, with
+p = softmax(T · base's feature · images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's
+top-one probabilities (Cao et al., ICML 2007). The contrastive losses pull single pairs together and affect rankings
+only indirectly; this one trains what AO@k and recall@k measure.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from paraclip_core.training.options import LossWeights, RankingDistillation
 from paraclip_core.training.process import GIB, anonymous_memory
 
 CHUNK_ROWS = 1024
-"""Rows of a cosine matrix that are in memory at a time."""
+"""Rows of a cosine matrix in memory at a time."""
 RANKING_CELLS = 1 << 22
-"""Similarities of one text to images that are in memory at a time."""
+"""Similarities of one kind of text to images in memory at a time."""
 RANKING_TEMPERATURE = 50.0
-"""Factor of the cosines in the softmaxes of rankings: the larger, the more the first ranks count."""
+"""Factor of the cosines in the softmaxes of rankings: the larger it is, the more the first ranks count."""
 DISTIL, RANKING_DISTILLATION = "distil", "ranking_distillation"
 LeftOut = Callable[[int, int], Tensor]
-"""Mask of the entries that are no negatives, bool [stop - start, n], of the matrix's rows from start to stop."""
+"""Mask of entries that are not negatives, bool [stop - start, n], for the matrix's rows from start to stop."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two kinds of embeddings whose equal rows a loss draws together."""
+    """Two kinds of embeddings whose corresponding rows a loss pulls together."""
 
     first: str
     second: str
@@ -76,12 +76,12 @@ def named_pairs(weights: LossWeights) -> tuple[Pair, ...]:
 def info_nce(
     first: Tensor, second: Tensor, scale: Tensor, left_out: LeftOut | None = None, chunk_rows: int = CHUNK_ROWS
 ) -> Tensor:
-    """Symmetric InfoNCE of two lists of L2-normalized embeddings, [n, d], whose equal rows belong together.
+    """Symmetric InfoNCE of two lists of L2-normalized embeddings, [n, d], whose corresponding rows belong together.
 
     The mean over rows of both directions' cross-entropies, a scalar; `scale` (``logit_scale.exp()``) multiplies the
-    cosines. Where `left_out` is true, ``second[j]`` and ``first[i]`` are no negatives of each other; it must be false
-    on the diagonal. The matrix is computed `chunk_rows` rows at a time, and gradients along with the value: memory is
-    O(chunk_rows · n).
+    cosines. Where `left_out` is true, ``second[j]`` and ``first[i]`` are not negatives of each other; it must be
+    false on the diagonal. The matrix is computed `chunk_rows` rows at a time, and gradients along with the value:
+    memory is O(chunk_rows · n).
     """
     loss = _ChunkedInfoNce.apply(first, second, scale, left_out, chunk_rows)
     assert isinstance(loss, Tensor)
@@ -89,7 +89,7 @@ def info_nce(
 
 
 class _Precomputed(torch.autograd.Function):
-    """A function whose forward pass saves the gradient by each of its tensors; two arguments that are none follow."""
+    """A function whose forward pass saves the gradient of each tensor argument; two other arguments follow them."""
 
     @staticmethod
     @once_differentiable
@@ -98,8 +98,8 @@ class _Precomputed(torch.autograd.Function):
 
 
 class _ChunkedInfoNce(_Precomputed):
-    """With S = scale · first · secondᵀ and its row and column log-sum-exps r and c, the gradient by S is
-    (exp(S - r) + exp(S - c)) / 2n, less 1/n on the diagonal."""
+    """With S = scale · first · secondᵀ and its row and column log-sum-exps r and c, the gradient with respect to S is
+    (exp(S - r) + exp(S - c)) / 2n, minus 1/n on the diagonal."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -123,7 +123,7 @@ class _ChunkedInfoNce(_Precomputed):
         if any(ctx.needs_input_grad):
             grad_first, grad_second = torch.empty_like(first), torch.zeros_like(second)
             for start, stop in chunks:
-                # A single chunk's logits are still there.
+                # The logits of a single chunk are still in memory.
                 part = part if len(chunks) == 1 else logits(start, stop)
                 grad_part = (part - row_sums[start:stop, None]).exp_()
                 grad_part += part.sub_(column_sums).exp_()
@@ -144,9 +144,9 @@ def pairwise_sigmoid(
     left_out: LeftOut | None = None,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Tensor:
-    """SigLIP's loss: each entry of the matrix is told apart on its own, as a pair or as none.
+    """SigLIP's loss: each entry of the matrix is classified independently as a pair or not.
 
-    The sum of -log sigmoid(±(scale · cosine + bias)) over the matrix, + on its diagonal, divided by n; otherwise as
+    The sum of -log sigmoid(±(scale · cosine + bias)) over the matrix, + on its diagonal, divided by n; otherwise like
     :func:`info_nce`.
     """
     loss = _ChunkedSigmoid.apply(first, second, scale, bias, left_out, chunk_rows)
@@ -155,7 +155,7 @@ def pairwise_sigmoid(
 
 
 class _ChunkedSigmoid(_Precomputed):
-    """With S = scale · first · secondᵀ + bias, the gradient by S is sigmoid(S) / n, less 1/n on the diagonal."""
+    """With S = scale · first · secondᵀ + bias, the gradient of S is sigmoid(S) / n, minus 1/n on the diagonal."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -180,10 +180,11 @@ class _ChunkedSigmoid(_Precomputed):
 
 
 def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop: int | None = None) -> Tensor:
-    """Entries of a pair's matrix off the diagonal that are no negatives, bool [stop - start, n].
+    """Off-diagonal entries of a pair's matrix that are not negatives, bool [stop - start, n].
 
-    Rows i and j are none of each other's where they share their image, or one of the pair's texts; and ``first[i]`` is
-    none of ``second[j]``'s where both are the same text. Equal `keys`, int64 [n] a kind, mean equal texts or images.
+    Rows i and j are not negatives of each other if they share their image or one of the pair's texts, and neither are
+    ``first[i]`` and ``second[j]`` if both are the same text. Equal `keys`, int64 [n] per kind, mean equal texts or
+    images.
     """
     rows = slice(start, stop)
     mask = keys[IMAGE][rows, None] == keys[IMAGE][None, :]
@@ -203,11 +204,11 @@ def contrastive_loss(
     keys: Mapping[str, Tensor] | None = None,
     logit_bias: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of the pairs' losses, in float32 whatever the embeddings ([n, d] a kind, L2-normalized) come in.
+    """Weighted sum of the pairs' losses, in float32; embeddings are L2-normalized, [n, d] per kind, of any dtype.
 
-    The model's logarithmic scale and bias are scalars or, as some models have them, of shape [1]. With a bias image
-    pairs are told apart by it. Without `keys`, see :func:`false_negatives`, every negative counts. Gives the sum, and
-    each pair's own loss (detached, unweighted) by the pair's name.
+    The model's logarithmic scale and its bias are scalars or, in some models, of shape [1]. With a bias, image pairs
+    use :func:`pairwise_sigmoid`. Without `keys` (see :func:`false_negatives`) every negative counts. Returns the sum,
+    and each pair's own loss (detached, unweighted) by the pair's name.
     """
     with torch.autocast(logit_scale.device.type, enabled=False):
         scale = logit_scale.float().exp().reshape(())
@@ -229,8 +230,8 @@ def ranking_divergence(texts: Sequence[Tensor], teacher: Tensor, gallery: Tensor
     """Mean of KL(the teacher's ranking ‖ that of a text) over rows and texts, in nats.
 
     `query_pairs` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
-    length 1; the larger `temperature`, a factor of the cosines, the more the first ranks count. Similarities are
-    computed some rows at a time, and gradients, by the texts alone, along with the value.
+    length 1. The larger `temperature`, a factor of the cosines, the more the first ranks count. Similarities are
+    computed some rows at a time, and gradients, only for the texts, along with the value.
     """
     divergence = _RankingDivergence.apply(teacher, gallery, temperature, *texts)
     assert isinstance(divergence, Tensor)
@@ -238,7 +239,7 @@ def ranking_divergence(texts: Sequence[Tensor], teacher: Tensor, gallery: Tensor
 
 
 class _RankingDivergence(torch.autograd.Function):
-    """The gradient by a text's similarities T · text · images is (q - p) / (rows · texts)."""
+    """The gradient with respect to a text's similarities T · text · images is (q - p) / (rows · texts)."""
 
     @staticmethod
     def forward(ctx: Any, teacher: Tensor, gallery: Tensor, temperature: float, *texts: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -265,18 +266,18 @@ class _RankingDivergence(torch.autograd.Function):
 
 
 class Anchor:
-    """The base as it was when training began, and the terms that look at it."""
+    """The base at the start of training, and the loss terms that refer to it."""
 
     def __init__(self, clip: ClipModel, distil: float, ranks: RankingDistillation) -> None:
-        """Copy the text encoder as it is; `distil` is its term's weight, 0 for none."""
+        """Copy the current text encoder; `distil` is the weight of its term, 0 for none."""
         self.distil, self.ranks = distil, ranks
-        # The image encoder is large and stays the same, so it is shared.
+        # The image encoder is large and does not change, so it is shared.
         self.clip = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
         self.clip.model.requires_grad_(False)
         self.clip.model.eval()
 
     def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
-        """The base's embeddings of the texts that the terms look at, float32 [n, d] a kind."""
+        """The base's embeddings of the texts that the terms use, float32 [n, d] per kind."""
         if self.ranks.weight and self.ranks.teacher == "mean":
             texts = embed(self.clip, batch.tokens)
             return {kind: texts[batch.parts[kind]] for kind in TEXTS}
@@ -285,7 +286,7 @@ class Anchor:
     def terms(
         self, batch: Batch, embeddings: Mapping[str, Tensor], base: Mapping[str, Tensor]
     ) -> dict[str, tuple[float, Tensor]]:
-        """Weight and value, a scalar with history, of each term by name; `base` has its embeddings."""
+        """Weight and value (a scalar with gradient) of each term by name; `base` holds the base's embeddings."""
         terms = {}
         if self.distil:
             terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base[CAPTION]).sum(1)).mean())
@@ -307,19 +308,19 @@ class Objective:
     pairs: Sequence[Pair]
     precision: Precision = "fp32"
     memory_gib: float = 4.0
-    """Memory for what the backward pass needs of a batch; larger batches are embedded twice."""
+    """Memory for the backward pass of a batch; batches that need more are embedded twice."""
     anchor: Anchor | None = None
     taken: int = field(default_factory=anonymous_memory)
-    """Bytes of this process before the first batch."""
+    """Memory of this process before the first batch, in bytes."""
 
     def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
 
-        Gives the loss, and each term without its weight, by name.
+        Returns the loss, and each unweighted term by name.
         """
         clip, anchor = self.clip, self.anchor
         scale, bias = clip.model.get_parameter("logit_scale"), getattr(clip.model, "logit_bias", None)
-        # Gradients of scale and bias come from the whole batch.
+        # The gradients of scale and bias come from the whole batch.
         encoder = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
         cached = partial(CachedTexts, precision=self.precision, most_bytes=self.taken + self.memory_gib * GIB)
         with touched_vocabulary(clip, batch.tokens) as vocabulary:

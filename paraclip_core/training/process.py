@@ -1,4 +1,4 @@
-"""What training asks of its own process: memory, kernels, SIGTERM."""
+"""Process-level settings for training: memory, kernels and SIGTERM."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch
 GIB = 2**30
 
 SHARE = 1 / 3
-"""Share of the free memory for batches: the estimate of what they take may be 2.5 times too low."""
+"""Share of the free memory used for batches: their estimated size may be 2.5 times too low."""
 
 UNKNOWN_GIB = 4.0
-"""For batches where the free memory is unknown."""
+"""GiB for batches if the free memory is unknown."""
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt``, as ``malloc.h`` numbers them."""
@@ -30,15 +30,15 @@ STATUS, MEMINFO, CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path
 
 
 def memory_for_batches(device: torch.device) -> float:
-    """GiB that this process may keep for the backward pass: a third of what is free now."""
+    """GiB that this process may use for the backward pass: a third of the memory that is free now."""
     free = free_memory(device)
     return UNKNOWN_GIB if free is None else SHARE * free / GIB
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Free bytes of a device's memory; None where they are unknown.
+    """Free memory of a device in bytes; None if unknown.
 
-    On a CPU with Linux: the system's available memory, at most what the container may still take (cgroup v2).
+    On a CPU with Linux: the system's available memory, up to the container's remaining limit (cgroup v2).
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -52,14 +52,14 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def anonymous_memory() -> int:
-    """Bytes of this process in memory that belong to no file, 0 where they are unknown."""
+    """Anonymous resident memory of this process in bytes; 0 if unknown."""
     return _kib(STATUS, "RssAnon") or 0
 
 
 def free_heap() -> None:
-    """Return freed memory that the C library keeps (glibc's) to the system.
+    """Return freed memory that the C library (glibc) keeps to the system.
 
-    Tensors of ever new shapes leave holes in the heap that the next ones do not fit into.
+    Tensors of ever-changing shapes leave holes in the heap that the next ones do not fit into.
     """
     if (trim := getattr(_c_library(), "malloc_trim", None)) is not None:
         trim(0)
@@ -83,20 +83,20 @@ def keep_freed_memory() -> None:
 
 
 def bound_kernel_cache() -> None:
-    """Bound oneDNN's cache of kernels; call it before the first computation, since oneDNN reads the bound once.
+    """Bound oneDNN's kernel cache; call it before the first computation, since oneDNN reads the bound once.
 
-    Every chunk of texts has a shape of its own, and its kernels are kept. In bf16 on a CPU, 600 shapes of one layer of
+    Every chunk of texts has its own shape, and its kernels are cached. In bf16 on a CPU, 600 shapes of one layer of
     512 by 2,048 took 1.5 GB; with a bound of 64 0.4 GB, and no more with 1,200 shapes. A step over shared prefixes
-    needs about 30 kernels, and its sizes are rounded to few.
+    needs about 30 kernels, since sizes are rounded to a few values.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Only kernels that give the same bytes for the same input, inside the block."""
+    """Use only deterministic kernels inside the block."""
     before = torch.are_deterministic_algorithms_enabled()
-    fillings: Any = torch.utils.deterministic  # its attributes are made at run time
+    fillings: Any = torch.utils.deterministic  # its attributes are created at run time
     filled = fillings.fill_uninitialized_memory
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     bound_kernel_cache()
@@ -111,7 +111,7 @@ def deterministic() -> Iterator[None]:
 
 @contextmanager
 def sigterm_noticed() -> Iterator[Callable[[], bool]]:
-    """Whether SIGTERM came; the former handler gets it at the end of the block."""
+    """Yield a function that tells whether SIGTERM was received; the previous handler runs at the end of the block."""
     received: list[int] = []
     try:
         before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
@@ -127,7 +127,7 @@ def sigterm_noticed() -> Iterator[Callable[[], bool]]:
 
 
 def _kib(path: Path, name: str) -> int | None:
-    """A line ``name: … kB`` of a file of the kernel's, in bytes."""
+    """The value in bytes of a line ``name: … kB`` in a kernel file."""
     match = re.search(rf"^{name}:\s+(\d+) kB", _text(path), re.MULTILINE)
     return int(match[1]) * 1024 if match else None
 

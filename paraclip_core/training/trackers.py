@@ -1,6 +1,6 @@
-"""Training curves in other tools, none by default.
+"""Training curves in external tools, none by default.
 
-The training log has all figures. So a tracker that fails during training gets a warning and is dropped.
+The training log has all figures, so a tracker that fails during training is dropped with a warning.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as trackers show it."""
+    """A run as shown by trackers."""
 
     name: str
-    """Stays the same when the run is resumed after a kill."""
+    """Unchanged when the run is resumed after a kill."""
     folder: Path
     """Parent of the folders of trackers that write files."""
     options: Mapping[str, Any]
@@ -33,7 +33,7 @@ class TrackedRun:
 
 
 class TensorBoard:
-    """Event files in ``<folder>/tensorboard/<run>``; a later one hides the steps of earlier ones behind its first."""
+    """Event files in ``<folder>/tensorboard/<run>``; a later file hides earlier steps from its first one on."""
 
     def __init__(self, run: TrackedRun, step: int) -> None:
         module: Any = import_module("torch.utils.tensorboard")
@@ -47,13 +47,13 @@ class TensorBoard:
 
 
 class Service:
-    """Trackio, or Weights & Biases, which has the same functions; both find server and account by themselves."""
+    """Trackio or Weights & Biases, which have the same API; both find their server and account by themselves."""
 
     def __init__(self, package: str, run: TrackedRun, step: int) -> None:
         self._module: Any = import_module(package)
         self.close = self._module.finish
         more: dict[str, Any] = {}
-        if package == "wandb":  # keeps a run by its id, and files in a folder
+        if package == "wandb":  # it identifies a run by its id, and writes files to a folder
             run.folder.mkdir(parents=True, exist_ok=True)
             more = {"dir": str(run.folder), "id": run.name}
         self._module.init(project="paraclip", name=run.name, config=dict(run.options), resume="allow", **more)
@@ -67,11 +67,11 @@ OPENERS: Mapping[str, Callable[[TrackedRun, int], Any]] = {
     "trackio": partial(Service, "trackio"),
     "wandb": partial(Service, "wandb"),
 }
-"""What shows a run from a step on: its `log` takes a step's figures, by names such as ``validation/ao@10``."""
+"""Opens a tracker for a run from a step on; its `log` takes a step's figures, by names such as ``validation/ao@10``."""
 
 
 class Trackers:
-    """Several trackers as one; none of them can stop the training once it has begun."""
+    """Several trackers as one; none of them can stop training once it has begun."""
 
     def __init__(self, names: Sequence[str] = (), run: TrackedRun | None = None) -> None:
         """Trackers of a run, by name; they are opened by :meth:`begin`."""
@@ -85,8 +85,8 @@ class Trackers:
             assert self._run is not None
             try:
                 self._open[name] = OPENERS[name](self._run, step)
-            except Exception as error:  # whatever a service's client raises
-                raise ConfigError(f"run.trackers: {name} cannot open {self._run.name}: {error}; take it out") from error
+            except Exception as error:  # clients have many error types
+                raise ConfigError(f"run.trackers: {name} cannot open {self._run.name}: {error}; remove it") from error
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Show the figures after a step."""
@@ -101,13 +101,13 @@ class Trackers:
         for name, tracker in list(self._open.items()):
             try:
                 call(tracker)
-            except Exception as error:  # whatever a service's client raises
-                log.warning("tracker %s failed and is left alone from here: %s", name, error)
+            except Exception as error:  # clients have many error types
+                log.warning("tracker %s failed and is no longer used: %s", name, error)
                 del self._open[name]
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that the packages of trackers are installed, long before any of them is opened."""
+    """Check early that the packages of trackers are installed, long before any is opened."""
     for name in names:
         if find_spec(name) is None:
-            raise ConfigError(f"run.trackers names {name}, which is not installed; `pip install {name}` or take it out")
+            raise ConfigError(f"run.trackers names {name}, which is not installed; `pip install {name}` or remove it")

@@ -1,7 +1,7 @@
-"""The training loop: the text encoder and its logit scale against stored image features.
+"""The training loop of the text encoder and its logit scale against stored image features.
 
-A step is a pure function of its number and the state before it, and a checkpoint holds the whole state: a run that was
-killed and resumed gives the same bytes as one that was not, on the same number of threads.
+A step is a pure function of its number and the state before it, and a checkpoint holds the whole state: a run that is
+killed and resumed gives the same bytes as an uninterrupted one, with the same number of threads.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ log = logging.getLogger(__name__)
 
 BETAS, EPSILON = (0.9, 0.98), 1e-6
 WARMUP = 0.1
-"""Share of the steps in which the learning rate rises."""
+"""Share of the steps during which the learning rate rises."""
 MAX_LOGIT_SCALE = math.log(100)
 CLIP_NORM = 1.0
-"""Largest gradient norm."""
+"""Maximum gradient norm."""
 CHECKPOINT_SECONDS = 60.0
 """Time between two checkpoints."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """Everything that a training run needs."""
+    """Everything a training run needs."""
 
     clip: ClipModel
     """The model, on its device; its text encoder is trained in place."""
@@ -71,31 +71,31 @@ class TrainingJob:
     pairs: tuple[Pair, ...]
     options: FinetuneOptions
     scratch: Path
-    """Folder of the checkpoints."""
+    """Folder for checkpoints."""
     log_path: Path
     """The training log, JSON lines."""
     validate: Callable[[], Mapping[str, float]] | None = None
-    """Measures the model as it is, once an epoch, last after the last step."""
+    """Measures the current model once per epoch, and after the last step."""
     keep_best: str | None = None
-    """The figure of `validate` that chooses the weights; None: the last ones."""
+    """The figure of `validate` that selects the weights; None: keep the last ones."""
     memory_gib: float | None = None
-    """Memory for what the backward pass needs of a batch; None: a third of what is free."""
+    """Memory for the backward pass of a batch; None: a third of the free memory."""
     trackers: Trackers = field(default_factory=Trackers)
-    """They get the figures of every step and validation, and are closed at the end."""
+    """Receive the figures of every step and validation, and are closed at the end."""
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a run ended."""
+    """The outcome of a run."""
 
     steps: int
     batch_size: int
     loss: float
-    """Loss of the last step that was computed here; NaN without one."""
+    """Loss of the last step computed in this process; NaN if there was none."""
     best_step: int
     """Step of the returned weights."""
     best: float | None
-    """The figure that chose them, None for the last ones."""
+    """The figure that selected them; None for the last ones."""
     samples_per_second: float
 
 
@@ -110,7 +110,7 @@ def train(job: TrainingJob, progress: Progress = silent) -> TrainingResult:
 
 
 class _Run:
-    """One run: `state`, the weights and the optimizer are all that changes from step to step."""
+    """One run; only `state`, the weights and the optimizer change from step to step."""
 
     def __init__(self, job: TrainingJob) -> None:
         self.job, self.options, clip = job, job.options, job.clip
@@ -230,12 +230,12 @@ class _Run:
         self.checkpoints.save(self.state, tensors)
 
     def _resume(self) -> None:
-        """Restore the newest checkpoint whose log is there."""
+        """Restore the newest checkpoint whose log is complete."""
         for state in self.checkpoints.sound():
             step = state["step"]
             if self.log.resume(state["log_bytes"]):
                 break
-            log.warning("the checkpoint of step %d has lost its log; it is not used", step)
+            log.warning("the checkpoint of step %d is not used, because its log is lost", step)
             self.checkpoints.delete(step)
         else:
             self.log.resume(0)
@@ -254,7 +254,7 @@ class _Run:
         self.best_weights = weights["best"]
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        log.info("going on after step %d of %d", step, self.steps)
+        log.info("resuming after step %d of %d", step, self.steps)
 
     @torch.no_grad()
     def _copy_in(self, weights: Mapping[str, Tensor]) -> None:
@@ -262,7 +262,7 @@ class _Run:
             parameter.copy_(weights[name])
 
     def _identity(self) -> str:
-        """Digest of the run, computed while the weights are those of the start."""
+        """Digest that identifies the run; must be computed with the initial weights."""
         pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
         run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
         run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.image_keys)]
@@ -278,7 +278,7 @@ def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear rise over the first tenth of the steps, then half a cosine down to 0 (as open_clip's)."""
+    """Linear rise over the first tenth of the steps, then half a cosine down to 0 (as in open_clip)."""
     rising = int(WARMUP * steps)
     if step < rising:
         return peak * (step + 1) / rising

@@ -160,7 +160,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
     assert {path: path.stat().st_mtime_ns for path in changed_at} == changed_at
     assert [len(store.list(stage)) for stage in BEFORE] == [1] * len(BEFORE), "finished stages were made again"
     log = log_path(store, "finetune", fingerprint).read_text()
-    assert log.count(" starts in process ") == 2 and "going on after step" in log
+    assert log.count(" starts in process ") == 2 and "resuming after step" in log
     assert (root / "results" / plain["name"] / "report.html").is_file()
     keys = {artifact["key"] for artifact in api.call("artifacts/latest/filter", {})}
     assert {f"{plain['name']}-{key}" for key in ("stages", "comparison", "report", "finetune-progress")} <= keys
@@ -279,7 +279,7 @@ def test_a_cancel_stops_stages_side_by_side_and_the_next_run_goes_on(served: Ser
         eventually(lambda: stack.state(later) in ("Completed", "Failed", "Crashed"), "it did not end")
         assert stack.state(later) == "Completed"
         log = log_path(ArtifactStore(root), "built_in_base", fingerprint).read_text()
-        assert log.count(" starts in process ") == 2 and "going on after step" in log
+        assert log.count(" starts in process ") == 2 and "resuming after step" in log
         assert set(engine.answered.values()) == {1}, "an answer was paid for twice"
 
 

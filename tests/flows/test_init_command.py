@@ -200,18 +200,18 @@ def test_validation_rows_that_share_images_with_training_are_reported_and_refuse
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("empty", "no captions in empty: empty is no file"),
+        ("empty", "no captions in empty: empty is not a file"),
         ("columns", "its first line has 2 fields: 'Bild', 'Titel der Datei'. Name the one with the caption"),
-        ("semicolons", "c.csv has no column that is known as a caption or an image; its first line has 'Bild'"),
+        ("semicolons", "c.csv has no column with a usual name for captions or images; its first line has 'Bild'"),
         ("quotes", "no header that names a caption (caption, TEXT, text, title, captions) and its first line has 2"),
         ("a quote", "not valid CSV in the record that begins at line 3"),
         ("no column", "a.csv (columns 'caption', 'rating') name no image, so nothing can be trained on"),
         ("vectors", "captions.txt name no image, so nothing can be trained on"),
         ("elsewhere", "images that were looked up is below my data/2024; the first is '2024/IMG 0.PNG'"),
-        ("two", "2 files hold captions: My export.csv, another.csv; say with --captions"),
+        ("two", "2 files hold captions: My export.csv, another.csv; choose one, or a folder, with --captions"),
         ("no images", "none of the 60 images that were looked up is below no images; the first is '2024/IMG 0.PNG'"),
         ("no names", "name no image, so nothing can be trained on; add a column `image`"),
-        ("twice", "the images are in Photos and in Thumbnails; say with --images"),
+        ("twice", "the images are in Photos and in Thumbnails; choose one with --images"),
     ],
 )
 def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) -> None:

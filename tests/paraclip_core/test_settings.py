@@ -102,7 +102,7 @@ def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
         ("run.threads=100000", "less than or equal to 1024"),
         (r'run.root="a\0b"', "NUL character"),
         ("data.min_words=99", r"data: min_words \(99\) must not be above max_words"),
-        ("paraphrase.openai.extra_body={since: 2024-01-01}", "expected what JSON can hold"),
+        ("paraphrase.openai.extra_body={since: 2024-01-01}", "expected a value that JSON can represent"),
         ("finetune.distil=.inf", "should be a finite number, got inf"),
         ("evaluate.gate.max_drop={sts/spearman: .nan}", "should be a finite number, got nan"),
         (f"paraphrase.seed={2**63}", r"paraphrase\.seed: .*does not fit into 64 bits"),
@@ -116,11 +116,17 @@ def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> N
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("finetune.epoks=3", "overrides: finetune.epoks=3: finetune.epoks is no option; did you mean finetune.epochs?"),
-        ("finetune={epoks: 3}", "overrides: finetune=…: finetune.epoks is no option; did you mean finetune.epochs?"),
+        (
+            "finetune.epoks=3",
+            "overrides: finetune.epoks=3: finetune.epoks is not an option; did you mean finetune.epochs?",
+        ),
+        (
+            "finetune={epoks: 3}",
+            "overrides: finetune=…: finetune.epoks is not an option; did you mean finetune.epochs?",
+        ),
         ("data.min_words=99", "overrides: data.min_words=99: data: min_words (99) must not be above max_words (15)"),
-        ("data.sources.1.images=x", "overrides: data.sources.1.images=…: data.sources.1.path is needed and not given"),
-        ("data.sources.2.images=x", "overrides: data.sources.2.images=…: data.sources has 1 items, so '2' names none"),
+        ("data.sources.1.images=x", "overrides: data.sources.1.images=…: data.sources.1.path is required"),
+        ("data.sources.2.images=x", "overrides: data.sources.2.images=…: data.sources has 1 items, so there is no '2'"),
         ("name", "overrides: 'name' must look like group.option=value"),
     ],
 )
@@ -138,8 +144,8 @@ def test_a_wrong_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_settings(path, ["finetune.seed=2", "data.sources.0.images=x", "finetune.epoks=3"])
     of_file, of_override = str(caught.value).split("; --set ")
-    assert of_file.startswith(f"{path}: data.sources.0.path is needed and not given; data.sources.0.pth is no option")
-    assert "finetune.distil" in of_file and of_override.startswith("finetune.epoks=3: finetune.epoks is no option")
+    assert of_file.startswith(f"{path}: data.sources.0.path is required; data.sources.0.pth is not an option")
+    assert "finetune.distil" in of_file and of_override.startswith("finetune.epoks=3: finetune.epoks is not an option")
     path = write(tmp_path, "data: {min_words: 99}")
     with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: data: min_words"):
         load_settings(path, ["data.root=x"])
@@ -156,7 +162,7 @@ def test_a_wrong_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
         ("!!python/object/apply:os.system [ls]", "not valid YAML"),
         ("name: 2024-02-30", "not valid YAML"),
         ("{a: " * 5000, "not valid YAML"),
-        ("finetune: {seed: !!bool x}", "not of the kind"),
+        ("finetune: {seed: !!bool x}", "not of the expected kind"),
     ],
     ids=range(9),
 )
@@ -242,7 +248,7 @@ def test_a_deployment_takes_a_file_or_single_options(tmp_path: Path) -> None:
     assert (by_url.name, by_url.run.root) == ("filed", "/r")
     changed = deployed_settings(typed, "", ["finetune.epochs=2"], {"PARACLIP_ROOT": "/r"})
     assert (changed.name, changed.finetune.epochs, changed.run.root) == ("given", 2, "/r")
-    with pytest.raises(ConfigError, match=r"finetune\.epoch is no option"):
+    with pytest.raises(ConfigError, match=r"finetune\.epoch is not an option"):
         deployed_settings(typed, "", ["finetune.epoch=2"], {})
     with pytest.raises(ConfigError, match=r"cannot read memory://absent\.yaml"):
         deployed_settings(typed, "memory://absent.yaml", (), {})

@@ -1,8 +1,8 @@
-"""The readers of caption sources: a file and a row of :data:`READERS` for each format.
+"""Readers of caption sources: one module and one row of :data:`READERS` per format.
 
-A reader is a function of a path and the source's options that yields batches of rows. A bad row becomes a reject; a
-file that is bad as a whole raises ``InputError``. Row numbers are those that help to find the row: lines count from 1
-as in an editor, records of Parquet, JSON and tar from 0.
+A reader is a function of a path and the source's options that yields batches of rows. A bad row becomes a reject; an
+unreadable file raises ``InputError``. Row numbers help to find the row: lines count from 1 as in an editor, records of
+Parquet, JSON and tar from 0.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ _IN = "paraclip_core.captions.readers"
 
 @dataclass(frozen=True)
 class Reader:
-    """The reader of a format, and how its files are recognized."""
+    """A format's reader, and how its files are recognized."""
 
     read: str
     """The function, as `package.module:function`, imported when it is used."""
     suffixes: tuple[str, ...] = ()
-    """How names of such files end, but for ``.gz``."""
+    """Suffixes of such files, without ``.gz``."""
     magic: tuple[int, bytes] | None = None
-    """A place in the file, and the bytes that every such file has there."""
+    """An offset in the file, and the bytes that every such file has there."""
     is_json: str = ""
-    """Names the function that says whether JSON that begins so is of this format; the formats are asked in the order of
-    :data:`READERS`."""
+    """Dotted path of the function that recognizes this format from the start of a JSON file; formats are tried in the
+    order of :data:`READERS`."""
 
 
 READERS = {
@@ -37,6 +37,6 @@ READERS = {
     "jsonl": Reader(f"{_IN}.json:read_jsonl", (".jsonl", ".ndjson", ".json"), is_json=f"{_IN}.json:is_jsonl"),
     "text": Reader(f"{_IN}.text:read_text", (".txt",)),
 }
-"""Reader of each format of `data.sources[].format`. Another one is a line here, or its dotted path in the settings."""
+"""Reader of each `data.sources[].format`. To add one, add a row here, or name its dotted path in the settings."""
 
 FORMATS = ("auto", *READERS)

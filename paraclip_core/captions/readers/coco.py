@@ -1,6 +1,6 @@
 """COCO's captions: a JSON object with ``images`` and ``annotations``.
 
-The image id is COCO's as text, the path is ``file_name``; the license is the image's, if the file names it.
+The image id is COCO's as text, the path is ``file_name``; the license is the image's, if the file states it.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MARKS = b'"annotations"', b'"file_name"', b'"coco_url"'
 
 
 def is_coco(start: bytes) -> bool:
-    """Whether JSON that begins so is COCO's."""
+    """Whether JSON with this start is COCO's."""
     return start.startswith(b"{") and any(mark in start for mark in MARKS) and not is_karpathy(start)
 
 
 def read_coco(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every annotation as a row; rows are positions in ``annotations``, from 0."""
+    """Yield every annotation as a row, numbered by its position in ``annotations``, from 0."""
     document = load_json(path)
     annotations = top_level_list(document, "annotations", path, "COCO")
     names = {

@@ -1,9 +1,9 @@
-"""Tables as text: CSV and TSV, with or without a header.
+"""Text tables: CSV and TSV, with or without a header.
 
-CSV follows RFC 4180 (quoted fields may hold line breaks); if the header says so, semicolons, tabs or bars stand for its
-commas. TSV has no quoting: a quote is a letter there.
+CSV follows RFC 4180 (quoted fields may hold line breaks); if the header uses semicolons, tabs or bars
+instead of commas, so does the file. TSV has no quoting: a quote is an ordinary character.
 A table has a header if its first record names a usual column. Without one, the caption column is given by its number
-(``columns.caption: "0"``) or guessed where that is safe: one column is the caption; of two, the one that is a URL or an
+(``columns.caption: "0"``) or guessed if that is safe: a single column is the caption; of two, the one with a URL or an
 image's file name is the image, as in Conceptual Captions (``caption TAB url``).
 """
 
@@ -31,13 +31,13 @@ from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.errors import InputError
 
 SEPARATORS = ",;\t|"
-"""Of CSV, the usual one first."""
+"""Separators of CSV, the usual one first."""
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
 
 
 def read_csv(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Records of a CSV file; rows are the numbers of their first lines."""
+    """Yield the records of a CSV file, numbered by their first lines."""
     named = {plain_name(name) for _, name in options.columns.named()}
 
     def is_header(names: list[str]) -> bool:
@@ -97,12 +97,12 @@ def _no_header(path: Path, first: list[str]) -> InputError:
     return InputError(
         f"{path} has no header that names a caption ({', '.join(CAPTION)}) and its first line has {len(first)} fields: "
         f"{', '.join(repr(field[:40]) for field in first[:8])}. Name the one with the caption in "
-        'data.sources[].columns.caption, or, where there is no header, count from 0 ("0")'
+        'data.sources[].columns.caption, or, if there is no header, count from 0 ("0")'
     )
 
 
 def header_fields(path: Path) -> list[str]:
-    """The fields of a table's first line, by the separator that makes the most of them."""
+    """The fields of a table's first line, split by the separator that gives the most fields."""
     first = next(_text_lines(path), "")
     return max((_split(first, delimiter) for delimiter in SEPARATORS), key=len)
 
@@ -116,7 +116,7 @@ def csv_records(
 ) -> Iterator[Record]:
     """Records of a CSV file; the number is that of the first line.
 
-    Fields are separated by the first of `separators` that makes a header of the first line, or else the first.
+    The separator is the first of `separators` that turns the first line into a header, or else the first one.
     """
     csv.field_size_limit(LONGEST_RECORD)
     lines = _text_lines(path)
@@ -155,8 +155,10 @@ def _split(line: str, delimiter: str) -> list[str]:
 
 
 def _separated_otherwise(path: Path, first: str, line: int, separators: str) -> list[str]:
-    """The first line's fields by a separator that makes as many of the record at `line`, whose quotes then are right;
-    empty if there is none."""
+    """The first line's fields with a separator that gives the record at `line` as many fields and valid quotes.
+
+    Empty if there is none.
+    """
     for delimiter in separators:
         names = _split(first, delimiter)
         with suppress(InputError):

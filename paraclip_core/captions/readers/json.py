@@ -1,6 +1,6 @@
-"""JSON records: one object a line or one array of objects.
+"""JSON records: one object per line or one array of objects.
 
-Of a record, a list of captions counts as a row for each.
+A record with a list of captions gives one row per caption.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.errors import InputError
 
 REMEMBERED = 1000
-"""Sets of fields whose columns are remembered; most records of a file have the same ones."""
+"""Number of field sets whose columns are cached; most records of a file have the same fields."""
 
 
 def is_jsonl(start: bytes) -> bool:
-    """Whether JSON that begins so is an array, an object a line, or one object on its line."""
+    """Whether JSON with this start is an array, or has one object per line."""
     first, _, rest = start.partition(b"\n")
     return start.startswith(b"[") or rest.lstrip().startswith(b"{") or first.rstrip().endswith(b"}")
 
 
 def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every object as a row; rows are line numbers, or positions from 0 in a file that is one array."""
+    """Yield every object as a row, numbered by line, or by position from 0 if the file is an array."""
     batcher = Batcher()
     choose = lru_cache(REMEMBERED)(lambda fields: choose_columns(fields, options.columns))
     for number, record in json_records(path):
@@ -48,11 +48,11 @@ def read_jsonl(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    """Number and value of each line, or an exception if it is not JSON; of a file that is one array, its items."""
+    """Number and value of each line, or an exception if it is not JSON; for a file that is one array, of its items."""
     with open_bytes(path) as file:
         is_array = file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_array:
-        # An object a line never begins with a bracket, so this is one document.
+        # JSON lines never begin with a bracket, so this is one document.
         yield from enumerate(load_json(path))
         return
     for number, line in numbered_lines(path):
@@ -72,12 +72,12 @@ def load_json(path: Path) -> Any:
     try:
         return json.loads(decode(raw.removeprefix(b"\xef\xbb\xbf")))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); mend it or fetch it again") from error
+        raise InputError(f"{path} is not valid JSON ({error}); fix it or fetch it again") from error
 
 
 def top_level_list(document: Any, key: str, path: Path, form: str) -> list[Any]:
-    """The list that the document has under `key`; any other document is not in the format `form`."""
+    """The document's list under `key`; raises InputError naming the format `form` if there is none."""
     rows = document.get(key) if isinstance(document, dict) else None
     if not isinstance(rows, list):
-        raise InputError(f"{path} is not in {form} format: it is no object with a list {key!r}")
+        raise InputError(f"{path} is not in {form} format: it is not an object with a list {key!r}")
     return rows

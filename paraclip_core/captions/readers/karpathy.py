@@ -16,12 +16,12 @@ MARKS = b'"sentences"', b'"sentids"'
 
 
 def is_karpathy(start: bytes) -> bool:
-    """Whether JSON that begins so is Karpathy's."""
+    """Whether JSON with this start is Karpathy's."""
     return start.startswith(b"{") and any(mark in start for mark in MARKS)
 
 
 def read_karpathy(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every sentence as a row; rows count the file's sentences from 0."""
+    """Yield every sentence as a row, numbered from 0 in the file."""
     images = top_level_list(load_json(path), "images", path, "Karpathy")
     batcher, number = Batcher(), 0
     for image in images:

@@ -15,12 +15,12 @@ from typing import BinaryIO, cast
 from paraclip_core.errors import InputError
 
 LONGEST_RECORD = 16 << 20
-"""Bytes of a line or tar member beyond which it is rejected unread, so that no file can fill the memory."""
+"""Maximum bytes of a line or tar member; longer ones are rejected unread, so that no file can exhaust memory."""
 
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading, unpacked if it is gzipped."""
+    """Open a file for reading, decompressing it if it is gzipped."""
     try:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -31,13 +31,13 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
             else:
                 yield file
     except (EOFError, zlib.error, OSError) as error:
-        raise InputError(f"cannot read {path}: {error}; where it is cut short or damaged, fetch it again") from error
+        raise InputError(f"cannot read {path}: {error}; if it is cut short or damaged, fetch it again") from error
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str | None]]:
     """Number (from 1) and text of each line, without its line break; None for a line above 16 MiB.
 
-    Bytes that are not UTF-8 come as lone surrogates, so that one bad line costs one row and not the file.
+    Bytes that are not UTF-8 become lone surrogates, so a bad line costs one row and not the whole file.
     """
     with open_bytes(path) as file:
         number = 0

@@ -1,7 +1,7 @@
-"""Parquet with LAION's columns (URL, TEXT, LICENSE), img2dataset's (key, url, caption) or a user's own.
+"""Parquet with LAION's columns (URL, TEXT, LICENSE), img2dataset's (key, url, caption) or custom ones.
 
-Pictures in a column are read once, to tell them apart: the image's id is the column with its key, or else a hash of the
-picture, so that rows that repeat a picture share it.
+Pictures in a column are read once to identify them: the image id comes from the column with its key, or else is a hash
+of the picture, so rows that repeat a picture share it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paraclip_core.pictures import (
 
 
 def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every record as a row; rows count from 0."""
+    """Yield every record as a row, numbered from 0."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             columns = _columns(file.schema_arrow, options, path)
@@ -47,7 +47,7 @@ def read_parquet(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
 
 
 def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Every record with its values, or those of some columns; without them, pictures are left out."""
+    """Every record with the values of `columns`, by default all except pictures."""
     try:
         with pq.ParquetFile(path) as file:
             columns = columns or [field.name for field in file.schema_arrow if not is_picture(field.type)]
@@ -58,7 +58,7 @@ def parquet_records(path: Path, columns: Sequence[str] | None = None) -> Iterato
 
 
 def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
-    """The columns that are used; those of pictures are looked at only if a source has no other images."""
+    """The columns to read; columns of pictures are considered only if a source has no other images."""
     columns, image = need_columns(schema.names, options.columns, str(path)), options.columns.image
     picture = None if options.images is not None else picture_column(schema, image, str(path))
     if picture is None:
@@ -68,14 +68,14 @@ def _columns(schema: pa.Schema, options: SourceOptions, path: Path) -> Columns:
 
 
 def _rows(first: int, captions: list[Any], keys: list[list[Any]]) -> Iterator[RowBatch]:
-    """The rows from number `first`: as the columns that they are if all is text, or else one by one."""
+    """The rows from number `first` on: as whole columns if all values are text, otherwise one by one."""
     rows = range(first, first + len(captions))
     plain = captions and all(isinstance(caption, str) for caption in captions)
     if plain and sum(map(len, captions)) < BATCH_CHARS:
         try:
             images, paths, splits, licenses = ([as_key(value, "") for value in column] for column in keys)
         except TypeError:
-            pass  # a row's reject says what is wrong with it
+            pass  # the row's reject describes the problem
         else:
             yield RowBatch(captions, images, paths, splits, licenses, list(rows))
             return
@@ -109,7 +109,7 @@ def _keys(batch: pa.RecordBatch, *columns: str | None) -> list[list[Any]]:
 
 
 def _captions(batch: pa.RecordBatch, columns: Columns) -> list[Any]:
-    """What each row has for captions: the value of the one column, or a tuple with those of several."""
+    """Each row's captions: the value of the caption column, or a tuple of the values of several."""
     values = [_values(batch.column(name)) for name in columns.captions]
     return values[0] if len(values) == 1 else list(zip(*values, strict=True))
 

@@ -1,4 +1,4 @@
-"""Plain text with a caption a line."""
+"""Plain text with one caption per line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paraclip_core.errors import InputError
 
 
 def read_text(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every line as a caption; rows are line numbers."""
+    """Yield every line as a caption, numbered by line."""
     batcher = Batcher()
     for number, line in numbered_lines(path):
         if line is None:

@@ -1,8 +1,8 @@
 """Webdataset tar files: ``key.jpg``, ``key.txt`` and ``key.json`` one after another, as img2dataset writes them.
 
-The image id is the key with its folder, the path is the image's member name. Names are keys and nothing else: no member
-is ever written to disk or looked up outside of the tar. As in every webdataset, a key ends at the first dot of a
-file's name, and the files of a key lie side by side.
+The image id is the key with its folder, the path is the image's member name. Names are only keys: no member is
+ever written to disk or looked up outside the tar. As in every webdataset, a key ends at the first dot of a
+file's name, and the files of a key are adjacent.
 
 A tar that is damaged or cut short raises InputError.
 """
@@ -41,7 +41,7 @@ class _Sample:
 
 
 def read_webdataset(path: Path, options: SourceOptions) -> Iterator[RowBatch]:
-    """Every sample with a caption (``.txt``, otherwise the caption field of ``.json``) as a row, counted from 0."""
+    """Yield every sample with a caption (``.txt``, or else the caption field of ``.json``), numbered from 0."""
     batcher, columns = Batcher(), options.columns
     for number, sample in enumerate(_samples(path)):
         caption = _caption(sample, columns.captions)
@@ -67,18 +67,18 @@ def _caption(sample: _Sample, columns: Sequence[str]) -> Any:
 
 
 def _first(record: dict[str, Any], names: Sequence[str]) -> Any:
-    """The first of the named fields that holds something: of exactly that name, or else of one like it."""
+    """The first of the named fields that has a value, by its exact name or else by a similar one."""
     name = match_column([name for name, value in record.items() if value is not None], *names)
     return None if name is None else record[name]
 
 
 def _samples(path: Path) -> Iterator[_Sample]:
-    """Every sample of a tar, in constant memory, with a check that the tar has its end."""
+    """Every sample of a tar, in constant memory, checking that the tar is complete."""
     sample: _Sample | None = None
     try:
         with TarFile.open(path, "r:*") as tar:
             while (info := tar.next()) is not None:
-                # The list of members would grow with the archive; nothing here looks members up by name.
+                # The member list would grow with the archive; nothing here looks members up by name.
                 cast(Any, tar).members.clear()
                 name = PurePosixPath(info.name)
                 stem, _, extension = name.name.partition(".")

@@ -1,7 +1,7 @@
-"""The benchmarks, one row each: what it measures, and how its published files become something to measure.
+"""The registry of benchmarks: what each one measures, and how its published files are loaded.
 
-A benchmark is a :class:`Benchmark` and a line of :data:`BENCHMARKS`; a user's own is a module with a
-:class:`Benchmark`, named in `evaluate.benchmarks[].kind` by its dotted path. Everything else reads the row.
+A benchmark is a :class:`Benchmark` and a row of :data:`BENCHMARKS`; a custom one is a :class:`Benchmark` in a module,
+named in `evaluate.benchmarks[].kind` by its dotted path. All other code reads the row.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BENCHMARKS = {
     "vg_attribution": f"{_IN}.choice:VG_ATTRIBUTION",
     "zeroshot_classification": f"{_IN}.zeroshot:ZEROSHOT_CLASSIFICATION",
 }
-"""The row of each kind of `evaluate.benchmarks[].kind`, imported when it is used."""
+"""The row of each `evaluate.benchmarks[].kind`, imported on use."""
 
 RECALL_DEPTHS = (1, 5, 10)
 """The k of recall@k."""
@@ -46,34 +46,34 @@ RECALL_DEPTHS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a benchmark gives."""
+    """A figure that a benchmark reports."""
 
     name: str
-    """In tables, filters and results."""
+    """Its name in tables, filters and results."""
     title: str = ""
-    """For people; empty: the name with blanks."""
+    """Its name for people; empty: the name with spaces."""
     unit: str = "%"
-    """`%`: samples are fractions and figures 100 times as much; any other: figures are as the samples."""
+    """`%`: samples are fractions and figures are 100 times as large; otherwise figures equal the samples."""
     lower_is_better: bool = False
     decimals: int = 1
-    """Decimals that the report page shows of the figure; of a difference one more."""
+    """Decimals of the figure on the report page; a difference has one more."""
     headline: bool = False
     """Shown at the top of the page, and first in tables."""
     by_part: bool = False
-    """Measured of parts, too: `accuracy@add_obj`."""
+    """Whether it is also measured for parts, such as `accuracy@add_obj`."""
     weighed_by: str = ""
-    """The metric that weighs it against another one, so that by itself it is no gain or loss in a verdict."""
+    """The metric that combines it with another one, so that by itself it is neither gain nor loss in a verdict."""
     published: str = ""
     """Its name in CLIP_benchmark's results; empty: the same."""
 
     @property
     def scale(self) -> float:
-        """What a sample's statistic is multiplied with."""
+        """The factor from a sample's statistic to the figure."""
         return 100.0 if self.unit == "%" else 1.0
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know beside the name: a unit that is no percentage, and where lower is better."""
+        """What a reader must know besides the name: a unit other than percent, and whether lower is better."""
         return ([] if self.unit == "%" else [self.unit]) + (["lower is better"] if self.lower_is_better else [])
 
     @property
@@ -96,26 +96,26 @@ class Stored:
 
     captions: Captions
     pool: Callable[[Sequence[str]], ImagePool]
-    """The pool of those of the given images that have features."""
+    """Returns the pool of the given images that have features."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a benchmark is read from."""
+    """The source that a benchmark is read from."""
 
     path: Path | None
     """File or folder; None: the stored split's captions."""
     stored: Stored | None = None
-    """What a run has ingested; None outside a run."""
+    """The data that a run has ingested; None outside a run."""
     split: str | None = None
-    """Split of published files with several; None: the test split, or val where there is none."""
+    """Split to read if published files have several; None: the test split, or else val."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """`evaluate.benchmarks[].options`."""
     images: Path | None = None
-    """Folder, tar or Parquet with the images, where they do not lie beside the path."""
+    """Folder, tar or Parquet with the images, if they are not next to the path."""
 
     def need_path(self) -> Path:
-        """The path of a benchmark that has no other source."""
+        """The path, which this benchmark requires."""
         if self.path is None:
             raise BenchmarkError("it needs a path to its published files")
         return self.path
@@ -123,13 +123,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark that has been read."""
+    """A loaded benchmark."""
 
     measure: Callable[[Encoder], Measured]
     per_query: Callable[[Measured, Measured], pa.Table] | None = None
-    """Table of all query pairs from base and tuned outcome (:data:`paraclip_core.tables.PER_QUERY`)."""
+    """Makes the table of all query pairs from the base and tuned outcomes (:data:`paraclip_core.tables.PER_QUERY`)."""
     pairs: Sequence[str] = ()
-    """The image of each query pair, where there are some."""
+    """The image of each query pair, if there are pairs."""
 
 
 @dataclass(frozen=True)
@@ -139,35 +139,35 @@ class Benchmark:
     title: str
     metrics: tuple[Metric, ...]
     load: Callable[[Source], Task]
-    """Reads it; raises `BenchmarkError` where it cannot be measured, so that this shows before a model is trained."""
+    """Loads it; raises `BenchmarkError` if it cannot be measured, so that this is known before a model is trained."""
     files: Callable[[Path, str | None], list[Path]] | None = None
-    """Every file that it reads at a path, of a split; None: the file itself and the images beside it, or all files in
+    """Every file that it reads at a path for a split; None: the file itself and the images next to it, or all files in
     the folder."""
     aliases: tuple[str, ...] = ()
-    """Other names of its kind on the command line."""
+    """Other names for its kind on the command line."""
     searches_images: bool = False
-    """Whether it searches images: the stored split's without a path; `notes["images"]` says how many."""
+    """Whether it searches images: without a path those of the stored split; `notes["images"]` is their number."""
     searches_stored: bool = False
-    """Whether it searches, with a path, any images that a run has ingested."""
+    """Whether, given a path, it searches any images that a run has ingested."""
     task: str = ""
-    """CLIP_benchmark's name of the task; empty: the title."""
+    """CLIP_benchmark's name for the task; empty: the title."""
     mteb: bool = False
-    """Whether results take mteb's shape; the first metric is the main score."""
+    """Whether results are written in mteb's format; the first metric is the main score."""
     hub_task: str = "image-text-retrieval"
-    """The Hugging Face hub's name of the task, for model cards."""
+    """The Hugging Face hub's name for the task, for model cards."""
     options: type[Options] | None = None
-    """What `evaluate.benchmarks[].options` may hold; None: nothing, or for a user's own anything."""
+    """What `evaluate.benchmarks[].options` may hold; None: nothing, or anything for a custom benchmark."""
     needs_images: bool = False
-    """Whether it reads images beside its path, so that `images` may say where they lie."""
+    """Whether it reads images in addition to its path, so that `images` may name their location."""
     citation: str = ""
-    """Who published it, where and when."""
+    """Its publication."""
     source: str = ""
     """Where its files are published."""
     license: str = ""
-    """Of these files, without the images."""
+    """License of these files, without the images."""
 
     def metric(self, name: str) -> Metric | None:
-        """The row's metric of this name, or of this name with a part; None where it has none."""
+        """The row's metric with this name, or with this name and a part; None if there is none."""
         head, _, part = name.rpartition("@")
         for metric in self.metrics:
             if metric.name == name:
@@ -179,16 +179,16 @@ class Benchmark:
 
 
 def find_benchmark(kind: str) -> Benchmark:
-    """The row of a kind, ours or a user's own."""
+    """The row of a kind, built-in or custom."""
     where, expected = f"evaluate.benchmarks[].kind={kind}", "package.module:NAME, a Benchmark"
     benchmark = import_path(BENCHMARKS.get(kind, kind), where, expected)
     if not isinstance(benchmark, Benchmark):
-        raise ConfigError(f"{where} is no Benchmark (paraclip_core/evaluation/benchmarks); expected {expected}")
+        raise ConfigError(f"{where} is not a Benchmark (paraclip_core/evaluation/benchmarks); expected {expected}")
     return benchmark
 
 
 def describe_benchmark(kind: str) -> Benchmark:
-    """The row of a kind that was measured once; a bare one where a user's own is not at hand any more."""
+    """The row of a kind measured earlier; a bare one if a custom benchmark is no longer available."""
     try:
         return find_benchmark(kind)
     except ConfigError:
@@ -196,25 +196,25 @@ def describe_benchmark(kind: str) -> Benchmark:
 
 
 def metric_of(kind: str, name: str) -> Metric:
-    """The metric of this name; a bare one where its row does not list it, or is not at hand any more."""
+    """The metric of this name; a bare one if its row does not list it or is no longer available."""
     return describe_benchmark(kind).metric(name) or Metric(name)
 
 
 def arrow_of(name: str) -> str:
-    """Which way is better of our metrics of this name, as a sign; empty where we have none, or they disagree."""
+    """An arrow for the better direction of built-in metrics of this name; empty if there is none or they disagree."""
     metrics = (find_benchmark(kind).metric(name) for kind in BENCHMARKS)
     arrows = {metric.arrow for metric in metrics if metric is not None}
     return arrows.pop() if len(arrows) == 1 else ""
 
 
 def headline_metrics() -> list[str]:
-    """Names of our benchmarks' headline metrics, each once, the most important first."""
+    """Distinct names of the built-in benchmarks' headline metrics, the most important first."""
     metrics = (metric for kind in BENCHMARKS for metric in find_benchmark(kind).metrics if metric.headline)
     return list(dict.fromkeys(metric.name for metric in metrics))
 
 
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
-    """See that one of our kinds takes these options; a ValueError names the one that it does not."""
+    """Check that a built-in kind accepts these options; a ValueError names the one that it does not."""
     taken = find_benchmark(kind).options
     if taken is None:
         raise ValueError(f"{kind} has no options")
@@ -226,7 +226,7 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
 
 
 def check_metric(name: str) -> str:
-    """``kind/metric`` as it is; a ValueError where no benchmark has such a metric."""
+    """Return ``kind/metric`` unchanged; raises ValueError if no benchmark has such a metric."""
     kind, _, metric = name.partition("/")
     if (kind in BENCHMARKS or ":" in kind) and find_benchmark(kind).metric(metric):
         return name
@@ -238,7 +238,7 @@ def check_metric(name: str) -> str:
 
 
 def recalls(name: str, title: str, published: str = "", headline: int = 0) -> tuple[Metric, ...]:
-    """A recall at each of :data:`RECALL_DEPTHS`; the one at `headline` is a headline."""
+    """Recall metrics at all :data:`RECALL_DEPTHS`; the one at `headline` is a headline."""
     return tuple(
         Metric(f"{name}@{k}", f"{title}@{k}", published=published and f"{published}@{k}", headline=k == headline)
         for k in RECALL_DEPTHS

@@ -1,7 +1,7 @@
-"""Pick the right text: SugarCrepe, SugarCrepe++ and ARO, each a row that says what lies in its files.
+"""Choosing the right text: SugarCrepe, SugarCrepe++ and ARO, each a row that describes its files.
 
-A case has an image and texts in columns with the file's names. It counts where one of them is nearer to a second than
-to a third; a tie is a miss, as it is for the authors, so that a model that cannot tell texts apart scores 0.
+A case has an image and texts, in columns named as in the file. It counts as right if one of them is nearer to a second
+than to a third. A tie is a miss, as in the authors' code, so a model that cannot tell texts apart scores 0.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from paraclip_core.evaluation.published import (
 from paraclip_core.evaluation.scores import pair_scores
 
 FEWEST_CASES = 25
-"""Pairs of attributes with fewer cases are no part of VG-Attribution's macro accuracy."""
+"""Pairs of attributes with fewer cases are excluded from VG-Attribution's macro accuracy."""
 _BOTH_WAYS = """
     adjusting; attached to; between; bigger than; biting; boarding; brushing; chewing; cleaning; climbing; close to;
     coming from; coming out of; contain; crossing; dragging; draped over; drinking; drinking from; driving; driving
@@ -55,46 +55,46 @@ _BOTH_WAYS = """
     of; near; next to; with; beside; on the side of; around
 """
 SYMMETRIC = frozenset(" ".join(name.split()) for name in _BOTH_WAYS.split(";"))
-"""Relations that the authors' evaluation leaves out of the macro accuracy, because both orders may be true."""
+"""Relations that the authors' evaluation excludes from the macro accuracy, because both orders may be true."""
 
 
 @dataclass(frozen=True)
 class Cases:
-    """All cases, in the file's order."""
+    """All cases, in file order."""
 
     columns: Mapping[str, Sequence[str]]
     """Texts, and images by their names in `pool`."""
     clusters: Sequence[str]
-    """The image of each: cases of one image are drawn together for the interval."""
+    """The image of each case: cases of one image are resampled together for the interval."""
     groups: Sequence[str]
     """Category of each."""
     pool: ImagePool | None
-    """None where not all images are at hand."""
+    """None if some images are missing."""
     notes: Mapping[str, Any]
 
 
 Nearer = tuple[str, str, str]
-"""Columns: the first is nearer to the second than to the third."""
+"""Three columns: the first must be nearer to the second than to the third."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What tells one of these benchmarks from the others."""
+    """What distinguishes one of these benchmarks from the others."""
 
     read: Callable[[Source, Choice], Cases]
     image: str
     """Column of the file that names the image."""
     texts: tuple[str, ...]
     scores: Mapping[Metric, tuple[Nearer, ...]]
-    """What must all hold for a case to count."""
+    """Conditions that must all hold for a case to count as right."""
     protocol: str
     text_scores: Mapping[Metric, tuple[Nearer, ...]] = dataclasses.field(default_factory=dict)
-    """What is measured where images are missing; of an empty one the cosine of both texts is the figure."""
+    """What is measured if images are missing; without conditions, the figure is the cosine of both texts."""
     text_protocol: str = ""
     macro: tuple[str, ...] = ()
-    """Metrics that are the unweighted mean over groups; others are over cases."""
+    """Metrics that are the unweighted mean over groups; others are means over cases."""
     counted: Callable[[str, int], bool] = lambda group, cases: True
-    """Whether a group of so many cases is part of that mean."""
+    """Whether a group with this many cases is part of that mean."""
     group: Callable[[Path, int, dict[str, Any]], str] = lambda file, number, row: file.stem
 
     def named(self, *columns: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -142,7 +142,7 @@ def _samples(choice: Choice, cases: Cases, values: Mapping[Metric, NDArray[np.fl
 
 
 def _read(files: Sequence[Path], choice: Choice, *more: Callable[[Path, int, dict[str, Any]], Any]) -> list[list[Any]]:
-    """Columns: group, image, texts, and what `more` makes of a row."""
+    """Columns: group, image, texts, and the values that `more` computes from a row."""
     fields = (choice.image, *choice.texts)
     makers = (choice.group, *(partial(_field, name) for name in fields), *more)
     read = [[make(file, n, row) for make in makers] for file in files for n, row in records(file)]
@@ -157,7 +157,7 @@ def _field(name: str, file: Path, number: int, row: dict[str, Any]) -> str:
 
 
 def read_categories(source: Source, choice: Choice) -> Cases:
-    """SugarCrepe's folder: a JSON file for each category, and COCO's val2017 beside them."""
+    """Read SugarCrepe's folder: a JSON file for each category, and COCO's val2017 next to them."""
     path = source.need_path()
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     groups, images, *texts = _read(files, choice)
@@ -166,7 +166,7 @@ def read_categories(source: Source, choice: Choice) -> Cases:
 
 
 def read_sugarcrepe(source: Source, choice: Choice) -> Cases:
-    """Without images that a run has ingested; the published counts hold rows that an earlier category has, too."""
+    """Read SugarCrepe without ingested images; the published counts include rows repeated from an earlier category."""
     cases = read_categories(replace(source, stored=None), choice)
     images, count = list(dict.fromkeys(cases.clusters)), len(cases.clusters)
     place = source.images or images_beside(source.need_path())
@@ -180,7 +180,7 @@ def read_sugarcrepe(source: Source, choice: Choice) -> Cases:
 
 
 def read_aro(source: Source, choice: Choice, name: str) -> Cases:
-    """ARO's list of parts of Visual Genome's images: the file at the path, or of this name in the folder there."""
+    """Read ARO's list of regions of Visual Genome images: the file at the path, or `name` in the folder there."""
     path = source.need_path()
     file = path / name if path.is_dir() else path
     groups, images, true, false, boxes = _read([file], choice, _box)

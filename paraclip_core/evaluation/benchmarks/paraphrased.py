@@ -3,8 +3,9 @@
 Pairs come from a file with the columns image_id, caption and paraphrased_query (SugarCrepe++'s filename, caption and
 caption2 do as well), or are all pairs of an image's captions: ten for five captions.
 
-Reviews of Cheng et al. print AO@k without the division by the depth, where equal lists give 5.5 of 10. The measure of
-that name has the division, and equal lists give 1 (Wu & Crestani, 2003; Webber et al., 2010): ``ao@10`` is that one.
+Reviews of Cheng et al. give AO@k without the division by the depth, by which equal lists score 5.5 of 10. The
+established measure has the division, and equal lists score 1 (Wu & Crestani, 2003; Webber et al., 2010); ``ao@10`` is
+the latter.
 """
 
 from __future__ import annotations
@@ -48,25 +49,25 @@ class PairOptions(Options):
     """What is searched."""
 
     pool: Literal["pairs", "all"] = "pairs"
-    """Images that are searched: those that the pairs tell of, and a run's own; or all that lie beside the pairs."""
+    """Images to search: those of the pairs, or of the run; or all images next to the pairs."""
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Caption and paraphrased query of each query pair, and the image that both tell of."""
+    """Caption and paraphrased query of each query pair, and the image that both describe."""
 
     image_ids: Sequence[str]
     captions: Sequence[str]
     paraphrased_queries: Sequence[str]
     split: str
     equal: int = 0
-    """Pairs left out because both texts are the same words."""
+    """Pairs left out because both texts are identical."""
     without_image: int = 0
     """Pairs left out because their image is not in the pool."""
 
 
 def load(source: Source) -> Task:
-    """Pairs whose image is in the pool: from a file of pairs, or all pairs of an image's captions."""
+    """Load pairs whose image is in the pool: from a file of pairs, or all pairs of an image's captions."""
     pairs, pool = _pairs_and_pool(source, PairOptions.model_validate(dict(source.options)).pool)
     pairs = within(pairs, pool)
     pool.check_queries(pairs.image_ids)
@@ -86,14 +87,14 @@ def _pairs_and_pool(source: Source, searched: str) -> tuple[Pairs, ImagePool]:
     if searched == "all":
         if (images := source.images or beside) is None:
             raise BenchmarkError(
-                f"`pool: all` searches every image beside {path}, and there is none; name them in `images`"
+                f"`pool: all` searches every image next to {path}, but there is none; name them in `images`"
             )
         return pairs, every_image(images, find_images(images, list(dict.fromkeys(pairs.image_ids))))
     if stored is not None and source.images is None:
         try:
             pool = stored.pool([*stored.captions.image_ids, *pairs.image_ids])
         except BenchmarkError:
-            # None of them was ingested, as where a run's captions have no held-out split.
+            # None of them was ingested, for example if a run's captions have no held-out split.
             if beside is None:
                 raise
         else:
@@ -118,8 +119,8 @@ def read_pairs(path: Path) -> Pairs:
 
 
 def pairs_files(path: Path) -> list[Path]:
-    """The files of pairs: of a folder ``paraphrased_queries.*`` or ``pairs.*``, or else all that have some; none of
-    captions."""
+    """The files of pairs: in a folder ``paraphrased_queries.*`` or ``pairs.*``, or else all files with pairs; never
+    files of captions."""
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
         return [file for file in files if file.stem in ("paraphrased_queries", "pairs")] or [*filter(_has_pairs, files)]
@@ -129,7 +130,7 @@ def pairs_files(path: Path) -> list[Path]:
 def _has_pairs(file: Path) -> bool:
     try:
         first = next(records(file), None)
-    except (BenchmarkError, InputError):  # captions in another format, or damaged, as their reader will tell
+    except (BenchmarkError, InputError):  # captions in another format, or damaged, which their reader reports
         return False
     return first is not None and any(name in first[1] for name in PARAPHRASED)
 
@@ -151,7 +152,7 @@ def pairs_of_captions(captions: Captions) -> Pairs:
 def within(pairs: Pairs, pool: ImagePool) -> Pairs:
     if not pairs.image_ids:
         raise BenchmarkError(
-            f"all {pairs.equal} pairs ({pairs.split}) are one text twice, case and blanks aside; expected a caption "
+            f"all {pairs.equal} pairs ({pairs.split}) repeat one text, apart from case and spaces; expected a caption "
             "and a paraphrase of it"
         )
     places = np.flatnonzero(pool.find(pairs.image_ids) >= 0).tolist()
@@ -173,7 +174,7 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
 def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
     """AO@10 and JS@10 between the two rankings, and both sides' recall; the pairs of one image form a cluster.
 
-    The images of the pairs are all in the pool, see :func:`within`.
+    All images of the pairs must be in the pool, see :func:`within`.
     """
     features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.paraphrased_queries])
     ranked = top_k(features, pool.features(encoder), DEPTH)
@@ -200,7 +201,7 @@ def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
 
 
 def per_query(pairs: Pairs, pool: ImagePool, base: Measured, tuned: Measured) -> pa.Table:
-    """Every pair with both models' scores and ranked lists (:data:`paraclip_core.tables.PER_QUERY`)."""
+    """All pairs with both models' scores and ranked lists (:data:`paraclip_core.tables.PER_QUERY`)."""
     columns: list[pa.Array] = [
         pa.array(list(side)) for side in (pairs.image_ids, pairs.captions, pairs.paraphrased_queries)
     ]
@@ -218,7 +219,7 @@ def _lists(ids: pa.Array, ranked: NDArray[np.int64]) -> pa.Array:
 
 
 def _pairs(rows: list[tuple[str, str, str]], split: str) -> Pairs:
-    # The tokenizer folds case and blanks, so such a pair is one text twice and overlaps fully by definition.
+    # The tokenizer ignores case and extra spaces, so such a pair is one text twice and overlaps fully by definition.
     distinct = [row for row in rows if row[1].casefold().split() != row[2].casefold().split()]
     ids, captions, paraphrased_queries = ([row[column] for row in distinct] for column in range(3))
     return Pairs(ids, captions, paraphrased_queries, split, len(rows) - len(distinct))

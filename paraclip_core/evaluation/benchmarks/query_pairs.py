@@ -1,15 +1,15 @@
-"""A query and its paraphrase, and two queries that differ: no image belongs to either, so any gallery will do.
+"""Query pairs, paraphrases and hard negatives, over any gallery, as they need no images of their own.
 
-Both texts of a pair rank the same images. Two that people called equal should find the same ones; a query and its hard
-negative, alike in words and unlike in meaning, should not. An encoder that embeds all texts alike agrees on both, so
-what counts is the margin between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance against
-sensitivity).
+Both texts of a pair rank the same images. Two texts that people judged equivalent should find the same ones; a query
+and its hard negative, similar in wording but different in meaning, should not. An encoder that embeds all texts alike
+agrees on both, so what counts is the margin between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance
+against sensitivity).
 
 Pairs come from files, each in its published format: SICK (Marelli et al., LREC 2014; entailment with a relatedness of
-4.5 or more, and contradictions as hard negatives), STS files with a header (a score of 4.5 or more, and where genres
-are stated, captions alone), SugarCrepe's and SugarCrepe++'s JSON, and rows with `query` and `paraphrased_query`,
-`hard_negative` or both. Without a path the pairs are the evaluation split's captions, reworded by rule (:data:`RULES`),
-by class and without hard negatives.
+4.5 or more, and contradictions as hard negatives), STS files with a header (a score of 4.5 or more, and only the
+captions genre if genres are stated), SugarCrepe's and SugarCrepe++'s JSON, and rows with `query` and
+`paraphrased_query`, `hard_negative` or both. Without a path the pairs are the evaluation split's captions,
+paraphrased by rules (:data:`RULES`) and reported by rule, without hard negatives.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from paraclip_core.evaluation.published import field as text_field
 from paraclip_core.evaluation.scores import top_k
 
 EQUAL = 4.5
-"""Human score, of 5, from which two sentences count as a query and its paraphrase."""
+"""Human score, out of 5, from which two sentences count as a query and its paraphrase."""
 HARD_NEGATIVES = ("hard_negative", "negative_caption")
 
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
@@ -85,25 +85,25 @@ RULES: Mapping[str, Callable[[str], str]] = {
     "a photo of": lambda query: f"a photo of {query[0].lower()}{query[1:]}",
     "keywords": lambda query: _FUNCTION_WORD.sub("", query.rstrip(" .")).strip() or query,
 }
-"""What people vary without a thought, for English: each gives other words for a query, or the query itself."""
+"""Common variations in English: each rule returns a paraphrase of a query, or the query itself."""
 
 
 class QueryPair(NamedTuple):
-    """A query and other words for it."""
+    """A query and its paraphrase or hard negative."""
 
     query: str
     other: str
     kind: str = ""
-    """`hard_negative`, or the rule that made the other words; empty where a person or a model did."""
+    """`hard_negative`, or the rule that made the paraphrase; empty if a person or a model did."""
 
 
 def by_rule(query: str) -> list[QueryPair]:
-    """A query with what each rule makes of it."""
+    """A query paired with the result of each rule."""
     return [QueryPair(query, other, kind) for kind, rule in RULES.items() if (other := rule(query)) != query]
 
 
 def files(path: Path, split: str | None = None) -> list[Path]:
-    """The files of pairs: the file itself, or those of a folder that have some."""
+    """The files of pairs: the file itself, or those in a folder that contain pairs."""
     if not path.is_dir():
         return [path]
     inside = sorted(file for file in path.iterdir() if not file.name.startswith("."))
@@ -117,7 +117,7 @@ def read(path: Path) -> list[QueryPair]:
 
 
 def distinct(pairs: Sequence[QueryPair]) -> list[QueryPair]:
-    """Without one text twice: most tokenizers fold case and blanks. What a rule made is told apart by its class."""
+    """The pairs without duplicates, ignoring case and spaces as most tokenizers do. Pairs of different rules differ."""
     return [pair for pair in pairs if pair.kind or pair.query.casefold().split() != pair.other.casefold().split()]
 
 
@@ -164,7 +164,7 @@ def _score(file: Path, number: int, row: Mapping[str, str]) -> float:
 
 
 def load(source: Source) -> Task:
-    """Pairs from files, or the stored captions by rule; searched are a run's images, or those that are named."""
+    """Load pairs from files, or from the stored captions by rules, to search a run's images or the named ones."""
     path, stored = source.path, source.stored
     if path is not None:
         pairs, where = read(path), str(path)
@@ -175,20 +175,20 @@ def load(source: Source) -> Task:
     else:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")
     if (queries := len({pair.query for pair in distinct(pairs)})) < 2:
-        raise BenchmarkError(f"{where} has pairs of {queries} queries; an interval needs two at least")
+        raise BenchmarkError(f"{where} has pairs of {queries} queries; an interval needs at least two")
     if source.images is not None:
         pool = every_image(source.images, {})
     elif stored is not None:
         pool = stored.pool(stored.captions.image_ids)
     else:
-        raise BenchmarkError("it searches images and none are named; say with the option `images` where they lie")
+        raise BenchmarkError("it searches images and none are named; name their location with the option `images`")
     if len(pool.ids) < DEPTH:
         raise BenchmarkError(f"its pool has {len(pool.ids)} images; expected at least {DEPTH}")
     return Task(lambda encoder: measure(pairs, pool, encoder))
 
 
 def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> Measured:
-    """AO@10 and JS@10 of paraphrased queries, of each class and of hard negatives, and the margin; the pairs of a query
+    """AO@10 and JS@10 of paraphrased queries, of each kind and of hard negatives, and the margin; the pairs of a query
     form a cluster."""
     pairs = distinct(listed)
     features, index = unique_features(encoder.texts, [*(pair.query for pair in pairs), *(pair.other for pair in pairs)])
@@ -227,7 +227,7 @@ def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> M
 
 
 def _difference(values: NDArray[np.float64], hard_negative: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Values whose mean is the paraphrased queries' mean less the hard negatives'."""
+    """Values whose mean is the paraphrased queries' mean minus the hard negatives'."""
     return np.where(
         hard_negative, -values * len(values) / hard_negative.sum(), values * len(values) / (~hard_negative).sum()
     )

@@ -1,12 +1,12 @@
 """Text→image and image→text retrieval, counted as CLIP_benchmark does (zeroshot_retrieval).
 
-A caption is found when its image is among the k nearest; an image is found when any of its captions is.
+A caption is found if its image is among the k nearest; an image is found if any of its captions is.
 
-The option `language` names the language of the captions. Of Crossmodal-3600's ``captions.jsonl`` (image/key, and a
-field for each language) and of rows with a field `language` it chooses those that are read, and without it every
-language is measured by itself: the figures are the means over them, and each language's mean of recall@1, 5 and 10,
-text→image, is a row, as Immich's table of models has it. Of CLIP_benchmark's JSON for one language (image_paths,
-annotations) and of all other formats the option is the label that results go by.
+The option `language` names the language of the captions. For Crossmodal-3600's ``captions.jsonl`` (image/key, and a
+field for each language) and for rows with a field `language` it selects the captions to read. Without it every language
+is measured separately: the figures are the means over them, and each language's mean of text→image recall@1, 5 and 10
+is a row, as in Immich's table of models. For CLIP_benchmark's JSON of one language (image_paths, annotations) and for
+all other formats the option only labels the results.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from paraclip_core.options import Options
 
 MEAN_RECALL = "text_to_image_mean_recall"
 SEVERAL = "mul"
-"""ISO 639's code of several languages, which their results have."""
+"""ISO 639 code for multiple languages, used in their results."""
 Pairs = list[tuple[str, str]]
-"""Images and captions."""
+"""Pairs of image and caption."""
 
 
 class RetrievalOptions(Options):
-    """Which captions, and how results name them."""
+    """Which captions are read, and how results name them."""
 
     language: str | None = None
-    """Language of the captions, such as `de`; results of several languages are told apart by it. Without it all
-    languages of a file with several are measured, and their mean."""
+    """Language of the captions, such as `de`; which distinguishes results of several languages. Without it
+    all languages of a multilingual file are measured, and their mean."""
 
 
 def load(source: Source) -> Task:
@@ -61,7 +61,7 @@ def load(source: Source) -> Task:
 
 
 def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs] | None:
-    """Images and captions by language, of formats that hold several, or one without saying which; None of others."""
+    """Images and captions by language, for formats with several languages or an unnamed one; None for others."""
     if path.suffix == ".json" and isinstance(value := load_json(path), dict) and "image_paths" in value:
         images, texts = value["image_paths"], value.get("annotations")
         if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
@@ -85,7 +85,7 @@ def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs
 
 
 def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) -> Iterator[tuple[str, str, str]]:
-    """Language, image and caption of all captions of a row; of Crossmodal-3600 each image has some of `wanted`."""
+    """Language, image and caption of all captions of a row; in Crossmodal-3600 each image must have `wanted` ones."""
     if "image/key" in row:
         image = field(path, number, row, "image/key")
         spoken = {name: value for name, value in row.items() if isinstance(value, dict) and "caption" in value}
@@ -103,7 +103,7 @@ def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) ->
 
 
 def measure_languages(by_language: Mapping[str | None, Captions], pool: ImagePool, encoder: Encoder) -> Measured:
-    """The one language, or of several each by itself and the unweighted mean over them; an image is a cluster."""
+    """Measure the only language, or several separately with their unweighted mean; an image is a cluster."""
     if len(by_language) == 1:
         ((name, captions),) = by_language.items()
         return measure(captions, pool, encoder, name)
@@ -129,7 +129,7 @@ def measure(captions: Captions, pool: ImagePool, encoder: Encoder, language: str
     """Recall at 1, 5 and 10 in both directions; queries of one image form a cluster.
 
     Captions whose image is not in the pool are left out and counted in the notes; images without a caption are
-    distractors of text→image and no queries of image→text.
+    distractors for text→image and not queries for image→text.
     """
     rows = pool.find(captions.image_ids)
     pooled = np.flatnonzero(rows >= 0)

@@ -1,17 +1,18 @@
-"""Semantic textual similarity and SICK relatedness: how well cosines between sentences order pairs as people do.
+"""Semantic textual similarity and SICK relatedness: how well sentence cosines order pairs compared to people.
 
-Spearman's correlation of cosine and human score over all pairs of the test files together ("all"), as SentEval, SimCSE
-and mteb report it. Formats: one TSV with a header and the columns score, sentence1, sentence2 (STS-B, STS13); the
-header-less ``sts-test.csv`` of the STS-Benchmark; or a folder of SemEval's ``STS.input.*.txt`` and ``STS.gs.*.txt``.
+Spearman's correlation of cosine and human score over all pairs of the test files together ("all"), as reported by
+SentEval, SimCSE and mteb. Formats: one TSV with a header and the columns score, sentence1, sentence2 (STS-B, STS13);
+the header-less ``sts-test.csv`` of the STS-Benchmark; or a folder of SemEval's ``STS.input.*.txt`` and
+``STS.gs.*.txt``.
 SICK (Marelli et al., LREC 2014): ``SICK_test_annotated.txt``, or the TEST rows of the single ``SICK.txt``.
 
 The seven tasks together are STS12 to STS16, the STS-Benchmark and SICK-R, and the mean of the seven (Gao et al.,
 SimCSE, EMNLP 2021). Their folder is SentEval's (``STS/STS12-en-test`` …, ``STS/STSBenchmark``, ``SICK``), or has one
 file or folder for each task, named after it: ``STS12.tsv``, ``STSB-test.tsv``, ``sick`` …
 
-The texts go round in two variants, which give different figures: as SemEval published them and mteb has them
-("raw"), and with a blank before each mark, as SentEval's scripts leave them ("tokenized"). The notes name the one that
-the files hold, for each task.
+The texts circulate in two variants, which give different figures: as published by SemEval and used by mteb ("raw"),
+and with a space before each punctuation mark, as SentEval's scripts write them ("tokenized"). For each task the notes
+name the variant of the files.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from paraclip_core.evaluation.scores import pair_scores
 
 SICK_FILES = ("SICK_test_annotated.txt", "SICK.txt")
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R")
-"""By mteb's names."""
+"""The tasks, by mteb's names."""
 _BENCHMARK = ("sts-test.csv", "STSB-test.tsv", "STSBenchmark.tsv", "stsb.tsv")
 _PLACES = (".", "raw", "STS", "sts", "downstream/STS", "downstream")
 _DETACHED = re.compile(r"\w [.,;:?!](?: |$)")
@@ -49,10 +50,10 @@ class ScoredPairs:
     second: list[str]
     gold: list[float]
     without_score: int = 0
-    """Pairs with a blank score, which the protocol leaves out."""
+    """Pairs with a blank score, which the protocol excludes."""
 
     def add(self, first: str, second: str, score: float | None) -> None:
-        """Append a pair; one without score is counted only."""
+        """Append a pair; a pair without a score is only counted."""
         if score is None:
             self.without_score += 1
             return
@@ -102,7 +103,7 @@ def _sick_file(path: Path) -> Path:
 
 
 def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
-    """Spearman of the cosines; each pair is a cluster of its own."""
+    """Spearman of the cosines; each pair is its own cluster."""
     features, rows = unique_features(encode, pairs.first + pairs.second)
     count = len(pairs.gold)
     cosines = pair_scores(features, rows[:count], features, rows[count:])
@@ -116,7 +117,7 @@ def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
 
 
 def _gold_score(path: Path, number: int, text: str) -> float | None:
-    """None where the cell is blank."""
+    """The score in a cell; None if it is blank."""
     if not text.strip():
         return None
     if not _is_number(text):
@@ -193,14 +194,14 @@ def _find(folder: Path, task: str) -> Path | None:
 
 
 def text_variant(pairs: ScoredPairs) -> str:
-    """`tokenized` where marks mostly stand alone, with a blank before them; otherwise `raw`."""
+    """`tokenized` if most punctuation marks have a space before them; otherwise `raw`."""
     texts = [*pairs.first, *pairs.second]
     detached = sum(_DETACHED.search(text) is not None for text in texts)
     return "tokenized" if detached > sum(_ATTACHED.search(text) is not None for text in texts) else "raw"
 
 
 def measure_all(tasks: Mapping[str, ScoredPairs], encode: TextEncoder) -> Measured:
-    """Spearman of each task, and their mean."""
+    """Spearman of each task, and the mean over tasks."""
     parts = {task: measure(pairs, encode) for task, pairs in tasks.items()}
     samples = {task: part.samples["spearman"] for task, part in parts.items()}
     whole = Sample(

@@ -1,13 +1,12 @@
-"""Zero-shot classification (Radford et al., ICML 2021): which class's texts is an image nearest to?
+"""Zero-shot classification (Radford et al., ICML 2021): to which class's texts is an image nearest?
 
-A class is the mean of its templates' text features, each of length 1, scaled to length 1 again, as open_clip builds its
-classifier.
+A class is the mean of its templates' normalized text features, normalized again, as in open_clip's classifier.
 
 The format is a folder with a folder of images for each class (ImageNet's `val` by synsets, or any other).
 
-Names: ``classnames.txt``, a line for each class in the order of the folders' names; else for synsets open_clip's
-ImageNet names; else the folders' names. Templates: ``zeroshot_classification_templates.txt``, a line each with ``{c}``
-for the class; else open_clip's 80 of OpenAI.
+Names: ``classnames.txt``, one line per class in the order of the folder names; else for synsets open_clip's ImageNet
+names; else the folder names. Templates: ``zeroshot_classification_templates.txt``, one per line with ``{c}`` for the
+class; else OpenAI's 80 from open_clip.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from paraclip_core.pictures import PICTURES
 NAMES, TEMPLATES = "classnames.txt", "zeroshot_classification_templates.txt"
 SYNSET = re.compile(r"n\d{8}")
 CLASSES = 50
-"""Classes whose texts are encoded at once."""
+"""Number of classes whose texts are encoded at once."""
 
 
 @dataclass(frozen=True)
 class ClassifiedImages:
-    """Images with the number of their class."""
+    """Images with their class numbers."""
 
     pool: ImagePool
     labels: NDArray[np.int64]
@@ -97,14 +96,14 @@ def _imagenet_names(path: Path, synsets: Sequence[str]) -> list[str]:
 
     names = dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
     if unknown := [synset for synset in synsets if synset not in names]:
-        raise BenchmarkError(f"{path}: {unknown[0]} is no class of ImageNet-1k; name all classes in {NAMES}")
+        raise BenchmarkError(f"{path}: {unknown[0]} is not a class of ImageNet-1k; name all classes in {NAMES}")
     return [names[synset] for synset in synsets]
 
 
 def _templates(path: Path) -> tuple[Callable[[], list[Callable[[str], str]]], str]:
     if not (path / TEMPLATES).is_file():
         name = "OPENAI_IMAGENET_TEMPLATES"
-        # open_clip imports torch, so late.
+        # Imported late, because open_clip imports torch.
         return lambda: list(getattr(import_module("open_clip"), name)), f"open_clip's {name}"
     texts = _lines(path / TEMPLATES)
     if wrong := [text for text in texts if "{c}" not in text]:
@@ -132,7 +131,7 @@ def classifier(images: ClassifiedImages, encoder: Encoder) -> NDArray[np.float32
 
 
 def measure(images: ClassifiedImages, encoder: Encoder) -> Measured:
-    """Accuracy of the nearest class and of the nearest five, and the mean of the classes' own accuracies."""
+    """Top-1 and top-5 accuracy, and the mean of the per-class accuracies."""
     ranked = top_k(images.pool.features(encoder), classifier(images, encoder), 5)
     clusters = np.arange(len(images.labels))
     first = recall_at_k(ranked, images.labels, 1)

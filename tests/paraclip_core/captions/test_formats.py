@@ -117,5 +117,7 @@ def test_a_reader_that_cannot_be_used_is_reported(own: Path, path: str) -> None:
 
 def test_every_format_has_a_reader_and_any_other_is_reported() -> None:
     for name in ("excel", "a:", ":b", "a b:c"):
-        with pytest.raises(ValidationError, match=r"is no format; expected auto, parquet, .* package\.module:function"):
+        with pytest.raises(
+            ValidationError, match=r"is not a known format; expected auto, parquet, .* package\.module:function"
+        ):
             SourceOptions(path="x", format=name)

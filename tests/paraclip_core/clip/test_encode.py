@@ -143,7 +143,7 @@ def test_a_encoder_without_a_text_vector_or_tokenizer_is_refused(encoders: Any, 
         encode_ragged(clip, Ragged.from_lists([[49406, 320, 49407]]))
     clip = encoders.model_of("roberta", tmp_path)
     clip.model_cfg["text_cfg"]["hf_tokenizer_name"] = str(tmp_path / "absent")
-    with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*beside the weights"):
+    with pytest.raises(ModelError, match=r"cannot load the tokenizer of .*next to the weights"):
         tokenize(clip, ["a"])
 
 

@@ -133,11 +133,11 @@ def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, t
     longest.preprocess_cfg["resize_mode"] = "longest"
     tanh.visual.trunk.blocks[1].mlp.act = torch.nn.SiLU()
     cases = [
-        ("encoders are built otherwise", built_in_clip(SMALL)),
-        ("its tokens are others", tiny({"no_causal_mask": True}, custom_text=True)),
+        ("encoders are built differently", built_in_clip(SMALL)),
+        ("tokenizers cannot produce its tokens", tiny({"no_causal_mask": True}, custom_text=True)),
         ("resize_mode is longest", longest),
         ("Missing key.*pre_layrnorm", tiny(vision_cfg={**vision, "no_ln_pre": True})),
-        ("with the same weights it gives images other embeddings", tanh),
+        ("with the same weights the embeddings of images differ", tanh),
         *(("CLIPModel: ", encoders.model_of(kind, tmp_path)) for kind in ("roberta", "clipa", "coca")),
     ]
     for reason, clip in cases:

@@ -78,8 +78,8 @@ def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> N
         "no-rows.npy": "expected a row for each image",
         "broken.npy": "cannot read features",
         "index.bin": f"expected one of {', '.join(READERS)}".replace(".", r"\."),
-        "empty": "holds neither .npy nor Parquet",
-        "uneven.parquet": "row 1 of 'embedding' is no vector of",
+        "empty": "contains neither .npy nor Parquet",
+        "uneven.parquet": "row 1 of 'embedding' is not a vector of",
         "none.parquet": "expected one column of vectors",
     }
     for name, message in expected.items():
@@ -90,7 +90,7 @@ def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> N
     (tmp_path / "ids.json").write_text('{"a": 1}')
     with pytest.raises(InputError, match=r"names 2 images, but .* has features of 7"):
         read_index(tmp_path / "index.npy", tmp_path / "ids.txt")
-    with pytest.raises(InputError, match="holds no list"):
+    with pytest.raises(InputError, match="does not hold a list"):
         read_index(tmp_path / "index.npy", tmp_path / "ids.json")
     with pytest.raises(InputError, match="does not exist"):
         read_index(tmp_path / "index.npy", tmp_path / "gone.txt")
@@ -142,7 +142,7 @@ def test_the_same_weights_with_another_activation_or_other_heads(tiny: Tiny, cha
     other.model.load_state_dict(base.model.state_dict())
     assert image_encoder_hash(base) == image_encoder_hash(other)
     encoder, preprocess = check_encoders(base, other)
-    assert not encoder.valid and preprocess.valid and "compute otherwise" in encoder.detail
+    assert not encoder.valid and preprocess.valid and "compute differently" in encoder.detail
 
 
 def test_stored_features(tiny: Tiny) -> None:

@@ -112,7 +112,7 @@ def test_images_beside_the_captions(tmp_path: Path) -> None:
     path.write_text('{"image": "a.jpg", "caption": "x"}\n{"image": "b", "captions": ["y", "z"], "split": "test"}\n')
     ids = published.load_captions(path).image_ids
     assert ids == ["a.jpg", "b", "b"]
-    with pytest.raises(BenchmarkError, match="no images beside"):
+    with pytest.raises(BenchmarkError, match="no images next to"):
         published.pool_of(path, ids)
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.jpg").touch()

@@ -135,7 +135,7 @@ def test_a_class_that_cannot_be_used_is_named(own_module: str, name: str, reason
 
 @pytest.mark.parametrize("name", ["smolm2", "module:", ":Class", "a b:C", ""])
 def test_what_can_be_no_engine_is_refused_with_the_names(name: str) -> None:
-    with pytest.raises(ValidationError, match=r"is no engine; expected openvino, .* package\.module:Class"):
+    with pytest.raises(ValidationError, match=r"is not a known engine; expected openvino, .* package\.module:Class"):
         options(name)
 
 

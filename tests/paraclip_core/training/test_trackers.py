@@ -83,7 +83,7 @@ def test_services_get_project_name_and_figures(package: str, tmp_path: Path, mon
 
 def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers_module, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="`pip install wandb` or take it out"):
+    with pytest.raises(ConfigError, match="`pip install wandb` or remove it"):
         Trackers(["wandb"], TrackedRun("r", tmp_path, {}))
 
 

@@ -148,7 +148,7 @@ def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
     [
         ("ViT-B-33:openai", "no architecture 'ViT-B-33'; did you mean ViT-B-32"),
         ("ViT-B-33:weights.pt", "no architecture 'ViT-B-33'"),
-        ("ViT-B-32:laion2b", "ViT-B-32 has no weights 'laion2b'; there are: .*laion2b_s34b_b79k"),
+        ("ViT-B-32:laion2b", "ViT-B-32 has no weights 'laion2b'; available are: .*laion2b_s34b_b79k"),
         ("embeded", "model 'embeded': /.*/embeded does not exist; expected built-in, a folder"),
     ],
 )

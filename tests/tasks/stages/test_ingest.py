@@ -155,7 +155,7 @@ def test_a_missing_source(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path / "runs")
     (tmp_path / "empty").mkdir()
     os.mkfifo(tmp_path / "pipe.csv")
-    wrong = ("nope.csv", "does not exist"), ("empty", "is no file"), ("pipe.csv", "is no file")
+    wrong = ("nope.csv", "does not exist"), ("empty", "is not a file"), ("pipe.csv", "is not a file")
     for path, message in wrong:
         with pytest.raises(InputError, match=f"{path} {message}"):
             INGEST.sources(Run(settings_of(tmp_path, path), store))

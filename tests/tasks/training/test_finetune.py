@@ -135,7 +135,7 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_files(
         execute(FINETUNE, draft, run, inputs, stop)
     with caplog.at_level("INFO"):
         assert files(execute(FINETUNE, draft, run, inputs)) == files(tuned)
-    assert "going on after step 4" in caplog.text
+    assert "resuming after step 4" in caplog.text
 
 
 def test_the_control_trains_on_captions_alone(

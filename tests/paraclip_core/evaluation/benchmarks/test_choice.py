@@ -189,7 +189,7 @@ def test_images_of_aro_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     file, images = tmp_path / "visual_genome_attribution.json", tmp_path / "elsewhere"
     benchmark = BenchmarkOptions(name="x", kind="vg_attribution", path=file.name, images="elsewhere")
-    with pytest.raises(BenchmarkError, match=r"no images beside .*`images` \(--images\)"):
+    with pytest.raises(BenchmarkError, match=r"no images next to .*`images` \(--images\)"):
         prepare(benchmark, file)
     assert prepare(benchmark, file, images=images).measure(WordEncoder()).notes["cases"] == 120
     hashed = source_files("vg_attribution", file, images=images)

@@ -78,7 +78,7 @@ def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
         family.pairs_of_captions(Captions(["i"], ["a"], "val"))
     pairs = family.pairs_of_captions(Captions(["i", "i"], ["A dog", "a  dog"], "val"))
     with pytest.raises(
-        BenchmarkError, match=r"all 1 pairs \(val\) are one text twice, .* expected a caption and a paraphrase of it"
+        BenchmarkError, match=r"all 1 pairs \(val\) repeat one text, .* expected a caption and a paraphrase of it"
     ):
         family.within(pairs, word_pool(["i"], WordEncoder()))
     encoder = WordEncoder()

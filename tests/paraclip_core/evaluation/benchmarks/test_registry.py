@@ -55,14 +55,17 @@ def test_a_category_has_its_metrics_facts_and_what_is_not_at_hand_a_name() -> No
 def test_images_are_named_for_kinds_that_read_them_beside_a_path() -> None:
     assert BenchmarkOptions(name="x", kind="retrieval", path="a", images="b").images == "b"
     for options in ({"kind": "sts", "path": "a"}, {"kind": "retrieval"}):
-        with pytest.raises(ValueError, match=r"reads no images beside a path; leave out `images`"):
+        with pytest.raises(ValueError, match=r"reads no images in addition to its path; leave out `images`"):
             BenchmarkOptions(name="x", images="b", **options)  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("excel", r"'excel' is no benchmark; expected paraphrased_retrieval, query_pairs, .* package\.module:NAME"),
+        (
+            "excel",
+            r"'excel' is not a known benchmark; expected paraphrased_retrieval, query_pairs, .* package\.module:NAME",
+        ),
         ("sts", r"sts has no options"),
     ],
 )

@@ -86,7 +86,7 @@ def test_broken_weights_are_reported() -> None:
         def texts(self, texts: Sequence[str]) -> np.ndarray:
             return np.full((len(texts), 32), np.nan, np.float32)
 
-    with pytest.raises(ModelError, match="no finite feature for 'a red in the park'"):
+    with pytest.raises(ModelError, match="non-finite features for 'a red in the park'"):
         retrieval.measure(captions_of(WORDS), pool, Broken())
 
 

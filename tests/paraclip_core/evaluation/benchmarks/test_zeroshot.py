@@ -81,7 +81,9 @@ def test_imagenets_synsets_and_open_clips_own_classifier(tmp_path: Path, small_m
     assert measured.notes["names"] == "open_clip's ImageNet names"
     (tmp_path / "val" / "n99999999").mkdir()
     (tmp_path / "val" / "n99999999" / "a.png").touch()
-    with pytest.raises(BenchmarkError, match=r"n99999999 is no class of ImageNet-1k; name all classes in classnames"):
+    with pytest.raises(
+        BenchmarkError, match=r"n99999999 is not a class of ImageNet-1k; name all classes in classnames"
+    ):
         prepare(BENCHMARK, tmp_path / "val")
 
 
