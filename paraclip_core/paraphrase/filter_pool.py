@@ -26,9 +26,9 @@ IN_PROCESS_BLOCKS = 4
 """Starting processes, which load the sentence encoder, takes as long as filtering this many answers."""
 KILLED = (
     "a process that filters answers was killed; the machine may be out of memory (lower run.threads to start fewer). "
-    "Filter results so far are kept; run again to continue from there"
+    "Filter results so far are kept; run again to go on from there"
 )
-CHANGED = "the code that filters answers changed since this run began; run again to continue with it"
+CHANGED = "the code that filters answers changed since this run began; run again to go on with it"
 
 Filtered = tuple[pa.RecordBatch, pa.RecordBatch]
 """A block and its filter results, row by row."""

@@ -67,7 +67,7 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
         # This process loaded newer code, and its output must not get the fingerprint of the older code's.
         raise StageError(
             f"{draft.stage} is now version {stage.version} and was {draft.stage_version} when this run began: "
-            f"the code has changed; run again to continue with it"
+            f"the code has changed; run again to go on with it"
         )
     execute(stage, draft, run, inputs, progress)
 

@@ -253,7 +253,7 @@ def settings_of(tree: Mapping[str, Any]) -> Settings:
         names = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors()[:3])
         raise StageError(
             f"the code here does not accept the settings of this run ({names}): it has changed since the run began, or "
-            "is a different version; run again to continue with it"
+            "is a different version; run again to go on with it"
         ) from error
 
 

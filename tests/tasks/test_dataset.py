@@ -297,7 +297,7 @@ def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, 
     assert export("four", "-a", "chan", *root, "--json")["rows"]
     for wrong, message in (
         (["-c", str(config)], "is not empty; choose a new folder"),
-        (root, "say which paraphrases"),
+        (root, "specify the paraphrases"),
         (["-c", str(config), "--set", "data.max_words=9"], "are not finished"),
         (["-a", "ingest/" + store.list("ingest")[0].fingerprint, *root], "is a ingest artifact; expected paraphrase_2"),
     ):
