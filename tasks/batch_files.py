@@ -70,8 +70,7 @@ class Exported:
 
 
 def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
-    """Write the requests that a run would make and the answers cache lacks, one per line; the file is written
-    atomically.
+    """Write a run's requests that the answers cache lacks, one per line; the file is written atomically.
 
     Answers of step 1 without a filter result are filtered first, because step 2 asks about accepted answers. Memory use
     does not grow with the file.

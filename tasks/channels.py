@@ -94,8 +94,7 @@ def moved(
     reason: str | None = None,
     run: str | None = None,
 ) -> dict[str, Any]:
-    """The contents of a channel's file after a move: its history gains the move, unless the channel serves this model
-    already.
+    """The contents of a channel's file after a move: the move is added, unless the channel serves this model already.
 
     In that case its last move becomes one to the model of `run`. The caller holds :meth:`ArtifactStore.channel_lock`
     from reading `channel` to setting the result. `stages` has the fingerprint of each stage of the model's run, and
@@ -147,8 +146,7 @@ def check_run_name(name: str, store: ArtifactStore) -> None:
 
 
 def check_channel(run: str, channel: str, store: ArtifactStore, force: bool = False) -> None:
-    """Check before a run that its verdict can move `channel`; with `force`, even if the channel belongs to another
-    run."""
+    """Check before a run that its verdict can move `channel`; with `force`, also a channel of another run."""
     current = store.channel(channel) or {}
     if channel == run:
         raise ConfigError(
@@ -198,8 +196,7 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> 
 
 
 def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:
-    """Move a channel to the model before the current one, or to the one in its history whose fingerprint starts with
-    `to`.
+    """Move a channel to the model before the current one, or to the one in its history that starts with `to`.
 
     A second rollback goes one model further back; a retried flow run does not.
     """

@@ -78,8 +78,7 @@ def compare_and_write(
     command: str = "",
     progress: Progress = silent,
 ) -> tuple[Path, dict[str, Any]]:
-    """Compare models, and write results, tables, summaries and pages. Returns their folder and the contents of
-    ``summary.json``.
+    """Compare models and write the results; returns their folder and the contents of ``summary.json``.
 
     `models` maps names to references; the first is the base. References are looked up in `store`, which also takes the
     results if `out` is not given. Results of a pair named base and tuned go into the folder itself, others each into a

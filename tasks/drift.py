@@ -45,8 +45,7 @@ WORDS = """
 
 
 def check_drift(run: Run) -> list[str]:
-    """Compare the ingested captions with those of the model that `run.drift.channel` serves; stop the run above the
-    limit.
+    """Compare the ingested captions with those of the model of `run.drift.channel`; stop the run above the limit.
 
     The figures are published and stored as `results/<run>/drift.json`. Returns notices for the user.
     """

@@ -143,8 +143,7 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
 
 
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:
-    """Push a folder written by `export` or `export-dataset` (Parquet in `data` makes it a data set); returns its
-    address.
+    """Push a folder written by `export` or `export-dataset` (with Parquet in `data`); returns its address.
 
     The repository is created if it does not exist, as a private one if `private`.
     """

@@ -210,8 +210,7 @@ def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: st
 
 
 def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[Any]:
-    """Queries for an index without given ones: captions of its images, two of one image as a pair, or names of
-    things."""
+    """Default queries for an index: captions of its images, two of one image as a pair, or names of things."""
     if target.captions is None:
         return _fitting_names(searcher, encode)
     captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])

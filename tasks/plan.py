@@ -234,8 +234,7 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[float | None, str]:
-    """Estimated seconds, scaled by work from the newest of the stage's finished artifacts (given oldest first), and its
-    name.
+    """Seconds, scaled by work from the newest of the stage's finished artifacts (oldest first), and its name.
 
     A different engine has a different speed. If the earlier artifact's amount of work is unknown, its time is the best
     guess.

@@ -114,7 +114,7 @@ class StageTable:
         text = MARKUP.sub(r"\\\g<0>", with_notes(error))
         self.show(
             self._rows,
-            f"**Failed:** {text}\n\n**Finished, will not run again:** {finished}\n\n{mend}**Retry** in the menu at the "
+            f"**Failed:** {text}\n\n**Finished, and not run again:** {finished}\n\n{mend}**Retry** in the menu at the "
             "top right of the run's page continues from there; with other settings, start a new run.",
         )
 
@@ -201,8 +201,7 @@ def near_cap(run: str, cap: float) -> Progress:
 
 
 def published_progress(run: str, stage: str) -> Progress:
-    """A progress that is also shown in the UI, updated every few seconds, and exported to Prometheus as
-    `paraclip_stage`.
+    """A progress shown in the UI, updated every few seconds, and exported to Prometheus as `paraclip_stage`.
 
     Prefect serves the metrics if PREFECT_CLIENT_METRICS_ENABLED is set.
     """

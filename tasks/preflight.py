@@ -90,8 +90,7 @@ class CaptionCounts:
 
 
 def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
-    """Count the captions (schema `tables.CAPTIONS`) below a folder; memory use grows with those of the evaluated
-    split."""
+    """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
     evaluate = settings.evaluate
     rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
     every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
@@ -264,8 +263,7 @@ def _leakage_notices(settings: Settings, scenes: Artifact | None, folder: Path) 
 
 
 def _not_english(captions: pa.Array) -> int:
-    """Number of captions that are probably not English, by letters and function words; an estimate, less reliable for
-    short ones."""
+    """Estimated number of captions that are not English, by letters and function words; unreliable for short ones."""
     letters, english, others = (
         pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
         for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)

@@ -33,8 +33,7 @@ def decide(
     force: bool = False,
     approve: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
-    """Move `channel` to the run's model if it is better than its base and no worse than the model that the channel
-    serves.
+    """Move `channel` to the run's model if it is better than its base and no worse than the channel's current model.
 
     With `force`, the channel is moved in any case and belongs to this run from then on. `approve` is called with the
     decision before the move, and raises to prevent it. The decision is stored as ``results/<run>/promotion.json``:
@@ -102,8 +101,7 @@ def _apply(
 def _against_champion(
     run: Run, champion: Move, evaluation: str, progress: Progress
 ) -> tuple[str, str, Comparison | None]:
-    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (given by the last move to
-    it).
+    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (the last move to it).
 
     Both are measured on the challenger's queries and images, and the gate compares each with its own base. The
     comparison has the champion's figures as `base` and the challenger's as `tuned`; None if they are incomparable.

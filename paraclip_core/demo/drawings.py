@@ -1,5 +1,4 @@
-"""The contents of scenes: animals, people, things and vehicles, each drawn in a unit square, standing on its lower
-edge.
+"""The contents of scenes: animals, people, things and vehicles, each standing on the lower edge of a unit square.
 
 In the square (0, 0) is the top left and (1, 1) the bottom right, whatever its size in pixels.
 """

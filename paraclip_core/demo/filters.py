@@ -326,8 +326,7 @@ _SOMEBODY = word_set("person people someone somebody child children kid kids rid
 
 
 def narrowed(caption: str, answer: str, differ: Alignment) -> str | None:
-    """A new word that contains a lost one and says more (`snow` → `snowstorm`), or an agent's action (`hiker` →
-    `hikes`).
+    """A new word that extends a lost one (`snow` → `snowstorm`), or an agent's action (`hiker` → `hikes`).
 
     An action is fine if a new word says who does it (`a skater` → `a person on a skateboard`). Words on a list are left
     to `changed_kind`.
@@ -554,7 +553,7 @@ def changed_compound(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def changed_negation(pair: Pair, options: FilterOptions) -> str | None:
-    """Either text negates something and the other does not."""
+    """One of the two texts has a negation and the other does not."""
     before, after = any(map(denies, pair.source_words)), any(map(denies, pair.answer_words))
     return "negation came or went" if before != after else None
 

@@ -1,5 +1,4 @@
-"""Scenes as pixels and as files. They are drawn with Pillow at twice the size and then reduced, which smooths the
-edges.
+"""Scenes as pixels and as files, drawn with Pillow at twice the size and reduced, which smooths the edges.
 
 A background fills a square image of `side` pixels; `rng` varies its movable parts.
 """

@@ -413,8 +413,7 @@ def image_name(image: SceneImage) -> str:
 def write_texts(
     options: ScenesOptions, folder: Path, each: Callable[[SceneImage], None] = lambda image: None
 ) -> dict[str, int]:
-    """Write ``captions.jsonl`` and ``paraphrased_queries.jsonl``, and count their contents; `each` is called with every
-    image."""
+    """Write ``captions.jsonl`` and ``paraphrased_queries.jsonl``, and count their contents; `each` gets every image."""
     counts = {"images": 0, "captions": 0, "paraphrased_queries": 0}
     distinct: set[str] = set()
     with (

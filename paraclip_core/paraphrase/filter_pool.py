@@ -68,8 +68,7 @@ class FilterPool:
         self._synonyms = str(path)
 
     def filter(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Filtered]:
-        """Blocks (`tables.ANSWERS`) with their filter results, in the order of the blocks, which have `rows` rows in
-        total."""
+        """Blocks (`tables.ANSWERS`) with their filter results, in order; `rows` is their total number of rows."""
         if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
             further = _further(self._spec, self._synonyms)
             yield from ((block, self._here.filter_block(block, further)) for block in blocks)

@@ -118,8 +118,7 @@ def echo(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def character_set(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer holds a chat template's token, or markup, control characters or a script that its input does not
-    have."""
+    """The answer holds a template token, or markup, control characters or a script that its input does not have."""
     if match := _TEMPLATE.search(pair.answer):
         return f"template token {match.group()!r}"
     match = _MARKUP.search(pair.answer)

@@ -86,8 +86,7 @@ class Paraphraser:
 
     @cached_property
     def filters(self) -> FilterOptions:
-        """The filter options with `auto` resolved to the preset that suits the engine, and every threshold with its
-        value."""
+        """The filter options, with `auto` resolved to a preset and every threshold with its value."""
         return resolved(self.options.filters, self.facts.filters)
 
     @cached_property
@@ -113,8 +112,7 @@ class Paraphraser:
         return {step: prompt_for(self.options, step) for step in (1, 2)}
 
     def asks_words(self, step: int) -> bool:
-        """Whether synonyms of single words are requested too; a capable model does not need them, and they cost
-        money."""
+        """Whether synonyms of single words are requested too; a capable model needs none, and they cost money."""
         wanted = self.facts.asks and preset_named(self.filters.preset).words is not None
         return wanted and self.prompts[step].id.startswith("few-shot")
 

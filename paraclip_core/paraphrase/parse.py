@@ -46,8 +46,7 @@ def parse_answer(raw: str | None) -> str:
 
 
 def _without_thoughts(raw: str) -> str:
-    """The text after the last closing tag, since some chat templates open the thoughts themselves; or before any
-    opening tag."""
+    """The text after the last closing tag (some chat templates open the thoughts themselves), up to an opening one."""
     return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(raw)[-1])[0]
 
 

@@ -55,8 +55,7 @@ class SentenceEncoder:
         self._words: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of the texts: float32 [n, d], L2-normalized. For a fixed number of threads, their bits do not
-        depend on the other texts."""
+        """Embeddings, float32 [n, d], L2-normalized; with a fixed number of threads, independent of the other texts."""
         model, tokenizer, pooling = self._load()
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         fresh: list[int] = []
@@ -85,8 +84,7 @@ class SentenceEncoder:
 
 
 def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
-    """Numbers of rows of equal length, as many at a time as that length allows, and the same numbers padded with the
-    last of them."""
+    """Row numbers in batches of equal length, and the same numbers padded to the batch size with the last one."""
     by_length: dict[int, list[int]] = {}
     for number, ids in enumerate(rows):
         by_length.setdefault(len(ids), []).append(number)

@@ -226,8 +226,7 @@ class StepTables:
         self.con.unregister("new")
 
     def _collect(self, table: str, query: str, attempt: int, rows: np.ndarray | None) -> int:
-        """Store the result of a round's query, for all rows or for these alone, in a table; return its number of
-        rows."""
+        """Store the result of a round's query, for all rows or for these, in a table; return its number of rows."""
         values = {"attempt": attempt, "rows": None if rows is None else rows.tolist()}
         with self.cache.attached(self.con):
             self.con.execute(f"CREATE OR REPLACE TABLE {table} AS {query}", values)

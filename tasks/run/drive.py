@@ -43,7 +43,8 @@ def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> R
     The first stage that fails stops the others at their next checkpoint and ends the run with its error, which names
     the stage.
 
-    Raises: ParaclipError: raised by a stage or a check before it; another call continues from there.
+    Raises:
+        ParaclipError: raised by a stage or a check before it; another call continues from there.
     """
     check_run_name(run.settings.name, run.store)
     need_rows(run)
@@ -102,7 +103,7 @@ class InTurn:
         return self._ended.pop()
 
     def wait(self) -> None:
-        """Nothing runs in addition to the caller."""
+        """Nothing to wait for: stages run in the calling thread."""
 
     def _row(self, node: Node) -> Row:
         started, cached = time.monotonic(), self._run.artifact(node.name) is not None

@@ -143,8 +143,7 @@ class Node:
 
 
 class Run:
-    """Settings with everything derived from them. Code that receives a run never opens a store or resolves the stages
-    again.
+    """Settings with everything derived from them, so that no one opens a store or resolves the stages again.
 
     A source file that changes during the run does not change its stages: a fingerprint is fixed when it is first looked
     up.
@@ -153,8 +152,7 @@ class Run:
     def __init__(
         self, settings: Settings, store: ArtifactStore | None = None, stages: Mapping[str, Stage] | None = None
     ) -> None:
-        """Make a run of `settings`, in the store at `run.root`, with the stages that they name, unless others are
-        given."""
+        """Make a run of `settings`, with the store at `run.root` and the stages that they name, unless given."""
         self.settings = settings
         self.store = store or open_store(settings.run.root)
         self.stages = stages_of(settings) if stages is None else stages

@@ -39,8 +39,7 @@ class Slots:
         self._taken.difference_update(slots)
 
     def device(self, slots: Sequence[str], device: str) -> str:
-        """The `run.device` of a stage on these slots: its own GPU, since `auto` would give every stage the first
-        one."""
+        """The `run.device` of a stage on these slots: its own GPU, where `auto` would always mean the first one."""
         chooses = device == "auto" and len(self._gpus) > 1 and len(slots) == 1
         return slots[0] if chooses and slots[0] != CPU else device
 

@@ -72,8 +72,7 @@ def relay_from(path: Path, progress: Progress) -> Callable[[], None]:
 
 
 def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError | None:
-    """The error in a status file, of the same class, or of class `otherwise` if that is unknown; None if there is
-    none."""
+    """The error in a status file, of the same class, or `otherwise` if that is unknown; None without an error."""
     failure = json.loads(path.read_text()).get("failure") if path.exists() else None
     if failure is None:
         return None

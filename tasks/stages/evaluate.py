@@ -235,8 +235,7 @@ def _place(settings: Settings, path: str | None) -> Path | None:
 
 
 def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
-    """The captions of the evaluation split and the stored features of their images; `inputs`: `ingest` and
-    `features`."""
+    """The evaluation split's captions and their images' stored features; `inputs`: `ingest` and `features`."""
     features = inputs["features"]
     store = FeatureStore(features.path)
     image_encoder_hash = features.manifest.metrics.get("image_encoder_hash")

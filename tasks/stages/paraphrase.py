@@ -184,8 +184,7 @@ def spent(engine: Engine, counts: Any) -> dict[str, float]:
 
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
-    """Return a reader of a step's rows from the upstream artifact's folder: training captions in the fraction, or step
-    1's rows."""
+    """Return a reader of a step's rows from the upstream folder: sampled training captions, or step 1's rows."""
 
     def training_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         needed = dict.fromkeys((*columns, "split", *(("caption",) if fraction < 1 else ())))

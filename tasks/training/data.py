@@ -166,8 +166,7 @@ def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) 
 
 
 def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> TrainingRows:
-    """Return the rows of a stage if there are enough to train on; `keys` [N] are equal for equal images of the
-    matrix."""
+    """Return a stage's rows if they are enough to train on; `keys` [N] are equal for equal images of the matrix."""
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
         raise TrainingError(

@@ -1,5 +1,4 @@
-"""Requests of the engine `openai` as lines of batch files, for OpenAI's Batch API, compatible APIs and `vllm
-run-batch`."""
+"""Requests of the engine `openai` as lines of batch files, for OpenAI's Batch API and compatible programs."""
 
 from __future__ import annotations
 

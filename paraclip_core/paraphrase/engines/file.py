@@ -117,8 +117,7 @@ class FileEngine:
 
 
 def _key(text: str) -> str:
-    """The words of a cleaned text. Marks are parts of letters: without them, many Hindi and Thai words would be
-    equal."""
+    """The words of a cleaned text. Marks are parts of letters: without them, many Hindi and Thai words are equal."""
     low = text.casefold()
     if low.isascii():
         return " ".join(_ASCII_WORD(low))
@@ -142,8 +141,7 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
 
 
 def _has_paraphrases(path: Path) -> bool:
-    """Whether the file is a table with paraphrases, by its columns or its first rows (in JSONL, some rows may lack
-    fields)."""
+    """Whether the file has paraphrases, by its columns or its first rows (in JSONL, some rows may lack fields)."""
     kind = named_format(path)
     if kind == "parquet":
         return any(name in COLUMNS[1:] for name in pq.read_schema(path).names)

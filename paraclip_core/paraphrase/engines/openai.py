@@ -226,8 +226,7 @@ class OpenAIEngine:
     name = "openai"
 
     def __init__(self, options: EngineOptions[OpenAIOptions], context: EngineContext, strict: bool = False) -> None:
-        """Make an engine that reads neither server nor key before the first request; `strict`: a refused prompt ends
-        the run."""
+        """The server is not contacted before the first request; `strict`: a refused prompt ends the run."""
         self.served, self._options, self.strict = options.model, options.options, strict
         self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
@@ -328,8 +327,7 @@ class OpenAIEngine:
             return []
 
     async def post(self, client: openai.AsyncOpenAI, body: dict[str, Any], prompt_tokens: int) -> Completion:
-        """Return the answers to one request; raise RefusedError if the prompt is at fault, FailedError if the failure
-        may pass."""
+        """Return the answers to one request; RefusedError if the prompt is at fault, FailedError if it may pass."""
         import openai
 
         try:
@@ -613,8 +611,7 @@ def _count(value: object, estimate: int) -> int:
 
 
 def _key(variable: str) -> str:
-    """Read the key from an environment variable or, if that is not set, from the file of the same name below
-    /run/secrets.
+    """Read the key from an environment variable, or else from the file of the same name below /run/secrets.
 
     Empty if there is neither: some servers need none. Raises EngineError if the file cannot be read or its text cannot
     be a key.

@@ -40,8 +40,7 @@ class TransformersOptions(Options):
 
 
 class TransformersEngine:
-    """Batched generation through the model's chat template; prompts of similar length are batched together,
-    left-padded.
+    """Batched generation through the model's chat template; prompts of similar length share a batch, left-padded.
 
     A batch is seeded by its prompts, so a request's answers depend on the others in its batch.
     """
