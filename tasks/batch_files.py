@@ -1,6 +1,6 @@
-"""Batch files: the requests that a run misses are written to one, and its answers are read back into the cache.
+"""Batch files: a run's missing requests are exported to a file, and their answers are imported into the cache.
 
-They are OpenAI batch JSONL, which `vllm run-batch` reads, too.
+The format is OpenAI batch JSONL, which `vllm run-batch` reads too.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import GENERATIONS, REJECTS
 
 BLOCK_LINES = 10_000
-"""Answers that are in memory at once."""
+"""Maximum answers in memory."""
 WANTED = pa.schema([field for field in GENERATIONS if field.name not in ("completions", "completion_tokens")])
-"""A request that is missing; its `prompt_tokens` are an estimate."""
+"""A missing request; its `prompt_tokens` are an estimate."""
 NEW = """
 SELECT w.* REPLACE (if(l.prompt_tokens < 0, w.prompt_tokens, l.prompt_tokens) AS prompt_tokens),
   l.completions, l.completion_tokens
@@ -51,17 +51,17 @@ UNKNOWN = "this configuration asks no such request; was it exported with another
 
 @dataclass(frozen=True)
 class Exported:
-    """What a batch file holds, and what it does not."""
+    """The contents of a batch file, and what is left out."""
 
     file: str
     model: str
-    """The model that is asked, by its name at the server."""
+    """The model, by its name at the server."""
     step_1: int
     """Requests of step 1."""
     step_2: int
     """Requests of step 2."""
     unanswered_1: int
-    """Requests of step 1 without an answer, exported or not. Step 2 of their captions is not known yet."""
+    """Requests of step 1 without an answer, exported or not. Step 2 of their captions is unknown until then."""
 
     @property
     def requests(self) -> int:
@@ -70,10 +70,10 @@ class Exported:
 
 
 def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
-    """Write what a run would ask and the answers cache does not hold, a request a line; the file appears whole.
+    """Write a run's requests that the answers cache lacks, one per line; the file is written atomically.
 
-    Answers of step 1 without a filter result are filtered on the way, because step 2 asks about what is accepted.
-    Memory does not grow with the file.
+    Answers of step 1 without a filter result are filtered first, because step 2 asks about accepted answers. Memory use
+    does not grow with the file.
     """
     options = _askable(run).paraphraser.options
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
@@ -98,9 +98,9 @@ def _askable(run: Run) -> Run:
     options, engine = paraphraser.options, f"paraphrase.engine={paraphraser.options.engine}"
     problem = None
     if not paraphraser.facts.asks:
-        problem = f"{engine} asks nothing; name the engine whose model shall answer"
+        problem = f"{engine} makes no requests; name the engine whose model should answer"
     elif options.judge is not None:
-        problem = "paraphrase.judge asks about answers as they come; import with paraphrase.judge=null, and then run"
+        problem = "paraphrase.judge asks about answers as they arrive; import with paraphrase.judge=null, and then run"
     elif not options.model:
         problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
     elif any(map(paraphraser.asks_words, STEPS.values())):
@@ -111,7 +111,7 @@ def _askable(run: Run) -> Run:
 
 
 def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[str]]]:
-    """The missing requests, block by block: with their keys, and what is asked about."""
+    """The missing requests, block by block, with their keys and texts."""
     for request, rows in rounds.missing:
         for block in rounds.tables.with_texts(request, rows, SENT_ROWS):
             yield request, block.column("generation").to_pylist(), block.column("text").to_pylist()
@@ -119,15 +119,15 @@ def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[s
 
 @dataclass
 class Imported:
-    """What became of the lines of batch files."""
+    """Outcome of the lines of batch files."""
 
     lines: int = 0
     new: int = 0
-    """Answers that are in the cache now."""
+    """Answers added to the cache."""
     declined: int = 0
-    """Those of them that say that there is no answer: the prompt was too long, or against the rules."""
+    """Of these, the ones without text: the prompt was too long or against the rules."""
     answered: int = 0
-    """Lines whose request was answered before, or by an earlier line."""
+    """Lines whose request was already answered, in the cache or by an earlier line."""
     rejected: dict[str, int] = field(default_factory=dict)
     """Rejected lines, by reason."""
     rejects: list[str] = field(default_factory=list)
@@ -135,18 +135,18 @@ class Imported:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     spend: float | None = None
-    """What these tokens cost with the configured prices; None without prices."""
+    """Cost of these tokens at the configured prices; None without prices."""
 
 
 def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent) -> Imported:
-    """Put the answers to requests that a run would make into its answers cache, from batch output or error files.
+    """Import the answers to a run's requests into its answers cache, from batch output or error files.
 
-    They are durable part by part: after a kill the same files are imported again, and nothing comes twice. Rejected
-    lines are written beside each file, as `NAME.rejects.parquet`.
+    They are stored durably, part by part: after a kill, import the same files again; nothing is stored twice. Rejected
+    lines are written next to each file, as `NAME.rejects.parquet`.
     """
     imported, expected = Imported(), draws(run.paraphraser.options.sampling)
     with (
-        # Two at once would both find the same requests missing.
+        # Two concurrent imports would both find the same requests missing.
         lock(run.store.cache / "requests-import.lock"),
         TempDir("requests-") as scratch,
         closing(duckdb.connect(":memory:", config=CONFIG | {"temp_directory": str(scratch)})) as con,
@@ -185,7 +185,7 @@ def _wanted(run: Run, request: RequestKeys, keys: list[bytes], texts: list[str])
 
 
 def _blocks(path: Path, n: int) -> Iterator[list[tuple[int, Any, str]]]:
-    """Number, answer and beginning of each line, some lines at once."""
+    """Number, answer and beginning of each line, in blocks of lines."""
     try:
         with path.open("rb") as file:
             numbered = ((line, raw) for line, raw in enumerate(map(bytes.strip, file), 1) if raw)
@@ -204,7 +204,7 @@ def _import(
     cache: AnswerStore,
     imported: Imported,
 ) -> list[Reject]:
-    """Keep the new answers of a block; returns its rejected lines."""
+    """Store the new answers of a block; returns its rejected lines."""
     answers = [(line, *one, raw) for line, one, raw in block if not isinstance(one, Refused)]
     rejects = [
         Reject(line, one.reason, storable(one.detail), raw) for line, one, raw in block if isinstance(one, Refused)
@@ -241,7 +241,7 @@ def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> Non
     for reject in rejects:
         imported.rejected[reject.reason] = imported.rejected.get(reject.reason, 0) + 1
     if not rejects:
-        # Of an earlier import, whose lines are in order now.
+        # From an earlier import, whose lines are valid now.
         target.unlink(missing_ok=True)
         return
     table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one.row or 0), path.name)], REJECTS)

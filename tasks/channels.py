@@ -1,4 +1,4 @@
-"""Which model a channel serves: its file, its moves, and the way back."""
+"""Channels: which model each serves, its moves, and rollback."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
 
 BY_RUN, BY_PROMOTION, BY_ROLLBACK = "run", "promotion", "rollback"
-"""What moves a channel. It belongs to the runs of its name or to promotions; a rollback moves either's."""
+"""What moved a channel. A channel belongs to the runs of its name or to promotions; a rollback can move both kinds."""
 MOVES = 20
-"""Moves that a channel's file keeps."""
+"""Maximum moves in a channel's file."""
 BY_HAND = "move the channel yourself with `paraclip promote --force`"
 
 
@@ -28,37 +28,37 @@ class Move:
     """One move of a channel."""
 
     after: str
-    """Fingerprint of the ``finetune`` artifact that it serves from then on."""
+    """Fingerprint of the ``finetune`` artifact that the channel serves after the move."""
     before: str | None = None
     by: str = "unknown"
-    """`run`, `promotion` or `rollback`; `unknown` for what was done by hand."""
+    """`run`, `promotion` or `rollback`; `unknown` for a manual change."""
     at: str | None = None
     """UTC, ISO 8601."""
     who: str | None = None
     """User and machine."""
     flow_run: str | None = None
-    """Id of the Prefect flow run, where there was one."""
+    """Id of the Prefect flow run, if there was one."""
     verdict: str | None = None
-    """The gate's, base against tuned."""
+    """The promotion gate's verdict, base against tuned."""
     reason: str | None = None
     stages: dict[str, str] = field(default_factory=dict)
     """Fingerprint of each stage of the model's run."""
     run: str | None = None
-    """Name of the model's run; None in a file that was written before it was noted, and then any run may follow."""
+    """Name of the model's run; None in files from before this was recorded, and then any run may follow."""
 
 
 def history(channel: Mapping[str, Any]) -> list[Move]:
-    """The moves that a channel's file holds, the oldest first; the last one led to the model that it serves."""
+    """The moves in a channel's file, oldest first; the last one led to the model that it serves."""
     moves = [Move(**entry) for entry in channel.get("history", ())]
     served = channel.get("fingerprint")
     if served and (not moves or moves[-1].after != served):
-        # A file that was written by hand.
+        # A file written by hand.
         moves.append(Move(served, stages=channel.get("stages", {})))
     return moves
 
 
 def models(channel: Mapping[str, Any]) -> list[Move]:
-    """The last move to each model of a channel's history, the model that it serves first, then from late to early."""
+    """The last move to each model of a channel's history: the current model first, then the latest to the earliest."""
     latest: dict[str, Move] = {}
     for move in reversed(history(channel)):
         latest.setdefault(move.after, move)
@@ -66,7 +66,7 @@ def models(channel: Mapping[str, Any]) -> list[Move]:
 
 
 def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
-    """What a channel's file holds."""
+    """The contents of a channel's file."""
     channel = store.channel(name)
     if channel is None:
         names = ", ".join(store.channels()) or "none"
@@ -77,7 +77,7 @@ def existing_channel(store: ArtifactStore, name: str) -> dict[str, Any]:
 
 
 def withdrawn(channel: Mapping[str, Any], fingerprint: str) -> Move | None:
-    """The rollback that took a channel off this model, if no later move went back to it."""
+    """The rollback that moved a channel away from this model, if no later move returned to it."""
     for move in reversed(history(channel)):
         if move.after == fingerprint:
             return None
@@ -94,11 +94,11 @@ def moved(
     reason: str | None = None,
     run: str | None = None,
 ) -> dict[str, Any]:
-    """What a channel's file holds after a move: a history longer by it, unless the channel serves this model already.
+    """The contents of a channel's file after a move: the move is added, unless the channel serves this model already.
 
-    Then its last move becomes one to the model of `run`. The caller holds :meth:`ArtifactStore.channel_lock` from
-    reading `channel` to setting the result. `stages` has the fingerprint of each stage of the model's run, and `run`
-    is its name.
+    In that case its last move becomes one to the model of `run`. The caller holds :meth:`ArtifactStore.channel_lock`
+    from reading `channel` to setting the result. `stages` has the fingerprint of each stage of the model's run, and
+    `run` is its name.
     """
     channel = channel or {}
     before, after = channel.get("fingerprint"), stages["finetune"]
@@ -137,16 +137,16 @@ def _flow_run() -> str | None:
 
 
 def check_run_name(name: str, store: ArtifactStore) -> None:
-    """Check before a run that it may keep its model under its name."""
+    """Check before a run that it may move the channel of its name."""
     if (store.channel(name) or {}).get("moved_by") == BY_PROMOTION:
         raise ConfigError(
             f"{name!r} is a channel that only a promotion moves, and a run of this name would move it whatever its "
-            f"verdict; give the run another name, with --set name=…"
+            f"verdict; give the run another name with --set name=…"
         )
 
 
 def check_channel(run: str, channel: str, store: ArtifactStore, force: bool = False) -> None:
-    """Check before a run that its verdict can move `channel`; with `force`, whichever run the channel is of."""
+    """Check before a run that its verdict can move `channel`; with `force`, also a channel of another run."""
     current = store.channel(channel) or {}
     if channel == run:
         raise ConfigError(
@@ -155,15 +155,15 @@ def check_channel(run: str, channel: str, store: ArtifactStore, force: bool = Fa
         )
     if current.get("moved_by") == BY_RUN:
         raise ConfigError(
-            f"the channel {channel!r} has the name of a run, and so follows every such run, promoted or held; name "
-            f"another channel (or delete {channel}.json under channels/, if that run is no more)"
+            f"the channel {channel!r} has the name of a run, and so follows every such run, whatever its verdict; name "
+            f"another channel (or delete {channel}.json under channels/, if that run no longer exists)"
         )
     if not force and (other := of_another_run(current, run, store)):
         raise ConfigError(f"the channel {channel!r} {other}")
 
 
 def of_another_run(channel: Mapping[str, Any], run: str, store: ArtifactStore) -> str | None:
-    """What to know and do if a channel serves a model of another run; None if it serves none that is known."""
+    """What to know and do if a channel serves another run's model; None if it serves none as far as is known."""
     moves = history(channel)
     other = _run_of(moves[-1], store) if moves else None
     if other in (None, run):
@@ -175,13 +175,13 @@ def of_another_run(channel: Mapping[str, Any], run: str, store: ArtifactStore) -
 
 
 def _run_of(move: Move, store: ArtifactStore) -> str | None:
-    """The run of a move's model; of a move that an earlier release wrote, the name in the run's report."""
+    """The run of a move's model; for a move written by an earlier release, the name in the run's report."""
     report = store.peek("report", move.stages["report"]) if move.run is None and "report" in move.stages else None
     return move.run if report is None else report.manifest.options.get("name")
 
 
 def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> Result:
-    """Gather the outcome, see :func:`gather_result`, and point the run's own channel at its model."""
+    """Gather the outcome (see :func:`gather_result`) and point the run's own channel at its model."""
     name, store = run.settings.name, run.store
     check_run_name(name, store)
     artifacts = run.artifacts()
@@ -196,9 +196,9 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> 
 
 
 def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str, Any]:
-    """Move a channel to the model before the one that it serves, or to the one of its history that begins with `to`.
+    """Move a channel to the model before the current one, or to the one in its history that starts with `to`.
 
-    A second rollback goes one model further back. A flow run that is retried does not.
+    A second rollback goes one model further back; a retried flow run does not.
     """
     existing_channel(store, name)
     with store.channel_lock(name):
@@ -232,14 +232,14 @@ def _named(name: str, channel: Mapping[str, Any], to: str) -> Move:
     matches = [move for move in models(channel) if start and move.after.startswith(start)]
     if len(matches) != 1:
         raise UnknownNameError(
-            f"{to!r} begins {len(matches)} models that {name!r} has served, see `paraclip channel history`; "
+            f"{to!r} matches {len(matches)} models that {name!r} has served, see `paraclip channel history`; "
             f"for another one {BY_HAND}"
         )
     return matches[0]
 
 
 def _earlier(name: str, channel: Mapping[str, Any]) -> Move:
-    """The model before: moves that a rollback undid do not count."""
+    """The move to the previous model; moves that a rollback undid do not count."""
     path: list[Move] = []
     for move in history(channel):
         if move.by == BY_ROLLBACK and any(earlier.after == move.after for earlier in path):

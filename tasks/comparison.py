@@ -1,4 +1,4 @@
-"""Models compared outside any run: read, measured, and written with a page each, as `paraclip evaluate` does."""
+"""Comparison of models outside any run, with a page each, as `paraclip evaluate` does."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ RESULTS_VERSION = 4
 
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:
-    """Models by name from ``NAME=MODEL`` texts, in their order."""
+    """Models by name, from ``NAME=MODEL`` texts, in order."""
     models: dict[str, str] = {}
     for text in texts:
         name, equals, model = text.partition("=")
         if not equals or not model or not re.fullmatch(r"[\w+-][\w.+-]{0,99}", name):
             raise ConfigError(f"--model {text!r}: expected NAME=MODEL, the name of letters, digits, ., _, + and -")
         if name in models:
-            raise ConfigError(f"--model {text!r}: another model has the name {name!r}; give each its own")
+            raise ConfigError(f"--model {text!r}: another model is named {name!r}; give each its own name")
         models[name] = model
     if len(models) < 2:
-        raise ConfigError(f"--model: {len(models)} given, expected two at least, the base first")
+        raise ConfigError(f"--model: {len(models)} given, expected at least two, the base first")
     return models
 
 
 def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) -> list[BenchmarkOptions]:
-    """The benchmarks with the places of their images: ``PATH`` for all that need some, ``NAME=PATH`` for one."""
+    """The benchmarks with the paths of their images: ``PATH`` for all that need images, ``NAME=PATH`` for one."""
     chosen = list(benchmarks)
     for text in texts:
         name, equals, path = text.partition("=")
@@ -56,7 +56,9 @@ def with_images(benchmarks: Sequence[BenchmarkOptions], texts: Sequence[str]) ->
             raise ConfigError(f"--images {text!r}: {place} does not exist")
         takes = [find_benchmark(b.kind).needs_images and b.name in of for b in chosen]
         if not any(takes):
-            raise ConfigError(f"--images {text!r}: none of {', '.join(sorted(of))} reads images beside its path")
+            raise ConfigError(
+                f"--images {text!r}: none of {', '.join(sorted(of))} reads images in addition to its path"
+            )
         chosen = [
             benchmark.model_copy(update={"images": place}) if takes[number] else benchmark
             for number, benchmark in enumerate(chosen)
@@ -76,11 +78,11 @@ def compare_and_write(
     command: str = "",
     progress: Progress = silent,
 ) -> tuple[Path, dict[str, Any]]:
-    """Compare, and write results, tables, summaries and pages; gives their folder and what its ``summary.json`` holds.
+    """Compare models and write the results; returns their folder and the contents of ``summary.json``.
 
-    `models` are what users call them, by name; the first is the base. `store` is where names of models are looked up,
-    and results go without `out`. Those of a pair that is named base and tuned lie in the folder itself, others each in
-    a folder of its name. With `report` a page is written, too, which quotes `command`.
+    `models` maps names to references; the first is the base. References are looked up in `store`, which also takes the
+    results if `out` is not given. Results of a pair named base and tuned go into the folder itself, others each into a
+    subfolder of that name. With `report`, a page is written too, which quotes `command`.
     """
     releases = {name: str(find_release(model, store)) for name, model in models.items()}
     names = {name: name_in(store, release) for name, release in releases.items()}
@@ -97,14 +99,16 @@ def compare_and_write(
         "weights": {name: list(hashes.of(model_files(release)).values()) for name, release in releases.items()},
         "own": own_benchmarks(benchmarks),
     }
-    # By what its files hold: no comparison writes over other results than its own.
+    # Named by its inputs: a comparison never overwrites another's results.
     own = store.root / "results" / "evaluate" / fingerprint("evaluate", RESULTS_VERSION, called, dict(names))[:12]
     folder = (out or own).absolute()
     try:
-        # Before what takes minutes.
+        # Before the work, which takes minutes.
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be made ({error.strerror}); name another with --out or --root") from error
+        raise ConfigError(
+            f"{folder} cannot be created ({error.strerror}); name another with --out or --root"
+        ) from error
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
     compared = compare_models(releases, benchmarks, split=split, device=device, progress=progress, keep=keep)
     base, *others = names
@@ -130,7 +134,7 @@ def compare_and_write(
 
 
 def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:
-    """All models in one: their figures, and of each but the base what :class:`Comparison` says of it."""
+    """One summary of all models: their figures, and for each but the base the fields of its :class:`Comparison`."""
     base, *others = names
     measured = {base: summaries[others[0]]["models"]["base"]}
     return {
@@ -145,7 +149,7 @@ def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) 
 
 
 def pairs(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Of each model but the base what a summary of the two would hold."""
+    """For each model but the base, the summary of it against the base."""
     if "comparisons" not in summary:
         return {"tuned": dict(summary)}
     base, models = summary["models"][summary["base"]], summary["models"]

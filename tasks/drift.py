@@ -1,4 +1,4 @@
-"""Drift of captions: how far a run's are from those of the model that a channel serves."""
+"""Caption drift: how far a run's captions are from those of the model that a channel serves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paraclip_core.lifetime import TempDir
 FREQUENT = 20
 BOUND = ("share changed or vanished", "share of words never seen before")
 """The figures that `run.drift.limit` bounds."""
-# An image's caption that went and another that came are one change; captions without an image only come and go.
+# A removed and an added caption of an image are one change; captions without an image are only added or removed.
 ROWS = """
     WITH old AS (SELECT caption_id, image_id FROM read_parquet($before, hive_partitioning = false)),
          today AS (SELECT caption_id, image_id FROM read_parquet($now, hive_partitioning = false)),
@@ -45,9 +45,9 @@ WORDS = """
 
 
 def check_drift(run: Run) -> list[str]:
-    """Compare the ingested captions with those of the model that `run.drift.channel` serves, and hold the run if asked.
+    """Compare the ingested captions with those of the model of `run.drift.channel`; stop the run above the limit.
 
-    The figures are published, and kept as `results/<run>/drift.json`. Returns what the user should hear.
+    The figures are published and stored as `results/<run>/drift.json`. Returns notices for the user.
     """
     options, store, name = run.settings.run.drift, run.store, run.settings.name
     served = (store.channel(options.channel) if options.channel else None) or {}
@@ -68,14 +68,14 @@ def check_drift(run: Run) -> list[str]:
         what = f"the captions drifted from those of {options.channel}'s model: {'; '.join(held)}"
         emit("drift", name, what, channel=options.channel, **{bound: figures[bound] for bound in BOUND})
         raise InputError(
-            f"{what}; run.drift.limit allows {limit:g}. Nothing was asked of a language model. See "
-            f"results/{name}/drift.json; if the captions are meant, raise the limit or set it to null for one run"
+            f"{what}; run.drift.limit allows {limit:g}. No request was sent to a language model. See "
+            f"results/{name}/drift.json; if the captions are as intended, raise the limit or set it to null for one run"
         )
     return []
 
 
 def measure_drift(before: list[str], now: list[str]) -> dict[str, Any]:
-    """Figures of two sets of captions (Parquet files of schema `tables.CAPTIONS`), by their names."""
+    """Drift figures of two sets of captions (Parquet files of schema `tables.CAPTIONS`), by name."""
     with TempDir("drift-") as folder:
         config = CONFIG | {"threads": 2, "temp_directory": str(folder / "spill")}
         with duckdb.connect(":memory:", config=config) as con:

@@ -1,7 +1,7 @@
-"""Folders for others, and their way to the Hugging Face hub: a model for another library, paraphrases as a data set.
+"""Exports and their upload to the Hugging Face hub: a model for another library, paraphrases as a data set.
 
-The hub's token is that of huggingface_hub's own login (`hf auth login`, or HF_TOKEN) and the place is its HF_ENDPOINT.
-Both stay with that library: nothing here reads, writes or says the token.
+The hub's token comes from huggingface_hub's own login (`hf auth login`, or HF_TOKEN) and the address from its
+HF_ENDPOINT. Both stay with that library: nothing here reads, writes or prints the token.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ PLAIN_CARD = "---\nlibrary_name: open_clip\ntags:\n- clip\n- open_clip\n---\n\n#
 
 
 HERE = "PATH_OF_THIS_FOLDER"
-"""What an exported card says in place of where it lies."""
+"""Placeholder for its location in an exported card."""
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
 STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
 SHARD_ROWS = 200_000
-"""Rows of a shard, and of memory."""
+"""Rows per shard, and in memory."""
 SAMPLES = 3
 BATCH_ROWS = 65_536
 FORMS = pa.schema([("entry", pa.string()), ("form", pa.string())])
 SPLIT = "train"
 """Of all rows: no other caption is paraphrased."""
 SIMILARITIES = ("similarity_1", "similarity_2")
-# Rewrites of a caption follow each other, in the order of ingest.
+# Rewrites of a caption are adjacent, in the order of ingest.
 ROWS = """
     CREATE TABLE dataset AS
     SELECT lower(hex(p.caption_id)) AS caption_id, p.caption, p.paraphrase_1, p.paraphrase_2, p.image_id, c.source,
@@ -74,11 +74,11 @@ def export_model(
     store: ArtifactStore | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Write a model in a layout and give the names of its files; the target appears whole or not at all.
+    """Write a model in a layout and return the names of its files; the target is written atomically.
 
-    `release` is a release folder, or what else :func:`paraclip_core.clip.load.load_clip` takes. The evaluation of a
-    run's model is looked for in `store`; `about` has fields of the card's front matter: `language`, `datasets`,
-    `license`.
+    `release` is a release folder or another reference that :func:`paraclip_core.clip.load.load_clip` accepts. The
+    evaluation of a run's model is looked up in `store`; `about` has fields of the card's front matter: `language`,
+    `datasets`, `license`.
     """
     with atomic_folder(folder) as draft:
         path = Path(release) / CARD
@@ -94,7 +94,7 @@ def export_model(
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy a folder without its modes: an artifact may be read-only, and the copy is the user's own."""
+    """Copy a folder without its file modes: an artifact may be read-only, and the copy belongs to the user."""
     for path in source.rglob("*"):
         if path.is_file():
             new = target / path.relative_to(source)
@@ -103,7 +103,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _convert(release: Path | str, draft: Path, layout: Layout, card: str) -> None:
-    # Here, because torch takes seconds to import and copying a folder does not need it.
+    # Imported here: torch takes seconds to import, and copying a folder does not need it.
     from paraclip_core.clip.export import save_hf, save_onnx, save_release
     from paraclip_core.clip.load import load_clip
     from paraclip_core.tensor_file import set_default_mode
@@ -133,7 +133,7 @@ def _completed(
 
 
 def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
-    """The newest evaluation of a tuned model against the base that it was tuned from, None where there is none."""
+    """The newest evaluation of a tuned model against the base that it was tuned from, None if there is none."""
     evaluations = [each for each in store.list("evaluate") if of_own_base(each, model)]
     if model.stage != "finetune" or not evaluations:
         return None
@@ -143,9 +143,9 @@ def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
 
 
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:
-    """Push what `export` or `export-dataset` wrote (Parquet in `data` makes it a data set); gives the address.
+    """Push a folder written by `export` or `export-dataset` (with Parquet in `data`); returns its address.
 
-    The repository is made if need be, as a `private` one if so asked.
+    The repository is created if it does not exist, as a private one if `private`.
     """
     from httpx import HTTPError
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -169,15 +169,15 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     except HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise ConfigError(f"the hub refuses to write to {repo}: {one_line(error)}; {LOGIN}") from error
-        raise ParaclipError(f"the hub did not take {folder} as {repo}: {one_line(error)}") from error
+        raise ParaclipError(f"the hub did not accept {folder} as {repo}: {one_line(error)}") from error
     except (HTTPError, OSError, ValueError, RuntimeError) as error:
-        # It wraps what goes wrong in an upload in several ways.
+        # The library wraps upload errors in several ways.
         raise ParaclipError(f"{folder} could not be pushed to {repo}: {one_line(error)}; try again") from error
     return str(url)
 
 
 def published_card(card: str, repo: str) -> str:
-    """A card whose examples load from the hub instead of from a folder."""
+    """The card, with examples that load from the hub instead of a folder."""
     card = card.replace(f"local-dir:{HERE}", f"hf-hub:{repo}")
     card = re.sub(rf"'{HERE}/(data/[^']*)'", rf"'hf://datasets/{repo}/\1'", card)
     card = re.sub(rf'InferenceSession\("{HERE}/([^"]*)"\)', rf'InferenceSession(hf_hub_download("{repo}", "\1"))', card)
@@ -188,21 +188,21 @@ def published_card(card: str, repo: str) -> str:
 
 @dataclass(frozen=True)
 class ExportedDataset:
-    """What was written."""
+    """The exported data set."""
 
     files: list[str]
     rows: dict[str, int]
     """Rows by split."""
     license: tuple[str, ...]
-    """As the hub names it: each, or `other`, or `unknown`."""
+    """The license as the hub names it: each, `other` or `unknown`."""
     left_out: int
-    """Rows that the opt-outs named."""
+    """Rows removed by opt-outs."""
     unmatched: list[str]
-    """Opt-outs that named no row."""
+    """Opt-outs that matched no row."""
 
 
 def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Settings | None = None) -> Artifact:
-    """The finished paraphrases of a name (fingerprint's start, ``STAGE/START``, a run's channel) or of settings."""
+    """The finished paraphrases of a name (start of a fingerprint, ``STAGE/START``, a run's channel) or of settings."""
     if name is not None:
         artifact = store.named(name, (STEP_2,))
         if artifact.stage == STEP_2:
@@ -213,8 +213,8 @@ def find_paraphrases(store: ArtifactStore, name: str | None = None, settings: Se
             )
         return _input(store, artifact, STEP_2)
     if settings is None:
-        raise ConfigError("say which paraphrases: a configuration (-c), or --artifact with a fingerprint or channel")
-    # Here, because the stages take a second to import.
+        raise ConfigError("specify the paraphrases: a configuration (-c), or --artifact with a fingerprint or channel")
+    # Imported here: the stages take a second to import.
     from paraclip.tasks.run.run import Run
 
     artifact = store.find(STEP_2, Run(settings, store).node(STEP_2).fingerprint)
@@ -239,12 +239,13 @@ def export_dataset(
     models: Sequence[str] = (),
     shard_rows: int = SHARD_ROWS,
 ) -> ExportedDataset:
-    """Write finished paraphrases as a data set; the folder appears whole or not at all.
+    """Write finished paraphrases as a data set; the folder is written atomically.
 
-    The same artifact (of `paraphrase_2`) and arguments give the same bytes, and memory does not grow with the rows.
-    `settings` have the texts of own prompts, of which the artifact holds the hashes only. `opt_outs` are caption ids,
-    image ids and captions whose rows are left out, as they are in the data set or were before they were cleaned; None
-    where there is no list. The rest is for the card: `models` on the hub were tuned on it, and `contact` removes rows.
+    The same artifact (of `paraphrase_2`) and arguments give the same bytes, and memory use does not grow with the rows.
+    `settings` have the texts of custom prompts, of which the artifact holds only the hashes. `opt_outs` are caption
+    ids, image ids and captions whose rows are left out, either as in the data set or as before cleaning; None without a
+    list. The rest is for the card: `models` are models on the hub that were tuned on it, and `contact` is whom to ask
+    to remove rows.
     """
     first = _input(store, artifact, STEP_1)
     captions = _input(store, first, CAPTIONS)
@@ -267,7 +268,7 @@ def export_dataset(
                     )
                 shards.write(batch.cast(schema))
         if not samples:
-            raise ConfigError(f"no row is left to publish: {artifact.stage} has none that the opt-outs do not name")
+            raise ConfigError(f"no row is left to publish: the opt-outs name every row of {artifact.stage}")
         shards.close()
         written = sorted((draft / "data").iterdir())
         for shard in written:
@@ -296,7 +297,7 @@ def export_dataset(
 
 
 def _leave_out(con: duckdb.DuckDBPyConnection, entries: Sequence[str]) -> tuple[int, list[str]]:
-    """Delete the rows that an opt-out list names; how many, and the entries that named none."""
+    """Delete the rows that an opt-out list names; returns their number and the entries that matched none."""
     forms = [(entry, form) for entry in entries for form in (entry, entry.lower(), clean(entry))]
     con.register("listed", pa.table({"entry": [one for one, _ in forms], "form": [form for _, form in forms]}, FORMS))
     con.execute("CREATE TABLE forms AS FROM listed")
@@ -306,7 +307,7 @@ def _leave_out(con: duckdb.DuckDBPyConnection, entries: Sequence[str]) -> tuple[
 
 
 def _schema(con: duckdb.DuckDBPyConnection) -> pa.Schema:
-    """Columns of the data set; a similarity that no row has is left out."""
+    """Columns of the data set; a similarity that is null in all rows is left out."""
     (counts,) = con.execute("SELECT count(similarity_1), count(similarity_2) FROM dataset").fetchall()
     present = [name for name, count in zip(SIMILARITIES, counts, strict=True) if count]
     texts = ("caption_id", "caption", "paraphrase_1", "paraphrase_2", "image_id", "source", "license")
@@ -325,7 +326,7 @@ def _step(artifact: Artifact, step: int, settings: Settings | None) -> StepFacts
 
 
 def _prompt(artifact: Artifact, step: int, settings: Settings | None) -> PromptTemplate | None:
-    """The template whose hash the manifest has; None where paraphrases came from a file."""
+    """The template whose hash is in the manifest; None if paraphrases came from a file."""
     asked = artifact.manifest.options.get("prompt")
     if asked is None:
         return None
@@ -335,12 +336,12 @@ def _prompt(artifact: Artifact, step: int, settings: Settings | None) -> PromptT
             return prompt
     raise ConfigError(
         f"the text of step {step}'s prompt {asked.get('id')!r} is not in the artifact, only its hash, and a data card "
-        f"must show it; give the configuration that has it as paraphrase.prompt_{step} (-c FILE beside --artifact)"
+        f"must show it; give the configuration that has it as paraphrase.prompt_{step} (-c FILE with --artifact)"
     )
 
 
 def read_opt_outs(path: Path) -> list[str]:
-    """The entries of an opt-out list, each once: a caption id, an image id or a caption a line."""
+    """The entries of an opt-out list, each once: one caption id, image id or caption per line."""
     try:
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Garbage collection: which artifacts no channel needs any more."""
+"""Garbage collection: finds artifacts that no channel needs any more."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paraclip.tasks.channels import models
 from paraclip_core.errors import LockedError
 
 KEPT_MODELS = 3
-"""Models that `paraclip artifacts gc` keeps for each channel, besides the one that it serves."""
+"""Models that `paraclip artifacts gc` keeps for each channel, in addition to the current one."""
 
 Key = tuple[str, str]
 """Stage and fingerprint."""
@@ -24,7 +24,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Garbage:
-    """A folder that may go, or would if nobody were using it."""
+    """A folder that can be deleted, or could be if it were not in use."""
 
     stage: str
     fingerprint: str
@@ -44,29 +44,29 @@ class Garbage:
 
 @dataclass(frozen=True)
 class Collected:
-    """What may go, and what a living process keeps from going."""
+    """Artifacts that can be deleted, and those that a running process still needs."""
 
     garbage: list[Garbage]
     skipped: list[Garbage]
     young: int
-    """Artifacts that stay for their age alone, those that they were made from included."""
+    """Artifacts kept only because of their age, including those that they were made from."""
 
 
 def collect(
     store: ArtifactStore, keep_days: float = 0.0, unfinished: bool = False, keep_models: int = KEPT_MODELS
 ) -> Collected:
-    """Artifacts that belong to no run of a channel's latest models, and that no kept artifact was made from.
+    """Find artifacts that belong to no run of a channel's latest models, and from which no kept artifact was made.
 
-    What a stage or a run in progress on this machine needs, and what is younger than `keep_days`, stays with everything
-    that it was made from; `keep_models` of each channel's history stay besides the one that it serves. With
-    `unfinished` work that nobody is writing counts as well.
+    Artifacts needed by a stage or run in progress on this machine, or younger than `keep_days`, are kept with
+    everything that they were made from. In addition to each channel's current model, `keep_models` of its history are
+    kept. With `unfinished`, abandoned unfinished work is collected too.
     """
-    # First who makes what: what is not being made any more is then in the list.
+    # Read the work in progress first: whatever finishes meanwhile is then in the list of artifacts.
     holders = store.holders()
     artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
     used = {(holder.stage, holder.fingerprint): holder.description for holder in holders}
     for holder in holders:
-        # Unfinished work of a run's later stages, too.
+        # Including unfinished work of a run's later stages.
         for key in {*holder.reads.items(), *_with_origins(holder.reads.items(), artifacts)}:
             used.setdefault(key, holder.description)
     young = datetime.now(UTC) - timedelta(days=keep_days)
@@ -81,7 +81,7 @@ def collect(
     garbage += [
         Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
         for stage, name, path in store.unfinished()
-        # A commit that was killed at its very end leaves work that nothing goes on with.
+        # A commit that was killed at its very end leaves work that nothing resumes.
         if unfinished or (stage, name) in artifacts
     ]
     skipped = sorted((one for one in garbage if one.used), key=lambda one: (one.stage, one.fingerprint))
@@ -91,7 +91,7 @@ def collect(
 
 
 def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
-    """Delete what was collected, but for unfinished work that somebody has gone on with since."""
+    """Delete what was collected, except unfinished work that has been resumed since."""
     for one in garbage:
         try:
             if one.artifact is not None:
@@ -104,7 +104,7 @@ def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
 
 
 def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
-    """The artifacts with these names, and all that they were made from."""
+    """The artifacts with these keys, and everything that they were made from."""
     keys, reached = list(start), set[Key]()
     while keys:
         key = keys.pop()
@@ -127,7 +127,7 @@ def _size(folder: Path) -> int:
     size = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            # A stage that is at work renames and deletes files meanwhile.
+            # A running stage renames and deletes files meanwhile.
             with suppress(FileNotFoundError):
                 size += Path(place, name).stat().st_size
     return size

@@ -1,4 +1,4 @@
-"""What a stored image index is good for: ranked images, the proof that it stays valid, and an audit of paraphrased
+"""Uses of a stored image index: ranking images, verifying that the index stays valid, and auditing paraphrased
 queries."""
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from paraclip_core.report.audit import WORST, render_audit
 from paraclip_core.report.html import thumbnail
 
 QUERIES = 200
-"""Queries that are taken from an index itself."""
+"""Number of queries that are taken from an index itself."""
 LOOKED_AT = 10_000
-"""Images that say which names fit an index."""
+"""Number of images that decide which names fit an index."""
 
 
 @dataclass(frozen=True)
 class SearchTarget:
-    """Two models, and the image index that both can search."""
+    """Two models and the image index that both can search."""
 
     base: str
     """Reference of the model that the index was made with."""
     tuned: str
     index: ImageIndex
     captions: Artifact | None
-    """Captions of the images; None with an index of the user's own, or where they were deleted."""
+    """Captions of the images; None with the user's own index, or if they were deleted."""
     images: Path | None = None
-    """Where the images lie, if the user says so."""
+    """Location of the images, if the user gives it."""
 
 
 def search_target(
@@ -60,12 +60,12 @@ def search_target(
     ids: Path | None = None,
     images: Path | None = None,
 ) -> SearchTarget:
-    """What to search with which models.
+    """Resolve which models search which index.
 
-    `model` and `base` are channels, artifacts, release folders or names that open_clip knows. Without `base` it is what
-    the artifact says, or with an index of one's own and a model that no run made, the model itself. `features` is an
-    index of one's own with the `ids` of its rows, see :func:`paraclip_core.clip.index.read_index`; by default the run's
-    images. `images` is a folder, tar or Parquet with the images, whose names are the ids.
+    `model` and `base` are channels, artifacts, release folders or names that open_clip knows. The default of `base` is
+    the artifact's base or, with your own index and a model that no run made, the model itself. `features` is your own
+    index with the `ids` of its rows, see :func:`paraclip_core.clip.index.read_index`; by default the run's images.
+    `images` is a folder, tar or Parquet with the images, whose names are the ids.
     """
     if features is None:
         if ids is not None:
@@ -81,7 +81,7 @@ def search_target(
     if base is not None:
         before = str(find_release(base, store))
     else:
-        # Of a model that no run made, the model itself.
+        # For a model that no run made, the model itself.
         before = tuned
         with suppress(UnknownNameError):
             before = find_tuned(model, store)[1]
@@ -89,7 +89,7 @@ def search_target(
 
 
 def load_models(target: SearchTarget, searcher: Searcher, device: str = "cpu") -> dict[str, ClipModel]:
-    """`base` and `tuned`, loaded; one model under both names where they are one."""
+    """Load `base` and `tuned`; if they are the same, one model under both names."""
     base = load_clip(target.base, pick_device(device))
     searcher.check(base)
     if target.tuned == target.base:
@@ -101,7 +101,7 @@ def load_models(target: SearchTarget, searcher: Searcher, device: str = "cpu") -
         raise ModelError(
             f"{target.base} and {target.tuned} have different image encoders ({encoders[0][:12]} and "
             f"{encoders[1][:12]}), so "
-            f"{target.index.source} cannot be an index of both; give as --base what the tuned model was made from"
+            f"{target.index.source} cannot be an index of both; give --base the model that the tuned one was made from"
         )
     return {"base": base, "tuned": tuned}
 
@@ -115,18 +115,18 @@ class Hit:
     score: float
     """Cosine of query and image."""
     caption: str | None
-    """One of its captions, None where there are none."""
+    """One of its captions, None if there are none."""
 
 
 def search(target: SearchTarget, query: str, count: int, device: str = "cpu") -> dict[str, list[Hit]]:
-    """The `count` nearest images for `query`, by `base` and by `tuned`."""
+    """The `count` images nearest to `query`, by `base` and by `tuned`."""
     return search_each(target, [query], count, device)[0]
 
 
 def search_each(
     target: SearchTarget, queries: Sequence[str], count: int, device: str = "cpu"
 ) -> list[dict[str, list[Hit]]]:
-    """For each query what :func:`search` gives; the models are loaded once."""
+    """The result of :func:`search` for each query; the models are loaded once."""
     searcher = Searcher(target.index.features, target.index.ids)
     models = load_models(target, searcher, device)
     nearest = {name: nearest_images(clip, searcher, queries, count) for name, clip in models.items()}
@@ -142,7 +142,7 @@ def search_each(
 
 
 def captions_of(captions: Artifact | None, image_ids: Iterable[str]) -> dict[str, list[str]]:
-    """The captions of each of some images, as far as there are any."""
+    """The captions of each of these images, if there are any."""
     chosen: dict[str, list[str]] = {}
     if captions is None:
         return chosen
@@ -162,7 +162,7 @@ def verify_index(
     sample: int = 16,
     ids: Path | None = None,
 ) -> list[IndexCheck]:
-    """Compare two models' image encoders and preprocessing, and what they make of `sample` evenly spread images.
+    """Compare two models' image encoders, preprocessing, and features of `sample` evenly spaced images.
 
     `features` is an index of these images, see :func:`paraclip_core.clip.index.read_index`; without `ids` its rows are
     in the order of the images' names.
@@ -195,10 +195,10 @@ def verify_index(
 
 
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
-    """Measure the models of a target; where base and tuned are one model, that one alone.
+    """Measure the models of a target; only one if base and tuned are the same model.
 
-    `entries` are queries, which rules reword, and pairs of a query and its paraphrased query; by default the index's
-    own.
+    `entries` are queries, which are reworded by rules, and pairs of a query and its paraphrased query; by default they
+    come from the index.
     """
     searcher = Searcher(target.index.features, target.index.ids)
     models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
@@ -210,7 +210,7 @@ def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: st
 
 
 def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[Any]:
-    """Queries for an index that comes alone: captions of its images, two of one image as a pair, or names of things."""
+    """Default queries for an index: captions of its images, two of one image as a pair, or names of things."""
     if target.captions is None:
         return _fitting_names(searcher, encode)
     captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])
@@ -219,7 +219,7 @@ def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[
 
 
 def _fitting_names(searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[str]:
-    """ImageNet's names of things, those first that are the nearest of most images."""
+    """ImageNet's class names, those nearest to the most images first."""
     names = np.array(IMAGENET_CLASSNAMES)
     rows = np.unique(np.linspace(0, len(searcher.ids) - 1, LOOKED_AT, dtype=np.int64))
     nearest = (searcher.rows(rows) @ encode(IMAGENET_CLASSNAMES).T).argmax(1)
@@ -230,7 +230,7 @@ def _fitting_names(searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -
 def write_page(
     path: Path, result: Audit, target: SearchTarget, names: Mapping[str, str], facts: Mapping[str, Any]
 ) -> None:
-    """Write the audit's page, with pictures where the images are at hand."""
+    """Write the audit's page, with pictures if the images are available."""
     page = render_audit(result, names, _thumbnails(result, target.images), facts)
     write_atomic(path, lambda file: file.write(page.encode("utf-8", "replace")))
 
@@ -247,6 +247,6 @@ def _thumbnails(result: Audit, images: Path | None) -> dict[str, bytes]:
             try:
                 thumbnails[image] = thumbnail(archive.open(image))
             except InputError:
-                # A gap on the page: the index may name images that are gone.
+                # Leave a gap on the page: the index may name images that no longer exist.
                 continue
     return thumbnails

@@ -1,4 +1,4 @@
-"""The rounds of a run's unfinished paraphrase steps, which find what is missing and ask nobody."""
+"""The rounds of a run's unfinished paraphrase steps, which find missing requests without sending them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def missing_rounds(
     filtered: bool = False,
     progress: Progress = silent,
 ) -> Generator[Rounds, None, None]:
-    """The rounds of each step that is not finished, as far as earlier answers say what they would ask.
+    """The rounds of each unfinished step, as far as earlier answers determine its requests.
 
-    Step 2 asks about the accepted answers of step 1, and a further attempt about what was rejected. So answers without
-    a filter result are filtered first if `filtered`, and left out otherwise.
+    Step 2 asks about the accepted answers of step 1, and a further attempt about rejected rows. So answers without a
+    filter result are filtered first if `filtered`, and left out otherwise.
     """
     with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache, ExitStack() as stack:
         if "paraphrase_1" in artifacts:

@@ -1,4 +1,4 @@
-"""From what a user calls a model to its release folder, its base and the image index that stays valid for both."""
+"""Resolves a user's name for a model to its release folder, its base and the image index that stays valid for both."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ RELEASE = "release"
 
 
 def base_reference(settings: Settings, inputs: Mapping[str, Artifact]) -> str:
-    """What `load_clip` takes to load the base: the built-in base's release, or `model.base` as it is."""
+    """The reference with which `load_clip` loads the base: the built-in base's release, or `model.base` unchanged."""
     return str(inputs["built_in_base"].path / "release") if settings.model.base == BUILT_IN else settings.model.base
 
 
 def base_inputs(settings: Settings) -> tuple[str, ...]:
-    """The stages that make the base."""
+    """The stages that produce the base."""
     return ("built_in_base",) if settings.model.base == BUILT_IN else ()
 
 
 def base_sources(run: Run) -> Mapping[str, str]:
-    """Contents of a base that lies in local files, so that an edited one is another input."""
+    """Content hashes of a base in local files, so that an edited base is a different input."""
     base = run.settings.model.base
     if base == BUILT_IN:
         return {}
@@ -42,18 +42,18 @@ def base_sources(run: Run) -> Mapping[str, str]:
 
 
 def reference_sources(reference: str, hashes: FileHashes) -> Mapping[str, str]:
-    """Contents of the local files that a reference means, by names that are the same wherever they lie."""
+    """Content hashes of a reference's local files, by names that do not depend on their location."""
     files = model_files(reference)
-    # An architecture's weights may have any name, which does not count.
+    # The weights of an architecture may have any file name, which does not matter.
     names = ["weights"] if len(files) == 1 else [path.name for path in files]
     return {f"base/{name}": value for name, value in zip(names, hashes.of(files).values(), strict=True)}
 
 
 def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tuple[Artifact, str]:
-    """The tuned model of a channel, the start of a fingerprint or a folder of an artifact; and its base's reference.
+    """The tuned model named by a channel, the start of a fingerprint or an artifact's folder, and its base's reference.
 
-    That is what a stage made, or one with the same contents as when the model was tuned; `base` says where it lies, if
-    it is no longer there.
+    The base was made by a stage, or has the same contents as when the model was tuned; `base` gives its location if it
+    has moved.
     """
     artifact = _artifact(name, store, ("finetune",))
     manifest = artifact.manifest
@@ -63,10 +63,10 @@ def find_tuned(name: str, store: ArtifactStore, base: str | None = None) -> tupl
     if then := sources_of(manifest.inputs):
         missing = next((path for path in model_files(base) if not path.exists()), None)
         if missing is not None:
-            raise UnknownModelError(f"the base of {name!r} has no {missing}; say with --base where it lies now")
+            raise UnknownModelError(f"the base of {name!r} has no {missing}; give its location with --base")
         if reference_sources(base, FileHashes(store.cache / "source_hashes.json")) != then:
             raise UnknownModelError(
-                f"{base} is not the model that {name!r} was tuned from; say with --base where that lies"
+                f"{base} is not the model that {name!r} was tuned from; give that model's location with --base"
             )
     return artifact, base
 
@@ -80,7 +80,7 @@ def of_own_base(evaluation: Artifact, tuned: Artifact) -> bool:
 
 
 def find_release(name: str, store: ArtifactStore) -> Path | str:
-    """The release folder of a channel, artifact or folder; a reference that open_clip knows is given back as it is."""
+    """The release folder of a channel, artifact or folder; a reference that open_clip knows is returned unchanged."""
     name = canonical(name)
     if (file := local_file(name)) is not None and not file[1].exists():
         raise UnknownModelError(f"model {name!r}: {file[1]} does not exist")
@@ -97,7 +97,7 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
 
 
 def judgment(name: str, store: ArtifactStore) -> tuple[str | None, Path | None]:
-    """Verdict and reason on a channel's model, and the report of its run; None for what is not there."""
+    """Verdict and reason on a channel's model, and the report of its run; None for whatever is missing."""
     channel = (store.channel(name) if name in store.channels() else None) or {}
     fingerprint = channel.get("stages", {}).get("report")
     report = None if fingerprint is None else store.find("report", fingerprint)
@@ -106,7 +106,7 @@ def judgment(name: str, store: ArtifactStore) -> tuple[str | None, Path | None]:
 
 
 def name_in(store: ArtifactStore, release: Path | str) -> str:
-    """``STAGE/FINGERPRINT`` of an artifact's release folder; other references are given back as they are."""
+    """``STAGE/FINGERPRINT`` of an artifact's release folder; other references are returned unchanged."""
     folder = Path(release).parent
     if Path(release).name == RELEASE and folder.parent.parent == store.root / "artifacts":
         return f"{folder.parent.name}/{folder.name}"
@@ -114,19 +114,19 @@ def name_in(store: ArtifactStore, release: Path | str) -> str:
 
 
 def _artifact(name: str, store: ArtifactStore, stages: tuple[str, ...]) -> Artifact:
-    """The artifact that a folder of it, a channel or the start of a fingerprint names; of one of `stages`."""
+    """The artifact, of one of `stages`, that its folder, a channel or the start of a fingerprint names."""
     folder = expand(name).resolve()
     folder = folder.parent if folder.name == RELEASE else folder
     artifact = store.find(folder.parent.name, folder.name) if folder.is_dir() else None
     if artifact is None or artifact.path.resolve() != folder:
         try:
-            # A folder of data may be called as the run that was tuned on it.
+            # A folder of data may have the name of the run that was tuned on it.
             artifact = store.download(store.named(name, stages))
         except UnknownNameError as error:
             if not folder.is_dir():
                 raise
             raise UnknownNameError(
-                f"{folder} holds no open_clip_config.json and is no artifact under {store.root}; give a release "
+                f"{folder} holds no open_clip_config.json and is not an artifact under {store.root}; give a release "
                 "folder, or --root with a model's channel or fingerprint"
             ) from error
     if artifact.stage not in stages:

@@ -1,4 +1,4 @@
-"""What a run would do before it does anything: cached, resumable or to run, why, how much work, and what it costs."""
+"""The plan of a run: what is cached, resumable or to run, why, how much work it is, and what it costs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from paraclip_core.settings import fields
 State = Literal["cached", "resumable", "to run", "damaged"]
 SHOWN = 60
 ASSUMED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}}
-"""Share of rows that the filters let pass: the embedded model's on scenes, and what is hoped of a capable one's."""
+"""Share of rows that the filters accept: measured for the demo's model on scenes, expected for a capable one."""
 FAR_LESS = 0.1
-"""Share of the planned work below which an earlier artifact says little of its time."""
+"""Share of the planned work below which an earlier artifact says little about its time."""
 QUESTION_TOKENS = 340
-"""Of a question to the judge, its examples included; measured."""
+"""Tokens of a question to the LLM judge, including its examples; measured."""
 
 
 @dataclass(frozen=True)
@@ -42,47 +42,47 @@ class Amount:
     """The work of one stage."""
 
     rows: int | None = None
-    """Rows, images or captions that it would read or has read; None where nobody knows before it runs. Each step reads
-    what the one before hands on."""
+    """Rows, images or captions that it would read or has read; None if that is unknown before it runs. Each step reads
+    the output of the one before."""
     requests: int | None = None
-    """Requests to the language model that are not in the generation cache yet."""
+    """Requests to the language model that are not yet in the generation cache."""
     tokens: int | None = None
     """Tokens of those requests, prompts and longest answers together."""
     units: float | None = None
-    """What its time grows with, see :func:`units_of`."""
+    """Units of work to which its time is proportional, see :func:`units_of`."""
     spend: float | None = None
-    """What the tokens cost, in the currency of the configured prices; None without prices."""
+    """Cost of the tokens, in the currency of the configured prices; None without prices."""
     note: str = ""
-    """What is assumed in it, and where the estimate comes from."""
+    """Assumptions, and the source of the estimate."""
 
 
 @dataclass(frozen=True)
 class StagePlan(Amount):
-    """What would happen to one stage."""
+    """The plan of one stage."""
 
     _: KW_ONLY
     stage: str
     fingerprint: str
     state: State
     why: tuple[str, ...] = ()
-    """Why it would run: what differs from the nearest artifact of the same stage."""
+    """Why it would run: the differences from the nearest artifact of the same stage."""
     seconds: float | None = 0.0
-    """Estimated wall time; None where no finished stage tells."""
+    """Estimated wall time; None if there is no finished stage to estimate from."""
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What would happen in a run."""
+    """The plan of a run."""
 
     stages: list[StagePlan]
     notes: list[str]
-    """What else to know before it runs."""
+    """Further notes before it runs."""
 
 
 def plan_run(run: Run) -> RunPlan:
-    """One entry per stage, in order; nothing is written but the hashes of source files and the cache's index.
+    """Plan a run, one entry per stage, in order. Only the hashes of source files and the cache's index are written.
 
-    Where captions are not ingested yet, the sources are read to count them.
+    If captions are not ingested yet, the sources are read to count them.
     """
     need_rows(run)
     artifacts: dict[str, Artifact] = {}
@@ -97,7 +97,7 @@ def plan_run(run: Run) -> RunPlan:
         captions = ingested_captions(run, artifacts, scratch)
         if captions.rejected and not captions.accepted:
             raise InputError(
-                f"none of the {captions.read} rows would be accepted ({listed_reasons(captions.rejected)}). Mend the "
+                f"none of the {captions.read} rows would be accepted ({listed_reasons(captions.rejected)}). Fix the "
                 "files, name their columns in data.sources[].columns, or loosen the options"
             )
         sizes = amounts(run, artifacts, captions)
@@ -133,7 +133,7 @@ def _loss_note(base: str) -> str:
 
 
 def _engine_notes(run: Run, requests: int) -> list[str]:
-    """The filters, and whether the engine can be asked."""
+    """Notes on the filters, and on whether the engine can answer."""
     paraphraser = run.paraphraser
     engine, chosen = paraphraser.options.engine, paraphraser.options.filters.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
@@ -170,7 +170,7 @@ def _reasons(node: Node, earlier: list[Artifact], own: Mapping[str, str], others
         return ["never ran under this root"]
     last = [artifact for artifact in earlier if artifact.fingerprint == own.get(node.name)]
     candidates = last or [one for one in earlier if one.fingerprint not in others] or earlier
-    # The newest of the nearest: what a user changed last is what is asked about.
+    # The newest of the nearest: the user asks about the latest change.
     nearest = min(reversed(candidates), key=lambda artifact: len(differences(artifact, node)))
     reasons = differences(nearest, node) or ["its artifact was deleted"]
     if last:
@@ -181,11 +181,11 @@ def _reasons(node: Node, earlier: list[Artifact], own: Mapping[str, str], others
 
 
 def differences(artifact: Artifact, node: Node) -> list[str]:
-    """What a stage's draft changes against an artifact of the same stage, one reason a line, old → new."""
+    """Differences of a stage's draft from an artifact of the same stage, one reason per line, old → new."""
     manifest, draft = artifact.manifest, node.draft
     old, new = dict(_flat(manifest.options)), dict(_flat(draft.options))
     changed_code = manifest.stage_version != draft.stage_version
-    # What an earlier version had is not a setting that was lost.
+    # An option of an earlier version is not a lost setting.
     dropped = {key for key in old.keys() - new.keys() if changed_code or _is_gone(key)}
     reasons = ["a new version of the stage"] if changed_code or dropped else []
     reasons += [
@@ -206,7 +206,7 @@ def differences(artifact: Artifact, node: Node) -> list[str]:
 
 
 def _is_gone(key: str) -> bool:
-    """Whether an option of a manifest, whose path may lack its first groups, is one that the code no longer knows."""
+    """Whether the code no longer knows an option of a manifest, whose path may lack its first groups."""
     parts = ["0" if part.isdecimal() else part for part in key.split(".")]
     groups = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
@@ -234,16 +234,17 @@ def _shown(values: Mapping[str, Any], key: str) -> str:
 
 
 def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[float | None, str]:
-    """Seconds, in proportion to the work of the newest of the stage's finished artifacts (oldest first), and its name.
+    """Seconds, scaled by work from the newest of the stage's finished artifacts (oldest first), and its name.
 
-    Another engine is another speed. Where nothing says how much that one had to do, the same again is the best guess.
+    A different engine has a different speed. If the earlier artifact's amount of work is unknown, its time is the best
+    guess.
     """
     engine = node.draft.options.get("engine")
     alike = [one.manifest for one in earlier if one.manifest.options.get("engine") == engine]
     if amount.units is None or not alike:
         return None, ""
     work = [units_of(node.stage, manifest.metrics) for manifest in alike]
-    # One that did far less tells how long a start takes.
+    # One that did far less mostly measures the startup time.
     enough = [number for number, units in enumerate(work) if units is None or units >= FAR_LESS * amount.units]
     chosen = enough[-1] if enough else max(range(len(work)), key=lambda number: work[number] or 0)
     before = work[chosen] or amount.units
@@ -252,14 +253,14 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
 
 
 def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
-    """What a finished stage's time grew with: requests, samples seen in training, images or rows."""
+    """A finished stage's units of work: requests, samples seen in training, images or rows."""
     if stage.trains and "steps" in metrics and "batch_size" in metrics:
         return float(metrics["steps"] * metrics["batch_size"])
     return next((float(metrics[name]) for name in stage.units if isinstance(metrics.get(name), int | float)), None)
 
 
 def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
-    """The amount of work of every built-in stage; what nobody can know yet stays None."""
+    """The amount of work of every built-in stage; unknown amounts are None."""
     settings = run.settings
     result = {
         "ingest": Amount(captions.read, units=captions.read),
@@ -289,8 +290,8 @@ def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: Ingeste
 
 
 class _Rates(NamedTuple):
-    """What the newest finished run of a step with the same engine says of the next one: the share of rows that are
-    accepted, where it comes from, and the tokens of a request (0: not told)."""
+    """Expected rates of a step, from its newest finished run with the same engine: the share of accepted rows, the
+    source of that figure, and the tokens of a request (0: unknown)."""
 
     share: float
     basis: str
@@ -313,7 +314,7 @@ def _rates(run: Run, step: int) -> _Rates:
     if preset == "off":
         return _Rates(1.0, f"all of {stage} accepted", *tokens)
     if alike:
-        # Step 2 counts rewrites, of which a caption may have several.
+        # Step 2 counts rewrites; a caption may have several.
         share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
         return _Rates(share, f"{share:.0%} accepted as in {stage}/{alike[-1].fingerprint[:12]}", *tokens)
     share = ASSUMED[preset][step]
@@ -321,7 +322,7 @@ def _rates(run: Run, step: int) -> _Rates:
 
 
 def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
-    """Both steps, and the `pairs` that they hand on."""
+    """Amounts of both steps, and of the `pairs` that they produce."""
     done = {name: artifacts[name].manifest.metrics for name in STEPS if name in artifacts}
     finished = {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()}
     if len(done) == len(STEPS):
@@ -333,12 +334,12 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
         looked_up = {name: Amount(rows, 0, 0, float(rows)) for name, rows in steps}
         return looked_up | finished | {"pairs": Amount(there.pairs)}
     left = steps_left(run, artifacts, captions)
-    # A finished step 1 hands its rows on.
+    # A finished step 1 passes on its rows.
     handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)
     first = left.get(1, StepLeft(handed_on, accepted=handed_on))
     rates = _rates(run, 1), _rates(run, 2)
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
-    # Of a caption that is accepted, as many rewrites as there may be.
+    # The maximum number of rewrites for each accepted caption.
     rewrites = min(options.keep, options.sampling.n)
     rows_2 = left[2].rows + coming * rewrites
     open_2 = rows_2 - left[2].accepted - left[2].rejected
@@ -364,7 +365,7 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
     if requests and paraphraser.asks_words(step):
         notes.append("without its requests for single words")
     if (judge := paraphraser.judge) is not None:
-        # One for each row that will be accepted; where it is refused, another one.
+        # One for each row that will be accepted, and another one if it is refused.
         questions = round((rows - left.accepted - left.rejected) * rates.share)
         if questions:
             notes.append(f"{questions} questions to the judge {judge.model} among them, at least")
@@ -373,14 +374,14 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
             spend = (spend or 0) + judging.cost(*tokens)
         requests, prompt, answers = requests + questions, prompt + tokens[0], answers + tokens[1]
     if paraphraser.options.attempts > 1 and left.missing and paraphraser.filters.preset != "off":
-        # Nobody knows how often an answer that is not there yet leads to another request.
+        # How often a missing answer will lead to another request is unknown.
         notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
     bill = None if spend is None else round(spend, 4)
     return Amount(rows, requests, round(prompt + answers), float(requests), bill, "; ".join(filter(None, notes)))
 
 
 def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
-    """The same, with a note on the steps that the spending cap stops."""
+    """The same amounts, with a note on steps that the spending cap stops."""
     engine = run.paraphraser.engine()
     if not isinstance(engine, PaidEngine) or not engine.max_spend:
         return dict(asked)

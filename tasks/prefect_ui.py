@@ -1,4 +1,4 @@
-"""What a run shows in the Prefect UI, under stable keys; outside a flow run nothing happens."""
+"""What a run shows in the Prefect UI, under stable keys. Outside a flow run, nothing is shown."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ EVENTS = (
     "cap.near", "drift", "run.promote", "run.hold",
     "channel.asks", "channel.moved", "channel.held", "channel.rolled_back",
 )  # fmt: skip
-"""What runs tell of themselves."""
+"""Events that runs emit."""
 DECISIONS = frozenset(("promote", "hold", "moved", "held"))
 NEAR = 0.8
-"""Share of a spending cap from which on it is near."""
+"""Share of a spending cap above which the cap is near."""
 _near: set[str | None] = set()
-"""Flow runs that have said so."""
+"""Flow runs that have emitted `cap.near`."""
 
 PROGRESS_SECONDS = 5.0
 MARKUP = re.compile(
@@ -41,7 +41,7 @@ MARKUP = re.compile(
     """,
     re.VERBOSE | re.MULTILINE | re.IGNORECASE,
 )
-"""What begins markup where it stands, and nothing else: of the UI's two looks the newer shows the backslashes."""
+"""Matches only characters that begin markup in their context: the newer of the UI's two versions shows backslashes."""
 
 
 def in_flow_run() -> bool:
@@ -54,14 +54,14 @@ def in_flow_run() -> bool:
 
 
 def artifact_key(*parts: str) -> str:
-    """A key that Prefect takes (lowercase letters, digits and dashes), the same for every run of the same name."""
+    """A key that Prefect accepts (lowercase letters, digits and dashes), the same for every run of the same name."""
     return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts))) or "paraclip"
 
 
 def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A table's row whose texts the UI shows as they are, and counts by name, which it would show as an object.
+    """A table's row with escaped texts, and with counts by name as text, which the UI would show as an object.
 
-    Its older look renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from
+    The older UI renders cells as Markdown, and a caption may hold a link, or an image that a browser would fetch from
     anywhere.
     """
     cells = {}
@@ -72,7 +72,7 @@ def as_text(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) -> None:
-    """Show `rows` as a table, under a description in Markdown; in place of what this flow run showed under the key."""
+    """Show `rows` as a table with a Markdown description; replaces what this flow run showed under the key."""
 
     def show() -> None:
         from prefect import get_client
@@ -84,7 +84,7 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
         table = [as_text(row) for row in rows]
         wanted = {"key": {"any_": [key]}, "flow_run_id": {"any_": [flow_run.id]}}
         with get_client(sync_client=True) as client:
-            # An earlier try's, too.
+            # Including an earlier attempt's.
             shown = client.read_artifacts(artifact_filter=ArtifactFilter.model_validate(wanted), limit=1)
             if shown:
                 client.update_artifact(shown[0].id, ArtifactUpdate(data=json.dumps(table), description=description))
@@ -95,32 +95,32 @@ def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str)
 
 
 class StageTable:
-    """The stages of a run: one artifact of its flow run, which each change updates."""
+    """The stages of a run: one artifact of its flow run, updated on each change."""
 
     def __init__(self, run: str) -> None:
-        """`run` is the name of the run whose stages are shown."""
+        """Show the stages of the run named `run`."""
         self._key = artifact_key(run, "stages")
         self._rows: Sequence[Mapping[str, Any]] = ()
 
     def show(self, rows: Sequence[Mapping[str, Any]], text: str) -> None:
-        """Show the rows of finished stages under a text in Markdown."""
+        """Show the rows of finished stages below a Markdown text."""
         self._rows = rows
         publish_table(self._key, rows, text)
 
     def fail(self, error: BaseException) -> None:
-        """Say what failed, what is finished, and what to do."""
+        """Show what failed, what is finished, and what to do."""
         finished = ", ".join(row["stage"] for row in self._rows) or "nothing yet"
-        mend = "" if worth_a_retry(error, 1) else "Mend what it names. "
+        mend = "" if worth_a_retry(error, 1) else "Fix what it names. "
         text = MARKUP.sub(r"\\\g<0>", with_notes(error))
         self.show(
             self._rows,
-            f"**Failed:** {text}\n\n**Finished, and not made again:** {finished}\n\n{mend}**Retry** in the menu at the "
-            "top right of the run's page goes on from there; with other settings, start a new run.",
+            f"**Failed:** {text}\n\n**Finished, and not run again:** {finished}\n\n{mend}**Retry** in the menu at the "
+            "top right of the run's page continues from there; with other settings, start a new run.",
         )
 
 
 def publish_markdown(key: str, text: str, description: str) -> None:
-    """Show Markdown; a new version of what has the same key."""
+    """Show Markdown, as a new version of the artifact with the same key."""
 
     def show() -> None:
         from prefect.artifacts import create_markdown_artifact
@@ -131,7 +131,7 @@ def publish_markdown(key: str, text: str, description: str) -> None:
 
 
 def emit(event: str, run: str, text: str, **facts: Any) -> None:
-    """Emit `paraclip.<event>` (one of :data:`EVENTS`) about a run, inside of a flow run; elsewhere nobody listens."""
+    """Emit `paraclip.<event>` (one of :data:`EVENTS`) about a run, if inside a flow run."""
 
     def send() -> None:
         from prefect.events import emit_event
@@ -142,8 +142,8 @@ def emit(event: str, run: str, text: str, **facts: Any) -> None:
 
 
 def announce_rollback(decision: Mapping[str, Any]) -> None:
-    """Emit that a channel went back, if it did: from a flow run, or from a command to the server that PREFECT_API_URL
-    names."""
+    """Emit that a channel was rolled back, if it was: from a flow run, or from a command to the server at
+    PREFECT_API_URL."""
     name, facts = decision["channel"], {part: decision[part] for part in ("channel", "before", "after")}
     event = "channel.rolled_back", name, f"{name}: {decision['reason']}"
     if not decision["moved"]:
@@ -155,7 +155,7 @@ def announce_rollback(decision: Mapping[str, Any]) -> None:
     from prefect.events import Event
 
     try:
-        # Prefect's own way of sending events is a thread that tries for half a minute after the command's end.
+        # Prefect sends events in a thread that retries for half a minute after the command has ended.
         with get_client(sync_client=True) as client:
             client.request("POST", "/events", json=[Event(**_event(*event, facts)).model_dump(mode="json")])
     except Exception as error:
@@ -168,7 +168,7 @@ def _event(event: str, run: str, text: str, facts: Mapping[str, Any]) -> dict[st
 
 
 def mark_decision(decision: str) -> None:
-    """Tag the flow run with what was decided, one of :data:`DECISIONS`, for lists and filters of the UI."""
+    """Tag the flow run with the decision, one of :data:`DECISIONS`, for lists and filters in the UI."""
 
     def tag() -> None:
         from prefect import get_client
@@ -176,7 +176,7 @@ def mark_decision(decision: str) -> None:
 
         with get_client(sync_client=True) as client:
             run = UUID(flow_run.id)
-            # A retried run decides anew.
+            # A retried run decides again.
             tags = {decision, *(client.read_flow_run(run).tags or ())} - (DECISIONS - {decision})
             client.update_flow_run(run, tags=tags)
 
@@ -184,7 +184,7 @@ def mark_decision(decision: str) -> None:
 
 
 def near_cap(run: str, cap: float) -> Progress:
-    """A progress that emits `cap.near`, once a flow run, where at least 80 % of a spending cap is spent."""
+    """A progress that emits `cap.near`, once per flow run, when at least 80 % of a spending cap is spent."""
 
     def progress(done: int, total: int | None, **facts: Fact) -> None:
         spend = facts.get("spend")
@@ -201,9 +201,9 @@ def near_cap(run: str, cap: float) -> Progress:
 
 
 def published_progress(run: str, stage: str) -> Progress:
-    """A progress that is also seen in the UI, renewed every few seconds, and by Prometheus as `paraclip_stage`.
+    """A progress shown in the UI, updated every few seconds, and exported to Prometheus as `paraclip_stage`.
 
-    Prefect serves what Prometheus reads where PREFECT_CLIENT_METRICS_ENABLED is set.
+    Prefect serves the metrics if PREFECT_CLIENT_METRICS_ENABLED is set.
     """
     if not in_flow_run():
         return silent
@@ -240,13 +240,13 @@ def _gauge() -> Any:
 
 
 def report_note(name: str, report: str, summary: str, pages: str | None = None) -> str:
-    """Markdown that leads to a run's report; `pages` is where the folder of all results is served, if it is.
+    """Markdown that links to a run's report; `pages` is the address that serves the folder of all results, if any.
 
     The UI does not follow links to files.
     """
     files = f"the file `{report}`, for machines `{summary}`\n"
     if not pages:
-        return f"The report is a page of its own, to be opened in a browser: {files}"
+        return f"The report is a separate page; open it in a browser: {files}"
     return f"[The report]({pages.rstrip('/')}/{quote(name)}/report.html) · {files}"
 
 
@@ -256,5 +256,5 @@ def _try(failure: str, tell: Callable[[], None]) -> None:
     try:
         tell()
     except Exception as error:
-        # A picture of the work is not worth losing the work.
+        # A failure to show the work must not lose the work.
         log.warning("%s: %s", failure, error)

@@ -1,7 +1,7 @@
-"""What a run needs of its captions and images, checked before anything is paid for.
+"""Checks of a run's captions and images before anything is paid for.
 
-A language model is asked for hours, and only then would training find no image and evaluation no caption of its split.
-So what they need is checked when the captions are ingested, and when a run is planned.
+Paraphrasing takes hours, and only then would training find no image, or evaluation no caption of its split. So their
+requirements are checked when the captions are ingested and when a run is planned.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from paraclip_core.paraphrase.paraphraser import unfiltered_warning
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
 NOTICED, NOTICED_SHARE = 1, 0.002
-"""Captions of other languages that are worth a word, at least, and their share: names look like other languages."""
+"""Minimum number and share of captions in other languages for a notice: names look like other languages."""
 REFUSED_SHARE = 0.1
-"""Their share from which on they are no accident. LAION's English captions have 2.5 % of them, CC3M's 0.01 %, COCO's
-and Flickr8k's none."""
+"""Minimum share of them that is no accident. LAION's English captions have 2.5 % of them, CC3M's 0.01 %, COCO's and
+Flickr8k's none."""
 OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
 ENGLISH, OTHERS = (
     rf"(?i)\b(?:{words})\b"
@@ -54,7 +54,7 @@ ENGLISH, OTHERS = (
         "|bir|ile|için|một|và|của|trên|trong|với|yang|dengan|sebuah|seorang|egy|és|egyik|și|lângă|joka|jsou|který|ang|mga|kwa",
     )
 )
-"""Function words that tell English from languages that are written in Latin letters, too."""
+"""Function words that distinguish English from other languages in Latin script."""
 USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
@@ -70,18 +70,18 @@ SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $sp
 
 @dataclass(frozen=True)
 class CaptionCounts:
-    """Ingested captions, counted by what training and evaluation need of them."""
+    """Counts of ingested captions, by what training and evaluation need."""
 
     rows: dict[str, Counter[str]]
     """Captions of each split, by source."""
     without_image: dict[str, Counter[str]]
-    """Those that name no image."""
+    """Captions that name no image."""
     named_images: dict[str, dict[str, str]]
-    """For each tar or folder some of the images that captions name in it, with a source that does."""
+    """For each tar or folder, some of the images that captions name in it, with a source that names them."""
     stored: Stored
-    """What benchmarks will find, if every image can be read."""
+    """What benchmarks will find if every image can be read."""
     cut: int
-    """Training captions that fill CLIP's context, or are cut to it."""
+    """Training captions that fill CLIP's context or are truncated to it."""
 
     @property
     def splits(self) -> Counter[str]:
@@ -117,10 +117,10 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
-    """Check that a run's captions have what its later stages need of them, unless its paraphrases are finished.
+    """Check that a run's captions have what later stages need, unless its paraphrases are finished.
 
-    `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not looked at. What the
-    validation can show is said where the run is `planned`. Gives what the user should hear before the run goes on.
+    `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not checked. If the run
+    is `planned`, the notices say what the validation can show. Returns notices for the user.
     """
     if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
         return []
@@ -134,7 +134,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         else:
             folder = (captions or ingested_captions(run, {}, scratch)).folder
         counts = count_captions(settings, folder / "captions")
-        # Where nothing is accepted, ingest says why.
+        # If nothing is accepted, ingest says why.
         if not counts.rows:
             return []
         _check_training(counts)
@@ -151,7 +151,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 
 def _finished(run: Run, name: str) -> Artifact | None:
-    """A finished stage; None if it is damaged, which is about to be reported or mended."""
+    """A finished stage's artifact; None if it is damaged, which is about to be reported or repaired."""
     try:
         return run.artifact(name) if name in run.stages else None
     except ArtifactError:
@@ -196,7 +196,7 @@ def _check_split(settings: Settings, counts: CaptionCounts) -> None:
 
 
 def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
-    """What each benchmark of pairs can show."""
+    """Notices on what each benchmark of pairs can show."""
     notices = []
     for task in tasks:
         if images := len(set(task.task.pairs)):
@@ -211,7 +211,7 @@ def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
 
 
 def _bare_notices(counts: CaptionCounts) -> list[str]:
-    """What is said of splits in which some captions have an image; ingest reports those that are trained on."""
+    """Notices on splits in which only some captions have an image; ingest reports those that are trained on."""
     bare = {split: without.total() for split, without in counts.without_image.items() if split != "train"}
     return [
         bare_rows(split, without, counts.splits[split])
@@ -234,9 +234,9 @@ def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionC
             )
         if missing:
             notices.append(
-                f"{len(missing)} of {len(names)} images that were looked up in {archive} are not there, the first is "
-                f"{missing[0]!r}; their captions are paraphrased and then not trained on: add the images, or take the "
-                "captions out"
+                f"{len(missing)} of {len(names)} images that were looked up in {archive} are missing, the first is "
+                f"{missing[0]!r}; their captions are paraphrased and then not trained on: add the images, or remove "
+                "the captions"
             )
     return notices
 
@@ -263,7 +263,7 @@ def _leakage_notices(settings: Settings, scenes: Artifact | None, folder: Path) 
 
 
 def _not_english(captions: pa.Array) -> int:
-    """How many captions are hardly English, by their letters and function words; a guess that errs with short ones."""
+    """Estimated number of captions that are not English, by letters and function words; unreliable for short ones."""
     letters, english, others = (
         pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
         for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
@@ -274,9 +274,9 @@ def _not_english(captions: pa.Array) -> int:
 
 
 def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
-    """What is said of captions that CLIP or the filters cannot read, or that a model would answer in English.
+    """Notices on captions that CLIP or the filters cannot read, or that a model would answer in English.
 
-    Many that the filters cannot read are refused.
+    Raises an error if the filters cannot read many of them.
     """
     paraphraser, options, rows, notices = run.paraphraser, run.paraphraser.options, counts.splits["train"], []
     filters, asks = paraphraser.filters, paraphraser.facts.asks

@@ -1,4 +1,4 @@
-"""Promotion: whether a challenger takes a channel over from its champion."""
+"""Promotion: decides whether a challenger replaces a channel's champion."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def decide(
     force: bool = False,
     approve: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
-    """Move `channel` to the run's model if that is better than its base and no worse than what the channel serves.
+    """Move `channel` to the run's model if it is better than its base and no worse than the channel's current model.
 
-    With `force` it is moved in any case, and is this run's from then on. `approve` gets the decision to move it before
-    it is moved, and raises where it is not to be. The decision is kept as ``results/<run>/promotion.json``: `moved`,
-    `reason`, the fingerprints `before` and `after`, and, where both were compared, a row for each figure in
+    With `force`, the channel is moved in any case and belongs to this run from then on. `approve` is called with the
+    decision before the move, and raises to prevent it. The decision is stored as ``results/<run>/promotion.json``:
+    `moved`, `reason`, the fingerprints `before` and `after`, and, if both were compared, a row for each figure in
     `against_champion`.
     """
     store = run.store
@@ -56,7 +56,7 @@ def decide(
         if approve is not None:
             approve(decision)
         with store.channel_lock(channel):
-            # The champion's evaluation may take an hour, in which another promotion or a rollback can be faster.
+            # The champion's evaluation may take an hour; another promotion or a rollback may finish first.
             current = store.channel(channel) or {}
             now = current.get("fingerprint")
             if now == before:
@@ -72,7 +72,7 @@ def decide(
 def _apply(
     run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
 ) -> tuple[bool, str, Comparison | None]:
-    """Whether the channel moves, and why, and the comparison with what it serves, where there was one."""
+    """Whether the channel moves, why, and the comparison with the model that it serves, if there was one."""
     before, challenger = current.get("fingerprint"), stages["finetune"]
     if challenger == before:
         if force and history(current)[-1].run != result.name:
@@ -84,7 +84,7 @@ def _apply(
     if result.verdict != "promote":
         return False, held + why(result.summary), None
     if other := of_another_run(current, result.name, run.store):
-        # Both were made at once, when the channel had no model.
+        # Both runs ran concurrently, when the channel had no model.
         return False, f"{held}the channel {other}", None
     if left := withdrawn(current, challenger):
         again = f"if it is to serve again, {BY_HAND}"
@@ -103,8 +103,8 @@ def _against_champion(
 ) -> tuple[str, str, Comparison | None]:
     """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (the last move to it).
 
-    Both are measured on the challenger's queries and images, and the gate holds each against its own base. The
-    comparison has the champion's figures as `base`, the challenger's as `tuned`; None where they are incomparable.
+    Both are measured on the challenger's queries and images, and the gate compares each with its own base. The
+    comparison has the champion's figures as `base` and the challenger's as `tuned`; None if they are incomparable.
     """
     challengers = run.store.expect("evaluate", evaluation, "the challenger's evaluation")
     promoted, rows = _promoted_by(champion, run.store), _rows(challengers)
@@ -126,7 +126,7 @@ def _against_champion(
 
 
 def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progress) -> Artifact | str:
-    """The champion's evaluation on the queries and images of the challenger's; why the two are incomparable if so."""
+    """The champion's evaluation on the challenger's queries and images, or why the two are incomparable."""
     store = run.store
     tuned, challenger = (
         store.peek("finetune", name) for name in (champion.after, challengers.manifest.inputs["finetune"])
@@ -137,7 +137,7 @@ def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progres
     if encoders[0] != encoders[1]:
         return (
             f"the champion {champion.after} has image encoder {encoders[0]} and the challenger {encoders[1]}, so image "
-            f"indexes of one are useless to the other; build them anew and {BY_HAND}, or tune the champion's base"
+            f"indexes of one are useless to the other; rebuild them and {BY_HAND}, or tune the champion's base"
         )
     node = _evaluation_of(tuned, champion.stages, challengers, store)
     if (evaluation := store.peek(node.name, node.fingerprint)) is None:
@@ -151,9 +151,9 @@ def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progres
 
 
 def _evaluation_of(tuned: Artifact, stages: Mapping[str, str], evaluation: Artifact, store: ArtifactStore) -> Node:
-    """The same evaluation of another model, with the base and the control of that model's own run (`stages`).
+    """The same evaluation for another model, with the base and the control of that model's own run (`stages`).
 
-    A control that is gone is left out: another model's says nothing.
+    A deleted control is left out: another model's control says nothing.
     """
     manifest = evaluation.manifest
     own = {"finetune": tuned.fingerprint, "built_in_base": tuned.manifest.inputs.get("built_in_base")}
@@ -167,13 +167,13 @@ def _evaluation_of(tuned: Artifact, stages: Mapping[str, str], evaluation: Artif
 
 
 def _beside_base_of(tuned: Artifact, run: Run) -> Run | None:
-    """The run with this model's base in place of its own; None if that base is gone or was changed since."""
+    """The run with this model's base in place of its own; None if that base is gone or has changed."""
     base = _base_of(tuned, run)
     if base is None:
         return None
     model = run.settings.model.model_copy(update={"base": base})
     other = Run(run.settings.model_copy(update={"model": model}), run.store)
-    # What ends the run ends the measurement, too.
+    # Stopping the run also stops the measurement.
     other.stop = run.stop
     return other
 
@@ -181,7 +181,7 @@ def _beside_base_of(tuned: Artifact, run: Run) -> Run | None:
 def _base_of(tuned: Artifact, run: Run) -> str | None:
     if base := tuned.manifest.inputs.get("built_in_base"):
         return BUILT_IN if run.store.peek("built_in_base", base) else None
-    # Where it lay then, or where the run has the same files.
+    # At its former location, or where the run has the same files.
     for place in (None, run.settings.model.base):
         with suppress(UnknownModelError):
             return find_tuned(f"finetune/{tuned.fingerprint}", run.store, place)[1]
@@ -189,7 +189,7 @@ def _base_of(tuned: Artifact, run: Run) -> str | None:
 
 
 def _promoted_by(champion: Move, store: ArtifactStore) -> list[Row]:
-    """A champion's figures against its own base in the evaluation that it was promoted by; none if that is gone."""
+    """A champion's figures against its own base in the evaluation that promoted it; empty if that is gone."""
     name, tuned = champion.stages.get("evaluate"), store.peek("finetune", champion.after)
     evaluation = store.find("evaluate", name) if name else None
     if evaluation is None or tuned is None or not of_own_base(evaluation, tuned):

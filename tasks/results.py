@@ -1,4 +1,4 @@
-"""What a finished run leaves behind for people and machines, at paths that stay the same from run to run."""
+"""The results of a finished run, for people and machines, at paths that stay the same from run to run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 OVER_CONTROL = ("over_control", "over_control_low", "over_control_high")
 ROWS = ("kept", "accepted", "rows", "images", "benchmarks")
-"""Metrics that say how much a stage made, of which a manifest's first counts."""
+"""Metrics for the size of a stage's output; the first one in a manifest counts."""
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,23 @@ class Result:
     stages: list[dict[str, Any]]
     """A row per stage: its name, state, fingerprint, seconds, bytes, rows, rejected rows, inputs and path."""
     summary: dict[str, Any] = field(default_factory=dict)
-    """What `summary.json` holds; empty where nothing was evaluated."""
+    """The contents of `summary.json`; empty if nothing was evaluated."""
     rows: dict[str, int] = field(default_factory=dict)
-    """Captions that were asked about, kept and trained on, see :func:`paraclip_core.report.counts.row_totals`."""
+    """Numbers of captions that were requested, kept and trained on, see
+    :func:`paraclip_core.report.counts.row_totals`."""
     warning: str | None = None
-    """What a reader must know before any figure; None where there is nothing."""
+    """What a reader must know before any figure; None if there is nothing."""
     report: str | None = None
     summary_path: str | None = None
 
     @property
     def verdict(self) -> str | None:
-        """`promote` or `hold`, None where nothing was evaluated."""
+        """`promote` or `hold`; None if nothing was evaluated."""
         return self.summary.get("verdict")
 
     @property
     def decision(self) -> str | None:
-        """The verdict and its reason in one line, None where nothing was evaluated."""
+        """The verdict and its reason in one line; None if nothing was evaluated."""
         return f"{self.verdict}: {why(self.summary)}" if self.summary else None
 
     def as_json(self) -> dict[str, Any]:
@@ -55,9 +56,9 @@ class Result:
 def gather_result(
     run: Run, artifacts: Mapping[str, Artifact], rows: Sequence[Mapping[str, Any]] | None = None
 ) -> Result:
-    """Read the outcome of finished stages, and keep report and summary in `results/<name>/` under the root.
+    """Read the outcome of finished stages, and store report and summary in `results/<name>/` under the root.
 
-    Without `rows` of the stage table every stage was found finished.
+    Without `rows` of the stage table, every stage counts as cached.
     """
     rows = [stage_row(artifact, True, 0.0) for artifact in artifacts.values()] if rows is None else rows
     settings, store = run.settings, run.store
@@ -80,7 +81,7 @@ def gather_result(
         report, page = folder / "report.html", store.download(artifacts["report"]).path / "report.html"
         content = page.read_bytes()
         write_atomic(report, lambda file: file.write(content))
-    # What was only found, and not needed here, may still lie on an object store alone.
+    # Artifacts that were found but not read may exist only on an object store.
     where = {name: store.uri(artifact) for name, artifact in artifacts.items()}
     plain = [{**row, "path": where.get(row["stage"], row["path"])} for row in rows]
     return Result(
@@ -89,9 +90,9 @@ def gather_result(
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Base, tuned, delta and its interval of each benchmark and metric, headline metrics first.
+    """Base, tuned, delta and its interval for each benchmark and metric, headline metrics first.
 
-    Where a control was measured, also the difference from it, `over_control`, and its interval.
+    If a control was measured, also the difference from it, `over_control`, and its interval.
     """
     rows = []
     for benchmark, metrics in summary["models"]["base"].items():
@@ -143,14 +144,14 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
 
 
 def why(summary: Mapping[str, Any]) -> str:
-    """The verdict's reason in words, and what was trained on where the summary says it."""
+    """The verdict's reason in words, and the training data if the summary gives it."""
     reasons = summary.get("reason") or summary.get("reasons") or f"the verdict is {summary.get('verdict')}"
     parts = [reasons] if isinstance(reasons, str) else [str(reason) for reason in reasons]
     return "; ".join(filter(None, (*parts, trained_on(summary.get("rows", {})))))
 
 
 def untuned(metrics: Mapping[str, Any]) -> str | None:
-    """What to know and do where fine-tuning left the base as it is; None where it did not."""
+    """What to know and do if fine-tuning left the base unchanged; None otherwise."""
     if metrics.get("alpha") != 0:
         return None
     trained = f"{metrics.get('steps')} steps over {metrics.get('rows')} rows"

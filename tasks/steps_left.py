@@ -1,4 +1,4 @@
-"""What the paraphrase steps of a run have left to ask or to look up, for `plan`."""
+"""What the paraphrase steps of a run still have to request or look up, for `plan`."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ from paraclip_core.paraphrase.sending import prompts_of
 from paraclip_core.paraphrase.step_tables import RowCursor, source_column
 
 SAMPLE = 1024
-"""Missing texts that are looked at to tell their length."""
+"""Missing texts that are sampled to estimate their length."""
 BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
-"""Of a prompt's text, and what a chat template puts around each message; measured on the few-shot prompts. A Chinese
-letter has three bytes, and is about a token."""
+"""Bytes per token of a prompt's text, and bytes that a chat template adds to each message; measured on the few-shot
+prompts. A Chinese character has three bytes and is about one token."""
 TOKENS_PER_WORD = 1.15
-"""Tokens of an answer for each word of its input, measured on the few-shot prompts."""
+"""Tokens of an answer per word of its input, measured on the few-shot prompts."""
 BLOCK_CAPTIONS = 10_000
 """Captions that are looked up at once."""
 
 
 @dataclass(frozen=True)
 class StepLeft:
-    """A step before it runs."""
+    """The remaining work of a step."""
 
     rows: int
-    """Rows that it looks at."""
+    """Rows that it processes."""
     missing: int = 0
-    """Different requests without an answer, of rejected rows' further attempts, too, as far as they are known."""
+    """Distinct requests without an answer, including known further attempts at rejected rows."""
     accepted: int = 0
     """Rows with an accepted answer."""
     rejected: int = 0
     """Rows whose every answer was rejected."""
     prompt_tokens: float = 0.0
-    """Of a request, examples included, estimated."""
+    """Prompt tokens per request, examples included; estimated."""
     completion_tokens: float = 0.0
-    """Of a request, all its answers together, estimated."""
+    """Tokens of all answers per request; estimated."""
     new_inputs: int = 0
-    """Of step 1, what step 2 was not asked about yet and will be if it passes: answers without a filter result, as far
-    as a sample says that they are new, and answers that are missing."""
+    """For step 1: inputs that step 2 has not been asked about yet and will be if they pass. These are answers without a
+    filter result, as far as a sample shows them to be new, and missing answers."""
 
 
 def steps_left(
     run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
 ) -> dict[int, StepLeft]:
-    """What each step has left that is not finished.
+    """The remaining work of each unfinished step.
 
-    Step 2 of rows that have no accepted answer yet is not in it: what it asks is not known.
+    Step 2 of rows without an accepted answer is not included: its requests are unknown.
     """
     left = {}
     for rounds in missing_rounds(run, artifacts, captions):
@@ -78,18 +78,18 @@ def steps_left(
 
 @dataclass(frozen=True)
 class LookedUp:
-    """What an engine has that asks nobody, before the filters see it."""
+    """What an engine that calls no language model has, before filtering."""
 
     captions: int
-    """Captions, or those that a finished step 1 hands on."""
+    """Captions, or those that a finished step 1 passes on."""
     rewrites: int
-    """Answers to them, which step 2 reads."""
+    """Answers to them, the input of step 2."""
     pairs: int
     """Captions with an answer of both steps."""
 
 
 def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> LookedUp:
-    """Look up what an engine that asks nobody has for the captions of a run whose step 2 is not finished."""
+    """Look up what an engine that calls no language model has for the captions of a run with an unfinished step 2."""
     options, counts = run.paraphraser.options, Counter[str]()
     with closing(run.paraphraser.engine()) as engine:
 
@@ -118,7 +118,7 @@ def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
 
 
 def _new_inputs(run: Run, rounds: Rounds) -> int:
-    """What step 2 was not asked about yet and will be if it passes, see :class:`StepLeft`."""
+    """Number of new inputs of step 2, see :class:`StepLeft`."""
     tables = rounds.tables
     count, unfiltered = len(tables.missing(0)), tables.find_unfiltered(0)
     with closing(tables.unfiltered(SAMPLE)) as blocks:
@@ -130,13 +130,13 @@ def _new_inputs(run: Run, rounds: Rounds) -> int:
     keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
     cached = rounds.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
     asked = set(cached.column("key").to_pylist())
-    # Which of its answers comes first is for the filters to say.
+    # Which of its answers comes first is up to the filters.
     new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
     return count + round(unfiltered * new / block.num_rows)
 
 
 def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:
-    """Texts of some of these rows, spread over all of them."""
+    """Texts of some of these rows, evenly spread."""
     chosen = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     if not len(chosen):
         return []
@@ -145,7 +145,7 @@ def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:
 
 
 def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple[float, float]:
-    """Tokens of a request and of its answers, by the length of the texts."""
+    """Tokens of a request and of its answers, estimated from the length of the texts."""
     lengths = [(len(text.encode()), count_words(text)) for text in texts]
     count = max(len(lengths), 1)
     size, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)

@@ -1,4 +1,4 @@
-"""A few captions on both steps, with everything that a run would do to them open to view."""
+"""A trial of a few captions on both steps, which shows everything that a run would do to them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class TriedAnswer:
-    """An answer as the engine gave it, and as it was parsed."""
+    """An answer, raw and parsed."""
 
     raw: str
     parsed: str
@@ -41,19 +41,19 @@ class TriedAnswer:
 
 @dataclass(frozen=True)
 class TriedCandidate:
-    """A parsed text with what each filter says of it, as in `Candidate`."""
+    """A parsed text with each filter's result, as in `Candidate`."""
 
     answer: str
     results: Mapping[str, str | None]
     similarity: float | None
     accepted: bool
     words_swapped: bool
-    """Whether it is an answer with words swapped, and not one of the engine's own."""
+    """Whether it is an answer with swapped words instead of the engine's own."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A request and what became of it."""
+    """A request and its outcome."""
 
     step: int
     attempt: int
@@ -62,21 +62,21 @@ class Attempt:
     cached: bool
     answers: list[TriedAnswer]
     candidates: list[TriedCandidate]
-    """Each parsed text once, followed by those with words swapped."""
+    """Each parsed text once, followed by those with swapped words."""
     chosen: list[str]
-    """The accepted ones that go on, best first."""
+    """The accepted texts that are kept, best first."""
     reason: str | None
-    """Code of the filter that stopped the one that came furthest, None if one is chosen."""
+    """Code of the filter that stopped the best candidate, None if one was chosen."""
     detail: str
 
 
 Attempts = Mapping[tuple[str, str], Sequence[Attempt]]
-"""Caption and the text that is asked about → what was tried."""
+"""(caption, text of the request) → its attempts."""
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """What training would see of a caption."""
+    """A rewrite of a caption, as training would see it."""
 
     paraphrase_1: str
     paraphrase_2: str | None
@@ -85,55 +85,55 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class TriedCaption:
-    """A caption with what was asked for it."""
+    """A caption with its requests."""
 
     caption: str
-    """As ingest cleans it."""
+    """The caption as ingest cleans it."""
     left_out: str
-    """Why ingest would leave it out, so that it is not tried; empty if it would not."""
+    """Why ingest would reject it, so that it is not tried; empty if it would not."""
     attempts: list[Attempt]
-    """Of both steps."""
+    """Attempts of both steps."""
     rewrites: list[Rewrite]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Captions with what was asked for them."""
+    """Captions with their requests."""
 
     engine: str
     model: str
     preset: str
     filters: tuple[str, ...]
-    """The filters that are asked, in order."""
+    """The filters that ran, in order."""
     captions: list[TriedCaption]
     asked: int
-    """Requests that the engine answered now, those for single words included."""
+    """Requests that the engine answered in this trial, those for single words included."""
     cached: int
     """Requests that the root's answers cache had answered."""
     prompt_tokens: int
     completion_tokens: int
     spend: float | None
-    """What these tokens cost; None without prices."""
+    """Cost of these tokens; None without prices."""
     stored: bool
-    """Whether the answers are in the root's answers cache now."""
+    """Whether the answers were added to the root's answers cache."""
 
 
 class TrialCache:
-    """What the root's cache answers, and what is asked now; filter results are recomputed and live as long as this."""
+    """Answers from the root's cache and new ones; filter results are recomputed and live as long as this object."""
 
     def __init__(self, root: AnswerStore, keep: bool) -> None:
-        """`keep`: put answers into the root's cache, too."""
+        """`keep`: also store answers in the root's cache."""
         self._root, self._keep = root, keep
         self._generations, self._filter_results = GENERATIONS.empty_table(), FILTER_RESULTS.empty_table()
 
     @property
     def new(self) -> set[bytes]:
-        """Keys of the requests that were asked now."""
+        """Keys of the requests sent in this trial."""
         return set(self._generations.column("key").to_pylist())
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Answers to what the connection's table `requests` names, and all filter results, as tables of `cache`."""
+        """Attach the answers to the connection's `requests`, and all filter results, as tables of `cache`."""
         keys = con.sql("SELECT DISTINCT key FROM requests").to_arrow_table().column("key").cast(pa.binary(16))
         con.execute("ATTACH ':memory:' AS cache")
         try:
@@ -157,24 +157,24 @@ class TrialCache:
             return con.sql(query).to_arrow_table()
 
     def append(self, generations: pa.Table) -> None:
-        """Keep answers."""
+        """Store answers."""
         if self._keep:
             self._root.append(generations)
         self._generations = pa.concat_tables([self._generations, generations])
 
     def append_filter_results(self, filter_results: pa.Table) -> None:
-        """Keep filter results."""
+        """Store filter results."""
         self._filter_results = pa.concat_tables([self._filter_results, filter_results])
 
 
 def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Trial:
-    """Ask and judge as a run would, whatever it takes of `paraphrase.fraction`.
+    """Request and filter as a run would, but ignore `paraphrase.fraction`.
 
-    `paraphrase.judge` is not asked. With `keep` answers go into the root's cache; otherwise nothing of them stays.
-    `say` is called with what takes a while.
+    `paraphrase.judge` is not asked. With `keep`, answers are stored in the root's cache; otherwise nothing is stored.
+    `say` is called with a line before each slow part.
     """
     with ExitStack() as stack:
-        # No root is made if nothing is kept.
+        # No root is created if nothing is stored.
         bare = not keep and not run.store.root.exists()
         store = ArtifactStore(stack.enter_context(TempDir("trial-root-"))) if bare else run.store
         paraphrase = run.settings.paraphrase.model_copy(update={"judge": None})
@@ -221,7 +221,7 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
 
 
 def _rows(texts: Sequence[str]) -> pa.RecordBatch:
-    """Captions as ingest would hand them on."""
+    """Captions as ingest would pass them on."""
     columns = {
         "caption_id": [text_hash(text) for text in texts],
         "image_id": [None] * len(texts),
@@ -242,7 +242,7 @@ def _explain(filtered: Explained, pool: FilterPool, block: pa.RecordBatch, filte
 
 
 def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
-    """What was tried; `new` are the keys of the requests that were asked now."""
+    """The attempts; `new` are the keys of the requests sent in this trial."""
     numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM requests GROUP BY key").fetchall())
     attempts: dict[tuple[str, str], list[Attempt]] = {}
     for asked, result, candidates in filtered:

@@ -1,4 +1,4 @@
-"""What a scene holds: animals, people, things and vehicles, each drawn into a unit square, standing on its lower edge.
+"""The contents of scenes: animals, people, things and vehicles, each standing on the lower edge of a unit square.
 
 In the square (0, 0) is the top left and (1, 1) the bottom right, whatever its size in pixels.
 """
@@ -25,7 +25,7 @@ def mix(a: RGB, b: RGB, share: float) -> RGB:
 
 
 def shade(color: RGB, share: float = 0.35) -> RGB:
-    """The color, darker. What is nearly black gets lighter instead, so that shapes on it stay visible."""
+    """The color, darkened. A nearly black one is lightened instead, so that shapes on it stay visible."""
     return mix(color, (150, 150, 158), share) if sum(color) < 200 else mix(color, (0, 0, 0), share)
 
 
@@ -34,7 +34,7 @@ def tint(color: RGB, share: float = 0.4) -> RGB:
 
 
 class Pen:
-    """Draws filled, outlined shapes into a square of an image, mirrored if asked to."""
+    """Draws filled, outlined shapes into a square of an image, optionally mirrored."""
 
     def __init__(self, draw: ImageDraw.ImageDraw, left: float, top: float, side: float, mirrored: bool = False) -> None:
         """`left`, `top` and `side` are in pixels."""

@@ -1,9 +1,10 @@
 """Filters for answers of a small model, which copies words, breaks them and invents things.
 
-They compare caption and answer word by word: which words the answer lost, and which it has in their stead; and they
-look at details that a paraphrase must keep: numbers, colors, kinds of things, places, denials. Two texts that name the
-same things can still differ in where these are (`a cup on a table` → the table is stood on), which sentence encoders
-hardly see. Small word lists judge answers only: none is ever shown to the LLM, and none puts a word into a paraphrase.
+They compare caption and answer word by word: which words the answer lost, and which replace them. They also check
+details that a paraphrase must keep: numbers, colors, kinds of things, places, negations. Two texts that name the same
+things can still differ in where these are (`a cup on a table` → something is on the table), which sentence encoders
+hardly notice. The small word lists only filter answers: none is ever shown to the LLM, and none puts a word into a
+paraphrase.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ LIGHT_WORDS = word_set(
     """wearing wears dressed seen shown sits sitting stands standing located placed group picture image photo photograph
     scene view"""
 )
-"""Words that a paraphrase may add because they say next to nothing about an image."""
+"""Words that a paraphrase may add because they say almost nothing about an image."""
 
 DETERMINERS = word_set(
     "a an the this that these those some any his her its their one two three four five six seven eight"
 )
-"""What may stand before a noun and its adjectives."""
+"""Words that may precede a noun and its adjectives."""
 
 PLACES = frozenset(
     map(
@@ -42,7 +43,7 @@ PLACES = frozenset(
         ),
     )
 )
-"""Stems of surroundings, where the preposition is a matter of style: in or on the street, at the beach."""
+"""Stems of surroundings for which the preposition is a matter of style: in or on the street, at the beach."""
 
 NUMBERS = {
     "zero": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
@@ -55,7 +56,7 @@ NUMBERS = {
 
 
 def _by_family(text: str) -> dict[str, str]:
-    """Word → the first of its family; families stand between semicolons."""
+    """Word → the first of its family; semicolons separate families."""
     return {word: family.split()[0] for family in text.split(";") for word in family.split()}
 
 
@@ -67,10 +68,10 @@ COLORS = _by_family(
     brown tan beige chestnut brunette
     """
 )
-"""Color word → its family; words of one family may stand for one another."""
+"""Color word → its family; words of one family may replace one another."""
 
-# One block: things of which one is not another. A word of a family that the input does not know, in a block of which
-# the input knows something or not, is an invention. Hypernyms (animal, person, vehicle) are left out on purpose.
+# Each block holds mutually exclusive things. A word of a family that the input does not name is an invention, whether
+# or not the input names another family of its block. Hypernyms (animal, person, vehicle) are left out on purpose.
 _KIND_BLOCKS = {
     "animal": """
         dog dogs puppy puppies pup pups hound hounds canine canines doggy pooch;
@@ -127,15 +128,14 @@ _EXPRESSIONS = """
     stop sign, snow angel
     """
 FIXED = tuple((text.strip(), [stem(word) for word in text.split()]) for text in _EXPRESSIONS.split(","))
-"""Expressions that name a thing of their own, with the stems of their words: with one word said otherwise they name
-another, or none."""
+"""Fixed expressions, with the stems of their words: with one word replaced, they name another thing or none."""
 
 SPATIAL = (
     (frozenset({"left"}), frozenset({"right"})),
     (frozenset({"above", "over", "atop"}), frozenset({"below", "under", "beneath", "underneath"})),
     (frozenset({"front", "ahead", "before"}), frozenset({"behind", "rear"})),
 )
-"""Where one thing stands to another."""
+"""Position of one thing relative to another."""
 
 OPPOSITES = (
     *SPATIAL,
@@ -154,42 +154,42 @@ OPPOSITES = (
     (word_set("open opened"), word_set("closed shut")),
     (word_set("hot warm"), word_set("cold")),
 )
-"""Pairs of word sets of which one says what the other denies."""
+"""Pairs of word sets with opposite meanings."""
 
 
 _SIDES = {word: f"side/{min(side)}" for pairs in OPPOSITES for side in pairs for word in side}
 
 
 def family(word: str) -> str | None:
-    """What a word stands for, where a list knows it: words of one family are no new words for each other."""
+    """The family of a word, if a list has it; words of one family do not count as new for each other."""
     return KINDS.get(word) or COLORS.get(word) or _SIDES.get(word)
 
 
 MOST_DIGITS = 1000
-"""Of a number; Python converts no more than some thousands."""
+"""Maximum digits of a number; Python converts no more than a few thousand."""
 
 
 def numeral(word: str) -> int | None:
-    """The number that a word or its digits say; a model that goes on with digits for ever says none."""
+    """The number that a word or its digits express; None for endless digits from a looping model."""
     digits = len(word) <= MOST_DIGITS and word.isascii() and word.isdigit()
     return NUMBERS.get(word, int(word) if digits else None)
 
 
 def joined(text_words: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Stems of the words that neighbors make where they are written as one: `fire fighter` → `firefighter`."""
+    """Stems of the words that two neighbors form when written as one: `fire fighter` → `firefighter`."""
     return {stem(one + two): (one, two) for one, two in pairwise(text_words)}
 
 
 MAX_OVERLAP = 0.85
-"""Of the words of input and answer (Jaccard)."""
+"""Maximum Jaccard overlap of the words of input and answer."""
 MAX_NEW_WORDS = 3
 MIN_WORD_SIMILARITY = 0.5
-"""Cosine of a new word and the word of the caption that it may stand for."""
+"""Minimum cosine of a new word and the caption's word that it may replace."""
 
 PAIRS = 8192
-"""Pairs of which several filters ask the same are remembered: those of a block."""
+"""Number of cached pairs, those of a block, since several filters need the same facts."""
 
-# Sizes may go, and directions have a filter of their own.
+# Sizes may be dropped, and directions have their own filter.
 _OTHERS = frozenset(
     word for one, two in OPPOSITES if (one, two) in SPATIAL or one & {"small", "old"} for word in one | two
 )
@@ -200,20 +200,20 @@ class Alignment:
     """The words in which a caption and an answer differ."""
 
     lost: tuple[str, ...]
-    """Content words of the caption that the answer has in no form and by no word of the same family."""
+    """Content words of the caption of which the answer has no form and no word of the same family."""
     new: tuple[str, ...]
-    """Content words of the answer that the caption has in no form; those of a known family come here, too."""
+    """Content words of the answer of which the caption has no form, including those of a known family."""
     unknown: tuple[str, ...]
-    """Those of the new words that no list knows as another word for something in the caption."""
+    """New words that no list knows as a synonym of a word in the caption."""
 
 
 def align(caption: str, answer: str) -> Alignment:
-    """Compare two texts word by word, without asking any model."""
+    """Compare two texts word by word, without a model."""
     all_before, all_after = words(tidy(caption)), words(answer)
     before, after = content_words(all_before), content_words(all_after)
     before = [word for word in before if not any(char.isdigit() for char in word) and word not in NOISE_WORDS]
     stems_before, stems_after = set(map(stem, before)), set(map(stem, after))
-    # What is written as one word in one text and as two in the other is the same.
+    # A word written as one in one text and as two in the other is the same.
     joined_before, joined_after = joined(all_before), joined(all_after)
     halves = {half for one in stems_after & joined_before.keys() for half in joined_before[one]}
     halves |= {half for one in stems_before & joined_after.keys() for half in joined_after[one]}
@@ -231,7 +231,7 @@ def align(caption: str, answer: str) -> Alignment:
     new = tuple(
         word
         for word in dict.fromkeys(after)
-        # Numbers have a filter of their own.
+        # Numbers have their own filter.
         if stem(word) not in stems_before and word not in passing and numeral(word) is None
     )
     families_before = _families(before)
@@ -250,34 +250,34 @@ def alignment(pair: Pair) -> Alignment:
 
 @lru_cache(PAIRS)
 def known_stems(pair: Pair) -> frozenset[str]:
-    """Stems of everything that input and caption say, also of two words written as one."""
+    """Stems of all words in input and caption, including pairs written as one word."""
     alone = {stem(word) for word in (*pair.source_words, *pair.caption_words)}
     return frozenset(alone | joined(pair.source_words).keys() | joined(pair.caption_words).keys())
 
 
 @lru_cache(PAIRS)
 def new_words(pair: Pair) -> list[str]:
-    """Content words of the answer that neither input nor caption holds in any form, each once; numbers aside."""
+    """Content words of the answer that neither input nor caption holds in any form, each once, without numbers."""
     answer = dict.fromkeys(content_words(pair.answer_words))
     return [word for word in answer if stem(word) not in known_stems(pair) and numeral(word) is None]
 
 
 def unknown_words(pair: Pair) -> list[str]:
-    """New words that no list knows as another word for something in input or caption."""
+    """New words that no list knows as a synonym of a word in input or caption."""
     families = _families((*pair.source_words, *pair.caption_words))
     return [word for word in new_words(pair) if word not in LIGHT_WORDS and family(word) not in families]
 
 
-# Endings of adjectives, and of verbs, before or behind which a noun may be said with another.
+# Endings of adjectives and verbs; a noun next to one may be replaced by a synonym.
 _ADJECTIVE = ("y", "ed", "en", "ous", "ful", "ish")
 _VERB = ("s", "ing", "ed")
 
 
 def broken_compound(caption: str, answer: str, differ: Alignment) -> str | None:
-    """A half of a compound that was said with another word: `dirt bike` → `soil bike`, `jungle gym` → `jungle workout`.
+    """Half of a compound that was replaced by another word: `dirt bike` → `soil bike`, `jungle gym` → `jungle workout`.
 
-    A word that may stand for another alone seldom may inside a compound. Colors, sizes, adjectives and verbs beside a
-    word make no compound, as far as endings tell.
+    A synonym of a word is seldom one inside a compound. Colors, sizes, adjectives and verbs next to a word form no
+    compound, as far as endings tell.
     """
     unknown, before, after = set(differ.unknown), words(tidy(caption)), words(answer)
     if (half := _half_of_a_fixed_one(before, after)) is not None:
@@ -306,7 +306,7 @@ def _loose(word: str) -> bool:
 
 
 def _half_of_a_fixed_one(before: Sequence[str], after: Sequence[str]) -> str | None:
-    """An expression of the caption's of which the answer keeps some words, and not all."""
+    """An expression in the caption of which the answer keeps some words but not all."""
     stems_before, stems_after = [stem(word) for word in before], [stem(word) for word in after]
     for expression, stems in FIXED:
         size = len(stems)
@@ -318,7 +318,7 @@ def _half_of_a_fixed_one(before: Sequence[str], after: Sequence[str]) -> str | N
     return None
 
 
-# What a word may grow by and still mean the same, and longer forms of short words.
+# Endings that leave a word's meaning unchanged, and longer forms of short words.
 _GROWTH = ("ing", "ed", "er", "es", "land", "side", "like", "ful", "ness", "ment", "ion")
 _LONG_FORMS = word_set("photograph telephon gymnasium bathtub bedroom sunlight sunshin")
 _COMPARED = word_set("older younger bigger smaller larger taller shorter longer darker lighter higher lower")
@@ -326,10 +326,10 @@ _SOMEBODY = word_set("person people someone somebody child children kid kids rid
 
 
 def narrowed(caption: str, answer: str, differ: Alignment) -> str | None:
-    """A new word that holds a lost one and says more (`snow` → `snowstorm`), or the deed of a doer (`hiker` → `hikes`).
+    """A new word that extends a lost one (`snow` → `snowstorm`), or an agent's action (`hiker` → `hikes`).
 
-    A deed is fine where a new word says who does it (`a skater` → `a person on a skateboard`), and what a list knows is
-    for `changed_kind` to judge.
+    An action is fine if a new word says who does it (`a skater` → `a person on a skateboard`). Words on a list are left
+    to `changed_kind`.
     """
     fresh = set(words(answer)) - set(words(caption))
     somebody = any(word in _SOMEBODY or KINDS.get(word, "").startswith("person/") for word in fresh)
@@ -364,7 +364,7 @@ def _deed(lost: str, new: str) -> bool:
     )
 
 
-# `a three-year-old` and `a two-story house` are well said.
+# `a three-year-old` and `a two-story house` are correct.
 _ARTICLE = re.compile(
     r"\ba (?:(?:two|three|four|five|six|seven|eight|nine|ten)\b(?!-| year)"
     r"|(?:people|children|men|women|houses|cattle)\b)",
@@ -375,8 +375,8 @@ _ARTICLE = re.compile(
 def copied_instruction(pair: Pair, options: FilterOptions) -> str | None:
     """Words leaked from the prompt's examples.
 
-    A word of an example is fine where the input shares a content word with that example's own input (`kids` →
-    `children`), and a leak where nothing in the input calls for it.
+    A word of an example is fine if the input shares a content word with that example's input (`kids` → `children`), and
+    a leak if nothing in the input calls for it.
     """
     if not pair.examples:
         return None
@@ -390,7 +390,7 @@ def copied_instruction(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def repetition(pair: Pair, options: FilterOptions) -> str | None:
-    """A content word comes more often than in the input."""
+    """A content word occurs more often than in the input."""
     before = Counter(stem(word) for word in content_words(pair.source_words))
     for word, count in Counter(stem(word) for word in content_words(pair.answer_words)).items():
         if count > max(1, before[word]):
@@ -399,7 +399,7 @@ def repetition(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def broken_words(pair: Pair, options: FilterOptions) -> str | None:
-    """A new word is none that CLIP's vocabulary knows whole, or an article stands before a plural."""
+    """A new word is not a whole word of CLIP's vocabulary, or an article precedes a plural."""
     article = _ARTICLE.search(pair.answer)
     if article and article.group().lower() not in pair.source.lower():
         return f"{article.group()!r}"
@@ -417,7 +417,7 @@ def high_overlap(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def too_many_new_words(pair: Pair, options: FilterOptions) -> str | None:
-    """More content words that the input lacks than a paraphrase needs; words for a known kind do not count."""
+    """More new content words than a paraphrase needs; words for a known kind do not count."""
     new = unknown_words(pair)
     if len(new) <= MAX_NEW_WORDS:
         return None
@@ -425,13 +425,13 @@ def too_many_new_words(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def compared_words(pair: Pair) -> set[str]:
-    """Single words that `invented_word` and `lost_word` ask the encoder about."""
+    """Single words that `invented_word` and `lost_word` pass to the encoder."""
     differ = alignment(pair)
     return {*differ.lost, *differ.new} if differ.lost or differ.unknown else set()
 
 
 def invented_word(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
-    """A new word stands for no word of the caption that is gone."""
+    """A new word replaces no lost word of the caption."""
     least, differ = MIN_WORD_SIMILARITY, alignment(pair)
     for word in differ.unknown:
         nearest = max((compare.cosine(word, lost) for lost in differ.lost), default=0.0)
@@ -444,7 +444,7 @@ def invented_word(pair: Pair, options: FilterOptions, compare: Compare) -> str |
 
 
 def lost_word(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
-    """A word of the caption is gone, and no new word stands for it."""
+    """A word of the caption is lost, and no new word replaces it."""
     least, differ = MIN_WORD_SIMILARITY, alignment(pair)
     gone = [w for w in differ.lost if max((compare.cosine(w, new) for new in differ.new), default=0.0) < least]
     return f"no word for {', '.join(gone[:4])}" if gone else None
@@ -452,12 +452,12 @@ def lost_word(pair: Pair, options: FilterOptions, compare: Compare) -> str | Non
 
 @lru_cache(maxsize=256)
 def _vocabulary(user: str, answer: str) -> tuple[frozenset[str], frozenset[str]]:
-    """The content words of an example, and the stems of those of its own input."""
+    """The content words of an example, and the stems of those in its input."""
     of_user, of_answer = (content_words(words(text)) for text in (user, answer))
     return frozenset((*of_user, *of_answer)), frozenset(map(stem, of_user))
 
 
-# Of these things a pair is one.
+# A pair of these is one thing.
 _PAIR = re.compile(
     r"\bpair of (?=(?:\w+ ){0,2}(?:(?:sun|eye)?glasses|goggles|binoculars|headphones|scissors|jeans|pants|trousers"
     r"|shorts|tights|leggings|overalls|pajamas|pyjamas)\b)",
@@ -466,8 +466,8 @@ _PAIR = re.compile(
 
 
 def changed_number(pair: Pair, options: FilterOptions) -> str | None:
-    """A number that the input does not say, or a counting word that is gone."""
-    # `tidy` takes off what numbers a web image and not things in it: #4, DSC4702.
+    """A number that the input does not have, or a lost counting word."""
+    # `tidy` removes numbers of the web image itself, not of things in it: #4, DSC4702.
     source_words = words(_PAIR.sub("", tidy(pair.source)))
     before, after = _numbers(source_words), _numbers(words(_PAIR.sub("", pair.answer)))
     added = sorted(after - before - {1})
@@ -480,7 +480,7 @@ def changed_number(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def _numbers(text_words: Sequence[str]) -> set[int]:
-    """The numbers that words and digits say; `twenty five` is one."""
+    """The numbers expressed by words and digits; `twenty five` is one."""
     numbers: list[int] = []
     tens = False
     for number in map(numeral, text_words):
@@ -493,7 +493,7 @@ def _numbers(text_words: Sequence[str]) -> set[int]:
 
 
 def changed_colour(pair: Pair, options: FilterOptions) -> str | None:
-    """A color that the input does not say, one of the caption that is gone, or one that went to another thing."""
+    """A color that the input does not have, a lost color of the caption, or a color that moved to another thing."""
     before = {COLORS[word] for word in (*pair.source_words, *pair.caption_words) if word in COLORS}
     for word in pair.answer_words:
         if word in COLORS and COLORS[word] not in before:
@@ -503,7 +503,7 @@ def changed_colour(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def _color_counts(text_words: Sequence[str]) -> Counter[str]:
-    """How often each family of colors is said; `navy blue` is one."""
+    """How often each color family occurs; `navy blue` is one color."""
     colors = [COLORS.get(word) for word in text_words]
     return Counter(color for before, color in pairwise([None, *colors]) if color and color != before)
 
@@ -523,7 +523,7 @@ def _moved_color(pair: Pair) -> str | None:
 
 
 def _owned_colors(text_words: Sequence[str]) -> dict[str, set[str]]:
-    """Noun → color families that stand right before it, also several: `a black and white cat`."""
+    """Noun → the color families right before it, possibly several: `a black and white cat`."""
     owned: dict[str, set[str]] = {}
     colors: set[str] = set()
     for word, following in pairwise([*text_words, ""]):
@@ -546,20 +546,20 @@ def changed_kind(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def changed_compound(pair: Pair, options: FilterOptions) -> str | None:
-    """One half of a compound is said with another word, or a word became half of one, or a doer became a deed."""
+    """Half of a compound is replaced, a word became half of a compound, or an agent became an action."""
     texts = pair.caption, pair.answer, alignment(pair)
     wrong = broken_compound(*texts) or narrowed(*texts)
     return f"{wrong!r} is another thing" if wrong else None
 
 
 def changed_negation(pair: Pair, options: FilterOptions) -> str | None:
-    """One of the two denies something and the other does not."""
+    """One of the two texts has a negation and the other does not."""
     before, after = any(map(denies, pair.source_words)), any(map(denies, pair.answer_words))
     return "negation came or went" if before != after else None
 
 
 def changed_relation(pair: Pair, options: FilterOptions) -> str | None:
-    """Left for right, large for small, on for above; or a direction of the caption that is lost, or a new one."""
+    """Left for right, large for small, on for above; or a lost or new direction."""
     if lost := directions(pair.caption) - directions(pair.answer, loose=True):
         return f"{min(lost)} is lost"
     if new := directions(pair.answer) - directions(pair.caption, loose=True) - directions(pair.source, loose=True):
@@ -578,7 +578,7 @@ def changed_relation(pair: Pair, options: FilterOptions) -> str | None:
 
 
 Placed = dict[str, set[str]]
-"""Thing → ways in which another is placed to it: `on`, `in`, `next`, `with`, `and`, a direction.
+"""Thing → how others are placed relative to it: `on`, `in`, `next`, `with`, `and`, a direction.
 
 `-` stands for none, `?` for what follows a verb.
 """
@@ -601,11 +601,11 @@ _WAYS = {
     "next": "next", "beside": "next", "near": "next", "by": "next", "and": "and", "with": "with",
 }  # fmt: skip
 
-# Ways that say no more than that both are there; they are no place of their own, and may not stand for one.
+# Ways that only say that both things are present; they are not a place and may not replace one.
 _COMPANY = frozenset({"next", "with", "and"})
 _LEFT = {"with": ({"on"},), "next": ({"on"}, {"in"})}
 
-# Words that an answer may have only where the caption has them, or others that can mean the same.
+# Words that an answer may have only if the caption has them or words that can mean the same.
 _NEW = (
     (frozenset({"toward", "towards"}), frozenset({"toward", "towards", "to", "at"})),
     (frozenset({"before"}), frozenset({"before", "front"})),
@@ -620,14 +620,14 @@ DIRECTIONS = frozenset({"above", "below", "behind", "front", "left", "right"})
 
 
 def directions(text: str, loose: bool = False) -> set[str]:
-    """Directions that the text says with words that mean nothing else; `loose`: or that may mean it, as `over`."""
+    """Directions in the text, by unambiguous words; `loose`: also by words that may mean one, such as `over`."""
     flat = [word for word in _flat(text) if word not in ("left", "right") and (loose or word != "over")]
     ways = {_WAYS[word] for word in flat if word in _WAYS} & DIRECTIONS
     return ways | {one or two for one, two in _SIDE.findall(text.lower())}
 
 
 def placed(text: str) -> Placed:
-    """The things of a text with how others are placed to them."""
+    """The things in a text and how others are placed relative to them."""
     places: Placed = {}
     flat = _flat(text)
     for at, word in enumerate(flat):
@@ -646,7 +646,7 @@ def placed(text: str) -> Placed:
 
 
 def misplaced(source: str, answer: str) -> str | None:
-    """What the answer says of a thing's place that the source does not; None if all is well."""
+    """A placement in the answer that the source does not have; None if there is none."""
     before, after = placed(source), placed(answer)
     for noun, ways in after.items():
         ways_before = before.get(noun)
@@ -658,7 +658,7 @@ def misplaced(source: str, answer: str) -> str | None:
 
 
 def new_relation(caption: str, answer: str) -> str | None:
-    """A motion towards something, a wearing, or a company that only the answer tells of; None if all is well."""
+    """A motion, a garment or a companion that only the answer mentions; None if there is none."""
     words_before, words_after = set(_flat(caption)), set(_flat(answer))
     for new, old in _NEW:
         if words_after & new and not words_before & old:
@@ -672,7 +672,7 @@ def new_relation(caption: str, answer: str) -> str | None:
 
 
 def thing(noun: str) -> str:
-    """What a noun names: its kind where a list knows it, else its stem."""
+    """What a noun names: its kind if a list has it, otherwise its stem."""
     return KINDS.get(noun) or stem(noun)
 
 
@@ -681,7 +681,7 @@ def _last(thing_name: str) -> str:
 
 
 def _flat(text: str) -> Sequence[str]:
-    # A comma ends a clause as a word that places nothing would.
+    # A comma ends a clause, like a word that places nothing.
     low = " ".join(words(_STOPS.sub(" then ", text)))
     for pattern, word in _PHRASES:
         low = pattern.sub(word, low)

@@ -1,6 +1,6 @@
-"""Scenes as pixels, drawn with Pillow at twice the size and then reduced, which smooths the edges; and as files.
+"""Scenes as pixels and as files, drawn with Pillow at twice the size and reduced, which smooths the edges.
 
-A background fills a square image of `side` pixels; `rng` moves what may move.
+A background fills a square image of `side` pixels; `rng` varies its movable parts.
 """
 
 from __future__ import annotations
@@ -241,7 +241,8 @@ def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = sile
 
     Writes ``images.tar`` (members ``images/<image_id>.jpg``), ``captions.jsonl`` (image_id, image, caption, split,
     license; two captions an image, split ``train`` or ``val``) and ``paraphrased_queries.jsonl`` (image_id, caption,
-    paraphrased_query; held-out images only), and counts what they hold. One image is in memory at a time.
+    paraphrased_query; held-out images only), and returns the counts of their contents. One image is in memory at a
+    time.
     """
     with tarfile.open(folder / "images.tar", "w", format=tarfile.USTAR_FORMAT) as images:
 
@@ -275,7 +276,7 @@ def _draw(canvas: Image.Image, spot: Spot, place: str, rng: np.random.Generator)
 def _contact(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, left: float, bottom: float, size: float, place: str
 ) -> None:
-    """A shadow under what stands on the ground, foam around what swims."""
+    """A shadow under a standing thing, foam around a swimming one."""
     x, y = min(max(int(left + size / 2), 0), canvas.width - 1), min(int(bottom), canvas.height - 1)
     pixel = canvas.getpixel((x, y))
     assert isinstance(pixel, tuple)
@@ -285,7 +286,7 @@ def _contact(
 
 
 def _layout(scene: Scene, rng: np.random.Generator) -> list[Spot]:
-    """The things of a scene where they belong, what is behind first."""
+    """The positions of a scene's things, those behind first."""
     ground = PLACES[scene.place].ground + (rng.random() - 0.5) * 0.03
     if scene.second is None or scene.relation is None:
         side = ALONE[scene.first.size] * _vary(rng)

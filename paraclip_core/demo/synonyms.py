@@ -1,9 +1,10 @@
-"""Other words for single words, from the LLM itself: what a small model knows better than it can rephrase.
+"""Synonyms from the LLM itself, since a small model is better at synonyms than at rephrasing.
 
-A small model copies whole sentences, yet goes on with a thesaurus well. So each content word is asked for once, as a
-request like any other (cached, and few: a corpus has far fewer words than captions); every alternative is asked for
-in turn, and one that is near (sentence encoder) and leads back to the word, or that is very near, may stand for it.
-`variants` puts the words into sentences, as further answers beside the LLM's own, which pass the same filters.
+A small model copies whole sentences, yet continues a thesaurus well. So each content word is requested once, as a
+request like any other (cached, and few: a corpus has far fewer words than captions). Each alternative is then requested
+in turn. An alternative that is near by the sentence encoder and leads back to the word, or that is very near, may
+replace it. `variants` puts the words into sentences, as further answers in addition to the LLM's own; they pass the
+same filters.
 """
 
 from __future__ import annotations
@@ -35,39 +36,39 @@ THESAURUS = PromptTemplate(
     after=":",
     completion=True,
 )
-"""Asks for other words by letting the model go on with a thesaurus."""
+"""Requests synonyms by letting the model continue a thesaurus."""
 
 WORD_SAMPLING = SamplingOptions(temperature=0.7, top_p=0.9, max_tokens=12, n=8)
-"""Several draws, because a word that comes more than once is more to be trusted."""
+"""Several draws, because a word that occurs more than once is more trustworthy."""
 
 VARIANTS = 10
 NEAR, VERY_NEAR = 0.58, 0.8
 MOST_SYNONYMS = 4
 
 SWAPS = {1: 1, 2: 3}
-"""Words that are swapped for synonyms, at most, by step."""
+"""Maximum words that are swapped for synonyms, by step."""
 
 BASES = {1: 2, 2: 3}
-"""Texts that words are swapped in, for one request, by step."""
+"""Texts per request in which words are swapped, by step."""
 
 _OPENING = re.compile(
     r"^(?:(?:a|the) )?(?:stock )?(?:photo(?:graph)?|picture|image|pic) of (?=\S)|^this is (?=\S)", re.I
 )
 
-# Endings that say what part a word can play in a sentence.
+# Endings that tell a word's part of speech.
 _ENDINGS = ("ing", "ed", "ly", "al", "ous", "ful", "rian")
 _SHAPE = re.compile(r"[a-z]{3,}(?: [a-z]{3,})?")
 _TOKEN = re.compile(r"[A-Za-z]+")
-# True of the thing and of too many others: an image of a dog is not described by them any more.
+# True of the thing but of too many others: they no longer describe an image of a dog.
 _HYPERNYMS = word_set("animal animals creature creatures beast pet pets individual being thing object item")
 _PLURALS = word_set("children people men women cattle sheep fish folk police")
 
 
 def alternatives(word: str, answers: Iterable[str]) -> list[str]:
-    """Words in the raw answers that could stand for `word`, the most frequent first.
+    """Words in the raw answers that could replace `word`, the most frequent first.
 
-    Number and ending must agree (`dogs` → `pets`, `running` → `jogging`), and nothing that a word list knows as
-    another kind, another color or the opposite is let in.
+    Number and ending must agree (`dogs` → `pets`, `running` → `jogging`), and words that a list knows as another kind,
+    another color or the opposite are excluded.
     """
     votes: Counter[str] = Counter()
     for answer in answers:
@@ -104,8 +105,8 @@ def find_synonyms(
 ) -> SynonymTable:
     """Synonyms of the content words of the texts, the nearest first; words without any are left out.
 
-    `fetch` asks the LLM for other words for some words, `encode` gives unit vectors, float32 [n, d]; without `pieces`
-    a synonym may have any number of CLIP tokens.
+    `fetch` asks the LLM for synonyms of some words, and `encode` returns unit vectors, float32 [n, d]. Without
+    `pieces`, a synonym may have any number of CLIP tokens.
     """
     targets = sorted({word for text in texts for word in swappable(text)})
     forward = {word: alternatives(word, answers) for word, answers in sorted(fetch(targets).items())}
@@ -125,7 +126,7 @@ def find_synonyms(
 
 
 def _near(forward: Mapping[str, Sequence[str]], encode: Encode) -> dict[str, dict[str, float]]:
-    """Word → those of its alternatives that the encoder finds near, with their cosine, the nearest first."""
+    """Word → the alternatives that the encoder finds near, with their cosine, the nearest first."""
     texts = sorted({*forward, *(other for others in forward.values() for other in others)})
     if not texts:
         return {}
@@ -139,22 +140,22 @@ def _near(forward: Mapping[str, Sequence[str]], encode: Encode) -> dict[str, dic
 
 
 def swappable(text: str) -> list[str]:
-    """The words of a text that others may stand for."""
+    """The words of a text that others may replace."""
     candidates = [word for word in content_words(words(text)) if _SHAPE.fullmatch(word)]
     return [word for word in candidates if word not in COLORS and word not in NUMBERS and word not in LIGHT_WORDS]
 
 
 def bases(text: str, caption: str, answers: Sequence[str], step: int) -> list[str]:
-    """Texts that words are swapped in: the input and the caption, which lost nothing yet, and the first answers."""
+    """Texts in which words are swapped: the input and the caption, which are still complete, and the first answers."""
     parsed = [answer for raw in answers if (answer := parse_answer(raw))]
     texts: dict[str, None] = dict.fromkeys([*([text] if step == 2 else []), bare(caption), *parsed])
     return list(texts)[: BASES[step]]
 
 
 def bare(text: str) -> str:
-    """A web caption without what it says beside the image: `photo of`, `stock photo`, `| free image`.
+    """Return a web caption without phrases that do not describe the image: `photo of`, `stock photo`, `| free image`.
 
-    Where nothing would be left, the text as it is.
+    Returns the text unchanged if nothing would be left.
     """
     words = _OPENING.sub("", tidy(text)).split()
     while words and (not any(map(str.isalpha, words[-1])) or words[-1].strip(".,;:!|").lower() in NOISE_WORDS):
@@ -163,7 +164,7 @@ def bare(text: str) -> str:
 
 
 def variants(text: str, caption: str, answers: Sequence[str], step: int, table: SynonymTable) -> list[str]:
-    """Further answers beside those of the model: the bases with single words swapped.
+    """Answers in addition to the model's: the bases with single words swapped.
 
     Step 2 first tries to leave step 1's new words as they are.
     """
@@ -177,9 +178,9 @@ def variants(text: str, caption: str, answers: Sequence[str], step: int, table: 
 
 
 def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int = 3) -> list[str]:
-    """The texts with one to `most` words in other words, `VARIANTS` in all, taken from the texts in turn.
+    """The texts with one to `most` words replaced, `VARIANTS` in all, taken from the texts in turn.
 
-    Every variant takes its words by hash, so that different captions see different synonyms; the same texts give the
+    Each variant picks its words by hash, so that different captions use different synonyms; the same texts give the
     same variants.
     """
     results = []
@@ -189,7 +190,7 @@ def swapped(texts: Sequence[str], table: Mapping[str, Sequence[str]], most: int 
         if not candidates:
             continue
         digest = hashlib.blake2b(f"{variant}\0{text}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        # The first variants swap as much as they may, the later ones less.
+        # The first variants swap as many words as allowed, the later ones fewer.
         count = min(len(candidates), max(1, most - variant // 2))
         chosen = sorted(range(len(candidates)), key=lambda at: (digest[at % 16] ^ at, at))[:count]
         swaps = {

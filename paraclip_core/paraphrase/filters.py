@@ -1,12 +1,12 @@
-"""Filters: each looks at one answer and says nothing, or why it is not good enough, with a figure.
+"""Filters: each examines one answer and returns None, or why it is not good enough, with a figure.
 
 A filter is a function `(Pair, FilterOptions) -> str | None`; its name is the reason code. A filter on meaning takes a
-third argument, `Compare`, which asks the sentence encoder. A preset is a list of filters; a user's own follow it, by
+third argument, `Compare`, which uses the sentence encoder. A preset is a list of filters; custom filters follow it, by
 dotted path (`paraphrase.filters.extra`).
 
-Here are the filters for any model, and those of `capable`, which hold no word lists about images: a capable model
-explains itself, offers a choice, formats its answer as a web page, goes round in circles, or does what a caption tells
-it to do.
+This module holds the filters for any model and those of `capable`, which use no word lists about images. A capable
+model fails in other ways: it explains itself, offers a choice, formats its answer as a web page, repeats itself, or
+obeys a caption.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PREAMBLE = re.compile(
     re.I,
 )
 _MARKUP = re.compile(r"</?[a-z!]|https?:|www\.|\{|\}|\||\\|<|>|\.(?:jpe?g|png|gif|html?|php)\b", re.I)
-# What chat templates of any family begin and end turns with; no sentence about an image holds it.
+# Turn delimiters of any family of chat templates; no sentence about an image holds them.
 _TEMPLATE = re.compile(r"<[|/]?[a-z_|]|\[/?[A-Z_]{3,}\]|<<|\|>")
 _FIRST_PERSON = re.compile(
     r"\bI(?:'ve|'ll| have| just| only)? (?:avoided|kept|replaced|changed|used|removed|tried|hope|will|would|can|made"
@@ -57,7 +57,7 @@ _FORMATTING = re.compile(
     re.I,
 )
 _JOINERS = "\u200c\u200d"
-"""Invisible characters that Persian and Indian scripts are written with."""
+"""Invisible characters that Persian and Indian scripts require."""
 _LOOP = re.compile(rf"\b([^\W\d]+(?:\W+\w+){{0,5}})(?:\W+\1\b){{2}}|([{UNSPACED}]{{2,20}}?)\2{{2}}", re.I)
 
 _CHOICE = re.compile(
@@ -69,13 +69,13 @@ _CHOICE = re.compile(
 )
 _BETWEEN = re.compile(r"(?<=[.!?])[\"')]*\s+(?=[\"'(]*[A-Z\d])|\s+[-–—/|•*]\s+|;\s+|(?<=[。！？])(?=.)")
 SHARE_OF_WORDS = 0.5
-"""Of the input's words that an alternative has, at least: the parts of one description are shorter."""
+"""Minimum share of the input's words in an alternative: the parts of one description are shorter."""
 ALIKE = 0.4
-"""Cosine with the input that every alternative has, at least."""
+"""Minimum cosine of every alternative with the input."""
 
 _VERB = r"\b(?:say|reply|respond|answer|output|print|return|write|repeat|reveal|tell me|give me|show me)\b"
 _ORDER = re.compile(
-    # Against the order to paraphrase, in the languages that web captions come in.
+    # Orders not to paraphrase, in the languages of web captions.
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]{0,40}"
     r"\b(?:this|above|before|previous|prior|preceding|earlier|instructions?|prompts?|rules?|caption|everything|told)\b"
     r"|\b(?:ignor|omit|olvid|oubli|esque[cç]|dimentic|vergiss|vergesst)\w*\b[^.!?]{0,40}"
@@ -100,7 +100,7 @@ def empty(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def refusal_or_preamble(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer speaks about the task instead of doing it."""
+    """The answer talks about the task instead of doing it."""
     for pattern in (_REFUSAL, _PREAMBLE):
         match = pattern.search(pair.answer)
         if match and match.group().lower() not in pair.source.lower():
@@ -109,7 +109,7 @@ def refusal_or_preamble(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def echo(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer is the input again, or at step 2 the caption."""
+    """The answer repeats the input or, at step 2, the caption."""
     if pair.answer_words == pair.source_words:
         return "repeats its input"
     if pair.step == 2 and pair.answer_words == pair.caption_words:
@@ -118,7 +118,7 @@ def echo(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def character_set(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer holds a chat template's token, or markup, control characters or a script that its input does not."""
+    """The answer holds a template token, or markup, control characters or a script that its input does not have."""
     if match := _TEMPLATE.search(pair.answer):
         return f"template token {match.group()!r}"
     match = _MARKUP.search(pair.answer)
@@ -169,14 +169,14 @@ def low_similarity(pair: Pair, options: FilterOptions, compare: Compare) -> str 
 
 
 def low_caption_similarity(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
-    """The answer as a whole is too far from the caption; paraphrase 2, in other words still, may be further."""
+    """The answer as a whole is too far from the caption; paraphrase 2 may be further from it."""
     least = threshold(options, "min_similarity" if pair.step == 1 else "min_caption_similarity")
     cosine = compare.cosine(pair.caption, pair.answer)
     return None if cosine >= least else f"cosine {cosine:.2f} with the caption, at least {least:g}"
 
 
 def comment(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer comments on itself, or speaks to its reader."""
+    """The answer comments on itself or addresses its reader."""
     if "i" not in pair.source_words and (match := _FIRST_PERSON.search(pair.answer)):
         return f"says {match.group()!r}"
     match = _COMMENT.search(pair.answer)
@@ -184,7 +184,7 @@ def comment(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def markup(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer is formatted, or holds a link, a path or code; that its input does, too, is no excuse."""
+    """The answer is formatted, or holds a link, a path or code, even if its input does too."""
     if match := _FORMATTING.search(pair.answer):
         return f"formatted with {match.group()!r}"
     hidden = [char for char in pair.answer if not char.isprintable() and char not in _JOINERS]
@@ -192,13 +192,13 @@ def markup(pair: Pair, options: FilterOptions) -> str | None:
 
 
 def loop(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer says the same one to six words three times in a row, as its input does not."""
+    """The answer repeats the same one to six words three times in a row, and its input does not."""
     match = _LOOP.search(pair.answer)
     return f"repeats {match[1] or match[2]!r}" if match and not _LOOP.search(pair.source) else None
 
 
 def alternatives(pair: Pair) -> list[str]:
-    """The parts of an answer of which each could be an answer of its own; none if there is only one part."""
+    """The parts of an answer that could each be an answer on their own; none if there is only one part."""
     parts = _BETWEEN.split(pair.answer)
     if len(parts) == 1 or len(parts) == len(_BETWEEN.split(pair.source)):
         return []
@@ -207,7 +207,7 @@ def alternatives(pair: Pair) -> list[str]:
 
 
 def several_answers(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
-    """The answer offers a choice: numbered, labeled, or one whole paraphrase behind another."""
+    """The answer offers a choice: numbered, labeled, or one whole paraphrase after another."""
     match = _CHOICE.search(pair.answer)
     if match and match.group().strip().lower() not in pair.source.lower():
         return f"offers a choice with {match.group().strip()!r}"
@@ -216,13 +216,13 @@ def several_answers(pair: Pair, options: FilterOptions, compare: Compare) -> str
 
 
 def text_before_order(pair: Pair) -> str | None:
-    """What the caption says before it gives an order to whoever reads it; None if it gives none."""
+    """The part of the caption before an order to its reader; None if it gives no order."""
     match = _ORDER.search(pair.caption)
     return None if match is None else pair.caption[: match.start()].strip()
 
 
 def obeyed_order(pair: Pair, options: FilterOptions, compare: Compare) -> str | None:
-    """The caption gives the model an order, and the answer does not describe what stands before that."""
+    """The caption gives the model an order, and the answer does not describe the text before it."""
     text = text_before_order(pair)
     if text is None:
         return None
@@ -235,22 +235,23 @@ def obeyed_order(pair: Pair, options: FilterOptions, compare: Compare) -> str | 
 
 @dataclass(frozen=True)
 class Preset:
-    """Filters for one kind of model, with what else suits it."""
+    """Filters for one kind of model, with the other settings that suit it."""
 
     text: tuple[Filter, ...]
-    """Filters that need the texts only, in the order in which they are asked."""
+    """Filters that need only the texts, in the order in which they run."""
     meaning: tuple[MeaningFilter, ...]
-    """Filters on meaning, asked after those."""
+    """Filters on meaning, run after those on texts."""
     thresholds: Mapping[str, float]
     """The values of `filter_options.THRESHOLDS`."""
     min_length_ratio: float = 0.25
-    """Words of the answer over words of its input, at least."""
+    """Minimum ratio of words in the answer to words in its input."""
     compared: Mapping[str, Callable[[Pair], Iterable[str]]] = field(default_factory=dict)
-    """Filter → what it compares besides caption, input and answer, so that the encoder gets all texts together."""
+    """Filter → the texts that it compares in addition to caption, input and answer, so that the encoder gets all texts
+    at once."""
     words: Words | None = None
-    """How further answers are made, for a model that knows other words better than it can rephrase."""
+    """How further answers are made, for a model that is better at synonyms than at rephrasing."""
     known_wrong: str = ""
-    """What accepted rewrites were found to be (docs/filters.md): no filter sees everything."""
+    """What is known to be wrong with accepted rewrites (docs/filters.md): no filter catches everything."""
 
 
 CAPABLE = Preset(
@@ -264,7 +265,7 @@ CAPABLE = Preset(
 """For models that can paraphrase."""
 
 OFF = Preset((empty,), (), CAPABLE.thresholds)
-"""For paraphrases of the user's own, and the published method."""
+"""For the user's own paraphrases, and for the published method."""
 
 
 @cache
@@ -275,7 +276,7 @@ def preset_named(name: str) -> Preset:
 
 
 def threshold(options: FilterOptions, name: str) -> float:
-    """The value of a threshold: the option, or the preset's if it is not set."""
+    """The value of a threshold: the option's, or the preset's if it is not set."""
     value = getattr(options, name)
     return preset_named(options.preset).thresholds[name] if value is None else value
 
@@ -291,13 +292,13 @@ NOT_OF_FILTERS = ("no_paraphrase", "judge")
 
 
 def known_wrong(preset: str) -> str:
-    """What rewrites that a preset accepted were found to be; nothing if nobody has looked."""
+    """What is known to be wrong with rewrites that a preset accepts; empty if nobody has checked."""
     return preset_named(preset).known_wrong if preset in PRESETS else ""
 
 
 @dataclass(frozen=True)
 class Filters:
-    """The filters of some options, by reason code, in the order in which they are asked."""
+    """The filters that the options select, by reason code, in the order in which they run."""
 
     text: dict[str, Filter]
     meaning: dict[str, MeaningFilter]
@@ -314,19 +315,19 @@ class Filters:
         }
 
     def rank(self, reason: str) -> int:
-        """The place of a filter among all: an answer that a later one stops came further."""
+        """The position of a filter among all: an answer stopped by a later filter has passed more."""
         return [*self.text, *self.meaning].index(reason)
 
 
 def filters_of(options: FilterOptions) -> Filters:
-    """The preset's filters and the user's own."""
+    """The preset's filters and the custom ones."""
     preset = preset_named(options.preset)
     filters = Filters(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
     for path in options.extra:
         check = _imported(path)
         if check.__name__ in filters.text | filters.meaning or check.__name__ in (*_our_reasons(), *NOT_OF_FILTERS):
             raise ConfigError(
-                f"paraphrase.filters.extra: {path} is called {filter.__name__}, as another filter is; rename it"
+                f"paraphrase.filters.extra: {path} is named {filter.__name__}, like another filter; rename it"
             )
         (filters.meaning if _parameters(check) == 3 else filters.text)[check.__name__] = check
     return filters
@@ -341,7 +342,7 @@ def _our_reasons() -> set[str]:
 
 
 def first_failure(pair: Pair, options: FilterOptions, filters: Filters | None = None) -> tuple[str, str] | None:
-    """Reason code and detail of the first filter that the answer fails, of those that need the texts only."""
+    """Reason code and detail of the first filter that the answer fails, among those that need only the texts."""
     for reason, check in (filters or filters_of(options)).text.items():
         detail = check(pair, options)
         if detail is not None:
@@ -350,7 +351,7 @@ def first_failure(pair: Pair, options: FilterOptions, filters: Filters | None = 
 
 
 def extra_filters_source(options: FilterOptions) -> dict[str, bytes]:
-    """Path of each of the user's own filters → the source of its module."""
+    """Path of each custom filter → the source of its module."""
     return {path: module_source(_imported(path)) for path in options.extra}
 
 
@@ -358,7 +359,7 @@ def _imported(path: str) -> Any:
     expected = "package.module:function of (Pair, FilterOptions), or of (Pair, FilterOptions, Compare)"
     check = import_path(path, f"paraphrase.filters.extra={path}", expected)
     if not inspect.isfunction(check) or _parameters(check) not in (2, 3):
-        raise ConfigError(f"paraphrase.filters.extra={path} is no such function; expected {expected}")
+        raise ConfigError(f"paraphrase.filters.extra={path} is not a filter; expected {expected}")
     return check
 
 

@@ -1,7 +1,7 @@
-"""The keys of requests: where they are equal, the same answer may be used again.
+"""The keys of requests: equal keys mean that a cached answer can be reused.
 
-A key is blake2b-128 over step, model, prompt (id and text), sampling, seed, attempt and input text, each with its
-length in front, so that no two different requests can run together into the same bytes.
+A key is blake2b-128 over step, model, prompt (id and text), sampling, seed, attempt and input text, each prefixed with
+its length, so that no two different requests give the same bytes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FORMAT = "paraclip-request-1"
 
 
 def sampling_json(sampling: SamplingOptions) -> str:
-    """The sampling options as canonical JSON: sorted, without blanks, numbers in one spelling."""
+    """The sampling options as canonical JSON: sorted, without whitespace, numbers in one spelling."""
     return json.dumps(sampling.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
 class RequestKeys:
-    """Everything of a request but its text; makes the keys of many texts at once."""
+    """Everything in a request but its text; makes the keys of many texts at once."""
 
     step: int
     model: str
@@ -55,12 +55,12 @@ class RequestKeys:
         return digest
 
     def columns(self, engine: str) -> dict[str, Any]:
-        """What the cache says of each generation of these requests (of `tables.GENERATIONS`)."""
+        """The columns of `tables.GENERATIONS` that describe the generations of these requests."""
         about = {"step": self.step, "attempt": self.attempt, "engine": engine, "model": self.model, "seed": self.seed}
         return about | {"prompt": self.prompt_id, "prompt_hash": self.prompt_hash, "sampling": self.sampling}
 
     def key(self, text: str) -> bytes:
-        """The 16-byte key of one input text, which comes last and so needs no length."""
+        """The 16-byte key of one input text. The text is hashed last, so it needs no length prefix."""
         digest = self._head.copy()
         digest.update(_utf8(text))
         return digest.digest()
@@ -81,6 +81,6 @@ def _utf8(text: str) -> bytes:
 
 
 def in_fraction(text: str, fraction: float) -> bool:
-    """Whether a caption belongs to the share that is paraphrased; depends on its text alone."""
+    """Whether a caption belongs to the fraction that is paraphrased; depends on its text alone."""
     raw = hashlib.blake2b(_utf8(text), digest_size=8).digest()
     return int.from_bytes(raw, "little") / 2**64 < fraction

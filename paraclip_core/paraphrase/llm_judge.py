@@ -1,6 +1,6 @@
-"""A language model that has the last word on whether an accepted answer says the same as its caption.
+"""The LLM judge: a language model with the last word on whether an accepted answer means the same as its caption.
 
-Its questions are requests like any other: a key of their own, answers in the cache, paid for once.
+Its questions are requests like any other: each has a key, its answer is cached, and it is paid for once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from paraclip_core.tables import FILTER_RESULTS
 
 REASON = "judge"
 JUDGE_STEP = 3
-"""In the keys and rows of the cache, where 1 and 2 are the steps of a paraphrase and 0 are single words."""
+"""The judge's step in the keys and rows of the cache; 1 and 2 are the paraphrase steps, 0 is for single words."""
 SHOWN = 60
 
 _YES_OR_NO = re.compile(r"\b(yes|no)\b", re.I)
@@ -34,7 +34,7 @@ _ASKED = '"\nDoes sentence 2 say the same as sentence 1?'
 
 @dataclass(frozen=True)
 class PairTemplate(PromptTemplate):
-    """A question about two texts, which stand in a request as one, a line break between them."""
+    """A question about two texts, which a request holds as one text with a line break between them."""
 
     def messages(self, text: str) -> tuple[tuple[str, str], ...]:
         """The chat turns for a caption and an answer, which are neutralized and never interpreted."""
@@ -64,7 +64,7 @@ QUESTION = _question()
 
 
 def judge_sampling(sampling: SamplingOptions) -> SamplingOptions:
-    """One answer to each question, the most likely one."""
+    """One answer per question, the most likely one."""
     return sampling.model_copy(update={"temperature": 0.0, "n": 1})
 
 
@@ -75,14 +75,14 @@ def judge_requests(model: str, sampling: SamplingOptions) -> RequestKeys:
 
 
 def says_same(answer: str) -> bool | None:
-    """What an answer says first, thoughts aside; None if it says neither yes nor no."""
+    """What an answer says first, ignoring its thoughts; None if it says neither yes nor no."""
     match = _YES_OR_NO.search(_THOUGHTS.sub("", answer))
     return None if match is None else match.group().lower() == "yes"
 
 
 @dataclass(frozen=True)
 class LLMJudge:
-    """A language model that decides on what the filters accepted."""
+    """A language model that decides on the answers that the filters accepted."""
 
     sender: RequestSender
     sampling: SamplingOptions
@@ -99,9 +99,9 @@ class LLMJudge:
         keep: int,
         started: Callable[[int], Phase],
     ) -> pa.RecordBatch:
-        """The model's filter results in place of those of the filters, as :func:`decide_by_model` finds them.
+        """The model's filter results in place of the filters' own, see :func:`decide_by_model`.
 
-        `started` is called with the number of questions to send, if there are any, and returns their phase.
+        `started` is called with the number of questions to send, if any, and returns their phase.
         """
         request = judge_requests(self.engine.model, self.sampling)
 
@@ -119,10 +119,10 @@ def decide_by_model(
     keep: int,
     answers: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
 ) -> pa.RecordBatch:
-    """A model's filter results (`tables.FILTER_RESULTS`, under `digest`) in place of those of the filters.
+    """A model's filter results (`tables.FILTER_RESULTS`, under `digest`) in place of the filters' own.
 
-    `answers` takes different questions and returns the answers to each. The accepted answers of a request are tried
-    best first, until `keep` of them say the same as the caption.
+    `answers` takes distinct questions and returns the answers to each. The accepted answers of a request are tried best
+    first, until `keep` of them say the same as the caption.
     """
     rows: list[dict[str, Any]] = filter_results.to_pylist()
     same: list[list[Any]] = [[] for _ in rows]

@@ -1,4 +1,4 @@
-"""What filters look at: an answer beside the texts that it was made from."""
+"""What filters examine: an answer and the texts that it came from."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from functools import cached_property
 from paraclip_core.paraphrase.words import content_words, jaccard, stem, words
 
 Pieces = Callable[[str], int]
-"""Number of CLIP tokens of a text, start and end token aside."""
+"""Number of CLIP tokens of a text, not counting start and end token."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An answer with what it was made from."""
+    """An answer with the texts that it came from."""
 
     caption: str
-    """The caption at the root."""
+    """The original caption."""
     source: str
-    """The text that was to be paraphrased: the caption at step 1, paraphrase 1 at step 2."""
+    """The text to paraphrase: the caption at step 1, paraphrase 1 at step 2."""
     answer: str
     """The parsed answer."""
     step: int
     examples: Sequence[tuple[str, str]] = ()
     """The prompt's examples as (user, assistant)."""
     pieces: Pieces | None = None
-    """Number of CLIP tokens of a text without start and end token; None: such filters pass."""
+    """Counts the CLIP tokens of a text without start and end token; None: filters on tokens pass."""
     context_length: int = 77
 
     @cached_property
@@ -43,9 +43,9 @@ class Pair:
 
     @property
     def content_overlap(self) -> float:
-        """Jaccard overlap of the stems of the content words: with the input by one third, with the caption by two.
+        """Jaccard overlap of the stems of the content words: one third with the input, two thirds with the caption.
 
-        Articles and word forms are no novelty, and step 2 shall not go back to the caption's words.
+        New articles and word forms do not count as novel, and step 2 should not return to the caption's words.
         """
         in_answer = [stem(word) for word in content_words(self.answer_words)]
         with_source, with_caption = (

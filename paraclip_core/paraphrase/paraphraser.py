@@ -1,4 +1,4 @@
-"""The engine that the paraphrase options name, with all that follows from them."""
+"""The engine that the paraphrase options name, with everything derived from them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
 HERE = EngineContext()
-"""Where an engine works if nothing else is given."""
+"""The default context of an engine."""
 
-# What is looked up depends on the text alone, and is the same however often it is asked for.
+# A lookup depends on the text alone, and gives the same result every time.
 LOOKED_UP: dict[str, Any] = {
     "prompts": "paper",
     "prompt_1": "",
@@ -46,19 +46,19 @@ def make_engine(options: ParaphraseOptions, context: EngineContext = HERE) -> En
 
 
 def check_needs(options: ParaphraseOptions) -> None:
-    """Raise a ConfigError if an option is missing without which the engine cannot work."""
+    """Raise a ConfigError if an option that the engine requires is missing."""
     option, what = _entry(options).needs
     if option and not attrgetter(option)(options):
         raise ConfigError(f"paraphrase.engine={options.engine} needs paraphrase.{option}, {what}")
 
 
 def engine_facts(options: ParaphraseOptions) -> EngineFacts:
-    """What the stages need to know about the engine with these options; no file is looked at."""
+    """What the stages need to know about the engine with these options; no file is read."""
     return _made(options, HERE).facts
 
 
 def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
-    """The options with a fixed value for each one that the chosen engine does not read.
+    """The options, with a fixed value for each one that the chosen engine does not read.
 
     Such options change neither a request's key nor a fingerprint.
     """
@@ -70,7 +70,7 @@ def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
 
 @dataclass
 class Paraphraser:
-    """The engine that options name, with what follows from them; each value is computed when it is first used."""
+    """The engine that the options name, with everything derived from them; each value is computed on first use."""
 
     given: ParaphraseOptions
     context: EngineContext = HERE
@@ -86,23 +86,23 @@ class Paraphraser:
 
     @cached_property
     def filters(self) -> FilterOptions:
-        """The filters with `auto` resolved to what suits the engine, and every threshold with its value."""
+        """The filter options, with `auto` resolved to a preset and every threshold with its value."""
         return resolved(self.options.filters, self.facts.filters)
 
     @cached_property
     def model(self) -> str:
-        """Name and revision of the model, a part of every request's key."""
+        """Name and revision of the model, part of every request's key."""
         return self.engine().model
 
     @cached_property
     def judge(self) -> Paraphraser | None:
-        """Who is asked whether an answer says the same as its caption; None: nobody."""
+        """The LLM judge, which is asked whether an answer means the same as its caption; None without one."""
         if (options := self.given.as_judge()) is None:
             return None
         judge = Paraphraser(options, self.context)
         if not judge.facts.asks:
             raise ConfigError(
-                f"paraphrase.judge: the engine {options.engine} asks no language model; name one that does, for "
+                f"paraphrase.judge: the engine {options.engine} calls no language model; name one that does, for "
                 "example paraphrase.judge={engine: openai, model: NAME}"
             )
         return judge
@@ -112,25 +112,25 @@ class Paraphraser:
         return {step: prompt_for(self.options, step) for step in (1, 2)}
 
     def asks_words(self, step: int) -> bool:
-        """Whether other words for single words are asked for, too: a capable model needs none, and they cost."""
+        """Whether synonyms of single words are requested too; a capable model needs none, and they cost money."""
         wanted = self.facts.asks and preset_named(self.filters.preset).words is not None
         return wanted and self.prompts[step].id.startswith("few-shot")
 
     def engine(self) -> Engine:
-        """A new engine, which loads no model before its first request; close it after use."""
+        """A new engine. It loads no model before its first request; close it after use."""
         return make_engine(self.options, self.context)
 
 
 def unfiltered_warning(options: ParaphraseOptions) -> str | None:
-    """The warning if the filters are off for the answers of a language model; None otherwise."""
+    """The warning that the filters are off for answers of a language model; None if they are not."""
     paraphraser = Paraphraser(options)
     if paraphraser.filters.preset != "off" or not paraphraser.facts.asks:
         return None
     return (
-        f"paraphrase.filters.preset={options.filters.preset} keeps whatever {options.engine} answers that holds a "
-        "word: "
-        "refusals, repeated prompts and answers that obey a caption, too. It is for comparisons with the published "
-        "method and for paraphrases of your own; else leave it at auto and loosen single filters (docs/filters.md)"
+        f"paraphrase.filters.preset={options.filters.preset} keeps every answer of {options.engine} that holds a "
+        "word, even refusals, repeated prompts and answers that obey a caption. It is for comparisons with the "
+        "published method and for your own paraphrases; otherwise leave it at auto and loosen single filters "
+        "(docs/filters.md)"
     )
 
 
@@ -144,11 +144,11 @@ def _made(options: ParaphraseOptions, context: EngineContext) -> Engine:
     expected = "package.module:Class, made by Class(options, context)"
     make = import_path(entry.path, f"paraphrase.engine={options.engine}", expected, own, context)
     engine = make(own, context)
-    # Not `hasattr(engine, …)`: a property may be costly, such as the hash of a model's weights.
+    # Not `hasattr(engine, …)`: a property may be expensive, such as the hash of a model's weights.
     missing = [member for member in MEMBERS if not hasattr(type(engine), member) and member not in vars(engine)]
     if missing:
         raise ConfigError(
-            f"paraphrase.engine={options.engine} is no engine: it has no {', '.join(missing)} (see `Engine` in "
+            f"paraphrase.engine={options.engine} is not an engine: it has no {', '.join(missing)} (see `Engine` in "
             "paraclip_core/paraphrase/engines/__init__.py)"
         )
     return engine

@@ -9,7 +9,7 @@ from paraclip_core.captions.clean import clean
 _THOUGHTS_BEGIN, _THOUGHTS_END = (re.compile(tag, re.I) for tag in (r"<think(?:ing)?>", r"</think(?:ing)?>"))
 _QUOTES = "\"'“”‘’«»„`*_"
 _NUMBERING = re.compile(r"^(?:[-*•·–]|\(?\d{1,2}[.):])\s+")
-# `*+`: white space that was passed is not given back, or a long run of it would be cut in every way into three.
+# `*+` is possessive: otherwise a long run of white space would be split into three in every possible way.
 _TEMPLATE = re.compile(
     r"<\s*+[|｜]?\s*+/?\s*+(?:im_start|im_end|endoftext|eot_id|end_of_turn|s)\s*+[|｜]?\s*+>.*$", re.S
 )
@@ -25,17 +25,17 @@ _LEAD = re.compile(
     r"(?:text|sentence|caption)(?: can be (?:paraphrased|rewritten|rephrased))?(?: as)?(?: is)?)\b[^:\n]{0,80}:\s*",
     re.I,
 )
-# Words with one blank between them: nothing of what follows could change such an answer, and most are of this kind.
+# Words with one blank between them: most answers look like this, and nothing below could change them.
 _PLAIN = re.compile(r"[A-Za-z](?:[A-Za-z0-9]|[ '-](?=[A-Za-z0-9])|, (?=[A-Za-z0-9]))*[.!?]?").fullmatch
 _SPACE_BEFORE_STOP = re.compile(r"\s+([.,;:!?])")
 
 
 def parse_answer(raw: str | None) -> str:
-    """The paraphrase: the first line that says something, without preamble, numbering, quotes and template tokens.
+    """Return the paraphrase: the first line with text, without preamble, numbering, quotes and template tokens.
 
-    A reasoning model's thoughts are dropped before. The result is cleaned as captions are, so that it is tokenized as
-    it stands; it is empty if nothing is left. Never raises, whatever the text; parts that another program wrote may
-    hold null, which says nothing.
+    A reasoning model's thoughts are dropped first. The result is cleaned as captions are, so that it can be tokenized
+    as it is; it is empty if nothing is left. Never raises, whatever the text. Cache parts written by another program
+    may hold null, which counts as empty.
     """
     if raw is None:
         return ""
@@ -46,7 +46,7 @@ def parse_answer(raw: str | None) -> str:
 
 
 def _without_thoughts(raw: str) -> str:
-    """What stands behind the last closing tag, as some chat templates open the thoughts themselves; or before any."""
+    """The text after the last closing tag (some chat templates open the thoughts themselves), up to an opening one."""
     return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(raw)[-1])[0]
 
 
@@ -60,7 +60,7 @@ def _parse_line(line: str) -> str:
 
 
 def _unquote(text: str) -> str:
-    """Take off quotes that stand around the whole text, and a lone one at either end."""
+    """Strip quotes around the whole text, and a lone one at either end."""
     text = text.strip()
     if text[:1] and text[0] in _QUOTES:
         text = text.lstrip(_QUOTES)

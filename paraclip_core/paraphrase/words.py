@@ -9,13 +9,13 @@ from functools import lru_cache
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-"""Letters of scripts without blanks, for a pattern's set: Thai to Khmer, Japanese, Chinese. Each is a word."""
-# What hangs on a word says nothing about an image: a girl's, who's, they're. Denials stay: isn't.
+"""Letters of scripts without blanks, for a regex character set: Thai to Khmer, Japanese, Chinese. Each is a word."""
+# A word's clitic says nothing about an image: a girl's, who's, they're. Negations stay: isn't.
 _WORD = re.compile(rf"([{UNSPACED}]|[^\W_{UNSPACED}]+(?:'(?!(?:s|re|ll|ve|d|m)\b)[^\W_]+)?)(?:'(?:s|re|ll|ve|d|m)\b)?")
 
 
 def word_set(text: str) -> frozenset[str]:
-    """The words of a list that is written as one text."""
+    """The words of a list written as one text."""
     return frozenset(text.split())
 
 
@@ -32,16 +32,16 @@ NEGATIONS = word_set("no not without never none nobody nothing neither nor canno
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text, without punctuation and without the `'s` behind them.
+    """Lower-case words and numbers of a text, without punctuation and a trailing `'s`.
 
-    In scripts without blanks each letter is a word, so that lengths and overlaps mean something there, too.
+    In scripts without blanks, each letter is a word, so that lengths and overlaps are meaningful there too.
     """
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
 @lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
-    """A crude stem under which the forms of one English word meet (`jumping`, `jumps`, `jumped` → `jump`)."""
+    """A crude stem that the forms of one English word share (`jumping`, `jumps`, `jumped` → `jump`)."""
     for suffix, rest in (("ies", "y"), ("ing", ""), ("ed", ""), ("es", ""), ("s", "")):
         if word.endswith(suffix) and not word.endswith("ss") and len(word) - len(suffix) >= 3:
             word = word[: -len(suffix)] + rest
@@ -52,7 +52,7 @@ def stem(word: str) -> str:
 
 
 def content_words(text_words: Sequence[str]) -> list[str]:
-    """Those of the words that carry meaning; whether something is denied is asked of the whole text."""
+    """The words that carry meaning. Negation is a property of the whole text and is checked elsewhere."""
     return [
         word
         for word in text_words
@@ -61,7 +61,7 @@ def content_words(text_words: Sequence[str]) -> list[str]:
 
 
 def denies(word: str) -> bool:
-    """Whether a word says that something is not so."""
+    """Whether a word negates."""
     return word in NEGATIONS or word.endswith("n't")
 
 

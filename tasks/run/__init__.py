@@ -1,1 +1,1 @@
-"""What a run is, and how one stage of it is carried out."""
+"""Runs: their definition, and how their stages are executed."""

@@ -1,8 +1,8 @@
-"""A stage in a child process of its own: its memory is freed, its death is seen, and it never outlives its parent.
+"""Runs a stage in a child process: its memory is freed, its death is noticed, and it never outlives its parent.
 
 The child is ``python -m paraclip.tasks.run.child REQUEST``. It writes to a log file, never to its parent's pipes: an
 orphan that holds the pipe of a flow run would keep that run "running". It stays in its parent's session and process
-group, so that what stops the parent's group stops it too, and it dies when the parent does.
+group, so that a signal to the parent's group stops it too, and it dies when the parent does.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 STATUS = "status.json"
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 10.0
-"""How long a child that was asked to end may take."""
+"""How long a child may take to end after it was asked to."""
 LOG_LINES = 15
 
 
 def log_path(store: ArtifactStore, stage: str, fingerprint: str) -> Path:
-    """Where a stage's output goes."""
+    """Path of a stage's log file."""
     return store.root / "logs" / f"{stage}-{fingerprint}.log"
 
 
@@ -53,8 +53,8 @@ def call_in_child(
 ) -> None:
     """Call `work` (``module:name``) with a JSON-ready request and a progress in a child.
 
-    The calling thread starts the child and waits for it, so it lasts as long: the kernel ends the child when the thread
-    that started it ends. Its output is appended to the log file `path`; `stop` ends it when set.
+    The calling thread starts the child and waits for it, so it outlives the child: the kernel ends the child when the
+    thread that started it ends. The child's output is appended to the log file `path`; setting `stop` ends the child.
     """
     with TempDir() as folder, _open_log(path) as output:
         text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
@@ -71,11 +71,11 @@ def call_in_child(
         try:
             _watch(child, relay_from(status, progress), stop or Stop())
         except BaseException:
-            # A cancelled flow raises a BaseException here; the child must not go on without it.
+            # A cancelled flow raises a BaseException here; the child must not continue without it.
             _end(child)
             raise
         if child.returncode:
-            # A child that is done can still crash: libraries do when they are unloaded.
+            # A finished child can still crash: some libraries do when they are unloaded.
             raise read_failure(status, StageError) or _crash(child.returncode, path, began)
 
 
@@ -89,7 +89,7 @@ def _open_log(path: Path) -> TextIO:
 
 def _environment(settings: Settings) -> dict[str, str]:
     environment = dict(os.environ)
-    # -P keeps the working directory off the path: a user's own `queue.py` must not be taken for Python's.
+    # -P keeps the working directory off the path: a user's `queue.py` must not shadow Python's.
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGES), environment.get("PYTHONPATH")]))
     environment["PYTHONUNBUFFERED"] = "1"
     # Spinning OpenMP threads slow small matrix products down forty times on a busy machine.
@@ -114,7 +114,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         with suppress(subprocess.TimeoutExpired):
             child.wait(PATIENCE_SECONDS)
     finally:
-        # A second interrupt while waiting must not save it either.
+        # A second interrupt while waiting must not keep it alive.
         child.kill()
         child.wait()
 

@@ -1,4 +1,4 @@
-"""The one driver of a run: what holds before it begins, which stage is next, and how the run ends."""
+"""The driver of every run: checks before it starts, picks the next stage, and ends the run."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from paraclip_core.progress import Progress
 Row = dict[str, Any]
 """A stage's row of the stage table."""
 Show = Callable[[list[Row], list[str]], object]
-"""Gets the rows of the finished stages, in their order, and the names of those that are left."""
+"""Called with the rows of the finished stages, in order, and the names of those that are left."""
 
 
 class Workers(Protocol):
-    """What carries the stages of a run out: the tasks of a flow, or the calling thread."""
+    """What executes the stages of a run: the tasks of a flow, or the calling thread."""
 
     def start(self, node: Node, inputs: Sequence[str]) -> bool:
-        """Start a stage whose inputs are finished; False if what it computes on is taken."""
+        """Start a stage whose inputs are finished; False if its slots are taken."""
         ...
 
     def next(self) -> tuple[str, Row | BaseException]:
-        """Wait for a stage that ends; its name, and its row or its error."""
+        """Wait for a stage to end; return its name, and its row or its error."""
         ...
 
     def wait(self) -> None:
-        """Wait for every stage that is at work, after the run's `stop` was set."""
+        """Wait for every running stage, after the run's `stop` was set."""
         ...
 
 
 def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> Result:
-    """Run every stage that is not finished, each when its inputs are, and keep what came out.
+    """Run every unfinished stage, each when its inputs are finished, and store the results.
 
-    The first stage that fails ends the others at their next checkpoint, and the run with its error, which names it.
+    The first stage that fails stops the others at their next checkpoint and ends the run with its error, which names
+    the stage.
 
     Raises:
-        ParaclipError: what a stage or a check before it raised; another call goes on from there.
+        ParaclipError: raised by a stage or a check before it; another call continues from there.
     """
     check_run_name(run.settings.name, run.store)
     need_rows(run)
-    # Now: captions that come while it runs are the next run's, and must not leave this one between two sets of them.
+    # Now: captions that arrive while it runs belong to the next run, and must not give this one a mix of two sets.
     nodes = run.nodes
     run.check_trackers()
     with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
@@ -55,7 +56,7 @@ def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> R
 
 
 def finished(run: Run, start: str | None = None) -> Result | None:
-    """The outcome of a run whose stages are all finished; None if one is not.
+    """The outcome of a run whose stages are all finished; None if any is not.
 
     Raises:
         ConfigError: a stage before `start` is not finished, or there is nothing to run on.
@@ -76,7 +77,7 @@ def finished(run: Run, start: str | None = None) -> Result | None:
 
 
 class InTurn:
-    """Carries the stages of a run out in the calling thread, one after the other."""
+    """Executes the stages of a run in the calling thread, one after the other."""
 
     def __init__(
         self,
@@ -85,7 +86,7 @@ class InTurn:
         warn: Callable[[str], object],
         tell: Callable[[str], object],
     ) -> None:
-        """`progress_of` a stage is shown while it runs; `warn` gets notices, `tell` a line for each finished stage."""
+        """Show `progress_of` a stage while it runs; `warn` gets notices, `tell` a line for each finished stage."""
         self._run, self._progress_of, self._warn, self._tell = run, progress_of, warn, tell
         self._ended: list[tuple[str, Row | BaseException]] = []
 
@@ -102,7 +103,7 @@ class InTurn:
         return self._ended.pop()
 
     def wait(self) -> None:
-        """Nothing is at work beside the caller."""
+        """Nothing to wait for: stages run in the calling thread."""
 
     def _row(self, node: Node) -> Row:
         started, cached = time.monotonic(), self._run.artifact(node.name) is not None
@@ -127,13 +128,13 @@ def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:
             name, row = workers.next()
             working.remove(name)
             if isinstance(row, BaseException):
-                # The run's state says no more than this text, and stages run side by side.
+                # The run's state shows only this text, and stages run concurrently.
                 row.args = (f"{name}: {row}", *row.args[1:])
                 raise row
             rows[name] = row
             show([rows[name] for name in run.nodes if name in rows], [*working, *waiting])
     except BaseException as error:
-        # A pool's threads hear no signal, and their processes would work on.
+        # A pool's threads receive no signal, and their processes would keep running.
         run.stop.reason = error
         run.stop.set()
         workers.wait()

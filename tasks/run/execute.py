@@ -1,4 +1,4 @@
-"""One stage of a run, for every driver: a flow, a command, Python."""
+"""Executes one stage of a run, for every driver: a flow, a command, Python."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from paraclip_core.progress import Fact, Progress, silent
 log = logging.getLogger(__name__)
 
 STAGES = named_stages(BUILT_IN_STAGES)
-"""The built-in stages, in an order in which inputs come first."""
+"""The built-in stages, inputs first."""
 MAKE = f"{__name__}:make_artifact"
 TAKEN = "taken"
-"""The fact of a progress that another process made the artifact."""
+"""The progress fact for an artifact that another process made."""
 
 
 def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artifact:
-    """The artifact of one stage, made if it is not there; the stages that it reads must be finished.
+    """Return the artifact of one stage, and run the stage if it is missing; the stages that it reads must be finished.
 
-    The files of one that was finished on another machine may not be here.
+    The files of an artifact from another machine may not be here.
     """
     node, store = run.node(stage) if isinstance(stage, str) else stage, run.store
     name = node.name
@@ -44,7 +44,7 @@ def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artif
 
 
 def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent) -> Artifact:
-    """Carry out a stage in a child process and return its artifact."""
+    """Run a stage in a child process and return its artifact."""
     store = run.store
     path = log_path(store, draft.stage, draft.fingerprint)
     request = {
@@ -58,16 +58,16 @@ def run_in_child(draft: Draft, run: Run, inputs: Mapping[str, Artifact], progres
 
 
 def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
-    """Carry out a stage, in the process made for it."""
+    """Run a stage in the child process started for it."""
     draft = Draft(**request["draft"])
     run = Run(settings_of(request["settings"]), open_store(request["root"]))
     inputs = {name: run.store.expect(name, value, draft.stage) for name, value in request["inputs"].items()}
     stage = run.stages[draft.stage]
     if stage.version != draft.stage_version:
-        # This process has read the code anew, and its output must not get the name of the earlier code's.
+        # This process loaded newer code, and its output must not get the fingerprint of the older code's.
         raise StageError(
-            f"{draft.stage} is version {stage.version} by now and was {draft.stage_version} when this run began: "
-            f"the code was changed; run again to go on with it"
+            f"{draft.stage} is now version {stage.version} and was {draft.stage_version} when this run began: "
+            f"the code has changed; run again to go on with it"
         )
     execute(stage, draft, run, inputs, progress)
 
@@ -75,9 +75,9 @@ def make_artifact(request: Mapping[str, Any], progress: Progress) -> None:
 def execute(
     stage: Stage, draft: Draft, run: Run, inputs: Mapping[str, Artifact], progress: Progress = silent
 ) -> Artifact:
-    """Return the stage's artifact if it is finished; otherwise go on from what is there and commit it.
+    """Return the stage's artifact if it is finished; otherwise resume the stage and commit its artifact.
 
-    The progress has the fact :data:`TAKEN` where another process finished it meanwhile.
+    The progress has the fact :data:`TAKEN` if another process finished it meanwhile.
     """
     store, taken = run.store, partial(progress, 1, 1, **{TAKEN: "from another run"})
     if (artifact := store.find(stage.name, draft.fingerprint)) is not None:
@@ -94,14 +94,14 @@ def execute(
             raise InputError(f"{changed} changed since this run began; run again to take it as it is now")
 
         def report(done: int, total: int | None, **facts: Fact) -> None:
-            # A stage reports between two writes, where its checkpoints may be pushed.
+            # A stage reports between writes, so its checkpoints may be pushed now.
             progress(done, total, **facts)
             work.push()
 
         with convert_disk_errors(work.out):
             metrics = stage.call(StageContext(run, inputs, work, report))
         if changed := _changed_sources(stage, draft, run):
-            # Parts of it would be taken for the file's earlier contents when these come back.
+            # Otherwise its parts would be taken for the file's earlier contents if those return.
             for folder in (work.out, work.scratch):
                 shutil.rmtree(folder)
                 folder.mkdir()
@@ -110,7 +110,7 @@ def execute(
 
 
 def _changed_sources(stage: Stage, draft: Draft, run: Run) -> str:
-    """Names of the sources that are not what the fingerprint says; none where it does not tell of sources."""
+    """Names of the sources that differ from the fingerprint; empty if the fingerprint covers no sources."""
     then = sources_of(draft.inputs)
     now = stage.sources(run) if then else {}
     changed = sorted(name for name in now.keys() | then.keys() if now.get(name) != then.get(name))

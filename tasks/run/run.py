@@ -1,4 +1,4 @@
-"""What a run is: its settings, its store and its stages with their fingerprints, made once and handed down."""
+"""A run: its settings, its store and its stages with their fingerprints, made once and passed down."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ BUILT_IN_STAGES = tuple(
         "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
     )
 )  # fmt: skip
-"""The stages, named as a user names further ones, for they import this module; inputs come first."""
+"""The stages, as dotted paths like a user's own, because they import this module; inputs come first."""
 
 
 class Stop(threading.Event):
-    """Ends the processes that work for a run when it is set."""
+    """When set, ends the processes that work for a run."""
 
     reason: BaseException | None = None
     """What ended the run."""
 
     def check(self) -> None:
-        """See that the work may go on."""
+        """Raise an error if the work must stop."""
         if self.is_set():
             raise StageError("its process was stopped; run again to go on from there")
 
 
 Slot = Literal["elsewhere", "cpu", "gpu", "every gpu"]
-"""What a stage computes on: another machine, this one's CPU cores, one of its GPUs or all of them."""
+"""Where a stage computes: on another machine, on this one's CPU cores, or on one or all of its GPUs."""
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a stage's body gets."""
+    """The argument of a stage's body."""
 
     run: Run
     inputs: Mapping[str, Artifact]
     """Finished upstream artifacts, by stage name."""
     work: WorkFolder
-    """Where to write: `out` becomes the artifact, `scratch` keeps state between tries."""
+    """Where to write: `out` becomes the artifact, `scratch` keeps state between attempts."""
     progress: Progress = silent
 
     @property
@@ -82,33 +82,33 @@ class Stage:
 
     name: str
     version: int
-    """Raise it when the code gives other output for the same options and inputs."""
+    """Raise it if the code gives different output for the same options and inputs."""
     inputs: Callable[[Settings], tuple[str, ...]]
     """Names of the stages whose artifacts it reads."""
     options: Callable[[Run], Mapping[str, Any]]
     """The options that decide its output."""
     body: Callable[[StageContext], dict[str, Any]] | str = field(repr=False)
-    """Writes into `work.out` and returns the metrics for the manifest. As `package.module:function` it is imported in
-    the stage's process alone: torch takes seconds, and a plan needs none of it."""
+    """Writes into `work.out` and returns the metrics for the manifest. As `package.module:function`, it is imported
+    only in the stage's process: torch takes seconds, and a plan does not need it."""
     sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
     """Fingerprints of what it reads from outside the store, by name."""
     isolated: bool = True
-    """Run in a child process of its own, so that memory is freed and a kill is seen."""
+    """Run in a child process, so that memory is freed and a kill is noticed."""
     applies: Callable[[Settings], bool] = lambda settings: True
-    """Whether a run with these settings has it."""
+    """Whether a run with these settings has this stage."""
     before: Callable[[Run], list[str]] | str = lambda run: []
-    """Checks what must hold before the stage begins, finished or not, so that nothing is paid for in vain; returns
-    notices for whoever started the run. Dotted as `body`."""
+    """Checks preconditions before the stage starts, even if it is finished, so that nothing is paid for in vain.
+    Returns notices for the user who started the run. Can be a dotted path, like `body`."""
     about: str = ""
     """What it does, in one sentence: the description of its flow."""
     pool: Literal["cpu", "gpu"] = "cpu"
     """The work pool of its deployment."""
     slots: Callable[[Run], Slot] | None = None
-    """What it computes on, if that is not what its pool has."""
+    """Where it computes, if not where its pool does."""
     samples: Callable[[Artifact], list[dict[str, str]]] = lambda artifact: []
-    """Rows of a finished artifact that are worth a look in Prefect's UI."""
+    """Sample rows of a finished artifact for Prefect's UI."""
     units: tuple[str, ...] = ("rows",)
-    """Metrics that say how much work there was; `plan` scales by the first that is there."""
+    """Metrics for the amount of work; `plan` scales by the first one present."""
     trains: bool = False
     """It trains a model."""
 
@@ -138,21 +138,21 @@ class Node:
 
     @property
     def fingerprint(self) -> str:
-        """Fingerprint of the artifact that it makes or made."""
+        """Fingerprint of its artifact, finished or not."""
         return self.draft.fingerprint
 
 
 class Run:
-    """Settings with what belongs to them. Nothing that gets a run opens a store or resolves the stages again.
+    """Settings with everything derived from them, so that no one opens a store or resolves the stages again.
 
-    A source file that changes while the run goes on does not change its stages: a fingerprint is of the moment when it
-    was first looked up.
+    A source file that changes during the run does not change its stages: a fingerprint is fixed when it is first looked
+    up.
     """
 
     def __init__(
         self, settings: Settings, store: ArtifactStore | None = None, stages: Mapping[str, Stage] | None = None
     ) -> None:
-        """A run of `settings`, in the store at `run.root`, with the stages that they name, unless others are given."""
+        """Make a run of `settings`, with the store at `run.root` and the stages that they name, unless given."""
         self.settings = settings
         self.store = store or open_store(settings.run.root)
         self.stages = stages_of(settings) if stages is None else stages
@@ -162,21 +162,21 @@ class Run:
         """Hashes of source files."""
         context = EngineContext(settings.data.root, settings.run.device, self._model_hashes)
         self.paraphraser = Paraphraser(settings.paraphrase, context)
-        """The engine, its options as far as they matter, and its filters."""
+        """The engine, the options that it reads, and its filters."""
         self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
-        """Hashes of a language model's weights, which are read once for each root and change."""
+        """Hashes of a language model's weights, which are read once per root and change."""
         weights = list(files)
         return FileHashes(self.store.cache / "model_hashes.json").of(weights) if weights else {}
 
     @property
     def nodes(self) -> dict[str, Node]:
-        """Every stage with its fingerprint, in an order in which inputs come first."""
+        """Every stage with its fingerprint, inputs first."""
         return {name: self.node(name) for name in self.stages}
 
     def node(self, name: str) -> Node:
-        """One stage with its fingerprint; only the stages that it depends on are looked at."""
+        """One stage with its fingerprint; only the stages that it depends on are resolved."""
         if name not in self._nodes:
             if name not in self.stages:
                 raise ConfigError(f"a run with these settings has no stage {name!r}; it has {', '.join(self.stages)}")
@@ -189,7 +189,7 @@ class Run:
         return self._nodes[name]
 
     def artifact(self, name: str) -> Artifact | None:
-        """A stage's finished artifact, whose files may not be here; None where it is not finished."""
+        """A stage's finished artifact, whose files may not be here; None if it is not finished."""
         return self.store.peek(name, self.node(name).fingerprint)
 
     def artifacts(self) -> dict[str, Artifact]:
@@ -206,7 +206,7 @@ class Run:
         }
 
     def check_trackers(self) -> None:
-        """See that the trackers of a run whose stages all run here can be opened when it comes to training."""
+        """Check that the trackers can be opened for training, for a run whose stages all run here."""
         options = self.settings.run
         if not options.trackers or options.placement != "inline":
             return
@@ -215,7 +215,7 @@ class Run:
 
 
 def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
-    """Stages by their names; of two with one name the later one counts."""
+    """Stages by name; of two with the same name, the later one counts."""
     stages: dict[str, Stage] = {}
     for path in paths:
         stage = import_path(path, f"run.stages: {path}", expected := "a paraclip.tasks.run.run.Stage")
@@ -226,13 +226,13 @@ def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
 
 
 def stages_of(settings: Settings) -> dict[str, Stage]:
-    """The stages of a run with these settings, inputs first; a user's own takes the place of one with its name."""
+    """The stages of a run with these settings, inputs first; a custom stage replaces the one of the same name."""
     stages = named_stages((*BUILT_IN_STAGES, *settings.run.stages))
     wanted = {name: stage for name, stage in stages.items() if stage.applies(settings)}
     ordered: dict[str, Stage] = {}
 
     def add(name: str) -> None:
-        # None before one that it reads: an engine may want of the features.
+        # No stage comes before one that it reads.
         if name in wanted and name not in ordered:
             for upstream in wanted[name].inputs(settings):
                 add(upstream)
@@ -244,20 +244,20 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
 
 
 def settings_of(tree: Mapping[str, Any]) -> Settings:
-    """The settings that another process sent; each reads the code anew, and so may know other options."""
+    """The settings that another process sent; each process loads the code separately and may know different options."""
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
         names = ", ".join(".".join(map(str, detail["loc"])) for detail in error.errors()[:3])
         raise StageError(
-            f"the code here does not take the settings of this run ({names}): it was changed since the run began, or "
-            "is another version; run again to go on with it"
+            f"the code here does not accept the settings of this run ({names}): it has changed since the run began, or "
+            "is a different version; run again to go on with it"
         ) from error
 
 
 @cache
 def software_versions() -> dict[str, str]:
-    """Versions of the packages that decide what an artifact holds, read once: each is a look into a file."""
+    """Versions of the packages that decide an artifact's contents, read once, because each is read from a file."""
     versions = {}
     for package in PACKAGES:
         try:

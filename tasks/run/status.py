@@ -1,8 +1,8 @@
-"""How far a stage is, and how it ended: from the process that works to the one that waits, and on to people.
+"""Progress and failure of a stage, from the working process to the waiting one, and on to people.
 
-A process leaves all of it in one JSON file, its status, which is replaced as a whole: the latest progress (`done`,
-`total`, `facts`), and its `failure` where it ends with one. The process that waits for it reads the file now and
-then, and shows the progress on a terminal and in the UI.
+A process writes both to one JSON file, its status, which is replaced atomically: the latest progress (`done`, `total`,
+`facts`), and its `failure` if it ends with one. The waiting process reads the file now and then, and shows the progress
+on a terminal and in the UI.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ LOG_SECONDS = 30.0
 
 
 class StatusFile:
-    """What a working process leaves in `path`; where there is no room for it, the work goes on without."""
+    """The status that a working process writes to `path`. If the disk is full, the work continues without it."""
 
     def __init__(self, path: Path, seconds: float = 0.2) -> None:
-        """Progress is written once in so many seconds at most, and when all is done."""
+        """Write progress at most once per `seconds`, and when everything is done."""
         self._path, self._seconds, self._last = path, seconds, 0.0
         self._status: dict[str, Any] = {}
 
@@ -43,7 +43,7 @@ class StatusFile:
             self._write(done=int(done), total=total, facts=facts)
 
     def fail(self, error: ParaclipError) -> None:
-        """Why the work ended."""
+        """Write why the work ended."""
         self._write(failure={"class": type(error).__name__, "text": with_notes(error)})
 
     def _write(self, **status: Any) -> None:
@@ -55,7 +55,7 @@ class StatusFile:
 
 
 def relay_from(path: Path, progress: Progress) -> Callable[[], None]:
-    """Passes on the progress in a status file, each time it is called and something new is there."""
+    """Return a function that passes on the progress in a status file if it is new."""
     seen = 0
 
     def look() -> None:
@@ -72,7 +72,7 @@ def relay_from(path: Path, progress: Progress) -> Callable[[], None]:
 
 
 def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError | None:
-    """The error in a status file, of the same class, or of class `otherwise` where that is unknown; None without."""
+    """The error in a status file, of the same class, or `otherwise` if that is unknown; None without an error."""
     failure = json.loads(path.read_text()).get("failure") if path.exists() else None
     if failure is None:
         return None
@@ -80,7 +80,7 @@ def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError | 
 
 
 def both(first: Progress, second: Progress) -> Progress:
-    """A progress that tells two."""
+    """A progress that reports to two others."""
 
     def report(done: int, total: int | None, **facts: Fact) -> None:
         first(done, total, **facts)
@@ -91,7 +91,7 @@ def both(first: Progress, second: Progress) -> Progress:
 
 @contextmanager
 def shown_progress(stage: str, write: Callable[[str], None] | None = None) -> Iterator[Progress]:
-    """A progress for as long as a stage runs: a bar on a terminal, elsewhere now and then a line.
+    """A progress for the duration of a stage: a bar on a terminal, an occasional line elsewhere.
 
     `write` takes the lines; the log by default.
     """
@@ -103,7 +103,7 @@ def shown_progress(stage: str, write: Callable[[str], None] | None = None) -> It
 
 
 _LOCK, _DISPLAYS = threading.Lock(), list[Any]()
-"""The one display of all stages that run at the same time, while there are any."""
+"""The shared display of all concurrent stages, while there are any."""
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def _new_bars() -> Any:
     )
     from rich.table import Column
 
-    # Facts hold names that a user chose, and brackets in them are no markup. They take what the others leave.
+    # Facts may hold user-chosen names, whose brackets are not markup. They take the width that the other columns leave.
     facts = TextColumn("{task.fields[facts]}", style="dim", markup=False, table_column=Column(ratio=1, no_wrap=True))
     counts = MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     columns = "{task.description:<12}", BarColumn(bar_width=10), *counts, facts
@@ -163,7 +163,7 @@ def _lines(stage: str, write: Callable[[str], None]) -> Progress:
 
 
 def shown_facts(facts: Mapping[str, Fact]) -> str:
-    """Facts of a progress in one line; money first, for a narrow terminal cuts off the end."""
+    """Facts of a progress in one line; money first, because a narrow terminal cuts off the end."""
     return ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in sorted(facts.items(), key=lambda fact: fact[0] != "spend")

@@ -1,5 +1,5 @@
-"""The search page over one index, base beside tuned, and its HTTP interface (`/search`, `/feedback`, `/images/ROW`),
-described by `/openapi.json`."""
+"""The search page over one index, with base and tuned side by side, and its HTTP interface (`/search`, `/feedback`,
+`/images/ROW`), described by `/openapi.json`."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ FILES = {
 BASE = 0.0
 """The α of the base model; 1 is the tuned one."""
 HELD_SHARE = 0.5
-"""Share of the free memory that the index may take; a larger one is read from the disk at every search."""
+"""Share of the free memory that the index may use; a larger index is read from disk on every search."""
 SIDE, QUALITY = 320, 80
 PICTURES = 4096
-"""Thumbnails that stay in memory, some 15 kB each."""
+"""Thumbnails kept in memory, about 15 kB each."""
 CAPTIONS = "captions.jsonl"
 
 
@@ -76,7 +76,7 @@ class Ranking(NamedTuple):
 
 
 class SearchEngine:
-    """Base and tuned model over one index."""
+    """Searches one index with the base and the tuned model."""
 
     def __init__(self, target: SearchTarget, device: str = "cpu") -> None:
         """Load both models once."""
@@ -88,7 +88,7 @@ class SearchEngine:
         self._weights = {name: _text_weights(clip) for name, clip in models.items()}
         self._blended: ClipModel | None = None
         self._alpha = -1.0
-        # One request at a time: the mixed model and the index fill the processor as it is.
+        # One request at a time: the mixed model and the index already use the whole processor.
         self._lock = threading.Lock()
 
     def search(
@@ -100,9 +100,10 @@ class SearchEngine:
         right: Sequence[int] = (),
         wrong: Sequence[int] = (),
     ) -> list[Ranking]:
-        """A ranking for each query by the model at each α, models outermost; with `like` for the image in that row.
+        """Return a ranking for each query by the model at each α, models outermost; with `like`, for the image in that
+        row.
 
-        Rankings follow the rows of images marked as right or wrong, see :func:`refine`.
+        Rankings take into account the rows of images marked as right or wrong, see :func:`refine`.
         """
         with self._lock:
             if like is not None:
@@ -139,12 +140,12 @@ class Catalogue:
     """Images by their row in the index."""
 
     def __init__(self, target: SearchTarget, store: ArtifactStore) -> None:
-        """Read a caption and the picture's place of each image."""
+        """Read a caption and the picture's location for each image."""
         self.ids = target.index.ids
         self.captions: pa.Array | None = None
         self.rows: dict[str, int] = {name: row for row, name in enumerate(self.ids)}
         self._archives: dict[str, ImageArchive] = {}
-        # An archive's name is one object for all of its images.
+        # An archive's name is one shared object for all of its images.
         self._places: list[tuple[str, str] | None] = [None] * len(self.ids)
         self._given = None if target.images is None else _archive_of(target.images, self.ids)
         self._scenes: Path | None = None
@@ -159,7 +160,7 @@ class Catalogue:
         self.picture = lru_cache(PICTURES)(self._picture)
 
     def caption(self, row: int) -> str | None:
-        """A caption of the image; None where there is none."""
+        """A caption of the image; None if there is none."""
         return None if self.captions is None else self.captions[row].as_py()
 
     def _read(self, folder: Path) -> None:
@@ -188,7 +189,7 @@ class Catalogue:
         if self._given is not None:
             return self._given, self.ids[row]
         if (place := self._places[row]) is None:
-            raise InputError(f"it is not known where the picture of {self.ids[row]!r} lies; give --images")
+            raise InputError(f"the location of the picture of {self.ids[row]!r} is unknown; give --images")
         images, name = place
         if images not in self._archives:
             self._archives[images] = ImageArchive(expand(images) if self._scenes is None else self._scenes / images)
@@ -207,9 +208,9 @@ def _archive_of(images: Path, ids: Sequence[str]) -> ImageArchive:
 
 
 class Marks:
-    """A JSONL with a row for each image that a query was marked right for: the query as its caption.
+    """A JSONL file with a row for each image marked as right for a query, with the query as its caption.
 
-    It is a source for ``data.sources`` like any other, so `regenerate` paraphrases and trains what was marked since.
+    It is a source for ``data.sources`` like any other, so `regenerate` paraphrases and trains on new marks.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -217,7 +218,7 @@ class Marks:
         self._lock = threading.Lock()
 
     def mark(self, query: str, image_id: str, value: int) -> None:
-        """Keep a mark: 1 right, -1 wrong, 0 taken back. The last one of a query and an image counts."""
+        """Store a mark: 1 right, -1 wrong, 0 withdrawn. The last one for a query and an image counts."""
         row = {"image_id": image_id, "image": image_id, "caption": query, "source": "feedback"}
         with self._lock:
             lines = self._path.read_bytes().splitlines() if self._path.exists() else []
@@ -230,28 +231,28 @@ ImageIds = Annotated[list[str], Field(max_length=MOST_MARKS)]
 
 
 class SearchRequest(BaseModel):
-    """A query in words, or an image of the index to find others like it."""
+    """A query in words, or an image of the index to find similar ones."""
 
     query: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
     paraphrased_query: Annotated[str, Field(max_length=LONGEST_QUERY)] = ""
-    """Other words for the query: how far both rankings agree is a part of the answer."""
+    """A paraphrase of the query; the answer includes how far both rankings agree."""
     like: str | None = None
     """Id of an image to search with, in place of a query."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Of the tuned side: 0 is the base, 1 the tuned model, between them their weights are interpolated."""
+    """α of the tuned side: 0 is the base, 1 the tuned model; in between, their weights are interpolated."""
     count: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 20
     right: ImageIds = []
-    """Ids of images marked as right; with any mark the ranking follows them."""
+    """Ids of images marked as right; marks change the ranking."""
     wrong: ImageIds = []
 
 
 class Feedback(BaseModel):
-    """A mark on an image that a query found."""
+    """A mark on a search result."""
 
     query: Annotated[str, Field(min_length=1, max_length=LONGEST_QUERY)]
     image_id: str
     mark: Annotated[int, Field(ge=-1, le=1)]
-    """1 right, -1 wrong, 0 taken back."""
+    """1 right, -1 wrong, 0 withdrawn."""
 
 
 def make_app(
@@ -262,9 +263,9 @@ def make_app(
     token: str | None = None,
     report: Path | None = None,
 ) -> FastAPI:
-    """The application; `facts` are what the page says of models and index, `report` is the page of the model's run.
+    """Make the application; the page shows `facts` about models and index, `report` is the page of the model's run.
 
-    With a `token` every request needs it, as `?token=` once or `Authorization: Bearer`.
+    With a `token`, every request needs it, as `?token=` once or `Authorization: Bearer`.
     """
     app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
     _guard(app, token)
@@ -277,7 +278,7 @@ def make_app(
 
     @app.get("/facts")
     def describe() -> dict[str, Any]:
-        """The models, the index, and what can be shown."""
+        """Describe the models, the index, and what can be shown."""
         shown = {"pictures": catalogue.has_pictures, "captions": catalogue.captions is not None}
         shown["report"] = report is not None
         return {**facts, "images": len(catalogue.ids), "repaired": engine.repaired, **shown}
@@ -287,14 +288,14 @@ def make_app(
 
     @app.post("/search")
     def search(asked: SearchRequest) -> dict[str, Any]:
-        """Rankings by the base and by the tuned model, and how far a query and its paraphrase agree in each."""
+        """Rank by the base and by the tuned model, and report how far a query and its paraphrase agree in each."""
         if not asked.query.strip() and asked.like is None:
             raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
         return _answer(engine, catalogue, asked)
 
     @app.post("/feedback")
     def feedback(given: Feedback) -> dict[str, Any]:
-        """Keep a mark."""
+        """Store a mark."""
         _row(catalogue, given.image_id)
         marks.mark(given.query, given.image_id, given.mark)
         return {"kept": True}
@@ -314,7 +315,7 @@ def make_app(
 
 
 def _guard(app: FastAPI, token: str | None) -> None:
-    """Ask for the token, refuse large requests, and say in one line what is wrong with a request."""
+    """Require the token, refuse large requests, and report in one line what is wrong with a request."""
 
     @app.middleware("http")
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -344,7 +345,7 @@ def _guard(app: FastAPI, token: str | None) -> None:
 
 
 def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
-    """One request, by both models."""
+    """Answer one request with both models."""
     sides = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
     queries = [] if asked.like is not None else [asked.query, *filter(str.strip, [asked.paraphrased_query])]
 

@@ -1,5 +1,5 @@
 "use strict";
-// Texts reach the page as textContent alone: ids and captions are other people's words.
+// Texts reach the page as textContent alone: ids and captions are untrusted.
 const $ = (id) => document.getElementById(id);
 const state = { marks: new Map(), like: null, latest: 0, timer: 0 };
 
@@ -39,7 +39,7 @@ async function search() {
   $("like").hidden = state.like === null;
   if (!query && state.like === null) {
     $("sides").replaceChildren();
-    say("Type what to look for. Other words for it in the second box show how far both agree.");
+    say("Type a query. Add a paraphrase in the second box to see how far both rankings agree.");
     return;
   }
   $("sides").classList.add("waiting");
@@ -61,7 +61,7 @@ function show(answer) {
   const single = names.length === 1;
   $("sides").replaceChildren(...names.map((name) => side(single ? "results" : name, answer[name])));
   const count = state.marks.size;
-  say(count ? `Ranked anew by ${count} mark${count > 1 ? "s" : ""}.` : "");
+  say(count ? `Re-ranked by ${count} mark${count > 1 ? "s" : ""}.` : "");
 }
 
 function side(name, answer) {
@@ -92,7 +92,7 @@ function item(hit, shared) {
   open.setAttribute("aria-label", `images like ${hit.image_id}`);
   if (state.pictures) {
     const picture = element("img", { src: `images/${hit.row}`, alt: "", loading: "lazy" });
-    picture.onerror = () => open.replaceChildren("picture is gone");
+    picture.onerror = () => open.replaceChildren("picture not found");
     open.append(picture);
   } else {
     open.append("no picture");
@@ -137,7 +137,7 @@ function like(id) {
   search();
 }
 
-// The address holds what is searched for, so that it can be shared.
+// The address holds the search, so that it can be shared.
 const SHARED = { q: "query", q2: "paraphrased_query", alpha: "alpha" };
 
 function remember() {

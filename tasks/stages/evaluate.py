@@ -60,8 +60,8 @@ def write_evaluation(
 ) -> dict[str, Any]:
     """Write results, samples, tables of queries, ``comparison.json`` and ``summary.json``; returns the summary.
 
-    `names` are the weights of `base` and of `tuned`, `fingerprints` the artifacts or references that took part;
-    `provenance` is that of a result, by benchmark and model, where no manifest says it.
+    `names` are the weights of `base` and of `tuned`, `fingerprints` the artifacts or references involved; `provenance`
+    gives that of a result, by benchmark and model, if no manifest does.
     """
     for outcome in evaluation.outcomes:
         for model, measured in (("base", outcome.base), ("tuned", outcome.tuned)):
@@ -89,7 +89,7 @@ def _options(run: Run) -> dict[str, Any]:
     settings = run.settings
     options = meaning(settings.evaluate)
     for benchmark, plain in zip(settings.evaluate.benchmarks, options["benchmarks"], strict=True):
-        # What a file holds is in the sources; where it lies has no meaning, except inside the scenes.
+        # A file's contents are in the sources; its location does not matter, except inside the scenes.
         if not _from_scenes(settings, benchmark):
             plain["path"] = benchmark.path is not None
         if benchmark.images is not None:
@@ -113,7 +113,7 @@ def _sources(run: Run) -> dict[str, str]:
         places = filter(None, (path, images))
         absent += [f"benchmark {benchmark.name!r}: {place.absolute()}" for place in places if not place.exists()]
     if absent:
-        # All of them, for each may take an hour to fetch.
+        # All at once, because each may take an hour to fetch.
         raise BenchmarkError(
             f"{', '.join(absent)} {'do' if absent[1:] else 'does'} not exist; correct evaluate.benchmarks[].path and "
             "images, or mark what may be absent `optional: true`"
@@ -124,7 +124,7 @@ def _sources(run: Run) -> dict[str, str]:
 
 
 def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
-    """Hash of the module of each benchmark of the user's own, which says what it makes of its files."""
+    """Hash of the module of each custom benchmark, which decides how its files are read."""
     own = {benchmark.kind for benchmark in benchmarks} - BENCHMARKS.keys()
     for kind in own:
         find_benchmark(kind)
@@ -135,11 +135,11 @@ def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
 def benchmark_hash(
     kind: str, path: Path, hashes: FileHashes, split: str | None = None, images: Path | None = None
 ) -> str:
-    """Hash of all that a benchmark reads at `path`, of `split` where it has several, and at `images`."""
+    """Hash of everything that a benchmark reads: at `path`, of `split` if it has several, and at `images`."""
     contents = hashes.of(source_files(kind, path, split, images))
 
     def place(file: Path) -> str:
-        # With the folder's own name, which finds its images and is shown as the split.
+        # With the folder's name, which locates its images and is shown as the split.
         if images is None or file.is_relative_to(path.parent):
             return file.relative_to(path.parent).as_posix()
         return f"images/{file.relative_to(images).as_posix()}"
@@ -149,19 +149,19 @@ def benchmark_hash(
 
 
 def check_benchmarks(run: Run) -> list[str]:
-    """Find benchmarks that evaluation could not use while no model is trained, which takes long; no notices."""
+    """Find benchmarks that evaluation cannot use before a model is trained, which takes long; returns no notices."""
     settings = run.settings
     untrained = any(stage.trains and run.artifact(name) is None for name, stage in run.stages.items())
     if settings.evaluate.benchmarks and untrained:
         read = [name for name in ("scenes", "ingest", "features") if name in run.stages]
-        why = "benchmarks are looked at before a model is trained"
+        why = "benchmarks are checked before a model is trained"
         inputs = {name: run.store.expect(name, run.node(name).fingerprint, why) for name in read}
         benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
     return []
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    # Here, because torch takes seconds to import and a plan needs none of it.
+    # Imported here: torch takes seconds to import, and a plan does not need it.
     from paraclip.tasks.training.data import use_threads
 
     settings = ctx.settings
@@ -181,7 +181,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if evaluation.comparison.untrained and settings.model.base == BUILT_IN:
         reason += TRAIN_LONGER
     if tuned.manifest.metrics.get("alpha") == 0:
-        # Otherwise all that is seen is that nothing differs.
+        # Otherwise the user sees only that nothing differs.
         reason = f"{BASE_KEPT}; {reason}"
     evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
     base = ctx.inputs.get("built_in_base")
@@ -200,7 +200,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 def _over_control(
     evaluation: Evaluation, tasks: Sequence[Prepared], outcomes: Outcomes, options: EvaluateOptions
 ) -> Evaluation:
-    """The evaluation with the gain over the control, measured on the same queries, beside the one over the base."""
+    """The evaluation with the gain over the control in addition to the gain over the base, on the same queries."""
     over = compare(paired(tasks, outcomes, "control", "tuned"), options).rows
     fell = compare(paired(tasks, outcomes, "base", "control"), options).rows
     return replace(evaluation, comparison=with_control(evaluation.comparison, over, fell, options.gate))
@@ -209,7 +209,7 @@ def _over_control(
 def benchmark_tasks(
     settings: Settings, scenes: Artifact | None, stored: Stored
 ) -> tuple[list[Prepared], dict[str, str]]:
-    """Read every benchmark of a run; gives them, and why others are left out, by name."""
+    """Read every benchmark of a run; return them, and why others are skipped, by name."""
     tasks, skipped = [], {}
     for benchmark in settings.evaluate.benchmarks:
         path, images = _place(settings, benchmark.path), _place(settings, benchmark.images)
@@ -217,14 +217,14 @@ def benchmark_tasks(
             path = scenes.path / benchmark.path
         if reason := left_out(benchmark, path, images):
             skipped[benchmark.name] = reason
-            log.warning("benchmark %s is left out: %s (%s)", benchmark.name, reason, path)
+            log.warning("benchmark %s is skipped: %s (%s)", benchmark.name, reason, path)
             continue
         tasks.append(prepare(benchmark, path, stored, images=images))
     return tasks, skipped
 
 
 def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:
-    """Whether the path lies in the rendered scenes: that of a benchmark about images does, where scenes are set."""
+    """Whether the path is in the rendered scenes: that of a benchmark about images is, if scenes are set."""
     if settings.data.scenes is None or benchmark.path is None:
         return False
     return find_benchmark(benchmark.kind).searches_images and not expand(benchmark.path).is_absolute()
@@ -235,7 +235,7 @@ def _place(settings: Settings, path: str | None) -> Path | None:
 
 
 def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
-    """The evaluation split's captions, and the stored features of the images; `inputs`: `ingest` and `features`."""
+    """The evaluation split's captions and their images' stored features; `inputs`: `ingest` and `features`."""
     features = inputs["features"]
     store = FeatureStore(features.path)
     image_encoder_hash = features.manifest.metrics.get("image_encoder_hash")
@@ -248,14 +248,14 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
             raise BenchmarkError(
                 f"none of {len(distinct)} images has features; are they the images that were ingested?"
             )
-        # Only these are read: memory must not grow with the images that are trained on.
+        # Only these are read: memory use must not grow with the training images.
         return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], image_encoder_hash)
 
     return Stored(captions_of(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
 
 
 def captions_of(folder: Path, split: str) -> Captions:
-    """Captions with images of one split; an absent split has none, which only matters to benchmarks that use it."""
+    """Captions with images of one split; a missing split has none, which only matters to benchmarks that use it."""
     ids: list[str] = []
     captions: list[str] = []
     for batch in iter_batches(folder, ["image_id", "caption", "split"]):
@@ -267,7 +267,7 @@ def captions_of(folder: Path, split: str) -> Captions:
 
 
 def _kept_in(folder: Path) -> OutcomeCache:
-    """Keeps outcomes of single (model, benchmark) pairs, so that an interrupted stage continues after the last one."""
+    """Return a cache of outcomes by (model, benchmark), so that an interrupted stage continues after the last one."""
 
     def keep(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
         path = folder / model / f"{benchmark}.npz"
@@ -290,6 +290,6 @@ EVALUATE = Stage(
     options=_options,
     body=_body,
     sources=_sources,
-    about="Measure base and tuned model and decide between them.",
+    about="Measure the base and the tuned model and decide between them.",
     pool="gpu",
 )

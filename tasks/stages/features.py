@@ -1,8 +1,8 @@
-"""Features: the base model's image encoder over every image of the ingested captions, once.
+"""Features: runs the base model's image encoder once over every image of the ingested captions.
 
-The image encoder is frozen, so this is all that training and evaluation will ever need of an image. An image that an
-earlier artifact of the same encoder has is read, not encoded: its contents say which row is its own. It resumes at the
-grain of a shard: each finished shard leaves its matrix in the artifact and its rows of index and rejects in scratch.
+The image encoder is frozen, so training and evaluation need nothing else of an image. Features of an image in an
+earlier artifact of the same encoder are reused: rows are matched by the image's contents. The stage resumes at shard
+granularity: each finished shard leaves its matrix in the artifact and its rows of index and rejects in scratch.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EARLIER = 4
-"""Finished artifacts whose features are looked at; a fifth one is hardly of the same images."""
+"""Finished artifacts whose features can be reused; a fifth one hardly has the same images."""
 
 READ_IMAGES = 10_000
-"""Images whose contents are read to tell how many are new."""
+"""Images whose contents are read to estimate how many are new."""
 
 SHARD_IMAGES = 2048
-"""Images in a shard, the grain at which an interrupted stage resumes."""
+"""Images per shard, the granularity at which an interrupted stage resumes."""
 
-# The first caption of an image decides its place and its file. `spot` is the row's place among all parts.
+# The first caption of an image decides its position and its file. `spot` is the row's position among all parts.
 UNIQUE_IMAGES = """
     SELECT image_id, arg_min(image_path, spot) AS image_path, arg_min(images, spot) AS images
     FROM (
@@ -69,9 +69,9 @@ UNIQUE_IMAGES = """
 
 
 def images_to_encode(run: Run, captions: Path) -> int | None:
-    """How many images of the captions in a folder no earlier artifact of the same encoder has; None if there is none.
+    """Number of images of the captions in a folder that no earlier artifact of the same encoder has; None without one.
 
-    Where an archive is as it was, ids tell; elsewhere contents do, those of a share of very many images.
+    For an unchanged archive, ids are compared; otherwise contents are, for a sample if there are very many images.
     """
     here = [one for one in run.store.list("features") if one.path.is_dir()]
     if not here:
@@ -86,7 +86,7 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
         images = read_table(scratch / "images.parquet")
     stores = []
     for artifact in alike[-EARLIER:]:
-        # The stage says that a damaged one is not used.
+        # The stage reports that a damaged one is not used.
         with suppress(ArtifactError):
             stores.append((artifact.manifest.inputs, FeatureStore(run.store.download(artifact).path)))
     unknown = np.ones(images.num_rows, bool)
@@ -102,7 +102,7 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
 
 
 def _image_encoder(draft: Draft) -> tuple[Any, dict[str, str]]:
-    """What decides the image encoder."""
+    """The options and sources that decide the image encoder."""
     images = f"{SOURCE}images/", "ingest", "scenes"
     return draft.options.get("image_encoder"), {k: v for k, v in draft.inputs.items() if not k.startswith(images)}
 
@@ -125,7 +125,7 @@ def _digests(run: Run, scenes: Artifact | None, images: pa.Table) -> Iterator[by
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    # Imported here, because torch and open_clip take seconds and a plan needs neither.
+    # Imported here: torch and open_clip take seconds to import, and a plan needs neither.
     import torch
 
     from paraclip_core.clip.built_in import built_in_clip
@@ -176,9 +176,9 @@ def _earlier(ctx: StageContext, image_encoder: Mapping[str, str]) -> EarlierFeat
 
 
 def _list_images(captions: Path, target: Path) -> int:
-    """Write image_id, image_path and images of each image, in the order of first mention; returns their number.
+    """Write image_id, image_path and images of each image, in order of first mention; return their number.
 
-    DuckDB does it out of core, so that memory does not grow with the captions.
+    DuckDB works out of core, so memory use does not grow with the captions.
     """
     if not target.exists():
         temporary = target.with_suffix(".tmp")
@@ -196,7 +196,7 @@ def _list_images(captions: Path, target: Path) -> int:
 
 
 def _encode_shards(ctx: StageContext, featurizer: Featurizer, images: Path, total: int) -> tuple[int, int]:
-    """Encode what is not encoded yet; returns the number of shards, and of images that were encoded now."""
+    """Encode what is not encoded yet; return the numbers of shards and of newly encoded images."""
     size, shard, encoded = SHARD_IMAGES, -1, 0
     for shard, files in enumerate(_shards(images, size)):
         if not _part(ctx, "index", shard).exists():
@@ -243,7 +243,7 @@ def _reject_rows(rejected: list[tuple[ImageFile, str, str]]) -> pa.Table:
 
 
 def _join(ctx: StageContext, shards: int, total: int) -> int:
-    """Put the shards' rows of index and rejects together; returns the number of rejected images."""
+    """Join the shards' rows of index and rejects; return the number of rejected images."""
     rejects = PartWriter(ctx.work.out / "rejects", tables.REJECTS)
     for shard in range(shards):
         for batch in iter_batches(_part(ctx, "rejects", shard)):
@@ -259,7 +259,7 @@ def _join(ctx: StageContext, shards: int, total: int) -> int:
 
 
 def _options(run: Run) -> Mapping[str, Any]:
-    """What decides the features: the image encoder, not the text encoder; where a local model lies does not count."""
+    """The options that decide the features: the image encoder, but not the text encoder or a local model's location."""
     model = run.settings.model
     if model.base == BUILT_IN:
         image_encoder: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
@@ -269,7 +269,7 @@ def _options(run: Run) -> Mapping[str, Any]:
 
 
 def _sources(run: Run) -> Mapping[str, str]:
-    """Contents of the image archives and of a base in a local folder."""
+    """Content hashes of the image archives and of a base in a local folder."""
     settings, contents = run.settings, dict(base_sources(run))
     for number, source in enumerate(settings.data.sources if settings.data.scenes is None else ()):
         if source.images is None or f"images/{source.images}" in contents:

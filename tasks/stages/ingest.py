@@ -1,7 +1,7 @@
-"""Ingest: source files to clean, filtered, de-duplicated and tokenised captions, and rejects with their reasons.
+"""Ingest: turns source files into clean, filtered, deduplicated and tokenized captions, and rejects with reasons.
 
-It resumes at the grain of a source file: each finished file leaves its parts in the artifact and a marker with its
-counts in scratch. A file that was cut off is read again; the duplicate filter is rebuilt from the finished parts.
+It resumes at file granularity: each finished file leaves its parts in the artifact and a marker with its counts in
+scratch. An interrupted file is read again; the duplicate filter is rebuilt from the finished parts.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ class IngestedCaptions:
     """Captions as ingest accepts them."""
 
     get_folder: Callable[[], Path]
-    """Gets the folder; files that were made on another machine may have to be fetched."""
+    """Returns the folder; files from another machine may have to be fetched."""
     read: int | None
     accepted: int | None
     train: int
-    """Those of the training split."""
+    """Captions of the training split."""
     images: int | None
-    """Different images."""
+    """Distinct images."""
     rejected: Mapping[str, int]
-    """Rows that are left out, by reason."""
+    """Rejected rows, by reason."""
 
     @property
     def folder(self) -> Path:
-        """Its folder `captions` has them as Parquet (schema `tables.CAPTIONS`)."""
+        """The folder whose subfolder `captions` holds them as Parquet (schema `tables.CAPTIONS`)."""
         return self.get_folder()
 
 
@@ -83,9 +83,9 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
 
 
 def need_rows(run: Run) -> None:
-    """Refuse a run whose sources have no row at all, before anything is made; a first row is looked for, no more."""
+    """Refuse a run whose sources have no rows, before anything runs; reads no further than the first row."""
     settings, reasons = run.settings, []
-    # A stage of the user's own may read anything.
+    # A custom stage may read anything.
     if "ingest" not in run.stages or run.stages["ingest"].body is not _body or settings.data.scenes is not None:
         return
     try:
@@ -112,9 +112,9 @@ def need_rows(run: Run) -> None:
 
 
 def scan_outcomes(run: Run) -> Iterator[Outcome]:
-    """What ingest will make of the sources, without keeping anything.
+    """Yield what ingest will make of the sources, without storing anything.
 
-    Texts of scenes that are not rendered yet are made on the way, in a temporary folder.
+    Texts of scenes that are not rendered yet are written to a temporary folder.
     """
     settings = run.settings
     with _source_root(run) as root:
@@ -147,7 +147,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         raise InputError(_nothing(files, total, ctx.work.out / "rejects"))
     if clashes := total.rejected["image_conflict"]:
         mend = " or ".join([UNIQUE, BY_CONTENT] if any(file.pictures for file in files) else [UNIQUE])
-        log.warning("%d captions are left out, for their image ids name other images, too; %s", clashes, mend)
+        log.warning("%d captions are rejected because their image ids also name other images; %s", clashes, mend)
     for name, schema in SCHEMAS.items():
         # An empty table is still a table.
         if not any((ctx.work.out / name).glob("part-*.parquet")):
@@ -161,7 +161,7 @@ def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
         return f"{names}: no rows; expected captions, see data.sources[].path"
     reasons = listed_reasons(dict(total.rejected.most_common(3)))
     return (
-        f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. Mend the files, name their "
+        f"{names}: none of the {total.read} rows was accepted ({reasons}); see {rejects}. Fix the files, name their "
         "columns in data.sources[].columns, or loosen the options"
     )
 
@@ -171,7 +171,7 @@ def _ingest_file(
 ) -> Counts:
     writers = []
     for name, schema in SCHEMAS.items():
-        # What a try that was cut off left of this file.
+        # Left over from an interrupted attempt at this file.
         for stale in (ctx.work.out / name).glob(f"{_stem(number)}-*.parquet"):
             stale.unlink()
         writers.append(PartWriter(ctx.work.out / name, schema, _stem(number)))
@@ -206,7 +206,7 @@ def _source_root(run: Run) -> Iterator[Path]:
 
 
 def _options(run: Run) -> Mapping[str, Any]:
-    """Everything of `data` but the scenes, which the input's fingerprint stands for."""
+    """All options of `data` but the scenes, which the input's fingerprint covers."""
     settings = run.settings
     data = meaning(settings.data)
     del data["scenes"]
@@ -216,7 +216,7 @@ def _options(run: Run) -> Mapping[str, Any]:
 
 
 def _sources(run: Run) -> Mapping[str, str]:
-    """The content of every caption file by its name; a missing one is an error unless bad files are skipped."""
+    """Content hash of every caption file by name; a missing file is an error unless bad files are skipped."""
     settings = run.settings
     if settings.data.scenes is not None:
         return {}
@@ -245,8 +245,8 @@ INGEST = Stage(
 
 
 def _render_scenes(ctx: StageContext) -> dict[str, Any]:
-    """Render everything; it takes well under a minute, so a try that was cut off starts again."""
-    # Here, because drawing takes a quarter of a second to import and finding the artifact needs none of it.
+    """Render everything; it takes well under a minute, so an interrupted attempt starts over."""
+    # Imported here: drawing takes a quarter of a second to import, and finding the artifact does not need it.
     from paraclip_core.demo.render import write_scenes
 
     options = ctx.settings.data.scenes

@@ -40,7 +40,7 @@ from paraclip_core.text_safety import one_line
 
 VERSION = 5
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
-"""The stages that request answers of a language model, with the number of their step."""
+"""The stages that request answers from a language model, with the number of their step."""
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
 ABOUT = {
     1: "Ask an LLM for each training caption in plain language.",
@@ -51,8 +51,8 @@ SHOWN = 20
 
 
 def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
-    # An earlier try that was killed may have left parts and half-written files. Nothing of the tables is worth keeping
-    # or sending to an object store, as `ctx.work.scratch` would be: the cache has it all.
+    # An earlier attempt that was killed may have left parts and half-written files. The tables are not worth keeping
+    # or sending to an object store, as `ctx.work.scratch` would be: the cache has everything.
     scratch = ctx.work.out.parent / "tables"
     for folder in (ctx.work.out, scratch):
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,12 +76,12 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
 
 
 def _write(selection: Selection, out: Path) -> int:
-    """Write a step's rows and rejects, and return how many captions have a row."""
+    """Write a step's rows and rejects, and return the number of captions with a row."""
     rows, rejects = PartWriter(out / "paraphrases", PARAPHRASES), PartWriter(out / "rejects", PARAPHRASE_REJECTS)
     captions, last = 0, None
     for batch in selection.rows():
         rows.write(batch)
-        # Rewrites of a caption are neighbors.
+        # Rewrites of a caption are adjacent.
         ids = batch.column("caption_id")
         captions += len(ids.unique()) - (ids[0] == last)
         last = ids[-1]
@@ -94,10 +94,10 @@ def _write(selection: Selection, out: Path) -> int:
 
 @contextmanager
 def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress) -> Iterator[Rounds]:
-    """The rounds of a step, ready to run; engine, cache and processes are closed at the end.
+    """Yield the rounds of a step, ready to run; engine, cache and processes are closed at the end.
 
-    Runs that ask the same model about the same captions have other fingerprints if filters or attempts differ, and the
-    same requests. Side by side each would find them missing and both would pay, so one of them waits.
+    Runs that ask the same model about the same captions have different fingerprints if filters or attempts differ, but
+    the same requests. Running concurrently, both would find them missing and pay for them, so one of them waits.
     """
     paraphraser, store = run.paraphraser, run.store
     engine, options = paraphraser.engine(), paraphraser.options
@@ -116,7 +116,7 @@ def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progres
         if (judge := paraphraser.judge) is not None:
             judge_engine = engine
             if not set(options.judge or ()) <= {"sampling"}:
-                # One of its own, with prices and a cap of its own.
+                # A separate engine, with its own prices and cap.
                 judge_engine = stack.enter_context(closing(judge.engine()))
                 charge(judge_engine, cache)
             sender = RequestSender(judge_engine, cache, Counts(), judge.options.chunk)
@@ -141,8 +141,8 @@ def step_rounds(
     filtered: bool = True,
     **more: Any,
 ) -> Rounds:
-    """The rounds of a step over these rows, closed with `stack`. Without an engine they request nothing and say what is
-    missing; `filtered`: answers without a filter result are filtered. `more` are further fields of `Rounds`."""
+    """The rounds of a step over these rows, closed with `stack`. Without an engine, they request nothing and report
+    what is missing; `filtered`: filter answers without a filter result. `more` are further fields of `Rounds`."""
     paraphraser = run.paraphraser
     spec = filter_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
@@ -154,10 +154,10 @@ def step_rounds(
 
 
 def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
-    """What a process needs to judge a step's answers."""
+    """What a process needs to filter a step's answers."""
     filters = paraphraser.filters
     if step == 1:
-        # Only step 2 has it, and changing it must not make step 1's filter results new.
+        # Only step 2 has it, and changing it must not invalidate step 1's filter results.
         filters = filters.model_copy(update={"min_caption_similarity": -1.0})
     words = llm_judge = ""
     if paraphraser.asks_words(step) and (asked := preset_named(filters.preset).words) is not None:
@@ -171,20 +171,20 @@ def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
 
 
 def charge(engine: Engine, cache: AnswerStore) -> None:
-    """Count what was paid for earlier, other machines' included, if there is a cap."""
+    """Count earlier spending towards the cap, other machines' included, if there is a cap."""
     if isinstance(engine, PaidEngine) and engine.max_spend:
         engine.charge(*cache.paid_tokens(engine.name, engine.model))
 
 
 def spent(engine: Engine, counts: Any) -> dict[str, float]:
-    """What these `prompt_tokens` and `completion_tokens` cost, under its name in manifests; nothing without prices."""
+    """Cost of these `prompt_tokens` and `completion_tokens`, under its name in manifests; empty without prices."""
     if not isinstance(engine, PaidEngine) or not engine.priced:
         return {}
     return {"spend": round(engine.cost(counts.prompt_tokens, counts.completion_tokens), 6)}
 
 
 def step_batches(folder: Path, step: int, fraction: float) -> Batches:
-    """Reads a step's rows from the upstream artifact's folder: training captions in the fraction, or step 1's rows."""
+    """Return a reader of a step's rows from the upstream folder: sampled training captions, or step 1's rows."""
 
     def training_rows(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         needed = dict.fromkeys((*columns, "split", *(("caption",) if fraction < 1 else ())))
@@ -201,7 +201,7 @@ def step_batches(folder: Path, step: int, fraction: float) -> Batches:
 
 
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
-    """What to say if nothing was accepted: training has no rows then, and images would be encoded for nothing."""
+    """The error if nothing was accepted: training would have no rows, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
     reasons = ", ".join(f"{reason} {count}" for reason, count in most)
     none = f"for none of {counts.captions} texts ({reasons})"
@@ -214,12 +214,12 @@ def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path)
         )
     return EngineError(
         f"the engine {options.engine} gave an acceptable paraphrase {step} {none}; what it gave is in {rejects}. "
-        "Take another model or other prompts, or loosen paraphrase.filters (docs/filters.md); its answers are kept"
+        "Choose another model or other prompts, or loosen paraphrase.filters (docs/filters.md); its answers are kept"
     )
 
 
 def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
-    """A few rows and rejects of a finished stage; none if its files are not here."""
+    """A few rows and rejects of a finished stage; empty if its files are not here."""
 
     def first(part: str, *columns: str) -> list[tuple[str | None, ...]]:
         folder = artifact.path / part
@@ -255,7 +255,7 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
 
 
 def _sources(run: Run) -> Mapping[str, str]:
-    """The user's file, the code of own filters, and the files of a sentence encoder in a folder."""
+    """Hashes of the user's file, of custom filters' code, and of a local sentence encoder's files."""
     paraphraser = run.paraphraser
     filters, hashes = paraphraser.filters, run.hashes
     sources = {f"filter {path}": text_hash(code.hex()).hex() for path, code in extra_filters_source(filters).items()}

@@ -1,6 +1,6 @@
 """Stage ``report``: one self-contained HTML page about the whole run.
 
-Tables are streamed; only what is shown is kept in memory.
+Tables are streamed; only what is shown is held in memory.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ OF_THE_TRY = frozenset((
     "cached", "encoded", "generated", "requested", "prompt_tokens", "completion_tokens", "spend", "engine_seconds",
     "judged", "judge_seconds", "samples_per_second", "loss", "base",
 ))  # fmt: skip
-"""Metrics that say how a result was come by, not what it is: they differ after a kill, and the page must not. Nor does
-it tell where a local base lies."""
+"""Metrics about how a result was obtained, not what it is: they differ after a kill, and the page must not. The page
+does not show a local base's location either."""
 SHOWN = 300
-"""Characters of an untrusted text that the page shows."""
+"""Maximum characters of an untrusted text on the page."""
 REJECTING = ("ingest", "paraphrase_1", "paraphrase_2", "features")
 SOURCE_REJECTS = ("source", "source_row", "reason", "detail", "caption_raw")
 STEP_REJECTS = ("reason", "detail", "input", "answer")
@@ -122,7 +122,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
 
 
 def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dict[str, str]:
-    """What was trained on what, when, and how to do it again."""
+    """What was trained on which data, when, and how to reproduce it."""
     base = settings.model.base
     rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
     about = inputs["paraphrase_1"].manifest.options
@@ -140,7 +140,7 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
 
 
 def _as_yaml(settings: Settings) -> str:
-    """The options that decide the result and are not the usual ones; those of engines that were not asked aside."""
+    """Non-default options that decide the result, without those of unused engines."""
     tree = {"name": settings.name, **unusual(settings)}
     for name in set(ENGINES) - {settings.paraphrase.engine}:
         tree.get("paraphrase", {}).pop(name, None)
@@ -155,7 +155,7 @@ def _rows(folder: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
-    """The pairs whose overlap rose most and fell most, of all benchmarks with pairs; ties go by the table's order."""
+    """The pairs whose overlap rose most and fell most, over all benchmarks with pairs; ties are in table order."""
 
     def changed(sign: int) -> Iterator[tuple[float, int, int, QueryPair]]:
         for number, path in enumerate(sorted(folder.glob("*.parquet"))):
@@ -169,7 +169,7 @@ def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
 
 
 def _paraphrases(folder: Path) -> list[ParaphraseSample]:
-    """Accepted paraphrases of different captions, drawn by the captions' hashes."""
+    """Accepted paraphrases of distinct captions, sampled by the captions' hashes."""
     columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
     samples: dict[str, dict[str, Any]] = {}
     for row in _rows(folder, columns):
@@ -213,7 +213,7 @@ def _cut(text: str) -> str:
 
 
 def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Captions on their way from source files to training; a caption counts once, however many rewrites it has."""
+    """Counts of captions from source files to training; a caption counts once, however many rewrites it has."""
     train = sum(row["split"] == "train" for row in _rows(inputs["ingest"].path / "captions", ["split"]))
     accepted = count_rows(inputs["ingest"].path / "captions")
     rewrites = f", in {totals['rewrites']:,} rewrites" if "rewrites" in totals else ""
@@ -230,7 +230,7 @@ def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
 
 
 def _shared(inputs: Inputs) -> Shared:
-    """What validation shares with training, with the contents of all images."""
+    """The overlap of validation with training, comparing the contents of all images."""
     store = FeatureStore(inputs["features"].path)
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -276,7 +276,7 @@ def _stage(artifact: Artifact) -> StageRow:
 
 
 def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
-    """Every version that took part; mostly one for each package."""
+    """Every version involved; usually one per package."""
     packages: dict[str, set[str]] = {}
     for package, version in (item for artifact in artifacts for item in artifact.manifest.versions.items()):
         packages.setdefault(package, set()).add(version)
@@ -284,7 +284,7 @@ def _versions(artifacts: Iterable[Artifact]) -> dict[str, str]:
 
 
 def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[str, bytes]:
-    """Thumbnails of the images that are still there; a page without one of them is better than none."""
+    """Thumbnails of the images that still exist; a page without one of them is better than none."""
     from paraclip_core.clip.images import ImageArchive
     from paraclip_core.report.html import thumbnail
 
@@ -296,7 +296,7 @@ def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[st
     for images, members in sorted(names.items()):
         try:
             with ImageArchive(scenes.path / images if scenes else input_path(settings, images)) as archive:
-                # By name, which in Parquet is the order of rows; to step back would cost reading a row group again.
+                # By name, which in Parquet is row order; stepping back would mean reading a row group again.
                 for image_id, name in sorted(members.items(), key=lambda item: (item[1], item[0])):
                     try:
                         thumbnails[image_id] = thumbnail(archive.open(name))
@@ -314,7 +314,7 @@ def _stages(settings: Settings) -> tuple[str, ...]:
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    # Imported here, because plots take a second to import and a plan needs none.
+    # Imported here: plots take a second to import, and a plan does not need them.
     from paraclip_core.report.page import render_report
 
     data = gather(ctx.settings, ctx.inputs)
@@ -327,7 +327,7 @@ REPORT = Stage(
     name="report",
     version=9,
     inputs=_stages,
-    # The name changes nothing but this page, so only here it has a meaning.
+    # The name affects only this page, so only this stage depends on it.
     options=lambda run: {"name": run.settings.name},
     body=_body,
     about="Write the page that shows a run.",

@@ -1,4 +1,4 @@
-"""The stages that train a text encoder; what they do is in `paraclip.tasks.training.bodies`, which imports torch."""
+"""The stages that train a text encoder; their bodies are in `paraclip.tasks.training.bodies`, which imports torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
 
 def _options(settings: Settings) -> dict[str, Any]:
     base = settings.model.base
-    # What a local model holds is in the sources; where it lies does not count.
+    # A local model's contents are in the sources; its location does not count.
     return {"finetune": meaning(settings.finetune), "base": base if base == BUILT_IN else place_free_name(base)}
 
 
@@ -49,7 +49,7 @@ BUILT_IN_BASE = Stage(
     pool="gpu",
     trains=True,
 )
-"""Trains a text encoder for the built-in base, where no pretrained CLIP is at hand."""
+"""Trains a text encoder for the built-in base, for use without a pretrained CLIP."""
 
 FINETUNE = Stage(
     name="finetune",
@@ -78,4 +78,4 @@ CONTROL = Stage(
     pool="gpu",
     trains=True,
 )
-"""Shows how much of a gain is not the paraphrases'."""
+"""Shows how much of a gain is not due to the paraphrases."""

@@ -1,9 +1,9 @@
-"""Bodies of the training stages: what is trained on what, and the release that comes of it.
+"""Bodies of the training stages: what is trained on which data, and the resulting release.
 
 ``built_in_base`` trains a text encoder for the built-in base with the caption-image loss alone (LiT, arXiv 2111.07991):
-the image encoder is pretrained and locked, the text encoder learns to read it. The weights of the epoch that finds
-held-out images best are kept, because more epochs than needed make an unseen image harder to find. ``finetune`` and
-``control`` tune the text encoder of a base on captions and paraphrases, or on captions alone.
+the image encoder is pretrained and locked, the text encoder learns to read it. The weights of the epoch that retrieves
+held-out images best are kept, because too many epochs make unseen images harder to find. ``finetune`` and ``control``
+tune the text encoder of a base on captions and paraphrases, or on captions alone.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 log = logging.getLogger(__name__)
 
 BASE_HELD_OUT = 0.1
-"""Share of the training images that the built-in base's release does not see. Fine-tuning chooses α on images among
-them."""
+"""Share of the training images that the built-in base does not see. Fine-tuning chooses α on some of them."""
 LICENSE, SOURCE = "license", "source"
 COUNTED = pa.schema([CAPTIONS.field(LICENSE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text encoder repaired by paraphrases"
@@ -87,13 +86,13 @@ PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a stage trains on what."""
+    """What a stage trains, and on which data."""
 
     job: TrainingJob
     held_out: HeldOut
-    """Images that training leaves out."""
+    """Images held out from training."""
     image_encoder: str
-    """Its hash before training."""
+    """The image encoder's hash before training."""
     tokens: TextTokens
 
 
@@ -125,11 +124,11 @@ def _prepare_base(ctx: StageContext) -> Prepared:
 
 
 def _prepare_tuning(ctx: StageContext) -> Prepared:
-    """A base and captions with their paraphrases; nothing is validated before α is chosen."""
+    """A base, and captions with their paraphrases; nothing is validated before α is chosen."""
     settings, options = ctx.settings, ctx.settings.finetune
     clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
-    # A base that was trained here knows its own training images, and beats any tuned encoder on them.
+    # A base that was trained here has seen its training images, and beats any tuned encoder on them.
     unseen = BASE_HELD_OUT if "built_in_base" in ctx.inputs else 1.0
     held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation, unseen)
     tokens = tokens_for(clip, CONTEXT_LENGTH)
@@ -223,7 +222,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         title="CLIP with a text encoder fine-tuned on captions alone" if control else REPAIRED,
         summary=f"The text encoder was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {choice['chosen']:g}: {choice['rule']}.",
-        # By a name that does not depend on where the artifacts lie.
+        # By a name that does not depend on the artifacts' location.
         base=f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
         weights=weights,
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
@@ -233,7 +232,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     )
     return {
         **rows.facts,
-        # Not among the options, because it does not count where the base lies; `paraclip search` looks there.
+        # Not among the options, because the base's location does not count; `paraclip search` reads it here.
         **({} if built_in else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(rows),
         **({} if rows.starts is None else {"rewrites": len(rows.image_rows)}),
@@ -250,14 +249,13 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
 
 
 def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
-    """Write ``release/`` with its card; the hash of the image encoder, which must be the one before training still."""
+    """Write ``release/`` with its card; return the hash of the image encoder, which training must not have changed."""
     clip, before = trained.job.clip, trained.image_encoder
     after = image_encoder_hash(clip)
     if after != before:
         raise ModelError(
             f"training changed the image encoder ({before} before, {after} after), so image indexes of the base would "
-            "be "
-            "invalid; nothing is released. Please report this with the model's name"
+            "be invalid; nothing is released. Please report this with the model's name"
         )
     captions = ctx.inputs["ingest"].path / "captions"
     licenses, sources = provenance(trained.job.rows, captions, ctx.work.scratch / "provenance")
@@ -278,9 +276,9 @@ def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
 
 
 def provenance(rows: TrainingRows, captions: Path, scratch: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Captions that were trained on by license and by source, the most frequent by name.
+    """Number of captions trained on, by license and by source, the most frequent by name.
 
-    `captions` is the folder of the ingested ones, where each caption id is there once; `scratch` is made anew.
+    `captions` is the folder of the ingested ones, in which each caption id occurs once; `scratch` is created empty.
     """
     assert rows.ids is not None
     shutil.rmtree(scratch, ignore_errors=True)
@@ -294,12 +292,12 @@ def provenance(rows: TrainingRows, captions: Path, scratch: Path) -> tuple[dict[
 
 
 def _keys(ids: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """Half of each id, which is a hash: enough to tell the captions of one table apart."""
+    """Half of each id, which is a hash: enough to distinguish the captions of one table."""
     return np.ascontiguousarray(ids[:, :8]).view("<u8")[:, 0]
 
 
 def paraphraser_of(paraphrases: Artifact) -> str | None:
-    """Engine and model that wrote an artifact's paraphrases; None where its manifest does not say."""
+    """Engine and model that wrote an artifact's paraphrases; None if its manifest does not say."""
     metrics = paraphrases.manifest.metrics
     parts = [f"{name} `{metrics[name]}`" for name in ("engine", "model") if metrics.get(name)]
     return ", ".join(parts) or None

@@ -1,4 +1,4 @@
-"""What both training stages read: images with their features, rows with their tokens, and the held-out part."""
+"""Data of the training stages: images with their features, rows with their tokens, and the held-out part."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ Texts: TypeAlias = pa.Array | pa.ChunkedArray
 MAX_IMAGES = 2000
 MAX_QUERIES = 10_000
 Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-"""Which rows, by the feature row of their image, are wanted."""
+"""Selects rows by the feature row of their image."""
 
 
 @dataclass(frozen=True)
 class TextTokens:
-    """How to get the tokens of a kind of text out of a table."""
+    """How to get the tokens of a text column from a table."""
 
     own: bool = False
-    """Whether they are made from the texts, instead of being read."""
+    """Whether tokens are computed from the texts instead of read."""
     convert: Callable[[Texts], Texts] = lambda column: column
     dtype: type[np.integer] = np.uint16
 
     def columns(self, stored: Sequence[str]) -> list[str]:
-        """The columns to read for those that hold CLIP's tokens."""
+        """The columns to read in place of those that hold CLIP's tokens."""
         return [column.removesuffix(SUFFIX) for column in stored] if self.own else list(stored)
 
 
 STORED = TextTokens()
-"""CLIP's tokens as they are stored."""
+"""CLIP's tokens, as stored."""
 
 
 def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
-    """The stored tokens where they are the model's, cut if its context is shorter; else those of its own tokenizer.
+    """The stored tokens if the model uses CLIP's, truncated to its context; otherwise those of its own tokenizer.
 
     Stored texts have at most `stored_length` tokens, see :data:`paraclip_core.captions.tokens.CONTEXT_LENGTH`.
     """
@@ -79,33 +79,33 @@ class Images:
 
     @cached_property
     def matrix(self) -> FeatureRows:
-        """Features, float16 [N, d], read from disk when they are asked for."""
+        """Features, float16 [N, d], read from disk on access."""
         return self._store.view()
 
     @cached_property
     def keys(self) -> NDArray[np.int64]:
-        """The first image with the same pixels, [N]: equal images are one image."""
+        """For each image, the row of the first one with the same pixels, [N]: equal images are one image."""
         order = np.lexsort((self._pixels[:, 1], self._pixels[:, 0]))
         ranked = self._pixels[order]
         new = np.concatenate([np.ones(min(len(order), 1), bool), (ranked[1:] != ranked[:-1]).any(axis=1)])
         keys = np.empty(len(order), np.int64)
-        # The order is stable, so the first of each group is the one with the lowest row.
+        # The sort is stable, so the first of each group has the lowest row.
         keys[order] = order[np.flatnonzero(new)][np.cumsum(new) - 1]
         return keys
 
     @cached_property
     def places(self) -> NDArray[np.float64]:
-        """A place in [0, 1) for each image by its pixels, [N]: it does not change when images are added."""
+        """A position in [0, 1) for each image, from its pixels, [N]: it does not change when images are added."""
         return self._pixels[:, 0] / 2.0**64
 
     def find(self, ids: pa.Array) -> NDArray[np.int64]:
-        """Row of each image in the matrix, -1 where it has none."""
+        """Row of each image in the matrix, -1 if it has none."""
         return self._store.find(ids)
 
 
 @dataclass
 class RowCounts:
-    """What became of the rows of a table."""
+    """Counts of a table's rows by outcome."""
 
     read: int = 0
     without_image: int = 0
@@ -119,22 +119,22 @@ class HeldOut:
     """The images that training leaves out."""
 
     all: NDArray[np.bool_]
-    """For each image of the matrix."""
+    """For each image of the matrix, whether it is held out."""
     gallery: NDArray[np.int64]
-    """Rows of the images that validation looks among, each picture once."""
+    """Rows of the images that validation searches, each picture once."""
     images: Images
 
     @property
     def ranks(self) -> bool:
-        """Whether validation tells weights apart: all of them find the one image where there is no other."""
+        """Whether validation can compare weights: with a single image, all weights find it."""
         return len(self.gallery) > 1
 
     def trains(self, image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which rows are for training, by their image."""
+        """Which rows are for training, by the feature row of their image."""
         return ~self.all[image_rows]
 
     def position(self, image_rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Place of each image in the gallery, -1 where it is not there."""
+        """Position of each image in the gallery, -1 if it is not in it."""
         return self._positions[self.images.keys[image_rows]]
 
     @cached_property
@@ -145,9 +145,9 @@ class HeldOut:
 
 
 def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) -> HeldOut:
-    """Hold out the training images whose place is below `share`; one at least, where there are two.
+    """Hold out the training images whose position is below `share`; at least one, if there are two.
 
-    The gallery has the first 2,000 of those whose place is also below `unseen`.
+    The gallery has the first 2,000 of those whose position is also below `unseen`.
     """
     seen = np.zeros(len(images.keys), bool)
     for _, rows in caption_rows(captions, images, ()):
@@ -166,7 +166,7 @@ def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) 
 
 
 def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> TrainingRows:
-    """The rows of a stage, if there are enough to train on; `keys` [N] are equal for equal images of the matrix."""
+    """Return a stage's rows if they are enough to train on; `keys` [N] are equal for equal images of the matrix."""
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
         raise TrainingError(
@@ -175,14 +175,14 @@ def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> Training
         )
     if (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
         raise TrainingError(
-            f"all {len(rows)} rows of {source} that can be trained on are of one image, and training tells images from "
-            "others; add captions of other images"
+            f"all {len(rows)} rows of {source} that can be trained on are of one image, and training learns to tell "
+            "images apart; add captions of other images"
         )
     return rows
 
 
 def same_image_encoder(clip: ClipModel, features: Artifact) -> str:
-    """The hash of the model's image encoder, which must be the one that the features come from."""
+    """Return the hash of the model's image encoder, which must be the one that made the features."""
     found, expected = image_encoder_hash(clip), features.manifest.metrics.get("image_encoder_hash")
     if expected != found:
         raise ModelError(
@@ -193,7 +193,7 @@ def same_image_encoder(clip: ClipModel, features: Artifact) -> str:
 
 
 def use_threads(settings: Settings) -> None:
-    """Let torch use as many CPU threads as the settings say, and bounded memory for its kernels."""
+    """Set the number of torch's CPU threads from the settings, and bound its kernels' memory."""
     bound_kernel_cache()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
@@ -225,7 +225,7 @@ def paraphrase_rows(
 ) -> Iterator[RowBatch]:
     """Rows that have both paraphrases, with the feature row of their image, in the order of the table.
 
-    A caption has a row for each of its rewrites, the best first; with `first_only` that one alone.
+    A caption has a row for each of its rewrites, the best first; with `first_only`, only the best.
     """
     begins = CaptionStarts()
     columns = tokens.columns(("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens"))
@@ -242,7 +242,7 @@ def validation_set(
 ) -> ValidationSet:
     """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order.
 
-    Of a caption with several rewrites the best is a pair.
+    For a caption with several rewrites, only the best forms a pair.
     """
 
     def keep(image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -112,7 +112,7 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
     assert "<b>" in image, "ids are text, not HTML"
     second.locator(".open").focus()
     page.keyboard.press("+")
-    says(page, "Ranked anew by 1 mark.")
+    says(page, "Re-ranked by 1 mark.")
     marks = root / "feedback" / "captions.jsonl"
     page.wait_for_selector("[aria-pressed=true]")
     page.wait_for_timeout(300)

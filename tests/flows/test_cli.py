@@ -289,12 +289,12 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-m", "a=base"], "--model: 1 given, expected two at least, the base first"),
-        (["-m", "a=base", "-m", "a=tuned"], "another model has the name 'a'"),
+        (["-m", "a=base"], "--model: 1 given, expected at least two, the base first"),
+        (["-m", "a=base", "-m", "a=tuned"], "another model is named 'a'"),
         (["-m", "../a=base", "-m", "b=tuned"], "expected NAME=MODEL, the name of letters"),
         ([*PAIR, "--images", "gone"], "--images 'gone': gone does not exist"),
-        ([*PAIR, "--images", "base"], "none of stsb reads images beside its path"),
-        ([*PAIR, "--out", "s.tsv/results"], "cannot be made (Not a directory)"),
+        ([*PAIR, "--images", "base"], "none of stsb reads images in addition to its path"),
+        ([*PAIR, "--out", "s.tsv/results"], "cannot be created (Not a directory)"),
     ],
 )
 def test_wrong_options_are_reported_before_anything_is_measured(

@@ -68,7 +68,7 @@ def test_a_failed_run_has_one_table_that_says_what_failed_and_what_to_do(
     (table,) = artifacts_of("pipeline-broken", "broken-stages")
     assert [row["stage"] for row in json.loads(table.data)][-1] == "finetune"
     assert "**Failed:** evaluate: paraphrased_queries.csv row 7" in table.description and r"\<b\>" in table.description
-    assert "built_in_base, finetune" in table.description and "Mend what it names. **Retry**" in table.description
+    assert "built_in_base, finetune" in table.description and "Fix what it names. **Retry**" in table.description
     tracebacks = [record for record in caplog.records if record.exc_info]
     assert [record.name for record in tracebacks] == ["prefect.task_runs"]
 

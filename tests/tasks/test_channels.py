@@ -133,7 +133,7 @@ def test_a_rollback_to_a_model_by_name(store: ArtifactStore) -> None:
     # A model that it never served moves by hand alone.
     model(store, E)
     for name in ("eee", "ingest/1a"):
-        with pytest.raises(UnknownNameError, match=r"begins 0 models .*promote --force"):
+        with pytest.raises(UnknownNameError, match=r"matches 0 models .*promote --force"):
             rollback(store, "production", name)
     with pytest.raises(UnknownNameError, match=r"no channel .* is named 'prodution'; there are production"):
         rollback(store, "prodution")

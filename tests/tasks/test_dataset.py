@@ -210,7 +210,7 @@ def test_prompts_sampling_and_filters_of_a_language_model(made: Artifact, store:
         inputs = {"paraphrase_1": step_1.fingerprint}
         step_2 = again(store, made, name * 32, inputs=inputs, options=asked(2, two), metrics=metrics)
         if name == "8":
-            with pytest.raises(ConfigError, match=r"own/2.*-c FILE beside --artifact"):
+            with pytest.raises(ConfigError, match=r"own/2.*-c FILE with --artifact"):
                 export_dataset(step_2, tmp_path / name, store)
             assert not (tmp_path / name).exists()
         export_dataset(step_2, tmp_path / name, store, settings=settings)
@@ -297,7 +297,7 @@ def test_the_command(run: tuple[Path, Settings, ArtifactStore], tmp_path: Path, 
     assert export("four", "-a", "chan", *root, "--json")["rows"]
     for wrong, message in (
         (["-c", str(config)], "is not empty; choose a new folder"),
-        (root, "say which paraphrases"),
+        (root, "specify the paraphrases"),
         (["-c", str(config), "--set", "data.max_words=9"], "are not finished"),
         (["-a", "ingest/" + store.list("ingest")[0].fingerprint, *root], "is a ingest artifact; expected paraphrase_2"),
     ):

@@ -56,7 +56,7 @@ def test_a_base_that_lies_elsewhere_now_can_be_named(tmp_path: Path) -> None:
     folder = _folder(tmp_path / "base")
     store = _tuned(tmp_path, str(folder), "local")
     folder.rename(tmp_path / "moved")
-    with pytest.raises(UnknownModelError, match=rf"has no {folder}/.*; say with --base"):
+    with pytest.raises(UnknownModelError, match=rf"has no {folder}/.*; give its location with --base"):
         find_tuned(TUNED, store)
     assert find_tuned(TUNED, store, str(tmp_path / "moved"))[1] == str(tmp_path / "moved")
     with pytest.raises(UnknownModelError, match=r"is not the model that 'a+' was tuned from"):

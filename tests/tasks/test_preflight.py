@@ -90,7 +90,7 @@ def test_a_run_that_has_all_it_needs(tmp_path: Path, settings_of: Make) -> None:
     assert told(settings_of(benchmarks=[])) == ""
     # An image that is missing is told before its captions are paid for.
     (tmp_path / "pics" / "3.jpg").unlink()
-    missing = "1 of 50 images that were looked up in pics are not there, the first is '3.jpg'"
+    missing = "1 of 50 images that were looked up in pics are missing, the first is '3.jpg'"
     assert told(settings_of(split="train")).startswith(missing)
 
 

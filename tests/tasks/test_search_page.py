@@ -193,5 +193,5 @@ def test_models_of_different_image_encoders_share_no_index(home: Path, tmp_path:
         str(home / "tuned"), ArtifactStore(tmp_path), str(tmp_path / "other"), home / "index.npy", home / "ids.txt"
     )
     for use in (SearchEngine, lambda target: search(target, "a dog", 3), lambda target: audit(target, [("a", "b")])):
-        with pytest.raises(ModelError, match=r"different image encoders \(\w{12} and \w{12}\).*give as --base"):
+        with pytest.raises(ModelError, match=r"different image encoders \(\w{12} and \w{12}\).*give --base"):
             use(target)

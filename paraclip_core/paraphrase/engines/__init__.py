@@ -1,8 +1,8 @@
-"""What an engine that paraphrases is: its protocol, what it is given, and a row for each.
+"""The engines that paraphrase: their protocol, what they are given, and a table of them.
 
-`paraphrase.engine` names a row of :data:`ENGINES`, or a class of the user's own as `package.module:Class`. Every class
-is made in the same way: `Class(options, context)`. The settings are collected from here and from the engines' modules,
-so no import in these modules is slow: a library that takes its time is imported where it is used.
+`paraphrase.engine` names a row of :data:`ENGINES`, or a custom class as `package.module:Class`. Every class is
+constructed as `Class(options, context)`. The settings are collected from here and from the engines' modules, so these
+modules import nothing slow: a slow library is imported where it is used.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from paraclip_core.options import Options
 Own = TypeVar("Own")
 
 SMALL_BYTES = 16 * 1024 * 1024
-"""Files above this size are hashed by `HashFiles`, which may remember."""
+"""Files above this size are hashed by `HashFiles`, which may cache the hashes."""
 
 HashFiles = Callable[[Iterable[Path]], Mapping[str, str]]
-"""SHA-256 of each file, by its path; one that remembers need not read gigabytes each time."""
+"""SHA-256 of each file, by path. A caching implementation avoids reading gigabytes each time."""
 
 
 def read_hashes(files: Iterable[Path]) -> dict[str, str]:
-    """SHA-256 of each file, read now."""
+    """SHA-256 of each file, computed without a cache."""
     hashes = {}
     for path in files:
         with path.open("rb") as file:
@@ -42,33 +42,33 @@ class Prompt:
 
     messages: tuple[tuple[str, str], ...]
     """Chat turns as (role, content); the roles are system, user and assistant. A single message of the role `text`
-    is plain text to go on with; an engine that can only chat sends it as the user's turn."""
+    is plain text to continue; an engine that can only chat sends it as the user's turn."""
     text: str
-    """The text that is to be paraphrased, which the last turn contains."""
+    """The text to paraphrase, which the last turn contains."""
     step: int
-    """1 or 2; 0 where a single word is asked for."""
+    """1 or 2; 0 for a request about a single word."""
     seed: int
     """Seed of this request's sampling."""
 
     @property
     def one_line(self) -> bool:
-        """Whether a line is the whole answer, as after examples; a model that only follows an instruction may begin
-        with an empty one."""
+        """Whether the whole answer is one line, as after examples. A model that only follows an instruction may begin
+        with an empty line."""
         return any(role in ("text", "assistant") for role, _ in self.messages)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine answered to one prompt."""
+    """An engine's answer to one prompt."""
 
     texts: tuple[str, ...]
-    """Raw answers, `sampling.n` of them (fewer only where an engine has no more to give)."""
+    """Raw answers, `sampling.n` of them (fewer only if an engine has no more to give)."""
     prompt_tokens: int
     completion_tokens: int
 
 
 class SamplingOptions(Options):
-    """How the LLM draws its answers."""
+    """How the LLM samples its answers."""
 
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.8
     """0 decodes greedily."""
@@ -82,10 +82,10 @@ class SamplingOptions(Options):
 
 @dataclass(frozen=True)
 class EngineOptions(Generic[Own]):
-    """What an engine is given of the paraphrase options: its own, and what all engines share."""
+    """The paraphrase options that an engine receives: its own, and those that all engines share."""
 
     options: Own
-    """Its own: the option or group that its row names. For an engine of the user's own, `paraphrase.options`."""
+    """The engine's own option or group, as its row names it. For a custom engine, `paraphrase.options`."""
     model: str = ""
     """`paraphrase.model`."""
     chunk: int = 256
@@ -94,10 +94,10 @@ class EngineOptions(Generic[Own]):
 
 @dataclass(frozen=True)
 class EngineContext:
-    """Where an engine works: what it needs besides its options."""
+    """What an engine needs in addition to its options."""
 
     data_root: Path | str = "."
-    """Folder that relative paths of data are meant from, as the user wrote it."""
+    """Folder that relative data paths start from, as the user wrote it."""
     device: str = "auto"
     """A torch device, or `auto`."""
     hash_files: HashFiles = read_hashes
@@ -106,29 +106,30 @@ class EngineContext:
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What the stages need to know about an engine with its options. The defaults are a model's on a GPU here."""
+    """What the stages need to know about an engine with its options. The defaults describe a model on a local GPU."""
 
     local: bool = True
     """Whether the run's own processes compute the answers, on this machine's CPU cores or GPUs."""
     on_device: bool = True
-    """Whether a local one computes on `run.device`, a GPU where there is one; otherwise on CPU cores alone."""
+    """Whether a local engine computes on `run.device`, a GPU if there is one. Otherwise it computes on CPU cores
+    alone."""
     shares_cores: bool = False
-    """Whether it computes on the CPU cores that filtering takes."""
+    """Whether it computes on the CPU cores that filtering uses."""
     asks: bool = True
-    """Whether a language model is asked. Otherwise answers are looked up by their text alone: prompts, sampling, seed
-    and attempts mean nothing."""
+    """Whether it calls a language model. Otherwise answers are looked up by text alone, and prompts, sampling, seed and
+    attempts have no effect."""
     look_up: Mapping[str, Any] = field(default_factory=dict)
-    """Where it does not ask: what decides its answers, for the fingerprint."""
+    """If it calls no language model: what decides its answers, for the fingerprint."""
     filters: Literal["off", "capable", "small-model"] = "capable"
     """The preset that `paraphrase.filters.preset=auto` stands for."""
     every_gpu: bool = False
-    """Whether it computes on all GPUs of the machine, not on one."""
+    """Whether it computes on all GPUs of the machine instead of one."""
 
 
 class Engine(Protocol):
-    """Something that completes prompts, made by calling its class with `EngineOptions` and an `EngineContext`.
+    """Something that completes prompts, constructed from `EngineOptions` and an `EngineContext`.
 
-    Making one is cheap and loading is lazy: a run whose every answer is cached never loads a model.
+    Construction is cheap and loading is lazy: a run whose answers are all cached never loads a model.
     """
 
     @property
@@ -138,72 +139,73 @@ class Engine(Protocol):
 
     @property
     def model(self) -> str:
-        """Model id and revision, and every option that changes an answer; part of every request key, known without
+        """Model id and revision, and every option that changes an answer. Part of every request key, and known without
         loading the model."""
         ...
 
     @property
     def facts(self) -> EngineFacts:
-        """What the stages need to know, known without looking at any file."""
+        """What the stages need to know, available without reading any file."""
         ...
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """One completion for each prompt, in order; EngineError if it could not start or died."""
+        """Return one completion per prompt, in order. Raises EngineError if the engine cannot start or dies."""
         ...
 
     def close(self) -> None:
-        """Free what it holds; it may be used again."""
+        """Free its resources; the engine can be used again."""
         ...
 
 
 @runtime_checkable
 class CheckedEngine(Protocol):
-    """What an engine also has if it can find out early, and for nothing, whether it would answer."""
+    """An engine that can check early, at no cost, whether it would answer."""
 
     def check(self) -> None:
-        """Check that it can answer, for nothing; EngineError says which option to fix."""
+        """Check that it can answer, at no cost. The EngineError names the option to fix."""
         ...
 
 
 @runtime_checkable
 class StreamingEngine(Protocol):
-    """What an engine also has if answers come one by one and many requests can be under way."""
+    """An engine whose answers arrive one by one, with many requests in flight."""
 
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
     ) -> Generator[tuple[int, Completion] | None, None, None]:
-        """Completions as they come, each with the number of its prompt; None now and then where none comes for a while,
-        so that those before it are kept. EngineError comes after all that there are.
+        """Yield completions as they arrive, each with the number of its prompt. Yields None now and then if none
+        arrives for a while, so that the caller can store the earlier ones. EngineError is raised after all completions
+        are yielded.
         """
         ...
 
 
 @runtime_checkable
 class PaidEngine(Protocol):
-    """What an engine also has if its answers cost money."""
+    """An engine whose answers cost money."""
 
     @property
     def priced(self) -> bool: ...
 
     @property
     def max_spend(self) -> float:
-        """What answers may cost, earlier runs' included, in the currency of the configured prices; 0: no cap."""
+        """Spending cap for answers, earlier runs included, in the currency of the configured prices; 0: no cap."""
         ...
 
     @property
     def spent(self) -> float: ...
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens."""
+        """Price of this many tokens."""
         ...
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """Count tokens that were paid for earlier towards the spending cap."""
+        """Count tokens paid for earlier towards the spending cap."""
         ...
 
 
 def local_model(folder: Path, hash_files: HashFiles = read_hashes) -> str:
-    """Name of a Hugging Face folder and a hash of the names and contents of its files, the big ones by `hash_files`."""
+    """Name of a Hugging Face folder and a hash of its files' names and contents; `hash_files` hashes the big ones."""
     digest = hashlib.blake2b(digest_size=12)
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -224,17 +226,17 @@ class EngineEntry:
     """An engine that `paraphrase.engine` can name."""
 
     path: str
-    """The class that makes it, as `package.module:Class`; imported when it is used."""
+    """The engine class, as `package.module:Class`; imported on use."""
     own: str = "options"
-    """The paraphrase option, or group of options, that is its own."""
+    """The engine's own paraphrase option or option group."""
     needs: tuple[str, str] = ("", "")
-    """The option without which it cannot work, below `paraphrase`, and what that is."""
+    """The option below `paraphrase` that it requires, and a description of it."""
     has_model: bool = True
     """Whether it reads `paraphrase.model`."""
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The paraphrase options that it reads, of those that only some engines read."""
+        """The paraphrase options it reads, among those that only some engines read."""
         return ("model", self.own) if self.has_model else (self.own,)
 
 
@@ -251,4 +253,4 @@ ENGINES = {
     "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", "openai", _SERVED),
     "file": EngineEntry(f"{_IN}.file:FileEngine", "file", _FILE, has_model=False),
 }
-"""The engines by name. Another one is a row here, or `package.module:Class` in the settings."""
+"""The engines by name. To add one, add a row here, or set `package.module:Class` in the settings."""

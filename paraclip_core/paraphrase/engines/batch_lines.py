@@ -1,4 +1,4 @@
-"""Requests of the engine `openai` as lines of batch files: of OpenAI's Batch API, of its like, of `vllm run-batch`."""
+"""Requests of the engine `openai` as lines of batch files, for OpenAI's Batch API and compatible programs."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from paraclip_core.text_safety import one_line
 
 URL = "/v1/chat/completions"
 UNCOUNTED = -1
-"""Tokens of a prompt that its answer does not count."""
+"""Prompt tokens of an answer that does not report them."""
 KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
 _DECLINED = re.compile(
     r"context[ _-](?:length|window|size)|content_(?:filter|policy)|(?:prompt|input|request) is too (?:long|large)"
     r"|max_model_len",
     re.I,
 )
-"""What servers call a prompt that is too long, or against their rules."""
+"""Words that servers use for a prompt that is too long or against their rules."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ class Refused:
 
 
 def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
-    """A request with its line break: its key, and the body that the engine `openai` would send."""
+    """A request as a line, line break included: its key, and the body that the engine `openai` would send."""
     body = request_body(model, prompt, sampling, draws(sampling), 0, extra)
     line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
-    # ASCII: some readers cut lines at separators that JSON allows inside of a text.
+    # ASCII: some readers split lines at separators that JSON allows inside a text.
     return json.dumps(line).encode() + b"\n"
 
 
 def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
-    """Key and completion of a line that answers a request for `n` texts; no texts where the prompt was declined."""
+    """Key and completion of a line that answers a request for `n` texts; no texts if the prompt was declined."""
     try:
         line = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -64,6 +64,6 @@ def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
             return Refused("no_answer", str(nonsense))
     failure = one_line(error or body, QUOTED)
     if _DECLINED.search(failure):
-        # As the engine `openai` has it: the filters reject it by name, and it is not requested again.
+        # As in the engine `openai`: the filters reject it by name, and it is not requested again.
         return key, Completion((), 0, 0)
     return Refused("failed", f"status {one_line(response.get('status_code'), 20)}: {failure}")

@@ -1,6 +1,6 @@
-"""Paraphrases that a user already has, as an engine: a request's answer is looked up by its input text.
+"""Paraphrases that a user already has, as an engine: answers are looked up by their input text.
 
-A file of captions alone gives each caption others of the same image: people's paraphrases, at no cost.
+In a file of captions alone, other captions of the same image serve as paraphrases: written by people, at no cost.
 
 A file that cannot be read, or lacks a column, raises InputError.
 """
@@ -39,11 +39,12 @@ from paraclip_core.paths import expand
 log = logging.getLogger(__name__)
 
 LOOK_UP = 5
-"""Raised when a text may find another paraphrase than before, so that answers kept from then do not count."""
+"""Version of the lookup. Raise it if a text may find a different paraphrase than before, so that cached answers do not
+count."""
 
 MOST = 16
-"""Rewrites of a caption, as many as `paraphrase.keep` may be: a text of thousands of images is not filtered with
-all."""
+"""Maximum rewrites of a caption, the upper bound of `paraphrase.keep`: a text shared by thousands of images is not
+filtered with all of them."""
 
 COLUMNS = ("caption", "paraphrase_1", "paraphrase_2")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
@@ -54,9 +55,9 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 class FileEngine:
     """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a file without paraphrases.
 
-    Texts are compared by their words alone, after they were cleaned as captions and answers are: case, punctuation and
-    blanks do not matter, and a file may be as raw as the captions' own. Rows of one caption are several rewrites of it;
-    where a paraphrase 1 comes twice, the first row's paraphrase 2 counts. A text that the file does not hold gets a
+    Texts are cleaned as captions and answers are, then compared by their words alone: case, punctuation and whitespace
+    do not matter, and a file may be as raw as the caption files. Several rows of one caption are several rewrites of
+    it. If a paraphrase 1 occurs twice, the first row's paraphrase 2 counts. A text missing from the file gets a
     completion without answers.
     """
 
@@ -76,7 +77,7 @@ class FileEngine:
 
     @property
     def model(self) -> str:
-        """``file:`` and the hash of the file's bytes and of the columns that are read."""
+        """``file:`` and a hash of the file's bytes and the columns that are read."""
         if not self._model:
             try:
                 with self._path.open("rb") as file:
@@ -102,13 +103,13 @@ class FileEngine:
         if self._answers is None:
             answers: dict[int, dict[str, list[str]]] = {1: {}, 2: {}}
             for row in _rows(self._path):
-                # Of an answer only the first line would count.
+                # Only the first line of an answer would count.
                 caption, first, second = (" ".join((text or "").split()) for text in row)
                 if first and (key := _key(clean(caption))):
                     rewrites = answers[1].setdefault(key, [])
                     if len(rewrites) < MOST and first not in rewrites:
                         rewrites.append(first)
-                # Step 2 is asked about what was made of the answer to step 1.
+                # Step 2 is asked about the parsed answer to step 1.
                 if first and second and (key := _key(parse_answer(first))):
                     answers[2].setdefault(key, [second])
             self._answers = answers
@@ -116,7 +117,7 @@ class FileEngine:
 
 
 def _key(text: str) -> str:
-    """The words of a cleaned text. Marks are parts of letters: without them many Hindi and Thai words are the same."""
+    """The words of a cleaned text. Marks are parts of letters: without them, many Hindi and Thai words are equal."""
     low = text.casefold()
     if low.isascii():
         return " ".join(_ASCII_WORD(low))
@@ -140,7 +141,7 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
 
 
 def _has_paraphrases(path: Path) -> bool:
-    """Whether it is a table with paraphrases, by its columns or its first rows (in JSONL some may lack fields)."""
+    """Whether the file has paraphrases, by its columns or its first rows (in JSONL, some rows may lack fields)."""
     kind = named_format(path)
     if kind == "parquet":
         return any(name in COLUMNS[1:] for name in pq.read_schema(path).names)
@@ -161,7 +162,7 @@ def _table(path: Path) -> pa.Table:
         torn: list[str] = []
 
         def skip(row: csv.InvalidRow) -> str:
-            # Whatever is missing or not quoted, the texts behind it are in other columns.
+            # Whatever is missing or not quoted, the texts after it are in the wrong columns.
             torn.append(f"{row.text[:80]!r} has {row.actual_columns} fields, expected {row.expected_columns}")
             return "skip"
 
@@ -172,16 +173,16 @@ def _table(path: Path) -> pa.Table:
             convert_options=csv.ConvertOptions(column_types=SCHEMA, include_columns=list(COLUMNS)),
         )
         if torn:
-            log.warning("%d rows of %s are left out, the first: %s", len(torn), path, torn[0])
+            log.warning("%d rows of %s are skipped, the first: %s", len(torn), path, torn[0])
         return table
 
 
 def _siblings(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Each caption with the next one of its image, and the one after that, in a circle; of two, twice the other."""
+    """Each caption with the next two of its image, wrapping around; with two captions, the other one twice."""
     by_image: dict[str, dict[str, str]] = {}
     why = ""
     for batch in read(path, SourceOptions(path=path.name), detect(path)):
-        # What ingest rejects, a row without a caption or an image, is no sibling.
+        # A row that ingest rejects, without a caption or an image, is no sibling.
         why = why or "".join(f"; row {reject.row} (from 0): {reject.detail}" for reject in batch.rejects[:1])
         for image, caption in zip(batch.image_ids, batch.captions, strict=True):
             if image and (key := _key(clean(caption))):

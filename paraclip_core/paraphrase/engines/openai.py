@@ -1,7 +1,8 @@
-"""Any OpenAI-compatible server as an engine: the `openai` package's client, within limits and below a spending cap.
+"""Any OpenAI-compatible server as an engine: the `openai` package's client, with rate limits and a spending cap.
 
-The client retries, waits as `Retry-After` says and keeps the connections. What is here: the request's body and seed,
-many requests at once, a cap that no answers can pass together, and what becomes of a prompt that gets no answer.
+The client retries, waits as `Retry-After` says and keeps the connections. This module adds the request's body and seed,
+many requests at once, a cap that concurrent answers cannot exceed together, and the handling of prompts that get no
+answer.
 """
 
 from __future__ import annotations
@@ -36,74 +37,75 @@ from paraclip_core.paraphrase.engines import (
 from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
-    # At run time where it is used: importing it takes a second, and `plan` needs no client.
+    # Imported where it is used: the import takes a second, and `plan` needs no client.
     import openai
 
 log = logging.getLogger(__name__)
 
 QUOTED = 300
-"""Characters of a server's answer that a message quotes."""
+"""Maximum characters of a server's answer that a message quotes."""
 MILLION = 1_000_000
 OURS = frozenset(("messages", "model", "n", "prompt", "seed", "stream"))
-"""Fields of a body that are filled here."""
+"""Fields of a request body that are filled here."""
 BYTES_PER_TOKEN = 3
-"""On the safe side: English has four or more."""
+"""A conservative estimate: English has four or more."""
 TOKENS_PER_TURN = 8
 MOST_TOKENS = 10_000_000
-"""A count beyond this is a mistake of the server's."""
+"""A larger count is a mistake of the server's."""
 ABOUT_ONE = frozenset((400, 403, 413, 422, 451))
-"""Statuses that may be about one prompt: servers and what stands before them have many words for their rules."""
+"""Statuses that may concern one prompt: servers and gateways report violations of their rules in many ways."""
 PASSING = frozenset((408, 409, 425, 429))
-"""Statuses below 500 of failures that may pass."""
+"""Statuses below 500 of transient failures."""
 FAILURES_IN_A_ROW = 8
-"""So many failures without an answer between them are in doubt: is it the prompts, or the server?"""
+"""After this many failures without an answer in between, it is in doubt whether the prompts or the server is at
+fault."""
 OTHER_TEXT = "a dog on a beach"
-"""What a server in doubt is asked about."""
+"""The text that a server in doubt is asked about."""
 NONE_SPEAKS = 16
-"""So many empty answers and no other: the model cannot answer as it is asked."""
+"""After this many empty answers and no others, the model cannot answer as it is asked."""
 TIMEOUT_SECONDS = 600.0
 """Longest time without a byte of an answer, which a server that queues requests may need."""
 PAUSE_SECONDS = 0.005
-"""Between two looks whether there is room."""
+"""Interval between checks for room."""
 QUIET_SECONDS = 1.0
-"""Who takes the completions gets a turn at least so often, to keep those that came."""
+"""The consumer gets a turn at least this often, to store completions that arrived."""
 SHOWN = 5
-"""Captions that a message names."""
+"""Maximum captions that a message names."""
 SECRETS = Path("/run/secrets")
-"""Where Docker and compose put a container's secrets, a file each."""
+"""Where Docker and Compose put a container's secrets, one file each."""
 
 
 class OpenAIOptions(Options):
     """A server that speaks OpenAI's HTTP interface: `vllm serve`, llama.cpp's server, a vendor."""
 
     base_url: str = Field(default="http://127.0.0.1:8000/v1", json_schema_extra=OPERATIONAL)
-    """Address up to and with the version, the one that `/chat/completions` is put behind. What counts for the result is
-    the model, not where it is served."""
+    """Address up to and including the version; `/chat/completions` is appended to it. The result depends on the model,
+    not on where it is served."""
     extra_body: dict[str, Any] = Field(default={})
-    """Fields to put into every request's body, for what only this server or model knows (`reasoning_effort`,
-    `chat_template_kwargs`); `null` leaves a field out that would be there (`max_tokens: null`, `seed: null`, and
-    `n: null` for a server that refuses to give several answers at once: it is then asked for one after another)."""
+    """Fields to add to every request's body, for what only this server or model knows (`reasoning_effort`,
+    `chat_template_kwargs`); `null` removes a default field (`max_tokens: null`, `seed: null`, and `n: null` for a
+    server that cannot give several answers at once: they are then requested one after another)."""
     api_key_env: str = Field(default="OPENAI_API_KEY", json_schema_extra=OPERATIONAL)
-    """Name of the environment variable that holds the key, or else of the file under `/run/secrets`; the key itself is
-    never an option. Servers without keys need none."""
+    """Name of the environment variable that holds the key, or of a file under `/run/secrets`. The key itself is never
+    an option. Servers without keys need none."""
     concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(default=16, json_schema_extra=OPERATIONAL)
-    """Requests under way at once."""
+    """Maximum concurrent requests."""
     requests_per_minute: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Most requests in a minute, of each process; 0: no limit."""
+    """Maximum requests per minute in each process; 0: no limit."""
     retries: Annotated[int, Field(ge=0, le=100)] = Field(default=6, json_schema_extra=OPERATIONAL)
-    """How often a request is sent again when the server is busy, fails or hangs."""
+    """How often a request is retried if the server is busy, fails or hangs."""
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Price of a million prompt tokens, in any currency."""
+    """Price per million prompt tokens, in any currency."""
     price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """Price of a million answered tokens, in the same currency."""
+    """Price per million completion tokens, in the same currency."""
     max_spend: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """The run stops before this model's answers in the generation cache, earlier runs' included, have cost more than
-    this; everything answered is kept. Processes at once see each other's spending when they start. 0: no cap."""
+    """The run stops before this model's answers in the generation cache, earlier runs included, have cost more than
+    this. All answers are kept. Concurrent processes see each other's spending when they start. 0: no cap."""
 
     @field_validator("base_url")
     @classmethod
     def _plain_address(cls, url: str) -> str:
-        # No message repeats the address: a secret in it must not get into a log.
+        # No message quotes the address: a secret in it must not reach a log.
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("expected an address like http://127.0.0.1:8000/v1")
@@ -117,7 +119,7 @@ class OpenAIOptions(Options):
     @field_validator("extra_body")
     @classmethod
     def _not_ours(cls, fields: dict[str, Any]) -> dict[str, Any]:
-        # A vendor that knows no seed, or gives one answer at a time, may be spared it.
+        # These may be removed for a vendor that knows no seed or gives one answer at a time.
         ours = sorted(n for n in fields.keys() & OURS if n not in ("n", "seed") or fields[n] is not None)
         if ours:
             raise ValueError(f"{', '.join(ours)} cannot be set here: paraclip fills these fields itself")
@@ -134,13 +136,14 @@ class OpenAIOptions(Options):
     def _priced(self) -> OpenAIOptions:
         if self.max_spend and not self.priced:
             raise ValueError(
-                "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to count with"
+                "max_spend needs price_per_million_prompt_tokens and price_per_million_completion_tokens to compute "
+                "the cost"
             )
         limits = [self.extra_body.get(name) for name in ("max_tokens", "max_completion_tokens")]
         if self.max_spend and "max_tokens" in self.extra_body and not any(isinstance(limit, int) for limit in limits):
             raise ValueError(
-                "max_spend needs a most that an answer may cost; extra_body takes max_tokens out, so put "
-                "max_completion_tokens into it"
+                "max_spend needs an upper bound on the cost of an answer; extra_body removes max_tokens, so add "
+                "max_completion_tokens to it"
             )
         return self
 
@@ -149,23 +152,23 @@ class OpenAIOptions(Options):
         return bool(self.price_per_million_prompt_tokens or self.price_per_million_completion_tokens)
 
     def cost(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Price of so many tokens, in the currency of the prices."""
+        """Price of this many tokens, in the currency of the prices."""
         prompt = prompt_tokens * self.price_per_million_prompt_tokens
         return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
 
 
 class RefusedError(EngineError):
-    """The server does not take a prompt."""
+    """The server refuses a prompt."""
 
 
 class FailedError(AwayError):
-    """A request failed with all its retries."""
+    """A request failed after all its retries."""
 
 
 class Budget:
-    """Counts what answers cost and stops before the cap is passed. Used from one event loop.
+    """Tracks the cost of answers and stops before the cap is exceeded. Used from one event loop.
 
-    A request reserves the most that it can cost, so answers under way cannot pass the cap together either.
+    A request reserves its maximum cost, so concurrent requests cannot exceed the cap together either.
     """
 
     def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
@@ -179,13 +182,13 @@ class Budget:
         self.spent += self._options.cost(prompt_tokens, completion_tokens)
 
     async def reserve(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """Reserve what a request may cost, waiting for answers under way where only they stand against it."""
+        """Reserve the maximum cost of a request; wait for requests in flight if only they are in the way."""
         cost, cap = self._options.cost(prompt_tokens, completion_tokens), self._options.max_spend
         while cap and self.spent + self._reserved + cost > cap:
             if self.spent + cost > cap:
                 raise BudgetError(
                     f"the spending cap is reached: {self.spent:.6g} of paraphrase.openai.max_spend={cap:g} is spent "
-                    f"(earlier runs included), and one request more may cost {cost:.3g}. Everything answered is kept; "
+                    f"(earlier runs included), and another request may cost {cost:.3g}. Everything answered is kept; "
                     "raise max_spend and run again to continue"
                 )
             self._changed.clear()
@@ -200,13 +203,13 @@ class Budget:
 
 
 class Pace:
-    """Spreads requests over time, so that no minute sees more of them than is allowed."""
+    """Spreads requests over time, so that no minute has more of them than allowed."""
 
     def __init__(self, per_minute: float) -> None:
         self._seconds, self._next = 60 / per_minute if per_minute else 0.0, 0.0
 
     async def turn(self) -> None:
-        """Wait for the turn of a request; there are no bursts, which servers would refuse."""
+        """Wait until a request may be sent. There are no bursts, which servers would refuse."""
         at = max(now := time.monotonic(), self._next)
         self._next = at + self._seconds
         await asyncio.sleep(at - now)
@@ -215,15 +218,15 @@ class Pace:
 class OpenAIEngine:
     """Requests completions concurrently; each seed comes from the run's seed and the text, so neighbors do not matter.
 
-    A prompt that the server refuses or never answers, while it answers others, gets a completion without texts, which
-    the filters reject by name. When the run has to stop, requests under way are waited for, and what they bring is
-    handed over before the error.
+    If the server refuses or never answers a prompt but answers others, that prompt gets a completion without texts,
+    which the filters reject by name. If the run has to stop, requests in flight are awaited, and their completions are
+    handed over before the error is raised.
     """
 
     name = "openai"
 
     def __init__(self, options: EngineOptions[OpenAIOptions], context: EngineContext, strict: bool = False) -> None:
-        """Neither server nor key are looked at before the first request; `strict`: a refused prompt ends the run."""
+        """The server is not contacted before the first request; `strict`: a refused prompt ends the run."""
         self.served, self._options, self.strict = options.model, options.options, strict
         self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
@@ -263,7 +266,7 @@ class OpenAIEngine:
         """Check that the server can be reached, takes the key and has the model; no completion is requested."""
         loop, client = self._connect()
         models = loop.submit(self.models(client)).result()
-        # llama.cpp's server takes any name, Ollama's a name without its tag.
+        # llama.cpp's server accepts any name, Ollama's a name without its tag.
         names = [one_line(model.id, 80) for model in models if model.owned_by != "llamacpp"]
         if names and not any(name == self.served or name.startswith(f"{self.served}:") for name in names):
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
@@ -279,9 +282,9 @@ class OpenAIEngine:
     def stream(
         self, prompts: Sequence[Prompt], sampling: SamplingOptions
     ) -> Generator[tuple[int, Completion] | None, None, None]:
-        """Completions as they come, each with the number of its prompt; None after a second without one.
+        """Yield completions as they arrive, each with the number of its prompt; None after a second without one.
 
-        While `concurrency` completions wait to be taken, nothing more is requested.
+        While `concurrency` completions wait for the consumer, nothing more is requested.
         """
         loop, client = self._connect()
         completions: SimpleQueue[tuple[int, Completion] | None] = SimpleQueue()
@@ -297,7 +300,7 @@ class OpenAIEngine:
                 yield item
             call.result()
         finally:
-            # An interrupt comes up here while the requests go on over there.
+            # An interrupt is raised here while the requests continue in the other thread.
             call.cancel()
 
     def close(self) -> None:
@@ -308,7 +311,7 @@ class OpenAIEngine:
             self._connection = None
 
     async def models(self, client: openai.AsyncOpenAI) -> list[Any]:
-        """The models that the server lists; none if it has no list."""
+        """The models that the server lists; empty if it has no list."""
         import openai
 
         try:
@@ -324,19 +327,19 @@ class OpenAIEngine:
             return []
 
     async def post(self, client: openai.AsyncOpenAI, body: dict[str, Any], prompt_tokens: int) -> Completion:
-        """The answers to one request; RefusedError or FailedError if the prompt, or the moment, is at fault."""
+        """Return the answers to one request; RefusedError if the prompt is at fault, FailedError if it may pass."""
         import openai
 
         try:
             text = await client.post("/chat/completions", cast_to=str, body=body)
             return read_completion(json.loads(text), body.get("n", 1), prompt_tokens)
         except openai.APIError as error:
-            # A chained error would show the server's words in the log, and the key that it repeats.
+            # A chained error would log the server's text, which may repeat the key.
             raise self._explained(error) from None
         except (ValueError, RecursionError) as error:
             # Gateways pass a failure on with status 200.
             raise FailedError(
-                f"{self._options.base_url} answers nonsense: {one_line(self._without_key(str(error)), QUOTED)}"
+                f"{self._options.base_url} sent an invalid response: {one_line(self._without_key(str(error)), QUOTED)}"
             ) from None
 
     def _explained(self, error: openai.APIError) -> EngineError:
@@ -345,14 +348,14 @@ class OpenAIEngine:
         url, variable = self._options.base_url, self._options.api_key_env
         if not isinstance(error, openai.APIStatusError):
             return FailedError(f"{url} does not answer: {one_line(error.__cause__ or error, QUOTED)}")
-        status, text = error.status_code, one_line(self._without_key(error.response.text), QUOTED) or "(without a word)"
+        status, text = error.status_code, one_line(self._without_key(error.response.text), QUOTED) or "(empty response)"
         if error.code == "insufficient_quota":
-            return EngineError(f"{url} answers no more: {text}; see to the account and run again")
+            return EngineError(f"{url} no longer answers: {text}; check the account and run again")
         if status in PASSING or status >= 500:
             return FailedError(f"{url} failed (status {status}): {text}")
         if status in ABOUT_ONE:
             return RefusedError(f"{url} refuses the request (status {status}): {text}")
-        hint = "does paraphrase.openai.base_url end as the server wants it, usually in /v1?"
+        hint = "does paraphrase.openai.base_url end as the server expects, usually in /v1?"
         if status == 401:
             hint = f"put a valid key into the environment variable {variable} or the file {SECRETS / variable}"
             hint += "" if self._key else "; neither holds one"
@@ -366,9 +369,9 @@ class OpenAIEngine:
             import openai
 
             options = self._options
-            # Read once: a file may change, and the key that was sent is the one to hide.
+            # Read once: a file may change, and the key that was sent is the one to redact.
             self._key = _key(options.api_key_env)
-            # Their own log line for every request would drown a stage's log.
+            # Their log line for every request would flood a stage's log.
             for name in ("httpx2", "openai"):
                 logging.getLogger(name).setLevel(logging.WARNING)
             client = openai.AsyncOpenAI(
@@ -376,13 +379,13 @@ class OpenAIEngine:
                 api_key=self._key or "none",
                 timeout=TIMEOUT_SECONDS,
                 max_retries=options.retries,
-                # With hundreds of requests at once the usual one takes four times the CPU time.
+                # With hundreds of concurrent requests, the default transport takes four times the CPU time.
                 http_client=openai.DefaultAioHttpClient(
-                    # A proxy for the outside world is none for a server on this machine.
+                    # A proxy for outside traffic does not apply to a server on this machine.
                     trust_env=urlsplit(options.base_url).hostname not in ("localhost", "127.0.0.1", "::1"),
                 ),
             )
-            # What waits for the budget belongs to the loop that it first waited in.
+            # Waiters on the budget belong to the event loop in which they first waited.
             self.budget = Budget(options, self.budget.spent)
             self._connection = LoopThread(), client
         return self._connection
@@ -390,9 +393,9 @@ class OpenAIEngine:
 
 @dataclass
 class _Run:
-    """Many prompts at one server at once, and what becomes of those that fail.
+    """Sends many prompts to one server at once, and handles those that fail.
 
-    A failure may be the prompt's or the server's. It is the prompt's if the server answers another one after it.
+    A failure may be the prompt's or the server's. It is the prompt's if the server answers another prompt after it.
     """
 
     engine: OpenAIEngine
@@ -406,13 +409,13 @@ class _Run:
     in_a_row: int = 0
     """Failures since the last answer."""
     silent: int | None = 0
-    """Completions without a word; None once there was one with some."""
+    """Completions without a word; None once one had words."""
     stop: EngineError | None = None
     """Why nothing more is requested."""
     doubting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def run(self) -> None:
-        """Request all completions; each is handed over as soon as it is there."""
+        """Request all completions; each is handed over as soon as it arrives."""
         await self._work(range(len(self.prompts)))
         if not self.stop:
             # A server that was overloaded may have recovered.
@@ -428,7 +431,7 @@ class _Run:
             log.warning("%s prompts got no answer (%s), one: %s", counts, self._texts(self.failed), first)
 
     async def _work(self, numbers: Iterable[int]) -> None:
-        """Request the prompts with these numbers, as many at once as the options say."""
+        """Request the prompts with these numbers, as many concurrently as the options allow."""
         waiting = iter(numbers)
 
         async def work() -> None:
@@ -465,8 +468,8 @@ class _Run:
         self.silent = None if spoke else (self.silent or 0) + 1
         if self.silent == NONE_SPEAKS:
             raise EngineError(
-                f"{self.options.base_url} gave {NONE_SPEAKS} answers without a word. A model that thinks first needs "
-                "more paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
+                f"{self.options.base_url} gave {NONE_SPEAKS} empty answers. A model that thinks first needs more "
+                "paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
             )
 
     async def _doubt(self, number: int) -> None:
@@ -486,7 +489,7 @@ class _Run:
                 self.in_a_row = 0
 
     async def _complete(self, prompt: Prompt) -> Completion:
-        """All draws of a prompt, in one request where the server gives several."""
+        """Get all draws of a prompt, in one request if the server gives several."""
         expected = draws(self.sampling)
         texts, read, written = (), 0, 0
         while len(texts) < expected:
@@ -496,7 +499,7 @@ class _Run:
             try:
                 some = await self._request(body, *tokens)
             except EngineError:
-                # Draws that were paid for are kept as the prompt's only ones.
+                # Draws already paid for are kept as the prompt's only ones.
                 if not texts:
                     raise
                 break
@@ -518,7 +521,7 @@ class _Run:
 
     def _named(self, number: int) -> EngineError:
         error, counts = self.failed[number], f"{len(self.failed)} of {len(self.prompts)}"
-        # Errors that leave the engine are known to whoever runs a stage in a process of its own.
+        # A parent process that runs a stage in a child knows the class of errors that leave the engine.
         kind = AwayError if isinstance(error, FailedError) else RefusedError if self.engine.strict else EngineError
         return kind(
             f"{error}; {counts} prompts have no answer: {self._texts(self.failed)}. Everything answered is kept; run "
@@ -531,12 +534,12 @@ class _Run:
 
 
 def draws(sampling: SamplingOptions) -> int:
-    """Answers of a request: greedy decoding has one."""
+    """Answers per request: greedy decoding has one."""
     return 1 if sampling.temperature == 0 else sampling.n
 
 
 def draw_seed(prompt: Prompt, draw: int) -> int:
-    """Seed of a request's draw: of the run's seed, the text and the draw's number, so no other request matters."""
+    """Seed of a draw, from the run's seed, the text and the draw's number, so no other request matters."""
     text = f"{prompt.seed}\0{draw}\0{prompt.text}".encode("utf-8", "surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little") % 2**31
 
@@ -544,9 +547,9 @@ def draw_seed(prompt: Prompt, draw: int) -> int:
 def request_body(
     model: str, prompt: Prompt, sampling: SamplingOptions, n: int, draw: int, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A request for `n` answers, the first of which is the prompt's draw number `draw`, which decides the seed.
+    """Body of a request for `n` answers, starting at the prompt's draw number `draw`, which decides the seed.
 
-    `extra` goes over the fields; None takes one out.
+    `extra` overrides the fields; None removes one.
     """
     turns = [("user", content) if role == "text" else (role, content) for role, content in prompt.messages]
     body: dict[str, Any] = {"model": model, "max_tokens": sampling.max_tokens, "temperature": sampling.temperature}
@@ -561,21 +564,21 @@ def request_body(
 
 
 def prompt_size(prompt: Prompt) -> int:
-    """Tokens of a prompt, estimated on the high side."""
+    """Tokens of a prompt, a high estimate."""
     size = sum(len(content.encode("utf-8", "surrogatepass")) for _, content in prompt.messages)
     return size // BYTES_PER_TOKEN + TOKENS_PER_TURN * len(prompt.messages)
 
 
 def completion_size(body: Mapping[str, Any]) -> int:
-    """Tokens that a request's answers can have together."""
+    """Maximum tokens of a request's answers together."""
     limits = [body.get(name) for name in ("max_tokens", "max_completion_tokens")]
     return body.get("n", 1) * max((limit for limit in limits if isinstance(limit, int)), default=0)
 
 
 def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
-    """The texts of a response by their index, `n` at most; `prompt_tokens` where it does not count them.
+    """The texts of a response by index, `n` at most; `prompt_tokens` is used if the response does not report them.
 
-    ValueError if it is none.
+    Raises ValueError if `content` is not a completion.
     """
     try:
         choices = content["choices"]
@@ -599,7 +602,7 @@ def read_completion(content: Any, n: int, prompt_tokens: int) -> Completion:
 def _text(content: object) -> str:
     if not isinstance(content, str | None):
         raise TypeError
-    # None is a refusal, or all tokens went into thinking: an answer that says nothing.
+    # None is a refusal, or all tokens were spent on thinking: an empty answer.
     return content or ""
 
 
@@ -608,15 +611,16 @@ def _count(value: object, estimate: int) -> int:
 
 
 def _key(variable: str) -> str:
-    """The key in an environment variable or, if that is not set, in the file below /run/secrets of the same name.
+    """Read the key from an environment variable, or else from the file of the same name below /run/secrets.
 
-    Empty if there is neither: some servers need none. EngineError if the file cannot be read or no key looks like that.
+    Empty if there is neither: some servers need none. Raises EngineError if the file cannot be read or its text cannot
+    be a key.
     """
     place, key = f"environment variable {variable}", os.environ.get(variable, "").strip()
     if not key:
         place, key = f"file {SECRETS / variable}", _secret(SECRETS / variable)
     if not (key.isascii() and key.isprintable()):
-        raise EngineError(f"the key in the {place} holds characters that no key has; expected one line of ASCII")
+        raise EngineError(f"the key in the {place} holds characters that no key can have; expected one line of ASCII")
     return key
 
 
@@ -628,5 +632,5 @@ def _secret(path: Path) -> str:
     except OSError as error:
         raise EngineError(
             f"the file {path} cannot be read: {error.strerror}; expected a file with the key alone that user "
-            f"{os.geteuid()} may read: mend it, or set the environment variable {path.name}"
+            f"{os.geteuid()} may read: fix it, or set the environment variable {path.name}"
         ) from None

@@ -1,6 +1,7 @@
 """A language model on the CPU by OpenVINO GenAI: a GGUF of the Llama or Qwen families, or an OpenVINO folder.
 
-Without `paraphrase.model` it is the demo's. A missing package or model and a failing pipeline raise EngineError.
+The default of `paraphrase.model` is the demo's model. A missing package or model or a failing pipeline raises
+EngineError.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ PROPERTIES: dict[str, dict[str, Any]] = {
     "bf16": {},
 }
 SCHEDULER = {"enable_prefix_caching": True, "max_num_seqs": 64, "max_num_batched_tokens": 2048, "cache_size": 2}
-"""The scheduler's options, by their names there; the cache is in GB. In fp32 none changes an answer."""
+"""The scheduler's options, by OpenVINO's names; the cache is in GB. In fp32 none changes an answer."""
 
 
 class OpenVinoEngine:
     """Continuous batching with a shared prompt prefix.
 
-    Draws are seeded for each request. In fp32 an answer does not depend on what is computed beside it or came before;
-    in bf16 sums in another order flip a close draw now and then.
+    Draws are seeded for each request. In fp32 an answer does not depend on other requests in the batch or before it; in
+    bf16, a different order of summation occasionally flips a close draw.
     """
 
     name = "openvino"
@@ -63,7 +64,7 @@ class OpenVinoEngine:
 
     @property
     def model(self) -> str:
-        """Name and hash of the model's files, and the arithmetic."""
+        """Name and hash of the model's files, and the precision."""
         if not self._model:
             self._model = f"{self._identity()}@{self._precision}"
         return self._model
@@ -115,7 +116,7 @@ class OpenVinoEngine:
         ]
 
     def _rendered(self, tokenizer: Any, prompt: Prompt) -> str:
-        """The prompt in the model's chat template; a message of the role `text` stays as it is."""
+        """The prompt in the model's chat template; a message of the role `text` is left as it is."""
         if prompt.messages[0][0] == "text":
             return prompt.messages[0][1]
         if self._path is None:
@@ -124,7 +125,7 @@ class OpenVinoEngine:
         return tokenizer.apply_chat_template(turns, add_generation_prompt=True)
 
     def _warm_up(self, pipeline: Any, prompt: Prompt, text: str, sampling: SamplingOptions) -> None:
-        """Send one prompt alone, so that those which come together find their common prefix computed."""
+        """Send one prompt alone, so that the batch after it finds the shared prefix computed."""
         prefix = prompt.messages[:-1] or ((prompt.messages[-1][0], ""),)
         if prefix in self._warm:
             return
@@ -159,11 +160,11 @@ class OpenVinoEngine:
 
 @contextmanager
 def _writable(path: Path) -> Iterator[Path]:
-    """The file, or a copy for the time of loading: OpenVINO opens it for writing, although it only reads."""
+    """The file, or a temporary copy while it loads: OpenVINO opens it for writing, although it only reads."""
     if path.is_dir() or os.access(path, os.W_OK):
         yield path
         return
-    # Not a plain temporary folder: a process that is killed while it loads would leave it for ever.
+    # Not a plain temporary folder: a process killed while loading would leave it behind.
     with TempDir("openvino-") as folder:
         try:
             copy = shutil.copyfile(path, folder / path.name)

@@ -1,6 +1,6 @@
 """A local Hugging Face causal language model as an engine, by `model.generate`.
 
-A model that is not there, cannot be loaded or fails raises EngineError.
+A model that is missing, cannot be loaded or fails raises EngineError.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from paraclip_core.paths import expand
 log = logging.getLogger(__name__)
 
 DRAWS = 3
-"""Way of drawing, part of the model's name."""
+"""Version of the sampling, part of the model's name."""
 
 
 class TransformersOptions(Options):
-    """A local Hugging Face model in this process, in the arithmetic of its files."""
+    """A local Hugging Face model in this process, in the precision of its files."""
 
     batch_size: Annotated[int, Field(ge=1)] = Field(default=64, json_schema_extra=OPERATIONAL)
-    """Answers that are drawn at once, and so together. More is faster, up to where memory ends."""
+    """Answers drawn in one batch. Larger is faster, as far as memory allows."""
 
 
 class TransformersEngine:
-    """Batched generation, prompts of about equal length together, left-padded, through the model's chat template.
+    """Batched generation through the model's chat template; prompts of similar length share a batch, left-padded.
 
-    A batch is seeded by its prompts, so a request's answers depend on what is drawn beside it.
+    A batch is seeded by its prompts, so a request's answers depend on the others in its batch.
     """
 
     name = "transformers"
@@ -60,7 +60,7 @@ class TransformersEngine:
 
     @property
     def model(self) -> str:
-        """Folder name and a hash of the files, and the way of drawing."""
+        """Folder name, a hash of the files, and the version of the sampling."""
         if not self._model:
             self._model = f"{local_model(self._folder, self._context.hash_files)}?draws={DRAWS}"
         return self._model
@@ -84,7 +84,7 @@ class TransformersEngine:
                 completions |= zip(batch, some, strict=True)
         except RuntimeError as error:
             raise EngineError(
-                f"{self._folder.name} failed on {len(prompts)} prompts: {error}; where memory is short, lower "
+                f"{self._folder.name} failed on {len(prompts)} prompts: {error}; if memory is short, lower "
                 f"paraphrase.transformers.batch_size (now {self._options.batch_size})"
             ) from error
         return [completions[i] for i in range(len(prompts))]

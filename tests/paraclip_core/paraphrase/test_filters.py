@@ -319,7 +319,7 @@ def test_its_source_decides_a_result(own_filters: Path) -> None:
         ("own_filters:missing", "cannot be used"),
         ("no_such_module_at_all:filter", "cannot be used"),
         ("own_filters", "cannot be used"),
-        ("own_filters:nothing", "no such function"),
+        ("own_filters:nothing", "not a filter"),
         ("own_filters:echo", "rename it"),
     ],
 )

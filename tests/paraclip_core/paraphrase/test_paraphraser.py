@@ -101,7 +101,7 @@ def test_only_what_the_engine_in_use_reads_is_looked_at(engine: str) -> None:
 def test_who_turns_the_filters_off_for_a_language_model_is_reported(engine: str) -> None:
     warning = unfiltered_warning(options(engine, filters={"preset": "off"}))
     assert (warning is None) == (engine in LOOKING_UP)
-    assert warning is None or f"keeps whatever {engine} answers" in warning
+    assert warning is None or f"keeps every answer of {engine}" in warning
     assert unfiltered_warning(options(engine)) is None
     assert unfiltered_warning(options(engine, filters={"preset": "small-model"})) is None
 

@@ -102,7 +102,7 @@ def test_much_output_goes_to_the_log_not_to_a_pipe(tmp_path: Path, capfd: pytest
 
 def test_a_run_of_earlier_code_makes_nothing_with_later_code(tmp_path: Path) -> None:
     store, earlier = ArtifactStore(tmp_path), replace(draft("first"), stage_version=0)
-    with pytest.raises(StageError, match=r"first is version 1 by now and was 0 when this run began.*run again"):
+    with pytest.raises(StageError, match=r"first is now version 1 and was 0 when this run began.*run again"):
         run_in_child(earlier, Run(settings_at(tmp_path)), {})
     assert store.find("first", earlier.fingerprint) is None
 
@@ -112,7 +112,7 @@ def test_settings_of_another_checkout_are_reported_once_and_not_as_a_crash(tmp_p
         sharpness: float = 1.0
 
     later = Later.model_validate(settings_at(tmp_path).model_dump())
-    with pytest.raises(StageError, match=r"settings of this run \(sharpness\): it was changed") as raised:
+    with pytest.raises(StageError, match=r"settings of this run \(sharpness\): it has changed") as raised:
         run_in_child(draft("first"), Run(later), {})
     assert not worth_a_retry(raised.value, 1)
 

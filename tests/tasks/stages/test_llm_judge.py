@@ -102,7 +102,7 @@ def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_options_that_no_judge_can_have(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"judge\.modle: Extra inputs"):
         settings_of(tmp_path, judge={"modle": "x"})
-    with pytest.raises(ConfigError, match="the engine file asks no language model"):
+    with pytest.raises(ConfigError, match="the engine file calls no language model"):
         _ = Run(settings_of(tmp_path, judge={"engine": "file"})).paraphraser.judge
     with pytest.raises(ConfigError, match=r"paraphrase\.judge asks about answers"):
         export_requests(Run(settings_of(tmp_path, engine="openai", judge={})), tmp_path / "requests")

@@ -39,7 +39,7 @@ def test_the_model_id_holds_what_changes_answers_and_nothing_else(tmp_path: Path
     orders = [{"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"d": 3, "c": 2}, "a": 1}]
     assert len({engine_of(extra=extra).model for extra in orders}) == 1
     for name in ("no-such-folder", "/no/such", "./a/b", "a/b/c", "x" * 300):
-        with pytest.raises(EngineError, match="is no folder"):
+        with pytest.raises(EngineError, match="is not a folder"):
             _ = engine_of(name).model
 
 
