@@ -39,7 +39,7 @@ def paraphrase(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try both steps on a few captions: raw answers, what was parsed from them, each filter's filter result, the
+    """Try both steps on a few captions: raw answers, what was parsed from them, what each filter says, the
     choice.
 
     Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
