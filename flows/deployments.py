@@ -54,7 +54,7 @@ class Existing(NamedTuple):
             self.client.delete_deployment(one.id)
             active = [shown_schedule(schedule) for schedule in one.schedules if schedule.active]
             if not old:
-                notes.append(f"removed {path}, which {name} has no use for")
+                notes.append(f"removed {path}, which {name} does not need")
             elif path.startswith(("regenerate/", "pipeline/")) and one.parameters:
                 # A person may have edited them.
                 schedule = f"; its schedule was {', '.join(active)}" if active else ""

@@ -88,7 +88,7 @@ class Result(Table):
     summary: Mapping[str, Any] = field(default_factory=dict)
     """``summary.json``: models, deltas, intervals, verdict, reason."""
     report: Path | None = None
-    """The report page; with more than two models, the folder that holds each comparison's page in a folder of its name."""
+    """The report page; with more than two models, the folder with each comparison's page in a folder of its name."""
 
     @property
     def verdict(self) -> str | None:

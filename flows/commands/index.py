@@ -116,7 +116,7 @@ def audit(
             "-q",
             exists=True,
             dir_okay=False,
-            help="Text with a query a line, which rules reword; or a table with columns query and paraphrased_query. "
+            help="Text with one query per line, which rules reword; or a table with columns query, paraphrased_query. "
             "Default: captions of the index's images, or names of things that they show.",
         ),
     ] = None,

@@ -55,7 +55,7 @@ def export(
 
 def push(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What an export wrote.")],
-    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to on the hub.")],
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the hub.")],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Push an exported model or data set to the Hugging Face hub, in one commit; its card then loads it from there."""

@@ -278,16 +278,14 @@ def evaluate(
             "--model",
             "-m",
             help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} Results of two that are named base and "
-            "tuned lie in the folder itself, others each in a folder of its name.",
+            "tuned are in the folder itself, those of others in a folder of their name.",
         ),
     ],
     images: Annotated[
         list[str] | None,
         typer.Option(help="Folder, tar or Parquet with the benchmarks' images; NAME=PATH for one; may be repeated."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: one of its own under the root.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: a new one under the root.")] = None,
     split: Annotated[str | None, typer.Option(help="Split to use from files with several.")] = None,
     device: DeviceOption = "auto",
     root: RootOption = DEFAULT_ROOT,
