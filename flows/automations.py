@@ -133,7 +133,7 @@ def remove_left_behind(events: Iterable[str]) -> list[str]:
             label = one.name.removeprefix(PREFIX).partition(" by ")[0].partition(" of ")[0]
             if one.name.startswith(PREFIX) and one.name not in watches and label not in {*events, "alerts"}:
                 client.delete_automation(one.id)
-                notes.append(f"removed the automation {one.name!r}, of an earlier release")
+                notes.append(f"removed the automation {one.name!r} from an earlier release")
     return notes
 
 

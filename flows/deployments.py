@@ -59,10 +59,10 @@ class Existing(NamedTuple):
                 # A person may have edited them.
                 schedule = f"; its schedule was {', '.join(active)}" if active else ""
                 settings = json.dumps(one.parameters, ensure_ascii=False)
-                notes.append(f"removed {path}, of an earlier release{schedule}; its parameters were {settings}")
+                notes.append(f"removed {path} from an earlier release{schedule}; its parameters were {settings}")
             else:
                 plain.append(path)
-        return [f"removed {', '.join(plain)}, of an earlier release", *notes] if plain else notes
+        return [f"removed {', '.join(plain)} from an earlier release", *notes] if plain else notes
 
 
 def renew(existing: Existing) -> list[str]:

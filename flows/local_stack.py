@@ -137,7 +137,7 @@ def serve(
             if name not in running:
                 _need_free_port(_port_of(address), remedy)
         if before and SERVER not in running:
-            log.warning("the server under %s was gone: it is started again at %s, for what it has left", root, url)
+            log.warning("the server under %s was gone: starting it again at %s, for the runs that it left", root, url)
         started: list[subprocess.Popen[bytes]] = []
 
         def start(name: str, *command: str) -> None:
@@ -244,7 +244,9 @@ def _password(root: Path, running: Sequence[Process]) -> str:
     own = os.environ.get(SERVER_PASSWORD_VARIABLE, "")
     if running:
         if own not in ("", running[0].password):
-            raise ConfigError(f"{SERVER_PASSWORD_VARIABLE} is not the password of what runs; `paraclip stop` ends that")
+            raise ConfigError(
+                f"{SERVER_PASSWORD_VARIABLE} is not the password of the running server; `paraclip stop` ends it"
+            )
         return running[0].password
     if own:
         if ":" not in own or own.split() != [own]:

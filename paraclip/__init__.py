@@ -237,7 +237,7 @@ def search(
         model: a channel, an artifact, a release folder, or a name that open_clip knows.
         features: an index of your own (.npy, Parquet, clip-retrieval); default: the run's images.
         ids: the ids of its rows.
-        count: how many images.
+        count: number of images.
         base: the model before tuning, if no run records it.
         root: where channels and artifacts are looked for; default: `PARACLIP_ROOT`, or runs.
         device: auto, cpu, cuda or cuda:N.
@@ -251,7 +251,7 @@ def search(
 
     queries = _queries(query)
     if not isinstance(count, Integral) or count < 1:
-        raise ConfigError(f"count is {count!r}; expected how many images, a whole number from 1")
+        raise ConfigError(f"count is {count!r}; expected a number of images, 1 or more")
     ranked = search_each(_target(model, root, base, features, ids), queries, int(count), device)
     rows = [
         {"query": text, "rank": one.rank, "base": one.image_id, "base_score": one.score}

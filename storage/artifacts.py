@@ -198,7 +198,7 @@ class ArtifactStore:
         if artifact is None:
             raise ArtifactError(
                 f"{why}: the artifact {stage}/{fingerprint} is not under {self.location}; run {stage} first "
-                "(and again, where a source file has changed since)"
+                "(and again, if a source file has changed since)"
             )
         return artifact
 

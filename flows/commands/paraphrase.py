@@ -63,7 +63,7 @@ def _print(trial: Trial) -> None:
         _print_caption(number, caption)
     complete = sum(any(rewrite.paraphrase_2 for rewrite in caption.rewrites) for caption in trial.captions)
     spend = "" if trial.spend is None else f", which cost {trial.spend:.4g}"
-    say(f"\n{complete} of {len(trial.captions)} captions have both rewrites")
+    say(f"\n{complete} of {len(trial.captions)} captions have both paraphrases")
     say(
         f"{trial.asked} requests asked ({trial.prompt_tokens} prompt tokens, {trial.completion_tokens} answered"
         f"{spend}), {trial.cached} cached"

@@ -97,7 +97,7 @@ def test_a_push_that_is_cut_off_leaves_the_checkpoint_before(
     monkeypatch.setattr(store.remote, "upload", refuse)
     (store.work_path("ingest", FP) / TWO).unlink()
     interrupted(store, LATER)
-    assert "the checkpoints are not pushed: the network is down" in caplog.text
+    assert "cannot push the checkpoints: the network is down" in caplog.text
     assert pushed(objects) == {LOG: LATER[LOG], TWO: WORK[TWO]}
 
 
