@@ -120,7 +120,7 @@ def test_a_channel_serves_one_configuration() -> None:
     register(own("mine"))
     with pytest.raises(ConfigError, match=r"regenerate/mine moves the channel 'production' already.*--channel"):
         register(own("other"))
-    with pytest.raises(ConfigError, match="the channel of a run's own name"):
+    with pytest.raises(ConfigError, match="a channel with a run's own name"):
         register(own("third"), channel="third")
     assert names() and all(name.endswith("/mine") for name in names())
 

@@ -125,7 +125,10 @@ def test_who_lost_the_lease_leaves_the_checkpoints_of_its_successor(machine: Mac
 
 @pytest.mark.usefixtures("hasty")
 def test_who_lost_the_lease_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
-    with pytest.raises(LockedError, match="another machine has gone on"), machine("one").writing("ingest", FP) as work:
+    with (
+        pytest.raises(LockedError, match="another machine has taken over"),
+        machine("one").writing("ingest", FP) as work,
+    ):
         work.push()
         objects.write(f"locks/ingest/{FP}/00000002", json.dumps(THEIRS).encode())
         for _ in range(500):
