@@ -3,11 +3,11 @@
     python benchmarks/ablations.py -c configs/demo.yaml --seeds 3
     python benchmarks/ablations.py -c configs/demo.yaml --variant 'lr 1e-3: finetune.learning_rate=1e-3'
 
-All variants share the earlier stages' artifacts, so that each costs a fine-tuning and an evaluation; what is finished
-is found again. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds;
-below them, where `evaluate.control` is set, tuned minus captions alone.
-*validation* is the gain in AO@10 on the training images that are held out for choosing α, at that α: a setting that is
-chosen by it, and not by the other columns, is judged on images that it was not chosen on.
+All variants share the earlier stages' artifacts, so each costs one fine-tuning and one evaluation; finished ones are
+reused. The figures are the evaluation's: tuned minus base, with the interval, and the mean over the seeds; below them,
+if `evaluate.control` is set, tuned minus the caption-only control.
+*validation* is the gain in AO@10 on the training images that are held out for choosing α, at that α. A setting chosen
+by it, and not by the other columns, is judged on images that it was not chosen on.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def sweep_of(artifacts: dict[str, Artifact]) -> dict[str, Any]:
 
 
 def standard(settings: Settings) -> dict[str, list[str]]:
-    """The variants that tell where a gain comes from."""
+    """The variants that show where a gain comes from."""
     rate = settings.finetune.learning_rate
     return STANDARD | {
         "half the learning rate": [f"finetune.learning_rate={rate / 2}"],
@@ -114,7 +114,7 @@ def measure(run: Run) -> dict[str, Any]:
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
-    """A line of the table over the base."""
+    """A row of the table over the base."""
     alphas = ", ".join(f"{result['sweep']['chosen']:g}" for result in results)
     verdicts = ", ".join(result["comparison"]["verdict"] for result in results)
     gain = _mean(validation_gains(results))
@@ -122,7 +122,7 @@ def row(name: str, results: list[dict[str, Any]]) -> str:
 
 
 def figures(results: list[dict[str, Any]], over: str) -> str:
-    """Cells of the metrics: means over the seeds, the interval that reaches lowest in brackets."""
+    """Cells of the metrics: means over the seeds, with the lowest interval in brackets."""
     cells = []
     for kind, _, metric in (name.partition("/") for name in METRICS):
         measured = [row for result in results for row in result["comparison"][over]]
@@ -134,7 +134,7 @@ def figures(results: list[dict[str, Any]], over: str) -> str:
 
 
 def validation_gains(results: list[dict[str, Any]]) -> list[float]:
-    """Points of AO@10 between the chosen α and the base, on validation, a seed each; none where no pairs are there."""
+    """Points of AO@10 between the chosen α and the base on validation, one per seed; empty if there are no pairs."""
     gains = []
     for result in results:
         found = {point["alpha"]: point.get(AO) for point in result["sweep"]["alphas"]}

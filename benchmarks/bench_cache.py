@@ -1,11 +1,11 @@
-"""The answers cache against SQLite: the same rows inserted, and all of their keys joined, in one run.
+"""The answers cache against SQLite: insert the same rows and join all of their keys, in one run.
 
     python benchmarks/bench_cache.py [--rows 1e6] [--repeat 3]
 
 Ours keeps Parquet parts and follows with its DuckDB file. SQLite has a primary key, write-ahead logging, `synchronous =
-NORMAL`, one `executemany` and one transaction a batch. Then both are asked which of so many keys they do not have, as
-a round of paraphrasing does: with an anti-join, SQLite with 30,000 keys a statement behind `IN`, which beats a join
-with a temporary table and one statement a key. One key in ten is new.
+NORMAL`, one `executemany` and one transaction per batch. Then both are asked which of as many keys they lack, as a
+round of paraphrasing does: with an anti-join, SQLite with 30,000 keys per statement in `IN`, which beats a join with a
+temporary table and one statement per key. One key in ten is new.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from paraclip_core.tables import GENERATIONS
 
 SQLITE_KEYS = 30_000
 NEW = 10
-"""One in so many keys that are asked for is not there."""
+"""One in this many keys that are asked for is missing."""
 
 
 def random_keys(count: int, seed: int) -> pa.FixedSizeBinaryArray:
-    """Keys that no other seed gives."""
+    """Random keys; no other seed gives the same ones."""
     data = pa.py_buffer(np.random.default_rng(seed).bytes(16 * count))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), count, [None, data])
 
@@ -73,7 +73,7 @@ class Ours:
         self.store = AnswerStore(folder / "cache")
 
     def insert(self, tables: Sequence[pa.Table]) -> None:
-        """Keep rows, and let the DuckDB file follow."""
+        """Store rows, and bring the DuckDB file up to date."""
         for table in tables:
             self.store.append(table)
         self.store.close()
@@ -99,7 +99,7 @@ class Sqlite:
             con.execute(f"CREATE TABLE generations (key BLOB PRIMARY KEY, {columns})")
 
     def insert(self, tables: Sequence[pa.Table]) -> None:
-        """Keep rows, answers as JSON."""
+        """Store rows, answers as JSON."""
         answers = GENERATIONS.names.index("completions")
         marks = ", ".join("?" * len(GENERATIONS))
         with closing(sqlite3.connect(self.path)) as con:
@@ -124,7 +124,7 @@ class Sqlite:
 
 
 def main() -> None:
-    """Both sides in turn; record rows and keys a second."""
+    """Run both sides in turn; record rows and keys per second."""
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=float, default=1e6)
     parser.add_argument("--batch", type=int, default=100_000, help="rows of a transaction, on both sides")

@@ -1,8 +1,8 @@
 """Retrieval evaluation over stored image features against CLIP_benchmark's own loop, on the same model and captions.
 
 Ours encodes each distinct caption at its real length and ranks against features that the features stage has stored.
-CLIP_benchmark decodes and encodes every image and pads every text, each time a model is evaluated; its loop is restated
-here. Both sides run in fp32 and must agree in every recall.
+CLIP_benchmark decodes and encodes every image and pads every text each time a model is evaluated; its loop is restated
+here. Both sides run in fp32 and must agree on every recall.
 
     python benchmarks/bench_eval.py --data FOLDER/flickr8k
 """
@@ -40,7 +40,7 @@ Batches = Iterator[tuple[torch.Tensor, Sequence[list[str]]]]
 
 
 class Loaded(ModelEncoder):
-    """A candidate whose model is there already."""
+    """A candidate whose model is loaded already."""
 
     def __init__(self, clip: ClipModel) -> None:
         super().__init__("built-in")
@@ -79,7 +79,7 @@ def real_data(folder: Path, count: int) -> tuple[Captions, Files]:
     """The first validation images of a Karpathy folder, with their captions."""
     file = next(folder.glob("dataset_*.json"))
     captions, images = load_captions(file, "val"), images_beside(file)
-    assert images is not None, f"no images beside {file}"
+    assert images is not None, f"no images next to {file}"
     ids = list(dict.fromkeys(captions.image_ids))[:count]
     names = image_names(images, ids)
     kept = [row for row in zip(captions.image_ids, captions.captions, strict=True) if row[0] in names]
@@ -89,7 +89,7 @@ def real_data(folder: Path, count: int) -> tuple[Captions, Files]:
 
 
 def made_up_data(count: int) -> tuple[Captions, Files]:
-    """Noise with captions of eleven words, where no real data is given."""
+    """Noise images with captions of eleven words, for use without real data."""
     rng = np.random.default_rng(0)
     words = ["a", "the", "dog", "red", "small", "old", "man", "runs", "sits", "near", "water", "grass", "two"]
     files = []
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def check(ours: dict[str, float], expected: dict[str, float], captions: int) -> None:
-    """Both sides must agree, but for near ties that float16 features may turn over."""
+    """Check that both sides agree, except for near ties that float16 features may flip."""
     for k in DEPTHS:
         for mine, their in ((f"text_to_image_recall@{k}", "image"), (f"image_to_text_recall@{k}", "text")):
             other = 100 * expected[f"{their}_retrieval_recall@{k}"]

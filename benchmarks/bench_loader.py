@@ -1,7 +1,7 @@
 """Loading training rows at scale: what opening them costs, how much stays in memory, and how long a step waits.
 
 Makes rows (three texts of about 15 tokens each, and an image with a feature of `--dim` numbers) as the stages write
-them: Parquet tables, an index and feature shards. Then measures, in a process of its own each:
+them: Parquet tables, an index and feature shards. Then it measures, each in its own process:
 
 * `loader_first_batch`: from opening what an earlier try spooled to the first shuffled batch; against the same through a
   list of Python rows.
@@ -37,7 +37,7 @@ PART = 100_000
 
 
 def make(folder: Path, rows: int, dim: int) -> None:
-    """Write the tables and features of `rows` rows, each with an image of its own."""
+    """Write the tables and features of `rows` rows, each with its own image."""
     noise = np.random.default_rng(0)
     block = noise.normal(size=(SHARD, dim))
     block = (block / np.linalg.norm(block, axis=1, keepdims=True)).astype(np.float16)
@@ -71,7 +71,7 @@ def _tokens(noise: np.random.Generator, n: int) -> pa.ListArray:
 
 
 def spool(folder: Path) -> dict[str, float]:
-    """Rows from Parquet to flat files."""
+    """Spool rows from Parquet to flat files."""
     from paraclip.tasks.training.data import Images, hold_out, paraphrase_rows
     from paraclip_core.training.data import spool_rows
 
@@ -85,7 +85,7 @@ def spool(folder: Path) -> dict[str, float]:
 
 
 def first(folder: Path) -> dict[str, float]:
-    """The first shuffled batch from the spooled rows, and a thousand after it."""
+    """Time the first shuffled batch from the spooled rows, and a thousand after it."""
     from paraclip.tasks.training.data import Images
     from paraclip_core.training.data import DataOrder, make_batch, spool_rows
 
@@ -117,7 +117,7 @@ def naive(folder: Path) -> dict[str, float]:
 
 
 def wait(folder: Path) -> dict[str, float]:
-    """Share of the steps' time that waits for data."""
+    """Share of the steps' time that is spent waiting for data."""
     import torch
 
     from paraclip.tasks.training.data import Images
@@ -156,7 +156,7 @@ PARTS = {"spool": spool, "first": first, "naive": naive, "wait": wait}
 
 
 def measure(part: str, folder: Path) -> dict[str, float]:
-    """Carry out a part in a fresh process."""
+    """Run a part in a fresh process."""
     command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -165,7 +165,7 @@ def measure(part: str, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print one JSON line a figure."""
+    """Measure and print one JSON line per figure."""
     parser = arguments(__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=256, help="of the features; 256 is the built-in base's")

@@ -4,8 +4,7 @@
   and encodes its images, tokenizes its texts and pads them to 77, and has the same three losses.
 * `train_vs_padded_text`: the text-only loop over the same stored features, texts padded to 77 (bf16).
 * `train_ranks`: a step with ranking distillation against one without (bf16): the base embeds the captions again. The
-bound
-  is 1 / 1.15.
+  bound is 1 / 1.15.
 
 All sides share one model with random weights, one fused AdamW and one gradient clipping, so that only the work before
 them differs. Captions and images are Flickr8k's where PARACLIP_DATA has them, else generated ones of the same lengths.
@@ -60,7 +59,7 @@ PLANS = {
 RANKING_DISTILLATION = "train_ranks"
 RANKS_BOUND = 1 / 1.15
 BATCHES = {"fp32": 128, "bf16": 256}
-"""What loops over padded texts keep of a step of ViT-B-32 then takes 17 GB, in either precision."""
+"""With these, what loops over padded texts keep of a step of ViT-B-32 takes 17 GB, in either precision."""
 COMMON_WORDS = "a the man woman dog child in on with red blue water grass street two running playing black white"
 CONTEXT = 77
 
@@ -176,7 +175,7 @@ class Bench:
         self.finish()
 
     def finish(self) -> None:
-        """Wait for the GPU, which works while its process goes on."""
+        """Wait for the GPU, which works asynchronously."""
         if self.clip.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -212,7 +211,7 @@ def set_up(
     config: dict[str, Any] | None = None,
     folder: Path | None = None,
 ) -> tuple[Bench, float]:
-    """The model and its rows; and the mean length of the texts in tokens.
+    """The model and its rows, and the mean length of the texts in tokens.
 
     Args:
         batch: rows of a step.
@@ -251,7 +250,7 @@ def measure(bench: Bench, other: str, precision: str, rounds: int) -> tuple[floa
 
 
 def main() -> None:
-    """Measure and print one JSON line a comparison."""
+    """Measure and print one JSON line per comparison."""
     parser = arguments(__doc__)
     parser.add_argument("--batch", type=int, help="default: 128 in fp32, 256 in bf16")
     parser.add_argument("--rounds", type=int, default=3, help="measured ones, of which the median counts")

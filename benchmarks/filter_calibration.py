@@ -1,4 +1,4 @@
-"""What the filters cost and catch: good rewrites that they stop, and bad ones that they let through.
+"""What the filters cost and catch: good rewrites that they reject, and bad ones that they let through.
 
     python benchmarks/filter_calibration.py --data FOLDER [--encoder FOLDER] [--judge URL MODEL]
 
@@ -6,8 +6,8 @@ Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), rewr
 (tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
 the data set). Bad ones are refusals, preambles, orders obeyed and the like (tests/data/capable), SugarCrepe's hard
 negatives, SICK contradictions, STS-B up to 2, captions of other images, and what is labelled changed. Pairs that
-differ in case or punctuation alone are no rewrites; they are counted, and left out. The folder of real data is read
-and nothing of it kept.
+differ only in case or punctuation are not rewrites; they are counted, and left out. The folder of real data is only
+read; nothing of it is kept.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Group:
     step: int
     texts: Sequence[Texts]
     echoes: int = 0
-    """Pairs that were left out, because they differ in case or punctuation alone."""
+    """Pairs that were left out because they differ only in case or punctuation."""
 
 
 class Presets:
-    """Judges by preset and step, which share their models."""
+    """Filters by preset and step, which share their models."""
 
     def __init__(self, encoder: Encoder, judge: Engine | None = None) -> None:
         self._encoder, self._answer_filter = encoder, judge
@@ -66,7 +66,7 @@ class Presets:
         self._reasons: dict[tuple[str, int, str], list[str | None]] = {}
 
     def reasons(self, name: str, group: Group, step: int | None = None) -> list[str | None]:
-        """Why each answer is stopped, None where it is not, by the filters of `step` (default: the group's own)."""
+        """Why the filters of `step` (default: the group's own) reject each answer; None if they do not."""
         key = name, step or group.step
         if name == FILTERED:
             if (*key, group.name) not in self._reasons:
@@ -82,7 +82,7 @@ class Presets:
         return self._reasons[*key, group.name]
 
     def _filtered(self, group: Group, step: int) -> list[str | None]:
-        """The same for `capable`, with a language model that is asked about what it accepts."""
+        """The same for `capable`, with an LLM judge for what it accepts."""
         assert self._answer_filter is not None
         reasons = list(self.reasons("capable", group, step))
         left = [number for number, reason in enumerate(reasons) if reason is None]
@@ -94,7 +94,7 @@ class Presets:
         return reasons
 
     def stopped(self, name: str, group: Group, step: int | None = None) -> float:
-        """Percentage of the answers that are stopped."""
+        """Percentage of the answers that are rejected."""
         reasons = self.reasons(name, group, step)
         return 100 * sum(reason is not None for reason in reasons) / max(1, len(reasons))
 
@@ -115,7 +115,7 @@ def good_rewrites() -> Iterator[Group]:
 
 
 def human_paraphrases(data: Path) -> Iterator[Group]:
-    """Pairs that people found to say the same."""
+    """Pairs that people judged to have the same meaning."""
     sts = [
         (f"STS-B {part} ≥ 4.5", data / f"sts/raw/STSB-{part}.tsv", _sts(4.5, 5)) for part in ("train", "dev", "test")
     ]
@@ -138,7 +138,7 @@ def labelled(rows: Sequence[dict[str, Any]], label: str, name: str) -> Iterator[
 
 
 def hard_negatives(data: Path, most: int) -> Iterator[Group]:
-    """Pairs of texts that say different things, `most` of each at most."""
+    """Pairs of texts with different meanings, at most `most` from each source."""
     sources: list[tuple[str, Path, Callable[[Path], Iterator[tuple[str, str]]]]] = [
         ("caption of another image", data / "flickr8k/dataset_flickr8k.json", _other_images),
         ("STS-B ≤ 2", data / "sts/raw/STSB-train.tsv", _sts(0, 2)),
@@ -154,7 +154,7 @@ def hard_negatives(data: Path, most: int) -> Iterator[Group]:
 
 
 def good_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
-    """Good rewrites that are stopped, in percent, and why `capable` stops them, as Markdown."""
+    """Good rewrites that are rejected, in percent, and why `capable` rejects them, as Markdown."""
     yield "| good rewrites | n | echoes left out | " + " | ".join(f"{name} stops, %" for name in names) + " | why |"
     yield "|---|---|---|" + "---|" * (len(names) + 1)
     for group in groups:
@@ -165,7 +165,7 @@ def good_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) 
 
 
 def bad_table(presets: Presets) -> Iterator[str]:
-    """Bad answers by kind, and what stops them, as Markdown."""
+    """Bad answers by kind, and what rejects them, as Markdown."""
     yield "| kind | n | stopped | by |"
     yield "|---|---|---|---|"
     rows = rows_of("capable/bad.jsonl")
@@ -191,7 +191,7 @@ def hard_negative_table(groups: Sequence[Group], presets: Presets, names: Sequen
 
 
 def main() -> None:
-    """Print what is stopped of good rewrites, of bad answers, and what is let through of hard negatives."""
+    """Print how many good rewrites and bad answers are rejected, and how many hard negatives are let through."""
     parser = arguments(__doc__)
     parser.add_argument(
         "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: own data only"

@@ -1,7 +1,7 @@
-"""Hand-labelled paraphrases of Flickr8k captions, put together from the data set and what is kept of them here.
+"""Hand-labelled paraphrases of Flickr8k captions, assembled from the data set and from what is stored of them here.
 
-The captions may not be passed on, so `tests/data/faithfulness/flickr8k.jsonl` names each by a hash, and tells an answer
-as places in its caption and the model's own words.
+The captions may not be redistributed, so `tests/data/faithfulness/flickr8k.jsonl` names each by a hash, and stores an
+answer as positions in its caption and the model's own words.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TOKEN = re.compile(r"\w+(?:['’]\w+)?|[^\w\s]")
 def read_pairs(data: Path) -> list[dict[str, Any]]:
     """The rows with `caption`, `source` and `answer` as texts (lower case), in the order of the file.
 
-    `data` is the folder that holds ``flickr8k/dataset_flickr8k.json``; rows whose caption is not there are left out.
+    `data` is the folder that holds ``flickr8k/dataset_flickr8k.json``; rows whose caption is missing are left out.
     """
     captions: dict[str, str] = {}
     for image in json.loads((data / "flickr8k" / "dataset_flickr8k.json").read_bytes())["images"]:

@@ -12,9 +12,9 @@ resume      a run killed by SIGKILL and resumed against one that was not: loss a
 speed       samples/s against open_clip's locked loop and the padded text loop, share of the matmul rate (bf16)
 =========== ============================================================================================
 
-Weights are random, captions and images generated: nothing is downloaded or read. Beside this repository it needs torch,
-open_clip and transformers with what they bring, pydantic and pyarrow; neither Prefect nor DuckDB. On CUDA the shapes
-are ViT-B-32's, on a CPU those of a small model.
+Weights are random, captions and images generated: nothing is downloaded or read. In addition to this repository, it
+needs torch, open_clip and transformers with their dependencies, pydantic and pyarrow; neither Prefect nor DuckDB. On
+CUDA the shapes are ViT-B-32's, on a CPU those of a small model.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ SMALL: dict[str, Any] = {
 }
 BATCHES = {"small": 32, "ViT-B-32": 256}
 STEPS, CHECKPOINT_STEPS, KILL_AFTER = 12, 4, 6
-"""Of the runs of `resume`; a run is killed when its log has so many steps."""
+"""Steps of the runs of `resume`, and between checkpoints; a run is killed when its log has `KILL_AFTER` steps."""
 PADDED_ROWS = 64
-"""Texts that the padded encoder computes at a time in `encoder`; its memory is that of all 77 tokens."""
+"""Texts per batch of the padded encoder in `encoder`, whose memory is that of all 77 tokens."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A figure, and the bar that it has to stay below."""
+    """A figure, and the bar that it must stay below."""
 
     check: str
     figure: str
@@ -77,14 +77,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and at what size."""
+    """The device, and the size of the model."""
 
     device: torch.device
     size: str
 
     @property
     def clock(self) -> Callable[[], float]:
-        """Processor time on a CPU, whose cores others may use, too."""
+        """Processor time on a CPU, because others may use its cores, too."""
         return time.process_time if self.device.type == "cpu" else time.perf_counter
 
     def bench(self, batch: int) -> Bench:
@@ -153,7 +153,7 @@ def check_features(machine: Machine) -> Iterator[Row]:
 
 
 def check_resume(machine: Machine) -> Iterator[Row]:
-    """A killed run against an undisturbed one; equal to the last digit of the log."""
+    """A killed run against an undisturbed one; their logs must be equal to the last digit."""
     with tempfile.TemporaryDirectory() as temporary:
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
         train(_job(whole, machine, "bf16"))
@@ -170,7 +170,7 @@ def check_resume(machine: Machine) -> Iterator[Row]:
 
 
 def _job(folder: Path, machine: Machine, precision: str) -> TrainingJob:
-    """A short run of its own model, which learns by heart; the log is in `folder`."""
+    """A short run of a small model that memorizes its rows; the log is in `folder`."""
     bench = machine.bench(32)
     rows = len(bench.rows)
     options = {"epochs": STEPS * 32 / rows, "batch_size": 32, "learning_rate": 1e-3, "precision": precision}
@@ -193,7 +193,7 @@ def _child(folder: Path, machine: Machine, precision: str) -> subprocess.Popen:
 
 
 def _curve(folder: Path) -> list[list[float]]:
-    """Loss and gradient norm of each step whose line is whole."""
+    """Loss and gradient norm of each step whose line is complete."""
     log = folder / "log.jsonl"
     text = log.read_text() if log.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -208,7 +208,7 @@ def _differing(whole: Path, killed: Path) -> float:
 
 
 def measure_speed(machine: Machine) -> Iterator[Row]:
-    """Samples a second of all sides, in bf16."""
+    """Samples per second of all sides, in bf16."""
     bench = machine.bench(BATCHES[machine.size])
     bench.clock = machine.clock
     for other, name in (("open_clip", "open_clip's locked loop"), ("padded", "texts padded to 77")):
@@ -235,7 +235,7 @@ def _line(row: Row) -> str:
 
 
 def run(machine: Machine, names: list[str], path: Path) -> int:
-    """Run the checks, print their rows, and write them; 1 if one is beyond its bar."""
+    """Run the checks, print and write their rows; returns 1 if one is beyond its bar."""
     name = torch.cuda.get_device_name(machine.device) if machine.device.type == "cuda" else platform.processor()
     print(f"{name or platform.machine()}, torch {torch.__version__}, {machine.size}", flush=True)
     rows: list[Row] = []
@@ -253,7 +253,7 @@ def run(machine: Machine, names: list[str], path: Path) -> int:
 
 
 def main() -> int:
-    """Parse the arguments; `--train` is for the children."""
+    """Parse the arguments; `--train` is for child processes."""
     parser = arguments(__doc__)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--size", choices=("auto", *BATCHES), default="auto")

@@ -1,12 +1,12 @@
-"""How large the house is: lines, files, options, import circles, and what the product's lines are.
+"""The size of the code base: lines, files, options, import cycles, and the kinds of the product's lines.
 
     python benchmarks/house.py [--rev REVISION] [--json]
     python benchmarks/house.py --stories    # renews the list of files in docs/design.md
 
 Product: every Python file of the packages and the front door, `paraclip/__init__.py`. An option is a field of the
 settings that holds no group; a group in two places counts twice. A circle is a strongly connected component of the
-modules' imports, those in functions and under `TYPE_CHECKING` included. With `--rev` another revision is measured, in a
-copy of it.
+modules' imports, those in functions and under `TYPE_CHECKING` included. With `--rev`, a copy of another revision is
+measured.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def files_in(home: Path, *places: str) -> list[Path]:
 
 
 def kinds(file: Path) -> list[str]:
-    """What each line is: docstring, import, comment, blank or code."""
+    """The kind of each line: docstring, import, comment, blank or code."""
     text = file.read_text(encoding="utf-8")
     of_line = ["code" if line.strip() else "blank" for line in text.splitlines()]
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

@@ -1,6 +1,6 @@
-"""An engine that answers at once, or after a fixed time a call, over as many made captions as are wanted.
+"""An engine that answers at once, or after a fixed time per call, and any number of generated captions.
 
-Settings name it as `paraphrase.engine: instant:Instant` where this folder is on Python's path.
+Settings name it as `paraphrase.engine: instant:Instant` if this folder is on Python's path.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ACTIONS = ("near a house", "next to a road", "on a hill", "in front of a shop", 
 MOMENTS = ("in the rain", "on a sunny day", "at night", "in winter", "while others look on", "on a quiet morning",
            "before a storm", "in the evening", "under a gray sky", "in bright light")  # fmt: skip
 DIFFERENT = len(SUBJECTS) * len(ACTIONS) * len(MOMENTS)
-"""Captions that have no number in them."""
+"""Number of captions without a number in them."""
 OTHER_WORDS = {
     "small": "little", "little": "tiny", "boy": "child", "kids": "children", "dogs": "puppies", "woman": "lady",
     "big": "large", "car": "automobile", "bike": "bicycle", "cat": "kitten", "house": "home", "road": "street",
@@ -41,11 +41,11 @@ OTHER_WORDS = {
     "near": "close to", "by": "beside", "behind": "at the back of", "people": "persons", "men": "guys",
 }  # fmt: skip
 EMPTY = 3
-"""One text in so many gets an empty answer."""
+"""One text in this many gets an empty answer."""
 
 
 class Instant:
-    """Answers with other words in another order; keeps the time of its calls, and between them."""
+    """Answers with other words in another order; records the time of its calls, and between them."""
 
     name, model = "instant", "instant-1"
 
@@ -79,7 +79,7 @@ class Instant:
 
 
 def caption(number: int) -> str:
-    """A caption like no other."""
+    """A unique caption."""
     rest, moment = divmod(number * 347 % DIFFERENT, len(MOMENTS))
     action, subject = divmod(rest, len(SUBJECTS))
     balloons = f" with {number // DIFFERENT} balloons" if number >= DIFFERENT else ""
@@ -96,7 +96,7 @@ def answer(text: str, draw: int) -> str:
 
 
 def write_captions(path: Path, numbers: Iterable[int]) -> None:
-    """A text file with a caption a line."""
+    """Write a text file with one caption per line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         file.writelines(f"{caption(number)}\n" for number in numbers)
@@ -115,7 +115,7 @@ def instant_run(folder: Path, root: str = "root", judges: int = 0, **paraphrase:
 
 
 HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
-"""Every stage, in the process that asks for it."""
+"""Every stage, in the calling process."""
 
 
 def stage_here(name: str, settings: Settings) -> Artifact:

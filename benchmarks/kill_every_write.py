@@ -1,18 +1,18 @@
-"""Kill every stage at calls that change a file, and see that the next try ends with the same bytes.
+"""Kill every stage at calls that change a file, and check that the next try ends with the same bytes.
 
     python benchmarks/kill_every_write.py [--kills 40] [--stages all_answered,finetune] [--seed 0] [--folder FOLDER]
                                           [--fault kill|error|full]
 
-A small run of the whole DAG is carried out undisturbed. Then each stage begins anew many times in a forked process,
-which a preloaded library (`kill_at_write.c`, built with `cc`) kills at one of its opens, writes, renames, removals and
-flushes below the root, whichever library makes the call; one in three is killed again while it goes on. The try after
-that must leave the artifact of the undisturbed run, no unfinished work beside that of a stage killed when it was
-finished, and no draft outside the cache, which sweeps its own after a day. `all_answered` stands for step 1 with a
-cache that has every answer: its table is made, and all is judged and selected while nothing is asked.
-The last line is JSON; the exit status is 1 where something differs.
+A small run of the whole DAG runs undisturbed. Then each stage starts again many times in a forked process, which a
+preloaded library (`kill_at_write.c`, built with `cc`) kills at one of its opens, writes, renames, removals and flushes
+below the root, whichever library makes the call; one in three is killed again while it resumes. The next try must
+leave the artifact of the undisturbed run, no unfinished work except that of a stage killed when it was finished, and
+no draft outside the cache, which sweeps its own after a day. `all_answered` is step 1 with a cache that has every
+answer: its table is made, and everything is filtered and selected while nothing is asked.
+The last line is JSON; the exit status is 1 if something differs.
 
-With `--fault error` the call fails as on a disk that is damaged there, and with `--fault full` it and all later ones
-fail that take space. The stage must end well all the same, or with an error for the user.
+With `--fault error`, the call fails as on a damaged disk; with `--fault full`, it and all later calls that take space
+fail. The stage must still end well, or with an error for the user.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from tests.kit.tiny_run import served, tiny_run, written
 SOURCE = Path(__file__).with_name("kill_at_write.c")
 LIBRARY = "PARACLIP_KILL_LIBRARY"
 AGAIN, CALLS_AGAIN = 0.33, 40
-"""How many of the next tries are killed, too, and within how many calls."""
+"""Share of the next tries that are killed, too, and within how many calls."""
 FAULTS = ("kill", "error", "full")
 """In the order of the library's numbers."""
 TOLD = 3
@@ -59,22 +59,22 @@ TOLD = 3
 PATIENCE_SECONDS = 120
 DRAFT = ".*"
 ANSWERED, STEP = "all_answered", "paraphrase_1"
-"""What is begun with a cache of every answer, and the stage that it is."""
+"""Name of the stage that starts with a cache of every answer, and the stage itself."""
 IMPORTED = (
     "open_clip",
     "duckdb",
     "scipy.stats",
     "paraclip.tasks.training.bodies",
 )
-"""What stages import when they begin, and every try would import anew. None of it starts a thread."""
+"""What stages import when they start, and every try would import again. None of it starts a thread."""
 
 
 @dataclass
 class Figures:
-    """What the tries of all stages came to."""
+    """Results of the tries of all stages."""
 
     calls: dict[str, int] = field(default_factory=dict)
-    """Calls that change a file, of each undisturbed stage."""
+    """Calls that change a file in each undisturbed stage."""
     kills: dict[str, int] = field(default_factory=dict)
     """Tries that were killed, or ended with an error."""
     problems: list[str] = field(default_factory=list)
@@ -82,12 +82,12 @@ class Figures:
 
     @property
     def good(self) -> bool:
-        """Whether every stage met faults and ended as the undisturbed one."""
+        """Whether every stage met faults and ended like the undisturbed one."""
         return bool(self.kills) and all(self.kills.values()) and not self.problems
 
 
 def forked(work: Callable[[], object], log: Path) -> int:
-    """Call `work` in a process of its own whose output goes to `log`; its wait status."""
+    """Call `work` in a forked process whose output goes to `log`; returns its wait status."""
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1]
@@ -110,7 +110,7 @@ def forked(work: Callable[[], object], log: Path) -> int:
 
 
 class Killer:
-    """The undisturbed run, and tries of its stages beside it."""
+    """The undisturbed run, and tries of its stages next to it."""
 
     def __init__(self, folder: Path, url: str, seed: int, fault: str) -> None:
         """Work in `folder`, with answers from the server at `url`."""
@@ -125,10 +125,10 @@ class Killer:
             importlib.import_module(name)
         self.stages = tuple(stages_of(parse_settings(self._run("undisturbed"))))
         self.all = [*self.stages, ANSWERED]
-        """What can be killed: the stages, and step 1 over a cache of every answer."""
+        """What can be killed: the stages, and step 1 with a cache of every answer."""
 
     def undisturbed(self) -> None:
-        """Carry out the whole run and count each stage's calls."""
+        """Execute the whole run and count each stage's calls."""
         for stage in self.all:
             told, root = self._folder / f"{stage}.calls", "undisturbed"
             if stage == ANSWERED:
@@ -138,7 +138,7 @@ class Killer:
             self.figures.calls[stage] = int(told.read_text())
 
     def kill(self, stage: str, kills: int) -> None:
-        """Let a stage meet the fault at so many different calls, or at each of them if it has fewer."""
+        """Let a stage meet the fault at `kills` different calls, or at each of them if it has fewer."""
         calls = self.figures.calls[stage]
         self.figures.kills[stage] = 0
         for call in sorted(self._rng.sample(range(1, calls + 1), min(kills, calls))):
@@ -158,7 +158,7 @@ class Killer:
 
     @property
     def _usual(self) -> int:
-        """The wait status of a try that ends by the fault."""
+        """The wait status of a try that the fault ends."""
         return TOLD << 8 if self._fault else signal.SIGKILL
 
     def _run(self, root: str) -> dict[str, Any]:
@@ -174,7 +174,7 @@ class Killer:
             told.write_text(str(self._library.counted()))
 
     def _begin_anew(self, stage: str) -> None:
-        """A root that has what the stage reads and no more, without the answers that it asked for."""
+        """Make a root that has only what the stage reads, without the answers that it asked for."""
         root, before = self._folder / "disturbed", self.stages[: self.stages.index(_stage_of(stage))]
         shutil.rmtree(root, ignore_errors=True)
         for name in before:
@@ -187,7 +187,7 @@ class Killer:
             raise SystemExit(f"it fails with nothing in its way:\n{self._log.read_text()[-2000:]}")
 
     def _problem(self, stage: str) -> str | None:
-        """How what is there now differs from what the undisturbed run left."""
+        """How the result differs from what the undisturbed run left."""
         root = self._folder / "disturbed"
         expected, artifacts = (self._artifacts(self._folder / name, stage) for name in ("undisturbed", "disturbed"))
         if len(artifacts) != 1 or artifacts[0].fingerprint != expected[0].fingerprint:
@@ -209,7 +209,7 @@ def _stage_of(name: str) -> str:
 
 
 def serve(pipe: int) -> None:
-    """Answer until the parent ends, having told it the address."""
+    """Send the parent the address, and answer until it ends."""
     server = OpenAIServer()
     server.answer = written
     os.write(pipe, server.url.encode())
@@ -220,7 +220,7 @@ def serve(pipe: int) -> None:
 
 
 def measure(folder: Path, stages: Sequence[str], kills: int, seed: int, fault: str) -> Figures:
-    """Let the stages meet the fault in an empty folder; all of them where `stages` is empty."""
+    """Let the stages meet the fault in an empty folder; all of them if `stages` is empty."""
     began = time.monotonic()
     reader, writer = os.pipe()
     server = subprocess.Popen([sys.executable, __file__, "--serve", str(writer)], pass_fds=[writer])
@@ -239,7 +239,7 @@ def measure(folder: Path, stages: Sequence[str], kills: int, seed: int, fault: s
 
 
 def preload(folder: Path) -> None:
-    """Start this process anew with the library in it. A fork must find no threads, and one each is enough."""
+    """Restart this process with the library in it. A fork must find no threads, and one each is enough."""
     library = folder / "kill_at_write.so"
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"], check=True)
     environment = {**os.environ, "LD_PRELOAD": str(library), LIBRARY: str(library), "OMP_NUM_THREADS": "1"}

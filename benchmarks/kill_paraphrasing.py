@@ -6,15 +6,15 @@ Both steps run twice through the engine `openai` against a server that counts: u
 disturbed run begins with a cache that has some of the answers. What is killed:
 
 - `worker`: the stage's process, at any moment;
-- `part`: the same, the moment that a part of answers is there and the table does not know it;
+- `part`: the same, the moment that a part of answers exists and the table does not know it;
 - `table`: the same, while the tables catch up with the parts;
-- `filter_results`: the same, the moment that a part of filter results is there;
-- `judge`: one of the processes that judge;
+- `filter_results`: the same, the moment that a part of filter results exists;
+- `judge`: one of the processes that filter;
 - `select`: the stage's process, while rows are chosen and written;
 - `server`: the server.
 
-The last line is JSON; the exit status is 1 where bytes differ, an answer was lost, or requests were made twice beyond
-one chunk a kill.
+The last line is JSON; the exit status is 1 if bytes differ, an answer was lost, or more than one chunk of requests per
+kill was made twice.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ from tests.kit.counting_server import CountingServer
 
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["filter_results"], ["part", "table"]]
-"""What is killed when so many requests were made; a table that is behind catches up when the stage begins again."""
+"""Kinds that wait for a share of the requests; a table that is behind catches up when the stage starts again."""
 BEGINNING = ("table", "judge")
-"""What is killed first, as soon as it is there."""
+"""Kinds that are killed first, as soon as they exist."""
 CARRIED = 3
-"""One part in so many of step 1's is in the cache from the start."""
+"""One part in this many of step 1's is in the cache from the start."""
 REQUESTS_PER_MINUTE = 36_000
 """Slow enough for kills to come in time."""
 
 
 @dataclass
 class Figures:
-    """What a pair of runs came to."""
+    """Results of a pair of runs."""
 
     captions: int
     kills: int
@@ -71,24 +71,24 @@ class Figures:
     same_bytes: bool = False
     """Whether every artifact's files have the sizes and hashes of the undisturbed run."""
     distinct: int = 0
-    """Different requests, of the undisturbed run."""
+    """Distinct requests of the undisturbed run."""
     carried: int = 0
-    """Those that the cache has the answers to from the start."""
+    """Requests whose answers the cache has from the start."""
     distinct_seen: int = 0
-    """Different requests, of the disturbed run."""
+    """Distinct requests of the disturbed run."""
     asked: int = 0
-    """Requests that the server was sent in the disturbed run."""
+    """Requests that the server received in the disturbed run."""
     twice: int = 0
-    """Those that it had been sent before."""
+    """Requests that it had received before."""
     cached_rows: int = 0
     cached_keys: int = 0
-    """Rows and different keys of the disturbed run's answers cache."""
+    """Rows and distinct keys of the disturbed run's answers cache."""
     parts_ahead: int = 0
     """Kills that left parts which their table did not know."""
 
     @property
     def good(self) -> bool:
-        """Nothing lost, nothing paid twice but for a chunk a kill."""
+        """Whether nothing was lost, and nothing was paid twice except one chunk per kill."""
         return (
             self.same_bytes
             and self.distinct == self.carried + self.distinct_seen == self.cached_rows == self.cached_keys
@@ -97,7 +97,7 @@ class Figures:
 
 
 def write_captions(folder: Path, count: int) -> None:
-    """Captions of which one in twenty comes twice, for another image."""
+    """Write captions of which one in twenty occurs twice, for another image."""
     kinds, places = ("dog", "cat", "horse", "bird", "boat"), ("beach", "street", "roof", "field")
     lines = ["caption\timage"]
     for n in range(count):
@@ -107,7 +107,7 @@ def write_captions(folder: Path, count: int) -> None:
 
 
 def settings_of(folder: Path, root: str, url: str, chunk: int) -> Settings:
-    """Both steps with the engine `openai`, and a second try where nothing was answered."""
+    """Both steps with the engine `openai`, and a second try if nothing was answered."""
     paraphrase = {
         "engine": "openai",
         "model": "counting",
@@ -135,9 +135,9 @@ def run_stages(settings: Settings) -> list[dict[str, Any]]:
 
 
 def kill_plan(kills: int, rng: random.Random) -> list[tuple[str, float]]:
-    """Kinds in the order of their turn, each with the share of the requests that must have been made before it.
+    """Kinds of kills in their order, each with the share of the requests that must have been made before it.
 
-    What only the beginning or the end of a step has comes there; of the others half come in each step.
+    Kinds that need the beginning or the end of a step come there; half of the others come in each step.
     """
     units = [ANY_MOMENT[n % len(ANY_MOMENT)] for n in range(kills)]
     while sum(map(len, units)) > max(kills - len(BEGINNING) - 2, 0):
@@ -153,7 +153,7 @@ def kill_plan(kills: int, rng: random.Random) -> list[tuple[str, float]]:
 
 
 class Killer:
-    """Runs the stages and kills what is at work, until all is done."""
+    """Runs the stages and kills what is running, until everything is done."""
 
     def __init__(self, settings: Settings, server: CountingServer, figures: Figures, rng: random.Random) -> None:
         self._settings, self._server, self._figures, self._rng = settings, server, figures, rng
@@ -164,7 +164,7 @@ class Killer:
         self._dead: set[int] = set()
 
     def kill_all(self, plan: list[tuple[str, float]], expected: int) -> list[dict[str, Any]]:
-        """Carry out the kills, of which each waits for its share of the expected requests, and finish the run."""
+        """Do the kills, each of which waits for its share of the expected requests, and finish the run."""
         for kind, share in plan:
             self._until(lambda share=share: self._server.asked >= share * expected)
             if self._running().done() and self._running().exception() is None:
@@ -176,7 +176,7 @@ class Killer:
         return self._running().result()
 
     def _kill(self, kind: str) -> bool:
-        """One kill at a moment of its kind; whether it hit what was at work."""
+        """One kill at a moment of its kind; returns whether it hit something that was running."""
         if kind == "server":
             self._server.kill()
             time.sleep(self._rng.uniform(0, 1))
@@ -202,7 +202,7 @@ class Killer:
         return worker is not None and victim is not None and self._end(worker, victim)
 
     def _end(self, worker: int, victim: int) -> bool:
-        """Kill a process; whether the stage ended by that."""
+        """Kill a process; returns whether that ended the stage."""
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGKILL)
         with suppress(ParaclipError):
@@ -243,7 +243,7 @@ class Killer:
         return None
 
     def _filters(self) -> list[int]:
-        """The processes that judge: spawned by the worker, beside the one that tracks resources."""
+        """The processes that filter: spawned by the worker, in addition to the one that tracks resources."""
         pids = []
         for path in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):
@@ -265,7 +265,7 @@ class Killer:
         with tempfile.TemporaryDirectory() as folder:
             for path in self._cache.glob("answers.duckdb*"):
                 shutil.copy(path, folder)
-            # There is none, or no such table, while it is made anew.
+            # There is none, or no such table, while it is rebuilt.
             with suppress(duckdb.Error), duckdb.connect(Path(folder) / "answers.duckdb") as con:
                 names = "SELECT name FROM generations_parts UNION ALL SELECT name FROM verdicts_parts"
                 indexed = {name for (name,) in con.execute(names).fetchall()}
@@ -273,13 +273,13 @@ class Killer:
 
 
 def cached(root: Path) -> tuple[int, int]:
-    """Rows and different keys in a root's answers cache."""
+    """Rows and distinct keys in a root's answers cache."""
     keys = pq.read_table(root / "cache" / "segments", columns=["key"]).column("key").to_pylist()
     return len(keys), len(set(keys))
 
 
 def undisturbed(folder: Path, chunk: int, figures: Figures) -> list[dict[str, Any]]:
-    """The artifacts of a run that nothing disturbs."""
+    """The artifacts of an undisturbed run."""
     server = CountingServer(folder / "undisturbed.log")
     try:
         artifacts = run_stages(settings_of(folder, "undisturbed", server.url, chunk))

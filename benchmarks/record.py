@@ -1,4 +1,4 @@
-"""What benchmarks share: their arguments, sides that take turns, and the one line that each prints last and keeps."""
+"""What benchmarks share: their arguments, sides that take turns, and the record that each prints last and appends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def arguments(doc: str | None) -> argparse.ArgumentParser:
-    """A parser whose help is a script's docstring."""
+    """A parser whose help text is a script's docstring."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -47,9 +47,9 @@ def record(name: str, value: float, unit: str, against: str, ratio: float, bound
         name: the benchmark's stable name.
         value: our figure, in `unit`.
         unit: for example rows/s.
-        against: what it was compared with, in the same run.
+        against: what it was compared with in the same run.
         ratio: our figure over the other one's; above 1 is faster.
-        bound: what the hardware or a formula allows, as the same ratio.
+        bound: the best ratio that the hardware or a formula allows.
     """
     host = f"{platform.machine()}-{os.cpu_count()}cpu"
     line = json.dumps(
@@ -71,7 +71,7 @@ def record(name: str, value: float, unit: str, against: str, ratio: float, bound
 
 
 def wait_as_stages_do() -> None:
-    """Start this process anew with OpenMP threads that sleep while they wait, as those of a stage's process do.
+    """Restart this process with OpenMP threads that sleep while they wait, as those of a stage's process do.
 
     Spinning ones take the cores from the other libraries of the process. OpenMP looks once, when it is loaded.
     """
@@ -81,7 +81,7 @@ def wait_as_stages_do() -> None:
 
 
 def data_folder(name: str) -> Path | None:
-    """The folder `name` of the real data that PARACLIP_DATA points to, where it is there."""
+    """The folder `name` of the real data in PARACLIP_DATA, if it exists."""
     root = os.environ.get("PARACLIP_DATA")
     folder = Path(root).expanduser() / name if root else None
     return folder if folder is not None and folder.is_dir() else None

@@ -1,4 +1,4 @@
-"""Cheap rivals of a tuned text encoder, beside it on a run's benchmarks: what each gains over the base, and its time.
+"""Cheap rivals of a tuned text encoder on a run's benchmarks: what each gains over the base, and its time.
 
     python benchmarks/rivals.py -c configs/flickr8k.yaml [--set a.b=c] [--paraphrases FILE]
 
@@ -6,12 +6,12 @@
   caption to the mean of its image's captions. Its ridge is chosen on the images that fine-tuning holds out, by AO@10 +
   recall@10. No encoder is touched.
 * `mean of n`: the mean of the base's features of a query and of n - 1 paraphrases, which a language model has to
-  write for each query. FILE (Parquet, JSONL or CSV) has `caption` and `paraphrase`, a row for each; only captions in it
-  are searched for then, and `evaluate.benchmarks` should name pairs of such texts.
+  write for each query. FILE (Parquet, JSONL or CSV) has `caption` and `paraphrase`, one row each; then only captions
+  in it are searched for, and `evaluate.benchmarks` should name pairs of such texts.
 * `normalized`: the query in lower case and without its full stop.
 * `captions alone`, `paraphrases`: the run's control and tuned model, with FILE also with the mean of 4 paraphrases.
 
-The time is that of a query's feature alone, one query after another; a language model's comes on top.
+The time is that of computing a query's feature, one query after another; a language model's time comes on top.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from paraclip_core.evaluation.run import measure, paired
 from paraclip_core.settings import load_settings
 
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-"""In mean eigenvalues of the captions' features."""
+"""Ridges to try, in mean eigenvalues of the captions' features."""
 TIMED = 100
 
 
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def gains_over(base: Encoder, tasks: Sequence[Prepared], settings: Settings) -> Callable[[Encoder], tuple[Row, ...]]:
-    """Gives every figure of a rival beside the base's, which is measured once."""
+    """A function that compares every figure of a rival with the base's, which is measured once."""
 
     def compute(model: str, benchmark: str, work: Callable[[], Measured]) -> Measured:
         return work()

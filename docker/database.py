@@ -1,4 +1,4 @@
-"""Bring the server's database up to date, schema and block types; says in words what keeps a server from its work."""
+"""Bring the server's database up to date, schema and block types; says in words what keeps a server from working."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def update() -> None:
 
 
 def words(error: BaseException, url: str) -> str | None:
-    """What to tell an operator, None where nothing is known of it; `url` has a password, which is left out."""
+    """What to tell an operator, None if the error is unknown; the password in `url` is left out."""
     place = make_url(url)
     for cause in _causes(error):
         for kind, text in (

@@ -1,17 +1,17 @@
-"""What a run tells whoever does not watch it: automations that pass its events on to a webhook, Slack or a mailbox.
+"""Alerts about runs: automations that forward their events to a webhook, Slack or a mailbox.
 
     python -m paraclip.flows.alerts URL [EVENT …]
 
-passes events of the runs of the server that PREFECT_API_URL names on, all of them or only those that are named
-(`run.failed`, `channel.held`, …). Calling it again changes the address and the events. `URL` is one of
+forwards the events of runs on the server that PREFECT_API_URL names: all of them, or only those that are given
+(`run.failed`, `channel.held`, …). Call it again to change the address and the events. `URL` is one of
 
 * `https://…`: every event is posted as JSON with a `text`;
 * `https://hooks.slack.com/services/…`: as a message of Slack;
 * `mailto://USER:PASSWORD@HOST:PORT?from=…&to=…` (`mailtos` for TLS): as e-mail;
-* an address of any other service in Apprise's form, which Prefect's notification blocks speak.
+* an address of any other service in Apprise's form, which Prefect's notification blocks understand.
 
-What a run cannot tell itself, since it crashed or never began, the server does: :data:`ALERTS`. Any other
-automation of Prefect can be made over the same events: `paraclip.*`, with the resource `paraclip.run.<name>`.
+The server reports what a run cannot report itself because it crashed or never started: :data:`ALERTS`. Any other
+Prefect automation can use the same events: `paraclip.*`, with the resource `paraclip.run.<name>`.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from paraclip_core.errors import ConfigError
 
 
 class Alert(NamedTuple):
-    """What Prefect's server sees of runs and pools: an event that comes, or one that does not come in time."""
+    """An alert that the Prefect server raises about runs and pools: an event comes, or does not come in time."""
 
     text: str
-    """The sentence, as an expression of Jinja over the event."""
+    """The message, as a Jinja expression over the event."""
     trigger: EventTrigger
 
 
@@ -71,12 +71,12 @@ ALERTS = {
         ),
     ),
 }
-"""What of Prefect's own events is passed on, by the name that it gets."""
+"""Alerts on Prefect's own events, by the names that they are forwarded under."""
 VARIABLE = "paraclip_alerts_"
-"""How the names of Prefect's variables begin that say what is passed on."""
+"""Prefix of the Prefect variables that record what is forwarded."""
 MISSING, DOWN = "regenerate.missing", "pool.down"
 EVERY = (*EVENTS, *ALERTS, DOWN, MISSING)
-"""All that can be passed on."""
+"""Every event that can be forwarded."""
 RUN = "(event.resource.name or 'regenerate')"
 BODY = (
     f'{{"event": {{{{ EVENT | tojson }}}}, "run": {{{{ {RUN} | tojson }}}}, '
@@ -85,20 +85,23 @@ BODY = (
 SUBJECT = f"{{{{ EVENT }}}}: {{{{ {RUN} }}}}"
 SLACK = ("hooks.slack.com", "hooks.slack-gov.com")
 KINDS = {"http": "webhook", "https": "webhook", "mailto": "e-mail", "mailtos": "e-mail"}
-"""Kind of an address by its scheme; others are kinds of their own."""
+"""Kind of an address by its scheme; any other scheme is a kind of its own."""
 
 
 def name_of(kind: str, event: str = "", run: str = "") -> str:
-    """The name of the automation that serves addresses of a kind; one of :data:`EVERY` if it is for that alone, and a
-    configuration if it is for its nightly run."""
+    """The name of the automation that serves one kind of address.
+
+    It includes `event`, one of :data:`EVERY`, if it forwards only that, and `run` if it watches only the nightly run
+    of that configuration.
+    """
     return f"{PREFIX}{event or 'alerts'}{f' of {run}' if run else ''} by {kind}"
 
 
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
-    """Create or change the automations that pass events of runs on to `url`.
+    """Create or update the automations that forward events of runs to `url`.
 
-    What is passed on is kept as the variable `paraclip_alerts_KIND`, so that a later deploy brings pools and nightly
-    runs up to date.
+    The variable `paraclip_alerts_KIND` records what is forwarded, so that a later deploy can add pools and nightly
+    runs.
     """
     if unknown := sorted(set(events) - {*EVERY}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVERY)}")
@@ -111,7 +114,7 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
 
 
 def follow_deployments() -> None:
-    """Let the alerts that were set up know the pools and nightly runs that are deployed now."""
+    """Update the existing alerts for the pools and nightly runs that are deployed now."""
     with get_client(sync_client=True) as client:
         wanted = [cast(Any, one.value) for one in client.read_variables() if one.name.startswith(VARIABLE)]
         if not wanted:
@@ -124,7 +127,7 @@ def follow_deployments() -> None:
 
 
 def _put(kind: str, events: Sequence[str], block: UUID, existing: Existing) -> None:
-    """The automations of one kind of address, each with its trigger; those that nobody wants any more are deleted."""
+    """Create or update the automations of one kind of address, and delete those that are no longer wanted."""
     own = [f"paraclip.{event}" for event in EVENTS if event in events]
     wanted: dict[str, tuple[str, Alert]] = {}
     if own:
@@ -142,7 +145,7 @@ def _put(kind: str, events: Sequence[str], block: UUID, existing: Existing) -> N
 
 
 def _of_server(events: Sequence[str], existing: Existing) -> Iterator[tuple[str, str, Alert]]:
-    """What of Prefect's own events is wanted: the event, the configuration that it is about alone, and its alert."""
+    """The wanted alerts on Prefect's own events: event, configuration (empty: all of them) and alert."""
     for event, alert in ALERTS.items():
         if event in events:
             yield event, "", alert
@@ -176,12 +179,12 @@ def kind_of(url: str) -> str:
 
 
 def _save_block(url: str) -> UUID:
-    """Keep the address in a block, where it lies encrypted; gives the id of the block's document."""
+    """Save the address in a block, which encrypts it; returns the id of the block's document."""
     kind = kind_of(url)
-    # Prefect hands Slack's block's address to Apprise as it is, so it speaks to whatever Apprise does.
+    # Prefect's Slack block passes its address to Apprise unchanged, so it reaches every service that Apprise knows.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
         raise ConfigError(
-            f"{urlsplit(url).scheme}://… is no address to send alerts to; expected one as docs/deployment.md shows"
+            f"{urlsplit(url).scheme}://… is not an address for alerts; expected one of those in docs/deployment.md"
         )
     webhook = {"headers": {"Content-Type": "application/json"}} if kind == "webhook" else {}
     block = _block_type(kind)(url=url, **webhook)
@@ -201,7 +204,7 @@ def _slug(kind: str) -> str:
 
 
 def _action(kind: str, block: UUID, event: str, text: str) -> Any:
-    """What sends an event there; its name and text are expressions of Jinja."""
+    """The action that sends an event there; `event` and `text` are Jinja expressions."""
     body, subject = (template.replace("EVENT", event).replace("TEXT", text) for template in (BODY, SUBJECT))
     if kind == "webhook":
         return CallWebhook(block_document_id=block, payload=body)

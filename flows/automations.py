@@ -1,4 +1,4 @@
-"""The automations that end a run whose process or worker is gone, which no service of Prefect does."""
+"""Automations that end a run whose process or worker is gone; no Prefect service does that."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from prefect.events.schemas.events import ResourceSpecification
 from paraclip.flows.names import HEARTBEAT, OURS, RUNS, TAG
 
 SETTLE_SECONDS = 5.0
-"""How long a server may take to act on a changed automation."""
+"""Seconds a server may take to act on a changed automation."""
 PAGE = 200
-"""The most that Prefect's API gives at once."""
+"""Most items that Prefect's API returns at once."""
 
 PREFIX = "paraclip: "
-"""How the names of all our automations begin."""
+"""Prefix of the names of all our automations."""
 ENDS = ("Completed", "Failed", "Cancelled", "Crashed", "AwaitingRetry")
 
 
 class Watch(NamedTuple):
-    """A wait of Prefect's server for an event of a run, whose state it changes if none comes."""
+    """A wait of the Prefect server for an event of a run; if none comes, it changes the run's state."""
 
     name: str
     after: str
@@ -55,14 +55,14 @@ TAKEN = Watch(
     f"{PREFIX}runs that a worker took and did not start have crashed",
     "Pending",
     ("Running", *ENDS, "Cancelling", "Scheduled", "AwaitingConcurrencySlot"),
-    # A server that was restarted may hold back for a quarter of an hour that a run has begun.
+    # A restarted server may report a quarter of an hour late that a run has begun.
     1200,
     "taken by a worker {} s ago and not started: the worker is gone; Retry goes on",
 )
 STOPPING = Watch(
     f"{PREFIX}runs that nothing cancels are cancelled",
     "Cancelling",
-    # No heartbeat: a worker kills what has not ended after 30 seconds, and nobody would see a later death.
+    # Without the heartbeat: a worker kills what has not ended after 30 seconds, and nobody would notice a later death.
     ENDS,
     90,
     "still cancelling after {} s: its process or worker is gone; Retry goes on",
@@ -71,10 +71,10 @@ STOPPING = Watch(
 
 
 def create_automations(*watches: Watch) -> None:
-    """End runs whose process or worker went away, which no service of Prefect does.
+    """Create the automations that end runs whose process or worker is gone; no Prefect service does that.
 
-    They would be running, pending or cancelling for ever, and hold their queue's places. An update drops pending waits,
-    because the trigger is a new one: :func:`watch_unfinished` starts them again.
+    Such runs would stay running, pending or cancelling for ever, and keep their places in the queue. An update drops
+    pending waits because its trigger is a new one; :func:`watch_unfinished` starts them again.
     """
     for watch in watches or (SILENT, TAKEN, STOPPING):
         trigger = trigger_of(
@@ -98,8 +98,10 @@ def trigger_of(
     related: Sequence[Mapping[str, Any]] = (),
     for_each: Iterable[str] = ("prefect.resource.id",),
 ) -> EventTrigger:
-    """The trigger that fires on an event, the next of its kind `seconds` later at the earliest; or with `after` where
-    none comes so many seconds after those."""
+    """A trigger that fires on an event, and again after `seconds` at the earliest.
+
+    With `after`, it fires if no event comes within `seconds` of those.
+    """
     return EventTrigger(
         after=set(after),
         expect=set(expect),
@@ -113,7 +115,7 @@ def trigger_of(
 
 
 def put_automation(automation: Any) -> None:
-    """Create an automation, or update the one of its name, which keeps its id and stays off where it was turned off."""
+    """Create an automation, or update the one of the same name, which keeps its id and stays off if it was off."""
     try:
         existing: Any = Automation.read(name=automation.name)
     except ValueError:
@@ -124,19 +126,19 @@ def put_automation(automation: Any) -> None:
 
 
 def remove_left_behind(events: Iterable[str]) -> list[str]:
-    """Delete our automations that are neither a watch nor pass `events` on, for an earlier release left them."""
+    """Delete automations that an earlier release left: those that are neither a watch nor forward one of `events`."""
     notes, watches = [], {watch.name for watch in (SILENT, TAKEN, STOPPING)}
     with get_client(sync_client=True) as client:
         for one in client.read_automations():
             label = one.name.removeprefix(PREFIX).partition(" by ")[0].partition(" of ")[0]
             if one.name.startswith(PREFIX) and one.name not in watches and label not in {*events, "alerts"}:
                 client.delete_automation(one.id)
-                notes.append(f"removed the automation {one.name!r}, of an earlier release")
+                notes.append(f"removed the automation {one.name!r} from an earlier release")
     return notes
 
 
 def watch_unfinished() -> None:
-    """Start the waits for every unfinished run of this project, which has ended by then if nothing is behind it."""
+    """Start the waits for every unfinished run of this project; those end a run that has no process behind it."""
     if runs := _unfinished():
         time.sleep(SETTLE_SECONDS)
         asyncio.run(_start_waits(runs))

@@ -27,16 +27,16 @@ T = TypeVar("T")
 
 POLL_SECONDS = 2.0
 AWAY_SECONDS = 3600.0
-"""How long the server may be away."""
+"""Seconds the server may be unreachable."""
 SERVER_ERROR = 500
 
 
 def run_child(node: Node, run: Run) -> dict[str, Any]:
-    """Run a stage through its own deployment and wait for it; a finished stage starts no run at all.
+    """Run a stage through its own deployment and wait for it; a finished stage starts no run.
 
-    The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds the children that it
-    had, unless a source changed in between. One that still runs is waited for, one that ended without leaving its
-    artifact (it failed, or the artifact was deleted since) runs again as itself, and nothing is started twice.
+    The child run is keyed by its parent's run and the stage's fingerprint: a retried parent finds its earlier children,
+    unless a source changed in between. If a child still runs, the parent waits for it. If it ended without an artifact
+    (it failed, or the artifact was deleted since), the same run starts again. Nothing is started twice.
     """
     started = time.monotonic()
     store, name = run.store, node.name
@@ -52,7 +52,7 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
         raise
     artifact = store.peek(name, node.fingerprint)
     if artifact is None and (state := ended.state) and not state.is_completed():
-        # A run gets its own name when it begins; until then it has one by chance.
+        # A run gets its own name when it begins; until then it has a random one.
         reason = (state.message or "no reason given").rstrip(".")
         raise StageError(
             f"the child run {ended.name} of {name} ended as {state.name}: {reason}. Retry this run to go on from there"
@@ -60,7 +60,7 @@ def run_child(node: Node, run: Run) -> dict[str, Any]:
     if artifact is None:
         raise ArtifactError(
             f"{name} completed, but {name}/{node.fingerprint} is not under {store.location}: a source file or the "
-            f"code has changed meanwhile; Retry this run. If it says so again, its worker has another "
+            f"code has changed meanwhile; Retry this run. If the error comes back, its worker has another "
             f"run.root, which must be the same shared folder or object store for every worker"
         )
     return stage_row(artifact, False, time.monotonic() - started)
@@ -88,15 +88,15 @@ def _start(run: Run, node: Node) -> FlowRun:
 
 
 def _wait(child: FlowRun, needed: Callable[[], bool], stop: Stop) -> FlowRun:
-    """The child once it has ended; if it ended before and is still `needed`, it runs once more."""
+    """The child once it has ended; a child that ended before and is still `needed` runs once more."""
     with get_client(sync_client=True) as client:
         current = _patiently(lambda: client.read_flow_run(child.id), stop)
         if current.state and current.state.is_cancelling():
-            # With its parent, some seconds after it: this parent runs again, so that cancel is no longer wanted.
+            # Cancelled with its parent, some seconds later. This parent runs again, so the cancel is no longer wanted.
             current = _ended(client, child, stop)
         if current.state and current.state.is_final() and needed():
             log.warning(
-                "the child run %s is %s, but its artifact is not there: it runs again", current.name, current.state.name
+                "the child run %s is %s, but its artifact is missing: it runs again", current.name, current.state.name
             )
             again = Scheduled(name="AwaitingRetry")
             _patiently(lambda: client.set_flow_run_state(child.id, again, force=True), stop)
@@ -113,7 +113,7 @@ def _ended(client: SyncPrefectClient, child: FlowRun, stop: Stop) -> FlowRun:
 
 
 def _patiently(call: Callable[[], T], stop: Stop) -> T:
-    """The result of `call` once the server answers; a child works on while it is away, and so must its parent wait."""
+    """The result of `call` once the server answers; a child works on while it is away, so its parent must wait."""
     end, warned = time.monotonic() + AWAY_SECONDS, False
     while True:
         try:
@@ -123,7 +123,7 @@ def _patiently(call: Callable[[], T], stop: Stop) -> T:
             if not away or time.monotonic() > end:
                 raise
             if not warned:
-                log.warning("the Prefect server does not answer and is asked again: %s", error)
+                log.warning("the Prefect server does not answer, trying again: %s", error)
             warned = True
         stop.wait(POLL_SECONDS)
         stop.check()
@@ -132,8 +132,8 @@ def _patiently(call: Callable[[], T], stop: Stop) -> T:
 def _cancel_with_parent(child: FlowRun, reason: BaseException | None) -> None:
     """Cancel the child if this run is cancelled or paused, was interrupted by Ctrl-C, or fails for another stage.
 
-    The server does the first by itself, half a minute later, and knows nothing of the others. A parent that ends
-    otherwise, with its worker perhaps, leaves its child at work.
+    The server does the first itself, half a minute later, and does not know about the others. A parent that ends in
+    any other way, for example with its worker, leaves its child running.
     """
     wanted = isinstance(reason, KeyboardInterrupt | Pause | Exception)
     # Whatever goes wrong here must not hide why this run ends.

@@ -1,4 +1,4 @@
-"""The command line. Errors that are meant for a user are printed in one piece, without a traceback.
+"""The command line. Errors meant for the user are printed as one message, without a traceback.
 
 Exit codes: 0 done, 1 a stage failed, 2 wrong usage or configuration, 3 nothing to do (`--require-work`), 4 the verdict
 is `hold` (`--gate`), 130 interrupted.
@@ -41,7 +41,7 @@ WRONG_USAGE = 2
 INTERRUPTED = 130
 
 WrongUsage: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
-"""Base of all usage errors; newer Typers bring their own copy of click, so it is not always click's class."""
+"""Base of all usage errors; newer versions of Typer bundle click, so it is not always click's own class."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -61,14 +61,16 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def common(
     verbose: Annotated[
-        int, typer.Option("--verbose", "-v", count=True, help="Log lines of every library, too; -vv: debugging ones.")
+        int, typer.Option("--verbose", "-v", count=True, help="Show log lines of every library; -vv: debug lines, too.")
     ] = 0,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No log lines, bars and hints but warnings.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show warnings only: no log lines, bars or hints.")
+    ] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Options that come before the command."""
     set_verbosity(-1 if quiet else verbose)
 
 
@@ -104,13 +106,13 @@ config = typer.Typer(no_args_is_help=True, help="Show the settings and every opt
 def show(
     config: ConfigOption = None, set_: SetOption = None, root: RunRootOption = None, as_json: JsonOption = False
 ) -> None:
-    """The whole settings, defaults included, as a file that `-c` takes."""
+    """Print all settings, defaults included, as a file that `-c` accepts."""
     print_facts(settings_from(config, set_, root).model_dump(mode="json"), as_json)
 
 
 @config.command()
 def schema(as_json: JsonOption = False) -> None:
-    """Every option with its type, bounds, default and description; with --json the JSON schema that editors take."""
+    """List every option with its type, bounds, default and description; --json prints the JSON schema for editors."""
     if as_json:
         print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()})
         return
@@ -138,20 +140,20 @@ def run_cli(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        # Of what writes or reads without saying so itself; an error without a name is mostly that of our output.
+        # An error that no reader or writer has explained; one without a file name is mostly about our output.
         typer.echo(printable(f"error: {storage_error(error, Path(error.filename or 'the output'))}"), err=True)
         _drop_output()
         return 1
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
-    # Some Typers turn an interrupt into this code themselves.
+    # Some versions of Typer turn an interrupt into this code themselves.
     if result == INTERRUPTED:
         typer.echo("interrupted; run again to go on from there", err=True)
     return result if isinstance(result, int) else 0
 
 
 def _drop_output() -> None:
-    """Let what is still to be written go nowhere, or Python would complain once more when it closes the output."""
+    """Discard pending output, or Python would complain once more when it closes the stream."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

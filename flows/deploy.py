@@ -1,8 +1,8 @@
 """The deployments of one configuration on a Prefect server: its pipeline, nightly run, stages, and the way back.
 
 A deployment is called FLOW/RUN, after the run's name, so several configurations live side by side. The configuration is
-the one source: what a person changed in the UI is put back and reported, except schedules, pauses, limits and
-job variables, which stay.
+the only source: what a person changed in the UI is reset and reported, except schedules, pauses, limits and job
+variables, which stay.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.paraphraser import Paraphraser, check_needs
 
 DEMO = "demo"
-"""The configuration that is deployed where none is named."""
+"""The configuration to deploy if none is named."""
 PRODUCTION = "production"
 ONE_AT_A_TIME = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
 FORBIDDEN = "/%&<>"
-"""Characters that a deployment's name cannot have."""
+"""Characters that a deployment's name cannot contain."""
 SHOWN = 12
 
 
 class Nightly(NamedTuple):
-    """When `regenerate` runs, and what it moves."""
+    """When `regenerate` runs, and which channel it moves."""
 
     channel: str | None = None
     cron: str | None = None
-    """None keeps the schedules that are deployed; empty removes them."""
+    """None keeps the deployed schedules; an empty string removes them."""
     timezone: str | None = None
-    """None keeps the zone that is deployed, or is UTC."""
+    """None keeps the deployed time zone, or means UTC."""
 
 
 class Deployed(NamedTuple):
@@ -60,9 +60,9 @@ class Deployed(NamedTuple):
     rows: list[dict[str, Any]]
     """One for each deployment: name, pool, type, queue, schedule."""
     facts: dict[str, str]
-    """Root and folder of the runs, the image, volume and secret that they are given, and the channel."""
+    """Root and folder of the runs, their image, volume and secret, and the channel."""
     notes: list[str]
-    """What was put back, removed, or is missing."""
+    """What was reset, removed, or is missing."""
 
 
 class _Part(NamedTuple):
@@ -72,7 +72,7 @@ class _Part(NamedTuple):
     on_gpu: bool = False
     queue: str | None = None
     alone: bool = False
-    """One run at a time: the generation cache and the channels are shared."""
+    """Whether only one run may work at a time, because the generation cache and the channels are shared."""
 
     @property
     def name(self) -> str:
@@ -84,20 +84,20 @@ class _Part(NamedTuple):
 
 
 def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nightly) -> Deployed:
-    """Register the deployments of one configuration on the server, in place if they are among the `existing` ones.
+    """Register the deployments of one configuration on the server; `existing` ones are updated in place.
 
     Raises:
-        ConfigError: a name, pool, schedule or channel cannot be used; no deployment and no queue was changed.
+        ConfigError: a name, pool, schedule or channel cannot be used; deployments and queues are unchanged.
     """
     name, client = settings.name, existing.client
     if bad := sorted(set(FORBIDDEN) & set(name)):
-        raise ConfigError(f"name: {name!r} cannot name deployments, for it has {' '.join(bad)}; leave them out")
+        raise ConfigError(f"name: {name!r} cannot name deployments, because it has {' '.join(bad)}; leave them out")
     own = existing.of(name)
     channel = _channel(name, nightly.channel, existing)
     schedules = _schedules(nightly, own.get("regenerate"))
     check_needs(settings.paraphrase)
     place, parts = Place.find(client, settings, target, own), _parts(settings)
-    # After all that may be refused.
+    # After everything that may be refused.
     place.limit_parents(client)
     rows, notes = [], []
     for part in parts:
@@ -123,7 +123,7 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
 
 
 def _fields(part: _Part, place: Place, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a deployment has from the configuration, whatever was deployed before."""
+    """The fields of a deployment that the configuration sets, whatever was deployed before."""
     return {
         "version": _version(parameters),
         "entrypoint": part.entrypoint,
@@ -138,7 +138,7 @@ def _fields(part: _Part, place: Place, parameters: Mapping[str, Any]) -> dict[st
 
 
 def _carried_over(part: _Part, place: Place, old: DeploymentResponse | None) -> dict[str, Any]:
-    """What a person may have set for a deployment and keeps: a pause, tags, job variables and a limit."""
+    """The fields of a deployment that a person may have set and that stay: pause, tags, job variables and limit."""
     return {
         "paused": old.paused if old else False,
         "tags": sorted({TAG, *(old.tags if old else ())}),
@@ -151,7 +151,7 @@ def _parts(settings: Settings) -> list[_Part]:
     local = Paraphraser(settings.paraphrase).facts.local
     parts = []
     for name, stage in stages_of(settings).items():
-        # A stage of the user's own has no deployment. A GPU worker would only wait for a server elsewhere.
+        # A custom stage has no deployment. A GPU worker would only wait for a server elsewhere.
         if STAGES.get(name) is stage:
             on_gpu = stage.pool == "gpu" and (name not in STEPS or local)
             parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in STEPS))
@@ -164,7 +164,7 @@ def _parts(settings: Settings) -> list[_Part]:
 
 
 def _parameters(part: _Part, settings: Settings, channel: str) -> dict[str, Any]:
-    """What the configuration's file sets, without the root, which the environment of the runs names."""
+    """What the configuration's file sets, except the root, which comes from the environment of the runs."""
     if part.flow is rollback:
         return {"channel": channel}
     tree = settings.model_dump(mode="json", exclude_unset=True)
@@ -173,13 +173,13 @@ def _parameters(part: _Part, settings: Settings, channel: str) -> dict[str, Any]
 
 
 def _channel(name: str, given: str | None, existing: Existing) -> str:
-    """The channel that this configuration's `regenerate` moves, which no other configuration's does."""
-    # Of the way back, for what a person changed in the form of `regenerate` is put back.
+    """The channel that this configuration's `regenerate` moves; no other configuration may move it."""
+    # From `rollback`, because what a person changed in the form of `regenerate` is reset.
     current = existing.of(name).get("rollback")
     default = f"{DEMO}-{PRODUCTION}" if name == DEMO else PRODUCTION
     channel = given or (current.parameters.get("channel") if current else None) or default
     if channel == name:
-        raise ConfigError(f"--channel {channel}: the channel of a run's own name follows every run; name another one")
+        raise ConfigError(f"--channel {channel}: a channel with a run's own name follows every run; choose another one")
     for path, one in existing.deployments.items():
         taken = path.startswith("regenerate/") and one.name != name and release_of(one)
         if taken and one.parameters.get("channel") == channel:
@@ -207,12 +207,12 @@ def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[Deploym
             f"--cron {nightly.cron!r} --timezone {zone}: {problem}; expected five fields, such as '0 3 * * *', and a "
             "zone such as Europe/Berlin"
         ) from error
-    # What a person has paused stays so.
+    # What a person has paused stays paused.
     return [DeploymentScheduleCreate(schedule=schedule, active=all(one.active for one in before))]
 
 
 def _rescheduled(path: str, old: DeploymentResponse | None, planned: Iterable[Any]) -> list[str]:
-    """What takes the place of which schedules."""
+    """Notes on changed schedules: the old ones and what replaces them."""
     was, now = (", ".join(map(shown_schedule, some)) for some in (old.schedules if old else (), planned))
     return [f"{path}: schedule {was} → {now or 'none'}"] if was not in ("", now) else []
 
@@ -226,7 +226,7 @@ def _kept(old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
 
 
 def _concurrency(part: _Part, old: DeploymentResponse | None) -> dict[str, Any]:
-    """How many runs of a deployment work at once; a limit that a person has set stays."""
+    """How many runs of a deployment may work at once; a limit that a person has set stays."""
     if part.alone:
         return {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME}
     limit = old.global_concurrency_limit if old else None
@@ -234,7 +234,7 @@ def _concurrency(part: _Part, old: DeploymentResponse | None) -> dict[str, Any]:
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Ours over what a person has set for a deployment, such as a limit of memory."""
+    """Our values over those that a person has set for a deployment, such as a memory limit."""
     return {**old, **new, "env": {**(old.get("env") or {}), **new["env"]}}
 
 
@@ -244,23 +244,23 @@ def _digest(parameters: Mapping[str, Any]) -> str:
 
 
 def _version(parameters: Mapping[str, Any]) -> str:
-    """The version of a deployment: this release, and a digest by which a later deploy sees that a person changed it."""
+    """The version of a deployment: this release, and a digest that shows a later deploy if a person changed it."""
     return f"paraclip-{version('paraclip')}-{_digest(parameters)}"
 
 
 def _put_back(path: str, old: DeploymentResponse | None, parameters: Mapping[str, Any]) -> list[str]:
-    """What differs from the server's parameters, and who changed it."""
+    """Notes on the parameters that differ from the server's, and on who changed them."""
     if old is None:
         return []
     changed = not (old.version or "").endswith(f"-{_digest(old.parameters)}")
     was, now = (dict(_leaves(tree)) for tree in (old.parameters, parameters))
     differing = sorted(option for option in was.keys() | now.keys() if was.get(option, ...) != now.get(option, ...))
-    # The file itself changed: said once for all of its deployments.
+    # The file itself changed: reported once for all of its deployments.
     if not differing or not (changed or path.startswith("pipeline/")):
         return []
     shown = [f"{one.removeprefix('settings.')} {_value(was, one)} → {_value(now, one)}" for one in differing[:SHOWN]]
     more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-    how = "was changed on the server and is set to the configuration again" if changed else "follows the configuration"
+    how = "was changed on the server and is reset to the configuration" if changed else "follows the configuration"
     return [f"{path} {how}: {', '.join(shown)}{more}"]
 
 

@@ -1,4 +1,4 @@
-"""Our deployments that a server has, those of earlier releases included."""
+"""Our deployments on a server, those of earlier releases included."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from paraclip.flows.automations import PAGE
 from paraclip.flows.names import TAG
 
 MODULES = ("paraclip.flows.", "flows.")
-"""Where the entry points of our deployments begin, earlier releases' included."""
+"""Prefixes of the entry points of our deployments, those of earlier releases included."""
 
 
 class Existing(NamedTuple):
-    """The deployments with our tag that a server has, by FLOW/NAME."""
+    """The deployments with our tag on a server, by FLOW/NAME."""
 
     client: SyncPrefectClient
     deployments: dict[str, DeploymentResponse]
 
     @classmethod
     def read(cls, client: SyncPrefectClient) -> Existing:
-        """Ask the server."""
+        """Read them from the server."""
         wanted = DeploymentFilter.model_validate({"tags": {"all_": [TAG]}})
         listed: list[DeploymentResponse] = []
         while page := client.read_deployments(deployment_filter=wanted, limit=PAGE, offset=len(listed)):
@@ -40,12 +40,12 @@ class Existing(NamedTuple):
         return any(release_of(one) for one in self.deployments.values())
 
     def of(self, name: str) -> dict[str, DeploymentResponse]:
-        """Those of one configuration, by flow."""
+        """The deployments of one configuration, by flow."""
         pairs = ((path.partition("/"), one) for path, one in self.deployments.items())
         return {flow: one for (flow, _, run), one in pairs if run == name and release_of(one)}
 
     def remove(self, wanted: set[str], name: str) -> list[str]:
-        """Delete what an earlier release left, and what run `name` has no use for any more; says what."""
+        """Delete what an earlier release left and what run `name` no longer needs; returns a note on each."""
         plain, notes = [], []
         for path, one in sorted(self.deployments.items()):
             old = not release_of(one)
@@ -54,21 +54,21 @@ class Existing(NamedTuple):
             self.client.delete_deployment(one.id)
             active = [shown_schedule(schedule) for schedule in one.schedules if schedule.active]
             if not old:
-                notes.append(f"removed {path}, which {name} has no use for")
+                notes.append(f"removed {path}, which {name} does not need")
             elif path.startswith(("regenerate/", "pipeline/")) and one.parameters:
                 # A person may have edited them.
                 schedule = f"; its schedule was {', '.join(active)}" if active else ""
                 settings = json.dumps(one.parameters, ensure_ascii=False)
-                notes.append(f"removed {path}, of an earlier release{schedule}; its parameters were {settings}")
+                notes.append(f"removed {path} from an earlier release{schedule}; its parameters were {settings}")
             else:
                 plain.append(path)
-        return [f"removed {', '.join(plain)}, of an earlier release", *notes] if plain else notes
+        return [f"removed {', '.join(plain)} from an earlier release", *notes] if plain else notes
 
 
 def renew(existing: Existing) -> list[str]:
     """Remove what an earlier release left on the server; returns what was removed, and what to deploy again.
 
-    Called by `paraclip serve` without a configuration where something is deployed already.
+    `paraclip serve` without a configuration calls it if something is deployed already.
     """
     notes, release = existing.remove(set(), ""), version("paraclip")
     names = sorted({one.name for one in existing.deployments.values() if release_of(one) not in ("", release)})
@@ -79,7 +79,7 @@ def renew(existing: Existing) -> list[str]:
 
 
 def release_of(one: DeploymentResponse) -> str:
-    """The release that made a deployment; empty for one before deployments were called after runs."""
+    """The release that made a deployment; empty for one from before deployments were named after runs."""
     parts = (one.version or "").rsplit("-", 1)[0]
     return parts.removeprefix("paraclip-") if parts.startswith("paraclip-") else ""
 

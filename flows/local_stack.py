@@ -1,7 +1,7 @@
 """Prefect on this machine: the stack of `paraclip serve` and `paraclip stop`.
 
-It is a server, report pages, two pools with workers, and deployments. No file says what runs: each process that `serve`
-starts, and each that those start, has the root in its environment, and the server's address and password.
+It consists of a server, report pages, two pools with workers, and deployments. No file records what runs: every process
+that `serve` starts, directly or not, has the root and the server's address and password in its environment.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ PASSWORD = re.compile(rf" {PASSWORD_VARIABLE}=(\S+) ")
 
 
 class Process(NamedTuple):
-    """A living process of a local stack."""
+    """A live process of a local stack."""
 
     name: str
-    """`server`, `pages`, the pool of a worker, or nothing for what a worker has started."""
+    """`server`, `pages`, the pool of a worker, or empty for what a worker has started."""
     pid: int
     url: str
-    """Where the stack's UI is."""
+    """URL of the stack's UI."""
     password: str = ""
     """What the server's clients log in with, `USER:PASSWORD`."""
 
 
 def processes_of(root: Path) -> list[Process]:
-    """What runs of the stack under this root, whoever its parents are by now."""
+    """The live processes of the stack under this root, whatever their parents are by now."""
     mark = f" {MARK}={root.resolve()} "
     processes = []
     for pid, text in _all_processes():
@@ -76,7 +76,7 @@ def processes_of(root: Path) -> list[Process]:
 
 
 def _all_processes() -> Iterator[tuple[int, str]]:
-    """Every process of this user: its command line and then its environment, a blank around each part."""
+    """Every process of this user: its command line, then its environment, with a blank around each part."""
     if not PROC.is_dir():
         listed = subprocess.run(["ps", "axeww", "-o", "pid=,command="], capture_output=True, text=True, check=True)
         for line in listed.stdout.splitlines():
@@ -91,7 +91,7 @@ def _all_processes() -> Iterator[tuple[int, str]]:
 
 
 def client_environment(root: Path) -> dict[str, str]:
-    """Variables with which a client finds the server of the stack under this root; none where it does not run."""
+    """Variables with which a client finds the server of the stack under this root; empty if it does not run."""
     servers = [process for process in processes_of(root) if process.name == SERVER]
     return client_variables(servers[0].url, servers[0].password) if servers else {}
 
@@ -102,25 +102,25 @@ def client_variables(url: str, password: str) -> dict[str, str]:
 
 
 def password_file(root: Path) -> Path:
-    """Where the password lies that `serve` made, for nobody but the user who did."""
+    """Path of the password that `serve` made, which only its user can read."""
     return root / "prefect" / "password"
 
 
 def pages_url(url: str) -> str:
-    """Where the results are, report pages among them: at the port after that of the UI's `url`."""
+    """URL of the results, report pages included: the port after that of the UI's `url`."""
     return f"{url.rpartition(':')[0]}:{int(_port_of(url)) + 1}"
 
 
 def serve(
     root: Path, port: int, folder: Path, arguments: Sequence[str] = (), location: str | None = None
 ) -> tuple[list[Process], str]:
-    """Start what does not run and call `paraclip deploy` with `arguments`; returns the processes, and what it said.
+    """Start what does not run and call `paraclip deploy` with `arguments`; returns the processes and its output.
 
-    A server that lives keeps its port and password; one that is gone is given back, at the same address, to the workers
-    and runs that it has left. Report pages get the next port. Relative paths in settings start from `folder`. Workers
-    open `location` as their root, where that is a URL.
+    A running server keeps its port and password. One that is gone is started again at the same address, for the workers
+    and runs that it left. Report pages get the next port. Relative paths in settings start from `folder`. Workers open
+    `location` as their root if it is a URL.
     """
-    # Whichever link names it: a second stack would have the same database.
+    # The same folder through any link: a second stack would use the same database.
     root = root.resolve()
     # Two at once would each take the other's processes for left-overs.
     with lock(root / "prefect" / "serve.lock", wait_seconds=0):
@@ -137,7 +137,7 @@ def serve(
             if name not in running:
                 _need_free_port(_port_of(address), remedy)
         if before and SERVER not in running:
-            log.warning("the server under %s was gone: it is started again at %s, for what it has left", root, url)
+            log.warning("the server under %s was gone: starting it again at %s, for the runs that it left", root, url)
         started: list[subprocess.Popen[bytes]] = []
 
         def start(name: str, *command: str) -> None:
@@ -166,13 +166,13 @@ def serve(
 
 
 def stop(root: Path) -> list[str]:
-    """End what `serve` started under this root, workers first, and nothing else; returns the names of what ran.
+    """End what `serve` started under this root, workers first, and nothing else; returns the names of the processes.
 
-    Runs that are cut off are marked within two minutes after the next `serve`, by our automations.
+    Our automations mark runs that were cut off within two minutes of the next `serve`.
     """
     processes = processes_of(root)
     _end([process.pid for process in processes if process.name in POOLS], root)
-    # A run outlives its worker when that is killed, or when it was started just now.
+    # A run outlives its worker if the worker is killed, or if the run has only just started.
     left = [process.pid for process in processes_of(root) if process.name != SERVER]
     _signal(left, signal.SIGKILL)
     _end([process.pid for process in processes if process.name == SERVER], root)
@@ -222,7 +222,7 @@ def _environment(root: Path, location: str, url: str, password: str, folder: Pat
 
 
 def python_path() -> str:
-    """The import path of a process that has to find this package, wherever it works."""
+    """The import path with which a process finds this package, whatever its working directory."""
     return os.pathsep.join(filter(None, [str(PACKAGES), os.environ.get("PYTHONPATH")]))
 
 
@@ -240,11 +240,13 @@ def _need_free_port(port: str, remedy: str) -> None:
 
 
 def _password(root: Path, running: Sequence[Process]) -> str:
-    """The user's own, or one that is made once, so that a browser which knows it need not be told again."""
+    """The user's own password, or one that is made once, so that a browser that knows it need not ask again."""
     own = os.environ.get(SERVER_PASSWORD_VARIABLE, "")
     if running:
         if own not in ("", running[0].password):
-            raise ConfigError(f"{SERVER_PASSWORD_VARIABLE} is not the password of what runs; `paraclip stop` ends that")
+            raise ConfigError(
+                f"{SERVER_PASSWORD_VARIABLE} is not the password of the running server; `paraclip stop` ends it"
+            )
         return running[0].password
     if own:
         if ":" not in own or own.split() != [own]:
@@ -265,7 +267,7 @@ def _write_password(file: BinaryIO) -> None:
 def _start(
     root: Path, name: str, arguments: list[str], environment: Mapping[str, str], folder: Path
 ) -> subprocess.Popen[bytes]:
-    """Start a part as the leader of its own session, with its output in its log."""
+    """Start a part as the leader of its own session, with its output in a log."""
     path = _log(root, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A shell's background job ignores SIGINT, and its children would inherit that; a handler is not inherited.
@@ -303,7 +305,7 @@ def wait_for_server(server: subprocess.Popen[bytes], url: str, log: Path) -> Non
 
 
 def _deploy(root: Path, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> str:
-    """Register what `paraclip deploy` does, in a process that knows the server by its environment; gives its output."""
+    """Run `paraclip deploy` in a process whose environment names the server; returns its output."""
     command = [sys.executable, "-P", "-m", "paraclip.flows.cli", "deploy", *arguments]
     done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
     _log(root, "deploy").write_text(done.stdout + done.stderr)

@@ -1,15 +1,15 @@
-"""What the parts of Prefect that are ours share: the tag, pools, variables and heartbeat."""
+"""Names that our deployments, workers and automations share: tag, pools, variables and heartbeat."""
 
 from __future__ import annotations
 
 OWN_LOGGERS = ("paraclip", "paraclip_core")
 POOLS = ("paraclip-cpu", "paraclip-gpu")
 CPU_RUNS = 8
-"""How many flow runs the CPU worker carries out at once; the GPU worker one, for two would share its memory."""
+"""Flow runs that the CPU worker runs at once; the GPU worker runs one, because two would share its memory."""
 TAG = "paraclip"
-"""Tag of every deployment and so of its runs; automations touch no others."""
+"""Tag of all our deployments and so of their runs; automations touch no others."""
 RUNS, OURS = {"prefect.resource.id": "prefect.flow-run.*"}, {"prefect.resource.id": f"prefect.tag.{TAG}"}
-"""What automations match: flow runs, and what is related to this tag."""
+"""What automations match: flow runs, and resources related to this tag."""
 HEARTBEAT = "30"
 """Seconds between the heartbeats of a flow run."""
 UNWATCHED = {
@@ -17,13 +17,13 @@ UNWATCHED = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
 }
-"""Environment of every Prefect process that is ours."""
+"""Environment of every Prefect process that we start."""
 HOST = "127.0.0.1"
-"""Where the servers that we start listen."""
+"""Address that our servers listen on."""
 PASSWORD_VARIABLE = "PREFECT_API_AUTH_STRING"
-"""What Prefect's own clients send to a server that has a password."""
+"""Variable with the password that Prefect's clients send to a server."""
 SERVER_PASSWORD_VARIABLE = "PREFECT_SERVER_API_AUTH_STRING"
 ADDRESS_VARIABLE = "PARACLIP_PAGES"
-"""Where the folder `results` is served; runs link to it."""
+"""Variable with the URL of the folder `results`, which runs link to."""
 MARK = "PARACLIP_STACK"
-"""Environment variable with the root, of all that `serve` has started."""
+"""Environment variable that holds the root in every process that `serve` has started."""

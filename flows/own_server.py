@@ -1,8 +1,8 @@
-"""The Prefect server that a command's run uses: one that is named or served, or one of its own.
+"""The Prefect server of a run that a command starts: a named or served one, or a temporary one.
 
 Prefect's own temporary server shares its starter's process group, so Ctrl-C ends it first and the run then waits for
-it for minutes; and if its starter is killed, it stays for ever. A run's own server here has a session of its own and
-ends with its starter. Its database lies in a temporary folder, so that runs side by side do not share it.
+it for minutes. If its starter is killed, it stays for ever. The temporary server here has its own session and ends with
+its starter. Its database is in a temporary folder, so that concurrent runs do not share it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 
 QUIET = {**UNWATCHED, "PREFECT_LOGGING_LEVEL": "CRITICAL", "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL"}
-# A server of one run has no use for a UI and for blocks; making those known takes a second.
+# A server for one run needs neither a UI nor blocks; registering blocks takes a second.
 OWN = {
     "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
@@ -36,8 +36,8 @@ OWN = {
 def prepare_prefect(root: Path) -> None:
     """Set Prefect's environment; call it before anything imports prefect.
 
-    A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run is
-    seen there. Otherwise one is started for this run alone.
+    A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run
+    shows up there. Otherwise one is started for this run alone.
     """
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def prepare_prefect(root: Path) -> None:
 
 
 def check_server() -> None:
-    """Check that the server takes this client; call it after :func:`prepare_prefect`, it imports prefect."""
+    """Check that the server accepts this client. Call it after :func:`prepare_prefect`, because it imports prefect."""
     from prefect import get_client
 
     try:
@@ -61,16 +61,16 @@ def check_server() -> None:
     except Exception as error:
         # Something else that answers there makes Prefect's client raise whatever it stumbles over.
         raise ConfigError(
-            f"the Prefect server {os.environ['PREFECT_API_URL']} does not take this run: {error}. See whether it runs "
-            f"and whether {PASSWORD_VARIABLE} is the password that {SERVER_PASSWORD_VARIABLE} gave it, for example "
-            "admin:PASSWORD; or unset PREFECT_API_URL for a server of the run's own"
+            f"the Prefect server {os.environ['PREFECT_API_URL']} does not accept this run: {error}. Check that it "
+            f"runs and that {PASSWORD_VARIABLE} is the password that {SERVER_PASSWORD_VARIABLE} gave it, for example "
+            "admin:PASSWORD; or unset PREFECT_API_URL to use a temporary server"
         ) from error
 
 
 def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
-    """Start a server and return the environment in which a client finds it. It ends when this process ends.
+    """Start a server that ends with this process; returns the environment in which a client finds it.
 
-    Call it before prefect is imported: what is registered first for the end of a process runs last.
+    Call it before prefect is imported: the exit handler that is registered first runs last.
     """
     temp_dir = TempDir("prefect-")
     home, log = temp_dir.path, temp_dir.path / "server.log"
@@ -111,8 +111,8 @@ def _end_server(server: subprocess.Popen[bytes], temp_dir: TempDir) -> None:
 
 
 def show_own_logs() -> None:
-    """Send this project's own log lines, and no one else's, to standard error."""
-    # Python's handler of last resort writes to what is standard error at that moment: lines go above bars.
+    """Send this project's own log lines to standard error, and no others."""
+    # Python's handler of last resort writes to the current standard error, so lines appear above bars.
     handler = cast(Any, type(logging.lastResort))(logging.INFO)
     for name in OWN_LOGGERS:
         logger = logging.getLogger(name)

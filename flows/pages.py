@@ -1,4 +1,4 @@
-"""Report pages beside the UI of `paraclip serve`; run as ``python -m paraclip.flows.pages FOLDER HOST PORT``."""
+"""Report pages next to the UI of `paraclip serve`; run as ``python -m paraclip.flows.pages FOLDER HOST PORT``."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HEADERS = {
 
 
 class Pages(SimpleHTTPRequestHandler):
-    """A folder over HTTP, read-only, for whoever knows the password of the server."""
+    """A folder over HTTP, read-only, for clients that know the server's password."""
 
     login = os.environ.get(SERVER_PASSWORD_VARIABLE, "")
 
     def send_head(self):  # noqa: ANN201 - a private type of typeshed's
-        """Refuse whoever does not know the password."""
+        """Refuse clients that do not know the password."""
         expected = f"Basic {base64.b64encode(self.login.encode()).decode()}"
         if self.login and not hmac.compare_digest(self.headers.get("Authorization", "").encode(), expected.encode()):
             self.send_response(HTTPStatus.UNAUTHORIZED)
@@ -36,7 +36,7 @@ class Pages(SimpleHTTPRequestHandler):
         return super().send_head()
 
     def end_headers(self) -> None:
-        """Let no page load or run anything: its texts are others'."""
+        """Keep pages from loading or running anything, because their texts are untrusted."""
         for name, value in HEADERS.items():
             self.send_header(name, value)
         super().end_headers()

@@ -1,4 +1,4 @@
-"""Pause in Prefect's UI: the run stops paying and training within seconds, and Resume goes on from there."""
+"""Pause in Prefect's UI: the run stops paying and training within seconds, and Resume continues from there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAUSED = "paused: nothing is asked or trained, and its place is free; Resume goe
 def stopped_by_pause(run: Run) -> Iterator[None]:
     """Stop the run's stages, as a cancel does, when somebody pauses the flow run, which then ends as suspended.
 
-    Prefect itself only looks before the next task begins, and all tasks of a run may be under way.
+    Prefect itself only checks before the next task begins, and all tasks of a run may already be running.
 
     Raises:
         Pause: in place of what the stopped stages raise.
@@ -60,9 +60,9 @@ def stopped_by_pause(run: Run) -> Iterator[None]:
 
 
 def explain_when_ended(message: str) -> None:
-    """Give the suspended state of this flow run a message, once the process that a worker started for it is at its end.
+    """Give the suspended state of this flow run a message when the process that a worker started for it ends.
 
-    It is also the run's last sign of life: a heartbeat that came after the pause would have it reported as crashed.
+    It is also the run's last sign of life: after a later heartbeat, the run would be reported as crashed.
     """
     if os.environ.get(OWN_PROCESS) == flow_run.id:
         atexit.register(_explain, UUID(flow_run.id), message)

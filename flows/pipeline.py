@@ -1,4 +1,4 @@
-"""The whole DAG of one run, as one flow; its stages are tasks here, or child runs that survive retries of this one."""
+"""The whole DAG of one run as one flow; its stages are tasks, or child runs that survive a retry of the flow."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ log = logging.getLogger(__name__)
 
 @flow(name="pipeline", flow_run_name=run_name)
 def pipeline(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> State[Any]:
-    """Run every stage and return what came out; stages that do not need each other run side by side.
+    """Run every stage and return the result; stages that do not need each other run concurrently.
 
     A retry runs this function again from the top. Finished stages are found by their fingerprints in milliseconds,
     so it goes on with those that failed or were ended.
 
     Args:
         config: YAML file in place of `settings`: a path on the worker, or a URL.
-        overrides: any options, put over either: `finetune.epochs=3`; `paraclip config schema` lists them.
-        settings: what is set most often.
+        overrides: any options, which win over both: `finetune.epochs=3`; `paraclip config schema` lists them.
+        settings: the options that are set most often.
     """
     result = run_stages(run_of(config, overrides, settings))
     return Completed(message=result.decision, data=result.as_json())
 
 
 def run_stages(run: Run) -> Result:
-    """Run every stage, here or in its own deployment, and show what came out; for use inside a flow."""
+    """Run every stage, here or in its own deployment, and show the results; for use inside a flow."""
     let_own_logs_through()
     end_earlier_tasks()
     name, table = run.settings.name, StageTable(run.settings.name)
 
     def show(rows: list[Row], left: list[str]) -> None:
-        # Those that were finished come in one go.
+        # Stages that were finished before come all at once.
         if rows[-1]["state"] != "cached" or not any(run.artifact(stage) for stage in left):
             table.show(rows, f"Stages of {name}" + (f"; left: {', '.join(left)}" if left else ""))
 
@@ -76,7 +76,7 @@ def run_stages(run: Run) -> Result:
 
 
 class _Tasks:
-    """A run's stages as Prefect's futures; each is submitted when what it computes on is free."""
+    """A run's stages as Prefect futures; each is submitted when the device it computes on is free."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.slots = run, Slots()
@@ -84,13 +84,13 @@ class _Tasks:
         self.working: dict[PrefectFuture[Any], tuple[str, tuple[str, ...]]] = {}
 
     def start(self, node: Node, inputs: Sequence[str]) -> bool:
-        # A stage of the user's own has no deployment.
+        # A custom stage has no deployment.
         elsewhere = self.run.settings.run.placement == "deployments" and node.stage is STAGES.get(node.name)
-        # Of deployments, the workers' limits say how many run at once.
+        # For deployments, the workers' limits decide how many run at once.
         slots = () if elsewhere else self.slots.take(node.stage, self.run)
         if slots is None:
             return False
-        # A child run tries again by itself.
+        # A child run retries by itself.
         tries = 0 if elsewhere else retries()
         task = stage_task(node, partial(_carry, elsewhere=elsewhere), self._placed(slots), tries)
         future = task.submit(node.name, wait_for=[self.futures[name] for name in inputs])
@@ -107,7 +107,7 @@ class _Tasks:
         wait(list(self.working))
 
     def _placed(self, slots: tuple[str, ...]) -> Run:
-        """The run for a stage on these slots."""
+        """The run with the device of these slots."""
         options = self.run.settings.run
         device = self.slots.device(slots, options.device)
         if device == options.device:

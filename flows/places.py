@@ -21,18 +21,18 @@ from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
 
 PARENTS = "pipelines"
-"""Queue in the CPU pool of the flows that may wait for stages in that pool, which must find room there."""
+"""Queue in the CPU pool for flows that may wait for stages in that pool; those stages must find room there."""
 PARENT_RUNS = CPU_RUNS * 3 // 4
 CONTAINER_HOME, CONTAINER_ROOT = "/data", "/data/root"
 """Where relative paths start, and the root, in the image of docker/Dockerfile."""
 SECRETS = "/run/secrets"
-"""Where a container finds the files of secrets, each named like the variable that it stands for."""
+"""Where a container finds secret files, each named like the variable that it replaces."""
 CHANGE_FOLDER = "prefect.deployments.steps.set_working_directory"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where the flow runs of a configuration work. What is None stays as it is deployed, or is the default."""
+    """Where the flow runs of a configuration work. A field that is None keeps what is deployed, or is the default."""
 
     pool: str | None = None
     """Work pool of pipelines and stages that need no GPU."""
@@ -52,7 +52,7 @@ class Place(NamedTuple):
     """Where the runs of a configuration work, once the server has the pools."""
 
     pools: dict[bool, WorkPool]
-    """Of runs without and with a GPU."""
+    """Work pools of runs without and with a GPU."""
     variables: dict[bool, dict[str, Any]]
     """Job variables of runs without and with a GPU."""
     root: str
@@ -62,7 +62,7 @@ class Place(NamedTuple):
     def find(
         cls, client: SyncPrefectClient, settings: Settings, target: Target, own: Mapping[str, DeploymentResponse]
     ) -> Place:
-        """The place that `target` names; what it does not name is as in `own`, what is deployed by flow."""
+        """The place that `target` names; the rest comes from `own`, the current deployments by flow."""
         pools = _pools(client, target, own)
         root, folder = _places(settings, target, pools, own.get("pipeline") if target.pool is None else None)
         variables = {on_gpu: _job_variables(pool, target, root) for on_gpu, pool in pools.items()}
@@ -73,11 +73,11 @@ class Place(NamedTuple):
 
     @property
     def pull_steps(self) -> list[dict[str, Any]]:
-        """What a run does before it imports its flow."""
+        """The steps that a run takes before it imports its flow."""
         return [{CHANGE_FOLDER: {"directory": self.folder}}]
 
     def limit_parents(self, client: SyncPrefectClient) -> None:
-        """Let pipelines leave places on the pool's worker for their stages; a limit that is set stays."""
+        """Limit pipelines, so that the pool's worker has room for their stages; a limit that is set stays."""
         pool = self.pools[False].name
         try:
             client.create_work_queue(PARENTS, concurrency_limit=PARENT_RUNS, work_pool_name=pool)
@@ -87,7 +87,7 @@ class Place(NamedTuple):
                 client.update_work_queue(queue.id, concurrency_limit=PARENT_RUNS)
 
     def without_image(self, old: DeploymentResponse | None) -> list[str]:
-        """What runs in containers would lack where nobody has named it, here or at an earlier call."""
+        """Notes on what runs in containers lack because neither this call nor an earlier one named it."""
         given = {name for some in (*self.variables.values(), old.job_variables if old else {}) for name in some}
         docker = [pool.name for pool in self.pools.values() if pool.type == "docker"]
         lacking = [f"--{option}" for option, name in (("image", "image"), ("volume", "volumes")) if name not in given]
@@ -99,7 +99,7 @@ class Place(NamedTuple):
         ]
 
     def without_workers(self, client: SyncPrefectClient) -> list[str]:
-        """The pools that nobody takes runs from."""
+        """Notes on the pools that no worker takes runs from."""
         notes = []
         for pool in {pool.name: pool for pool in self.pools.values()}.values():
             workers = client.read_workers_for_work_pool(pool.name)
@@ -110,7 +110,7 @@ class Place(NamedTuple):
 
 
 def _pools(client: SyncPrefectClient, target: Target, own: Mapping[str, DeploymentResponse]) -> dict[bool, WorkPool]:
-    """The pools of runs without and with a GPU. Those of our own names are created; others have to be there."""
+    """The pools of runs without and with a GPU. Pools with our own names are created; others must exist."""
     was = {flow: one.work_pool_name for flow, one in own.items()}
     cpu = target.pool or was.get("pipeline") or POOLS[0]
     gpu = target.gpu_pool or target.pool or was.get("finetune") or POOLS[1]
@@ -127,7 +127,7 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
         raise ConfigError(f"the server has no work pool {name!r}; it has {there}. Create it, or name one of these")
     # With the template in place, the workers need not write it, which two at once do badly on SQLite.
     template = ProcessWorker.get_default_base_job_template()
-    # Two that set up the same server at once.
+    # Two processes set up the same server at once.
     with suppress(ObjectAlreadyExists):
         client.create_work_pool(WorkPoolCreate(name=name, type="process", base_job_template=template))
     return client.read_work_pool(name)
@@ -164,12 +164,12 @@ def _deployed_places(old: DeploymentResponse | None) -> tuple[str | None, str | 
 
 
 def _job_variables(pool: WorkPool, target: Target, root: str) -> dict[str, Any]:
-    """What the runs of a pool get, by the pool's type."""
+    """Job variables of a pool's runs, by the pool's type."""
     environment = {
         "PARACLIP_ROOT": root,
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": HEARTBEAT,
         "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(OWN_LOGGERS),
-        # What a server says whose Postgres is away; by default a run that meets it crashes.
+        # A server answers this while its Postgres is away; by default, a run that gets it crashes.
         "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         # As in the stages' processes (-P), no module of a run's working folder hides another.
         "PYTHONSAFEPATH": "1",

@@ -47,25 +47,25 @@ def regenerate(
     overrides: Overrides = (),
     settings: FormSettings = DEFAULTS,
 ) -> State[dict[str, Any]]:
-    """Make a challenger from the captions as they are now, and let it take over if it is good enough.
+    """Make a challenger from the current captions, and promote it if it is good enough.
 
-    Only new or changed captions are paraphrased: every other answer is in the generation cache. Where nothing changed
-    at all, every stage is found finished and the channel stays as it is. The challenger must be better than its base
-    and no worse than the model that the channel serves, on the same benchmarks. With `run.promote=ask` a person has the
+    Only new or changed captions are paraphrased: every other answer is in the generation cache. If nothing changed at
+    all, every stage is found finished and the channel stays as it is. The challenger must be better than its base and
+    no worse than the model that the channel serves, on the same benchmarks. With `run.promote=ask`, a person has the
     last word: the run is suspended until somebody resumes it.
 
     Args:
         channel: the channel that serves the production model; not the run's own, which follows every run.
         config: YAML file in place of `settings`: a path on the worker, or a URL.
-        overrides: any options, put over either: `finetune.epochs=3`; `paraclip config schema` lists them.
-        settings: what is set most often.
+        overrides: any options, which win over both: `finetune.epochs=3`; `paraclip config schema` lists them.
+        settings: the options that are set most often.
     """
     run = _compared_with(channel, run_of(config, overrides, settings))
     check_channel(run.settings.name, channel, run.store)
     asks = run.settings.run.promote == "ask"
     if asks and not deployment.id:
         raise ConfigError(
-            "run.promote=ask needs a run of the deployment `regenerate`, for no other can wait for a person"
+            "run.promote=ask needs a run of the deployment `regenerate`, because no other can wait for a person"
         )
     result = run_stages(run)
     with shown_progress("evaluate champion") as progress:
@@ -77,10 +77,10 @@ def regenerate(
 
 
 def _ask(name: str, decision: Mapping[str, Any]) -> None:
-    """Return if somebody has resumed the run that suggests this move; suspend it otherwise.
+    """Return if somebody has resumed the run that proposes this move; suspend it otherwise.
 
-    A resumed run starts from its first line, as a retried one does. Where its captions have changed since, this is
-    another move, and it asks again.
+    A resumed run starts from its first line, as a retried one does. If its captions have changed since, this is another
+    move, and it asks again.
     """
     move = "-".join(str(decision[part]) for part in MOVE)
     try:
@@ -94,7 +94,7 @@ def _ask(name: str, decision: Mapping[str, Any]) -> None:
 
 
 def _tell(event: str, name: str, decision: Mapping[str, Any], reason: str) -> str:
-    """Show a decision and its figures, and emit its event; gives its sentence."""
+    """Show a decision and its figures, and emit its event; returns its sentence."""
     channel = decision["channel"]
     log.info("%s: %s", channel, reason)
     publish_markdown(artifact_key(name, "promotion"), f"**{channel}**: {reason}\n", "Promotion")
@@ -106,7 +106,7 @@ def _tell(event: str, name: str, decision: Mapping[str, Any], reason: str) -> st
 
 
 def _compared_with(channel: str, run: Run) -> Run:
-    """The run, whose captions are compared with the channel's where the settings name no other."""
+    """The run, set to compare its captions with the channel's unless the settings name another channel."""
     drift = run.settings.run.drift
     if drift.channel:
         return run
@@ -116,11 +116,11 @@ def _compared_with(channel: str, run: Run) -> Run:
 
 @flow(name="rollback", flow_run_name="rollback-{channel}")
 def rollback(channel: str = "production", to: str | None = None, root: str | None = None) -> dict[str, Any]:
-    """Move a channel back to the model before the one that it serves; nothing is computed.
+    """Move a channel back to the previous model; nothing is computed.
 
     Args:
         channel: the channel.
-        to: start of the fingerprint of an earlier model, in place of the one before.
+        to: start of the fingerprint of an earlier model, instead of the previous one.
         root: folder or URL of the artifacts; PARACLIP_ROOT if not given.
     """
     store = open_store(root or at_environment_root(Settings(), os.environ).run.root)

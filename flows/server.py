@@ -1,7 +1,7 @@
-"""`prefect server`, fixed; run as ``python -m paraclip.flows.server start [OPTION …]`` or ``… services start``.
+"""`prefect server` with fixes; run as ``python -m paraclip.flows.server start [OPTION …]`` or ``… services start``.
 
-Its SQLite loses no request, and its automations wait no longer than they say. ``… PID PORT`` is the server of one run,
-which ends with that process.
+Its SQLite database loses no request, and its automations wait no longer than they say. ``… PID PORT`` is the server of
+one run, which ends with that process.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import die_with
 
 NO_MORE_SECONDS = 30
-"""After so long without a newer event, none is on its way."""
+"""Seconds without a newer event after which none is on its way."""
 
 
 def wait_for_other_writers() -> None:
-    """Let each transaction on SQLite take the write lock when it begins, for which it waits up to a minute.
+    """Make each SQLite transaction take the write lock when it begins; it waits for the lock up to a minute.
 
-    Prefect's own take it when they write. If they have read before, and another has written since, SQLite refuses that
-    at once, and the server answers 503: of twelve runs that were submitted at once, eleven were lost. Prefect 3.9.1
-    takes it at the beginning where it changes a state and where workers poll (PrefectHQ/prefect#23051), not where a run
-    is submitted: 11 of 12 are lost with it, too (#18934).
+    Prefect's own transactions take it when they write. If one has read before, and another has written since, SQLite
+    refuses that at once, and the server answers 503: of twelve runs that were submitted at once, eleven were lost.
+    Prefect 3.9.1 takes the lock at the beginning where it changes a state and where workers poll
+    (PrefectHQ/prefect#23051), but not where a run is submitted: it, too, loses 11 of 12 (#18934).
     """
     begin = AioSqliteConfiguration.begin_transaction
 
@@ -49,11 +49,11 @@ def wait_for_other_writers() -> None:
 
 
 def keep_the_events_clock() -> None:
-    """Let automations count as behind the time only while events arrive that are newer than those before them.
+    """Treat automations as lagging only while events arrive that are newer than those before them.
 
-    Prefect adds to their waits, for a sign of life too, by how late the newest event was when the last one arrived,
-    until another one comes: minutes where the last run has died, its last sign was late, or an old event is. So it does
-    in 3.9.1; PrefectHQ/prefect#17685 has waits that are longer than `within`.
+    Prefect extends their waits, those for a sign of life included, by how late the newest event was when the last one
+    arrived, until another one comes. That can be minutes: if the last run has died, its last sign was late, or an old
+    event is sent. Prefect 3.9.1 does so; PrefectHQ/prefect#17685 reports waits that are longer than `within`.
     """
     newest = seen = 0.0
 
@@ -71,7 +71,7 @@ def keep_the_events_clock() -> None:
 
 
 def _replace(owner: Any, name: str, parameters: tuple[str, ...], function: Callable[..., Any]) -> None:
-    """Put a function in the place of Prefect's, and refuse a Prefect that has no such function to replace."""
+    """Replace one of Prefect's functions; raises ConfigError if this Prefect has no such function."""
     replaced = getattr(owner, name, None)
     if replaced is None or tuple(inspect.signature(replaced).parameters) != parameters:
         raise ConfigError(

@@ -1,8 +1,8 @@
-"""A flow for each stage, which finds a finished stage and does not redo it; the stages' tasks; and flows' parameters.
+"""A flow for each stage, which reuses a finished stage; the stages' tasks; and the flows' parameters.
 
-The form of the Prefect UI shows the options that people set; all others go by `overrides`. It cannot fold a group away
-and draws what stands under `properties`, so the others stand under `patternProperties`: the server checks them all the
-same, and values that a deployment gives them stay.
+The form of the Prefect UI shows the options that people set; `overrides` takes all others. It cannot collapse a group
+and draws everything under `properties`, so the others are under `patternProperties`: the server still checks them, and
+values that a deployment gives them stay.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from paraclip_core.settings import SETTINGS, deployed_settings, parse_settings
 log = logging.getLogger(__name__)
 
 DEFAULTS = Settings()
-"""What a flow takes where it is given no settings."""
+"""Settings of a flow that is given none."""
 
 RETRIES = 2
 DELAYS = [10.0, 60.0]
@@ -61,16 +61,15 @@ FORM = (
     "paraphrase.engine",
     "run.promote",
 )
-"""Dotted paths of the options that the form shows, those that decide data, cost and production; an item of a list is
-written ``0``."""
+"""Dotted paths of the options in the form: those that decide data, cost and production. ``0`` is a list's item."""
 SHOWN_TRACEBACK = "_traceback_was_shown"
-"""Attribute of an error whose traceback is in the log."""
+"""Attribute that marks an error whose traceback is in the log."""
 DROPPED = ("$defs", "operational")
-"""Of a schema, what means nothing to a form."""
+"""Keys of a schema that mean nothing to a form."""
 
 
 def form_schema() -> dict[str, Any]:
-    """The JSON schema of :class:`Settings` with every reference resolved, reduced to :data:`FORM` for the eye alone."""
+    """The JSON schema of :class:`Settings`, references resolved; it accepts all options and shows :data:`FORM`."""
     schema = Settings.model_json_schema()
     return _reduced(_resolved(schema, schema["$defs"]), "")
 
@@ -82,14 +81,14 @@ def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
         return node
     if "$ref" in node:
         named = definitions[node["$ref"].rpartition("/")[2]]
-        # What stands beside a reference is about this use of it. A group's default is that of its options.
+        # Keys next to a reference describe this use of it. A group's default is that of its options.
         node = {**named, **{name: value for name, value in node.items() if name not in ("$ref", "default")}}
     if node.get("additionalProperties") is False:
         # For a wrong name, the server's refusal then lists the right ones.
         node = {name: value for name, value in node.items() if name != "additionalProperties"}
         node["propertyNames"] = {"enum": list(node["properties"])}
     return {
-        # Below `properties` a name is an option's, whatever it is.
+        # Below `properties`, every name is an option's.
         name: {key: _resolved(item, definitions) for key, item in value.items()}
         if name == "properties"
         else _resolved(value, definitions)
@@ -109,13 +108,13 @@ def _reduced(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
         name: {**_reduced(options[name], f"{prefix}{name}."), "position": place} for place, name in enumerate(shown)
     }
     others = {f"^{re.escape(name)}$": option for name, option in options.items() if name not in properties}
-    # A group's name says enough, and the form is to fit on two screens.
+    # A group's name says enough, and the form should fit on two screens.
     about = {"description": ""} if prefix else {}
     return {**schema, **about, "properties": properties, "patternProperties": others}
 
 
 def _without_details(option: dict[str, Any]) -> dict[str, Any]:
-    """An option of the form: the first sentence about it, and of what it may be the alternatives alone."""
+    """An option as the form shows it: the first sentence of its description, and its alternatives without details."""
     arms = option.get("anyOf", ())
     hidden = [
         {**arm, "properties": {}, "patternProperties": {f"^{name}$": each for name, each in arm["properties"].items()}}
@@ -136,7 +135,7 @@ Overrides = tuple[Override, ...]
 
 
 def _read_settings(given: Any) -> Any:
-    """A flow's parameter as settings; an error says what pydantic's own would not, such as the nearest option."""
+    """A flow's parameter as settings; errors say more than pydantic's own, such as the nearest option."""
     return parse_settings(given, SETTINGS) if isinstance(given, Mapping) else given
 
 
@@ -144,12 +143,12 @@ FormSettings = Annotated[Settings, BeforeValidator(_read_settings), WithJsonSche
 
 
 def run_of(config: str, overrides: Sequence[str], settings: Settings) -> Run:
-    """The run that a flow's parameters mean, at the worker's root."""
+    """The run that a flow's parameters describe, at the worker's root."""
     return Run(deployed_settings(settings, config, overrides, os.environ))
 
 
 def run_name() -> str:
-    """Name of a flow run: its flow's, and its configuration's."""
+    """Name of a flow run: the names of its flow and its configuration."""
     parameters = flow_run.parameters
     if own := [one.removeprefix("name=") for one in parameters.get("overrides") or () if one.startswith("name=")]:
         return f"{flow_run.flow_name}-{own[-1]}"
@@ -179,14 +178,14 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
 
 
 def end_earlier_tasks() -> None:
-    """Mark what an earlier try of this flow run left at work: its process was killed, and nobody else would say so."""
+    """Mark tasks as crashed that an earlier, killed try of this flow run left running; nothing else would."""
     with suppress(Exception), get_client(sync_client=True) as client:
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}}),
             task_run_filter=TaskRunFilter.model_validate(
                 {
                     "state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}},
-                    # The state of a child run's follows the child.
+                    # The state of a child run's task follows the child.
                     "subflow_runs": {"exists_": False},
                 }
             ),
@@ -196,12 +195,12 @@ def end_earlier_tasks() -> None:
 
 
 def retries() -> int:
-    """How often a stage is tried again in this process: not under the eyes of who called `paraclip run`."""
+    """How often a stage is retried in this process: never for `paraclip run`, whose user is watching."""
     return RETRIES if deployment.id else 0
 
 
 def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run, retries: int) -> Any:
-    """The task of a stage, whose state says what was made or found. After errors that may pass it is tried again.
+    """The task of a stage, whose state says what was made or found. It is retried after errors that may pass.
 
     `carry` runs the stage and returns its row of the stage table.
     """
@@ -234,7 +233,7 @@ def _says(row: Mapping[str, Any]) -> str:
 
 
 def _tried_again(error: object, attempt: int, run: Run) -> bool:
-    """Whether a stage is tried again after this attempt; waits until that is due, and Prefect then starts it at once.
+    """Whether a stage is retried after this attempt; waits until the retry is due, and Prefect then starts it at once.
 
     Prefect's own delay would sleep through a cancel.
     """
@@ -246,7 +245,7 @@ def _tried_again(error: object, attempt: int, run: Run) -> bool:
 
 
 def publish_result(settings: Settings, result: Result) -> None:
-    """Show the comparison and the way to the report in the UI."""
+    """Show the comparison and a link to the report in the UI."""
     if not in_flow_run():
         return
     if result.summary:
@@ -272,7 +271,7 @@ def let_own_logs_through() -> None:
 
 
 def _traceback_once(record: logging.LogRecord) -> bool:
-    """Let the traceback of an error stand below the line that tells of it first, and below no other.
+    """Show the traceback of an error only below the first line that reports it.
 
     Prefect logs it for the task and once more for the flow.
     """
@@ -286,9 +285,9 @@ def _traceback_once(record: logging.LogRecord) -> bool:
 
 
 def _outlive_worker() -> None:
-    """Let a flow run's console lines go nowhere once the worker that reads them is gone.
+    """Discard a flow run's console lines once the worker that reads them is gone.
 
-    Prefect writes them with rich, which ends the process at the first line that no one reads.
+    Prefect writes them with rich, which ends the process at the first line that nobody reads.
     """
     for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
         for handler in getattr(logger, "handlers", ()):

@@ -7,8 +7,8 @@
     result = paraclip.run(settings)
     result.to_pandas()
 
-Results show themselves in a notebook (``_repr_html_``) and become data frames with ``to_pandas()``, which needs pandas.
-`run` and `evaluate` show how far they are on standard error; ``progress=paraclip.silent`` keeps them quiet.
+Results render in a notebook (``_repr_html_``) and become data frames with ``to_pandas()``, which needs pandas.
+`run` and `evaluate` show their progress on standard error; ``progress=paraclip.silent`` keeps them quiet.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Table:
     title: str = ""
 
     def to_pandas(self) -> Any:
-        """A data frame.
+        """Convert the rows to a data frame.
 
         Raises:
             ConfigError: pandas is not installed.
@@ -83,21 +83,21 @@ class Table:
 
 @dataclass(frozen=True)
 class Result(Table):
-    """A comparison, a row for each metric; of more than two models, one for each metric and model but the base."""
+    """A comparison, one row per metric; with more than two models, one per metric and model except the base."""
 
     summary: Mapping[str, Any] = field(default_factory=dict)
     """``summary.json``: models, deltas, intervals, verdict, reason."""
     report: Path | None = None
-    """The report page; of more than two models, the folder that holds each comparison's in a folder of its name."""
+    """The report page; with more than two models, the folder with each comparison's page in a folder of its name."""
 
     @property
     def verdict(self) -> str | None:
-        """promote or hold; None where nothing was compared, or several were, see `comparisons` in `summary`."""
+        """promote or hold; None if nothing was compared, or several models were: see `comparisons` in `summary`."""
         return self.summary.get("verdict")
 
 
 def load_config(config: str | Path | None = None, overrides: Sequence[str] = ()) -> Settings:
-    """Settings from a YAML file, `PARACLIP_ROOT` and `a.b=value` lines over it; without a file, the defaults.
+    """Settings from a YAML file, overridden by `PARACLIP_ROOT` and `a.b=value` lines; without a file, the defaults.
 
     Raises:
         ConfigError: the file cannot be read, or an option is wrong.
@@ -108,7 +108,7 @@ def load_config(config: str | Path | None = None, overrides: Sequence[str] = ())
 
 
 def plan(settings: Settings) -> Table:
-    """For each stage whether it is finished, why it would run, and what it would cost. Nothing runs.
+    """For each stage, whether it is finished, why it would run, and what it would cost. Nothing runs.
 
     Raises:
         ParaclipError: a source is missing, or options contradict each other.
@@ -121,11 +121,11 @@ def plan(settings: Settings) -> Table:
 
 
 def run(settings: Settings, progress: Progress | None = None) -> Result:
-    """Run every stage that is not finished, one after the other, each in a process of its own.
+    """Run every stage that is not finished, one after the other, each in its own process.
 
     Args:
-        settings: of the run.
-        progress: told how far each stage is, in place of standard error.
+        settings: the settings of the run.
+        progress: called with each stage's progress, which then is not shown on standard error.
 
     Raises:
         ParaclipError: what a stage raised; call it again to go on from there.
@@ -143,15 +143,15 @@ def run(settings: Settings, progress: Progress | None = None) -> Result:
 
 
 def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: bool = False) -> Table:
-    """Both paraphrases of a few captions, as a run would make and judge them; None where no answer is good enough.
+    """Both paraphrases of a few captions, as a run would make and judge them; None if no answer is good enough.
 
     Args:
-        captions: raw.
+        captions: raw captions.
         settings: engine, prompt and filters; by default the embedded engine.
         keep: put the answers into the root's generation cache.
 
     Raises:
-        ConfigError: `captions` is a single text, or one of its entries is no text.
+        ConfigError: `captions` is a single text, or one of its entries is not a text.
         EngineError: the engine cannot be asked.
     """
     from paraclip.tasks.run.run import Run
@@ -183,16 +183,16 @@ def evaluate(
     """Compare models with the first of them, on benchmarks in their published formats.
 
     Args:
-        models: two or more, each a channel, an artifact, a release folder, or a name that open_clip knows, by the names
-            that the tables give them.
+        models: two or more by the names that the tables give them; each is a channel, an artifact, a release folder, or
+            a name that open_clip knows.
         benchmarks: ``NAME=PATH`` or ``LABEL:KIND=PATH`` each, as `paraclip evaluate` takes them.
-        images: folder, tar or Parquet with the benchmarks' images, ``NAME=PATH`` for those of one.
-        split: split of files with several.
+        images: folder, tar or Parquet with the benchmarks' images, ``NAME=PATH`` for those of one benchmark.
+        split: split to use from files with several.
         device: auto, cpu, cuda or cuda:N.
         root: where channels and artifacts are looked for, and results are kept; default: `PARACLIP_ROOT`, or runs.
-        out: folder of the results; by default one of its own under the root.
-        report: write a page for each comparison beside the results.
-        progress: told now and then, in place of standard error.
+        out: folder of the results; by default a new one under the root.
+        report: write a page for each comparison next to the results.
+        progress: called with the progress, which then is not shown on standard error.
 
     Raises:
         ConfigError: a name or a path cannot be used.
@@ -230,20 +230,20 @@ def search(
     root: str | Path | None = None,
     device: str = "cpu",
 ) -> Table:
-    """The nearest images of a text or of several, by the base and by the tuned model.
+    """The nearest images of one text or several, by the base and by the tuned model.
 
     Args:
-        query: in words; of a list each query has rows of its own, which the column `query` names.
+        query: a text, or a list of them; each has its own rows, and the column `query` says whose they are.
         model: a channel, an artifact, a release folder, or a name that open_clip knows.
         features: an index of your own (.npy, Parquet, clip-retrieval); default: the run's images.
         ids: the ids of its rows.
-        count: how many images.
-        base: the model before it was tuned, where no run knows it.
+        count: number of images.
+        base: the model before tuning, if no run records it.
         root: where channels and artifacts are looked for; default: `PARACLIP_ROOT`, or runs.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        ConfigError: a query is empty or no text, or `count` is no number of images.
+        ConfigError: a query is empty or not a text, or `count` is not a number of images.
         ModelError: the index was made with another image encoder.
         InputError: the index cannot be read.
     """
@@ -251,7 +251,7 @@ def search(
 
     queries = _queries(query)
     if not isinstance(count, Integral) or count < 1:
-        raise ConfigError(f"count is {count!r}; expected how many images, a whole number from 1")
+        raise ConfigError(f"count is {count!r}; expected a number of images, 1 or more")
     ranked = search_each(_target(model, root, base, features, ids), queries, int(count), device)
     rows = [
         {"query": text, "rank": one.rank, "base": one.image_id, "base_score": one.score}
@@ -273,12 +273,13 @@ def audit(
     root: str | Path | None = None,
     device: str = "cpu",
 ) -> Table:
-    """How far an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
+    """How much an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
 
     Args:
         model: as for `search`.
-        queries: a query each, which rules reword (case, plural, article, word order, punctuation, typo), or a query and
-            its paraphrased query; by default captions of the index's images, or names of things that they show.
+        queries: each a query, which rules reword (case, plural, article, word order, punctuation, typo), or a pair of a
+            query and its paraphrased query; by default captions of the index's images, or names of things that they
+            show.
         features: as for `search`.
         ids: as for `search`.
         base: as for `search`.
@@ -287,7 +288,7 @@ def audit(
 
     Raises:
         ModelError: the index was made with another image encoder.
-        BenchmarkError: an entry of `queries` is neither a text nor two.
+        BenchmarkError: an entry of `queries` is neither a text nor a pair of texts.
     """
     from paraclip.tasks.image_index import audit as measure
 
@@ -308,11 +309,11 @@ def audit(
 def export(
     model: str | Path, folder: str | Path, layout: Layout = "open_clip", root: str | Path | None = None
 ) -> list[str]:
-    """Write a model for another library; the folder's files. `root` is as for `search`.
+    """Write a model for another library and return the folder's files. `root` is as for `search`.
 
     Raises:
         ModelError: the model cannot be loaded, or the layout has no such architecture.
-        ConfigError: the folder holds something already.
+        ConfigError: the folder is not empty.
     """
     from paraclip.tasks.export import export_model
     from paraclip.tasks.models import find_release

@@ -1,1 +1,1 @@
-"""Where things are kept: artifacts, Parquet files, the generation cache, image features."""
+"""What is kept on disk: artifacts, Parquet files, the generation cache, image features."""

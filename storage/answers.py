@@ -1,12 +1,12 @@
-"""The answers cache: every completion that was ever paid for, and every filter result on one, as DuckDB tables.
+"""The answers cache: every completion ever paid for, and every filter result on one, as DuckDB tables.
 
-Truth is the append-only Parquet parts in ``<cache>/segments/`` and ``<cache>/filter_results/``. The DuckDB file
+The truth is the append-only Parquet parts in ``<cache>/segments/`` and ``<cache>/filter_results/``. The DuckDB file
 ``<cache>/answers.duckdb`` has their rows as tables and catches up whenever it is used, so a kill between the two loses
 nothing and the file may be deleted.
-Where a key comes more than once, the row of the part with the lowest name counts (numbers are given under a lock, so
-that is the one that was written first), and in it the first row; building the file again does not change that.
+If a key occurs more than once, the row of the part with the lowest name counts (numbers are given under a lock, so
+that is the one that was written first), and in it the first row; rebuilding the file does not change that.
 
-Everything here raises ArtifactError where a disk fails, or another program keeps the file open.
+Everything here raises ArtifactError if a disk fails or another program keeps the file open.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from paraclip_core.errors import ArtifactError, UnknownNameError
 log = logging.getLogger(__name__)
 
 LOCKED = "Could not set lock"
-"""What DuckDB says where another program has the file open."""
+"""What DuckDB says if another program has the file open."""
 FILE = "answers.duckdb"
-"""Stands for the layout of the tables, too: other tables, another name."""
+"""The name also stands for the layout of the tables: other tables get another name."""
 INSERTED_ROWS = 500_000
 PART_ROWS = 100_000
 BIG_ROWS, BIG_BYTES = 500_000, 128 << 20
-"""Of a part that compaction leaves alone: from half of it on."""
+"""Size of a big part; compaction leaves a part alone from half of it on."""
 # A part with this in its schema came from another cache, where it was paid for; compaction keeps the two kinds apart.
 IMPORTED = {b"imported": b"1"}
 
@@ -49,18 +49,18 @@ COUNTED = ("key", "step", "engine", "model", "prompt", "completions", "prompt_to
 
 @dataclass(frozen=True)
 class CacheTable:
-    """A table of the file. Beside `columns` it has `part`, the id of the part that a row comes from."""
+    """A table of the file. In addition to `columns` it has `part`, the id of the part that a row comes from."""
 
     name: str
     folder: str
-    """Of its parts."""
+    """Folder of its parts."""
     columns: tuple[str, ...]
     key: tuple[str, ...]
     schema: pa.Schema
-    """What every part has; what else it holds is its writer's affair."""
+    """Columns that every part has; a writer may add others."""
 
     def sql(self, template: str) -> str:
-        """A statement about the table."""
+        """A statement about this table, from a template."""
         return template.format(
             table=self.name,
             columns=", ".join(f"f.{name}" for name in self.columns),
@@ -129,13 +129,13 @@ class CacheStats:
     """What a cache holds."""
 
     rows: int
-    """Generations, those that repeat a key included."""
+    """Generations, including those that repeat a key."""
     keys: int
-    """Different request keys."""
+    """Distinct request keys."""
     segments: int
     """Parts of generations."""
     damaged: int
-    """Parts that were damaged and set aside, of filter results included."""
+    """Damaged parts that were set aside, those of filter results included."""
     bytes: int
     """Size of all parts of generations."""
     filter_results: int
@@ -150,16 +150,16 @@ class Merged:
     new: int = 0
     """Generations that are new here."""
     known: int = 0
-    """Those whose keys were answered here before, and which are not taken again."""
+    """Generations whose keys were answered here before; they are skipped."""
     damaged: int = 0
-    """Parts that cannot be read; they stay where they are."""
+    """Unreadable parts; they stay where they are."""
 
 
 class AnswerStore:
     """An answers cache in one folder; any number of processes and threads may use it at once."""
 
     def __init__(self, cache_folder: Path | str, remote: RemoteFolder | None = None) -> None:
-        """`cache_folder` is made when something is first appended; `remote` shares its parts with other machines."""
+        """`cache_folder` is created on the first append; `remote` shares its parts with other machines."""
         self.folder = Path(cache_folder).absolute()
         self.parts, self.filter_result_parts = (
             PartFolder(self.folder / table.folder, table.schema) for table in (GENERATIONS, FILTER_RESULTS)
@@ -171,7 +171,7 @@ class AnswerStore:
     def append(self, generations: pa.Table) -> None:
         """Keep generations; on return they are on disk and survive a kill. The DuckDB file follows later.
 
-        The table has the columns of `GENERATIONS.schema`; others are kept, too.
+        The table has the columns of `GENERATIONS.schema`; additional ones are kept, too.
         """
         self._append(self.parts, generations)
 
@@ -192,9 +192,9 @@ class AnswerStore:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Attach everything to a connection, as tables `cache.generations` and `cache.filter_results` that can be read.
+        """Attach everything to a connection, as readable tables `cache.generations` and `cache.filter_results`.
 
-        The cache's lock is held until the end of the block, so keep it to a few joins and append nothing in it. Where
+        The cache's lock is held until the end of the block, so keep it to a few joins and append nothing in it. If
         there is no cache yet, both tables are empty.
         """
         if self.mirror is not None:
@@ -212,14 +212,14 @@ class AnswerStore:
 
     @contextmanager
     def tables(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection of its own to which everything is attached."""
+        """A new connection with everything attached."""
         with self.file.side_connection() as con, self.attached(con):
             yield con
 
     def lookup(self, keys: pa.FixedSizeBinaryArray | pa.ChunkedArray) -> pa.Table:
-        """Columns `key` binary(16) and `completions` list<string> of those `keys` that are there, each once, unordered.
+        """Columns `key` binary(16) and `completions` list<string> of the `keys` that are cached, each once, unordered.
 
-        Many keys are better joined with `attached`.
+        For many keys, prefer a join with `attached`.
         """
         schema = pa.schema([GENERATIONS.schema.field(name) for name in GENERATIONS.columns])
         with self.tables() as con:
@@ -228,12 +228,12 @@ class AnswerStore:
             return con.sql(query).to_arrow_table().cast(schema)
 
     def refresh(self) -> None:
-        """Let the DuckDB file catch up with the parts."""
+        """Bring the DuckDB file up to date with the parts."""
         with self.tables():
             pass
 
     def close(self) -> None:
-        """Let the DuckDB file catch up with what was appended here; the store may be used again."""
+        """Bring the DuckDB file up to date with what was appended here; the store may be used again."""
         sweep_drafts(self.parts.folder)
         sweep_drafts(self.filter_result_parts.folder)
         if self._behind:
@@ -270,7 +270,7 @@ class AnswerStore:
     def paid_tokens(self, engine: str, model: str) -> tuple[int, int]:
         """Prompt and completion tokens of all generations of one engine and model.
 
-        What was imported from other caches was paid for elsewhere.
+        What was imported from other caches was paid for elsewhere and is not counted.
         """
         with self.tables() as con:
             if not self.parts.names():
@@ -285,21 +285,21 @@ class AnswerStore:
             return con.sql(GENERATIONS.sql(query), params={"files": files, **values}).to_arrow_table()
         except duckdb.Error as error:
             raise environment_error(error, self.folder) or ArtifactError(
-                f"{self.parts.folder} cannot be read: {error}; delete {self.file.path} and run again: it is made "
-                "again from all parts that are sound"
+                f"{self.parts.folder} cannot be read: {error}; delete {self.file.path} and run again: it is "
+                "rebuilt from all sound parts"
             ) from error
 
     def merge(self, folder: Path | str) -> Merged:
-        """Take over another cache's generations that are not answered here, so merging twice changes nothing.
+        """Take over another cache's generations that are not answered here; merging twice changes nothing.
 
-        Verdicts are not taken over: they are made again from the generations.
+        Filter results are not taken over: they are recomputed from the generations.
         """
         # Parts that are joined meanwhile are gone: the same command takes over the rest.
         theirs = PartFolder(Path(folder).absolute() / GENERATIONS.folder, GENERATIONS.schema)
         if not theirs.folder.is_dir():
             raise UnknownNameError(
-                f"{folder} is no cache folder: it has no `{GENERATIONS.folder}`; expected what `paraclip cache export` "
-                "made, or the folder cache of a root"
+                f"{folder} is not a cache folder: it has no `{GENERATIONS.folder}`; expected what `paraclip cache "
+                "export` made, or the folder cache of a root"
             )
         merged, batch = Merged(), []
         for name in theirs.names():
@@ -328,9 +328,9 @@ class AnswerStore:
         self.append(taken.replace_schema_metadata({**(taken.schema.metadata or {}), **IMPORTED}))
 
     def compact(self) -> tuple[int, int]:
-        """Join neighbouring small parts, one row a key; the first answer stays the first. Others wait meanwhile.
+        """Join neighbouring small parts, one row per key; the first answer stays the first. Others wait meanwhile.
 
-        Gives the number of parts before and after. A kill leaves the big part beside the small ones, whose rows it
+        Returns the number of parts before and after. A kill leaves the big part next to the small ones, whose rows it
         repeats; the next compaction joins them.
         """
         if self.mirror is not None:
@@ -355,7 +355,7 @@ class AnswerStore:
 
 
 def _small_neighbours(folder: PartFolder) -> list[list[str]]:
-    """Parts that make a big one together; those with other columns, or imported ones, are not mixed with the rest."""
+    """Groups of parts to join; those with other columns, or imported ones, are not mixed with the rest."""
     groups: list[list[str]] = [[]]
     rows = size = 0
     layout = pa.schema([])
@@ -379,22 +379,22 @@ class CacheFile:
     """The DuckDB file of one cache folder. Use it while holding the cache's lock."""
 
     def __init__(self, path: Path, tables: Mapping[CacheTable, PartFolder]) -> None:
-        """`tables` says which table is made from which parts."""
+        """`tables` maps each table to its parts."""
         self.path, self.tables = path, tables
 
     def side_connection(self) -> duckdb.DuckDBPyConnection:
-        """A new DuckDB that works beside the file: what does not fit into memory goes where the file's would."""
+        """A new DuckDB connection without the file; what does not fit into memory goes where the file's would."""
         return duckdb.connect(":memory:", config=CONFIG | {"temp_directory": f"{self.path}.tmp"})
 
     def catch_up(self) -> None:
-        """Let the tables have exactly what the parts have; a damaged file is made again."""
+        """Make the tables have exactly what the parts have; a damaged file is rebuilt."""
         try:
             try:
                 self._follow_all()
             except duckdb.Error as error:
                 if environment_error(error, self.path) or LOCKED in str(error):
                     raise
-                log.warning("%s is damaged and made again from its parts: %s", self.path, error)
+                log.warning("%s is damaged and rebuilt from its parts: %s", self.path, error)
                 self.delete()
                 self._follow_all()
         except duckdb.Error as error:
@@ -402,7 +402,7 @@ class CacheFile:
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
-        """Attach the file to a connection, to be read."""
+        """Attach the file to a connection, read-only."""
         try:
             with _attached(con, self.path, read_only=True):
                 yield
@@ -413,7 +413,7 @@ class CacheFile:
             raise ArtifactError(f"{self.path} is damaged ({error}); run again to rebuild it from its parts") from error
 
     def delete(self) -> None:
-        """Delete the file, and what a kill left of its memory on disk."""
+        """Delete the file, and what a kill left on disk of its memory."""
         with storage_errors(self.path):
             if (memory := self.path.with_name(f"{self.path.name}.tmp")).exists():
                 shutil.rmtree(memory)
@@ -422,7 +422,7 @@ class CacheFile:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def create(self, con: duckdb.DuckDBPyConnection) -> None:
-        """Empty tables in what is attached, where it has none."""
+        """Create empty tables in the attached file if it has none."""
         if not con.execute("SELECT 1 FROM duckdb_tables() WHERE database_name = 'cache'").fetchall():
             con.execute("BEGIN")
             for table in self.tables:
@@ -444,10 +444,10 @@ def _clear(con: duckdb.DuckDBPyConnection, table: CacheTable) -> None:
 
 
 def _follow(con: duckdb.DuckDBPyConnection, table: CacheTable, folder: PartFolder) -> None:
-    """Let a table have exactly what its parts have."""
+    """Make a table have exactly what its parts have."""
     names, indexed = folder.names(), _indexed(con, table)
     if not indexed.issubset(names):
-        log.info("parts of %s are gone, or joined; their table is made again from those that are there", folder.folder)
+        log.info("parts of %s are gone, or joined; their table is rebuilt from the remaining ones", folder.folder)
         con.execute("BEGIN")
         _clear(con, table)
         con.execute("COMMIT")
@@ -496,7 +496,7 @@ def _attached(con: duckdb.DuckDBPyConnection, path: Path | str, read_only: bool 
     try:
         yield
     except BaseException:
-        # Why this fails, too, is the error that is on its way.
+        # The error that is being raised says why this fails, too.
         with suppress(duckdb.Error):
             _detach(con)
         raise

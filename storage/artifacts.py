@@ -7,7 +7,7 @@ A commit writes the manifest into ``out/`` and then renames the folder, a remova
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 
 :class:`paraclip.storage.roots.RemoteStore` is the same store, shared through an object store. Every method raises
-ArtifactError where a disk or an object store fails, or what it reads is damaged.
+ArtifactError if a disk or an object store fails, or what it reads is damaged.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
-"""Bytes of a channel's name: file systems take 255, and a file's ending and a draft's marks are more."""
+"""Most bytes of a channel's name: file systems allow 255, and a file's ending and a draft's marks need some."""
 RUN = "run"
-"""Stands for a stage in the marks of runs under way: each is a lock that nobody else asks for."""
+"""Takes a stage's place in the marks of runs in progress; each mark is a lock that nobody else asks for."""
 MANIFEST = "manifest.json"
 SOURCE = "source:"
-"""What the names of inputs from outside the store begin with."""
+"""Prefix of the names of inputs from outside the store."""
 SCHEMA_VERSION = 1
 
 
@@ -62,7 +62,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Draft:
-    """All that a manifest says besides the files."""
+    """Everything that a manifest says except the files."""
 
     stage: str
     fingerprint: str
@@ -72,7 +72,7 @@ class Draft:
     options: dict[str, Any]
     """The meaning-bearing options."""
     versions: dict[str, str] = field(default_factory=dict)
-    """Software that makes it."""
+    """Versions of the software that makes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Manifest(Draft):
     schema_version: int = SCHEMA_VERSION
 
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total bytes of all files."""
         return sum(entry.size for entry in self.files.values())
 
 
@@ -116,22 +116,22 @@ class WorkFolder:
     """The unfinished work of one fingerprint."""
 
     out: Path
-    """What will be the artifact."""
+    """Folder that becomes the artifact."""
     scratch: Path
     """State for resuming; not part of the artifact."""
     push: Callable[[], None] = lambda: None
-    """To be called now and then: keeps checkpoints where a lost machine does not matter."""
+    """Call it now and then: it copies checkpoints to where they survive the loss of this machine."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A living process of this machine that makes an artifact, or goes through the stages of a run."""
+    """A live process on this machine that makes an artifact, or executes the stages of a run."""
 
     stage: str
     """`run` for a run."""
     fingerprint: str
     reads: Mapping[str, str]
-    """Stage and fingerprint of the artifacts that it reads, or all those that a run is made of."""
+    """Stage and fingerprint of the artifacts that it reads, or of all that a run consists of."""
     who: str
     """Its process and machine, for people."""
 
@@ -147,7 +147,7 @@ class ArtifactStore:
     """Finished and unfinished artifacts under one root folder."""
 
     def __init__(self, root: Path | str) -> None:
-        """`root` is made when something is first written."""
+        """`root` is created on the first write."""
         self.root = Path(root).absolute()
 
     @property
@@ -176,7 +176,7 @@ class ArtifactStore:
     # Looking
 
     def find(self, stage: str, fingerprint: str) -> Artifact | None:
-        """The finished artifact, if it is there and sound by its files' names and sizes; its files are here."""
+        """The finished artifact with its files here, None if there is none; file names and sizes are checked."""
         folder = self.path(stage, fingerprint)
         if not self._finished(stage, fingerprint):
             return None
@@ -189,21 +189,21 @@ class ArtifactStore:
         return artifact
 
     def peek(self, stage: str, fingerprint: str) -> Artifact | None:
-        """As :meth:`find`, but nothing is downloaded: the files of the artifact may not be here."""
+        """As :meth:`find`, but nothing is downloaded, so the files of the artifact may not be here."""
         return self.find(stage, fingerprint)
 
     def expect(self, stage: str, fingerprint: str, why: str) -> Artifact:
-        """A finished artifact that must be there, with its files; `why` says who needs it."""
+        """A finished artifact that must exist, with its files; `why` says who needs it."""
         artifact = self.find(stage, fingerprint)
         if artifact is None:
             raise ArtifactError(
                 f"{why}: the artifact {stage}/{fingerprint} is not under {self.location}; run {stage} first "
-                "(and again, where a source file has changed since)"
+                "(and again, if a source file has changed since)"
             )
         return artifact
 
     def download(self, artifact: Artifact) -> Artifact:
-        """An artifact that :meth:`peek` or :meth:`list` named, with its files here; an error if it is gone."""
+        """An artifact that :meth:`peek` or :meth:`list` returned, with its files here; raises if it is gone."""
         return self.expect(artifact.stage, artifact.fingerprint, "it was there")
 
     def uri(self, artifact: Artifact) -> str:
@@ -211,7 +211,7 @@ class ArtifactStore:
         return str(artifact.path)
 
     def list(self, stage: str | None = None) -> list[Artifact]:
-        """All finished artifacts, by stage and age; damaged manifests are logged and left out.
+        """All finished artifacts, by stage and age; damaged manifests are logged and skipped.
 
         The files of one that lies on an object store may not be here.
         """
@@ -229,7 +229,7 @@ class ArtifactStore:
         return [(stage, name, str(error)) for stage, name, error in entries if isinstance(error, ArtifactError)]
 
     def named(self, name: str, stages: Sequence[str] = ()) -> Artifact:
-        """What a channel's name, or else ``[STAGE/]START`` of a fingerprint, means; its files may not be here."""
+        """The artifact of a channel's name, or else of a fingerprint's ``[STAGE/]START``; its files may not be here."""
         channel = None if "/" in name or name.startswith(".") else self.channel(name)
         if channel is None:
             return self.resolve(name, stages)
@@ -260,7 +260,7 @@ class ArtifactStore:
         raise UnknownNameError(f"{problem}; see `paraclip artifacts ls`")
 
     def verify(self, artifact: Artifact) -> list[str]:
-        """Compare every file with the manifest, contents included; returns the differences, one a line."""
+        """Compare every file with the manifest, contents included; returns the differences, one per line."""
         return differences(artifact.path, artifact.manifest, contents=True)
 
     def _finished(self, stage: str, fingerprint: str) -> bool:
@@ -286,21 +286,21 @@ class ArtifactStore:
     ) -> Iterator[WorkFolder]:
         """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it.
 
-        Meanwhile :meth:`holders` tells of the artifacts that it `reads`, by stage and fingerprint.
+        Meanwhile :meth:`holders` reports the artifacts that it `reads`, by stage and fingerprint.
         """
         work = self.work_path(stage, fingerprint)
         with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info={"reads": dict(reads or {})}):
             with self._shared_work(stage, fingerprint, poll) as push:
                 yield self._work_folder(stage, fingerprint, push)
             if self._finished(stage, fingerprint):
-                # Where another process had finished it while this one waited, the folder was made anew.
+                # If another process finished it while this one waited, the folder was made again.
                 shutil.rmtree(work, ignore_errors=True)
 
     @contextmanager
     def _shared_work(
         self, stage: str, fingerprint: str, poll: Callable[[], None] | None
     ) -> Iterator[Callable[[], None]]:
-        """Share it with other machines; gives what pushes checkpoints."""
+        """Share it with other machines; returns what pushes checkpoints."""
         yield lambda: None
 
     def _work_folder(self, stage: str, fingerprint: str, push: Callable[[], None]) -> WorkFolder:
@@ -308,7 +308,7 @@ class ArtifactStore:
         folder = WorkFolder(work / "out", work / "scratch", push)
         with storage_errors(work):
             if target.is_dir() and not (target / MANIFEST).exists():
-                # Somebody was deleting it, so it must not come back by halves.
+                # Somebody was deleting it, so it must not come back half deleted.
                 log.warning("%s has no manifest and is deleted", target)
                 shutil.rmtree(target)
             folder.out.mkdir(parents=True, exist_ok=True)
@@ -344,19 +344,19 @@ class ArtifactStore:
         return self.work_path(stage, fingerprint).is_dir()
 
     def unfinished(self) -> list[tuple[str, str, Path]]:
-        """Stage, fingerprint and folder of every unfinished work; one that lies elsewhere has its folder to be."""
+        """Stage, fingerprint and folder of all unfinished work; for work elsewhere, the folder that it would have."""
         folders = [path for path in sorted((self.root / "work").glob("*/*")) if path.is_dir()]
         return [(path.parent.name, path.name, path) for path in folders]
 
     # Deleting
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact, at once for all who look."""
+        """Delete an artifact; for everyone who looks, it disappears at once."""
         trash = self.root / "trash"
         with storage_errors(artifact.path):
             trash.mkdir(parents=True, exist_ok=True)
             artifact.path.rename(trash / uuid.uuid4().hex)
-        # With this one goes what an earlier removal that was cut off has left.
+        # This also deletes what an earlier, interrupted removal has left.
         for folder in trash.iterdir():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -369,10 +369,10 @@ class ArtifactStore:
                 shutil.rmtree(work)
 
     def _delete_shared_work(self, stage: str, fingerprint: str) -> None:
-        """Delete what other machines could go on with."""
+        """Delete what other machines could resume from."""
 
     def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
-        """Meanwhile :meth:`holders` tells of a run that needs these artifacts, by stage and fingerprint."""
+        """Mark a run that needs these artifacts, by stage and fingerprint; meanwhile :meth:`holders` reports it."""
         folder = self.root / "work" / RUN
         for path in folder.glob("*.lock"):  # of runs that were killed
             if living_owner(path) is None:
@@ -380,7 +380,7 @@ class ArtifactStore:
         return lock(folder / f"{uuid.uuid4().hex}.lock", info={"reads": dict(needs)})
 
     def holders(self) -> list[Holder]:
-        """Every living process of this machine that makes an artifact of this store, or runs what needs some."""
+        """Every live process on this machine that makes an artifact of this store, or executes a run on some."""
         holders = []
         for path in sorted((self.root / "work").glob("*/*.lock")):
             if (owner := living_owner(path)) is not None:
@@ -391,7 +391,7 @@ class ArtifactStore:
     # Channels
 
     def channel_lock(self, name: str) -> AbstractContextManager[None]:
-        """Hold a channel, so that what is read of it stays true until it is set."""
+        """Lock a channel, so that what is read from it stays true until it is set."""
         return lock(self.root / "channels" / f"{safe_channel(name)}.lock")
 
     def set_channel(self, name: str, value: dict[str, Any]) -> None:
@@ -414,7 +414,9 @@ class ArtifactStore:
         except ValueError as error:
             raise ArtifactError(f"{where} is not valid JSON ({error}); restore or delete it") from error
         if data is not None and not (isinstance(value, dict) and isinstance(value.get("stages", {}), dict)):
-            raise ArtifactError(f"{where} is no channel: expected an object with a fingerprint; restore or delete it")
+            raise ArtifactError(
+                f"{where} is not a channel: expected an object with a fingerprint; restore or delete it"
+            )
         return value
 
     def _read_channel(self, name: str) -> tuple[bytes | None, str]:
@@ -432,11 +434,11 @@ class ArtifactStore:
 
 
 def safe_channel(name: str) -> str:
-    """A channel's name as it is; UnknownNameError where it cannot be one."""
+    """Return a channel's name unchanged; raises UnknownNameError if it cannot be one."""
     if not name or name.startswith(".") or any(c in name for c in "/\\\0"):
         raise UnknownNameError(f"{name!r} cannot be a channel's name; use letters, digits and dashes")
     if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
-        raise UnknownNameError(f"{name[:40]!r}… is no name: a channel's has at most {LONGEST_NAME} bytes")
+        raise UnknownNameError(f"{name[:40]!r}… is not a valid name: a channel's has at most {LONGEST_NAME} bytes")
     return name
 
 
@@ -446,7 +448,7 @@ def sources_of(inputs: Mapping[str, str]) -> dict[str, str]:
 
 
 def or_error(read: Callable[[], Manifest]) -> Manifest | ArtifactError:
-    """A manifest, or why it cannot be read."""
+    """A manifest, or the reason why it cannot be read."""
     try:
         return read()
     except ArtifactError as error:
@@ -471,7 +473,7 @@ def parse_manifest(data: bytes, where: str, stage: str, fingerprint: str) -> Man
         raw["files"] = {safe_name(name): FileEntry(**entry) for name, entry in raw["files"].items()}
         return Manifest(**raw)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{where} lacks or has an unknown field ({error}); delete {home}") from error
+        raise ArtifactError(f"{where} lacks a field or has an unknown one ({error}); delete {home}") from error
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -491,16 +493,16 @@ def file_names(folder: Path) -> list[str]:
 
 
 def seal(path: Path) -> FileEntry:
-    """Flush a file to disk, so that a manifest never outlives what it names, and describe it."""
+    """Flush a file to disk, so that a manifest never outlives what it names; returns its entry."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return FileEntry(path.stat().st_size, file_sha256(path))
 
 
 def differences(folder: Path, manifest: Manifest, contents: bool = False) -> list[str]:
-    """How the files differ from the manifest, one a line: names and sizes, and contents of files younger than it.
+    """How the files differ from the manifest, one per line: names and sizes, and contents of files younger than it.
 
-    With `contents` every file is read, and files that the manifest does not name are told.
+    With `contents`, every file is read, and files that the manifest does not name are reported.
     """
     try:
         committed = (folder / MANIFEST).stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Features of benchmarks' images, kept from run to run.
+"""Features of benchmark images, kept across runs.
 
 A frozen image encoder gives the same ones each time.
 """
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 
 class BenchmarkFeatures:
-    """Looks up the features of benchmarks' images, or has them computed and keeps them.
+    """Looks up the features of benchmark images, or has them computed and keeps them.
 
     A file holds the features of one call. Its name is a hash of all that they depend on, so none can be out of date.
     """
 
     def __init__(self, folder: Path, hashes: FileHashes) -> None:
-        """`folder` is made with the first file in it."""
+        """`folder` is created with the first file in it."""
         self._folder, self._hashes = folder, hashes
 
     def __call__(
@@ -56,7 +56,7 @@ class BenchmarkFeatures:
                 if len(features) == len(names):
                     return features
             except (OSError, ValueError, EOFError) as error:
-                log.warning("%s cannot be read (%s) and is made again", path, error)
+                log.warning("%s cannot be read (%s) and is recomputed", path, error)
         features = compute()
         write_atomic(path, lambda file: np.save(file, features))
         return features

@@ -1,6 +1,6 @@
 """Image features on disk: float16 shards, memory-mappable, with an index of image ids.
 
-What is missing, damaged or contradicts the index raises ArtifactError.
+Anything missing, damaged or inconsistent with the index raises ArtifactError.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def shard_path(folder: Path, shard: int) -> Path:
-    """Where shard number `shard` of an artifact folder lies."""
+    """Path of shard number `shard` in an artifact folder."""
     return folder / "features" / f"shard-{shard:05d}.npy"
 
 
@@ -58,7 +58,7 @@ class FeatureStore:
     """Reads what the features stage wrote. Row `i` of the matrix belongs to `image_ids[i]`."""
 
     def __init__(self, artifact_folder: Path) -> None:
-        """Read where the rows are; the images' ids are read when they are first asked for."""
+        """Read where the rows are; image ids are read on first use."""
         self.folder = Path(artifact_folder)
         self._shards = np.asarray(self._read("shard"), np.int64)
 
@@ -88,18 +88,17 @@ class FeatureStore:
         return self._ids.ids.to_pylist()
 
     def view(self) -> FeatureRows:
-        """The matrix without reading it: rows come from the shards when they are asked for."""
+        """The matrix without reading it: rows are read from the shards on demand."""
         return FeatureRows(self.folder, np.bincount(self._shards, minlength=1).tolist())
 
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
-        """int64 [n]: the matrix row of each image, -1 where it has no features (no image, or a corrupt one)."""
+        """int64 [n]: the matrix row of each image, -1 if it has no features (no image, or a corrupt one)."""
         ids = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
         return self._ids.find(ids)
 
 
 class EarlierFeatures:
-    """Looks up features by the contents of the image, in artifacts of one image encoder: 32 bytes of memory an
-    image."""
+    """Looks up features by the image's contents, in artifacts of one image encoder: 32 bytes of memory per image."""
 
     def __init__(self, stores: Sequence[FeatureStore]) -> None:
         """Index the images of `stores`."""
@@ -110,7 +109,7 @@ class EarlierFeatures:
         self._first, self._second = (pixels[self._order, half] for half in (0, 1))
 
     def __call__(self, pixels: bytes) -> NDArray[np.float16] | None:
-        """Features float16 [d] of the image whose file has this hash, None where no artifact has it."""
+        """Features float16 [d] of the image whose file has this hash, None if no artifact has it."""
         first, second = np.frombuffer(pixels, "<u8")
         place = int(np.searchsorted(self._first, first))
         # Of two images with one first half, next to impossible, the second is encoded again.
@@ -122,13 +121,13 @@ class EarlierFeatures:
 
 
 class FeatureRows:
-    """A float16 matrix [n, d] in shards on disk, of which nothing stays in memory.
+    """A float16 matrix [n, d] in shards on disk; nothing of it stays in memory.
 
     Rows are read, not mapped: a file system that keeps big pages maps megabytes around each row that is touched.
     """
 
     def __init__(self, folder: Path, counts: Sequence[int]) -> None:
-        """Rows of all shards in an artifact's folder, one shard after the other; `counts` are theirs."""
+        """Rows of all shards in an artifact's folder, one shard after the other; `counts` has the rows of each."""
         self._folder = folder
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         # Where the rows begin in each file, behind its header.
@@ -178,10 +177,10 @@ class FeatureRows:
 
 
 class IdIndex:
-    """Finds ids by a 64-bit hash and compares what it finds, so that a collision is never taken for a match."""
+    """Finds ids by a 64-bit hash and compares them, so that a collision is never taken for a match."""
 
     def __init__(self, ids: pa.Array | pa.ChunkedArray) -> None:
-        """Index the ids, whose places are the rows."""
+        """Index the ids; the position of an id is its row."""
         whole = pa.chunked_array([ids]) if isinstance(ids, pa.Array) else ids
         # Large strings, because all ids together may have more than 2 GiB.
         chunks = whole.cast(pa.large_string()).chunks
@@ -194,7 +193,7 @@ class IdIndex:
             raise ValueError("an id comes twice")
 
     def find(self, ids: pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
-        """int64 [n]: the row of each id, -1 for null and for ids that are not there."""
+        """int64 [n]: the row of each id, -1 for null and for unknown ids."""
         chunks = ids.chunks if isinstance(ids, pa.ChunkedArray) else [ids]
         return np.concatenate([np.zeros(0, np.int64), *(self._find(chunk.cast(pa.large_string())) for chunk in chunks)])
 
@@ -209,7 +208,7 @@ class IdIndex:
 
 
 def _fixed(values: pa.Array) -> NDArray[np.uint64]:
-    """Binary values of 16 bytes each as two numbers each, uint64 [n, 2]."""
+    """Binary values of 16 bytes as two numbers each, uint64 [n, 2]."""
     return np.frombuffer(values.buffers()[1], "<u8").reshape(-1, 2)[values.offset : values.offset + len(values)]
 
 

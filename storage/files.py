@@ -20,11 +20,11 @@ TEMPORARY = ".*.tmp"
 STALE_DRAFT_SECONDS = 24 * 3600
 SETTLED_NS = 100_000_000
 DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
-"""Numbers of errors about a disk, whatever was to be done there."""
+"""Error numbers that concern a disk, whatever the operation."""
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` with a temporary file beside `path`, flush it to disk and rename it to `path`."""
+    """Call `write` with a temporary file next to `path`, flush it to disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with storage_errors(path), _deleted_on_failure(temporary):
         write_flushed(temporary, write)
@@ -33,7 +33,7 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def write_flushed(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write` with a new file, in a folder that is made where it is missing, and flush it to disk."""
+    """Call `write` with a new file and flush it to disk; its folder is created if it is missing."""
     with _deleted_on_failure(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
@@ -55,9 +55,9 @@ def _deleted_on_failure(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Where to write a folder that appears at `folder` when the block ends well, whole or not at all.
+    """Yield a draft of a folder, which appears at `folder` if the block ends without error, whole or not at all.
 
-    The draft lies beside it and does not exist yet.
+    The draft is a path next to it and does not exist yet.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty; choose a new folder")
@@ -92,7 +92,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_temporary(folder: Path) -> None:
-    """Delete the files and folders that killed writers left anywhere below `folder`, in which nobody writes now."""
+    """Delete what killed writers left anywhere below `folder`; nobody may be writing there."""
     for path in list(folder.rglob(TEMPORARY)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -101,7 +101,7 @@ def remove_temporary(folder: Path) -> None:
 
 
 def sweep_drafts(folder: Path) -> None:
-    """Delete the files in `folder` that are so old that no writer is at work on them; what fails waits."""
+    """Delete the files in `folder` that are too old to have a writer at work on them; failures wait."""
     with suppress(OSError):
         for path in folder.glob(TEMPORARY):
             with suppress(OSError):
@@ -113,7 +113,7 @@ def sweep_drafts(folder: Path) -> None:
 
 
 def safe_name(name: str) -> str:
-    """A file's path below a folder, as it is."""
+    """Return a file's path below a folder unchanged; raises if it cannot be one."""
     if not name or "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
         raise ArtifactError(f"{name!r} cannot be the path of a file below a folder; delete what names it")
     return name
@@ -136,7 +136,7 @@ def file_sha256(path: Path) -> str:
 
 
 def settled(changed_ns: int) -> bool:
-    """Whether a file's times will show its next change: one that changed just now may change again within a tick."""
+    """Whether a file's times will show its next change; a file changed just now may change again within a tick."""
     return time.time_ns() - changed_ns > SETTLED_NS
 
 
@@ -166,7 +166,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a JSON document from anywhere."""
+    """Parse a JSON document from any source."""
     try:
         return json.loads(data)
     except RecursionError as error:
@@ -177,7 +177,7 @@ def parse_json(data: bytes) -> Any:
 
 
 def storage_error(error: OSError, path: Path) -> ArtifactError:
-    """Say what an operating-system error about `path` means for the user and how to mend it."""
+    """Describe what an operating-system error about `path` means for the user and how to fix it."""
     if error.errno in FULL:
         return FullDiskError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
@@ -185,7 +185,7 @@ def storage_error(error: OSError, path: Path) -> ArtifactError:
     if error.errno in FAILING:
         return ArtifactError(
             f"cannot read or write {path}: {error.strerror}; its disk or network folder is at fault (`dmesg` may say "
-            "more), run again when it is mended"
+            "more), run again when it is fixed"
         )
     return ArtifactError(
         f"cannot write {path}: {error.strerror or error}; the root must be a folder that can be made and written, "
@@ -204,7 +204,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def convert_disk_errors(path: Path) -> Iterator[None]:
-    """Turn errors about a disk, and no others, into an ArtifactError; `path` is named where an error names no file."""
+    """Turn disk errors, and no others, into an ArtifactError; it names `path` if the error names no file."""
     try:
         yield
     except FullDiskError:

@@ -21,7 +21,7 @@ from paraclip_core.errors import ArtifactError, InputError
 log = logging.getLogger(__name__)
 
 Entry = list[Any]
-"""Size and two times of change of a file, by which it is known again, and its SHA-256."""
+"""Size and two times of change of a file, by which it is recognized, and its SHA-256."""
 
 
 def canonical_json(value: Any) -> str:
@@ -39,7 +39,7 @@ class FileHashes:
     """SHA-256 of source files, remembered by path, size and times of change."""
 
     def __init__(self, path: Path) -> None:
-        """`path` is the JSON file to remember in; a damaged one is started anew."""
+        """`path` is the JSON file that keeps them; a damaged one is discarded."""
         self._path, self._entries = path, _remembered(path)
 
     def of(self, files: Iterable[Path]) -> dict[str, str]:
@@ -59,7 +59,7 @@ class FileHashes:
         """Hash of the names and contents of all files below a folder, 32 hex digits; it does not depend on its place.
 
         Only files whose size or times of change differ from the last time are read. Links to folders are not followed,
-        broken ones are passed over.
+        broken ones are skipped.
         """
         cache = self._path.parent
         place = hashlib.blake2b(_encoded(str(folder.resolve())), digest_size=16).hexdigest()
@@ -79,7 +79,7 @@ class FileHashes:
 def _entry(path: Path, before: Entry | None) -> Entry:
     try:
         stat = path.stat()
-        # A folder says so itself.
+        # A folder has its own error.
         if not (S_ISREG(stat.st_mode) or S_ISDIR(stat.st_mode)):
             raise InputError(f"{path} is a pipe or a device and cannot be read twice; write it to a file first")
         state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
@@ -101,7 +101,7 @@ def _remembered(path: Path) -> dict[str, Entry]:
 
 
 def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
-    # In ASCII, for names may be no text. Where there is no room, the files are read again next time.
+    # In ASCII, because a name may not be text. If there is no room, the files are read again next time.
     with suppress(ArtifactError):
         write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 

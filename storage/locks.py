@@ -1,7 +1,7 @@
 """One writer at a time, between the processes of a machine (`lock`) and between machines (`lease`).
 
-A lock is the kernel's, on a file (flock): it is free at once when its process ends, however that ends. The file says
-whose it is, for people and for what must not be deleted meanwhile; nobody takes a lock by what it says.
+A lock is the kernel's, on a file (flock): it is free at once when its process ends, however that ends. The file names
+its owner, for people and to protect what must not be deleted meanwhile; nobody takes a lock because of what it says.
 
 A lease is a folder of numbered objects: its holder is the owner of the highest number, who renews it. A number is taken
 by writing its object where there is none, which S3, Google Cloud Storage and Azure decide atomically; one whose holder
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS, DEAD_SECONDS = 20.0, 120.0
-"""A lease is renewed so often, and succeeded after such a silence."""
+"""Seconds between renewals of a lease, and seconds of silence after which another machine takes it over."""
 UNHEARD_SECONDS = 2.0
-"""After a heartbeat that did not arrive the next one comes soon: it may find that another machine has gone on."""
+"""Seconds to the next heartbeat after one that failed: it may find that another machine has taken over."""
 PAUSES, LEASE_PAUSES = (0.005, 0.2), (0.5, 10.0)
 """Seconds between two tries: the first pause and the longest one."""
 
@@ -48,9 +48,9 @@ Poll = Callable[[], None]
 def lock(
     path: Path, wait_seconds: float | None = None, poll: Poll | None = None, info: Owner | None = None
 ) -> Iterator[None]:
-    """Hold the lock file `path`, which also says `info` about its owner, and is deleted at the end.
+    """Hold the lock file `path`, which also records `info` about its owner and is deleted at the end.
 
-    After `wait_seconds` it gives up with LockedError. `poll` is called between two tries and may give up by its own.
+    It raises LockedError after `wait_seconds`. `poll` is called between two tries and may raise an error of its own.
     """
     descriptors: list[int] = []
 
@@ -66,7 +66,7 @@ def lock(
 
 
 def _try_lock(path: Path, me: Owner) -> list[int]:
-    """The descriptor; nothing where the lock is held."""
+    """The descriptor in a list, which is empty if the lock is held."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -81,7 +81,7 @@ def _try_lock(path: Path, me: Owner) -> list[int]:
                 "and most network folders have"
             ) from error
         if os.fstat(descriptor).st_nlink == 0:
-            # Its last owner has deleted it since it was opened, and somebody else may have made it anew.
+            # Its last owner has deleted it since it was opened, and somebody else may have made it again.
             os.close(descriptor)
             return []
         try:
@@ -94,7 +94,7 @@ def _try_lock(path: Path, me: Owner) -> list[int]:
 
 
 def _free(path: Path, descriptor: int) -> None:
-    # While it is held: who waits on this very file sees that it is gone, and makes another one.
+    # While it is held: a process that waits on this very file sees that it is gone, and makes another one.
     with suppress(OSError):
         path.unlink()
     # A process that was forked meanwhile has the descriptor, too.
@@ -109,10 +109,10 @@ def _wait(
     poll: Poll | None,
     pauses: tuple[float, float],
 ) -> None:
-    """Attempt until the lock is had (None) or its owner is given up; no owner means another attempt."""
+    """Attempt until the lock is acquired (None) or the wait is over; an empty owner means another attempt."""
     (pause, longest), started, announced = pauses, time.monotonic(), False
     while (owner := attempt()) is not None:
-        # Once is not enough: whoever looks at a lock holds it for a moment.
+        # Once is not enough: a process that looks at a lock holds it for a moment.
         if pause > pauses[0] and owner and wait_seconds is not None and time.monotonic() - started >= wait_seconds:
             raise LockedError(f"{name} is held by {owner_name(owner)}; wait for it to end")
         if owner and not announced and pause >= longest:
@@ -126,7 +126,7 @@ def _wait(
 
 
 def living_owner(path: Path) -> Owner | None:
-    """What the lock file `path` says about its owner; None where nobody holds it."""
+    """What the lock file `path` says about its owner; None if nobody holds it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -173,7 +173,7 @@ class Lease:
         self._since = 0.0
 
     def attempt(self) -> Owner | None:
-        """Take the next number if the last one's owner is silent or gone; None where it is taken."""
+        """Take the next number if the last one's owner is silent or gone; None if that succeeded, else the owner."""
         owners = self._owners()
         last = max(owners, default=0)
         owner = owners.get(last, {})
@@ -190,16 +190,16 @@ class Lease:
             self._remote.delete([self._path(self._number)])
             return {}
         for previous in owners.values():
-            log.warning("succeeded %s, which is silent", owner_name(previous))
+            log.warning("took over from %s, which is silent", owner_name(previous))
         return None
 
     def renew(self) -> float:
-        """Say that the owner lives; gives the seconds to the next time. Not being heard is no reason to stop."""
+        """Report that the owner is alive; returns the seconds to the next time. A failure is no reason to stop."""
         try:
             if self.holds():
                 self._remote.write(self._path(self._number), self._content())
             else:
-                # Not written any more: the number may be somebody else's by now, who would lose the lease by it.
+                # Not written any more: the number may be somebody else's by now, and a write would lose them the lease.
                 self.lost = True
                 log.error("lost the lease %s to another machine", self._remote.name(self._folder))
         except ArtifactError as error:
@@ -208,10 +208,10 @@ class Lease:
         return HEARTBEAT_SECONDS
 
     def release(self) -> None:
-        """Give the number and those before it back, unless somebody took a later one."""
+        """Give back the number and those before it, unless somebody took a later one."""
         try:
             if self.holds():
-                # The own number last: until then nobody takes the first one anew.
+                # Its own number last: until then nobody takes the first one again.
                 self._remote.delete([self._path(number) for number in range(1, self._number + 1)])
         except ArtifactError as error:
             log.warning("the lease could not be given back, others will wait until it counts as dead: %s", error)
@@ -230,7 +230,7 @@ class Lease:
         return f"{self._folder}/{number:08d}"
 
     def _content(self) -> bytes:
-        # Who waits goes by its changes, for clocks differ.
+        # A waiter watches for changes of the time, because clocks differ.
         return json.dumps({**self._me, "time": time.time()}).encode()
 
 
@@ -239,7 +239,7 @@ def _this_process() -> dict[str, Any]:
 
 
 def parse_owner(data: bytes) -> Owner:
-    """What a lock's content says about its owner; nothing where it is truncated or something else."""
+    """What a lock's content says about its owner; empty if it is truncated or something else."""
     try:
         owner = parse_json(data)
     except ValueError:
@@ -255,5 +255,5 @@ def _read_owner(path: Path) -> Owner:
 
 
 def owner_name(owner: Owner) -> str:
-    """An owner's process and machine, for people."""
+    """An owner's process and machine, human-readable."""
     return f"process {owner.get('pid')} on {owner.get('host')}"

@@ -1,7 +1,7 @@
 """An object store as one folder of objects: any fsspec URL, few operations, errors that say what to do.
 
-An object is written whole or not at all and there is no rename. Two writers at once are told apart only where
-:meth:`RemoteFolder.create` finds that the store can.
+An object is written whole or not at all, and there is no rename. Concurrent writers are told apart only if
+:meth:`RemoteFolder.create` finds that the store can do so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def is_url(root: str) -> bool:
 
 
 def open_remote(url: str) -> RemoteFolder:
-    """The folder at an fsspec URL; nothing is asked of the store yet."""
+    """The folder at an fsspec URL; this does not contact the store."""
     scheme = url.partition("://")[0]
     if not _is_plain(url):
         raise ConfigError(
@@ -64,10 +64,10 @@ def _is_plain(url: str) -> bool:
 
 
 class RemoteFolder:
-    """Objects below one URL, named by their paths below it. Every method raises ArtifactError where the store fails."""
+    """Objects below one URL, named by their paths below it. Every method raises ArtifactError if the store fails."""
 
     def __init__(self, fs: Any, base: str, url: str) -> None:
-        """`base` is the folder as `fs` calls it, `url` as users call it."""
+        """`base` is the folder's name in `fs`, `url` its name for users."""
         self._fs, self._base, self.url = fs, base, url
 
     def name(self, path: str) -> str:
@@ -75,7 +75,7 @@ class RemoteFolder:
         return f"{self.url}/{path}"
 
     def read(self, path: str) -> bytes | None:
-        """An object's bytes, None where there is no such object."""
+        """An object's bytes, None if there is no such object."""
         with self._errors("read", path):
             try:
                 return self._fs.cat_file(self._at(path))
@@ -83,7 +83,7 @@ class RemoteFolder:
                 return None
 
     def read_all(self, paths: Iterable[str]) -> dict[str, bytes]:
-        """Small objects at once; those that are not there are left out."""
+        """Read many small objects at once; missing ones are left out."""
         names = {self._at(path): path for path in paths}
         if not names:
             return {}
@@ -97,19 +97,19 @@ class RemoteFolder:
         return {names[at]: data for at, data in contents.items() if not isinstance(data, BaseException)}
 
     def write(self, path: str, data: bytes) -> None:
-        """Write an object in one go."""
+        """Write an object in one request."""
         with self._errors("write", path):
             self._fs.pipe_file(self._at(path), data)
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write an object unless it is there already, as far as the store can tell; False where it is."""
+        """Write an object unless it exists, as far as the store can tell; False if it does."""
         with self._errors("write", path):
             try:
                 self._fs.pipe_file(self._at(path), data, mode="create")
             except FileExistsError:
                 return False
             except OSError as error:
-                # S3 says so if another writer's request is under way.
+                # S3 says so if another writer's request is in progress.
                 if "PreconditionFailed" in str(error) or "ConditionalRequestConflict" in str(error):
                     return False
                 raise
@@ -146,7 +146,7 @@ class RemoteFolder:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Delete objects; what is not there is left so."""
+        """Delete objects; missing ones are ignored."""
         for path in paths:
             with self._errors("delete", path), suppress(FileNotFoundError):
                 self._fs.rm_file(self._at(path))
@@ -156,7 +156,7 @@ class RemoteFolder:
 
     @contextmanager
     def _errors(self, what: str, path: str) -> Iterator[None]:
-        """Turn whatever a file system raises, and each raises other things, into one error without secrets in it."""
+        """Turn whatever a file system raises, which differs for each, into one error without secrets in it."""
         try:
             yield
         except ParaclipError:

@@ -38,7 +38,7 @@ class PartWriter:
     """Writes record batches as ``<stem>-00000.parquet``, ``<stem>-00001.parquet`` … of bounded size.
 
     Each part is written atomically when it is full. Memory holds one part at most. The same batches give the same
-    bytes, however they are cut.
+    bytes, however they are split.
     """
 
     def __init__(self, folder: Path, schema: pa.Schema, stem: str = "part", rows: int = 100_000) -> None:
@@ -60,7 +60,7 @@ class PartWriter:
                 self._flush()
 
     def close(self, empty: bool = True) -> None:
-        """Write what is left; a writer that never got a row leaves an `empty` part, so that the schema is known."""
+        """Write what is left; a writer that got no rows writes a part if `empty`, so that the schema is known."""
         if self._waiting_rows or (empty and not self._part):
             self._flush()
 
@@ -79,7 +79,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def parquet_files(folder: Path) -> list[Path]:
-    """The Parquet files of a folder in order; a path of one file stands for itself."""
+    """The Parquet files of a folder in order; the path of a single file stands for itself."""
     if folder.is_file():
         return [folder]
     files = sorted(folder.glob("*.parquet"))
@@ -95,7 +95,7 @@ def iter_batches(
     for path in parquet_files(folder):
         try:
             with pq.ParquetFile(path) as file:
-                # pyarrow passes over a column that is not there.
+                # pyarrow ignores a missing column.
                 if missing := [name for name in columns or () if name not in file.schema_arrow.names]:
                     raise ArtifactError(f"{path} lacks the column {missing[0]!r}")
                 yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns else None)
@@ -119,7 +119,7 @@ def count_rows(folder: Path) -> int:
 
 
 def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:
-    """What a DuckDB error says about the machine; None where it says something about the file."""
+    """What a DuckDB error says about the machine; None if it is about the file."""
     text = str(error)
     for sign, code in (
         ("No space left", errno.ENOSPC),

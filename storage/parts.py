@@ -1,8 +1,8 @@
 """Append-only Parquet parts, the truth of the answers cache: immutable files, each named by its turn and contents.
 
 A part's name is ``<number>-<digest>.parquet``. Numbers are given in turn, and names sort by them. The digest
-(blake2b-128 of the file's bytes) makes equal contents one part and shows a file that was cut short or changed. So
-bringing two machines together is a union of files.
+(blake2b-128 of the file's bytes) makes equal contents one part and shows that a file was truncated or changed. So
+merging the parts of two machines is a union of files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BATCH = 64
 
 
 class DamagedPart(Exception):
-    """A part's file is not what its name says, or not readable; it never leaves `storage`."""
+    """A part's file does not match its name, or cannot be read; this error never leaves `storage`."""
 
     def __init__(self, name: str, why: object) -> None:
         """`name` is the part's."""
@@ -48,25 +48,25 @@ class PartFolder:
     """A folder of parts. Publish, set aside and delete only while holding the cache's lock."""
 
     def __init__(self, folder: Path, schema: pa.Schema) -> None:
-        """`schema` has the columns that every part needs; `folder` is made when the first part is written."""
+        """`schema` has the columns that every part needs; `folder` is created with the first part."""
         self.folder, self.schema = folder, schema
 
     def draft(self, table: pa.Table) -> Path:
-        """Write `table` to disk under a temporary name with its digest; needs no lock."""
+        """Write `table` to disk under a temporary name that has its digest; needs no lock."""
         sink = pa.BufferOutputStream()
         repeated: Any = [name for name in table.column_names if name not in DIFFERENT]
         pq.write_table(table, sink, compression="zstd", use_dictionary=repeated, write_statistics=repeated)
         data = memoryview(sink.getvalue())
         path = self.folder / f".{uuid.uuid4().hex}-{_digest(data)}.tmp"
         with storage_errors(path):
-            # Under this name already: `publish` renames it and flushes the folder.
+            # Directly under this name: `publish` renames it and flushes the folder.
             write_flushed(path, lambda file: file.write(data))
         return path
 
     def publish(self, drafts: Iterable[Path], number: int = 0) -> list[str]:
-        """Give drafts their names, in order; one whose contents are there already is dropped. Returns new names.
+        """Give drafts their names, in order; one whose contents exist already is dropped. Returns the new names.
 
-        `number`: that of all of them, 0: the next ones.
+        `number` is the number of all of them; 0 gives them the next ones.
         """
         names = self.names()
         digests = {digest_of(name) for name in names}
@@ -93,7 +93,7 @@ class PartFolder:
                 (self.folder / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
-        """Names of all parts, first published first; files that are no parts are left alone."""
+        """Names of all parts, first published first; files that are not parts are ignored."""
         return sorted(name for name in self._listing() if NAME.fullmatch(name))
 
     def damaged(self) -> int:
@@ -101,7 +101,7 @@ class PartFolder:
         return sum(name.endswith(".damaged") for name in self._listing())
 
     def open(self, name: str) -> pq.ParquetFile:
-        """A part whose bytes are those that were written and that has the columns, in memory."""
+        """Read a part into memory; its bytes must be those that were written, and it must have the columns."""
         try:
             data = (self.folder / name).read_bytes()
         except OSError as error:
@@ -134,17 +134,17 @@ class PartFolder:
 class PartMirror:
     """The parts of a cache on an object store, and those here; a part's path is ``<folder>/<name>``.
 
-    Every machine has all of them. Where two answered the same request before they met, the lower name counts on both.
+    Every machine has all of them. If two answered the same request before they met, the lower name counts on both.
     """
 
     def __init__(self, remote: RemoteFolder, cache_folder: Path, folders: Iterable[str]) -> None:
-        """`cache_folder` is made when the first part arrives; the parts are in its `folders`."""
+        """`cache_folder` is created when the first part arrives; the parts are in its `folders`."""
         self._remote, self._folder, self._folders = remote, cache_folder, tuple(folders)
         self._pulled: float | None = None
         self._damaged: set[str] = set()
 
     def pull(self) -> None:
-        """Download the parts that are not here, unless that was done within the last minute."""
+        """Download the parts that are missing here, unless that was done within the last minute."""
         now = time.monotonic()
         if self._pulled is not None and now - self._pulled < PULL_SECONDS:
             return
@@ -155,15 +155,15 @@ class PartMirror:
         except ArtifactError as error:
             if self._pulled is None:
                 raise
-            log.warning("the answers of other machines are not seen: %s", error)
+            log.warning("cannot fetch the answers of other machines: %s", error)
         self._pulled = now
 
     def push(self, paths: Iterable[str]) -> None:
-        """Upload parts that were just published; what fails is left to :meth:`push_rest`, for it is safe here."""
+        """Upload parts that were just published; what fails is safe here and left to :meth:`push_rest`."""
         try:
             self._upload(list(paths))
         except ArtifactError as error:
-            log.warning("new answers are not uploaded yet: %s", error)
+            log.warning("cannot upload new answers yet: %s", error)
 
     def push_rest(self) -> None:
         """Upload every part that the store lacks."""
@@ -203,7 +203,7 @@ class PartMirror:
 
 
 def check_columns(table: pa.Table, schema: pa.Schema) -> None:
-    """See that a table has the columns of a schema."""
+    """Check that a table has the columns of a schema."""
     for field in schema:
         if field.name not in table.column_names:
             raise ArtifactError(f"the table lacks the column {field.name!r} ({field.type})")

@@ -1,9 +1,9 @@
-"""The door to an artifact root, wherever it lies: a folder, or a URL of an object store.
+"""Open an artifact root, wherever it is: a folder, or a URL of an object store.
 
 A root on an object store has the same folders as objects, and a working folder on this machine. Stages work on local
 files. What is finished is uploaded, the manifest last, so that an artifact without one does not exist there either; a
-download is compared with its manifest and renamed into place. Of unfinished work a training stage's checkpoints travel
-alone.
+download is compared with its manifest and renamed into place. Of unfinished work, only a training stage's checkpoints
+are shared.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def open_store(root: Path | str) -> ArtifactStore:
 
 
 def check_root(store: ArtifactStore) -> None:
-    """See that there is such a root, for what only looks at it."""
+    """Check that the root exists, for what only reads it."""
     if store.remote is None and not any((store.root / name).exists() for name in FOLDERS):
         raise UnknownNameError(
             f"there is no root {store.root}: nothing was run there; give --root, or set PARACLIP_ROOT"
@@ -80,14 +80,14 @@ def open_answers(store: ArtifactStore) -> AnswerStore:
 
 
 def working_folder(url: str) -> Path:
-    """This machine's folder for the root at `url`, one for each, below PARACLIP_LOCAL or the user's cache folder."""
+    """This machine's folder for the root at `url`, one per root, below PARACLIP_LOCAL or the user's cache folder."""
     plain = url.rstrip("/")
     name = re.sub(r"[^A-Za-z0-9]+", "-", plain)[:60].strip("-")
     return local_folder() / f"{name}-{hashlib.blake2b(plain.encode(), digest_size=4).hexdigest()}"
 
 
 def local_folder() -> Path:
-    """This machine's folder for what can be had again: PARACLIP_LOCAL, or one in the user's folder for caches."""
+    """This machine's folder for what can be fetched again: PARACLIP_LOCAL, or one in the user's cache folder."""
     if chosen := os.environ.get(LOCAL_VARIABLE):
         return _at_home(chosen)
     if sys.platform == "darwin":
@@ -104,7 +104,7 @@ class RemoteStore(ArtifactStore):
     """An artifact store whose root other machines share through an object store."""
 
     def __init__(self, root: Path | str, remote: RemoteFolder) -> None:
-        """`root` is the working folder here."""
+        """`root` is the working folder on this machine."""
         super().__init__(root)
         self._remote, self._incoming = remote, self.root / "incoming"
 
@@ -128,7 +128,7 @@ class RemoteStore(ArtifactStore):
         return artifact if self._upload(artifact) else super().find(stage, fingerprint)
 
     def peek(self, stage: str, fingerprint: str) -> Artifact | None:
-        """As in a folder; what is not here is looked for at the store by names and sizes."""
+        """As in a folder; what is not here is looked up in the store by names and sizes."""
         if self._finished(stage, fingerprint):
             return self.find(stage, fingerprint)
         manifest = self._manifest(stage, fingerprint)
@@ -163,7 +163,7 @@ class RemoteStore(ArtifactStore):
                 yield *keys[path], or_error(partial(parse_manifest, data, self.remote.name(path), *keys[path]))
 
     def _manifest(self, stage: str, fingerprint: str) -> Manifest | None:
-        """The manifest at the store of an artifact of which everything is there, by names and sizes."""
+        """The manifest in the store of an artifact that is complete there, by names and sizes."""
         path = f"artifacts/{stage}/{fingerprint}/{MANIFEST}"
         data = self.remote.read(path)
         if data is None:
@@ -197,7 +197,7 @@ class RemoteStore(ArtifactStore):
     # Downloading
 
     def _fetch(self, stage: str, fingerprint: str) -> bool:
-        """Download an artifact, whole or not at all; False where there is none."""
+        """Download an artifact, whole or not at all; False if there is none."""
         manifest = self._manifest(stage, fingerprint)
         if manifest is None:
             return False
@@ -229,14 +229,14 @@ class RemoteStore(ArtifactStore):
     # Uploading
 
     def commit(self, draft: Draft, metrics: dict[str, Any], wall_seconds: float) -> Artifact:
-        """Commit here and upload; where another machine was first, its artifact counts and is given."""
-        # First, so that whoever finds the artifact here after a kill uploads it.
+        """Commit here and upload; if another machine was first, its artifact counts and is returned."""
+        # First, so that the process that finds the artifact here after a kill uploads it.
         write_atomic(self._pending(draft.stage, draft.fingerprint), lambda file: None)
         artifact = super().commit(draft, metrics, wall_seconds)
         return artifact if self._upload(artifact) else Artifact(artifact.path, read_manifest(artifact.path))
 
     def _upload(self, artifact: Artifact) -> bool:
-        """Upload an artifact if that is pending. False where another machine was first: its artifact counts."""
+        """Upload an artifact if that is pending. False if another machine was first: its artifact counts."""
         stage, fingerprint = artifact.stage, artifact.fingerprint
         pending = self._pending(stage, fingerprint)
         if not pending.exists():
@@ -263,11 +263,11 @@ class RemoteStore(ArtifactStore):
         self.remote.write(f"{base}/{MANIFEST}", (artifact.path / MANIFEST).read_bytes())
 
     def _pending(self, stage: str, fingerprint: str) -> Path:
-        """A file that is there while an artifact, finished here or about to be, has to be uploaded."""
+        """A file that exists while an artifact, finished here or about to be, has to be uploaded."""
         return self.root / "outbox" / stage / fingerprint
 
     def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact at the store, its manifest first, and here."""
+        """Delete an artifact in the store, its manifest first, and here."""
         base = _base(artifact)
         self.remote.delete([f"{base}/{MANIFEST}"])
         self.remote.delete(f"{base}/{name}" for name in self.remote.sizes(base))
@@ -282,7 +282,7 @@ class RemoteStore(ArtifactStore):
         return super().resumable(stage, fingerprint) or bool(self.remote.sizes(f"work/{stage}/{fingerprint}"))
 
     def unfinished(self) -> list[tuple[str, str, Path]]:
-        """All unfinished work, with that of which only checkpoints at the store are left."""
+        """All unfinished work, including work of which only checkpoints in the store are left."""
         objects = (path.split("/") for path in self.remote.sizes("work"))
         remote_work = {(names[0], names[1], self.work_path(names[0], names[1])) for names in objects if len(names) > 2}
         return sorted({*super().unfinished(), *remote_work})
@@ -307,7 +307,7 @@ class RemoteStore(ArtifactStore):
                     log.warning("left-over checkpoints (`paraclip artifacts gc`): %s", error)
 
     def _delete_shared_work(self, stage: str, fingerprint: str) -> None:
-        # A lost machine's lease is found dead after a while only, and its work must not stay for ever.
+        # A lost machine's lease is found dead only after a while, and its work must not stay for ever.
         seconds = locks.DEAD_SECONDS + locks.HEARTBEAT_SECONDS
         with lease(self.remote, f"locks/{stage}/{fingerprint}", seconds) as leased:
             self._checkpoints(stage, fingerprint, leased).delete()
@@ -342,20 +342,21 @@ def _base(artifact: Artifact | Manifest) -> str:
 
 
 class RemoteCheckpoints:
-    """The checkpoints of one fingerprint, here and at the object store. Use it while holding lock and lease.
+    """The checkpoints of one fingerprint, here and in the object store. Use it while holding lock and lease.
 
-    Each file goes on its own, under its own name: a checkpoint never changes and carries a digest, and its log may be
-    longer than it says. Where a push was cut off, the trainer resumes from the checkpoint before, which goes last.
+    Each file is pushed separately, under its own name: a checkpoint never changes and carries a digest, and its log may
+    be longer than it says. If a push was cut off, the trainer resumes from the previous checkpoint, which is deleted
+    last.
     """
 
     def __init__(self, remote: RemoteFolder, base: str, folder: Path, lease: Lease) -> None:
-        """`base` is the folder of the unfinished work at the store, `folder` the one here."""
+        """`base` is the folder of the unfinished work in the store, `folder` the one here."""
         self._remote, self._base, self._folder, self._lease = remote, base, folder, lease
         self._last = time.monotonic()
         self._sent: set[str] = set()
 
     def fetch(self, incoming: Path) -> None:
-        """Bring the checkpoints at the store here, by way of the folder `incoming`, if the newest one is not here."""
+        """Download the checkpoints, by way of the folder `incoming`, if the newest one in the store is not here."""
         stored = [
             name for name in self._remote.sizes(self._base) if name == LOG or name.rpartition("/")[0] == CHECKPOINTS
         ]
@@ -365,7 +366,7 @@ class RemoteCheckpoints:
         draft = incoming / uuid.uuid4().hex
         try:
             self._remote.download({self._object(name): draft / name for name in stored})
-            # The log first: an older checkpoint does with a longer one, and its absence has all fetched again.
+            # The log first: an older checkpoint works with a longer log; without one, all is fetched again.
             for name in (LOG, CHECKPOINTS):
                 target = self._folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -376,18 +377,18 @@ class RemoteCheckpoints:
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._sent.update(self._names())
-        log.info("goes on from the checkpoints that were pushed to %s", self._remote.name(self._base))
+        log.info("resuming from the checkpoints that were pushed to %s", self._remote.name(self._base))
 
     def push_if_due(self) -> None:
         """Push if it is time; call it as often as you like."""
         if self._lease.lost:
-            raise LockedError(f"another machine has gone on with {self._base}; run again for what it makes")
+            raise LockedError(f"another machine has taken over {self._base}; run again to get its result")
         if time.monotonic() - self._last >= PUSH_SECONDS:
             self.push()
             self._last = time.monotonic()
 
     def push(self) -> None:
-        """Bring what is new to the store; what fails is left to the next time."""
+        """Upload what is new; what fails is left to the next time."""
         try:
             names = self._names()
             if not names or not self._lease.holds():
@@ -400,10 +401,10 @@ class RemoteCheckpoints:
             wanted = {LOG, *names}
             self._remote.delete(self._object(name) for name in self._remote.sizes(self._base) if name not in wanted)
         except (ArtifactError, OSError) as error:
-            log.warning("the checkpoints are not pushed: %s", error)
+            log.warning("cannot push the checkpoints: %s", error)
 
     def delete(self) -> None:
-        """Delete them at the store, with all that lies there for this fingerprint."""
+        """Delete them in the store, with everything there for this fingerprint."""
         self._remote.delete(self._object(name) for name in self._remote.sizes(self._base))
 
     def _names(self) -> list[str]:

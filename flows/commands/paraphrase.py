@@ -1,4 +1,4 @@
-"""`paraclip paraphrase` and `paraclip requests`: captions tried out, and batch files out and in."""
+"""`paraclip paraphrase` and `paraclip requests`: try captions out, and exchange batch files."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ def paraphrase(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Try both steps on a few captions: raw answers, what was parsed from them, what each filter says, the
-    choice.
+    """Try both steps on a few captions: raw answers, what was parsed from them, each filter's result, the choice.
 
     Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
@@ -64,7 +63,7 @@ def _print(trial: Trial) -> None:
         _print_caption(number, caption)
     complete = sum(any(rewrite.paraphrase_2 for rewrite in caption.rewrites) for caption in trial.captions)
     spend = "" if trial.spend is None else f", which cost {trial.spend:.4g}"
-    say(f"\n{complete} of {len(trial.captions)} captions have both rewrites")
+    say(f"\n{complete} of {len(trial.captions)} captions have both paraphrases")
     say(
         f"{trial.asked} requests asked ({trial.prompt_tokens} prompt tokens, {trial.completion_tokens} answered"
         f"{spend}), {trial.cached} cached"
@@ -76,7 +75,7 @@ def _print(trial: Trial) -> None:
 def _print_caption(number: int, caption: TriedCaption) -> None:
     say(f"\n{number}. {caption.caption}")
     if caption.left_out:
-        say(f"not asked, for ingest would leave it out: {caption.left_out}")
+        say(f"not asked, because ingest would leave it out: {caption.left_out}")
     for attempt in caption.attempts:
         again = f", attempt {attempt.attempt + 1}" if attempt.attempt else ""
         source = "" if attempt.step == 1 else f' of "{attempt.input}"'
@@ -115,7 +114,7 @@ def _verdict(candidate: TriedCandidate, chosen: list[str]) -> str:
 
 @requests.command()
 def export(
-    file: Annotated[Path, typer.Argument(dir_okay=False, help="JSONL to write; one that is there is replaced.")],
+    file: Annotated[Path, typer.Argument(dir_okay=False, help="JSONL file to write; an existing one is replaced.")],
     config: ConfigOption = None,
     set_: SetOption = None,
     root: RunRootOption = None,
@@ -123,8 +122,8 @@ def export(
 ) -> None:
     """Write what a run would ask and the generation cache does not hold, for OpenAI's Batch API or `vllm run-batch`.
 
-    Step 2 asks about accepted answers of step 1: export and import once for each step. Where nothing is missing, the
-    file is empty.
+    Step 2 asks about accepted answers of step 1: export and import once for each step. If nothing is missing, the file
+    is empty.
     """
     from paraclip.tasks.batch_files import export_requests
     from paraclip.tasks.preflight import check_before_paying
@@ -142,7 +141,7 @@ def export(
 @requests.command("import")
 def import_(
     files: Annotated[
-        list[Path], typer.Argument(exists=True, dir_okay=False, metavar="FILE...", help="JSONL that came back.")
+        list[Path], typer.Argument(exists=True, dir_okay=False, metavar="FILE...", help="JSONL files with the answers.")
     ],
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -151,7 +150,7 @@ def import_(
 ) -> None:
     """Put the answers to exported requests into the generation cache, where `plan` and `run` find them.
 
-    Give the same settings as for the export. Lines of no use are written to FILE.rejects.parquet, with reasons.
+    Give the same settings as for the export. Unusable lines are written to FILE.rejects.parquet, with reasons.
     """
     from paraclip.tasks.batch_files import import_answers
     from paraclip.tasks.run.run import Run

@@ -27,7 +27,7 @@ def export(
     folder: Annotated[Path, typer.Argument(help="New folder.")],
     layout: Annotated[
         Literal["open_clip", "hf", "onnx"],
-        typer.Option("--format", "-f", help="The library that is to load it; onnx holds the text encoder alone."),
+        typer.Option("--format", "-f", help="The library that will load it; onnx holds only the text encoder."),
     ] = "open_clip",
     language: Annotated[
         list[str] | None, typer.Option(help="Language code of the texts, for the card; may be repeated.")
@@ -55,8 +55,8 @@ def export(
 
 def push(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="What an export wrote.")],
-    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Where to on the hub.")],
-    private: Annotated[bool, typer.Option("--private", help="A repository that the push makes is private.")] = False,
+    repo: Annotated[str, typer.Argument(metavar="ORG/NAME", help="Repository on the hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Push an exported model or data set to the Hugging Face hub, in one commit; its card then loads it from there."""
     from paraclip.tasks.export import push_folder
@@ -77,14 +77,14 @@ def export_dataset(
     opt_outs: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="Rows to leave out: a caption id, an image id or a caption a line."
+            exists=True, dir_okay=False, help="Rows to leave out: a caption id, image id or caption per line."
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Title of the data card.")] = None,
     language: Annotated[
         list[str] | None, typer.Option(help="Language code of the captions, `en` if none is given; may be repeated.")
     ] = None,
-    contact: Annotated[str, typer.Option(help="Where the card says to ask for removal, e.g. an e-mail address.")] = "",
+    contact: Annotated[str, typer.Option(help="Contact for removals on the card, e.g. an e-mail address.")] = "",
     model: Annotated[
         list[str] | None,
         typer.Option(metavar="ORG/NAME", help="Model on the hub that was tuned on it, for the card; may be repeated."),

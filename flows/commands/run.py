@@ -44,7 +44,7 @@ NOTHING_TO_DO = 3
 HELD = 4
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
 SHOWN = 4
-"""Reasons in the table; all of them are in the JSON."""
+"""Number of reasons in the table; all of them are in the JSON."""
 
 
 def run(
@@ -59,12 +59,12 @@ def run(
     ] = False,
     start: Annotated[
         str | None,
-        typer.Option("--from", metavar="STAGE", help="Start at this stage: those before it must be finished."),
+        typer.Option("--from", metavar="STAGE", help="Start at this stage; all before it must be finished."),
     ] = None,
 ) -> None:
-    """Run every stage that is not finished, and compare base and tuned model.
+    """Run every stage that is not finished, and compare the base with the tuned model.
 
-    With `--from STAGE` nothing before that stage is made or paid for: where something there is not finished, because a
+    With `--from STAGE`, nothing before that stage is made or paid for: if something there is not finished, because a
     caption or an option changed since, nothing runs at all.
     """
     settings = settings_from(config, set_, root, device)
@@ -87,7 +87,7 @@ def demo(
 
 
 def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
-    """The outcome if every stage is finished, without starting Prefect."""
+    """The outcome if every stage is finished; does not start Prefect."""
     from paraclip.tasks.run.drive import finished
     from paraclip.tasks.run.run import Run
 
@@ -136,7 +136,7 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
 
 
 def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
-    """The table base | tuned | delta | interval, and the verdict."""
+    """Print the table base | tuned | delta | interval, and the verdict."""
     from paraclip.tasks.results import OVER_CONTROL, comparison_rows, why
     from paraclip_core.evaluation.benchmarks import arrow_of
 
@@ -174,7 +174,7 @@ def plan(
     device: RunDeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """For each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
+    """Show for each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
     from paraclip.tasks.plan import plan_run
     from paraclip.tasks.run.run import Run
 
@@ -200,7 +200,7 @@ def _total(stages: Sequence[StagePlan]) -> dict[str, Any]:
     total: dict[str, Any] = {
         name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")
     }
-    # A total of which a part is unknown is a lower bound.
+    # A total with an unknown part is a lower bound.
     total["complete"] = all(stage.seconds is not None for stage in stages)
     prices = [stage.spend for stage in stages if stage.spend is not None]
     if prices:
@@ -230,14 +230,14 @@ def promote(
     device: RunDeviceOption = None,
     channel: Annotated[str, typer.Option(help="The channel to move.")] = "production",
     force: Annotated[
-        bool, typer.Option("--force", help="Move it whatever the gate says, from another run's model, too.")
+        bool, typer.Option("--force", help="Move it whatever the gate says, even from another run's model.")
     ] = False,
     gate: GateOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model.
 
-    A channel that serves another run's model is moved by force alone, and is then this run's.
+    A channel that serves another run's model moves only with `--force`, and then belongs to this run.
     """
     from paraclip.tasks.channels import check_channel
     from paraclip.tasks.promotion import decide
@@ -270,7 +270,7 @@ def promote(
 def evaluate(
     benchmark: Annotated[
         list[str],
-        typer.Option(help="NAME=PATH or LABEL:KIND=PATH, KIND also package.module:NAME of your own; may be repeated."),
+        typer.Option(help="NAME=PATH or LABEL:KIND=PATH, KIND can be your own package.module:NAME; may be repeated."),
     ],
     model: Annotated[
         list[str],
@@ -278,24 +278,22 @@ def evaluate(
             "--model",
             "-m",
             help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} Results of two that are named base and "
-            "tuned lie in the folder itself, others each in a folder of its name.",
+            "tuned are in the folder itself, those of others in a folder of their name.",
         ),
     ],
     images: Annotated[
         list[str] | None,
         typer.Option(help="Folder, tar or Parquet with the benchmarks' images; NAME=PATH for one; may be repeated."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default: one of its own under the root.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of files with several.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; default: a new one under the root.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split to use from files with several.")] = None,
     device: DeviceOption = "auto",
     root: RootOption = DEFAULT_ROOT,
-    report: Annotated[bool, typer.Option("--report", help="Write a page, report.html, beside the results.")] = False,
+    report: Annotated[bool, typer.Option("--report", help="Write a page, report.html, next to the results.")] = False,
     gate: GateOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare models on benchmarks in their published formats, outside any run: each with the first."""
+    """Compare models with the first of them on benchmarks in their published formats, outside any run."""
     from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
     from paraclip.tasks.run.status import shown_progress
     from paraclip_core.evaluation.prepare import parse_benchmark

@@ -44,7 +44,7 @@ def list_artifacts(
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Finished and unfinished artifacts, and the channels."""
+    """List finished and unfinished artifacts, and the channels."""
     store = opened_root(root)
     rows = [
         {
@@ -76,7 +76,7 @@ def list_artifacts(
 
 @artifacts.command()
 def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """An artifact's manifest."""
+    """Show an artifact's manifest."""
     store = opened_root(root)
     artifact = store.named(name)
     print_facts({**asdict(artifact.manifest), "path": store.uri(artifact)}, as_json)
@@ -84,11 +84,11 @@ def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOptio
 
 @artifacts.command()
 def verify(
-    name: Annotated[str | None, typer.Argument(help="As for show; all artifacts without it.")] = None,
+    name: Annotated[str | None, typer.Argument(help="As for show; default: all artifacts.")] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare every file with its manifest; ends with code 1 where something differs."""
+    """Compare every file with its manifest; ends with code 1 if something differs."""
     store = opened_root(root)
     chosen = store.list() if name is None else [store.named(name)]
     checked = [{"stage": a.stage, "fingerprint": a.fingerprint, "problems": store.verify(a)} for a in chosen]
@@ -103,11 +103,9 @@ def verify(
 @artifacts.command()
 def gc(
     root: RootOption = DEFAULT_ROOT,
-    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it they are only listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it they are only listed.")] = False,
     keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 1.0,
-    keep_models: Annotated[
-        int, typer.Option(min=0, help="Earlier models of each channel that are kept.")
-    ] = KEPT_MODELS,
+    keep_models: Annotated[int, typer.Option(min=0, help="Earlier models to keep of each channel.")] = KEPT_MODELS,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -138,18 +136,18 @@ def gc(
 
 @cache.command()
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """How many answers there are, of which models and prompts."""
+    """Show how many answers there are, by model and prompt."""
     with _answers(root) as answers:
         print_facts(asdict(answers.stats()), as_json)
 
 
 @cache.command()
 def export(
-    folder: Annotated[Path, typer.Argument(help="A cache folder to make or to add to.")],
+    folder: Annotated[Path, typer.Argument(help="Cache folder to make or add to.")],
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Copy answers to a folder that `import` reads; what it holds already is passed over."""
+    """Copy answers to a folder that `import` reads; those it already holds are skipped."""
     from paraclip.storage.answers import AnswerStore
 
     with _answers(root) as answers:
@@ -165,7 +163,7 @@ def import_(
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over another cache's answers; what is answered here stays as it is. Ends with 1 if some were damaged."""
+    """Import another cache's answers; existing answers stay. Ends with code 1 if some were damaged."""
     with closing(open_answers(open_store(root))) as answers:
         merged = answers.merge(folder)
     _print_merged(merged, as_json)
@@ -173,7 +171,7 @@ def import_(
 
 @cache.command()
 def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """Join many small parts to few big ones; it may be killed at any time, and others wait meanwhile."""
+    """Join many small parts into few big ones; it may be killed at any time, and others wait meanwhile."""
     with _answers(root) as answers:
         before, after = answers.compact()
     print_facts({"parts before": before, "parts now": after}, as_json)
@@ -193,7 +191,7 @@ def _print_merged(merged: Merged, as_json: bool) -> None:
 
 @channel.command("history")
 def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
-    """The last moves of a channel, the newest first, and whether each model is still there."""
+    """Show the last moves of a channel, newest first, and whether each model still exists."""
     store = opened_root(root)
     moves: list[dict[str, Any]] = [
         asdict(move) | {"there": store.peek("finetune", move.after) is not None}
@@ -212,12 +210,12 @@ def rollback(
     name: ChannelArgument,
     to: Annotated[
         str | None,
-        typer.Option(help="Start of a fingerprint of the channel's history; default: the model before."),
+        typer.Option(help="Start of a fingerprint in the channel's history; default: the previous model."),
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a channel to the model before the one that it serves, or to an earlier one of its history."""
+    """Move a channel back to the previous model, or to an earlier one in its history."""
     decision = move_back(opened_root(root), name, to)
     announce_rollback(decision)
     if as_json:

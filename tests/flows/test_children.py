@@ -131,7 +131,7 @@ def test_a_completed_child_whose_artifact_is_gone_runs_again(
         assert artifact is not None
         store.remove(artifact)
         assert children.run_child(node, Run(settings))["state"] == "made"
-    assert taken == [1, 2] and "is Completed, but its artifact is not there: it runs again" in caplog.text
+    assert taken == [1, 2] and "is Completed, but its artifact is missing: it runs again" in caplog.text
     store.remove(artifact)
 
     with worker(lambda _: "COMPLETED") as taken, pytest.raises(ArtifactError, match=r"completed, but .*Retry this run"):
@@ -171,7 +171,7 @@ def test_a_parent_outlives_a_server_that_is_away(
 
     monkeypatch.setattr(children, "POLL_SECONDS", 0.0)
     assert children._patiently(ask, Stop()) == "answer"
-    assert caplog.text.count("does not answer and is asked again") == 1
+    assert caplog.text.count("does not answer, trying again") == 1
     answers += [refused(404)]
     with pytest.raises(PrefectHTTPStatusError):
         children._patiently(ask, Stop())

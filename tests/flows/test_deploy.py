@@ -120,7 +120,7 @@ def test_a_channel_serves_one_configuration() -> None:
     register(own("mine"))
     with pytest.raises(ConfigError, match=r"regenerate/mine moves the channel 'production' already.*--channel"):
         register(own("other"))
-    with pytest.raises(ConfigError, match="the channel of a run's own name"):
+    with pytest.raises(ConfigError, match="a channel with a run's own name"):
         register(own("third"), channel="third")
     assert names() and all(name.endswith("/mine") for name in names())
 
@@ -180,15 +180,15 @@ def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
                 flow_id, flow, entrypoint=entrypoint, tags=tags, schedules=[night], parameters=parameters
             )
     notes = "\n".join(register(own("mine")).notes)
-    assert "removed regenerate/regenerate, of an earlier release; its schedule was 0 3 * * * UTC" in notes
-    assert '"name": "edited"' in notes and "removed watch/watch, of an earlier release" in notes.splitlines()
+    assert "removed regenerate/regenerate from an earlier release; its schedule was 0 3 * * * UTC" in notes
+    assert '"name": "edited"' in notes and "removed watch/watch from an earlier release" in notes.splitlines()
     left = {read(name).name for name in ("regenerate2/regenerate2", "pipeline/pipeline")}
     assert left == {"regenerate2", "pipeline"} and "watch/watch" not in names()
     with get_client(sync_client=True) as client:
         assert renew(Existing.read(client)) == []
     register(own("mine", evaluate={"control": True}))
     assert "control/mine" in names()
-    assert "removed control/mine, which mine has no use for" in register(own("mine")).notes
+    assert "removed control/mine, which mine does not need" in register(own("mine")).notes
 
 
 @pytest.mark.usefixtures("server")

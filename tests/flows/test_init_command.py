@@ -120,7 +120,7 @@ def test_missing_images_and_captions_without_one_are_those_of_plan(data: Path, c
 
 def test_nothing_is_written_over(data: Path, cli: Any) -> None:
     Path("paraclip.yaml").write_text("name: kept\n")
-    assert "paraclip.yaml is there already; give --force" in cli(["init", data.name], code=2).err
+    assert "paraclip.yaml exists already; give --force" in cli(["init", data.name], code=2).err
     assert Path("paraclip.yaml").read_text() == "name: kept\n"
     cli(["init", data.name, "--force"])
     assert load_settings("paraclip.yaml").name == "mine"

@@ -109,7 +109,7 @@ def test_what_a_killed_server_has_left_gets_it_back(tmp_path: Path, monkeypatch:
         assert worker.poll() is run.poll() is None
 
         monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "admin:another")
-        with pytest.raises(ConfigError, match="not the password of what runs; `paraclip stop`"):
+        with pytest.raises(ConfigError, match="not the password of the running server; `paraclip stop`"):
             serve(tmp_path, free_port(), tmp_path)
         monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING")
         with socket.socket() as other:

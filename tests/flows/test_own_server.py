@@ -59,5 +59,5 @@ def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/api"
         done = subprocess.run(command, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
-    assert f"error: the Prefect server {url} does not take this run: Failed to reach API" in done.stderr
+    assert f"error: the Prefect server {url} does not accept this run: Failed to reach API" in done.stderr
     assert "Traceback" not in done.stderr and "unset PREFECT_API_URL" in done.stderr

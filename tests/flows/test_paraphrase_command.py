@@ -51,7 +51,7 @@ def test_both_steps_are_shown_with_every_answer_and_verdict(
     assert "Answer: [bold]A child swings.[/]" in out and "[bold]A child swings.[/]" in out
     assert "empty: no word in the answer" in out and "CHOSEN" in out and "passes 1 of 1 filters" in out
     assert 'step 2 of "[bold]A child swings.[/]"' in out
-    assert "1 of 1 captions have both rewrites" in out
+    assert "1 of 1 captions have both paraphrases" in out
     assert "2 requests asked (20 prompt tokens, 20 answered), 0 cached" in out and "nothing is kept" in out
     assert "step 1: 1 texts, with openai\n" in err
     assert not (config.parent / "root").exists()

@@ -1,4 +1,4 @@
-"""The services of docker/compose*.yaml as a project of their own: started, asked, killed."""
+"""The services of docker/compose*.yaml as a separate project: start, ask and kill them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.kit.waiting import eventually
 IMAGE = "paraclip-test"
 """The image, and the project, that tests build and remove."""
 NEXT = {"state": {"type": "SCHEDULED", "name": "AwaitingRetry"}, "force": True}
-"""What the UI's Retry asks for."""
+"""What the UI's Retry button requests."""
 SETTINGS: dict[str, Any] = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())
 SETTINGS["data"]["scenes"] = {"images": 60}
 SETTINGS["finetune"]["epochs"] = 1
@@ -51,7 +51,7 @@ class Compose(Api):
         self.files = [flag for file in (*files, overrides) for flag in ("-f", str(REPOSITORY / "docker" / file))]
 
     def compose(self, *arguments: str, seconds: float = 600, code: int = 0) -> str:
-        """What `docker compose` says."""
+        """Run `docker compose` and return its output."""
         command = ["docker", "compose", "-p", IMAGE, *self.files, *arguments]
         environment = self.environment | {"PARACLIP_PASSWORD": self.password}
         done = subprocess.run(
@@ -61,7 +61,7 @@ class Compose(Api):
         return done.stdout
 
     def up(self, *arguments: str, seconds: float = 600) -> None:
-        """Start what does not run; says what the containers that are not well have logged if that fails."""
+        """Start what does not run; if that fails, the error has the logs of the unhealthy containers."""
         try:
             self.compose("up", "-d", *arguments, seconds=seconds)
         except AssertionError as error:
@@ -77,7 +77,7 @@ class Compose(Api):
         return self.compose("exec", "-T", "worker-cpu", *command, code=code).strip()
 
     def inspect(self, name: str, template: str) -> str:
-        """What the engine knows of a container."""
+        """What the engine knows about a container."""
         command = ["docker", "inspect", "-f", template, f"{IMAGE}-{name}"]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
@@ -96,7 +96,7 @@ class Compose(Api):
             return False
 
     def until(self, run: str, states: Sequence[str], seconds: float) -> float:
-        """Wait for one of these states; how long it took."""
+        """Wait for one of these states; returns how long it took."""
         start = time.monotonic()
         eventually(lambda: self._state(run) in states, lambda: f"not {states} but {self._state(run)}", seconds)
         return time.monotonic() - start
@@ -108,21 +108,21 @@ class Compose(Api):
             return ""
 
     def complete(self, run: str, seconds: float = 1800) -> None:
-        """Wait for its good end."""
+        """Wait until it has completed."""
         self.until(run, ENDED, seconds)
         assert self.state(run) == "Completed", self.compose("logs", "--no-color", "worker-cpu")
 
     def retry(self, run: str) -> None:
-        """What the button does."""
+        """Do what the Retry button does."""
         self.call(f"flow_runs/{run}/set_state", NEXT)
 
     def log(self) -> str:
-        """What the worker and its runs have logged."""
+        """The log of the worker and its runs."""
         return self.compose("logs", "--no-color", "worker-cpu")
 
 
 def need_engine() -> None:
-    """Skip the test where no Docker engine answers, or where it cannot have the image that ours is built on."""
+    """Skip the test if no Docker engine answers, or if it cannot get the image that ours is built on."""
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode != 0:
         pytest.skip("no Docker engine answers on this machine")
     base = f"python:{os.environ.get('PYTHON', '3.12')}-slim"
@@ -134,7 +134,7 @@ def need_engine() -> None:
 
 @contextmanager
 def composed(folder: Path, *files: str, scheme: str = "http") -> Iterator[Compose]:
-    """Build, start, and in the end remove everything."""
+    """Build and start everything, and remove it at the end."""
     need_engine()
     services = Compose(folder, files, scheme)
     try:

@@ -1,9 +1,9 @@
-"""A quick server with OpenAI's chat interface, for the published prompts, that may be killed: its count outlives it.
+"""A fast server with OpenAI's chat interface for the published prompts; it may be killed, and its count survives.
 
     python -m tests.kit.counting_server PORT LOG
 
-Each request is a line of the log before it is answered: a hash over its body, so what comes twice is seen. The answer
-depends on the body alone: the text in other words; some texts get no answer at the first try, and some share theirs.
+Each request is logged before it is answered, as a hash of its body, so repeated requests are seen. The answer depends
+only on the body: the text in other words. Some texts get no answer at the first try, and some share theirs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from typing import Any
 from tests.kit.processes import free_port
 
 LINE = 33
-"""Bytes of a line of the log."""
+"""Bytes per line of the log."""
 SILENT, SHARED = 41, 7
-"""One text in so many gets an empty answer at the first draw; one in so many is answered like its neighbours."""
+"""One text in `SILENT` gets an empty answer at the first draw; one in `SHARED` is answered like its neighbours."""
 
 
 class CountingServer:
     """The server's process, seen from outside."""
 
     def __init__(self, log: Path) -> None:
-        """Start it on a free port; `log` is made."""
+        """Start it on a free port; `log` is created."""
         self.log = log
         log.touch()
         self.port = free_port()
@@ -59,11 +59,11 @@ class CountingServer:
 
     @property
     def asked(self) -> int:
-        """Requests that have come so far."""
+        """Number of requests so far."""
         return self.log.stat().st_size // LINE
 
     def counts(self) -> Counter[str]:
-        """How often each different request has come."""
+        """How often each distinct request has come."""
         return Counter(self.log.read_text().split())
 
 
@@ -79,7 +79,7 @@ def answer_to(body: dict[str, Any]) -> str:
 
 
 class _Connection(asyncio.Protocol):
-    """As much of HTTP as one client needs: bodies with a length, one request after the other."""
+    """As much HTTP as one client needs: bodies with a length, one request after another."""
 
     def __init__(self, log: int) -> None:
         self._log, self._waiting = log, b""
@@ -100,7 +100,7 @@ class _Connection(asyncio.Protocol):
             if len(raw) < length:
                 return
             self._waiting = self._waiting[end + 4 + length :]
-            # What is no request for an answer asks for the list of models.
+            # Any other request asks for the list of models.
             self._send(self._answer(raw) if asks else {"data": [{"id": "counting"}]})
 
     def _answer(self, raw: bytes) -> dict[str, Any]:

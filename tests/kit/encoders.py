@@ -1,4 +1,4 @@
-"""Small models with every kind of text encoder, and tokenizers for them, made without network."""
+"""Small models with every kind of text encoder, and tokenizers for them, made offline."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def _coca(text: dict[str, Any], vocabulary: int) -> dict[str, Any]:
 
 @register_model
 def vit_drawn_siglip(num_classes: int, global_pool: Any, **_: Any) -> VisionTransformer:
-    """timm's ``vit_base_patch16_siglip_224`` in small."""
+    """A small version of timm's ``vit_base_patch16_siglip_224``."""
     sizes: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
     return VisionTransformer(**sizes, num_classes=num_classes, global_pool=global_pool, class_token=False)
 
 
 def _siglip(name: str, tokenizer: str) -> dict[str, Any]:
-    """open_clip's own configuration in small."""
+    """A small version of open_clip's own configuration."""
     config: Any = open_clip.get_model_config(name)
     config["text_cfg"] |= {**SMALL, "hf_tokenizer_name": tokenizer}
     config["vision_cfg"] |= {"timm_model_name": "vit_drawn_siglip", "image_size": 32}
@@ -87,7 +87,7 @@ KINDS: dict[str, tuple[bool, dict[str, Any]]] = {
     "clipa": (True, {"text_cfg": {**CLIPA, "tokenizer_kwargs": {"strip_sep_token": True}}}),
     "mobileclip-s": (True, {"text_cfg": {**TEXT, "no_causal_mask": True}, "custom_text": True}),
 }
-"""Architectures in small: whether the text encoder must see all padding, and the `model_cfg`."""
+"""Small architectures: whether the text encoder must see all padding, and the `model_cfg`."""
 
 
 def model_of(kind: str, folder: Path) -> ClipModel:

@@ -28,7 +28,7 @@ class WordEncoder:
         return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
     def images(self, archive: Path, names: Sequence[str], boxes: Sequence[Box] | None = None) -> np.ndarray:
-        """A part of an image shows where it lies, too."""
+        """Vectors of images; that of a part of an image also shows where the part is."""
         self.encoded_images += len(names)
         shown = [Path(name).stem.replace("_", " ") for name in names]
         if boxes is not None:

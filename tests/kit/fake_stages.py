@@ -1,4 +1,4 @@
-"""Small stages for tests of what surrounds a stage. A child process imports this module by its name."""
+"""Small stages for tests of the code around a stage. A child process imports this module by its name."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _killed(context: StageContext) -> dict[str, Any]:
 
 
 def _hang(context: StageContext) -> dict[str, Any]:
-    """Say its process id in the scratch folder, then stay; TERM does not impress it."""
+    """Write its process id to the scratch folder, then hang; it ignores SIGTERM."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     (context.work.scratch / "pid").write_text(str(os.getpid()))
     while True:
@@ -51,7 +51,7 @@ def _hang(context: StageContext) -> dict[str, Any]:
 
 
 def _talk(context: StageContext) -> dict[str, Any]:
-    """Write more than a pipe holds, from a grandchild too."""
+    """Write more than a pipe holds, from a grandchild, too."""
     sys.stdout.write("x" * 300_000 + "\n")
     subprocess.run([sys.executable, "-c", "print('from the grandchild')"], check=True)
     (context.work.out / "made.txt").write_text("")
@@ -59,7 +59,7 @@ def _talk(context: StageContext) -> dict[str, Any]:
 
 
 def end_and_crash(request: Mapping[str, Any], progress: Progress) -> None:
-    """End well, and die when the process is taken down."""
+    """End well, and crash while the process exits."""
     atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
 
 
@@ -96,5 +96,5 @@ OWN = [f"tests.kit.fake_stages:{name.upper()}" for name in STAGES | TROUBLE]
 
 
 def settings_at(root: object, **changes: Any) -> Settings:
-    """Default settings with this root, which name the stages of this module as the user's own."""
+    """Default settings with this root and with the stages of this module as custom stages."""
     return Settings.model_validate({"run": {"root": str(root), "stages": OWN}, **changes})

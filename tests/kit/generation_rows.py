@@ -46,7 +46,7 @@ def numbered(numbers: Iterable[int], text: str = "answer", **same: object) -> pa
 
 
 def filter_results(numbers: Iterable[int], text: str = "answer", filters: int = 0) -> pa.Table:
-    """Verdicts on numbered generations; every third was rejected."""
+    """Filter results of numbered generations; every third was rejected."""
     rows = []
     for n in numbers:
         accepted = [{"answer": f"{text} {n}", "tokens": [n % 65_536, 2], "similarity": None if n % 2 else 0.5}]
@@ -73,7 +73,7 @@ def answers(store: AnswerStore, numbers: Iterable[int]) -> dict[int, list[str]]:
 
 
 def rebuild(store: AnswerStore) -> None:
-    """Delete the DuckDB file and have it made again, as anyone may at any time."""
+    """Delete the DuckDB file and rebuild it, as anyone may at any time."""
     store.file.delete()
     store.refresh()
 
@@ -91,7 +91,7 @@ def die(*_: object, **__: object) -> None:
 
 
 def dying_after(calls: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a function kill its process at its end, once it was called so many times before."""
+    """Make a function kill its process at its end, after it was called `calls` times before."""
 
     def after(original: Callable[..., Any]) -> Callable[..., Any]:
         numbers = count()
@@ -115,5 +115,5 @@ def flip(path: Path) -> None:
 
 
 def cut(path: Path) -> None:
-    """Tear a file's end off."""
+    """Truncate a file."""
     path.write_bytes(path.read_bytes()[:-20])

@@ -1,4 +1,4 @@
-"""The Hugging Face hub's HTTP interface, as far as pushing and fetching repositories goes; it keeps what was sent."""
+"""The part of the Hugging Face hub's HTTP interface that pushes and fetches repositories; it keeps what was sent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
 
     def do_POST(self) -> None:
-        """Making a repository, the two steps before a commit, and the commit."""
+        """Create a repository, take the two steps before a commit, and commit."""
         body = self._received()
         if self.headers.get("authorization") != f"Bearer {self.hub.token}":
             self._answer({"error": "Invalid credentials"}, 401)
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer({"error": f"unknown {self.path}"}, 404)
 
     def do_PUT(self) -> None:
-        """A large file on its way to the object store."""
+        """Upload a large file to the object store."""
         body = self._received()
         oid = self.path.removeprefix("/lfs/")
         if hashlib.sha256(body).hexdigest() == oid:
@@ -91,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer({}, 200 if oid in self.hub.objects else 400)
 
     def do_GET(self) -> None:
-        """What a repository has, and a file of it."""
+        """List a repository, or send one of its files."""
         self._received()
         path = unquote(urlsplit(self.path).path)
         info = re.fullmatch(f"{API}(?:/revision/(?P<revision>[^/]+)|/tree/[^/]+)?", path)

@@ -16,7 +16,7 @@ FP = "0123456789abcdef0123456789abcdef"
 CONTENT = {"a.txt": b"alpha", "sub/b.bin": bytes(range(256))}
 Machine = Callable[[str], RemoteStore]
 AT_ONCE = locks.DEAD_SECONDS / 6
-"""Seconds, on however busy a machine: nobody waited for a silent owner to be taken for dead."""
+"""Most seconds, on however busy a machine, if nobody had to wait until a silent owner counted as dead."""
 
 
 def make(store: ArtifactStore, fingerprint: str = FP, content: dict[str, bytes] = CONTENT) -> Artifact:
@@ -35,7 +35,7 @@ def contents(artifact: Artifact) -> dict[str, bytes]:
 
 
 def refuse(*_: Any) -> None:
-    """What an operation on objects does while the network is down."""
+    """Fail, as an operation on objects does while the network is down."""
     raise ArtifactError("the network is down")
 
 

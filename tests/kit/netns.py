@@ -1,4 +1,4 @@
-"""Machines in network and process name spaces of their own, beside a network of this one; needs root and iproute2."""
+"""Machines in their own network and process namespaces, on a network with this one; needs root and iproute2."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ADDRESS = "10.213.77.1"
-"""Where machines find the servers of this one."""
+"""Address at which machines find the servers of this one."""
 BRIDGE = "pcbr0"
 STEADY = ("FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DISABLE_SHM=1")
 
 
 def obstacle() -> str:
-    """Why there can be none here; empty where there can."""
+    """Why there can be no machines here; empty if there can."""
     if os.geteuid() != 0:
         return "machines with networks of their own need root"
     absent = [name for name in ("ip", "unshare") if shutil.which(name) is None]
@@ -38,7 +38,7 @@ def _ip(*arguments: str, check: bool = True) -> None:
 
 
 class Machine:
-    """A name space with an address, whose processes see each other and no others."""
+    """A namespace with an address, whose processes see only each other."""
 
     def __init__(self, name: str, number: int, folder: Path) -> None:
         self.space, self.link, self.folder = f"pc-{name}", f"pc-{name}", folder / name
@@ -51,7 +51,7 @@ class Machine:
             _ip("-n", self.space, "link", "set", device, "up")
 
     def start(self, code: str, *arguments: str, clock: str = "", **environment: str) -> subprocess.Popen[str]:
-        """Run Python code there, by a clock that is so much ahead (`+10m`); ending it ends all that it started."""
+        """Run Python code there, with its clock ahead by `clock` (`+10m`); ending it ends all that it started."""
         enter = ["ip", "netns", "exec", self.space]
         enter += ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
         # Not the command `faketime`, whose semaphores are named after process numbers, which machines share.
@@ -66,7 +66,7 @@ class Machine:
         )
 
     def cut_off(self) -> None:
-        """Nothing that it sends arrives, and nothing reaches it."""
+        """Cut off its network: nothing that it sends arrives, and nothing reaches it."""
         _ip("link", "set", self.link, "down")
 
     def join_again(self) -> None:
@@ -75,7 +75,7 @@ class Machine:
 
 @contextmanager
 def machines(folder: Path, names: Sequence[str]) -> Iterator[Mapping[str, Machine]]:
-    """As many machines, on one network."""
+    """Machines with these names on one network."""
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
         _ip("addr", "add", f"{ADDRESS}/24", "dev", BRIDGE)

@@ -1,4 +1,4 @@
-"""How tests ask the engine `openai`."""
+"""Helpers with which tests ask the engine `openai`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ask(engine: OpenAIEngine, *texts: str, seed: int = 0, sampling: SamplingOpti
 def streamed(
     engine: OpenAIEngine, prompts: list[Prompt], sampling: SamplingOptions = TWO
 ) -> tuple[dict[int, Completion], EngineError]:
-    """The completions that come before the engine fails, as it must, and its error."""
+    """The completions that come before the engine fails, which it must, and its error."""
     completions: dict[int, Completion] = {}
     with pytest.raises(EngineError) as caught:
         completions.update(item for item in engine.stream(prompts, sampling) if item)

@@ -1,4 +1,4 @@
-"""A real HTTP server with OpenAI's interface that misbehaves when it is told to."""
+"""A real HTTP server with OpenAI's interface that misbehaves on demand."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Fault = Callable[["Handler"], None]
 
 
 class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
-    """Counts what it is asked and answers `well TEXT SEED`, unless the next of `faults` is in its place."""
+    """Counts its requests and answers `well TEXT SEED`, or with the next of `faults` if there is one."""
 
     def __init__(self, host: str = "127.0.0.1", port: int = 0) -> None:
         self.faults: list[Fault] = []
         self.answer: Callable[[dict[str, Any]], Any] = well
-        """Request body → what is sent; a Fault where it returns one."""
+        """Request body → what is sent; may return a Fault."""
         self.asked: list[dict[str, Any]] = []
         """Bodies of all requests that came, faults included."""
         self.answered: Counter[tuple[str, int]] = Counter()
@@ -31,9 +31,9 @@ class OpenAIServer(contextlib.AbstractContextManager["OpenAIServer"]):
         self.paths: Counter[str] = Counter()
         self.keys: set[str] = set()
         self.models: object = [{"id": "smol"}, {"id": "other"}]
-        """What it says it has; None where it does not say."""
+        """The models that it lists; None if it lists none."""
         self.refuses = 0
-        """Status with which it refuses to say so."""
+        """Status with which it refuses to list them."""
         self.under_way = self.most_under_way = 0
         self.times: list[float] = []
         self.lock = threading.Lock()
@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             if callable(answer):
                 answer(self)
                 return
-            # Before it is sent: whoever has the answer may look at the count at once.
+            # Before it is sent: the client may look at the count as soon as it has the answer.
             with owner.lock:
                 owner.answered[words_of(asked), asked.get("seed", -1)] += 1
             self.send(200, answer)

@@ -30,11 +30,11 @@ wait_for_other_writers()
 application = "prefect.server.api.server:create_app"
 uvicorn.run(application, factory=True, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", lifespan="on")
 """
-"""A server without the services that see that runs are late and workers gone; it ends with this process."""
+"""A server without the services that notice late runs and missing workers; it ends with this process."""
 
 
 def _start(command: Sequence[str], port: int, **variables: str) -> tuple[subprocess.Popen[bytes], str]:
-    """A server, once it answers, and the address of its API."""
+    """A server that answers, and the address of its API."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, **variables, "PYTHONPATH": path}
     server = subprocess.Popen([sys.executable, "-P", *command], env=environment, stdout=subprocess.DEVNULL)
@@ -73,12 +73,12 @@ _started: list[Any] = []
 
 @contextmanager
 def prefect_server() -> Iterator[str]:
-    """This process's server, started once and emptied for whoever enters; gives the API's address."""
+    """This process's server, started once and emptied on entry; yields the API's address."""
     from prefect.context import _temporary_global_settings_context, get_settings_context
     from prefect.settings import PREFECT_API_URL, PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
 
     if not _started:
-        # Its owner is seen to live: others sweep temporary folders of ours that nobody holds.
+        # Held while its owner lives: others sweep our temporary folders that nobody holds.
         temp_dir = TempDir("tests-")
         atexit.register(temp_dir.remove)
         folder = temp_dir.path
@@ -106,7 +106,7 @@ def end_server() -> None:
 
 
 def _drain() -> None:
-    """Send waiting logs and events and end their workers, which are bound to the first server that they see."""
+    """Send waiting logs and events and end their workers, which are bound to the first server they see."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -130,7 +130,7 @@ def runs_of(
     queue: str | None = None,
     tags: Sequence[str] = (),
 ) -> list[UUID]:
-    """Runs in this state, one for each pid."""
+    """Create runs in this state, one for each pid."""
     from prefect import flow, get_client
     from prefect.client.schemas.objects import State, StateType
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """A port that nobody uses, as is the next one, which ``paraclip serve`` takes for its figures.
+    """A free port whose successor is free, too; ``paraclip serve`` takes that for its report pages.
 
-    Below those that the kernel gives to outgoing connections (32768 and above): one of them is taken again by any
-    process beside this one before a server of ours has bound it.
+    It is below those that the kernel gives to outgoing connections (32768 and above): any other process might take one
+    of them before our server has bound it.
     """
     while True:
         port = random.SystemRandom().randrange(12000, 32000)
@@ -23,7 +23,7 @@ def free_port() -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -43,7 +43,7 @@ def command_of(pid: int) -> str:
 
 
 def with_variable(name: str, value: str, part: str = "") -> list[int]:
-    """Processes that were started with a variable of this value, and whose command line has `part`."""
+    """Processes that were started with this value of a variable, and whose command line has `part`."""
     pids = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""A web server that takes what is posted to it; its pages are of another origin than any API's."""
+"""A web server that records what is posted to it; its pages have another origin than any API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @contextmanager
 def web_server() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Its address, and what was posted there as JSON."""
+    """The address of a server, and what was posted there as JSON."""
     posted: list[dict[str, Any]] = []
 
     class Page(BaseHTTPRequestHandler):

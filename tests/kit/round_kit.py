@@ -1,4 +1,4 @@
-"""What both stories of rounds share: rows, options and engines whose answers say how they came about."""
+"""What both test modules of rounds share: rows, options, and engines whose answers show how they came about."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Told = list[tuple[int, int | None, dict[str, Any]]]
 
 
 def drawing(fails: Callable[[str, int], bool] = lambda text, draw: False, n: int = 1) -> Scripted:
-    """An engine that names its draw, and has no word where `fails` says so."""
+    """An engine that names its draw, and answers nothing if `fails` says so."""
 
     def answer(prompt: Prompt) -> tuple[str, ...]:
         draw = prompt.seed // 7919

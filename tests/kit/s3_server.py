@@ -13,7 +13,7 @@ import pytest
 
 @contextmanager
 def bucket(monkeypatch: pytest.MonkeyPatch, host: str = "127.0.0.1") -> Iterator[str]:
-    """An empty bucket, `s3://NAME`, which this process and those that it starts find."""
+    """An empty bucket, `s3://NAME`, that this process and its children find."""
     moto_server = pytest.importorskip("moto.server", reason="pip install 'moto[server]'")
     s3fs = pytest.importorskip("s3fs", reason="pip install 'paraclip[s3]'")
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

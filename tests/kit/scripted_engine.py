@@ -1,4 +1,4 @@
-"""Engines without a model, for tests of what becomes of their answers. `paraphrase.engine` can name them, too."""
+"""Engines without a model, for tests of what happens to their answers. `paraphrase.engine` can name them, too."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Answer = Callable[[Prompt], Sequence[str]]
 
 
 def well(prompt: Prompt) -> tuple[str, ...]:
-    """An answer that is never the input."""
+    """An answer that always differs from the input."""
     return (f"well {prompt.text}",)
 
 
 class Scripted:
-    """Its answers are a function of the prompt; it remembers what it was asked and may die after some calls."""
+    """Answers by a function of the prompt; it remembers its prompts and may fail after some calls."""
 
     facts = EngineFacts()
 
@@ -36,7 +36,7 @@ class Scripted:
 
     @property
     def texts(self) -> list[str]:
-        """What it was asked about."""
+        """The texts that it was asked about."""
         return [prompt.text for prompt in self.asked]
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -51,7 +51,7 @@ class Scripted:
 
 
 class Streaming(Scripted):
-    """Hands over completions of all prompts, or of some in a given order, then fails or ends."""
+    """Streams completions of all prompts, or of some in a given order, then fails or ends."""
 
     def __init__(
         self, order: Sequence[int] | None = None, failure: BaseException | None = None, answer: Answer = well
@@ -85,7 +85,7 @@ class Thesaurus(Scripted):
 
 
 class Writer(Scripted):
-    """Answers that are good, the same for many inputs, echoes or nothing, by text and draw."""
+    """Gives answers that are good, the same for many inputs, echoes or empty, by text and draw."""
 
     def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__(_uneven, name="writer")
@@ -105,7 +105,7 @@ def _uneven(prompt: Prompt) -> tuple[str, ...]:
 
 
 class Well(Scripted):
-    """The plain one, as settings name it."""
+    """The plain engine, as settings name it."""
 
     def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class Several(Well):
 
 
 class Doubting(Several):
-    """Two answers; asked whether they say the same, it finds fault with the first about 3 and with both about 4."""
+    """Two answers; as the LLM judge, it rejects the first about 3 and both about 4."""
 
     def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
         super().__init__(options, context)
@@ -135,7 +135,7 @@ def _opinion(prompt: Prompt) -> tuple[str, ...]:
 
 
 class Refusing(Well):
-    """Nobody may ask it."""
+    """Fails if it is asked anything."""
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         raise AssertionError(f"asked about {len(prompts)} texts")

@@ -7,12 +7,12 @@ from paraclip_core.paraphrase.pair import Pair
 
 
 def blue_input(pair: Pair, options: FilterOptions) -> str | None:
-    """The input tells of something blue."""
+    """The input mentions something blue."""
     return "it is blue" if "blue" in pair.source else None
 
 
 def short(pair: Pair, options: FilterOptions) -> str | None:
-    """The answer has less than three words."""
+    """The answer has fewer than three words."""
     count = len(pair.answer_words)
     return f"{count} words" if count < 3 else None
 

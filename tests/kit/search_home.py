@@ -1,4 +1,4 @@
-"""What the search page needs, in small: two models of one image encoder, pictures, and an index of them."""
+"""A small version of what the search page needs: two models of one image encoder, pictures, and their index."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def make_home(home: Path) -> None:
 
 
 def release(folder: Path, shift: float) -> str:
-    """Write a model whose text encoder is so far from the others'."""
+    """Write a model whose text encoder differs from the others' by `shift`."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         model: Any = drawn(CONFIG)

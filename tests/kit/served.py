@@ -1,4 +1,4 @@
-"""`paraclip serve` and `paraclip stop` around a test, what it runs there, and the server's API, pages and processes."""
+"""`paraclip serve` and `paraclip stop` around a test, its runs there, and the server's API, pages and processes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COLORS |= {"black": 0x0A0A0A, "gray": 0x808080, "orange": 0xFA9614, "purple": 0x
 THINGS = {"ball": "sphere", "dog": "puppy", "car": "vehicle", "tree": "plant"}
 THINGS |= {"house": "home", "boat": "vessel", "cup": "mug", "hat": "cap"}
 HELD_OUT = 3
-"""Every third image is in the split that is evaluated."""
+"""One image in this many is in the split that is evaluated."""
 
 
 class Api:
@@ -48,11 +48,11 @@ class Api:
 
     @property
     def variables(self) -> dict[str, str]:
-        """With which Prefect's own commands find the server."""
+        """Variables with which Prefect's own commands find the server."""
         return {"PREFECT_API_URL": f"{self.url}/api", "PREFECT_API_AUTH_STRING": self.login}
 
     def log_in(self, login: str) -> None:
-        """From now on as this user, whose password follows a colon."""
+        """Log in as this user; the password follows a colon."""
         self.login = login
         self.headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
 
@@ -75,12 +75,12 @@ class Api:
             time.sleep(wait)
 
     def deployment(self, flow: str) -> str:
-        """The id of the deployment of a flow; of several configurations', the first one's."""
+        """The id of the deployment of a flow; with several configurations, that of the first one."""
         wanted = {"flows": {"name": {"any_": [flow]}}, "sort": "CREATED_DESC"}
         return self.call("deployments/filter", wanted)[-1]["id"]
 
     def run_deployment(self, name: str, settings: dict[str, Any] | None = None, *overrides: str) -> str:
-        """Start a run, with the deployment's own parameters where no settings are given; its id."""
+        """Start a run and return its id; without settings, it has the deployment's own parameters."""
         parameters = {} if settings is None else {"parameters": {"settings": settings, "overrides": overrides}}
         return self.call(f"deployments/{self.deployment(name)}/create_flow_run", parameters)["id"]
 
@@ -88,13 +88,13 @@ class Api:
         return self.call(f"flow_runs/{run}")["state"]["name"]
 
     def runs(self) -> list[dict[str, Any]]:
-        """All runs that were not only scheduled, in the order of their starts, with the name of their flow."""
+        """All runs that have started, in the order of their starts, with the name of their flow."""
         wanted = {"flow_runs": {"state": {"type": {"not_any_": ["SCHEDULED"]}}}, "sort": "START_TIME_ASC"}
         flows = {flow["id"]: flow["name"] for flow in self.call("flows/filter", {})}
         return [{**run, "flow": flows[run["flow_id"]]} for run in self.call("flow_runs/filter", wanted)]
 
     def prefect(self, *arguments: str) -> str:
-        """What one of Prefect's own commands says."""
+        """Run one of Prefect's own commands and return its output."""
         command = [sys.executable, "-W", "ignore", "-m", "prefect", *arguments]
         done = subprocess.run(
             command, env={**os.environ, **self.variables}, capture_output=True, text=True, timeout=600
@@ -104,7 +104,7 @@ class Api:
 
     @contextmanager
     def browser(self, *flags: str, logged_in: bool = True) -> Iterator[Any]:
-        """A page of a browser, which has told the UI the password."""
+        """A page of a browser that is logged in to the UI."""
         playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
         with playwright.sync_playwright() as play:
             chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", *flags])
@@ -121,7 +121,7 @@ class Api:
             chromium.close()
 
     def press_retry(self, run: str) -> None:
-        """As a user would, in the UI."""
+        """Press Retry in the UI, as a user would."""
         with self.browser() as page:
             page.goto(f"{self.url}/v2/runs/flow-run/{run}")
             page.get_by_role("button", name="Open menu").click()
@@ -131,7 +131,7 @@ class Api:
 
 
 def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | None = None) -> str:
-    """Run a command without Prefect's and this project's variables but these; gives what it said."""
+    """Run a command with only these of Prefect's and this project's variables; returns its output."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "PARACLIP_"))}
     environment |= variables or {}
     command = [sys.executable, "-m", "paraclip.flows.cli", *map(str, arguments)]
@@ -146,7 +146,7 @@ def paraclip(*arguments: object, code: int = 0, variables: Mapping[str, str] | N
 def serving(
     root: Path, folder: Path, settings: Mapping[str, Any] | None = None, variables: Mapping[str, str] | None = None
 ) -> Iterator[Api]:
-    """A local stack below `root`, with a configuration deployed; at the end it is stopped, and leaves nothing."""
+    """A local stack below `root` with a configuration deployed; at the end, it is stopped and leaves nothing behind."""
     port = free_port()
     config = () if settings is None else ("-c", write_config(folder, settings))
     try:
@@ -164,21 +164,21 @@ def of_stack(root: Path, part: str = "") -> list[int]:
 
 
 def write_config(folder: Path, settings: Mapping[str, Any]) -> Path:
-    """A configuration file of these settings."""
+    """Write a configuration file with these settings."""
     path = folder / f"{settings['name']}.yaml"
     path.write_text(yaml.safe_dump(dict(settings)))
     return path
 
 
 def write_lines(path: Path, rows: list[dict[str, Any]]) -> None:
-    """A whole file or none, for a run may read it at any moment."""
+    """Write a file whole or not at all, because a run may read it at any moment."""
     draft = path.with_suffix(".new")
     draft.write_text("".join(json.dumps(row) + "\n" for row in rows))
     draft.replace(path)
 
 
 def picture(color: str, number: int) -> Image.Image:
-    """A background of this color with a square whose place tells the thing."""
+    """A background of this color with a square whose place stands for the thing."""
     red, green, blue = (COLORS[color] >> shift & 255 for shift in (16, 8, 0))
     image = Image.new("RGB", (32, 32), (red, green, blue))
     left, top = 8 * (number % 4), 16 * (number // 4)
@@ -187,8 +187,8 @@ def picture(color: str, number: int) -> Image.Image:
 
 
 def make_data(folder: Path) -> list[dict[str, Any]]:
-    """64 tiny images with a caption each, paraphrases of these and of more, and paraphrased queries of what is held
-    out."""
+    """64 tiny images with a caption each, paraphrases of these and of more, and paraphrased queries for the held-out
+    ones."""
     (folder / "images").mkdir(parents=True)
     captions, paraphrases, paraphrased_queries = [], [], []
     for number, (color, thing) in enumerate((c, t) for c in COLORS for t in THINGS):
@@ -208,7 +208,7 @@ def make_data(folder: Path) -> list[dict[str, Any]]:
 
 
 def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
-    """A run of seconds over :func:`make_data`, whose paraphrases are in a file."""
+    """Settings of a run over :func:`make_data` that takes seconds; its paraphrases are in a file."""
     paraphrased_queries = {
         "name": "paraphrased_queries",
         "kind": "paraphrased_retrieval",

@@ -14,13 +14,13 @@ from paraclip_core.config import Settings
 from paraclip_core.settings import parse_settings
 
 HERE = {name: replace(stage, isolated=False) for name, stage in STAGES.items()}
-"""The stages, in this process, which saves starting one for each."""
+"""The stages in this process, which saves starting one for each."""
 
 
 def settings_of_texts(
     folder: Path, captions: Iterable[str], paraphrase: dict[str, Any], root: str = "root", **run: Any
 ) -> Settings:
-    """Captions that are written for it; nothing but paraphrasing is set."""
+    """Settings for these captions, which are written to a file; only paraphrasing is set."""
     (folder / "captions.txt").write_text("".join(f"{caption}\n" for caption in captions))
     data = {"root": str(folder), "sources": [{"path": "captions.txt"}]}
     run = {"root": str(folder / root), "threads": 1, **run}

@@ -38,7 +38,7 @@ CONFIG: dict[str, Any] = {
 }
 
 SIGMOID = {"init_logit_scale": 3.0, "init_logit_bias": -10.0}
-"""Options of a model as SigLIP is one."""
+"""Options of a model like SigLIP."""
 
 
 def tiny_clip(seed: int = 0, **more: Any) -> ClipModel:
@@ -70,9 +70,9 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
 
 
 def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
-    """A run of 45 steps with a validation after every 5; `rewrites` makes so many rows of the 60 one caption.
+    """A run of 45 steps with a validation after every 5; each `rewrites` of the 60 rows share one caption.
 
-    `base` has options of the model that is tuned.
+    `base` has options of the model to tune.
     """
     clip = tiny_clip(**changed.pop("base", {}))
     rows, features = tiny_rows()
@@ -102,7 +102,7 @@ def execute(job: TrainingJob, folder: Path) -> None:
 
 
 def main(folder: Path, threads: int, kills: int, seed: int, precision: str, epochs: float) -> None:
-    """The run in `undisturbed`, and the same one in `killed`."""
+    """Execute the run in `undisturbed`, and the same one in `killed`."""
     for name, count in (("undisturbed", 0), ("killed", kills)):
         (folder / name).mkdir()
         lives(folder / name, threads, count, seed, precision, epochs)

@@ -1,4 +1,4 @@
-"""A sentence encoder with random weights: its cosines mean nothing, and have all their digits."""
+"""A sentence encoder with random weights: its cosines mean nothing, but have all their digits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
 def tiny_encoder(folder: Path, letters: str = LETTERS) -> Path:
-    """Write the encoder, which knows these letters, into a folder."""
+    """Write an encoder that knows these letters to a folder."""
     import torch
     from transformers import AutoTokenizer, BertConfig, BertModel
 

@@ -10,7 +10,7 @@ from tests.kit.openai_server import reply, words_of
 
 
 def served(url: str) -> dict[str, Any]:
-    """Paraphrasing by a server, which takes no time to start."""
+    """Options for paraphrasing by a server, which takes no time to start."""
     return {
         "engine": "openai",
         "model": "smol",
@@ -24,7 +24,7 @@ def served(url: str) -> dict[str, Any]:
 
 
 def written(asked: dict[str, Any]) -> dict[str, Any]:
-    """An answer of that server, like no other."""
+    """A unique answer of that server."""
     return reply(f"one picture, number {zlib.crc32(words_of(asked).encode())}")
 
 

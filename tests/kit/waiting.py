@@ -14,7 +14,7 @@ def eventually(
     message: str | Callable[[], str] = "it never happened",
     seconds: float = 500,
 ) -> T:
-    """What `what` gives as soon as it gives anything; `message` may be made when it is needed."""
+    """The first true value of `what()`; `message` may be a function that is called if none comes."""
     end = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < end, message() if callable(message) else message

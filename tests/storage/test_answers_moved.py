@@ -26,7 +26,7 @@ def test_caches_merge_and_merging_twice_changes_nothing(store: AnswerStore, thei
     flip(theirs.parts.folder / theirs.parts.names()[2])
     assert store.merge(theirs.folder) == Merged(new=5, known=4, damaged=1)
     merged = answers(store, range(20))
-    with pytest.raises(ArtifactError, match="is no cache folder"):
+    with pytest.raises(ArtifactError, match="is not a cache folder"):
         store.merge(store.parts.folder)
     assert merged == {n: [f"ours {n}"] if n < 5 else [f"theirs {n}"] for n in range(10)}
     before = store.parts.names()

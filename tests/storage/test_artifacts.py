@@ -231,7 +231,7 @@ def test_channels_point_and_point_anew(store: ArtifactStore) -> None:
     for text in ("null", "[]", '{"stages": null}'):
         (store.root / "channels" / "production.json").write_text(text)
         for use in (store.channels, lambda: store.channel("production"), lambda: store.named("production")):
-            with pytest.raises(ArtifactError, match=r"production\.json is no channel: .*restore or delete it$"):
+            with pytest.raises(ArtifactError, match=r"production\.json is not a channel: .*restore or delete it$"):
                 use()
 
 

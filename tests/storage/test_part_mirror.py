@@ -65,7 +65,7 @@ def test_answers_that_could_not_be_sent_are_sent_later(
     with monkeypatch.context() as broken:
         broken.setattr(one.mirror._remote, "upload", refuse)
         one.append(numbered([1]))
-        assert "new answers are not uploaded yet: the network is down" in caplog.text
+        assert "cannot upload new answers yet: the network is down" in caplog.text
         with pytest.raises(ArtifactError, match="network is down"):
             one.close()
     assert objects.names("cache") == []
@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
     monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
     monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
     assert answers(one, [1]) == {1: ["answer 1"]}
-    assert "the answers of other machines are not seen: the network is down" in caplog.text
+    assert "cannot fetch the answers of other machines: the network is down" in caplog.text
 
 
 def test_shared_segments_are_not_compacted(cache: Cache) -> None:

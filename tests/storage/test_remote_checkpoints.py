@@ -97,7 +97,7 @@ def test_a_push_that_is_cut_off_leaves_the_checkpoint_before(
     monkeypatch.setattr(store.remote, "upload", refuse)
     (store.work_path("ingest", FP) / TWO).unlink()
     interrupted(store, LATER)
-    assert "the checkpoints are not pushed: the network is down" in caplog.text
+    assert "cannot push the checkpoints: the network is down" in caplog.text
     assert pushed(objects) == {LOG: LATER[LOG], TWO: WORK[TWO]}
 
 
@@ -125,7 +125,10 @@ def test_who_lost_the_lease_leaves_the_checkpoints_of_its_successor(machine: Mac
 
 @pytest.mark.usefixtures("hasty")
 def test_who_lost_the_lease_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
-    with pytest.raises(LockedError, match="another machine has gone on"), machine("one").writing("ingest", FP) as work:
+    with (
+        pytest.raises(LockedError, match="another machine has taken over"),
+        machine("one").writing("ingest", FP) as work,
+    ):
         work.push()
         objects.write(f"locks/ingest/{FP}/00000002", json.dumps(THEIRS).encode())
         for _ in range(500):

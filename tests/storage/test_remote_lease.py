@@ -46,7 +46,7 @@ def test_a_silent_owner_is_succeeded(machine: Machine, objects: Objects, caplog:
     stranger(objects)
     with lease_at(machine("one")):
         assert objects.names("locks") == ["locks/x/00000001", "locks/x/00000002"]
-    assert "succeeded process 7 on elsewhere, which is silent" in caplog.text
+    assert "took over from process 7 on elsewhere, which is silent" in caplog.text
     assert objects.names("locks") == []
 
 
