@@ -69,7 +69,7 @@ def main() -> None:
         results = [measure(Run(settings)) for settings in of_seeds(chosen, overrides)]
         print(row(name, results), flush=True)
         if all("over_control" in result["comparison"] for result in results):
-            print(f"| … over captions alone | | | | {figures(results, 'over_control')} | |", flush=True)
+            print(f"| … over the caption-only control | | | | {figures(results, 'over_control')} | |", flush=True)
 
 
 def of_seeds(chosen: argparse.Namespace, overrides: list[str]) -> list[Settings]:

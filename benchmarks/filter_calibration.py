@@ -1,12 +1,12 @@
-"""What the filters cost and catch: good rewrites that they reject, and bad ones that they let through.
+"""What the filters cost and catch: good paraphrases that they reject, and bad ones that they let through.
 
     python benchmarks/filter_calibration.py --data FOLDER [--encoder FOLDER] [--judge URL MODEL]
 
-Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), rewrites in the style of a 7 B model
+Good ones are pairs by people (STS-B and SICK entailment from 4.5 upwards), paraphrases in the style of a 7 B model
 (tests/data/capable) and what is labelled faithful in tests/data/faithfulness (its Flickr8k part is put together with
 the data set). Bad ones are refusals, preambles, orders obeyed and the like (tests/data/capable), SugarCrepe's hard
 negatives, SICK contradictions, STS-B up to 2, captions of other images, and what is labelled changed. Pairs that
-differ only in case or punctuation are not rewrites; they are counted, and left out. The folder of real data is only
+differ only in case or punctuation are not paraphrases; they are counted, and left out. The folder of real data is only
 read; nothing of it is kept.
 """
 
@@ -104,14 +104,14 @@ def rows_of(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (TEST_DATA / name).read_text("utf-8").splitlines()]
 
 
-def good_rewrites() -> Iterator[Group]:
-    """Rewrites in the style of a 7 B model, by half and step."""
+def good_paraphrases() -> Iterator[Group]:
+    """Paraphrases in the style of a 7 B model, by half and step."""
     for half in ("tune", "held-out"):
-        rows = [row for row in rows_of("capable/rewrites.jsonl") if row["half"] == half]
+        rows = [row for row in rows_of("capable/paraphrases.jsonl") if row["half"] == half]
         first = [(row["caption"], row["caption"], row["paraphrase_1"]) for row in rows]
         second = [(row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows]
-        yield Group(f"rewrites, step 1, {half}", 1, first)
-        yield Group(f"rewrites, step 2, {half}", 2, second)
+        yield Group(f"paraphrases, step 1, {half}", 1, first)
+        yield Group(f"paraphrases, step 2, {half}", 2, second)
 
 
 def human_paraphrases(data: Path) -> Iterator[Group]:
@@ -154,8 +154,8 @@ def hard_negatives(data: Path, most: int) -> Iterator[Group]:
 
 
 def good_table(groups: Sequence[Group], presets: Presets, names: Sequence[str]) -> Iterator[str]:
-    """Good rewrites that are rejected, in percent, and why `capable` rejects them, as Markdown."""
-    yield "| good rewrites | n | echoes left out | " + " | ".join(f"{name} stops, %" for name in names) + " | why |"
+    """Good paraphrases that are rejected, in percent, and why `capable` rejects them, as Markdown."""
+    yield "| good paraphrases | n | echoes left out | " + " | ".join(f"{name} stops, %" for name in names) + " | why |"
     yield "|---|---|---|" + "---|" * (len(names) + 1)
     for group in groups:
         cells = [f"{presets.stopped(name, group):.1f}" for name in names]
@@ -191,7 +191,7 @@ def hard_negative_table(groups: Sequence[Group], presets: Presets, names: Sequen
 
 
 def main() -> None:
-    """Print how many good rewrites and bad answers are rejected, and how many hard negatives are let through."""
+    """Print how many good paraphrases and bad answers are rejected, and how many hard negatives are let through."""
     parser = arguments(__doc__)
     parser.add_argument(
         "--data", type=Path, help="folder with sts/, sugarcrepe/ and flickr8k/; without it: own data only"
@@ -210,12 +210,12 @@ def main() -> None:
     parts = [(small, "labelled")]
     if chosen.data:
         parts.append((read_pairs(chosen.data), "labelled, Flickr8k"))
-    good = [*good_rewrites(), *(human_paraphrases(chosen.data) if chosen.data else ())]
+    good = [*good_paraphrases(), *(human_paraphrases(chosen.data) if chosen.data else ())]
     bad = list(hard_negatives(chosen.data, chosen.most)) if chosen.data else []
     for rows, name in parts:
         good += labelled(rows, "faithful", f"{name} faithful")
         bad += labelled(rows, "changed", f"{name} changed")
-    print("\n".join(("### Good rewrites", "", *good_table(good, presets, names))))
+    print("\n".join(("### Good paraphrases", "", *good_table(good, presets, names))))
     print("\n".join(("", "### Bad answers", "", *bad_table(presets))))
     print("\n".join(("", "### Hard negatives that are let through, %", "", *hard_negative_table(bad, presets, names))))
 

@@ -267,7 +267,7 @@ class Killer:
                 shutil.copy(path, folder)
             # There is none, or no such table, while it is rebuilt.
             with suppress(duckdb.Error), duckdb.connect(Path(folder) / "answers.duckdb") as con:
-                names = "SELECT name FROM generations_parts UNION ALL SELECT name FROM verdicts_parts"
+                names = "SELECT name FROM generations_parts UNION ALL SELECT name FROM filter_results_parts"
                 indexed = {name for (name,) in con.execute(names).fetchall()}
         return len({name for name in parts if name.endswith(".parquet")} - indexed)
 

@@ -79,7 +79,7 @@ def main() -> None:
     rivals: dict[str, Encoder] = {"linear map": linear_map(settings, inputs, base, everything)}
     rivals |= {f"mean of {n}": Rival(base, mean_of(base, others, n)) for n in (2, 4) if others}
     rivals |= {"normalized": Rival(base, lambda texts: base.texts([text.lower().rstrip(" .") for text in texts]))}
-    released = {"captions alone": "control", "paraphrases": "finetune"}
+    released = {"caption-only control": "control", "paraphrases": "finetune"}
     tuned = {name: ModelEncoder(str(inputs[stage].path / "release")) for name, stage in released.items()}
     rivals |= tuned
     rivals |= {f"{name}, mean of 4": Rival(model, mean_of(model, others, 4)) for name, model in tuned.items() if others}

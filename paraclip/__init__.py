@@ -162,9 +162,9 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     trial = try_captions(Run(settings or load_config()), texts, keep, lambda _: None)
     none = {"paraphrase_1": None, "paraphrase_2": None}
     rows = [
-        {"caption": caption.caption, **rewrite}
+        {"caption": caption.caption, **paraphrase}
         for caption in trial.captions
-        for rewrite in [asdict(rewrite) for rewrite in caption.rewrites] or [none]
+        for paraphrase in [asdict(paraphrase) for paraphrase in caption.paraphrases] or [none]
     ]
     return Table(rows, f"{trial.engine}, {trial.model}")
 

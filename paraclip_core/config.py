@@ -67,7 +67,7 @@ class ParaphraseOptions(Options):
     """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed with it, so
     a killed run ends with the same bytes; `bf16` is about 1.8 times faster and occasionally flips a close draw."""
     keep: Annotated[int, Field(ge=1, le=16)] = 1
-    """Maximum number of rewrites kept per caption: accepted answers of step 1, each with one of step 2. Fine-tuning
+    """Maximum number of paraphrases kept per caption: accepted answers of step 1, each with one of step 2. Fine-tuning
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1
     """How often a caption without an accepted answer is tried, including the first time."""

@@ -39,7 +39,7 @@ SIZES = (
 )  # fmt: skip
 """The hub's size categories, one for each power of ten from a thousand rows up."""
 COLUMNS = {
-    "caption_id": "hash of image id and caption, 32 hexadecimal digits; rewrites of one caption share it",
+    "caption_id": "hash of image id and caption, 32 hexadecimal digits; paraphrases of one caption share it",
     "caption": "the caption that came with the image, cleaned",
     "paraphrase_1": "the caption in plain language",
     "paraphrase_2": "paraphrase 1 in other words",

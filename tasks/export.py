@@ -47,7 +47,7 @@ FORMS = pa.schema([("entry", pa.string()), ("form", pa.string())])
 SPLIT = "train"
 """Of all rows: no other caption is paraphrased."""
 SIMILARITIES = ("similarity_1", "similarity_2")
-# Rewrites of a caption are adjacent, in the order of ingest.
+# Paraphrases of a caption are adjacent, in the order of ingest.
 ROWS = """
     CREATE TABLE dataset AS
     SELECT lower(hex(p.caption_id)) AS caption_id, p.caption, p.paraphrase_1, p.paraphrase_2, p.image_id, c.source,

@@ -314,7 +314,7 @@ def _rates(run: Run, step: int) -> _Rates:
     if preset == "off":
         return _Rates(1.0, f"all of {stage} accepted", *tokens)
     if alike:
-        # Step 2 counts rewrites; a caption may have several.
+        # Step 2 counts paraphrases; a caption may have several.
         share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
         return _Rates(share, f"{share:.0%} accepted as in {stage}/{alike[-1].fingerprint[:12]}", *tokens)
     share = ASSUMED[preset][step]
@@ -330,7 +330,7 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
     options = run.paraphraser.options
     if not run.paraphraser.facts.asks:
         there = look_up(run, artifacts, captions)
-        steps = zip(STEPS, (there.captions, there.rewrites), strict=True)
+        steps = zip(STEPS, (there.captions, there.paraphrases), strict=True)
         looked_up = {name: Amount(rows, 0, 0, float(rows)) for name, rows in steps}
         return looked_up | finished | {"pairs": Amount(there.pairs)}
     left = steps_left(run, artifacts, captions)
@@ -339,11 +339,11 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
     first = left.get(1, StepLeft(handed_on, accepted=handed_on))
     rates = _rates(run, 1), _rates(run, 2)
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
-    # The maximum number of rewrites for each accepted caption.
-    rewrites = min(options.keep, options.sampling.n)
-    rows_2 = left[2].rows + coming * rewrites
+    # The maximum number of paraphrases for each accepted caption.
+    paraphrases = min(options.keep, options.sampling.n)
+    rows_2 = left[2].rows + coming * paraphrases
     open_2 = rows_2 - left[2].accepted - left[2].rejected
-    fresh = min(coming, round(first.new_inputs * rates[0].share)) * rewrites
+    fresh = min(coming, round(first.new_inputs * rates[0].share)) * paraphrases
     second = replace(left[2], missing=left[2].missing + fresh)
     if not second.prompt_tokens and coming:
         second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)

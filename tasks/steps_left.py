@@ -82,7 +82,7 @@ class LookedUp:
 
     captions: int
     """Captions, or those that a finished step 1 passes on."""
-    rewrites: int
+    paraphrases: int
     """Answers to them, the input of step 2."""
     pairs: int
     """Captions with an answer of both steps."""
@@ -99,7 +99,7 @@ def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
             for completion in engine.generate(prompts, options.sampling):
                 yield list(filter(None, map(parse_answer, completion.texts)))[:most]
 
-        def rewrites() -> Iterator[list[str]]:
+        def paraphrases() -> Iterator[list[str]]:
             if "paraphrase_1" in artifacts:
                 batches = step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0)
                 rows = chain.from_iterable(batch.to_pylist() for batch in batches(["caption_id", "paraphrase_1"]))
@@ -109,12 +109,12 @@ def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
             for batch in step_batches(captions.folder, 1, options.fraction)(["caption"]):
                 yield from answers(1, batch.column("caption").to_pylist(), options.keep)
 
-        captions_left = rewrites()
+        captions_left = paraphrases()
         while block := list(islice(captions_left, BLOCK_CAPTIONS)):
             seconds = answers(2, list(chain.from_iterable(block)), 1)
             both = [[second for second in islice(seconds, len(group)) if second] for group in block]
-            counts.update(captions=len(block), rewrites=sum(map(len, block)), pairs=sum(map(bool, both)))
-    return LookedUp(counts["captions"], counts["rewrites"], counts["pairs"])
+            counts.update(captions=len(block), paraphrases=sum(map(len, block)), pairs=sum(map(bool, both)))
+    return LookedUp(counts["captions"], counts["paraphrases"], counts["pairs"])
 
 
 def _new_inputs(run: Run, rounds: Rounds) -> int:

@@ -75,8 +75,8 @@ Attempts = Mapping[tuple[str, str], Sequence[Attempt]]
 
 
 @dataclass(frozen=True)
-class Rewrite:
-    """A rewrite of a caption, as training would see it."""
+class Paraphrase:
+    """A paraphrase pair of a caption, as training would see it."""
 
     paraphrase_1: str
     paraphrase_2: str | None
@@ -93,7 +93,7 @@ class TriedCaption:
     """Why ingest would reject it, so that it is not tried; empty if it would not."""
     attempts: list[Attempt]
     """Attempts of both steps."""
-    rewrites: list[Rewrite]
+    paraphrases: list[Paraphrase]
 
 
 @dataclass(frozen=True)
@@ -267,9 +267,9 @@ def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
 
 
 def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> TriedCaption:
-    attempts, rewrites = list(first.get((text, text), ())), list[Rewrite]()
+    attempts, paraphrases = list(first.get((text, text), ())), list[Paraphrase]()
     for answer in attempts[-1].chosen if attempts else ():
         further = second[text, answer]
         attempts += further
-        rewrites.append(Rewrite(answer, next(iter(further[-1].chosen), None)))
-    return TriedCaption(text, left_out, attempts, rewrites)
+        paraphrases.append(Paraphrase(answer, next(iter(further[-1].chosen), None)))
+    return TriedCaption(text, left_out, attempts, paraphrases)

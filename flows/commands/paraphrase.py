@@ -61,7 +61,7 @@ def _print(trial: Trial) -> None:
     say(f"filters of preset {trial.preset}: {', '.join(trial.filters)}")
     for number, caption in enumerate(trial.captions, 1):
         _print_caption(number, caption)
-    complete = sum(any(rewrite.paraphrase_2 for rewrite in caption.rewrites) for caption in trial.captions)
+    complete = sum(any(paraphrase.paraphrase_2 for paraphrase in caption.paraphrases) for caption in trial.captions)
     spend = "" if trial.spend is None else f", which cost {trial.spend:.4g}"
     say(f"\n{complete} of {len(trial.captions)} captions have both paraphrases")
     say(
@@ -84,10 +84,10 @@ def _print_caption(number: int, caption: TriedCaption) -> None:
             print_table("", ["answer", "parsed", "filter result"], rows)
         if attempt.reason and not attempt.candidates:
             say(f"{attempt.reason}: {attempt.detail}")
-    for rewrite in caption.rewrites:
-        second = rewrite.paraphrase_2 or "nothing, so the row is left out"
-        say(f"=> {rewrite.paraphrase_1}\n=> {second}")
-    if caption.attempts and not caption.rewrites:
+    for paraphrase in caption.paraphrases:
+        second = paraphrase.paraphrase_2 or "nothing, so the row is left out"
+        say(f"=> {paraphrase.paraphrase_1}\n=> {second}")
+    if caption.attempts and not caption.paraphrases:
         say("=> nothing, so the row is left out")
 
 

@@ -43,6 +43,6 @@ SMALL_MODEL = Preset(
     min_length_ratio=0.4,
     compared={"invented_word": compared_words},
     words=Words(THESAURUS, WORD_SAMPLING, bases, find_synonyms, variants),
-    known_wrong="of the embedded model's rewrites of photographs' captions that they let pass, 6 % of step 1's and "
+    known_wrong="of the embedded model's paraphrases of photographs' captions that they let pass, 6 % of step 1's and "
     "10 % of step 2's were wrong, read by hand",
 )  # fmt: skip

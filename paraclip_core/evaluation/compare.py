@@ -210,28 +210,30 @@ def compare(
 
 
 def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
-    """Add the control to a comparison: the gain over captions alone is what the paraphrases are worth.
+    """Add the control to a comparison: the gain over the caption-only control is what the paraphrases are worth.
 
     A control that fell below the base shows nothing. One that beats the tuned model turns the verdict to `hold`, since
-    captions alone are the better and cheaper choice; with `gate.over_control` so does a gain over the control that is
+    captions only are the better and cheaper choice; with `gate.over_control` so does a gain over the control that is
     not significant. `over` compares control and tuned model, `control` base and control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _ruled(over, gate.metric), comparison.verdict
     if comparison.untrained or not gains:
         return comparison
-    text = f"over captions alone {', '.join(map(_shown, gains))}"
+    text = f"over the caption-only control {', '.join(map(_shown, gains))}"
     # A margin also falls if hard negatives agree more, which does not invalidate a control.
     lost = [row for row, _ in _lost(control, gate) if row.metric != "margin"]
     if fell := [row for row in (*_ruled(control, gate.metric), *lost) if row.side < 0]:
         text = (
-            f"the control is worthless as one, for captions alone fell below the base ({', '.join(map(_shown, fell))}) "
+            "the control is worthless as one, for the caption-only control fell below the base "
+            f"({', '.join(map(_shown, fell))}) "
             "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
         )
         # No gain over it may be reported.
         comparison = replace(comparison, over_control=())
     elif any(row.side < 0 for row in gains):
-        text = f"the paraphrases do not pay, for captions alone do better ({text}): take finetune.texts=captions"
+        text = f"the paraphrases do not pay, for the caption-only control does better ({text}): "
+        text += "take finetune.texts=captions"
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
         text += ", not clear of zero, so a gain may be that of more training"

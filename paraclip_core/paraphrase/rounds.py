@@ -79,7 +79,7 @@ class Rounds:
 
     @property
     def keep(self) -> int:
-        """Maximum answers of a row that become rows: step 2 gives each of step 1's rewrites one paraphrase."""
+        """Maximum answers of a row that become rows: step 2 gives each of step 1's paraphrases one paraphrase."""
         return self.options.keep if self.tables.step == 1 else 1
 
     def run(self) -> None:

@@ -9,14 +9,14 @@ from typing import Any
 def row_totals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """Count a run's rows on their way into training, from the metrics in each stage's manifest.
 
-    `asked`: captions that step 1 processed. `kept`: those of them with an accepted pair after step 2. `rewrites`: rows
-    of these captions, only if some have several. `trained_on`: captions in an epoch of fine-tuning. Counts missing from
-    the manifests are left out.
+    `asked`: captions that step 1 processed. `kept`: those of them with an accepted pair after step 2. `paraphrases`:
+    rows of these captions, only if some have several. `trained_on`: captions in an epoch of fine-tuning. Counts missing
+    from the manifests are left out.
     """
     first, second, tuned = (metrics.get(stage, {}) for stage in ("paraphrase_1", "paraphrase_2", "finetune"))
     totals = {"asked": first.get("captions"), "kept": second.get("accepted"), "trained_on": tuned.get("rows")}
     if second.get("kept", 0) > second.get("accepted", 0):
-        totals["rewrites"] = second["kept"]
+        totals["paraphrases"] = second["kept"]
     return {name: int(count) for name, count in totals.items() if count is not None}
 
 
@@ -26,8 +26,8 @@ def shares_of_asked(totals: Mapping[str, int]) -> dict[str, str]:
     if asked := totals.get("asked"):
         for name in cells.keys() - {"asked"}:
             cells[name] += f" ({100 * totals[name] / asked:.1f} %)"
-    if "rewrites" in totals:
-        cells["kept"] += f", {totals['rewrites']:,} rewrites"
+    if "paraphrases" in totals:
+        cells["kept"] += f", {totals['paraphrases']:,} paraphrases"
     return {name.replace("_", " "): cell for name, cell in cells.items()}
 
 

@@ -83,7 +83,7 @@ def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str |
 
     places = {"base": place(comparison, "base")}
     if control:
-        places["captions alone"] = place(control, "tuned")
+        places["caption-only control"] = place(control, "tuned")
     places["tuned"] = place(comparison, "tuned")
     hard_negatives, paraphrased_queries = zip(*places.values(), strict=True)
     ends = [min(hard_negatives), max(hard_negatives)]

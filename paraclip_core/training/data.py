@@ -1,7 +1,7 @@
 """Training data: rows on disk, their order, and batches as arrays.
 
 Token lists and image rows are stored in memory-mapped flat files, so resident memory does not grow with the number of
-rows. A caption has one row per rewrite, and these rows are consecutive. A batch is a pure function of the
+rows. A caption has one row per paraphrase pair, and these rows are consecutive. A batch is a pure function of the
 rows, the batch size, the seed and the step.
 """
 
@@ -38,8 +38,8 @@ DONE = "rows.json"
 CAPTION_ID = "caption_id"
 STARTS = "starts"
 ID_BYTES = 16
-REWRITE_DRAWS = 2**128
-"""Offset of Philox's numbers for rewrites, far beyond those for the order."""
+PARAPHRASE_DRAWS = 2**128
+"""Offset of Philox's numbers for paraphrases, far beyond those for the order."""
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
 """Token lists of some rows by kind, with the caption ids, binary(16), under ``caption_id``; and the row of each in the
 feature matrix."""
@@ -176,24 +176,25 @@ def epoch_order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.argsort(np.random.Philox(key=key).random_raw(rows), kind="stable")
 
 
-def draw(captions: NDArray[np.int64], rewrites: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
-    """Draw one of each caption's rewrites for an epoch, as LaCLIP does (arXiv 2305.20088): numbers from 0, int64 [n].
+def draw(captions: NDArray[np.int64], paraphrases: NDArray[np.int64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Draw one of each caption's paraphrases for an epoch, as LaCLIP does (arXiv 2305.20088): numbers from 0, int64
+    [n].
 
     A draw depends only on the seed, the epoch and the caption's number: it is the output with that number of
     SplitMix64 (Steele et al., 2014), whose state Philox gives for seed and epoch.
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
-    state = np.uint64(np.random.Philox(counter=REWRITE_DRAWS, key=key).random_raw())
+    state = np.uint64(np.random.Philox(counter=PARAPHRASE_DRAWS, key=key).random_raw())
     mixed = state + (captions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ mixed >> np.uint64(31)) % rewrites.astype(np.uint64)).astype(np.int64)
+    return ((mixed ^ mixed >> np.uint64(31)) % paraphrases.astype(np.uint64)).astype(np.int64)
 
 
 class DataOrder:
     """Batches of an endless run: every epoch is a new permutation without its last, incomplete batch.
 
-    An epoch contains each caption once, with one of its rewrites.
+    An epoch contains each caption once, with one of its paraphrases.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, starts: NDArray[np.int64] | None = None) -> None:

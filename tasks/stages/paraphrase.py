@@ -81,7 +81,7 @@ def _write(selection: Selection, out: Path) -> int:
     captions, last = 0, None
     for batch in selection.rows():
         rows.write(batch)
-        # Rewrites of a caption are adjacent.
+        # Paraphrases of a caption are adjacent.
         ids = batch.column("caption_id")
         captions += len(ids.unique()) - (ids[0] == last)
         last = ids[-1]

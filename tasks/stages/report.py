@@ -124,7 +124,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
 def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dict[str, str]:
     """What was trained on which data, when, and how to reproduce it."""
     base = settings.model.base
-    rows = f" ({totals['rewrites']:,} rewrites)" if "rewrites" in totals else ""
+    rows = f" ({totals['paraphrases']:,} paraphrases)" if "paraphrases" in totals else ""
     about = inputs["paraphrase_1"].manifest.options
     preset, judge = about.get("filters", {}).get("preset", ""), about.get("judge", {}).get("model")
     wrong = known_wrong(preset) if "sampling" in about else ""
@@ -213,17 +213,17 @@ def _cut(text: str) -> str:
 
 
 def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
-    """Counts of captions from source files to training; a caption counts once, however many rewrites it has."""
+    """Counts of captions from source files to training; a caption counts once, however many paraphrases it has."""
     train = sum(row["split"] == "train" for row in _rows(inputs["ingest"].path / "captions", ["split"]))
     accepted = count_rows(inputs["ingest"].path / "captions")
-    rewrites = f", in {totals['rewrites']:,} rewrites" if "rewrites" in totals else ""
+    paraphrases = f", in {totals['paraphrases']:,} paraphrases" if "paraphrases" in totals else ""
     steps = [
         ("rows read", accepted + count_rows(inputs["ingest"].path / "rejects")),
         ("captions", accepted),
         ("for training", train),
         ("asked", totals.get("asked")),
         ("with paraphrase 1", inputs["paraphrase_1"].manifest.metrics.get("accepted")),
-        (f"kept{rewrites}", totals.get("kept")),
+        (f"kept{paraphrases}", totals.get("kept")),
         ("trained on", totals.get("trained_on")),
     ]
     return [(name, count) for name, count in steps if count is not None]

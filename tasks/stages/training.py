@@ -23,7 +23,7 @@ def _options(settings: Settings) -> dict[str, Any]:
 
 
 def _of_control(settings: Settings) -> Settings:
-    """The same run on captions alone."""
+    """The same run on captions only."""
     rate = settings.evaluate.control_learning_rate or settings.finetune.learning_rate
     finetune = settings.finetune.model_copy(update={"texts": "captions", "learning_rate": rate})
     return settings.model_copy(update={"finetune": finetune})
@@ -74,7 +74,7 @@ CONTROL = Stage(
     before="paraclip.tasks.stages.evaluate:check_benchmarks",
     sources=base_sources,
     applies=lambda settings: settings.evaluate.control,
-    about="Tune the text encoder in the same way on captions alone.",
+    about="Tune the text encoder in the same way on captions only.",
     pool="gpu",
     trains=True,
 )

@@ -3,7 +3,7 @@
 ``built_in_base`` trains a text encoder for the built-in base with the caption-image loss alone (LiT, arXiv 2111.07991):
 the image encoder is pretrained and locked, the text encoder learns to read it. The weights of the epoch that retrieves
 held-out images best are kept, because too many epochs make unseen images harder to find. ``finetune`` and ``control``
-tune the text encoder of a base on captions and paraphrases, or on captions alone.
+tune the text encoder of a base on captions and paraphrases, or on captions only.
 """
 
 from __future__ import annotations
@@ -219,8 +219,8 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     after = _release(
         ctx,
         tuning,
-        title="CLIP with a text encoder fine-tuned on captions alone" if control else REPAIRED,
-        summary=f"The text encoder was fine-tuned on {'captions alone, as a control' if control else PARAPHRASED} and "
+        title="CLIP with a text encoder fine-tuned on captions only" if control else REPAIRED,
+        summary=f"The text encoder was fine-tuned on {'captions only, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {choice['chosen']:g}: {choice['rule']}.",
         # By a name that does not depend on the artifacts' location.
         base=f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
@@ -235,7 +235,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         # Not among the options, because the base's location does not count; `paraclip search` reads it here.
         **({} if built_in else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(rows),
-        **({} if rows.starts is None else {"rewrites": len(rows.image_rows)}),
+        **({} if rows.starts is None else {"paraphrases": len(rows.image_rows)}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
         "steps": result.steps,

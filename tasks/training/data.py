@@ -225,7 +225,7 @@ def paraphrase_rows(
 ) -> Iterator[RowBatch]:
     """Rows that have both paraphrases, with the feature row of their image, in the order of the table.
 
-    A caption has a row for each of its rewrites, the best first; with `first_only`, only the best.
+    A caption has a row for each of its paraphrases, the best first; with `first_only`, only the best.
     """
     begins = CaptionStarts()
     columns = tokens.columns(("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens"))
@@ -242,7 +242,7 @@ def validation_set(
 ) -> ValidationSet:
     """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order.
 
-    For a caption with several rewrites, only the best forms a pair.
+    For a caption with several paraphrases, only the best forms a pair.
     """
 
     def keep(image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:

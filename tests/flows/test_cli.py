@@ -64,13 +64,13 @@ def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any],
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["verdict"] == "hold"
     assert f"note: {summary['notes'][-1]}" in shown and "tuned is the base itself" in summary["notes"][-1]
-    cells = ["4,512", "150 (3.3 %), 320 rewrites", "137 (3.0 %)"]
+    cells = ["4,512", "150 (3.3 %), 320 paraphrases", "137 (3.0 %)"]
     assert all(word in shown for word in ("asked", "kept", "trained on", *cells))
     first = shown.splitlines()[0]
     assert first.startswith(
         "warning: trained on 137 of 4,512 captions, fewer than one batch (finetune.batch_size is 512)"
     )
-    assert summary["rows"] == {"asked": 4512, "kept": 150, "rewrites": 320, "trained_on": 137}
+    assert summary["rows"] == {"asked": 4512, "kept": 150, "paraphrases": 320, "trained_on": 137}
     assert f"warning: {summary['notes'][0]}" == first
     overrides = ["finetune.batch_size=137"]
     outcome = cli.json(["run", "-c", str(finished_run(*overrides).config), "--set", *overrides])

@@ -67,7 +67,7 @@ def no_red(pair, options):
 
 
 def count(context):
-    """How many rewrites there are."""
+    """How many paraphrases there are."""
     rows = count_rows(context.inputs["paraphrase_2"].path / "paraphrases")
     (context.work.out / "rows.txt").write_text(f"{context.settings.name} {rows}")
     return {"rows": rows}

@@ -90,7 +90,7 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
         "spend", "stored",
     ]  # fmt: skip
     (caption,) = document["captions"]
-    assert caption["rewrites"] == [{"paraphrase_1": "a child", "paraphrase_2": "a child"}]
+    assert caption["paraphrases"] == [{"paraphrase_1": "a child", "paraphrase_2": "a child"}]
     first = caption["attempts"][0]
     assert list(first) == [
         "step", "attempt", "input", "key", "cached", "answers", "candidates", "chosen", "reason", "detail",

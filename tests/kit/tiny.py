@@ -70,14 +70,14 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
 
 
 def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
-    """A run of 45 steps with a validation after every 5; each `rewrites` of the 60 rows share one caption.
+    """A run of 45 steps with a validation after every 5; each `paraphrases` of the 60 rows share one caption.
 
     `base` has options of the model to tune.
     """
     clip = tiny_clip(**changed.pop("base", {}))
     rows, features = tiny_rows()
-    if rewrites := changed.pop("rewrites", 0):
-        rows = replace(rows, starts=np.arange(0, len(rows) + 1, rewrites))
+    if paraphrases := changed.pop("paraphrases", 0):
+        rows = replace(rows, starts=np.arange(0, len(rows) + 1, paraphrases))
     held_out = ValidationSet(features, rows.texts["caption"], rows.image_rows)
     options = {"epochs": 9.0, "batch_size": 12, "learning_rate": 2e-3, "precision": "fp32", "checkpoint_steps": 4}
     job: dict[str, Any] = {

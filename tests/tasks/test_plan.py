@@ -255,13 +255,13 @@ def test_a_finished_run_of_the_same_engine_and_filters_says_the_rest(
     assert "30% accepted as in paraphrase_1/ffffffffffff" in amounts["paraphrase_2"].note
 
 
-@pytest.mark.parametrize(("keep", "n", "rewrites"), [(1, 4, 1), (3, 4, 3), (9, 4, 4)])
+@pytest.mark.parametrize(("keep", "n", "paraphrases"), [(1, 4, 1), (3, 4, 3), (9, 4, 4)])
 def test_rewrites_are_asked_about_one_by_one_and_trained_on_as_one_caption(
-    keep: int, n: int, rewrites: int, counted: Counted
+    keep: int, n: int, paraphrases: int, counted: Counted
 ) -> None:
     amounts = counted(NEW, f"keep={keep}", f"sampling.n={n}", "filters.preset=off")
-    assert rows_of(amounts, (*STEPS, "finetune")) == [10, 10 * rewrites, 10]
-    assert [amounts[name].requests for name in STEPS] == [10, 10 * rewrites]
+    assert rows_of(amounts, (*STEPS, "finetune")) == [10, 10 * paraphrases, 10]
+    assert [amounts[name].requests for name in STEPS] == [10, 10 * paraphrases]
 
 
 @pytest.mark.parametrize(("cap", "stopped"), [(2, [False, False]), (1.07, [False, True]), (1, [True, True])])
@@ -290,10 +290,10 @@ def test_rows_of_a_file_of_paraphrases_are_counted_in_the_file(tmp_path: Path) -
     rows += [f"{captions[0]},another wording,", f"{captions[4]},without a second,"]
     (tmp_path / "given.csv").write_text("\n".join(["caption,paraphrase_1,paraphrase_2", *rows]))
     options = ["data.sources.0.path=a.txt", "paraphrase.engine=file", "paraphrase.file.path=given.csv"]
-    for keep, rewrites in ((1, 5), (2, 6)):
+    for keep, paraphrases in ((1, 5), (2, 6)):
         settings = load_settings(None, [f"data.root={tmp_path}", *options, f"paraphrase.keep={keep}"])
         run = Run(settings, ArtifactStore(tmp_path / "root"))
-        assert rows_of(amounts_of(run, {}), (*STEPS, "finetune")) == [20, rewrites, 4]
+        assert rows_of(amounts_of(run, {}), (*STEPS, "finetune")) == [20, paraphrases, 4]
     made = {name: run_stage(name, run) for name in ("ingest", "paraphrase_1")}
     assert rows_of(amounts_of(run, made), (*STEPS, "finetune")) == [20, 6, 4]
     made["paraphrase_2"] = run_stage("paraphrase_2", run)

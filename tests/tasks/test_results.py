@@ -69,7 +69,7 @@ def _artifacts(store: ArtifactStore, metrics: Mapping[str, dict[str, Any]]) -> d
 @pytest.mark.parametrize(
     ("metrics", "rows", "verdict"),
     [
-        (METRICS, {"asked": 4512, "kept": 150, "rewrites": 320, "trained_on": 137}, "137 of 4,512"),
+        (METRICS, {"asked": 4512, "kept": 150, "paraphrases": 320, "trained_on": 137}, "137 of 4,512"),
         ({"finetune": {"rows": 137}}, {"trained_on": 137}, "137"),
         ({}, {}, None),
     ],

@@ -58,10 +58,10 @@ def rows_of(artifact: Artifact) -> list[tuple[str, str, str]]:
 
 def complete(trial: Trial) -> list[tuple[str, str, str]]:
     return [
-        (caption.caption, rewrite.paraphrase_1, rewrite.paraphrase_2)
+        (caption.caption, paraphrase.paraphrase_1, paraphrase.paraphrase_2)
         for caption in trial.captions
-        for rewrite in caption.rewrites
-        if rewrite.paraphrase_2
+        for paraphrase in caption.paraphrases
+        if paraphrase.paraphrase_2
     ]
 
 
@@ -81,7 +81,7 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     assert len(complete(trial)) == (9 if keep == 1 else 18)
     rejected = trial.captions[7]
     tries = [(one.step, one.attempt, one.reason) for one in rejected.attempts]
-    assert tries == [(1, 0, "echo"), (1, 1, "echo")] and rejected.rewrites == []
+    assert tries == [(1, 0, "echo"), (1, 1, "echo")] and rejected.paraphrases == []
 
     # Now the cache has it all, and is used.
     again, _ = tried(settings)
@@ -139,7 +139,7 @@ def test_captions_are_cleaned_and_those_that_ingest_leaves_out_are_named(
     assert [caption.left_out.partition(":")[0] for caption in trial.captions] == [
         "", "too_few_words", "empty", "too_long",
     ]  # fmt: skip
-    assert trial.captions[0].rewrites and not any(caption.attempts for caption in trial.captions[1:])
+    assert trial.captions[0].paraphrases and not any(caption.attempts for caption in trial.captions[1:])
     assert engine.texts[0] == "a&b c d 1" and len(engine.asked) == 2
     assert tried(settings_of(tmp_path), [])[0].captions == []
 

@@ -43,7 +43,7 @@ LOOK_UP = 5
 count."""
 
 MOST = 16
-"""Maximum rewrites of a caption, the upper bound of `paraphrase.keep`: a text shared by thousands of images is not
+"""Maximum paraphrases of a caption, the upper bound of `paraphrase.keep`: a text shared by thousands of images is not
 filtered with all of them."""
 
 COLUMNS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -56,7 +56,7 @@ class FileEngine:
     """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a file without paraphrases.
 
     Texts are cleaned as captions and answers are, then compared by their words alone: case, punctuation and whitespace
-    do not matter, and a file may be as raw as the caption files. Several rows of one caption are several rewrites of
+    do not matter, and a file may be as raw as the caption files. Several rows of one caption are several paraphrases of
     it. If a paraphrase 1 occurs twice, the first row's paraphrase 2 counts. A text missing from the file gets a
     completion without answers.
     """
@@ -106,9 +106,9 @@ class FileEngine:
                 # Only the first line of an answer would count.
                 caption, first, second = (" ".join((text or "").split()) for text in row)
                 if first and (key := _key(clean(caption))):
-                    rewrites = answers[1].setdefault(key, [])
-                    if len(rewrites) < MOST and first not in rewrites:
-                        rewrites.append(first)
+                    paraphrases = answers[1].setdefault(key, [])
+                    if len(paraphrases) < MOST and first not in paraphrases:
+                        paraphrases.append(first)
                 # Step 2 is asked about the parsed answer to step 1.
                 if first and second and (key := _key(parse_answer(first))):
                     answers[2].setdefault(key, [second])

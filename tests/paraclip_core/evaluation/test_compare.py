@@ -137,7 +137,7 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             (0.1, -0.3),
             True,
             "promote",
-            "; over captions alone paraphrased_queries ao@10 +0.80 [+0.20, +1.40]",
+            "; over the caption-only control paraphrased_queries ao@10 +0.80 [+0.20, +1.40]",
         ),
         ((0.8, -0.1), (0.1, -0.3), False, "promote", "[-0.10, +1.70], not clear of zero, so a gain may be"),
         (
@@ -145,10 +145,16 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             (0.1, -0.3),
             True,
             "hold",
-            "; held, as over captions alone paraphrased_queries ao@10 +0.80 [-0.10",
+            "; held, as over the caption-only control paraphrased_queries ao@10 +0.80 [-0.10",
         ),
         ((-0.6, -0.9), (0.9, 0.3), False, "hold", "; held, as the paraphrases do not pay, for captions alone do be"),
-        ((10.4, 8.0), (-13.2, -16.0), False, "promote", "; the control is worthless as one, for captions alone fell "),
+        (
+            (10.4, 8.0),
+            (-13.2, -16.0),
+            False,
+            "promote",
+            "; the control is worthless as one, for the caption-only control fell ",
+        ),
         (
             (10.4, 8.0),
             (-13.2, -16.0),

@@ -138,14 +138,14 @@ def test_no_text_breaks_a_filter(caption: str, source: str, answer: str, step: i
 FOLDER = Path(__file__).parents[2] / "data" / "capable"
 CAPABLE = FilterOptions(preset="capable")
 MOST = 0.05
-"""Of good rewrites that may be stopped."""
+"""Of good paraphrases that may be stopped."""
 
 
 def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()]
 
 
-REWRITES, BAD = read("rewrites"), read("bad")
+PARAPHRASES_KEPT, BAD = read("paraphrases"), read("bad")
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +162,8 @@ def stopped(filter_results: Iterable[FilterResult]) -> list[FilterResult]:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_good_rewrites_pass(judges: dict[int, AnswerFilter], step: int) -> None:
-    sources = [row["caption"] if step == 1 else row["paraphrase_1"] for row in REWRITES]
-    rows = zip(REWRITES, sources, strict=True)
+    sources = [row["caption"] if step == 1 else row["paraphrase_1"] for row in PARAPHRASES_KEPT]
+    rows = zip(PARAPHRASES_KEPT, sources, strict=True)
     requests = [Request(row["caption"], source, [row[f"paraphrase_{step}"]]) for row, source in rows]
     assert len(stopped(judges[step].filter(requests))) <= MOST * len(requests)
 

@@ -287,7 +287,7 @@ def test_what_prompts_ask_is_what_the_sampling_says(paraphrasing: Any, rows_of: 
     assert engine.asked == [Prompt((("user", "Say a dog simply."),), "a dog", 1, 0)]
 
 
-# Several rewrites of a caption.
+# Several paraphrases of a caption.
 
 
 def test_up_to_keep_rewrites_of_step_1_have_one_of_step_2_each(paraphrasing: Any, rows_of: Rows) -> None:

@@ -90,7 +90,7 @@ def test_figures_are_shown_as_percentages_and_points() -> None:
 
 
 def test_rows_on_their_way_into_training_are_shown_with_their_shares() -> None:
-    funnel = [("rows read", 8000), ("asked", 4512), ("kept, in 320 rewrites", 150), ("trained on", 137)]
+    funnel = [("rows read", 8000), ("asked", 4512), ("kept, in 320 paraphrases", 150), ("trained on", 137)]
     text = " ".join(Reader(render_report(ReportData("demo", "hold", [], [], "f" * 64, funnel=funnel))).text)
     shares = ("100.0\u00a0% of rows read", "56.4\u00a0% of rows read", "3.3\u00a0% of asked", "3.0\u00a0% of asked")
     for shown in ("8,000", "4,512", *shares):
@@ -155,9 +155,9 @@ def moved(by: float, swap: bool = False) -> list[Row]:
 def test_the_tuned_model_against_its_base_comes_first_and_the_control_second() -> None:
     shown = tiles(ReportData("demo", "promote", ["a", "b"], ROWS, over_control=moved(-1), control=moved(0, True)))
     text = " ".join(" ".join(Reader(shown).text).split())
-    assert "+1.96 29.0 → 31.0, +1.20 to +2.70 over captions alone +0.96 , +0.20 to +1.70" in text
+    assert "+1.96 29.0 → 31.0, +1.20 to +2.70 over the caption-only control +0.96 , +0.20 to +1.70" in text
     assert '<b class="up">+1.96' in shown and "what is gained over it is the paraphrases' own" in text
-    assert "captions alone" not in tiles(ReportData("demo", "hold", [], ROWS))
+    assert "caption-only control" not in tiles(ReportData("demo", "hold", [], ROWS))
 
 
 def test_colors_follow_the_verdict_and_a_control_that_fell_shows_no_gain() -> None:
@@ -165,7 +165,7 @@ def test_colors_follow_the_verdict_and_a_control_that_fell_shows_no_gain() -> No
     data = ReportData("demo", "hold", ["it fell"], moved(-4), control=moved(-14, True))
     shown = tiles(data)
     assert "up" not in set(re.findall(r'class="(\w+)"', shown)) and '<b class="down">−2.04' in shown
-    assert "no control: captions alone −12.04" in shown and "over captions alone" not in shown
+    assert "no control: captions alone −12.04" in shown and "over the caption-only control" not in shown
     better = ReportData("demo", "hold", [], ROWS, over_control=moved(-9), control=moved(0, True))
     assert '<b class="">+1.96' in tiles(better) and '<em class="down">−7.04</em>' in tiles(better)
 

@@ -76,6 +76,6 @@ def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:
 
 def test_paraphrased_queries_and_hard_negatives_of_three_models() -> None:
     svg = str(margin_plot(rows(47, 54), rows(48, 51)))
-    assert {"tuned", "base", "captions alone", "the base's margin"} <= set(texts(svg))
+    assert {"tuned", "base", "caption-only control", "the base's margin"} <= set(texts(svg))
     assert svg.count("<circle") == 4  # with the ring
     assert margin_plot([row for row in rows(47, 54) if row.metric == "ao@10"]) is None

@@ -71,13 +71,13 @@ def test_captions_with_one_row_have_the_order_of_rows(starts: np.ndarray | None)
 
 
 @given(st.lists(st.integers(1, 16), min_size=2, max_size=40), st.integers(0, 2**40), st.integers(0, 6))
-def test_an_epoch_sees_every_caption_once_in_one_of_its_rewrites(rewrites: list[int], seed: int, epoch: int) -> None:
-    starts = np.cumsum([0, *rewrites])
-    order = DataOrder(len(rewrites), 1, seed, starts)
+def test_an_epoch_sees_every_caption_once_in_one_of_its_rewrites(paraphrases: list[int], seed: int, epoch: int) -> None:
+    starts = np.cumsum([0, *paraphrases])
+    order = DataOrder(len(paraphrases), 1, seed, starts)
     steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
     rows = np.concatenate([order.batch(step) for step in steps])
     captions = np.searchsorted(starts, rows, "right") - 1
-    assert captions.tolist() == epoch_order(len(rewrites), seed, epoch).tolist()
+    assert captions.tolist() == epoch_order(len(paraphrases), seed, epoch).tolist()
 
 
 @given(st.integers(2, 16), st.integers(0, 2**40))

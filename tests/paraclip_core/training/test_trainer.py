@@ -104,7 +104,7 @@ def test_rows_of_one_image_are_no_negatives_of_each_other(tiny: ModuleType, tmp_
 
 
 def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: Path) -> None:
-    options = {"options": {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4}, "rewrites": 3}
+    options = {"options": {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4}, "paraphrases": 3}
     whole = weights(tiny, tmp_path / "whole", **options)
     job = tiny.tiny_job(tmp_path / "cut", **options)
 
@@ -117,7 +117,7 @@ def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: 
         train(replace(job, validate=interrupted))
     assert_equal(whole, weights(tiny, tmp_path / "cut", **options))
     logs = [(tmp_path / folder / "training_log.jsonl").read_bytes() for folder in ("whole", "cut")]
-    # Twenty captions an epoch, each in one of its rewrites.
+    # Twenty captions an epoch, each in one of its paraphrases.
     assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 30
 
 

@@ -38,7 +38,7 @@ def test_what_a_step_cost_is_not_shown_because_prices_change_no_fingerprint() ->
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, several: bool) -> None:
-    """However many rewrites it has."""
+    """However many paraphrases it has."""
     splits = pa.table({"split": ["train"] * 8 + ["val"]})
     write_table(tmp_path / "ingest" / "captions" / "part-00000.parquet", splits)
     write_table(tmp_path / "ingest" / "rejects" / "part-00000.parquet", pa.table({"reason": ["empty"]}))
@@ -57,7 +57,7 @@ def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, several:
         ("for training", 8),
         ("asked", 7),
         ("with paraphrase 1", 6),
-        ("kept, in 12 rewrites" if several else "kept", 5),
+        ("kept, in 12 paraphrases" if several else "kept", 5),
         ("trained on", 4),
     ]
 

@@ -149,7 +149,7 @@ def test_the_control_trains_on_captions_alone(
     assert "captions alone, as a control" in card_of(control) and "repaired" not in card_of(control)
 
 
-def with_rewrites(count: int, text: str | None, table: pa.Table) -> pa.Table:
+def with_paraphrases(count: int, text: str | None, table: pa.Table) -> pa.Table:
     """Gives each row of the paraphrases `count` rows, all but the first with `text` as their second paraphrase."""
     others = {}
     if text is not None:
@@ -159,20 +159,20 @@ def with_rewrites(count: int, text: str | None, table: pa.Table) -> pa.Table:
 
 
 def test_equal_rewrites_train_as_one_does(run_stage: RunStage, edited: Edited, tuned: Artifact) -> None:
-    equal = run_stage(FINETUNE, edited("paraphrase_2", partial(with_rewrites, 3, None)))
+    equal = run_stage(FINETUNE, edited("paraphrase_2", partial(with_paraphrases, 3, None)))
     assert files(equal) == files(tuned)
     few, many = tuned.manifest.metrics, equal.manifest.metrics
-    assert many["rewrites"] == 3 * many["rows"] == 3 * few["rows"] and "rewrites" not in few
-    assert many["rewrites"] + many["held_out"] + many["without_image"] == many["read"] == 3 * few["read"]
+    assert many["paraphrases"] == 3 * many["rows"] == 3 * few["rows"] and "paraphrases" not in few
+    assert many["paraphrases"] + many["held_out"] + many["without_image"] == many["read"] == 3 * few["read"]
     assert many["validation_pairs"] == few["validation_pairs"] > 0
 
 
 def test_other_rewrites_train_otherwise(run_stage: RunStage, edited: Edited, tuned: Artifact) -> None:
-    other = run_stage(FINETUNE, edited("paraphrase_2", partial(with_rewrites, 2, "something else")))
+    other = run_stage(FINETUNE, edited("paraphrase_2", partial(with_paraphrases, 2, "something else")))
     few, many = tuned.manifest.metrics, other.manifest.metrics
-    assert many["rewrites"] == 2 * few["rows"] and many["steps"] == few["steps"]
+    assert many["paraphrases"] == 2 * few["rows"] and many["steps"] == few["steps"]
     assert files(other)["training_log.jsonl"] != files(tuned)["training_log.jsonl"]
-    # The base is measured on the first rewrite of each caption.
+    # The base is measured on the first paraphrase of each caption.
     assert sweep_of(other)["alphas"][0] == sweep_of(tuned)["alphas"][0]
 
 
