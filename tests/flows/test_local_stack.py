@@ -24,6 +24,7 @@ from tests.kit.processes import free_port
 from tests.kit.waiting import eventually
 
 OWN = "PREFECT_SERVER_API_AUTH_STRING"
+Serve = Callable[..., tuple[list[str], dict[str, str]]]
 
 
 @contextmanager
@@ -61,9 +62,7 @@ if sys.orig_argv[1:3] == ["-P", "-m"]:
 
 
 @pytest.fixture
-def refused(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[list[str], dict[str, str]]]:
+def refused(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Serve:
     """Serves while no part starts; gives the command and the environment of the server."""
     module = tmp_path_factory.mktemp("path") / "sitecustomize.py"
     module.write_text(REFUSE)
@@ -78,7 +77,7 @@ def refused(
 
 
 def test_a_server_gets_a_password_that_stays_and_that_nobody_else_reads(
-    tmp_path: Path, refused: Callable[..., tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (_, here), (_, there) = (refused(tmp_path, location) for location in (None, "s3://bucket/folder"))
     assert (here["PARACLIP_ROOT"], there["PARACLIP_ROOT"]) == (str(tmp_path), "s3://bucket/folder")
@@ -103,7 +102,7 @@ class Marked(ExitStack):
         self.client = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_API_AUTH_STRING": "admin:marked"}
         self.environment = {**os.environ, MARK: str(root), **self.client}
 
-    def start(self, *arguments: str, before: str = "", mark: str = "") -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, before: str = "pass", mark: str = "") -> subprocess.Popen[bytes]:
         """Start what sleeps, after some lines of Python."""
         command = [sys.executable, "-c", f"{before}; import time; print(flush=True); time.sleep(600)", *arguments]
         environment = {**self.environment, MARK: mark or self.environment[MARK]}
@@ -115,13 +114,11 @@ class Marked(ExitStack):
     def server(self) -> subprocess.Popen[bytes]:
         return self.start("-m", "paraclip.flows.server", "start", "--port", "1")
 
-    def worker(self, before: str = "") -> subprocess.Popen[bytes]:
+    def worker(self, before: str = "pass") -> subprocess.Popen[bytes]:
         return self.start("-m", "prefect", "worker", "start", "--pool", POOLS[0], "--name", "x", before=before)
 
 
-def test_a_link_and_what_it_points_to_are_one_stack(
-    tmp_path: Path, refused: Callable[..., tuple[list[str], dict[str, str]]]
-) -> None:
+def test_a_link_and_what_it_points_to_are_one_stack(tmp_path: Path, refused: Serve) -> None:
     root, link = tmp_path / "root", tmp_path / "link"
     root.mkdir()
     link.symlink_to(root)
@@ -134,7 +131,7 @@ def test_a_link_and_what_it_points_to_are_one_stack(
 
 
 def test_what_a_killed_server_has_left_gets_it_back(
-    tmp_path: Path, refused: Callable[..., tuple[list[str], dict[str, str]]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it looks for it, whatever port and password are given now."""
     port = free_port()
