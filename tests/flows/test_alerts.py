@@ -38,7 +38,6 @@ Posted = list[dict[str, Any]]
 
 @pytest.fixture(scope="module", autouse=True)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-
     # Only a whole one, which takes longer to start, sees that runs are late and workers gone.
     whole = any(item.get_closest_marker("nightly") for item in request.session.items)
     with whole_server(tmp_path_factory.mktemp("prefect")) if whole else prefect_server() as url:
@@ -128,7 +127,6 @@ def test_a_night_is_reported(
 
 def deployed(name: str, cron: str, pool: str | None = None) -> None:
     """A configuration with a nightly run."""
-
     from paraclip.flows.deploy import Nightly, deploy
     from paraclip.flows.deployments import Existing
     from paraclip.flows.places import Target
@@ -287,7 +285,6 @@ def worker(server: str) -> Iterator[None]:
 
 
 def tags_of(state: Any) -> set[str]:
-
     with get_client(sync_client=True) as client:
         return set(client.read_flow_run(state.state_details.flow_run_id).tags)
 
@@ -324,7 +321,6 @@ def test_a_rollback_by_hand_is_reported(
 
 
 def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted]) -> None:
-
     from paraclip.flows.alerts import pass_on
     from paraclip.tasks.prefect_ui import near_cap
 
