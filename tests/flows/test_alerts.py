@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -17,10 +17,15 @@ from typing import Any, cast
 from uuid import UUID
 
 import pytest
+from prefect import flow, get_client, tags
 
-from paraclip.flows.names import HEARTBEAT
-from paraclip_core.errors import ConfigError, InputError
+from paraclip.flows.names import HEARTBEAT, POOLS, TAG
+from paraclip.flows.pipeline import pipeline
+from paraclip.flows.regenerate import regenerate, rollback
+from paraclip.flows.stages import STAGE_FLOWS
+from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings
+from tests.kit.prefect_server import prefect_server, runs_of, whole_server
 from tests.kit.processes import free_port
 from tests.kit.receiver import web_server
 from tests.kit.waiting import eventually
@@ -33,8 +38,6 @@ Posted = list[dict[str, Any]]
 
 @pytest.fixture(scope="module", autouse=True)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from tests.kit.prefect_server import prefect_server, whole_server
-
     # Only a whole one, which takes longer to start, sees that runs are late and workers gone.
     whole = any(item.get_closest_marker("nightly") for item in request.session.items)
     with whole_server(tmp_path_factory.mktemp("prefect")) if whole else prefect_server() as url:
@@ -60,7 +63,7 @@ class Mailbox(StreamRequestHandler):
             self.wfile.write(b"221 bye\r\n" if line == b"QUIT" else b"250 fine\r\n")
 
 
-@contextmanager
+@pytest.fixture
 def mailbox() -> Iterator[tuple[int, list[str]]]:
     """A port that takes mail, and what came."""
     with ThreadingTCPServer(("127.0.0.1", 0), Mailbox) as server:
@@ -76,30 +79,54 @@ def wait_for(posted: Posted, event: str) -> dict[str, Any]:
 
 
 def test_a_night_is_reported(
-    finished_run: Callable[..., Any], receiver: tuple[str, Posted], monkeypatch: pytest.MonkeyPatch
+    finished_run: Callable[..., Any], receiver: tuple[str, Posted], mailbox: tuple[int, list[str]]
 ) -> None:
-    from prefect.client.orchestration import get_client
-
     from paraclip.flows.alerts import ALERTS, kind_of, name_of, pass_on
 
-    url, posted = receiver
+    (url, posted), (port, mails) = receiver, mailbox
     pass_on("http://127.0.0.1:9/nobody")
     pass_on(url)
     # The same block as Slack's, with what Apprise calls a JSON service: it is given one of the events only.
     pass_on(f"{url.replace('http', 'json')}/apprise", ["channel.moved"])
-    with mailbox() as (port, mails):
-        pass_on(f"mailto://127.0.0.1:{port}?from=paraclip@example.org&to=ops@example.org", ["run.failed"])
-        _a_night(finished_run, posted, mails, monkeypatch)
+    pass_on(f"mailto://127.0.0.1:{port}?from=paraclip@example.org&to=ops@example.org", ["run.failed"])
     with get_client(sync_client=True) as client:
         names = [each.name for each in client.read_automations()]
     wanted = [name_of(kind_of(url)), name_of("json"), name_of("e-mail", "run.failed")]
     assert sorted(names) == sorted([*wanted, *(name_of(kind_of(url), event) for event in ALERTS)])
 
+    first = finished_run("name=nightly", verdict="promote")
+    state = regenerate(settings=first.settings, return_state=True)
+    assert "production: moved" in (state.message or "")
+    assert tags_of(state) >= {"moved"}
+    moved = wait_for(posted, "channel.moved")
+    assert moved["run"] == "nightly" and moved["facts"]["channel"] == "production" and "moved" in moved["text"]
+    assert wait_for(posted, "run.promote")["text"].startswith("promote: ")
+    second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
+    state = regenerate(settings=second.settings, return_state=True)
+    assert "production: kept" in (state.message or "") and "held" in tags_of(state)
+    state = pipeline(settings=second.settings, return_state=True)
+    assert (state.message or "").startswith("hold: because this test says so") and "hold" in tags_of(state)
+    assert "held" in wait_for(posted, "channel.held")["text"] and wait_for(posted, "run.hold")
+
+    absent = {"on_error": "skip", "sources": [{"path": 'the "first".csv'}]}
+    failing = parse_settings({"name": "nightly", "run": {"root": str(first.store.root)}, "data": absent})
+    with pytest.raises(ConfigError), tags(TAG):
+        pipeline(settings=failing)
+    failed = wait_for(posted, "run.failed")
+    assert failed["run"] == "pipeline-nightly"
+    assert "ConfigError: there is nothing to run on" in failed["text"] and 'the "first".csv does' in failed["text"]
+    messages = eventually(lambda: [m for m in posted if "event" not in m])
+    assert len(messages) == 1 and "production: moved" in messages[0]["message"] and "nightly" in messages[0]["title"]
+    mail = eventually(lambda: mails)[0]
+    assert "To: ops@example.org" in mail and "nothing to run on" in mail
+    assert "Subject: paraclip.run.failed: pipeline-nightly" in mail
+    # Before anything else, which would fail.
+    with pytest.raises(ConfigError, match="'production' serves a model of the run 'nightly' since"):
+        regenerate(settings=failing.model_copy(update={"name": "other"}))
+
 
 def deployed(name: str, cron: str, pool: str | None = None) -> None:
     """A configuration with a nightly run."""
-    from prefect import get_client
-
     from paraclip.flows.deploy import Nightly, deploy
     from paraclip.flows.deployments import Existing
     from paraclip.flows.places import Target
@@ -110,7 +137,6 @@ def deployed(name: str, cron: str, pool: str | None = None) -> None:
 
 
 def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
 
     from paraclip.flows.alerts import follow_deployments, pass_on
@@ -138,71 +164,24 @@ def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
     assert set(named(" by webhook")) == {"paraclip: run.failed by webhook"}
 
 
-def _a_night(
-    finished_run: Callable[..., Any], posted: Posted, mails: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect import tags
-
-    from paraclip.flows.names import TAG
-    from paraclip.flows.pipeline import pipeline
-    from paraclip.flows.regenerate import regenerate
-
-    first = finished_run("name=nightly", verdict="promote")
-    state = regenerate(settings=first.settings, return_state=True)
-    assert "production: moved" in (state.message or "")
-    assert tags_of(state) >= {"moved"}
-    moved = wait_for(posted, "channel.moved")
-    assert moved["run"] == "nightly" and moved["facts"]["channel"] == "production" and "moved" in moved["text"]
-    assert wait_for(posted, "run.promote")["text"].startswith("promote: ")
-    second = finished_run("name=nightly", "finetune.seed=3", verdict="hold")
-    state = regenerate(settings=second.settings, return_state=True)
-    assert "production: kept" in (state.message or "") and "held" in tags_of(state)
-    state = pipeline(settings=second.settings, return_state=True)
-    assert (state.message or "").startswith("hold: because this test says so") and "hold" in tags_of(state)
-    assert "held" in wait_for(posted, "channel.held")["text"] and wait_for(posted, "run.hold")
-
-    def refuse(*_: object, **__: object) -> None:
-        raise InputError('captions.csv row 7: "no" caption')
-
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", refuse)
-    with pytest.raises(InputError), tags(TAG):
-        pipeline(settings=second.settings)
-    failed = wait_for(posted, "run.failed")
-    assert failed["run"] == "pipeline-nightly" and 'InputError: scenes: captions.csv row 7: "no" cap' in failed["text"]
-    messages = eventually(lambda: [m for m in posted if "event" not in m])
-    assert len(messages) == 1 and "production: moved" in messages[0]["message"] and "nightly" in messages[0]["title"]
-    mail = eventually(lambda: mails)[0]
-    assert "To: ops@example.org" in mail and "row 7" in mail
-    assert "Subject: paraclip.run.failed: pipeline-nightly" in mail
-    # Before anything is made, which fails here.
-    with pytest.raises(ConfigError, match="'production' serves a model of the run 'nightly' since"):
-        regenerate(settings=second.settings.model_copy(update={"name": "other"}))
-
-
 @pytest.mark.nightly  # it waits for the server's clock, which a busy machine delays
 def test_what_a_run_cannot_tell_itself_is_reported(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect import get_client, tags
+    from prefect.events.schemas.automations import AutomationCore, Posture
 
-    from paraclip.flows import alerts
-    from paraclip.flows.names import POOLS, TAG
-    from paraclip.flows.pipeline import pipeline
-    from paraclip.flows.regenerate import rollback
-    from tests.kit.prefect_server import runs_of
+    from paraclip.flows.alerts import pass_on
 
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
     deployed("night", "0 3 * * *")
-    of_server = alerts._of_server
-
-    def soon(events: Sequence[str], existing: alerts.Existing) -> Iterator[tuple[str, str, alerts.Alert]]:
-        for event, run, (text, trigger) in of_server(events, existing):
-            within = timedelta(seconds=10) if event != "run.failed" else trigger.within
-            yield event, run, alerts.Alert(text, trigger.model_copy(update={"within": within}))
-
-    monkeypatch.setattr(alerts, "_of_server", soon)
-    alerts.pass_on(url)
+    pass_on(url)
+    with get_client(sync_client=True) as client:
+        for one in client.read_automations():
+            trigger: Any = one.trigger
+            if one.name.endswith(" by webhook") and trigger.posture == Posture.Proactive:
+                trigger.within = timedelta(seconds=10)
+                client.update_automation(one.id, AutomationCore(**one.model_dump(exclude={"id", "owner_resource"})))
     # The one without the tag is nobody's here.
     (foreign,), (crashed,) = (runs_of(POOLS[0], [None], "CRASHED", tags=tags) for tags in ([], [TAG]))
     with get_client(sync_client=True) as client:
@@ -239,14 +218,11 @@ def test_a_person_has_the_last_word(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, silent: int
 ) -> None:
     """Runs are carried out here, or by a worker and then left alone for longer than a silent run may be."""
-    from prefect import get_client
     from prefect.exceptions import Pause
     from prefect.flow_engine import run_flow
 
     from paraclip.flows.alerts import pass_on
     from paraclip.flows.automations import SILENT, create_automations
-    from paraclip.flows.names import POOLS, TAG
-    from paraclip.flows.regenerate import regenerate
 
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
@@ -309,8 +285,6 @@ def worker(server: str) -> Iterator[None]:
 
 
 def tags_of(state: Any) -> set[str]:
-    from prefect.client.orchestration import get_client
-
     with get_client(sync_client=True) as client:
         return set(client.read_flow_run(state.state_details.flow_run_id).tags)
 
@@ -347,8 +321,6 @@ def test_a_rollback_by_hand_is_reported(
 
 
 def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted]) -> None:
-    from prefect import flow
-
     from paraclip.flows.alerts import pass_on
     from paraclip.tasks.prefect_ui import near_cap
 
@@ -370,9 +342,6 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
 def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
     from prefect.utilities.services import stop_client_metrics_server
-
-    from paraclip.flows.stages import STAGE_FLOWS
-    from paraclip_core.settings import parse_settings
 
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
     scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}

@@ -7,16 +7,23 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
+import httpx
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import PrefectHTTPStatusError
 
-from paraclip.flows.stages import carry_stage
-from paraclip.storage.artifacts import ArtifactStore
+from paraclip.flows import children
+from paraclip.flows.children import run_child
+from paraclip.flows.stages import STAGE_FLOWS, carry_stage
 from paraclip.tasks.run.child import log_path
-from paraclip.tasks.run.run import Node, Run, Stop
+from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError, StageError
 from paraclip_core.settings import load_settings
@@ -25,191 +32,166 @@ from tests.kit.waiting import eventually
 pytestmark = pytest.mark.slow
 
 
-def test_a_retry_finds_its_child_again_unless_an_input_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.exceptions import ObjectNotFound
-
-    from paraclip.flows import children
-
-    keys: list[str] = []
-
-    def unknown(_: str, *, idempotency_key: str, **__: Any) -> None:
-        keys.append(idempotency_key)
-        raise ObjectNotFound(Exception("404"))
-
-    monkeypatch.setattr(children, "run_deployment", unknown)
-    captions = tmp_path / "captions.csv"
-    settings = load_settings(
-        None, [f"run.root={tmp_path / 'root'}", f"data.root={tmp_path}", "data.sources.0.path=captions.csv"]
-    )
-    for more in ("", "", "a cat on a mat\n"):
-        captions.write_text(f"caption\na dog on a beach\n{more}")
-        with pytest.raises(StageError, match=r"no deployment ingest/paraclip.*run\.placement=deployments"):
-            children.run_child(Run(settings, ArtifactStore(settings.run.root)).nodes["ingest"], Run(settings))
-    assert keys[0] == keys[1] != keys[2]
-
-
 @pytest.fixture(scope="module")
-def deployed(prefect: str) -> None:
-    """A Prefect server with a deployment of `scenes`, of a run that has no name of its own."""
-    from paraclip.flows.stages import STAGE_FLOWS
-
-    STAGE_FLOWS["scenes"].to_deployment(Settings().name).apply()  # pyright: ignore[reportAttributeAccessIssue] - async code only
-
-
-def scenes(root: Path, images: int) -> tuple[Settings, ArtifactStore, Node, Callable[[int], str]]:
-    """A run, the store, the node of `scenes`, and what makes its artifact."""
-    options = [f"run.root={root}", f"data.scenes.images={images}", "data.sources.0.path=captions.jsonl"]
-    settings, store = load_settings(None, options), ArtifactStore(root)
-    node = Run(settings, store).nodes["scenes"]
-
-    def make(_: int) -> str:
-        with store.writing("scenes", node.fingerprint):
-            store.commit(node.draft, {}, 0.0)
-        return "COMPLETED"
-
-    return settings, store, node, make
+def deployed(prefect: str) -> Iterator[UUID]:
+    """A deployment of `ingest`, of a run that has no name of its own, on a Prefect server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(children, "POLL_SECONDS", 0.1)
+        deployment: Any = STAGE_FLOWS["ingest"].to_deployment(Settings().name)
+        yield deployment.apply()
 
 
-def test_a_run_that_waited_does_not_say_that_it_made_the_artifact(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    settings, store, node, _ = scenes(tmp_path, 20)
-    caplog.set_level(logging.INFO)
-    path = log_path(store, "scenes", node.fingerprint)
-    with ThreadPoolExecutor(1) as pool:
-        with store.writing("scenes", node.fingerprint):
-            row = pool.submit(carry_stage, "scenes", Run(settings, store))
-            eventually(lambda: path.exists() and "waiting for" in path.read_text())
-            store.commit(node.draft, {}, 12.0)
-        assert (row.result(30)["state"], row.result()["made_in"]) == ("cached", 12.0)
-    assert "scenes: took another run's result after" in caplog.text and "made in" not in caplog.text
-    assert carry_stage("scenes", Run(settings, store))["state"] == "cached" and "scenes: cached in 0.0 s" in caplog.text
+def run_over(folder: Path, *captions: str) -> Run:
+    """A run of these captions, which are written for it."""
+    (folder / "captions.csv").write_text("\n".join(["caption", *captions]))
+    return Run(load_settings(None, [f"run.root={folder}", f"data.root={folder}", "data.sources.0.path=captions.csv"]))
+
+
+def ingested(run: Run) -> None:
+    """Commit its artifact of `ingest`."""
+    node = run.node("ingest")
+    with run.store.writing("ingest", node.fingerprint):
+        run.store.commit(node.draft, {}, 12.0)
+
+
+def child_of(run: Run) -> dict[str, Any]:
+    return run_child(run.node("ingest"), run)
+
+
+def left_by_a_parent(run: Run, ended_by: BaseException) -> UUID:
+    """The child of a parent that ends before any worker has taken it."""
+    run.stop.reason = ended_by
+    run.stop.set()
+    with pytest.raises(StageError, match="was stopped"):
+        child_of(run)
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=1)[0].id
+
+
+def become(run: UUID, *states: str) -> None:
+    with get_client(sync_client=True) as client:
+        for state in states:
+            client.set_flow_run_state(run, State(type=StateType(state)), force=True)
 
 
 @contextmanager
-def worker(carry: Callable[[int], str]) -> Iterator[list[int]]:
-    """Ends every scheduled run in the state that `carry` names; gives the run count of each that it took."""
-    from prefect import get_client
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.objects import State, StateType
-
-    stop, taken = threading.Event(), []
+def worker(carry: Callable[[FlowRun], object], ends: str = "COMPLETED") -> Iterator[list[int]]:
+    """Takes every scheduled run, calls `carry` and ends it; gives the run count of each that it took."""
+    stop, taken = threading.Event(), list[int]()
     wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": ["SCHEDULED"]}}})
 
     def work() -> None:
         with get_client(sync_client=True) as client:
             while not stop.wait(0.1):
                 for run in client.read_flow_runs(flow_run_filter=wanted):
-                    client.set_flow_run_state(run.id, State(type=StateType.RUNNING), force=True)
+                    become(run.id, "RUNNING")
                     taken.append(client.read_flow_run(run.id).run_count)
-                    client.set_flow_run_state(run.id, State(type=StateType(carry(len(taken)))), force=True)
+                    carry(run)
+                    become(run.id, ends)
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield taken
-    finally:
-        stop.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(work)
+        try:
+            yield taken
+        finally:
+            stop.set()
+            working.result()
+
+
+def test_a_run_that_waited_does_not_say_that_it_made_the_artifact(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_over(tmp_path, "a dog on a beach")
+    node, store = run.node("ingest"), run.store
+    caplog.set_level(logging.INFO)
+    path = log_path(store, "ingest", node.fingerprint)
+    with ThreadPoolExecutor(1) as pool:
+        with store.writing("ingest", node.fingerprint):
+            row = pool.submit(carry_stage, "ingest", run)
+            eventually(lambda: path.exists() and "waiting for" in path.read_text())
+            store.commit(node.draft, {}, 12.0)
+        assert (row.result(30)["state"], row.result()["made_in"]) == ("cached", 12.0)
+    assert "ingest: took another run's result after" in caplog.text and "made in" not in caplog.text
+    assert carry_stage("ingest", run)["state"] == "cached" and "ingest: cached in 0.0 s" in caplog.text
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_completed_child_whose_artifact_is_gone_runs_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_retry_finds_its_child_which_runs_again_if_its_artifact_is_gone_unless_an_input_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from prefect import get_client
-
-    from paraclip.flows import children
-
-    monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
-    settings, store, node, make = scenes(tmp_path, 20)
-
-    with worker(make) as taken:
-        assert children.run_child(node, Run(settings))["state"] == "made"
-        assert children.run_child(node, Run(settings))["state"] == "cached" and taken == [1]
-        artifact = store.find("scenes", node.fingerprint)
-        assert artifact is not None
-        store.remove(artifact)
-        assert children.run_child(node, Run(settings))["state"] == "made"
+    run = run_over(tmp_path, "a dog on a beach")
+    with worker(lambda _: ingested(run)) as taken:
+        assert child_of(run)["state"] == "made"
+        assert child_of(run)["state"] == "cached" and taken == [1]
+        run.store.remove(run.artifacts()["ingest"])
+        assert child_of(run)["state"] == "made"
     assert taken == [1, 2] and "is Completed, but its artifact is missing: it runs again" in caplog.text
-    store.remove(artifact)
+    run.store.remove(run.artifacts()["ingest"])
 
-    with worker(lambda _: "COMPLETED") as taken, pytest.raises(ArtifactError, match=r"completed, but .*Retry this run"):
-        children.run_child(node, Run(settings))
+    with worker(lambda _: None) as taken, pytest.raises(ArtifactError, match=r"completed, but .*Retry this run"):
+        child_of(run)
     assert taken == [3], "it runs again once and no more"
 
-    def begin_and_crash(_: int) -> str:
-        child = children._start(Run(settings), node)
+    def begin(child: FlowRun) -> None:
         with get_client(sync_client=True) as client:
-            client.update_flow_run(child.id, name="scenes-mine")
-        return "CRASHED"
+            client.update_flow_run(child.id, name="ingest-mine")
 
-    with worker(begin_and_crash) as taken, pytest.raises(StageError, match="run scenes-mine of scenes ended as Crash"):
-        children.run_child(node, Run(settings))
+    crash = pytest.raises(StageError, match="run ingest-mine of ingest ended as Crash")
+    with worker(begin, "CRASHED") as taken, crash:
+        child_of(run)
     assert taken == [4]
 
+    changed = run_over(tmp_path, "a dog on a beach", "a cat on a mat")
+    with worker(lambda _: ingested(changed)) as taken:
+        child_of(changed)
+    assert taken == [1], "it is another child"
 
+
+@pytest.mark.usefixtures("prefect")
 def test_a_parent_outlives_a_server_that_is_away(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import httpx
-    from prefect.exceptions import PrefectHTTPStatusError
+    run, start = run_over(tmp_path, "a dog on a beach"), children.run_deployment
+    errors: list[Exception] = []
 
-    from paraclip.flows import children
+    def answer(*args: Any, **given: Any) -> Any:
+        if errors:
+            raise errors.pop(0)
+        return start(*args, **given)
 
     def refused(code: int) -> Exception:
-        answer = httpx.Response(code, request=httpx.Request("POST", "http://server"))
-        return PrefectHTTPStatusError("refused", request=answer.request, response=answer)
+        response = httpx.Response(code, request=httpx.Request("POST", "http://server"))
+        return PrefectHTTPStatusError("refused", request=response.request, response=response)
 
-    answers: list[Any] = [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), refused(500), "answer"]
-
-    def ask() -> str:
-        answer = answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
+    monkeypatch.setattr(children, "run_deployment", answer)
     monkeypatch.setattr(children, "POLL_SECONDS", 0.0)
-    assert children._patiently(ask, Stop()) == "answer"
-    assert caplog.text.count("does not answer, trying again") == 1
-    answers += [refused(404)]
+    errors += [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), refused(500)]
+    with pytest.raises(StageError, match=r"no deployment features/paraclip.*run\.placement=deployments"):
+        run_child(run.node("features"), run)
+    assert not errors and caplog.text.count("does not answer, trying again") == 1
+    errors += [refused(404)]
     with pytest.raises(PrefectHTTPStatusError):
-        children._patiently(ask, Stop())
+        child_of(run)
     monkeypatch.setattr(children, "AWAY_SECONDS", -1.0)
-    answers += [httpx.ConnectError("refused")]
+    errors += [httpx.ConnectError("refused")]
     with pytest.raises(httpx.ConnectError):
-        children._patiently(ask, Stop())
+        child_of(run)
 
 
 @pytest.mark.usefixtures("deployed")
-def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from prefect import get_client
-    from prefect.client.schemas.objects import State, StateType
-
-    from paraclip.flows import children
-
-    monkeypatch.setattr(children, "POLL_SECONDS", 0.1)
-    settings, _, node, make = scenes(tmp_path, 21)
-    child = children._start(Run(settings), node)
-
-    def become(kind: str) -> None:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(child.id, State(type=StateType(kind)), force=True)
-
+def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(tmp_path: Path) -> None:
+    child = left_by_a_parent(run_over(tmp_path, "a red car"), SystemExit())
     # Prefect cancels the children of a cancelled run some seconds after it; Retry may come before.
-    become("RUNNING")
-    become("CANCELLING")
-    ends = threading.Timer(1.0, become, ["CANCELLED"])
+    become(child, "RUNNING", "CANCELLING")
+    ends = threading.Timer(1.0, become, [child, "CANCELLED"])
     ends.start()
-    with worker(make) as taken:
-        assert children.run_child(node, Run(settings))["state"] == "made"
+    run = run_over(tmp_path, "a red car")
+    with worker(lambda _: ingested(run)) as taken:
+        assert child_of(run)["state"] == "made"
     ends.join()
     assert taken == [2]
 
 
-@pytest.mark.usefixtures("deployed")
 @pytest.mark.parametrize(
     ("parent_is", "ended_by", "child_becomes"),
     [
@@ -220,29 +202,17 @@ def test_a_child_that_is_being_cancelled_with_its_earlier_parent_runs_again(
     ],
 )
 def test_a_child_is_cancelled_with_its_parent_and_survives_its_crash(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_is: str, ended_by: BaseException, child_becomes: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    deployed: UUID,
+    parent_is: str,
+    ended_by: BaseException,
+    child_becomes: str,
 ) -> None:
-    from prefect import get_client
-    from prefect.client.schemas.objects import State, StateType
-
-    from paraclip.flows import children
-
-    settings, store, node, _ = scenes(tmp_path, 22)
-    run = Run(settings, store)
-
-    def ended(_: float) -> bool:
-        run.stop.reason = ended_by
-        run.stop.set()
-        return True
-
     with get_client(sync_client=True) as client:
-        parent = children._start(run, Node(node.stage, replace(node.draft, fingerprint=f"{parent_is} {ended_by!r}")))
-        client.set_flow_run_state(parent.id, State(type=StateType.RUNNING), force=True)
-        client.set_flow_run_state(parent.id, State(type=StateType(parent_is)), force=True)
-        monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(parent.id))
-        monkeypatch.setattr(run.stop, "wait", ended)
-        with pytest.raises(StageError, match="was stopped"):
-            children.run_child(node, run)
+        parent = client.create_flow_run_from_deployment(deployed).id
+        become(parent, "RUNNING", parent_is)
+        monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(parent))
         # A run that no worker has taken needs no one to end it.
-        child = client.read_flow_run(children._start(run, node).id)
-    assert child.id != parent.id and child.state and child.state.type == StateType(child_becomes)
+        child = client.read_flow_run(left_by_a_parent(run_over(tmp_path, "a blue boat"), ended_by))
+    assert child.id != parent and child.state and child.state.type == StateType(child_becomes)

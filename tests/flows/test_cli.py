@@ -10,7 +10,6 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -22,18 +21,9 @@ from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip_core.config import Settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-Capture = pytest.CaptureFixture[str]
 STAGES = [
-    "scenes",
-    "ingest",
-    "paraphrase_1",
-    "paraphrase_2",
-    "features",
-    "built_in_base",
-    "finetune",
-    "evaluate",
-    "report",
-]
+    "scenes", "ingest", "paraphrase_1", "paraphrase_2", "features", "built_in_base", "finetune", "evaluate", "report",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["run", "--nonsense"], ["artifacts", "show"], ["search", "a dog"]])
@@ -93,24 +83,25 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
     finished_run: Callable[..., Any], cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = str(finished_run().config)
-    started: list[int] = []
+    started: list[Path] = []
 
-    def execute(settings: Any) -> Any:
-        started.append(settings.finetune.seed)
+    def start(root: Path) -> None:
+        started.append(root)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paraclip.flows.commands.run._carry_out", execute)
+    monkeypatch.setattr("paraclip.flows.own_server.prepare_prefect", start)
     cli(["run", "-c", config, "--from", "finetune"])
+    assert not started
     for stage in ("features", "built_in_base", "finetune"):
         cli(["run", "-c", config, "--set", "finetune.seed=5", "--from", stage], code=130)
-    assert started == [5, 5, 5]
+    assert len(started) == 3
     for override, stage, missing in (
         ("finetune.seed=5", "evaluate", "finetune must be finished and is not"),
         ("paraphrase.seed=5", "finetune", "paraphrase_1, paraphrase_2 must be finished and are not"),
         ("finetune.seed=5", "finetunes", "no stage 'finetunes'; it has scenes, ingest"),
     ):
         assert missing in cli(["run", "-c", config, "--set", override, "--from", stage], code=2).err
-    assert started == [5, 5, 5]
+    assert len(started) == 3
 
 
 def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[..., Any]) -> None:
@@ -128,26 +119,18 @@ def test_a_finished_run_needs_neither_torch_nor_prefect(finished_run: Callable[.
     assert os.times().children_user - before.children_user < 10
 
 
-def test_a_plan_of_which_no_time_is_known_says_so(finished_run: Callable[..., Any], cli: Any, tmp_path: Path) -> None:
+def test_a_plan_for_people_and_machines(finished_run: Callable[..., Any], cli: Any, tmp_path: Path) -> None:
     config = str(finished_run().config)
     assert "total: no time is known yet, " in cli(["plan", "-c", config, "--root", str(tmp_path / "new")]).out
     assert "total: 0.0 s, 0 requests, " in cli(["plan", "-c", config]).out
-
-
-def test_plan_as_json(finished_run: Callable[..., Any], cli: Any) -> None:
-    config = str(finished_run().config)
     plan = cli.json(["plan", "-c", config])
     assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)
     assert plan["total"] == {"requests": 0, "tokens": 0, "seconds": 0, "complete": True}
     plan = cli.json(["plan", "-c", config, "--set", "finetune.epochs=9"])
-    states = {stage["stage"]: stage for stage in plan["stages"]}
-    assert states["finetune"]["why"] == ["option finetune.epochs: 2.0 → 9.0"]
-    assert [stage["stage"] for stage in plan["stages"] if stage["state"] == "to run"] == [
-        "finetune",
-        "evaluate",
-        "report",
-    ]
-    assert set(states["report"]) >= {"rows", "requests", "tokens", "seconds", "note", "fingerprint"}
+    to_run = {stage["stage"]: stage for stage in plan["stages"] if stage["state"] == "to run"}
+    assert list(to_run) == ["finetune", "evaluate", "report"]
+    assert to_run["finetune"]["why"] == ["option finetune.epochs: 2.0 → 9.0"]
+    assert set(to_run["report"]) >= {"rows", "requests", "tokens", "seconds", "note", "fingerprint"}
 
 
 def test_verify_ends_with_1_where_something_differs(finished_run: Callable[..., Any], cli: Any) -> None:
@@ -246,44 +229,32 @@ PAIR = ("-m", "base=base", "-m", "tuned=tuned")
 
 
 @pytest.fixture
-def folder_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Callable[[Path], Path]:
-    """The folder of the results of an evaluation that is called in a given folder."""
-    written: list[Path] = []
+def evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any) -> Callable[..., str]:
+    """Calls the command where such files lie; gives the error, for the benchmark is none that could be measured."""
 
-    def write_evaluation(folder: Path, *_: object) -> dict[str, Any]:
-        written.append(folder)
-        return {"verdict": "hold"}
+    def called(*options: str, here: str = "here", benchmark: str = "1", weights: str = "1", code: int = 1) -> str:
+        for model in ("base", "tuned"):
+            (tmp_path / here / model).mkdir(parents=True, exist_ok=True)
+            (tmp_path / here / model / "open_clip_config.json").write_text("{}")
+            (tmp_path / here / model / "open_clip_model.safetensors").write_text(weights)
+        (tmp_path / here / "s.tsv").write_text(benchmark)
+        monkeypatch.chdir(tmp_path / here)
+        return cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", f"--root={tmp_path}/r"], code).err
 
-    def evaluated(here: Path) -> Path:
-        monkeypatch.chdir(here)
-        options = f"-m base=base -m tuned=tuned --benchmark stsb=s.tsv --root {tmp_path}/r"
-        cli.json(["evaluate", *options.split()])
-        return written[-1]
-
-    monkeypatch.setattr(
-        "paraclip.tasks.comparison.compare_models", lambda *_, **__: SimpleNamespace(evaluations={"tuned": None})
-    )
-    monkeypatch.setattr("paraclip.tasks.comparison.write_evaluation", write_evaluation)
-    return evaluated
+    return called
 
 
-def _write(folder: Path, benchmark: str = "1", weights: str = "1") -> Path:
-    for model in ("base", "tuned"):
-        (folder / model).mkdir(parents=True, exist_ok=True)
-        (folder / model / "open_clip_config.json").write_text("{}")
-        (folder / model / "open_clip_model.safetensors").write_text(weights)
-    (folder / "s.tsv").write_text(benchmark)
-    return folder
-
-
-def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder_of: Callable[[Path], Path]) -> None:
-    folders = [folder_of(_write(tmp_path / "here"))]
-    assert folder_of(_write(tmp_path / "here")) == folders[0]
-    assert folders[0].parent == tmp_path / "r" / "results" / "evaluate"
-    folders.append(folder_of(_write(tmp_path / "here", benchmark="2")))
-    folders.append(folder_of(_write(tmp_path / "there", benchmark="3")))
-    folders.append(folder_of(_write(tmp_path / "there", benchmark="3", weights="2")))
-    assert len(set(folders)) == 4
+def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, evaluate: Callable[..., str]) -> None:
+    for files, folders in (
+        ({}, 1),
+        ({}, 1),
+        ({"benchmark": "2"}, 2),
+        ({"here": "there", "benchmark": "3"}, 3),
+        ({"here": "there", "benchmark": "3", "weights": "2"}, 4),
+    ):
+        assert "benchmark 'stsb': s.tsv, line 1" in evaluate(*PAIR, **files)
+        # Made before anything is measured.
+        assert len([*(tmp_path / "r" / "results" / "evaluate").iterdir()]) == folders
 
 
 @pytest.mark.parametrize(
@@ -298,11 +269,10 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, folder
     ],
 )
 def test_wrong_options_are_reported_before_anything_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any, options: list[str], message: str
+    tmp_path: Path, evaluate: Callable[..., str], options: list[str], message: str
 ) -> None:
-    monkeypatch.chdir(_write(tmp_path / "here"))
-    monkeypatch.setattr("paraclip.tasks.comparison.compare_models", lambda *_, **__: pytest.fail("it was measured"))
-    assert message in cli(["evaluate", *options, "--benchmark", "stsb=s.tsv", f"--root={tmp_path}/r"], code=2).err
+    assert message in evaluate(*options, code=2)
+    assert not (tmp_path / "r" / "results").exists()
 
 
 @pytest.fixture
@@ -315,22 +285,16 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         fsspec.filesystem("memory").rm(f"/{bucket}", recursive=True)
 
 
-@pytest.fixture
-def second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Goes on as another machine."""
-    return lambda: monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
-
-
 def here(url: str) -> set[str]:
     """The stages whose artifacts were downloaded."""
     return {path.parent.name for path in (open_store(url).root / "artifacts").glob("*/*")}
 
 
 def test_a_second_machine_has_nothing_to_do(
-    finished_run: Callable[..., Any], url: str, second: Callable[[], None], cli: Any
+    finished_run: Callable[..., Any], url: str, cli: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = finished_run(f"run.root={url}")
-    second()
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
     at = ["-c", str(run.config), "--set", f"run.root={url}"]
     plan = cli.json(["plan", *at])
     assert [stage["state"] for stage in plan["stages"]] == ["cached"] * len(STAGES)

@@ -1,4 +1,4 @@
-"""Stages as futures: what runs side by side, who waits for whose slot, what a failure ends, what the run page shows."""
+"""Stages as Prefect's tasks: what runs side by side, what a failure ends, what the run page shows."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from prefect import get_client
 
+from paraclip.flows.pipeline import pipeline
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.run.run import Node, Run
 from paraclip_core.errors import CrashedError, InputError
+from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
@@ -22,18 +25,15 @@ PATIENCE = 60
 
 
 class Machine:
-    """Carries stages out by an event each, and notes which are at work together."""
+    """In place of `run_stage`, commits what a finished run has, and notes which stages are at work together."""
 
     def __init__(self, run: Any) -> None:
         self.run, self.lock = run, threading.Lock()
         self.working: set[str] = set()
         self.together: set[frozenset[str]] = set()
         self.order: list[str] = []
-        self.meet: dict[str, str] = {}
-        """A stage that ends only once the other one is at work."""
-        self.errors: dict[str, Exception] = {}
-        self.needed: list[set[str]] = []
-        """What the store said each time is being read."""
+        self.before: dict[str, Callable[[Run], object]] = {}
+        """What a stage does first."""
 
     def __call__(self, node: Node, run: Run, *_: object) -> Artifact:
         artifact = run.store.peek(node.name, node.fingerprint)
@@ -43,129 +43,99 @@ class Machine:
             self.working.add(node.name)
             self.order.append(node.name)
             self.together.add(frozenset(self.working))
-            self.needed.append({stage for holder in run.store.holders() for stage in holder.reads})
         try:
-            other, end = self.meet.get(node.name), time.monotonic() + PATIENCE
-            while other and other not in self.order:
-                run.stop.check()
-                assert time.monotonic() < end, f"{node.name} never meets {other}"
-                time.sleep(0.01)
-            if node.name in self.errors:
-                raise self.errors[node.name]
+            self.before.get(node.name, lambda _: None)(run)
             return self._commit(node)
         finally:
             with self.lock:
                 self.working.remove(node.name)
 
+    def meet(self, *names: str) -> None:
+        """Let these stages end only once all are at work."""
+
+        def wait(run: Run) -> None:
+            eventually(lambda: run.stop.check() or {*names} <= {*self.order}, f"{names} never meet", PATIENCE)
+
+        self.before |= dict.fromkeys(names, wait)
+
     def _commit(self, node: Node) -> Artifact:
-        store = self.run.store
+        store, earlier = self.run.store, self.run.artifacts[node.name]
         with store.writing(node.name, node.fingerprint) as work:
-            earlier = self.run.artifacts[node.name].path.with_name("earlier")
-            shutil.copytree(earlier, work.out, dirs_exist_ok=True)
+            shutil.copytree(earlier.path.with_name("earlier"), work.out, dirs_exist_ok=True)
             (work.out / "manifest.json").unlink()
-            return store.commit(node.draft, dict(self.run.artifacts[node.name].manifest.metrics), 1.0)
+            return store.commit(node.draft, dict(earlier.manifest.metrics), 1.0)
 
 
 @pytest.fixture
-def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Machine]:
-    """A run whose captions are ingested and no more, and what carries its stages out."""
-
-    def make(*options: str) -> Machine:
-        run = finished_run("name=dag", *options)
-        for name in UNFINISHED:
-            path = run.artifacts[name].path
-            path.rename(path.with_name("earlier"))
-        machine = Machine(run)
-        monkeypatch.setattr("paraclip.flows.stages.run_stage", machine)
-        return machine
-
-    return make
-
-
-def test_what_needs_no_answers_runs_while_a_server_is_asked(machine: Callable[..., Machine]) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    here = machine(*SERVER)
-    pairs = ("paraphrase_1", "features"), ("paraphrase_2", "built_in_base")
-    here.meet = {one: other for pair in pairs for one, other in (pair, pair[::-1])}
-    state = pipeline(settings=here.run.settings, return_state=True)
-    outcome: Any = state.result()
-    assert [row["stage"] for row in outcome["stages"]] == list(here.run.artifacts)
-    assert [row["state"] for row in outcome["stages"]] == ["cached"] * 2 + ["made"] * 7
-    assert {"paraphrase_1", "features"} in here.together and {"paraphrase_2", "built_in_base"} in here.together
-    runs = shown(state, len(here.run.artifacts))
-    assert runs["ingest"]["state"] == ("Cached", f"{here.run.artifacts['ingest'].fingerprint}, rows 1")
-    assert runs["paraphrase_1"]["state"][0] == "Completed" and "rows 300" in runs["paraphrase_1"]["state"][1]
-    assert runs["features"]["after"] == {"ingest", "scenes"} and runs["paraphrase_2"]["after"] == {"paraphrase_1"}
-    assert runs["finetune"]["after"] == {"ingest", "paraphrase_2", "features", "built_in_base"}
+def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """A run that asks a server and else computes on the same cores, its captions ingested and no more."""
+    run = finished_run("name=dag", *SERVER, "run.device=cpu")
+    for name in UNFINISHED:
+        path = run.artifacts[name].path
+        path.rename(path.with_name("earlier"))
+    machine = Machine(run)
+    monkeypatch.setattr("paraclip.flows.stages.run_stage", machine)
+    return machine
 
 
 def shown(state: Any, stages: int) -> dict[str, dict[str, Any]]:
     """What the run page shows of each stage: name and message of its state, and what it came after."""
-    from prefect import get_client
+
+    def nodes() -> list[Any] | None:
+        place = {"id": state.state_details.flow_run_id}
+        graph = client.request("GET", "/flow_runs/{id}/graph-v2", path_params=place).json()
+        # Task runs come to the server as events, some later than the end of their flow.
+        ended = [node for _, node in graph["nodes"] if node["end_time"]]
+        return ended if len(ended) >= stages else None
 
     with get_client(sync_client=True) as client:
-        flow_run = state.state_details.flow_run_id
-        end = time.monotonic() + PATIENCE
-        while True:
-            nodes = client.request("GET", "/flow_runs/{id}/graph-v2", path_params={"id": flow_run}).json()["nodes"]
-            if len(nodes) >= stages or time.monotonic() > end:
-                break
-            # Task runs come to the server as events, some later than the end of their flow.
-            time.sleep(0.2)
-        labels = {node["id"]: node["label"] for _, node in nodes}
-        runs = {}
-        for _, node in nodes:
-            ended = client.read_task_run(node["id"]).state
-            assert ended is not None
+        all_nodes, runs = eventually(nodes, "a stage is not shown", PATIENCE), {}
+        labels = {node["id"]: node["label"] for node in all_nodes}
+        for node in all_nodes:
+            ended: Any = client.read_task_run(node["id"]).state
             after = {labels[parent["id"]] for parent in node["parents"]}
             runs[node["label"]] = {"state": (ended.name, ended.message), "after": after}
     return runs
 
 
-def test_stages_that_compute_on_the_same_cores_take_turns_in_the_order_of_the_stages(
-    machine: Callable[..., Machine],
+def test_what_needs_no_answers_runs_while_a_server_is_asked(machine: Machine) -> None:
+    machine.meet("paraphrase_1", "features")
+    machine.meet("paraphrase_2", "built_in_base")
+    state = pipeline(settings=machine.run.settings, return_state=True)
+    outcome: Any = state.result()
+    assert [row["stage"] for row in outcome["stages"]] == list(machine.run.artifacts)
+    assert [row["state"] for row in outcome["stages"]] == ["cached"] * 2 + ["made"] * 7
+    # Those on the same cores take turns.
+    assert all(len(working - {"paraphrase_1", "paraphrase_2"}) <= 1 for working in machine.together)
+    runs = shown(state, len(machine.run.artifacts))
+    assert runs["ingest"]["state"] == ("Cached", f"{machine.run.artifacts['ingest'].fingerprint}, rows 1")
+    assert runs["paraphrase_1"]["state"][0] == "Completed" and "rows 300" in runs["paraphrase_1"]["state"][1]
+    assert runs["features"]["after"] == {"ingest", "scenes"} and runs["paraphrase_2"]["after"] == {"paraphrase_1"}
+    assert runs["finetune"]["after"] == {"ingest", "paraphrase_2", "features", "built_in_base"}
+
+
+@pytest.mark.parametrize(("at_work", "features_is"), [(True, "Cancelled"), (False, "Failed")])
+def test_a_failure_ends_what_is_at_work_or_waits_for_its_next_try(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, at_work: bool, features_is: str
 ) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    here = machine("run.device=cpu")
-    pipeline(settings=here.run.settings)
-    assert {len(working) for working in here.together} == {1}
-    assert here.order == list(UNFINISHED)
-
-
-def test_the_first_failure_is_the_runs_and_ends_the_others(
-    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from paraclip.flows.pipeline import pipeline
-
-    monkeypatch.setattr("paraclip.flows.pipeline.retries", lambda: 1)
-    here = machine(*SERVER)
-    here.meet = {"paraphrase_1": "features", "features": "a stage that there is not"}
-    here.errors = {"paraphrase_1": InputError("captions.csv row 7 has no caption")}
-    state = pipeline(settings=here.run.settings, return_state=True)
-    assert state.is_failed() and "captions.csv row 7" in (state.message or "")
-    assert sorted(here.order) == ["features", "paraphrase_1"]
-    assert all({"paraphrase_1", "evaluate"} <= stages for stages in here.needed)
-    assert here.run.store.holders() == []
-    # One that waits for its next try is ended, too.
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "of a deployment, whose stages are tried again")
     monkeypatch.setattr("paraclip.flows.stages.DELAYS", [1000.0])
-    here.meet, here.errors = {}, {**here.errors, "features": CrashedError("its process was killed by SIGKILL")}
-    waiting = threading.Event()
-    from paraclip.flows.stages import _tried_again as tried_again
 
-    def noticed(*asked: Any) -> bool:
-        waiting.set()
-        return tried_again(*asked)
+    def refuse(_: Run) -> None:
+        eventually(lambda: "features" in machine.order and (at_work or "the next one starts in 1000 s" in caplog.text))
+        raise InputError("captions.csv row 7 has no caption")
 
-    def late(*asked: Any) -> Artifact:
-        if asked[0].name == "paraphrase_1":
-            assert waiting.wait(PATIENCE)
-        return here(*asked)
+    def fail(run: Run) -> None:
+        if not at_work:
+            raise CrashedError("its process was killed by SIGKILL")
+        assert run.stop.wait(PATIENCE)
+        run.stop.check()
 
-    monkeypatch.setattr("paraclip.flows.stages._tried_again", noticed)
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", late)
+    machine.before = {"paraphrase_1": refuse, "features": fail}
     began = time.monotonic()
-    with pytest.raises(InputError, match=r"captions\.csv row 7"):
-        pipeline(settings=here.run.settings)
+    state = pipeline(settings=machine.run.settings, return_state=True)
     assert time.monotonic() - began < PATIENCE
+    assert state.is_failed() and "paraphrase_1: captions.csv row 7" in (state.message or "")
+    assert sorted(machine.order) == ["features", "paraphrase_1"]
+    runs = shown(state, 4)
+    assert (runs["paraphrase_1"]["state"][0], runs["features"]["state"][0]) == ("Failed", features_is)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,7 @@ import pytest
 from paraclip.flows import local_stack
 from paraclip.flows.own_server import start_local_server
 from paraclip_core.errors import StageError
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.kit.served import paraclip
 
 
 @pytest.fixture
@@ -51,13 +47,10 @@ def test_one_that_is_too_slow_differs_from_one_that_ended(
 
 @pytest.mark.slow
 def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
-    config = REPOSITORY / "configs" / "demo.yaml"
-    command = [sys.executable, "-m", "paraclip.flows.cli", "run", "-c", str(config), "--set", f"run.root={tmp_path}"]
     with socket.socket() as nobody:
         # Bound and not listening: nobody else gets the port, and nobody answers.
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/api"
-        done = subprocess.run(command, env={**os.environ, "PREFECT_API_URL": url}, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert f"error: the Prefect server {url} does not accept this run: Failed to reach API" in done.stderr
-    assert "Traceback" not in done.stderr and "unset PREFECT_API_URL" in done.stderr
+        said = paraclip("run", "-c", "demo", "--root", tmp_path, code=2, variables={"PREFECT_API_URL": url})
+    assert f"error: the Prefect server {url} does not take this run: Failed to reach API" in said
+    assert "Traceback" not in said and "unset PREFECT_API_URL" in said
