@@ -146,7 +146,7 @@ def test_what_a_killed_server_has_left_gets_it_back(
         with taken(port), pytest.raises(ConfigError, match=rf"port {port} cannot be used .*`paraclip stop`"):
             serve(tmp_path, free_port(), tmp_path)
         monkeypatch.setenv(OWN, "admin:another")
-        with pytest.raises(ConfigError, match="not the password of what runs; `paraclip stop`"):
+        with pytest.raises(ConfigError, match="not the password of the running server; `paraclip stop`"):
             serve(tmp_path, free_port(), tmp_path)
 
 

@@ -52,5 +52,5 @@ def test_a_server_that_does_not_take_the_run_is_named(tmp_path: Path) -> None:
         nobody.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{nobody.getsockname()[1]}/api"
         said = paraclip("run", "-c", "demo", "--root", tmp_path, code=2, variables={"PREFECT_API_URL": url})
-    assert f"error: the Prefect server {url} does not take this run: Failed to reach API" in said
+    assert f"error: the Prefect server {url} does not accept this run: Failed to reach API" in said
     assert "Traceback" not in said and "unset PREFECT_API_URL" in said

@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -16,13 +17,11 @@ from paraclip.storage.answers import AnswerStore
 from paraclip_core.errors import ArtifactError
 from tests.kit.generation_rows import answers, cut, filter_results, flip, key, numbered, rebuild, rows
 
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
+Damage = Callable[[Path], object]
 
 
-@pytest.mark.parametrize("damage", [cut, flip, empty])
-def test_a_torn_segment_is_set_aside(store: AnswerStore, damage, caplog: pytest.LogCaptureFixture) -> None:  # noqa: ANN001
+@pytest.mark.parametrize("damage", [cut, flip, lambda path: path.write_bytes(b"")], ids=["cut", "flip", "empty"])
+def test_a_torn_segment_is_set_aside(store: AnswerStore, damage: Damage, caplog: pytest.LogCaptureFixture) -> None:
     store.append(numbered(range(5)))
     store.append(numbered(range(5, 10)))
     name = store.parts.names()[0]
@@ -69,14 +68,6 @@ def test_a_segment_that_is_gone_is_forgotten(store: AnswerStore) -> None:
     assert store.stats().rows == 5
 
 
-def garbage(path: Path) -> None:
-    path.write_bytes(b"garbage" * 1000)
-
-
-def half(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
 def scramble(path: Path) -> None:
     data = bytearray(path.read_bytes())
     for position in range(8192, len(data), 512):
@@ -84,8 +75,16 @@ def scramble(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [garbage, half, scramble, Path.unlink])
-def test_a_damaged_index_is_made_again(store: AnswerStore, damage) -> None:  # noqa: ANN001
+INDEX_DAMAGE: dict[str, Damage] = {
+    "garbage": lambda path: path.write_bytes(b"garbage" * 1000),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "scrambled": scramble,
+    "gone": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", INDEX_DAMAGE.values(), ids=INDEX_DAMAGE)
+def test_a_damaged_index_is_made_again(store: AnswerStore, damage: Damage) -> None:
     store.append(numbered(range(3000)))
     before = store.stats()
     damage(store.file.path)

@@ -53,47 +53,39 @@ def test_what_was_appended_survives_kills_at_any_time(store: AnswerStore, turns:
     assert store.stats().damaged == 0
 
 
-KILL_AT = """
-point = sys.argv[2]
-if point == "before the part has its name":
-    PartFolder.publish = die
-elif point == "before the file is open":
-    CacheFile.catch_up = die
-elif point == "before the rows are inserted":
-    module._insert = die
-elif point == "inside the transaction":
+KILL_AT = {
+    "before the part has its name": "PartFolder.publish = die",
+    "before the file is open": "CacheFile.catch_up = die",
+    "before the rows are inserted": "PartFolder.open = die",
     # The rows are inserted, their part is not noted yet.
-    module.NOTE = "SELECT die()"
-    connect = duckdb.connect
-    def with_death(*arguments, **options):
-        con = connect(*arguments, **options)
-        con.create_function("die", lambda: die(), [], "INTEGER")
-        return con
-    duckdb.connect = with_death
-elif point == "after the rows are inserted":
-    module._insert = dying_after(0)(module._insert)
+    "inside the transaction": """
+module.NOTE = "SELECT die()"
+connect = duckdb.connect
+def with_death(*arguments, **options):
+    con = connect(*arguments, **options)
+    con.create_function("die", lambda: die(), [], "INTEGER")
+    return con
+duckdb.connect = with_death
+""",
+    "after one table has its rows": "PartFolder.open = dying_after(1)(PartFolder.open)",
+}
+APPEND_BOTH = """
 store = AnswerStore(sys.argv[1])
 store.append_filter_results(filter_results(range(5, 10)))
 store.append(numbered(range(5, 10)))
 store.refresh()
 """
-
-
-POINTS = ("before the part has its name", "before the file is open", "before the rows are inserted")
+QUICK = "inside the transaction"
 
 
 @pytest.mark.parametrize(
-    "point",
-    [
-        "inside the transaction",
-        *(pytest.param(at, marks=pytest.mark.nightly) for at in (*POINTS, "after the rows are inserted")),
-    ],
+    "point", [at if at == QUICK else pytest.param(at, marks=pytest.mark.nightly) for at in KILL_AT]
 )
 def test_killed_between_part_and_table(store: AnswerStore, point: str) -> None:
     store.append(numbered(range(5)))
     store.append_filter_results(filter_results(range(5)))
     store.refresh()
-    with child(KILL_AT, store.folder, point) as process:
+    with child(KILL_AT[point] + APPEND_BOTH, store.folder) as process:
         assert process.wait(120) == -signal.SIGKILL
     count = 5 if point == "before the part has its name" else 10
     started = time.monotonic()

@@ -88,30 +88,27 @@ def test_columns_of_other_writers_stay_and_are_not_mixed(store: AnswerStore, the
         assert notes[:2] == ["note 0", "note 1"]
 
 
-KILL_AT = """
+KILL_AFTER = """
 import pathlib
-point, after = sys.argv[2], dying_after(int(sys.argv[3]))
-if point == "drafted":
-    PartFolder.draft = after(PartFolder.draft)
-elif point == "published":
-    PartFolder.publish = after(PartFolder.publish)
-elif point == "deleted":
-    pathlib.Path.unlink = after(pathlib.Path.unlink)
+{function} = dying_after({deaths})({function})
 AnswerStore(sys.argv[1]).compact()
 """
 
 
 @pytest.mark.parametrize(
-    ("point", "deaths"),
+    ("function", "deaths"),
     [
-        ("deleted", 6),
-        *(pytest.param(at, 0, marks=pytest.mark.nightly) for at in ("drafted", "published", "deleted")),
+        ("pathlib.Path.unlink", 6),
+        *(
+            pytest.param(function, 0, marks=pytest.mark.nightly)
+            for function in ("PartFolder.draft", "PartFolder.publish", "pathlib.Path.unlink")
+        ),
     ],
 )
-def test_killed_at_every_step(store: AnswerStore, point: str, deaths: int) -> None:
+def test_killed_at_every_step(store: AnswerStore, function: str, deaths: int) -> None:
     fill(store, 11)
     before = answers(store, range(200))
-    with child(KILL_AT, store.folder, point, deaths) as process:
+    with child(KILL_AFTER.format(function=function, deaths=deaths), store.folder) as process:
         assert process.wait(120) == -signal.SIGKILL
     store.append(numbered(range(500, 510)))
     assert answers(store, range(200)) == before

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from paraclip.storage import parts
 from paraclip.storage.answers import AnswerStore
+from paraclip.storage.object_store import RemoteFolder
 from paraclip.storage.roots import open_answers
 from paraclip_core.errors import ArtifactError
-from tests.kit.generation_rows import answers, filter_results, filtered, numbered, rebuild
+from tests.kit.generation_rows import answers, cut, filter_results, filtered, numbered, rebuild
 from tests.kit.machines import Machine, Objects, refuse
 
 Cache = Callable[[str], AnswerStore]
@@ -37,54 +37,39 @@ def test_what_one_machine_asked_and_judged_another_knows(cache: Cache, objects: 
     assert one.stats() == two.stats()
     assert sorted({path.split("/")[-2] for path in objects.names("cache")}) == ["filter_results", "segments"]
     assert (cache("three").stats().rows, cache("three").stats().filter_results) == (3, 9)
+    with pytest.raises(ArtifactError, match="stay as they are"):
+        one.compact()
 
 
-def test_the_same_answer_counts_on_every_machine(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_that_could_not_be_sent_are_sent_later_and_the_same_one_counts_everywhere(
+    cache: Cache, objects: Objects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """Both asked the same before they saw each other."""
     one, two = cache("one"), cache("two")
-    assert one.mirror is not None and two.mirror is not None
-    for store, answer in ((one, "from one"), (two, "from two")):
-        with monkeypatch.context() as alone:
-            alone.setattr(store.mirror, "push", lambda names: None)
+    with monkeypatch.context() as broken:
+        broken.setattr(RemoteFolder, "upload", refuse)
+        for store, answer in ((one, "from one"), (two, "from two")):
             store.append(numbered([1], answer))
-    for store in (one, two):
-        store.close()
-    three = cache("three")
-    completions = [answers(store, [1]) for store in (one, two, three)]
-    assert completions[0] == completions[1] == completions[2]
+            with pytest.raises(ArtifactError, match="network is down"):
+                store.close()
+    assert caplog.text.count("new answers are not uploaded yet: the network is down") == 2
+    assert objects.names("cache") == []
+    two.close()
+    # Another process of the same machine makes up for it.
+    cache("one").close()
+    completions = [answers(store, [1]) for store in (one, two, cache("three"))]
+    assert completions[0] == completions[1] == completions[2] != {}
     assert one.stats().rows == 2
     rebuild(one)
     assert answers(one, [1]) == completions[0]
-
-
-def test_answers_that_could_not_be_sent_are_sent_later(
-    cache: Cache, objects: Objects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    one = cache("one")
-    assert one.mirror is not None
-    with monkeypatch.context() as broken:
-        broken.setattr(one.mirror._remote, "upload", refuse)
-        one.append(numbered([1]))
-        assert "cannot upload new answers yet: the network is down" in caplog.text
-        with pytest.raises(ArtifactError, match="network is down"):
-            one.close()
-    assert objects.names("cache") == []
-    # Another process of the same machine makes up for it.
-    cache("one").close()
-    assert answers(cache("two"), [1]) == {1: ["answer 1"]}
 
 
 def test_nothing_is_downloaded_or_sent_twice(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = cache("one"), cache("two")
     one.append(numbered([1]))
     assert answers(two, [1]) == {1: ["answer 1"]}
-    assert two.mirror is not None
-
-    def never(*_: Any) -> None:
-        pytest.fail("it is there already")
-
-    monkeypatch.setattr(two.mirror._remote, "download", lambda files: never() if files else None)
-    monkeypatch.setattr(two.mirror._remote, "upload", lambda files: never() if files else None)
+    for operation in ("download", "upload"):
+        monkeypatch.setattr(RemoteFolder, operation, lambda _, files: not files or pytest.fail("it is there already"))
     assert answers(two, [1]) == {1: ["answer 1"]}
     two.close()
 
@@ -106,8 +91,7 @@ def test_a_damaged_object_is_left_out_and_named(
 def test_a_torn_segment_is_healed_from_the_store(cache: Cache) -> None:
     one = cache("one")
     one.append(numbered([1]))
-    name = one.parts.names()[0]
-    (one.parts.folder / name).write_bytes(b"torn")
+    cut(one.parts.folder / one.parts.names()[0])
     rebuild(one)
     assert answers(one, [1]) == {1: ["answer 1"]}
 
@@ -116,23 +100,13 @@ def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = cache("one")
-    assert one.mirror is not None
     one.append(numbered([1]))
-    monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
-    with pytest.raises(ArtifactError, match="network is down"):
-        answers(one, [1])
-    monkeypatch.undo()
+    with monkeypatch.context() as broken:
+        broken.setattr(RemoteFolder, "sizes", refuse)
+        with pytest.raises(ArtifactError, match="network is down"):
+            answers(one, [1])
     assert answers(one, [1]) == {1: ["answer 1"]}
     # Later it is a warning: what was asked meanwhile is safe here.
-    monkeypatch.setattr(parts, "PULL_SECONDS", 0.0)
-    monkeypatch.setattr(one.mirror._remote, "sizes", refuse)
+    monkeypatch.setattr(RemoteFolder, "sizes", refuse)
     assert answers(one, [1]) == {1: ["answer 1"]}
     assert "cannot fetch the answers of other machines: the network is down" in caplog.text
-
-
-def test_shared_segments_are_not_compacted(cache: Cache) -> None:
-    one = cache("one")
-    one.append(numbered([1]))
-    one.append(numbered([2]))
-    with pytest.raises(ArtifactError, match="stay as they are"):
-        one.compact()

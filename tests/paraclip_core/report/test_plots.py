@@ -6,9 +6,7 @@ import re
 import xml.etree.ElementTree as ET
 
 from paraclip_core.evaluation.compare import Row
-from paraclip_core.report.data import (
-    Training,
-)
+from paraclip_core.report.data import Training
 from paraclip_core.report.plots import alpha_plot, loss_plot, margin_plot, pareto_plot, validation_plot
 
 SWEEP = {

@@ -1,7 +1,9 @@
-"""What the report takes from manifests."""
+"""What the report takes from artifacts."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,77 +12,92 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact, Manifest
 from paraclip.storage.parquet import write_table
-from paraclip.tasks.stages.report import _funnel, _licenses, _rejects, _stage
+from paraclip.tasks.stages.report import gather
 from paraclip_core import tables
-from paraclip_core.report.counts import row_totals
+from paraclip_core.config import Settings
+from paraclip_core.report.data import ReportData
+
+SCHEMAS = {
+    "ingest/captions": tables.CAPTIONS,
+    "ingest/rejects": tables.REJECTS,
+    "paraphrase_1/rejects": tables.PARAPHRASE_REJECTS,
+    "paraphrase_2/rejects": tables.PARAPHRASE_REJECTS,
+    "paraphrase_2/paraphrases": tables.PARAPHRASES,
+    "features/rejects": tables.REJECTS,
+}
+STAGES = ("ingest", "paraphrase_1", "paraphrase_2", "features", "finetune", "evaluate")
 
 
-def artifact(metrics: dict[str, Any]) -> Artifact:
-    manifest = Manifest("paraphrase_1", "f" * 32, 1, {}, {}, files={}, metrics=metrics, wall_seconds=0, created="")
-    return Artifact(Path("nowhere"), manifest)
+def gathered(
+    root: Path, metrics: Mapping[str, dict[str, Any]], rows: Mapping[str, list[dict[str, Any]]] | None = None
+) -> ReportData:
+    """What is shown of a run whose stages measured this and wrote these rows; columns that are left out are null."""
+    for name, schema in SCHEMAS.items():
+        schema = pa.schema([field.with_nullable(True) for field in schema])
+        write_table(root / name / "0.parquet", pa.Table.from_pylist((rows or {}).get(name, []), schema))
+    write_table(root / "features/index.parquet", tables.FEATURE_INDEX.empty_table())
+    comparison = {"verdict": "hold", "rows": [], "confidence": 0.95, "notes": []}
+    for name, content in {
+        "evaluate/comparison.json": json.dumps(comparison),
+        "finetune/alpha_sweep.json": "{}",
+        "finetune/training_log.jsonl": "",
+    }.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(content)
+    inputs = {}
+    for name in STAGES:
+        facts: dict[str, Any] = {"files": {}, "metrics": metrics.get(name, {}), "wall_seconds": 0, "created": ""}
+        inputs[name] = Artifact(root / name, Manifest(name, "f" * 32, 1, {}, {}, **facts))
+    return gather(Settings(), inputs)
 
 
-def step(cached: int, generated: int, **more: float) -> Artifact:
-    counts = {"captions": 10, "requested": cached + generated, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
-    return artifact({**counts, "cached": cached, "generated": generated, **more})
+def test_a_run_that_was_killed_half_way_reads_as_one_that_was_not(tmp_path: Path) -> None:
+    """Nor is shown what a step cost, because prices change no fingerprint."""
+    counts = {"captions": 10, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
+    whole = {"requested": 8, "cached": 0, "generated": 8, "prompt_tokens": 800, "completion_tokens": 90}
+    resumed = {"requested": 8, "cached": 6, "generated": 2, "prompt_tokens": 200, "completion_tokens": 20}
+    tries = (
+        whole | {"engine_seconds": 9.5, "judged": 8, "judge_seconds": 0.5, "spend": 0.5},
+        resumed | {"engine_seconds": 2.5, "judged": 3, "judge_seconds": 0.2, "spend": 0.1},
+    )
+    for one in tries:
+        step = gathered(tmp_path, {"paraphrase_1": counts | one}).stages[1]
+        assert (step.name, step.metrics) == ("paraphrase_1", counts)
 
 
-def test_a_step_that_was_killed_half_way_reads_as_one_that_was_not() -> None:
-    whole = step(0, 8, prompt_tokens=800, completion_tokens=90, engine_seconds=9.5, judged=8, judge_seconds=0.5)
-    resumed = step(6, 2, prompt_tokens=200, completion_tokens=20, engine_seconds=2.5, judged=3, judge_seconds=0.2)
-    assert _stage(whole) == _stage(resumed)
-    assert _stage(whole).metrics == {"captions": 10, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
-
-
-def test_what_a_step_cost_is_not_shown_because_prices_change_no_fingerprint() -> None:
-    assert _stage(step(0, 8)) == _stage(step(0, 8, spend=0.5)) == _stage(step(0, 8, spend=0.1))
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, several: bool) -> None:
+@pytest.mark.parametrize(("kept", "shown"), [({}, "kept"), ({"kept": 12}, "kept, in 12 paraphrases")])
+def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, kept: dict[str, int], shown: str) -> None:
     """However many paraphrases it has."""
-    splits = pa.table({"split": ["train"] * 8 + ["val"]})
-    write_table(tmp_path / "ingest" / "captions" / "part-00000.parquet", splits)
-    write_table(tmp_path / "ingest" / "rejects" / "part-00000.parquet", pa.table({"reason": ["empty"]}))
-    metrics: dict[str, dict[str, Any]] = {
-        "ingest": {},
+    metrics = {
         "paraphrase_1": {"captions": 7, "accepted": 6},
-        "paraphrase_2": {"captions": 6, "accepted": 5},
+        "paraphrase_2": {"captions": 6, "accepted": 5, **kept},
         "finetune": {"rows": 4},
     }
-    if several:
-        metrics["paraphrase_2"]["kept"] = 12
-    inputs = {name: Artifact(tmp_path / name, artifact(counts).manifest) for name, counts in metrics.items()}
-    assert _funnel(inputs, row_totals(metrics)) == [
-        ("rows read", 10),
-        ("captions", 9),
-        ("for training", 8),
-        ("asked", 7),
-        ("with paraphrase 1", 6),
-        ("kept, in 12 paraphrases" if several else "kept", 5),
-        ("trained on", 4),
-    ]
+    rejected = {"source": "a.txt", "reason": "empty"}
+    captions = [{"caption": f"caption {n}", "split": "val" if n == 8 else "train"} for n in range(9)]
+    data = gathered(tmp_path, metrics, {"ingest/captions": captions, "ingest/rejects": [rejected]})
+    counts = [10, 9, 8, 7, 6, 5, 4]
+    names = ["rows read", "captions", "for training", "asked", "with paraphrase 1", shown, "trained on"]
+    assert data.funnel == list(zip(names, counts, strict=True))
 
 
 def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
     """They have neither a row nor a caption, and are known by what is said about them."""
     detail = "image 'nope.png': no readable image 'nope.png' in pics"
-    row = {"source": "pics", "source_row": None, "reason": "missing_image", "detail": detail, "caption_raw": None}
-    write_table(tmp_path / "rejects" / "part-00000.parquet", pa.Table.from_pylist([row], schema=tables.REJECTS))
-    (group,) = _rejects("features", Artifact(tmp_path, artifact({}).manifest))
+    row = {"source": "pics", "reason": "missing_image", "detail": detail}
+    (group,) = gathered(tmp_path, {}, {"features/rejects": [row]}).rejects
     assert (group.stage, group.reason, group.count) == ("features", "missing_image", 1)
     assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
 
 
 def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
-    names = [f"license {number:02d}" for number in range(40)]
-    tables_of = {
-        # The last ones are the rarest captions, and of those with paraphrases the most frequent.
-        ("ingest", "captions"): [name for number, name in enumerate(names) for _ in range(50 - number)],
-        ("paraphrase_2", "paraphrases"): [name for number, name in enumerate(names) for _ in range(1 + number // 20)],
+    # The last ones are the rarest captions, and of those with paraphrases the most frequent.
+    expected = [(f"license {number:02d}", 50 - number, 1 + number // 20) for number in range(40)]
+    rows = {
+        "ingest/captions": [
+            {"caption": "a", "split": "train", "license": name} for name, count, _ in expected for _ in range(count)
+        ],
+        "paraphrase_2/paraphrases": [{"license": name} for name, _, count in expected for _ in range(count)],
     }
-    for (stage, folder), values in tables_of.items():
-        write_table(tmp_path / stage / folder / "part-00000.parquet", pa.table({"license": values}))
-    inputs = {stage: Artifact(tmp_path / stage, artifact({}).manifest) for stage, _ in tables_of}
-    counts = [(license.name, license.captions, license.paraphrased) for license in _licenses(inputs)]
-    assert counts == [(name, 50 - number, 1 + number // 20) for number, name in enumerate(names)]
+    licenses = gathered(tmp_path, {}, rows).licenses
+    assert [(license.name, license.captions, license.paraphrased) for license in licenses] == expected
