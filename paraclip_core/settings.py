@@ -1,4 +1,4 @@
-"""Settings from a YAML file, the environment and ``--set a.b=c``; errors name the field and the nearest option.
+"""Settings from a YAML file, the environment and ``--set``; errors name the field and the nearest option.
 
 A configuration that comes with the package is named without a path: ``demo``.
 """
