@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from paraclip_core.captions.survey import Survey
 
 SMALL_BATCH = 8
+PUBLISHED_RATE = "1.0e-5"
+"""The learning rate of the published method, on OpenAI's and LAION's models."""
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
 
@@ -128,7 +130,8 @@ def _engine() -> str:
 
 
 def _training(overview: Survey, base: str) -> str:
-    """Batch size and epochs for few captions; the defaults would give them a handful of steps."""
+    """Batch size and epochs for few captions, which the defaults would give a handful of steps, and a published model's
+    learning rate."""
     from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
     rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BuiltInBaseOptions().epochs
@@ -140,9 +143,10 @@ def _training(overview: Survey, base: str) -> str:
             f"built_in_base:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
             f"  batch_size: {batch}  # usually {usual}\n  epochs: {passes}  # usually {epochs:g}\n"
         )
-    if batch < usual:
-        text += f"finetune:\n  batch_size: {batch}  # of {rows} captions; usually {usual}\n"
-    return text
+    fields = [f"batch_size: {batch}  # of {rows} captions; usually {usual}"] if batch < usual else []
+    if base != "built-in":
+        fields.append(f"learning_rate: {PUBLISHED_RATE}  # for a published model; a small one takes far more")
+    return text + ("finetune:\n" + "".join(f"  {line}\n" for line in fields) if fields else "")
 
 
 def _evaluate(overview: Survey) -> str:

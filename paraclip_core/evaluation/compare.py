@@ -28,6 +28,8 @@ STAND_INS = {
 }
 """Prefixes of rules → their stand-ins. Overlaps alone prove nothing: they are complete if a model returns the same
 images for every text."""
+HEADLINE = "paraphrased_query_text_to_image_recall@10"
+"""The metric that a verdict begins with."""
 COLLAPSE = (
     "agreement up and recall down is what a collapse looks like, for an encoder that embeds all texts alike agrees"
 )
@@ -188,8 +190,9 @@ def compare(
 ) -> Comparison:
     """Compute rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
 
-    The verdict is never `promote` on a tiny pool or for a base near chance. Its reason also names every significant
-    loss and, if there are too few queries, how many would show a gain.
+    The verdict is never `promote` on a tiny pool or for a base near chance. Its reason begins with what of 100
+    paraphrased queries find their image, and also names every significant loss and, if there are too few queries, how
+    many would show a gain.
     Benchmarks that were left out (`skipped`) become notes; `rule` determines how the gate is applied.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome))
@@ -199,7 +202,7 @@ def compare(
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     if rule is apply_gate and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
-    clauses = [reason]
+    clauses = [*_headline(rows), reason]
     lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.weighed_by and _shown(row) not in reason]
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
@@ -207,6 +210,15 @@ def compare(
         lacking = [*_ruled(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]
         clauses += filter(None, map(_too_few, lacking))
     return Comparison(rows, verdict, "; ".join(clauses), tuple(notes))
+
+
+def _headline(rows: Sequence[Row]) -> list[str]:
+    """What the figures mean to a user, in a clause that needs no glossary; empty if no such recall was measured."""
+    return [
+        f"of 100 paraphrased queries {row.tuned:.0f} find their image among the first ten (before: {row.base:.0f})"
+        for row in rows
+        if row.metric == HEADLINE
+    ][:1]
 
 
 def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
@@ -227,7 +239,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
         text = (
             "the control is worthless as one, for the caption-only control fell below the base "
             f"({', '.join(map(_shown, fell))}) "
-            "and what is gained over them says nothing (a lower evaluate.control_learning_rate may mend it)"
+            "and what is gained over it says nothing (a lower evaluate.control_learning_rate may mend it)"
         )
         # No gain over it may be reported.
         comparison = replace(comparison, over_control=())

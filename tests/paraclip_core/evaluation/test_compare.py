@@ -147,7 +147,13 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             "hold",
             "; held, as over the caption-only control paraphrased_queries ao@10 +0.80 [-0.10",
         ),
-        ((-0.6, -0.9), (0.9, 0.3), False, "hold", "; held, as the paraphrases do not pay, for captions alone do be"),
+        (
+            (-0.6, -0.9),
+            (0.9, 0.3),
+            False,
+            "hold",
+            "; held, as the paraphrases do not pay, for the caption-only control",
+        ),
         (
             (10.4, 8.0),
             (-13.2, -16.0),
@@ -207,6 +213,14 @@ def searched(base: float, tuned: float, images: int = 400, metric: str = "ao@10"
     return Outcome(
         "paraphrased_queries", "paraphrased_retrieval", measured(np.full(images, base)), measured(tuned + noise)
     )
+
+
+@pytest.mark.parametrize(("base", "tuned", "before", "after"), [(0.199, 0.302, 20, 30), (0.4, 0.2, 40, 20)])
+def test_a_verdict_begins_with_what_a_user_sees(base: float, tuned: float, before: int, after: int) -> None:
+    recall = searched(base, tuned, 4000, f"paraphrased_query_{RECALL}")
+    headline = f"of 100 paraphrased queries {after} find their image among the first ten (before: {before}); "
+    assert compare([searched(0.3, 0.6), recall], EvaluateOptions()).reason.startswith(headline)
+    assert "of 100" not in compare([searched(0.3, 0.6)], EvaluateOptions()).reason
 
 
 def test_every_significant_loss_is_in_the_verdict() -> None:

@@ -180,6 +180,6 @@ def test_colors_follow_the_verdict_and_a_control_that_fell_shows_no_gain() -> No
     """Seen: three big green gains over a collapsed control, on a page that held a model worse than its base."""
     shown = tiles(data(moved(-4), control=moved(-14, True)))
     assert "up" not in set(re.findall(r'class="(\w+)"', shown)) and '<b class="down">−2.04' in shown
-    assert "no control: captions alone −12.04" in shown and "over the caption-only control" not in shown
+    assert "no control: caption-only −12.04" in shown and "over the caption-only control" not in shown
     better = tiles(data(ROWS, over_control=moved(-9), control=moved(0, True)))
     assert '<b class="">+1.96' in better and '<em class="down">−7.04</em>' in better

@@ -146,7 +146,7 @@ def test_the_control_trains_on_captions_alone(
     assert control.manifest.metrics["steps"] == tuned.manifest.metrics["steps"]
     assert files(control)["training_log.jsonl"] != files(tuned)["training_log.jsonl"]
     assert "captions and their paraphrases" in card_of(tuned)
-    assert "captions alone, as a control" in card_of(control) and "repaired" not in card_of(control)
+    assert "captions only, as a control" in card_of(control) and "repaired" not in card_of(control)
 
 
 def with_paraphrases(count: int, text: str | None, table: pa.Table) -> pa.Table:
