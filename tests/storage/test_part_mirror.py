@@ -52,7 +52,7 @@ def test_answers_that_could_not_be_sent_are_sent_later_and_the_same_one_counts_e
             store.append(numbered([1], answer))
             with pytest.raises(ArtifactError, match="network is down"):
                 store.close()
-    assert caplog.text.count("new answers are not uploaded yet: the network is down") == 2
+    assert caplog.text.count("cannot upload new answers yet: the network is down") == 2
     assert objects.names("cache") == []
     two.close()
     # Another process of the same machine makes up for it.
