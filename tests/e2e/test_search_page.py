@@ -96,7 +96,7 @@ def test_a_search_from_the_first_word_to_a_kept_mark(address: tuple[str, Path], 
 
     url, root = address
     page = opened(url, 1280)
-    says(page, re.compile("^Type what"))
+    says(page, re.compile("^Type a query"))
     page.keyboard.type("a dog")
     page.wait_for_selector("section[aria-label=tuned] li img")
     page.fill("#paraphrased_query", "rain on the roof")
@@ -175,7 +175,7 @@ def test_nothing_overflows_and_axe_has_no_serious_finding(
 def test_a_server_that_is_gone_is_said(address: tuple[str, Path], browser: Any) -> None:
     page = browser.new_page()
     page.goto(address[0])
-    says(page, re.compile("^Type what"))
+    says(page, re.compile("^Type a query"))
     page.route("**/search", lambda route: route.abort())
     page.fill("#query", "a dog")
     says(page, re.compile("does not answer"))

@@ -151,5 +151,5 @@ def test_answers_of_which_none_is_acceptable_stop_before_images_are_looked_at(
     openai_server.answer = refuse
     with pytest.raises(EngineError, match=rf"none of {CAPTIONS} texts \(refusal_or_preamble") as caught:
         made("paraphrase_1", settings)
-    rejects = Path(str(caught.value).partition("what it gave is in ")[2].partition(". Take")[0])
+    rejects = Path(str(caught.value).partition("what it gave is in ")[2].partition(". Choose")[0])
     assert read_table(rejects).num_rows == CAPTIONS
