@@ -51,7 +51,7 @@ from tests.kit.counting_server import CountingServer
 STAGES = ("ingest", "paraphrase_1", "paraphrase_2")
 ANY_MOMENT = [["worker"], ["part", "table"], ["server"], ["filter_results"], ["part", "table"]]
 """Kinds that wait for a share of the requests; a table that is behind catches up when the stage starts again."""
-BEGINNING = ("table", "judge")
+BEGINNING = ("table", "filter")
 """Kinds that are killed first, as soon as they exist."""
 CARRIED = 3
 """One part in this many of step 1's is in the cache from the start."""
@@ -191,14 +191,14 @@ class Killer:
                 name.endswith(".parquet") for name in self._names("filter_results") - filter_results
             ),
             "table": (self._cache / "answers.duckdb.wal").exists,
-            "judge": lambda: bool(self._filters()),
+            "filter": lambda: bool(self._filters()),
             "select": lambda: any(self._store.root.glob("work/*/*/tables/chosen.parquet")),
         }[kind]
         self._until(its_moment, 0.0003)
-        if kind in ("table", "judge", "select"):
+        if kind in ("table", "filter", "select"):
             time.sleep(self._rng.choice((0, 0, 0.001, 0.003, 0.01)))
         worker = self._worker()
-        victim = next(iter(self._filters()), None) if kind == "judge" else worker
+        victim = next(iter(self._filters()), None) if kind == "filter" else worker
         return worker is not None and victim is not None and self._end(worker, victim)
 
     def _end(self, worker: int, victim: int) -> bool:

@@ -48,7 +48,7 @@ def test_a_fault_at_a_call_that_changes_a_file_costs_no_byte(tmp_path: Path, fau
 
 # Enough captions for processes that judge to be started.
 CAPTIONS, CHUNK = 2600, 64
-KINDS = {"worker", "part", "table", "verdicts", "judge", "select", "server"}
+KINDS = {"worker", "part", "table", "filter_results", "filter", "select", "server"}
 
 
 @pytest.mark.nightly
