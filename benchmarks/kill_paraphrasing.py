@@ -9,7 +9,7 @@ disturbed run begins with a cache that has some of the answers. What is killed:
 - `part`: the same, the moment that a part of answers exists and the table does not know it;
 - `table`: the same, while the tables catch up with the parts;
 - `filter_results`: the same, the moment that a part of filter results exists;
-- `judge`: one of the processes that filter;
+- `filter`: one of the processes that filter;
 - `select`: the stage's process, while rows are chosen and written;
 - `server`: the server.
 
