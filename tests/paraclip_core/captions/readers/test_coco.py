@@ -3,32 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.coco import read_coco
-from paraclip_core.captions.rows import RowBatch
 from paraclip_core.errors import InputError
-
-OPTIONS = SourceOptions(path="x")
-
-
-def write(folder: Path, data: bytes | str) -> Path:
-    path = folder / "rows"
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
-
-
-def first(batches: Iterator[RowBatch]) -> RowBatch:
-    return next(batches, RowBatch())
-
-
-def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
-    return [(reject.row, reject.reason) for reject in batch.rejects]
-
+from tests.kit.reading import OPTIONS, first, rejects, write
 
 COCO = {
     "licenses": [{"id": 3, "name": "Attribution License"}],

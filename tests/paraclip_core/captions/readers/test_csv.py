@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,24 +13,8 @@ from hypothesis import strategies as st
 from paraclip_core.captions.columns import ColumnNames
 from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.csv import read_csv, read_tsv
-from paraclip_core.captions.rows import RowBatch
 from paraclip_core.errors import InputError
-
-OPTIONS = SourceOptions(path="x")
-
-
-def write(folder: Path, data: bytes | str) -> Path:
-    path = folder / "rows"
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
-
-
-def first(batches: Iterator[RowBatch]) -> RowBatch:
-    return next(batches, RowBatch())
-
-
-def rejects(batch: RowBatch) -> list[tuple[int | None, str]]:
-    return [(reject.row, reject.reason) for reject in batch.rejects]
+from tests.kit.reading import OPTIONS, first, rejects, write
 
 
 def test_tsv_without_header_as_conceptual_captions_or_with_the_image_first(tmp_path: Path) -> None:

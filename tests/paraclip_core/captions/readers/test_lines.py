@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 import gzip
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.csv import read_csv, read_tsv
 from paraclip_core.captions.readers.json import read_jsonl
 from paraclip_core.captions.readers.lines import LONGEST_RECORD
 from paraclip_core.captions.readers.text import read_text
-from paraclip_core.captions.rows import RowBatch
 from paraclip_core.errors import InputError
-
-OPTIONS = SourceOptions(path="x")
-
-
-def write(folder: Path, data: bytes | str) -> Path:
-    path = folder / "rows"
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
-
-
-def first(batches: Iterator[RowBatch]) -> RowBatch:
-    return next(batches, RowBatch())
+from tests.kit.reading import OPTIONS, first, write
 
 
 def test_an_endless_line_is_rejected_without_being_kept(tmp_path: Path) -> None:

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.text import read_text
-from paraclip_core.captions.rows import RowBatch
 from paraclip_core.errors import InputError
-
-OPTIONS = SourceOptions(path="x")
-
-
-def write(folder: Path, data: bytes | str) -> Path:
-    path = folder / "rows"
-    path.write_bytes(data.encode() if isinstance(data, str) else data)
-    return path
-
-
-def first(batches: Iterator[RowBatch]) -> RowBatch:
-    return next(batches, RowBatch())
+from tests.kit.reading import OPTIONS, first, write
 
 
 @pytest.mark.parametrize("line", ["image,caption", "caption;image", "1.jpg#0\ta dog", "a dog\thttp://a/1.jpg"])
