@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from copy import deepcopy
 from typing import Any
 
 import open_clip
 import torch
+
+from paraclip_core.clip.model import ClipModel
 
 
 def drawn(config: dict[str, Any]) -> Any:
@@ -22,3 +25,16 @@ def drawn(config: dict[str, Any]) -> Any:
     finally:
         logging.disable(before)
         del open_clip.factory._MODEL_CONFIGS["drawn"]
+
+
+def drawn_clip(config: dict[str, Any], shift: float = 0.0) -> ClipModel:
+    """A model with the same weights each time, whose text encoder differs from others' by `shift`."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = drawn(config)
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+        if shift:
+            model.text_projection.add_(shift * torch.randn_like(model.text_projection))
+    return ClipModel(model.eval(), config, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ from PIL import Image
 from paraclip_core.clip.encode import encode_images
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel
-from tests.kit.drawn_clip import drawn
+from tests.kit.drawn_clip import drawn_clip
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
@@ -41,13 +39,5 @@ def make_home(home: Path) -> None:
 
 def release(folder: Path, shift: float) -> str:
     """Write a model whose text encoder differs from the others' by `shift`."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model: Any = drawn(CONFIG)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
-        model.text_projection.add_(shift * torch.randn_like(model.text_projection))
-    clip = ClipModel(model.eval(), CONFIG, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")
-    save_release(clip, folder, "")
+    save_release(drawn_clip(CONFIG, shift), folder, "")
     return str(folder)

@@ -23,7 +23,7 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.training.card import release_card
-from tests.kit.drawn_clip import drawn
+from tests.kit.drawn_clip import drawn_clip
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 32,
@@ -38,13 +38,7 @@ Capture = pytest.CaptureFixture[str]
 
 def _model() -> ClipModel:
     torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        model: Any = drawn(CONFIG)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
-    return ClipModel(model.eval(), CONFIG, json.loads(json.dumps(model.visual.preprocess_cfg)), "test")
+    return drawn_clip(CONFIG)
 
 
 @pytest.fixture
