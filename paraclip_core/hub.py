@@ -13,16 +13,20 @@ ADDRESS = re.compile(r"hf:/{1,2}(?:(datasets)/)?([^/@]+/[^/@]+)(?:@([^/]+))?(?:/
 """An address that went through a `Path` has a single slash."""
 
 
-@cache
-def fetch(address: str) -> Path:
+def fetch(address: str) -> Path | None:
     """The path of a file or folder in the hub's cache; what is missing is fetched, once per process.
+
+    None if `address` is not one of the hub.
 
     Raises:
         InputError: it cannot be fetched from the hub.
     """
     match = ADDRESS.fullmatch(address)
-    assert match is not None
-    kind, repo, revision, inner = match.groups()
+    return None if match is None else _fetched(*match.groups())
+
+
+@cache
+def _fetched(kind: str | None, repo: str, revision: str | None, inner: str | None) -> Path:
     from huggingface_hub import snapshot_download  # takes a second to import
 
     patterns = None if inner is None else [inner, f"{inner}/*"]

@@ -18,10 +18,8 @@ def expand(written: str | Path) -> Path:
     reported when it is opened.
     """
     text = os.fspath(written)
-    if hub.ADDRESS.fullmatch(text):
-        return hub.fetch(text)
     # Unlike Path.expanduser, this accepts any text.
-    return Path(os.path.expanduser(text))  # noqa: PTH111
+    return hub.fetch(text) or Path(os.path.expanduser(text))  # noqa: PTH111
 
 
 def below(folder: Path, other: Path | None) -> Path | None:
