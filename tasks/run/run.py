@@ -114,14 +114,14 @@ class Stage:
 
     def call(self, ctx: StageContext) -> dict[str, Any]:
         """Call the body; returns the metrics."""
-        body = import_path(self.body, f"stage {self.name}", "a function") if isinstance(self.body, str) else self.body
-        return body(ctx)
+        return self._function(self.body)(ctx)
 
     def check_before(self, run: Run) -> list[str]:
         """Call `before`; returns its notices."""
-        if isinstance(self.before, str):
-            return import_path(self.before, f"stage {self.name}", "a function")(run)
-        return self.before(run)
+        return self._function(self.before)(run)
+
+    def _function(self, part: Callable[..., Any] | str) -> Callable[..., Any]:
+        return import_path(part, f"stage {self.name}", "a function") if isinstance(part, str) else part
 
 
 @dataclass(frozen=True)
