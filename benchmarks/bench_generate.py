@@ -86,7 +86,7 @@ def warm_calls(options: ParaphraseOptions) -> list[Call]:
     template = prompt_for(options, 1)
     texts = [caption(number) for number in range(WARM_FROM, WARM_FROM + WARM)]
     calls = [([Prompt(template.messages(text), text, 1, 0) for text in texts], options.sampling)]
-    if Paraphraser(options).asks_words(1):
+    if Paraphraser(options).words(1):
         words = [Prompt(THESAURUS.messages(word), word, WORD_STEP, 0) for word in WARM_WORDS]
         calls.append((words, WORD_SAMPLING))
     return calls

@@ -103,7 +103,7 @@ def _askable(run: Run) -> Run:
         problem = "paraphrase.judge asks about answers as they arrive; import with paraphrase.judge=null, and then run"
     elif not options.model:
         problem = f"{engine} has no paraphrase.model, which a batch file names; take openai, vllm or transformers"
-    elif any(map(paraphraser.asks_words, STEPS.values())):
+    elif any(map(paraphraser.words, STEPS.values())):
         problem = "few-shot prompts also ask for single words, which no batch file can; set paraphrase.prompts=paper"
     if problem is not None:
         raise ConfigError(problem)

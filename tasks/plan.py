@@ -362,7 +362,7 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
     engine, spend = paraphraser.engine(), None
     if isinstance(engine, PaidEngine) and engine.priced:
         spend = engine.cost(prompt, answers)
-    if requests and paraphraser.asks_words(step):
+    if requests and paraphraser.words(step):
         notes.append("without its requests for single words")
     if (judge := paraphraser.judge) is not None:
         # One for each row that will be accepted, and another one if it is refused.

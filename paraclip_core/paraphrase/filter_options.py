@@ -16,7 +16,7 @@ PRESETS = {
 """The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.filters`) as `package.module:NAME`, imported on
 use. To add one, add a line here and in :data:`PresetName`."""
 PresetName = Literal["off", "capable", "small-model"]
-FilterName = Literal["auto", "off", "capable", "small-model"]
+FilterName = Literal["auto", PresetName]
 THRESHOLDS = ("max_length_ratio", "min_similarity", "min_caption_similarity")
 """Options that take the preset's value if they are not set (docs/filters.md says how the values were measured)."""
 

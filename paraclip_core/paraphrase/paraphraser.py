@@ -22,6 +22,7 @@ from paraclip_core.paraphrase.engines import (
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filters import preset_named, resolved
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
+from paraclip_core.paraphrase.synonyms import Words
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
@@ -111,10 +112,10 @@ class Paraphraser:
     def prompts(self) -> dict[int, PromptTemplate]:
         return {step: prompt_for(self.options, step) for step in (1, 2)}
 
-    def asks_words(self, step: int) -> bool:
-        """Whether synonyms of single words are requested too; a capable model needs none, and they cost money."""
-        wanted = self.facts.asks and preset_named(self.filters.preset).words is not None
-        return wanted and self.prompts[step].id.startswith("few-shot")
+    def words(self, step: int) -> Words | None:
+        """How synonyms of single words are requested, too; None if they are not, since they cost money."""
+        wanted = self.facts.asks and self.prompts[step].id.startswith("few-shot")
+        return preset_named(self.filters.preset).words if wanted else None
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

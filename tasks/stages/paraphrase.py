@@ -25,7 +25,7 @@ from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
-from paraclip_core.paraphrase.filters import extra_filters_source, filters_of, preset_named
+from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
 from paraclip_core.paraphrase.keys import in_fraction, step_requests
 from paraclip_core.paraphrase.llm_judge import LLMJudge, judge_requests, judge_sampling
 from paraclip_core.paraphrase.paraphraser import Paraphraser
@@ -160,7 +160,7 @@ def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:
         # Only step 2 has it, and changing it must not invalidate step 1's filter results.
         filters = filters.model_copy(update={"min_caption_similarity": -1.0})
     words = llm_judge = ""
-    if paraphraser.asks_words(step) and (asked := preset_named(filters.preset).words) is not None:
+    if (asked := paraphraser.words(step)) is not None:
         request = asked.requests(paraphraser.model, paraphraser.options.seed)
         words = f"{request.model} {request.seed} {request.prompt_hash.hex()}"
     if (judge := paraphraser.judge) is not None:
@@ -240,7 +240,7 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
     if paraphraser.facts.asks:
         prompt = paraphraser.prompts[step]
         decides |= {"model": paraphraser.model, "prompt": {"id": prompt.id, "hash": prompt.hash.hex()}}
-        decides |= {"synonyms": paraphraser.asks_words(step), "sampling": meaning(options.sampling)}
+        decides |= {"synonyms": paraphraser.words(step) is not None, "sampling": meaning(options.sampling)}
         decides |= {"attempts": options.attempts, "seed": options.seed}
     if (judge := paraphraser.judge) is not None:
         request = judge_requests(judge.model, judge.options.sampling)

@@ -11,12 +11,13 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Annotated, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from pydantic import Field
 
 from paraclip_core.errors import EngineError
 from paraclip_core.options import Options
+from paraclip_core.paraphrase.filter_options import PresetName
 
 Own = TypeVar("Own")
 
@@ -120,7 +121,7 @@ class EngineFacts:
     attempts have no effect."""
     look_up: Mapping[str, Any] = field(default_factory=dict)
     """If it calls no language model: what decides its answers, for the fingerprint."""
-    filters: Literal["off", "capable", "small-model"] = "capable"
+    filters: PresetName = "capable"
     """The preset that `paraphrase.filters.preset=auto` stands for."""
     every_gpu: bool = False
     """Whether it computes on all GPUs of the machine instead of one."""

@@ -150,4 +150,4 @@ def test_an_option_that_is_missing_is_named(engine: str) -> None:
 )
 def test_words_are_asked_for_beside_the_few_shot_prompts(changed: dict[str, Any], expected: list[int]) -> None:
     paraphraser = Paraphraser(ParaphraseOptions(**changed))
-    assert [step for step in (1, 2) if paraphraser.asks_words(step)] == expected
+    assert [step for step in (1, 2) if paraphraser.words(step)] == expected
