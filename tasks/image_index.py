@@ -100,8 +100,8 @@ def load_models(target: SearchTarget, searcher: Searcher, device: str = "cpu") -
     if encoders[0] != encoders[1]:
         raise ModelError(
             f"{target.base} and {target.tuned} have different image encoders ({encoders[0][:12]} and "
-            f"{encoders[1][:12]}), so "
-            f"{target.index.source} cannot be an index of both; give --base the model that the tuned one was made from"
+            f"{encoders[1][:12]}), so {target.index.source} cannot be an index of both; give --base the model that the "
+            "tuned one was made from"
         )
     return {"base": base, "tuned": tuned}
 

@@ -300,9 +300,8 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
         why = (
             f"{found}, and {encoder} English alone: their paraphrases would be {'paid for and ' * asks}rejected, or "
             "judged by chance. Set paraphrase.filters.preset=capable and paraphrase.filters.encoder to a multilingual "
-            "one, "
-            "a folder or a name on the hub such as sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, or "
-            "paraphrase.filters.preset=off, or leave these captions out of data.sources (docs/filters.md)"
+            "one, a folder or a name on the hub such as sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2, "
+            "or paraphrase.filters.preset=off, or leave these captions out of data.sources (docs/filters.md)"
         )
         if foreign >= REFUSED_SHARE * rows:
             raise InputError(why)

@@ -107,8 +107,8 @@ def stored_pool(
         if image_encoder_hash is not None and not encoder.image_encoder_hash.startswith(image_encoder_hash):
             raise ModelError(
                 f"the stored image features come from image encoder {image_encoder_hash}, the model has "
-                f"{encoder.image_encoder_hash}; "
-                "compute features with this model, or evaluate one with the same image encoder"
+                f"{encoder.image_encoder_hash}; compute features with this model, or evaluate one with the same image "
+                "encoder"
             )
         return features()
 

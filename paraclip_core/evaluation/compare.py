@@ -238,14 +238,16 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     if fell := [row for row in (*_ruled(control, gate.metric), *lost) if row.side < 0]:
         text = (
             "the control is worthless as one, for the caption-only control fell below the base "
-            f"({', '.join(map(_shown, fell))}) "
-            "and what is gained over it says nothing (a lower evaluate.control_learning_rate may mend it)"
+            f"({', '.join(map(_shown, fell))}) and what is gained over it says nothing (a lower "
+            "evaluate.control_learning_rate may mend it)"
         )
         # No gain over it may be reported.
         comparison = replace(comparison, over_control=())
     elif any(row.side < 0 for row in gains):
-        text = f"the paraphrases do not pay, for the caption-only control does better ({text}): "
-        text += "take finetune.texts=captions"
+        text = (
+            f"the paraphrases do not pay, for the caption-only control does better ({text}): take "
+            "finetune.texts=captions"
+        )
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
         text += ", not clear of zero, so a gain may be that of more training"
