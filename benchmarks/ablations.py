@@ -22,11 +22,13 @@ from typing import Any
 from record import arguments
 
 from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.models import base_kind
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
-from paraclip_core.training.alpha import AO
+from paraclip_core.training.options import RATES
+from paraclip_core.training.validation import AO
 
 STANDARD = {
     "all three losses": [],
@@ -86,13 +88,13 @@ def run_until(last: str, run: Run) -> dict[str, Artifact]:
     return {name: run_stage(name, run) for name in stages[: stages.index(last) + 1]}
 
 
-def sweep_of(artifacts: dict[str, Artifact]) -> dict[str, Any]:
-    return json.loads((artifacts["finetune"].path / "alpha_sweep.json").read_text())
+def candidates_of(artifacts: dict[str, Artifact]) -> dict[str, Any]:
+    return json.loads((artifacts["finetune"].path / "candidates.json").read_text())
 
 
 def standard(settings: Settings) -> dict[str, list[str]]:
     """The variants that show where a gain comes from."""
-    rate = settings.finetune.learning_rate
+    rate = (settings.finetune.learning_rate or RATES[base_kind(settings.model.base)])[0]
     return STANDARD | {
         "half the learning rate": [f"finetune.learning_rate={rate / 2}"],
         "double the learning rate": [f"finetune.learning_rate={rate * 2}"],
@@ -106,16 +108,16 @@ def parse_variant(text: str) -> tuple[str, list[str]]:
 
 
 def measure(run: Run) -> dict[str, Any]:
-    """Deltas, intervals, the sweep of α, rows and verdict of one variant."""
+    """Deltas, intervals, the candidates, rows and verdict of one variant."""
     artifacts = run_until("evaluate", run)
     comparison = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())
     rows = artifacts["finetune"].manifest.metrics["rows"]
-    return {"comparison": comparison, "sweep": sweep_of(artifacts), "rows": rows}
+    return {"comparison": comparison, "candidates": candidates_of(artifacts), "rows": rows}
 
 
 def row(name: str, results: list[dict[str, Any]]) -> str:
     """A row of the table over the base."""
-    alphas = ", ".join(f"{result['sweep']['chosen']:g}" for result in results)
+    alphas = ", ".join(f"{result['candidates']['chosen']['alpha']:g}" for result in results)
     verdicts = ", ".join(result["comparison"]["verdict"] for result in results)
     gain = _mean(validation_gains(results))
     return f"| {name} | {results[0]['rows']:,} | {alphas} | {gain} | {figures(results, 'rows')} | {verdicts} |"
@@ -137,9 +139,16 @@ def validation_gains(results: list[dict[str, Any]]) -> list[float]:
     """Points of AO@10 between the chosen α and the base on validation, one per seed; empty if there are no pairs."""
     gains = []
     for result in results:
-        found = {point["alpha"]: point.get(AO) for point in result["sweep"]["alphas"]}
+        chosen = result["candidates"]["chosen"]
+        key = chosen["recipe"], chosen["learning_rate"]
+        found = {
+            point["alpha"]: point.get(AO)
+            for one in result["candidates"]["candidates"]
+            if (one["recipe"], one["learning_rate"]) == key
+            for point in one["alphas"]
+        }
         if found[0.0] is not None:
-            gains.append(found[result["sweep"]["chosen"]] - found[0.0])
+            gains.append(found[chosen["alpha"]] - found[0.0])
     return gains
 
 

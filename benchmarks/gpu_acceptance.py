@@ -43,7 +43,7 @@ from paraclip_core.clip.featurize import Featurizer, ImageFile
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.training.options import FinetuneOptions
+from paraclip_core.training.options import TrainingOptions
 from paraclip_core.training.process import bound_kernel_cache, keep_freed_memory
 from paraclip_core.training.trainer import TrainingJob, train
 
@@ -180,7 +180,7 @@ def _job(folder: Path, machine: Machine, precision: str) -> TrainingJob:
         bench.features,
         bench.keys,
         PAIRS,
-        FinetuneOptions.model_validate(options | {"checkpoint_steps": CHECKPOINT_STEPS}),
+        TrainingOptions.model_validate(options | {"checkpoint_steps": CHECKPOINT_STEPS}),
         scratch=folder / "scratch",
         log_path=folder / "log.jsonl",
     )

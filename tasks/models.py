@@ -9,13 +9,21 @@ from typing import TYPE_CHECKING
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, sources_of
 from paraclip.storage.fingerprint import FileHashes
-from paraclip_core.clip.reference import canonical, check_reference, is_model_folder, local_file, model_files
+from paraclip_core.clip.reference import (
+    canonical,
+    check_reference,
+    has_logit_bias,
+    is_model_folder,
+    local_file,
+    model_files,
+)
 from paraclip_core.config import Settings
 from paraclip_core.errors import UnknownModelError, UnknownNameError
 from paraclip_core.paths import expand
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
+    from paraclip_core.training.options import BaseKind
 
 BUILT_IN = "built-in"
 MODEL_STAGES = ("finetune", "built_in_base")
@@ -30,6 +38,13 @@ def base_reference(settings: Settings, inputs: Mapping[str, Artifact]) -> str:
 def base_inputs(settings: Settings) -> tuple[str, ...]:
     """The stages that produce the base."""
     return ("built_in_base",) if settings.model.base == BUILT_IN else ()
+
+
+def base_kind(base: str) -> BaseKind:
+    """The kind of a `model.base`, which decides the learning rates to try; a base of unknown loss counts as CLIP."""
+    if base == BUILT_IN:
+        return "built-in"
+    return "siglip" if has_logit_bias(base) else "clip"
 
 
 def base_sources(run: Run) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.models import BUILT_IN
+from paraclip.tasks.models import BUILT_IN, base_kind
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
@@ -254,7 +254,7 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
 
 def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
     """A finished stage's units of work: requests, samples seen in training, images or rows."""
-    if stage.trains and "steps" in metrics and "batch_size" in metrics:
+    if stage.trains and "samples" not in metrics and "steps" in metrics and "batch_size" in metrics:
         return float(metrics["steps"] * metrics["batch_size"])
     return next((float(metrics[name]) for name in stage.units if isinstance(metrics.get(name), int | float)), None)
 
@@ -271,7 +271,10 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
     result |= _paraphrase_amounts(run, artifacts, captions)
-    result["finetune"] = _training(result.pop("pairs"), settings.finetune.epochs)
+    candidates = len(settings.finetune.candidates(base_kind(settings.model.base)))
+    tuning = _training(result.pop("pairs"), settings.finetune.epochs * candidates)
+    several = f"{candidates} candidates are trained" if candidates > 1 else ""
+    result["finetune"] = replace(tuning, note="; ".join(filter(None, (several, tuning.note))))
     if settings.evaluate.control:
         result["control"] = result["finetune"]
     if captions.accepted is not None:

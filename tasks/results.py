@@ -156,7 +156,7 @@ def untuned(metrics: Mapping[str, Any]) -> str | None:
         return None
     trained = f"{metrics.get('steps')} steps over {metrics.get('rows')} rows"
     return (
-        f"tuned is the base itself: with α = 0 held-out paraphrases agreed best, or every other α lost too much recall "
-        f"(alpha_sweep.json of finetune). {trained} were trained; more captions, or other finetune.epochs and "
-        f"finetune.learning_rate, may change that"
+        f"tuned is the base itself: none of {metrics.get('candidates')} candidates gained on held-out images without "
+        f"losing recall (candidates.json of finetune says what stopped each). Each was trained for {trained}; more "
+        "captions may change that"
     )

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from paraclip_core.captions.survey import Survey
 
 SMALL_BATCH = 8
-PUBLISHED_RATE = "1.0e-5"
-"""The learning rate of the published method, on OpenAI's and LAION's models."""
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
 
@@ -130,23 +128,21 @@ def _engine() -> str:
 
 
 def _training(overview: Survey, base: str) -> str:
-    """Batch size and epochs for few captions, which the defaults would give a handful of steps, and a published model's
-    learning rate."""
+    """Batch sizes and epochs for few captions, which the defaults would give a handful of steps."""
     from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
-    rows, usual, epochs = overview.counts.splits["train"], FinetuneOptions().batch_size, BuiltInBaseOptions().epochs
-    batch = min(usual, max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1))
-    text = ""
+    rows, usual, tuning = overview.counts.splits["train"], BuiltInBaseOptions(), FinetuneOptions()
+    few = max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1)
+    batch, text = min(usual.batch_size, few), ""
     # A batch has no caption twice.
-    if base == "built-in" and (passes := round(BASE_STEPS * min(batch, rows) / max(rows, 1))) > epochs:
+    if base == "built-in" and (passes := round(BASE_STEPS * min(batch, rows) / max(rows, 1))) > usual.epochs:
         text = (
             f"built_in_base:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
-            f"  batch_size: {batch}  # usually {usual}\n  epochs: {passes}  # usually {epochs:g}\n"
+            f"  batch_size: {batch}  # usually {usual.batch_size}\n  epochs: {passes}  # usually {usual.epochs:g}\n"
         )
-    fields = [f"batch_size: {batch}  # of {rows} captions; usually {usual}"] if batch < usual else []
-    if base != "built-in":
-        fields.append(f"learning_rate: {PUBLISHED_RATE}  # for a published model; a small one takes far more")
-    return text + ("finetune:\n" + "".join(f"  {line}\n" for line in fields) if fields else "")
+    if few < tuning.batch_size:
+        text += f"finetune:\n  batch_size: {few}  # of {rows} captions; usually {tuning.batch_size}\n"
+    return text
 
 
 def _evaluate(overview: Survey) -> str:

@@ -239,7 +239,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
         text = (
             "the control is worthless as one, for the caption-only control fell below the base "
             f"({', '.join(map(_shown, fell))}) and what is gained over it says nothing (a lower "
-            "evaluate.control_learning_rate may mend it)"
+            "value in finetune.learning_rate may mend it)"
         )
         # No gain over it may be reported.
         comparison = replace(comparison, over_control=())

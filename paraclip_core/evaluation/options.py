@@ -72,10 +72,9 @@ class EvaluateOptions(Options):
     gate: GateRule = GateRule()
     """The rule for the verdict."""
     control: bool = False
-    """Train and measure the control in the same run: the same fine-tuning on captions only. The gain over it is what
-    the paraphrases are worth. It costs a second fine-tuning, with a third of the texts."""
-    control_learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """The control's learning rate. Default: `finetune.learning_rate`, which may not suit captions best."""
+    """Train and measure the control in the same run: the same fine-tuning on captions only, with its own choice of
+    recipe, learning rate and α. The gain over it is what the paraphrases are worth. It costs a second fine-tuning, with
+    a third of the texts."""
 
     @model_validator(mode="after")
     def _controlled(self) -> EvaluateOptions:

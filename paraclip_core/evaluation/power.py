@@ -37,11 +37,11 @@ def expected_half(images: int, pairs: int) -> float:
 def few_for_alpha(pairs: int, images: int, grid: Sequence[float]) -> str | None:
     """A notice if the held-out pairs and images are too few to choose the best α of the grid.
 
-    None if they are enough, or if the grid has a single α. Without pairs the rule in ``alpha_sweep.json`` says so.
+    None if they are enough, or if the grid has a single α. Without pairs the rule in ``candidates.json`` says so.
     """
     if not pairs or len(set(grid)) <= 1 or (half := expected_half(min(images, pairs), pairs)) <= GAIN:
         return None
     return (
-        f"α is chosen on {pairs:,} pairs of held-out training images, which tell AO@10 to ±{half:.1f} points, so its "
-        "choice is mostly chance; raise finetune.validation, or add captions"
+        f"recipe, learning rate and α are chosen on {pairs:,} pairs of held-out training images, which tell AO@10 to "
+        f"±{half:.1f} points, so the choice is mostly chance; raise finetune.validation, or add captions"
     )

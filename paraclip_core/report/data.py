@@ -122,8 +122,8 @@ class ReportData:
     funnel: Sequence[tuple[str, int]] = ()
     """Counts of rows on their way from source files to training."""
     trainings: Sequence[Training] = ()
-    alpha_sweep: Mapping[str, Any] | None = None
-    """``alpha_sweep.json``."""
+    candidates: Mapping[str, Any] | None = None
+    """``candidates.json``: what every recipe and learning rate finds at each α, and the choice."""
     better: Sequence[QueryPair] = ()
     worse: Sequence[QueryPair] = ()
     paraphrases: Sequence[ParaphraseSample] = ()

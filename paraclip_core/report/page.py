@@ -15,7 +15,15 @@ from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.html import page_environment, style_rules
-from paraclip_core.report.plots import alpha_plot, loss_plot, margin_plot, pareto_plot, validation_plot
+from paraclip_core.report.plots import (
+    alpha_plot,
+    churn_plot,
+    loss_plot,
+    margin_plot,
+    pareto_plot,
+    recipe_plot,
+    validation_plot,
+)
 
 COUNTED = ("images", "captions", "pairs", "cases", "rows", "groups", "classes")
 """Counts of a benchmark's notes that the page shows."""
@@ -128,11 +136,15 @@ def _plots(data: ReportData) -> list[Plot]:
     for training in data.trainings:
         drawn.append((loss_plot(training), f"{training.name}: training loss"))
         drawn.append((validation_plot(training), f"{training.name}: on training images that are left out"))
-    if data.alpha_sweep:
-        chosen = data.alpha_sweep.get("chosen")
-        drawn.append((alpha_plot(data.alpha_sweep), f"Interpolation with the base: α = {chosen} was chosen"))
+    if data.candidates:
+        chosen = data.candidates["chosen"]["alpha"]
+        for recipe in dict.fromkeys(one["recipe"] for one in data.candidates["candidates"]):
+            caption = f"{recipe}: agreement on held-out images by learning rate and α"
+            drawn.append((recipe_plot(data.candidates, recipe), caption))
+        drawn.append((alpha_plot(data.candidates), f"Interpolation with the base: α = {chosen} was chosen"))
         caption = f"What agreement costs: each point is an α, the one with the ring ({chosen}) was chosen"
-        drawn.append((pareto_plot(data.alpha_sweep), caption))
+        drawn.append((pareto_plot(data.candidates), caption))
+        drawn.append((churn_plot(data.candidates), "What a gain changes for users, by α"))
     caption = "Invariance and sensitivity: above the line more is told apart than by the base"
     drawn.append((margin_plot(data.comparison, data.control), caption))
     # Safe because plots.py builds it from numbers and escaped names.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.chart import Line, line_chart
 from paraclip_core.report.data import Training
 
-PARETO = ("text_to_image_recall@", "ao@")
-"""The figures of the x and y axes, by prefixes of their names."""
+AGREEMENT, RECALL, OVERLAP = "ao@10", "text_to_image_recall@10", "overlap@10"
+"""Figures of `candidates.json`."""
+ALPHA = "α  (0 = base, 1 = as trained)"
 
 
 def loss_plot(training: Training) -> str | None:
@@ -39,30 +40,57 @@ def validation_plot(training: Training) -> str | None:
     return line_chart(f"{training.name}: validation", lines, "step", f"{figure}, %")
 
 
-def alpha_plot(sweep: Mapping[str, Any]) -> str | None:
-    """Gain or loss of each figure over α, relative to the base at α = 0; None without a sweep."""
-    points = sweep.get("alphas") or []
-    if not points:
+def recipe_plot(candidates: Mapping[str, Any], recipe: str) -> str | None:
+    """Gain of agreement over α, a line for each learning rate of a recipe; None without held-out pairs."""
+    lines = []
+    for one in candidates["candidates"]:
+        points = one["alphas"]
+        if one["recipe"] == recipe and AGREEMENT in points[0]:
+            gains = [point[AGREEMENT] - points[0][AGREEMENT] for point in points]
+            lines.append(Line(f"{one['learning_rate']:g}", [point["alpha"] for point in points], gains, True))
+    if not lines:
         return None
-    names = [name for name in points[0] if name != "alpha"]
-    # The figure that α is chosen by comes first, in the accent color.
+    return line_chart(f"{recipe}: agreement by learning rate", lines, ALPHA, f"{_words(AGREEMENT)}, change in points")
+
+
+def alpha_plot(candidates: Mapping[str, Any]) -> str | None:
+    """Gain or loss of each figure over α, relative to the base at α = 0, for the chosen candidate."""
+    points = _chosen(candidates)
+    names = [name for name in points[0] if name not in ("alpha", OVERLAP)]
+    # The figure that users ask for comes first, in the accent color.
     names.sort(key=lambda name: (not name.startswith("ao@"), not name.startswith("js@"), name))
     alphas = [point["alpha"] for point in points]
     lines = [Line(_words(name), alphas, [p[name] - points[0][name] for p in points], True) for name in names]
-    return line_chart("alpha sweep", lines, "α  (0 = base, 1 = as trained)", "change, points", sweep.get("chosen"))
+    return line_chart("alpha sweep", lines, ALPHA, "change, points", candidates["chosen"]["alpha"])
 
 
-def pareto_plot(sweep: Mapping[str, Any]) -> str | None:
+def pareto_plot(candidates: Mapping[str, Any]) -> str | None:
     """Agreement against recall over α, as changes from the base, the chosen α circled; None if either is missing."""
-    points = sweep.get("alphas") or []
-    names = [next((name for name in points[0] if name.startswith(head)), None) for head in PARETO] if points else [None]
-    if len(points) < 2 or None in names:
+    return _against(candidates, RECALL, "agreement against recall", lambda name: f"{_words(name)}, change in points")
+
+
+def churn_plot(candidates: Mapping[str, Any]) -> str | None:
+    """Agreement against the share of the first images that change, over α; None if either is missing."""
+    return _against(
+        candidates, OVERLAP, "gain against change", lambda _: "first ten images that stay, change in points"
+    )
+
+
+def _against(candidates: Mapping[str, Any], along: str, title: str, label: Callable[[str], str]) -> str | None:
+    points = _chosen(candidates)
+    if len(points) < 2 or not {along, AGREEMENT} <= points[0].keys():
         return None
-    along, up = ([point[name] - points[0][name] for point in points] for name in names)
-    labels = [(x, y, f"{point['alpha']:g}") for x, y, point in zip(along, up, points, strict=True)]
-    chosen = next((place for place, point in enumerate(points) if point["alpha"] == sweep.get("chosen")), None)
-    x, y = (f"{_words(str(name))}, change in points" for name in names)
-    return line_chart("agreement against recall", [Line("α", along, up, True)], x, y, labels=labels, ring=chosen)
+    x, y = ([point[name] - points[0][name] for point in points] for name in (along, AGREEMENT))
+    labels = [(x, y, f"{point['alpha']:g}") for x, y, point in zip(x, y, points, strict=True)]
+    chosen = next((n for n, point in enumerate(points) if point["alpha"] == candidates["chosen"]["alpha"]), None)
+    up = f"{_words(AGREEMENT)}, change in points"
+    return line_chart(title, [Line("α", x, y, True)], label(along), up, labels=labels, ring=chosen)
+
+
+def _chosen(candidates: Mapping[str, Any]) -> Sequence[Mapping[str, float]]:
+    """What the chosen candidate finds at each α, 0 first."""
+    key = [candidates["chosen"][name] for name in ("recipe", "learning_rate")]
+    return next(one["alphas"] for one in candidates["candidates"] if [one["recipe"], one["learning_rate"]] == key)
 
 
 def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:

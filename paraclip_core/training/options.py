@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options
+
+RecipeName = Literal["published", "anchored", "ranking", "own"]
+Rate = Annotated[float, Field(gt=0, le=1)]
+BaseKind = Literal["built-in", "clip", "siglip"]
+
+
+def _several(value: Any) -> Any:
+    """One value as a list of one."""
+    return value if value is None or (isinstance(value, Sequence) and not isinstance(value, str)) else (value,)
+
+
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(_several), Field(min_length=1)]
+RecipeNames = Annotated[tuple[RecipeName, ...], BeforeValidator(_several), Field(min_length=1)]
 
 
 class BuiltInBaseOptions(Options):
@@ -53,27 +68,9 @@ class RankingDistillation(Options):
     the better teacher if a language model wrote the paraphrases, but the base must embed three texts per row for it."""
 
 
-class AlphaOptions(Options):
-    """Interpolation of the tuned text encoder with the base's (WiSE), chosen on validation."""
+class StepOptions(Options):
+    """How a text encoder is trained, whatever its losses."""
 
-    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Values of α to try: 1 is the tuned encoder as trained, 0 the base, which is always tried."""
-    max_recall_drop: Annotated[float, Field(ge=0)] = 0.5
-    """Points of validation text→image recall@10 that may be lost; among the rest the best AO@10 wins. With fewer than
-    twenty held-out images, both use half their number in place of ten."""
-    recall_weight: Annotated[float, Field(ge=0, le=100)] = 0.0
-    """How many points of AO@10 a point of recall@10 is worth in this choice: at 1 the best sum of both wins."""
-
-
-class FinetuneOptions(Options):
-    """Training of the text encoder on captions, both paraphrases and image features."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 2.0
-    """Passes over the training rows."""
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 512
-    """Rows in a batch, which is also the number of candidates in each contrastive loss."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -83,15 +80,122 @@ class FinetuneOptions(Options):
     """Seed of the data order."""
     checkpoint_steps: Annotated[int, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Steps between two checkpoints of either training; 0: by time only. In any case one is written every minute."""
+
+
+class RecipeOptions(Options):
+    """The losses of a training."""
+
     weights: LossWeights = LossWeights()
-    """Weights of the losses."""
+    """Weights of the losses, for the recipe `own`."""
+    distil: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean of 1 - cosine between the captions' embeddings and the base's, which reduces forgetting; for
+    the recipe `own`."""
+    ranking_distillation: RankingDistillation = RankingDistillation()
+    """Ranking distillation with the base, for the recipe `own`."""
+
+
+RECIPES: dict[RecipeName, RecipeOptions] = {
+    "published": RecipeOptions(),
+    "anchored": RecipeOptions(weights=LossWeights(image_caption=1.0), distil=10.0),
+    "ranking": RecipeOptions(
+        weights=LossWeights(image_paraphrase_2=0.0),
+        ranking_distillation=RankingDistillation(weight=16.0, teacher="mean"),
+    ),
+}
+"""Losses by the name of their recipe: the published method's; these with an anchor on captions and on the base's own
+embeddings; and none against images, which a few thousand rows teach by heart, but ranking distillation."""
+RATES: dict[BaseKind, tuple[float, ...]] = {
+    "built-in": (3e-4, 1e-3, 3e-3),
+    "clip": (3e-6, 1e-5, 3e-5),
+    "siglip": (3e-6, 1e-5, 3e-5),
+}
+"""Learning rates to try, by the kind of the base."""
+
+
+class TrainingOptions(RecipeOptions, StepOptions):
+    """A single training: its losses, its learning rate and its length."""
+
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
+    learning_rate: Rate = 2e-4
+
+
+class AlphaOptions(Options):
+    """Interpolation of the tuned text encoder with the base's (WiSE), chosen on validation."""
+
+    grid: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
+    """Values of α to try: 1 is the tuned encoder as trained, 0 the base, which is always tried, too, unless there is
+    only one value: then that one is used, whatever it costs."""
+
+
+class FinetuneOptions(RecipeOptions, StepOptions):
+    """Training of the text encoder on captions, both paraphrases and image features.
+
+    Every recipe is trained at every learning rate, from the same base on the same rows. Held-out images choose among
+    them and α.
+    """
+
+    recipe: RecipeNames | None = None
+    """One or several of `published` (the published losses), `anchored` (with an image~caption loss and a pull towards
+    the base's embeddings), `ranking` (no losses against images, but ranking distillation from the mean of all texts)
+    and `own` (`weights`, `distil` and `ranking_distillation`). Default: `own` if one of these three is set, otherwise
+    the other three recipes."""
+    learning_rate: Rates | None = None
+    """Peak learning rate, or several to try. Default: a short list that suits the kind of the base."""
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    """Passes over the training rows."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
+    """Rows in a batch, which is also the number of candidates in each contrastive loss."""
     texts: Literal["paraphrases", "captions"] = "paraphrases"
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
-    distil: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean of 1 - cosine between the captions' embeddings and the base's, which reduces forgetting."""
-    ranking_distillation: RankingDistillation = RankingDistillation()
-    """Ranking distillation with the base."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
-    """Share of the training images held out to choose α."""
+    """Share of the training images held out to choose recipe, learning rate and α."""
     alpha: AlphaOptions = AlphaOptions()
     """Interpolation with the base."""
+
+    @model_validator(mode="after")
+    def _own_losses(self) -> FinetuneOptions:
+        if self.recipe is not None and "own" not in self.recipe and (ignored := self._own()):
+            raise ValueError(f"{', '.join(ignored)} would be ignored: only the recipe `own` reads it")
+        return self
+
+    def _own(self) -> list[str]:
+        """The losses that differ from the published ones."""
+        default = RecipeOptions()
+        return [name for name in RecipeOptions.model_fields if getattr(self, name) != getattr(default, name)]
+
+    @property
+    def recipes(self) -> tuple[RecipeName, ...]:
+        """The recipes to try, each once."""
+        if self.recipe is not None:
+            return tuple(dict.fromkeys(self.recipe))
+        return ("own",) if self._own() else tuple(RECIPES)
+
+    def candidates(self, kind: BaseKind) -> tuple[Candidate, ...]:
+        """Every recipe at every learning rate, for a base of this kind."""
+        shared = {name: getattr(self, name) for name in (*StepOptions.model_fields, "epochs", "batch_size")}
+        candidates = []
+        for recipe in self.recipes:
+            losses = RECIPES.get(recipe, self)
+            terms = {name: getattr(losses, name) for name in RecipeOptions.model_fields}
+            for rate in sorted(set(self.learning_rate or RATES[kind])):
+                candidates.append(Candidate(recipe, TrainingOptions(**shared, **terms, learning_rate=rate)))
+        return tuple(candidates)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe at a learning rate."""
+
+    recipe: RecipeName
+    options: TrainingOptions
+
+    @property
+    def name(self) -> str:
+        """For example ``ranking at 0.001``."""
+        return f"{self.recipe} at {self.options.learning_rate:g}"
+
+    @property
+    def losses(self) -> dict[str, Any]:
+        """The options of its losses as plain values."""
+        return self.options.model_dump(mode="json", include=set(RecipeOptions.model_fields))

@@ -41,7 +41,7 @@ from paraclip_core.training.data import (
 )
 from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import Anchor, Objective, Pair
-from paraclip_core.training.options import FinetuneOptions
+from paraclip_core.training.options import TrainingOptions
 from paraclip_core.training.process import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
 from paraclip_core.training.trackers import Trackers
 
@@ -69,7 +69,7 @@ class TrainingJob:
     image_keys: NDArray[np.int64]
     """Equal for equal images, [N]."""
     pairs: tuple[Pair, ...]
-    options: FinetuneOptions
+    options: TrainingOptions
     scratch: Path
     """Folder for checkpoints."""
     log_path: Path

@@ -35,7 +35,7 @@ from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.paths import expand
-from paraclip_core.training.alpha import interpolate
+from paraclip_core.training.choice import interpolate
 from paraclip_core.training.process import free_memory
 
 HERE = Path(__file__).parent

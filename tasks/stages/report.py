@@ -109,7 +109,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         image_encoder_after=tuned.get("image_encoder_hash_after", ""),
         funnel=_funnel(inputs, totals),
         trainings=[_training(name, inputs[name]) for name in ("built_in_base", "finetune") if name in inputs],
-        alpha_sweep=read_json(inputs["finetune"].path / "alpha_sweep.json"),
+        candidates=read_json(inputs["finetune"].path / "candidates.json"),
         better=better,
         worse=worse,
         paraphrases=samples,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from paraclip.tasks.models import BUILT_IN, base_inputs, base_sources
+from paraclip.tasks.models import BUILT_IN, base_inputs, base_kind, base_sources
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.options import meaning
+from paraclip_core.training.options import RecipeOptions
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
@@ -19,13 +20,17 @@ def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
 def _options(settings: Settings) -> dict[str, Any]:
     base = settings.model.base
     # A local model's contents are in the sources; its location does not count.
-    return {"finetune": meaning(settings.finetune), "base": base if base == BUILT_IN else place_free_name(base)}
+    options = {k: v for k, v in meaning(settings.finetune).items() if k not in RecipeOptions.model_fields}
+    tried = settings.finetune.candidates(base_kind(base))
+    # What is tried, whether it was set or is the default; losses that no recipe reads mean nothing.
+    options["recipe"] = {one.recipe: one.losses for one in tried}
+    options["learning_rate"] = sorted({one.options.learning_rate for one in tried})
+    return {"finetune": options, "base": base if base == BUILT_IN else place_free_name(base)}
 
 
 def _of_control(settings: Settings) -> Settings:
     """The same run on captions only."""
-    rate = settings.evaluate.control_learning_rate or settings.finetune.learning_rate
-    finetune = settings.finetune.model_copy(update={"texts": "captions", "learning_rate": rate})
+    finetune = settings.finetune.model_copy(update={"texts": "captions"})
     return settings.model_copy(update={"finetune": finetune})
 
 
@@ -53,7 +58,7 @@ BUILT_IN_BASE = Stage(
 
 FINETUNE = Stage(
     name="finetune",
-    version=9,
+    version=10,
     inputs=_finetune_inputs,
     options=lambda run: _options(run.settings),
     body="paraclip.tasks.training.bodies:finetune",
@@ -61,6 +66,7 @@ FINETUNE = Stage(
     sources=base_sources,
     about="Tune the text encoder on captions, paraphrases and image features.",
     pool="gpu",
+    units=("samples",),
     trains=True,
 )
 """Repairs the text encoder with paraphrases."""
@@ -76,6 +82,7 @@ CONTROL = Stage(
     applies=lambda settings: settings.evaluate.control,
     about="Tune the text encoder in the same way on captions only.",
     pool="gpu",
+    units=("samples",),
     trains=True,
 )
 """Shows how much of a gain is not due to the paraphrases."""

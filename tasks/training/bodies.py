@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import storage_error, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
-from paraclip.tasks.models import base_reference
+from paraclip.tasks.models import base_kind, base_reference
 from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     STORED,
@@ -41,6 +41,7 @@ from paraclip.tasks.training.data import (
     use_threads,
     validation_set,
 )
+from paraclip.tasks.training.towers import LOG, tower, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import pick_precision
@@ -58,21 +59,14 @@ from paraclip_core.clip.reference import LOSSES, fixed_place, place_free_name
 from paraclip_core.errors import ModelError
 from paraclip_core.options import meaning
 from paraclip_core.tables import CAPTIONS
-from paraclip_core.training.alpha import (
-    AO,
-    RECALL,
-    choose_alpha,
-    copy_weights,
-    interpolate,
-    measure,
-    sweep,
-)
 from paraclip_core.training.card import release_card
+from paraclip_core.training.choice import Point, as_json, choose, copy_weights, interpolate
 from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TEXTS, RowBatch, TrainingRows, id_array, spool_rows
 from paraclip_core.training.losses import Pair, named_pairs
-from paraclip_core.training.options import FinetuneOptions
+from paraclip_core.training.options import Candidate, TrainingOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
-from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
+from paraclip_core.training.trainer import TrainingJob, train
+from paraclip_core.training.validation import AO, RECALL, measure
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +111,15 @@ def _prepare_base(ctx: StageContext) -> Prepared:
         caption_rows(captions, images, counts=counts, keep=held_out.trains),
         (CAPTION,),
         pairs=(Pair(IMAGE, CAPTION),),
-        options=FinetuneOptions(**chosen, **shared),
-        validate=lambda: measure(clip, validation),
+        options=TrainingOptions(**chosen, **shared),
+        validate=lambda: measure(clip, validation).figures,
         keep_best=RECALL if held_out.ranks else None,
     )
 
 
-def _prepare_tuning(ctx: StageContext) -> Prepared:
-    """A base, and captions with their paraphrases; nothing is validated before α is chosen."""
+def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Prepared:
+    """A base, and captions with their paraphrases; nothing is validated before the choice. The job is that of one
+    candidate."""
     settings, options = ctx.settings, ctx.settings.finetune
     clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
@@ -136,7 +131,7 @@ def _prepare_tuning(ctx: StageContext) -> Prepared:
     stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
     prepared = _prepared(
         ctx, clip, held_out, counts, "paraphrase_2", stream, TEXTS, tokens,
-        pairs=named_pairs(options.weights), options=options,
+        pairs=named_pairs(candidate.options.weights), options=candidate.options,
     )  # fmt: skip
     if options.texts != "captions":
         return prepared
@@ -176,7 +171,9 @@ def built_in_base(ctx: StageContext) -> dict[str, Any]:
     base = _prepare_base(ctx)
     clip, rows = base.job.clip, base.job.rows
     precision = pick_precision(ctx.settings.finetune.precision, clip.device)
-    result = _train(ctx, "built_in_base", base.job)
+    name = f"{ctx.settings.name}-built_in_base-{ctx.work.out.parent.name[:12]}"
+    run = TrackedRun(name, ctx.store.root / "logs/trackers", meaning(base.job.options))
+    result = train(replace(base.job, trackers=Trackers(ctx.settings.run.trackers, run)), ctx.progress)
     _release(
         ctx,
         base,
@@ -199,37 +196,63 @@ def built_in_base(ctx: StageContext) -> dict[str, Any]:
 
 
 def finetune(ctx: StageContext) -> dict[str, Any]:
-    """Fine-tune, choose α, and write ``release/``, ``training_log.jsonl`` and ``alpha_sweep.json``."""
+    """Train every candidate, choose one and its α, and write ``release/``, ``training_log.jsonl`` and
+    ``candidates.json``."""
     use_threads(ctx.settings)
-    tuning, options = _prepare_tuning(ctx), ctx.settings.finetune
-    clip, rows = tuning.job.clip, tuning.job.rows
+    options = ctx.settings.finetune
+    candidates = options.candidates(base_kind(ctx.settings.model.base))
+    tuning = _prepare_tuning(ctx, candidates[0])
+    job, clip, rows = tuning.job, tuning.job.clip, tuning.job.rows
     weights, parameters = weights_hash(clip), trained_parameters(clip.model)
     base = copy_weights(parameters)
-    result = _train(ctx, "finetune", tuning.job)
-    tuned = copy_weights(parameters)
     captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
     validation = validation_set(captions, tuning.held_out, paraphrases, tuning.tokens)
-    points = sweep(parameters, base, tuned, options.alpha.grid, lambda: measure(clip, validation))
-    choice = choose_alpha(points, options.alpha)
-    if AO not in points[0]:
-        log.warning("α = %g is chosen without paraphrases: %s", choice["chosen"], choice["rule"])
-    write_json(ctx.work.out / "alpha_sweep.json", choice)
-    interpolate(parameters, base, tuned, choice["chosen"])
+    reference = measure(clip, validation)
+    reference = measure(clip, validation, reference)
+    towers, points = {}, list[Point]()
+    for number, candidate in enumerate(candidates, 1):
+        interpolate(parameters, base, base, 0.0)
+        facts = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
+        made = towers[candidate.recipe, candidate.options.learning_rate] = tower(ctx, candidate, job, facts)
+        tuned = tower_weights(made, clip)
+        for alpha in sorted({*options.alpha.grid} - {0.0}):
+            interpolate(parameters, base, tuned, alpha)
+            found = measure(clip, validation, reference)
+            points.append(Point(candidate.recipe, candidate.options.learning_rate, alpha, found))
+    choice = choose(points, reference, options.alpha.grid)
+    chosen = choice.chosen
+    if AO not in reference.figures:
+        log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)
+    for note in choice.notes:
+        log.warning("%s", note)
+    write_json(ctx.work.out / "candidates.json", as_json(points, reference, choice))
+    best = towers[chosen.recipe, chosen.learning_rate]
+    shutil.copyfile(best.path / LOG, ctx.work.out / LOG)
+    interpolate(parameters, base, tower_weights(best, clip), chosen.alpha)
     control, built_in = options.texts == "captions", ctx.inputs.get("built_in_base")
+    tried = next(one for one in candidates if one.name == f"{chosen.recipe} at {chosen.learning_rate:g}")
     after = _release(
         ctx,
         tuning,
         title="CLIP with a text encoder fine-tuned on captions only" if control else REPAIRED,
         summary=f"The text encoder was fine-tuned on {'captions only, as a control' if control else PARAPHRASED} and "
-        f"interpolated with the base's at α = {choice['chosen']:g}: {choice['rule']}.",
+        f"interpolated with the base's at α = {chosen.alpha:g}. Of {len(candidates)} candidates {tried.name} was "
+        f"chosen: {choice.rule}.",
         # By a name that does not depend on the artifacts' location.
         base=f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
         weights=weights,
         paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
-        options=meaning(options)
+        options=meaning(tried.options)
+        | {"recipe": tried.recipe, "texts": options.texts, "validation": options.validation}
         | {"precision": pick_precision(options.precision, clip.device), "loss": LOSSES[clip.sigmoid]},
-        figures=points,
+        figures=[{"alpha": 0.0, **reference.figures}]
+        + [
+            {"alpha": point.alpha, **point.validation.figures}
+            for point in points
+            if (point.recipe, point.learning_rate) == (chosen.recipe, chosen.learning_rate)
+        ],
     )
+    trained = [made.manifest.metrics for made in towers.values()]
     return {
         **rows.facts,
         # Not among the options, because the base's location does not count; `paraclip search` reads it here.
@@ -238,11 +261,15 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         **({} if rows.starts is None else {"paraphrases": len(rows.image_rows)}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
-        "steps": result.steps,
-        "batch_size": result.batch_size,
-        "alpha": choice["chosen"],
-        "validation": {str(point["alpha"]): point for point in choice["alphas"]},
-        "samples_per_second": result.samples_per_second,
+        "candidates": len(candidates),
+        "steps": trained[0]["steps"],
+        "batch_size": trained[0]["batch_size"],
+        "samples": sum(each["steps"] * each["batch_size"] for each in trained),
+        "recipe": chosen.recipe,
+        "learning_rate": chosen.learning_rate,
+        "alpha": chosen.alpha,
+        "validation": {"0.0": dict(reference.figures), str(chosen.alpha): dict(chosen.validation.figures)},
+        "samples_per_second": best.manifest.metrics["samples_per_second"],
         "image_encoder_hash_before": tuning.image_encoder,
         "image_encoder_hash_after": after,
     }
@@ -301,9 +328,3 @@ def paraphraser_of(paraphrases: Artifact) -> str | None:
     metrics = paraphrases.manifest.metrics
     parts = [f"{name} `{metrics[name]}`" for name in ("engine", "model") if metrics.get(name)]
     return ", ".join(parts) or None
-
-
-def _train(ctx: StageContext, stage: str, job: TrainingJob) -> TrainingResult:
-    name = f"{ctx.settings.name}-{stage}-{ctx.work.out.parent.name[:12]}"
-    run = TrackedRun(name, ctx.store.root / "logs/trackers", meaning(job.options))
-    return train(replace(job, trackers=Trackers(ctx.settings.run.trackers, run)), ctx.progress)

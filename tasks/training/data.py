@@ -22,9 +22,9 @@ from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.alpha import ValidationSet
 from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
 from paraclip_core.training.process import bound_kernel_cache
+from paraclip_core.training.validation import ValidationSet
 
 SUFFIX = "_tokens"
 Texts: TypeAlias = pa.Array | pa.ChunkedArray

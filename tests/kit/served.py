@@ -220,7 +220,13 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
         "paraphrase": {"engine": "file", "file": {"path": "paraphrases.jsonl"}, "filters": {"preset": "off"}},
         "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "built_in_base": {"epochs": 1, "batch_size": 16},
-        "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},
+        "finetune": {
+            "recipe": "published",
+            "learning_rate": 2e-4,
+            "epochs": 60,
+            "batch_size": 16,
+            "precision": "fp32",
+        },
         "evaluate": {"benchmarks": [paraphrased_queries, {"name": "captions", "kind": "retrieval"}]},
         "run": {"threads": 1, "root": str(root)},
     }

@@ -24,11 +24,11 @@ from torch import nn
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.training.alpha import RECALL, ValidationSet, measure
 from paraclip_core.training.data import TEXTS, TrainingRows
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.options import FinetuneOptions, LossWeights
+from paraclip_core.training.options import LossWeights, TrainingOptions
 from paraclip_core.training.trainer import TrainingJob, train
+from paraclip_core.training.validation import RECALL, ValidationSet, measure
 
 VOCABULARY = 500
 CONFIG: dict[str, Any] = {
@@ -86,10 +86,10 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
         "features": features,
         "image_keys": np.arange(len(features)),
         "pairs": named_pairs(LossWeights()),
-        "options": FinetuneOptions.model_validate({**options, **changed.pop("options", {})}),
+        "options": TrainingOptions.model_validate({**options, **changed.pop("options", {})}),
         "scratch": folder / "scratch",
         "log_path": folder / "training_log.jsonl",
-        "validate": lambda: measure(clip, held_out),
+        "validate": lambda: measure(clip, held_out).figures,
         "keep_best": RECALL,
     }
     return TrainingJob(**{**job, **changed})

@@ -42,6 +42,8 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
         "features": {"batch_size": 8},
         "built_in_base": {"epochs": 15, "batch_size": 16},
         "finetune": {
+            "recipe": "published",
+            "learning_rate": 2e-4,
             "epochs": 10,
             "batch_size": 4,
             "checkpoint_steps": 5,

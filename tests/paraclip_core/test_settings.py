@@ -56,7 +56,7 @@ def test_overrides_reach_lists_and_empty_groups() -> None:
     # A name that looks like a number stays a name.
     assert [source.path for source in settings.data.sources] == ["17", "b.csv"] and settings.name == "2024"
     assert settings.data.sources[0].split is None
-    assert settings.finetune.alpha.grid == (0.0, 1.0) and settings.finetune.learning_rate == 1e-4
+    assert settings.finetune.alpha.grid == (0.0, 1.0) and settings.finetune.learning_rate == (1e-4,)
     assert settings.evaluate.gate.max_drop == {}
 
 

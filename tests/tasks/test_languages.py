@@ -98,7 +98,7 @@ def settings_of(tmp_path: Path, openai_server: OpenAIServer) -> Any:
                 },
                 "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
                 "built_in_base": {"epochs": 2, "batch_size": 32},
-                "finetune": {"epochs": 1, "batch_size": 32},
+                "finetune": {"recipe": "published", "learning_rate": 1e-3, "epochs": 1, "batch_size": 32},
                 "evaluate": {
                     "benchmarks": [
                         {"name": "captions", "kind": "paraphrased_retrieval"},

@@ -26,9 +26,9 @@ def test_rejects_and_their_reasons(rejected: Any, total: int, reasons: list[tupl
 
 
 def test_a_model_that_stayed_as_it_was_is_reported() -> None:
-    note = untuned({"alpha": 0.0, "steps": 2, "rows": 98})
+    note = untuned({"alpha": 0.0, "candidates": 9, "steps": 2, "rows": 98})
     assert note is not None
-    for part in ("tuned is the base itself", "2 steps over 98 rows", "finetune.epochs"):
+    for part in ("tuned is the base itself", "none of 9 candidates", "2 steps over 98 rows", "candidates.json"):
         assert part in note
     assert untuned({"alpha": 0.25, "steps": 2, "rows": 98}) is None
     assert untuned({}) is None
@@ -45,7 +45,13 @@ def test_an_alpha_that_few_pairs_chose_is_reported(
     store = ArtifactStore(tmp_path)
     settings = Settings.model_validate({"finetune": {"alpha": {"grid": grid}}})
     notes = gather_result(Run(settings, store), _artifacts(store, metrics)).summary["notes"]
-    assert any(note.startswith(f"α is chosen on {pairs} pairs of held-out training images") for note in notes) is few
+    assert (
+        any(
+            note.startswith(f"recipe, learning rate and α are chosen on {pairs} pairs of held-out training images")
+            for note in notes
+        )
+        is few
+    )
 
 
 METRICS = {

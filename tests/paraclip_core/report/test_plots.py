@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from typing import Any
 
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.report.data import Training
-from paraclip_core.report.plots import alpha_plot, loss_plot, margin_plot, pareto_plot, validation_plot
+from paraclip_core.report.plots import (
+    alpha_plot,
+    churn_plot,
+    loss_plot,
+    margin_plot,
+    pareto_plot,
+    recipe_plot,
+    validation_plot,
+)
 
-SWEEP = {
-    "alphas": [{"alpha": a, "text_to_image_recall@10": 54 - a, "ao@10": 29 + a} for a in (0.0, 0.5, 1.0)],
-    "chosen": 0.5,
-    "rule": "best",
-}
+
+def candidates(chosen: float, *missing: str) -> dict[str, Any]:
+    """Two learning rates of a recipe."""
+
+    def figures(rate: float, a: float) -> dict[str, float]:
+        every = {
+            "alpha": a,
+            "text_to_image_recall@10": 60 - a,
+            "overlap@10": 100 - 30 * a,
+            "ao@10": 30 + 8000 * a * rate,
+            "js@10": 1.0,
+        }
+        return {name: value for name, value in every.items() if name not in missing}
+
+    tried = [
+        {"recipe": "ranking", "learning_rate": rate, "alphas": [figures(rate, a) for a in (0.0, 0.5, 1.0)]}
+        for rate in (1e-4, 1e-3)
+    ]
+    return {"candidates": tried, "chosen": {"recipe": "ranking", "learning_rate": 1e-3, "alpha": chosen}}
+
+
+SWEEP = candidates(0.5)
 LOG = Training(
     "finetune",
     [
@@ -57,19 +83,22 @@ def test_what_was_logged_is_drawn_and_nothing_else() -> None:
     assert "AO@10, %" in texts(str(validation_plot(LOG)))
     assert loss_plot(Training("x", [])) is None
     assert validation_plot(Training("x", LOG.lines[:2])) is None
-    assert alpha_plot({"alphas": []}) is None
+    assert recipe_plot(candidates(0.5, "ao@10"), "ranking") is None
 
 
-def test_agreement_against_recall_has_a_point_for_each_alpha() -> None:
-    points = [
-        {"alpha": a, "ao@10": 30 + 8 * a, "text_to_image_recall@10": 60 - a, "js@10": 1.0} for a in (0.0, 0.5, 1.0)
-    ]
-    svg = pareto_plot({"alphas": points, "chosen": 0.5})
+def test_every_learning_rate_of_a_recipe_has_a_line() -> None:
+    shown = texts(str(recipe_plot(SWEEP, "ranking")))
+    assert {"0.0001", "0.001"} <= set(shown) and "AO@10, change in points" in shown
+
+
+def test_agreement_against_its_costs_has_a_point_for_each_alpha() -> None:
+    svg = pareto_plot(SWEEP)
     assert svg is not None and svg.count("<circle") == 4 and svg.count('r="7"') == 1
     assert all(f">{label}</text>" in svg for label in ("0", "0.5", "1"))
     assert "AO@10, change in points" in svg and "text→image recall@10, change in points" in svg
-    unringed = pareto_plot({"alphas": points, "chosen": 0.3})
-    assert unringed is not None and 'r="7"' not in unringed
+    assert 'r="7"' not in str(pareto_plot(candidates(0.3)))
+    assert "first ten images that stay, change in points" in texts(str(churn_plot(SWEEP)))
+    assert churn_plot(candidates(0.5, "overlap@10")) is None
 
 
 def test_paraphrased_queries_and_hard_negatives_of_three_models() -> None:

@@ -80,10 +80,10 @@ def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
     wanted = "evaluate.control=true"
     assert list(stages_of(load_settings(DEMO, [wanted]))) == [*ORDER[:7], "control", *ORDER[7:]]
     assert changed(tmp_path, wanted) == {"evaluate", "report"}
-    settings = load_settings(DEMO, [wanted, "evaluate.control_learning_rate=1e-5"])
+    settings = load_settings(DEMO, [wanted])
     nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
     control, tuned = (nodes[name].draft.options["finetune"] for name in ("control", "finetune"))
-    assert control == {**tuned, "texts": "captions", "learning_rate": 1e-5}
+    assert control == {**tuned, "texts": "captions"}
     assert nodes["evaluate"].draft.inputs["control"] == nodes["control"].fingerprint
     before, after = (fingerprints(tmp_path, wanted, *more) for more in ((), ("finetune.epochs=1",)))
     assert {name for name in before if before[name] != after[name]} == {"finetune", "control", "evaluate", "report"}

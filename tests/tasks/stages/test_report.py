@@ -39,7 +39,7 @@ def gathered(
     comparison = {"verdict": "hold", "rows": [], "confidence": 0.95, "notes": []}
     for name, content in {
         "evaluate/comparison.json": json.dumps(comparison),
-        "finetune/alpha_sweep.json": "{}",
+        "finetune/candidates.json": "{}",
         "finetune/training_log.jsonl": "",
     }.items():
         (root / name).parent.mkdir(exist_ok=True)

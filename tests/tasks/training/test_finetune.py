@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -32,7 +33,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Fact
-from paraclip_core.training.alpha import choose_alpha
+from paraclip_core.training.choice import choose
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.options import LossWeights, RankingDistillation
 
@@ -53,20 +54,27 @@ def card_of(artifact: Artifact) -> str:
     return (artifact.path / "release/README.md").read_text()
 
 
-def sweep_of(artifact: Artifact) -> dict[str, Any]:
-    return json.loads((artifact.path / "alpha_sweep.json").read_text())
+def candidates_of(artifact: Artifact) -> dict[str, Any]:
+    return json.loads((artifact.path / "candidates.json").read_text())
 
 
-def test_it_writes_release_log_and_sweep(tuned: Artifact, inputs: dict[str, Artifact], encoder: str) -> None:
-    sweep = sweep_of(tuned)
-    assert [point["alpha"] for point in sweep["alphas"]] == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert {"ao@10", "js@10", "text_to_image_recall@10"} <= set(sweep["alphas"][0])
-    assert all(0 <= value <= 100 for point in sweep["alphas"] for value in point.values())
-    best = max(sweep["alphas"], key=lambda point: point["ao@10"])
-    assert best["ao@10"] > sweep["alphas"][0]["ao@10"] and "ao@10" in sweep["rule"]
+def alphas_of(artifact: Artifact) -> list[dict[str, float]]:
+    """What the only candidate finds at each α."""
+    (candidate,) = candidates_of(artifact)["candidates"]
+    return candidate["alphas"]
+
+
+def test_it_writes_release_log_and_candidates(tuned: Artifact, inputs: dict[str, Artifact], encoder: str) -> None:
+    points = alphas_of(tuned)
+    assert [point["alpha"] for point in points] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert {"ao@10", "js@10", "text_to_image_recall@10", "overlap@10"} <= set(points[0])
+    assert all(0 <= value <= 100 for point in points for value in point.values())
+    best = max(points, key=lambda point: point["ao@10"])
+    assert best["ao@10"] > points[0]["ao@10"] and points[0]["overlap@10"] == 100 > points[-1]["overlap@10"]
     metrics = tuned.manifest.metrics
     assert metrics["image_encoder_hash_before"] == metrics["image_encoder_hash_after"] == encoder
-    assert metrics["alpha"] == sweep["chosen"] and metrics["without_image"] == 1
+    chosen = candidates_of(tuned)["chosen"]
+    assert {name: metrics[name] for name in chosen} == chosen and metrics["without_image"] == 1
     assert metrics["rows"] + metrics["held_out"] + metrics["without_image"] == metrics["read"] == 145
     assert f"built_in_base/{inputs['built_in_base'].fingerprint}" in card_of(tuned)
 
@@ -80,14 +88,21 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
 
     def trained(chosen: float, **changed: object) -> tuple[Artifact, set[str]]:
         """And names of the weights that are not the base's."""
-        monkeypatch.setattr(bodies, "choose_alpha", lambda *given: {**choose_alpha(*given), "chosen": chosen})
+
+        def only(*given: Any) -> Any:
+            choice = choose(*given)
+            return replace(choice, chosen=replace(choice.chosen, alpha=chosen))
+
+        monkeypatch.setattr(bodies, "choose", only)
         artifact = run_stage(FINETUNE, sources, model={"base": place}, finetune=changed)
         return artifact, {name for name, weight in weights(artifact).items() if not torch.equal(weight, base[name])}
 
     unchanged, changed = trained(0.0)
     assert changed == set() and unchanged.manifest.metrics["base"] == place
     ranks = RankingDistillation(weight=1.0)
-    artifact, changed = trained(1.0, weights=LossWeights(image_caption=1), distil=0.01, ranking_distillation=ranks)
+    artifact, changed = trained(
+        1.0, recipe="own", weights=LossWeights(image_caption=1), distil=0.01, ranking_distillation=ranks
+    )
     assert {"text_projection", "logit_scale"} < changed and not any(name.startswith("visual.") for name in changed)
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert {"image~caption", "image~paraphrase_2", "distil"} <= set(log[0]["losses"])
@@ -124,6 +139,8 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_files(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
+    for tower in store.list("tower"):
+        shutil.rmtree(tower.path)
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == 5:
@@ -136,6 +153,45 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_files(
     with caplog.at_level("INFO"):
         assert files(execute(FINETUNE, draft, run, inputs)) == files(tuned)
     assert "resuming after step 4" in caplog.text
+
+
+def test_several_candidates_are_trained_once_each_and_one_is_chosen(
+    run_stage: RunStage,
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    tuned: Artifact,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kill in the second candidate leaves the first one finished, and one more rate trains one more tower."""
+    monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
+    several = {"recipe": ("published", "ranking"), "learning_rate": (1e-3, 3e-3)}
+    changed = settings.finetune.model_copy(update=several)
+    run = Run(settings.model_copy(update={"finetune": changed}), store)
+    draft = Draft(FINETUNE.name, "f" * 32, FINETUNE.version, {}, {})
+    seen: dict[str, int] = {}
+
+    def stop(done: int, total: int | None, **facts: Fact) -> None:
+        name = str(facts.get("candidate", ""))
+        seen[name] = max(seen.get(name, 0), done)
+        if name.startswith("2 of 4") and done == 5:
+            raise KeyboardInterrupt
+
+    assert tuned.manifest.metrics["learning_rate"] == 1e-3
+    before = {one.fingerprint for one in store.list("tower")}
+    with pytest.raises(KeyboardInterrupt):
+        execute(FINETUNE, draft, run, inputs, stop)
+    assert list(seen) == ["2 of 4, published at 0.003"]  # the first one is that of `tuned`
+    whole = execute(FINETUNE, draft, run, inputs)
+    made = {one.fingerprint for one in store.list("tower")} - before
+    assert len(made) == 3
+    metrics, tried = whole.manifest.metrics, candidates_of(whole)
+    assert metrics["candidates"] == len(tried["candidates"]) == 4
+    assert metrics["samples"] == 4 * metrics["steps"] * metrics["batch_size"]
+    assert sum(one["stopped"] is None for one in tried["candidates"]) == (metrics["alpha"] > 0)
+    again = run_stage(FINETUNE, inputs, finetune={**several, "learning_rate": (1e-3, 2e-3, 3e-3)})
+    assert len({one.fingerprint for one in store.list("tower")} - before - made) == 2
+    assert again.manifest.metrics["candidates"] == 6
 
 
 def test_the_control_trains_on_captions_alone(
@@ -173,7 +229,7 @@ def test_other_rewrites_train_otherwise(run_stage: RunStage, edited: Edited, tun
     assert many["paraphrases"] == 2 * few["rows"] and many["steps"] == few["steps"]
     assert files(other)["training_log.jsonl"] != files(tuned)["training_log.jsonl"]
     # The base is measured on the first paraphrase of each caption.
-    assert sweep_of(other)["alphas"][0] == sweep_of(tuned)["alphas"][0]
+    assert alphas_of(other)[0] == alphas_of(tuned)[0]
 
 
 @pytest.fixture
@@ -212,11 +268,10 @@ def test_without_held_out_pairs_it_says_so(
     run_stage: RunStage, edited: Edited, trained_rows: Change, settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
     artifact = run_stage(FINETUNE, edited("paraphrase_2", trained_rows))
-    sweep = sweep_of(artifact)
     assert artifact.manifest.metrics["validation_pairs"] == 0
-    assert set(sweep["alphas"][0]) == {"alpha", "text_to_image_recall@10"}
-    for text in (sweep["rule"], card_of(artifact), caplog.text):
-        assert "ao@10 could not be looked at" in text and "finetune.validation" in text
+    assert set(alphas_of(artifact)[0]) == {"alpha", "text_to_image_recall@10", "overlap@10"}
+    for text in (candidates_of(artifact)["rule"], card_of(artifact), caplog.text):
+        assert "agreement could not be looked at" in text and "finetune.validation" in text
 
 
 # What the card tells of the rows that were trained on

@@ -69,9 +69,10 @@ def test_it_is_tuned_and_released(
     artifact = run_stage(FINETUNE, inputs, model={"base": base.reference})
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
-    sweep = json.loads((artifact.path / "alpha_sweep.json").read_text())
-    best = max(point["ao@10"] for point in sweep["alphas"])
-    assert best >= sweep["alphas"][0]["ao@10"] and sweep["chosen"] in [point["alpha"] for point in sweep["alphas"]]
+    tried = json.loads((artifact.path / "candidates.json").read_text())
+    alphas = tried["candidates"][0]["alphas"]
+    best = max(point["ao@10"] for point in alphas)
+    assert best >= alphas[0]["ao@10"] and tried["chosen"]["alpha"] in [point["alpha"] for point in alphas]
     tuned = load_clip(str(artifact.path / "release"))
     assert image_encoder_hash(tuned) == image_encoder_hash(base)
     assert artifact.manifest.metrics["rows"] > 80

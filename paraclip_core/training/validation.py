@@ -1,0 +1,117 @@
+"""Validation on held-out images: what a text encoder finds there, image by image.
+
+Stored features are ranked, so measuring an encoder takes a second or two. Every figure is the sum of its images'
+contributions: the difference of two encoders, and how certain it is, follows from the same images for both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import NormalDist
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from paraclip_core.clip.encode import encode_ragged
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.evaluation.intervals import CONFIDENCE
+from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
+from paraclip_core.evaluation.scores import top_k
+from paraclip_core.training.log import rounded
+
+K = 10
+AO, JS = f"ao@{K}", f"js@{K}"
+RECALL = f"text_to_image_recall@{K}"
+PARAPHRASE_RECALL = f"paraphrase_recall@{K}"
+OVERLAP = f"overlap@{K}"
+"""Share of the base's first images that a plain caption still finds among the first: what does not change for users."""
+Parts: TypeAlias = NDArray[np.float64]
+"""Contribution of each held-out image to a figure, in points, [m]; their sum is the figure."""
+
+
+@dataclass(frozen=True)
+class ValidationSet:
+    """Images held out from training, and the texts that search for them."""
+
+    gallery: NDArray[np.float16]
+    """Stored features of the distinct images, [m, d]."""
+    captions: Ragged
+    """Queries."""
+    targets: NDArray[np.int64]
+    """Gallery row of each caption's image."""
+    first: Ragged | None = None
+    """Captions of rows with paraphrases, for the overlap of the two rankings."""
+    second: Ragged | None = None
+    """Paraphrase 2 of the same rows."""
+    pair_targets: NDArray[np.int64] | None = None
+    """Gallery row of the image of each of these rows."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What one encoder finds."""
+
+    figures: Mapping[str, float]
+    """In percent, rounded."""
+    parts: Mapping[str, Parts] = field(repr=False)
+    """The contributions of the images to the same figures."""
+    found: NDArray[np.int64] = field(repr=False)
+    """The first images of each caption, [n, k]."""
+
+
+def measure(clip: ClipModel, held_out: ValidationSet, base: Validation | None = None) -> Validation:
+    """Recall@10 of the captions and, if there are pairs, AO@10, JS@10 and recall@10 of paraphrase 2.
+
+    With a `base`, also how many of its first images each caption still finds. AO and JS are left out without pairs,
+    since 0 would mean a bad encoder, and with a single image, on which all rankings agree. With fewer than twenty
+    images k is half their number, since with k as large as the gallery every encoder finds every image.
+    """
+    images = len(held_out.gallery)
+    k = min(K, max(1, images // 2))
+    found = _rank(clip, held_out.captions, held_out.gallery, k)
+
+    def parts(values: NDArray[np.floating], targets: NDArray[np.int64]) -> Parts:
+        return np.bincount(targets, 100 * values.astype(np.float64) / max(len(values), 1), images).astype(np.float64)
+
+    shares = {RECALL: parts(recall_at_k(found, held_out.targets, k), held_out.targets)}
+    if base is not None:
+        kept = (found[:, :, None] == base.found[:, None, :]).any(1).mean(1)
+        shares[OVERLAP] = parts(kept, held_out.targets)
+    if held_out.first is not None and held_out.second is not None and len(held_out.first) and images > 1:
+        assert held_out.pair_targets is not None
+        first = _rank(clip, held_out.first, held_out.gallery, k)
+        second = _rank(clip, held_out.second, held_out.gallery, k)
+        of_pairs = {
+            AO: average_overlap(first, second, k),
+            JS: jaccard(first, second, k),
+            PARAPHRASE_RECALL: recall_at_k(second, held_out.pair_targets, k),
+        }
+        shares |= {name: parts(values, held_out.pair_targets) for name, values in of_pairs.items()}
+    return Validation({name: rounded(float(each.sum())) for name, each in shares.items()}, shares, found)
+
+
+def _rank(clip: ClipModel, texts: Ragged, gallery: NDArray[np.float16], k: int) -> NDArray[np.int64]:
+    """The nearest images of each text, encoded in eval mode; the model's mode is restored."""
+    training = clip.model.training
+    clip.model.eval()
+    with torch.no_grad():
+        embeddings = encode_ragged(clip, texts).float().cpu().numpy()
+    clip.model.train(training)
+    return top_k(embeddings, gallery, k)
+
+
+def interval(difference: Parts, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Half the width of the interval of a difference of two encoders, and its standard error, in points.
+
+    `difference` has the difference of the images' contributions. Images are independent, so the variance of their sum
+    is m times the variance of a contribution (the cluster-robust variance of a mean; Cameron & Miller, A Practitioner's
+    Guide to Cluster-Robust Inference, 2015, sec. II).
+    """
+    count = len(difference)
+    error = math.sqrt(count * float(difference.var(ddof=1))) if count > 1 else math.inf
+    return NormalDist().inv_cdf((1 + confidence) / 2) * error, error

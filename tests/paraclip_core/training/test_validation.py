@@ -1,0 +1,53 @@
+"""What a text encoder finds on held-out images."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from paraclip_core.evaluation.intervals import Sample, delta_interval
+from paraclip_core.training.validation import (
+    AO,
+    JS,
+    OVERLAP,
+    PARAPHRASE_RECALL,
+    RECALL,
+    ValidationSet,
+    interval,
+    measure,
+)
+
+
+@pytest.mark.parametrize("images", [1, 2, 10, 30])
+def test_one_image_tells_nothing_of_rankings_and_of_some_any_can_be_missed(tiny: ModuleType, images: int) -> None:
+    rows, features = tiny.tiny_rows(images=images)
+    texts = rows.texts
+    held_out = ValidationSet(
+        features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
+    )
+    clip = tiny.tiny_clip()
+    base = measure(clip, held_out)
+    if images == 1:
+        assert set(base.figures) == {RECALL}
+    else:
+        assert set(base.figures) == {RECALL, AO, JS, PARAPHRASE_RECALL}
+        assert 0 < base.figures[RECALL] < 75 and base.figures[JS] < 100
+    for name, value in base.figures.items():
+        assert base.parts[name].shape == (images,)
+        assert base.parts[name].sum() == pytest.approx(value, rel=1e-5)
+    assert measure(clip, held_out, base).figures[OVERLAP] == pytest.approx(100)
+    assert measure(tiny.tiny_clip(seed=1), held_out, base).figures[OVERLAP] < 100 or images == 1
+
+
+def test_the_interval_is_that_of_the_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(300), 5)
+    base = rng.normal(0.4, 0.2, 1500) + rng.normal(0, 0.1, 300)[clusters]
+    tuned = base + rng.normal(0.02, 0.1, 1500) + rng.normal(0, 0.05, 300)[clusters]
+    expected = delta_interval(Sample(base, clusters), Sample(tuned, clusters))
+    difference = np.bincount(clusters, 100 * (tuned - base) / 1500)
+    half, error = interval(difference)
+    assert half == pytest.approx(100 * (expected.high - expected.low) / 2, rel=0.1)
+    assert half == pytest.approx(1.96 * error, rel=1e-3)
