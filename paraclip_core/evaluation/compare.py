@@ -208,17 +208,49 @@ def compare(
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
         lacking = [*_ruled(rows, options.gate.metric), *(row for row, _ in _lost(rows, options.gate))]
-        clauses += filter(None, map(_too_few, lacking))
+        few = [*filter(None, map(_too_few, lacking))]
+        remedies = _remedies(rows, options.gate) if rule is apply_gate and not few else []
+        clauses += few or [f"what would change it: {remedy}" for remedy in remedies]
     return Comparison(rows, verdict, "; ".join(clauses), tuple(notes))
 
 
-def _headline(rows: Sequence[Row]) -> list[str]:
-    """What the figures mean to a user, in a clause that needs no glossary; empty if no such recall was measured."""
-    return [
+def _remedies(rows: Sequence[Row], gate: GateRule) -> list[str]:
+    """The one thing that would change a *hold* that enough images confirm; empty if its reason says it."""
+    gains, lost = _ruled(rows, gate.metric), _lost(rows, gate)
+    if gains and lost:
+        row, points = lost[0]
+        return [
+            f"a smaller α (finetune.alpha.grid), or more than {points:g} points for {row.rule} in "
+            "evaluate.gate.max_drop, if the gain is worth the loss"
+        ]
+    if any(row.side <= 0 for row in gains):
+        return ["more captions, or paraphrases of a more capable model (docs/training.md)"]
+    return [] if gains else [f"a benchmark of the kind {gate.metric.partition('/')[0]} in evaluate.benchmarks"]
+
+
+def _headline(rows: Sequence[Row], over: Sequence[Row] = ()) -> list[str]:
+    """What the figures mean to a user, in a clause that needs no glossary; empty if there is nothing to begin with.
+
+    A margin that fell significantly, over the base or over the control (`over`), belongs to it, for then queries of
+    different meaning agree more, too.
+    """
+    found = [
         f"of 100 paraphrased queries {row.tuned:.0f} find their image among the first ten (before: {row.base:.0f})"
         for row in rows
         if row.metric == HEADLINE
     ][:1]
+    fell = [(row, "the base") for row in rows if row.metric == "margin" and row.side < 0]
+    fell += [(row, "the control") for row in over if row.metric == "margin" and row.side < 0]
+    if fell:
+        amounts = ", ".join(f"{_amount(row)} over {model} on {row.benchmark}" for row, model in fell)
+        found.append(
+            f"{'but ' if found else ''}queries of different meaning agree more, too: the margin changes by {amounts}"
+        )
+    return [", ".join(found)] if found else []
+
+
+def _amount(row: Row) -> str:
+    return f"{row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
 
 
 def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
@@ -228,6 +260,10 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     captions only are the better and cheaper choice; with `gate.over_control` so does a gain over the control that is
     not significant. `over` compares control and tuned model, `control` base and control.
     """
+    before, after = _headline(comparison.rows), _headline(comparison.rows, over)
+    if before != after:
+        begins = comparison.reason.removeprefix("; ".join(before)).removeprefix("; ")
+        comparison = replace(comparison, reason="; ".join([*after, begins]))
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _ruled(over, gate.metric), comparison.verdict
     if comparison.untrained or not gains:
@@ -380,8 +416,10 @@ def _rows(outcome: Outcome) -> list[Row]:
 
 
 def _shown(row: Row) -> str:
-    return f"{_name(row)} {row.delta:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"
+    return f"{_name(row)} {_amount(row)}"
 
 
 def _name(row: Row) -> str:
-    return f"{row.benchmark} {row.metric}"
+    words = row.facts.words
+    # An acronym keeps its case.
+    return f"{words if words[1:2].isupper() else words[:1].lower() + words[1:]} of {row.benchmark}"

@@ -125,9 +125,9 @@ def test_a_first_model_moves_the_channel_and_one_held_against_its_base_does_not(
 @pytest.mark.parametrize(
     ("gain", "recall", "moved", "reason"),
     [
-        (0.10, 0.0, True, "ao@10 +0.00 [+0.00, +0.00] does not lie below zero"),
-        (0.05, 0.0, False, "ao@10 -5.00 [-5.00, -5.00] lies below zero"),
-        (0.30, -0.02, False, "against its own base: retrieval text_to_image_recall@10 fell by"),
+        (0.10, 0.0, True, "paraphrased_retrieval +0.00 [+0.00, +0.00] does not lie below zero"),
+        (0.05, 0.0, False, "paraphrased_retrieval -5.00 [-5.00, -5.00] lies below zero"),
+        (0.30, -0.02, False, "against its own base: text → image recall@10 of retrieval fell by"),
     ],
 )
 def test_better_than_the_base_is_not_enough(
@@ -190,8 +190,8 @@ def test_a_champion_that_collapsed_against_its_own_base_holds_nobody(
         Run(settings, store), "production", result("bbb", evaluation=evaluated(store, settings, "bbb", 0.1))
     )
     assert decision["moved"] is not gone
-    lost = "the champion fails the gate against its own base (retrieval text_to_image_recall@10 fell by"
-    assert ("ao@10 -20.00 [-20.00, -20.00] lies below zero" if gone else lost) in decision["reason"]
+    lost = "the champion fails the gate against its own base (text → image recall@10 of retrieval fell by"
+    assert ("paraphrased_retrieval -20.00 [-20.00, -20.00] lies below zero" if gone else lost) in decision["reason"]
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -434,7 +434,7 @@ def test_each_model_is_held_against_its_own_base(
     away.rename(base)
     decision = decide(run, "production", outcome)
     assert not decision["moved"] and served(nights.store) == "tuned-0"
-    assert "against the champion, photos text_to_image_recall@10 -" in decision["reason"]
+    assert "against the champion, text → image recall@10 of photos -" in decision["reason"]
     assert "lies below zero" in decision["reason"] and "own base" not in decision["reason"]
     # The champion was measured on tonight's captions, beside its own base, which it is a copy of.
     inputs = {"ingest": "ingest-1", "finetune": "tuned-0"} | ({"built_in_base": "base-0"} if built_in else {})

@@ -77,9 +77,14 @@ class Metric:
         return ([] if self.unit == "%" else [self.unit]) + (["lower is better"] if self.lower_is_better else [])
 
     @property
-    def label(self) -> str:
+    def words(self) -> str:
+        """Its name in a sentence."""
         head, at, part = self.name.partition("@")
-        return ", ".join([self.title or head.replace("_", " ") + at + part, *self.notes])
+        return self.title or head.replace("_", " ") + at + part
+
+    @property
+    def label(self) -> str:
+        return ", ".join([self.words, *self.notes])
 
     @property
     def direction(self) -> str:

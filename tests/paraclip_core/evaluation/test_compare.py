@@ -28,13 +28,13 @@ RECALL = "text_to_image_recall@10"
 @pytest.mark.parametrize(
     ("rows", "verdict", "reason"),
     [
-        ([GAIN], "promote", "paraphrased_retrieval ao@10 +1.00 [+0.40, +1.60] is clear of zero"),
+        ([GAIN], "promote", "AO@10 of paraphrased_retrieval +1.00 [+0.40, +1.60] is clear of zero"),
         ([GAIN, row("retrieval", RECALL, -0.9, -1.5)], "promote", "no other rule is broken"),
         ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
-        ([GAIN, row("sts", "spearman", -0.6, -1, "stsb")], "hold", "stsb spearman fell by 0.60"),
+        ([GAIN, row("sts", "spearman", -0.6, -1, "stsb")], "hold", "spearman of stsb fell by 0.60"),
         ([row("paraphrased_retrieval", "ao@10", 1.0, 0.0)], "hold", "not clear of zero"),
         ([row("paraphrased_retrieval", "ao@10", -2.8, -4.9)], "hold", "-2.80 [-4.90, -0.70] lies below zero"),
-        ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "second ao@10 +0.10"),
+        ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "AO@10 of second +0.10"),
         ([row("sts", "spearman", 1, 0.5)], "hold", "paraphrased_retrieval/ao@10 was not measured"),
         ([GAIN, row("retrieval", "recall@10", 0, -1)], "hold", "text_to_image_recall@10 names no measured metric"),
         ([], "hold", "measured: nothing"),
@@ -50,7 +50,7 @@ def test_verdict(rows: list[Row], verdict: str, reason: str) -> None:
     ("delta", "low", "others", "verdict", "reason"),
     [
         (0.2, -0.5, [], "promote", "+0.20 [-0.50, +0.90] does not lie below zero"),
-        (-0.5, -1.0, [GAIN], "promote", "[-1.00, +0.00], paraphrased"),
+        (-0.5, -1.0, [GAIN], "promote", "[-1.00, +0.00], AO@10"),
         (0.0, 0.0, [], "promote", "does not lie below zero"),
         (-0.2, -0.9, [], "hold", "-0.20 [-0.90, +0.50] is a step down"),
         (-0.9, -1.6, [], "hold", "-0.90 [-1.60, -0.20] lies below zero"),
@@ -69,7 +69,7 @@ def test_a_collapsed_champion_holds_nobody_and_a_collapsed_challenger_never_foll
     sound, collapsed = [row("retrieval", RECALL, -0.9, -1.5)], [row("retrieval", RECALL, -40.0, -41.0)]
     assert gate_challenger(below, GateRule(), champion=sound, challenger=sound)[0] == "hold"
     verdict, why, _ = gate_challenger(below, GateRule(), champion=collapsed, challenger=sound)
-    reason = f"retrieval {RECALL} fell by 40.00, at most 1 is allowed"
+    reason = "text → image recall@10 of retrieval fell by 40.00, at most 1 is allowed"
     assert verdict == "promote"
     assert why == f"the champion fails the gate against its own base ({reason}), so its agreement holds nobody"
     for champion in (sound, collapsed):
@@ -85,7 +85,10 @@ def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
     fell, rose = row("sugarcrepe", closeness, -2.0, -2.5), row("sugarcrepe", closeness, 2.0, 1.5)
     drop = GateRule(max_drop={f"sugarcrepe/{closeness}": 1.0})
     assert apply_gate([GAIN, fell], drop)[0] == "promote"
-    assert apply_gate([GAIN, rose], drop)[:2] == ("hold", f"sugarcrepe {closeness} rose by 2.00, at most 1 is allowed")
+    assert apply_gate([GAIN, rose], drop)[:2] == (
+        "hold",
+        "text only closeness@add_obj of sugarcrepe rose by 2.00, at most 1 is allowed",
+    )
     gate = GateRule(metric=f"sugarcrepe/{closeness}", max_drop={})
     assert [apply_gate([one], gate)[0] for one in (fell, rose)] == ["promote", "hold"]
     assert gate_challenger([fell], gate)[0] == "promote"
@@ -110,7 +113,7 @@ def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
     drop = row("paraphrased_retrieval", f"caption_{RECALL}", -80.0, -85.0)
     verdict, why, notes = apply_gate([GAIN, drop], GateRule())
     assert verdict == "hold"
-    assert f"caption_{RECALL} fell by 80.00, at most 1 is allowed" in why
+    assert "caption → image recall@10 of paraphrased_retrieval fell by 80.00, at most 1 is allowed" in why
     assert f"the rule on retrieval/{RECALL} was applied to {stand_in}: the former was not measured" in notes
     assert apply_gate([GAIN, drop, row("retrieval", RECALL, 0.0, 0.0)], GateRule())[0] == "promote"
     own = {f"retrieval/{RECALL}": 1.0, stand_in: 90.0}
@@ -121,10 +124,14 @@ def test_without_retrieval_the_captions_recall_is_what_may_not_fall() -> None:
 def test_agreement_recall_and_sts_stand_side_by_side() -> None:
     recall, sts = row("retrieval", RECALL, 0.5, -0.5), row("sts", "spearman", 0.4, -1, "stsb")
     why = apply_gate([GAIN, recall, sts], GateRule())[1]
-    assert why.endswith(f", with retrieval {RECALL} +0.50 [-0.50, +1.50], stsb spearman +0.40 [-1.00, +1.80]")
+    assert why.endswith(
+        ", with text → image recall@10 of retrieval +0.50 [-0.50, +1.50], spearman of stsb +0.40 [-1.00, +1.80]"
+    )
     verdict, why, _ = apply_gate([GAIN, row("retrieval", RECALL, -15.5, -17), sts], GateRule())
-    assert verdict == "hold" and why.startswith(f"retrieval {RECALL} fell by 15.50, at most 1 is allowed; ")
-    assert f"ao@10 +1.00 [+0.40, +1.60] with retrieval {RECALL} -15.50" in why and "a collapse looks like" in why
+    assert verdict == "hold" and why.startswith(
+        "text → image recall@10 of retrieval fell by 15.50, at most 1 is allowed; "
+    )
+    assert "[+0.40, +1.60] with text → image recall@10 of retrieval -15.50" in why and "a collapse looks like" in why
     assert "collapse" not in apply_gate([GAIN, recall, row("sts", "spearman", -0.6, -1)], GateRule())[1]
     assert "collapse" not in apply_gate([row("paraphrased_retrieval", "ao@10", -1, -2), recall], GateRule())[1]
 
@@ -137,7 +144,7 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             (0.1, -0.3),
             True,
             "promote",
-            "; over the caption-only control paraphrased_queries ao@10 +0.80 [+0.20, +1.40]",
+            "; over the caption-only control AO@10 of paraphrased_queries +0.80 [+0.20, +1.40]",
         ),
         ((0.8, -0.1), (0.1, -0.3), False, "promote", "[-0.10, +1.70], not clear of zero, so a gain may be"),
         (
@@ -145,7 +152,7 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             (0.1, -0.3),
             True,
             "hold",
-            "; held, as over the caption-only control paraphrased_queries ao@10 +0.80 [-0.10",
+            "; held, as over the caption-only control AO@10 of paraphrased_queries +0.80 [-0.10",
         ),
         (
             (-0.6, -0.9),
@@ -166,9 +173,15 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             (-13.2, -16.0),
             True,
             "hold",
-            "below the base (paraphrased_queries ao@10 -13.20 [-16.00, -10.40])",
+            "below the base (AO@10 of paraphrased_queries -13.20 [-16.00, -10.40])",
         ),
-        ((-9.0, -11.0), (20.0, 18.0), False, "promote", f"fell below the base (retrieval {RECALL} -30.00 [-34.00"),
+        (
+            (-9.0, -11.0),
+            (20.0, 18.0),
+            False,
+            "promote",
+            "fell below the base (text → image recall@10 of retrieval -30.00 [-34.00",
+        ),
     ],
 )
 def test_the_control_comes_second(
@@ -230,7 +243,7 @@ def test_every_significant_loss_is_in_the_verdict() -> None:
     for gain, verdict in ((0.2, "promote"), (0.0, "hold")):
         comparison = compare([outcome(gain), lost], EvaluateOptions(gate=GateRule(max_drop={})))
         assert comparison.verdict == verdict
-        assert "; significant losses: second accuracy -10.00 [-10.00, -10.00]" in comparison.reason
+        assert "; significant losses: accuracy of second -10.00 [-10.00, -10.00]" in comparison.reason
 
 
 def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> None:
@@ -238,7 +251,7 @@ def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> No
     few, enough = (compare([searched(0.3, 0.3, images)], options) for images in (70, 4000))
     assert few.verdict == enough.verdict == "hold" and "too few" not in enough.reason
     (number,) = re.findall(
-        r"too few to tell: 70 images make ±(.*) points of paraphrased_queries ao@10, and .* about (.*) held-out images",
+        r"too few to tell: 70 images make ±(.*) points of AO@10 of paraphrased_queries, .* about (.*) held-out images",
         few.reason,
     )
     assert float(number[0]) == pytest.approx(1.96 * 17 / 70**0.5, rel=0.15)
@@ -249,7 +262,7 @@ def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> No
     noise = replace(noise, kind="retrieval", benchmark="retrieval")
     pair = [Measured({RECALL: m.samples["spearman"]}, m.notes) for m in (noise.base, noise.tuned)]
     broken = compare([searched(0.3, 0.6, 70), replace(noise, base=pair[0], tuned=pair[1])], EvaluateOptions())
-    assert re.search(r"fell by .*too few to tell: 70 images make ±.* of retrieval text_to_image", broken.reason)
+    assert re.search(r"fell by .*too few to tell: 70 images make ±.* of text → image", broken.reason)
     assert "collapse" not in broken.reason
 
 

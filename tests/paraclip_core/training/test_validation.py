@@ -47,7 +47,7 @@ def test_the_interval_is_that_of_the_bootstrap() -> None:
     base = rng.normal(0.4, 0.2, 1500) + rng.normal(0, 0.1, 300)[clusters]
     tuned = base + rng.normal(0.02, 0.1, 1500) + rng.normal(0, 0.05, 300)[clusters]
     expected = delta_interval(Sample(base, clusters), Sample(tuned, clusters))
-    difference = np.bincount(clusters, 100 * (tuned - base) / 1500)
+    difference = np.bincount(clusters, 100 * (tuned - base) / 1500).astype(np.float64)
     half, error = interval(difference)
     assert half == pytest.approx(100 * (expected.high - expected.low) / 2, rel=0.1)
     assert half == pytest.approx(1.96 * error, rel=1e-3)

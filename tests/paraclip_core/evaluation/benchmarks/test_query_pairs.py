@@ -90,7 +90,7 @@ def test_a_collapsed_encoder_has_no_margin_and_is_held(tmp_path: Path) -> None:
     gate = GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1})
     comparison = compare([outcome], EvaluateOptions(gate=gate))
     assert comparison.verdict == "hold"
-    assert "margin fell by" in comparison.reason
+    assert "hard negatives of w fell by" in comparison.reason
 
 
 def test_agreement_with_hard_negatives_is_judged_by_the_margin_alone(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_captions_stand_in_for_query_pairs_that_are_not_there(low: float, verdic
     captions = Row("captions", "paraphrased_retrieval", "ao@10", 50, 51, delta=1, low=low, high=2, n=10, clusters=10)
     decision, why, notes = apply_gate([captions], GateRule(metric="query_pairs/ao@10", max_drop={}))
     assert decision == verdict
-    assert "captions ao@10" in why
+    assert "AO@10 of captions" in why
     assert "stands in for the gate's query_pairs/ao@10, which was not measured" in notes[0]
     alone = Row("sick", "query_pairs", "hard_negative_ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
     held, why, also = apply_gate(
