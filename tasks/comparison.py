@@ -143,8 +143,7 @@ def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) 
         "base": base,
         "models": measured | {name: summaries[name]["models"]["tuned"] for name in others},
         "comparisons": {
-            name: {key: summaries[name][key] for key in COMPARED if key in summaries[name]}
-            for name in others
+            name: {key: summaries[name][key] for key in COMPARED if key in summaries[name]} for name in others
         },
         "fingerprints": dict(names),
     }
@@ -182,6 +181,7 @@ def _write_page(
         confidence=comparison.confidence,
         notes=comparison.notes,
         protocols={outcome.benchmark: outcome.base.notes for outcome in evaluation.outcomes},
+        churn=evaluation.churn,
         facts=facts | ({"command": command} if command else {}),
     )
     page = render_report(data).encode("utf-8", "replace")

@@ -181,10 +181,10 @@ def churn(
     most = np.lexsort((agreement, shared))[:MOST]
     changed = []
     for query in most.tolist():
-        lists = [[image_ids[row] for row in found.rows[query].tolist()] for found in (base, tuned)]
+        before, after = ([image_ids[row] for row in found.rows[query].tolist()] for found in (base, tuned))
         known = {image_ids[row] for row in right[right[:, 0] == query, 1].tolist()}
-        listed = [image for image in dict.fromkeys(lists[0] + lists[1]) if image in known]
-        changed.append(ChangedQuery(queries[query], int(shared[query]), *lists, listed))
+        listed = [image for image in dict.fromkeys(before + after) if image in known]
+        changed.append(ChangedQuery(queries[query], int(shared[query]), before, after, listed))
     return Churn(
         queries=count,
         images=len(image_ids),

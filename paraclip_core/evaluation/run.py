@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip_core.evaluation.base import Encoder, Measured, unique_features
-from paraclip_core.evaluation.churn import Churn, churn, find
+from paraclip_core.evaluation.churn import Churn, Found, churn, find
 from paraclip_core.evaluation.compare import Comparison, Outcome, compare
 from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
@@ -143,15 +143,17 @@ def changed_results(tasks: Sequence[Prepared], base: Encoder, tuned: Encoder) ->
     name, queries = min(searched, key=lambda each: len(each[1].right) == 0)
     wanted = min(len(queries.texts), CHURN_QUERIES)
     chosen = np.linspace(0, len(queries.texts) - 1, wanted).round().astype(np.int64)
-    texts = [queries.texts[number] for number in chosen.tolist()]
-    found = []
-    for encoder in (base, tuned):
+    numbers: list[int] = chosen.tolist()
+    texts = [queries.texts[number] for number in numbers]
+
+    def found(encoder: Encoder) -> Found:
         vectors, _ = unique_features(encoder.texts, texts)
         features = queries.pool.features(encoder)
-        found.append(find(vectors, lambda rows, of=features: np.asarray(of[rows], np.float32), len(features)))
+        return find(vectors, lambda rows: np.asarray(features[rows], np.float32), len(features))
+
     right = queries.right[np.isin(queries.right[:, 0], chosen)]
     right = np.stack([np.searchsorted(chosen, right[:, 0]), right[:, 1]], axis=1)
-    return churn(texts, *found, queries.pool.ids, right, name)
+    return churn(texts, found(base), found(tuned), queries.pool.ids, right, name)
 
 
 def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:

@@ -25,9 +25,7 @@ def test_as_many_pairs_pass(seed: int, queries: int, images: int, centre: float,
     ordered = sorted(tuned.reshape(-1).tolist(), reverse=True)
     for row in rows:
         # A cosine that equals a threshold but for rounding may be on either side of it.
-        passing = [
-            sum(value >= row.base + margin for value in base.reshape(-1).tolist()) for margin in (1e-6, -1e-6)
-        ]
+        passing = [sum(value >= row.base + margin for value in base.reshape(-1).tolist()) for margin in (1e-6, -1e-6)]
         counted = round(row.images * queries)
         assert passing[0] <= counted <= passing[1]
         assert ordered[counted - 1] >= row.tuned - 1e-6
