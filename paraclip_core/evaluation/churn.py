@@ -179,10 +179,11 @@ def churn(
     agreement = average_overlap(base.rows, tuned.rows, depth)
     # The average overlap orders queries with equally many shared images.
     most = np.lexsort((agreement, shared))[:MOST]
-    changed = []
-    for query in most.tolist():
-        before, after = ([image_ids[row] for row in found.rows[query].tolist()] for found in (base, tuned))
-        known = {image_ids[row] for row in right[right[:, 0] == query, 1].tolist()}
+    changed: list[ChangedQuery] = []
+    numbers: list[int] = most.tolist()
+    for query in numbers:
+        before, after = (_named(found.rows[query], image_ids) for found in (base, tuned))
+        known = {*_named(right[right[:, 0] == query, 1], image_ids)}
         listed = [image for image in dict.fromkeys(before + after) if image in known]
         changed.append(ChangedQuery(queries[query], int(shared[query]), before, after, listed))
     return Churn(
@@ -212,6 +213,11 @@ def _relevance(base: NDArray[np.int64], tuned: NDArray[np.int64], right: NDArray
     (ten_before, ten_after), (before, after) = ((found(base, k), found(tuned, k)) for k in (base.shape[1], 1))
     changes = (~ten_before & ten_after, ten_before & ~ten_after, ~before & after, before & ~after)
     return Relevance(len(np.unique(right[:, 0])), *(int(change.sum()) for change in changes))
+
+
+def _named(rows: NDArray[np.int64], image_ids: Sequence[str]) -> list[str]:
+    places: list[int] = rows.tolist()
+    return [image_ids[place] for place in places]
 
 
 def _percent(share: float) -> float:

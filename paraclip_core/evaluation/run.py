@@ -83,7 +83,7 @@ def compare_models(
     base, *others = models
     rule, evaluations = EvaluateOptions(), {}
     for other in others:
-        changes = changed_results(tasks, encoders[base], encoders[other])
+        changes = changed_results(tasks, encoders[base], encoders[other], progress)
         evaluations[other] = replace(evaluate(tasks, outcomes, base, other, rule, skipped), churn=changes)
     return Compared(evaluations, seconds)
 
@@ -132,7 +132,9 @@ def evaluate(
     return Evaluation(pairs, tables, compare(pairs, options, skipped))
 
 
-def changed_results(tasks: Sequence[Prepared], base: Encoder, tuned: Encoder) -> Churn | None:
+def changed_results(
+    tasks: Sequence[Prepared], base: Encoder, tuned: Encoder, progress: Progress = silent
+) -> Churn | None:
     """What changes for the plain queries of one benchmark, the first whose right images are known if there is one.
 
     At most :data:`CHURN_QUERIES` are searched, evenly spaced; None if no benchmark has plain queries.
@@ -146,14 +148,19 @@ def changed_results(tasks: Sequence[Prepared], base: Encoder, tuned: Encoder) ->
     numbers: list[int] = chosen.tolist()
     texts = [queries.texts[number] for number in numbers]
 
-    def found(encoder: Encoder) -> Found:
+    def found(encoder: Encoder, number: int) -> Found:
+        def report(what: str, done: int, of: int) -> None:
+            progress(number, 2, churn=f"{what}: {done} of {of}")
+
+        if isinstance(encoder, ModelEncoder):
+            encoder = WatchedEncoder(encoder, report)
         vectors, _ = unique_features(encoder.texts, texts)
         features = queries.pool.features(encoder)
         return find(vectors, lambda rows: np.asarray(features[rows], np.float32), len(features))
 
     right = queries.right[np.isin(queries.right[:, 0], chosen)]
     right = np.stack([np.searchsorted(chosen, right[:, 0]), right[:, 1]], axis=1)
-    return churn(texts, found(base), found(tuned), queries.pool.ids, right, name)
+    return churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name)
 
 
 def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:

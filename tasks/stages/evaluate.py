@@ -188,7 +188,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if tuned.manifest.metrics.get("alpha") == 0:
         # Otherwise the user sees only that nothing differs.
         reason = f"{BASE_KEPT}; {reason}"
-    changes = changed_results(tasks, models["base"], models["tuned"])
+    changes = changed_results(tasks, models["base"], models["tuned"], ctx.progress)
     evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason), churn=changes)
     base = ctx.inputs.get("built_in_base")
     names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}

@@ -58,11 +58,16 @@ def test_any_number_of_models_in_one_table(models: Path, files: Path, data_root:
     assert summary["base"] == "plain" and set(summary["models"]) == {*NAMES}
     assert set(summary["comparisons"]) == {"one", "two"}
     for name in ("one", "two"):
+        churn = json.loads((files / "out" / name / "churn.json").read_text())
+        changes = summary["comparisons"][name]["churn"]
+        assert churn["benchmark"] == "coco" and churn["overlap"] == changes["overlap@10"] < 100
+        assert f"overlap@10 {changes['overlap@10']:.1f} %" in shown
         delta = summary["comparisons"][name]["deltas"]["stsb"]["spearman"]
         figures = [summary["models"][model]["stsb"]["spearman"] for model in ("plain", name)]
         assert delta == pytest.approx(figures[1] - figures[0], abs=1e-5)
         page = (files / "out" / name / "report.html").read_text("utf-8")
         assert f"<h1>{name} against plain</h1>" in page and "33 images searched" in page
+        assert "What changes for users" in page
         assert "Load the model" not in page and str(models / name) in page
     assert "spearman ↑" in shown and "two against plain" in shown and shown.count("report: ") == 2
     # The shapes of mteb 2.26's TaskResult and of CLIP_benchmark 1.6's `build`.
