@@ -122,7 +122,7 @@ class Churn:
             parts += [
                 f"of {known.queries:,} queries whose right image is known, {known.entered:,} got better (it entered "
                 f"the {first}) and {known.left:,} got worse (it left them)",
-                f"it is newly the first image for {known.first_gained:,} and no longer for {known.first_lost:,}",
+                f"{known.first_gained:,} newly show it first and {known.first_lost:,} no longer",
             ]
         return "; ".join(parts) + "."
 

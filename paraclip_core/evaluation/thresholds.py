@@ -7,7 +7,7 @@ A search that cuts its results off at a cosine keeps its number of results if th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,17 +19,18 @@ BINS = 2 * PER_UNIT + 1
 """Bin i counts cosines from i / PER_UNIT - 1 up to the next bin's."""
 DIGITS = 4
 QUANTILES = (5, 25, 50, 75, 95)
-ROWS = 10
+"""Percentages."""
+ROWS = 12
 """Maximum number of thresholds that are translated."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Quantiles of one model's cosines, by percentage."""
+    """Quantiles of one model's cosines, in the order of :data:`QUANTILES`."""
 
-    first: Mapping[str, float]
+    first: Sequence[float]
     """Of a query and its first image."""
-    random: Mapping[str, float]
+    random: Sequence[float]
     """Of a query and any image."""
 
 
@@ -57,10 +58,7 @@ def spread(first: NDArray[np.float32], counts: NDArray[np.int64]) -> Spread:
     up_to = np.cumsum(counts)
     places = np.searchsorted(up_to, np.array(QUANTILES) / 100 * up_to[-1])
     exact = np.quantile(first.astype(np.float64), np.array(QUANTILES) / 100)
-    return Spread(
-        {str(q): round(float(value), DIGITS) for q, value in zip(QUANTILES, exact, strict=True)},
-        {str(q): _lower_end(int(place)) for q, place in zip(QUANTILES, places, strict=True)},
-    )
+    return Spread([round(float(value), DIGITS) for value in exact], [_lower_end(int(place)) for place in places])
 
 
 def matched(
@@ -75,7 +73,7 @@ def matched(
     passing = [np.cumsum(counts[::-1])[::-1] for counts in (base, tuned)]
     queries = passing[0][0] / images
     rows = []
-    for value in _round_values(known.random["50"], known.first["95"]):
+    for value in _round_values(known.random[QUANTILES.index(50)], known.first[QUANTILES.index(95)]):
         place = round((value + 1) * PER_UNIT)
         if passing[0][place]:
             shown = (round(float(passed[place] / queries), 2) for passed in passing)

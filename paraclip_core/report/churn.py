@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from paraclip_core.evaluation.churn import WORDS, ChangedQuery, Churn
+from paraclip_core.evaluation.thresholds import QUANTILES
 from paraclip_core.report.chart import Line, line_chart
 
 SHOWN = 6
@@ -33,6 +34,8 @@ class ChurnSection:
     depth: str
     """The length of the lists in words."""
     plot: Markup
+    quantiles: Sequence[int]
+    """Percentages of the table of cosines."""
     queries: Sequence[ChangedLists]
     pictures: bool
     """Whether pictures are shown; otherwise ids."""
@@ -51,7 +54,7 @@ def churn_section(churn: Churn | None, classes: Mapping[str, str]) -> ChurnSecti
     )
     queries = [_lists(query, classes) for query in changed_queries(churn)]
     # Safe because the chart is built from numbers and our own words.
-    return ChurnSection(churn, depth, Markup(chart), queries, bool(classes))
+    return ChurnSection(churn, depth, Markup(chart), QUANTILES, queries, bool(classes))
 
 
 def changed_queries(churn: Churn) -> Sequence[ChangedQuery]:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip_core.evaluation.thresholds import BINS, PER_UNIT, ROWS, binned, matched, spread
+from paraclip_core.evaluation.thresholds import BINS, PER_UNIT, QUANTILES, ROWS, binned, matched, spread
 
 WIDTH = 1 / PER_UNIT
 
@@ -39,11 +39,11 @@ def test_as_many_pairs_pass(seed: int, queries: int, images: int, centre: float,
 def test_quantiles(seed: int, queries: int, images: int) -> None:
     cosines = drawn(seed, queries, images, 0.2, 0.1)
     found = spread(cosines.max(1), binned(cosines))
-    for percent, value in found.random.items():
-        exact = np.quantile(cosines, int(percent) / 100, method="inverted_cdf")
+    for percent, value in zip(QUANTILES, found.random, strict=True):
+        exact = np.quantile(cosines, percent / 100, method="inverted_cdf")
         assert value - 1e-6 <= exact < value + WIDTH + 1e-6
-    for percent, value in found.first.items():
-        assert abs(value - np.quantile(cosines.max(1), int(percent) / 100)) < 1e-4
+    for percent, value in zip(QUANTILES, found.first, strict=True):
+        assert abs(value - np.quantile(cosines.max(1), percent / 100)) < 1e-4
 
 
 def test_rows_cover_the_range_of_the_base() -> None:

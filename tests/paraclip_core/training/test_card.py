@@ -87,7 +87,7 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
 
 
 def test_one_line_for_those_who_replace_the_base() -> None:
-    spread = Spread({"50": 0.3}, {"50": 0.1})
+    spread = Spread([0.3] * 5, [0.1] * 5)
     rows = [Threshold(0.2, 0.21, 9.0, 9.5), Threshold(0.25, 0.31, 4.0, 7.0)]
     known = Relevance(2900, 120, 80, 50, 40)
     shares = [0.0] * 6 + [100.0] + [0.0] * 4
