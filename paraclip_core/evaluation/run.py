@@ -160,7 +160,9 @@ def changed_results(
 
     right = queries.right[np.isin(queries.right[:, 0], chosen)]
     right = np.stack([np.searchsorted(chosen, right[:, 0]), right[:, 1]], axis=1)
-    return churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name)
+    changes = churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name)
+    progress(2, 2)
+    return changes
 
 
 def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:

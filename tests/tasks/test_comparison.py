@@ -101,5 +101,5 @@ def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files
     images = [line for line in reports if "images" in line]
     # One image encoder, so its images are encoded once.
     assert [(line["model"], line["images"]) for line in images] == [("plain", "33 of 33")]
-    assert images[0]["eta_seconds"] >= 0 and reports[-1] == {"done": 3, "total": 3}
+    assert images[0]["eta_seconds"] >= 0 and {"done": 3, "total": 3} in reports
     assert any(line.get("texts") == "165 of 165" for line in reports)
