@@ -275,6 +275,9 @@ def audit(
 ) -> Table:
     """How much an index agrees with itself when queries are reworded: AO@10 and JS@10 in percent, with intervals.
 
+    Of a tuned model also how much of the base's first ten stays for the same query (`overlap@10`), and the share of
+    queries with another first image (`first_image_changes`), in percent.
+
     Args:
         model: as for `search`.
         queries: each a query, which rules reword (case, plural, article, word order, punctuation, typo), or a pair of a
@@ -303,6 +306,9 @@ def audit(
         for kind, values in result.kinds.items()
         for name, value in values.items()
     ]
+    if result.churn is not None:
+        shares = {name: value for name, value in result.churn.summary().items() if name != "queries"}
+        rows += [{"model": "difference", "metric": name, "mean": value} for name, value in shares.items()]
     return Table(rows, f"{result.queries} queries, {result.images} images")
 
 

@@ -25,8 +25,10 @@ from paraclip_core.evaluation.run import Evaluation, compare_models
 from paraclip_core.paths import expand
 from paraclip_core.progress import Progress, silent
 
-RESULTS_VERSION = 4
+RESULTS_VERSION = 5
 """Of what the files of a comparison hold."""
+COMPARED = ("deltas", "intervals", "verdict", "reason", "notes", "churn")
+"""Fields of a summary that are about a pair of models."""
 
 
 def named_models(texts: Sequence[str]) -> dict[str, str]:
@@ -141,8 +143,7 @@ def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) 
         "base": base,
         "models": measured | {name: summaries[name]["models"]["tuned"] for name in others},
         "comparisons": {
-            name: {key: summaries[name][key] for key in ("deltas", "intervals", "verdict", "reason", "notes")}
-            for name in others
+            name: {key: summaries[name][key] for key in COMPARED if key in summaries[name]} for name in others
         },
         "fingerprints": dict(names),
     }
@@ -180,6 +181,7 @@ def _write_page(
         confidence=comparison.confidence,
         notes=comparison.notes,
         protocols={outcome.benchmark: outcome.base.notes for outcome in evaluation.outcomes},
+        churn=evaluation.churn,
         facts=facts | ({"command": command} if command else {}),
     )
     page = render_report(data).encode("utf-8", "replace")

@@ -25,6 +25,7 @@ from paraclip_core.captions.counts import MANY_LICENSES
 from paraclip_core.config import Settings
 from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card, hub_licenses
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, ParaclipError, UnknownNameError
+from paraclip_core.evaluation.churn import Churn
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.paraphraser import relevant_options
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, prompt_for
@@ -128,18 +129,22 @@ def _completed(
         artifact = store.peek(folder.parent.name, folder.name)
         if artifact is not None and artifact.path.resolve() == folder:
             name = f"paraclip-{artifact.fingerprint[:8]}"
-            return completed_card(card, layout=layout, name=name, comparison=_comparison(artifact, store), about=about)
+            comparison, churn = _evaluated(artifact, store)
+            return completed_card(card, layout=layout, name=name, comparison=comparison, churn=churn, about=about)
     return completed_card(card, layout=layout, about=about)
 
 
-def _comparison(model: Artifact, store: ArtifactStore) -> dict[str, Any] | None:
-    """The newest evaluation of a tuned model against the base that it was tuned from, None if there is none."""
+def _evaluated(model: Artifact, store: ArtifactStore) -> tuple[dict[str, Any] | None, Churn | None]:
+    """Comparison and churn of the newest evaluation of a tuned model against its own base; None for what is missing."""
     evaluations = [each for each in store.list("evaluate") if of_own_base(each, model)]
     if model.stage != "finetune" or not evaluations:
-        return None
+        return None, None
     newest = store.download(max(evaluations, key=lambda each: (each.manifest.created, each.fingerprint)))
     comparison = read_json(newest.path / "comparison.json")
-    return comparison if {"rows", "verdict", "reason", "confidence"} <= set(comparison) else None
+    if not {"rows", "verdict", "reason", "confidence"} <= set(comparison):
+        return None, None
+    changes = newest.path / "churn.json"
+    return comparison, Churn.from_json(read_json(changes)) if changes.exists() else None
 
 
 def push_folder(folder: Path, repo: str, private: bool = False) -> str:

@@ -29,7 +29,7 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
 from paraclip_core.evaluation.audit import Audit, audit_index
-from paraclip_core.report.audit import WORST, render_audit
+from paraclip_core.report.audit import render_audit, shown_images
 from paraclip_core.report.html import thumbnail
 
 QUERIES = 200
@@ -195,7 +195,7 @@ def verify_index(
 
 
 def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
-    """Measure the models of a target; only one if base and tuned are the same model.
+    """Measure the models of a target and compare them on the queries; only one if base and tuned are the same model.
 
     `entries` are queries, which are reworded by rules, and pairs of a query and its paraphrased query; by default they
     come from the index.
@@ -238,12 +238,9 @@ def write_page(
 def _thumbnails(result: Audit, images: Path | None) -> dict[str, bytes]:
     if images is None:
         return {}
-    shown = {
-        image for pair in result.pairs[:WORST] for lists in pair.nearest.values() for ids in lists for image in ids
-    }
     thumbnails = {}
     with ImageArchive(images) as archive:
-        for image in sorted(shown):
+        for image in sorted(shown_images(result)):
             try:
                 thumbnails[image] = thumbnail(archive.open(image))
             except InputError:

@@ -149,7 +149,9 @@ def test_what_cannot_be_encoded_is_said_in_words(home: Path, tmp_path: Path) -> 
             clip.encode_texts(texts)  # type: ignore[arg-type]
 
 
-def test_hits_and_audits_of_ones_own_index_are_tables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hits_and_audits_of_ones_own_index_are_tables(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(home)
     index: dict[str, Any] = {"features": "index.npy", "ids": "ids.txt", "base": "base", "root": str(home / "root")}
     hits = paraclip.search("a dog", "tuned", count=3, **index)
@@ -158,6 +160,7 @@ def test_hits_and_audits_of_ones_own_index_are_tables(home: Path, monkeypatch: p
     assert "&lt;b&gt;.png" in html and "<b>" not in html
     audited = paraclip.audit("tuned", [("a dog", "one dog")], **index)
     assert {row["model"] for row in audited} == {"base", "tuned", "difference"}
+    assert {"overlap@10", "first_image_changes"} <= {row["metric"] for row in audited}
 
     # Without queries, too.
     rows = list(paraclip.audit("base", features="index.npy"))
@@ -165,7 +168,10 @@ def test_hits_and_audits_of_ones_own_index_are_tables(home: Path, monkeypatch: p
     (exact,) = [row["mean"] for row in rows if row["metric"] == "ao@10, capitals"]
     assert exact == 100, "this tokenizer lowers letters"
     assert run_cli(["audit", "-m", "tuned", "--base", "base", "--features", "index.npy", "--ids", "ids.txt"]) == 0
-    assert "By what changed" in (home / "audit.html").read_text()
+    page = (home / "audit.html").read_text()
+    assert "By what changed" in page and "What changes for users" in page
+    shown = capsys.readouterr().out
+    assert "of the first ten images stay on average" in shown and "threshold of the tuned model" in shown
 
 
 def spearman(model: str, path: Path) -> float:

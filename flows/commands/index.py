@@ -24,6 +24,7 @@ from paraclip_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from paraclip_core.evaluation.audit import Figure
+    from paraclip_core.evaluation.churn import Churn
 
 INVALID = 1
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -131,7 +132,8 @@ def audit(
 ) -> None:
     """Measure how much an image index depends on wording, without labels or training.
 
-    A tuned model is measured together with its base; any other alone.
+    A tuned model is measured together with its base, and what changes for the same queries is shown with matching
+    thresholds; any other model is measured alone.
     """
     from paraclip.tasks import image_index
     from paraclip_core.evaluation.audit import read_queries
@@ -159,6 +161,8 @@ def audit(
         print_table(f"AO@{result.depth} by what changed", list(changed[0]), changed)
     if result.gain:
         say("difference: " + ", ".join(f"{metric.upper()} {_shown(value)}" for metric, value in result.gain.items()))
+    if result.churn is not None:
+        _print_churn(result.churn)
     say(f"page: {out}")
 
 
@@ -203,6 +207,21 @@ def ui(
     say(f"search page: {place}{f'?token={token}' if token else ''}")
     say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+
+
+def _print_churn(churn: Churn) -> None:
+    say(churn.sentence)
+    rows = [
+        {
+            "threshold of the base": f"{row.base:.4f}",
+            "images per query": f"{row.images:.2f}",
+            "tuned, threshold unchanged": f"{row.unchanged:.2f}",
+            "threshold of the tuned model": f"{row.tuned:.4f}",
+        }
+        for row in churn.thresholds
+    ]
+    if rows:
+        print_table("thresholds that let as many images pass", list(rows[0]), rows)
 
 
 def _shown(value: Figure) -> str:

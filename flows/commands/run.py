@@ -163,6 +163,9 @@ def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     control = ["over control"] if "over_control" in summary else []
     print_table(title, ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
     say(f"verdict: {summary['verdict']} ({why(summary)})")
+    if churn := summary.get("churn"):
+        shares = (f"{name.replace('_', ' ')} {churn[name]:.1f} %" for name in churn if name != "queries")
+        say(f"for the same query: {', '.join(shares)} ({churn['queries']:,} queries)")
     for note in summary.get("notes", ()):
         say(f"note: {note}")
 

@@ -3,6 +3,8 @@
 Each pair is a query and its paraphrased query. Both are ranked over the index; AO@10 and JS@10 measure how much the
 two lists agree (:mod:`paraclip_core.evaluation.metrics`), but not whether the images are the right ones. Paraphrased
 queries are given, or made by rules for common variations in English, without a language model.
+
+Two models are compared on the queries, too: what the second changes (:mod:`paraclip_core.evaluation.churn`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import unique_features
 from paraclip_core.evaluation.benchmarks.query_pairs import QueryPair, by_rule
+from paraclip_core.evaluation.churn import Churn, churn, find
 from paraclip_core.evaluation.intervals import Sample, delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
 from paraclip_core.evaluation.published import field, records
@@ -72,6 +75,8 @@ class Audit:
     a kind."""
     pairs: tuple[AuditedPair, ...]
     """Worst of the first model first."""
+    churn: Churn | None = None
+    """What the second model changes for the same queries; None for a single model."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,10 +104,14 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
         for name, measured in values.items()
     }
     names = list(models)
-    gain = {}
+    gain, changes = {}, None
     if len(names) > 1:
         first, second = (values[name] for name in names[:2])
         gain = {metric: _figure(first[metric], second[metric], clusters) for metric in first}
+        before, after = (
+            find(unique_features(models[name], queries)[0], searcher.rows, len(searcher.ids)) for name in names[:2]
+        )
+        changes = churn(queries, before, after, searcher.ids)
     worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
     audited = tuple(
         AuditedPair(
@@ -115,7 +124,7 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
         )
         for row in worst
     )
-    return Audit(len(searcher.ids), len(queries), depth, figures, gain, _by_kind(audited), audited)
+    return Audit(len(searcher.ids), len(queries), depth, figures, gain, _by_kind(audited), audited, changes)
 
 
 def _by_kind(pairs: Sequence[AuditedPair]) -> dict[str, dict[str, float]]:

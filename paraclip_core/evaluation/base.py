@@ -89,6 +89,24 @@ class ImagePool:
         need_two(self.rows.keys() & set(image_ids))
 
 
+@dataclass(frozen=True)
+class Queries:
+    """Distinct plain queries over a pool, and the images that they describe."""
+
+    texts: Sequence[str]
+    pool: ImagePool
+    right: NDArray[np.int64]
+    """Pairs of a query's number and a row of the pool that it describes, [r, 2]; empty if none is known."""
+
+
+def plain_queries(texts: Sequence[str], pool: ImagePool, image_ids: Sequence[str] = ()) -> Queries:
+    """Each text once; `image_ids[i]` is the image that `texts[i]` describes, if that is known."""
+    numbers = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    rows = pool.find(image_ids).tolist()
+    right = {(numbers[text], row) for text, row in zip(texts, rows, strict=False) if row >= 0}
+    return Queries(list(numbers), pool, np.array(sorted(right), np.int64).reshape(-1, 2))
+
+
 def need_two(images: Collection[str], queries: str = "its queries") -> None:
     """Check that the queries are of at least two images, as an interval requires."""
     if len(distinct := set(images)) == 1:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 
-from paraclip_core.evaluation.base import Encoder, Measured
+from paraclip_core.evaluation.base import Encoder, Measured, unique_features
+from paraclip_core.evaluation.churn import Churn, Found, churn, find
 from paraclip_core.evaluation.compare import Comparison, Outcome, compare
 from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
@@ -18,6 +20,8 @@ from paraclip_core.progress import Fact, Progress, silent
 
 OutcomeCache = Callable[[str, str, Callable[[], Measured]], Measured]
 """Called with model, benchmark and the computation; returns a cached outcome, or computes and caches it."""
+CHURN_QUERIES = 5000
+"""Beyond these, a share is known to within a percentage point."""
 Outcomes = Mapping[tuple[str, str], Measured]
 """Outcomes by benchmark and model."""
 
@@ -30,6 +34,8 @@ class Evaluation:
     per_query: Mapping[str, pa.Table]
     """Tables of all queries, by benchmark."""
     comparison: Comparison
+    churn: Churn | None = None
+    """What changes for the same queries; None if no benchmark has plain queries."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,11 @@ def compare_models(
     encoders = {name: ModelEncoder(reference, device, keep) for name, reference in models.items()}
     outcomes = measure(encoders, tasks, timed, progress)
     base, *others = models
-    rule = EvaluateOptions()
-    return Compared({other: evaluate(tasks, outcomes, base, other, rule, skipped) for other in others}, seconds)
+    rule, evaluations = EvaluateOptions(), {}
+    for other in others:
+        changes = changed_results(tasks, encoders[base], encoders[other], progress)
+        evaluations[other] = replace(evaluate(tasks, outcomes, base, other, rule, skipped), churn=changes)
+    return Compared(evaluations, seconds)
 
 
 def measure(
@@ -121,6 +130,39 @@ def evaluate(
         if task.task.per_query is not None
     }
     return Evaluation(pairs, tables, compare(pairs, options, skipped))
+
+
+def changed_results(
+    tasks: Sequence[Prepared], base: Encoder, tuned: Encoder, progress: Progress = silent
+) -> Churn | None:
+    """What changes for the plain queries of one benchmark, the first whose right images are known if there is one.
+
+    At most :data:`CHURN_QUERIES` are searched, evenly spaced; None if no benchmark has plain queries.
+    """
+    searched = [(task.name, task.task.queries) for task in tasks if task.task.queries is not None]
+    if not searched:
+        return None
+    name, queries = min(searched, key=lambda each: len(each[1].right) == 0)
+    wanted = min(len(queries.texts), CHURN_QUERIES)
+    chosen = np.linspace(0, len(queries.texts) - 1, wanted).round().astype(np.int64)
+    numbers: list[int] = chosen.tolist()
+    texts = [queries.texts[number] for number in numbers]
+
+    def found(encoder: Encoder, number: int) -> Found:
+        def report(what: str, done: int, of: int) -> None:
+            progress(number, 2, churn=f"{what}: {done} of {of}")
+
+        if isinstance(encoder, ModelEncoder):
+            encoder = WatchedEncoder(encoder, report)
+        vectors, _ = unique_features(encoder.texts, texts)
+        features = queries.pool.features(encoder)
+        return find(vectors, lambda rows: np.asarray(features[rows], np.float32), len(features))
+
+    right = queries.right[np.isin(queries.right[:, 0], chosen)]
+    right = np.stack([np.searchsorted(chosen, right[:, 0]), right[:, 1]], axis=1)
+    changes = churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name)
+    progress(2, 2)
+    return changes
 
 
 def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from paraclip_core.evaluation.audit import Audit, Figure
+from paraclip_core.report.churn import churn_section, images_of
 from paraclip_core.report.html import difference, figure, page_environment, style_rules
 
 WORST = 12
@@ -23,7 +24,7 @@ def render_audit(
     environment = page_environment()
     environment.filters["interval"] = _interval
     first = next(iter(audit.figures.values()))
-    shown = {image for pair in audit.pairs[:WORST] for lists in pair.nearest.values() for ids in lists for image in ids}
+    shown = shown_images(audit)
     classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(shown))}
     return environment.get_template("audit.html").render(
         audit=audit,
@@ -31,10 +32,17 @@ def render_audit(
         names=names,
         metrics=("ao", "js"),
         worst=audit.pairs[:WORST],
+        churn=churn_section(audit.churn, classes if thumbnails else {}),
         classes=classes if thumbnails else {},
         rules=style_rules({image: thumbnails[image] for image in shown if image in thumbnails}, classes),
         facts=facts,
     )
+
+
+def shown_images(audit: Audit) -> set[str]:
+    """The images on the page."""
+    lists = [ids for pair in audit.pairs[:WORST] for both in pair.nearest.values() for ids in both]
+    return {image for ids in lists for image in ids} | set(images_of(audit.churn))
 
 
 def _interval(value: Figure, signed: bool = False) -> str:

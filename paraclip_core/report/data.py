@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from paraclip_core.evaluation.churn import Churn
     from paraclip_core.evaluation.compare import Row
 
 
@@ -124,6 +125,8 @@ class ReportData:
     trainings: Sequence[Training] = ()
     candidates: Mapping[str, Any] | None = None
     """``candidates.json``: what every recipe and learning rate finds at each α, and the choice."""
+    churn: Churn | None = None
+    """What changes for the same queries; None if it was not measured."""
     better: Sequence[QueryPair] = ()
     worse: Sequence[QueryPair] = ()
     paraphrases: Sequence[ParaphraseSample] = ()

@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.compare import Row
+from paraclip_core.report.churn import churn_section
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.html import page_environment, style_rules
 from paraclip_core.report.plots import (
@@ -75,6 +76,7 @@ def render_report(data: ReportData) -> str:
         explained=_explained(data.comparison),
         reach=_reach(data.comparison),
         plots=_plots(data),
+        churn=churn_section(data.churn, classes),
         better=[(pair, _lists(pair, classes)) for pair in data.better],
         worse=[(pair, _lists(pair, classes)) for pair in data.worse],
         rejects=_by_stage(data.rejects),

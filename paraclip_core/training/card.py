@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from paraclip_core.evaluation.benchmarks import describe_benchmark, metric_of
+from paraclip_core.evaluation.churn import Churn
 from paraclip_core.markdown import table
 
 LOAD = {
@@ -95,12 +96,13 @@ def completed_card(
     layout: str = "open_clip",
     name: str = "tuned",
     comparison: Mapping[str, Any] | None = None,
+    churn: Churn | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> str:
     """A release's card for another layout, with the evaluation, whose figures also become the hub's `model-index`.
 
-    `comparison` is an evaluation's ``comparison.json``; `about` has front-matter fields given by the publisher:
-    `language`, `datasets`, `license`.
+    `comparison` is an evaluation's ``comparison.json``, and `churn` its ``churn.json``. `about` has front-matter fields
+    given by the publisher: `language`, `datasets`, `license`.
     """
     head, body = _parted(card)
     for other in LOAD.values():  # the release may be an export
@@ -113,6 +115,8 @@ def completed_card(
         head["metrics"] = list(dict.fromkeys(str(row["metric"]) for row in comparison["rows"]))
         head["model-index"] = [{"name": name, "results": _results(comparison["rows"])}]
         body += f"\n## Evaluation\n\n{_evaluation(comparison)}\n"
+    if churn is not None:
+        body += f"\n{_churn(churn)}\n"
     return f"{_front_matter(head)}\n{body}"
 
 
@@ -144,6 +148,14 @@ def _evaluation(comparison: Mapping[str, Any]) -> str:
     ]
     head = ("benchmark", "metric", "queries", "base", "this model", f"difference, {share} interval")
     return f"Percent. Verdict: {_cell(comparison['verdict'])} ({_cell(comparison['reason'])}).\n\n{_table(head, rows)}"
+
+
+def _churn(churn: Churn) -> str:
+    """One line for those who replace the base with this model."""
+    matches = [f"{row.base:g} becomes {row.tuned:g}" for row in churn.thresholds]
+    middle = matches[len(matches) // 2 :][:1]
+    note = f" Thresholds on the cosine change: {middle[0]} if as many images should pass." if middle else ""
+    return f"Against the base, over {churn.queries:,} queries and {churn.images:,} images: {churn.sentence}{note}"
 
 
 def _parted(card: str) -> tuple[dict[str, Any], str]:

@@ -33,7 +33,7 @@ from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare, source_files
 from paraclip_core.evaluation.result import Provenance, result_json
-from paraclip_core.evaluation.run import Evaluation, OutcomeCache, Outcomes, evaluate, measure, paired
+from paraclip_core.evaluation.run import Evaluation, OutcomeCache, Outcomes, changed_results, evaluate, measure, paired
 from paraclip_core.options import meaning, module_source
 from paraclip_core.paths import expand
 from paraclip_core.tables import text_hash
@@ -58,7 +58,9 @@ def write_evaluation(
     fingerprints: Mapping[str, str],
     provenance: Callable[[str, str], Provenance] | None = None,
 ) -> dict[str, Any]:
-    """Write results, samples, tables of queries, ``comparison.json`` and ``summary.json``; returns the summary.
+    """Write results, samples, tables of queries, ``comparison.json``, ``churn.json`` and ``summary.json``.
+
+    Returns the summary.
 
     `names` are the weights of `base` and of `tuned`, `fingerprints` the artifacts or references involved; `provenance`
     gives that of a result, by benchmark and model, if no manifest does.
@@ -75,6 +77,9 @@ def write_evaluation(
     notes = {outcome.benchmark: dict(outcome.base.notes) for outcome in evaluation.outcomes}
     write_json(folder / "comparison.json", evaluation.comparison.as_json() | {"protocols": notes})
     totals = evaluation.comparison.summary(fingerprints)
+    if evaluation.churn is not None:
+        write_json(folder / "churn.json", evaluation.churn.as_json())
+        totals["churn"] = evaluation.churn.summary()
     write_json(folder / "summary.json", totals)
     return totals
 
@@ -183,7 +188,8 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if tuned.manifest.metrics.get("alpha") == 0:
         # Otherwise the user sees only that nothing differs.
         reason = f"{BASE_KEPT}; {reason}"
-    evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason))
+    changes = changed_results(tasks, models["base"], models["tuned"], ctx.progress)
+    evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason), churn=changes)
     base = ctx.inputs.get("built_in_base")
     names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
@@ -285,7 +291,7 @@ def _kept_in(folder: Path) -> OutcomeCache:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=6,
+    version=7,
     inputs=_inputs,
     options=_options,
     body=_body,

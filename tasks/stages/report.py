@@ -30,11 +30,13 @@ from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_spl
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.compare import Row
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.options import unusual
 from paraclip_core.paraphrase.engines import ENGINES
 from paraclip_core.paraphrase.filters import known_wrong
+from paraclip_core.report.churn import images_of
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 from paraclip_core.report.data import (
     License,
@@ -82,9 +84,11 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     """Read everything that the page shows."""
     comparison = read_json(inputs["evaluate"].path / "comparison.json")
     better, worse = _pairs(inputs["evaluate"].path / "per_query")
+    churn = _churn(inputs["evaluate"].path / "churn.json")
     samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
     ranked = ("base_caption", "base_paraphrased", "tuned_caption", "tuned_paraphrased")
     shown = [image for pair in (*better, *worse) for name in ranked for image in getattr(pair, name)]
+    shown += images_of(churn)
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
@@ -110,6 +114,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         funnel=_funnel(inputs, totals),
         trainings=[_training(name, inputs[name]) for name in ("built_in_base", "finetune") if name in inputs],
         candidates=read_json(inputs["finetune"].path / "candidates.json"),
+        churn=churn,
         better=better,
         worse=worse,
         paraphrases=samples,
@@ -166,6 +171,11 @@ def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
 
     better, worse = (heapq.nsmallest(PAIRS, changed(sign), key=lambda entry: entry[:3]) for sign in (1, -1))
     return [entry[3] for entry in better], [entry[3] for entry in worse]
+
+
+def _churn(path: Path) -> Churn | None:
+    """What changes for the same queries; None if no benchmark has plain queries."""
+    return Churn.from_json(read_json(path)) if path.exists() else None
 
 
 def _paraphrases(folder: Path) -> list[ParaphraseSample]:
@@ -325,7 +335,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=9,
+    version=10,
     inputs=_stages,
     # The name affects only this page, so only this stage depends on it.
     options=lambda run: {"name": run.settings.name},

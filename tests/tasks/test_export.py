@@ -22,6 +22,8 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.evaluation.churn import Churn
+from paraclip_core.evaluation.thresholds import Spread
 from paraclip_core.training.card import release_card
 from tests.kit.drawn_clip import drawn_clip
 
@@ -33,6 +35,8 @@ CONFIG: dict[str, Any] = {
 TEXTS = ["a dog", "two men on a boat"]
 ROW = {"benchmark": "paraphrased_queries", "kind": "paraphrased_retrieval", "metric": "ao@10", "n": 9, "clusters": 9}
 FIGURES = {"base": 11.0, "tuned": 14.0, "delta": 3.0, "low": 1.0, "high": 5.0}
+SPREAD = Spread([0.3] * 5, [0.1] * 5)
+CHURN = Churn(9, 1000, 10, 60.0, [0.0] * 11, 24.0, None, [], {"base": SPREAD, "tuned": SPREAD}, []).as_json()
 Capture = pytest.CaptureFixture[str]
 
 
@@ -63,7 +67,13 @@ def tuned(store: ArtifactStore) -> Artifact:
         rows = [{**ROW, **FIGURES, "delta": delta}]
         comparison = {"rows": rows, "verdict": "promote", "reason": "it rose", "confidence": 0.95}
         text = json.dumps(comparison)
-        _commit(store, "evaluate", name * 32, inputs, lambda out, text=text: (out / "comparison.json").write_text(text))
+        changes = {**CHURN, "queries": 100 * round(delta)}
+
+        def evaluation(out: Path, text: str = text, changes: dict[str, Any] = changes) -> None:
+            (out / "comparison.json").write_text(text)
+            (out / "churn.json").write_text(json.dumps(changes))
+
+        _commit(store, "evaluate", name * 32, inputs, evaluation)
     return artifact
 
 
@@ -93,7 +103,8 @@ def test_an_open_clip_release_has_its_evaluation_in_its_card(
     assert [(result.dataset_name, result.metric_value) for result in read.eval_results] == [
         ("paraphrased_queries", 14.0)
     ]
-    assert "+2.00 [+1.00, +5.00]" in text
+    assert "+2.00 [+1.00, +5.00]" in text and text.count("For the same query, 6.0 of the first ten images stay") == 1
+    assert "over 200 queries and 1,000 images" in text
     assert (tuned.path / "release/README.md").read_bytes() == before and not store.verify(tuned)
     code = text.partition("```python\n")[2].partition("```")[0].replace("PATH_OF_THIS_FOLDER", str(tmp_path / "out"))
     namespace: dict[str, Any] = {}

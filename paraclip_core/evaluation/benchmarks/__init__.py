@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured
+    from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, Queries
 
 _IN = "paraclip_core.evaluation.benchmarks"
 BENCHMARKS = {
@@ -135,6 +135,8 @@ class Task:
     """Makes the table of all query pairs from the base and tuned outcomes (:data:`paraclip_core.tables.PER_QUERY`)."""
     pairs: Sequence[str] = ()
     """The image of each query pair, if there are pairs."""
+    queries: Queries | None = None
+    """Its plain queries, if it searches images: what users would type, not their paraphrases."""
 
 
 @dataclass(frozen=True)

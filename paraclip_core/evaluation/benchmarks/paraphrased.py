@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation import published
-from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, plain_queries, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
@@ -75,6 +75,7 @@ def load(source: Source) -> Task:
         lambda encoder: measure(pairs, pool, encoder),
         lambda base, tuned: per_query(pairs, pool, base, tuned),
         pairs.image_ids,
+        plain_queries(pairs.captions, pool, pairs.image_ids),
     )
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, unique_features
+from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, plain_queries, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
 from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH, ENDINGS, PARAPHRASED
 from paraclip_core.evaluation.intervals import Sample
@@ -184,7 +184,8 @@ def load(source: Source) -> Task:
         raise BenchmarkError("it searches images and none are named; name their location with the option `images`")
     if len(pool.ids) < DEPTH:
         raise BenchmarkError(f"its pool has {len(pool.ids)} images; expected at least {DEPTH}")
-    return Task(lambda encoder: measure(pairs, pool, encoder))
+    queries = plain_queries([pair.query for pair in distinct(pairs)], pool)
+    return Task(lambda encoder: measure(pairs, pool, encoder), queries=queries)
 
 
 def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> Measured:

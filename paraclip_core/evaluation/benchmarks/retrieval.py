@@ -20,7 +20,7 @@ import numpy as np
 
 from paraclip_core.captions.readers.json import load_json
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, unique_features
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, plain_queries, unique_features
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.metrics import macro_weights, recall_at_k
@@ -57,7 +57,9 @@ def load(source: Source) -> Task:
         pool = pool_of(source.path, [image for pairs in spoken.values() for image, _ in pairs], source.images)
     for captions in by_language.values():
         pool.check_queries(captions.image_ids)
-    return Task(lambda encoder: measure_languages(by_language, pool, encoder))
+    captioned = [pair for each in by_language.values() for pair in zip(each.captions, each.image_ids, strict=True)]
+    queries = plain_queries([text for text, _ in captioned], pool, [image for _, image in captioned])
+    return Task(lambda encoder: measure_languages(by_language, pool, encoder), queries=queries)
 
 
 def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs] | None:

@@ -50,6 +50,26 @@ def test_overlaps_of_every_pair() -> None:
     assert low is not None and high is not None and low <= audit.figures["base"]["ao"].mean <= high
 
 
+def test_what_a_second_model_changes_for_the_same_queries() -> None:
+    turned = np.roll(np.eye(8, dtype=np.float32), 1, 0)
+
+    def other(texts: Sequence[str]) -> np.ndarray:
+        return vectors(texts) @ turned
+
+    assert audit_index(Searcher(IMAGES, IDS), {"base": vectors}, PAIRS).churn is None
+    churn = audit_index(Searcher(IMAGES, IDS), {"base": vectors, "tuned": other}, PAIRS).churn
+    assert churn is not None and (churn.queries, churn.images, churn.known) == (3, 60, None)
+    unit = IMAGES / np.linalg.norm(IMAGES, axis=1, keepdims=True)
+    shared = []
+    for query in dict.fromkeys(query for query, _ in PAIRS):
+        lists = [set(np.argsort(-(unit @ encode([query])[0]))[:10].tolist()) for encode in (vectors, other)]
+        shared.append(len(lists[0] & lists[1]))
+    assert churn.overlap == pytest.approx(10 * np.mean(shared), abs=0.01)
+    assert [query.shared for query in churn.most_changed] == sorted(shared)
+    highest = (unit @ other([PAIRS[0][0], PAIRS[2][0], PAIRS[3][0]]).T).max()
+    assert churn.thresholds and all(row.tuned <= highest for row in churn.thresholds)
+
+
 def test_a_model_to_which_all_texts_are_one_agrees_with_itself() -> None:
     def collapsed(texts: Sequence[str]) -> np.ndarray:
         return np.eye(1, 8, dtype=np.float32).repeat(len(texts), 0)

@@ -13,9 +13,13 @@ import torch
 
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError, ModelError
+from paraclip_core.evaluation import run
+from paraclip_core.evaluation.base import Measured, Queries, plain_queries
+from paraclip_core.evaluation.benchmarks import Task
 from paraclip_core.evaluation.options import BenchmarkOptions
-from paraclip_core.evaluation.prepare import parse_benchmark
-from paraclip_core.evaluation.run import Evaluation, compare_models
+from paraclip_core.evaluation.prepare import Prepared, parse_benchmark
+from paraclip_core.evaluation.run import Evaluation, changed_results, compare_models
+from tests.kit.fake_encoder import WordEncoder, word_pool
 
 
 def compared(base: str, tuned: str, benchmarks: list[BenchmarkOptions], **options: Any) -> Evaluation:
@@ -52,6 +56,48 @@ def stock_scores(reference: str, mini: Path, rows: list[dict]) -> tuple[np.ndarr
         features = torch.nn.functional.normalize(model.encode_text(texts), dim=-1)  # pyright: ignore
     owner = [i for i, row in enumerate(rows) for _ in row["captions"]]
     return (features @ images.T).numpy(), owner
+
+
+WORDS = ("dog", "cat", "sea", "man", "red", "old", "tree", "car")
+IMAGES = [f"{a}_{b}_{c}" for a in WORDS for b in WORDS[:3] for c in WORDS[5:]]
+
+
+def searching(name: str, queries: Queries | None) -> Prepared:
+    return Prepared(name, "retrieval", Task(lambda encoder: Measured({}, {}), queries=queries))
+
+
+def test_changes_are_those_of_queries_with_known_images() -> None:
+    base, tuned = WordEncoder(), WordEncoder(seed=1)
+    pool = word_pool(IMAGES, base)
+    texts = [image.replace("_", " ") for image in IMAGES]
+    tasks = [
+        searching("texts", None),
+        searching("unknown", plain_queries(texts[:9], pool)),
+        searching("known", plain_queries(texts, pool, IMAGES)),
+        searching("more", plain_queries(texts[:5], pool, IMAGES[:5])),
+    ]
+    changes = changed_results(tasks, base, tuned)
+    assert changes is not None and (changes.benchmark, changes.queries) == ("known", len(set(texts)))
+    # The base finds what an image shows; to the other encoder, words mean something else.
+    assert changes.known is not None and changes.known.queries == len(set(texts))
+    assert changes.known.left > 0 and changes.known.entered == 0
+    unknown = changed_results(tasks[:2], base, tuned)
+    assert unknown is not None and unknown.benchmark == "unknown" and unknown.known is None
+    assert changed_results(tasks[:1], base, tuned) is None
+
+
+def test_many_queries_are_sampled_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = WordEncoder(), WordEncoder(seed=1)
+    pool = word_pool(IMAGES, base)
+    texts = [f"{image} {number}" for number, image in enumerate(IMAGES)]
+    monkeypatch.setattr(run, "CHURN_QUERIES", 7)
+    # Only the last query's image is known.
+    queries = Queries(texts, pool, np.array([[len(texts) - 1, len(texts) - 1]]))
+    changes = changed_results([searching("known", queries)], base, tuned)
+    assert changes is not None and changes.queries == 7 and changes.known is not None and changes.known.queries == 1
+    assert {query.query for query in changes.most_changed} <= set(texts) and texts[-1] in {
+        query.query for query in changes.most_changed
+    }
 
 
 def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from paraclip_core.evaluation.churn import ChangedQuery, Churn, Relevance
 from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.thresholds import Spread, Threshold
 from paraclip_core.report.data import (
     License,
     ParaphraseSample,
@@ -25,6 +27,7 @@ from paraclip_core.report.data import (
 )
 from paraclip_core.report.page import render_report
 
+COSINES = Spread([0.2, 0.25, 0.3, 0.35, 0.4], [0.05, 0.075, 0.1, 0.125, 0.15])
 ROWS = (
     Row("pairs", "paraphrased_retrieval", "ao@10", 29.04, 31.0, 1.96, 1.2, 2.7, 900, 900),
     Row("recall", "retrieval", "text_to_image_recall@10", 54.0, 53.8, -0.2, -0.6, 0.2, 900, 900),
@@ -50,6 +53,20 @@ class Reader(HTMLParser):
         self.text.append(data)
 
 
+def churned(text: str, **changes: Any) -> Churn:
+    """Two queries, of which one changes, with all that a page can show."""
+    figures: dict[str, Any] = {
+        "queries": 3000, "images": 1000, "depth": 10, "overlap": 62.0, "first_image_changes": 24.0,
+        "overlaps": [1.0, 2.0, 4.0, 8.0, 10.0, 15.0, 20.0, 20.0, 10.0, 7.0, 3.0], "benchmark": text,
+        "known": Relevance(2900, 120, 80, 50, 40),
+        "most_changed": [
+            ChangedQuery(text, 1, [text, "b"], ["c", text], [text]), ChangedQuery("unmoved", 2, ["b"], ["b"], []),
+        ],
+        "cosines": {"base": COSINES, "tuned": COSINES}, "thresholds": [Threshold(0.25, 0.3125, 12.5, 40.25)],
+    }  # fmt: skip
+    return Churn(**{**figures, **changes})
+
+
 def full(text: str) -> ReportData:
     """Data with `text` wherever a text comes from outside."""
     pair = QueryPair(text, text, text, 0.2, 0.6, [text, "b"], ["b"], [text], [text, "b"])
@@ -61,6 +78,7 @@ def full(text: str) -> ReportData:
         finetune=text,
         notes=[text],
         trainings=[Training("finetune", [{"step": 1, "loss": 2.0, "losses": {"image~caption": 2.0}}])],
+        churn=churned(text),
         better=[pair],
         paraphrases=[ParaphraseSample(text, text, text, text, 0.9, None)],
         rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])],
@@ -98,16 +116,26 @@ MEASURES = """AO@10: how far the first 10 images for a query and its paraphrase 
 Paraphrased retrieval · 1,000 images searched · 9,983 pairs · split val | ↑ marks figures of which more is better"""
 FIGURES = """Hold: keep the base model | AO@10 ↑ · pairs | 29.0 | 31.0 | +1.96 | +1.20 to +2.70 | −0.20
 −1.50 to −0.50 | 0.00 | 1379 | made up@3 | Paraphrased retrieval"""
+CHANGES = """For the same query, 6.2 of the first ten images stay on average
+24 of 100 queries show another first image; of 2,900 queries whose right image is known, 120 got better
+80 got worse (it left them) | 50 newly show it first and 40 no longer
+3,000 queries of pairs over 1,000 images
+Overlap of the first ten | share of queries, % | 0.2500 12.50 40.25 0.3125
+5 % 25 % 50 % | its first image, base 0.2000 0.2500
+1 of 10 stay"""
 SHOWN = [
     (FIGURES, data(ROWS)),
     ("text only closeness@add_att, lower is better", data([CREPE])),
     (f"8,000 | 4,512 | {SHARES}", data(funnel=FUNNEL)),
     (MEASURES, data(ROWS, protocols={"pairs": PROTOCOL})),
     (" | ".join([*FACTS.values(), "name: <demo>"]), data(facts=FACTS, settings="name: <demo>\n")),
+    (CHANGES, data(churn=churned("pairs"))),
 ]
 
 
-@pytest.mark.parametrize(("expected", "shown"), SHOWN, ids=["figures", "direction", "funnel", "measures", "facts"])
+@pytest.mark.parametrize(
+    ("expected", "shown"), SHOWN, ids=["figures", "direction", "funnel", "measures", "facts", "churn"]
+)
 def test_what_is_shown(expected: str, shown: ReportData) -> None:
     text = words(render_report(shown))
     assert [one for one in re.split(r" \| |\n", expected) if one not in text] == []
@@ -183,3 +211,18 @@ def test_colors_follow_the_verdict_and_a_control_that_fell_shows_no_gain() -> No
     assert "no control: caption-only −12.04" in shown and "over the caption-only control" not in shown
     better = tiles(data(ROWS, over_control=moved(-9), control=moved(0, True)))
     assert '<b class="">+1.96' in better and '<em class="down">−7.04</em>' in better
+
+
+def test_queries_that_change_have_pictures_or_ids() -> None:
+    shown = data(churn=churned("a"), thumbnails={"a": b"\xff\xd8"})
+    page = render_report(shown)
+    assert page.count('class="thumb t0 shared right"') == 2 and page.count('class="thumb none"') == 2
+    assert "unmoved" not in page, "a query that does not change is not shown"
+    bare = render_report(data(churn=churned("a")))
+    assert 'class="thumb' not in bare and '<p class="mono"><b>a</b>, b</p>' in bare
+    assert 'id="churn"' not in render_report(data())
+    few = data(
+        churn=churned("a", depth=4, overlaps=[0.0, 0.0, 50.0, 0.0, 50.0], known=None, thresholds=[], benchmark="")
+    )
+    text = words(render_report(few))
+    assert "2.5 of the first 4 images stay" in text and "right image" not in text and "Thresholds" not in text

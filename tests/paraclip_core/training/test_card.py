@@ -9,6 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from paraclip_core.evaluation.churn import Churn, Relevance
+from paraclip_core.evaluation.thresholds import Spread, Threshold
 from paraclip_core.training.card import completed_card, release_card
 
 ROW = {
@@ -82,6 +84,21 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
     assert "| paraphrased_queries | ao@10 ↑ | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
     assert "Verdict: promote" in text and text.startswith("---\n") and text.count("\n---\n") == 1
     assert completed_card(card()) == card(), "nothing known, nothing added"
+
+
+def test_one_line_for_those_who_replace_the_base() -> None:
+    spread = Spread([0.3] * 5, [0.1] * 5)
+    rows = [Threshold(0.2, 0.21, 9.0, 9.5), Threshold(0.25, 0.31, 4.0, 7.0)]
+    known = Relevance(2900, 120, 80, 50, 40)
+    shares = [0.0] * 6 + [100.0] + [0.0] * 4
+    churn = Churn(3000, 1000, 10, 60.0, shares, 24.0, known, [], {"base": spread, "tuned": spread}, rows)
+    text = completed_card(card(), comparison=COMPARISON, churn=churn)
+    (line,) = [line for line in text.splitlines() if "the same query" in line]
+    assert line.startswith(
+        "Against the base, over 3,000 queries and 1,000 images: For the same query, 6.0 of the first"
+    )
+    assert "24 of 100 queries show another first image" in line
+    assert line.endswith("Thresholds on the cosine change: 0.25 becomes 0.31 if as many images should pass.")
 
 
 def test_it_says_which_figures_are_better_when_lower() -> None:

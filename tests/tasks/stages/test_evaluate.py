@@ -28,6 +28,7 @@ from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, ModelError
+from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Fact
@@ -152,7 +153,14 @@ def test_what_it_leaves_behind(whole: Artifact) -> None:
     # 28 images of the split, one without features, one with a caption of no image: 26 · 10 + 6 pairs.
     assert (protocol["images"], protocol["pairs"] + protocol["pairs_with_equal_texts"]) == (27, 266)
     assert protocol["pairs_without_image"] == 10
+    # Of the captions of the pairs, each once; their overlap is that of the stored lists.
+    churn = Churn.from_json(json.loads((whole.path / "churn.json").read_text()))
+    assert summary["churn"] == churn.summary() and churn.benchmark == "captions"
     table = pq.read_table(whole.path / "per_query" / "captions.parquet")
+    lists = {row["caption"]: (set(row["base_caption_top"]), set(row["tuned_caption_top"])) for row in table.to_pylist()}
+    assert (churn.queries, churn.images) == (len(lists), 27)
+    assert churn.overlap == pytest.approx(10 * np.mean([len(a & b) for a, b in lists.values()]), abs=0.006)
+    assert churn.known is not None and churn.known.queries == churn.queries and churn.thresholds
     assert table.schema.equals(PER_QUERY)
     assert table.num_rows == protocol["pairs"]
     for model, measured in zip(
@@ -186,7 +194,8 @@ def test_an_interrupted_stage_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run(world, settings, "cut", stop)
     again = run(world, settings, "cut")
-    assert len(measured) == 6
+    # Three benchmarks with two models, each once, and the queries whose results are compared with both.
+    assert len(measured) == 6 + 2
     assert files_of(again) == files_of(whole)
     assert run(world, settings, "cut").manifest == again.manifest
 

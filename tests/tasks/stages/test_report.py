@@ -15,6 +15,9 @@ from paraclip.storage.parquet import write_table
 from paraclip.tasks.stages.report import gather
 from paraclip_core import tables
 from paraclip_core.config import Settings
+from paraclip_core.evaluation.churn import ChangedQuery, Churn
+from paraclip_core.evaluation.thresholds import Spread
+from paraclip_core.report.churn import images_of
 from paraclip_core.report.data import ReportData
 
 SCHEMAS = {
@@ -79,6 +82,17 @@ def test_a_caption_counts_once_on_its_way_into_training(tmp_path: Path, kept: di
     counts = [10, 9, 8, 7, 6, 5, 4]
     names = ["rows read", "captions", "for training", "asked", "with paraphrase 1", shown, "trained on"]
     assert data.funnel == list(zip(names, counts, strict=True))
+
+
+def test_changes_for_the_same_queries_are_shown_if_they_were_measured(tmp_path: Path) -> None:
+    assert gathered(tmp_path, {}).churn is None
+    cosines = Spread([0.3] * 5, [0.1] * 5)
+    query = ChangedQuery("a dog", 1, ["a", "b"], ["b", "c"], ["c"])
+    shares = [0.0, 100.0, 0.0]
+    churn = Churn(1, 9, 2, 50.0, shares, 100.0, None, [query], {"base": cosines, "tuned": cosines}, [])
+    (tmp_path / "evaluate/churn.json").write_text(json.dumps(churn.as_json()))
+    assert gathered(tmp_path, {}).churn == churn
+    assert images_of(churn) == ["a", "b", "b", "c"]
 
 
 def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
