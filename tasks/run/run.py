@@ -31,8 +31,9 @@ PACKAGES = (
 BUILT_IN_STAGES = tuple(
     f"paraclip.tasks.stages.{name}"
     for name in (
-        "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
-        "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+        "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "queries:QUERIES",
+        "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE",
+        "report:REPORT",
     )
 )  # fmt: skip
 """The stages, as dotted paths like a user's own, because they import this module; inputs come first."""
@@ -163,6 +164,9 @@ class Run:
         context = EngineContext(settings.data.root, settings.run.device, self._model_hashes)
         self.paraphraser = Paraphraser(settings.paraphrase, context)
         """The engine, the options that it reads, and its filters."""
+        queries = settings.for_queries()
+        self.query_paraphraser = None if queries is None else Paraphraser(queries, context)
+        """The same for held-out queries; None if they are not paraphrased."""
         self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
