@@ -221,6 +221,9 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
         "model": {"base": "built-in", "text_width": 64, "text_layers": 1, "embed_dim": 32},
         "built_in_base": {"epochs": 1, "batch_size": 16},
         "finetune": {"epochs": 60, "batch_size": 16, "precision": "fp32"},
-        "evaluate": {"benchmarks": [paraphrased_queries, {"name": "captions", "kind": "retrieval"}]},
+        "evaluate": {
+            "queries": None,
+            "benchmarks": [paraphrased_queries, {"name": "captions", "kind": "retrieval"}],
+        },
         "run": {"threads": 1, "root": str(root)},
     }

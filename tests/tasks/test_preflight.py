@@ -186,7 +186,7 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
     settings = settings_of()
     store = open_store(settings.run.root)
     nodes = Run(settings, store).nodes
-    for name in ("paraphrase_1", "paraphrase_2"):
+    for name in ("paraphrase_1", "paraphrase_2", "queries"):
         with pytest.raises(InputError, match="of split train"):
             check_before_paying(Run(settings, store))
         with store.writing(name, nodes[name].fingerprint) as work:

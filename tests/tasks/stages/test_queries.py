@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,15 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.batch_files import export_requests
 from paraclip.tasks.plan import plan_run
-from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.execute import run_stage
+from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, ConfigError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import PARAPHRASE_REJECTS, QUERIES
 from tests.kit.openai_server import OpenAIServer, reset
 from tests.kit.small_runs import HERE, contents, made
+from tests.kit.tiny_run import served, tiny_run, written
 
 IMAGES, HELD_OUT = 30, 12
 SCRIPTED = {"engine": "tests.kit.scripted_engine:Well", "model": "m", "filters": {"preset": "off"}}
@@ -168,3 +171,23 @@ def test_wrong_options_are_refused_by_name(evaluate: dict[str, Any], message: st
         parse_settings({"evaluate": evaluate})
     if "benchmarks" in evaluate:
         parse_settings({"evaluate": evaluate | {"queries": None}})
+
+
+@pytest.mark.slow
+def test_a_run_without_pairs_of_its_own_has_a_verdict_on_held_out_queries(
+    openai_server: OpenAIServer, tmp_path: Path
+) -> None:
+    tree = tiny_run(tmp_path, served(openai_server.url))
+    tree["evaluate"] = {"benchmarks": [{"name": "retrieval", "kind": "retrieval"}]}
+    openai_server.answer = written
+    settings = parse_settings(tree)
+    run = Run(settings, stages={name: HERE[name] for name in stages_of(settings)})
+    artifacts = {name: run_stage(name, run) for name in run.stages}
+    queries = artifacts["queries"].manifest.metrics["accepted"]
+    assert 10 < queries <= 30 and set(openai_server.answered.values()) == {1}
+    comparison = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())
+    assert comparison["protocols"]["held_out_queries"]["pairs"] == queries
+    assert {row["benchmark"] for row in comparison["rows"]} == {"held_out_queries", "retrieval"}
+    assert "was not measured" not in comparison["reason"]
+    page = (artifacts["report"].path / "report.html").read_text("utf-8")
+    assert f"openai smol ({queries} queries)" in page and "held_out_queries" in page
