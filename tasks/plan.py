@@ -369,7 +369,8 @@ def _query_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: Ingest
     first, second, _ = _step_amounts(run, paraphraser, left[1], left[2])
     requests, tokens = (first.requests or 0) + (second.requests or 0), (first.tokens or 0) + (second.tokens or 0)
     spend = None if first.spend is None else round(first.spend + (second.spend or 0), 4)
-    note = "; ".join(dict.fromkeys(filter(None, (first.note, second.note))))
+    notes = (note for amount in (first, second) for note in amount.note.split("; ") if note)
+    note = "; ".join(dict.fromkeys(notes))
     return {name: Amount(first.rows, requests, tokens, float(requests), spend, note)}
 
 
