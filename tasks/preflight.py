@@ -22,6 +22,7 @@ from paraclip.tasks.drift import check_drift
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
+from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
 from paraclip_core.captions.counts import bare_rows
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
@@ -150,6 +151,12 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             if planned:
                 notices += _validation_notices(tasks) + _query_notices(run, folder)
     return notices + check_drift(run)
+
+
+def check_before_queries(run: Run) -> list[str]:
+    """The same before held-out queries are paid for, unless the paraphrases, before which it was checked, are there."""
+    paraphrased = all(_finished(run, name) is not None for name in STEPS if name in run.stages)
+    return [] if paraphrased else check_before_paying(run)
 
 
 def _finished(run: Run, name: str) -> Artifact | None:

@@ -116,8 +116,7 @@ def paraphrasing(
 
     Runs that ask the same model about the same `captions` (the fingerprint of their ingest) have different fingerprints
     if filters or attempts differ, but the same requests. Running concurrently, both would find them missing and pay for
-    them, so one of them waits. So do the stages of a run that share a spending cap, since each counts what was spent
-    before it began.
+    them, so one of them waits.
     """
     engine, judge = paraphraser.engine(), paraphraser.judge
     engines = [engine]
@@ -125,13 +124,9 @@ def paraphrasing(
         # A separate engine, with its own prices and cap.
         engines.append(judge.engine())
     request = step_requests(paraphraser.options, step, engine.model)
-    caps = {
-        text_hash(one.name, one.model, captions) for one in engines if isinstance(one, PaidEngine) and one.max_spend
-    }
+    same_requests = run.store.cache / "asking" / f"{request.key(captions).hex()}.lock"
     with ExitStack() as stack:
-        for key in (request.key(captions), *sorted(caps)):
-            path = run.store.cache / "asking" / f"{key.hex()}.lock"
-            stack.enter_context(lock(path, poll=partial(progress, 0, None, waiting=WAITING)))
+        stack.enter_context(lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)))
         cache = stack.enter_context(closing(open_answers(run.store)))
         for one in engines:
             stack.enter_context(closing(one))

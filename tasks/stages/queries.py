@@ -107,8 +107,11 @@ QUERIES = Stage(
     name=NAME,
     version=VERSION,
     inputs=lambda _: ("ingest",),
+    # Which checks the captions and, at the same server, counts towards the same spending cap.
+    after=("paraphrase_2",),
     options=_options,
     sources=lambda run: step_sources(run, query_paraphraser(run)),
+    before="paraclip.tasks.preflight:check_before_queries",
     applies=lambda settings: settings.evaluate.queries is not None,
     body=_body,
     about="Ask an LLM for held-out captions in other words, to evaluate with.",

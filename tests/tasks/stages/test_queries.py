@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from paraclip.tasks.plan import plan_run
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.config import Settings
-from paraclip_core.errors import AwayError, BudgetError, ConfigError
+from paraclip_core.errors import AwayError, ConfigError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import PARAPHRASE_REJECTS, QUERIES
 from tests.kit.openai_server import OpenAIServer, reset
@@ -116,23 +114,6 @@ def test_a_death_costs_nothing_twice_and_the_cap_counts_all(openai_server: OpenA
 
 def _answered(server: OpenAIServer) -> int:
     return sum(server.answered.values())
-
-
-@pytest.mark.slow
-def test_stages_that_work_at_once_spend_no_more_than_their_cap_together(
-    openai_server: OpenAIServer, tmp_path: Path
-) -> None:
-    plain = settings_of(tmp_path, server(openai_server.url))
-    for name in ("ingest", "paraphrase_1"):
-        made(name, plain)
-    before, well = _answered(openai_server), openai_server.answer
-    openai_server.answer = lambda asked: time.sleep(0.1) or well(asked)
-    # Enough for five more answers of 2 each.
-    capped = Run(settings_of(tmp_path, server(openai_server.url, max_spend=2 * before + 10)))
-    with ThreadPoolExecutor(2) as pool:
-        both = [pool.submit(run_stage, name, capped) for name in ("paraphrase_2", "queries")]
-    assert all(isinstance(future.exception(), BudgetError) for future in both)
-    assert 5 <= _answered(openai_server) - before <= 5 + 2, "what is under way when the cap is reached"
 
 
 def test_plan_and_batch_files_count_its_requests(openai_server: OpenAIServer, tmp_path: Path) -> None:
