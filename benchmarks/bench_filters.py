@@ -30,7 +30,7 @@ from instant import Instant, answer, caption, instant_run, stage_here, write_cap
 from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import filter_spec, paraphrasing
+from paraclip.tasks.stages.paraphrase import filter_spec, paraphrasing, step_batches
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
@@ -105,7 +105,8 @@ def ask_all(captions: int, **options: float | bool | str) -> Instant:
         write_captions(folder / "captions.txt", range(captions))
         settings = instant_run(folder, options=options, chunk=CHUNK)
         ingested = stage_here("ingest", settings)
-        with paraphrasing(Run(settings), 1, ingested, folder / "scratch", silent) as rounds:
+        run, batches = Run(settings), step_batches(ingested.path, 1, 1.0)
+        with paraphrasing(run, run.paraphraser, 1, batches, ingested.fingerprint, folder / "scratch", silent) as rounds:
             rounds.run()
             assert isinstance(rounds.engine, Instant) and rounds.counts.filtered == captions
         return rounds.engine

@@ -40,7 +40,7 @@ from instant import caption, instant_run, stage_here, write_captions
 from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import paraphrasing
+from paraclip.tasks.stages.paraphrase import paraphrasing, step_batches
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
@@ -109,7 +109,8 @@ def answer_all(engine: Engine, calls: Sequence[Call]) -> None:
 def run_stage_once(settings: Settings, clock: Callable[[], float]) -> tuple[float, list[Call]]:
     """Seconds that the rounds of step 1 take with a warm engine, and the calls that it got."""
     ingested, run = stage_here("ingest", settings), Run(settings)
-    with paraphrasing(run, 1, ingested, run.store.root / "scratch", silent) as rounds:
+    batches, scratch = step_batches(ingested.path, 1, 1.0), run.store.root / "scratch"
+    with paraphrasing(run, run.paraphraser, 1, batches, ingested.fingerprint, scratch, silent) as rounds:
         engine = rounds.engine
         answer_all(engine, warm_calls(rounds.options))
         name = "stream" if isinstance(engine, StreamingEngine) else "generate"

@@ -30,7 +30,7 @@ from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
 from paraclip.tasks.run.execute import STAGES
 from paraclip.tasks.run.run import stages_of
-from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.paraphraser import Paraphraser, check_needs
@@ -148,13 +148,14 @@ def _carried_over(part: _Part, place: Place, old: DeploymentResponse | None) -> 
 
 
 def _parts(settings: Settings) -> list[_Part]:
-    local = Paraphraser(settings.paraphrase).facts.local
+    paraphrase, queries = settings.paraphrase, settings.for_queries() or settings.paraphrase
+    local = {name: Paraphraser(queries if name == QUERIES.name else paraphrase).facts.local for name in ASKING}
     parts = []
     for name, stage in stages_of(settings).items():
         # A custom stage has no deployment. A GPU worker would only wait for a server elsewhere.
         if STAGES.get(name) is stage:
-            on_gpu = stage.pool == "gpu" and (name not in STEPS or local)
-            parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in STEPS))
+            on_gpu = stage.pool == "gpu" and local.get(name, True)
+            parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in ASKING))
     return [
         _Part(pipeline, queue=PARENTS),
         _Part(regenerate, queue=PARENTS, alone=True),

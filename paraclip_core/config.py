@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paraclip_core.captions.options import DataOptions
 from paraclip_core.clip.options import FeatureOptions, ModelOptions
-from paraclip_core.evaluation.options import EvaluateOptions
+from paraclip_core.evaluation.options import WHOLE, EvaluateOptions
 from paraclip_core.options import LONGEST_NAME, OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
 from paraclip_core.paraphrase.engines import ENGINES, SamplingOptions
@@ -177,6 +177,21 @@ class Settings(Options):
     """Evaluation."""
     run: RunOptions = Field(default=RunOptions(), json_schema_extra=OPERATIONAL)
     """Where and how to run."""
+
+    def for_queries(self) -> ParaphraseOptions | None:
+        """The options by which held-out queries are paraphrased; None if they are not."""
+        if self.evaluate.queries is None:
+            return None
+        return ParaphraseOptions.model_validate(_merged(self.paraphrase.model_dump(), self.evaluate.queries) | WHOLE)
+
+    @model_validator(mode="after")
+    def _queries(self) -> Settings:
+        try:
+            self.for_queries()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"evaluate.queries.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return self
 
     @field_validator("name")
     @classmethod

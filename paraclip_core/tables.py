@@ -55,6 +55,20 @@ PARAPHRASES = pa.schema(
     ]
 )
 
+QUERIES = pa.schema(
+    [
+        pa.field("caption_id", pa.binary(16), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),  # of the evaluation split
+        pa.field("paraphrase_1", pa.string(), nullable=False),
+        pa.field("paraphrased_query", pa.string(), nullable=False),  # paraphrase 2
+        pa.field("similarity", pa.float32()),  # sentence-encoder cosine, caption against paraphrased query
+        pa.field("license", pa.string(), nullable=False),
+        pa.field("generation_1", pa.binary(16), nullable=False),  # key in the generation cache
+        pa.field("generation_2", pa.binary(16), nullable=False),
+    ]
+)
+
 PARAPHRASE_REJECTS = pa.schema(
     [
         pa.field("caption_id", pa.binary(16), nullable=False),

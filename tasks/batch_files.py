@@ -21,11 +21,12 @@ from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import CONFIG
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.missing_rounds import missing_rounds
+from paraclip.tasks.missing_rounds import missing_query_rounds, missing_rounds
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import STEPS, spent
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
+from paraclip_core.evaluation.options import WHOLE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.batch_lines import Refused, read_line, request_line
 from paraclip_core.paraphrase.engines.openai import draws, prompt_size
@@ -57,7 +58,7 @@ class Exported:
     model: str
     """The model, by its name at the server."""
     step_1: int
-    """Requests of step 1."""
+    """Requests of step 1, of training captions and of held-out ones."""
     step_2: int
     """Requests of step 2."""
     unanswered_1: int
@@ -72,6 +73,8 @@ class Exported:
 def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
     """Write a run's requests that the answers cache lacks, one per line; the file is written atomically.
 
+    Requests of held-out queries are among them, unless `evaluate.queries` names another engine.
+
     Answers of step 1 without a filter result are filtered first, because step 2 asks about accepted answers. Memory use
     does not grow with the file.
     """
@@ -79,9 +82,9 @@ def export_requests(run: Run, path: Path, progress: Progress = silent) -> Export
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
 
     def write(file: BinaryIO) -> None:
-        for rounds in missing_rounds(run, run.artifacts(), filtered=True, progress=progress):
+        for rounds in _missing(run, progress):
             step = rounds.tables.step
-            missing[step] = sum(len(rows) for _, rows in rounds.missing)
+            missing[step] += sum(len(rows) for _, rows in rounds.missing)
             template = prompt_for(options, step)
             for request, keys, texts in _requests(rounds):
                 for key, prompt in zip(keys, prompts_of(request, template, texts), strict=True):
@@ -108,6 +111,15 @@ def _askable(run: Run) -> Run:
     if problem is not None:
         raise ConfigError(problem)
     return run
+
+
+def _missing(run: Run, progress: Progress) -> Iterator[Rounds]:
+    """The unfinished steps of training captions, and those of held-out queries unless another engine is asked for them,
+    as a batch file is of one model."""
+    artifacts, queries = run.artifacts(), run.query_paraphraser
+    yield from missing_rounds(run, artifacts, filtered=True, progress=progress)
+    if queries is not None and queries.options == run.paraphraser.options.model_copy(update=WHOLE):
+        yield from missing_query_rounds(run, artifacts, filtered=True, progress=progress)
 
 
 def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[str]]]:
@@ -154,7 +166,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
     ):
         con.register("rows", WANTED.empty_table())
         con.execute("CREATE TABLE wanted AS FROM rows")
-        for rounds in missing_rounds(_askable(run), run.artifacts(), filtered=True, progress=progress):
+        for rounds in _missing(_askable(run), progress):
             for request, keys, texts in _requests(rounds):
                 con.register("rows", _wanted(run, request, keys, texts))
                 con.execute("INSERT INTO wanted FROM rows")

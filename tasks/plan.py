@@ -15,7 +15,8 @@ from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip.tasks.steps_left import StepLeft, look_up, steps_left
+from paraclip.tasks.stages.queries import QUERIES, chosen_captions
+from paraclip.tasks.steps_left import StepLeft, look_up, queries_left, steps_left
 from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
@@ -124,7 +125,8 @@ def plan_run(run: Run) -> RunPlan:
     notes += filter(None, [few, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
-    return RunPlan(stages, notes + _engine_notes(run, sum(stage.requests or 0 for stage in stages)))
+    asking = {stage.stage for stage in stages if stage.requests}
+    return RunPlan(stages, notes + _engine_notes(run, asking))
 
 
 def _loss_note(base: str) -> str:
@@ -132,8 +134,8 @@ def _loss_note(base: str) -> str:
     return f"loss: {' or '.join(LOSSES.values()) if sigmoid is None else LOSSES[sigmoid]}"
 
 
-def _engine_notes(run: Run, requests: int) -> list[str]:
-    """Notes on the filters, and on whether the engine can answer."""
+def _engine_notes(run: Run, asking: set[str]) -> list[str]:
+    """Notes on the filters, and on whether the engines of the stages that have something to ask can answer."""
     paraphraser = run.paraphraser
     engine, chosen = paraphraser.options.engine, paraphraser.options.filters.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
@@ -142,13 +144,23 @@ def _engine_notes(run: Run, requests: int) -> list[str]:
         judge = paraphraser.judge
         after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
         notes.append(f"what the filters do not see: {wrong}; {after}")
-    if requests and isinstance(checked := paraphraser.engine(), CheckedEngine):
-        with closing(checked):
-            try:
-                checked.check()
-            except ParaclipError as error:
-                notes.append(f"warning: the run would stop at its first request: {error}")
-    return notes
+    warnings = [_cannot_answer(paraphraser)] if asking & STEPS.keys() else []
+    if QUERIES.name in asking and run.query_paraphraser is not None:
+        warnings.append(_cannot_answer(run.query_paraphraser))
+    return notes + list(dict.fromkeys(filter(None, warnings)))
+
+
+def _cannot_answer(paraphraser: Paraphraser) -> str | None:
+    """The warning that an engine cannot answer; None if it can, or if that is unknown."""
+    engine = paraphraser.engine()
+    if not isinstance(engine, CheckedEngine):
+        return None
+    with closing(engine):
+        try:
+            engine.check()
+        except ParaclipError as error:
+            return f"warning: the run would stop at its first request: {error}"
+    return None
 
 
 def _runs(run: Run) -> tuple[dict[str, str], dict[str, str]]:
@@ -270,7 +282,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     }
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
-    result |= _paraphrase_amounts(run, artifacts, captions)
+    result |= _asking_amounts(run, artifacts, captions)
     candidates = len(settings.finetune.candidates(base_kind(settings.model.base)))
     tuning = _training(result.pop("pairs"), settings.finetune.epochs * candidates)
     several = f"{candidates} candidates are trained" if candidates > 1 else ""
@@ -302,12 +314,12 @@ class _Rates(NamedTuple):
     completion_tokens: float = 0.0
 
 
-def _rates(run: Run, step: int) -> _Rates:
-    preset, stage = run.paraphraser.filters.preset, f"paraphrase_{step}"
+def _rates(run: Run, paraphraser: Paraphraser, step: int) -> _Rates:
+    preset, stage = paraphraser.filters.preset, f"paraphrase_{step}"
     alike = [
         artifact.manifest
         for artifact in run.store.list(stage)
-        if artifact.manifest.options.get("engine") == run.paraphraser.options.engine
+        if artifact.manifest.options.get("engine") == paraphraser.options.engine
         and artifact.manifest.options.get("filters", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
     ]
@@ -324,13 +336,53 @@ def _rates(run: Run, step: int) -> _Rates:
     return _Rates(share, f"{share:.0%} of {stage} accepted (assumed)")
 
 
+def _asking_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
+    """Amounts of every stage that asks a language model, and of the `pairs` that training gets; each notes whether the
+    spending cap stops it."""
+    steps, queries = _paraphrase_amounts(run, artifacts, captions), _query_amounts(run, artifacts, captions)
+    pairs = {"pairs": steps.pop("pairs")}
+    if run.query_paraphraser is None or not queries:
+        return pairs | _under_cap(run, run.paraphraser, steps)
+    if _pays_together(run.paraphraser, run.query_paraphraser):
+        return pairs | _under_cap(run, run.paraphraser, steps | queries)
+    return pairs | _under_cap(run, run.paraphraser, steps) | _under_cap(run, run.query_paraphraser, queries)
+
+
+def _pays_together(one: Paraphraser, other: Paraphraser) -> bool:
+    """Whether what is paid to one engine counts towards the spending cap of the other."""
+    first, second = one.engine(), other.engine()
+    if not (isinstance(first, PaidEngine) and isinstance(second, PaidEngine)):
+        return False
+    return (first.name, one.model) == (second.name, other.model)
+
+
+def _query_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
+    """The amount of both steps of held-out queries together; empty if the run has none."""
+    name, paraphraser = QUERIES.name, run.query_paraphraser
+    if name not in run.stages or paraphraser is None:
+        return {}
+    if name in artifacts:
+        return {name: Amount(artifacts[name].manifest.metrics.get("captions"), 0, 0, 0.0)}
+    if not paraphraser.facts.asks:
+        rows = chosen_captions(captions.folder, run.settings).num_rows
+        return {name: Amount(rows, 0, 0, float(rows))}
+    left = queries_left(run, artifacts, captions)
+    if not left[1].rows:
+        return {name: Amount(0, 0, 0, 0.0, note=f"no held-out caption of split {run.settings.evaluate.split!r}")}
+    first, second, _ = _step_amounts(run, paraphraser, left[1], left[2])
+    requests, tokens = (first.requests or 0) + (second.requests or 0), (first.tokens or 0) + (second.tokens or 0)
+    spend = None if first.spend is None else round(first.spend + (second.spend or 0), 4)
+    notes = (note for amount in (first, second) for note in amount.note.split("; ") if note)
+    note = "; ".join(dict.fromkeys(notes))
+    return {name: Amount(first.rows, requests, tokens, float(requests), spend, note)}
+
+
 def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
     """Amounts of both steps, and of the `pairs` that they produce."""
     done = {name: artifacts[name].manifest.metrics for name in STEPS if name in artifacts}
     finished = {name: Amount(metrics.get("captions"), 0, 0, 0.0) for name, metrics in done.items()}
     if len(done) == len(STEPS):
         return finished | {"pairs": Amount(done["paraphrase_2"].get("accepted"))}
-    options = run.paraphraser.options
     if not run.paraphraser.facts.asks:
         there = look_up(run, artifacts, captions)
         steps = zip(STEPS, (there.captions, there.paraphrases), strict=True)
@@ -340,22 +392,31 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
     # A finished step 1 passes on its rows.
     handed_on = done.get("paraphrase_1", {}).get("accepted", left[2].rows)
     first = left.get(1, StepLeft(handed_on, accepted=handed_on))
-    rates = _rates(run, 1), _rates(run, 2)
+    *steps, pairs = _step_amounts(run, run.paraphraser, first, left[2])
+    return dict(zip(STEPS, steps, strict=True)) | finished | {"pairs": pairs}
+
+
+def _step_amounts(
+    run: Run, paraphraser: Paraphraser, first: StepLeft, second: StepLeft
+) -> tuple[Amount, Amount, Amount]:
+    """Amounts of both steps and of the pairs that they produce, from what is left of each."""
+    options = paraphraser.options
+    rates = _rates(run, paraphraser, 1), _rates(run, paraphraser, 2)
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
     # The maximum number of paraphrases for each accepted caption.
     paraphrases = min(options.keep, options.sampling.n)
-    rows_2 = left[2].rows + coming * paraphrases
-    open_2 = rows_2 - left[2].accepted - left[2].rejected
+    rows_2 = second.rows + coming * paraphrases
+    open_2 = rows_2 - second.accepted - second.rejected
     fresh = min(coming, round(first.new_inputs * rates[0].share)) * paraphrases
-    second = replace(left[2], missing=left[2].missing + fresh)
-    if not second.prompt_tokens and coming:
-        second = replace(second, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
-    asked = {
-        "paraphrase_1": _asked(run.paraphraser, 1, first.rows, first, rates[0], ""),
-        "paraphrase_2": _asked(run.paraphraser, 2, rows_2, second, rates[1], rates[0].basis if coming else ""),
-    } | finished
-    pairs = min(left[2].accepted + round(open_2 * rates[1].share), first.accepted + coming)
-    return _under_cap(run, asked) | {"pairs": Amount(pairs, note=rates[1].basis if open_2 else "")}
+    asked = replace(second, missing=second.missing + fresh)
+    if not asked.prompt_tokens and coming:
+        asked = replace(asked, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
+    pairs = min(second.accepted + round(open_2 * rates[1].share), first.accepted + coming)
+    return (
+        _asked(paraphraser, 1, first.rows, first, rates[0], ""),
+        _asked(paraphraser, 2, rows_2, asked, rates[1], rates[0].basis if coming else ""),
+        Amount(pairs, note=rates[1].basis if open_2 else ""),
+    )
 
 
 def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates: _Rates, assumed: str) -> Amount:
@@ -383,9 +444,9 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
     return Amount(rows, requests, round(prompt + answers), float(requests), bill, "; ".join(filter(None, notes)))
 
 
-def _under_cap(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
-    """The same amounts, with a note on steps that the spending cap stops."""
-    engine = run.paraphraser.engine()
+def _under_cap(run: Run, paraphraser: Paraphraser, asked: Mapping[str, Amount]) -> dict[str, Amount]:
+    """The same amounts, with a note on stages that the engine's spending cap stops."""
+    engine = paraphraser.engine()
     if not isinstance(engine, PaidEngine) or not engine.max_spend:
         return dict(asked)
     with closing(open_answers(run.store)) as cache:

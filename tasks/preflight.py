@@ -23,6 +23,7 @@ from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
 from paraclip_core.captions.counts import bare_rows
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
 from paraclip_core.captions.survey import named_images
@@ -32,6 +33,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
+from paraclip_core.evaluation.options import HELD_OUT
 from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
 from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
@@ -122,7 +124,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not checked. If the run
     is `planned`, the notices say what the validation can show. Returns notices for the user.
     """
-    if all(_finished(run, name) is not None for name in STEPS if name in run.stages):
+    if all(_finished(run, name) is not None for name in ASKING if name in run.stages):
         return []
     unchecked = [warning] if (warning := unfiltered_warning(run.settings.paraphrase)) else []
     settings, scenes, ingested = run.settings, _finished(run, "scenes"), _finished(run, "ingest")
@@ -146,8 +148,15 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
             notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
-            notices += _validation_notices(tasks) if planned else []
+            if planned:
+                notices += _validation_notices(tasks) + _query_notices(run, folder)
     return notices + check_drift(run)
+
+
+def check_before_queries(run: Run) -> list[str]:
+    """The same before held-out queries are paid for, unless the paraphrases, before which it was checked, are there."""
+    paraphrased = all(_finished(run, name) is not None for name in STEPS if name in run.stages)
+    return [] if paraphrased else check_before_paying(run)
 
 
 def _finished(run: Run, name: str) -> Artifact | None:
@@ -200,14 +209,31 @@ def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
     notices = []
     for task in tasks:
         if images := len(set(task.task.pairs)):
-            half = expected_half(images, len(task.task.pairs))
-            needed = images_needed(images, half)
-            notices.append(
-                f"validation: {task.name} has {len(task.task.pairs):,} pairs of {images:,} images; expect AO@10 "
-                f"± {half:.1f} points. A gain of {GAIN:g} points needs about {needed:,} images, so they are "
-                f"{'too few to tell' if needed > images else 'enough'} (docs/benchmarks.md)"
-            )
+            notices.append(_validation_notice(task.name, len(task.task.pairs), images))
     return notices
+
+
+def _validation_notice(name: str, pairs: int, images: int, most: str = "") -> str:
+    half = expected_half(images, pairs)
+    needed = images_needed(images, half)
+    return (
+        f"validation: {name} has {most}{pairs:,} pairs of {images:,} images; expect AO@10 ± {half:.1f} points. A gain "
+        f"of {GAIN:g} points needs about {needed:,} images, so they are "
+        f"{'too few to tell' if needed > images else 'enough'} (docs/benchmarks.md)"
+    )
+
+
+def _query_notices(run: Run, folder: Path) -> list[str]:
+    """What the benchmark of held-out queries can show if every paraphrase is accepted."""
+    if QUERIES.name not in run.stages:
+        return []
+    images = chosen_captions(folder, run.settings).num_rows
+    if images < 2:
+        return [
+            f"validation: {HELD_OUT} is left out: {images} images of split {run.settings.evaluate.split} "
+            "(evaluate.split) have a caption that is not trained on, too, and it needs at least two"
+        ]
+    return [_validation_notice(HELD_OUT, images, images, "at most ")]
 
 
 def _bare_notices(counts: CaptionCounts) -> list[str]:

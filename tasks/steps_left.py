@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.missing_rounds import missing_rounds
+from paraclip.tasks.missing_rounds import missing_query_rounds, missing_rounds
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions
 from paraclip.tasks.stages.paraphrase import step_batches
@@ -60,18 +60,29 @@ class StepLeft:
 def steps_left(
     run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
 ) -> dict[int, StepLeft]:
-    """The remaining work of each unfinished step.
+    """The remaining work of each unfinished step of training captions.
 
     Step 2 of rows without an accepted answer is not included: its requests are unknown.
     """
+    return _left(missing_rounds(run, artifacts, captions))
+
+
+def queries_left(
+    run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
+) -> dict[int, StepLeft]:
+    """The same for both steps of held-out queries; empty if they are finished, or if the run has none."""
+    return _left(missing_query_rounds(run, artifacts, captions))
+
+
+def _left(steps: Iterable[Rounds]) -> dict[int, StepLeft]:
     left = {}
-    for rounds in missing_rounds(run, artifacts, captions):
-        tables, options = rounds.tables, run.paraphraser.options
+    for rounds in steps:
+        tables, options = rounds.tables, rounds.options
         missing = [rows for _, rows in rounds.missing]
         texts = _sample(rounds, np.unique(np.concatenate(missing)))
         tokens = _tokens(prompt_for(options, tables.step), texts, options.sampling.n)
         counts = sum(map(len, missing)), tables.accepted(), len(tables.rejected())
-        new = _new_inputs(run, rounds) if tables.step == 1 else 0
+        new = _new_inputs(rounds) if tables.step == 1 else 0
         left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)
     return left
 
@@ -117,7 +128,7 @@ def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     return LookedUp(counts["captions"], counts["paraphrases"], counts["pairs"])
 
 
-def _new_inputs(run: Run, rounds: Rounds) -> int:
+def _new_inputs(rounds: Rounds) -> int:
     """Number of new inputs of step 2, see :class:`StepLeft`."""
     tables = rounds.tables
     count, unfiltered = len(tables.missing(0)), tables.find_unfiltered(0)
@@ -125,7 +136,7 @@ def _new_inputs(run: Run, rounds: Rounds) -> int:
         block = next(blocks, None)
     if block is None:
         return count
-    request = step_requests(run.paraphraser.options, 2, run.paraphraser.model)
+    request = step_requests(rounds.options, 2, rounds.request.model)
     completions = block.column("completions").to_pylist()
     keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
     cached = rounds.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))

@@ -15,7 +15,7 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import charge, filter_spec, spent, step_rounds
+from paraclip.tasks.stages.paraphrase import charge, filter_spec, held_batches, spent, step_rounds
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
@@ -190,15 +190,11 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         attempts, counts = list[Attempts](), Counts()
         for step in (1, 2):
             say(f"step {step}: {sum(batch.num_rows for batch in rows)} texts, with {engine.name}")
-
-            def batches(columns: Sequence[str], rows: list[pa.RecordBatch] = rows) -> Iterator[pa.RecordBatch]:
-                return (batch.select(list(columns)) for batch in rows)
-
+            batches = held_batches(rows)
             filtered: Explained = []
             explain = partial(_explain, filtered)
-            rounds = step_rounds(
-                stack, run, step, batches, cache, scratch / f"step-{step}", engine, on_filtered=explain
-            )
+            tables = scratch / f"step-{step}"
+            rounds = step_rounds(stack, run, run.paraphraser, step, batches, cache, tables, engine, on_filtered=explain)
             rounds.run()
             attempts.append(_attempts(rounds, cache.new, filtered))
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):

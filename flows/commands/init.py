@@ -11,6 +11,7 @@ import typer
 
 from paraclip.flows.commands.common import JsonOption, print_facts
 from paraclip_core.captions.counts import bare_rows, listed_reasons
+from paraclip_core.captions.options import DataOptions
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from paraclip_core.captions.survey import Survey
 
 SMALL_BATCH = 8
+USUAL_WORDS: int = DataOptions.model_fields["max_words"].default
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
 
@@ -67,13 +69,21 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
         notes.append(f"{held:.0%} of the images are held out as val")
     if counts.rejected:
         notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
+    if overview.long:
+        notes.append(
+            f"captions of more than {USUAL_WORDS} words: {overview.long}, images with no other caption: "
+            f"{overview.only_long}; max_words in the file keeps them all, without it they are left out"
+        )
     for split in overview.images.keys() - {"train"}:
         if without := overview.without_image[split]:
             notes.append(bare_rows(split, without, counts.splits[split]))
     if overview.split is None:
         notes.append("too few images are held out to evaluate, so the verdict will be `hold`")
     elif not overview.pairs(overview.split):
-        notes.append("no held-out image has two captions, so the verdict will be `hold`; see evaluate in the file")
+        notes.append(
+            "no held-out image has two captions, so held-out captions are paraphrased, too, and the verdict goes by "
+            "these pairs; see evaluate in the file"
+        )
     return {
         "configuration": str(output.absolute()),
         "sources": [source.model_dump(mode="json", exclude_defaults=True) for source in overview.data.sources],
@@ -95,7 +105,7 @@ def _configuration(overview: Survey, name: str, base: str) -> str:
         f"# Written by `paraclip init`. All options: `paraclip config schema`.\n"
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
-        f"  sources:\n{_sources(overview)}{held_out}"
+        f"  sources:\n{_sources(overview)}{held_out}{_max_words(overview)}"
         f"paraphrase:\n{_engine()}"
         f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
@@ -111,6 +121,13 @@ def _sources(overview: Survey) -> str:
         lines.append("    - " + "\n      ".join(f"{key}: {_quoted(value)}" for key, value in options.items()))
     lines[0] += "  # of rows that state none, e.g. CC-BY-4.0; report and model card name it"
     return "\n".join(lines) + "\n"
+
+
+def _max_words(overview: Survey) -> str:
+    """The limit that keeps the captions that were found, if the usual one does not."""
+    if not overview.long:
+        return ""
+    return f"  max_words: {overview.data.max_words}  # longer captions are left out; usually {USUAL_WORDS}\n"
 
 
 def _engine() -> str:
@@ -152,11 +169,18 @@ def _evaluate(overview: Survey) -> str:
     pairs = "- {name: paraphrased_queries, kind: paraphrased_retrieval}"
     if not overview.pairs(split):
         pairs = (
-            f"# The verdict needs a paraphrase of each caption: a second caption of each image, or a file with\n"
+            f"# Pairs that people wrote say more: a second caption of each image, or a file with\n"
             f'    # {{"image": …, "caption": …, "paraphrased_query": …}} a line.\n'
             f"    # {pairs.removesuffix('}')}, path: paraphrased_queries.jsonl}}"
         )
-    return f"evaluate:\n  split: {split}\n  benchmarks:\n    {pairs}\n    - {{name: retrieval, kind: retrieval}}\n"
+    return (
+        f"evaluate:\n  split: {split}\n"
+        f"  # One caption of each held-out image, 1,000 at most, is paraphrased, too: the benchmark held_out_queries.\n"
+        f"  # Another model than that of the training captions makes it stricter: {{model: NAME}}; null: off\n"
+        f"  queries: {{}}\n"
+        f"  control: true  # the same fine-tuning on captions only, to tell a repair from more training\n"
+        f"  benchmarks:\n    {pairs}\n    - {{name: retrieval, kind: retrieval}}\n"
+    )
 
 
 def _quoted(value: Any) -> str:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from paraclip_core.captions.columns import ColumnNames, has_caption
 from paraclip_core.captions.counts import Counts
+from paraclip_core.captions.filters import count_words
 from paraclip_core.captions.formats import named_format, read
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
 from paraclip_core.captions.options import DataOptions, SourceOptions
@@ -41,9 +42,13 @@ NAMED = """
     QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
     ORDER BY images, image_path
 """
+USUAL_WORDS: int = DataOptions.model_fields["max_words"].default
+MOST_WORDS = 77
+"""Words that a caption may have if longer ones than usual are found: CLIP reads as many tokens."""
 LEAST_IMAGES = 10
 """Minimum number of images of a split that benchmarks need."""
 SHOWN = 5
+COLUMNS = ("image_id", "image_path", "split", "caption")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Survey:
     """Options for `data` that describe a folder, and what ingest gets from them."""
 
     data: DataOptions
+    """`max_words` covers the captions that were found, up to `MOST_WORDS`."""
     counts: Counts
     images: dict[str, Counter[str]]
     """Image ids of each split, with the number of captions of each image."""
@@ -60,6 +66,10 @@ class Survey:
     """Images that captions name and that were looked up but not found."""
     without_image: Counter[str] = field(default_factory=Counter)
     """Captions of each split that have no image."""
+    long: int = 0
+    """Accepted captions of more than `USUAL_WORDS` words."""
+    only_long: int = 0
+    """Images that have no other captions."""
     unused: list[str] = field(default_factory=list)
     """Files that also hold captions but name no image."""
 
@@ -99,7 +109,7 @@ def survey(
     if captions is None and len(sources) > 1 and not any(each.split for each in sources):
         # Numbered shards are given as their folder.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
-    plain = _counted(DataOptions(root=str(root), sources=sources), unused)
+    plain = _counted(DataOptions(root=str(root), sources=sources, max_words=MOST_WORDS), unused)
     if plain.split is not None:
         return plain
     # A tenth of the images, or a fifth if they are few, is held out if that is enough to evaluate.
@@ -222,15 +232,17 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
     files = list_files(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
-    without_image = Counter[str]()
+    without_image, lengths, shortest = Counter[str](), Counter[int](), dict[str, int]()
     batches: list[pa.RecordBatch] = []
     for file in files:
         for outcome in pipeline.run(file):
             counts.note(outcome)
-            columns = (outcome.accepted.column(name).to_pylist() for name in ("image_id", "image_path", "split"))
-            for image, path, split in zip(*columns, strict=True):
+            columns = (outcome.accepted.column(name).to_pylist() for name in COLUMNS)
+            for image, path, split, caption in zip(*columns, strict=True):
+                lengths[words := count_words(caption)] += 1
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
+                    shortest[image] = min(words, shortest.get(image, words))
                 # Without a folder or tar of images there are no paths.
                 without_image[split] += image is None or path is None
             batches.append(outcome.accepted.select([*SHARED_COLUMNS, "source"]))
@@ -240,7 +252,18 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
             con.register("captions", pa.Table.from_batches(batches))
         named = named_images(con) if batches else {}
     missing = [name for place, names in named.items() for name in _missing(Path(data.root) / place, list(names))]
-    return Survey(data, counts, images, find_shared(lambda: batches, contents), missing, without_image, unused)
+    data = data.model_copy(update={"max_words": max([USUAL_WORDS, *lengths])})
+    return Survey(
+        data,
+        counts,
+        images,
+        find_shared(lambda: batches, contents),
+        missing,
+        without_image,
+        long=sum(count for words, count in lengths.items() if words > USUAL_WORDS),
+        only_long=sum(words > USUAL_WORDS for words in shortest.values()),
+        unused=unused,
+    )
 
 
 def named_images(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:

@@ -11,6 +11,11 @@ from paraclip_core.options import NameOrPath, Options, json_fields
 
 BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
 
+HELD_OUT = "held_out_queries"
+"""Name of the benchmark that `evaluate.queries` adds."""
+WHOLE = {"fraction": 1.0, "keep": 1}
+"""Options of `paraphrase` that do not apply to `evaluate.queries`, with their values there."""
+
 
 class BenchmarkOptions(Options):
     """One benchmark: a local file or folder in its published format, or the ingested split."""
@@ -69,12 +74,35 @@ class EvaluateOptions(Options):
     """Split of the ingested captions that evaluation uses."""
     benchmarks: tuple[BenchmarkOptions, ...] = ()
     """What is measured."""
+    queries: dict[str, Any] | None = Field(default={})
+    """Paraphrase held-out captions, one for each of at most 1,000 images of `split`, into the benchmark
+    `held_out_queries`. The value holds the options of `paraphrase` in which its engine differs, e.g. `{model: gpt-4o}`;
+    `{}`: the same engine. A model that is measured in the words of its own teacher flatters itself, so another engine
+    than that of training makes a stricter benchmark. `fraction` and `keep` do not apply. null: off."""
     gate: GateRule = GateRule()
     """The rule for the verdict."""
     control: bool = False
     """Train and measure the control in the same run: the same fine-tuning on captions only, with its own choice of
     recipe, learning rate and α. The gain over it is what the paraphrases are worth. It costs a second fine-tuning, with
     a third of the texts."""
+
+    @field_validator("queries")
+    @classmethod
+    def _query_options(cls, queries: dict[str, Any] | None) -> dict[str, Any] | None:
+        if unused := WHOLE.keys() & (queries or {}).keys():
+            raise ValueError(
+                f"{min(unused)} does not apply: each of the chosen captions is paraphrased once; leave it out"
+            )
+        return queries if queries is None else json_fields(queries)
+
+    @model_validator(mode="after")
+    def _own_name(self) -> EvaluateOptions:
+        if self.queries is not None and any(benchmark.name == HELD_OUT for benchmark in self.benchmarks):
+            raise ValueError(
+                f"benchmarks: {HELD_OUT!r} is the name of the benchmark that evaluate.queries adds; give yours another "
+                "one, or set evaluate.queries: null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _controlled(self) -> EvaluateOptions:

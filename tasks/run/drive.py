@@ -121,7 +121,8 @@ def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:
     try:
         while waiting or working:
             for name, node in list(waiting.items()):
-                inputs = [upstream for upstream in node.stage.inputs(run.settings) if upstream in run.stages]
+                earlier = (*node.stage.inputs(run.settings), *node.stage.after)
+                inputs = [upstream for upstream in earlier if upstream in run.stages]
                 if all(upstream in rows for upstream in inputs) and workers.start(node, inputs):
                     del waiting[name]
                     working.append(name)

@@ -31,8 +31,9 @@ PACKAGES = (
 BUILT_IN_STAGES = tuple(
     f"paraclip.tasks.stages.{name}"
     for name in (
-        "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "features:FEATURES",
-        "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE", "report:REPORT",
+        "ingest:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "queries:QUERIES",
+        "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE",
+        "report:REPORT",
     )
 )  # fmt: skip
 """The stages, as dotted paths like a user's own, because they import this module; inputs come first."""
@@ -90,6 +91,8 @@ class Stage:
     body: Callable[[StageContext], dict[str, Any]] | str = field(repr=False)
     """Writes into `work.out` and returns the metrics for the manifest. As `package.module:function`, it is imported
     only in the stage's process: torch takes seconds, and a plan does not need it."""
+    after: tuple[str, ...] = ()
+    """Names of stages that a run finishes before it starts this one, though it reads nothing of theirs."""
     sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
     """Fingerprints of what it reads from outside the store, by name."""
     isolated: bool = True
@@ -163,6 +166,9 @@ class Run:
         context = EngineContext(settings.data.root, settings.run.device, self._model_hashes)
         self.paraphraser = Paraphraser(settings.paraphrase, context)
         """The engine, the options that it reads, and its filters."""
+        queries = settings.for_queries()
+        self.query_paraphraser = None if queries is None else Paraphraser(queries, context)
+        """The same for held-out queries; None if they are not paraphrased."""
         self._nodes: dict[str, Node] = {}
 
     def _model_hashes(self, files: Iterable[Path]) -> dict[str, str]:
@@ -234,7 +240,7 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
     def add(name: str) -> None:
         # No stage comes before one that it reads.
         if name in wanted and name not in ordered:
-            for upstream in wanted[name].inputs(settings):
+            for upstream in (*wanted[name].inputs(settings), *wanted[name].after):
                 add(upstream)
             ordered[name] = wanted[name]
 

@@ -22,6 +22,8 @@ from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
 from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
 from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.stages.queries import FILE, QUERIES
+from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
@@ -29,7 +31,7 @@ from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
 from paraclip_core.evaluation.compare import compare, with_control
 from paraclip_core.evaluation.encoder import ModelEncoder
-from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.options import HELD_OUT, BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare, source_files
 from paraclip_core.evaluation.result import Provenance, result_json
@@ -86,13 +88,16 @@ def write_evaluation(
 
 def _inputs(settings: Settings) -> tuple[str, ...]:
     scenes = ("scenes",) if any(_from_scenes(settings, b) for b in settings.evaluate.benchmarks) else ()
+    queries = (QUERIES.name,) if QUERIES.applies(settings) else ()
     control = ("control",) if settings.evaluate.control else ()
-    return (*scenes, "ingest", "features", *base_inputs(settings), "finetune", *control)
+    return (*scenes, "ingest", *queries, "features", *base_inputs(settings), "finetune", *control)
 
 
 def _options(run: Run) -> dict[str, Any]:
     settings = run.settings
     options = meaning(settings.evaluate)
+    # Whatever decides them is in the fingerprint of their stage.
+    del options["queries"]
     for benchmark, plain in zip(settings.evaluate.benchmarks, options["benchmarks"], strict=True):
         # A file's contents are in the sources; its location does not matter, except inside the scenes.
         if not _from_scenes(settings, benchmark):
@@ -177,7 +182,15 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         references["control"] = str(ctx.inputs["control"].path / "release")
     features = BenchmarkFeatures(ctx.run.store.cache / "benchmark_features", ctx.run.hashes)
     models = {name: ModelEncoder(reference, settings.run.device, features) for name, reference in references.items()}
-    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored_split(settings, ctx.inputs))
+    stored = stored_split(settings, ctx.inputs)
+    tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored)
+    if QUERIES.name in ctx.inputs:
+        held_out = held_out_task(ctx.inputs[QUERIES.name], stored)
+        if isinstance(held_out, str):
+            skipped[HELD_OUT] = held_out
+            log.warning("benchmark %s is skipped: %s", HELD_OUT, held_out)
+        else:
+            tasks.append(held_out)
     outcomes = measure(models, tasks, _kept_in(ctx.work.scratch / "measured"), ctx.progress)
     evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped)
     if "control" in models:
@@ -227,6 +240,23 @@ def benchmark_tasks(
             continue
         tasks.append(prepare(benchmark, path, stored, images=images))
     return tasks, skipped
+
+
+def held_out_task(queries: Artifact, stored: Stored) -> Prepared | str:
+    """The benchmark of the paraphrased held-out captions, or why it cannot be measured, which ends no run."""
+    metrics = queries.manifest.metrics
+    if not metrics["captions"]:
+        return (
+            f"no caption of split {stored.captions.split!r} (evaluate.split) has an image and is not trained on, so "
+            "there is none to paraphrase"
+        )
+    if not metrics["accepted"]:
+        rejected = listed_reasons(metrics.get("rejected", {}))
+        return f"none of its {metrics['captions']} captions has an accepted paraphrase ({rejected})"
+    try:
+        return prepare(BenchmarkOptions(name=HELD_OUT, kind="paraphrased_retrieval"), queries.path / FILE, stored)
+    except BenchmarkError as error:
+        return str(error).removeprefix(f"benchmark {HELD_OUT!r}: ")
 
 
 def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,23 +56,33 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
     scratch = ctx.work.out.parent / "tables"
     for folder in (ctx.work.out, scratch):
         shutil.rmtree(folder, ignore_errors=True)
-    with paraphrasing(ctx.run, step, ctx.inputs[UPSTREAM[step]], scratch, ctx.progress) as rounds:
+    paraphraser, upstream = ctx.run.paraphraser, ctx.inputs[UPSTREAM[step]]
+    batches = step_batches(upstream.path, step, paraphraser.options.fraction)
+    captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
+    with paraphrasing(ctx.run, paraphraser, step, batches, captions, scratch, ctx.progress) as rounds:
         rounds.run()
-        counts, engine = rounds.counts, rounds.engine
+        counts = rounds.counts
         counts.accepted = _write(rounds.select(), ctx.work.out)
         if counts.captions and not counts.accepted:
-            raise _nothing(ctx.run.paraphraser, step, counts, ctx.work.out / "rejects")
-        about: dict[str, Any] = {"engine": engine.name, "model": engine.model}
-        if engine.facts.asks:
-            about["prompts"] = ctx.run.paraphraser.prompts[step].id
-        about |= spent(engine, counts)
-        if rounds.llm_judge is not None:
-            judge, questions = rounds.llm_judge.engine, rounds.llm_judge.sender.counts
-            names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
-            about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
-            about["judge"] |= spent(judge, questions)
+            raise _nothing(paraphraser, step, counts, ctx.work.out / "rejects")
+        metrics = step_metrics(paraphraser, rounds)
     shutil.rmtree(scratch, ignore_errors=True)
-    return counts.metrics() | about
+    return metrics
+
+
+def step_metrics(paraphraser: Paraphraser, rounds: Rounds) -> dict[str, Any]:
+    """What the rounds of a step did and who answered, for the manifest."""
+    engine, about = rounds.engine, rounds.counts.metrics()
+    about |= {"engine": engine.name, "model": engine.model}
+    if engine.facts.asks:
+        about["prompts"] = paraphraser.prompts[rounds.tables.step].id
+    about |= spent(engine, rounds.counts)
+    if rounds.llm_judge is not None:
+        judge, questions = rounds.llm_judge.engine, rounds.llm_judge.sender.counts
+        names = "requested", "cached", "generated", "prompt_tokens", "completion_tokens"
+        about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
+        about["judge"] |= spent(judge, questions)
+    return about
 
 
 def _write(selection: Selection, out: Path) -> int:
@@ -93,35 +103,40 @@ def _write(selection: Selection, out: Path) -> int:
 
 
 @contextmanager
-def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progress: Progress) -> Iterator[Rounds]:
-    """Yield the rounds of a step, ready to run; engine, cache and processes are closed at the end.
+def paraphrasing(
+    run: Run,
+    paraphraser: Paraphraser,
+    step: int,
+    batches: Batches,
+    captions: str,
+    scratch: Path,
+    progress: Progress,
+) -> Iterator[Rounds]:
+    """Yield the rounds of a step over these rows, ready to run; engine, cache and processes are closed at the end.
 
-    Runs that ask the same model about the same captions have different fingerprints if filters or attempts differ, but
-    the same requests. Running concurrently, both would find them missing and pay for them, so one of them waits.
+    Runs that ask the same model about the same `captions` (the fingerprint of their ingest) have different fingerprints
+    if filters or attempts differ, but the same requests. Running concurrently, both would find them missing and pay for
+    them, so one of them waits.
     """
-    paraphraser, store = run.paraphraser, run.store
-    engine, options = paraphraser.engine(), paraphraser.options
-    request = step_requests(options, step, engine.model)
-    batches = step_batches(upstream.path, step, options.fraction)
-    captions = upstream.fingerprint if step == 1 else upstream.manifest.inputs["ingest"]
-    same_requests = store.cache / "asking" / f"{request.key(captions).hex()}.lock"
-    with (
-        lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)),
-        closing(open_answers(store)) as cache,
-        closing(engine),
-        ExitStack() as stack,
-    ):
-        charge(engine, cache)
+    engine, judge = paraphraser.engine(), paraphraser.judge
+    engines = [engine]
+    if judge is not None and not set(paraphraser.given.judge or ()) <= {"sampling"}:
+        # A separate engine, with its own prices and cap.
+        engines.append(judge.engine())
+    request = step_requests(paraphraser.options, step, engine.model)
+    same_requests = run.store.cache / "asking" / f"{request.key(captions).hex()}.lock"
+    with ExitStack() as stack:
+        stack.enter_context(lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)))
+        cache = stack.enter_context(closing(open_answers(run.store)))
+        for one in engines:
+            stack.enter_context(closing(one))
+            charge(one, cache)
         llm_judge = None
-        if (judge := paraphraser.judge) is not None:
-            judge_engine = engine
-            if not set(options.judge or ()) <= {"sampling"}:
-                # A separate engine, with its own prices and cap.
-                judge_engine = stack.enter_context(closing(judge.engine()))
-                charge(judge_engine, cache)
-            sender = RequestSender(judge_engine, cache, Counts(), judge.options.chunk)
+        if judge is not None:
+            sender = RequestSender(engines[-1], cache, Counts(), judge.options.chunk)
             llm_judge = LLMJudge(sender, judge_sampling(judge.options.sampling))
-        rounds = step_rounds(stack, run, step, batches, cache, scratch, engine, llm_judge=llm_judge, progress=progress)
+        more = {"llm_judge": llm_judge, "progress": progress}
+        rounds = step_rounds(stack, run, paraphraser, step, batches, cache, scratch, engine, **more)
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -133,6 +148,7 @@ def paraphrasing(run: Run, step: int, upstream: Artifact, scratch: Path, progres
 def step_rounds(
     stack: ExitStack,
     run: Run,
+    paraphraser: Paraphraser,
     step: int,
     batches: Batches,
     cache: GenerationCache,
@@ -143,7 +159,6 @@ def step_rounds(
 ) -> Rounds:
     """The rounds of a step over these rows, closed with `stack`. Without an engine, they request nothing and report
     what is missing; `filtered`: filter answers without a filter result. `more` are further fields of `Rounds`."""
-    paraphraser = run.paraphraser
     spec = filter_spec(paraphraser, step)
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
     tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_filters=spec.digest)
@@ -200,6 +215,11 @@ def step_batches(folder: Path, step: int, fraction: float) -> Batches:
     return training_rows if step == 1 else lambda columns: iter_batches(folder / "paraphrases", columns)
 
 
+def held_batches(rows: Sequence[pa.RecordBatch]) -> Batches:
+    """Return a reader of rows in memory."""
+    return lambda columns: (batch.select(list(columns)) for batch in rows)
+
+
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:
     """The error if nothing was accepted: training would have no rows, and images would be encoded for nothing."""
     most = sorted(counts.rejected.items(), key=lambda item: -item[1])[:3]
@@ -231,8 +251,9 @@ def finished_samples(artifact: Artifact, step: int) -> list[dict[str, str]]:
     return [dict(zip(("input", "answer", "outcome"), (value or "" for value in row), strict=True)) for row in rows]
 
 
-def _options(step: int, run: Run) -> Mapping[str, Any]:
-    paraphraser, options = run.paraphraser, run.paraphraser.options
+def step_options(paraphraser: Paraphraser, step: int) -> dict[str, Any]:
+    """The options that decide the output of a step."""
+    options = paraphraser.options
     decides: dict[str, Any] = {"engine": options.engine, "fraction": options.fraction if step == 1 else 1.0}
     decides |= {"context_length": CONTEXT_LENGTH, **paraphraser.facts.look_up}
     if options.keep > 1 and step == 1:
@@ -254,9 +275,8 @@ def _options(step: int, run: Run) -> Mapping[str, Any]:
     return decides | {"filters": {"preset": "off"} if off else filters}
 
 
-def _sources(run: Run) -> Mapping[str, str]:
+def step_sources(run: Run, paraphraser: Paraphraser) -> dict[str, str]:
     """Hashes of the user's file, of custom filters' code, and of a local sentence encoder's files."""
-    paraphraser = run.paraphraser
     filters, hashes = paraphraser.filters, run.hashes
     sources = {f"filter {path}": text_hash(code.hex()).hex() for path, code in extra_filters_source(filters).items()}
     if filters_of(filters).meaning and filters.encoder and (folder := expand(filters.encoder)).is_dir():
@@ -264,14 +284,14 @@ def _sources(run: Run) -> Mapping[str, str]:
     if not paraphraser.facts.asks:
         # Raises an error if the options have no path.
         paraphraser.engine()
-        path = input_path(run.settings, run.settings.paraphrase.file.path)
+        path = input_path(run.settings, paraphraser.given.file.path)
         sources["paraphrases"] = hashes.of([path])[str(path)]
     return sources
 
 
-def _slots(run: Run) -> Slot:
+def engine_slot(paraphraser: Paraphraser) -> Slot:
     """Where the engine computes."""
-    facts = run.paraphraser.facts
+    facts = paraphraser.facts
     if not facts.local:
         return "elsewhere"
     return ("every gpu" if facts.every_gpu else "gpu") if facts.on_device else "cpu"
@@ -282,13 +302,13 @@ def _stage(step: int, before: Callable[[Run], list[str]] | str) -> Stage:
         name=f"paraphrase_{step}",
         version=VERSION,
         inputs=lambda _: (UPSTREAM[step],),
-        options=partial(_options, step),
-        sources=_sources,
+        options=lambda run: step_options(run.paraphraser, step),
+        sources=lambda run: step_sources(run, run.paraphraser),
         body=partial(_paraphrase, step),
         before=before,
         about=ABOUT[step],
         pool="gpu",
-        slots=_slots,
+        slots=lambda run: engine_slot(run.paraphraser),
         samples=partial(finished_samples, step=step),
         units=("generated",),
     )

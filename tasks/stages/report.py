@@ -25,6 +25,7 @@ from paraclip.tasks.models import BUILT_IN, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.captions.counts import MANY_LICENSES
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Place, Shared, by_split, find_shared
 from paraclip_core.clip.reference import place_free_name
@@ -64,7 +65,7 @@ OF_THE_TRY = frozenset((
 does not show a local base's location either."""
 SHOWN = 300
 """Maximum characters of an untrusted text on the page."""
-REJECTING = ("ingest", "paraphrase_1", "paraphrase_2", "features")
+REJECTING = ("ingest", *ASKING, "features")
 SOURCE_REJECTS = ("source", "source_row", "reason", "detail", "caption_raw")
 STEP_REJECTS = ("reason", "detail", "input", "answer")
 PAIR_COLUMNS = {
@@ -118,7 +119,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         better=better,
         worse=worse,
         paraphrases=samples,
-        rejects=[group for stage in REJECTING for group in _rejects(stage, inputs[stage])],
+        rejects=[group for stage in REJECTING if stage in inputs for group in _rejects(stage, inputs[stage])],
         stages=[_stage(artifact) for artifact in inputs.values()],
         versions=_versions(inputs.values()),
         licenses=_licenses(inputs),
@@ -136,12 +137,22 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
+        "held-out queries by": _queries_by(settings, inputs),
         "filters": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
         "base model": "a text encoder trained on these captions" if base == BUILT_IN else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],
         "command": "paraclip run -c settings.yaml",
     }
     return {name: text for name, text in facts.items() if text}
+
+
+def _queries_by(settings: Settings, inputs: Inputs) -> str:
+    """The engine and model that paraphrased held-out captions; empty if there are none."""
+    options, queries = settings.for_queries(), inputs.get(QUERIES.name)
+    if options is None or queries is None or not queries.manifest.metrics["accepted"]:
+        return ""
+    count = queries.manifest.metrics["accepted"]
+    return f"{' '.join(filter(None, (options.engine, options.model)))} ({count:,} queries)"
 
 
 def _as_yaml(settings: Settings) -> str:
@@ -202,7 +213,7 @@ def _rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
     """A stage's rejects by reason, with a few samples of each."""
     counts: Counter[str] = Counter()
     samples: dict[str, list[RejectSample]] = {}
-    of_step = stage in STEPS
+    of_step = stage in ASKING
     for row in _rows(artifact.path / "rejects", STEP_REJECTS if of_step else SOURCE_REJECTS):
         if of_step:
             sample = RejectSample(_cut(row["input"]), _cut(row["detail"]), row["answer"] and _cut(row["answer"]))
@@ -214,7 +225,7 @@ def _rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
         shown = samples.setdefault(reason, [])
         if len(shown) < REJECT_SAMPLES and sample not in shown:
             shown.append(sample)
-    name = f"paraphrase step {STEPS[stage]}" if of_step else stage
+    name = f"paraphrase step {STEPS[stage]}" if stage in STEPS else "held-out queries" if of_step else stage
     return [RejectGroup(name, reason, counts[reason], samples[reason]) for reason in sorted(counts)]
 
 
@@ -319,7 +330,8 @@ def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[st
 
 def _stages(settings: Settings) -> tuple[str, ...]:
     scenes = ("scenes",) if settings.data.scenes is not None else ()
-    steps = ("ingest", "paraphrase_1", "paraphrase_2", "features", *base_inputs(settings), "finetune")
+    queries = (QUERIES.name,) if QUERIES.applies(settings) else ()
+    steps = ("ingest", *STEPS, *queries, "features", *base_inputs(settings), "finetune")
     return (*scenes, *steps, *(("control",) if settings.evaluate.control else ()), "evaluate")
 
 

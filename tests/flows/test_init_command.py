@@ -73,7 +73,7 @@ def test_plan_takes_what_it_writes(data: Path, cli: Any) -> None:
     assert (
         f"validation: paraphrased_queries has {images} pairs of {images} images; expect AO@10 ±" in planned["notes"][1]
     )
-    assert "so they are too few to tell" in planned["notes"][1] and planned["notes"][2].startswith("recipe, ")
+    assert "so they are too few to tell" in planned["notes"][1] and planned["notes"][3].startswith("recipe, ")
 
 
 @pytest.mark.parametrize(("images", "batch"), [(60, 16), (2000, 512)])
@@ -168,7 +168,28 @@ def test_parquet_with_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     report = facts()
     assert [source["path"] for source in report["sources"]] == ["."] and report["rows"]["accepted"] == 60
     assert "paraphrased_query" in Path("paraclip.yaml").read_text(), "one caption an image gives no pairs"
-    cli(["plan", "-c", "paraclip.yaml"])
+    assert any("held-out captions are paraphrased, too" in note for note in report["notes"])
+    assert not any("`hold`" in note for note in report["notes"])
+    planned = cli.json(["plan", "-c", "paraclip.yaml"])
+    (queries,) = [stage for stage in planned["stages"] if stage["stage"] == "queries"]
+    images = report["images"]["val"]
+    assert queries["rows"] == images and queries["requests"] > images
+    assert any(f"held_out_queries has at most {images} pairs of {images} images" in note for note in planned["notes"])
+
+
+@pytest.mark.parametrize(("words", "limit"), [(15, None), (16, 16), (40, 40), (78, None)])
+def test_captions_that_are_longer_than_usual_are_kept(data: Path, words: int, limit: int | None, facts: Any) -> None:
+    rows = captions(60)
+    # One image has nothing but long captions, and another one has a short one, too.
+    rows[:3] = [(image, " ".join([f"word{n}"] * words)) for n, (image, _) in enumerate(rows[:3])]
+    table(data / "My export.csv", rows)
+    report, settings = facts(data.name), load_settings("paraclip.yaml")
+    notes = [note for note in report["notes"] if "more than 15 words" in note]
+    assert settings.data.max_words == (limit or 15)
+    assert report["rows"]["accepted"] == (117 if words > 77 else 120)
+    assert len(notes) == (limit is not None)
+    if notes:
+        assert notes[0].startswith("captions of more than 15 words: 3, images with no other caption: 1; max_words")
 
 
 def test_a_linked_folder_of_images_is_seen(data: Path, cli: Any, facts: Any) -> None:
@@ -190,7 +211,7 @@ def test_validation_rows_that_share_images_with_training_are_reported_and_refuse
     rows = [[*row, "train" if twice or n % 4 == 0 else "val"] for n, row in enumerate(captions(60))]
     rows += [[*row[:2], "val"] for row in rows[:40]] if twice else []
     with (data / "My export.csv").open("w", newline="") as file:
-        long = ["2024/IMG 1.PNG", " ".join(["word"] * 16), "train"]
+        long = ["2024/IMG 1.PNG", " ".join(["word"] * 78), "train"]
         csv.writer(file).writerows([["image", "caption", "split"], *rows, long])
     notes = facts(data.name)["notes"]
     assert "rows that are left out: too_many_words 1 (data.max_words)" in notes

@@ -17,6 +17,11 @@ def short(pair: Pair, options: FilterOptions) -> str | None:
     return f"{count} words" if count < 3 else None
 
 
+def never(pair: Pair, options: FilterOptions) -> str | None:
+    """Nothing is good enough."""
+    return "not good enough"
+
+
 def copy(pair: Pair, options: FilterOptions) -> str | None:
     """The answer is its input."""
     return "the same" if pair.answer_words == pair.source_words else None

@@ -227,6 +227,9 @@ def tiny_settings(name: str, root: Path, data: Path) -> dict[str, Any]:
             "batch_size": 16,
             "precision": "fp32",
         },
-        "evaluate": {"benchmarks": [paraphrased_queries, {"name": "captions", "kind": "retrieval"}]},
+        "evaluate": {
+            "queries": None,
+            "benchmarks": [paraphrased_queries, {"name": "captions", "kind": "retrieval"}],
+        },
         "run": {"threads": 1, "root": str(root)},
     }

@@ -53,6 +53,7 @@ def tiny_run(root: Path, paraphrase: dict[str, Any]) -> dict[str, Any]:
         },
         "evaluate": {
             "split": "val",
+            "queries": None,
             "benchmarks": [
                 {"name": "paraphrased_queries", "kind": "paraphrased_retrieval", "path": "paraphrased_queries.jsonl"},
                 {"name": "retrieval", "kind": "retrieval"},

@@ -190,7 +190,8 @@ def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Counted:
 
     def count(left: dict[int, StepLeft] | None, *options: str, **artifacts: Any) -> dict[str, Amount]:
         monkeypatch.setattr("paraclip.tasks.plan.steps_left", lambda *_: left)
-        settings = load_settings(None, ["data.sources.0.path=a.txt", *(f"paraphrase.{option}" for option in options)])
+        chosen = [f"paraphrase.{option}" for option in options]
+        settings = load_settings(None, ["data.sources.0.path=a.txt", "evaluate.queries=null", *chosen])
         return amounts_of(Run(settings, ArtifactStore(tmp_path)), {"ingest": INGEST, **artifacts})
 
     return count

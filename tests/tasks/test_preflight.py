@@ -186,7 +186,7 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
     settings = settings_of()
     store = open_store(settings.run.root)
     nodes = Run(settings, store).nodes
-    for name in ("paraphrase_1", "paraphrase_2"):
+    for name in ("paraphrase_1", "paraphrase_2", "queries"):
         with pytest.raises(InputError, match="of split train"):
             check_before_paying(Run(settings, store))
         with store.writing(name, nodes[name].fingerprint) as work:
@@ -194,6 +194,18 @@ def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
             store.commit(nodes[name].draft, {}, 0.0)
     monkeypatch.setattr("paraclip.tasks.preflight.count_captions", lambda *_: pytest.fail("captions were counted"))
     assert check_before_paying(Run(settings, store)) == []
+
+
+def test_queries_are_checked_where_they_are_paid_for_alone(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", rows("val", 20))
+    run = Run(settings_of(), open_store(settings_of().run.root))
+    stage = run.stages["queries"]
+    with pytest.raises(InputError, match="of split train"):
+        stage.check_before(run)
+    for name in ("paraphrase_1", "paraphrase_2"):
+        with run.store.writing(name, run.node(name).fingerprint):
+            run.store.commit(run.node(name).draft, {}, 0.0)
+    assert stage.check_before(run) == []
 
 
 def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> None:

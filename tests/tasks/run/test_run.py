@@ -25,6 +25,7 @@ ORDER = (
     "ingest",
     "paraphrase_1",
     "paraphrase_2",
+    "queries",
     "features",
     "built_in_base",
     "finetune",
@@ -78,7 +79,7 @@ def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeyp
 
 def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
     wanted = "evaluate.control=true"
-    assert list(stages_of(load_settings(DEMO, [wanted]))) == [*ORDER[:7], "control", *ORDER[7:]]
+    assert list(stages_of(load_settings(DEMO, [wanted]))) == [*ORDER[:8], "control", *ORDER[8:]]
     assert changed(tmp_path, wanted) == {"evaluate", "report"}
     settings = load_settings(DEMO, [wanted])
     nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
@@ -110,7 +111,9 @@ def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before
         "model.embed_dim=128": "features",
         "built_in_base.epochs=1": "built_in_base",
         "finetune.epochs=1": "finetune",
-        "evaluate.split=test": "evaluate",
+        "evaluate.split=test": "queries",
+        "evaluate.queries={seed: 3}": "queries",
+        "evaluate.gate.max_drop={sts/spearman: 2}": "evaluate",
         "name=other": "report",
     }
     before = fingerprints(tmp_path)

@@ -18,7 +18,7 @@ import torch
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import write_shard
-from paraclip.storage.parquet import write_table
+from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
@@ -32,7 +32,7 @@ from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Fact
-from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, text_hash
+from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, QUERIES, text_hash
 
 World = tuple[ArtifactStore, dict[str, Artifact]]
 IMAGES = 30
@@ -50,7 +50,7 @@ def settings_with(root: Path, benchmarks: list[dict[str, Any]] | None = None, **
         {
             "model": MODEL,
             "data": {"root": str(root), **more},
-            "evaluate": {"benchmarks": benchmarks, "split": "val"},
+            "evaluate": {"benchmarks": benchmarks, "split": "val", "queries": None},
             "run": {"device": "cpu", "threads": 1},
         }
     )
@@ -237,6 +237,63 @@ def test_paraphrased_queries_of_images_that_no_run_ingested(world: World, data_r
     assert (
         json.loads((artifact.path / "comparison.json").read_text())["protocols"]["paraphrased_queries"]["images"] == 33
     )
+
+
+def held_out(world: World, name: str, count: int, **metrics: int) -> Artifact:
+    """The artifact of the stage `queries` for the first images of the split."""
+    rows = read_table(world[1]["ingest"].path / "captions").to_pylist()
+    chosen = {row["image_id"]: row for row in rows if row["split"] == "val" and row["image_id"]}
+    queries = [
+        {name: row[name] for name in ("caption_id", "image_id", "caption", "license")}
+        | {"paraphrase_1": "plain", "paraphrased_query": f"so: {row['caption']}"}
+        | {"generation_1": bytes(16), "generation_2": bytes(16)}
+        for row in list(chosen.values())[:count]
+    ]
+
+    def write(out: Path) -> dict[str, Any]:
+        write_table(out / "queries.parquet", pa.Table.from_pylist(queries, QUERIES))
+        return {"captions": count, "accepted": count} | metrics
+
+    with world[0].writing("queries", name) as work:
+        return world[0].commit(Draft("queries", name, 1, {}, {}), write(work.out), 0.0)
+
+
+def test_held_out_queries_stand_beside_the_benchmarks_of_the_user(world: World, folder: Path) -> None:
+    settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
+    plain = run(world, settings, "without-queries")
+    assert "paraphrased_retrieval/ao@10 was not measured" in plain.manifest.metrics["reason"]
+    evaluation = run(world, settings, "with-queries", queries=held_out(world, "twenty", 20))
+    comparison = json.loads((evaluation.path / "comparison.json").read_text())
+    assert {row["benchmark"] for row in comparison["rows"]} == {"sts", "held_out_queries"}
+    # The pool is all images of the split with features: 28, but for the second.
+    notes = comparison["protocols"]["held_out_queries"]
+    assert (notes["images"], notes["pairs"], notes["pairs_without_image"]) == (27, 19, 1)
+    assert "was not measured" not in comparison["reason"] and "held_out_queries" in comparison["reason"]
+    table = read_table(evaluation.path / "per_query" / "held_out_queries.parquet")
+    assert table.schema.equals(PER_QUERY) and table["paraphrased_query"][0].as_py().startswith("so: ")
+    default = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"queries": {}})})
+    assert EVALUATE.inputs(default) == ("ingest", "queries", "features", "built_in_base", "finetune")
+    # What decides the queries is in the fingerprint of their own stage.
+    assert EVALUATE.options(Run(default)) == EVALUATE.options(Run(settings))
+
+
+@pytest.mark.parametrize(
+    ("count", "metrics", "reason"),
+    [
+        (0, {}, "no caption of split 'val' (evaluate.split) has an image and is not trained on"),
+        (0, {"captions": 9, "rejected": {"echo": 9}}, "none of its 9 captions has an accepted paraphrase (echo 9)"),
+        (1, {}, "are of one image"),
+    ],
+)
+def test_queries_that_cannot_be_measured_are_left_out_with_a_reason(
+    world: World, folder: Path, count: int, metrics: dict[str, Any], reason: str
+) -> None:
+    queries = held_out(world, f"few-{count}-{len(metrics)}", count, **metrics)
+    benchmark = {"name": "sts", "kind": "sts", "path": "pairs.tsv"}
+    evaluation = run(world, settings_with(folder, [benchmark]), f"out-{queries.fingerprint}", queries=queries)
+    notes = json.loads((evaluation.path / "comparison.json").read_text())["notes"]
+    (note,) = [note for note in notes if note.startswith("held_out_queries was left out: ")]
+    assert reason in note and evaluation.manifest.metrics["skipped"] == ["held_out_queries"]
 
 
 def test_features_of_another_encoder_are_refused(world: World, folder: Path) -> None:

@@ -1,0 +1,39 @@
+"""Held-out captions to paraphrase as queries: one for each of at most a thousand images, chosen by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import duckdb
+import pyarrow as pa
+
+from paraclip_core.paraphrase.step_tables import CONFIG, INPUT_COLUMNS
+from paraclip_core.tables import CAPTIONS
+
+MOST_IMAGES = 1000
+"""Maximum number of images, each of which costs two requests."""
+# md5 is the same in every version of DuckDB, which its own hash is not.
+CHOSEN = """
+    WITH trained AS (SELECT DISTINCT caption FROM parts WHERE split = 'train' AND $split <> 'train')
+    SELECT caption_id, image_id, caption, caption_tokens, license FROM parts ANTI JOIN trained USING (caption)
+    WHERE split = $split AND image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY caption_id) = 1
+    ORDER BY md5(image_id), image_id LIMIT $most
+"""
+
+
+def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.RecordBatch:
+    """Choose one caption for each of at most `most` images of a split; no rows if the split has none with an image.
+
+    `parts` are Parquet files (schema `tables.CAPTIONS`). Images are chosen by the hash of their id, so new ones replace
+    few of the others. Captions that are trained on, too, are left out, because their paraphrases are trained on as
+    well. Returns the columns that step 1 reads, `INPUT_COLUMNS[1]`.
+    """
+    schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
+    if not parts:
+        return pa.RecordBatch.from_pylist([], schema=schema)
+    with duckdb.connect(":memory:", config=CONFIG) as con:
+        con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
+        chosen = con.sql(CHOSEN, params={"split": split, "most": most}).to_arrow_table().cast(schema)
+    (batch,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
+    return batch
