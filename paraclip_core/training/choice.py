@@ -88,7 +88,7 @@ def choose(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> 
     if len(set(grid)) == 1:
         chosen = max(points, key=_score) if points else zero
         return _choice(points, zero, chosen, rates, "the only α of finetune.alpha.grid", {})
-    worse = {id(point): loss for point in points if (loss := _lost(point, base))}
+    worse = {id(point): loss for point in points if (loss := lost_recall(point, base))}
     allowed = [zero, *(point for point in points if id(point) not in worse)]
     within = "recall@10 of plain captions is not significantly below the base's"
     if AO not in base.figures:
@@ -141,7 +141,7 @@ def _score(point: Point) -> float:
     return float(point.felt.sum())
 
 
-def _lost(point: Point, base: Validation) -> str:
+def lost_recall(point: Point, base: Validation) -> str:
     """By how much recall of plain captions is significantly below the base's; or empty."""
     difference = point.validation.parts[RECALL] - base.parts[RECALL]
     half, _ = interval(difference)

@@ -46,7 +46,8 @@ def table(path: Path, rows: list[tuple[str, str]], header: tuple[str, ...] = HEA
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as a camera and a spreadsheet leave it."""
+    """A folder as a camera and a spreadsheet leave it; no language model's server answers."""
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
     monkeypatch.chdir(tmp_path)
     photos(tmp_path / "my data" / "Photos")
     table(tmp_path / "my data" / "My export.csv", [*captions(60), ("2024/gone.png", "a picture that is gone")])
@@ -273,3 +274,22 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) 
         (other / "a.txt").write_text("a dog on a beach\n")
     assert message in cli(["init", folder.name, *options], code=1).err
     assert not Path("paraclip.yaml").exists()
+
+
+def test_the_server_that_answers_becomes_the_engine(
+    data: Path, facts: Any, openai_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts(data.name)
+    assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
+    monkeypatch.setenv("OPENAI_BASE_URL", openai_server.url)
+    # One that offers several does not say which is meant.
+    facts(data.name, "--force")
+    assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
+    openai_server.models = [{"id": "org/model: 7B"}]
+    facts(data.name, "--force")
+    options = load_settings("paraclip.yaml").paraphrase
+    assert (options.engine, options.model, options.openai.base_url) == ("openai", "org/model: 7B", openai_server.url)
+    assert (options.prompts, options.keep, options.sampling.n) == ("paper", 2, 2)
+    openai_server.refuses = 401
+    facts(data.name, "--force")
+    assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"

@@ -1,0 +1,141 @@
+"""Three rules for choosing among candidates, by what each would have chosen and what the evaluation split says of it.
+
+    python benchmarks/choice_rules.py -c configs/flickr8k.yaml [--set a.b=c]
+
+The run's `finetune` must be finished and its towers kept (`paraclip artifacts gc` deletes them). Every tower is
+measured at every α on the held-out training images, as the run did, and on the benchmarks of the evaluation split, as
+no run does. A rule's regret is the evaluation's mean of recall and agreement that its choice misses of the best point.
+
+* `limit`: the highest AO@10 that loses at most half a point of plain recall@10.
+* `best`: the highest mean of recall and agreement whose plain recall is not significantly below the base's.
+* `one standard error`: of all within a standard error of that, the one that changes the fewest results, as runs choose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from record import arguments
+
+from paraclip.tasks.models import base_kind, base_reference
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
+from paraclip.tasks.training.bodies import BASE_HELD_OUT
+from paraclip.tasks.training.data import Images, hold_out, tokens_for, validation_set
+from paraclip.tasks.training.towers import TOWER, tower_weights
+from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.clip.model import trained_parameters
+from paraclip_core.evaluation.encoder import ModelEncoder
+from paraclip_core.evaluation.prepare import Prepared
+from paraclip_core.options import meaning
+from paraclip_core.settings import load_settings
+from paraclip_core.training.choice import Point, choose, copy_weights, interpolate, lost_recall
+from paraclip_core.training.validation import AO, RECALL, Validation, measure
+
+LIMIT = 0.5
+SHOWN = ("ao@10", "text_to_image_recall@10", "paraphrased_query_text_to_image_recall@10", "margin")
+"""Metrics of the evaluation that the table shows; the first three are its criterion."""
+
+Rule = Callable[[Sequence[Point], Validation, Sequence[float]], tuple[str, float, float]]
+
+
+def limit(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> tuple[str, float, float]:
+    """Recipe, learning rate and α by the first rule."""
+    allowed = [p for p in points if p.validation.figures[RECALL] >= base.figures[RECALL] - LIMIT]
+    chosen = max(allowed, key=lambda point: point.validation.figures[AO], default=None)
+    if chosen is None or chosen.validation.figures[AO] <= base.figures[AO]:
+        return points[0].recipe, points[0].learning_rate, 0.0
+    return chosen.recipe, chosen.learning_rate, chosen.alpha
+
+
+def best(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> tuple[str, float, float]:
+    """Those by the second rule."""
+    zero = Point(points[0].recipe, points[0].learning_rate, 0.0, base)
+    allowed = [point for point in (zero, *points) if not lost_recall(point, base)]
+    chosen = max(allowed, key=lambda point: (float(point.felt.sum()), -point.alpha))
+    return chosen.recipe, chosen.learning_rate, chosen.alpha
+
+
+def one_standard_error(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> tuple[str, float, float]:
+    """Those that a run chooses."""
+    chosen = choose(points, base, grid).chosen
+    return chosen.recipe, chosen.learning_rate, chosen.alpha
+
+
+RULES: dict[str, Rule] = {"limit": limit, "best": best, "one standard error": one_standard_error}
+
+
+def evaluated(tasks: Sequence[Prepared], encoder: ModelEncoder) -> dict[str, float]:
+    """Figures of the evaluation split in percent: each metric of `SHOWN`, averaged over the benchmarks that have it."""
+    found: dict[str, list[float]] = {}
+    for task in tasks:
+        for name, value in task.task.measure(encoder).metrics.items():
+            if name in SHOWN:
+                found.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def main() -> None:
+    """Measure every tower at every α, and print what each rule chooses."""
+    parser = arguments(__doc__)
+    parser.add_argument("-c", "--config", required=True, type=Path)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
+    chosen = parser.parse_args()
+    settings = load_settings(chosen.config, chosen.overrides, os.environ)
+    run, options = Run(settings), settings.finetune
+    inputs = run.inputs(run.node("finetune"))
+    encoder = ModelEncoder(base_reference(settings, inputs), settings.run.device)
+    clip, images = encoder.clip, Images(inputs["features"].path)
+    captions, paraphrases = inputs["ingest"].path / "captions", inputs["paraphrase_2"].path / "paraphrases"
+    unseen = BASE_HELD_OUT if "built_in_base" in inputs else 1.0
+    held_out = hold_out(captions, images, options.validation, unseen)
+    validation = validation_set(captions, held_out, paraphrases, tokens_for(clip, CONTEXT_LENGTH))
+    tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
+    parameters = trained_parameters(clip.model)
+    weights, reference = copy_weights(parameters), measure(clip, validation)
+    reference = measure(clip, validation, reference)
+    of_base = evaluated(tasks, encoder)
+    fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
+    towers = {
+        str(tower.manifest.options["training"]): tower
+        for tower in run.store.list(TOWER)
+        if tower.manifest.inputs == fingerprints and tower.manifest.options["texts"] == options.texts
+    }
+    points, results = list[Point](), dict[tuple[str, float, float], dict[str, float]]()
+    for candidate in options.candidates(base_kind(settings.model.base)):
+        tuned = tower_weights(towers[str(meaning(candidate.options))], clip)
+        for alpha in sorted({*options.alpha.grid} - {0.0}):
+            interpolate(parameters, weights, tuned, alpha)
+            point = Point(
+                candidate.recipe, candidate.options.learning_rate, alpha, measure(clip, validation, reference)
+            )
+            points.append(point)
+            results[point.recipe, point.learning_rate, alpha] = evaluated(tasks, encoder)
+    names = [name for name in SHOWN if name in of_base]
+    felt = [name for name in names if name != "margin"]
+
+    def gain(figures: dict[str, float]) -> float:
+        return sum(figures[name] - of_base[name] for name in felt) / len(felt)
+
+    top = max(0.0, *map(gain, results.values()))
+    print(f"| rule | recipe | learning rate | α | criterion | {' | '.join(names)} | regret |")
+    print(f"|---|---|---|---|---|{'---|' * len(names)}---|")
+
+    def row(rule: str, key: tuple[str, float, float]) -> None:
+        figures = results.get(key, of_base)
+        cells = " | ".join(f"{figures[name] - of_base[name]:+.2f}" for name in names)
+        print(
+            f"| {rule} | {key[0]} | {key[1]:g} | {key[2]:g} "
+            f"| {gain(figures):+.2f} | {cells} | {top - gain(figures):.2f} |"
+        )
+
+    for name, rule in RULES.items():
+        row(name, rule(points, reference, options.alpha.grid))
+    for key in sorted(results, key=lambda key: -gain(results[key])):
+        row("–", key)
+
+
+if __name__ == "__main__":
+    main()
