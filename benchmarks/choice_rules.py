@@ -19,10 +19,9 @@ from pathlib import Path
 
 from record import arguments
 
-from paraclip.tasks.models import base_kind, base_reference
+from paraclip.tasks.models import base_held_out, base_kind, base_reference
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
-from paraclip.tasks.training.bodies import BASE_HELD_OUT
 from paraclip.tasks.training.data import Images, hold_out, tokens_for, validation_set
 from paraclip.tasks.training.towers import TOWER, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
@@ -89,7 +88,7 @@ def main() -> None:
     encoder = ModelEncoder(base_reference(settings, inputs), settings.run.device)
     clip, images = encoder.clip, Images(inputs["features"].path)
     captions, paraphrases = inputs["ingest"].path / "captions", inputs["paraphrase_2"].path / "paraphrases"
-    unseen = BASE_HELD_OUT if "built_in_base" in inputs else 1.0
+    unseen = base_held_out(settings) if "built_in_base" in inputs else 1.0
     held_out = hold_out(captions, images, options.validation, unseen)
     validation = validation_set(captions, held_out, paraphrases, tokens_for(clip, CONTEXT_LENGTH))
     tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 BUILT_IN = "built-in"
 MODEL_STAGES = ("finetune", "built_in_base")
 RELEASE = "release"
+BASE_HELD_OUT = 0.1
+"""Minimum share of the training images that the built-in base does not see."""
 
 
 def base_reference(settings: Settings, inputs: Mapping[str, Artifact]) -> str:
@@ -38,6 +40,11 @@ def base_reference(settings: Settings, inputs: Mapping[str, Artifact]) -> str:
 def base_inputs(settings: Settings) -> tuple[str, ...]:
     """The stages that produce the base."""
     return ("built_in_base",) if settings.model.base == BUILT_IN else ()
+
+
+def base_held_out(settings: Settings) -> float:
+    """Share of the training images that the built-in base does not see, since fine-tuning chooses on them."""
+    return max(BASE_HELD_OUT, settings.finetune.validation)
 
 
 def base_kind(base: str) -> BaseKind:

@@ -58,13 +58,14 @@ def init(
             raise ConfigError(f"{option}: {folder / place} does not exist")
     columns = ColumnNames(caption=caption_column, image=image_column)
     overview = survey(folder, captions, images, columns)
-    text = _configuration(overview, name, base, _server())
+    ready = _ready(overview)
+    text = _configuration(overview, name, base, ready)
     parse_settings(yaml.safe_load(text), f"the configuration for {folder}")
     write_atomic(output, lambda file: file.write(text.encode()))
-    print_facts(_facts(overview, output), as_json)
+    print_facts(_facts(overview, output, ready), as_json)
 
 
-def _facts(overview: Survey, output: Path) -> dict[str, Any]:
+def _facts(overview: Survey, output: Path, ready: str | None) -> dict[str, Any]:
     counts, held = overview.counts, overview.data.held_out
     refused = ": `run` refuses that, see docs/own-captions.md" if overview.shared.refused else ""
     notes = [f"{notice}{refused}" for notice in overview.shared.notices]
@@ -94,12 +95,13 @@ def _facts(overview: Survey, output: Path) -> dict[str, Any]:
         "captions": dict(counts.splits),
         "images": {split: len(ids) for split, ids in overview.images.items()},
         "images_missing": overview.missing,
-        "files_that_name_no_image": overview.unused,
+        **({} if ready is None else {"paraphrases": ready}),
+        "files_that_name_no_image": [name for name in overview.unused if name != ready],
         "notes": notes,
     }
 
 
-def _configuration(overview: Survey, name: str, base: str, server: tuple[str, str] | None) -> str:
+def _configuration(overview: Survey, name: str, base: str, ready: str | None) -> str:
     """The configuration as YAML; file names are quoted as JSON, which YAML reads."""
     schema, held = next(iter(shipped_configs().values())).with_name("schema.json"), overview.data.held_out
     held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
@@ -109,7 +111,7 @@ def _configuration(overview: Survey, name: str, base: str, server: tuple[str, st
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
         f"  sources:\n{_sources(overview)}{held_out}{_max_words(overview)}"
-        f"paraphrase:\n{_engine(server)}"
+        f"paraphrase:\n{_engine(_server()) if ready is None else _file_engine(ready)}"
         f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
         f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
@@ -131,6 +133,22 @@ def _max_words(overview: Survey) -> str:
     if not overview.long:
         return ""
     return f"  max_words: {overview.data.max_words}  # longer captions are left out; usually {USUAL_WORDS}\n"
+
+
+def _ready(overview: Survey) -> str | None:
+    """The file beside the captions that has paraphrases of them; None if there is none."""
+    from paraclip_core.paraphrase.engines.file import has_paraphrases
+
+    return next((name for name in overview.unused if has_paraphrases(Path(overview.data.root) / name)), None)
+
+
+def _file_engine(path: str) -> str:
+    """The engine that looks up what such a file has."""
+    return (
+        f"  # The paraphrases that were found beside the captions; docs/engines.md has engines that write some\n"
+        f"  engine: file\n  file: {{path: {_quoted(path)}}}\n"
+        f"  # filters: {{preset: capable}}  # if a language model wrote them and nobody has checked them\n"
+    )
 
 
 def _engine(server: tuple[str, str] | None) -> str:
@@ -180,6 +198,7 @@ def _server() -> tuple[str, str] | None:
 
 def _training(overview: Survey, base: str) -> str:
     """Batch sizes and epochs for few captions, which the defaults would give a handful of steps."""
+    from paraclip_core.captions.survey import MANY_IMAGES
     from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
     rows, usual, tuning = overview.counts.splits["train"], BuiltInBaseOptions(), FinetuneOptions()
@@ -191,9 +210,13 @@ def _training(overview: Survey, base: str) -> str:
             f"built_in_base:  # about {BASE_STEPS} steps, of which the best is kept; fewer leave the base near chance\n"
             f"  batch_size: {batch}  # usually {usual.batch_size}\n  epochs: {passes}  # usually {usual.epochs:g}\n"
         )
-    if few < tuning.batch_size:
-        text += f"finetune:\n  batch_size: {few}  # of {rows} captions; usually {tuning.batch_size}\n"
-    return text
+    fields = (
+        [f"batch_size: {few}  # of {rows} captions; usually {tuning.batch_size}"] if few < tuning.batch_size else []
+    )
+    if len(overview.images.get("train", ())) < MANY_IMAGES:
+        share = f"{2 * tuning.validation:g}  # share of the training images that choose recipe, learning rate and α"
+        fields.append(f"validation: {share}; usually {tuning.validation:g}")
+    return text + ("finetune:\n" + "".join(f"  {line}\n" for line in fields) if fields else "")
 
 
 def _evaluate(overview: Survey) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from paraclip.tasks.models import BUILT_IN, base_inputs, base_kind, base_sources
+from paraclip.tasks.models import BUILT_IN, base_held_out, base_inputs, base_kind, base_sources
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -45,6 +45,7 @@ BUILT_IN_BASE = Stage(
     options=lambda run: {
         "built_in_base": meaning(run.settings.built_in_base),
         "precision": run.settings.finetune.precision,
+        "held_out": base_held_out(run.settings),
         "model": meaning(run.settings.model),
     },
     body="paraclip.tasks.training.bodies:built_in_base",

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import storage_error, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
-from paraclip.tasks.models import base_kind, base_reference
+from paraclip.tasks.models import base_held_out, base_kind, base_reference
 from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     STORED,
@@ -70,8 +70,6 @@ from paraclip_core.training.validation import AO, RECALL, measure
 
 log = logging.getLogger(__name__)
 
-BASE_HELD_OUT = 0.1
-"""Share of the training images that the built-in base does not see. Fine-tuning chooses α on some of them."""
 LICENSE, SOURCE = "license", "source"
 COUNTED = pa.schema([CAPTIONS.field(LICENSE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text encoder repaired by paraphrases"
@@ -98,7 +96,7 @@ def _prepare_base(ctx: StageContext) -> Prepared:
     with torch.no_grad():
         clip.model.get_parameter("logit_scale").fill_(math.log(settings.built_in_base.logit_scale))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
-    held_out = hold_out(captions, images, BASE_HELD_OUT)
+    held_out = hold_out(captions, images, base_held_out(settings))
     validation = validation_set(captions, held_out)
     chosen = {name: getattr(settings.built_in_base, name) for name in ("epochs", "batch_size", "learning_rate")}
     shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
@@ -124,7 +122,7 @@ def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Prepared:
     clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
     # A base that was trained here has seen its training images, and beats any tuned encoder on them.
-    unseen = BASE_HELD_OUT if "built_in_base" in ctx.inputs else 1.0
+    unseen = base_held_out(settings) if "built_in_base" in ctx.inputs else 1.0
     held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation, unseen)
     tokens = tokens_for(clip, CONTEXT_LENGTH)
     paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"

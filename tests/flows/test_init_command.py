@@ -293,3 +293,14 @@ def test_the_server_that_answers_becomes_the_engine(
     openai_server.refuses = 401
     facts(data.name, "--force")
     assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
+
+
+def test_paraphrases_beside_the_captions_are_taken(data: Path, facts: Any) -> None:
+    rows = [
+        {"caption": text, "paraphrase_1": f"{text} or so", "paraphrase_2": f"so {text}"} for _, text in captions(60)
+    ]
+    (data / "ready.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = facts(data.name)
+    assert found["paraphrases"] == "ready.jsonl" and found["files_that_name_no_image"] == []
+    options = load_settings("paraclip.yaml").paraphrase
+    assert (options.engine, options.file.path) == ("file", "ready.jsonl")

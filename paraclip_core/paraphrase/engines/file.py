@@ -127,7 +127,7 @@ def _key(text: str) -> str:
 def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
     """Caption and both paraphrases of each row."""
     try:
-        if not _has_paraphrases(path):
+        if not has_paraphrases(path):
             yield from _siblings(path)
             return
         for batch in _table(path).select(COLUMNS).cast(SCHEMA).to_batches(10_000):
@@ -140,7 +140,7 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
         raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
 
 
-def _has_paraphrases(path: Path) -> bool:
+def has_paraphrases(path: Path) -> bool:
     """Whether the file has paraphrases, by its columns or its first rows (in JSONL, some rows may lack fields)."""
     kind = named_format(path)
     if kind == "parquet":

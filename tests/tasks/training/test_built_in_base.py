@@ -39,7 +39,7 @@ def test_it_learns_and_its_release_loads_in_open_clip(inputs: dict[str, Artifact
 def test_one_image_that_is_held_out_chooses_no_epoch(
     run_stage: RunStage, sources: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "BASE_HELD_OUT", 1e-9)
+    monkeypatch.setattr(bodies, "base_held_out", lambda settings: 1e-9)
     metrics = run_stage(BUILT_IN_BASE, sources, built_in_base={"epochs": 2.0}).manifest.metrics
     assert metrics["validation_images"] == 1
     assert metrics["best_step"] == metrics["steps"] > 2

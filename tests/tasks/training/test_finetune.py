@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.tasks.models import base_reference, base_sources
+from paraclip.tasks.models import base_held_out, base_reference, base_sources
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.training import BUILT_IN_BASE, CONTROL, FINETUNE
 from paraclip.tasks.training import bodies
-from paraclip.tasks.training.bodies import BASE_HELD_OUT, paraphraser_of, provenance
+from paraclip.tasks.training.bodies import paraphraser_of, provenance
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core import progress
 from paraclip_core.captions.tokens import Tokenizer
@@ -288,7 +288,7 @@ def test_the_card_counts_the_rows_that_were_trained_on(
     stage: Stage, run_stage: RunStage, edited: Edited, settings: Settings, inputs: dict[str, Artifact]
 ) -> None:
     images = Images(inputs["features"].path)
-    share = BASE_HELD_OUT if stage is BUILT_IN_BASE else settings.finetune.validation
+    share = base_held_out(settings) if stage is BUILT_IN_BASE else settings.finetune.validation
     held_out = hold_out(inputs["ingest"].path / "captions", images, share)
 
     def restated(table: pa.Table) -> pa.Table:
