@@ -83,11 +83,10 @@ def choose(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> 
     allowed α of the first candidate wins: falling back to the base would undo the training because of an unmeasured
     figure. If the grid has a single α, the best candidate at that α wins, whatever it costs.
     """
-    rates = sorted({point.learning_rate for point in points})
     zero = Point(points[0].recipe, points[0].learning_rate, 0.0, base)
     if len(set(grid)) == 1:
         chosen = max(points, key=_score) if points else zero
-        return _choice(points, zero, chosen, rates, "the only α of finetune.alpha.grid", {})
+        return _choice(points, zero, chosen, chosen, "the only α of finetune.alpha.grid", {})
     worse = {id(point): loss for point in points if (loss := lost_recall(point, base))}
     allowed = [zero, *(point for point in points if id(point) not in worse)]
     within = "recall@10 of plain captions is not significantly below the base's"
@@ -98,7 +97,8 @@ def choose(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> 
             "validation, or none that has a row with paraphrases (raise finetune.validation, or paraphrase.fraction if "
             "it is below 1)"
         )
-        return _choice(points, zero, max(first, key=lambda point: point.alpha), rates, words, worse)
+        largest = max(first, key=lambda point: point.alpha)
+        return _choice(points, zero, largest, zero, words, worse)
     best = max(allowed, key=lambda point: (_score(point), -point.alpha))
     equal = [point for point in allowed if _score(best) - _score(point) <= interval(best.felt - point.felt)[1]]
     chosen = max(equal, key=lambda point: (point.validation.figures.get(OVERLAP, 100.0), -point.alpha))
@@ -106,13 +106,13 @@ def choose(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> 
         "highest mean of recall@10 of plain and of paraphrased queries and their AO@10 on held-out images, among all "
         f"whose {within}; of those within a standard error of the best, the one that changes the fewest results"
     )
-    return _choice(points, zero, chosen, rates, words, worse)
+    return _choice(points, zero, chosen, best, words, worse)
 
 
 def _choice(
-    points: Sequence[Point], zero: Point, chosen: Point, rates: Sequence[float], words: str, worse: Mapping[int, str]
+    points: Sequence[Point], zero: Point, chosen: Point, best: Point, words: str, worse: Mapping[int, str]
 ) -> Choice:
-    stopped = {}
+    rates, stopped = sorted({point.learning_rate for point in points}), {}
     for key, group in groupby(points, key=lambda point: (point.recipe, point.learning_rate)):
         if key == (chosen.recipe, chosen.learning_rate) and chosen.alpha:
             continue
@@ -121,18 +121,18 @@ def _choice(
         if not allowed:
             stopped[key] = f"at α = {several[0].alpha:g}, {worse[id(several[0])]}"
             continue
-        best = max(allowed, key=_score)
-        gain, error = _score(best) - _score(zero), interval(best.felt - zero.felt)[1]
-        stopped[key] = f"at α = {best.alpha:g} the criterion changes by {gain:+.1f} ± {error:.1f}"
+        most = max(allowed, key=_score)
+        gain, error = _score(most) - _score(zero), interval(most.felt - zero.felt)[1]
+        stopped[key] = f"at α = {most.alpha:g} the criterion changes by {gain:+.1f} ± {error:.1f}"
         if higher := [point for point in several if id(point) in worse]:
             stopped[key] += f"; at α = {higher[0].alpha:g}, {worse[id(higher[0])]}"
     notes = []
-    if chosen.alpha and len(rates) > 1 and chosen.learning_rate in (rates[0], rates[-1]):
-        low = chosen.learning_rate == rates[0]
+    if best.alpha and len(rates) > 1 and best.learning_rate in (rates[0], rates[-1]):
+        low = best.learning_rate == rates[0]
         following = rates[0] ** 2 / rates[1] if low else rates[-1] ** 2 / rates[-2]
         notes.append(
-            f"the chosen learning rate {chosen.learning_rate:g} is the {'lowest' if low else 'highest'} that was "
-            f"tried; {following:.1g} may be better (finetune.learning_rate)"
+            f"the best learning rate on held-out images, {best.learning_rate:g}, is the "
+            f"{'lowest' if low else 'highest'} that was tried; {following:.1g} may be better (finetune.learning_rate)"
         )
     return Choice(chosen, words, stopped, tuple(notes))
 
