@@ -19,13 +19,14 @@ from pathlib import Path
 
 from record import arguments
 
+from paraclip.storage.fingerprint import canonical_json
 from paraclip.tasks.models import base_held_out, base_kind, base_reference
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
 from paraclip.tasks.training.data import Images, hold_out, tokens_for, validation_set
 from paraclip.tasks.training.towers import TOWER, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
-from paraclip_core.clip.model import trained_parameters
+from paraclip_core.clip.model import freeze_image_encoder, trained_parameters
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.options import meaning
@@ -92,19 +93,20 @@ def main() -> None:
     held_out = hold_out(captions, images, options.validation, unseen)
     validation = validation_set(captions, held_out, paraphrases, tokens_for(clip, CONTEXT_LENGTH))
     tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
+    freeze_image_encoder(clip)
     parameters = trained_parameters(clip.model)
     weights, reference = copy_weights(parameters), measure(clip, validation)
     reference = measure(clip, validation, reference)
     of_base = evaluated(tasks, encoder)
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     towers = {
-        str(tower.manifest.options["training"]): tower
+        canonical_json(tower.manifest.options["training"]): tower
         for tower in run.store.list(TOWER)
         if tower.manifest.inputs == fingerprints and tower.manifest.options["texts"] == options.texts
     }
     points, results = list[Point](), dict[tuple[str, float, float], dict[str, float]]()
     for candidate in options.candidates(base_kind(settings.model.base)):
-        tuned = tower_weights(towers[str(meaning(candidate.options))], clip)
+        tuned = tower_weights(towers[canonical_json(meaning(candidate.options))], clip)
         for alpha in sorted({*options.alpha.grid} - {0.0}):
             interpolate(parameters, weights, tuned, alpha)
             point = Point(
