@@ -271,7 +271,7 @@ class _Run:
 
     def _identity(self) -> str:
         """Digest that identifies the run; must be computed with the initial weights."""
-        pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
+        pairs = [[pair.name, pair.weight, pair.hard_negatives] for pair in self.job.pairs]
         run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
         run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
