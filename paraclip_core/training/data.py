@@ -33,6 +33,8 @@ IMAGE = "image"
 CAPTION = "caption"
 TEXTS = (CAPTION, "paraphrase_1", "paraphrase_2")
 """The texts of a row."""
+HARD_NEGATIVE = "hard_negative"
+"""The text of a row that is made for a batch, see :mod:`paraclip_core.training.hard_negatives`."""
 
 DONE = "rows.json"
 CAPTION_ID = "caption_id"
@@ -61,6 +63,10 @@ class TrainingRows:
     def __len__(self) -> int:
         """Number of captions, of which an epoch sees one row each."""
         return len(self.image_rows) if self.starts is None else len(self.starts) - 1
+
+    def caption_numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The number of the caption that each of these rows is of, from 0, int64 [n]."""
+        return indices if self.starts is None else np.searchsorted(self.starts, indices, "right") - 1
 
     def as_captions(self) -> TrainingRows:
         """The rows of the caption-only control: every text is the caption."""
@@ -180,15 +186,26 @@ def draw(captions: NDArray[np.int64], paraphrases: NDArray[np.int64], seed: int,
     """Draw one of each caption's paraphrases for an epoch, as LaCLIP does (arXiv 2305.20088): numbers from 0, int64
     [n].
 
-    A draw depends only on the seed, the epoch and the caption's number: it is the output with that number of
+    A draw depends only on the seed, the epoch and the caption's number.
+    """
+    (numbers,) = random_numbers(captions, seed, epoch, PARAPHRASE_DRAWS)
+    return (numbers % paraphrases.astype(np.uint64)).astype(np.int64)
+
+
+def random_numbers(
+    captions: NDArray[np.int64], seed: int, epoch: int, offset: int, count: int = 1
+) -> NDArray[np.uint64]:
+    """`count` random numbers for each caption in an epoch, uint64 [count, n]; other offsets give others.
+
+    A number depends only on the seed, the epoch and the caption's number: it is the output with that number of
     SplitMix64 (Steele et al., 2014), whose state Philox gives for seed and epoch.
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
-    state = np.uint64(np.random.Philox(counter=PARAPHRASE_DRAWS, key=key).random_raw())
-    mixed = state + (captions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    states = np.random.Philox(counter=offset, key=key).random_raw(count)
+    mixed = states[:, None] + (captions.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return ((mixed ^ mixed >> np.uint64(31)) % paraphrases.astype(np.uint64)).astype(np.int64)
+    return mixed ^ mixed >> np.uint64(31)
 
 
 class DataOrder:
@@ -210,9 +227,13 @@ class DataOrder:
         """Number of steps of `epochs` passes over the rows, at least one."""
         return max(1, round(epochs * self.rows / self.batch_size))
 
+    def epoch(self, step: int) -> int:
+        """The epoch of a step, both from 0."""
+        return step // self.steps_per_epoch
+
     def batch(self, step: int) -> NDArray[np.int64]:
         """Rows of the batch at `step`, from 0; int64 [batch_size], independent of earlier calls."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+        epoch, within = self.epoch(step), step % self.steps_per_epoch
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = (epoch, epoch_order(self.rows, self.seed, epoch))
         captions = self._epoch[1][within * self.batch_size : (within + 1) * self.batch_size]
@@ -266,14 +287,19 @@ def make_batch(
     kinds: Sequence[str],
     features: Gallery,
     image_keys: NDArray[np.int64],
+    hard_negatives: Ragged | None = None,
 ) -> Batch:
-    """The rows at `indices` with the texts of these kinds."""
+    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any."""
     n, image_rows = len(indices), np.asarray(rows.image_rows[indices])
     # Kinds with the same texts share a slice, so that the texts are encoded once.
     unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
     places = {id(texts): slice(number * n, (number + 1) * n) for number, texts in enumerate(unique)}
     parts = {kind: places[id(rows.texts[kind])] for kind in kinds}
-    tokens = Ragged.concatenate([texts.take(indices) for texts in unique])
+    texts = [texts.take(indices) for texts in unique]
+    if hard_negatives is not None:
+        parts[HARD_NEGATIVE] = slice(len(texts) * n, (len(texts) + 1) * n)
+        texts.append(hard_negatives)
+    tokens = Ragged.concatenate(texts)
     by_text = token_keys(tokens)
     keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: np.asarray(image_keys[image_rows])}
     return Batch(image_rows, tokens, parts, np.asarray(features[image_rows], np.float32), keys)

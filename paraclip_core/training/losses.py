@@ -8,17 +8,22 @@ If the base has a logit bias (SigLIP, arXiv 2303.15343), pairs with an image use
 with the base's own scale and bias. Pairs of texts keep InfoNCE: their cosines are far above those of a text and an
 image, for which the bias was learned.
 
+Hard negatives (:mod:`paraclip_core.training.hard_negatives`) are one more negative of their row in both directions of
+the pairs of texts. log w is added to their logits, so that with weight w each counts as w negatives.
+
 Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
 ranking distillation: every text of a row learns to rank images as the base does for the caption, or for the mean of
 caption and paraphrases, which retrieves better than a single text. Over the images of the batch, with
 p = softmax(T · base's feature · images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's
 top-one probabilities (Cao et al., ICML 2007). The contrastive losses pull single pairs together and affect rankings
-only indirectly; this one trains what AO@k and recall@k measure.
+only indirectly; this one trains what AO@k and recall@k measure. A hard negative is one more text, with a third of the
+weight as each of the three, but it has a teacher of its own: it keeps the base's ranking for the hard negative itself.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,7 +37,7 @@ from torch.nn.functional import normalize, softplus
 from paraclip_core.clip.encode import Precision, computed_tokens
 from paraclip_core.clip.model import LOGITS, ClipModel, trained_parameters
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.training.data import CAPTION, IMAGE, TEXTS, Batch
+from paraclip_core.training.data import CAPTION, HARD_NEGATIVE, IMAGE, TEXTS, Batch
 from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
 from paraclip_core.training.options import LossWeights, RankingDistillation
 from paraclip_core.training.process import GIB, anonymous_memory
@@ -44,6 +49,7 @@ RANKING_CELLS = 1 << 22
 RANKING_TEMPERATURE = 50.0
 """Factor of the cosines in the softmaxes of rankings: the larger it is, the more the first ranks count."""
 DISTIL, RANKING_DISTILLATION = "distil", "ranking_distillation"
+HARD_NEGATIVE_RANKING = "hard_negative_ranking"
 LeftOut = Callable[[int, int], Tensor]
 """Mask of entries that are not negatives, bool [stop - start, n], for the matrix's rows from start to stop."""
 
@@ -55,6 +61,8 @@ class Pair:
     first: str
     second: str
     weight: float = 1.0
+    hard_negatives: float = 0.0
+    """Weight of the rows' hard negatives among the negatives; 0: none."""
 
     @property
     def name(self) -> str:
@@ -64,46 +72,73 @@ class Pair:
 
 def named_pairs(weights: LossWeights) -> tuple[Pair, ...]:
     """The pairs whose weight is above 0, in the order in which they are summed."""
+    hard = weights.hard_negatives
     pairs = (
         Pair(IMAGE, "paraphrase_2", weights.image_paraphrase_2),
-        Pair("caption", "paraphrase_1", weights.caption_paraphrase_1),
-        Pair("paraphrase_1", "paraphrase_2", weights.paraphrase_1_paraphrase_2),
+        Pair("caption", "paraphrase_1", weights.caption_paraphrase_1, hard),
+        Pair("paraphrase_1", "paraphrase_2", weights.paraphrase_1_paraphrase_2, hard),
         Pair(IMAGE, "caption", weights.image_caption),
     )
     return tuple(pair for pair in pairs if pair.weight > 0)
 
 
+@dataclass(frozen=True)
+class OneMore:
+    """One more negative for each row of a pair."""
+
+    embeddings: Tensor
+    """[n, d], L2-normalized."""
+    log_weights: Tensor
+    """What is added to the logits, [n]: 0 for a plain negative, -inf for a row that has none."""
+
+
 def info_nce(
-    first: Tensor, second: Tensor, scale: Tensor, left_out: LeftOut | None = None, chunk_rows: int = CHUNK_ROWS
+    first: Tensor,
+    second: Tensor,
+    scale: Tensor,
+    left_out: LeftOut | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+    one_more: OneMore | None = None,
 ) -> Tensor:
     """Symmetric InfoNCE of two lists of L2-normalized embeddings, [n, d], whose corresponding rows belong together.
 
     The mean over rows of both directions' cross-entropies, a scalar; `scale` (``logit_scale.exp()``) multiplies the
     cosines. Where `left_out` is true, ``second[j]`` and ``first[i]`` are not negatives of each other; it must be
-    false on the diagonal. The matrix is computed `chunk_rows` rows at a time, and gradients along with the value:
-    memory is O(chunk_rows · n).
+    false on the diagonal. `one_more` has another negative of both ``first[i]`` and ``second[i]``. The matrix is
+    computed `chunk_rows` rows at a time, and gradients along with the value: memory is O(chunk_rows · n).
     """
-    loss = _ChunkedInfoNce.apply(first, second, scale, left_out, chunk_rows)
+    negatives = (None, None) if one_more is None else (one_more.embeddings, one_more.log_weights)
+    loss = _ChunkedInfoNce.apply(first, second, scale, negatives[0], left_out, chunk_rows, negatives[1])
     assert isinstance(loss, Tensor)
     return loss
 
 
 class _Precomputed(torch.autograd.Function):
-    """A function whose forward pass saves the gradient of each tensor argument; two other arguments follow them."""
+    """A function whose forward pass saves the gradients of its first arguments, None for one that is not there."""
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return *(gradient * saved for saved in ctx.saved_tensors), None, None
+        gradients = [None if saved is None else gradient * saved for saved in ctx.saved_tensors]
+        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
 
 
 class _ChunkedInfoNce(_Precomputed):
     """With S = scale · first · secondᵀ and its row and column log-sum-exps r and c, the gradient with respect to S is
-    (exp(S - r) + exp(S - c)) / 2n, minus 1/n on the diagonal."""
+    (exp(S - r) + exp(S - c)) / 2n, minus 1/n on the diagonal. r and c include the logits h = scale · first · more and
+    k = scale · second · more of one more negative of each row, if there is one, whose gradients are exp(h - r) / 2n and
+    exp(k - c) / 2n."""
 
     @staticmethod
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, first: Tensor, second: Tensor, scale: Tensor, left_out: LeftOut | None, chunk_rows: int
+        ctx: Any,
+        first: Tensor,
+        second: Tensor,
+        scale: Tensor,
+        more: Tensor | None,
+        left_out: LeftOut | None,
+        chunk_rows: int,
+        log_weights: Tensor | None,
     ) -> Tensor:
         n = len(first)
         chunks = [(start, min(start + chunk_rows, n)) for start in range(0, n, chunk_rows)]
@@ -120,6 +155,11 @@ class _ChunkedInfoNce(_Precomputed):
             diagonal[start:stop] = part.diagonal(start)
             row_sums[start:stop] = part.logsumexp(1)
             column_sums = torch.logaddexp(column_sums, part.logsumexp(0))
+        row_share = column_share = first.new_empty(0)
+        if more is not None and log_weights is not None:
+            row_more, column_more = (scale * (texts * more).sum(1) + log_weights for texts in (first, second))
+            row_sums, column_sums = torch.logaddexp(row_sums, row_more), torch.logaddexp(column_sums, column_more)
+            row_share, column_share = (row_more - row_sums).exp_()[:, None], (column_more - column_sums).exp_()[:, None]
         if any(ctx.needs_input_grad):
             grad_first, grad_second = torch.empty_like(first), torch.zeros_like(second)
             for start, stop in chunks:
@@ -131,8 +171,14 @@ class _ChunkedInfoNce(_Precomputed):
                 grad_part.diagonal(start).sub_(1 / n)
                 torch.mm(grad_part, second, out=grad_first[start:stop])
                 grad_second.addmm_(grad_part.T, first[start:stop])
-            grad_scale = (grad_first * first).sum()
-            ctx.save_for_backward(grad_first.mul_(scale), grad_second.mul_(scale), grad_scale)
+            grad_scale, grad_more = (grad_first * first).sum(), None
+            if more is not None:
+                grad_more = (row_share * first + column_share * second).div_(2 * n)
+                grad_scale += (grad_more * more).sum()
+                grad_first.addcmul_(row_share, more, value=1 / (2 * n))
+                grad_second.addcmul_(column_share, more, value=1 / (2 * n))
+                grad_more.mul_(scale)
+            ctx.save_for_backward(grad_first.mul_(scale), grad_second.mul_(scale), grad_scale, grad_more)
         return ((row_sums - diagonal) + (column_sums - diagonal)).mean() / 2
 
 
@@ -197,6 +243,15 @@ def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop
     return mask
 
 
+def hard_negatives(embeddings: Tensor, weight: float, keys: Mapping[str, Tensor] | None = None) -> OneMore:
+    """The hard negatives of rows, [n, d]; one that is the same text as another of its row is no negative."""
+    log_weights = embeddings.new_full((len(embeddings),), math.log(weight))
+    if keys is not None:
+        for kind in keys.keys() & {*TEXTS}:
+            log_weights.masked_fill_(keys[HARD_NEGATIVE] == keys[kind], float("-inf"))
+    return OneMore(embeddings, log_weights)
+
+
 def contrastive_loss(
     embeddings: Mapping[str, Tensor],
     logit_scale: Tensor,
@@ -220,7 +275,10 @@ def contrastive_loss(
             if logit_bias is not None and pair.first == IMAGE:
                 loss = pairwise_sigmoid(first, second, scale, logit_bias.float().reshape(()), left_out)
             else:
-                loss = info_nce(first, second, scale, left_out)
+                more = None
+                if pair.hard_negatives:
+                    more = hard_negatives(embeddings[HARD_NEGATIVE].float(), pair.hard_negatives, keys)
+                loss = info_nce(first, second, scale, left_out, one_more=more)
             total = total + pair.weight * loss
             parts[pair.name] = loss.detach()
     return total, parts
@@ -268,9 +326,9 @@ class _RankingDivergence(torch.autograd.Function):
 class Anchor:
     """The base at the start of training, and the loss terms that refer to it."""
 
-    def __init__(self, clip: ClipModel, distil: float, ranks: RankingDistillation) -> None:
-        """Copy the current text encoder; `distil` is the weight of its term, 0 for none."""
-        self.distil, self.ranks = distil, ranks
+    def __init__(self, clip: ClipModel, distil: float, ranks: RankingDistillation, hard_negatives: float = 0.0) -> None:
+        """Copy the current text encoder; `distil` and `hard_negatives` are weights of their terms, 0 for none."""
+        self.distil, self.ranks, self.hard_negatives = distil, ranks, hard_negatives
         # The image encoder is large and does not change, so it is shared.
         self.clip = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
         self.clip.model.requires_grad_(False)
@@ -278,10 +336,13 @@ class Anchor:
 
     def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
         """The base's embeddings of the texts that the terms use, float32 [n, d] per kind."""
+        hard = (HARD_NEGATIVE,) if self.ranks.weight and self.hard_negatives else ()
         if self.ranks.weight and self.ranks.teacher == "mean":
             texts = embed(self.clip, batch.tokens)
-            return {kind: texts[batch.parts[kind]] for kind in TEXTS}
-        return {CAPTION: embed(self.clip, batch.texts(CAPTION))}
+            return {kind: texts[batch.parts[kind]] for kind in (*TEXTS, *hard)}
+        kinds = (CAPTION, *hard)
+        texts = embed(self.clip, Ragged.concatenate([batch.texts(kind) for kind in kinds]))
+        return dict(zip(kinds, texts.chunk(len(kinds)), strict=True))
 
     def terms(
         self, batch: Batch, embeddings: Mapping[str, Tensor], base: Mapping[str, Tensor]
@@ -292,11 +353,18 @@ class Anchor:
             terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base[CAPTION]).sum(1)).mean())
         if self.ranks.weight:
             texts, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
-            teacher = normalize(torch.stack([*base.values()]).sum(0), dim=-1)
+            taught = [base[kind] for kind in TEXTS if kind in base]
+            teacher = normalize(torch.stack(taught).sum(0), dim=-1)
             terms[RANKING_DISTILLATION] = (
                 self.ranks.weight,
                 ranking_divergence(texts, teacher, gallery, RANKING_TEMPERATURE),
             )
+            if self.hard_negatives:
+                own = [embeddings[HARD_NEGATIVE]]
+                terms[HARD_NEGATIVE_RANKING] = (
+                    self.ranks.weight / len(TEXTS) * self.hard_negatives,
+                    ranking_divergence(own, base[HARD_NEGATIVE], gallery, RANKING_TEMPERATURE),
+                )
         return terms
 
 

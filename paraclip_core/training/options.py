@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options
 
-RecipeName = Literal["published", "anchored", "ranking", "own"]
+RecipeName = Literal["published", "anchored", "ranking", "contrast", "own"]
 Rate = Annotated[float, Field(gt=0, le=1)]
 BaseKind = Literal["built-in", "clip", "siglip"]
 
@@ -50,11 +50,21 @@ class LossWeights(Options):
     """Weight of paraphrase 1 against paraphrase 2."""
     image_caption: Annotated[float, Field(ge=0)] = 0.0
     """Weight of image against caption; not in the published method, it anchors the encoder to what it knew."""
+    hard_negatives: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of hard negatives made by rule, one for each caption: a negation of it, or the caption with another word
+    in place of one. It is one more negative of its row in the losses between texts, and as heavy as the others if the
+    weight is 1. With ranking distillation the text is also a third of a ranking term of its own: it keeps the base's
+    ranking. 0: none."""
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossWeights:
-        if not any(self.model_dump().values()):
-            raise ValueError("at least one loss weight must be above 0")
+        if not any(self.model_dump(exclude={"hard_negatives"}).values()):
+            raise ValueError("at least one loss weight must be above 0; hard_negatives is no loss by itself")
+        if self.hard_negatives and not (self.caption_paraphrase_1 or self.paraphrase_1_paraphrase_2):
+            raise ValueError(
+                "hard_negatives are negatives of the losses between texts, which are all 0; set caption_paraphrase_1 "
+                "or paraphrase_1_paraphrase_2 above 0, or hard_negatives to 0"
+            )
         return self
 
 
@@ -101,9 +111,16 @@ RECIPES: dict[RecipeName, RecipeOptions] = {
         weights=LossWeights(image_paraphrase_2=0.0),
         ranking_distillation=RankingDistillation(weight=16.0, teacher="mean"),
     ),
+    "contrast": RecipeOptions(
+        weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0),
+        ranking_distillation=RankingDistillation(weight=16.0, teacher="mean"),
+    ),
 }
 """Losses by the name of their recipe: the published method's; these with an anchor on captions and on the base's own
-embeddings; and none against images, which a few thousand rows teach by heart, but ranking distillation."""
+embeddings; none against images, which a few thousand rows teach by heart, but ranking distillation; and these with hard
+negatives, so that paraphrases do not draw texts of different meaning together."""
+DEFAULT_RECIPES: tuple[RecipeName, ...] = ("published", "anchored", "ranking")
+"""The recipes that are tried if none is named."""
 RATES: dict[BaseKind, tuple[float, ...]] = {
     "built-in": (3e-4, 1e-3, 3e-3),
     "clip": (3e-6, 1e-5, 3e-5),
@@ -137,9 +154,9 @@ class FinetuneOptions(RecipeOptions, StepOptions):
 
     recipe: RecipeNames | None = None
     """One or several of `published` (the published losses), `anchored` (with an image~caption loss and a pull towards
-    the base's embeddings), `ranking` (no losses against images, but ranking distillation from the mean of all texts)
-    and `own` (`weights`, `distil` and `ranking_distillation`). Default: `own` if one of these three is set, otherwise
-    the other three recipes."""
+    the base's embeddings), `ranking` (no losses against images, but ranking distillation from the mean of all texts),
+    `contrast` (`ranking` with hard negatives made by rule) and `own` (`weights`, `distil` and `ranking_distillation`).
+    Default: `own` if one of these three is set, otherwise `published`, `anchored` and `ranking`."""
     learning_rate: Rates | None = None
     """Peak learning rate, or several to try. Default: a short list that suits the kind of the base."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0
@@ -169,7 +186,7 @@ class FinetuneOptions(RecipeOptions, StepOptions):
         """The recipes to try, each once."""
         if self.recipe is not None:
             return tuple(dict.fromkeys(self.recipe))
-        return ("own",) if self._own() else tuple(RECIPES)
+        return ("own",) if self._own() else DEFAULT_RECIPES
 
     def candidates(self, kind: BaseKind) -> tuple[Candidate, ...]:
         """Every recipe at every learning rate, for a base of this kind."""

@@ -39,6 +39,7 @@ from paraclip_core.training.data import (
     make_batch,
     prefetched,
 )
+from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table
 from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import Anchor, Objective, Pair
 from paraclip_core.training.options import TrainingOptions
@@ -80,6 +81,8 @@ class TrainingJob:
     """The figure of `validate` that selects the weights; None: keep the last ones."""
     memory_gib: float | None = None
     """Memory for the backward pass of a batch; None: a third of the free memory."""
+    vocabulary: Vocabulary | None = None
+    """The model's words of negations; hard negatives need it."""
     trackers: Trackers = field(default_factory=Trackers)
     """Receive the figures of every step and validation, and are closed at the end."""
 
@@ -123,12 +126,14 @@ class _Run:
         needed = TEXTS if self.options.ranking_distillation.weight else (CAPTION,) if self.options.distil else ()
         self.kinds = tuple(dict.fromkeys([*named, *needed]))
         anchored = self.options.distil or self.options.ranking_distillation.weight
+        hard = max((pair.hard_negatives for pair in job.pairs), default=0.0)
+        self.hard_negatives = _hard_negatives(job) if hard else None
         self.objective = Objective(
             clip,
             job.pairs,
             pick_precision(self.options.precision, clip.device),
             job.memory_gib or memory_for_batches(clip.device),
-            Anchor(clip, self.options.distil, self.options.ranking_distillation) if anchored else None,
+            Anchor(clip, self.options.distil, self.options.ranking_distillation, hard) if anchored else None,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
@@ -175,8 +180,11 @@ class _Run:
 
     def _batch(self, step: int) -> Batch:
         """The batch of a step, a pure function of its number."""
-        job = self.job
-        return make_batch(job.rows, self.order.batch(step), self.kinds, job.features, job.image_keys)
+        job, indices, made = self.job, self.order.batch(step), None
+        if self.hard_negatives is not None:
+            captions, numbers = job.rows.texts[CAPTION].take(indices), job.rows.caption_numbers(indices)
+            made = self.hard_negatives.of(captions, numbers, self.order.epoch(step))
+        return make_batch(job.rows, indices, self.kinds, job.features, job.image_keys, made)
 
     def _step(self, step: int, batch: Batch) -> None:
         options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")
@@ -263,10 +271,15 @@ class _Run:
 
     def _identity(self) -> str:
         """Digest that identifies the run; must be computed with the initial weights."""
-        pairs = [[pair.name, pair.weight] for pair in self.job.pairs]
+        pairs = [[pair.name, pair.weight, pair.hard_negatives] for pair in self.job.pairs]
         run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
         run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _hard_negatives(job: TrainingJob) -> HardNegatives:
+    assert job.vocabulary is not None, "hard negatives need the model's words of negations"
+    return HardNegatives(job.vocabulary, neighbor_table(job.rows), job.options.seed)
 
 
 def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:

@@ -18,10 +18,12 @@ from torch import Tensor
 from paraclip.storage.artifacts import Artifact, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.tasks.run.run import StageContext, software_versions
+from paraclip_core.clip.encode import tokenize
 from paraclip_core.clip.model import ClipModel, trained_parameters, weights_hash
 from paraclip_core.options import meaning
 from paraclip_core.progress import Fact
 from paraclip_core.tensor_file import write_tensors
+from paraclip_core.training.hard_negatives import Vocabulary, vocabulary
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.options import Candidate
 from paraclip_core.training.trackers import TrackedRun, Trackers
@@ -34,6 +36,11 @@ WEIGHTS, LOG = "tower.safetensors", "training_log.jsonl"
 def tower_weights(artifact: Artifact, clip: ClipModel) -> dict[str, Tensor]:
     """A tower's trained parameters, on the model's device."""
     return load_file(artifact.path / WEIGHTS, device=str(clip.device))
+
+
+def words_of(clip: ClipModel) -> Vocabulary:
+    """The words of negations as the model's tokenizer writes them."""
+    return vocabulary(partial(tokenize, clip), clip.context_length)
 
 
 def tower(ctx: StageContext, candidate: Candidate, job: TrainingJob, facts: Mapping[str, Fact]) -> Artifact:
@@ -69,6 +76,7 @@ def tower(ctx: StageContext, candidate: Candidate, job: TrainingJob, facts: Mapp
                 job,
                 pairs=named_pairs(options.weights),
                 options=options,
+                vocabulary=words_of(job.clip) if options.weights.hard_negatives else None,
                 scratch=work.scratch / "checkpoints",
                 log_path=work.out / LOG,
                 trackers=Trackers(ctx.settings.run.trackers, run),

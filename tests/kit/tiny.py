@@ -25,6 +25,7 @@ from torch import nn
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.data import TEXTS, TrainingRows
+from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.options import LossWeights, TrainingOptions
 from paraclip_core.training.trainer import TrainingJob, train
@@ -69,6 +70,17 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
     return TrainingRows(texts, image_rows), features
 
 
+def tiny_vocabulary() -> Vocabulary:
+    """A vocabulary in which the words of negations are the tokens from 400 to 479."""
+    ids = np.arange(400, 480).reshape(4, 20)
+    phrases = Ragged.from_lists([[400], [401], [401], [401], [402, 403, 401], [402, 403, 401]], np.int64)
+    return Vocabulary(ids[0], ids[1], (ids[2], ids[3]), phrases, 1, 1, 24)
+
+
+def tiny_hard_negatives(rows: TrainingRows, seed: int = 0) -> HardNegatives:
+    return HardNegatives(tiny_vocabulary(), neighbor_table(rows), seed)
+
+
 def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
     """A run of 45 steps with a validation after every 5; each `paraphrases` of the 60 rows share one caption.
 
@@ -91,6 +103,7 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
         "log_path": folder / "training_log.jsonl",
         "validate": lambda: measure(clip, held_out).figures,
         "keep_best": RECALL,
+        "vocabulary": tiny_vocabulary(),
     }
     return TrainingJob(**{**job, **changed})
 

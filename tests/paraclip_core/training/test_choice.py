@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from paraclip_core.training.choice import FELT, Point, as_json, choose, copy_weights, interpolate
-from paraclip_core.training.options import RATES, RECIPES, FinetuneOptions, LossWeights
+from paraclip_core.training.options import DEFAULT_RECIPES, RATES, RECIPES, FinetuneOptions, LossWeights
 from paraclip_core.training.validation import AO, OVERLAP, PARAPHRASE_RECALL, RECALL, Validation
 
 GRID = (0.0, 0.5, 1.0)
@@ -107,8 +107,13 @@ def test_the_choice_never_loses_recall_beyond_chance_or_the_criterion(rows: list
 def test_candidates_are_every_recipe_at_every_rate() -> None:
     default = FinetuneOptions().candidates("built-in")
     assert [(one.recipe, one.options.learning_rate) for one in default] == [
-        (recipe, rate) for recipe in RECIPES for rate in RATES["built-in"]
+        (recipe, rate) for recipe in DEFAULT_RECIPES for rate in RATES["built-in"]
     ]
+    assert DEFAULT_RECIPES == ("published", "anchored", "ranking")
+    (contrast,) = FinetuneOptions.model_validate({"recipe": "contrast", "learning_rate": 1e-3}).candidates("clip")
+    ranking = RECIPES["ranking"]
+    assert contrast.options.weights == ranking.weights.model_copy(update={"hard_negatives": 1.0})
+    assert contrast.options.ranking_distillation == ranking.ranking_distillation
     own = FinetuneOptions.model_validate({"weights": {"image_caption": 1}, "learning_rate": 1e-5}).candidates("clip")
     assert [one.name for one in own] == ["own at 1e-05"]
     assert own[0].options.weights == LossWeights(image_caption=1)
@@ -116,6 +121,18 @@ def test_candidates_are_every_recipe_at_every_rate() -> None:
     assert [one.name for one in named.candidates("siglip")] == ["ranking at 0.0001", "ranking at 0.001"]
     # What a process sends to another one is the same.
     assert FinetuneOptions.model_validate(named.model_dump(mode="json")) == named
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"caption_paraphrase_1": 0, "image_paraphrase_2": 0, "paraphrase_1_paraphrase_2": 0}, "at least one loss"),
+        ({"caption_paraphrase_1": 0, "paraphrase_1_paraphrase_2": 0}, "set caption_paraphrase_1 or"),
+    ],
+)
+def test_hard_negatives_are_no_loss_by_themselves(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LossWeights.model_validate({**weights, "hard_negatives": 1})
 
 
 def test_losses_that_no_recipe_reads_are_an_error() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.data import (
     TEXTS,
+    Batch,
     DataOrder,
     RowBatch,
     draw,
@@ -113,6 +116,32 @@ def test_a_batch_has_each_text_of_the_control_once(tiny: ModuleType) -> None:
     assert batch.image_rows.tolist() == batch.keys["image"].tolist() == [1, 2]
     control = make_batch(rows.as_captions(), indices, TEXTS, features, keys)
     assert len(control.tokens) == 2 and set(map(str, control.parts.values())) == {"slice(0, 2, None)"}
+
+
+def test_hard_negatives_are_one_more_kind_and_nothing_else_changes(tiny: ModuleType) -> None:
+    def digest(batch: Batch) -> str:
+        parts = (batch.image_rows, batch.tokens.values, batch.tokens.offsets, batch.features, *batch.keys.values())
+        content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
+        return hashlib.blake2b(content, digest_size=8).hexdigest()
+
+    rows, features = tiny.tiny_rows()
+    rows, keys = replace(rows, starts=np.arange(0, 61, 3)), np.arange(len(features))
+    order = DataOrder(len(rows), 6, 7, rows.starts)
+    batches = [
+        make_batch(texts, order.batch(step), TEXTS, features, keys)
+        for texts in (rows, rows.as_captions())
+        for step in (0, 4)
+    ]
+    assert [digest(batch) for batch in batches] == [
+        "a6e2f7896f95b1e4", "53e1f75541dced01", "3d14963235995a4a", "ab367946cee93e11",
+    ]  # fmt: skip
+    made = tiny.tiny_texts(np.arange(60).reshape(6, 10))
+    for plain, texts in ((batches[0], rows), (batches[2], rows.as_captions())):
+        batch = make_batch(texts, order.batch(0), TEXTS, features, keys, made)
+        assert batch.texts("hard_negative").values.tolist() == made.values.tolist()
+        assert batch.keys["hard_negative"].tolist() == token_keys(made).tolist()
+        assert batch.tokens.values.tolist() == [*plain.tokens.values.tolist(), *made.values.tolist()]
+        assert {kind: batch.parts[kind] for kind in TEXTS} == plain.parts
 
 
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:

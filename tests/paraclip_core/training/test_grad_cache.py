@@ -40,10 +40,11 @@ def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def batch(tiny: ModuleType, rows: int = 40) -> Batch:
+def batch(tiny: ModuleType, rows: int = 40, hard_negatives: bool = False) -> Batch:
     stored, features = tiny.tiny_rows()
-    images = np.arange(len(features))
-    return make_batch(stored, np.arange(rows), TEXTS, features, images)
+    images, indices = np.arange(len(features)), np.arange(rows)
+    made = tiny.tiny_hard_negatives(stored).of(stored.texts["caption"].take(indices), indices, 0)
+    return make_batch(stored, indices, TEXTS, features, images, made if hard_negatives else None)
 
 
 def clip_of(tiny: ModuleType, **text: object) -> ClipModel:
@@ -125,17 +126,61 @@ def test_rankings_have_the_plain_gradient(
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("memory", "teacher"), [(4.0, "caption"), (1e-9, "mean")])
+def test_hard_negatives_have_the_plain_gradient(
+    tiny: ModuleType, memory: float, teacher: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(losses, "RANKING_TEMPERATURE", 20)
+    clip, prepared = clip_of(tiny), batch(tiny, hard_negatives=True)
+    pairs = named_pairs(LossWeights(hard_negatives=0.5))
+    anchor = Anchor(clip, 0.0, RankingDistillation.model_validate({"weight": 6.0, "teacher": teacher}), 0.5)
+    with torch.no_grad():
+        asked = encode_ragged(clip, prepared.texts("hard_negative"))
+        taught = ("caption",) if teacher == "caption" else TEXTS
+        mean = functional.normalize(sum(encode_ragged(clip, prepared.texts(kind)) for kind in taught), dim=-1)  # type: ignore[arg-type]
+        clip.model.get_parameter("text_projection").mul_(torch.linspace(0.5, 2, 16))
+    vectors, gallery = prepared.embeddings(encode_ragged(clip, prepared.tokens)), prepared.gallery(clip.device)
+    scale = clip.model.get_parameter("logit_scale")
+    keys = prepared.key_tensors(clip.device)
+    expected, _ = contrastive_loss(vectors, scale, PAIRS[:1], keys)
+    for pair in pairs[1:]:
+        first, second = vectors[pair.first], vectors[pair.second]
+        logits = (scale.exp() * first @ second.T).masked_fill(losses.false_negatives(pair, keys), float("-inf"))
+        for matrix, texts in ((logits, first), (logits.T, second)):
+            more = scale.exp() * (texts * vectors["hard_negative"]).sum(1) + np.log(0.5)
+            right = torch.arange(len(texts))
+            expected = expected + functional.cross_entropy(torch.cat([matrix, more[:, None]], 1), right) / 2
+    for kind, base in (*((kind, mean) for kind in TEXTS), ("hard_negative", asked)):
+        divergence = functional.kl_div(
+            torch.log_softmax(20 * vectors[kind] @ gallery.T, 1), torch.softmax(20 * base @ gallery.T, 1),
+            reduction="batchmean",
+        )  # fmt: skip
+        expected = expected + 2 * (0.5 if kind == "hard_negative" else 1) * divergence
+    expected.backward()
+    by_hand = gradients(clip)
+    loss, terms = Objective(clip, pairs, memory_gib=memory, anchor=anchor).gradients(prepared)
+    assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert set(terms) == {pair.name for pair in pairs} | {"ranking_distillation", "hard_negative_ranking"}
+    assert float(terms["hard_negative_ranking"]) > 0.01
+    ours = gradients(clip)
+    assert set(ours) == set(by_hand)
+    whole = torch.cat([value.flatten() for value in by_hand.values()]).norm()
+    for name, value in by_hand.items():
+        assert float((ours[name] - value).norm()) <= 4e-6 * float(whole), name
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("anchored", [False, True])
 def test_bytes_depend_on_no_memory_or_cores(
     tiny: ModuleType, precision: str, anchored: bool, cores: Callable[[int], None]
 ) -> None:
-    clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, RankingDistillation(weight=1.0)) if anchored else None
+    clip, prepared = clip_of(tiny), batch(tiny, hard_negatives=anchored)
+    anchor = Anchor(clip, 1.0, RankingDistillation(weight=1.0), 1.0) if anchored else None
+    pairs = named_pairs(LossWeights(hard_negatives=float(anchored)))
     runs = []
     for memory, count in product((4.0, 1e-9), (1, 2)):
         cores(count)
-        objective = Objective(clip, PAIRS, precision, memory, anchor)  # type: ignore[arg-type]
+        objective = Objective(clip, pairs, precision, memory, anchor)  # type: ignore[arg-type]
         assert objective.fits(prepared) is (memory == 4.0)
         loss, _ = objective.gradients(prepared)
         runs.append({"loss": loss, **gradients(clip)})

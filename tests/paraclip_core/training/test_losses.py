@@ -21,6 +21,7 @@ from paraclip_core.training import losses
 from paraclip_core.training.data import TEXTS, make_batch
 from paraclip_core.training.losses import (
     Anchor,
+    OneMore,
     Pair,
     contrastive_loss,
     false_negatives,
@@ -78,6 +79,63 @@ def test_chunked_loss_equals_the_whole_matrix(chunk_rows: int, masked: bool) -> 
     for ours, plain in zip(*gradients, strict=True):
         assert ours is not None and plain is not None
         assert float((ours - plain).norm() / plain.norm()) < 1e-6
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 9), chunk_rows=st.sampled_from((1, 4, 1024)), weight=st.floats(0.1, 9), masked=st.booleans(),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_one_more_negative_of_each_row_has_the_plain_value_and_gradient(
+    rows: int, chunk_rows: int, weight: float, masked: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mask = (torch.rand(rows, rows, generator=generator) < 0.3) & ~torch.eye(rows, dtype=torch.bool)
+    logs = torch.full((rows,), math.log(weight), dtype=torch.float64)
+    logs[torch.rand(rows, generator=generator) < 0.3] = float("-inf")
+    results = []
+    for chunked in (False, True):
+        first, second, more = (unit(rows, seed + n, dtype=torch.float64).requires_grad_() for n in range(3))
+        scale = torch.tensor(14.0, dtype=torch.float64, requires_grad=True)
+        if chunked:
+            left_out = (lambda start, stop: mask[start:stop]) if masked else None
+            loss = info_nce(first, second, scale, left_out, chunk_rows, OneMore(more, logs))
+        else:
+            logits = scale * first @ second.T
+            logits = logits.masked_fill(mask, float("-inf")) if masked else logits
+            to_rows, to_columns = (torch.cat([matrix, (scale * (texts * more).sum(1) + logs)[:, None]], 1)
+                                   for matrix, texts in ((logits, first), (logits.T, second)))  # fmt: skip
+            right = torch.arange(rows)
+            loss = (functional.cross_entropy(to_rows, right) + functional.cross_entropy(to_columns, right)) / 2
+        (3 * loss).backward()
+        results.append([loss.detach(), *(tensor.grad for tensor in (first, second, more, scale))])
+    for plain, ours in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_a_negative_of_weight_two_counts_as_two_and_one_that_is_a_text_of_its_row_as_none() -> None:
+    vectors, scale = embeddings(4) | {"hard_negative": unit(4, 9, 8)}, torch.tensor(math.log(9.0))
+
+    def term(weight: float, keys: dict[str, Tensor] | None = None) -> float:
+        _, terms = contrastive_loss(vectors, scale, [Pair("caption", "paraphrase_1", 1.0, weight)], keys)
+        return float(terms["caption~paraphrase_1"])
+
+    logits = 9.0 * vectors["caption"] @ vectors["paraphrase_1"].T
+    of_rows, of_columns = (9.0 * (vectors[kind] * vectors["hard_negative"]).sum(1)[:, None]
+                           for kind in ("caption", "paraphrase_1"))  # fmt: skip
+    twice = [torch.cat([matrix, more, more], 1).logsumexp(1) - logits.diagonal()
+             for matrix, more in ((logits, of_rows), (logits.T, of_columns))]  # fmt: skip
+    assert term(2.0) == pytest.approx(float((twice[0] + twice[1]).mean() / 2), rel=1e-5)
+    keys = {kind: torch.arange(4) + 10 * number for number, kind in enumerate(KINDS)}
+    assert term(1.0, {**keys, "hard_negative": torch.arange(4) + 90}) == term(1.0) > term(0.0)
+    for kind in ("caption", "paraphrase_1", "paraphrase_2"):
+        assert term(1.0, {**keys, "hard_negative": keys[kind]}) == term(0.0)
+    assert {pair.name: pair.hard_negatives for pair in named_pairs(LossWeights(image_caption=1, hard_negatives=2))} == {
+        "image~paraphrase_2": 0,
+        "caption~paraphrase_1": 2,
+        "paraphrase_1~paraphrase_2": 2,
+        "image~caption": 0,
+    }
 
 
 def test_the_whole_matrix_is_never_in_memory() -> None:

@@ -22,7 +22,7 @@ from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
 from paraclip_core.training import trainer
 from paraclip_core.training.losses import named_pairs
-from paraclip_core.training.options import LossWeights
+from paraclip_core.training.options import RECIPES, LossWeights, RecipeName
 from paraclip_core.training.trainer import build_optimizer, learning_rate, train
 
 SCRIPT = Path(__file__).parents[2] / "kit" / "tiny.py"
@@ -103,8 +103,13 @@ def test_rows_of_one_image_are_no_negatives_of_each_other(tiny: ModuleType, tmp_
     assert loss("one", np.zeros(30, np.int64)) == pytest.approx(0.0, abs=1e-5) and loss("all", np.arange(30)) > 1
 
 
-def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: Path) -> None:
-    options = {"options": {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4}, "paraphrases": 3}
+@pytest.mark.parametrize("recipe", ["published", "contrast"])
+def test_an_interrupted_run_draws_the_same_rewrites_and_hard_negatives(
+    recipe: RecipeName, tiny: ModuleType, tmp_path: Path
+) -> None:
+    losses = RECIPES[recipe]
+    steps = {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4, **losses.model_dump()}
+    options = {"options": steps, "paraphrases": 3, "pairs": named_pairs(losses.weights)}
     whole = weights(tiny, tmp_path / "whole", **options)
     job = tiny.tiny_job(tmp_path / "cut", **options)
 
@@ -119,6 +124,23 @@ def test_an_interrupted_run_draws_the_same_rewrites(tiny: ModuleType, tmp_path: 
     logs = [(tmp_path / folder / "training_log.jsonl").read_bytes() for folder in ("whole", "cut")]
     # Twenty captions an epoch, each in one of its paraphrases.
     assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 30
+    assert ("hard_negative_ranking" in lines(tmp_path / "whole")[0]["losses"]) is (recipe == "contrast")
+
+
+def test_hard_negatives_are_of_the_seed_and_the_epoch(tiny: ModuleType, tmp_path: Path) -> None:
+    pairs = named_pairs(LossWeights(hard_negatives=1.0))
+
+    def batches(name: str, seed: int) -> list[list[list[int]]]:
+        """The hard negatives of all captions at some steps, whatever the order of the captions."""
+        run = trainer._Run(tiny.tiny_job(tmp_path / name, pairs=pairs, options={"seed": seed, "batch_size": 60}))
+        texts = [run._batch(step).texts("hard_negative") for step in (0, 1, 0)]
+        return [sorted(each.take([n]).values.tolist() for n in range(60)) for each in texts]
+
+    first, other = batches("a", 0), batches("b", 1)
+    assert first == batches("c", 0) and first[0] == first[2]
+    assert first[0] != first[1] and first[0] != other[0]
+    job = tiny.tiny_job(tmp_path / "plain")
+    assert trainer._Run(replace(job, vocabulary=None)).hard_negatives is None
 
 
 def test_batches_get_a_share_of_what_is_free(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,6 +216,7 @@ def test_a_run_of_other_options_base_or_data_does_not_go_on(tiny: ModuleType, tm
         {"options": {**short, "learning_rate": 1e-3}},
         {"options": {**short, "distil": 0.1}},
         {"pairs": named_pairs(LossWeights(image_paraphrase_2=2))},
+        {"pairs": named_pairs(LossWeights(hard_negatives=2))},
         {"keep_best": "ao@10"},
         {"clip": job.clip},
         {"image_keys": job.image_keys[::-1].copy()},

@@ -205,6 +205,24 @@ def test_the_control_trains_on_captions_alone(
     assert "captions only, as a control" in card_of(control) and "repaired" not in card_of(control)
 
 
+def test_hard_negatives_are_of_captions_for_the_control_as_well(
+    run_stage: RunStage, inputs: dict[str, Artifact]
+) -> None:
+    logs = []
+    for stage in (FINETUNE, CONTROL):
+        artifact = run_stage(stage, inputs, finetune={"recipe": ("contrast",), "epochs": 1.0})
+        assert artifact.manifest.metrics["recipe"] == "contrast"
+        logs.append([json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()])
+    for log in logs:
+        assert set(log[0]["losses"]) == {
+            "caption~paraphrase_1", "paraphrase_1~paraphrase_2", "ranking_distillation", "hard_negative_ranking",
+        }  # fmt: skip
+        assert log[-1]["losses"]["hard_negative_ranking"] > 0
+    # The caption is its own paraphrase there, and its hard negative is the hardest of its negatives.
+    tuned, control = (log[0]["losses"]["caption~paraphrase_1"] for log in logs)
+    assert tuned > control > 0
+
+
 def with_paraphrases(count: int, text: str | None, table: pa.Table) -> pa.Table:
     """Gives each row of the paraphrases `count` rows, all but the first with `text` as their second paraphrase."""
     others = {}

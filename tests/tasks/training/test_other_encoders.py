@@ -66,7 +66,8 @@ def test_it_is_tuned_and_released(
 ) -> None:
     base = make(kind)
     inputs = {**sources, "features": _features_of(base, sources["features"], store)}
-    artifact = run_stage(FINETUNE, inputs, model={"base": base.reference})
+    recipe = {"recipe": ("contrast",)} if kind == "siglip2" else {}
+    artifact = run_stage(FINETUNE, inputs, model={"base": base.reference}, finetune=recipe)
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < log[0]["loss"]
     tried = json.loads((artifact.path / "candidates.json").read_text())
