@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options
 
@@ -20,8 +20,23 @@ def _several(value: Any) -> Any:
     return value if value is None or (isinstance(value, Sequence) and not isinstance(value, str)) else (value,)
 
 
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(_several), Field(min_length=1)]
-RecipeNames = Annotated[tuple[RecipeName, ...], BeforeValidator(_several), Field(min_length=1)]
+def _one_or_several(one: dict[str, Any]) -> WithJsonSchema:
+    """The schema of a value or a list of them, for editors and the form of the Prefect UI."""
+    return WithJsonSchema({"anyOf": [one, {"type": "array", "items": one, "minItems": 1}]})
+
+
+Rates = Annotated[
+    tuple[Rate, ...],
+    BeforeValidator(_several),
+    Field(min_length=1),
+    _one_or_several({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
+]
+RecipeNames = Annotated[
+    tuple[RecipeName, ...],
+    BeforeValidator(_several),
+    Field(min_length=1),
+    _one_or_several({"type": "string", "enum": list(get_args(RecipeName))}),
+]
 
 
 class BuiltInBaseOptions(Options):
@@ -119,7 +134,7 @@ RECIPES: dict[RecipeName, RecipeOptions] = {
 """Losses by the name of their recipe: the published method's; these with an anchor on captions and on the base's own
 embeddings; none against images, which a few thousand rows teach by heart, but ranking distillation; and these with hard
 negatives, so that paraphrases do not draw texts of different meaning together."""
-DEFAULT_RECIPES: tuple[RecipeName, ...] = ("published", "anchored", "ranking")
+DEFAULT_RECIPES: tuple[RecipeName, ...] = ("published", "anchored", "contrast")
 """The recipes that are tried if none is named."""
 RATES: dict[BaseKind, tuple[float, ...]] = {
     "built-in": (3e-4, 1e-3, 3e-3),
@@ -156,7 +171,7 @@ class FinetuneOptions(RecipeOptions, StepOptions):
     """One or several of `published` (the published losses), `anchored` (with an image~caption loss and a pull towards
     the base's embeddings), `ranking` (no losses against images, but ranking distillation from the mean of all texts),
     `contrast` (`ranking` with hard negatives made by rule) and `own` (`weights`, `distil` and `ranking_distillation`).
-    Default: `own` if one of these three is set, otherwise `published`, `anchored` and `ranking`."""
+    Default: `own` if one of these three is set, otherwise `published`, `anchored` and `contrast`."""
     learning_rate: Rates | None = None
     """Peak learning rate, or several to try. Default: a short list that suits the kind of the base."""
     epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0

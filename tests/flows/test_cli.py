@@ -59,7 +59,7 @@ def test_a_finished_run_says_so_stage_by_stage(finished_run: Callable[..., Any],
     assert all(word in shown for word in ("asked", "kept", "trained on", *cells))
     first = shown.splitlines()[0]
     assert first.startswith(
-        "warning: trained on 137 of 4,512 captions, fewer than one batch (finetune.batch_size is 512)"
+        "warning: trained on 137 of 4,512 captions, fewer than one batch (finetune.batch_size is 256)"
     )
     assert summary["rows"] == {"asked": 4512, "kept": 150, "paraphrases": 320, "trained_on": 137}
     assert f"warning: {summary['notes'][0]}" == first
@@ -130,7 +130,7 @@ def test_a_plan_for_people_and_machines(finished_run: Callable[..., Any], cli: A
     plan = cli.json(["plan", "-c", config, "--set", "finetune.epochs=9"])
     to_run = {stage["stage"]: stage for stage in plan["stages"] if stage["state"] == "to run"}
     assert list(to_run) == ["finetune", "evaluate", "report"]
-    assert to_run["finetune"]["why"] == ["option finetune.epochs: 2.0 → 9.0"]
+    assert to_run["finetune"]["why"] == ["option finetune.epochs: 10.0 → 9.0"]
     assert set(to_run["report"]) >= {"rows", "requests", "tokens", "seconds", "note", "fingerprint"}
 
 
@@ -176,7 +176,7 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
 def test_config_show_is_a_configuration(cli: Any) -> None:
     tree = yaml.safe_load(cli(["config", "show", "--set", "finetune.epochs=3"]).out)
     assert Settings.model_validate(tree).finetune.epochs == 3
-    assert cli.json(["config", "show"])["finetune"]["epochs"] == 2
+    assert cli.json(["config", "show"])["finetune"]["epochs"] == 10
     assert yaml.safe_load(cli(["config", "show", "--root", "a: [b"]).out)["run"]["root"] == "a: [b"
     assert cli.json(["config", "schema"])["properties"]["finetune"]
     assert "data.sources.0.path" in cli(["config", "schema"]).out

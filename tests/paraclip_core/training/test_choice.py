@@ -109,7 +109,7 @@ def test_candidates_are_every_recipe_at_every_rate() -> None:
     assert [(one.recipe, one.options.learning_rate) for one in default] == [
         (recipe, rate) for recipe in DEFAULT_RECIPES for rate in RATES["built-in"]
     ]
-    assert DEFAULT_RECIPES == ("published", "anchored", "ranking")
+    assert DEFAULT_RECIPES == ("published", "anchored", "contrast")
     (contrast,) = FinetuneOptions.model_validate({"recipe": "contrast", "learning_rate": 1e-3}).candidates("clip")
     ranking = RECIPES["ranking"]
     assert contrast.options.weights == ranking.weights.model_copy(update={"hard_negatives": 1.0})

@@ -20,6 +20,8 @@ from paraclip_core.paraphrase.engines import SMALL_BYTES
 from paraclip_core.settings import load_settings
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+QUERIES = "evaluate.queries={}"
+"""The demo has paraphrased queries of its own; with this it has every stage but the control."""
 ORDER = (
     "scenes",
     "ingest",
@@ -35,7 +37,7 @@ ORDER = (
 
 
 def fingerprints(tmp_path: Path, *overrides: str) -> dict[str, str]:
-    settings = load_settings(DEMO, overrides)
+    settings = load_settings(DEMO, (QUERIES, *overrides))
     return {name: node.fingerprint for name, node in Run(settings, ArtifactStore(tmp_path / "root")).nodes.items()}
 
 
@@ -46,7 +48,7 @@ def changed(tmp_path: Path, *overrides: str) -> set[str]:
 
 def test_every_stage_comes_after_its_inputs() -> None:
     assert tuple(name for name in STAGES if name != "control") == ORDER
-    settings = load_settings(DEMO)
+    settings = load_settings(DEMO, [QUERIES])
     seen: set[str] = set()
     for name in stages_of(settings):
         assert set(STAGES[name].inputs(settings)) <= seen, name
@@ -79,9 +81,9 @@ def test_weights_of_a_local_language_model_are_read_once(tmp_path: Path, monkeyp
 
 def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
     wanted = "evaluate.control=true"
-    assert list(stages_of(load_settings(DEMO, [wanted]))) == [*ORDER[:8], "control", *ORDER[8:]]
+    assert list(stages_of(load_settings(DEMO, [QUERIES, wanted]))) == [*ORDER[:8], "control", *ORDER[8:]]
     assert changed(tmp_path, wanted) == {"evaluate", "report"}
-    settings = load_settings(DEMO, [wanted])
+    settings = load_settings(DEMO, [QUERIES, wanted])
     nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
     control, tuned = (nodes[name].draft.options["finetune"] for name in ("control", "finetune"))
     assert control == {**tuned, "texts": "captions"}
