@@ -1,6 +1,6 @@
 """Three rules for choosing among candidates, by what each would have chosen and what the evaluation split says of it.
 
-    python benchmarks/choice_rules.py -c configs/flickr8k.yaml [--set a.b=c]
+    python benchmarks/choice_rules.py -c configs/flickr8k-paraphrases.yaml [--set a.b=c]
 
 The run's `finetune` must be finished and its towers kept (`paraclip artifacts gc` deletes them). Every tower is
 measured at every α on the held-out training images, as the run did, and on the benchmarks of the evaluation split, as
