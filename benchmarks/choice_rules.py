@@ -20,7 +20,7 @@ from pathlib import Path
 from record import arguments
 
 from paraclip.storage.fingerprint import canonical_json
-from paraclip.tasks.models import base_held_out, base_kind, base_reference
+from paraclip.tasks.models import base_kind, base_reference
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
 from paraclip.tasks.training.data import Images, hold_out, tokens_for, validation_set
@@ -32,36 +32,31 @@ from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.options import meaning
 from paraclip_core.settings import load_settings
 from paraclip_core.training.choice import Point, choose, copy_weights, interpolate, lost_recall
-from paraclip_core.training.validation import AO, RECALL, Validation, measure
+from paraclip_core.training.validation import AO, RECALL, measure, with_overlap
 
 LIMIT = 0.5
 SHOWN = ("ao@10", "text_to_image_recall@10", "paraphrased_query_text_to_image_recall@10", "margin")
 """Metrics of the evaluation that the table shows; the first three are its criterion."""
 
-Rule = Callable[[Sequence[Point], Validation, Sequence[float]], tuple[str, float, float]]
+Rule = Callable[[Sequence[Point], Sequence[float]], Point]
 
 
-def limit(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> tuple[str, float, float]:
-    """Recipe, learning rate and α by the first rule."""
-    allowed = [p for p in points if p.validation.figures[RECALL] >= base.figures[RECALL] - LIMIT]
-    chosen = max(allowed, key=lambda point: point.validation.figures[AO], default=None)
-    if chosen is None or chosen.validation.figures[AO] <= base.figures[AO]:
-        return points[0].recipe, points[0].learning_rate, 0.0
-    return chosen.recipe, chosen.learning_rate, chosen.alpha
+def limit(points: Sequence[Point], grid: Sequence[float]) -> Point:
+    """The choice of the first rule."""
+    floor = points[0].validation.figures[RECALL] - LIMIT
+    allowed = [point for point in points if point.validation.figures[RECALL] >= floor]
+    return max(allowed, key=lambda point: (point.validation.figures[AO], -point.alpha))
 
 
-def best(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> tuple[str, float, float]:
-    """Those by the second rule."""
-    zero = Point(points[0].recipe, points[0].learning_rate, 0.0, base)
-    allowed = [point for point in (zero, *points) if not lost_recall(point, base)]
-    chosen = max(allowed, key=lambda point: (float(point.felt.sum()), -point.alpha))
-    return chosen.recipe, chosen.learning_rate, chosen.alpha
+def best(points: Sequence[Point], grid: Sequence[float]) -> Point:
+    """That of the second rule."""
+    allowed = [point for point in points if not lost_recall(point, points[0].validation)]
+    return max(allowed, key=lambda point: (float(point.felt.sum()), -point.alpha))
 
 
-def one_standard_error(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> tuple[str, float, float]:
-    """Those that a run chooses."""
-    chosen = choose(points, base, grid).chosen
-    return chosen.recipe, chosen.learning_rate, chosen.alpha
+def one_standard_error(points: Sequence[Point], grid: Sequence[float]) -> Point:
+    """That of a run."""
+    return choose(points, grid).chosen
 
 
 RULES: dict[str, Rule] = {"limit": limit, "best": best, "one standard error": one_standard_error}
@@ -89,14 +84,12 @@ def main() -> None:
     encoder = ModelEncoder(base_reference(settings, inputs), settings.run.device)
     clip, images = encoder.clip, Images(inputs["features"].path)
     captions, paraphrases = inputs["ingest"].path / "captions", inputs["paraphrase_2"].path / "paraphrases"
-    unseen = base_held_out(settings) if "built_in_base" in inputs else 1.0
-    held_out = hold_out(captions, images, options.validation, unseen)
+    held_out = hold_out(captions, images, options.validation)
     validation = validation_set(captions, held_out, paraphrases, tokens_for(clip, CONTEXT_LENGTH))
     tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
     freeze_image_encoder(clip)
     parameters = trained_parameters(clip.model)
-    weights, reference = copy_weights(parameters), measure(clip, validation)
-    reference = measure(clip, validation, reference)
+    weights, base = copy_weights(parameters), measure(clip, validation)
     of_base = evaluated(tasks, encoder)
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
     towers = {
@@ -104,38 +97,36 @@ def main() -> None:
         for tower in run.store.list(TOWER)
         if tower.manifest.inputs == fingerprints and tower.manifest.options["texts"] == options.texts
     }
-    points, results = list[Point](), dict[tuple[str, float, float], dict[str, float]]()
+    points, results = list[Point](), list[dict[str, float]]()
     for candidate in options.candidates(base_kind(settings.model.base)):
         tuned = tower_weights(towers[canonical_json(meaning(candidate.options))], clip)
-        for alpha in sorted({*options.alpha.grid} - {0.0}):
+        for alpha in sorted({0.0, *options.alpha.grid}):
             interpolate(parameters, weights, tuned, alpha)
-            point = Point(
-                candidate.recipe, candidate.options.learning_rate, alpha, measure(clip, validation, reference)
-            )
-            points.append(point)
-            results[point.recipe, point.learning_rate, alpha] = evaluated(tasks, encoder)
+            measured = measure(clip, validation) if alpha else base
+            points.append(Point(candidate, alpha, with_overlap(measured, base, validation)))
+            results.append(evaluated(tasks, encoder) if alpha else of_base)
     names = [name for name in SHOWN if name in of_base]
     felt = [name for name in names if name != "margin"]
 
     def gain(figures: dict[str, float]) -> float:
         return sum(figures[name] - of_base[name] for name in felt) / len(felt)
 
-    top = max(0.0, *map(gain, results.values()))
-    print(f"| rule | recipe | learning rate | α | criterion | {' | '.join(names)} | regret |")
-    print(f"|---|---|---|---|---|{'---|' * len(names)}---|")
+    gains = [gain(figures) for figures in results]
+    print(f"| rule | candidate | α | criterion | {' | '.join(names)} | regret |")
+    print(f"|---|---|---|---|{'---|' * len(names)}---|")
 
-    def row(rule: str, key: tuple[str, float, float]) -> None:
-        figures = results.get(key, of_base)
+    def row(rule: str, place: int) -> None:
+        point, figures = points[place], results[place]
         cells = " | ".join(f"{figures[name] - of_base[name]:+.2f}" for name in names)
         print(
-            f"| {rule} | {key[0]} | {key[1]:g} | {key[2]:g} "
-            f"| {gain(figures):+.2f} | {cells} | {top - gain(figures):.2f} |"
+            f"| {rule} | {point.candidate.name} | {point.alpha:g} | {gains[place]:+.2f} | {cells} "
+            f"| {max(gains) - gains[place]:.2f} |"
         )
 
     for name, rule in RULES.items():
-        row(name, rule(points, reference, options.alpha.grid))
-    for key in sorted(results, key=lambda key: -gain(results[key])):
-        row("–", key)
+        row(name, points.index(rule(points, options.alpha.grid)))
+    for place in sorted(range(len(points)), key=lambda place: -gains[place]):
+        row("–", place)
 
 
 if __name__ == "__main__":

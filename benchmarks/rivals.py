@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from record import arguments
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.models import base_held_out, base_reference
+from paraclip.tasks.models import base_reference
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, captions_of, stored_split
 from paraclip.tasks.training.data import Images, hold_out
@@ -122,8 +122,7 @@ def milliseconds(encoder: Encoder, texts: Sequence[str]) -> float:
 def linear_map(settings: Settings, inputs: Mapping[str, Artifact], base: ModelEncoder, stored: Stored) -> Rival:
     """The best ridge's map: argmin over W of |X W - Y|² / n + λ |W - I|², X captions and Y their images' means."""
     captions, images = captions_of(inputs["ingest"].path / "captions", "train"), Images(inputs["features"].path)
-    unseen = base_held_out(settings) if "built_in_base" in inputs else 1.0
-    held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation, unseen)
+    held_out = hold_out(inputs["ingest"].path / "captions", images, settings.finetune.validation)
     rows = images.find(captions.image_ids)
     validated = Captions(*picked(captions, held_out.position(rows) >= 0), "held out")
     ids, texts = picked(captions, held_out.trains(rows))

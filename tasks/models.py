@@ -43,7 +43,8 @@ def base_inputs(settings: Settings) -> tuple[str, ...]:
 
 
 def base_held_out(settings: Settings) -> float:
-    """Share of the training images that the built-in base does not see, since fine-tuning chooses on them."""
+    """Share of the training images that the built-in base does not see, because fine-tuning chooses on some of them: a
+    base has learned its training images, and beats any tuned encoder there."""
     return max(BASE_HELD_OUT, settings.finetune.validation)
 
 

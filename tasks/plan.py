@@ -266,8 +266,6 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
 
 def units_of(stage: Stage, metrics: Mapping[str, Any]) -> float | None:
     """A finished stage's units of work: requests, samples seen in training, images or rows."""
-    if stage.trains and "samples" not in metrics and "steps" in metrics and "batch_size" in metrics:
-        return float(metrics["steps"] * metrics["batch_size"])
     return next((float(metrics[name]) for name in stage.units if isinstance(metrics.get(name), int | float)), None)
 
 

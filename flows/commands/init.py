@@ -12,7 +12,7 @@ import typer
 
 from paraclip.flows.commands.common import JsonOption, print_facts
 from paraclip_core.captions.counts import bare_rows, listed_reasons
-from paraclip_core.captions.options import DataOptions
+from paraclip_core.captions.options import USUAL_WORDS
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 SMALL_BATCH = 8
 LOCAL_SERVER = "http://127.0.0.1:8000/v1"
 """Where `vllm serve` listens."""
-USUAL_WORDS: int = DataOptions.model_fields["max_words"].default
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
 

@@ -13,6 +13,10 @@ from paraclip_core.options import OPERATIONAL, NameOrPath, Options
 SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
 
 
+USUAL_WORDS = 15
+"""The published limit of a caption's words."""
+
+
 class SourceOptions(Options):
     """A file or folder with captions."""
 
@@ -64,7 +68,7 @@ class DataOptions(Options):
     min_words: Annotated[int, Field(ge=1)] = 2
     """Captions with fewer words are rejected (published filter: 2). Words are separated by spaces; in scripts without
     spaces, two Chinese or Japanese characters count as a word, or four letters of Thai, Lao, Khmer or Burmese."""
-    max_words: Annotated[int, Field(ge=1)] = 15
+    max_words: Annotated[int, Field(ge=1)] = USUAL_WORDS
     """Captions with more words are rejected (published filter: 15)."""
     on_error: Literal["stop", "skip"] = "stop"
     """What an unreadable file does: `stop` fails the stage and names it, `skip` rejects it and continues."""

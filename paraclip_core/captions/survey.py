@@ -20,7 +20,7 @@ from paraclip_core.captions.counts import Counts
 from paraclip_core.captions.filters import count_words
 from paraclip_core.captions.formats import named_format, read
 from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
-from paraclip_core.captions.options import DataOptions, SourceOptions
+from paraclip_core.captions.options import USUAL_WORDS, DataOptions, SourceOptions
 from paraclip_core.captions.pipeline import CaptionPipeline
 from paraclip_core.captions.readers.csv import header_fields
 from paraclip_core.captions.rows import RowBatch
@@ -42,7 +42,6 @@ NAMED = """
     QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
     ORDER BY images, image_path
 """
-USUAL_WORDS: int = DataOptions.model_fields["max_words"].default
 MOST_WORDS = 77
 """Words that a caption may have if longer ones than usual are found: CLIP reads as many tokens."""
 LEAST_IMAGES = 10

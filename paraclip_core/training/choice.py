@@ -8,7 +8,7 @@ changes the fewest results wins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paraclip_core.training.options import RecipeName
+from paraclip_core.training.options import Candidate
 from paraclip_core.training.validation import AO, OVERLAP, PARAPHRASE_RECALL, RECALL, Parts, Validation, interval
 
 FELT = (RECALL, PARAPHRASE_RECALL, AO)
@@ -27,15 +27,10 @@ FELT = (RECALL, PARAPHRASE_RECALL, AO)
 class Point:
     """A candidate at one α, and what it finds."""
 
-    recipe: RecipeName
-    learning_rate: float
+    candidate: Candidate
     alpha: float
     validation: Validation
-
-    @property
-    def name(self) -> str:
-        """For example ``ranking at 0.001, α = 0.5``."""
-        return f"{self.recipe} at {self.learning_rate:g}, α = {self.alpha:g}"
+    """With the overlap with the base's results."""
 
     @property
     def felt(self) -> Parts:
@@ -50,8 +45,8 @@ class Choice:
 
     chosen: Point
     rule: str
-    stopped: Mapping[tuple[RecipeName, float], str]
-    """Why each candidate that was not chosen was not, by recipe and learning rate."""
+    stopped: Mapping[str, str]
+    """Why each candidate that was not chosen was not, by its name."""
     notes: tuple[str, ...] = ()
     """An optimum at the edge of the learning rates."""
 
@@ -73,68 +68,68 @@ def interpolate(
                 parameter.copy_(torch.lerp(base[name].float(), tuned[name].float(), alpha))
 
 
-def choose(points: Sequence[Point], base: Validation, grid: Sequence[float]) -> Choice:
-    """Choose among all points above α = 0, and the base.
+def choose(points: Sequence[Point], grid: Sequence[float]) -> Choice:
+    """Choose among points, those of each candidate side by side; its first one is the base, α = 0.
 
     A point is allowed unless its recall of plain captions is below the base's by more than chance (95 % interval of the
-    paired difference). Of the allowed ones and the base the criterion's best, and all that are within one standard
-    error of it, count as equal (the one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984,
-    sec. 3.4.3); of these the one wins that changes the fewest results. Without paraphrases to search with, the largest
-    allowed α of the first candidate wins: falling back to the base would undo the training because of an unmeasured
-    figure. If the grid has a single α, the best candidate at that α wins, whatever it costs.
+    paired difference). The best of the allowed ones by the criterion, and all that are within one standard error of it,
+    count as equal (the one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3);
+    of these the one wins that changes the fewest results. Without paraphrases to search with, the largest allowed α of
+    the first candidate wins: falling back to the base would undo the training because of an unmeasured figure. If the
+    grid has a single α, the best candidate at that α wins, whatever it costs.
     """
-    zero = Point(points[0].recipe, points[0].learning_rate, 0.0, base)
+    base = points[0].validation
     if len(set(grid)) == 1:
-        chosen = max(points, key=_score) if points else zero
-        return _choice(points, zero, chosen, chosen, "the only α of finetune.alpha.grid", {})
+        chosen = max((point for point in points if point.alpha in grid), key=_score)
+        return _choice(points, chosen, chosen, "the only α of finetune.alpha.grid", {})
     worse = {id(point): loss for point in points if (loss := lost_recall(point, base))}
-    allowed = [zero, *(point for point in points if id(point) not in worse)]
+    allowed = [point for point in points if id(point) not in worse]
     within = "recall@10 of plain captions is not significantly below the base's"
     if AO not in base.figures:
-        first = [point for point in allowed if (point.recipe, point.learning_rate) == (zero.recipe, zero.learning_rate)]
+        largest = max((one for one in allowed if one.candidate is points[0].candidate), key=lambda one: one.alpha)
         words = (
             f"highest α whose {within}; agreement could not be looked at, because one image alone is held out for "
             "validation, or none that has a row with paraphrases (raise finetune.validation, or paraphrase.fraction if "
             "it is below 1)"
         )
-        largest = max(first, key=lambda point: point.alpha)
-        return _choice(points, zero, largest, zero, words, worse)
+        return _choice(points, largest, points[0], words, worse)
     best = max(allowed, key=lambda point: (_score(point), -point.alpha))
     equal = [point for point in allowed if _score(best) - _score(point) <= interval(best.felt - point.felt)[1]]
-    chosen = max(equal, key=lambda point: (point.validation.figures.get(OVERLAP, 100.0), -point.alpha))
+    chosen = max(equal, key=lambda point: (point.validation.figures[OVERLAP], -point.alpha))
     words = (
         "highest mean of recall@10 of plain and of paraphrased queries and their AO@10 on held-out images, among all "
         f"whose {within}; of those within a standard error of the best, the one that changes the fewest results"
     )
-    return _choice(points, zero, chosen, best, words, worse)
+    return _choice(points, chosen, best, words, worse)
 
 
-def _choice(
-    points: Sequence[Point], zero: Point, chosen: Point, best: Point, words: str, worse: Mapping[int, str]
-) -> Choice:
-    rates, stopped = sorted({point.learning_rate for point in points}), {}
-    for key, group in groupby(points, key=lambda point: (point.recipe, point.learning_rate)):
-        if key == (chosen.recipe, chosen.learning_rate) and chosen.alpha:
+def _choice(points: Sequence[Point], chosen: Point, best: Point, words: str, worse: Mapping[int, str]) -> Choice:
+    rates, stopped = sorted({point.candidate.options.learning_rate for point in points}), {}
+    for name, group in _by_candidate(points):
+        base, *tuned = group
+        if not tuned or (chosen.alpha and name == chosen.candidate.name):
             continue
-        several = list(group)
-        allowed = [point for point in several if id(point) not in worse]
-        if not allowed:
-            stopped[key] = f"at α = {several[0].alpha:g}, {worse[id(several[0])]}"
-            continue
-        most = max(allowed, key=_score)
-        gain, error = _score(most) - _score(zero), interval(most.felt - zero.felt)[1]
-        stopped[key] = f"at α = {most.alpha:g} the criterion changes by {gain:+.1f} ± {error:.1f}"
-        if higher := [point for point in several if id(point) in worse]:
-            stopped[key] += f"; at α = {higher[0].alpha:g}, {worse[id(higher[0])]}"
-    notes = []
-    if best.alpha and len(rates) > 1 and best.learning_rate in (rates[0], rates[-1]):
-        low = best.learning_rate == rates[0]
+        allowed = [point for point in tuned if id(point) not in worse]
+        higher = [f"at α = {point.alpha:g}, {worse[id(point)]}" for point in tuned if id(point) in worse][:1]
+        if allowed:
+            most = max(allowed, key=_score)
+            gain, error = _score(most) - _score(base), interval(most.felt - base.felt)[1]
+            higher.insert(0, f"at α = {most.alpha:g} the criterion changes by {gain:+.1f} ± {error:.1f}")
+        stopped[name] = "; ".join(higher)
+    notes, rate = [], best.candidate.options.learning_rate
+    if best.alpha and len(rates) > 1 and rate in (rates[0], rates[-1]):
+        low = rate == rates[0]
         following = rates[0] ** 2 / rates[1] if low else rates[-1] ** 2 / rates[-2]
         notes.append(
-            f"the best learning rate on held-out images, {best.learning_rate:g}, is the "
-            f"{'lowest' if low else 'highest'} that was tried; {following:.1g} may be better (finetune.learning_rate)"
+            f"the best learning rate on held-out images, {rate:g}, is the {'lowest' if low else 'highest'} that was "
+            f"tried; {following:.1g} may be better (finetune.learning_rate)"
         )
     return Choice(chosen, words, stopped, tuple(notes))
+
+
+def _by_candidate(points: Sequence[Point]) -> Iterator[tuple[str, list[Point]]]:
+    for name, group in groupby(points, key=lambda point: point.candidate.name):
+        yield name, list(group)
 
 
 def _score(point: Point) -> float:
@@ -150,21 +145,22 @@ def lost_recall(point: Point, base: Validation) -> str:
     return f"recall@10 of plain captions falls by {-change:.1f} ± {half:.1f}" if change + half < -1e-9 else ""
 
 
-def as_json(points: Sequence[Point], base: Validation, choice: Choice) -> dict[str, Any]:
+def as_json(points: Sequence[Point], choice: Choice) -> dict[str, Any]:
     """``candidates.json``: what each candidate finds at each α, and the choice."""
-    chosen = choice.chosen
     return {
         "candidates": [
             {
-                "recipe": recipe,
-                "learning_rate": rate,
-                "alphas": [{"alpha": 0.0, **base.figures}]
-                + [{"alpha": point.alpha, **point.validation.figures} for point in group],
-                "stopped": choice.stopped.get((recipe, rate)),
+                **_named(group[0].candidate),
+                "alphas": [{"alpha": point.alpha, **point.validation.figures} for point in group],
+                "stopped": choice.stopped.get(name),
             }
-            for (recipe, rate), group in groupby(points, key=lambda point: (point.recipe, point.learning_rate))
+            for name, group in _by_candidate(points)
         ],
-        "chosen": {"recipe": chosen.recipe, "learning_rate": chosen.learning_rate, "alpha": chosen.alpha},
+        "chosen": {**_named(choice.chosen.candidate), "alpha": choice.chosen.alpha},
         "rule": choice.rule,
         "notes": list(choice.notes),
     }
+
+
+def _named(candidate: Candidate) -> dict[str, Any]:
+    return {"recipe": candidate.recipe, "learning_rate": candidate.options.learning_rate}

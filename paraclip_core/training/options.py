@@ -96,6 +96,10 @@ class RankingDistillation(Options):
 class StepOptions(Options):
     """How a text encoder is trained, whatever its losses."""
 
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0
+    """Passes over the training rows."""
+    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
+    """Rows in a batch, which is also the number of candidates in each contrastive loss."""
     weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
     """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -145,10 +149,8 @@ RATES: dict[BaseKind, tuple[float, ...]] = {
 
 
 class TrainingOptions(RecipeOptions, StepOptions):
-    """A single training: its losses, its learning rate and its length."""
+    """A single training: its losses, its steps and its learning rate."""
 
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
     learning_rate: Rate = 2e-4
 
 
@@ -174,10 +176,6 @@ class FinetuneOptions(RecipeOptions, StepOptions):
     Default: `own` if one of these three is set, otherwise `published`, `anchored` and `contrast`."""
     learning_rate: Rates | None = None
     """Peak learning rate, or several to try. Default: a short list that suits the kind of the base."""
-    epochs: Annotated[float, Field(gt=0, le=1000)] = 10.0
-    """Passes over the training rows."""
-    batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
-    """Rows in a batch, which is also the number of candidates in each contrastive loss."""
     texts: Literal["paraphrases", "captions"] = "paraphrases"
     """`captions` puts the caption in place of both paraphrases: the control that shows where a gain comes from."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.1
@@ -205,7 +203,7 @@ class FinetuneOptions(RecipeOptions, StepOptions):
 
     def candidates(self, kind: BaseKind) -> tuple[Candidate, ...]:
         """Every recipe at every learning rate, for a base of this kind."""
-        shared = {name: getattr(self, name) for name in (*StepOptions.model_fields, "epochs", "batch_size")}
+        shared = {name: getattr(self, name) for name in StepOptions.model_fields}
         candidates = []
         for recipe in self.recipes:
             losses = RECIPES.get(recipe, self)

@@ -64,24 +64,17 @@ class Validation:
     """The first images of each caption, [n, k]."""
 
 
-def measure(clip: ClipModel, held_out: ValidationSet, base: Validation | None = None) -> Validation:
+def measure(clip: ClipModel, held_out: ValidationSet) -> Validation:
     """Recall@10 of the captions and, if there are pairs, AO@10, JS@10 and recall@10 of paraphrase 2.
 
-    With a `base`, also how many of its first images each caption still finds. AO and JS are left out without pairs,
-    since 0 would mean a bad encoder, and with a single image, on which all rankings agree. With fewer than twenty
-    images k is half their number, since with k as large as the gallery every encoder finds every image.
+    AO and JS are left out without pairs, since 0 would mean a bad encoder, and with a single image, on which all
+    rankings agree. With fewer than twenty images k is half their number, since with k as large as the gallery every
+    encoder finds every image.
     """
     images = len(held_out.gallery)
     k = min(K, max(1, images // 2))
     found = _rank(clip, held_out.captions, held_out.gallery, k)
-
-    def parts(values: NDArray[np.floating], targets: NDArray[np.int64]) -> Parts:
-        return np.bincount(targets, 100 * values.astype(np.float64) / max(len(values), 1), images).astype(np.float64)
-
-    shares = {RECALL: parts(recall_at_k(found, held_out.targets, k), held_out.targets)}
-    if base is not None:
-        kept = (found[:, :, None] == base.found[:, None, :]).any(1).mean(1)
-        shares[OVERLAP] = parts(kept, held_out.targets)
+    parts = {RECALL: _by_image(recall_at_k(found, held_out.targets, k), held_out.targets, images)}
     if held_out.first is not None and held_out.second is not None and len(held_out.first) and images > 1:
         assert held_out.pair_targets is not None
         first = _rank(clip, held_out.first, held_out.gallery, k)
@@ -91,8 +84,24 @@ def measure(clip: ClipModel, held_out: ValidationSet, base: Validation | None = 
             JS: jaccard(first, second, k),
             PARAPHRASE_RECALL: recall_at_k(second, held_out.pair_targets, k),
         }
-        shares |= {name: parts(values, held_out.pair_targets) for name, values in of_pairs.items()}
-    return Validation({name: rounded(float(each.sum())) for name, each in shares.items()}, shares, found)
+        parts |= {name: _by_image(values, held_out.pair_targets, images) for name, values in of_pairs.items()}
+    return _summed(parts, found)
+
+
+def with_overlap(validation: Validation, base: Validation, held_out: ValidationSet) -> Validation:
+    """The validation with the share of the base's first images that each caption still finds (:data:`OVERLAP`)."""
+    stays = (validation.found[:, :, None] == base.found[:, None, :]).any(1).mean(1)
+    overlap = _by_image(stays, held_out.targets, len(held_out.gallery))
+    return _summed({**validation.parts, OVERLAP: overlap}, validation.found)
+
+
+def _by_image(values: NDArray[np.floating], targets: NDArray[np.int64], images: int) -> Parts:
+    """The contributions of the images to the mean of the values, which are shares of queries for these images."""
+    return np.bincount(targets, 100 * values.astype(np.float64) / max(len(values), 1), images).astype(np.float64)
+
+
+def _summed(parts: Mapping[str, Parts], found: NDArray[np.int64]) -> Validation:
+    return Validation({name: rounded(float(each.sum())) for name, each in parts.items()}, parts, found)
 
 
 def _rank(clip: ClipModel, texts: Ragged, gallery: NDArray[np.float16], k: int) -> NDArray[np.int64]:

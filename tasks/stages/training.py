@@ -53,6 +53,7 @@ BUILT_IN_BASE = Stage(
     applies=lambda settings: settings.model.base == BUILT_IN,
     about="Train the built-in base on image-caption pairs.",
     pool="gpu",
+    units=("samples",),
     trains=True,
 )
 """Trains a text encoder for the built-in base, for use without a pretrained CLIP."""

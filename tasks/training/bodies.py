@@ -66,7 +66,7 @@ from paraclip_core.training.losses import Pair, named_pairs
 from paraclip_core.training.options import Candidate, TrainingOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
-from paraclip_core.training.validation import AO, RECALL, measure
+from paraclip_core.training.validation import AO, RECALL, measure, with_overlap
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +121,7 @@ def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Prepared:
     settings, options = ctx.settings, ctx.settings.finetune
     clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
-    # A base that was trained here has seen its training images, and beats any tuned encoder on them.
-    unseen = base_held_out(settings) if "built_in_base" in ctx.inputs else 1.0
-    held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation, unseen)
+    held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation)
     tokens = tokens_for(clip, CONTEXT_LENGTH)
     paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"
     stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
@@ -186,6 +184,7 @@ def built_in_base(ctx: StageContext) -> dict[str, Any]:
         "validation_images": len(base.held_out.gallery),
         "steps": result.steps,
         "batch_size": result.batch_size,
+        "samples": result.steps * result.batch_size,
         "best_step": result.best_step,
         f"validation_{RECALL}": result.best,
         "samples_per_second": result.samples_per_second,
@@ -205,30 +204,28 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     base = copy_weights(parameters)
     captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
     validation = validation_set(captions, tuning.held_out, paraphrases, tuning.tokens)
-    reference = measure(clip, validation)
-    reference = measure(clip, validation, reference)
-    towers, points = {}, list[Point]()
+    of_base = measure(clip, validation)
+    towers, points = dict[str, Artifact](), list[Point]()
     for number, candidate in enumerate(candidates, 1):
         interpolate(parameters, base, base, 0.0)
         facts = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
-        made = towers[candidate.recipe, candidate.options.learning_rate] = tower(ctx, candidate, job, facts)
-        tuned = tower_weights(made, clip)
-        for alpha in sorted({*options.alpha.grid} - {0.0}):
+        towers[candidate.name] = tower(ctx, candidate, job, facts)
+        tuned = tower_weights(towers[candidate.name], clip)
+        for alpha in sorted({0.0, *options.alpha.grid}):
             interpolate(parameters, base, tuned, alpha)
-            found = measure(clip, validation, reference)
-            points.append(Point(candidate.recipe, candidate.options.learning_rate, alpha, found))
-    choice = choose(points, reference, options.alpha.grid)
-    chosen = choice.chosen
-    if AO not in reference.figures:
+            measured = measure(clip, validation) if alpha else of_base
+            points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
+    choice = choose(points, options.alpha.grid)
+    chosen, tried = choice.chosen, choice.chosen.candidate
+    if AO not in of_base.figures:
         log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)
     for note in choice.notes:
         log.warning("%s", note)
-    write_json(ctx.work.out / "candidates.json", as_json(points, reference, choice))
-    best = towers[chosen.recipe, chosen.learning_rate]
+    write_json(ctx.work.out / "candidates.json", as_json(points, choice))
+    best = towers[tried.name]
     shutil.copyfile(best.path / LOG, ctx.work.out / LOG)
     interpolate(parameters, base, tower_weights(best, clip), chosen.alpha)
     control, built_in = options.texts == "captions", ctx.inputs.get("built_in_base")
-    tried = next(one for one in candidates if one.name == f"{chosen.recipe} at {chosen.learning_rate:g}")
     after = _release(
         ctx,
         tuning,
@@ -243,14 +240,9 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         options=meaning(tried.options)
         | {"recipe": tried.recipe, "texts": options.texts, "validation": options.validation}
         | {"precision": pick_precision(options.precision, clip.device), "loss": LOSSES[clip.sigmoid]},
-        figures=[{"alpha": 0.0, **reference.figures}]
-        + [
-            {"alpha": point.alpha, **point.validation.figures}
-            for point in points
-            if (point.recipe, point.learning_rate) == (chosen.recipe, chosen.learning_rate)
-        ],
+        figures=[{"alpha": each.alpha, **each.validation.figures} for each in points if each.candidate is tried],
     )
-    trained = [made.manifest.metrics for made in towers.values()]
+    trained = [each.manifest.metrics for each in towers.values()]
     return {
         **rows.facts,
         # Not among the options, because the base's location does not count; `paraclip search` reads it here.
@@ -263,10 +255,10 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         "steps": trained[0]["steps"],
         "batch_size": trained[0]["batch_size"],
         "samples": sum(each["steps"] * each["batch_size"] for each in trained),
-        "recipe": chosen.recipe,
-        "learning_rate": chosen.learning_rate,
+        "recipe": tried.recipe,
+        "learning_rate": tried.options.learning_rate,
         "alpha": chosen.alpha,
-        "validation": {"0.0": dict(reference.figures), str(chosen.alpha): dict(chosen.validation.figures)},
+        "validation": {str(each.alpha): dict(each.validation.figures) for each in (points[0], chosen)},
         "samples_per_second": best.manifest.metrics["samples_per_second"],
         "image_encoder_hash_before": tuning.image_encoder,
         "image_encoder_hash_after": after,

@@ -144,10 +144,10 @@ class HeldOut:
         return positions
 
 
-def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) -> HeldOut:
+def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
     """Hold out the training images whose position is below `share`; at least one, if there are two.
 
-    The gallery has the first 2,000 of those whose position is also below `unseen`.
+    The gallery has the first 2,000 of them.
     """
     seen = np.zeros(len(images.keys), bool)
     for _, rows in caption_rows(captions, images, ()):
@@ -158,11 +158,7 @@ def hold_out(captions: Path, images: Images, share: float, unseen: float = 1.0) 
     if not len(chosen) and len(candidates) > 1:
         chosen = candidates[:1]
     held_out = np.isin(images.keys, chosen)
-    looked_at = chosen[images.places[chosen] < unseen] if unseen < share else chosen
-    if not len(looked_at):
-        # The one that is held out where no place is below `unseen`.
-        looked_at = chosen[:1]
-    return HeldOut(held_out, looked_at[:MAX_IMAGES], images)
+    return HeldOut(held_out, chosen[:MAX_IMAGES], images)
 
 
 def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> TrainingRows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from paraclip_core.training.choice import FELT, Point, as_json, choose, copy_weights, interpolate
-from paraclip_core.training.options import DEFAULT_RECIPES, RATES, RECIPES, FinetuneOptions, LossWeights
+from paraclip_core.training.choice import FELT, Choice, Point, as_json, choose, copy_weights, interpolate
+from paraclip_core.training.options import (
+    DEFAULT_RECIPES,
+    RATES,
+    RECIPES,
+    Candidate,
+    FinetuneOptions,
+    LossWeights,
+    TrainingOptions,
+)
 from paraclip_core.training.validation import AO, OVERLAP, PARAPHRASE_RECALL, RECALL, Validation
 
 GRID = (0.0, 0.5, 1.0)
@@ -25,8 +35,19 @@ def found(recall: float, ao: float | None = None, overlap: float = 100.0, noise:
     return Validation(figures, parts, np.zeros((0, 10), np.int64))
 
 
+CANDIDATES = {rate: Candidate("ranking", TrainingOptions(learning_rate=rate)) for rate in (1e-4, 1e-3, 1e-2)}
+
+
 def point(alpha: float, validation: Validation, rate: float = 1e-3) -> Point:
-    return Point("ranking", rate, alpha, validation)
+    return Point(CANDIDATES[rate], alpha, validation)
+
+
+def chosen_of(points: list[Point], base: Validation, grid: tuple[float, ...] = GRID) -> tuple[Choice, list[Point]]:
+    """The choice among these points and the base, which every candidate has at α = 0; and all points."""
+    whole = [one for p in points for one in (replace(p, alpha=0.0, validation=base), p)]
+    # A candidate's points are side by side, its base once.
+    whole = [p for n, p in enumerate(whole) if p.alpha or all(q.candidate is not p.candidate for q in whole[:n])]
+    return choose(whole, grid), whole
 
 
 def test_ends_are_exact_and_the_middle_is_between() -> None:
@@ -54,18 +75,19 @@ def test_ends_are_exact_and_the_middle_is_between() -> None:
     ],
 )  # fmt: skip
 def test_rule(base: Validation, points: list[Point], chosen: float) -> None:
-    assert choose(points, base, GRID).chosen.alpha == chosen
+    assert chosen_of(points, base)[0].chosen.alpha == chosen
 
 
 def test_a_single_alpha_is_no_choice() -> None:
     lost = [point(1.0, found(10, 5), 1e-4), point(1.0, found(12, 6), 1e-3)]
-    chosen = choose(lost, found(50, 20), (1.0,)).chosen
-    assert (chosen.alpha, chosen.learning_rate) == (1.0, 1e-3)
+    chosen = chosen_of(lost, found(50, 20), (1.0,))[0].chosen
+    assert (chosen.alpha, chosen.candidate.options.learning_rate) == (1.0, 1e-3)
+    assert choose([point(0.0, found(50, 20))], (0.0,)).chosen.alpha == 0.0
 
 
 def test_without_pairs_it_does_not_pretend_to_have_compared_them() -> None:
     points = [point(0.5, found(50)), point(0.75, found(49.9, noise=10)), point(1.0, found(40))]
-    choice = choose(points, found(50), GRID)
+    choice, _ = chosen_of(points, found(50))
     assert choice.chosen.alpha == 0.75
     assert all(part in choice.rule for part in ("could not be", "finetune.validation", "paraphrase.fraction"))
 
@@ -76,15 +98,14 @@ def test_without_pairs_it_does_not_pretend_to_have_compared_them() -> None:
 )
 def test_an_optimum_at_an_edge_is_reported_with_the_next_rate(best: float, told: str | None) -> None:
     points = [point(1.0, found(50, 30 if rate == best else 25), rate) for rate in (1e-4, 1e-3, 1e-2)]
-    notes = choose(points, found(50, 20), GRID).notes
+    notes = chosen_of(points, found(50, 20))[0].notes
     assert (told in notes[0]) if told else not notes
 
 
 def test_every_candidate_that_is_not_chosen_says_why() -> None:
     points = [point(1.0, found(50, 30)), point(1.0, found(50, 21), 1e-4), point(1.0, found(20, 60), 1e-2)]
-    base = found(50, 20)
-    choice = choose(points, base, GRID)
-    plain = as_json(points, base, choice)
+    choice, whole = chosen_of(points, found(50, 20))
+    plain = as_json(whole, choice)
     assert plain["chosen"] == {"recipe": "ranking", "learning_rate": 1e-3, "alpha": 1.0}
     stopped = {one["learning_rate"]: one["stopped"] for one in plain["candidates"]}
     assert stopped[1e-3] is None
@@ -98,7 +119,7 @@ def test_every_candidate_that_is_not_chosen_says_why() -> None:
 def test_the_choice_never_loses_recall_beyond_chance_or_the_criterion(rows: list[tuple[float, float, float]]) -> None:
     base = found(50, 50)
     points = [point((n + 1) / len(rows), found(*row)) for n, row in enumerate(rows)]
-    chosen = choose(points, base, (0.0, 1.0)).chosen
+    chosen = chosen_of(points, base, (0.0, 1.0))[0].chosen
     # Images do not differ, so every difference is beyond chance.
     assert chosen.validation.figures[RECALL] >= 50 - 1e-6
     assert sum(chosen.validation.figures[name] for name in FELT) >= 150 - 1e-6
