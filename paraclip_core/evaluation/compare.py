@@ -187,13 +187,15 @@ def compare(
     options: EvaluateOptions,
     skipped: Mapping[str, str] | None = None,
     rule: Gate = apply_gate,
+    over: Sequence[Row] = (),
 ) -> Comparison:
     """Compute rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
 
     The verdict is never `promote` on a tiny pool or for a base near chance. Its reason begins with what of 100
     paraphrased queries find their image, and also names every significant loss and, if there are too few queries, how
     many would show a gain.
-    Benchmarks that were left out (`skipped`) become notes; `rule` determines how the gate is applied.
+    Benchmarks that were left out (`skipped`) become notes; `rule` determines how the gate is applied. `over` has the
+    figures over a control, if there is one, of which a margin that fell belongs to the beginning, too.
     """
     rows = tuple(row for outcome in outcomes for row in _rows(outcome))
     verdict, reason, notes = rule(rows, options.gate)
@@ -202,7 +204,7 @@ def compare(
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     if rule is apply_gate and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
-    clauses = [*_headline(rows), reason]
+    clauses = [*_headline(rows, over), reason]
     lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.weighed_by and _shown(row) not in reason]
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
@@ -228,13 +230,13 @@ def _remedies(rows: Sequence[Row], gate: GateRule) -> list[str]:
     return [] if gains else [f"a benchmark of the kind {gate.metric.partition('/')[0]} in evaluate.benchmarks"]
 
 
-def _headline(rows: Sequence[Row], over: Sequence[Row] = ()) -> list[str]:
+def _headline(rows: Sequence[Row], over: Sequence[Row]) -> list[str]:
     """What the figures mean to a user, in a clause that needs no glossary; empty if there is nothing to begin with.
 
     A margin that fell significantly, over the base or over the control (`over`), belongs to it, for then queries of
     different meaning agree more, too.
     """
-    found = [
+    words = [
         f"of 100 paraphrased queries {row.tuned:.0f} find their image among the first ten (before: {row.base:.0f})"
         for row in rows
         if row.metric == HEADLINE
@@ -243,10 +245,10 @@ def _headline(rows: Sequence[Row], over: Sequence[Row] = ()) -> list[str]:
     fell += [(row, "the control") for row in over if row.metric == "margin" and row.side < 0]
     if fell:
         amounts = ", ".join(f"{_amount(row)} over {model} on {row.benchmark}" for row, model in fell)
-        found.append(
-            f"{'but ' if found else ''}queries of different meaning agree more, too: the margin changes by {amounts}"
+        words.append(
+            f"{'but ' if words else ''}queries of different meaning agree more, too: the margin changes by {amounts}"
         )
-    return [", ".join(found)] if found else []
+    return [", ".join(words)] if words else []
 
 
 def _amount(row: Row) -> str:
@@ -260,10 +262,6 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     captions only are the better and cheaper choice; with `gate.over_control` so does a gain over the control that is
     not significant. `over` compares control and tuned model, `control` base and control.
     """
-    before, after = _headline(comparison.rows), _headline(comparison.rows, over)
-    if before != after:
-        begins = comparison.reason.removeprefix("; ".join(before)).removeprefix("; ")
-        comparison = replace(comparison, reason="; ".join([*after, begins]))
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _ruled(over, gate.metric), comparison.verdict
     if comparison.untrained or not gains:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from paraclip_core.evaluation.base import Encoder, Measured, unique_features
 from paraclip_core.evaluation.churn import Churn, Found, churn, find
-from paraclip_core.evaluation.compare import Comparison, Outcome, compare
+from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare
 from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare
@@ -121,15 +121,17 @@ def evaluate(
     tuned: str,
     options: EvaluateOptions,
     skipped: Mapping[str, str],
+    over: Sequence[Row] = (),
 ) -> Evaluation:
-    """Compare two of the measured models; `skipped` benchmarks are listed with their reasons."""
+    """Compare two of the measured models; `skipped` benchmarks are listed with their reasons, and `over` has the
+    figures over a control."""
     pairs = paired(tasks, outcomes, base, tuned)
     tables = {
         task.name: task.task.per_query(pair.base, pair.tuned)
         for task, pair in zip(tasks, pairs, strict=True)
         if task.task.per_query is not None
     }
-    return Evaluation(pairs, tables, compare(pairs, options, skipped))
+    return Evaluation(pairs, tables, compare(pairs, options, skipped, over=over))
 
 
 def changed_results(

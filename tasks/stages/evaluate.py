@@ -29,7 +29,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
-from paraclip_core.evaluation.compare import compare, with_control
+from paraclip_core.evaluation.compare import Row, compare, with_control
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.options import HELD_OUT, BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
@@ -192,9 +192,12 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         else:
             tasks.append(held_out)
     outcomes = measure(models, tasks, _kept_in(ctx.work.scratch / "measured"), ctx.progress)
-    evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped)
+    over = _figures(tasks, outcomes, "control", "tuned", settings.evaluate) if "control" in models else ()
+    evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped, over)
     if "control" in models:
-        evaluation = _over_control(evaluation, tasks, outcomes, settings.evaluate)
+        control = _figures(tasks, outcomes, "base", "control", settings.evaluate)
+        controlled = with_control(evaluation.comparison, over, control, settings.evaluate.gate)
+        evaluation = replace(evaluation, comparison=controlled)
     reason = evaluation.comparison.reason
     if evaluation.comparison.untrained and settings.model.base == BUILT_IN:
         reason += TRAIN_LONGER
@@ -216,13 +219,11 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     }
 
 
-def _over_control(
-    evaluation: Evaluation, tasks: Sequence[Prepared], outcomes: Outcomes, options: EvaluateOptions
-) -> Evaluation:
-    """The evaluation with the gain over the control in addition to the gain over the base, on the same queries."""
-    over = compare(paired(tasks, outcomes, "control", "tuned"), options).rows
-    fell = compare(paired(tasks, outcomes, "base", "control"), options).rows
-    return replace(evaluation, comparison=with_control(evaluation.comparison, over, fell, options.gate))
+def _figures(
+    tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str, options: EvaluateOptions
+) -> tuple[Row, ...]:
+    """The figures of one model against another, on the same queries."""
+    return compare(paired(tasks, outcomes, base, tuned), options).rows
 
 
 def benchmark_tasks(

@@ -228,6 +228,16 @@ def searched(base: float, tuned: float, images: int = 400, metric: str = "ao@10"
     )
 
 
+def test_a_margin_that_fell_over_the_control_is_in_the_first_sentence() -> None:
+    found = searched(0.2, 0.3, metric="paraphrased_query_text_to_image_recall@10")
+    fell = row("query_pairs", "margin", -3.0, -4.0, "sick")
+    clause = "but queries of different meaning agree more, too: the margin changes by -3.00 [-4.00, -2.00] over the"
+    first = compare([found], EvaluateOptions(), over=[fell]).reason.partition("; ")[0]
+    assert first.startswith("of 100 paraphrased queries ") and first.endswith(f"{clause} control on sick")
+    kept = compare([found], EvaluateOptions(), over=[row("query_pairs", "margin", 3.0, 2.0, "sick")])
+    assert "agree more" not in kept.reason
+
+
 @pytest.mark.parametrize(("base", "tuned", "before", "after"), [(0.199, 0.302, 20, 30), (0.4, 0.2, 40, 20)])
 def test_a_verdict_begins_with_what_a_user_sees(base: float, tuned: float, before: int, after: int) -> None:
     recall = searched(base, tuned, 4000, f"paraphrased_query_{RECALL}")
