@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paraclip_core.captions.options import DataOptions
-from paraclip_core.clip.options import FeatureOptions, ModelOptions
+from paraclip_core.clip.options import BUILT_IN, FeatureOptions, ModelOptions
 from paraclip_core.evaluation.options import WHOLE, EvaluateOptions
 from paraclip_core.options import LONGEST_NAME, OPERATIONAL, NameOrPath, Options, json_fields
 from paraclip_core.options import meaning as meaning
@@ -191,6 +191,29 @@ class Settings(Options):
         except ValidationError as error:
             first = error.errors()[0]
             raise ValueError(f"evaluate.queries.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _suits_index(self) -> Settings:
+        """Check that a run from an index does not need images of its texts."""
+        if self.data.index is None:
+            return self
+        if self.model.base == BUILT_IN:
+            raise ValueError(
+                "model.base: data.index is an index of a model that exists, so name that model; the built-in base would "
+                "be trained here"
+            )
+        for recipe, losses in self.finetune.recipes(of_images=False).items():
+            if losses.weights.image_paraphrase_2 or losses.weights.image_caption:
+                raise ValueError(
+                    f"finetune.recipe: {recipe} has losses against images, and a query of a log belongs to none; take "
+                    "contrast or ranking"
+                )
+            if not losses.ranking_distillation.weight:
+                raise ValueError(
+                    f"finetune.recipe: {recipe} has no ranking distillation, which alone keeps what an index finds; take "
+                    "contrast or ranking"
+                )
         return self
 
     @field_validator("name")

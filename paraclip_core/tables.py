@@ -27,6 +27,9 @@ CAPTIONS = pa.schema(
     ]
 )
 
+QUERY_LOG = CAPTIONS.append(pa.field("count", pa.int64(), nullable=False))  # how often it was asked
+"""Queries of a log in place of captions: `image_id` is the image that was clicked most often, null if none was."""
+
 REJECTS = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
@@ -58,7 +61,7 @@ PARAPHRASES = pa.schema(
 QUERIES = pa.schema(
     [
         pa.field("caption_id", pa.binary(16), nullable=False),
-        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("image_id", pa.string()),  # null for a query of a log that led to no click
         pa.field("caption", pa.string(), nullable=False),  # of the evaluation split
         pa.field("paraphrase_1", pa.string(), nullable=False),
         pa.field("paraphrased_query", pa.string(), nullable=False),  # paraphrase 2
@@ -68,6 +71,12 @@ QUERIES = pa.schema(
         pa.field("generation_2", pa.binary(16), nullable=False),
     ]
 )
+
+LOG_QUERIES = (
+    QUERIES.append(pa.field("count", pa.int64(), nullable=False))  # how often it was asked
+    .append(pa.field("frequency", pa.string(), nullable=False))  # head, body or tail of the log
+)
+"""Held-out queries of a log in other words."""
 
 PARAPHRASE_REJECTS = pa.schema(
     [

@@ -1,4 +1,4 @@
-"""Image features on disk: float16 shards, memory-mappable, with an index of image ids.
+"""Image features on disk: float16 shards, memory-mappable, or links to an index elsewhere, with an index of image ids.
 
 Anything missing, damaged or inconsistent with the index raises ArtifactError.
 """
@@ -18,12 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from paraclip.storage.files import write_atomic
+from paraclip.storage.files import read_json, write_atomic, write_json
 from paraclip.storage.parquet import CONFIG
 from paraclip_core.errors import ArtifactError
 from paraclip_core.tables import FEATURE_INDEX
 
 log = logging.getLogger(__name__)
+
+LINKS = "links.json"
+"""Names the files of an index that is read where it is."""
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -52,6 +55,11 @@ def write_index(folder: Path, tables: Iterable[pa.Table]) -> None:
                 writer.write_table(table.cast(FEATURE_INDEX))
 
     write_atomic(folder / "index.parquet", save)
+
+
+def write_links(folder: Path, files: Sequence[Path]) -> None:
+    """Let an artifact folder link the ``.npy`` files of an index, in the order of their rows, instead of shards."""
+    write_json(folder / LINKS, [str(path.absolute()) for path in files])
 
 
 class FeatureStore:
@@ -87,9 +95,21 @@ class FeatureStore:
         """Ids of the images, in the order of the matrix's rows."""
         return self._ids.ids.to_pylist()
 
+    def ids_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Ids of the images of these rows."""
+        return self._ids.ids.take(pa.array(rows)).to_pylist()
+
+    @property
+    def linked(self) -> bool:
+        """Whether the rows are those of an index elsewhere, of any norm and floating dtype."""
+        return (self.folder / LINKS).exists()
+
     def view(self) -> FeatureRows:
         """The matrix without reading it: rows are read from the shards on demand."""
-        return FeatureRows(self.folder, np.bincount(self._shards, minlength=1).tolist())
+        counts = np.bincount(self._shards, minlength=1).tolist()
+        if self.linked:
+            return FeatureRows([Path(path) for path in read_json(self.folder / LINKS)], counts, normalized=False)
+        return FeatureRows([shard_path(self.folder, number) for number in range(len(counts))], counts)
 
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """int64 [n]: the matrix row of each image, -1 if it has no features (no image, or a corrupt one)."""
@@ -123,22 +143,26 @@ class EarlierFeatures:
 class FeatureRows:
     """A float16 matrix [n, d] in shards on disk; nothing of it stays in memory.
 
-    Rows are read, not mapped: a file system that keeps big pages maps megabytes around each row that is touched.
+    Rows of files that are not `normalized` may have any norm and floating dtype; they are normalized when read. Rows
+    are read, not mapped: a file system that keeps big pages maps megabytes around each row that is touched.
     """
 
-    def __init__(self, folder: Path, counts: Sequence[int]) -> None:
-        """Rows of all shards in an artifact's folder, one shard after the other; `counts` has the rows of each."""
-        self._folder = folder
+    def __init__(self, files: Sequence[Path], counts: Sequence[int], normalized: bool = True) -> None:
+        """Rows of these ``.npy`` files, one file after the other; `counts` has the rows of each."""
+        self._files, self._normalized = files, normalized
         self._starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
         # Where the rows begin in each file, behind its header.
         self._offsets: list[int] = []
-        for number, rows in enumerate(counts):
-            path = shard_path(folder, number)
+        self._dtypes: list[np.dtype] = []
+        for path, rows in zip(files, counts, strict=True):
             try:
                 shard = np.load(path, mmap_mode="r" if rows else None)
             except (OSError, ValueError, EOFError) as error:
                 raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
+            if len(shard) != rows:
+                raise ArtifactError(f"{path} has {len(shard)} rows, not {rows}; run the features stage again")
             self._dimension = shard.shape[1]
+            self._dtypes.append(shard.dtype)
             self._offsets.append(int(getattr(shard, "offset", 0)))
 
     def __len__(self) -> int:
@@ -162,18 +186,23 @@ class FeatureRows:
 
     def _read(self, shard: int, rows: np.ndarray, part: np.ndarray, out: np.ndarray) -> None:
         """Fill the rows `part` of `out`, all of which lie in one shard."""
-        path = shard_path(self._folder, shard)
-        size = out.itemsize * self._dimension
+        path, dtype = self._files[shard], self._dtypes[shard]
+        raw = out if self._normalized else np.empty((len(part), self._dimension), dtype)
+        size = raw.itemsize * self._dimension
         begins = (self._offsets[shard] + size * (rows[part] - self._starts[shard])).tolist()
-        whole = out.view(np.uint8).reshape(-1).data
+        places = part if self._normalized else np.arange(len(part))
+        whole = raw.view(np.uint8).reshape(-1).data
         try:
             with path.open("rb", buffering=0) as file:
-                for place, begin in zip((size * part).tolist(), begins, strict=True):
+                for place, begin in zip((size * places).tolist(), begins, strict=True):
                     file.seek(begin)
                     if file.readinto(whole[place : place + size]) != size:
                         raise ArtifactError(f"{path} was cut short; run the features stage again")
         except OSError as error:
             raise ArtifactError(f"cannot read {path}: {error}; run the features stage again") from error
+        if not self._normalized:
+            wide = raw.astype(np.float32)
+            out[part] = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
 
 
 class IdIndex:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, sources_of
 from paraclip.storage.fingerprint import FileHashes
+from paraclip_core.clip.options import BUILT_IN as BUILT_IN
 from paraclip_core.clip.reference import (
     canonical,
     check_reference,
@@ -23,9 +24,8 @@ from paraclip_core.paths import expand
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
-    from paraclip_core.training.options import BaseKind
+    from paraclip_core.training.options import BaseKind, Candidate
 
-BUILT_IN = "built-in"
 MODEL_STAGES = ("finetune", "built_in_base")
 RELEASE = "release"
 BASE_HELD_OUT = 0.1
@@ -53,6 +53,12 @@ def base_kind(base: str) -> BaseKind:
     if base == BUILT_IN:
         return "built-in"
     return "siglip" if has_logit_bias(base) else "clip"
+
+
+def candidates_of(settings: Settings) -> tuple[Candidate, ...]:
+    """The recipes and learning rates that fine-tuning tries."""
+    kind, of_images = base_kind(settings.model.base), settings.data.index is None
+    return settings.finetune.candidates(kind, of_images)
 
 
 def base_sources(run: Run) -> Mapping[str, str]:

@@ -281,7 +281,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
     result |= _asking_amounts(run, artifacts, captions)
-    candidates = len(settings.finetune.candidates(base_kind(settings.model.base)))
+    candidates = len(candidates_of(settings))
     tuning = _training(result.pop("pairs"), settings.finetune.epochs * candidates)
     several = f"{candidates} candidates are trained" if candidates > 1 else ""
     result["finetune"] = replace(tuning, note="; ".join(filter(None, (several, tuning.note))))

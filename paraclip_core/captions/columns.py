@@ -17,11 +17,12 @@ from pydantic import field_validator
 from paraclip_core.errors import InputError
 from paraclip_core.options import Options
 
-CAPTION = ("caption", "TEXT", "text", "title", "captions")
+CAPTION = ("caption", "TEXT", "text", "title", "captions", "query")
 IMAGE = ("image_id", "image", "filename", "key", "URL", "url", "file_name", "image_path")
 PATH = ("image", "filename", "file_name", "image_path")
 LICENSE = ("licence", "license", "LICENCE", "LICENSE")
 SPLIT = ("split",)
+COUNT = ("count",)
 LONGEST_NAME = 100
 """Maximum characters of a name that is compared inexactly."""
 IMAGE_NAME = re.compile(r"(?i)(https?://|data:image/)\S+|\S[^\t]*\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?")
@@ -38,7 +39,7 @@ class ColumnNames(Options):
 
     caption: str | tuple[str, ...] | None = None
     """Column with the caption, or a list of columns with one caption each. Default: the first of caption, TEXT, text,
-    title, captions, or else all of caption_0, caption_1, …"""
+    title, captions, query, or else all of caption_0, caption_1, …"""
     image: str | None = None
     """Column with the image's key and file name. Default: the key is the first of image_id, image, filename, key, URL,
     url, file_name, image_path; the file name is the first of image, filename, file_name, image_path, or else the key.
@@ -82,13 +83,15 @@ class Columns:
     """Becomes the image's name inside the archive of images."""
     license: str | None = None
     split: str | None = None
+    count: str | None = None
+    """Says how often a query was asked; only a query log has it."""
     picture: str | None = None
     """Holds the images themselves; Parquet only."""
 
     @property
-    def keys(self) -> tuple[str | None, str | None, str | None, str | None]:
-        """The columns of image, path, split and license, in the order in which a `Batcher` adds them."""
-        return self.image, self.path, self.split, self.license
+    def keys(self) -> tuple[str | None, ...]:
+        """The columns of image, path, split, license and count, in the order in which a `Batcher` adds them."""
+        return self.image, self.path, self.split, self.license, self.count
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for name in (*self.captions, *self.keys, self.picture) if name is not None))
@@ -131,6 +134,7 @@ def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | N
         path=image if chosen.image else match_column(available, *PATH) or image,
         license=match_column(available, *([chosen.license] if chosen.license else LICENSE)),
         split=match_column(available, *([chosen.split] if chosen.split else SPLIT)),
+        count=match_column(available, *COUNT),
     )
 
 

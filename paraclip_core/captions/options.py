@@ -53,6 +53,22 @@ class ScenesOptions(Options):
     """Side of a rendered image in pixels."""
 
 
+class IndexOptions(Options):
+    """An image index that exists already, in place of images: the sources are then logs of queries."""
+
+    model_config = ConfigDict(title="image index")
+
+    features: str
+    """Image features of the model to repair, relative to `data.root`: `.npy` [n, d], Parquet with a column of vectors,
+    or a folder of shards as clip-retrieval writes them. `.npy` files are read where they are; nothing is copied."""
+    ids: str | None = None
+    """One id for each row: text (one per line), JSON (a list) or Parquet (a column). Default: those in the index, or
+    else row numbers."""
+    images: str | None = None
+    """Folder, tar or Parquet with the images, whose names are the ids: a sample is compared with the index, and the
+    report shows them. Without it, the index is taken on trust."""
+
+
 class DataOptions(Options):
     """Where captions and images come from and which captions are kept."""
 
@@ -60,8 +76,11 @@ class DataOptions(Options):
     """Folder that source paths are relative to. Only contents affect a result, not their location."""
     scenes: ScenesOptions | None = None
     """Render the demo's scenes and read the sources from them."""
+    index: IndexOptions | None = None
+    """Train on an existing image index and a log of queries instead of captions of images."""
     sources: tuple[SourceOptions, ...] = ()
-    """Files and folders to read."""
+    """Files and folders to read. With `index`: logs of queries, text with one per line or tables with `query` and, if
+    known, `image` (the id that was clicked), `count` (how often it was asked) and `split`."""
     held_out: Annotated[float, Field(ge=0, le=0.9)] = 0.0
     """Share of the images whose captions become `val`, among rows without a stated split that would be `train`. An
     image's captions stay together; the choice of images depends only on their ids."""
@@ -77,6 +96,19 @@ class DataOptions(Options):
     def _word_range(self) -> DataOptions:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
+        return self
+
+    @model_validator(mode="after")
+    def _queries_only(self) -> DataOptions:
+        if self.index is not None:
+            if self.scenes is not None:
+                raise ValueError("index and scenes are both given; a run has one or the other")
+            for number, source in enumerate(self.sources):
+                if source.images is not None:
+                    raise ValueError(
+                        f"sources[{number}].images: a log of queries has no images of its own; name those of the index "
+                        "in index.images"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -16,6 +16,10 @@ Every rejected row gets one of these reason codes and a detail:
 ``no_image``       a training row names no image, while others do: it could be paraphrased but not trained on
 ``image_conflict`` the image id already names another image, in this archive or another
 ``duplicate``      the same caption of the same image came before
+``personal``       a query holds an e-mail address, a telephone number or a long number (query logs only)
+``identifier``     a query is a URL, a file name or an identifier (query logs only)
+``rare_token``     a query of one word that nobody else asked and the tokenizer does not know (query logs only)
+``bad_count``      the count is not a whole number above 0 (query logs only)
 ``unreadable``     the whole file is bad (`source_row` is null); only with `on_error: skip`
 =================  ====================================================================================
 """
@@ -35,7 +39,8 @@ BATCH_ROWS = 8192
 BATCH_CHARS = 16 << 20
 SHOWN_CHARS = 2000
 TEXTS = {
-    "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licenses": "license"
+    "captions": "caption", "image_ids": "image", "image_paths": "image path", "splits": "split", "licenses": "license",
+    "counts": "count",
 }  # fmt: skip
 """Text columns of a batch → the name of one value in messages."""
 Problem = tuple[str, str]
@@ -65,6 +70,8 @@ class RowBatch:
     image_paths: list[str | None] = field(default_factory=list)
     splits: list[str | None] = field(default_factory=list)
     licenses: list[str | None] = field(default_factory=list)
+    counts: list[str | None] = field(default_factory=list)
+    """How often each was asked, as the file says it; only a query log uses it."""
     rows: list[int] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
 
@@ -108,13 +115,14 @@ class Batcher:
         path: object = None,
         split: object = None,
         license: object = None,
+        count: object = None,
     ) -> None:
         """Add one row; a list of captions becomes a row for each."""
         if isinstance(caption, list | tuple):
             if not caption:
                 self.reject(row, "missing_field", "an empty list of captions, expected at least one")
             for item in caption:
-                self.add(row, item, image, path, split, license)
+                self.add(row, item, image, path, split, license, count)
             return
         if caption is None:
             self.reject(row, "missing_field", "no caption, expected text")
@@ -125,6 +133,7 @@ class Batcher:
         try:
             image_id, image_path = as_key(image, "image"), as_key(path, "image path")
             of_split, of_license = as_key(split, "split"), as_key(license, "license")
+            of_count = as_key(count, "count")
         except TypeError as error:
             self.reject(row, "wrong_type", str(error), caption)
             return
@@ -134,6 +143,7 @@ class Batcher:
         batch.image_paths.append(image_path)
         batch.splits.append(of_split)
         batch.licenses.append(of_license)
+        batch.counts.append(of_count)
         batch.rows.append(row)
         self._chars += len(caption)
 

@@ -75,10 +75,20 @@ def read_index(path: Path, ids: Path | None = None) -> ImageIndex:
     return ImageIndex(features, names, str(path), named)
 
 
+def index_files(path: Path) -> list[Path]:
+    """The ``.npy`` files of an index, in the order of its rows; empty if its features are in Parquet."""
+    if path.is_dir():
+        return sorted(_folder(path).glob("*.npy"), key=_by_number)
+    return [path] if path.suffix.lower() == ".npy" else []
+
+
+def _folder(path: Path) -> Path:
+    return path / "img_emb" if (path / "img_emb").is_dir() else path
+
+
 def _read_folder(path: Path) -> Matrix:
     """Shards of one kind, in numerical order; ids next to them in ``metadata/*.parquet``."""
-    folder = path / "img_emb" if (path / "img_emb").is_dir() else path
-    shards = sorted(folder.glob("*.npy"), key=_by_number)
+    folder, shards = _folder(path), index_files(path)
     if not shards:
         if any(folder.glob("*.parquet")):
             return _read_parquet(folder)

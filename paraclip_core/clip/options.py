@@ -11,10 +11,13 @@ from paraclip_core.gone import GONE_VALUES
 from paraclip_core.options import OPERATIONAL, Options
 
 
+BUILT_IN = "built-in"
+
+
 class ModelOptions(Options):
     """The CLIP model to repair."""
 
-    base: str = "built-in"
+    base: str = BUILT_IN
     """`built-in` (EfficientNet-Lite0 and a new text encoder, trained by the stage `built_in_base`), `local-dir:PATH`,
     `hf-hub:ORG/NAME` or `hf://ORG/NAME`, `ARCHITECTURE:TAG` of open_clip, for example
     `ViT-B-32-quickgelu:laion400m_e32`, or `ARCHITECTURE:FILE` with weights (OpenAI's and LaCLIP's:

@@ -97,6 +97,8 @@ class Queries:
     pool: ImagePool
     right: NDArray[np.int64]
     """Pairs of a query's number and a row of the pool that it describes, [r, 2]; empty if none is known."""
+    groups: Sequence[str] = ()
+    """A group of each query, such as how often it is asked; empty if there are none."""
 
 
 def plain_queries(texts: Sequence[str], pool: ImagePool, image_ids: Sequence[str] = ()) -> Queries:

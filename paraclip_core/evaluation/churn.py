@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,15 @@ class Relevance:
 
 
 @dataclass(frozen=True)
+class GroupChurn:
+    """What changes for the queries of one group; shares are percentages."""
+
+    queries: int
+    overlap: float
+    first_image_changes: float
+
+
+@dataclass(frozen=True)
 class Churn:
     """What changes for the same queries if the tuned model takes the base's place; shares are percentages."""
 
@@ -87,9 +96,12 @@ class Churn:
     thresholds: Sequence[Threshold]
     benchmark: str = ""
     """The benchmark that the queries come from, if any."""
+    groups: Mapping[str, GroupChurn] = field(default_factory=dict)
+    """By how often a query is asked, if that is known: `head`, `body` and `tail`, each a third of all searches."""
 
     def as_json(self) -> dict[str, Any]:
-        return asdict(self)
+        plain = asdict(self)
+        return plain if self.groups else {name: value for name, value in plain.items() if name != "groups"}
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Churn:
@@ -99,6 +111,7 @@ class Churn:
             "most_changed": [ChangedQuery(**query) for query in plain["most_changed"]],
             "cosines": {model: Spread(**values) for model, values in plain["cosines"].items()},
             "thresholds": [Threshold(**row) for row in plain["thresholds"]],
+            "groups": {name: GroupChurn(**values) for name, values in plain.get("groups", {}).items()},
         }
         return cls(**{**plain, **parts})
 
@@ -167,10 +180,11 @@ def churn(
     image_ids: Sequence[str],
     right: NDArray[np.int64] | None = None,
     benchmark: str = "",
+    groups: Sequence[str] = (),
 ) -> Churn:
     """Compare what both models find for the same queries among the same images.
 
-    `right` [r, 2] has pairs of a query and the row of an image that it describes.
+    `right` [r, 2] has pairs of a query and the row of an image that it describes, `groups` the group of each query.
     """
     count, depth = base.rows.shape
     stays = (base.rows[:, :, None] == tuned.rows[:, None, :]).any(axis=2)
@@ -198,7 +212,25 @@ def churn(
         cosines={name: spread(found.first, found.counts) for name, found in (("base", base), ("tuned", tuned))},
         thresholds=matched(base.first, base.counts, tuned.counts, len(image_ids)),
         benchmark=benchmark,
+        groups=_grouped(groups, shared / depth, base.rows[:, 0] != tuned.rows[:, 0]),
     )
+
+
+def _grouped(
+    groups: Sequence[str], overlap: NDArray[np.floating], changes: NDArray[np.bool_]
+) -> dict[str, GroupChurn]:
+    names = np.array(groups)
+    members = {name: names == name for name in sorted(set(groups), key=_place)}
+    return {
+        name: GroupChurn(int(mine.sum()), _percent(overlap[mine].mean()), _percent(changes[mine].mean()))
+        for name, mine in members.items()
+    }
+
+
+def _place(group: str) -> tuple[int, str]:
+    """Frequent queries come first."""
+    order = ("head", "body", "tail")
+    return (order.index(group) if group in order else len(order)), group
 
 
 def _relevance(base: NDArray[np.int64], tuned: NDArray[np.int64], right: NDArray[np.int64]) -> Relevance | None:

@@ -23,10 +23,11 @@ DIGITS = 6
 KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in ("", "caption_"))
 """Figures that show whether a model knows its captions at all."""
 STAND_INS = {
-    "query_pairs/": "paraphrased_retrieval/",
-    "retrieval/text_to_image": "paraphrased_retrieval/caption_text_to_image",
+    "query_pairs/": ("paraphrased_retrieval/", "query_log/"),
+    "paraphrased_retrieval/": ("query_log/",),
+    "retrieval/text_to_image": ("paraphrased_retrieval/caption_text_to_image", "query_log/caption_text_to_image"),
 }
-"""Prefixes of rules → their stand-ins. Overlaps alone prove nothing: they are complete if a model returns the same
+"""Prefixes of rules → their stand-ins, of which the first that was measured counts. Overlaps alone prove nothing: they are complete if a model returns the same
 images for every text."""
 HEADLINE = "paraphrased_query_text_to_image_recall@10"
 """The metric that a verdict begins with."""
@@ -392,9 +393,11 @@ def _measured(rows: Sequence[Row]) -> str:
 
 def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
     """The rows of a rule's metric or, if it was not measured, of its stand-in, unless another rule covers that."""
-    stand_in = next((rule.replace(old, new, 1) for old, new in STAND_INS.items() if rule.startswith(old)), rule)
-    named = rule if any(row.rule == rule for row in rows) or stand_in in others else stand_in
-    return [row for row in rows if row.rule == named]
+    new = next(((old, names) for old, names in STAND_INS.items() if rule.startswith(old)), ("", ()))
+    stand_ins = [rule.replace(new[0], name, 1) for name in new[1]]
+    measured = {row.rule for row in rows}
+    named = next((name for name in (rule, *stand_ins) if name in measured), rule)
+    return [row for row in rows if row.rule == named and (named == rule or named not in others)]
 
 
 def _rows(outcome: Outcome) -> list[Row]:

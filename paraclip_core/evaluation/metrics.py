@@ -46,6 +46,13 @@ def recall_at_k(ranked: NDArray[np.integer], target: NDArray[np.integer], k: int
     return (ranked[:, :k] == target[:, None]).any(axis=1).astype(np.float64)
 
 
+def reciprocal_rank(ranked: NDArray[np.integer], target: NDArray[np.integer]) -> NDArray[np.float64]:
+    """1 / rank of each query's right answer (`target`, [n]) among its ranked ones ([n, k]), 0 if it is not among them;
+    float64 [n]. Its mean is MRR@k."""
+    hits = ranked == target[:, None]
+    return np.where(hits.any(axis=1), 1.0 / (hits.argmax(axis=1) + 1), 0.0)
+
+
 def spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     """Spearman's rank correlation in [-1, 1], ties with their mean rank; NaN if one side is constant."""
     if len(x) != len(y) or len(x) < 2:

@@ -162,7 +162,8 @@ def changed_results(
 
     right = queries.right[np.isin(queries.right[:, 0], chosen)]
     right = np.stack([np.searchsorted(chosen, right[:, 0]), right[:, 1]], axis=1)
-    changes = churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name)
+    groups = [queries.groups[number] for number in numbers] if queries.groups else ()
+    changes = churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name, groups)
     progress(2, 2)
     return changes
 

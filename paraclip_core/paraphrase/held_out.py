@@ -1,4 +1,5 @@
-"""Held-out captions to paraphrase as queries: one for each of at most a thousand images, chosen by hash."""
+"""Held-out captions to paraphrase as queries: one for each of at most a thousand images, or as many queries of a log,
+chosen by hash."""
 
 from __future__ import annotations
 
@@ -12,6 +13,8 @@ from paraclip_core.tables import CAPTIONS
 
 MOST_IMAGES = 1000
 """Maximum number of images, each of which costs two requests."""
+STEP_1 = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
+"""The rows that step 1 reads."""
 # md5 is the same in every version of DuckDB, which its own hash is not.
 CHOSEN = """
     WITH trained AS (SELECT DISTINCT caption FROM parts WHERE split = 'train' AND $split <> 'train')
@@ -21,6 +24,34 @@ CHOSEN = """
     ORDER BY md5(image_id), image_id LIMIT $most
 """
 
+# Drawn in proportion to their counts (Efraimidis & Spirakis, 2006): the smallest -ln(u) / count first. `before` is the
+# share of all searches that are for more frequent queries.
+CHOSEN_OF_LOG = """
+    WITH trained AS (SELECT DISTINCT lower(caption) AS caption FROM parts WHERE split = 'train' AND $split <> 'train'),
+    counted AS (
+        SELECT *, sum(count) OVER (ORDER BY count DESC, caption ROWS UNBOUNDED PRECEDING) - count AS before,
+               sum(count) OVER () AS total
+        FROM parts
+    )
+    SELECT caption_id, image_id, caption, caption_tokens, license, count,
+           CASE WHEN 3 * before < total THEN 'head' WHEN 3 * before < 2 * total THEN 'body' ELSE 'tail' END AS frequency
+    FROM counted WHERE split = $split AND lower(caption) NOT IN (SELECT caption FROM trained)
+    ORDER BY -ln((CAST('0x' || substr(md5(caption), 1, 12) AS BIGINT) + 1) / 281474976710657.0) / count, caption
+    LIMIT $most
+"""
+
+
+def choose_queries(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.Table:
+    """Choose at most `most` queries of a log of a split, the likelier the more often they were asked.
+
+    `parts` are Parquet files (schema `tables.QUERY_LOG`). Returns the columns that step 1 reads, with ``count`` and
+    ``frequency``: the most frequent queries of a third of all searches are the ``head``, those of the next third the
+    ``body``, the others the ``tail``.
+    """
+    with duckdb.connect(":memory:", config=CONFIG) as con:
+        con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
+        return con.sql(CHOSEN_OF_LOG, params={"split": split, "most": most}).to_arrow_table()
+
 
 def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.RecordBatch:
     """Choose one caption for each of at most `most` images of a split; no rows if the split has none with an image.
@@ -29,11 +60,10 @@ def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -
     few of the others. Captions that are trained on, too, are left out, because their paraphrases are trained on as
     well. Returns the columns that step 1 reads, `INPUT_COLUMNS[1]`.
     """
-    schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
     if not parts:
-        return pa.RecordBatch.from_pylist([], schema=schema)
+        return pa.RecordBatch.from_pylist([], schema=STEP_1)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
-        chosen = con.sql(CHOSEN, params={"split": split, "most": most}).to_arrow_table().cast(schema)
-    (batch,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
+        chosen = con.sql(CHOSEN, params={"split": split, "most": most}).to_arrow_table().cast(STEP_1)
+    (batch,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=STEP_1)]
     return batch

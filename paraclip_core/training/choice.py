@@ -21,6 +21,8 @@ from paraclip_core.training.validation import AO, OVERLAP, PARAPHRASE_RECALL, RE
 
 FELT = (RECALL, PARAPHRASE_RECALL, AO)
 """What users feel; the criterion is the mean of those that were measured."""
+RETENTION = 50.0
+"""Percentage of the base's first ten images that a query of a log has to keep on average; see decision 27."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,12 @@ def interpolate(
                 parameter.copy_(torch.lerp(base[name].float(), tuned[name].float(), alpha))
 
 
-def choose(points: Sequence[Point], grid: Sequence[float]) -> Choice:
+def choose(points: Sequence[Point], grid: Sequence[float], of_log: bool = False) -> Choice:
     """Choose among points, those of each candidate side by side; its first one is the base, α = 0.
 
     A point is allowed unless its recall of plain captions is below the base's by more than chance (95 % interval of the
-    paired difference). The best of the allowed ones by the criterion, and all that are within one standard error of it,
+    paired difference). Queries of a log (`of_log`) rarely have a known right image: there a point is allowed only if
+    its first images also keep :data:`RETENTION` percent of the base's, for the query as it was typed. The best of the allowed ones by the criterion, and all that are within one standard error of it,
     count as equal (the one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3);
     of these the one wins that changes the fewest results. Without paraphrases to search with, the largest allowed α of
     the first candidate wins: falling back to the base would undo the training because of an unmeasured figure. If the
@@ -82,9 +85,11 @@ def choose(points: Sequence[Point], grid: Sequence[float]) -> Choice:
     if len(set(grid)) == 1:
         chosen = max((point for point in points if point.alpha in grid), key=_score)
         return _choice(points, chosen, chosen, "the only α of finetune.alpha.grid", {})
-    worse = {id(point): loss for point in points if (loss := lost_recall(point, base))}
+    worse = {id(point): loss for point in points if (loss := lost_recall(point, base) or (of_log and _changed(point)))}
     allowed = [point for point in points if id(point) not in worse]
     within = "recall@10 of plain captions is not significantly below the base's"
+    if of_log:
+        within = f"first ten images keep {RETENTION:g} % of the base's, with no significant loss of clicked images"
     if AO not in base.figures:
         largest = max((one for one in allowed if one.candidate is points[0].candidate), key=lambda one: one.alpha)
         words = (
@@ -136,8 +141,16 @@ def _score(point: Point) -> float:
     return float(point.felt.sum())
 
 
+def _changed(point: Point) -> str:
+    """How little of the base's first images a point keeps; or empty."""
+    kept = point.validation.figures[OVERLAP]
+    return "" if not point.alpha or kept >= RETENTION else f"{kept:.0f} % of the base's first images stay"
+
+
 def lost_recall(point: Point, base: Validation) -> str:
     """By how much recall of plain captions is significantly below the base's; or empty."""
+    if RECALL not in base.parts:
+        return ""
     difference = point.validation.parts[RECALL] - base.parts[RECALL]
     half, _ = interval(difference)
     change = float(difference.sum())

@@ -42,6 +42,8 @@ STARTS = "starts"
 ID_BYTES = 16
 PARAPHRASE_DRAWS = 2**128
 """Offset of Philox's numbers for paraphrases, far beyond those for the order."""
+IMAGE_DRAWS = 2**130
+"""Offset of Philox's numbers for images that are drawn from an index."""
 RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
 """Token lists of some rows by kind, with the caption ids, binary(16), under ``caption_id``; and the row of each in the
 feature matrix."""
@@ -208,6 +210,18 @@ def random_numbers(
     return mixed ^ mixed >> np.uint64(31)
 
 
+def draw_images(images: int, count: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Draw rows of an index for a step, distinct and ascending, int64 [≤ count]; all of them if there are no more.
+
+    A draw depends only on the seed, the step and the number of images.
+    """
+    if images <= count:
+        return np.arange(images)
+    key = np.array([seed % 2**64, step], np.uint64)
+    numbers = np.random.Philox(counter=IMAGE_DRAWS, key=key).random_raw(count)
+    return np.unique((numbers % np.uint64(images)).astype(np.int64))
+
+
 class DataOrder:
     """Batches of an endless run: every epoch is a new permutation without its last, incomplete batch.
 
@@ -248,13 +262,13 @@ class Batch:
     """The data of one step."""
 
     image_rows: NDArray[np.int64]
-    """Row of each image in the feature matrix, int64 [n]."""
+    """Row of each image in the feature matrix, int64 [n]; or those of images drawn from an index, int64 [m]."""
     tokens: Ragged
     """The texts of all kinds, one kind after the other; texts shared by kinds occur once."""
     parts: Mapping[str, slice]
     """The slice of each kind's n texts."""
     features: NDArray[np.float32]
-    """Stored features of the images, [n, d]."""
+    """Stored features of the images, [n, d] or [m, d]."""
     keys: Mapping[str, NDArray[np.int64]]
     """For each kind and for ``image`` a key per row, [n]; equal keys mean equal texts or images."""
 
@@ -268,7 +282,8 @@ class Batch:
         return {IMAGE: _unit(self.features, texts.device)} | {kind: texts[part] for kind, part in self.parts.items()}
 
     def gallery(self, device: torch.device) -> Tensor:
-        """Embeddings of the batch's distinct images, over which rankings are compared, float32 [m, d]."""
+        """Embeddings of the batch's distinct images or of the drawn ones, over which rankings are compared, float32
+        [m, d]."""
         return _unit(self.features[np.unique(self.image_rows, return_index=True)[1]], device)
 
     def key_tensors(self, device: torch.device) -> dict[str, Tensor]:
@@ -288,9 +303,14 @@ def make_batch(
     features: Gallery,
     image_keys: NDArray[np.int64],
     hard_negatives: Ragged | None = None,
+    drawn: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any."""
-    n, image_rows = len(indices), np.asarray(rows.image_rows[indices])
+    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any.
+
+    With `drawn`, rows of images that were drawn from an index, the texts belong to no image.
+    """
+    n = len(indices)
+    image_rows = np.asarray(rows.image_rows[indices]) if drawn is None else drawn
     # Kinds with the same texts share a slice, so that the texts are encoded once.
     unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
     places = {id(texts): slice(number * n, (number + 1) * n) for number, texts in enumerate(unique)}
@@ -301,7 +321,8 @@ def make_batch(
         texts.append(hard_negatives)
     tokens = Ragged.concatenate(texts)
     by_text = token_keys(tokens)
-    keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: np.asarray(image_keys[image_rows])}
+    of_images = np.asarray(image_keys[image_rows]) if drawn is None else np.arange(n)
+    keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: of_images}
     return Batch(image_rows, tokens, parts, np.asarray(features[image_rows], np.float32), keys)
 
 

@@ -140,6 +140,8 @@ embeddings; none against images, which a few thousand rows teach by heart, but r
 negatives, so that paraphrases do not draw texts of different meaning together."""
 DEFAULT_RECIPES: tuple[RecipeName, ...] = ("published", "anchored", "contrast")
 """The recipes that are tried if none is named."""
+LOG_RECIPES: tuple[RecipeName, ...] = ("contrast",)
+"""The same for queries of a log, which belong to no image."""
 RATES: dict[BaseKind, tuple[float, ...]] = {
     "built-in": (3e-4, 1e-3, 3e-3),
     "clip": (3e-6, 1e-5, 3e-5),
@@ -194,19 +196,17 @@ class FinetuneOptions(RecipeOptions, StepOptions):
         default = RecipeOptions()
         return [name for name in RecipeOptions.model_fields if getattr(self, name) != getattr(default, name)]
 
-    @property
-    def recipes(self) -> tuple[RecipeName, ...]:
-        """The recipes to try, each once."""
-        if self.recipe is not None:
-            return tuple(dict.fromkeys(self.recipe))
-        return ("own",) if self._own() else DEFAULT_RECIPES
+    def recipes(self, of_images: bool = True) -> dict[RecipeName, RecipeOptions]:
+        """The recipes to try, each once, with their losses; `of_images` says whether the texts belong to images."""
+        usual = DEFAULT_RECIPES if of_images else LOG_RECIPES
+        names = self.recipe or (("own",) if self._own() else usual)
+        return {name: RECIPES.get(name, self) for name in names}
 
-    def candidates(self, kind: BaseKind) -> tuple[Candidate, ...]:
-        """Every recipe at every learning rate, for a base of this kind."""
+    def candidates(self, kind: BaseKind, of_images: bool = True) -> tuple[Candidate, ...]:
+        """Every recipe at every learning rate, for a base of this kind and texts that belong to images or do not."""
         shared = {name: getattr(self, name) for name in StepOptions.model_fields}
         candidates = []
-        for recipe in self.recipes:
-            losses = RECIPES.get(recipe, self)
+        for recipe, losses in self.recipes(of_images).items():
             terms = {name: getattr(losses, name) for name in RecipeOptions.model_fields}
             for rate in sorted(set(self.learning_rate or RATES[kind])):
                 candidates.append(Candidate(recipe, TrainingOptions(**shared, **terms, learning_rate=rate)))

@@ -36,6 +36,7 @@ from paraclip_core.training.data import (
     DataOrder,
     TrainingRows,
     data_digest,
+    draw_images,
     make_batch,
     prefetched,
 )
@@ -83,6 +84,9 @@ class TrainingJob:
     """Memory for the backward pass of a batch; None: a third of the free memory."""
     vocabulary: Vocabulary | None = None
     """The model's words of negations; hard negatives need it."""
+    drawn_images: int = 0
+    """Rankings are compared over so many images, drawn for each step, to none of which a text belongs; 0: over the
+    images of the batch."""
     trackers: Trackers = field(default_factory=Trackers)
     """Receive the figures of every step and validation, and are closed at the end."""
 
@@ -184,7 +188,10 @@ class _Run:
         if self.hard_negatives is not None:
             captions, numbers = job.rows.texts[CAPTION].take(indices), job.rows.caption_numbers(indices)
             made = self.hard_negatives.of(captions, numbers, self.order.epoch(step))
-        return make_batch(job.rows, indices, self.kinds, job.features, job.image_keys, made)
+        drawn = None
+        if job.drawn_images:
+            drawn = draw_images(len(job.features), job.drawn_images, self.options.seed, step)
+        return make_batch(job.rows, indices, self.kinds, job.features, job.image_keys, made, drawn)
 
     def _step(self, step: int, batch: Batch) -> None:
         options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")
@@ -273,6 +280,7 @@ class _Run:
         """Digest that identifies the run; must be computed with the initial weights."""
         pairs = [[pair.name, pair.weight, pair.hard_negatives] for pair in self.job.pairs]
         run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
+        run += [self.job.drawn_images] if self.job.drawn_images else []
         run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.image_keys)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -31,7 +31,7 @@ PARAPHRASE_RECALL = f"paraphrase_recall@{K}"
 OVERLAP = f"overlap@{K}"
 """Share of the base's first images that a plain caption still finds among the first: what does not change for users."""
 Parts: TypeAlias = NDArray[np.float64]
-"""Contribution of each held-out image to a figure, in points, [m]; their sum is the figure."""
+"""Contribution of each held-out image (or query of a log) to a figure, in points, [m]; their sum is the figure."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,31 @@ class ValidationSet:
     captions: Ragged
     """Queries."""
     targets: NDArray[np.int64]
-    """Gallery row of each caption's image."""
+    """Gallery row of each caption's image; with `of_log`, -1 if no image was clicked."""
     first: Ragged | None = None
     """Captions of rows with paraphrases, for the overlap of the two rankings."""
     second: Ragged | None = None
     """Paraphrase 2 of the same rows."""
     pair_targets: NDArray[np.int64] | None = None
     """Gallery row of the image of each of these rows."""
+    of_log: bool = False
+    """Whether the captions are queries of a log: each counts by itself, not with those of its image."""
+
+    @property
+    def clusters(self) -> NDArray[np.int64]:
+        """For each caption what its contributions are counted with: its image, or itself."""
+        return np.arange(len(self.targets)) if self.of_log else self.targets
+
+    @property
+    def pair_clusters(self) -> NDArray[np.int64]:
+        """The same for each pair; those of a log are its captions."""
+        assert self.pair_targets is not None
+        return self.clusters if self.of_log else self.pair_targets
+
+    @property
+    def count(self) -> int:
+        """Number of clusters."""
+        return len(self.targets) if self.of_log else len(self.gallery)
 
 
 @dataclass(frozen=True)
@@ -67,37 +85,43 @@ class Validation:
 def measure(clip: ClipModel, held_out: ValidationSet) -> Validation:
     """Recall@10 of the captions and, if there are pairs, AO@10, JS@10 and recall@10 of paraphrase 2.
 
+    Queries of a log have recall only as far as it is known what was clicked, and none if that is never known.
+
     AO and JS are left out without pairs, since 0 would mean a bad encoder, and with a single image, on which all
     rankings agree. With fewer than twenty images k is half their number, since with k as large as the gallery every
     encoder finds every image.
     """
     images = len(held_out.gallery)
     k = min(K, max(1, images // 2))
-    found = _rank(clip, held_out.captions, held_out.gallery, k)
-    parts = {RECALL: _by_image(recall_at_k(found, held_out.targets, k), held_out.targets, images)}
+    found, parts = _rank(clip, held_out.captions, held_out.gallery, k), dict[str, Parts]()
+
+    def note(name: str, values: NDArray[np.floating], clusters: NDArray[np.int64], known: NDArray[np.bool_]) -> None:
+        if known.any():
+            parts[name] = _by_cluster(values[known], clusters[known], held_out.count)
+
+    known = held_out.targets >= 0
+    note(RECALL, recall_at_k(found, held_out.targets, k), held_out.clusters, known)
     if held_out.first is not None and held_out.second is not None and len(held_out.first) and images > 1:
         assert held_out.pair_targets is not None
         first = _rank(clip, held_out.first, held_out.gallery, k)
         second = _rank(clip, held_out.second, held_out.gallery, k)
-        of_pairs = {
-            AO: average_overlap(first, second, k),
-            JS: jaccard(first, second, k),
-            PARAPHRASE_RECALL: recall_at_k(second, held_out.pair_targets, k),
-        }
-        parts |= {name: _by_image(values, held_out.pair_targets, images) for name, values in of_pairs.items()}
+        every, known = np.ones(len(second), np.bool_), held_out.pair_targets >= 0
+        note(AO, average_overlap(first, second, k), held_out.pair_clusters, every)
+        note(JS, jaccard(first, second, k), held_out.pair_clusters, every)
+        note(PARAPHRASE_RECALL, recall_at_k(second, held_out.pair_targets, k), held_out.pair_clusters, known)
     return _summed(parts, found)
 
 
 def with_overlap(validation: Validation, base: Validation, held_out: ValidationSet) -> Validation:
     """The validation with the share of the base's first images that each caption still finds (:data:`OVERLAP`)."""
     stays = (validation.found[:, :, None] == base.found[:, None, :]).any(1).mean(1)
-    overlap = _by_image(stays, held_out.targets, len(held_out.gallery))
+    overlap = _by_cluster(stays, held_out.clusters, held_out.count)
     return _summed({**validation.parts, OVERLAP: overlap}, validation.found)
 
 
-def _by_image(values: NDArray[np.floating], targets: NDArray[np.int64], images: int) -> Parts:
-    """The contributions of the images to the mean of the values, which are shares of queries for these images."""
-    return np.bincount(targets, 100 * values.astype(np.float64) / max(len(values), 1), images).astype(np.float64)
+def _by_cluster(values: NDArray[np.floating], clusters: NDArray[np.int64], count: int) -> Parts:
+    """The contributions of the clusters to the mean of the values, which are shares of queries in these clusters."""
+    return np.bincount(clusters, 100 * values.astype(np.float64) / max(len(values), 1), count).astype(np.float64)
 
 
 def _summed(parts: Mapping[str, Parts], found: NDArray[np.int64]) -> Validation:

@@ -91,7 +91,7 @@ class Stage:
     body: Callable[[StageContext], dict[str, Any]] | str = field(repr=False)
     """Writes into `work.out` and returns the metrics for the manifest. As `package.module:function`, it is imported
     only in the stage's process: torch takes seconds, and a plan does not need it."""
-    after: tuple[str, ...] = ()
+    after: Callable[[Settings], tuple[str, ...]] = lambda settings: ()
     """Names of stages that a run finishes before it starts this one, though it reads nothing of theirs."""
     sources: Callable[[Run], Mapping[str, str]] = lambda run: {}
     """Fingerprints of what it reads from outside the store, by name."""
@@ -240,7 +240,7 @@ def stages_of(settings: Settings) -> dict[str, Stage]:
     def add(name: str) -> None:
         # No stage comes before one that it reads.
         if name in wanted and name not in ordered:
-            for upstream in (*wanted[name].inputs(settings), *wanted[name].after):
+            for upstream in (*wanted[name].inputs(settings), *wanted[name].after(settings)):
                 add(upstream)
             ordered[name] = wanted[name]
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABSENT = "absent"
+SEARCHED = 100_000
+"""Images of an index that benchmarks search at most, for each is compared with every query."""
 BASE_KEPT = (
     "the tuned model is the base (α = 0): no mixture with the trained weights gained without losing too much recall, "
     "so there is nothing to export"
@@ -185,7 +187,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     stored = stored_split(settings, ctx.inputs)
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored)
     if QUERIES.name in ctx.inputs:
-        held_out = held_out_task(ctx.inputs[QUERIES.name], stored)
+        held_out = held_out_task(ctx.inputs[QUERIES.name], stored, settings.data.index is not None)
         if isinstance(held_out, str):
             skipped[HELD_OUT] = held_out
             log.warning("benchmark %s is skipped: %s", HELD_OUT, held_out)
@@ -243,7 +245,7 @@ def benchmark_tasks(
     return tasks, skipped
 
 
-def held_out_task(queries: Artifact, stored: Stored) -> Prepared | str:
+def held_out_task(queries: Artifact, stored: Stored, of_log: bool = False) -> Prepared | str:
     """The benchmark of the paraphrased held-out captions, or why it cannot be measured, which ends no run."""
     metrics = queries.manifest.metrics
     if not metrics["captions"]:
@@ -254,8 +256,9 @@ def held_out_task(queries: Artifact, stored: Stored) -> Prepared | str:
     if not metrics["accepted"]:
         rejected = listed_reasons(metrics.get("rejected", {}))
         return f"none of its {metrics['captions']} captions has an accepted paraphrase ({rejected})"
+    kind = "query_log" if of_log else "paraphrased_retrieval"
     try:
-        return prepare(BenchmarkOptions(name=HELD_OUT, kind="paraphrased_retrieval"), queries.path / FILE, stored)
+        return prepare(BenchmarkOptions(name=HELD_OUT, kind=kind), queries.path / FILE, stored)
     except BenchmarkError as error:
         return str(error).removeprefix(f"benchmark {HELD_OUT!r}: ")
 
@@ -277,6 +280,12 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
     store = FeatureStore(features.path)
     image_encoder_hash = features.manifest.metrics.get("image_encoder_hash")
 
+    def index_pool(image_ids: Sequence[str]) -> ImagePool:
+        """These images of the index, and others drawn at random."""
+        rows = store.find(list(dict.fromkeys(image_ids)))
+        chosen = searched_images(len(store), rows[rows >= 0], SEARCHED)
+        return stored_pool(store.ids_of(chosen), lambda: store.view()[chosen], image_encoder_hash)
+
     def pool(image_ids: Sequence[str]) -> ImagePool:
         distinct = list(dict.fromkeys(image_ids))
         rows = store.find(distinct)
@@ -288,7 +297,8 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
         # Only these are read: memory use must not grow with the training images.
         return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], image_encoder_hash)
 
-    return Stored(captions_of(inputs["ingest"].path / "captions", settings.evaluate.split), pool)
+    captions = captions_of(inputs["ingest"].path / "captions", settings.evaluate.split)
+    return Stored(captions, pool if settings.data.index is None else index_pool)
 
 
 def captions_of(folder: Path, split: str) -> Captions:

@@ -34,8 +34,10 @@ from paraclip.storage.parquet import (
 )
 from paraclip.tasks.models import BUILT_IN, base_sources
 from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.stages import index
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.pictures import picture_place
@@ -284,14 +286,20 @@ def _sources(run: Run) -> Mapping[str, str]:
     return contents
 
 
+def _inputs(settings: Settings) -> tuple[str, ...]:
+    if settings.data.index is not None:
+        return ()
+    return ("ingest",) if settings.data.scenes is None else ("scenes", "ingest")
+
+
 FEATURES = Stage(
     name="features",
     version=1,
-    inputs=lambda settings: ("ingest",) if settings.data.scenes is None else ("scenes", "ingest"),
-    options=_options,
-    body=_body,
-    sources=_sources,
-    about="Run every image through the frozen image encoder once.",
+    inputs=_inputs,
+    options=lambda run: _options(run) if run.settings.data.index is None else index.options(run),
+    body=lambda ctx: _body(ctx) if ctx.settings.data.index is None else index.body(ctx),
+    sources=lambda run: _sources(run) if run.settings.data.index is None else index.sources(run),
+    about="Run every image through the frozen image encoder once, or link an existing index of such features.",
     pool="gpu",
     units=("encoded", "images"),
 )

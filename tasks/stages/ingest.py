@@ -7,12 +7,14 @@ scratch. An interrupted file is read again; the duplicate filter is rebuilt from
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, storage_error, write_json
@@ -23,7 +25,9 @@ from paraclip_core.captions.counts import Counts, Outcome, listed_reasons
 from paraclip_core.captions.formats import need_file, own_reader_source
 from paraclip_core.captions.keys import KeySet, text_keys
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
+from paraclip_core.captions.query_log import QueryLog
 from paraclip_core.captions.sources import SourceFile, list_files, read_source
+from paraclip_core.config import Settings
 from paraclip_core.demo.scenes import write_texts
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.lifetime import TempDir
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMAS = {"captions": tables.CAPTIONS, "rejects": tables.REJECTS}
 RESTORED = ("caption_id", "image_id", "image_path", "images", "split")
 
 
@@ -70,7 +73,7 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
             lambda: run.store.download(artifact).path, *counts, metrics.get("images"), metrics.get("rejected", {})
         )
     counts, images = Counts(), KeySet()
-    writer = PartWriter(scratch / "ingest" / "captions", tables.CAPTIONS)
+    writer = PartWriter(scratch / "ingest" / "captions", schemas(run.settings)["captions"])
     for outcome in scan_outcomes(run):
         counts.note(outcome)
         images.add(text_keys([name for name in outcome.accepted.column("image_id").to_pylist() if name is not None]))
@@ -80,6 +83,17 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
     return IngestedCaptions(
         lambda: folder, counts.read, counts.accepted, counts.splits["train"], len(images), counts.rejected
     )
+
+
+def schemas(settings: Settings) -> dict[str, pa.Schema]:
+    """The stage's tables: captions, or the queries of a log, and rejects."""
+    accepted = tables.CAPTIONS if settings.data.index is None else tables.QUERY_LOG
+    return {"captions": accepted, "rejects": tables.REJECTS}
+
+
+def pipeline_of(settings: Settings, files: Sequence[SourceFile]) -> CaptionPipeline | QueryLog:
+    """What turns the rows of the sources into captions, or into queries of a log."""
+    return (CaptionPipeline if settings.data.index is None else QueryLog)(settings.data, files)
 
 
 def need_rows(run: Run) -> None:
@@ -119,7 +133,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
     settings = run.settings
     with _source_root(run) as root:
         files = list_files(root, settings.data.sources, expand(settings.run.root))
-        pipeline = CaptionPipeline(settings.data, files)
+        pipeline = pipeline_of(settings, files)
         for file in files:
             yield from pipeline.run(file)
 
@@ -128,7 +142,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
     root = input_path(ctx.settings, ".") if scenes is None else scenes
     files = list_files(root, ctx.settings.data.sources, expand(ctx.settings.run.root))
-    pipeline = CaptionPipeline(ctx.settings.data, files)
+    pipeline = pipeline_of(ctx.settings, files)
     total = Counts()
     for number, file in enumerate(files):
         marker = ctx.work.scratch / f"file-{number:06d}.json"
@@ -148,7 +162,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     if clashes := total.rejected["image_conflict"]:
         mend = " or ".join([UNIQUE, BY_CONTENT] if any(file.pictures for file in files) else [UNIQUE])
         log.warning("%d captions are rejected because their image ids also name other images; %s", clashes, mend)
-    for name, schema in SCHEMAS.items():
+    for name, schema in schemas(ctx.settings).items():
         # An empty table is still a table.
         if not any((ctx.work.out / name).glob("part-*.parquet")):
             write_table(ctx.work.out / name / "part-000000-00000.parquet", schema.empty_table())
@@ -167,10 +181,10 @@ def _nothing(files: list[SourceFile], total: Counts, rejects: Path) -> str:
 
 
 def _ingest_file(
-    ctx: StageContext, pipeline: CaptionPipeline, number: int, files: int, file: SourceFile, before: Counts
+    ctx: StageContext, pipeline: CaptionPipeline | QueryLog, number: int, files: int, file: SourceFile, before: Counts
 ) -> Counts:
     writers = []
-    for name, schema in SCHEMAS.items():
+    for name, schema in schemas(ctx.settings).items():
         # Left over from an interrupted attempt at this file.
         for stale in (ctx.work.out / name).glob(f"{_stem(number)}-*.parquet"):
             stale.unlink()
@@ -210,6 +224,8 @@ def _options(run: Run) -> Mapping[str, Any]:
     settings = run.settings
     data = meaning(settings.data)
     del data["scenes"]
+    # The index is read by other stages; here it only says that the sources are logs of queries.
+    data = {**data, "index": True} if data.pop("index") else data
     if own := {source.format for source in settings.data.sources if ":" in source.format}:
         data["readers"] = {form: sha256(own_reader_source(form)).hexdigest() for form in sorted(own)}
     return data

@@ -297,7 +297,9 @@ def engine_slot(paraphraser: Paraphraser) -> Slot:
     return ("every gpu" if facts.every_gpu else "gpu") if facts.on_device else "cpu"
 
 
-def _stage(step: int, before: Callable[[Run], list[str]] | str) -> Stage:
+def _stage(
+    step: int, before: Callable[[Run], list[str]] | str, after: Callable[[Settings], tuple[str, ...]] = lambda _: ()
+) -> Stage:
     return Stage(
         name=f"paraphrase_{step}",
         version=VERSION,
@@ -306,6 +308,7 @@ def _stage(step: int, before: Callable[[Run], list[str]] | str) -> Stage:
         sources=lambda run: step_sources(run, run.paraphraser),
         body=partial(_paraphrase, step),
         before=before,
+        after=after,
         about=ABOUT[step],
         pool="gpu",
         slots=lambda run: engine_slot(run.paraphraser),
@@ -314,7 +317,12 @@ def _stage(step: int, before: Callable[[Run], list[str]] | str) -> Stage:
     )
 
 
-PARAPHRASE_1 = _stage(1, before="paraclip.tasks.preflight:check_before_paying")
+def _checked_index(settings: Settings) -> tuple[str, ...]:
+    """The stage that checks an existing index, which takes seconds and may save what the paraphrases cost."""
+    return () if settings.data.index is None else ("features",)
+
+
+PARAPHRASE_1 = _stage(1, "paraclip.tasks.preflight:check_before_paying", _checked_index)
 """Step 1: the caption in plain language."""
 
 PARAPHRASE_2 = _stage(2, before=lambda run: [])  # step 1 has checked for both

@@ -25,7 +25,7 @@ from paraclip.tasks.stages.paraphrase import (
 )
 from paraclip_core import tables
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions
+from paraclip_core.paraphrase.held_out import MOST_IMAGES, STEP_1, choose_captions, choose_queries
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 
 NAME = "queries"
@@ -37,8 +37,24 @@ RENAMED = {"paraphrase_2": "paraphrased_query", "similarity_2": "similarity"}
 
 
 def chosen_captions(folder: Path, settings: Settings) -> pa.RecordBatch:
-    """The held-out captions that are paraphrased, of those that ingest wrote to a folder."""
-    return choose_captions([str(path) for path in parquet_files(folder / "captions")], settings.evaluate.split)
+    """The held-out captions, or queries of a log, that are paraphrased, of those that ingest wrote to a folder."""
+    parts = [str(path) for path in parquet_files(folder / "captions")]
+    if settings.data.index is None:
+        return choose_captions(parts, settings.evaluate.split)
+    chosen = choose_queries(parts, settings.evaluate.split).select(STEP_1.names).cast(STEP_1)
+    (batch,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=STEP_1)]
+    return batch
+
+
+def _with_counts(queries: pa.Table, folder: Path, split: str) -> pa.Table:
+    """Paraphrased queries of a log with their counts (schema `tables.LOG_QUERIES`)."""
+    chosen = choose_queries([str(path) for path in parquet_files(folder / "captions")], split)
+    facts = dict(zip(chosen["caption_id"].to_pylist(), chosen.select(["count", "frequency"]).to_pylist(), strict=True))
+    mine = [facts[name] for name in queries["caption_id"].to_pylist()]
+    added = pa.Table.from_pylist(mine, schema=pa.schema([tables.LOG_QUERIES.field(n) for n in ("count", "frequency")]))
+    for name in added.column_names:
+        queries = queries.append_column(tables.LOG_QUERIES.field(name), added[name])
+    return queries
 
 
 def query_paraphraser(run: Run) -> Paraphraser:
@@ -69,7 +85,10 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     shutil.rmtree(scratch, ignore_errors=True)
     paraphrased = pa.Table.from_batches(rows, tables.PARAPHRASES)
     queries = paraphrased.rename_columns([RENAMED.get(name, name) for name in tables.PARAPHRASES.names])
-    write_table(out / FILE, queries.select(tables.QUERIES.names).cast(tables.QUERIES))
+    written = queries.select(tables.QUERIES.names).cast(tables.QUERIES)
+    if ctx.settings.data.index is not None:
+        written = _with_counts(written, ingested.path, ctx.settings.evaluate.split)
+    write_table(out / FILE, written)
     write_table(out / "rejects" / "part-00000.parquet", pa.Table.from_batches(rejects, tables.PARAPHRASE_REJECTS))
     return metrics | {"captions": chosen.num_rows, "accepted": queries.num_rows, "kept": queries.num_rows}
 
@@ -108,7 +127,7 @@ QUERIES = Stage(
     version=VERSION,
     inputs=lambda _: ("ingest",),
     # Which checks the captions and, at the same server, counts towards the same spending cap.
-    after=("paraphrase_2",),
+    after=lambda _: ("paraphrase_2",),
     options=_options,
     sources=lambda run: step_sources(run, query_paraphraser(run)),
     before="paraclip.tasks.preflight:check_before_queries",

@@ -21,7 +21,7 @@ def _options(settings: Settings) -> dict[str, Any]:
     base = settings.model.base
     # A local model's contents are in the sources; its location does not count.
     options = {k: v for k, v in meaning(settings.finetune).items() if k not in RecipeOptions.model_fields}
-    tried = settings.finetune.candidates(base_kind(base))
+    tried = candidates_of(settings)
     # What is tried, whether it was set or is the default; losses that no recipe reads mean nothing.
     options["recipe"] = {one.recipe: one.losses for one in tried}
     options["learning_rate"] = sorted({one.options.learning_rate for one in tried})

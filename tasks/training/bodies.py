@@ -13,6 +13,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ import torch
 from numpy.typing import NDArray
 
 from paraclip.storage.artifacts import Artifact
+from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import storage_error, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
-from paraclip.tasks.models import base_held_out, base_kind, base_reference
+from paraclip.tasks.models import base_held_out, base_reference, candidates_of
 from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     STORED,
-    HeldOut,
     Images,
     RowCounts,
     TextTokens,
@@ -41,6 +42,7 @@ from paraclip.tasks.training.data import (
     use_threads,
     validation_set,
 )
+from paraclip.tasks.training.log_data import DRAWN, enough_queries, log_rows, log_validation
 from paraclip.tasks.training.towers import LOG, tower, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.built_in import built_in_clip
@@ -66,7 +68,7 @@ from paraclip_core.training.losses import Pair, named_pairs
 from paraclip_core.training.options import Candidate, TrainingOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
-from paraclip_core.training.validation import AO, RECALL, measure, with_overlap
+from paraclip_core.training.validation import AO, RECALL, ValidationSet, measure, with_overlap
 
 log = logging.getLogger(__name__)
 
@@ -81,84 +83,87 @@ class Prepared:
     """What a stage trains, and on which data."""
 
     job: TrainingJob
-    held_out: HeldOut
-    """Images held out from training."""
     image_encoder: str
     """The image encoder's hash before training."""
-    tokens: TextTokens
 
 
-def _prepare_base(ctx: StageContext) -> Prepared:
+@dataclass(frozen=True)
+class Tuning(Prepared):
+    """What fine-tuning trains, and what chooses among its candidates."""
+
+    validation: ValidationSet
+
+
+def _prepare_base(ctx: StageContext) -> Tuning:
     """The untrained built-in base and captions."""
     settings, captions = ctx.settings, ctx.inputs["ingest"].path / "captions"
     clip = built_in_clip(settings.model)
     clip.model.to(pick_device(settings.run.device))
+    # First, because writing rows takes longer.
+    encoder = same_image_encoder(clip, ctx.inputs["features"])
     with torch.no_grad():
         clip.model.get_parameter("logit_scale").fill_(math.log(settings.built_in_base.logit_scale))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
     held_out = hold_out(captions, images, base_held_out(settings))
     validation = validation_set(captions, held_out)
+    rows = _spooled(ctx, (CAPTION,), caption_rows(captions, images, counts=counts, keep=held_out.trains), counts)
     chosen = {name: getattr(settings.built_in_base, name) for name in ("epochs", "batch_size", "learning_rate")}
     shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
-    return _prepared(
+    validate = partial(measure, clip, validation)
+    job = _job(
         ctx,
         clip,
-        held_out,
-        counts,
-        "ingest",
-        caption_rows(captions, images, counts=counts, keep=held_out.trains),
-        (CAPTION,),
-        pairs=(Pair(IMAGE, CAPTION),),
-        options=TrainingOptions(**chosen, **shared),
-        validate=lambda: measure(clip, validation).figures,
-        keep_best=RECALL if held_out.ranks else None,
-    )
-
-
-def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Prepared:
-    """A base, and captions with their paraphrases; nothing is validated before the choice. The job is that of one
-    candidate."""
-    settings, options = ctx.settings, ctx.settings.finetune
-    clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
-    images, counts = Images(ctx.inputs["features"].path), RowCounts()
-    held_out = hold_out(ctx.inputs["ingest"].path / "captions", images, options.validation)
-    tokens = tokens_for(clip, CONTEXT_LENGTH)
-    paraphrases = ctx.inputs["paraphrase_2"].path / "paraphrases"
-    stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
-    prepared = _prepared(
-        ctx, clip, held_out, counts, "paraphrase_2", stream, TEXTS, tokens,
-        pairs=named_pairs(candidate.options.weights), options=candidate.options,
-    )  # fmt: skip
-    if options.texts != "captions":
-        return prepared
-    return replace(prepared, job=replace(prepared.job, rows=prepared.job.rows.as_captions()))
-
-
-def _prepared(
-    ctx: StageContext,
-    clip: ClipModel,
-    held_out: HeldOut,
-    counts: RowCounts,
-    stage: str,
-    stream: Iterator[RowBatch],
-    kinds: tuple[str, ...],
-    tokens: TextTokens = STORED,
-    **job: Any,
-) -> Prepared:
-    freeze_image_encoder(clip)
-    # First, because writing rows takes longer.
-    encoder, images = same_image_encoder(clip, ctx.inputs["features"]), held_out.images
-    rows = spool_rows(ctx.work.scratch / "rows", kinds, stream, lambda: asdict(counts), tokens.dtype)
-    training = TrainingJob(
-        clip=clip,
-        rows=enough(rows, stage, images.keys),
+        rows=enough(rows, "ingest", images.keys),
         features=images.matrix,
         image_keys=images.keys,
-        scratch=ctx.work.scratch / "checkpoints",
-        log_path=ctx.work.out / "training_log.jsonl",
-        **job,
+        pairs=(Pair(IMAGE, CAPTION),),
+        options=TrainingOptions(**chosen, **shared),
+        validate=lambda: validate().figures,
+        keep_best=RECALL if held_out.ranks else None,
     )
-    return Prepared(training, held_out, encoder, tokens)
+    return Tuning(job, encoder, validation)
+
+
+def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Tuning:
+    """A base, and captions with their paraphrases, or queries of a log with theirs; nothing is validated before the
+    choice. The job is that of one candidate."""
+    settings, options = ctx.settings, ctx.settings.finetune
+    clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
+    # First, because writing rows takes longer.
+    encoder = same_image_encoder(clip, ctx.inputs["features"])
+    tokens, counts = tokens_for(clip, CONTEXT_LENGTH), RowCounts()
+    paraphrases, features = ctx.inputs["paraphrase_2"].path / "paraphrases", ctx.inputs["features"].path
+    if settings.data.index is None:
+        images = Images(features)
+        captions = ctx.inputs["ingest"].path / "captions"
+        held_out = hold_out(captions, images, options.validation)
+        stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
+        rows = enough(_spooled(ctx, TEXTS, stream, counts, tokens), "paraphrase_2", images.keys)
+        validation = validation_set(captions, held_out, paraphrases, tokens)
+        data: dict[str, Any] = {"features": images.matrix, "image_keys": images.keys}
+    else:
+        store = FeatureStore(features)
+        stream = log_rows(paraphrases, options.validation, counts, tokens)
+        rows = enough_queries(_spooled(ctx, TEXTS, stream, counts, tokens))
+        validation = log_validation(paraphrases, store, options.validation, tokens)
+        data = {"features": store.view(), "image_keys": np.zeros(0, np.int64), "drawn_images": DRAWN}
+    if options.texts == "captions":
+        rows = rows.as_captions()
+    weights = candidate.options.weights
+    job = _job(ctx, clip, rows=rows, pairs=named_pairs(weights), options=candidate.options, **data)
+    return Tuning(job, encoder, validation)
+
+
+def _spooled(
+    ctx: StageContext, kinds: tuple[str, ...], stream: Iterator[RowBatch], counts: RowCounts, tokens: TextTokens = STORED
+) -> TrainingRows:
+    return spool_rows(ctx.work.scratch / "rows", kinds, stream, lambda: asdict(counts), tokens.dtype)
+
+
+def _job(ctx: StageContext, clip: ClipModel, **job: Any) -> TrainingJob:
+    freeze_image_encoder(clip)
+    scratch, log_path = ctx.work.scratch / "checkpoints", ctx.work.out / "training_log.jsonl"
+    return TrainingJob(clip=clip, scratch=scratch, log_path=log_path, **job)
 
 
 def built_in_base(ctx: StageContext) -> dict[str, Any]:
@@ -181,7 +186,7 @@ def built_in_base(ctx: StageContext) -> dict[str, Any]:
     return {
         **rows.facts,
         "rows": len(rows),
-        "validation_images": len(base.held_out.gallery),
+        "validation_images": len(base.validation.gallery),
         "steps": result.steps,
         "batch_size": result.batch_size,
         "samples": result.steps * result.batch_size,
@@ -197,13 +202,12 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     ``candidates.json``."""
     use_threads(ctx.settings)
     options = ctx.settings.finetune
-    candidates = options.candidates(base_kind(ctx.settings.model.base))
+    candidates = candidates_of(ctx.settings)
     tuning = _prepare_tuning(ctx, candidates[0])
     job, clip, rows = tuning.job, tuning.job.clip, tuning.job.rows
     weights, parameters = weights_hash(clip), trained_parameters(clip.model)
     base = copy_weights(parameters)
-    captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
-    validation = validation_set(captions, tuning.held_out, paraphrases, tuning.tokens)
+    validation = tuning.validation
     of_base = measure(clip, validation)
     towers, points = dict[str, Artifact](), list[Point]()
     for number, candidate in enumerate(candidates, 1):
@@ -215,7 +219,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
             interpolate(parameters, base, tuned, alpha)
             measured = measure(clip, validation) if alpha else of_base
             points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
-    choice = choose(points, options.alpha.grid)
+    choice = choose(points, options.alpha.grid, validation.of_log)
     chosen, tried = choice.chosen, choice.chosen.candidate
     if AO not in of_base.figures:
         log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)

@@ -22,11 +22,13 @@ from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.data import CAPTION_ID, CaptionStarts, RowBatch, TrainingRows
+from paraclip_core.training.data import CAPTION_ID, TEXTS, CaptionStarts, RowBatch, TrainingRows
 from paraclip_core.training.process import bound_kernel_cache
 from paraclip_core.training.validation import ValidationSet
 
 SUFFIX = "_tokens"
+TEXT_TOKENS = tuple(f"{kind}{SUFFIX}" for kind in TEXTS)
+"""The columns with the tokens of a row's texts."""
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
 MAX_IMAGES = 2000
 MAX_QUERIES = 10_000
@@ -223,14 +225,17 @@ def paraphrase_rows(
 
     A caption has a row for each of its paraphrases, the best first; with `first_only`, only the best.
     """
-    begins = CaptionStarts()
-    columns = tokens.columns(("caption_tokens", "paraphrase_1_tokens", "paraphrase_2_tokens"))
-    seen = list(dict.fromkeys([*columns, CAPTION_ID, "image_id"]))
-    for batch in iter_batches(folder, seen):
-        whole = batch.filter(batch[columns[-1]].is_valid())
-        if first_only:
-            whole = whole.filter(pa.array(begins(whole[CAPTION_ID])))
+    columns = tokens.columns(TEXT_TOKENS)
+    for whole in paraphrased(folder, tokens, first_only):
         yield from _rows(whole, images, columns, counts, keep, tokens)
+
+
+def paraphrased(folder: Path, tokens: TextTokens, first_only: bool) -> Iterator[pa.RecordBatch]:
+    """The rows of a table of paraphrases that have both, with tokens, ``caption_id`` and ``image_id``."""
+    begins, columns = CaptionStarts(), tokens.columns(TEXT_TOKENS)
+    for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION_ID, "image_id"]))):
+        whole = batch.filter(batch[columns[-1]].is_valid())
+        yield whole.filter(pa.array(begins(whole[CAPTION_ID]))) if first_only else whole
 
 
 def validation_set(
@@ -291,5 +296,10 @@ def _rows(
     chosen = batch.filter(pa.array(wanted))
     if not chosen.num_rows:
         return
-    texts = {c.removesuffix("_tokens"): tokens.convert(chosen[c]) for c in columns}
-    yield ({**texts, CAPTION_ID: chosen[CAPTION_ID]} if columns else texts), image_rows[wanted]
+    yield texts_of(chosen, columns, tokens), image_rows[wanted]
+
+
+def texts_of(rows: pa.RecordBatch, columns: Sequence[str], tokens: TextTokens) -> dict[str, pa.Array]:
+    """Token lists of these columns by kind of text and, if there is any column, the caption ids."""
+    texts = {column.removesuffix(SUFFIX): tokens.convert(rows[column]) for column in columns}
+    return {**texts, CAPTION_ID: rows[CAPTION_ID]} if columns else texts

@@ -73,11 +73,11 @@ def _rows(first: int, captions: list[Any], keys: list[list[Any]]) -> Iterator[Ro
     plain = captions and all(isinstance(caption, str) for caption in captions)
     if plain and sum(map(len, captions)) < BATCH_CHARS:
         try:
-            images, paths, splits, licenses = ([as_key(value, "") for value in column] for column in keys)
+            images, paths, splits, licenses, counts = ([as_key(value, "") for value in column] for column in keys)
         except TypeError:
             pass  # the row's reject describes the problem
         else:
-            yield RowBatch(captions, images, paths, splits, licenses, list(rows))
+            yield RowBatch(captions, images, paths, splits, licenses, counts, list(rows))
             return
     batcher = Batcher()
     for row, caption, *values in zip(rows, captions, *keys, strict=True):

@@ -28,6 +28,7 @@ _IN = "paraclip_core.evaluation.benchmarks"
 BENCHMARKS = {
     "paraphrased_retrieval": f"{_IN}.paraphrased:PARAPHRASED_RETRIEVAL",
     "query_pairs": f"{_IN}.query_pairs:QUERY_PAIRS",
+    "query_log": f"{_IN}.query_log:QUERY_LOG",
     "retrieval": f"{_IN}.retrieval:RETRIEVAL",
     "sts": f"{_IN}.sts:STS",
     "sick": f"{_IN}.sts:SICK",

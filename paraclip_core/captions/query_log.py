@@ -1,0 +1,206 @@
+"""Turns a log of queries into distinct queries: how often each was asked, which image was clicked, and rejects.
+
+Equal queries, apart from letter case, are one row with the sum of their counts. Queries that may identify a person are
+left out, as are those that no text encoder can know: addresses, file names, identifiers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import regex
+
+from paraclip_core import tables
+from paraclip_core.captions.counts import Outcome
+from paraclip_core.captions.filters import cleaned
+from paraclip_core.captions.keys import text_keys
+from paraclip_core.captions.options import DataOptions
+from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
+from paraclip_core.captions.sources import SourceFile, read_source
+from paraclip_core.captions.splits import split_name
+from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.errors import InputError
+from paraclip_core.lifetime import TempDir
+
+BATCH = 8192
+RARE_TOKENS = 5
+"""Tokens of a single word from which it is a code or noise, unless several people asked for it: of the words of
+Flickr8k's captions one in a thousand has as many."""
+_SPECIAL = 2
+_EMAIL = regex.compile(r"\S+@\S+\.\w+")
+_NUMBER = regex.compile(r"(?<!\w)\+?\d(?:[\s().\-/]?\d){6,}(?!\w)")
+_URL = regex.compile(r"(?i)\b(?:https?://|www\.)\S+|\b[\w.-]+\.(?:com|org|net|io|de|co|uk|fr)(?:/\S*)?$")
+_FILE = regex.compile(r"(?i)^\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|pdf|mp4|mov|svg)$")
+_CODE = regex.compile(r"(?=\S*\d)(?=\S*[\p{L}_])\S{6,}|[\d_#-]{4,}")
+
+ROWS = "CREATE TABLE log (query VARCHAR, image VARCHAR, split VARCHAR, license VARCHAR, count BIGINT, spot BIGINT)"
+# The first row of a query decides its spelling, file and license; of images clicked as often, the one clicked first.
+DISTINCT = """
+    CREATE TABLE queries AS
+    WITH clicks AS (
+        SELECT lower(query) AS key, image, sum(count) AS clicks, min(spot) AS spot, arg_min(query, spot) AS query,
+               arg_min(split, spot) AS split, arg_min(license, spot) AS license
+        FROM log GROUP BY ALL
+    )
+    SELECT arg_min(query, spot) AS query, arg_min(split, spot) AS split, arg_min(license, spot) AS license,
+           first(image ORDER BY clicks DESC, spot) FILTER (WHERE image IS NOT NULL) AS image,
+           CAST(sum(clicks) AS BIGINT) AS count, min(spot) AS spot
+    FROM clicks GROUP BY key
+"""
+FROM_FILE = "SELECT * FROM queries WHERE spot >= $start AND spot < $stop ORDER BY spot"
+FILE_ROWS = 1 << 40
+"""Rows that a file has at most."""
+
+
+class QueryLog:
+    """Processes the files of a log, which are read once, when the first of them is asked for.
+
+    Memory is bounded by DuckDB, which works in a temporary folder. Counterpart of
+    :class:`paraclip_core.captions.pipeline.CaptionPipeline`.
+    """
+
+    def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
+        """Prepare for `files`."""
+        self._options, self._files = options, list(files)
+        self._tokenizer = Tokenizer()
+        self._folder = TempDir("query-log-")
+        self._database: duckdb.DuckDBPyConnection | None = None
+
+    @property
+    def images(self) -> int:
+        """Number of images that were clicked."""
+        (count,) = self._read().sql("SELECT count(DISTINCT image) FROM queries").fetchall()[0]
+        return int(count)
+
+    def run(self, file: SourceFile) -> Iterator[Outcome]:
+        """The distinct queries that a file has first, and its rejects.
+
+        With `on_error: skip` an unreadable file gives one reject without a row.
+        """
+        con, number = self._read(), self._files.index(file)
+        bounds = {"start": number * FILE_ROWS, "stop": (number + 1) * FILE_ROWS}
+        rejects = con.sql("SELECT * FROM rejects WHERE file = $file ORDER BY row", params={"file": number})
+        while rows := rejects.fetchmany(BATCH):
+            listed = [Reject(*row[1:]) for row in rows]
+            yield Outcome(_none(), reject_batch(listed, file.name))
+        for batch in con.sql(FROM_FILE, params=bounds).to_arrow_reader(BATCH):
+            yield self._outcome(batch, file, bounds["start"])
+
+    def restore(self, accepted: pa.RecordBatch) -> None:
+        """Nothing is remembered from an earlier attempt: the log is read again."""
+
+    def _read(self) -> duckdb.DuckDBPyConnection:
+        if self._database is None:
+            folder = self._folder.path
+            limits = {"memory_limit": "1GiB", "temp_directory": str(folder / "spill")}
+            con = duckdb.connect(str(folder / "log.duckdb"), config=limits)
+            con.execute(ROWS)
+            con.execute("CREATE TABLE rejects (file BIGINT, row BIGINT, reason VARCHAR, detail VARCHAR, text VARCHAR)")
+            for number, file in enumerate(self._files):
+                for batch in self._batches(file):
+                    self._store(con, batch, file, number)
+            con.execute(DISTINCT)
+            self._database = con
+        return self._database
+
+    def _batches(self, file: SourceFile) -> Iterator[RowBatch]:
+        try:
+            yield from read_source(file)
+        except InputError as error:
+            if self._options.on_error == "stop":
+                raise
+            detail = str(error).replace(str(file.path), file.name)
+            yield RowBatch(rejects=[Reject(None, "unreadable", detail)])
+
+    def _store(self, con: duckdb.DuckDBPyConnection, batch: RowBatch, file: SourceFile, number: int) -> None:
+        batch.drop_undecodable()
+        texts: list[str] = []
+        counts: list[int] = []
+        splits: list[str | None] = []
+        problems: list[Problem | None] = []
+        for raw, named, count in zip(batch.captions, batch.splits, batch.counts, strict=True):
+            text, problem = cleaned(raw, self._options)
+            problem = problem or not_a_query(text)
+            split = None if named is None else split_name(named)
+            if problem is None and named is not None and split is None:
+                problem = "unknown_split", f"split {named[:80]!r}, expected train, val or test"
+            if problem is None and count is not None and not (count.isdecimal() and int(count)):
+                problem = "bad_count", f"count {count[:80]!r}, expected a whole number above 0"
+            problems.append(problem)
+            if problem is None:
+                texts.append(text)
+                splits.append(split or file.options.split)
+                counts.append(int(count or 1))
+        batch.drop(problems)
+        spots = [number * FILE_ROWS + row for row in batch.rows]
+        columns: dict[str, Any] = {
+            "query": pa.array(texts, pa.string()),
+            "image": pa.array(batch.image_ids, pa.string()),
+            "split": pa.array(splits, pa.string()),
+            "license": pa.array([name or file.options.license for name in batch.licenses], pa.string()),
+            "count": pa.array(counts, pa.int64()),
+            "spot": pa.array(spots, pa.int64()),
+        }
+        con.register("rows", pa.table(columns))
+        con.execute("INSERT INTO log SELECT * FROM rows")
+        con.unregister("rows")
+        if batch.rejects:
+            # The table of rejects makes its texts safe.
+            plain = reject_batch(batch.rejects, file.name)
+            con.register("rows", pa.Table.from_batches([plain]))
+            con.execute("INSERT INTO rejects SELECT $file, source_row, reason, detail, caption_raw FROM rows", {"file": number})
+            con.unregister("rows")
+
+    def _outcome(self, batch: pa.RecordBatch, file: SourceFile, start: int) -> Outcome:
+        texts: list[str] = batch["query"].to_pylist()
+        rows = pa.array(np.asarray(batch["spot"]) - start, pa.int64())
+        counts = np.asarray(batch["count"])
+        tokens = self._tokenizer.encode_batch(texts)
+        single = np.array([" " not in text for text in texts])
+        unknown = np.asarray(tokens.value_lengths()) - _SPECIAL >= RARE_TOKENS
+        rare = single & (counts == 1) & unknown
+        share = self._options.held_out
+        splits = [
+            named or ("val" if share and int(text_keys([text.lower()], "held out")[0]) < share * 2**64 else "train")
+            for named, text in zip(batch["split"].to_pylist(), texts, strict=True)
+        ]
+        detail = f"one word of {RARE_TOKENS} tokens or more, asked once"
+        rejects = [
+            Reject(row, "rare_token", detail, text)
+            for row, text, rejected in zip(rows.to_pylist(), texts, rare, strict=True)
+            if rejected
+        ]
+        count = len(texts)
+        nothing = pa.nulls(count, pa.string())
+        columns = [
+            pa.array([tables.text_hash(None, text) for text in texts], pa.binary(16)),
+            batch["image"], nothing, nothing, batch["query"], batch["query"], tokens,
+            pa.array(splits, pa.string()), batch["license"], pa.repeat(pa.scalar(file.name, pa.string()), count), rows,
+            batch["count"],
+        ]  # fmt: skip
+        accepted = pa.RecordBatch.from_arrays(
+            [column.cast(of.type) for column, of in zip(columns, tables.QUERY_LOG, strict=True)],
+            schema=tables.QUERY_LOG,
+        )
+        return Outcome(accepted.filter(pa.array(~rare)), reject_batch(rejects, file.name))
+
+
+def not_a_query(text: str) -> Problem | None:
+    """Why a cleaned text may not be used as a query, or None if it may."""
+    if _EMAIL.search(text):
+        return "personal", "it holds an e-mail address"
+    if _NUMBER.search(text):
+        return "personal", "it holds a telephone number or another long number"
+    if _URL.search(text) or _FILE.match(text):
+        return "identifier", "a URL or a file name"
+    if " " not in text and _CODE.fullmatch(text):
+        return "identifier", "an identifier, letters with digits"
+    return None
+
+
+def _none() -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], schema=tables.QUERY_LOG)

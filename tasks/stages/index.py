@@ -1,0 +1,201 @@
+"""The stage ``features`` of a run from an existing image index: it checks the index and links it.
+
+``.npy`` files are read where they are; of a Parquet index the features are converted once, as they cannot be read row
+by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from paraclip.storage.features import IdIndex, write_index, write_links, write_shard
+from paraclip.tasks.models import base_sources
+from paraclip.tasks.run.run import StageContext, input_path
+from paraclip_core import tables
+from paraclip_core.clip.reference import place_free_name
+from paraclip_core.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from paraclip.tasks.run.run import Run
+    from paraclip_core.captions.options import IndexOptions
+    from paraclip_core.clip.index import ImageIndex
+    from paraclip_core.clip.model import ClipModel
+    from paraclip_core.config import Settings
+
+BLOCK = 65_536
+"""Rows that are checked, and converted, at a time."""
+SAMPLE = 64
+"""Images that are encoded to compare them with the index."""
+TRUSTED = "trusted"
+"""Metric that says that the index was not compared with any image."""
+
+
+def options(run: Run) -> Mapping[str, Any]:
+    """The options that decide the linked features."""
+    index = index_of(run.settings)
+    about = {"base": place_free_name(run.settings.model.base), "ids": index.ids is not None}
+    return {"index": {**about, "compared": index.images is not None}}
+
+
+def sources(run: Run) -> Mapping[str, str]:
+    """Content hashes of the index, its ids and a base in a local folder."""
+    settings, contents = run.settings, dict(base_sources(run))
+    index = index_of(settings)
+    for name, place in (("features", index.features), ("ids", index.ids)):
+        if place is None:
+            continue
+        path = input_path(settings, place)
+        if not path.exists():
+            raise InputError(f"{path.absolute()} does not exist; correct data.index.{name}")
+        content = f"folder:{run.hashes.of_folder(path)}" if path.is_dir() else run.hashes.of([path])[str(path)]
+        contents[f"index/{name}"] = content
+    return contents
+
+
+def index_of(settings: Settings) -> IndexOptions:
+    """The options of the index of a run that has one."""
+    assert settings.data.index is not None
+    return settings.data.index
+
+
+def open_index(settings: Settings) -> ImageIndex:
+    """The index with its ids, which are distinct; of its features only the shape is known to be right."""
+    from paraclip_core.clip.index import read_index
+
+    about = index_of(settings)
+    ids = None if about.ids is None else input_path(settings, about.ids)
+    index = read_index(input_path(settings, about.features), ids)
+    try:
+        IdIndex(pa.array(index.ids, pa.large_string()))
+    except ValueError as error:
+        raise InputError(
+            f"{ids or index.source}: {_repeated(index.ids)}; expected a different id for each row, because a click on it "
+            "could mean any"
+        ) from error
+    return index
+
+
+def _repeated(ids: Sequence[str]) -> str:
+    seen: dict[str, int] = {}
+    for row, name in enumerate(ids):
+        if (first := seen.setdefault(name, row)) != row:
+            return f"rows {first} and {row} have the same id {name[:100]!r}"
+    raise AssertionError("an id comes twice")
+
+
+def body(ctx: StageContext) -> dict[str, Any]:
+    """Check the index and write its links (or converted shards) and ``index.parquet``; returns the metrics."""
+    # Imported here: torch and open_clip take seconds to import, and a plan needs neither.
+    from paraclip_core.clip.index import index_files
+    from paraclip_core.clip.load import load_clip
+    from paraclip_core.clip.model import image_encoder_hash, pick_device
+
+    settings = ctx.settings
+    index = open_index(settings)
+    clip = load_clip(settings.model.base, pick_device(settings.run.device))
+    check_width(index, clip.embed_dim, settings.model.base)
+    files = index_files(input_path(settings, index_of(settings).features))
+    counts = [len(np.load(file, mmap_mode="r")) for file in files]
+    shards = 0
+    for start, block in _blocks(index, files):
+        _check_rows(index, start, block)
+        if not files:
+            write_shard(ctx.work.out, shards, block / np.linalg.norm(block, axis=1, keepdims=True))
+            counts.append(len(block))
+        shards += 1
+        ctx.progress(start + len(block), len(index))
+    compared = _compare(settings, index, clip)
+    if files:
+        write_links(ctx.work.out, files)
+    write_index(ctx.work.out, _index_tables(index.ids, counts))
+    return {
+        "images": len(index),
+        "rejected": 0,
+        "shards": len(counts),
+        "embed_dim": clip.embed_dim,
+        "image_encoder_hash": image_encoder_hash(clip),
+        "compared_images": compared,
+        TRUSTED: not compared,
+    }
+
+
+def check_width(index: ImageIndex, width: int, base: str) -> None:
+    """Refuse an index whose rows are not as wide as the base's embeddings."""
+    if index.features.shape[1] != width:
+        raise InputError(
+            f"{index.source} has {index.features.shape[1]} numbers a row, but {base} embeds into {width}: it is an index "
+            "of another model; name the model that it was made with in model.base"
+        )
+
+
+def _blocks(index: ImageIndex, files: Sequence[Path]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Blocks of consecutive rows with the number of their first one."""
+    if not files:
+        for start in range(0, len(index), BLOCK):
+            rows = np.arange(start, min(start + BLOCK, len(index)))
+            yield start, np.asarray(index.features[rows], np.float32)
+        return
+    first = 0
+    for file in files:
+        count = len(np.load(file, mmap_mode="r"))
+        for start in range(0, count, BLOCK):
+            # Mapped anew for each block: pages stay resident as long as they are mapped.
+            yield first + start, np.asarray(np.load(file, mmap_mode="r")[start : start + BLOCK], np.float32)
+        first += count
+
+
+def _check_rows(index: ImageIndex, start: int, block: NDArray[np.float32]) -> None:
+    norms = np.linalg.norm(block, axis=1)
+    for bad, what in ((~np.isfinite(norms), "holds NaN or infinity"), (norms == 0, "holds nothing but zeros")):
+        if bad.any():
+            row = start + int(np.flatnonzero(bad)[0])
+            raise InputError(
+                f"{index.source}: row {row} ({index.ids[row]!r}) {what}; encode this image again, or leave its row out "
+                "of features and ids"
+            )
+
+
+def _compare(settings: Settings, index: ImageIndex, clip: ClipModel) -> int:
+    """Compare a sample of the index with its images, if they are given; returns the number of compared images."""
+    from paraclip_core.clip.encode import encode_images
+    from paraclip_core.clip.images import ImageArchive
+    from paraclip_core.clip.index import check_features
+
+    about = index_of(settings)
+    if about.images is None:
+        return 0
+    if not index.named:
+        raise ConfigError("data.index.images is given, but the index has no ids to find them by; give data.index.ids")
+    rows = np.unique(np.linspace(0, len(index) - 1, min(SAMPLE, len(index))).round().astype(int))
+    places: list[int] = rows.tolist()
+    names = [index.ids[place] for place in places]
+    with ImageArchive(input_path(settings, about.images)) as archive:
+        computed = encode_images(clip, [archive.open(name) for name in names])
+    check = check_features(np.asarray(index.features[rows]), computed, names)
+    if not check.valid:
+        raise InputError(
+            f"{index.source} is not an index of these images by {settings.model.base}: {check.detail}, the first that "
+            f"differs is {check.differences[0]}. Either data.index.ids is in another order than the rows, or another "
+            "model made the index (model.base)"
+        )
+    return len(names)
+
+
+def _index_tables(ids: Sequence[str], counts: Sequence[int]) -> Iterator[pa.Table]:
+    first = 0
+    for shard, count in enumerate(counts):
+        for start in range(0, count, BLOCK):
+            rows = np.arange(start, min(start + BLOCK, count))
+            # In place of the hash of an image, which nobody has seen, the number of its row: all images are distinct.
+            numbers = np.stack([rows + first, np.zeros_like(rows)], 1).astype("<u8")
+            pixels = pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(rows), [None, pa.py_buffer(numbers)])
+            columns = [ids[first + start : first + start + len(rows)], [shard] * len(rows), rows, pixels]
+            arrays = [pa.array(c, of.type) for c, of in zip(columns, tables.FEATURE_INDEX, strict=True)]
+            yield pa.Table.from_arrays(arrays, schema=tables.FEATURE_INDEX)
+        first += count

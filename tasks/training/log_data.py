@@ -1,0 +1,86 @@
+"""Data of a fine-tuning from a query log and an image index: queries, and the images that held-out ones search.
+
+No query belongs to an image for training. Held-out queries are chosen by the hash of their text, so they stay the same
+when the log grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from paraclip.storage.features import FeatureStore
+from paraclip.tasks.training.data import MAX_QUERIES, STORED, SUFFIX, TEXT_TOKENS, RowCounts, TextTokens, paraphrased, texts_of
+from paraclip_core.clip.ragged import Ragged
+from paraclip_core.errors import TrainingError
+from paraclip_core.training.data import CAPTION_ID, RowBatch, TrainingRows, draw_images, id_array
+from paraclip_core.training.validation import ValidationSet
+
+SEARCHED = 20_000
+"""Images of the index that held-out queries search."""
+FEWEST = 2
+"""Queries that training needs at least, to tell them apart."""
+DRAWN = 1024
+"""Images of the index over which rankings are compared in a step; see dev/log/2026-12.md."""
+
+
+def is_held_out(ids: pa.Array, share: float) -> NDArray[np.bool_]:
+    """Which queries are held out from training, by their ids, which are hashes of their texts; bool [n]."""
+    hashes = np.ascontiguousarray(id_array(ids)[:, 8:]).view("<u8")[:, 0]
+    return hashes < share * 2.0**64
+
+
+def log_rows(
+    folder: Path, share: float, counts: RowCounts | None = None, tokens: TextTokens = STORED
+) -> Iterator[RowBatch]:
+    """Rows of the queries to train on that have both paraphrases, in the order of the table; their image rows are -1."""
+    columns = tokens.columns(TEXT_TOKENS)
+    for whole in paraphrased(folder, tokens, first_only=False):
+        held_out = is_held_out(whole[CAPTION_ID], share)
+        if counts is not None:
+            counts.read += whole.num_rows
+            counts.held_out += int(held_out.sum())
+        if len(rows := whole.filter(pa.array(~held_out))):
+            yield texts_of(rows, columns, tokens), np.full(len(rows), -1, np.int64)
+
+
+def enough_queries(rows: TrainingRows) -> TrainingRows:
+    """Return the rows if they are of enough queries to train on."""
+    if len(rows) < FEWEST:
+        raise TrainingError(
+            f"{len(rows)} queries can be trained on, at least {FEWEST} are needed; add queries, or loosen the filters "
+            "(paraphrase.filters)"
+        )
+    return rows
+
+
+def log_validation(folder: Path, store: FeatureStore, share: float, tokens: TextTokens = STORED) -> ValidationSet:
+    """Held-out queries, at most 10,000, each with its best paraphrase, and images of the index that they search.
+
+    The images are those that these queries led to, and others drawn at random, 20,000 in all.
+    """
+    parts: dict[str, list[Ragged]] = {column: [] for column in TEXT_TOKENS}
+    clicked: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    wanted, columns = MAX_QUERIES, tokens.columns(TEXT_TOKENS)
+    for whole in paraphrased(folder, tokens, first_only=True):
+        rows = whole.filter(pa.array(is_held_out(whole[CAPTION_ID], share))).slice(0, wanted)
+        texts = texts_of(rows, columns, tokens)
+        for column in TEXT_TOKENS:
+            parts[column].append(Ragged.from_arrow(texts[column.removesuffix(SUFFIX)]))
+        clicked.append(store.find(rows["image_id"]))
+        wanted -= len(rows)
+    targets = np.concatenate(clicked)
+    gallery = searched_images(len(store), targets[targets >= 0], SEARCHED)
+    captions, _, paraphrases = (Ragged.concatenate(lists) for lists in parts.values())
+    places = np.where(targets >= 0, np.searchsorted(gallery, targets), -1)
+    return ValidationSet(np.asarray(store.view()[gallery]), captions, places, captions, paraphrases, places, of_log=True)
+
+
+def searched_images(images: int, needed: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Rows of an index to search, ascending: the needed ones, and others drawn at random, up to `most`."""
+    needed = np.unique(needed)
+    return np.union1d(needed, draw_images(images, max(most - len(needed), 0), 0, 0))
