@@ -200,8 +200,8 @@ class Settings(Options):
             return self
         if self.model.base == BUILT_IN:
             raise ValueError(
-                "model.base: data.index is an index of a model that exists, so name that model; the built-in base would "
-                "be trained here"
+                "model.base: data.index is an index of a model that exists, so name that model; the built-in base "
+                "would be trained here"
             )
         for recipe, losses in self.finetune.recipes(of_images=False).items():
             if losses.weights.image_paraphrase_2 or losses.weights.image_caption:
@@ -211,8 +211,8 @@ class Settings(Options):
                 )
             if not losses.ranking_distillation.weight:
                 raise ValueError(
-                    f"finetune.recipe: {recipe} has no ranking distillation, which alone keeps what an index finds; take "
-                    "contrast or ranking"
+                    f"finetune.recipe: {recipe} has no ranking distillation, which alone keeps what an index finds; "
+                    "take contrast or ranking"
                 )
         return self
 

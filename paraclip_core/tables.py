@@ -73,8 +73,9 @@ QUERIES = pa.schema(
 )
 
 LOG_QUERIES = (
-    QUERIES.append(pa.field("count", pa.int64(), nullable=False))  # how often it was asked
-    .append(pa.field("frequency", pa.string(), nullable=False))  # head, body or tail of the log
+    QUERIES.append(pa.field("count", pa.int64(), nullable=False)).append(  # how often it was asked
+        pa.field("frequency", pa.string(), nullable=False)
+    )  # head, body or tail of the log
 )
 """Held-out queries of a log in other words."""
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.models import BUILT_IN, base_kind
+from paraclip.tasks.models import BUILT_IN, candidates_of
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
@@ -294,6 +294,8 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
 
 
 def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
+    if run.settings.data.index is not None:
+        return Amount(note="an existing index is checked and linked, no image is encoded")
     images = captions.images
     if images and "features" in run.stages and "features" not in artifacts:
         new = images_to_encode(run, captions.folder / "captions")

@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
 from paraclip.tasks.drift import check_drift
+from paraclip.tasks.log_checks import log_notices
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
+from paraclip.tasks.stages.index import open_index
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
@@ -139,12 +141,18 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         # If nothing is accepted, ingest says why.
         if not counts.rows:
             return []
-        _check_training(counts)
-        _check_split(settings, counts)
+        if settings.data.index is None:
+            _check_training(counts)
+            _check_split(settings, counts)
         if filters_of(run.paraphraser.filters).meaning:
             check_encoder(run.paraphraser.filters.encoder)
         notices = _language_notices(run, counts, folder) + unchecked
-        if settings.data.scenes is None or scenes is not None:
+        if settings.data.index is not None:
+            index = None if _finished(run, "features") else open_index(settings)
+            notices += log_notices(settings, folder, index)
+            if planned:
+                notices += _query_notices(run, folder)
+        elif settings.data.scenes is None or scenes is not None:
             notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
             notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
@@ -228,6 +236,9 @@ def _query_notices(run: Run, folder: Path) -> list[str]:
     if QUERIES.name not in run.stages:
         return []
     images = chosen_captions(folder, run.settings).num_rows
+    if run.settings.data.index is not None:
+        half = expected_half(images, images)
+        return [f"validation: {HELD_OUT} has at most {images:,} queries; expect AO@10 ± {half:.1f} points"]
     if images < 2:
         return [
             f"validation: {HELD_OUT} is left out: {images} images of split {run.settings.evaluate.split} "

@@ -1,4 +1,4 @@
-"""`paraclip init`: a commented configuration for a folder of captions and images."""
+"""`paraclip init`: a commented configuration for a folder of captions and images, or for an index and queries."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paraclip.flows.commands.common import JsonOption, print_facts
+from paraclip.flows.commands.init_index import (
+    FEW,
+    MANY,
+    MANY_QUERIES,
+    check_arguments,
+    configuration,
+    data_options,
+    looked_at,
+)
 from paraclip_core.captions.counts import bare_rows, listed_reasons
 from paraclip_core.captions.options import USUAL_WORDS
 from paraclip_core.errors import ConfigError
@@ -34,13 +43,19 @@ def init(
     images: Annotated[str | None, typer.Option(help="Folder or tar with the images, relative to FOLDER.")] = None,
     caption_column: Annotated[str | None, typer.Option(help="Column with the caption.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="An index of image features, in place of FOLDER: .npy, Parquet, or shards.")
+    ] = None,
+    ids: Annotated[Path | None, typer.Option(help="The ids of the index's rows; default: those in the index.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="A log of queries, with --features: text or a table.")] = None,
     base: Annotated[str, typer.Option(help="The CLIP model to repair: that of your image index.")] = "built-in",
     name: Annotated[str, typer.Option(help="Name of the run.")] = "mine",
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")] = Path("paraclip.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look at a folder of captions and images, and write a configuration for it."""
+    """Look at a folder of captions and images, or at an image index and a log of queries (--features, --queries), and
+    write a configuration for it."""
     import yaml
 
     from paraclip.storage.files import write_atomic
@@ -52,6 +67,14 @@ def init(
         raise ConfigError(f"{output} exists already; give --force to overwrite it, or another name with --output")
     if base != "built-in":
         check_reference(base)
+    if features is not None or queries is not None or ids is not None:
+        others = (captions, images, caption_column, image_column)
+        check_arguments(features, ids, queries, base, captions=any(each is not None for each in others))
+        assert features is not None and queries is not None
+        text, facts = _of_index(features, ids, queries, base, name)
+        write_atomic(output, lambda file: file.write(text.encode()))
+        print_facts({"configuration": str(output.absolute()), **facts}, as_json)
+        return
     for option, place in (("--captions", captions), ("--images", images)):
         if place is not None and not (folder / place).exists():
             raise ConfigError(f"{option}: {folder / place} does not exist")
@@ -62,6 +85,24 @@ def init(
     parse_settings(yaml.safe_load(text), f"the configuration for {folder}")
     write_atomic(output, lambda file: file.write(text.encode()))
     print_facts(_facts(overview, output, ready), as_json)
+
+
+def _of_index(features: Path, ids: Path | None, queries: Path, base: str, name: str) -> tuple[str, dict[str, Any]]:
+    """The configuration for an index and a log, and what was seen in them."""
+    import yaml
+
+    data = data_options(features, ids, queries, FEW)
+    model: dict[str, Any] = {"data": data, "model": {"base": base}}
+    counts, notes = looked_at(parse_settings(model, "the options"))
+    if counts.accepted >= MANY_QUERIES:
+        data["held_out"] = MANY
+    if counts.rejected:
+        notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
+    rows = round(counts.accepted * (1 - data["held_out"]) ** 2)
+    text = _head() + configuration(data, name, base, _engine(_server()), rows, _quoted)
+    parse_settings(yaml.safe_load(text), f"the configuration for {features}")
+    rejected = dict(counts.rejected)
+    return text, {"queries": {"accepted": counts.accepted, "rejected": rejected}, "notes": notes}
 
 
 def _facts(overview: Survey, output: Path, ready: str | None) -> dict[str, Any]:
@@ -102,11 +143,10 @@ def _facts(overview: Survey, output: Path, ready: str | None) -> dict[str, Any]:
 
 def _configuration(overview: Survey, name: str, base: str, ready: str | None) -> str:
     """The configuration as YAML; file names are quoted as JSON, which YAML reads."""
-    schema, held = next(iter(shipped_configs().values())).with_name("schema.json"), overview.data.held_out
+    held = overview.data.held_out
     held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
     return (
-        f"# yaml-language-server: $schema={schema}\n"
-        f"# Written by `paraclip init`. All options: `paraclip config schema`.\n"
+        f"{_head()}"
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
         f"  sources:\n{_sources(overview)}{held_out}{_max_words(overview)}"
@@ -114,6 +154,14 @@ def _configuration(overview: Survey, name: str, base: str, ready: str | None) ->
         f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
         f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
+    )
+
+
+def _head() -> str:
+    schema = next(iter(shipped_configs().values())).with_name("schema.json")
+    return (
+        f"# yaml-language-server: $schema={schema}\n"
+        f"# Written by `paraclip init`. All options: `paraclip config schema`.\n"
     )
 
 

@@ -52,6 +52,7 @@ DISTINCT = """
     FROM clicks GROUP BY key
 """
 FROM_FILE = "SELECT * FROM queries WHERE spot >= $start AND spot < $stop ORDER BY spot"
+REJECTED = "INSERT INTO rejects SELECT $file, source_row, reason, detail, caption_raw FROM rows"
 FILE_ROWS = 1 << 40
 """Rows that a file has at most."""
 
@@ -84,8 +85,9 @@ class QueryLog:
         con, number = self._read(), self._files.index(file)
         bounds = {"start": number * FILE_ROWS, "stop": (number + 1) * FILE_ROWS}
         rejects = con.sql("SELECT * FROM rejects WHERE file = $file ORDER BY row", params={"file": number})
-        while rows := rejects.fetchmany(BATCH):
-            listed = [Reject(*row[1:]) for row in rows]
+        for rows in rejects.to_arrow_reader(BATCH):
+            columns = (column.to_pylist() for column in rows.columns[1:])
+            listed = [Reject(*row) for row in zip(*columns, strict=True)]
             yield Outcome(_none(), reject_batch(listed, file.name))
         for batch in con.sql(FROM_FILE, params=bounds).to_arrow_reader(BATCH):
             yield self._outcome(batch, file, bounds["start"])
@@ -152,7 +154,7 @@ class QueryLog:
             # The table of rejects makes its texts safe.
             plain = reject_batch(batch.rejects, file.name)
             con.register("rows", pa.Table.from_batches([plain]))
-            con.execute("INSERT INTO rejects SELECT $file, source_row, reason, detail, caption_raw FROM rows", {"file": number})
+            con.execute(REJECTED, {"file": number})
             con.unregister("rows")
 
     def _outcome(self, batch: pa.RecordBatch, file: SourceFile, start: int) -> Outcome:

@@ -10,7 +10,6 @@ from paraclip_core.clip.reference import canonical
 from paraclip_core.gone import GONE_VALUES
 from paraclip_core.options import OPERATIONAL, Options
 
-
 BUILT_IN = "built-in"
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from paraclip_core.errors import UnknownModelError
 from paraclip_core.paths import expand
@@ -133,6 +134,18 @@ LOSSES = {
 
 def has_logit_bias(reference: str) -> bool | None:
     """Whether a model was trained with the pairwise sigmoid loss, by its configuration; None if it is not available."""
+    config = _model_config(reference)
+    return None if config is None else "init_logit_bias" in config
+
+
+def embedding_width(reference: str) -> int | None:
+    """The width of a model's embeddings, by its configuration; None if it is not available."""
+    config = _model_config(reference)
+    return None if config is None else int(config["embed_dim"])
+
+
+def _model_config(reference: str) -> dict[str, Any] | None:
+    """open_clip's configuration of a model, if it is on this machine."""
     folder, package = local_folder(reference), _open_clip()
     if folder is not None:
         path = folder / CONFIG
@@ -141,7 +154,7 @@ def has_logit_bias(reference: str) -> bool | None:
     if path is None or not path.is_file():
         return None
     stored = json.loads(path.read_text("utf-8"))
-    return "init_logit_bias" in stored.get("model_cfg", stored)
+    return stored.get("model_cfg", stored)
 
 
 def place_free_name(reference: str) -> str:

@@ -216,9 +216,7 @@ def churn(
     )
 
 
-def _grouped(
-    groups: Sequence[str], overlap: NDArray[np.floating], changes: NDArray[np.bool_]
-) -> dict[str, GroupChurn]:
+def _grouped(groups: Sequence[str], overlap: NDArray[np.floating], changes: NDArray[np.bool_]) -> dict[str, GroupChurn]:
     names = np.array(groups)
     members = {name: names == name for name in sorted(set(groups), key=_place)}
     return {

@@ -27,8 +27,9 @@ STAND_INS = {
     "paraphrased_retrieval/": ("query_log/",),
     "retrieval/text_to_image": ("paraphrased_retrieval/caption_text_to_image", "query_log/caption_text_to_image"),
 }
-"""Prefixes of rules → their stand-ins, of which the first that was measured counts. Overlaps alone prove nothing: they are complete if a model returns the same
-images for every text."""
+"""Prefixes of rules → their stand-ins, of which the first that was measured counts.
+
+Overlaps alone prove nothing: they are complete if a model returns the same images for every text."""
 HEADLINE = "paraphrased_query_text_to_image_recall@10"
 """The metric that a verdict begins with."""
 COLLAPSE = (

@@ -75,11 +75,13 @@ def choose(points: Sequence[Point], grid: Sequence[float], of_log: bool = False)
 
     A point is allowed unless its recall of plain captions is below the base's by more than chance (95 % interval of the
     paired difference). Queries of a log (`of_log`) rarely have a known right image: there a point is allowed only if
-    its first images also keep :data:`RETENTION` percent of the base's, for the query as it was typed. The best of the allowed ones by the criterion, and all that are within one standard error of it,
-    count as equal (the one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3);
-    of these the one wins that changes the fewest results. Without paraphrases to search with, the largest allowed α of
-    the first candidate wins: falling back to the base would undo the training because of an unmeasured figure. If the
-    grid has a single α, the best candidate at that α wins, whatever it costs.
+    its first images also keep :data:`RETENTION` percent of the base's, for the query as it was typed.
+
+    The best of the allowed ones by the criterion, and all that are within one standard error of it, count as equal (the
+    one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3); of these the one
+    wins that changes the fewest results. Without paraphrases to search with, the largest allowed α of the first
+    candidate wins: falling back to the base would undo the training because of an unmeasured figure. If the grid has a
+    single α, the best candidate at that α wins, whatever it costs.
     """
     base = points[0].validation
     if len(set(grid)) == 1:

@@ -282,6 +282,9 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
 
     def index_pool(image_ids: Sequence[str]) -> ImagePool:
         """These images of the index, and others drawn at random."""
+        # Imported here, because it imports torch.
+        from paraclip.tasks.training.log_data import searched_images
+
         rows = store.find(list(dict.fromkeys(image_ids)))
         chosen = searched_images(len(store), rows[rows >= 0], SEARCHED)
         return stored_pool(store.ids_of(chosen), lambda: store.view()[chosen], image_encoder_hash)

@@ -15,13 +15,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip.storage.features import IdIndex, write_index, write_links, write_shard
+from paraclip.storage.parquet import write_table
 from paraclip.tasks.models import base_sources
 from paraclip.tasks.run.run import StageContext, input_path
 from paraclip_core import tables
-from paraclip_core.clip.reference import place_free_name
+from paraclip_core.clip.reference import embedding_width, place_free_name
 from paraclip_core.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
+    from paraclip.storage.artifacts import Artifact
     from paraclip.tasks.run.run import Run
     from paraclip_core.captions.options import IndexOptions
     from paraclip_core.clip.index import ImageIndex
@@ -65,18 +67,20 @@ def index_of(settings: Settings) -> IndexOptions:
 
 
 def open_index(settings: Settings) -> ImageIndex:
-    """The index with its ids, which are distinct; of its features only the shape is known to be right."""
+    """The index with its ids, which are distinct; of its features only the shape was checked."""
     from paraclip_core.clip.index import read_index
 
     about = index_of(settings)
     ids = None if about.ids is None else input_path(settings, about.ids)
     index = read_index(input_path(settings, about.features), ids)
+    if (width := embedding_width(settings.model.base)) is not None:
+        check_width(index, width, settings.model.base)
     try:
         IdIndex(pa.array(index.ids, pa.large_string()))
     except ValueError as error:
         raise InputError(
-            f"{ids or index.source}: {_repeated(index.ids)}; expected a different id for each row, because a click on it "
-            "could mean any"
+            f"{ids or index.source}: {_repeated(index.ids)}; expected a different id for each row, because a click on "
+            "it could mean any"
         ) from error
     return index
 
@@ -102,18 +106,18 @@ def body(ctx: StageContext) -> dict[str, Any]:
     check_width(index, clip.embed_dim, settings.model.base)
     files = index_files(input_path(settings, index_of(settings).features))
     counts = [len(np.load(file, mmap_mode="r")) for file in files]
-    shards = 0
-    for start, block in _blocks(index, files):
+    for number, (start, block) in enumerate(_blocks(index, files)):
         _check_rows(index, start, block)
         if not files:
-            write_shard(ctx.work.out, shards, block / np.linalg.norm(block, axis=1, keepdims=True))
+            write_shard(ctx.work.out, number, block / np.linalg.norm(block, axis=1, keepdims=True))
             counts.append(len(block))
-        shards += 1
         ctx.progress(start + len(block), len(index))
     compared = _compare(settings, index, clip)
     if files:
         write_links(ctx.work.out, files)
     write_index(ctx.work.out, _index_tables(index.ids, counts))
+    # An index with a bad row is refused as a whole.
+    write_table(ctx.work.out / "rejects" / "part-000000.parquet", tables.REJECTS.empty_table())
     return {
         "images": len(index),
         "rejected": 0,
@@ -125,12 +129,23 @@ def body(ctx: StageContext) -> dict[str, Any]:
     }
 
 
+def trust_note(features: Artifact) -> str:
+    """How far an index was checked, in a sentence for report and model card."""
+    metrics = features.manifest.metrics
+    if metrics[TRUSTED]:
+        return (
+            f"the index of {metrics['images']:,} images is taken on trust: it was not compared with any image "
+            "(data.index.images)"
+        )
+    return f"the index of {metrics['images']:,} images was compared with {metrics['compared_images']} of them"
+
+
 def check_width(index: ImageIndex, width: int, base: str) -> None:
     """Refuse an index whose rows are not as wide as the base's embeddings."""
     if index.features.shape[1] != width:
         raise InputError(
-            f"{index.source} has {index.features.shape[1]} numbers a row, but {base} embeds into {width}: it is an index "
-            "of another model; name the model that it was made with in model.base"
+            f"{index.source} has {index.features.shape[1]} numbers a row, but {base} embeds into {width}: it is an "
+            "index of another model; name the model that it was made with in model.base"
         )
 
 

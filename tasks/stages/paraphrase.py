@@ -20,6 +20,7 @@ from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run, Slot, Stage, StageContext, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine

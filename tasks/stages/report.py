@@ -24,6 +24,7 @@ from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
 from paraclip.tasks.models import BUILT_IN, base_inputs
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.stages.index import trust_note
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.captions.counts import MANY_LICENSES
@@ -108,7 +109,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
         confidence=comparison["confidence"],
-        notes=[*comparison["notes"], *warnings, *_shared(inputs).notices],
+        notes=[*comparison["notes"], *warnings, *_data_notes(settings, inputs)],
         finetune=inputs["finetune"].fingerprint,
         image_encoder_before=tuned.get("image_encoder_hash_before", ""),
         image_encoder_after=tuned.get("image_encoder_hash_after", ""),
@@ -250,6 +251,13 @@ def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(name, count) for name, count in steps if count is not None]
 
 
+def _data_notes(settings: Settings, inputs: Inputs) -> list[str]:
+    """What the reader must know about the data: what the splits share, or how far the index was checked."""
+    if settings.data.index is None:
+        return _shared(inputs).notices
+    return [trust_note(inputs["features"])]
+
+
 def _shared(inputs: Inputs) -> Shared:
     """The overlap of validation with training, comparing the contents of all images."""
     store = FeatureStore(inputs["features"].path)
@@ -311,6 +319,8 @@ def _thumbnails(settings: Settings, inputs: Inputs, wanted: set[str]) -> dict[st
 
     scenes, thumbnails = inputs.get("scenes"), dict[str, bytes]()
     names: dict[str, dict[str, str]] = {}
+    if (index := settings.data.index) is not None:
+        names = {} if index.images is None else {index.images: {image: image for image in wanted}}
     for row in _rows(inputs["ingest"].path / "captions", ["image_id", "images", "image_path"]):
         if row["image_id"] in wanted and row["images"] and row["image_path"]:
             names.setdefault(row["images"], {}).setdefault(row["image_id"], row["image_path"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from paraclip.tasks.models import BUILT_IN, base_held_out, base_inputs, base_kind, base_sources
+from paraclip.tasks.models import BUILT_IN, base_held_out, base_inputs, base_sources, candidates_of
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings

@@ -28,6 +28,7 @@ from paraclip.storage.files import storage_error, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.models import base_held_out, base_reference, candidates_of
 from paraclip.tasks.run.run import StageContext
+from paraclip.tasks.stages.index import trust_note
 from paraclip.tasks.training.data import (
     STORED,
     Images,
@@ -155,7 +156,11 @@ def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Tuning:
 
 
 def _spooled(
-    ctx: StageContext, kinds: tuple[str, ...], stream: Iterator[RowBatch], counts: RowCounts, tokens: TextTokens = STORED
+    ctx: StageContext,
+    kinds: tuple[str, ...],
+    stream: Iterator[RowBatch],
+    counts: RowCounts,
+    tokens: TextTokens = STORED,
 ) -> TrainingRows:
     return spool_rows(ctx.work.scratch / "rows", kinds, stream, lambda: asdict(counts), tokens.dtype)
 
@@ -236,7 +241,12 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         title="CLIP with a text encoder fine-tuned on captions only" if control else REPAIRED,
         summary=f"The text encoder was fine-tuned on {'captions only, as a control' if control else PARAPHRASED} and "
         f"interpolated with the base's at α = {chosen.alpha:g}. Of {len(candidates)} candidates {tried.name} was "
-        f"chosen: {choice.rule}.",
+        f"chosen: {choice.rule}."
+        + (
+            ""
+            if ctx.settings.data.index is None
+            else f" In place of images of its own, {trust_note(ctx.inputs['features'])}."
+        ),
         # By a name that does not depend on the artifacts' location.
         base=f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
         weights=weights,

@@ -6,7 +6,7 @@ when the log grows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip.storage.features import FeatureStore
-from paraclip.tasks.training.data import MAX_QUERIES, STORED, SUFFIX, TEXT_TOKENS, RowCounts, TextTokens, paraphrased, texts_of
+from paraclip.tasks.training.data import (
+    MAX_QUERIES,
+    STORED,
+    SUFFIX,
+    TEXT_TOKENS,
+    RowCounts,
+    TextTokens,
+    paraphrased,
+    texts_of,
+)
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
 from paraclip_core.training.data import CAPTION_ID, RowBatch, TrainingRows, draw_images, id_array
@@ -37,7 +46,7 @@ def is_held_out(ids: pa.Array, share: float) -> NDArray[np.bool_]:
 def log_rows(
     folder: Path, share: float, counts: RowCounts | None = None, tokens: TextTokens = STORED
 ) -> Iterator[RowBatch]:
-    """Rows of the queries to train on that have both paraphrases, in the order of the table; their image rows are -1."""
+    """Rows of the queries to train on that have both paraphrases, in table order; their image rows are -1."""
     columns = tokens.columns(TEXT_TOKENS)
     for whole in paraphrased(folder, tokens, first_only=False):
         held_out = is_held_out(whole[CAPTION_ID], share)
@@ -77,7 +86,9 @@ def log_validation(folder: Path, store: FeatureStore, share: float, tokens: Text
     gallery = searched_images(len(store), targets[targets >= 0], SEARCHED)
     captions, _, paraphrases = (Ragged.concatenate(lists) for lists in parts.values())
     places = np.where(targets >= 0, np.searchsorted(gallery, targets), -1)
-    return ValidationSet(np.asarray(store.view()[gallery]), captions, places, captions, paraphrases, places, of_log=True)
+    return ValidationSet(
+        np.asarray(store.view()[gallery]), captions, places, captions, paraphrases, places, of_log=True
+    )
 
 
 def searched_images(images: int, needed: NDArray[np.int64], most: int) -> NDArray[np.int64]:

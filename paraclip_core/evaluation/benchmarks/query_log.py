@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -110,8 +109,6 @@ def _found(side: str, ranked: NDArray[np.int64], targets: NDArray[np.int64]) -> 
         f"{side}_text_to_image_recall@{k}": Sample(recall_at_k(ranked, targets, k), targets) for k in RECALL_DEPTHS
     }
     return values | {f"{side}_mrr@{DEPTH}": Sample(reciprocal_rank(ranked, targets), targets)}
-
-
 
 
 QUERY_LOG = Benchmark(

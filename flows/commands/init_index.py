@@ -1,0 +1,90 @@
+"""What `paraclip init` writes for an image index and a log of queries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paraclip_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from paraclip_core.captions.counts import Counts
+    from paraclip_core.config import Settings
+
+FEW, MANY = 0.2, 0.1
+"""Share of the queries that are held out, and that choose among candidates, of a small and of a large log."""
+MANY_QUERIES = 10_000
+"""Queries of which a tenth is as many as an evaluation paraphrases."""
+
+
+def check_arguments(features: Path | None, ids: Path | None, queries: Path | None, base: str, captions: bool) -> None:
+    """Check that the options for an index are complete and go together."""
+    if features is None or queries is None:
+        raise ConfigError("--features, the index, and --queries, a log of queries, belong together; give both")
+    if captions:
+        raise ConfigError(
+            "with --features and --queries there are no captions to look for; leave out the other options"
+        )
+    for option, place in (("--features", features), ("--ids", ids), ("--queries", queries)):
+        if place is not None and not place.exists():
+            raise ConfigError(f"{option}: {place} does not exist")
+    if base == "built-in":
+        raise ConfigError("give --base the model that the index was made with, e.g. ViT-B-32:laion2b_s34b_b79k")
+
+
+def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
+    """Read the log and the ids of the index; returns the counts of queries and notices for the user."""
+    from paraclip.storage.parquet import PartWriter
+    from paraclip.tasks.log_checks import log_notices
+    from paraclip.tasks.stages.index import open_index
+    from paraclip_core import tables
+    from paraclip_core.captions.counts import Counts
+    from paraclip_core.captions.query_log import QueryLog
+    from paraclip_core.captions.sources import list_files
+    from paraclip_core.lifetime import TempDir
+    from paraclip_core.paths import expand
+
+    files, counts = list_files(expand(settings.data.root), settings.data.sources), Counts()
+    log = QueryLog(settings.data, files)
+    with TempDir("init-") as folder:
+        writer = PartWriter(folder / "captions", tables.QUERY_LOG)
+        for file in files:
+            for outcome in log.run(file):
+                counts.note(outcome)
+                writer.write(outcome.accepted)
+        writer.close()
+        if not counts.accepted:
+            raise ConfigError(f"{settings.data.sources[0].path} has no query that can be used: {dict(counts.rejected)}")
+        return counts, log_notices(settings, folder, open_index(settings))
+
+
+def data_options(features: Path, ids: Path | None, queries: Path, share: float) -> dict[str, Any]:
+    """The options below `data`."""
+    index = {"features": str(features), **({} if ids is None else {"ids": str(ids)})}
+    return {"root": ".", "index": index, "sources": [{"path": str(queries)}], "held_out": share, "min_words": 1}
+
+
+def configuration(data: dict[str, Any], name: str, base: str, engine: str, rows: int, quoted: Any) -> str:
+    """The configuration as YAML, without its head; `engine` has the lines below `paraphrase`."""
+    index, source = data["index"], data["sources"][0]
+    ids = f"    ids: {quoted(index['ids'])}  # one for each row, in the same order\n" if "ids" in index else ""
+    batch = 1 << max(rows // 4, 8).bit_length() - 1
+    small = f"  batch_size: {batch}  # of {rows:,} queries; usually 256\n" if batch < 256 else ""
+    return (
+        f"name: {quoted(name)}  # of the run; search, export and promote go by it\n"
+        f"data:\n  root: {quoted(data['root'])}  # from where paraclip is called; the paths below start there\n"
+        f"  index:\n    features: {quoted(index['features'])}\n{ids}"
+        f"    # images: photos  # folder or tar whose file names are the ids: a sample is compared with the index\n"
+        f"  sources:\n    - path: {quoted(source['path'])}  # text, or a table with query, image (clicked), count, split\n"
+        f"  held_out: {data['held_out']}  # share of the queries to evaluate, chosen by hash\n"
+        f"  min_words: 1  # a query may be a single word\n"
+        f"paraphrase:\n{engine}"
+        f"model:\n  base: {quoted(base)}  # the model that the index was made with\n"
+        f"finetune:\n{small}"
+        f"  validation: {data['held_out']}  # share of the other queries, which choose learning rate and α\n"
+        f"evaluate:\n"
+        f"  # Held-out queries, 1,000 at most, are paraphrased, too: the benchmark held_out_queries. Another model than\n"
+        f"  # that of the training queries makes it stricter: {{model: NAME}}\n"
+        f"  queries: {{}}\n"
+        f"  control: true  # the same fine-tuning on queries alone, to tell a repair from more training\n"
+    )

@@ -1,0 +1,84 @@
+"""Checks of a query log against its index, before anything is paid for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
+
+from paraclip.storage.features import IdIndex
+from paraclip.storage.parquet import CONFIG, parquet_files
+from paraclip_core.errors import InputError
+
+if TYPE_CHECKING:
+    from paraclip_core.clip.index import ImageIndex
+    from paraclip_core.config import Settings
+
+FACTS = """
+    SELECT count(*), count(*) FILTER (WHERE split = 'train'), count(*) FILTER (WHERE split = $split),
+           CAST(sum(count) AS BIGINT), count(image_id), avg(len(string_split(caption, ' ')))
+    FROM parts
+"""
+CLICKED = "SELECT DISTINCT image_id FROM parts WHERE image_id IS NOT NULL ORDER BY md5(image_id) LIMIT 10000"
+# Tokens of a query beyond its two special ones, for each of its words.
+CUT = """
+    WITH cut AS (SELECT caption, len(caption_tokens) - 2 >= 2.5 * len(string_split(caption, ' ')) AS pieces FROM parts)
+    SELECT avg(CAST(pieces AS INT)), list(caption ORDER BY md5(caption)) FILTER (WHERE pieces) FROM cut
+"""
+NOTICED_SHARE = 0.1
+"""Share of queries in words that the tokenizer does not know from which it is reported; see the lab book."""
+SHOWN = 3
+
+
+def log_notices(settings: Settings, folder: Path, index: ImageIndex | None) -> list[str]:
+    """Check the queries below a folder (schema `tables.QUERY_LOG`) and their clicks; returns notices for the user.
+
+    `index` is the opened index; None if it was checked before.
+    """
+    with duckdb.connect(":memory:", config=CONFIG) as con:
+        con.read_parquet(
+            [str(path) for path in parquet_files(folder / "captions")], hive_partitioning=False
+        ).create_view("parts")
+        facts = con.execute(FACTS, {"split": settings.evaluate.split}).fetchall()[0]
+        clicked = [image for (image,) in con.execute(CLICKED).fetchall()]
+        share, cut = con.execute(CUT).fetchall()[0]
+    queries, train, held_out, searches, with_click, words = facts
+    if not train:
+        raise InputError(
+            f"none of the {queries:,} queries is of split train, so nothing can be paraphrased or trained on; leave "
+            "the split out of the log, or lower data.held_out"
+        )
+    if settings.evaluate.queries is not None and held_out < 2:
+        raise InputError(
+            f"{held_out} queries are of split {settings.evaluate.split} (evaluate.split), and a verdict needs held-out "
+            "queries; set data.held_out, for example to 0.1, or give some rows this split"
+        )
+    notices = [
+        f"the log has {queries:,} different queries of {searches:,} searches, {words:.1f} words on average; "
+        + (
+            f"{with_click:,} of them led to a click"
+            if with_click
+            else "no row says what was clicked: recall is unknown"
+        )
+    ]
+    if settings.data.index is not None and settings.data.index.images is None:
+        notices.append("the index is taken on trust: name its images in data.index.images to compare a sample")
+    if clicked and index is not None:
+        found = IdIndex(pa.array(index.ids, pa.large_string())).find(pa.array(clicked, pa.string()))
+        if not (found >= 0).any():
+            raise InputError(
+                f"none of {len(clicked):,} clicked images is in the index: the log names {clicked[0][:80]!r}, the "
+                f"index {index.ids[0][:80]!r}; expected the same ids in both (data.index.ids, column image of the log)"
+            )
+        if missing := int((found < 0).sum()):
+            notices.append(f"{missing:,} of {len(clicked):,} clicked images are not in the index and count as unknown")
+    if share and share >= NOTICED_SHARE:
+        examples = ", ".join(repr(text[:60]) for text in cut[:SHOWN])
+        notices.append(
+            f"{100 * share:.0f} % of the queries have words that CLIP's tokenizer cuts into pieces, as it does with "
+            f"other languages and codes ({examples}): the base can hardly know them; leave them out of the log, or "
+            "use a multilingual base"
+        )
+    return notices
