@@ -74,7 +74,8 @@ class FeatureStore:
         return len(self._shards)
 
     @cached_property
-    def _ids(self) -> IdIndex:
+    def ids(self) -> IdIndex:
+        """Ids of the images, in the order of the matrix's rows."""
         return IdIndex(self._read("image_id"))
 
     def _read(self, column: str) -> pa.ChunkedArray:
@@ -92,12 +93,12 @@ class FeatureStore:
 
     @cached_property
     def image_ids(self) -> list[str]:
-        """Ids of the images, in the order of the matrix's rows."""
-        return self._ids.ids.to_pylist()
+        """The same as a list."""
+        return self.ids.ids.to_pylist()
 
     def ids_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Ids of the images of these rows."""
-        return self._ids.ids.take(pa.array(rows)).to_pylist()
+        return self.ids.ids.take(pa.array(rows)).to_pylist()
 
     @property
     def linked(self) -> bool:
@@ -114,7 +115,7 @@ class FeatureStore:
     def find(self, image_ids: Sequence[str | None] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """int64 [n]: the matrix row of each image, -1 if it has no features (no image, or a corrupt one)."""
         ids = image_ids if isinstance(image_ids, pa.Array | pa.ChunkedArray) else pa.array(image_ids, pa.string())
-        return self._ids.find(ids)
+        return self.ids.find(ids)
 
 
 class EarlierFeatures:
@@ -208,9 +209,9 @@ class FeatureRows:
 class IdIndex:
     """Finds ids by a 64-bit hash and compares them, so that a collision is never taken for a match."""
 
-    def __init__(self, ids: pa.Array | pa.ChunkedArray) -> None:
-        """Index the ids; the position of an id is its row."""
-        whole = pa.chunked_array([ids]) if isinstance(ids, pa.Array) else ids
+    def __init__(self, ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> None:
+        """Index the ids; the position of an id is its row. Raises ValueError if an id comes twice."""
+        whole = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids, pa.large_string())])
         # Large strings, because all ids together may have more than 2 GiB.
         chunks = whole.cast(pa.large_string()).chunks
         self.ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())

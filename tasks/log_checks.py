@@ -13,7 +13,6 @@ from paraclip.storage.parquet import CONFIG, parquet_files
 from paraclip_core.errors import InputError
 
 if TYPE_CHECKING:
-    from paraclip_core.clip.index import ImageIndex
     from paraclip_core.config import Settings
 
 FACTS = """
@@ -32,10 +31,10 @@ NOTICED_SHARE = 0.1
 SHOWN = 3
 
 
-def log_notices(settings: Settings, folder: Path, index: ImageIndex | None) -> list[str]:
+def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
     """Check the queries below a folder (schema `tables.QUERY_LOG`) and their clicks; returns notices for the user.
 
-    `index` is the opened index; None if it was checked before.
+    `ids` are those of the index.
     """
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet(
@@ -65,12 +64,12 @@ def log_notices(settings: Settings, folder: Path, index: ImageIndex | None) -> l
     ]
     if settings.data.index is not None and settings.data.index.images is None:
         notices.append("the index is taken on trust: name its images in data.index.images to compare a sample")
-    if clicked and index is not None:
-        found = IdIndex(pa.array(index.ids, pa.large_string())).find(pa.array(clicked, pa.string()))
+    if clicked:
+        found = ids.find(pa.array(clicked, pa.string()))
         if not (found >= 0).any():
             raise InputError(
-                f"none of {len(clicked):,} clicked images is in the index: the log names {clicked[0][:80]!r}, the "
-                f"index {index.ids[0][:80]!r}; expected the same ids in both (data.index.ids, column image of the log)"
+                f"none of {len(clicked):,} clicked images is in the index: the log names "
+                f"{clicked[0][:80]!r}, the index {ids.ids[0].as_py()[:80]!r}; expected the same ids in both (data.index.ids, column image of the log)"
             )
         if missing := int((found < 0).sum()):
             notices.append(f"{missing:,} of {len(clicked):,} clicked images are not in the index and count as unknown")

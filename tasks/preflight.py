@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
+from paraclip.storage.features import FeatureStore, IdIndex
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
 from paraclip.tasks.drift import check_drift
 from paraclip.tasks.log_checks import log_notices
@@ -148,8 +149,9 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             check_encoder(run.paraphraser.filters.encoder)
         notices = _language_notices(run, counts, folder) + unchecked
         if settings.data.index is not None:
-            index = None if _finished(run, "features") else open_index(settings)
-            notices += log_notices(settings, folder, index)
+            linked = _finished(run, "features")
+            ids = IdIndex(open_index(settings).ids) if linked is None else FeatureStore(linked.path).ids
+            notices += log_notices(settings, folder, ids)
             if planned:
                 notices += _query_notices(run, folder)
         elif settings.data.scenes is None or scenes is not None:

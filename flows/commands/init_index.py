@@ -34,6 +34,7 @@ def check_arguments(features: Path | None, ids: Path | None, queries: Path | Non
 
 def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
     """Read the log and the ids of the index; returns the counts of queries and notices for the user."""
+    from paraclip.storage.features import IdIndex
     from paraclip.storage.parquet import PartWriter
     from paraclip.tasks.log_checks import log_notices
     from paraclip.tasks.stages.index import open_index
@@ -55,7 +56,7 @@ def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
         writer.close()
         if not counts.accepted:
             raise ConfigError(f"{settings.data.sources[0].path} has no query that can be used: {dict(counts.rejected)}")
-        return counts, log_notices(settings, folder, open_index(settings))
+        return counts, log_notices(settings, folder, IdIndex(open_index(settings).ids))
 
 
 def data_options(features: Path, ids: Path | None, queries: Path, share: float) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def configuration(data: dict[str, Any], name: str, base: str, engine: str, rows:
         f"data:\n  root: {quoted(data['root'])}  # from where paraclip is called; the paths below start there\n"
         f"  index:\n    features: {quoted(index['features'])}\n{ids}"
         f"    # images: photos  # folder or tar whose file names are the ids: a sample is compared with the index\n"
-        f"  sources:\n    - path: {quoted(source['path'])}  # text, or a table with query, image (clicked), count, split\n"
+        f"  sources:\n    - path: {quoted(source['path'])}  # text, or a table: query, image, count, split\n"
         f"  held_out: {data['held_out']}  # share of the queries to evaluate, chosen by hash\n"
         f"  min_words: 1  # a query may be a single word\n"
         f"paraphrase:\n{engine}"
@@ -83,8 +84,8 @@ def configuration(data: dict[str, Any], name: str, base: str, engine: str, rows:
         f"finetune:\n{small}"
         f"  validation: {data['held_out']}  # share of the other queries, which choose learning rate and α\n"
         f"evaluate:\n"
-        f"  # Held-out queries, 1,000 at most, are paraphrased, too: the benchmark held_out_queries. Another model than\n"
-        f"  # that of the training queries makes it stricter: {{model: NAME}}\n"
+        f"  # Held-out queries, 1,000 at most, are paraphrased, too: the benchmark held_out_queries. Another model\n"
+        f"  # than that of the training queries makes it stricter: {{model: NAME}}\n"
         f"  queries: {{}}\n"
         f"  control: true  # the same fine-tuning on queries alone, to tell a repair from more training\n"
     )

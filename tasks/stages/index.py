@@ -76,7 +76,7 @@ def open_index(settings: Settings) -> ImageIndex:
     if (width := embedding_width(settings.model.base)) is not None:
         check_width(index, width, settings.model.base)
     try:
-        IdIndex(pa.array(index.ids, pa.large_string()))
+        IdIndex(index.ids)
     except ValueError as error:
         raise InputError(
             f"{ids or index.source}: {_repeated(index.ids)}; expected a different id for each row, because a click on "
