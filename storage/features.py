@@ -211,9 +211,9 @@ class IdIndex:
 
     def __init__(self, ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> None:
         """Index the ids; the position of an id is its row. Raises ValueError if an id comes twice."""
-        whole = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([pa.array(ids, pa.large_string())])
         # Large strings, because all ids together may have more than 2 GiB.
-        chunks = whole.cast(pa.large_string()).chunks
+        whole = ids.cast(pa.large_string()) if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.large_string())
+        chunks = whole.chunks if isinstance(whole, pa.ChunkedArray) else [whole]
         self.ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
         hashes = _hashes(self.ids)
         self._order = np.argsort(hashes, kind="stable")
