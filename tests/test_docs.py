@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import tarfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from PIL import Image
 from prefect.cli._app import _app as prefect
 from pydantic import BaseModel
 from typer.main import get_command
@@ -250,6 +252,16 @@ def test_figures_of_the_front_page_are_results() -> None:
     counts = re.findall(r"\*\*(\d+)\*\*", front)
     assert len(counts) == 2 and [one for one in counts if not re.search(rf"\b{one}\b", results)] == []
     assert FIGURE.findall("+4.1 [+3.4, +4.7]; +9.12 ± 0.34 and 9.8×") == ["+4.1 [+3.4, +4.7]", "+9.12 ± 0.34", "9.8×"]
+
+
+def test_flickr8ks_tar_is_made_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Flicker8k_Dataset").mkdir()
+    Image.new("RGB", (50, 30), "red").save("Flicker8k_Dataset/1_a.jpg")
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    exec(page.partition("### Flickr8k\n")[2].partition("```python\n")[2].partition("```")[0], {})
+    with tarfile.open("images_128.tar") as tar, Image.open(tar.extractfile("images/1_a.jpg") or "") as image:
+        assert tar.getnames() == ["images/1_a.jpg"] and image.size == (128, 128)
 
 
 def test_every_file_has_its_story_in_the_design() -> None:
