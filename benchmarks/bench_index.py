@@ -1,10 +1,10 @@
-"""A run from a large index: what checking and linking it costs, and what a million queries cost before any is asked.
+"""A run from a large index: what checking and linking it costs, and a million queries before any is asked about.
 
-Makes an index of `--rows` random vectors (float16, `--dim` numbers each) with ids, and a log of `--queries` queries, and
-measures, each in its own process, with its peak of resident memory (mapped pages included):
+Makes an index of `--rows` random vectors (float16, `--dim` numbers each) with ids, and a log of `--queries` queries,
+and measures, each in its own process, with its peak of resident memory (mapped pages included):
 
-* `index_link`: the stage `features`, which checks every row and links the file; against loading the index as float32 and
-  normalizing it, scaled up from `--naive-rows`.
+* `index_link`: the stage `features`, which checks every row and links the file; against loading the index as float32
+  and normalizing it, scaled up from `--naive-rows`.
 * `index_draw`: drawing 1,024 rows for a training step from the linked index; against the same from memory.
 * `index_plan`: `plan` of the run, log included, once the hashes of its files are known.
 """

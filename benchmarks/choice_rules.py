@@ -9,6 +9,10 @@ no run does. A rule's regret is the evaluation's mean of recall and agreement th
 * `limit`: the highest AO@10 that loses at most half a point of plain recall@10.
 * `best`: the highest mean of recall and agreement whose plain recall is not significantly below the base's.
 * `one standard error`: of all within a standard error of that, the one that changes the fewest results, as runs choose.
+
+For a run from an index and a log (`data.index`), `--labels` names the configuration of a finished run over the same
+images with captions: its evaluation split says what the towers are worth. The rules that need recall are left out, and
+the table shows the retention of each point, the share of the base's first ten images that a held-out query keeps.
 """
 
 from __future__ import annotations
@@ -19,11 +23,13 @@ from pathlib import Path
 
 from record import arguments
 
+from paraclip.storage.features import FeatureStore
 from paraclip.storage.fingerprint import canonical_json
-from paraclip.tasks.models import base_kind, base_reference
+from paraclip.tasks.models import base_reference, candidates_of
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
 from paraclip.tasks.training.data import Images, hold_out, tokens_for, validation_set
+from paraclip.tasks.training.log_data import log_validation
 from paraclip.tasks.training.towers import TOWER, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.model import freeze_image_encoder, trained_parameters
@@ -32,7 +38,7 @@ from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.options import meaning
 from paraclip_core.settings import load_settings
 from paraclip_core.training.choice import Point, choose, copy_weights, interpolate, lost_recall
-from paraclip_core.training.validation import AO, RECALL, measure, with_overlap
+from paraclip_core.training.validation import AO, OVERLAP, RECALL, Validation, measure, with_overlap
 
 LIMIT = 0.5
 SHOWN = ("ao@10", "text_to_image_recall@10", "paraphrased_query_text_to_image_recall@10", "margin")
@@ -56,7 +62,7 @@ def best(points: Sequence[Point], grid: Sequence[float]) -> Point:
 
 def one_standard_error(points: Sequence[Point], grid: Sequence[float]) -> Point:
     """That of a run."""
-    return choose(points, grid).chosen
+    return choose(points, grid, of_log=RECALL not in points[0].validation.figures).chosen
 
 
 RULES: dict[str, Rule] = {"limit": limit, "best": best, "one standard error": one_standard_error}
@@ -72,21 +78,34 @@ def evaluated(tasks: Sequence[Prepared], encoder: ModelEncoder) -> dict[str, flo
     return {name: sum(values) / len(values) for name, values in found.items()}
 
 
+def _retention(point: Point, base: Validation) -> str:
+    figures = point.validation.figures
+    return f" {figures[OVERLAP]:.1f} | {figures[AO] - base.figures[AO]:+.2f} |"
+
+
 def main() -> None:
     """Measure every tower at every α, and print what each rule chooses."""
     parser = arguments(__doc__)
     parser.add_argument("-c", "--config", required=True, type=Path)
+    parser.add_argument("--labels", type=Path, help="configuration of the run whose evaluation split is measured")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="a.b=c")
     chosen = parser.parse_args()
     settings = load_settings(chosen.config, chosen.overrides, os.environ)
     run, options = Run(settings), settings.finetune
     inputs = run.inputs(run.node("finetune"))
     encoder = ModelEncoder(base_reference(settings, inputs), settings.run.device)
-    clip, images = encoder.clip, Images(inputs["features"].path)
+    clip, features = encoder.clip, inputs["features"].path
     captions, paraphrases = inputs["ingest"].path / "captions", inputs["paraphrase_2"].path / "paraphrases"
-    held_out = hold_out(captions, images, options.validation)
-    validation = validation_set(captions, held_out, paraphrases, tokens_for(clip, CONTEXT_LENGTH))
-    tasks, _ = benchmark_tasks(settings, inputs.get("scenes"), stored_split(settings, inputs))
+    tokens, of_log = tokens_for(clip, CONTEXT_LENGTH), settings.data.index is not None
+    if of_log:
+        validation = log_validation(paraphrases, FeatureStore(features), options.validation, tokens)
+    else:
+        held_out = hold_out(captions, Images(features), options.validation)
+        validation = validation_set(captions, held_out, paraphrases, tokens)
+    labeled = Run(load_settings(chosen.labels, [], os.environ)) if chosen.labels else run
+    of_labels = labeled.inputs(labeled.node("finetune"))
+    split = stored_split(labeled.settings, of_labels)
+    tasks, _ = benchmark_tasks(labeled.settings, of_labels.get("scenes"), split)
     freeze_image_encoder(clip)
     parameters = trained_parameters(clip.model)
     weights, base = copy_weights(parameters), measure(clip, validation)
@@ -98,7 +117,7 @@ def main() -> None:
         if tower.manifest.inputs == fingerprints and tower.manifest.options["texts"] == options.texts
     }
     points, results = list[Point](), list[dict[str, float]]()
-    for candidate in options.candidates(base_kind(settings.model.base)):
+    for candidate in candidates_of(settings):
         tuned = tower_weights(towers[canonical_json(meaning(candidate.options))], clip)
         for alpha in sorted({0.0, *options.alpha.grid}):
             interpolate(parameters, weights, tuned, alpha)
@@ -112,18 +131,21 @@ def main() -> None:
         return sum(figures[name] - of_base[name] for name in felt) / len(felt)
 
     gains = [gain(figures) for figures in results]
-    print(f"| rule | candidate | α | criterion | {' | '.join(names)} | regret |")
-    print(f"|---|---|---|---|{'---|' * len(names)}---|")
+    kept = " retention | held-out AO@10 |" if of_log else ""
+    print(f"| rule | candidate | α | criterion | {' | '.join(names)} | regret |{kept}")
+    print(f"|---|---|---|---|{'---|' * len(names)}---|{'---|---|' if of_log else ''}")
 
     def row(rule: str, place: int) -> None:
         point, figures = points[place], results[place]
         cells = " | ".join(f"{figures[name] - of_base[name]:+.2f}" for name in names)
         print(
             f"| {rule} | {point.candidate.name} | {point.alpha:g} | {gains[place]:+.2f} | {cells} "
-            f"| {max(gains) - gains[place]:.2f} |"
+            f"| {max(gains) - gains[place]:.2f} |{_retention(point, base) if of_log else ''}"
         )
 
     for name, rule in RULES.items():
+        if of_log and rule is not one_standard_error:
+            continue
         row(name, points.index(rule(points, options.alpha.grid)))
     for place in sorted(range(len(points)), key=lambda place: -gains[place]):
         row("–", place)

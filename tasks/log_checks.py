@@ -69,7 +69,8 @@ def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
         if not (found >= 0).any():
             raise InputError(
                 f"none of {len(clicked):,} clicked images is in the index: the log names "
-                f"{clicked[0][:80]!r}, the index {ids.ids[0].as_py()[:80]!r}; expected the same ids in both (data.index.ids, column image of the log)"
+                f"{clicked[0][:80]!r}, the index {ids.ids[0].as_py()[:80]!r}; expected the same ids in "
+                "both (data.index.ids, column image of the log)"
             )
         if missing := int((found < 0).sum()):
             notices.append(f"{missing:,} of {len(clicked):,} clicked images are not in the index and count as unknown")
