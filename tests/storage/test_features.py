@@ -15,6 +15,7 @@ from paraclip.storage.features import (
     IdIndex,
     shard_path,
     write_index,
+    write_links,
     write_shard,
 )
 from paraclip_core.errors import ArtifactError
@@ -114,3 +115,24 @@ def test_finds_what_a_dictionary_finds(ids: list[str], wanted: list[str | None])
 def test_an_id_that_comes_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="twice"):
         IdIndex(pa.array(["a", "b", "a"]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_linked_index_gives_unit_rows_of_its_files(tmp_path: Path, dtype: type[np.floating]) -> None:
+    rows = np.random.default_rng(0).normal(size=(7, 4)).astype(dtype)
+    folder, parts = tmp_path / "artifact", (rows[:3], rows[3:])
+    folder.mkdir()
+    for number, part in enumerate(parts):
+        np.save(tmp_path / f"{number}.npy", 5 * part)
+    write_links(folder, [tmp_path / "0.npy", tmp_path / "1.npy"])
+    places = [(shard, row) for shard, part in enumerate(parts) for row in range(len(part))]
+    columns = {"image_id": [f"i{n}" for n in range(7)], "shard": [s for s, _ in places], "row": [r for _, r in places]}
+    write_index(folder, [pa.table(columns | {"pixels": [bytes(16)] * 7}, schema=FEATURE_INDEX)])
+    store = FeatureStore(folder)
+    wanted = np.array([6, 0, 4, 4])
+    expected = rows[wanted].astype(np.float64) / np.linalg.norm(rows[wanted].astype(np.float64), axis=1, keepdims=True)
+    assert store.linked and store.ids_of(wanted) == ["i6", "i0", "i4", "i4"]
+    assert np.abs(store.view()[wanted] - expected).max() < 1e-3
+    np.save(tmp_path / "1.npy", rows[:2])
+    with pytest.raises(ArtifactError, match=r"1\.npy has 2 rows, not 4"):
+        store.view()

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions
+from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions, choose_queries
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS
-from paraclip_core.tables import CAPTIONS, text_hash
+from paraclip_core.tables import CAPTIONS, QUERY_LOG, text_hash
 
 
 def row(image: str | None, caption: str, split: str = "val", **changed: Any) -> dict[str, Any]:
@@ -80,3 +80,18 @@ def test_captions_without_an_image_of_other_splits_and_those_trained_on_are_left
     assert chosen(tmp_path, rows) == {"a": "a red dog"}
     assert chosen(tmp_path, rows, split="train") == {"f": "trained on"}
     assert chosen(tmp_path, rows[1:4]) == {}
+
+
+def test_queries_of_a_log_are_drawn_by_how_often_they_were_asked(tmp_path: Path) -> None:
+    counts = {f"query number {n}": 1000 if n < 30 else 1 for n in range(3000)}
+    rows = [{**row(None, text), "count": count} for text, count in counts.items()]
+    rows.append({**row(None, "query number 3", split="train"), "count": 5})
+    pq.write_table(pa.Table.from_pylist(rows, QUERY_LOG), tmp_path / "part.parquet")
+    table = choose_queries([str(tmp_path / "part.parquet")], "val", 200)
+    texts, frequencies = table["caption"].to_pylist(), table["frequency"].to_pylist()
+    frequent = [text for text in texts if counts[text] > 1]
+    assert len(texts) == len(set(texts)) == 200 and len(frequent) == 29, "what is trained on is left out"
+    assert {"head", "body", "tail"} == set(frequencies)
+    assert all(f != "head" for f, t in zip(frequencies, texts, strict=True) if counts[t] == 1)
+    smaller = choose_queries([str(tmp_path / "part.parquet")], "val", 100)["caption"].to_pylist()
+    assert smaller == texts[:100]

@@ -159,3 +159,24 @@ def test_hard_negatives_are_no_loss_by_themselves(weights: dict[str, float], mes
 def test_losses_that_no_recipe_reads_are_an_error() -> None:
     with pytest.raises(ValueError, match="distil would be ignored: only the recipe `own` reads it"):
         FinetuneOptions.model_validate({"recipe": ["published"], "distil": 3})
+
+
+def of_log(ao: float, kept: float, recall: float | None = None, noise: float = 0.0) -> Validation:
+    """A validation of queries of a log, some of which led to a click if there is a recall."""
+    whole = found(recall or 0.0, ao, kept, noise)
+    names = [AO, OVERLAP] if recall is None else [AO, OVERLAP, RECALL]
+    return Validation({n: whole.figures[n] for n in names}, {n: whole.parts[n] for n in names}, whole.found)
+
+
+def test_a_log_chooses_the_most_agreement_that_keeps_half_of_the_results() -> None:
+    base = of_log(50, 100)
+    points = [point(0.0, base), point(0.25, of_log(54, 80)), point(0.5, of_log(58, 51)), point(1.0, of_log(70, 49))]
+    choice = choose(points, GRID, of_log=True)
+    assert choice.chosen is points[2] and "keep 50 %" in choice.rule
+    assert as_json(points, choice)["chosen"]["alpha"] == 0.5
+
+
+def test_a_log_loses_no_clicked_image_significantly() -> None:
+    base = of_log(50, 100, recall=40)
+    points = [point(0.0, base), point(0.5, of_log(58, 90, recall=40)), point(1.0, of_log(70, 80, recall=30))]
+    assert choose(points, GRID, of_log=True).chosen is points[1]

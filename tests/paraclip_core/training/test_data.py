@@ -13,7 +13,8 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+import torch
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.clip.ragged import Ragged
@@ -23,11 +24,13 @@ from paraclip_core.training.data import (
     DataOrder,
     RowBatch,
     draw,
+    draw_images,
     epoch_order,
     make_batch,
     spool_rows,
     token_keys,
 )
+from tests.kit.tiny import tiny_rows
 
 
 def source(tokens: list[list[int]], images: list[int], captions: list[int] | None = None) -> RowBatch:
@@ -192,3 +195,25 @@ def test_finished_rows_are_not_read_again_and_unfinished_ones_are_written_anew(t
     rows = spool_rows(tmp_path / "rows", ("caption",), [source([[2]], [3])])
     assert rows.image_rows.tolist() == [3]
     assert len(spool_rows(tmp_path / "rows", ("caption",), (pytest.fail("read again") for _ in [0]))) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 10**7), st.integers(1, 500), st.integers(0, 5), st.integers(0, 10**6))
+def test_images_are_drawn_by_seed_and_step_alone(images: int, count: int, seed: int, step: int) -> None:
+    drawn = draw_images(images, count, seed, step)
+    assert np.array_equal(drawn, draw_images(images, count, seed, step))
+    assert (np.diff(drawn) > 0).all() and drawn.min() >= 0 and drawn.max() < images
+    assert len(drawn) == images if images <= count else len(drawn) <= count
+
+
+def test_draws_of_images_are_uniform() -> None:
+    hits = np.bincount(np.concatenate([draw_images(50, 10, 0, step) for step in range(3000)]), minlength=50)
+    assert hits.min() > 0.85 * hits.mean() and hits.max() < 1.15 * hits.mean()
+
+
+def test_a_batch_of_queries_has_drawn_images_and_no_equal_ones() -> None:
+    rows, features = tiny_rows(12, 12)
+    drawn = np.array([1, 4, 7])
+    batch = make_batch(rows, np.arange(5), TEXTS, features, np.zeros(0, np.int64), drawn=drawn)
+    assert np.allclose(batch.features, features[drawn].astype(np.float32))
+    assert len(batch.gallery(torch.device("cpu"))) == 3 and len(set(batch.keys["image"].tolist())) == 5

@@ -1,0 +1,102 @@
+"""Query logs: what becomes one row, what is left out, and that a file's order decides nothing else."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from paraclip_core import tables
+from paraclip_core.captions.options import DataOptions, IndexOptions, SourceOptions
+from paraclip_core.captions.query_log import QueryLog, not_a_query
+from paraclip_core.captions.sources import list_files
+
+WORDS = st.sampled_from(["dog", "Dog", "red car", "Red  car", "beach at night", "two cats"])
+ROWS = st.lists(st.tuples(WORDS, st.sampled_from(["", "a", "b"]), st.integers(1, 5)), min_size=1, max_size=20)
+
+
+def read(folder: Path, files: dict[str, list[tuple[str, str, int]]], **data: float) -> tuple[pa.Table, pa.Table]:
+    """The queries and rejects of a log in these files."""
+    for name, rows in files.items():
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows([("query", "image", "count"), *rows])
+    options = DataOptions.model_validate({
+        "root": str(folder), "index": IndexOptions(features="i.npy"), "min_words": 1,
+        "sources": [SourceOptions(path=name) for name in files], **data,
+    })  # fmt: skip
+    sources = list_files(folder, options.sources)
+    log = QueryLog(options, sources)
+    outcomes = [outcome for file in sources for outcome in log.run(file)]
+    accepted = pa.Table.from_batches([outcome.accepted for outcome in outcomes], tables.QUERY_LOG)
+    return accepted, pa.Table.from_batches([outcome.rejects for outcome in outcomes], tables.REJECTS)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS, ROWS)
+def test_equal_queries_are_one_row_with_their_sum(
+    tmp_path: Path, first: list[tuple[str, str, int]], second: list[tuple[str, str, int]]
+) -> None:
+    accepted, rejects = read(tmp_path, {"a.csv": first, "b.csv": second})
+    counts, clicks = Counter[str](), Counter[tuple[str, str]]()
+    for query, image, count in first + second:
+        counts[" ".join(query.lower().split())] += count
+        clicks[" ".join(query.lower().split()), image] += count
+    rows = accepted.to_pylist()
+    assert not len(rejects)
+    assert {row["caption"].lower(): row["count"] for row in rows} == dict(counts) and len(rows) == len(counts)
+    for row in rows:
+        known = {
+            image: clicks[row["caption"].lower(), image] for image in "ab" if clicks[row["caption"].lower(), image]
+        }
+        assert (row["image_id"] is None) == (not known)
+        assert row["image_id"] is None or known[row["image_id"]] == max(known.values())
+
+
+def test_held_out_queries_stay_when_the_log_grows(tmp_path: Path) -> None:
+    rows = [
+        (f"a {colour} {thing}", "", 1) for colour in ("red", "old", "blue") for thing in ("car", "dog", "tree", "bus")
+    ]
+    splits = [
+        {row["caption"]: row["split"] for row in read(tmp_path, {"a.csv": log}, held_out=0.4)[0].to_pylist()}
+        for log in (rows[:8], rows)
+    ]
+    assert splits[0].items() <= splits[1].items() and {"train", "val"} <= set(splits[1].values())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("photos of jo.doe@mail.example.org", "personal"),
+        ("call (0170) 123 45 67", "personal"),
+        ("4111 1111 1111 1111", "personal"),
+        ("www.shop.example/dress", "identifier"),
+        ("holiday.jpg", "identifier"),
+        ("a8f3c9d2e1", "identifier"),
+        ("100 red balloons", None),
+        ("1920s car", None),
+        ("4x4", None),
+        ("boeing 747", None),
+        ("top 10 beaches 2024", None),
+    ],
+)
+def test_what_identifies_somebody_or_something_is_no_query(text: str, reason: str | None) -> None:
+    assert (not_a_query(text) or (None,))[0] == reason
+
+
+def test_a_bad_count_or_split_is_rejected_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("query,count,split\nred car,x,\nold dog,0,\nblue tree,2,weird\nbus,3,val\n")
+    options = DataOptions.model_validate({
+        "root": str(tmp_path), "index": {"features": "i.npy"}, "sources": [{"path": "log.csv"}], "min_words": 1,
+    })  # fmt: skip
+    (file,) = list_files(tmp_path, options.sources)
+    outcomes = list(QueryLog(options, [file]).run(file))
+    rejects = [row for outcome in outcomes for row in outcome.rejects.to_pylist()]
+    assert [(row["source_row"], row["reason"]) for row in rejects] == [
+        (2, "bad_count"), (3, "bad_count"), (4, "unknown_split"),
+    ]  # fmt: skip
+    assert [row["caption"] for outcome in outcomes for row in outcome.accepted.to_pylist()] == ["bus"]
