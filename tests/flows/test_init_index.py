@@ -40,7 +40,9 @@ def test_it_writes_a_run_and_says_what_it_saw(folder: Path, cli: Any) -> None:
     assert settings.data.index is not None and settings.data.index.ids == "ids.txt" and settings.data.min_words == 1
     assert settings.evaluate.control and settings.evaluate.queries == {} and settings.finetune.batch_size == 8
     assert facts["queries"] == {"accepted": 64, "rejected": {"personal": 1}}
-    assert any("64 different queries of 66 searches" in note and "4 of them led to a click" in note for note in facts["notes"])
+    assert any(
+        "64 different queries of 66 searches" in note and "4 of them led to a click" in note for note in facts["notes"]
+    )
     assert any("taken on trust" in note for note in facts["notes"])
 
 

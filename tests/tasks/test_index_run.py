@@ -142,6 +142,8 @@ def broken(home: Home, kind: str) -> Settings:
     match kind:
         case "width":
             features = features[:, :-2]
+        case "tower":
+            features = np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
         case "shuffled":
             ids, index["images"] = ids[1:] + ids[:1], "images.tar"
         case "nan":
@@ -163,6 +165,7 @@ def broken(home: Home, kind: str) -> Settings:
     ("kind", "message"),
     [
         ("width", "30 numbers a row, but .* embeds into 32"),
+        ("tower", "nothing to do with the texts of"),
         ("shuffled", "ids is in another order than the rows, or another model made the index"),
         ("nan", r"row 7 \(.*\) holds NaN"),
         ("zeros", r"row 8 \(.*\) holds nothing but zeros"),
