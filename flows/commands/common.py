@@ -45,7 +45,11 @@ MODEL = (
     "ViT-B-32:laion2b_s34b_b79k, or ViT-B-32:FILE with weights."
 )
 
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+MOST_PARAPHRASES = 16
+"""Maximum number of paraphrases of a query, as of `paraphrase.keep`."""
 
 DEFAULT_ROOT = RunOptions().root
 """Root of a command that is given none."""
