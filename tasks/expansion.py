@@ -51,7 +51,7 @@ class Expansion:
         return [[query, *texts] for query, texts in zip(self.queries, self.paraphrases, strict=True)]
 
     def facts(self) -> dict[str, Any]:
-        """Counts and costs, for people; `spend` is None without prices."""
+        """Counts and costs; `spend` is None without prices."""
         found = list(map(len, self.paraphrases))
         # A judge is asked, and paid, on its own account.
         parts = [self.metrics, self.metrics.get("judge", {})]

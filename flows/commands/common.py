@@ -48,9 +48,6 @@ MODEL = (
 ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
-MOST_PARAPHRASES = 16
-"""Maximum number of paraphrases of a query, as of `paraphrase.keep`."""
-
 DEFAULT_ROOT = RunOptions().root
 """Root of a command that is given none."""
 

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from paraclip.flows.commands.common import (
-    MOST_PARAPHRASES,
     ConfigOption,
     JsonOption,
     ModelOption,
@@ -17,6 +16,7 @@ from paraclip.flows.commands.common import (
     print_facts,
     settings_from,
 )
+from paraclip_core.config import MOST_PARAPHRASES
 from paraclip_core.errors import ConfigError
 from paraclip_core.text_safety import printable
 

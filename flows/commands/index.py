@@ -11,7 +11,6 @@ import typer
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     MODEL,
-    MOST_PARAPHRASES,
     ConfigOption,
     DeviceOption,
     JsonOption,
@@ -26,6 +25,7 @@ from paraclip.flows.commands.common import (
     settings_from,
 )
 from paraclip.storage.roots import open_store
+from paraclip_core.config import MOST_PARAPHRASES
 from paraclip_core.errors import ConfigError
 from paraclip_core.text_safety import printable
 
@@ -84,8 +84,6 @@ def search(
 
     if not query.strip():
         raise ConfigError("the query is empty; say in words what to look for")
-    if not paraphrases and (config or set_):
-        raise ConfigError("--config and --set choose the engine of --paraphrases; give how many to ask for")
     settings = settings_from(config, set_, root)
     target = search_target(model, open_store(settings.run.root), base, features, ids)
     expansion = _expansion(settings, query, paraphrases) if paraphrases else None
