@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from paraclip_core.errors import InputError
@@ -37,17 +38,13 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
 def read_single_queries(path: Path) -> list[str]:
     """Read the distinct queries of a file in order: its lines, or its column `query` (or caption).
 
-    Blank ones are skipped.
+    Blank and duplicate ones are skipped.
 
     Raises:
         InputError: the file holds no query, a query that is too long, or text that is not UTF-8.
         BenchmarkError: the file is of another format, has no such column, or has something else than text in it.
     """
-    if _is_text(path):
-        queries = _lines(path)
-    else:
-        rows = ((number, row) for number, row in records(path) if not _is_blank(row))
-        queries = list(dict.fromkeys(field(path, number, row, *QUERY) for number, row in rows))
+    queries = _lines(path) if _is_text(path) else list(dict.fromkeys(_column(path)))
     if not queries:
         raise InputError(f"{path} holds no query; expected one per line, or a column query")
     _check_lengths(path, queries)
@@ -66,10 +63,13 @@ def _lines(path: Path) -> list[str]:
     return list(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
-def _is_blank(row: dict[str, object]) -> bool:
-    """Whether a row has the column, with nothing in it."""
-    values = [row[name] for name in QUERY if name in row]
-    return bool(values) and all(value is None or (isinstance(value, str) and not value.strip()) for value in values)
+def _column(path: Path) -> Iterator[str]:
+    for number, row in records(path):
+        column = next((name for name in QUERY if name in row), "")
+        value = row.get(column)
+        if column and (value is None or (isinstance(value, str) and not value.strip())):
+            continue
+        yield field(path, number, row, *([column] if column else QUERY))
 
 
 def _check_lengths(path: Path, texts: list[str]) -> None:

@@ -19,7 +19,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, BudgetError, UnknownNameError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import HEADS
-from tests.kit.openai_server import OpenAIServer, reply, reset, words_of
+from tests.kit.openai_server import OpenAIServer, reset
 from tests.kit.search_home import make_home
 
 QUERIES = ["a red dog", "two cats on a sofa", "the sea at night"]
@@ -134,17 +134,15 @@ def test_the_spending_cap_is_the_runs(openai_server: OpenAIServer, tmp_path: Pat
     assert asked(settings_of(tmp_path, served(openai_server))).facts()["cached"] == kept
 
 
-def test_the_judge_has_the_last_word(openai_server: OpenAIServer, tmp_path: Path) -> None:
-    def answer(body: dict[str, Any]) -> Any:
-        text = words_of(body)
-        if "yes" in text.casefold() and "no" in text.casefold():
-            return reply("No." if "cats" in text else "Yes.")
-        return reply(f"here is {len(text)} one", f"there are {len(text)} others")
-
-    openai_server.answer = answer
-    expansion = asked(settings_of(tmp_path, served(openai_server) | {"judge": {}}))
-    assert expansion.paraphrases[1] == [] and len(expansion.paraphrases[0]) == 3
-    assert expansion.facts()["asked"] == len(openai_server.asked)
+def test_the_judge_has_the_last_word(tmp_path: Path) -> None:
+    expansion = asked(settings_of(tmp_path, scripted("Doubting", judge={})), ["a car 2", "a car 3", "a car 4"])
+    assert expansion.paraphrases == [
+        ["first a car 2", "second a car 2", "first first a car 2"],
+        ["second a car 3", "second second a car 3"],
+        [],
+    ]
+    # Of three queries and two paraphrases; the judge was asked about ten answers, and about some of step 2.
+    assert expansion.metrics["generated"] == 5 < expansion.facts()["asked"] - 6
 
 
 def test_an_unknown_model_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
