@@ -30,6 +30,7 @@ from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
+from paraclip_core.paraphrase.words import words
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import HEADS, text_hash
 
@@ -98,11 +99,11 @@ def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Pr
 
 
 def _add(found: Mapping[str, list[str]], accepted: Sequence[pa.RecordBatch], step: int, most: int) -> None:
-    """Add a step's paraphrases (`tables.PARAPHRASES`) that differ from the query and from those that it has."""
+    """Add a step's paraphrases (`tables.PARAPHRASES`) in other words than the query and than those that it has."""
     for batch in accepted:
         columns = (batch.column(name).to_pylist() for name in ("caption", f"paraphrase_{step}"))
         for text, paraphrase in zip(*columns, strict=True):
-            if len(found[text]) < most and paraphrase not in (text, *found[text]):
+            if len(found[text]) < most and words(paraphrase) not in map(words, (text, *found[text])):
                 found[text].append(paraphrase)
 
 

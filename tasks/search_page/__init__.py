@@ -1,5 +1,7 @@
-"""The search page over one index, with base, tuned and expanded queries side by side, and its HTTP interface
-(`/search`, `/feedback`, `/images/ROW`), described by `/openapi.json`."""
+"""The search page over one index, with base, tuned and expanded queries side by side, and its HTTP interface.
+
+`/search`, `/feedback` and `/images/ROW` are described by `/openapi.json`.
+"""
 
 from __future__ import annotations
 

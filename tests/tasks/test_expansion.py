@@ -19,7 +19,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import AwayError, BudgetError, UnknownNameError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import HEADS
-from tests.kit.openai_server import OpenAIServer, reset
+from tests.kit.openai_server import OpenAIServer, reply, reset
 from tests.kit.search_home import make_home
 
 QUERIES = ["a red dog", "two cats on a sofa", "the sea at night"]
@@ -68,6 +68,12 @@ def test_step_1_comes_first_and_step_2_fills_up(tmp_path: Path) -> None:
 def test_what_is_enough_after_step_1_asks_no_more(tmp_path: Path) -> None:
     facts = asked(settings_of(tmp_path, scripted("Several")), QUERIES, 2).facts()
     assert (facts["asked"], facts["paraphrases"], facts["spend"]) == (3, 6, None)
+
+
+def test_the_same_words_are_one_paraphrase(openai_server: OpenAIServer, tmp_path: Path) -> None:
+    openai_server.answer = lambda body: reply("A dog in red.", "a dog in red")
+    expansion = asked(settings_of(tmp_path, served(openai_server)), ["a red dog", "A dog, in red"])
+    assert expansion.paraphrases == [["A dog in red."], []]
 
 
 def test_queries_without_a_paraphrase_are_kept_and_counted(tmp_path: Path) -> None:
