@@ -60,15 +60,19 @@ def test_expanded_queries_are_a_table(home: Path, tmp_path: Path) -> None:
     overrides = [f"data.root={tmp_path}", f"run.root={tmp_path / 'root'}", "run.device=cpu"]
     file = ["paraphrase.engine=file", "paraphrase.file.path=own.csv", "paraphrase.filters.preset=off"]
     settings = paraclip.load_config(None, [*overrides, *file])
-    queries, done = ["a red dog", "a cat"], list[int]()
-    table = paraclip.expand(queries, home / "tuned", settings, progress=lambda count, *_, **__: done.append(count))
+    queries, reports = ["a red dog", "a cat"], list[int]()
+
+    def progress(done: int, total: int | None, **facts: Any) -> None:
+        reports.append(done)
+
+    table = paraclip.expand(queries, home / "tuned", settings, progress=progress)
     assert [(row["query"], row["paraphrases"]) for row in table] == [
         ("a red dog", ["one dog", "a hound"]),
         ("a cat", []),
     ]
     mean = paraclip.load(home / "tuned").encode_texts(["a red dog", "one dog", "a hound"]).mean(axis=0)
     np.testing.assert_allclose(table.rows[0]["vector"], mean / np.linalg.norm(mean), atol=1e-6)
-    assert table.title.startswith("1 of 2 queries expanded") and done
+    assert table.title.startswith("1 of 2 queries expanded") and reports
     for wrong, count, message in (
         ("a dog", 3, "got the text"),
         (["a", " "], 3, "entry 1"),

@@ -54,10 +54,10 @@ def expand(
     from paraclip.tasks.run.status import shown_progress
     from paraclip_core.evaluation.query_file import read_single_queries
 
-    queries = list(dict.fromkeys(query for file in files for query in read_single_queries(file)))
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: expected a name that ends with .parquet")
     run = Run(settings_from(config, set_, root))
+    queries = list(dict.fromkeys(query for file in files for query in read_single_queries(file)))
     with shown_progress("expand", lambda line: typer.echo(printable(line), err=True)) as progress:
         expansion, vectors = expanded(run, model, queries, paraphrases, progress)
     write_heads(out, expansion, vectors)

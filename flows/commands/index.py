@@ -216,7 +216,11 @@ def ui(
     ] = None,
     heads: Annotated[
         Path | None,
-        typer.Option(help="File of `paraclip expand`; its queries are ranked by their mean features as well."),
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="File of `paraclip expand`; its queries are ranked by their mean features as well.",
+        ),
     ] = None,
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,

@@ -134,6 +134,6 @@ def test_a_wrong_name_is_refused_before_anything_is_paid(
     ):
         arguments = [right if text == wrong else text for text in command(config, home)]
         assert message in cli(arguments, code=2).err
-    ui = ["ui", "-m", str(home / "tuned"), "--features", str(home / "index.npy"), "--heads", f"{heads}.csv"]
+    ui = ["ui", "-m", str(home / "tuned"), "--features", str(home / "index.npy"), "--heads", str(home / "ids.txt")]
     assert "expected a file that `paraclip expand` has written" in cli(ui, code=1).err
     assert not openai_server.asked
