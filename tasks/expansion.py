@@ -94,26 +94,29 @@ def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Pr
                 accepted = list(rounds.select().rows())
                 metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
             _add(found, accepted, step, most)
-            rows = [_needed(batch, found, most) for batch in accepted]
+            rows = _needed(accepted, found, most)
     return Expansion(queries, [found.get(text, []) for text in texts], metrics)
 
 
 def _add(found: Mapping[str, list[str]], accepted: Sequence[pa.RecordBatch], step: int, most: int) -> None:
     """Add a step's paraphrases (`tables.PARAPHRASES`) in other words than the query and than those that it has."""
     for batch in accepted:
-        columns = (batch.column(name).to_pylist() for name in ("caption", f"paraphrase_{step}"))
+        columns = (batch[name].to_pylist() for name in ("caption", f"paraphrase_{step}"))
         for text, paraphrase in zip(*columns, strict=True):
             if len(found[text]) < most and words(paraphrase) not in map(words, (text, *found[text])):
                 found[text].append(paraphrase)
 
 
-def _needed(batch: pa.RecordBatch, found: Mapping[str, list[str]], most: int) -> pa.RecordBatch:
-    """The rows whose further paraphrase a query needs to have `most`."""
-    wanted, needed = {text: most - len(paraphrases) for text, paraphrases in found.items()}, list[bool]()
-    for text in batch.column("caption").to_pylist():
-        needed.append(wanted[text] > 0)
-        wanted[text] -= 1
-    return batch.filter(pa.array(needed, pa.bool_()))
+def _needed(accepted: Sequence[pa.RecordBatch], found: Mapping[str, list[str]], most: int) -> list[pa.RecordBatch]:
+    """Step 1's rows that step 2 is asked about: as many of a query's paraphrases as it lacks to have `most`."""
+    lacking, rows = {text: most - len(paraphrases) for text, paraphrases in found.items()}, list[pa.RecordBatch]()
+    for batch in accepted:
+        chosen = list[bool]()
+        for text, paraphrase in zip(*(batch[name].to_pylist() for name in ("caption", "paraphrase_1")), strict=True):
+            chosen.append(lacking[text] > 0 and paraphrase in found[text])
+            lacking[text] -= chosen[-1]
+        rows.append(batch.filter(pa.array(chosen, pa.bool_())))
+    return rows
 
 
 def embed_queries(run: Run, model: str, expansion: Expansion) -> NDArray[np.float32]:

@@ -74,6 +74,7 @@ def test_the_same_words_are_one_paraphrase(openai_server: OpenAIServer, tmp_path
     openai_server.answer = lambda body: reply("A dog in red.", "a dog in red")
     expansion = asked(settings_of(tmp_path, served(openai_server)), ["a red dog", "A dog, in red"])
     assert expansion.paraphrases == [["A dog in red."], []]
+    assert expansion.facts()["asked"] == 3, "step 2 is asked about none twice"
 
 
 def test_queries_without_a_paraphrase_are_kept_and_counted(tmp_path: Path) -> None:
