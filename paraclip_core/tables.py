@@ -27,7 +27,7 @@ CAPTIONS = pa.schema(
     ]
 )
 
-QUERY_LOG = CAPTIONS.append(pa.field("count", pa.int64(), nullable=False))  # how often it was asked
+QUERY_LOG = pa.schema([*CAPTIONS, pa.field("count", pa.int64(), nullable=False)])  # how often it was asked
 """Queries of a log in place of captions: `image_id` is the image that was clicked most often, null if none was."""
 
 REJECTS = pa.schema(
@@ -72,12 +72,23 @@ QUERIES = pa.schema(
     ]
 )
 
-LOG_QUERIES = (
-    QUERIES.append(pa.field("count", pa.int64(), nullable=False)).append(  # how often it was asked
-        pa.field("frequency", pa.string(), nullable=False)
-    )  # head, body or tail of the log
+LOG_QUERIES = pa.schema(
+    [
+        *QUERIES,
+        pa.field("count", pa.int64(), nullable=False),  # how often it was asked
+        pa.field("frequency", pa.string(), nullable=False),  # head, body or tail of the log
+    ]
 )
 """Held-out queries of a log in other words."""
+
+HEADS = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),  # as the user wrote it
+        pa.field("paraphrases", pa.list_(pa.string()), nullable=False),  # accepted ones, best first; may be empty
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),  # mean feature of all of them, of length 1
+    ]
+)
+"""Head queries, as `paraclip expand` writes them."""
 
 PARAPHRASE_REJECTS = pa.schema(
     [
