@@ -12,13 +12,15 @@ no run does. A rule's regret is the evaluation's mean of recall and agreement th
 
 For a run from an index and a log (`data.index`), `--labels` names the configuration of a finished run over the same
 images with captions: its evaluation split says what the towers are worth. The rules that need recall are left out, and
-the table shows the retention of each point, the share of the base's first ten images that a held-out query keeps.
+others are compared: bounds on the retention of a point, the share of the base's first ten images that a held-out query
+keeps.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from record import arguments
@@ -62,10 +64,18 @@ def best(points: Sequence[Point], grid: Sequence[float]) -> Point:
 
 def one_standard_error(points: Sequence[Point], grid: Sequence[float]) -> Point:
     """That of a run."""
-    return choose(points, grid, of_log=RECALL not in points[0].validation.figures).chosen
+    return choose(points, grid).chosen
+
+
+def retaining(points: Sequence[Point], grid: Sequence[float], percent: float) -> Point:
+    """That of a run from an index, if so many percent of the base's first images have to stay."""
+    return choose(points, grid, percent).chosen
 
 
 RULES: dict[str, Rule] = {"limit": limit, "best": best, "one standard error": one_standard_error}
+LOG_RULES: dict[str, Rule] = {
+    f"{percent} % retention": partial(retaining, percent=percent) for percent in (50, 60, 65, 70, 75, 80)
+}
 
 
 def evaluated(tasks: Sequence[Prepared], encoder: ModelEncoder) -> dict[str, float]:
@@ -143,9 +153,7 @@ def main() -> None:
             f"| {max(gains) - gains[place]:.2f} |{_retention(point, base) if of_log else ''}"
         )
 
-    for name, rule in RULES.items():
-        if of_log and rule is not one_standard_error:
-            continue
+    for name, rule in (LOG_RULES if of_log else RULES).items():
         row(name, points.index(rule(points, options.alpha.grid)))
     for place in sorted(range(len(points)), key=lambda place: -gains[place]):
         row("–", place)

@@ -21,7 +21,7 @@ from paraclip_core.training.validation import AO, OVERLAP, PARAPHRASE_RECALL, RE
 
 FELT = (RECALL, PARAPHRASE_RECALL, AO)
 """What users feel; the criterion is the mean of those that were measured."""
-RETENTION = 50.0
+RETENTION = 70.0
 """Percentage of the base's first ten images that a query of a log has to keep on average; see decision 27."""
 
 
@@ -70,12 +70,12 @@ def interpolate(
                 parameter.copy_(torch.lerp(base[name].float(), tuned[name].float(), alpha))
 
 
-def choose(points: Sequence[Point], grid: Sequence[float], of_log: bool = False) -> Choice:
+def choose(points: Sequence[Point], grid: Sequence[float], retention: float | None = None) -> Choice:
     """Choose among points, those of each candidate side by side; its first one is the base, α = 0.
 
     A point is allowed unless its recall of plain captions is below the base's by more than chance (95 % interval of the
-    paired difference). Queries of a log (`of_log`) rarely have a known right image: there a point is allowed only if
-    its first images also keep :data:`RETENTION` percent of the base's, for the query as it was typed.
+    paired difference). Queries of a log rarely have a known right image: with `retention` a point is allowed only if
+    its first images also keep so many percent of the base's, for the query as it was typed (:data:`RETENTION`).
 
     The best of the allowed ones by the criterion, and all that are within one standard error of it, count as equal (the
     one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3); of these the one
@@ -87,11 +87,11 @@ def choose(points: Sequence[Point], grid: Sequence[float], of_log: bool = False)
     if len(set(grid)) == 1:
         chosen = max((point for point in points if point.alpha in grid), key=_score)
         return _choice(points, chosen, chosen, "the only α of finetune.alpha.grid", {})
-    worse = {id(point): loss for point in points if (loss := lost_recall(point, base) or (of_log and _changed(point)))}
+    worse = {id(point): loss for point in points if (loss := lost_recall(point, base) or _changed(point, retention))}
     allowed = [point for point in points if id(point) not in worse]
     within = "recall@10 of plain captions is not significantly below the base's"
-    if of_log:
-        within = f"first ten images keep {RETENTION:g} % of the base's, with no significant loss of clicked images"
+    if retention is not None:
+        within = f"first ten images keep {retention:g} % of the base's, with no significant loss of clicked images"
     if AO not in base.figures:
         largest = max((one for one in allowed if one.candidate is points[0].candidate), key=lambda one: one.alpha)
         words = (
@@ -143,10 +143,14 @@ def _score(point: Point) -> float:
     return float(point.felt.sum())
 
 
-def _changed(point: Point) -> str:
+def _changed(point: Point, retention: float | None) -> str:
     """How little of the base's first images a point keeps; or empty."""
     kept = point.validation.figures[OVERLAP]
-    return "" if not point.alpha or kept >= RETENTION else f"{kept:.0f} % of the base's first images stay"
+    return (
+        ""
+        if retention is None or not point.alpha or kept >= retention
+        else f"{kept:.0f} % of the base's first images stay"
+    )
 
 
 def lost_recall(point: Point, base: Validation) -> str:

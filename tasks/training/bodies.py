@@ -63,7 +63,7 @@ from paraclip_core.errors import ModelError
 from paraclip_core.options import meaning
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.card import release_card
-from paraclip_core.training.choice import Point, as_json, choose, copy_weights, interpolate
+from paraclip_core.training.choice import RETENTION, Point, as_json, choose, copy_weights, interpolate
 from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TEXTS, RowBatch, TrainingRows, id_array, spool_rows
 from paraclip_core.training.losses import Pair, named_pairs
 from paraclip_core.training.options import Candidate, TrainingOptions
@@ -224,7 +224,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
             interpolate(parameters, base, tuned, alpha)
             measured = measure(clip, validation) if alpha else of_base
             points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
-    choice = choose(points, options.alpha.grid, validation.of_log)
+    choice = choose(points, options.alpha.grid, RETENTION if validation.of_log else None)
     chosen, tried = choice.chosen, choice.chosen.candidate
     if AO not in of_base.figures:
         log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)

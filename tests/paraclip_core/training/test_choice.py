@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from paraclip_core.training.choice import FELT, Choice, Point, as_json, choose, copy_weights, interpolate
+from paraclip_core.training.choice import FELT, RETENTION, Choice, Point, as_json, choose, copy_weights, interpolate
 from paraclip_core.training.options import (
     DEFAULT_RECIPES,
     RATES,
@@ -168,15 +168,15 @@ def of_log(ao: float, kept: float, recall: float | None = None, noise: float = 0
     return Validation({n: whole.figures[n] for n in names}, {n: whole.parts[n] for n in names}, whole.found)
 
 
-def test_a_log_chooses_the_most_agreement_that_keeps_half_of_the_results() -> None:
+def test_a_log_chooses_the_most_agreement_that_keeps_enough_results() -> None:
     base = of_log(50, 100)
-    points = [point(0.0, base), point(0.25, of_log(54, 80)), point(0.5, of_log(58, 51)), point(1.0, of_log(70, 49))]
-    choice = choose(points, GRID, of_log=True)
-    assert choice.chosen is points[2] and "keep 50 %" in choice.rule
+    points = [point(0.0, base), point(0.25, of_log(54, 80)), point(0.5, of_log(58, 71)), point(1.0, of_log(70, 69))]
+    choice = choose(points, GRID, RETENTION)
+    assert choice.chosen is points[2] and "keep 70 %" in choice.rule
     assert as_json(points, choice)["chosen"]["alpha"] == 0.5
 
 
 def test_a_log_loses_no_clicked_image_significantly() -> None:
     base = of_log(50, 100, recall=40)
     points = [point(0.0, base), point(0.5, of_log(58, 90, recall=40)), point(1.0, of_log(70, 80, recall=30))]
-    assert choose(points, GRID, of_log=True).chosen is points[1]
+    assert choose(points, GRID, RETENTION).chosen is points[1]
