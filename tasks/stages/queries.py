@@ -20,6 +20,7 @@ from paraclip.tasks.stages.paraphrase import (
     held_batches,
     paraphrasing,
     step_metrics,
+    step_missing,
     step_options,
     step_sources,
 )
@@ -111,6 +112,7 @@ QUERIES = Stage(
     after=("paraphrase_2",),
     options=_options,
     sources=lambda run: step_sources(run, query_paraphraser(run)),
+    missing=lambda run: step_missing(run, query_paraphraser(run)),
     before="paraclip.tasks.preflight:check_before_queries",
     applies=lambda settings: settings.evaluate.queries is not None,
     body=_body,
