@@ -1,6 +1,6 @@
 """A rehearsal of `configs/paper-small.yaml`: its real shapes, without weights, network or language model.
 
-    python benchmarks/rehearse_paper.py [--images 1200] [--epochs 12] [--folder FOLDER]
+    python benchmarks/rehearse_paper.py [--images 800] [--epochs 25] [--threads 0] [--folder FOLDER]
 
 A hub on this machine has the dataset by its name and columns; its rows are Flickr8k's photographs with a caption each
 (PARACLIP_DATA). The base is a ViT-B-32 with random weights, and a server with OpenAI's interface answers by rule, so
@@ -115,6 +115,7 @@ def rehearse(options: argparse.Namespace, folder: Path) -> None:
             f"paraphrase.openai.base_url={server.url}",
             f"finetune.epochs={options.epochs}",
             "finetune.learning_rate=1e-5",
+            f"run.threads={options.threads}",
         ]
         measured([*script, "--prepare", str(folder), "--images", str(options.images)], environment)
         hub.repos["dataset", DATASET] = {SHARD: (folder / "rows.parquet").read_bytes(), "README.md": b"not fetched"}
@@ -132,8 +133,9 @@ def rehearse(options: argparse.Namespace, folder: Path) -> None:
 def main() -> None:
     """The rehearsal, or the part of it that a child does."""
     parser = arguments(__doc__)
-    parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--epochs", type=float, default=12)
+    parser.add_argument("--images", type=int, default=800)
+    parser.add_argument("--epochs", type=float, default=25)
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores")
     parser.add_argument("--folder", type=Path, help="where everything is kept; default: a temporary folder")
     parser.add_argument("--prepare", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
