@@ -306,14 +306,14 @@ def find_missing(settings: Settings, option: str, path: str, expected: str) -> l
 
 def need(missing: Iterable[Missing], settings: Settings) -> None:
     """Raise a ConfigError that lists what is missing, each place once; all together, as each may take hours to get."""
-    options, expected = defaultdict[str, list[str]](list), dict[str, str]()
+    places = defaultdict[str, tuple[list[str], list[str]]](lambda: ([], []))
     for one in missing:
-        if one.option not in options[one.place]:
-            options[one.place].append(one.option)
-        expected.setdefault(one.place, one.expected)
-    if options:
-        lines = (f"  {place}: {expected[place]} ({', '.join(names)})" for place, names in options.items())
+        for names, name in zip(places[one.place], (one.expected, one.option), strict=True):
+            if name not in names:
+                names.append(name)
+    if places:
         root = Path(settings.data.root).absolute()
+        lines = (f"  {place}: {' and '.join(what)} [{', '.join(names)}]" for place, (what, names) in places.items())
         raise ConfigError(
             "\n".join(["this run needs files and folders that are not there:", *lines])
             + f"\nCorrect data.root ({root}{'' if root.is_dir() else ', which is not a folder'}) or these options; a "

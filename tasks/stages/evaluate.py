@@ -128,11 +128,11 @@ def _missing(run: Run) -> list[Missing]:
         if benchmark.path is None or benchmark.optional or _from_scenes(settings, benchmark):
             continue
         row, option = find_benchmark(benchmark.kind), f"evaluate.benchmarks[{number}]"
-        expected = f"files of {row.title}" + (f", published at {row.source}" if row.source else "")
+        kind = row.title + (f", published at {row.source}" if row.source else "")
+        expected = f"benchmark {benchmark.name!r} ({kind})"
         missing += find_missing(settings, f"{option}.path", benchmark.path, expected)
         if benchmark.images is not None:
-            expected = f"the images of benchmark {benchmark.name!r}"
-            missing += find_missing(settings, f"{option}.images", benchmark.images, expected)
+            missing += find_missing(settings, f"{option}.images", benchmark.images, "images of benchmarks")
     return missing
 
 

@@ -52,7 +52,7 @@ def test_a_wrong_folder_of_data_is_wrong_usage(
     chosen = ["-c", config, "--set", f"data.root={tmp_path / root}", "--root", str(tmp_path / "root")]
     error = cli([command, *chosen], code=2).err
     assert error.startswith("error: this run needs files and folders that are not there:\n")
-    assert f"  {tmp_path / root}/" in error and "(data.sources[0].path" in error
+    assert f"  {tmp_path / root}/" in error and "[data.sources[0].path" in error
     assert ("which is not a folder" in error) == (root == "absent")
     assert not (tmp_path / "root" / "work").exists() and not (tmp_path / "root" / "prefect").exists()
 

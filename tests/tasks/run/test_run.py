@@ -172,16 +172,19 @@ def lacking(settings: Settings, tmp_path: Path, stages: dict[str, Stage] | None 
 
 
 def test_everything_that_is_missing_is_named_at_once_with_its_home(tmp_path: Path) -> None:
-    (tmp_path / "benchmarks" / "imagenet" / "val").mkdir(parents=True)
+    (tmp_path / "benchmarks" / "senteval").mkdir(parents=True)
     lines = lacking(load_settings("paper", [f"data.root={tmp_path}"]), tmp_path)
-    assert lines[0] == "  laion400m: captions in format webdataset (data.sources[0].path)"
+    assert lines[0] == "  laion400m: captions in format webdataset [data.sources[0].path]"
     # One place that several benchmarks read is named once.
     pairs, pictures = lines[1:3]
-    assert pairs.endswith("(evaluate.benchmarks[0].path, evaluate.benchmarks[4].path)")
-    assert pictures.startswith("  benchmarks/coco/val2017: the images of benchmark 'coco-paraphrases' (evaluate")
-    home = "published at https://github.com/mertyg/vision-language-models-are-bows (evaluate.benchmarks[1].path)"
-    assert f"  benchmarks/aro/visual_genome_relation.json: files of VG-Relation, {home}" in lines
-    assert not any("imagenet" in line for line in lines)
+    assert pairs.endswith("[evaluate.benchmarks[0].path, evaluate.benchmarks[4].path]")
+    assert pictures.startswith("  benchmarks/coco/val2017: images of benchmarks [evaluate.benchmarks[0].images, eval")
+    assert " and benchmark 'sugarcrepe++' (SugarCrepe++, published at https://github.com/" in pairs
+    assert (
+        "  benchmarks/imagenet/val: benchmark 'imagenet' (Zero-shot classification) [evaluate.benchmarks[6].path]"
+        in lines
+    )
+    assert not any("senteval" in line for line in lines)
     assert lines[-1].startswith("Correct data.root (") and lines[-1].endswith(
         "docs/paper.md#data has links to public data"
     )
@@ -189,8 +192,8 @@ def test_everything_that_is_missing_is_named_at_once_with_its_home(tmp_path: Pat
     (tmp_path / "laion400m").mkdir()
     (tmp_path / "laion400m" / "README.md").touch()
     line, model, _ = lacking(load_settings("laion", [f"data.root={tmp_path}"]), tmp_path)
-    assert model.endswith("/models/instruct: the language model (paraphrase.model)")
-    assert line == "  laion400m: holds no captions in format webdataset (data.sources[0].path)"
+    assert model.endswith("/models/instruct: the language model [paraphrase.model]")
+    assert line == "  laion400m: holds no captions in format webdataset [data.sources[0].path]"
 
 
 def test_files_of_every_kind_are_looked_for(tmp_path: Path) -> None:
@@ -198,9 +201,9 @@ def test_files_of_every_kind_are_looked_for(tmp_path: Path) -> None:
     given = {"data": {"root": str(tmp_path), "sources": sources}, "paraphrase": {"engine": "file"}}
     given["paraphrase"]["file"] = {"path": "mine.csv"}
     (tmp_path / "a.txt").write_text("a red dog\n")
-    pics = "  pics: a tar or folder with the captions' images (data.sources[0].images, data.sources[1].images)"
-    mine = "  mine.csv: paraphrases, or captions of the same images (paraphrase.file.path)"
-    absent = "  b.txt: captions (data.sources[1].path)"
+    pics = "  pics: a tar or folder with the captions' images [data.sources[0].images, data.sources[1].images]"
+    mine = "  mine.csv: paraphrases, or captions of the same images [paraphrase.file.path]"
+    absent = "  b.txt: captions [data.sources[1].path]"
     assert lacking(parse_settings(given), tmp_path)[:-1] == [absent, mine, pics]
     # Where bad files are skipped, some captions are enough; a stage of one's own reads what it likes.
     given["data"]["on_error"] = "skip"
@@ -209,7 +212,7 @@ def test_files_of_every_kind_are_looked_for(tmp_path: Path) -> None:
     assert lacking(parse_settings(given), tmp_path, own) == []
     model = {"engine": "transformers", "model": str(tmp_path / "instruct")}
     told = lacking(parse_settings(given | {"paraphrase": model}), tmp_path)
-    assert told[0] == "  instruct: the language model (paraphrase.model)"
+    assert told[0] == "  instruct: the language model [paraphrase.model]"
     judged = {"engine": "openai", "model": "x", "judge": model}
     assert told == lacking(parse_settings(given | {"paraphrase": judged}), tmp_path)
     for name in ("pics", "instruct"):
@@ -226,9 +229,9 @@ def test_what_the_hub_does_not_have_is_named_with_the_rest(tmp_path: Path, monke
     flickr = "evaluate.benchmarks=[{name: mine, kind: sts, path: mine.tsv}]"
     lines = lacking(load_settings("paper-small", [f"data.root={tmp_path}", flickr]), tmp_path)
     assert re.match(
-        r"  hf://datasets/sayakpaul/\S+ cannot be fetched: captions in format parquet \(data.sources", lines[0]
+        r"  hf://datasets/sayakpaul/\S+ cannot be fetched: captions in format parquet \[data.sources", lines[0]
     )
-    assert lines[1].startswith("  mine.tsv: files of STS (")
+    assert lines[1].startswith("  mine.tsv: benchmark 'mine' (STS) [")
 
 
 def test_the_papers_recipe_has_a_control_at_both_sizes() -> None:
