@@ -55,7 +55,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         path = path if at_root else path.removeprefix("../") if path.startswith("../") else f"docs/{path}"
         linked = "decisions/index.md" if path == "docs/decisions" else ROOT_PAGES.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(linked) is None and not path.startswith("docs/"):
-            return label
+            return f'<span title="in the repository: {path}">{label}</span>'
         return f"[{label}]({linked}{hash_}{anchor})"
 
     if "/" in page.file.src_uri:

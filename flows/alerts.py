@@ -184,7 +184,7 @@ def _save_block(url: str) -> UUID:
     # Prefect's Slack block passes its address to Apprise unchanged, so it reaches every service that Apprise knows.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
         raise ConfigError(
-            f"{urlsplit(url).scheme}://… is not an address for alerts; expected one of those in docs/deployment.md"
+            f"{urlsplit(url).scheme}://… is not an address for alerts; expected one of those in docs/nightly.md"
         )
     webhook = {"headers": {"Content-Type": "application/json"}} if kind == "webhook" else {}
     block = _block_type(kind)(url=url, **webhook)

@@ -11,7 +11,7 @@ SINCE = "0.1.0"
 """The last release that had them."""
 
 CONSTANT = "leave it out; it is a constant now"
-NOTHING_GAINED = "leave it out; it gained nothing (docs/experiments.md)"
+NOTHING_GAINED = "leave it out; it gained nothing (dev/log)"
 TO_EXTRA = "write it into paraphrase.vllm.extra"
 ONE_MACHINE = (
     "leave it out; the engine vllm uses all GPUs of a machine, and `vllm serve` answers for several machines "

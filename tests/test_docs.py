@@ -1,17 +1,22 @@
-"""README and docs/: what they link to, name and call exists, and their lines fit a screen."""
+"""README, docs/ and dev/: what they link to, name and call exists, and figures stand in the lab book."""
 
 from __future__ import annotations
 
 import re
 import runpy
+import shlex
+import tarfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 from markdown_it import MarkdownIt
+from PIL import Image
+from prefect.cli._app import _app as prefect
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -19,21 +24,23 @@ from paraclip.flows.cli import app
 from paraclip_core.config import Settings
 
 REPOSITORY = Path(__file__).parents[1]
-PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")})
-USER_PAGES = [
-    page for page in PAGES if page.parent.name != "decisions" and page.name not in ("CHANGELOG.md", "experiments.md")
-]
-FOLDERS = "flows|tasks|paraclip_core|storage|tests|benchmarks|configs|docker|docs"
+PAGES = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("dev/**/*.md")})
+USER_PAGES = [page for page in PAGES if page.parent.name not in ("decisions", "log") and page.name != "CHANGELOG.md"]
+FOLDERS = "flows|tasks|paraclip_core|storage|tests|benchmarks|configs|docker|docs|dev"
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 of_user = pytest.mark.parametrize("page", USER_PAGES, ids=lambda page: page.name)
 
 
+def anchor(title: str) -> str:
+    """A heading's anchor as GitHub makes it."""
+    title = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).replace("`", "")
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
 def anchors(page: Path) -> set[str]:
-    """The headings' anchors as GitHub makes them."""
+    """The anchors of a page's headings."""
     tokens = MarkdownIt().parse(page.read_text())
-    titles = [tokens[at + 1].content for at, token in enumerate(tokens) if token.type == "heading_open"]
-    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title).replace("`", "") for title in titles]
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in plain}
+    return {anchor(tokens[at + 1].content) for at, token in enumerate(tokens) if token.type == "heading_open"}
 
 
 def code(page: Path) -> Iterator[tuple[str, str]]:
@@ -99,30 +106,162 @@ def test_options_exist(page: Path) -> None:
         assert is_option(path, [Settings]), ".".join(path)
 
 
-@of_user
-def test_commands_exist(page: Path) -> None:
-    blocks = "".join(text for language, text in code(page) if language == "bash")
-    lines = [*blocks.splitlines(), *re.findall(r"`([^`\n]+)`", page.read_text())]
+SHELL = {"cd", "cp", "export", "mkdir", "pip", "source", "tar", "umask", "unset"}
+"""Programs of lines that nothing here can be wrong about."""
+TESTED = {"clip-retrieval": "tests/paraclip_core/clip/test_export.py"}
+"""Programs whose commands another test reads from the page."""
+NOT_RUN = re.compile(r"# (not run here|run by make test-[a-z]+): \w")
+"""Says in a block why its commands of other programs are not checked here."""
+
+
+def commands(block: str) -> Iterator[list[str]]:
+    """The words of each command of a shell block, without variables before it; not what a here-document holds."""
+    block = re.sub(r"<<(\w+)\n.*?\n\1$", "", block, flags=re.DOTALL | re.MULTILINE)
+    block = re.sub(r"\$\([^()]*\)", "VALUE", block)
+    for line in block.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.wordchars += "$…@,{}[]:!%^+"
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("();<>|&"):
+                yield from [words] if words else []
+                words = []
+            elif words or not re.match(r"[A-Za-z_0-9]+=", word):
+                words.append(word)
+
+
+def make_targets() -> set[str]:
     rules = re.findall(r"^([a-z][\w -]*):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
-    targets = {name for rule in rules for name in rule.split()}
-    for line in lines:
+    return {name for rule in rules for name in rule.split()}
+
+
+@of_user
+def test_commands_are_accepted(page: Path) -> None:
+    for language, text in code(page):
+        if language != "bash":
+            continue
+        for program, *words in commands(text):
+            line = shlex.join([program, *words])
+            if program == "paraclip":
+                assert_accepted(words, line)
+            elif program == "make":
+                assert any(fnmatch(target, word) for target in make_targets() for word in words), line
+            elif program == "prefect":
+                # Prefect's command line, which is pinned to a minor version, parses it without running it.
+                prefect.parse_args(words, exit_on_error=False, print_error=False)
+            elif program in ("python", ".venv/bin/python"):
+                assert_script(words, line)
+            else:
+                assert program in SHELL | TESTED.keys() or NOT_RUN.search(text), (
+                    f"no '# not run here: WHY' with: {line}"
+                )
+
+
+def assert_accepted(words: list[str], line: str) -> None:
+    """The command line takes these words: its command, options and arguments, all that are required."""
+    command: Any = get_command(app)
+    while True:
+        context = command.context_class(command)
+        given, words, _ = command.make_parser(context).parse_args(args=list(words))
+        if "--help" in line.split():
+            return
+        if not getattr(command, "commands", None):
+            break
+        command = command.commands[words.pop(0)]
+    assert not words, line
+    missing = [one.name for one in command.params if one.required and not one.envvar and not given.get(one.name)]
+    assert not missing, f"{line}: {missing}"
+
+
+def assert_script(words: list[str], line: str) -> None:
+    """The script or module is there, and a script names the options."""
+    if words[0] == "-m":
+        assert find_spec(words[1]), line
+    else:
+        script = (REPOSITORY / words[0]).read_text()
+        assert [word for word in words if word.startswith("--") and f'"{word}"' not in script] == [], line
+
+
+@of_user
+def test_named_commands_exist(page: Path) -> None:
+    for line in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)):
         program, *words = line.split("#")[0].split("|")[0].split() or [""]
         if program == "make" and words and "=" not in words[0]:
-            assert any(fnmatch(target, words[0]) for target in targets), line
+            assert any(fnmatch(target, words[0]) for target in make_targets()), line
         if program == "paraclip" and words and words[0] != "…":
             assert_command(words, line)
+        if program == "python" and words and words[0].startswith("benchmarks/"):
+            assert_script(words, line)
 
 
 def assert_command(words: list[str], line: str) -> None:
     """The command and its options are those of the command line."""
     command: Any = get_command(app)
     while words and words[0].startswith("-"):
-        assert {words.pop(0)} <= {option for parameter in command.params for option in parameter.opts}, line
+        assert words.pop(0) in {"--help", *(option for parameter in command.params for option in parameter.opts)}, line
     while (commands := getattr(command, "commands", None)) and words:
         assert words[0] in commands, line
         command = commands[words.pop(0)]
     options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
+
+
+FIGURE = re.compile(r"[+−]\d+(?:\.\d+)?(?: ± \d+\.\d+)?(?: \[[+−][\d.]+, [+−][\d.]+\])?|\d+\.\d×")
+"""A gain with what says how sure it is."""
+
+
+def plain(text: str) -> str:
+    return " ".join(text.replace("*", "").split())
+
+
+def entries(page: Path) -> dict[str, str]:
+    """The text below each heading of a page, as far as the next one of its level, by the heading's anchor."""
+    text = page.read_text()
+    heads = [(at.start(), len(at.group(1)), at.group(2)) for at in re.finditer(r"^(#+) (.*)$", text, re.MULTILINE)]
+    found = {}
+    for start, level, title in heads:
+        end = min((at for at, other, _ in heads if at > start and other <= level), default=len(text))
+        found[anchor(title)] = text[start:end]
+    return found
+
+
+def missing_figures(text: str, source: str) -> list[str]:
+    return [one for one in FIGURE.findall(plain(text)) if not re.search(rf"{re.escape(one)}(?!\d|\.\d)", plain(source))]
+
+
+RESULTS = REPOSITORY / "docs" / "results.md"
+
+
+@pytest.mark.parametrize("title", re.findall(r"^##+ (.*)$", RESULTS.read_text(), re.MULTILINE))
+def test_results_stand_in_the_lab_book(title: str) -> None:
+    """Each row and paragraph with a figure links the entry that it comes from, or its section does."""
+    own = re.split(r"^#+ ", entries(RESULTS)[anchor(title)], flags=re.MULTILINE)[1]
+
+    def linked(text: str) -> str:
+        links = re.findall(r"\.\./dev/log/([\w-]+\.md)#([^)]+)\)", text)
+        return "\n".join(entries(REPOSITORY / "dev" / "log" / file)[name] for file, name in links)
+
+    for block in re.split(r"\n\n|\n(?=[|-])", own):
+        if FIGURE.search(plain(block)):
+            assert missing_figures(block, linked(block) or linked(own)) == [], block
+
+
+def test_figures_of_the_front_page_are_results() -> None:
+    front, results = (REPOSITORY / "README.md").read_text(), RESULTS.read_text()
+    assert missing_figures(front, results) == []
+    counts = re.findall(r"\*\*(\d+)\*\*", front)
+    assert len(counts) == 2 and [one for one in counts if not re.search(rf"\b{one}\b", results)] == []
+    assert FIGURE.findall("+4.1 [+3.4, +4.7]; +9.12 ± 0.34 and 9.8×") == ["+4.1 [+3.4, +4.7]", "+9.12 ± 0.34", "9.8×"]
+
+
+def test_flickr8ks_tar_is_made_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Flicker8k_Dataset").mkdir()
+    Image.new("RGB", (50, 30), "red").save("Flicker8k_Dataset/1_a.jpg")
+    page = (REPOSITORY / "docs" / "benchmarks.md").read_text()
+    exec(page.partition("### Flickr8k\n")[2].partition("```python\n")[2].partition("```")[0], {})
+    with tarfile.open("images_128.tar") as tar, Image.open(tar.extractfile("images/1_a.jpg") or "") as image:
+        assert tar.getnames() == ["images/1_a.jpg"] and image.size == (128, 128)
 
 
 def test_every_file_has_its_story_in_the_design() -> None:

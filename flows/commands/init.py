@@ -23,7 +23,7 @@ SMALL_BATCH = 8
 LOCAL_SERVER = "http://127.0.0.1:8000/v1"
 """Where `vllm serve` listens."""
 BASE_STEPS = 300
-"""Steps after which a base of a few thousand captions has learned most; see docs/experiments.md."""
+"""Steps after which a base of a few thousand captions has learned most; see dev/log."""
 
 
 def init(

@@ -21,7 +21,7 @@ SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
 
 RIGHT, WRONG = 0.5, 0.3
-"""Weights of the images marked as right and as wrong; the query's is 1. Chosen on Flickr8k (docs/experiments.md)."""
+"""Weights of the images marked as right and as wrong; the query's is 1. Chosen on Flickr8k (dev/log)."""
 
 
 class Gallery(Protocol):

@@ -317,5 +317,5 @@ def need(missing: Iterable[Missing], settings: Settings) -> None:
         raise ConfigError(
             "\n".join(["this run needs files and folders that are not there:", *lines])
             + f"\nCorrect data.root ({root}{'' if root.is_dir() else ', which is not a folder'}) or these options; a "
-            "benchmark may be left out, or marked `optional: true`. docs/paper.md#data has links to public data"
+            "benchmark may be left out, or marked `optional: true`. docs/paper.md#data says where public data is"
         )

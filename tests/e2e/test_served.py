@@ -146,7 +146,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
     def worker_logs() -> str:
         return "".join(path.read_text() for path in (root / "logs").glob("prefect-paraclip-*.log"))
 
-    # Prefect reports it twice, and the second time undoes a Retry in between (docs/deployment.md).
+    # Prefect reports it twice, and the second time undoes a Retry in between (docs/failures.md).
     eventually(lambda: worker_logs().count("Check whether the flow run exceeded") == 2, "no second report", 60)
     assert "ModuleNotFoundError" not in worker_logs()
 

@@ -186,7 +186,7 @@ def test_everything_that_is_missing_is_named_at_once_with_its_home(tmp_path: Pat
     )
     assert not any("senteval" in line for line in lines)
     assert lines[-1].startswith("Correct data.root (") and lines[-1].endswith(
-        "docs/paper.md#data has links to public data"
+        "docs/paper.md#data says where public data is"
     )
     # A folder without captions is no source, and what is optional may be absent.
     (tmp_path / "laion400m").mkdir()
