@@ -32,6 +32,7 @@ from paraclip.tasks.models import base_reference
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, captions_of, stored_split
 from paraclip.tasks.training.data import Images, hold_out
+from paraclip_core.clip.expansion import mean_features
 from paraclip_core.config import Settings
 from paraclip_core.evaluation.base import Captions, Encoder, Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Stored
@@ -155,9 +156,7 @@ def picked(captions: Captions, which: NDArray[np.bool_]) -> tuple[list[str], lis
 
 def mean_of(base: ModelEncoder, paraphrases: Mapping[str, Sequence[str]], n: int) -> TextEncoder:
     """Features of texts with n - 1 of their paraphrases each."""
-    return lambda texts: unit(
-        np.stack([base.texts([text, *paraphrases.get(text, ())[: n - 1]]).mean(axis=0) for text in texts])
-    )
+    return lambda texts: mean_features(base.texts, [[text, *paraphrases.get(text, ())[: n - 1]] for text in texts])
 
 
 def unit(vectors: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -25,6 +25,7 @@ from paraclip.flows.commands.common import (
     settings_from,
 )
 from paraclip.flows.commands.deploy import deploy, serve, stop
+from paraclip.flows.commands.expand import expand
 from paraclip.flows.commands.index import audit, search, ui, verify_index
 from paraclip.flows.commands.init import init
 from paraclip.flows.commands.paraphrase import paraphrase, requests
@@ -82,6 +83,7 @@ for command in (
     paraphrase,
     evaluate,
     promote,
+    expand,
     search,
     ui,
     audit,

@@ -8,7 +8,7 @@
     result.to_pandas()
 
 Results render in a notebook (``_repr_html_``) and become data frames with ``to_pandas()``, which needs pandas.
-`run` and `evaluate` show their progress on standard error; ``progress=paraclip.silent`` keeps them quiet.
+`run`, `expand` and `evaluate` show their progress on standard error; ``progress=paraclip.silent`` keeps them quiet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paraclip_core.config import Settings
+from paraclip_core.config import MOST_PARAPHRASES, Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.progress import Progress, silent
 from paraclip_core.text_safety import one_line
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from paraclip_core.clip.encoder import Encoder
 
 __all__ = [
-    "Result", "Settings", "Table", "audit", "evaluate", "export", "load", "load_config", "paraphrase",
+    "Result", "Settings", "Table", "audit", "evaluate", "expand", "export", "load", "load_config", "paraphrase",
     "plan", "run", "search", "silent",
 ]  # fmt: skip
 
@@ -169,6 +169,47 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     return Table(rows, f"{trial.engine}, {trial.model}")
 
 
+def expand(
+    queries: Sequence[str],
+    model: str | Path,
+    settings: Settings | None = None,
+    paraphrases: int = 3,
+    progress: Progress | None = None,
+) -> Table:
+    """The mean feature of each query and its paraphrases: columns `query`, `paraphrases` and `vector`.
+
+    Answers that the root's generation cache holds are used, and new ones are kept there.
+
+    Args:
+        queries: texts to search for; each has one row.
+        model: as for `search`; it embeds queries and paraphrases.
+        settings: engine, prompts, filters, spending cap, root and device; by default the embedded engine.
+        paraphrases: how many to ask for a query, 16 at most. One of which none is accepted has its own feature.
+        progress: called with the progress, which then is not shown on standard error.
+
+    Raises:
+        ConfigError: a query is empty or not a text, or `paraphrases` is not a number from 1 to 16.
+        ModelError: the model cannot be loaded.
+        EngineError: the engine cannot be asked, or the spending cap is reached; what was answered is kept.
+    """
+    from paraclip.tasks.expansion import expand as expand_queries
+    from paraclip.tasks.run.run import Run
+    from paraclip_core.clip.encoder import need_texts
+
+    texts = _queries(need_texts(queries, "queries"))
+    if not isinstance(paraphrases, Integral) or not 1 <= paraphrases <= MOST_PARAPHRASES:
+        raise ConfigError(f"paraphrases is {paraphrases!r}; expected a number from 1 to {MOST_PARAPHRASES}")
+    with _progress_of("expand", progress) as shown:
+        run = Run(settings or load_config())
+        expansion, vectors = expand_queries(run, str(model), texts, int(paraphrases), shown)
+    rows = [
+        {"query": query, "paraphrases": list(others), "vector": vector}
+        for query, others, vector in zip(expansion.queries, expansion.paraphrases, vectors, strict=True)
+    ]
+    facts = expansion.facts()
+    return Table(rows, f"{facts['expanded']} of {facts['queries']} queries expanded, {facts['asked']} requests asked")
+
+
 def evaluate(
     models: Mapping[str, str],
     benchmarks: Sequence[str],
@@ -183,8 +224,8 @@ def evaluate(
     """Compare models with the first of them, on benchmarks in their published formats.
 
     Args:
-        models: two or more by the names that the tables give them; each is a channel, an artifact, a release folder, or
-            a name that open_clip knows.
+        models: two or more by the names that the tables give them; each is a channel, an artifact, a release folder, a
+            name that open_clip knows, or ``expanded:HEADS.parquet:MODEL`` with one of these.
         benchmarks: ``NAME=PATH`` or ``LABEL:KIND=PATH`` each, as `paraclip evaluate` takes them.
         images: folder, tar or Parquet with the benchmarks' images, ``NAME=PATH`` for those of one benchmark.
         split: split to use from files with several.

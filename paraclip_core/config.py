@@ -26,6 +26,9 @@ from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
 TrackerName = Literal["tensorboard", "trackio", "wandb"]
 
+MOST_PARAPHRASES = 16
+"""Maximum number of paraphrases of a caption or a query."""
+
 EngineName = Annotated[str, NameOrPath("engine", ENGINES, "a class of your own as package.module:Class")]
 
 
@@ -66,7 +69,7 @@ class ParaphraseOptions(Options):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the `openvino` engine. `fp32` gives a request the same answers whatever is computed with it, so
     a killed run ends with the same bytes; `bf16` is about 1.8 times faster and occasionally flips a close draw."""
-    keep: Annotated[int, Field(ge=1, le=16)] = 1
+    keep: Annotated[int, Field(ge=1, le=MOST_PARAPHRASES)] = 1
     """Maximum number of paraphrases kept per caption: accepted answers of step 1, each with one of step 2. Fine-tuning
     draws one of them for each epoch."""
     attempts: Annotated[int, Field(ge=1, le=20)] = 1

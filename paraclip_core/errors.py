@@ -6,6 +6,7 @@ A message says what was found, what was expected and how to fix it.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Operating-system error numbers for a full disk or an exhausted quota."""
@@ -32,6 +33,14 @@ class ConfigError(ParaclipError):
 
 class InputError(ParaclipError):
     """A source file, row or image cannot be read."""
+
+
+class UnknownQueriesError(InputError):
+    """A heads file does not hold these queries."""
+
+    def __init__(self, message: str, queries: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.queries = queries
 
 
 class ArtifactError(ParaclipError):

@@ -69,6 +69,15 @@ QUERIES = pa.schema(
     ]
 )
 
+HEADS = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),  # as the user wrote it
+        pa.field("paraphrases", pa.list_(pa.string()), nullable=False),  # accepted ones, best first; may be empty
+        pa.field("vector", pa.list_(pa.float32()), nullable=False),  # mean feature of all of them, of length 1
+    ]
+)
+"""Head queries, as `paraclip expand` writes them."""
+
 PARAPHRASE_REJECTS = pa.schema(
     [
         pa.field("caption_id", pa.binary(16), nullable=False),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ from paraclip.tasks.models import find_release, name_in
 from paraclip.tasks.results import why
 from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
+from paraclip_core.clip.expansion import EXPANDED, split_expanded
 from paraclip_core.clip.reference import model_files
-from paraclip_core.errors import ConfigError
+from paraclip_core.errors import ConfigError, UnknownModelError, UnknownQueriesError
 from paraclip_core.evaluation.benchmarks import find_benchmark
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.result import Provenance
@@ -27,6 +30,8 @@ from paraclip_core.progress import Progress, silent
 
 RESULTS_VERSION = 5
 """Of what the files of a comparison hold."""
+MISSING_QUERIES = "missing_queries.jsonl"
+"""The texts of a benchmark that a heads file lacks."""
 COMPARED = ("deltas", "intervals", "verdict", "reason", "notes", "churn")
 """Fields of a summary that are about a pair of models."""
 
@@ -83,11 +88,13 @@ def compare_and_write(
     """Compare models and write the results; returns their folder and the contents of ``summary.json``.
 
     `models` maps names to references; the first is the base. References are looked up in `store`, which also takes the
-    results if `out` is not given. Results of a pair named base and tuned go into the folder itself, others each into a
-    subfolder of that name. With `report`, a page is written too, which quotes `command`.
+    results if `out` is not given. ``expanded:HEADS.parquet:MODEL`` is a model with the expanded queries of a heads
+    file; texts of a benchmark that the file lacks are written next to the results. Results of a pair named base and
+    tuned go into the folder itself, others each into a subfolder of that name. With `report`, a page is written too,
+    which quotes `command`.
     """
-    releases = {name: str(find_release(model, store)) for name, model in models.items()}
-    names = {name: name_in(store, release) for name, release in releases.items()}
+    resolved = {name: _resolve(model, store) for name, model in models.items()}
+    names = {name: model.shown for name, model in resolved.items()}
     hashes = FileHashes(store.cache / "source_hashes.json")
     revisions = {
         b.name: benchmark_hash(
@@ -98,7 +105,7 @@ def compare_and_write(
     called = {
         "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in benchmarks],
         "split": split,
-        "weights": {name: list(hashes.of(model_files(release)).values()) for name, release in releases.items()},
+        "weights": {name: list(hashes.of(model.files).values()) for name, model in resolved.items()},
         "own": own_benchmarks(benchmarks),
     }
     # Named by its inputs: a comparison never overwrites another's results.
@@ -112,7 +119,15 @@ def compare_and_write(
             f"{folder} cannot be created ({error.strerror}); name another with --out or --root"
         ) from error
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
-    compared = compare_models(releases, benchmarks, split=split, device=device, progress=progress, keep=keep)
+    references = {name: model.reference for name, model in resolved.items()}
+    try:
+        compared = compare_models(references, benchmarks, split=split, device=device, progress=progress, keep=keep)
+    except UnknownQueriesError as error:
+        lacking = folder / MISSING_QUERIES
+        rows = "".join(json.dumps({"query": query}) + "\n" for query in error.queries)
+        write_atomic(lacking, lambda file: file.write(rows.encode()))
+        error.add_note(f"these texts are in {lacking}; give `paraclip expand` that file beside the one that it had")
+        raise
     base, *others = names
     alone = list(names) == ["base", "tuned"]
     summaries, versions = {}, software_versions()
@@ -133,6 +148,29 @@ def compare_and_write(
     whole = _summary(summaries, names)
     write_json(folder / "summary.json", whole)
     return folder, whole
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model to compare."""
+
+    reference: str
+    """As :func:`paraclip_core.evaluation.encoder.model_encoder` takes it."""
+    shown: str
+    """As results name it."""
+    files: Sequence[Path]
+    """The local files that define it."""
+
+
+def _resolve(model: str, store: ArtifactStore) -> _Model:
+    heads, model = split_expanded(model)
+    release = str(find_release(model, store))
+    if heads is None:
+        return _Model(release, name_in(store, release), model_files(release))
+    if not heads.is_file():
+        raise UnknownModelError(f"{heads} does not exist; make it with `paraclip expand`")
+    prefix = f"{EXPANDED}{heads}:"
+    return _Model(prefix + release, prefix + name_in(store, release), [heads, *model_files(release)])
 
 
 def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:

@@ -21,11 +21,12 @@ from paraclip.storage.files import write_atomic
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.models import RELEASE, find_release, find_tuned
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.expansion import mean_features
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.index import ImageIndex, IndexCheck, check_encoders, check_features, check_images, read_index
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash, pick_device
-from paraclip_core.clip.search import Searcher
+from paraclip_core.clip.search import Searcher, nearest_to
 from paraclip_core.clip.search import search as nearest_images
 from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
 from paraclip_core.evaluation.audit import Audit, audit_index
@@ -118,18 +119,33 @@ class Hit:
     """One of its captions, None if there are none."""
 
 
-def search(target: SearchTarget, query: str, count: int, device: str = "cpu") -> dict[str, list[Hit]]:
-    """The `count` images nearest to `query`, by `base` and by `tuned`."""
-    return search_each(target, [query], count, device)[0]
+def search(
+    target: SearchTarget, query: str, count: int, device: str = "cpu", paraphrases: Sequence[str] | None = None
+) -> dict[str, list[Hit]]:
+    """The `count` images nearest to `query`, by `base` and by `tuned`.
+
+    With `paraphrases` of the query, also by `expanded`, the tuned model's mean feature of query and paraphrases.
+    """
+    return search_each(target, [query], count, device, None if paraphrases is None else [[query, *paraphrases]])[0]
 
 
 def search_each(
-    target: SearchTarget, queries: Sequence[str], count: int, device: str = "cpu"
+    target: SearchTarget,
+    queries: Sequence[str],
+    count: int,
+    device: str = "cpu",
+    groups: Sequence[Sequence[str]] | None = None,
 ) -> list[dict[str, list[Hit]]]:
-    """The result of :func:`search` for each query; the models are loaded once."""
+    """The result of :func:`search` for each query; the models are loaded once.
+
+    `groups` has each query with its paraphrases, for `expanded`.
+    """
     searcher = Searcher(target.index.features, target.index.ids)
     models = load_models(target, searcher, device)
     nearest = {name: nearest_images(clip, searcher, queries, count) for name, clip in models.items()}
+    if groups is not None:
+        vectors = mean_features(partial(encode_texts, models["tuned"]), groups)
+        nearest["expanded"] = nearest_to(searcher, vectors, count)
     captions = captions_of(target.captions, {image for each in nearest.values() for hits in each for image, _ in hits})
 
     def ranked(hits: list[tuple[str, float]]) -> list[Hit]:

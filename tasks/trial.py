@@ -15,7 +15,7 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import charge, filter_spec, held_batches, spent, step_rounds
+from paraclip.tasks.stages.paraphrase import charge, filter_spec, held_batches, rows_of_texts, spent, step_rounds
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
@@ -25,8 +25,7 @@ from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.sending import Counts
-from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS
-from paraclip_core.tables import CAPTIONS, FILTER_RESULTS, GENERATIONS, text_hash
+from paraclip_core.tables import FILTER_RESULTS, GENERATIONS
 
 Say = Callable[[str], None]
 
@@ -186,7 +185,7 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         cache, scratch = TrialCache(root, keep), stack.enter_context(TempDir("trial-"))
         texts = [clean(caption) for caption in captions]
         left_out = [": ".join(cleaned(caption, run.settings.data)[1] or ()) for caption in captions]
-        rows = [_rows(list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)))]
+        rows = [rows_of_texts(list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)))]
         attempts, counts = list[Attempts](), Counts()
         for step in (1, 2):
             say(f"step {step}: {sum(batch.num_rows for batch in rows)} texts, with {engine.name}")
@@ -214,19 +213,6 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             spent(engine, counts).get("spend"),
             keep,
         )
-
-
-def _rows(texts: Sequence[str]) -> pa.RecordBatch:
-    """Captions as ingest would pass them on."""
-    columns = {
-        "caption_id": [text_hash(text) for text in texts],
-        "image_id": [None] * len(texts),
-        "caption": texts,
-        "caption_tokens": [[]] * len(texts),
-        "license": [""] * len(texts),
-    }
-    schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
-    return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
 Explained = list[tuple[dict[str, Any], dict[str, Any], list[Candidate]]]

@@ -55,6 +55,33 @@ def test_wrong_calls_say_what_to_do(home: Path) -> None:
         paraclip.evaluate({"base": str(home / "base")}, "stsb=x.tsv")
 
 
+def test_expanded_queries_are_a_table(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("caption,paraphrase_1,paraphrase_2\na red dog,one dog,a hound\n")
+    overrides = [f"data.root={tmp_path}", f"run.root={tmp_path / 'root'}", "run.device=cpu"]
+    file = ["paraphrase.engine=file", "paraphrase.file.path=own.csv", "paraphrase.filters.preset=off"]
+    settings = paraclip.load_config(None, [*overrides, *file])
+    queries, reports = ["a red dog", "a cat"], list[int]()
+
+    def progress(done: int, total: int | None, **facts: Any) -> None:
+        reports.append(done)
+
+    table = paraclip.expand(queries, home / "tuned", settings, progress=progress)
+    assert [(row["query"], row["paraphrases"]) for row in table] == [
+        ("a red dog", ["one dog", "a hound"]),
+        ("a cat", []),
+    ]
+    mean = paraclip.load(home / "tuned").encode_texts(["a red dog", "one dog", "a hound"]).mean(axis=0)
+    np.testing.assert_allclose(table.rows[0]["vector"], mean / np.linalg.norm(mean), atol=1e-6)
+    assert table.title.startswith("1 of 2 queries expanded") and reports
+    for wrong, count, message in (
+        ("a dog", 3, "got the text"),
+        (["a", " "], 3, "entry 1"),
+        (["a"], 17, "from 1 to 16"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            paraclip.expand(wrong, home / "tuned", settings, count)
+
+
 def test_a_run_of_nothing_makes_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\n")
     data, root = [f"data.root={tmp_path}", "data.sources=[{path: a.csv}]"], tmp_path / "root"

@@ -45,6 +45,7 @@ MODEL = (
     "ViT-B-32:laion2b_s34b_b79k, or ViT-B-32:FILE with weights."
 )
 
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 DEFAULT_ROOT = RunOptions().root

@@ -4,32 +4,40 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     MODEL,
+    ConfigOption,
     DeviceOption,
     JsonOption,
+    ModelOption,
     RootOption,
+    RunRootOption,
+    SetOption,
     print_facts,
     print_json,
     print_table,
     say,
+    settings_from,
 )
 from paraclip.storage.roots import open_store
+from paraclip_core.config import MOST_PARAPHRASES
 from paraclip_core.errors import ConfigError
+from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
+    from paraclip.tasks.expansion import Expansion
+    from paraclip_core.config import Settings
     from paraclip_core.evaluation.audit import Figure
     from paraclip_core.evaluation.churn import Churn
 
 INVALID = 1
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL)]
 BaseOption = Annotated[
     str | None, typer.Option(help="The model before tuning; default: the one that a run's model records.")
 ]
@@ -55,8 +63,19 @@ def search(
     base: BaseOption = None,
     features: FeaturesOption = None,
     ids: IdsOption = None,
+    paraphrases: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=MOST_PARAPHRASES,
+            help="Ask for paraphrases of the query, by the engine of --config, and rank by the tuned model's mean with "
+            "them, too.",
+        ),
+    ] = 0,
+    config: ConfigOption = None,
+    set_: SetOption = None,
     device: DeviceOption = "cpu",
-    root: RootOption = DEFAULT_ROOT,
+    root: RunRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Rank a run's images, or an index of your own, for a query: the base model's order next to the tuned one's."""
@@ -65,16 +84,34 @@ def search(
 
     if not query.strip():
         raise ConfigError("the query is empty; say in words what to look for")
-    hits = nearest_images(search_target(model, open_store(root), base, features, ids), query, count, device)
+    settings = settings_from(config, set_, root)
+    target = search_target(model, open_store(settings.run.root), base, features, ids)
+    expansion = _expansion(settings, query, paraphrases) if paraphrases else None
+    hits = nearest_images(target, query, count, device, None if expansion is None else expansion.paraphrases[0])
+    facts = {} if expansion is None else {"paraphrases": expansion.paraphrases[0], "expansion": expansion.facts()}
     if as_json:
-        print_json({"query": query, **{name: [asdict(hit) for hit in ranked] for name, ranked in hits.items()}})
+        print_json({"query": query, **{name: [asdict(hit) for hit in each] for name, each in hits.items()}, **facts})
         return
-    rows = [
-        {"rank": base.rank, "base": f"{base.image_id}: {base.caption or ''}", " ": base.score}
-        | {"tuned": f"{tuned.image_id}: {tuned.caption or ''}", "  ": tuned.score}
-        for base, tuned in zip(hits["base"], hits["tuned"], strict=True)
-    ]
-    print_table("", ["rank", "base", " ", "tuned", "  "], rows)
+    rows: list[dict[str, Any]] = [{"rank": hit.rank} for hit in hits["base"]]
+    for number, (name, ranked) in enumerate(hits.items(), 1):
+        for row, hit in zip(rows, ranked, strict=True):
+            # Columns of scores have no title.
+            row |= {name: f"{hit.image_id}: {hit.caption or ''}", " " * number: hit.score}
+    print_table("", list(rows[0]) if rows else ["rank", *hits], rows)
+    if expansion is not None:
+        say(f"expanded by: {'; '.join(expansion.paraphrases[0]) or 'nothing, as no paraphrase was accepted'}")
+        spent = expansion.facts()
+        cost = "" if spent["spend"] is None else f", which cost {spent['spend']:.4g}"
+        say(f"{spent['asked']} requests asked{cost}, {spent['cached']} cached")
+
+
+def _expansion(settings: Settings, query: str, paraphrases: int) -> Expansion:
+    from paraclip.tasks.expansion import paraphrase_queries
+    from paraclip.tasks.run.run import Run
+    from paraclip.tasks.run.status import shown_progress
+
+    with shown_progress("expand", lambda line: typer.echo(printable(line), err=True)) as progress:
+        return paraphrase_queries(Run(settings), [query], paraphrases, progress)
 
 
 def verify_index(
@@ -136,7 +173,7 @@ def audit(
     thresholds; any other model is measured alone.
     """
     from paraclip.tasks import image_index
-    from paraclip_core.evaluation.audit import read_queries
+    from paraclip_core.evaluation.query_file import read_queries
 
     target = image_index.search_target(model, open_store(root), base, features, ids, images)
     texts, pairs = ([], None) if queries is None else read_queries(queries)
@@ -177,6 +214,14 @@ def ui(
     token: Annotated[
         str | None, typer.Option(envvar="PARACLIP_UI_TOKEN", help="The token; default: a new one at every start.")
     ] = None,
+    heads: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="File of `paraclip expand`; its queries are ranked by their mean features as well.",
+        ),
+    ] = None,
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
@@ -189,9 +234,11 @@ def ui(
     from paraclip.tasks.image_index import search_target
     from paraclip.tasks.models import judgment
     from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
+    from paraclip_core.clip.expansion import read_heads
 
     store = open_store(root)
     target = search_target(model, store, base, features, ids, images)
+    expanded = None if heads is None else read_heads(heads)
     if token is None and host not in LOCAL:
         token = secrets.token_urlsafe(24)
     try:
@@ -202,7 +249,8 @@ def ui(
     engine = SearchEngine(target, device)
     marks = Marks(store.root / "feedback")
     verdict, report = judgment(model, store)
-    app = make_app(engine, Catalogue(target, store), marks, {"model": model, "verdict": verdict}, token, report)
+    facts = {"model": model, "verdict": verdict}
+    app = make_app(engine, Catalogue(target, store), marks, facts, token, report, expanded)
     place = f"http://{host}:{listener.getsockname()[1]}/"
     say(f"search page: {place}{f'?token={token}' if token else ''}")
     say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")

@@ -280,8 +280,9 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} Results of two that are named base and "
-            "tuned are in the folder itself, those of others in a folder of their name.",
+            help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} expanded:HEADS.parquet:MODEL is a model "
+            "with the expanded queries of a file of `paraclip expand`. Results of two that are named base and tuned "
+            "are in the folder itself, those of others in a folder of their name.",
         ),
     ],
     images: Annotated[

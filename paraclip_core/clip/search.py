@@ -119,7 +119,12 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 def search(clip: ClipModel, searcher: Searcher, queries: Sequence[str], k: int = 10) -> list[list[tuple[str, float]]]:
     """Id and cosine of the `k` images nearest to each text, nearest first, ties by row."""
     searcher.check(clip)
-    rows, scores = searcher.nearest(encode_texts(clip, queries), k)
+    return nearest_to(searcher, encode_texts(clip, queries), k)
+
+
+def nearest_to(searcher: Searcher, vectors: NDArray[np.floating], k: int = 10) -> list[list[tuple[str, float]]]:
+    """The same for the vectors [q, d] of queries."""
+    rows, scores = searcher.nearest(vectors, k)
     nearest: list[list[int]] = rows.tolist()
     return [
         [(searcher.ids[row], score) for row, score in zip(images, cosines, strict=True)]

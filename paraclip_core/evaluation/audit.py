@@ -11,26 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.search import Searcher
-from paraclip_core.errors import BenchmarkError, InputError
+from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import unique_features
 from paraclip_core.evaluation.benchmarks.query_pairs import QueryPair, by_rule
 from paraclip_core.evaluation.churn import Churn, churn, find
 from paraclip_core.evaluation.intervals import Sample, delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
-from paraclip_core.evaluation.published import field, records
 
 DEPTH = 10
 RESAMPLES = 1000
-LONGEST_QUERY = 10_000
-"""Maximum characters of a query; a text encoder reads about 300 of them."""
-
 
 Pairs = Sequence[QueryPair]
 Encode = Callable[[Sequence[str]], NDArray[np.floating]]
@@ -157,35 +152,6 @@ def _figure(before: NDArray[np.float64], after: NDArray[np.float64], clusters: N
 def _named(rows: NDArray[np.int64], ids: Sequence[str]) -> tuple[str, ...]:
     places: list[int] = rows.tolist()
     return tuple(ids[place] for place in places)
-
-
-def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
-    """Read queries without paraphrased queries, and pairs.
-
-    A text file has one query per line. Other files have the columns `query` (or caption) and `paraphrased_query` (or
-    paraphrase): CSV, TSV, JSONL, JSON or Parquet. Empty and duplicate lines are skipped.
-    """
-    if path.suffix.lower() in (".txt", ""):
-        try:
-            texts = path.read_text("utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read queries from {path}: {error}; expected UTF-8 text") from error
-        queries, pairs = list(dict.fromkeys(text.strip() for text in texts if text.strip())), []
-    else:
-        rows = (
-            (
-                field(path, number, row, "query", "caption"),
-                field(path, number, row, "paraphrased_query", "paraphrase", "caption2"),
-            )
-            for number, row in records(path)
-        )
-        queries, pairs = [], list(dict.fromkeys(row for row in rows if row[0] != row[1]))
-    if not queries and not pairs:
-        raise InputError(f"{path} holds no query; expected one per line, or rows with query and paraphrased_query")
-    for text in (*queries, *(text for pair in pairs for text in pair)):
-        if len(text) > LONGEST_QUERY:
-            raise InputError(f"{path}: a query of {len(text)} characters; expected at most {LONGEST_QUERY}")
-    return queries, pairs
 
 
 def query_pairs(entries: Sequence[Any]) -> list[QueryPair]:

@@ -1,4 +1,4 @@
-"""The encoder of a model under evaluation."""
+"""The encoder of a model under evaluation, as it is or with expanded queries."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from paraclip_core.clip.expansion import Heads, mean_features, read_heads, split_expanded
+from paraclip_core.errors import UnknownQueriesError
 from paraclip_core.evaluation.base import Box
+from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -98,6 +101,42 @@ class ModelEncoder:
             return compute()
         computed_by = f"{self.image_encoder_hash} {self.clip.device.type} {version('torch')}"
         return self._keep(computed_by, archive, names, boxes, compute)
+
+
+class ExpandedEncoder(ModelEncoder):
+    """A model whose feature of a text is the mean with those of the text's paraphrases in a heads file."""
+
+    def __init__(self, heads: Heads, reference: str, device: str = "auto", keep: FeatureCache | None = None) -> None:
+        super().__init__(reference, device, keep)
+        self._heads = heads
+
+    def texts(self, texts: Sequence[str], watch: Watch = unwatched) -> NDArray[np.float32]:
+        """Encode texts with their paraphrases: float32 [n, d], rows of length 1.
+
+        Raises:
+            UnknownQueriesError: the heads file lacks some of the texts.
+        """
+        groups = {text: self._heads.group(text) for text in texts}
+        missing = [text for text, group in groups.items() if group is None]
+        if missing:
+            raise UnknownQueriesError(
+                f"{self._heads.path} lacks {len(missing)} of {len(groups)} texts, first {one_line(missing[0])!r}; "
+                "to an expanded model every text of a benchmark is a query: add them with `paraclip expand`",
+                missing,
+            )
+
+        def encode(several: Sequence[str]) -> NDArray[np.float32]:
+            return super(ExpandedEncoder, self).texts(several, watch)
+
+        return mean_features(encode, [groups[text] or [text] for text in texts])
+
+
+def model_encoder(reference: str, device: str = "auto", keep: FeatureCache | None = None) -> ModelEncoder:
+    """The encoder of a model, or with ``expanded:HEADS.parquet:MODEL`` of a model with expanded queries."""
+    heads, model = split_expanded(reference)
+    if heads is None:
+        return ModelEncoder(model, device, keep)
+    return ExpandedEncoder(read_heads(heads), model, device, keep)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from paraclip_core.evaluation.base import Encoder, Measured, unique_features
 from paraclip_core.evaluation.churn import Churn, Found, churn, find
 from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare
-from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder
+from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder, model_encoder
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare
 from paraclip_core.paths import expand
@@ -78,7 +78,7 @@ def compare_models(
         seconds[benchmark, model] = round(time.monotonic() - began, 2)
         return measured
 
-    encoders = {name: ModelEncoder(reference, device, keep) for name, reference in models.items()}
+    encoders = {name: model_encoder(reference, device, keep) for name, reference in models.items()}
     outcomes = measure(encoders, tasks, timed, progress)
     base, *others = models
     rule, evaluations = EvaluateOptions(), {}

@@ -1,5 +1,7 @@
-"""The search page over one index, with base and tuned side by side, and its HTTP interface (`/search`, `/feedback`,
-`/images/ROW`), described by `/openapi.json`."""
+"""The search page over one index, with base, tuned and expanded queries side by side, and its HTTP interface.
+
+`/search`, `/feedback` and `/images/ROW` are described by `/openapi.json`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from copy import deepcopy
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -29,6 +31,7 @@ from paraclip.storage.files import parse_json, write_atomic
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.image_index import SearchTarget, load_models
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.expansion import Heads, mean_features
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.search import HELD_BYTES, Searcher, refine
@@ -75,6 +78,14 @@ class Ranking(NamedTuple):
     scores: NDArray[np.float32]
 
 
+class Asked(NamedTuple):
+    """A query: the mean feature of some texts, by the model at an α."""
+
+    alpha: float
+    texts: Sequence[str]
+    """The query itself, with its paraphrases if it is expanded."""
+
+
 class SearchEngine:
     """Searches one index with the base and the tuned model."""
 
@@ -93,28 +104,31 @@ class SearchEngine:
 
     def search(
         self,
-        alphas: Sequence[float],
-        queries: Sequence[str],
+        asked: Sequence[Asked],
         count: int,
         like: int | None = None,
         right: Sequence[int] = (),
         wrong: Sequence[int] = (),
     ) -> list[Ranking]:
-        """Return a ranking for each query by the model at each α, models outermost; with `like`, for the image in that
-        row.
+        """Return a ranking for each query; with `like`, for the image in that row.
 
         Rankings take into account the rows of images marked as right or wrong, see :func:`refine`.
         """
         with self._lock:
             if like is not None:
-                vectors = list(self.searcher.rows(np.full(len(alphas), like)))
+                vectors = list(self.searcher.rows(np.full(len(asked), like)))
             else:
-                vectors = [vector for alpha in alphas for vector in encode_texts(self._model(alpha), queries)]
+                vectors = [
+                    mean_features(partial(encode_texts, self._model(one.alpha)), [one.texts])[0] for one in asked
+                ]
             if right or wrong:
                 marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
                 vectors = [refine(vector, *marked) for vector in vectors]
             rows, scores = self.searcher.nearest(np.stack(vectors), count)
             return [Ranking(*ranking) for ranking in zip(rows, scores, strict=True)]
+
+    def _vector(self, asked: Asked) -> NDArray[np.float32]:
+        return mean_features(partial(encode_texts, self._model(asked.alpha)), [asked.texts])[0]
 
     def _model(self, alpha: float) -> ClipModel:
         if alpha in (BASE, 1.0):
@@ -262,8 +276,11 @@ def make_app(
     facts: dict[str, Any],
     token: str | None = None,
     report: Path | None = None,
+    heads: Heads | None = None,
 ) -> FastAPI:
     """Make the application; the page shows `facts` about models and index, `report` is the page of the model's run.
+
+    Queries that `heads` has paraphrases of are also ranked by the mean feature with them.
 
     With a `token`, every request needs it, as `?token=` once or `Authorization: Bearer`.
     """
@@ -281,17 +298,21 @@ def make_app(
         """Describe the models, the index, and what can be shown."""
         shown = {"pictures": catalogue.has_pictures, "captions": catalogue.captions is not None}
         shown["report"] = report is not None
-        return {**facts, "images": len(catalogue.ids), "repaired": engine.repaired, **shown}
+        counts = {"images": len(catalogue.ids), "heads": 0 if heads is None else len(heads)}
+        return {**facts, **counts, "repaired": engine.repaired, **shown}
 
     if report is not None:
         app.get("/report", response_class=Response)(_file(report, "text/html", REPORT_HEADERS))
 
     @app.post("/search")
     def search(asked: SearchRequest) -> dict[str, Any]:
-        """Rank by the base and by the tuned model, and report how far a query and its paraphrase agree in each."""
+        """Rank by the base and by the tuned model, and report how far a query and its paraphrase agree in each.
+
+        For a query of the heads file, `expanded` ranks by the tuned side's mean feature of query and paraphrases.
+        """
         if not asked.query.strip() and asked.like is None:
             raise HTTPException(422, "query: expected words to search for, or `like`, the id of an image")
-        return _answer(engine, catalogue, asked)
+        return _answer(engine, catalogue, asked, heads)
 
     @app.post("/feedback")
     def feedback(given: Feedback) -> dict[str, Any]:
@@ -344,10 +365,22 @@ def _guard(app: FastAPI, token: str | None) -> None:
         return JSONResponse({"detail": f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"}, 422)
 
 
-def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) -> dict[str, Any]:
-    """Answer one request with both models."""
-    sides = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
-    queries = [] if asked.like is not None else [asked.query, *filter(str.strip, [asked.paraphrased_query])]
+def _sides(engine: SearchEngine, asked: SearchRequest, heads: Heads | None) -> dict[str, list[Asked]]:
+    """What each side of the answer ranks by: the query and, if there is one, its paraphrase."""
+    alphas = {"base": BASE, "tuned": asked.alpha} if engine.repaired else {"base": BASE}
+    if asked.like is not None:
+        return {name: [Asked(alpha, [])] for name, alpha in alphas.items()}
+    queries = [asked.query, *filter(str.strip, [asked.paraphrased_query])]
+    sides = {name: [Asked(alpha, [query]) for query in queries] for name, alpha in alphas.items()}
+    groups = [] if heads is None else [heads.group(query) for query in queries]
+    if groups and groups[0] is not None:
+        sides["expanded"] = [Asked([*alphas.values()][-1], group) for group in groups if group is not None]
+    return sides
+
+
+def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest, heads: Heads | None) -> dict[str, Any]:
+    """Answer one request with every side."""
+    sides = _sides(engine, asked, heads)
 
     def hits(ranking: Ranking) -> list[dict[str, Any]]:
         return [
@@ -373,8 +406,9 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest) ->
 
     rows = [[_row(catalogue, name) for name in names] for names in (asked.right, asked.wrong)]
     like = None if asked.like is None else _row(catalogue, asked.like)
-    rankings = iter(engine.search(list(sides.values()), queries, max(asked.count, DEPTH), like, *rows))
-    return {name: side(*islice(rankings, len(queries) or 1)) for name in sides}
+    every = [one for several in sides.values() for one in several]
+    rankings = iter(engine.search(every, max(asked.count, DEPTH), like, *rows))
+    return {name: side(*islice(rankings, len(several))) for name, several in sides.items()}
 
 
 def _row(catalogue: Catalogue, image_id: str) -> int:

@@ -168,7 +168,8 @@ document.addEventListener("DOMContentLoaded", async () => {
   try {
     const facts = await ask("facts");
     state.pictures = facts.pictures;
-    $("facts").textContent = `${facts.images.toLocaleString("en")} images · ${facts.model}`;
+    const heads = facts.heads ? ` · ${facts.heads.toLocaleString("en")} expanded queries` : "";
+    $("facts").textContent = `${facts.images.toLocaleString("en")} images · ${facts.model}${heads}`;
     for (const part of document.querySelectorAll(".only-repaired")) part.hidden = !facts.repaired;
     $("verdict").hidden = !facts.verdict && !facts.report;
     $("verdict").append(facts.verdict || "", " ");

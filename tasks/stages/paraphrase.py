@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,10 @@ from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.rounds import Rounds
 from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sending import Counts, RequestSender
-from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, StepTables, source_column
+from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, GenerationCache, StepTables, source_column
 from paraclip_core.paths import expand
 from paraclip_core.progress import Progress
-from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES, text_hash
+from paraclip_core.tables import CAPTIONS, PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from paraclip_core.text_safety import one_line
 
 VERSION = 5
@@ -83,6 +83,17 @@ def step_metrics(paraphraser: Paraphraser, rounds: Rounds) -> dict[str, Any]:
         about["judge"] = {"model": judge.model, **{name: getattr(questions, name) for name in names}}
         about["judge"] |= spent(judge, questions)
     return about
+
+
+def summed_metrics(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of two steps together: numbers added, names as in the first."""
+    total = {**other, **one}
+    for name in one.keys() & other.keys():
+        if isinstance(one[name], Mapping):
+            total[name] = summed_metrics(one[name], other[name])
+        elif isinstance(one[name], int | float):
+            total[name] = round(one[name] + other[name], 6)
+    return total
 
 
 def _write(selection: Selection, out: Path) -> int:
@@ -218,6 +229,19 @@ def step_batches(folder: Path, step: int, fraction: float) -> Batches:
 def held_batches(rows: Sequence[pa.RecordBatch]) -> Batches:
     """Return a reader of rows in memory."""
     return lambda columns: (batch.select(list(columns)) for batch in rows)
+
+
+def rows_of_texts(texts: Sequence[str]) -> pa.RecordBatch:
+    """Cleaned texts as rows of step 1, without images."""
+    columns = {
+        "caption_id": [text_hash(text) for text in texts],
+        "image_id": [None] * len(texts),
+        "caption": texts,
+        "caption_tokens": [[]] * len(texts),
+        "license": [""] * len(texts),
+    }
+    schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
+    return pa.RecordBatch.from_pydict(columns, schema=schema)
 
 
 def _nothing(paraphraser: Paraphraser, step: int, counts: Counts, rejects: Path) -> ParaclipError:

@@ -23,6 +23,7 @@ from paraclip.tasks.stages.paraphrase import (
     step_missing,
     step_options,
     step_sources,
+    summed_metrics,
 )
 from paraclip_core import tables
 from paraclip_core.config import Settings
@@ -66,24 +67,13 @@ def _body(ctx: StageContext) -> dict[str, Any]:
             rounds.run()
             selection = rounds.select()
             rows, rejects = list(selection.rows()), [*rejects, *selection.rejects()]
-            metrics = _sum(metrics, step_metrics(paraphraser, rounds))
+            metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
     shutil.rmtree(scratch, ignore_errors=True)
     paraphrased = pa.Table.from_batches(rows, tables.PARAPHRASES)
     queries = paraphrased.rename_columns([RENAMED.get(name, name) for name in tables.PARAPHRASES.names])
     write_table(out / FILE, queries.select(tables.QUERIES.names).cast(tables.QUERIES))
     write_table(out / "rejects" / "part-00000.parquet", pa.Table.from_batches(rejects, tables.PARAPHRASE_REJECTS))
     return metrics | {"captions": chosen.num_rows, "accepted": queries.num_rows, "kept": queries.num_rows}
-
-
-def _sum(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of two steps together: numbers added, names as in the first."""
-    total = {**other, **one}
-    for name in one.keys() & other.keys():
-        if isinstance(one[name], Mapping):
-            total[name] = _sum(one[name], other[name])
-        elif isinstance(one[name], int | float):
-            total[name] = round(one[name] + other[name], 6)
-    return total
 
 
 def _options(run: Run) -> Mapping[str, Any]:

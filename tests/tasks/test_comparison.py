@@ -103,3 +103,34 @@ def test_progress_says_what_is_encoded_and_how_long_it_takes(models: Path, files
     assert [(line["model"], line["images"]) for line in images] == [("plain", "33 of 33")]
     assert images[0]["eta_seconds"] >= 0 and {"done": 3, "total": 3} in reports
     assert any(line.get("texts") == "165 of 165" for line in reports)
+
+
+def test_an_expanded_model_is_measured_as_a_model(models: Path, files: Path, capsys: Capture) -> None:
+    benchmark = ["--benchmark", f"stsb={files / 'stsb.tsv'}"]
+    own = ["--set", "paraphrase.engine=file", "--set", f"paraphrase.file.path={files / 'own.csv'}"]
+    where = ["--root", str(files / "root"), "--out", str(files / "out")]
+    rows = [line.split("\t")[1:] for line in (files / "stsb.tsv").read_text().splitlines()[1:]]
+    texts = list(dict.fromkeys(text for row in rows for text in row))
+    lines = [f"{text},{text} there,see {text}" for text in texts]
+    (files / "own.csv").write_text("\n".join(["caption,paraphrase_1,paraphrase_2", *lines]))
+    (files / "queries.txt").write_text(texts[0])
+    heads, lacking = files / "heads.parquet", files / "out" / "missing_queries.jsonl"
+
+    def expand(*queries: Path) -> int:
+        return run_cli(["expand", *map(str, queries), "-o", str(heads), "-m", str(models / "one"), *own, *where[:2]])
+
+    given = ["-m", f"plain={models / 'plain'}", "-m", f"one={models / 'one'}"]
+    given += ["-m", f"expanded=expanded:{heads}:{models / 'one'}", *benchmark, *where, "--device", "cpu"]
+    assert run_cli(["evaluate", *given]) == 2
+    assert "heads.parquet does not exist; make it with `paraclip expand`" in capsys.readouterr().err
+    assert expand(files / "queries.txt") == 0
+    assert run_cli(["evaluate", *given]) == 1
+    shown = capsys.readouterr().err
+    assert f"lacks {len(texts) - 1} of {len(texts)} texts" in shown and str(lacking) in shown
+    assert {json.loads(line)["query"] for line in lacking.read_text().splitlines()} == {*texts[1:]}
+    assert expand(heads, lacking) == 0
+    assert run_cli(["evaluate", *given]) == 0
+    summary = json.loads((files / "out" / "summary.json").read_text())
+    figures = {name: summary["models"][name]["stsb"]["spearman"] for name in ("plain", "one", "expanded")}
+    assert set(summary["comparisons"]) == {"one", "expanded"} and len(set(figures.values())) == 3
+    assert summary["fingerprints"]["expanded"] == f"expanded:{heads}:{models / 'one'}"

@@ -18,6 +18,7 @@ from paraclip.storage.artifacts import ArtifactStore
 from paraclip.tasks.image_index import audit, search, search_target
 from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.expansion import Heads
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.errors import InputError, ModelError
@@ -32,11 +33,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def client(home: Path, folder: Path, token: str | None = None, **paths: Path | None) -> TestClient:
+def client(
+    home: Path, folder: Path, token: str | None = None, heads: Heads | None = None, **paths: Path | None
+) -> TestClient:
     given = {"features": home / "index.npy", "ids": home / "ids.txt", "images": home / "pictures"} | paths
     store = ArtifactStore(folder)
     target = search_target(str(home / "tuned"), store, str(home / "base"), **given)
-    app = make_app(SearchEngine(target), Catalogue(target, store), Marks(folder / "feedback"), {"model": "m"}, token)
+    marks = Marks(folder / "feedback")
+    app = make_app(SearchEngine(target), Catalogue(target, store), marks, {"model": "m"}, token, heads=heads)
     return TestClient(app)
 
 
@@ -78,6 +82,27 @@ def test_a_query_and_its_paraphrase_are_compared(page: TestClient) -> None:
     side = answer["tuned"]
     both = {hit["row"] for hit in side["hits"][:10]} & {hit["row"] for hit in side["paraphrased_hits"][:10]}
     assert set(side["shared"]) == both and side["js"] == pytest.approx(100 * len(both) / (20 - len(both)), abs=0.1)
+
+
+def test_queries_of_the_heads_file_are_ranked_by_their_mean_as_well(home: Path, tmp_path: Path) -> None:
+    heads = Heads(tmp_path / "heads.parquet", {"a dog": ["one hound", "a puppy"], "a puppy": []})
+    with client(home, tmp_path, heads=heads) as page:
+        assert page.get("/facts").json()["heads"] == 2
+        answer = page.post("/search", json={"query": "a  dog", "count": COUNT}).json()
+        mean = encode_texts(load_clip(str(home / "tuned")), ["a  dog", "one hound", "a puppy"]).mean(axis=0)
+        features = np.load(home / "index.npy").astype(np.float32)
+        features /= np.linalg.norm(features, axis=1, keepdims=True)
+        expected = [f"{row:02d} <b>.png" for row in np.argsort(-(features @ mean), kind="stable")]
+        assert list(answer) == ["base", "tuned", "expanded"] and ids(answer["expanded"]) == expected
+        # The tuned side's model, whatever α says.
+        base = page.post("/search", json={"query": "a puppy", "alpha": 0}).json()
+        assert ids(base["expanded"]) == ids(base["base"])
+        both = page.post("/search", json={"query": "a dog", "paraphrased_query": "a puppy"}).json()
+        assert both["expanded"]["depth"] == 10
+        one = page.post("/search", json={"query": "a dog", "paraphrased_query": "a cat"}).json()
+        assert "ao" in one["tuned"] and "ao" not in one["expanded"]
+        for unknown in ({"query": "a cat"}, {"like": "05 <b>.png"}):
+            assert list(page.post("/search", json=unknown).json()) == ["base", "tuned"]
 
 
 def test_marks_change_the_ranking_and_are_kept(page: TestClient, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.clip.search import Searcher
-from paraclip_core.errors import BenchmarkError, InputError
-from paraclip_core.evaluation.audit import audit_index, query_pairs, read_queries
+from paraclip_core.errors import BenchmarkError
+from paraclip_core.evaluation.audit import audit_index, query_pairs
 from paraclip_core.evaluation.benchmarks.query_pairs import RULES
 
 RNG = np.random.default_rng(0)
@@ -91,31 +90,6 @@ def test_one_query_has_no_interval_and_what_is_no_query_is_named() -> None:
             query_pairs(["a dog", entry])
     with pytest.raises(BenchmarkError, match="expected a list of queries"):
         query_pairs("a dog")
-
-
-def test_queries_from_text_and_tables(tmp_path: Path) -> None:
-    (tmp_path / "q.txt").write_text("﻿a dog\n\ntwo cats\r\na dog\n", "utf-8")
-    assert read_queries(tmp_path / "q.txt") == (["a dog", "two cats"], [])
-    (tmp_path / "q.csv").write_text("query,paraphrased_query\na dog,a hound\na dog,a hound\na cat,a cat\n")
-    assert read_queries(tmp_path / "q.csv") == ([], [("a dog", "a hound")])
-    (tmp_path / "q.jsonl").write_text('{"caption": "a dog", "paraphrase": "a hound"}\n')
-    assert read_queries(tmp_path / "q.jsonl") == ([], [("a dog", "a hound")])
-
-
-def test_files_without_queries_are_named(tmp_path: Path) -> None:
-    (tmp_path / "empty.txt").write_text("\n \n")
-    (tmp_path / "long.txt").write_text("x" * 1_000_000)
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    for name, message in (
-        ("empty.txt", "holds no query"),
-        ("long.txt", "1000000 characters"),
-        ("latin.txt", "expected UTF-8"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read_queries(tmp_path / name)
-    with pytest.raises(BenchmarkError, match="row 2: query or caption is None"):
-        read_queries(tmp_path / "other.csv")
 
 
 def rules(query: str) -> dict[str, str]:

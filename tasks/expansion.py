@@ -1,0 +1,149 @@
+"""Query expansion: asks a run's engine for paraphrases of queries, and embeds each query as the mean with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from paraclip.storage.parquet import write_table
+from paraclip.tasks.models import find_release
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.stages.paraphrase import (
+    STEPS,
+    held_batches,
+    paraphrasing,
+    rows_of_texts,
+    step_metrics,
+    summed_metrics,
+)
+from paraclip_core.captions.clean import clean
+from paraclip_core.captions.filters import MOST_CHARACTERS
+from paraclip_core.clip.expansion import mean_features
+from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.filters import filters_of
+from paraclip_core.paraphrase.paraphraser import Paraphraser
+from paraclip_core.paraphrase.sentence_encoder import check_encoder
+from paraclip_core.paraphrase.words import words
+from paraclip_core.progress import Progress, silent
+from paraclip_core.tables import HEADS, text_hash
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """Queries with their paraphrases, and what it took to get them."""
+
+    queries: Sequence[str]
+    """As the user wrote them."""
+    paraphrases: Sequence[Sequence[str]]
+    """The accepted paraphrases of each query, those of step 1 first; empty if none was accepted."""
+    metrics: Mapping[str, Any]
+    """Metrics of both steps, as in a stage's manifest; empty if nothing was to be asked."""
+
+    @property
+    def groups(self) -> list[list[str]]:
+        """Each query with its paraphrases."""
+        return [[query, *texts] for query, texts in zip(self.queries, self.paraphrases, strict=True)]
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and costs; `spend` is None without prices."""
+        found = list(map(len, self.paraphrases))
+        # A judge is asked, and paid, on its own account.
+        parts = [self.metrics, self.metrics.get("judge", {})]
+        total = {name: sum(part.get(name, 0) for part in parts) for name in ("prompt_tokens", "completion_tokens")}
+        spent = [part["spend"] for part in parts if "spend" in part]
+        return {
+            "queries": len(found),
+            "expanded": sum(map(bool, found)),
+            "without_paraphrases": found.count(0),
+            "paraphrases": sum(found),
+            "asked": sum(part.get("generated", 0) for part in parts),
+            "cached": sum(part.get("cached", 0) for part in parts),
+            **total,
+            "spend": round(sum(spent), 6) if spent else None,
+        }
+
+
+def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Progress = silent) -> Expansion:
+    """Ask for up to `most` paraphrases of each query, by the run's engine, prompts, filters, judge and spending cap.
+
+    Answers are looked up in the root's answers cache and kept there, so nothing is paid for twice. Step 1 gives as many
+    of its answers as are accepted; step 2 paraphrases these for the queries that need more. A query that is empty after
+    cleaning or longer than a caption may be is not asked about.
+    """
+    paraphraser = Paraphraser(run.settings.paraphrase.model_copy(update={"keep": most}), run.paraphraser.context)
+    if filters_of(paraphraser.filters).meaning:
+        check_encoder(paraphraser.filters.encoder)
+    texts = ["" if len(query) > MOST_CHARACTERS else clean(query) for query in queries]
+    found: dict[str, list[str]] = {text: [] for text in texts if text}
+    same_queries = text_hash(*sorted(found)).hex()
+    rows, metrics = [rows_of_texts(list(found))], dict[str, Any]()
+    with TempDir("expand-") as scratch:
+        for step in STEPS.values():
+            if not sum(batch.num_rows for batch in rows):
+                break
+            folder = scratch / f"step-{step}"
+            with paraphrasing(run, paraphraser, step, held_batches(rows), same_queries, folder, progress) as rounds:
+                rounds.run()
+                accepted = list(rounds.select().rows())
+                metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
+            _add(found, accepted, step, most)
+            rows = _needed(accepted, found, most)
+    return Expansion(queries, [found.get(text, []) for text in texts], metrics)
+
+
+def _add(found: Mapping[str, list[str]], accepted: Sequence[pa.RecordBatch], step: int, most: int) -> None:
+    """Add a step's paraphrases (`tables.PARAPHRASES`) in other words than the query and than those that it has."""
+    for batch in accepted:
+        columns = (batch[name].to_pylist() for name in ("caption", f"paraphrase_{step}"))
+        for text, paraphrase in zip(*columns, strict=True):
+            if len(found[text]) < most and words(paraphrase) not in map(words, (text, *found[text])):
+                found[text].append(paraphrase)
+
+
+def _needed(accepted: Sequence[pa.RecordBatch], found: Mapping[str, list[str]], most: int) -> list[pa.RecordBatch]:
+    """Step 1's rows that step 2 is asked about: as many of a query's paraphrases as it lacks to have `most`."""
+    lacking, rows = {text: most - len(paraphrases) for text, paraphrases in found.items()}, list[pa.RecordBatch]()
+    for batch in accepted:
+        chosen = list[bool]()
+        for text, paraphrase in zip(*(batch[name].to_pylist() for name in ("caption", "paraphrase_1")), strict=True):
+            chosen.append(lacking[text] > 0 and paraphrase in found[text])
+            lacking[text] -= chosen[-1]
+        rows.append(batch.filter(pa.array(chosen, pa.bool_())))
+    return rows
+
+
+def embed_queries(run: Run, model: str, expansion: Expansion) -> NDArray[np.float32]:
+    """The mean feature of each query and its paraphrases by a model, as `paraclip search` names it: float32 [n, d]."""
+    from paraclip_core.clip.encode import encode_texts
+    from paraclip_core.clip.load import load_clip
+    from paraclip_core.clip.model import pick_device
+
+    clip = load_clip(str(find_release(model, run.store)), pick_device(run.settings.run.device))
+    return mean_features(partial(encode_texts, clip), expansion.groups)
+
+
+def expand(
+    run: Run, model: str, queries: Sequence[str], most: int, progress: Progress = silent
+) -> tuple[Expansion, NDArray[np.float32]]:
+    """Paraphrase queries and embed them, see :func:`paraphrase_queries` and :func:`embed_queries`."""
+    # Before anything is paid for.
+    find_release(model, run.store)
+    expansion = paraphrase_queries(run, queries, most, progress)
+    return expansion, embed_queries(run, model, expansion)
+
+
+def write_heads(path: Path, expansion: Expansion, vectors: NDArray[np.float32]) -> None:
+    """Write a heads file (schema `tables.HEADS`), whole or not at all."""
+    columns = [
+        pa.array(expansion.queries, pa.string()),
+        pa.array(expansion.paraphrases, HEADS.field("paraphrases").type),
+        pa.array(list(vectors), HEADS.field("vector").type),
+    ]
+    write_table(path, pa.Table.from_arrays(columns, schema=HEADS))
