@@ -85,6 +85,7 @@ def plan_run(run: Run) -> RunPlan:
 
     If captions are not ingested yet, the sources are read to count them.
     """
+    run.need_files()
     need_rows(run)
     artifacts: dict[str, Artifact] = {}
     damaged: dict[str, str] = {}

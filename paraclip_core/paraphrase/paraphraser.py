@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 from paraclip_core.config import ParaphraseOptions
@@ -23,6 +24,7 @@ from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filters import preset_named, resolved
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.synonyms import Words
+from paraclip_core.paths import expand
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
@@ -94,6 +96,11 @@ class Paraphraser:
     def model(self) -> str:
         """Name and revision of the model, part of every request's key."""
         return self.engine().model
+
+    @property
+    def model_path(self) -> Path | None:
+        """The file or folder of a language model on this machine; None if there is none, or it is named otherwise."""
+        return expand(self.given.model) if _entry(self.given).model_here and self.given.model else None
 
     @cached_property
     def judge(self) -> Paraphraser | None:

@@ -47,6 +47,7 @@ def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> R
         ParaclipError: raised by a stage or a check before it; another call continues from there.
     """
     check_run_name(run.settings.name, run.store)
+    run.need_files()
     need_rows(run)
     # Now: captions that arrive while it runs belong to the next run, and must not give this one a mix of two sets.
     nodes = run.nodes
@@ -62,6 +63,7 @@ def finished(run: Run, start: str | None = None) -> Result | None:
         ConfigError: a stage before `start` is not finished, or there is nothing to run on.
     """
     check_run_name(run.settings.name, run.store)
+    run.need_files()
     artifacts = run.artifacts()
     if start is not None:
         before = list(run.stages)[: list(run.stages).index(run.node(start).name)]

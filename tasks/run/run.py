@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
@@ -16,7 +17,7 @@ from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft, W
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings
-from paraclip_core.errors import ConfigError, StageError
+from paraclip_core.errors import ConfigError, InputError, StageError
 from paraclip_core.options import import_path
 from paraclip_core.paraphrase.engines import EngineContext
 from paraclip_core.paraphrase.paraphraser import Paraphraser
@@ -77,6 +78,16 @@ class StageContext:
         return self.run.store
 
 
+class Missing(NamedTuple):
+    """A file or folder that an option names and that is not there."""
+
+    option: str
+    place: str
+    """Its path, or why it cannot be had."""
+    expected: str
+    """What should be there."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """A step of the DAG that turns artifacts into one artifact."""
@@ -110,6 +121,8 @@ class Stage:
     """Where it computes, if not where its pool does."""
     samples: Callable[[Artifact], list[dict[str, str]]] = lambda artifact: []
     """Sample rows of a finished artifact for Prefect's UI."""
+    missing: Callable[[Run], list[Missing]] = lambda run: []
+    """What it reads from outside the store and is not there; only looks whether it exists."""
     units: tuple[str, ...] = ("rows",)
     """Metrics for the amount of work; `plan` scales by the first one present."""
     trains: bool = False
@@ -211,6 +224,10 @@ class Run:
             if not name.startswith(SOURCE)
         }
 
+    def need_files(self) -> None:
+        """Raise one ConfigError with everything that the stages read from outside the store and that is not there."""
+        need([missing for stage in self.stages.values() for missing in stage.missing(self)], self.settings)
+
     def check_trackers(self) -> None:
         """Check that the trackers can be opened for training, for a run whose stages all run here."""
         options = self.settings.run
@@ -276,3 +293,29 @@ def software_versions() -> dict[str, str]:
 def input_path(settings: Settings, path: str) -> Path:
     """A user's path, relative to `data.root`."""
     return expand(settings.data.root) / expand(path)
+
+
+def find_missing(settings: Settings, option: str, path: str, expected: str) -> list[Missing]:
+    """A user's path, relative to `data.root`, if nothing is there or the hub does not have it; otherwise nothing."""
+    try:
+        place = input_path(settings, path)
+    except InputError as error:
+        return [Missing(option, str(error), expected)]
+    return [] if place.exists() else [Missing(option, str(place.absolute()), expected)]
+
+
+def need(missing: Iterable[Missing], settings: Settings) -> None:
+    """Raise a ConfigError that lists what is missing, each place once; all together, as each may take hours to get."""
+    places = defaultdict[str, tuple[list[str], list[str]]](lambda: ([], []))
+    for one in missing:
+        for names, name in zip(places[one.place], (one.expected, one.option), strict=True):
+            if name not in names:
+                names.append(name)
+    if places:
+        root = Path(settings.data.root).absolute()
+        lines = (f"  {place}: {' and '.join(what)} [{', '.join(names)}]" for place, (what, names) in places.items())
+        raise ConfigError(
+            "\n".join(["this run needs files and folders that are not there:", *lines])
+            + f"\nCorrect data.root ({root}{'' if root.is_dir() else ', which is not a folder'}) or these options; a "
+            "benchmark may be left out, or marked `optional: true`. docs/paper.md#data says where public data is"
+        )

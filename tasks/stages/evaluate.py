@@ -21,7 +21,7 @@ from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
 from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
-from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path, need
 from paraclip.tasks.stages.queries import FILE, QUERIES
 from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import place_free_name
@@ -112,27 +112,30 @@ def _options(run: Run) -> dict[str, Any]:
 def _sources(run: Run) -> dict[str, str]:
     settings = run.settings
     check_names(settings.evaluate.benchmarks)
+    need(_missing(run), settings)
     contents = own_benchmarks(settings.evaluate.benchmarks)
-    read, absent = [], []
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
             continue
         path, images = input_path(settings, benchmark.path), _place(settings, benchmark.images)
-        if left_out(benchmark, path, images):
-            contents[benchmark.name] = ABSENT
-            continue
-        read.append((benchmark, path, images))
-        places = filter(None, (path, images))
-        absent += [f"benchmark {benchmark.name!r}: {place.absolute()}" for place in places if not place.exists()]
-    if absent:
-        # All at once, because each may take an hour to fetch.
-        raise BenchmarkError(
-            f"{', '.join(absent)} {'do' if absent[1:] else 'does'} not exist; correct evaluate.benchmarks[].path and "
-            "images, or mark what may be absent `optional: true`"
-        )
-    for benchmark, path, images in read:
-        contents[benchmark.name] = benchmark_hash(benchmark.kind, path, run.hashes, images=images)
+        absent = left_out(benchmark, path, images)
+        contents[benchmark.name] = ABSENT if absent else benchmark_hash(benchmark.kind, path, run.hashes, images=images)
     return contents
+
+
+def _missing(run: Run) -> list[Missing]:
+    """What benchmarks read and is not there, but for optional ones."""
+    settings, missing = run.settings, list[Missing]()
+    for number, benchmark in enumerate(settings.evaluate.benchmarks):
+        if benchmark.path is None or benchmark.optional or _from_scenes(settings, benchmark):
+            continue
+        row, option = find_benchmark(benchmark.kind), f"evaluate.benchmarks[{number}]"
+        kind = row.title + (f", published at {row.source}" if row.source else "")
+        expected = f"benchmark {benchmark.name!r} ({kind})"
+        missing += find_missing(settings, f"{option}.path", benchmark.path, expected)
+        if benchmark.images is not None:
+            missing += find_missing(settings, f"{option}.images", benchmark.images, "images of benchmarks")
+    return missing
 
 
 def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
@@ -340,6 +343,7 @@ EVALUATE = Stage(
     options=_options,
     body=_body,
     sources=_sources,
+    missing=_missing,
     about="Measure the base and the tuned model and decide between them.",
     pool="gpu",
 )

@@ -33,7 +33,7 @@ from paraclip.storage.parquet import (
     write_table,
 )
 from paraclip.tasks.models import BUILT_IN, base_sources
-from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path, need
 from paraclip.tasks.stages import index
 from paraclip_core import tables
 from paraclip_core.clip.reference import IMAGE_WEIGHTS, place_free_name
@@ -273,14 +273,11 @@ def _options(run: Run) -> Mapping[str, Any]:
 def _sources(run: Run) -> Mapping[str, str]:
     """Content hashes of the image archives and of a base in a local folder."""
     settings, contents = run.settings, dict(base_sources(run))
-    for number, source in enumerate(settings.data.sources if settings.data.scenes is None else ()):
+    need(_missing(run), settings)
+    for source in settings.data.sources if settings.data.scenes is None else ():
         if source.images is None or f"images/{source.images}" in contents:
             continue
         path = input_path(settings, source.images)
-        if not path.exists():
-            raise InputError(
-                f"{path.absolute()} does not exist; data.sources[{number}].images names a tar or folder under data.root"
-            )
         content = f"folder:{run.hashes.of_folder(path)}" if path.is_dir() else run.hashes.of([path])[str(path)]
         contents[f"images/{source.images}"] = content
     return contents
@@ -292,6 +289,19 @@ def _inputs(settings: Settings) -> tuple[str, ...]:
     return ("ingest",) if settings.data.scenes is None else ("scenes", "ingest")
 
 
+def _missing(run: Run) -> list[Missing]:
+    """The sources' tars and folders of images that are not there."""
+    sources = run.settings.data.sources if run.settings.data.scenes is None else ()
+    return [
+        missing
+        for number, source in enumerate(sources)
+        if source.images is not None
+        for missing in find_missing(
+            run.settings, f"data.sources[{number}].images", source.images, "a tar or folder with the captions' images"
+        )
+    ]
+
+
 FEATURES = Stage(
     name="features",
     version=1,
@@ -299,6 +309,7 @@ FEATURES = Stage(
     options=lambda run: _options(run) if run.settings.data.index is None else index.options(run),
     body=lambda ctx: _body(ctx) if ctx.settings.data.index is None else index.body(ctx),
     sources=lambda run: _sources(run) if run.settings.data.index is None else index.sources(run),
+    missing=lambda run: _missing(run) if run.settings.data.index is None else index.missing(run),
     about="Run every image through the frozen image encoder once, or link an existing index of such features.",
     pool="gpu",
     units=("encoded", "images"),

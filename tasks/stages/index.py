@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from paraclip.storage.features import IdIndex, write_index, write_links, write_shard
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.models import base_sources
-from paraclip.tasks.run.run import StageContext, input_path
+from paraclip.tasks.run.run import Missing, StageContext, find_missing, input_path, need
 from paraclip_core import tables
 from paraclip_core.clip.reference import embedding_width, place_free_name
 from paraclip_core.errors import ConfigError, InputError
@@ -52,16 +52,27 @@ def options(run: Run) -> Mapping[str, Any]:
 def sources(run: Run) -> Mapping[str, str]:
     """Content hashes of the index, its ids and a base in a local folder."""
     settings, contents = run.settings, dict(base_sources(run))
+    need(missing(run), settings)
     index = index_of(settings)
     for name, place in (("features", index.features), ("ids", index.ids)):
         if place is None:
             continue
         path = input_path(settings, place)
-        if not path.exists():
-            raise InputError(f"{path.absolute()} does not exist; correct data.index.{name}")
         content = f"folder:{run.hashes.of_folder(path)}" if path.is_dir() else run.hashes.of([path])[str(path)]
         contents[f"index/{name}"] = content
     return contents
+
+
+def missing(run: Run) -> list[Missing]:
+    """The files and folders of the index that are not there."""
+    index, expected = index_of(run.settings), "the image index, see docs/index-and-queries.md"
+    places = {"features": index.features, "ids": index.ids, "images": index.images}
+    return [
+        each
+        for name, place in places.items()
+        if place is not None
+        for each in find_missing(run.settings, f"data.index.{name}", place, expected)
+    ]
 
 
 def index_of(settings: Settings) -> IndexOptions:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, storage_error, write_json
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
-from paraclip.tasks.run.run import Stage, StageContext, input_path
+from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path
 from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome, listed_reasons
 from paraclip_core.captions.formats import need_file, own_reader_source
@@ -248,6 +248,21 @@ def _sources(run: Run) -> Mapping[str, str]:
     return contents
 
 
+def _missing(run: Run) -> list[Missing]:
+    """The sources that are not there or hold no captions; where bad files are skipped, one that is there is enough."""
+    settings, missing = run.settings, list[Missing]()
+    sources = settings.data.sources if settings.data.scenes is None else ()
+    for number, source in enumerate(sources):
+        option = f"data.sources[{number}].path"
+        expected = "captions" if source.format == "auto" else f"captions in format {source.format}"
+        if absent := find_missing(settings, option, source.path, expected):
+            missing += absent
+            continue
+        files = list_files(input_path(settings, "."), [source], expand(settings.run.root))
+        missing += [Missing(option, str(f.path.absolute()), f"holds no {expected}") for f in files if f.path.is_dir()]
+    return missing if settings.data.on_error == "stop" or len(missing) == len(sources) else []
+
+
 INGEST = Stage(
     name="ingest",
     version=3,
@@ -255,6 +270,7 @@ INGEST = Stage(
     options=_options,
     body=_body,
     sources=_sources,
+    missing=_missing,
     about="Read, clean, filter and tokenize captions from files of many formats.",
     units=("read", "rows"),
 )

@@ -18,7 +18,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.run.run import Run, Slot, Stage, StageContext, input_path
+from paraclip.tasks.run.run import Missing, Run, Slot, Stage, StageContext, find_missing, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
@@ -314,6 +314,18 @@ def step_sources(run: Run, paraphraser: Paraphraser) -> dict[str, str]:
     return sources
 
 
+def step_missing(run: Run, paraphraser: Paraphraser) -> list[Missing]:
+    """The user's file, and a language model on this machine, if they are not there."""
+    missing = list[Missing]()
+    for each in filter(None, (paraphraser, paraphraser.judge)):
+        if not each.facts.asks and (path := each.given.file.path):
+            expected = "paraphrases, or captions of the same images"
+            missing += find_missing(run.settings, "paraphrase.file.path", path, expected)
+        if (model := each.model_path) is not None and not model.exists():
+            missing.append(Missing("paraphrase.model", str(model.absolute()), "the language model"))
+    return missing
+
+
 def engine_slot(paraphraser: Paraphraser) -> Slot:
     """Where the engine computes."""
     facts = paraphraser.facts
@@ -331,6 +343,7 @@ def _stage(
         inputs=lambda _: (UPSTREAM[step],),
         options=lambda run: step_options(run.paraphraser, step),
         sources=lambda run: step_sources(run, run.paraphraser),
+        missing=lambda run: step_missing(run, run.paraphraser),
         body=partial(_paraphrase, step),
         before=before,
         after=after,

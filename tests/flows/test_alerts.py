@@ -114,11 +114,11 @@ def test_a_night_is_reported(
         pipeline(settings=failing)
     failed = wait_for(posted, "run.failed")
     assert failed["run"] == "pipeline-nightly"
-    assert "ConfigError: there is nothing to run on" in failed["text"] and 'the "first".csv does' in failed["text"]
+    assert "ConfigError: this run needs files and folders" in failed["text"] and 'the "first".csv' in failed["text"]
     messages = eventually(lambda: [m for m in posted if "event" not in m])
     assert len(messages) == 1 and "production: moved" in messages[0]["message"] and "nightly" in messages[0]["title"]
     mail = eventually(lambda: mails)[0]
-    assert "To: ops@example.org" in mail and "nothing to run on" in mail
+    assert "To: ops@example.org" in mail and "that are not there" in mail
     assert "Subject: paraclip.run.failed: pipeline-nightly" in mail
     # Before anything else, which would fail.
     with pytest.raises(ConfigError, match="'production' serves a model of the run 'nightly' since"):

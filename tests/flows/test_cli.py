@@ -33,13 +33,27 @@ def test_wrong_usage_ends_with_2(arguments: list[str], cli: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["plan", "run"])
-@pytest.mark.parametrize(("folder", "reason"), [("data", "a.csv has none"), ("absent", "a.csv does not exist")])
-def test_a_run_of_nothing_is_wrong_usage(command: str, folder: str, reason: str, tmp_path: Path, cli: Any) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.csv").write_text("image,caption\n")
-    data = json.dumps({"root": str(tmp_path / folder), "on_error": "skip", "sources": [{"path": "a.csv"}]})
+def test_a_run_of_nothing_is_wrong_usage(command: str, tmp_path: Path, cli: Any) -> None:
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    data = json.dumps({"root": str(tmp_path), "on_error": "skip", "sources": [{"path": "a.csv"}]})
     error = cli([command, "--set", f"data={data}", "--root", str(tmp_path / "root")], code=2).err
-    assert error.startswith("error: there is nothing to run on, for no source has a row: ") and reason in error
+    assert error.startswith("error: there is nothing to run on, for no source has a row: a.csv has none")
+    assert not (tmp_path / "root" / "work").exists() and not (tmp_path / "root" / "prefect").exists()
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+@pytest.mark.parametrize("config", ["coco", "flickr8k", "flickr8k-paraphrases", "laion", "paper"])
+@pytest.mark.parametrize("root", ["empty", "absent"])
+def test_a_wrong_folder_of_data_is_wrong_usage(
+    command: str, config: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Any
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    chosen = ["-c", config, "--set", f"data.root={tmp_path / root}", "--root", str(tmp_path / "root")]
+    error = cli([command, *chosen], code=2).err
+    assert error.startswith("error: this run needs files and folders that are not there:\n")
+    assert f"  {tmp_path / root}/" in error and "[data.sources[0].path" in error
+    assert ("which is not a folder" in error) == (root == "absent")
     assert not (tmp_path / "root" / "work").exists() and not (tmp_path / "root" / "prefect").exists()
 
 

@@ -99,21 +99,24 @@ class _Handler(BaseHTTPRequestHandler):
         match = info or file
         kind = "" if match is None else ("dataset" if (match["kind"] or "").startswith("dataset") else "model")
         repo = None if match is None else self.hub.repos.get((kind, match["repo"]))
+        # A commit that is asked for by its hash has this hash.
+        named = (match and match["revision"]) or ""
+        revision = named if len(named) == 40 or repo is None else _revision(repo)
         if match is None or repo is None or (file and file["name"] not in repo):
             code = "RepoNotFound" if repo is None else "EntryNotFound"
             self._answer({"error": "not found"}, 404, {"X-Error-Code": code})
         elif file:
             data = repo[file["name"]]
-            head = {"X-Repo-Commit": _revision(repo), "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
+            head = {"X-Repo-Commit": revision, "ETag": f'"{hashlib.sha256(data).hexdigest()}"'}
             self._answer(data, 200, head)
         elif "/tree/" in path:
             entries = [
                 {"type": "file", "path": name, "size": len(data), "oid": _oid(data)} for name, data in repo.items()
             ]
-            self._answer(entries, 200, {"X-Repo-Commit": _revision(repo)})
+            self._answer(entries, 200, {"X-Repo-Commit": revision})
         else:
             siblings = [{"rfilename": name} for name in repo]
-            self._answer({"id": match["repo"], "sha": _revision(repo), "siblings": siblings, "private": False})
+            self._answer({"id": match["repo"], "sha": revision, "siblings": siblings, "private": False})
 
     do_HEAD = do_GET
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -153,6 +156,24 @@ def test_captions_are_read_from_the_hub(hub: HubServer, tmp_path: Path) -> None:
     ]
     assert "InputError: hf://datasets/them/nothing cannot be fetched" in done.stderr
     assert not any("big.bin" in each.path for each in hub.requests), "only what is named is fetched"
+
+
+def test_the_papers_small_recipe_is_planned_with_captions_and_images_from_the_hub(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    pictures = [{"bytes": b"picture %d" % n, "path": None} for n in range(200)]
+    rows = pa.table({"image": pictures, "caption": [f"a dog with number {n} runs" for n in range(200)]})
+    pq.write_table(rows, file := io.BytesIO())
+    shard = "data/train-00000-of-00010-45de7542ea7caa89.parquet"
+    hub.repos["dataset", "sayakpaul/coco-30-val-2014"] = {shard: file.getvalue(), "ref_embs_coco_30k.npy": b"x"}
+    done = paraclip(hub, tmp_path, "plan", "-c", "paper-small", "--json")
+    assert done.returncode == 0, done.stderr
+    stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
+    train = stages["paraphrase_1"]["rows"]
+    assert 160 <= train < 200 and stages["paraphrase_1"]["requests"] == stages["paraphrase_2"]["requests"] == train
+    assert stages["queries"]["requests"] == 2 * (200 - train)
+    assert stages["ingest"]["rows"] == stages["features"]["rows"] == 200 and "control" in stages
+    assert not any("npy" in each.path for each in hub.requests)
 
 
 def test_a_published_card_loads_from_the_hub() -> None:

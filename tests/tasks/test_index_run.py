@@ -182,6 +182,11 @@ def test_bad_input_is_refused_before_anything_is_asked(home: Home, kind: str, me
     assert not list((home.folder / f"bad-{kind}").glob("artifacts/paraphrase_1/*"))
 
 
+def test_everything_that_is_missing_is_named_at_once(home: Home) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no\.npy.*no\.txt.*photos"):
+        plan_run(Run(home.settings(index={"features": "no.npy", "ids": "no.txt", "images": "photos"})))
+
+
 def test_a_base_and_recipe_that_suit_no_index_are_refused(home: Home) -> None:
     with pytest.raises(ConfigError, match="index of a model that exists"):
         home.settings(model={"base": "built-in"})

@@ -245,4 +245,5 @@ STS7 = Benchmark(
     files=_seven_files,
     task="sts7",
     hub_task="sentence-similarity",
+    source="https://github.com/facebookresearch/SentEval",
 )

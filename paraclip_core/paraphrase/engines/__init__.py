@@ -234,6 +234,8 @@ class EngineEntry:
     """The option below `paraphrase` that it requires, and a description of it."""
     has_model: bool = True
     """Whether it reads `paraphrase.model`."""
+    model_here: bool = False
+    """Whether `paraphrase.model`, if set, is a file or folder on this machine."""
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -248,8 +250,8 @@ _SERVED = ("model", "the model's name at the server")
 _FILE = ("file.path", "the file with your paraphrases")
 
 ENGINES = {
-    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine", "precision"),
-    "transformers": EngineEntry(f"{_IN}.transformers:TransformersEngine", "transformers", _LOCAL),
+    "openvino": EngineEntry(f"{_IN}.openvino:OpenVinoEngine", "precision", model_here=True),
+    "transformers": EngineEntry(f"{_IN}.transformers:TransformersEngine", "transformers", _LOCAL, model_here=True),
     "vllm": EngineEntry(f"{_IN}.vllm:VllmEngine", "vllm", _HUB),
     "openai": EngineEntry(f"{_IN}.openai:OpenAIEngine", "openai", _SERVED),
     "file": EngineEntry(f"{_IN}.file:FileEngine", "file", _FILE, has_model=False),

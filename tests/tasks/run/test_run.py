@@ -13,11 +13,11 @@ from paraclip.storage import fingerprint as storage_fingerprint
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
 from paraclip.tasks.run.execute import STAGES
-from paraclip.tasks.run.run import Run, stages_of
+from paraclip.tasks.run.run import Run, Stage, stages_of
 from paraclip_core.config import Settings
-from paraclip_core.errors import InputError, ModelError
+from paraclip_core.errors import ConfigError, InputError, ModelError
 from paraclip_core.paraphrase.engines import SMALL_BYTES
-from paraclip_core.settings import load_settings
+from paraclip_core.settings import load_settings, parse_settings
 
 DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 QUERIES = "evaluate.queries={}"
@@ -160,3 +160,82 @@ def test_source_contents_count_and_places_do_not(tmp_path: Path) -> None:
 def test_a_mistyped_base_is_found_before_anything_runs(tmp_path: Path, base: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         fingerprints(tmp_path, f"model.base={base}")
+
+
+def lacking(settings: Settings, tmp_path: Path, stages: dict[str, Stage] | None = None) -> list[str]:
+    """The lines of the error about what is missing: its places; none without an error."""
+    try:
+        Run(settings, ArtifactStore(tmp_path / "root"), stages).need_files()
+    except ConfigError as error:
+        return str(error).replace(f"{tmp_path}/", "").splitlines()[1:]
+    return []
+
+
+def test_everything_that_is_missing_is_named_at_once_with_its_home(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks" / "senteval").mkdir(parents=True)
+    lines = lacking(load_settings("paper", [f"data.root={tmp_path}"]), tmp_path)
+    assert lines[0] == "  laion400m: captions in format webdataset [data.sources[0].path]"
+    # One place that several benchmarks read is named once.
+    pairs, pictures = lines[1:3]
+    assert pairs.endswith("[evaluate.benchmarks[0].path, evaluate.benchmarks[4].path]")
+    assert pictures.startswith("  benchmarks/coco/val2017: images of benchmarks [evaluate.benchmarks[0].images, eval")
+    assert " and benchmark 'sugarcrepe++' (SugarCrepe++, published at https://github.com/" in pairs
+    assert (
+        "  benchmarks/imagenet/val: benchmark 'imagenet' (Zero-shot classification) [evaluate.benchmarks[6].path]"
+        in lines
+    )
+    assert not any("senteval" in line for line in lines)
+    assert lines[-1].startswith("Correct data.root (") and lines[-1].endswith(
+        "docs/paper.md#data says where public data is"
+    )
+    # A folder without captions is no source, and what is optional may be absent.
+    (tmp_path / "laion400m").mkdir()
+    (tmp_path / "laion400m" / "README.md").touch()
+    line, model, _ = lacking(load_settings("laion", [f"data.root={tmp_path}"]), tmp_path)
+    assert model.endswith("/models/instruct: the language model [paraphrase.model]")
+    assert line == "  laion400m: holds no captions in format webdataset [data.sources[0].path]"
+
+
+def test_files_of_every_kind_are_looked_for(tmp_path: Path) -> None:
+    sources = [{"path": "a.txt", "images": "pics"}, {"path": "b.txt", "images": "pics"}]
+    given = {"data": {"root": str(tmp_path), "sources": sources}, "paraphrase": {"engine": "file"}}
+    given["paraphrase"]["file"] = {"path": "mine.csv"}
+    (tmp_path / "a.txt").write_text("a red dog\n")
+    pics = "  pics: a tar or folder with the captions' images [data.sources[0].images, data.sources[1].images]"
+    mine = "  mine.csv: paraphrases, or captions of the same images [paraphrase.file.path]"
+    absent = "  b.txt: captions [data.sources[1].path]"
+    assert lacking(parse_settings(given), tmp_path)[:-1] == [absent, mine, pics]
+    # Where bad files are skipped, some captions are enough; a stage of one's own reads what it likes.
+    given["data"]["on_error"] = "skip"
+    assert lacking(parse_settings(given), tmp_path)[:-1] == [mine, pics]
+    own = {name: Stage(name, 1, lambda _: (), lambda _: {}, lambda _: {}) for name in ("ingest", "features")}
+    assert lacking(parse_settings(given), tmp_path, own) == []
+    model = {"engine": "transformers", "model": str(tmp_path / "instruct")}
+    told = lacking(parse_settings(given | {"paraphrase": model}), tmp_path)
+    assert told[0] == "  instruct: the language model [paraphrase.model]"
+    judged = {"engine": "openai", "model": "x", "judge": model}
+    assert told == lacking(parse_settings(given | {"paraphrase": judged}), tmp_path)
+    for name in ("pics", "instruct"):
+        (tmp_path / name).mkdir()
+    assert lacking(parse_settings(given | {"paraphrase": model}), tmp_path) == []
+
+
+def test_what_the_hub_does_not_have_is_named_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(address: str) -> None:
+        if address.startswith("hf://"):
+            raise InputError(f"{address} cannot be fetched")
+
+    monkeypatch.setattr("paraclip_core.hub.fetch", fetch)
+    flickr = "evaluate.benchmarks=[{name: mine, kind: sts, path: mine.tsv}]"
+    lines = lacking(load_settings("paper-small", [f"data.root={tmp_path}", flickr]), tmp_path)
+    assert re.match(
+        r"  hf://datasets/sayakpaul/\S+ cannot be fetched: captions in format parquet \[data.sources", lines[0]
+    )
+    assert lines[1].startswith("  mine.tsv: benchmark 'mine' (STS) [")
+
+
+def test_the_papers_recipe_has_a_control_at_both_sizes() -> None:
+    small, full = (load_settings(name) for name in ("paper-small", "paper"))
+    assert "control" in stages_of(small) and "control" in stages_of(full)
+    assert [*small.finetune.recipes()] == [*full.finetune.recipes()] == ["published"]
+    assert small.paraphrase.engine == "vllm" and small.paraphrase.sampling == full.paraphrase.sampling

@@ -27,7 +27,7 @@ from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
-from paraclip_core.errors import BenchmarkError, ModelError
+from paraclip_core.errors import BenchmarkError, ConfigError, ModelError
 from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.outcomes import from_table
@@ -363,13 +363,15 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
     assert seen(tmp_path, "copy/STSB-test.tsv")[1] != original[1]
     assert seen(tmp_path, "gone.tsv")[1] == {"s": "absent"}
     settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}])
-    with pytest.raises(BenchmarkError, match=r"^benchmark 's': /.*gone\.tsv does not exist; correct evaluate"):
+    with pytest.raises(
+        ConfigError, match=r"gone\.tsv: benchmark 's' \(STS\) \[evaluate\.benchmarks\[0\]\.path\]\nCorrect"
+    ):
         EVALUATE.sources(Run(settings, store))
     pictures = {"name": "r", "kind": "retrieval", "path": "no.csv", "images": "pics"}
     there = {"name": "t", "kind": "sts", "path": "copy/STSB-test.tsv"}
     settings = settings_with(tmp_path, [{"name": "s", "kind": "sts", "path": "gone.tsv"}, there, pictures])
-    names = r"'s': .*gone\.tsv, benchmark 'r': .*no\.csv, benchmark 'r': .*pics do not exist"
-    with pytest.raises(BenchmarkError, match=names):
+    names = r"gone\.tsv: .*\n.*no\.csv: .*\n.*pics: images of benchmarks "
+    with pytest.raises(ConfigError, match=names):
         EVALUATE.sources(Run(settings, store))
 
 

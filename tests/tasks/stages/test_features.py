@@ -35,7 +35,7 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.clip.options import FeatureOptions, ModelOptions
 from paraclip_core.config import RunOptions, Settings
-from paraclip_core.errors import InputError, ModelError
+from paraclip_core.errors import ConfigError, InputError, ModelError
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 
@@ -292,7 +292,7 @@ def test_the_fingerprint_follows_contents_and_image_encoder(photos: Path, tmp_pa
     one = FEATURES.sources(Run(_settings(moved, images="folder"), store))
     Image.new("RGB", (8, 8), "red").save(folder / "b.png")
     assert FEATURES.sources(Run(_settings(moved, images="folder"), store)) != one
-    with pytest.raises(InputError, match=r"data\.sources\[0\]\.images"):
+    with pytest.raises(ConfigError, match=r"data\.sources\[0\]\.images"):
         FEATURES.sources(Run(_settings(moved, images="absent.tar"), store))
     same = FEATURES.options(Run(settings))
     assert FEATURES.options(Run(_settings(photos, batch=64, text_layers=2))) == same
