@@ -209,11 +209,11 @@ class FeatureRows:
 class IdIndex:
     """Finds ids by a 64-bit hash and compares them, so that a collision is never taken for a match."""
 
-    def __init__(self, ids: Sequence[str] | pa.Array | pa.ChunkedArray) -> None:
+    def __init__(self, ids: pa.Array | pa.ChunkedArray) -> None:
         """Index the ids; the position of an id is its row. Raises ValueError if an id comes twice."""
+        whole = pa.chunked_array([ids]) if isinstance(ids, pa.Array) else ids
         # Large strings, because all ids together may have more than 2 GiB.
-        whole = ids.cast(pa.large_string()) if isinstance(ids, pa.ChunkedArray) else pa.array(ids, pa.large_string())
-        chunks = whole.chunks if isinstance(whole, pa.ChunkedArray) else [whole]
+        chunks = whole.cast(pa.large_string()).chunks
         self.ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
         hashes = _hashes(self.ids)
         self._order = np.argsort(hashes, kind="stable")

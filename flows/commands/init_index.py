@@ -34,10 +34,9 @@ def check_arguments(features: Path | None, ids: Path | None, queries: Path | Non
 
 def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
     """Read the log and the ids of the index; returns the counts of queries and notices for the user."""
-    from paraclip.storage.features import IdIndex
     from paraclip.storage.parquet import PartWriter
     from paraclip.tasks.log_checks import log_notices
-    from paraclip.tasks.stages.index import open_index
+    from paraclip.tasks.stages.index import ids_of, open_index
     from paraclip_core import tables
     from paraclip_core.captions.counts import Counts
     from paraclip_core.captions.query_log import QueryLog
@@ -56,7 +55,7 @@ def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
         writer.close()
         if not counts.accepted:
             raise ConfigError(f"{settings.data.sources[0].path} has no query that can be used: {dict(counts.rejected)}")
-        return counts, log_notices(settings, folder, IdIndex(open_index(settings).ids))
+        return counts, log_notices(settings, folder, ids_of(open_index(settings)))
 
 
 def data_options(features: Path, ids: Path | None, queries: Path, share: float) -> dict[str, Any]:

@@ -91,13 +91,18 @@ def open_index(settings: Settings) -> ImageIndex:
     if (width := embedding_width(settings.model.base)) is not None:
         check_width(index, width, settings.model.base)
     try:
-        IdIndex(index.ids)
+        ids_of(index)
     except ValueError as error:
         raise InputError(
             f"{ids or index.source}: {_repeated(index.ids)}; expected a different id for each row, because a click on "
             "it could mean any"
         ) from error
     return index
+
+
+def ids_of(index: ImageIndex) -> IdIndex:
+    """The ids of an index, to look them up; raises ValueError if one comes twice."""
+    return IdIndex(pa.array(index.ids, pa.large_string()))
 
 
 def _repeated(ids: Sequence[str]) -> str:
