@@ -6,6 +6,7 @@ left out, as are those that no text encoder can know: addresses, file names, ide
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,6 +70,8 @@ class QueryLog:
         self._options, self._files = options, list(files)
         self._tokenizer = Tokenizer()
         self._folder = TempDir("query-log-")
+        # A stage's process ends without running exit handlers.
+        weakref.finalize(self, self._folder.remove)
         self._database: duckdb.DuckDBPyConnection | None = None
 
     @property
