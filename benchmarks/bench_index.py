@@ -1,6 +1,6 @@
 """A run from a large index: what checking and linking it costs, and a million queries before any is asked about.
 
-Makes an index of `--rows` random vectors (float16, `--dim` numbers each) with ids, and a log of `--queries` queries,
+Makes an index of `--rows` vectors (float16, `--dim` numbers each) with ids, and a log of `--queries` queries,
 and measures, each in its own process, with its peak of resident memory (mapped pages included):
 
 * `index_link`: the stage `features`, which checks every row and links the file; against loading the index as float32
@@ -46,19 +46,26 @@ WORDS = (
 def make(folder: Path, rows: int, dim: int, queries: int) -> None:
     """Write base, index, ids, log and configuration."""
     import yaml
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
     from paraclip_core.clip.built_in import built_in_clip
+    from paraclip_core.clip.encode import encode_texts
     from paraclip_core.clip.export import save_release
     from paraclip_core.clip.options import ModelOptions
 
-    save_release(built_in_clip(ModelOptions(embed_dim=dim)), folder / "base", "")
+    clip = built_in_clip(ModelOptions(embed_dim=dim))
+    save_release(clip, folder / "base", "")
     noise = np.random.default_rng(0)
-    block = noise.normal(size=(BLOCK, dim)).astype(np.float16)
+    # As those of an index have, the vectors have to do with texts.
+    texts = encode_texts(clip, list(IMAGENET_CLASSNAMES))
+    texts = texts - texts.mean(0)
+    shown = texts[noise.integers(0, len(texts), BLOCK)]
+    block = (shown + 0.2 * texts.std() * noise.normal(size=(BLOCK, dim))).astype(np.float16)
     index = np.lib.format.open_memmap(folder / "index.npy", "w+", np.float16, (rows, dim))
     with (folder / "ids.txt").open("w") as ids:
         for start in range(0, rows, BLOCK):
             count = min(BLOCK, rows - start)
-            index[start : start + count] = np.roll(block[:count], start // BLOCK, axis=1)
+            index[start : start + count] = np.roll(block[:count], start // BLOCK, axis=0)
             ids.write("".join(f"photo-{number:09d}\n" for number in range(start, start + count)))
     del index
     with (folder / "log.csv").open("w") as log:

@@ -18,6 +18,12 @@ RUNS = {
     "bench_eval --images 20 --repeats 1": {"eval_vs_clip_benchmark"},
     "bench_ingest --rows 2000 --rounds 1": {"ingest_rows", "tokenise_cleaned_4096", "tokenise_cleaned_8192"},
     "bench_filters --captions 700 --presets off --repeat 1": {"judging_scales", "stage_over_instant", "engine_busy"},
+    "bench_index --rows 3000 --dim 32 --queries 400 --naive-rows 1000": {
+        "index_link",
+        "index_memory",
+        "index_draw",
+        "index_plan",
+    },
     "bench_loader --rows 2000 --naive-rows 1000": {"loader_spool", "loader_first_batch", "loader_wait"},
 }
 
