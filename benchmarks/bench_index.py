@@ -43,8 +43,11 @@ WORDS = (
 )
 
 
-def make(folder: Path, rows: int, dim: int, queries: int) -> None:
-    """Write base, index, ids, log and configuration."""
+def make(folder: Path, rows: int, dim: int, queries: int) -> dict[str, float]:
+    """Write base, index, ids, log and configuration.
+
+    In a process of its own, for a process starts with its parent's peak of memory.
+    """
     import yaml
     from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
@@ -86,6 +89,7 @@ def make(folder: Path, rows: int, dim: int, queries: int) -> None:
         "run": {"root": str(folder / "root")},
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(settings))
+    return {"rows": rows}
 
 
 def link(folder: Path) -> dict[str, float]:
@@ -146,9 +150,9 @@ def _run(folder: Path):  # noqa: ANN202
 PARTS = {"link": link, "naive": naive, "draw": drawn, "plan": plan}
 
 
-def measure(part: str, folder: Path) -> dict[str, float]:
+def measure(part: str, folder: Path, *sizes: object) -> dict[str, float]:
     """Run a part in a fresh process; the peak of memory is that of it and of its children."""
-    command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
+    command = [sys.executable, __file__, "--part", part, "--folder", str(folder), *map(str, sizes)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     print(part, ", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
@@ -162,11 +166,14 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=512)
     parser.add_argument("--queries", type=int, default=1_000_000)
     parser.add_argument("--naive-rows", type=int, default=1_000_000, help="rows of the side in memory")
-    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("make", *PARTS), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        figures = PARTS[options.part](options.folder)
+        if options.part == "make":
+            figures = make(options.folder, options.rows, options.dim, options.queries)
+        else:
+            figures = PARTS[options.part](options.folder)
         peaks = [resource.getrusage(who).ru_maxrss / 2**20 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         print(json.dumps({**figures, "peak_gib": max(peaks)}))
         return
@@ -174,7 +181,7 @@ def main() -> None:
         small, whole = Path(temporary) / "small", Path(temporary) / "whole"
         for folder, rows, queries in ((small, options.naive_rows, 10), (whole, options.rows, options.queries)):
             folder.mkdir()
-            make(folder, rows, options.dim, queries)
+            measure("make", folder, "--rows", rows, "--dim", options.dim, "--queries", queries)
         other = measure("naive", small)
         linked, step, planned = (measure(part, whole) for part in ("link", "draw", "plan"))
     scale = options.rows / options.naive_rows
