@@ -129,3 +129,18 @@ def test_queries_are_distinct_and_keep_all_their_images() -> None:
     assert queries.texts == ["x", "y", "z"]
     assert queries.right.tolist() == [[0, 0], [0, 1], [1, 0]]
     assert plain_queries(["x", "x"], pool).right.shape == (0, 2)
+
+
+def test_groups_are_parts_of_the_whole() -> None:
+    rng = np.random.default_rng(3)
+    base, tuned, gallery = drawn(rng, 30), drawn(rng, 30), drawn(rng, 40)
+    tuned[::3] = base[::3]
+    found = [find(vectors, lambda rows: gallery[rows], 40) for vectors in (base, tuned)]
+    texts, ids = [f"q{n}" for n in range(30)], [f"i{n}" for n in range(40)]
+    groups = ["tail" if n % 3 else "head" for n in range(30)]
+    result = churn(texts, found[0], found[1], ids, groups=groups)
+    assert list(result.groups) == ["head", "tail"]
+    assert result.groups["head"].overlap == 100 and result.groups["head"].first_image_changes == 0
+    whole = sum(group.queries * group.overlap for group in result.groups.values()) / 30
+    assert whole == pytest.approx(result.overlap, abs=0.01)
+    assert Churn.from_json(json.loads(json.dumps(result.as_json()))) == result
