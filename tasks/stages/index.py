@@ -7,6 +7,7 @@ by row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from paraclip.storage.features import IdIndex, write_index, write_links, write_shard
+from paraclip.storage.features import FeatureRows, IdIndex, write_index, write_links, write_shard
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.models import base_sources
 from paraclip.tasks.run.run import Missing, StageContext, find_missing, input_path, need
@@ -132,6 +133,9 @@ def body(ctx: StageContext) -> dict[str, Any]:
             write_shard(ctx.work.out, number, block / np.linalg.norm(block, axis=1, keepdims=True))
             counts.append(len(block))
         ctx.progress(start + len(block), len(index))
+    if files:
+        # Read, not mapped: a file system that keeps big pages maps megabytes around each row that is touched.
+        index = replace(index, features=FeatureRows(files, counts, normalized=False))
     compared = _compare(settings, index, clip)
     related = alignment(index, clip)
     if related < CHANCE:
