@@ -39,4 +39,4 @@ def test_a_benchmark_records_its_ratios(run: str, tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
-    assert {line["name"] for line in lines} == RUNS[run] and all(line["ratio"] > 0 for line in lines)
+    assert {line["name"] for line in lines} == RUNS[run] and all(line["value"] > 0 for line in lines)
