@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from record import arguments, record
+from record import arguments, in_fresh_process, record
 
 BLOCK = 65_536
 DRAWN, STEPS = 1024, 100
@@ -150,15 +148,6 @@ def _run(folder: Path):  # noqa: ANN202
 PARTS = {"link": link, "naive": naive, "draw": drawn, "plan": plan}
 
 
-def measure(part: str, folder: Path, *sizes: object) -> dict[str, float]:
-    """Run a part in a fresh process; the peak of memory is that of it and of its children."""
-    command = [sys.executable, __file__, "--part", part, "--folder", str(folder), *map(str, sizes)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(part, ", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
-    return found
-
-
 def main() -> None:
     """Measure and print one JSON line per figure."""
     parser = arguments(__doc__)
@@ -181,9 +170,9 @@ def main() -> None:
         small, whole = Path(temporary) / "small", Path(temporary) / "whole"
         for folder, rows, queries in ((small, options.naive_rows, 10), (whole, options.rows, options.queries)):
             folder.mkdir()
-            measure("make", folder, "--rows", rows, "--dim", options.dim, "--queries", queries)
-        other = measure("naive", small)
-        linked, step, planned = (measure(part, whole) for part in ("link", "draw", "plan"))
+            in_fresh_process(__file__, "make", folder, "--rows", rows, "--dim", options.dim, "--queries", queries)
+        other = in_fresh_process(__file__, "naive", small)
+        linked, step, planned = (in_fresh_process(__file__, part, whole) for part in ("link", "draw", "plan"))
     scale = options.rows / options.naive_rows
     against = f"the whole index in memory as float32, scaled up from {options.naive_rows:,} rows"
     record("index_link", linked["seconds"], "s", against, scale * other["seconds"] / linked["seconds"])

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from record import arguments, record
+from record import arguments, in_fresh_process, record
 
 from paraclip.storage.features import write_index, write_shard
 from paraclip_core.tables import FEATURE_INDEX
@@ -155,15 +153,6 @@ def wait(folder: Path) -> dict[str, float]:
 PARTS = {"spool": spool, "first": first, "naive": naive, "wait": wait}
 
 
-def measure(part: str, folder: Path) -> dict[str, float]:
-    """Run a part in a fresh process."""
-    command = [sys.executable, __file__, "--part", part, "--folder", str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(part, ", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
-    return found
-
-
 def main() -> None:
     """Measure and print one JSON line per figure."""
     parser = arguments(__doc__)
@@ -181,9 +170,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="paraclip-rows-") as temporary:
         small, whole = Path(temporary) / "small", Path(temporary) / "whole"
         make(small, options.naive_rows, options.dim)
-        other = measure("naive", small)["seconds"] * options.rows / options.naive_rows
+        other = in_fresh_process(__file__, "naive", small)["seconds"] * options.rows / options.naive_rows
         make(whole, options.rows, options.dim)
-        spooled, opened, waited = (measure(part, whole) for part in ("spool", "first", "wait"))
+        spooled, opened, waited = (in_fresh_process(__file__, part, whole) for part in ("spool", "first", "wait"))
     against = f"a list of Python rows, scaled up from {options.naive_rows:,}"
     record("loader_spool", spooled["rows_per_second"], "rows/s", against, other / spooled["seconds"])
     record("loader_first_batch", opened["seconds"], "s", against, other / opened["seconds"])

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +69,18 @@ def record(name: str, value: float, unit: str, against: str, ratio: float, bound
     with (RESULTS / f"{host}.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line)
+
+
+def in_fresh_process(script: str, part: str, folder: Path, *sizes: object) -> dict[str, float]:
+    """Run `script --part part --folder folder …` and return the JSON object that it prints last.
+
+    A process starts with its parent's peak of memory, so whoever measures one does nothing large itself.
+    """
+    command = [sys.executable, script, "--part", part, "--folder", str(folder), *map(str, sizes)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(part, ", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
+    return found
 
 
 def wait_as_stages_do() -> None:
