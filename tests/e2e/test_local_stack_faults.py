@@ -55,7 +55,7 @@ def test_a_run_outlives_its_killed_server_and_gets_it_back(tmp_path: Path) -> No
         os.kill(before["server"], signal.SIGKILL)
         eventually(lambda: not command_of(before["server"]), "the server does not end")
         output = serve_again(root, tmp_path)
-        assert f"started again at {api.url}" in output and of_stack(root, "paraclip.tasks.run.child") == [child]
+        assert f"starting it again at {api.url}" in output and of_stack(root, "paraclip.tasks.run.child") == [child]
         assert {**pids(root), "server": before["server"]} == before
         eventually(lambda: api.state(run) not in ("Running", "Pending"), "the run does not end")
         assert api.state(run) == "Completed" and api.call(f"flow_runs/{run}")["run_count"] == 1
