@@ -99,7 +99,7 @@ def _of_index(features: Path, ids: Path | None, queries: Path, base: str, name: 
     if counts.rejected:
         notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
     rows = round(counts.accepted * (1 - data["held_out"]) ** 2)
-    text = _head() + configuration(data, name, base, _engine(_server()), rows, _quoted)
+    text = _head() + configuration(data, name, base, _engine(_server(), FEW_SHOT), rows, _quoted)
     parse_settings(yaml.safe_load(text), f"the configuration for {features}")
     rejected = dict(counts.rejected)
     return text, {"queries": {"accepted": counts.accepted, "rejected": rejected}, "notes": notes}
@@ -198,7 +198,11 @@ def _file_engine(path: str) -> str:
     )
 
 
-def _engine(server: tuple[str, str] | None) -> str:
+PAPER = "prompts: paper  # the published ones, for models of a billion parameters and more"
+FEW_SHOT = "prompts: few-shot  # with examples; of short queries the published ones change the meaning"
+
+
+def _engine(server: tuple[str, str] | None, prompts: str = PAPER) -> str:
     """The server that answers, or the embedded model if it is installed; the other one as a comment."""
     model, address = server or ("Qwen/Qwen2.5-7B-Instruct", LOCAL_SERVER)
     small = "engine: openvino  # tries everything out; its paraphrases of photographs gain nothing"
@@ -206,7 +210,7 @@ def _engine(server: tuple[str, str] | None) -> str:
         "engine: openai",
         f"model: {_quoted(model)}",
         f"openai: {{base_url: {_quoted(address)}}}",
-        "prompts: paper  # the published ones, for models of a billion parameters and more",
+        prompts,
         "keep: 2  # a second paraphrase of a caption is worth about as much as another caption",
         "sampling: {temperature: 1.0, n: 2}",
     ]
