@@ -49,8 +49,12 @@ COMPUTED = {"tiny": TRAINED, "demo": ("paraphrase_1", "paraphrase_2", *TRAINED)}
 
 
 def processor() -> str:
-    """What rounds: the instruction set and torch's version."""
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch {torch.__version__.partition('+')[0]}"
+    """What rounds: the maker, for whose processors libraries have kernels of their own, the instruction sets, and
+    torch's version."""
+    about = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
+    maker = next(iter(re.findall(r"vendor_id\s*: (\w+)", about)), platform.machine())
+    matrices = "AMX " if "amx_tile" in about else ""
+    return f"{maker} {torch.backends.cpu.get_cpu_capability()} {matrices}torch {torch.__version__.partition('+')[0]}"
 
 
 def contents(run: Run) -> dict[str, dict[str, str]]:

@@ -228,7 +228,7 @@ def test_validation_rows_that_share_images_with_training_are_reported_and_refuse
         ("empty", "no captions in empty: empty is not a file"),
         ("columns", "its first line has 2 fields: 'Bild', 'Titel der Datei'. Name the one with the caption"),
         ("semicolons", "c.csv has no column with a usual name for captions or images; its first line has 'Bild'"),
-        ("quotes", "no header that names a caption (caption, TEXT, text, title, captions, query) and its first line has 2"),
+        ("quotes", "no header that names a caption (caption, TEXT, text, title, captions, query) and its first"),
         ("a quote", "not valid CSV in the record that begins at line 3"),
         ("no column", "a.csv (columns 'caption', 'rating') name no image, so nothing can be trained on"),
         ("vectors", "captions.txt name no image, so nothing can be trained on"),
