@@ -35,6 +35,8 @@ def test_every_metric_of_a_kind_can_rule_a_gate() -> None:
     assert lower == [
         "query_pairs/hard_negative_ao@10",
         "query_pairs/hard_negative_js@10",
+        "query_log/hard_negative_ao@10",
+        "query_log/hard_negative_js@10",
         "sugarcrepe/text_only_closeness",
     ]
 
