@@ -214,7 +214,8 @@ class IdIndex:
         whole = pa.chunked_array([ids]) if isinstance(ids, pa.Array) else ids
         # Large strings, because all ids together may have more than 2 GiB.
         chunks = whole.cast(pa.large_string()).chunks
-        self.ids = pa.concat_arrays(chunks) if chunks else pa.array([], pa.large_string())
+        # A single chunk is not copied.
+        self.ids = chunks[0] if len(chunks) == 1 else pa.concat_arrays([pa.array([], pa.large_string()), *chunks])
         hashes = _hashes(self.ids)
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
