@@ -9,12 +9,14 @@ import duckdb
 import pyarrow as pa
 
 from paraclip_core.paraphrase.step_tables import CONFIG, INPUT_COLUMNS
-from paraclip_core.tables import CAPTIONS
+from paraclip_core.tables import CAPTIONS, LOG_QUERIES
 
 MOST_IMAGES = 1000
 """Maximum number of images, each of which costs two requests."""
 STEP_1 = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
 """The rows that step 1 reads."""
+OF_LOG = pa.schema([*STEP_1, LOG_QUERIES.field("count"), LOG_QUERIES.field("frequency")])
+"""The same of a log."""
 # md5 is the same in every version of DuckDB, which its own hash is not.
 CHOSEN = """
     WITH trained AS (SELECT DISTINCT caption FROM parts WHERE split = 'train' AND $split <> 'train')
@@ -41,7 +43,7 @@ CHOSEN_OF_LOG = """
 """
 
 
-def choose_queries(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.Table:
+def choose_queries(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.RecordBatch:
     """Choose at most `most` queries of a log of a split, the likelier the more often they were asked.
 
     `parts` are Parquet files (schema `tables.QUERY_LOG`). Returns the columns that step 1 reads, with ``count`` and
@@ -50,7 +52,7 @@ def choose_queries(parts: Sequence[str], split: str, most: int = MOST_IMAGES) ->
     """
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
-        return con.sql(CHOSEN_OF_LOG, params={"split": split, "most": most}).to_arrow_table()
+        return _one_batch(con.sql(CHOSEN_OF_LOG, params={"split": split, "most": most}).to_arrow_table(), OF_LOG)
 
 
 def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.RecordBatch:
@@ -64,6 +66,9 @@ def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -
         return pa.RecordBatch.from_pylist([], schema=STEP_1)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
-        chosen = con.sql(CHOSEN, params={"split": split, "most": most}).to_arrow_table().cast(STEP_1)
-    (batch,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=STEP_1)]
+        return _one_batch(con.sql(CHOSEN, params={"split": split, "most": most}).to_arrow_table(), STEP_1)
+
+
+def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
+    (batch,) = table.cast(schema).combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
     return batch

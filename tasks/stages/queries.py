@@ -27,7 +27,7 @@ from paraclip.tasks.stages.paraphrase import (
 )
 from paraclip_core import tables
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.held_out import MOST_IMAGES, STEP_1, choose_captions, choose_queries
+from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions, choose_queries
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 
 NAME = "queries"
@@ -43,19 +43,15 @@ def chosen_captions(folder: Path, settings: Settings) -> pa.RecordBatch:
     parts = [str(path) for path in parquet_files(folder / "captions")]
     if settings.data.index is None:
         return choose_captions(parts, settings.evaluate.split)
-    chosen = choose_queries(parts, settings.evaluate.split).select(STEP_1.names).cast(STEP_1)
-    (batch,) = chosen.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=STEP_1)]
-    return batch
+    return choose_queries(parts, settings.evaluate.split)
 
 
-def _with_counts(queries: pa.Table, folder: Path, split: str) -> pa.Table:
-    """Paraphrased queries of a log with their counts (schema `tables.LOG_QUERIES`)."""
-    chosen = choose_queries([str(path) for path in parquet_files(folder / "captions")], split)
-    facts = dict(zip(chosen["caption_id"].to_pylist(), chosen.select(["count", "frequency"]).to_pylist(), strict=True))
-    mine = [facts[name] for name in queries["caption_id"].to_pylist()]
-    added = pa.Table.from_pylist(mine, schema=pa.schema([tables.LOG_QUERIES.field(n) for n in ("count", "frequency")]))
-    for name in added.column_names:
-        queries = queries.append_column(tables.LOG_QUERIES.field(name), added[name])
+def _with_counts(queries: pa.Table, chosen: pa.RecordBatch) -> pa.Table:
+    """Paraphrased queries of a log with the counts of the chosen ones (schema `tables.LOG_QUERIES`)."""
+    row_of = {name: row for row, name in enumerate(chosen["caption_id"].to_pylist())}
+    rows = pa.array([row_of[name] for name in queries["caption_id"].to_pylist()], pa.int64())
+    for name in ("count", "frequency"):
+        queries = queries.append_column(tables.LOG_QUERIES.field(name), chosen[name].take(rows))
     return queries
 
 
@@ -89,7 +85,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     queries = paraphrased.rename_columns([RENAMED.get(name, name) for name in tables.PARAPHRASES.names])
     written = queries.select(tables.QUERIES.names).cast(tables.QUERIES)
     if ctx.settings.data.index is not None:
-        written = _with_counts(written, ingested.path, ctx.settings.evaluate.split)
+        written = _with_counts(written, chosen)
     write_table(out / FILE, written)
     write_table(out / "rejects" / "part-00000.parquet", pa.Table.from_batches(rejects, tables.PARAPHRASE_REJECTS))
     return metrics | {"captions": chosen.num_rows, "accepted": queries.num_rows, "kept": queries.num_rows}
