@@ -55,6 +55,10 @@ class FileHashes:
             _remember(self._path, self._entries)
         return hashes
 
+    def of_place(self, path: Path) -> str:
+        """SHA-256 of a file, or ``folder:`` and the hash of a folder."""
+        return f"folder:{self.of_folder(path)}" if path.is_dir() else self.of([path])[str(path)]
+
     def of_folder(self, folder: Path) -> str:
         """Hash of the names and contents of all files below a folder, 32 hex digits; it does not depend on its place.
 

@@ -23,7 +23,7 @@ from paraclip.tasks.drift import check_drift
 from paraclip.tasks.log_checks import log_notices
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
-from paraclip.tasks.stages.index import ids_of, open_index
+from paraclip.tasks.stages.index import open_index
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
@@ -150,7 +150,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         notices = _language_notices(run, counts, folder) + unchecked
         if settings.data.index is not None:
             linked = _finished(run, "features")
-            ids = ids_of(open_index(settings)) if linked is None else FeatureStore(linked.path).ids
+            ids = open_index(settings)[1] if linked is None else FeatureStore(linked.path).ids
             notices += log_notices(settings, folder, ids)
             if planned:
                 notices += _query_notices(run, folder)

@@ -277,9 +277,7 @@ def _sources(run: Run) -> Mapping[str, str]:
     for source in settings.data.sources if settings.data.scenes is None else ():
         if source.images is None or f"images/{source.images}" in contents:
             continue
-        path = input_path(settings, source.images)
-        content = f"folder:{run.hashes.of_folder(path)}" if path.is_dir() else run.hashes.of([path])[str(path)]
-        contents[f"images/{source.images}"] = content
+        contents[f"images/{source.images}"] = run.hashes.of_place(input_path(settings, source.images))
     return contents
 
 

@@ -58,9 +58,7 @@ def sources(run: Run) -> Mapping[str, str]:
     for name, place in (("features", index.features), ("ids", index.ids)):
         if place is None:
             continue
-        path = input_path(settings, place)
-        content = f"folder:{run.hashes.of_folder(path)}" if path.is_dir() else run.hashes.of([path])[str(path)]
-        contents[f"index/{name}"] = content
+        contents[f"index/{name}"] = run.hashes.of_place(input_path(settings, place))
     return contents
 
 
@@ -82,8 +80,8 @@ def index_of(settings: Settings) -> IndexOptions:
     return settings.data.index
 
 
-def open_index(settings: Settings) -> ImageIndex:
-    """The index with its ids, which are distinct; of its features only the shape was checked."""
+def open_index(settings: Settings) -> tuple[ImageIndex, IdIndex]:
+    """The index, and its ids to look them up, which are distinct; of its features only the shape was checked."""
     from paraclip_core.clip.index import read_index
 
     about = index_of(settings)
@@ -92,18 +90,12 @@ def open_index(settings: Settings) -> ImageIndex:
     if (width := embedding_width(settings.model.base)) is not None:
         check_width(index, width, settings.model.base)
     try:
-        ids_of(index)
+        return index, IdIndex(pa.array(index.ids, pa.large_string()))
     except ValueError as error:
         raise InputError(
             f"{ids or index.source}: {_repeated(index.ids)}; expected a different id for each row, because a click on "
             "it could mean any"
         ) from error
-    return index
-
-
-def ids_of(index: ImageIndex) -> IdIndex:
-    """The ids of an index, to look them up; raises ValueError if one comes twice."""
-    return IdIndex(pa.array(index.ids, pa.large_string()))
 
 
 def _repeated(ids: Sequence[str]) -> str:
@@ -122,7 +114,7 @@ def body(ctx: StageContext) -> dict[str, Any]:
     from paraclip_core.clip.model import image_encoder_hash, pick_device
 
     settings = ctx.settings
-    index = open_index(settings)
+    index, _ = open_index(settings)
     clip = load_clip(settings.model.base, pick_device(settings.run.device))
     check_width(index, clip.embed_dim, settings.model.base)
     files = index_files(input_path(settings, index_of(settings).features))
