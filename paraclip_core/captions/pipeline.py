@@ -14,11 +14,10 @@ from paraclip_core.captions.counts import Outcome
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.captions.keys import Keys, KeySet, text_keys
 from paraclip_core.captions.options import DataOptions
-from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
+from paraclip_core.captions.rows import Problem, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
 from paraclip_core.captions.splits import split_name
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.errors import InputError
 
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What fixes a clash of image ids."""
@@ -56,15 +55,8 @@ class CaptionPipeline:
 
         With `on_error: skip` an unreadable file gives one reject without a row; the rows before the damage are kept.
         """
-        try:
-            for batch in read_source(file):
-                yield self._outcome(batch, file)
-        except InputError as error:
-            if self._options.on_error == "stop":
-                raise
-            # The path differs between machines, and equal inputs must give equal bytes.
-            detail = str(error).replace(str(file.path), file.name)
-            yield self._outcome(RowBatch(rejects=[Reject(None, "unreadable", detail)]), file)
+        for batch in read_source(file, self._options.on_error):
+            yield self._outcome(batch, file)
 
     def restore(self, accepted: pa.RecordBatch) -> None:
         """Remember captions that an earlier try accepted (columns caption_id, image_id, image_path, images, split)."""

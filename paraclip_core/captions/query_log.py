@@ -24,7 +24,6 @@ from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
 from paraclip_core.captions.splits import split_name
 from paraclip_core.captions.tokens import Tokenizer
-from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 
 BATCH = 8192
@@ -106,20 +105,11 @@ class QueryLog:
             con.execute(ROWS)
             con.execute("CREATE TABLE rejects (file BIGINT, row BIGINT, reason VARCHAR, detail VARCHAR, text VARCHAR)")
             for number, file in enumerate(self._files):
-                for batch in self._batches(file):
+                for batch in read_source(file, self._options.on_error):
                     self._store(con, batch, file, number)
             con.execute(DISTINCT)
             self._database = con
         return self._database
-
-    def _batches(self, file: SourceFile) -> Iterator[RowBatch]:
-        try:
-            yield from read_source(file)
-        except InputError as error:
-            if self._options.on_error == "stop":
-                raise
-            detail = str(error).replace(str(file.path), file.name)
-            yield RowBatch(rejects=[Reject(None, "unreadable", detail)])
 
     def _store(self, con: duckdb.DuckDBPyConnection, batch: RowBatch, file: SourceFile, number: int) -> None:
         batch.drop_undecodable()

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from paraclip_core.captions.formats import detect, named_format, read
 from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers import READERS
-from paraclip_core.captions.rows import RowBatch
+from paraclip_core.captions.rows import Reject, RowBatch
 from paraclip_core.captions.splits import configured_split, shard_split
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paths import below, expand
@@ -49,10 +50,20 @@ class SourceFile:
         return named or configured_split(self.options.split)
 
 
-def read_source(file: SourceFile) -> Iterator[RowBatch]:
-    """Yield the rows of a source file in batches."""
-    form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
-    return read(file.path, file.options, form)
+def read_source(file: SourceFile, on_error: Literal["stop", "skip"] = "stop") -> Iterator[RowBatch]:
+    """Yield the rows of a source file in batches.
+
+    With `skip` an unreadable file gives one reject without a row; the rows before the damage are kept.
+    """
+    try:
+        form = detect(file.path) if file.form == "unknown" and file.path.is_file() else file.form
+        yield from read(file.path, file.options, form)
+    except InputError as error:
+        if on_error == "stop":
+            raise
+        # The path differs between machines, and equal inputs must give equal bytes.
+        detail = str(error).replace(str(file.path), file.name)
+        yield RowBatch(rejects=[Reject(None, "unreadable", detail)])
 
 
 def list_files(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
