@@ -19,6 +19,7 @@ from paraclip.flows.commands.init_index import (
     configuration,
     data_options,
     looked_at,
+    small_batch,
 )
 from paraclip_core.captions.counts import bare_rows, listed_reasons
 from paraclip_core.captions.options import USUAL_WORDS
@@ -28,9 +29,10 @@ from paraclip_core.settings import parse_settings, shipped_configs
 if TYPE_CHECKING:
     from paraclip_core.captions.survey import Survey
 
-SMALL_BATCH = 8
 LOCAL_SERVER = "http://127.0.0.1:8000/v1"
 """Where `vllm serve` listens."""
+PAPER = "prompts: paper  # the published ones, for models of a billion parameters and more"
+FEW_SHOT = "prompts: few-shot  # with examples; of short queries the published ones change the meaning"
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see dev/log."""
 
@@ -198,10 +200,6 @@ def _file_engine(path: str) -> str:
     )
 
 
-PAPER = "prompts: paper  # the published ones, for models of a billion parameters and more"
-FEW_SHOT = "prompts: few-shot  # with examples; of short queries the published ones change the meaning"
-
-
 def _engine(server: tuple[str, str] | None, prompts: str = PAPER) -> str:
     """The server that answers, or the embedded model if it is installed; the other one as a comment."""
     model, address = server or ("Qwen/Qwen2.5-7B-Instruct", LOCAL_SERVER)
@@ -253,7 +251,7 @@ def _training(overview: Survey, base: str) -> str:
     from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
 
     rows, usual, tuning = overview.counts.splits["train"], BuiltInBaseOptions(), FinetuneOptions()
-    few = max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1)
+    few = small_batch(rows)
     batch, text = min(usual.batch_size, few), ""
     # A batch has no caption twice.
     if base == "built-in" and (passes := round(BASE_STEPS * min(batch, rows) / max(rows, 1))) > usual.epochs:

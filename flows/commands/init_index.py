@@ -17,6 +17,14 @@ MANY_QUERIES = 10_000
 """Queries of which a tenth is as many as an evaluation paraphrases."""
 
 
+SMALL_BATCH = 8
+
+
+def small_batch(rows: int) -> int:
+    """A batch size for few rows, of which an epoch would otherwise be a handful of steps."""
+    return max(SMALL_BATCH, 1 << max(rows // 4, 1).bit_length() - 1)
+
+
 def check_arguments(features: Path | None, ids: Path | None, queries: Path | None, base: str, captions: bool) -> None:
     """Check that the options for an index are complete and go together."""
     if features is None or queries is None:
@@ -36,7 +44,7 @@ def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
     """Read the log and the ids of the index; returns the counts of queries and notices for the user."""
     from paraclip.storage.parquet import PartWriter
     from paraclip.tasks.log_checks import log_notices
-    from paraclip.tasks.stages.index import ids_of, open_index
+    from paraclip.tasks.stages.index import open_index
     from paraclip_core import tables
     from paraclip_core.captions.counts import Counts
     from paraclip_core.captions.query_log import QueryLog
@@ -55,7 +63,7 @@ def looked_at(settings: Settings) -> tuple[Counts, list[str]]:
         writer.close()
         if not counts.accepted:
             raise ConfigError(f"{settings.data.sources[0].path} has no query that can be used: {dict(counts.rejected)}")
-        return counts, log_notices(settings, folder, ids_of(open_index(settings)))
+        return counts, log_notices(settings, folder, open_index(settings)[1])
 
 
 def data_options(features: Path, ids: Path | None, queries: Path, share: float) -> dict[str, Any]:
@@ -68,7 +76,7 @@ def configuration(data: dict[str, Any], name: str, base: str, engine: str, rows:
     """The configuration as YAML, without its head; `engine` has the lines below `paraphrase`."""
     index, source = data["index"], data["sources"][0]
     ids = f"    ids: {quoted(index['ids'])}  # one for each row, in the same order\n" if "ids" in index else ""
-    batch = 1 << max(rows // 4, 8).bit_length() - 1
+    batch = small_batch(rows)
     small = f"  batch_size: {batch}  # of {rows:,} queries; usually 256\n" if batch < 256 else ""
     return (
         f"name: {quoted(name)}  # of the run; search, export and promote go by it\n"
