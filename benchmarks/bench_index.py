@@ -17,9 +17,13 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from record import arguments, in_fresh_process, record
+
+if TYPE_CHECKING:
+    from paraclip.tasks.run.run import Run
 
 BLOCK = 65_536
 DRAWN, STEPS = 1024, 100
@@ -138,7 +142,7 @@ def plan(folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began}
 
 
-def _run(folder: Path):  # noqa: ANN202
+def _run(folder: Path) -> Run:
     from paraclip.tasks.run.run import Run
     from paraclip_core.settings import load_settings
 

@@ -141,8 +141,8 @@ def main() -> None:
         return sum(figures[name] - of_base[name] for name in felt) / len(felt)
 
     gains = [gain(figures) for figures in results]
-    kept = " retention | held-out AO@10 |" if of_log else ""
-    print(f"| rule | candidate | α | criterion | {' | '.join(names)} | regret |{kept}")
+    more = " retention | held-out AO@10 |" if of_log else ""
+    print(f"| rule | candidate | α | criterion | {' | '.join(names)} | regret |{more}")
     print(f"|---|---|---|---|{'---|' * len(names)}---|{'---|---|' if of_log else ''}")
 
     def row(rule: str, place: int) -> None:

@@ -74,13 +74,13 @@ def record(name: str, value: float, unit: str, against: str, ratio: float, bound
 def in_fresh_process(script: str, part: str, folder: Path, *sizes: object) -> dict[str, float]:
     """Run `script --part part --folder folder …` and return the JSON object that it prints last.
 
-    A process starts with its parent's peak of memory, so whoever measures one does nothing large itself.
+    A process inherits its parent's peak of memory, so a script that measures peaks must not use much itself.
     """
     command = [sys.executable, script, "--part", part, "--folder", str(folder), *map(str, sizes)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    print(part, ", ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
-    return found
+    figures = json.loads(done.stdout.splitlines()[-1])
+    print(part, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()), flush=True)
+    return figures
 
 
 def wait_as_stages_do() -> None:

@@ -65,14 +65,14 @@ def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
     if settings.data.index is not None and settings.data.index.images is None:
         notices.append("the index is taken on trust: name its images in data.index.images to compare a sample")
     if clicked:
-        found = ids.find(pa.array(clicked, pa.string()))
-        if not (found >= 0).any():
+        rows = ids.find(pa.array(clicked, pa.string()))
+        if not (rows >= 0).any():
             raise InputError(
                 f"none of {len(clicked):,} clicked images is in the index: the log names "
                 f"{clicked[0][:80]!r}, the index {ids.ids[0].as_py()[:80]!r}; expected the same ids in "
                 "both (data.index.ids, column image of the log)"
             )
-        if missing := int((found < 0).sum()):
+        if missing := int((rows < 0).sum()):
             notices.append(f"{missing:,} of {len(clicked):,} clicked images are not in the index and count as unknown")
     if share and share >= NOTICED_SHARE:
         examples = ", ".join(repr(text[:60]) for text in cut[:SHOWN])

@@ -394,8 +394,12 @@ def _measured(rows: Sequence[Row]) -> str:
 
 def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
     """The rows of a rule's metric or, if it was not measured, of its stand-in, unless another rule covers that."""
-    new = next(((old, names) for old, names in STAND_INS.items() if rule.startswith(old)), ("", ()))
-    stand_ins = [rule.replace(new[0], name, 1) for name in new[1]]
+    stand_ins = [
+        rule.replace(prefix, name, 1)
+        for prefix, names in STAND_INS.items()
+        if rule.startswith(prefix)
+        for name in names
+    ]
     measured = {row.rule for row in rows}
     named = next((name for name in (rule, *stand_ins) if name in measured), rule)
     return [row for row in rows if row.rule == named and (named == rule or named not in others)]

@@ -145,12 +145,10 @@ def _score(point: Point) -> float:
 
 def _changed(point: Point, retention: float | None) -> str:
     """How little of the base's first images a point keeps; or empty."""
-    kept = point.validation.figures[OVERLAP]
-    return (
-        ""
-        if retention is None or not point.alpha or kept >= retention
-        else f"{kept:.0f} % of the base's first images stay"
-    )
+    overlap = point.validation.figures[OVERLAP]
+    if retention is None or not point.alpha or overlap >= retention:
+        return ""
+    return f"{overlap:.0f} % of the base's first images stay"
 
 
 def lost_recall(point: Point, base: Validation) -> str:

@@ -95,20 +95,19 @@ def measure(clip: ClipModel, held_out: ValidationSet) -> Validation:
     k = min(K, max(1, images // 2))
     found, parts = _rank(clip, held_out.captions, held_out.gallery, k), dict[str, Parts]()
 
-    def note(name: str, values: NDArray[np.floating], clusters: NDArray[np.int64], known: NDArray[np.bool_]) -> None:
-        if known.any():
-            parts[name] = _by_cluster(values[known], clusters[known], held_out.count)
+    def note(name: str, values: NDArray[np.floating], clusters: NDArray[np.int64], counted: NDArray[np.bool_]) -> None:
+        if counted.any():
+            parts[name] = _by_cluster(values[counted], clusters[counted], held_out.count)
 
-    known = held_out.targets >= 0
-    note(RECALL, recall_at_k(found, held_out.targets, k), held_out.clusters, known)
+    note(RECALL, recall_at_k(found, held_out.targets, k), held_out.clusters, held_out.targets >= 0)
     if held_out.first is not None and held_out.second is not None and len(held_out.first) and images > 1:
         assert held_out.pair_targets is not None
         first = _rank(clip, held_out.first, held_out.gallery, k)
         second = _rank(clip, held_out.second, held_out.gallery, k)
-        every, known = np.ones(len(second), np.bool_), held_out.pair_targets >= 0
+        every, has_target = np.ones(len(second), np.bool_), held_out.pair_targets >= 0
         note(AO, average_overlap(first, second, k), held_out.pair_clusters, every)
         note(JS, jaccard(first, second, k), held_out.pair_clusters, every)
-        note(PARAPHRASE_RECALL, recall_at_k(second, held_out.pair_targets, k), held_out.pair_clusters, known)
+        note(PARAPHRASE_RECALL, recall_at_k(second, held_out.pair_targets, k), held_out.pair_clusters, has_target)
     return _summed(parts, found)
 
 

@@ -118,9 +118,7 @@ class SearchEngine:
             if like is not None:
                 vectors = list(self.searcher.rows(np.full(len(asked), like)))
             else:
-                vectors = [
-                    mean_features(partial(encode_texts, self._model(one.alpha)), [one.texts])[0] for one in asked
-                ]
+                vectors = [self._vector(one) for one in asked]
             if right or wrong:
                 marked = [self.searcher.rows(np.array(rows, np.int64)) for rows in (right, wrong)]
                 vectors = [refine(vector, *marked) for vector in vectors]

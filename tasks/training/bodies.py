@@ -13,7 +13,6 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +109,6 @@ def _prepare_base(ctx: StageContext) -> Tuning:
     rows = _spooled(ctx, (CAPTION,), caption_rows(captions, images, counts=counts, keep=held_out.trains), counts)
     chosen = {name: getattr(settings.built_in_base, name) for name in ("epochs", "batch_size", "learning_rate")}
     shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
-    validate = partial(measure, clip, validation)
     job = _job(
         ctx,
         clip,
@@ -119,7 +117,7 @@ def _prepare_base(ctx: StageContext) -> Tuning:
         image_keys=images.keys,
         pairs=(Pair(IMAGE, CAPTION),),
         options=TrainingOptions(**chosen, **shared),
-        validate=lambda: validate().figures,
+        validate=lambda: measure(clip, validation).figures,
         keep_best=RECALL if held_out.ranks else None,
     )
     return Tuning(job, encoder, validation)

@@ -89,17 +89,17 @@ def measure(log: LogQueries, pool: ImagePool, encoder: Encoder) -> Measured:
     pairs = [QueryPair(query, other) for query, other in zip(log.queries, log.paraphrased, strict=True)]
     measured = measure_pairs([*pairs, *hard_negatives(log.queries)], pool, encoder)
     targets = pool.find([image or "" for image in log.clicked])
-    known = np.flatnonzero(targets >= 0)
+    clicks = np.flatnonzero(targets >= 0)
     samples = dict(measured.samples)
     # With a single clicked image there is no interval.
-    if len(np.unique(targets[known])) > 1:
+    if len(np.unique(targets[clicks])) > 1:
         for side, ranked in zip(SIDES, measured.ranked.values(), strict=True):
-            samples |= _found(side, ranked[: len(pairs)][known], targets[known])
+            samples |= _found(side, ranked[: len(pairs)][clicks], targets[clicks])
     notes = {
         **measured.notes,
         "hard_negatives_by": "rules: a negation, or the last word of another query",
         "queries": len(pairs),
-        "queries_with_a_known_click": len(known),
+        "queries_with_a_known_click": len(clicks),
     }
     return Measured(samples, notes, measured.ranked)
 
