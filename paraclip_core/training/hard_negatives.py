@@ -3,8 +3,8 @@
 Training on paraphrases also draws together what only looks alike ("a dog is running", "a dog is not running"). Each
 epoch draws one of two kinds for each caption:
 
-- a negation: ``not`` after ``is`` or ``are``, ``no`` in place of ``a``, ``an`` or ``some``, or ``there is no`` before
-  the caption, in place of an article that it begins with;
+- a negation: ``not`` after ``is`` or ``are``, ``no`` in place of ``a``, ``an`` or ``some``, ``without`` in place of
+  ``with`` or the reverse, or ``there is no`` before the caption, in place of an article that it begins with;
 - a swap: a token replaced by another one that stands between the same two tokens in another training caption.
 
 A caption that allows only one kind gets that one, and ``there is no`` if it allows neither. Rows store tokens, not
@@ -33,9 +33,10 @@ SWAP_CHUNK = 1 << 16
 TOKEN_BITS = 20
 """Bits of a token in a key of three; no vocabulary has a million tokens."""
 VERBS, ARTICLES = ("is", "are"), ("a", "an", "some")
-PHRASES = ("not", "no", "no", "No", "there is no", "There is no")
-"""What negations insert: the first two within a text, the others at its beginning."""
-NOT, NO, OPENING_NO, OPENING_THERE = 0, 1, 2, 4
+PREPOSITIONS = ("with", "without")
+PHRASES = ("not", "no", "without", "with", "no", "No", "there is no", "There is no")
+"""What negations insert: the first four within a text, the others at its beginning."""
+NOT, NO, WITHOUT, WITH, OPENING_NO, OPENING_THERE = 0, 1, 2, 3, 4, 6
 Ids: TypeAlias = NDArray[np.int64]
 Draws: TypeAlias = NDArray[np.uint64]
 
@@ -51,6 +52,8 @@ class Vocabulary:
     """``is`` and ``are`` within a text, as far as they are single tokens."""
     articles: Ids
     """``a``, ``an`` and ``some`` within a text."""
+    prepositions: tuple[Ids, Ids]
+    """``with`` and ``without`` within a text, each empty if it is several tokens."""
     opening: tuple[Ids, Ids]
     """The articles at the beginning of a text, in small letters and with a capital."""
     phrases: Ragged
@@ -90,6 +93,7 @@ def vocabulary(tokenize: Callable[[Sequence[str]], Ragged], context_length: int)
     return Vocabulary(
         verbs=single(within(VERBS)),
         articles=single(within(ARTICLES)),
+        prepositions=(single(within(PREPOSITIONS[:1])), single(within(PREPOSITIONS[1:]))),
         opening=(single(at_beginning(ARTICLES)), single(at_beginning([word.capitalize() for word in ARTICLES]))),
         phrases=Ragged.from_lists([*within(PHRASES[:OPENING_NO]), *at_beginning(PHRASES[OPENING_NO:])], np.int64),
         begin=begin,
@@ -189,25 +193,28 @@ class HardNegatives:
         negated = np.append(values[1:], -1) == words.phrases.values[0]
         verbs = inner & room & np.isin(values, words.verbs) & ~negated
         articles = inner & np.isin(values, words.articles)
+        having, lacking = (inner & np.isin(values, ids) for ids in words.prepositions)
         opening = np.where(first < stop, np.append(values, -1)[first], -1)
         small, capital = (np.isin(opening, ids) for ids in words.opening)
         opens = small | capital
         articles[first[opens]] = True
         verb, has_verb = _nth(verbs, captions.offsets, place)
         article, has_article = _nth(articles, captions.offsets, place)
+        preposition, has_preposition = _nth(having | lacking, captions.offsets, place)
         # Of the rules that a caption allows each is as likely; the last is always allowed.
-        allowed = np.stack([has_verb, has_article, np.ones(len(captions), bool)])
+        allowed = np.stack([has_verb, has_article, has_preposition, np.ones(len(captions), bool)])
         wanted = (rule % allowed.sum(0).astype(np.uint64)).astype(np.int64)
         number = (np.cumsum(allowed, axis=0) <= wanted).sum(0)
-        by_verb, by_article = number == 0, number == 1
+        rules = [number == 0, number == 1, number == 2]
         case = (capital & ~small).astype(np.int64)
         no = np.where(article == first, OPENING_NO + case, NO)
+        other = np.where(np.append(lacking, False)[preposition], WITH, WITHOUT)
         edits = _Edits(
-            at=np.where(by_verb, verb + 1, np.where(by_article, article, first)),
-            removed=(~by_verb & (by_article | opens)).astype(np.int64),
-            inserted=np.where(by_verb, NOT, np.where(by_article, no, OPENING_THERE + case)),
+            at=np.select(rules, [verb + 1, article, preposition], first),
+            removed=np.select(rules, [False, True, True], opens).astype(np.int64),
+            inserted=np.select(rules, [NOT, no, other], OPENING_THERE + case),
         )
-        return edits, has_verb | has_article
+        return edits, has_verb | has_article | has_preposition
 
     def _swaps(self, captions: Ragged, place: Draws, choice: Draws) -> tuple[_Edits, Ids, NDArray[np.bool_]]:
         """A token of each caption to replace, the token in its place, and whether there is one."""

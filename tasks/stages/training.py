@@ -60,7 +60,7 @@ BUILT_IN_BASE = Stage(
 
 FINETUNE = Stage(
     name="finetune",
-    version=10,
+    version=11,
     inputs=_finetune_inputs,
     options=lambda run: _options(run.settings),
     body="paraclip.tasks.training.bodies:finetune",

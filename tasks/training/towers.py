@@ -29,7 +29,7 @@ from paraclip_core.training.options import Candidate
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
 
-TOWER, VERSION = "tower", 1
+TOWER, VERSION = "tower", 2
 WEIGHTS, LOG = "tower.safetensors", "training_log.jsonl"
 
 

@@ -73,8 +73,10 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarra
 def tiny_vocabulary() -> Vocabulary:
     """A vocabulary in which the words of negations are the tokens from 400 to 479."""
     ids = np.arange(400, 480).reshape(4, 20)
-    phrases = Ragged.from_lists([[400], [401], [401], [401], [402, 403, 401], [402, 403, 401]], np.int64)
-    return Vocabulary(ids[0], ids[1], (ids[2], ids[3]), phrases, 1, 1, 24)
+    phrases = [[400], [401], [404], [405], [401], [401], [402, 403, 401], [402, 403, 401]]
+    return Vocabulary(
+        ids[0], ids[1], (ids[1, :1], ids[1, 1:2]), (ids[2], ids[3]), Ragged.from_lists(phrases, np.int64), 1, 1, 24
+    )
 
 
 def tiny_hard_negatives(rows: TrainingRows, seed: int = 0) -> HardNegatives:

@@ -19,7 +19,7 @@ from paraclip_core.training import hard_negatives
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table, vocabulary
 
-WORDS = ("a", "an", "some", "the", "is", "are", "not", "no", "there", "dog", "cat", "men", "running", "on", "zebra")
+WORDS = ("a", "an", "some", "the", "is", "are", "not", "no", "there", "dog", "cat", "men", "running", "with", "without", "zebra")
 CAPTIONS = [
     "a dog is running",
     "A dog is barking",
@@ -69,6 +69,8 @@ def negations(caption: str, length: int = CONTEXT_LENGTH) -> set[str]:
             made.append([*words[: at + 1], "not", *words[at + 1 :]])
         if word in ("a", "an", "some"):
             made.append([*words[:at], "no", *words[at + 1 :]])
+        if at and word in ("with", "without"):
+            made.append([*words[:at], "without" if word == "with" else "with", *words[at + 1 :]])
     made.append(["there", "is", "no", *words[words[:1] in (["a"], ["an"], ["some"]) :]])
     return {" ".join(one[: length - 2]) for one in made}
 

@@ -1,0 +1,56 @@
+"""Pairs for `query_pairs` whose hard negatives are written in different ways: like the rules of training, or not.
+
+`python benchmarks/negation_forms.py DATA -o FOLDER`; DATA has `sts/sick` and `flickr8k/dataset_flickr8k.json`. The
+contradictions of SICK are divided into `sick_rules` (*not*, *no*), `sick_nobody` (*nobody* and other words of
+negation) and `sick_words` (no negation, as *hitting* against *missing*); of Flickr8k's captions in the split `val`,
+`without` replaces *with a* by *without a*, and `nobody` the person at the beginning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from paraclip_core.evaluation.benchmarks import query_pairs
+
+LIKE_RULES = re.compile(r"\b(?:no|not|isn't|aren't)\b", re.IGNORECASE)
+OTHER_NEGATIONS = re.compile(r"\b(?:nobody|without|none|never|neither|nor|nothing|doesn't|don't)\b", re.IGNORECASE)
+WITH = re.compile(r"\bwith (?=(?:an?|his|her|their) )", re.IGNORECASE)
+SOMEBODY = re.compile(r"^(?:A|The|Two|Three) (?:\w+ )?(?:man|woman|person|boy|girl|people|men|women) (?:is|are)\b")
+
+
+def form(query: str, hard_negative: str) -> str:
+    """The way in which a contradiction differs from its query."""
+    for name, words in (("sick_nobody", OTHER_NEGATIONS), ("sick_rules", LIKE_RULES)):
+        if bool(words.search(query)) != bool(words.search(hard_negative)):
+            return name
+    return "sick_words"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    options = parser.parse_args()
+    pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for query, other, kind in query_pairs.read(options.data / "sts" / "sick"):
+        if kind == "hard_negative":
+            pairs[form(query, other)].append((query, other))
+    images = json.loads((options.data / "flickr8k" / "dataset_flickr8k.json").read_text())["images"]
+    for caption in (text["raw"] for image in images if image["split"] == "val" for text in image["sentences"]):
+        without, nobody = WITH.sub("without ", caption, count=1), SOMEBODY.sub("Nobody is", caption)
+        for name, other in (("without", without), ("nobody", nobody)):
+            if other != caption:
+                pairs[name].append((caption, other))
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, rows in pairs.items():
+        lines = [json.dumps({"query": query, "hard_negative": other}) + "\n" for query, other in rows]
+        (options.output / f"{name}.jsonl").write_text("".join(lines))
+        print(f"{name}: {len(rows)} pairs, such as {rows[len(rows) // 2]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What a few captioned images gain: runs over growing numbers of them, from the same base.
+
+    python benchmarks/small_data.py --paraphrases FILE --base local-dir:FOLDER [--images 300 1000 2300] [--seeds 3]
+
+PARACLIP_DATA names a folder with `flickr8k` and `sts/sick`. FILE is a table of `caption`, `paraphrase_1` and
+`paraphrase_2`, the engine `file`'s. Each run has so many images of the training split, the first caption of each that
+FILE paraphrases, and all of the split `val` to measure on; recipe, learning rate and α are chosen among the defaults,
+for the control as well. FOLDER is an exported base, which no run tunes further. Prints the rows of the table in
+docs/results.md.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from record import arguments, data_folder
+
+import paraclip
+from paraclip_core.settings import parse_settings
+
+SHOWN = (("sick", "ao@10"), ("sick", "margin"), ("retrieval", "text_to_image_recall@10"))
+
+
+def caption_rows(flickr: Path, paraphrases: Path, images: int) -> list[dict[str, str]]:
+    """A caption each of `images` training images, the same ones for a smaller number, and all captions of `val`."""
+    known = set(pq.read_table(paraphrases, columns=["caption"])["caption"].to_pylist())
+    described = json.loads((flickr / "dataset_flickr8k.json").read_text())["images"]
+    rows: dict[str, list[dict[str, str]]] = {"train": [], "val": []}
+    for image in described:
+        if image["split"] in rows:
+            captions = [text["raw"] for text in image["sentences"]]
+            chosen = [text for text in captions if text in known][:1] if image["split"] == "train" else captions
+            rows[image["split"]] += [
+                {"image": image["filename"], "caption": text, "split": image["split"]} for text in chosen
+            ]
+    random.Random(0).shuffle(rows["train"])
+    if len(rows["train"]) < images:
+        raise SystemExit(f"{paraphrases} paraphrases captions of {len(rows['train'])} images, not {images}")
+    return rows["train"][:images] + rows["val"]
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--paraphrases", type=Path, required=True)
+    parser.add_argument("--base", required=True, help="for example local-dir:FOLDER")
+    parser.add_argument("--images", type=int, nargs="+", default=[300, 1000, 2300])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--root", type=Path, default=Path("runs/small-data"))
+    options = parser.parse_args()
+    flickr, sts = data_folder("flickr8k"), data_folder("sts")
+    if flickr is None or sts is None:
+        raise SystemExit("set PARACLIP_DATA to a folder with flickr8k and sts/sick")
+    options.root.mkdir(parents=True, exist_ok=True)
+    for images in options.images:
+        captions = options.root.resolve() / f"captions-{images}.jsonl"
+        rows = caption_rows(flickr, options.paraphrases, images)
+        captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        for seed in range(options.seeds):
+            settings = {
+                "name": f"images-{images}-seed-{seed}",
+                "data": {
+                    "root": str(flickr.resolve()),
+                    "max_words": 30,
+                    "sources": [{"path": str(captions), "images": "images_128.tar"}],
+                },
+                "paraphrase": {"engine": "file", "file": {"path": str(options.paraphrases.resolve())}},
+                "model": {"base": options.base},
+                "finetune": {"seed": seed},
+                "evaluate": {
+                    "split": "val",
+                    "queries": None,
+                    "control": True,
+                    "gate": {
+                        "metric": "query_pairs/ao@10",
+                        "max_drop": {"query_pairs/margin": 1.0, "retrieval/text_to_image_recall@10": 1.0},
+                    },
+                    "benchmarks": [
+                        {"name": "sick", "kind": "query_pairs", "path": str(sts.resolve() / "sick")},
+                        {"name": "retrieval", "kind": "retrieval"},
+                    ],
+                },
+                "run": {"root": str(options.root)},
+            }
+            summary = paraclip.run(parse_settings(settings), lambda progress: None).summary
+            assert summary is not None
+            gains = [f"{summary['deltas'][name][metric]:+.2f}" for name, metric in SHOWN]
+            over, low, high = summary["over_control"]["sick"]["ao@10"]
+            kept = summary["churn"]["overlap@10"]
+            cells = [
+                images,
+                seed,
+                *gains,
+                f"{over:+.2f} [{low:+.2f}, {high:+.2f}]",
+                f"{kept:.0f} %",
+                summary["verdict"],
+            ]
+            print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
