@@ -2,8 +2,9 @@
 
     python benchmarks/agreement_figure.py SUMMARY… -o docs/agreement.svg
 
-SUMMARY are the `summary.json` of finished runs that differ in their seed, with SICK's pairs as the benchmark `sick` and
-a control. Small dots are runs, large ones their means.
+SUMMARY are the `summary.json` of finished runs that differ in their seed, with a control and SICK's pairs as
+benchmarks: `sick`, and of its contradictions `sick_rules` and `sick_words` (negation_forms.py).
+Small dots are runs, large ones their means.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from statistics import fmean
 
 from record import arguments
 
-WIDTH, HEIGHT = 860, 250
-LEFT, RIGHT, AXIS = 236, 830, 196
+WIDTH, HEIGHT = 860, 326
+LEFT, RIGHT, AXIS = 236, 830, 272
 ROWS = (
-    ("ao@10", "same meaning", "“a kid on a swing”, “child swinging”", "should agree more"),
-    ("hard_negative_ao@10", "contradiction", "“a dog runs”, “no dog runs”", "should agree less"),
+    ("sick", "ao@10", "same meaning", "“a kid on a swing”, “child swinging”", "should agree more"),
+    ("sick_rules", "hard_negative_ao@10", "negation", "“a dog is running”, “no dog is running”", "should agree less"),
+    ("sick_words", "hard_negative_ao@10", "another word", "“running indoors”, “running outdoors”", "should agree less"),
 )
 COLORS = {"base": "#52606d", "control": "#9aa5b1", "tuned": "#0f766e"}
 LABELS = {"base": "base", "control": "control: trained without paraphrases", "tuned": "tuned with paraphrases"}
@@ -48,13 +50,13 @@ def drawn(summaries: Sequence[dict], low: float, high: float) -> Iterator[str]:
         yield f'<circle cx="{x}" cy="20" r="6" fill="{COLORS[model]}"/>'
         yield text(x + 12, 24, label)
         x += 42 + 7 * len(label)
-    for number, (metric, name, example, wish) in enumerate(ROWS):
+    for number, (benchmark, metric, name, example, wish) in enumerate(ROWS):
         y = 72 + number * 76
         yield text(16, y + 4, name, size=15)
         yield text(16, y + 21, example, "#52606d", 11)
-        yield text(16, y + 36, wish, "#0f766e", 11)
+        yield text(16, y + 36, wish, "#52606d", 11)
         for line, model in enumerate(LABELS):
-            values = [summary["models"][model]["sick"][metric] for summary in summaries]
+            values = [summary["models"][model][benchmark][metric] for summary in summaries]
             mean, height = fmean(values), y - 4 + STEP * line
             yield f'<path d="M{at(min(values)):.1f} {height}H{at(max(values)):.1f}" stroke="{COLORS[model]}"/>'
             yield from (f'<circle cx="{at(v):.1f}" cy="{height}" r="2.5" fill="{COLORS[model]}"/>' for v in values)
@@ -69,7 +71,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     summaries = [json.loads(path.read_text()) for path in options.summaries]
-    values = [run["models"][model]["sick"][metric] for run in summaries for model in LABELS for metric, *_ in ROWS]
+    values = [run["models"][model][name][metric] for run in summaries for model in LABELS for name, metric, *_ in ROWS]
     low, high = 5 * (min(values) // 5), 5 * (max(values) // 5 + 1)
     said = f"Agreement on paraphrases and contradictions before and after tuning, {len(summaries)} seeds"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
