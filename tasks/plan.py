@@ -20,6 +20,7 @@ from paraclip.tasks.steps_left import StepLeft, look_up, queries_left, steps_lef
 from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
+from paraclip_core.evaluation.measured_gains import what_others_saw
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
@@ -123,7 +124,7 @@ def plan_run(run: Run) -> RunPlan:
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
     few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid)
-    notes += filter(None, [few, _loss_note(run.settings.model.base)])
+    notes += filter(None, [few, what_others_saw(pairs) if pairs else None, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
     asking = {stage.stage for stage in stages if stage.requests}

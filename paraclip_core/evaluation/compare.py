@@ -30,6 +30,9 @@ STAND_INS = {
 """Prefixes of rules → their stand-ins, of which the first that was measured counts.
 
 Overlaps alone prove nothing: they are complete if a model returns the same images for every text."""
+SLIGHT = 0.5
+"""Points of the gate's metric below the base from which a control shows nothing: what is gained over it is larger than
+what is gained over the base by as much."""
 HEADLINE = "paraphrased_query_text_to_image_recall@10"
 """The metric that a verdict begins with."""
 COLLAPSE = (
@@ -260,9 +263,10 @@ def _amount(row: Row) -> str:
 def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[Row], gate: GateRule) -> Comparison:
     """Add the control to a comparison: the gain over the caption-only control is what the paraphrases are worth.
 
-    A control that fell below the base shows nothing. One that beats the tuned model turns the verdict to `hold`, since
-    captions only are the better and cheaper choice; with `gate.over_control` so does a gain over the control that is
-    not significant. `over` compares control and tuned model, `control` base and control.
+    A control that fell below the base by more than :data:`SLIGHT` points shows nothing. One that beats the tuned model
+    turns the verdict to `hold`, since captions only are the better and cheaper choice; with `gate.over_control` so does
+    a gain over the control that is not significant. `over` compares control and tuned model, `control` base and
+    control.
     """
     comparison = replace(comparison, over_control=tuple(over), control=tuple(control))
     gains, verdict = _ruled(over, gate.metric), comparison.verdict
@@ -271,7 +275,8 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     text = f"over the caption-only control {', '.join(map(_shown, gains))}"
     # A margin also falls if hard negatives agree more, which does not invalidate a control.
     lost = [row for row, _ in _lost(control, gate) if row.metric != "margin"]
-    if fell := [row for row in (*_ruled(control, gate.metric), *lost) if row.side < 0]:
+    below = [row for row in _ruled(control, gate.metric) if row.side < 0]
+    if fell := [row for row in below if row.gain[0] < -SLIGHT] + [row for row in lost if row.side < 0]:
         text = (
             "the control is worthless as one, for the caption-only control fell below the base "
             f"({', '.join(map(_shown, fell))}) and what is gained over it says nothing (a lower "
@@ -287,6 +292,8 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
         text += ", not clear of zero, so a gain may be that of more training"
+    elif below:
+        text += f", which counts the control's own fall below the base ({', '.join(map(_shown, below))})"
     if gate.over_control and (fell or any(row.side <= 0 for row in gains)):
         verdict = "hold"
     held = "held, as " if verdict != comparison.verdict else ""

@@ -87,9 +87,10 @@ def render_report(data: ReportData) -> str:
 
 
 def _headlines(comparison: Sequence[Row]) -> list[Row]:
-    """The rows at the top of the page: each headline metric from its first benchmark."""
+    """The rows at the top of the page: each headline metric from its first benchmark, agreement before all others."""
     first = {row.metric: row for row in reversed(comparison) if row.facts.headline}
-    return [row for row in comparison if first.get(row.metric) is row]
+    shown = [row for row in comparison if first.get(row.metric) is row]
+    return sorted(shown, key=lambda row: not row.metric.startswith("ao@"))
 
 
 def _about(kind: str, protocol: Mapping[str, Any]) -> str:

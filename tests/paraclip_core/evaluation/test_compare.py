@@ -162,6 +162,13 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
             "; held, as the paraphrases do not pay, for the caption-only control",
         ),
         (
+            (3.5, 2.9),
+            (-0.2, -0.3),
+            False,
+            "promote",
+            "counts the control's own fall below the base (AO@10 of paraphrased_queries -0.20 [-0.30, -0.10])",
+        ),
+        (
             (10.4, 8.0),
             (-13.2, -16.0),
             False,

@@ -19,7 +19,24 @@ from paraclip_core.training import hard_negatives
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table, vocabulary
 
-WORDS = ("a", "an", "some", "the", "is", "are", "not", "no", "there", "dog", "cat", "men", "running", "with", "without", "zebra")
+WORDS = (
+    "a",
+    "an",
+    "some",
+    "the",
+    "is",
+    "are",
+    "not",
+    "no",
+    "there",
+    "dog",
+    "cat",
+    "men",
+    "running",
+    "with",
+    "without",
+    "zebra",
+)
 CAPTIONS = [
     "a dog is running",
     "A dog is barking",
