@@ -149,6 +149,17 @@ def test_all_of_a_captions_hard_negatives_come_and_each_kind_is_as_likely() -> N
     assert seen[4:7] == [{"there is no dogs run"}, {"there is no zebra"}, {"there is no"}]
 
 
+def test_with_becomes_without_and_the_reverse() -> None:
+    tokens = clip_tokens(["dogs with balls", "men without hats", "with cats running"])
+    made = maker(tokens)
+    drawn = [read(made.of(tokens, np.arange(3), epoch)) for epoch in range(60)]
+    assert [set(texts) for texts in zip(*drawn, strict=True)] == [
+        {"dogs without balls", "there is no dogs with balls"},
+        {"men with hats", "there is no men without hats"},
+        {"there is no with cats running"},
+    ]
+
+
 def test_they_stay_the_same_in_every_release() -> None:
     tokens = clip_tokens(CAPTIONS)
     few, numbers = tokens.take([0, 1, 2, 7]), np.array([40, 2**40, 3, 0])
