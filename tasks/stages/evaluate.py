@@ -338,7 +338,7 @@ def _kept_in(folder: Path) -> OutcomeCache:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=7,
+    version=8,
     inputs=_inputs,
     options=_options,
     body=_body,
