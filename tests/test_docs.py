@@ -254,6 +254,21 @@ def test_figures_of_the_front_page_are_results() -> None:
     assert FIGURE.findall("+4.1 [+3.4, +4.7]; +9.12 ± 0.34 and 9.8×") == ["+4.1 [+3.4, +4.7]", "+9.12 ± 0.34", "9.8×"]
 
 
+def test_the_front_pages_figure_shows_the_results() -> None:
+    svg = (REPOSITORY / "docs" / "agreement.svg").read_text()
+    values = [float(value) for value in re.findall(r">(\d+\.\d)</text>", svg)]
+    results = RESULTS.read_text().replace("−", "-")
+    rows = (
+        "paraphrased queries (SICK) | 1,909",
+        "those that differ by *not* or *no*",
+        "those that differ by another word",
+    )
+    for name, base, _, tuned in zip(rows, values[::3], values[1::3], values[2::3], strict=True):
+        row = next(line for line in results.splitlines() if line.startswith(f"| {name}"))
+        gain = re.findall(r"([+-]\d+\.\d+) ±", row)[0]
+        assert f"| {base} |" in row and tuned - base == pytest.approx(float(gain), abs=0.11)
+
+
 def test_flickr8ks_tar_is_made_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Flicker8k_Dataset").mkdir()
