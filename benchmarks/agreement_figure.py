@@ -73,11 +73,11 @@ def main() -> None:
     summaries = [json.loads(path.read_text()) for path in options.summaries]
     values = [run["models"][model][name][metric] for run in summaries for model in LABELS for name, metric, *_ in ROWS]
     low, high = 5 * (min(values) // 5), 5 * (max(values) // 5 + 1)
-    said = f"Agreement on paraphrases and contradictions before and after tuning, {len(summaries)} seeds"
+    title = f"Agreement on paraphrases and contradictions before and after tuning, {len(summaries)} seeds"
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif"'
     body = "\n".join(drawn(summaries, low, high))
     options.output.write_text(
-        f'{head} role="img" aria-label="{said}">\n'
+        f'{head} role="img" aria-label="{title}">\n'
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>\n{body}\n</svg>\n'
     )
 

@@ -1,6 +1,8 @@
 """Pairs for `query_pairs` whose hard negatives are written in different ways: like the rules of training, or not.
 
-`python benchmarks/negation_forms.py DATA -o FOLDER`; DATA has `sts/sick` and `flickr8k/dataset_flickr8k.json`. The
+    python benchmarks/negation_forms.py DATA -o FOLDER
+
+DATA has `sts/sick` and `flickr8k/dataset_flickr8k.json`. The
 contradictions of SICK are divided into `sick_rules` (*not*, *no*), `sick_nobody` (*nobody* and other words of
 negation) and `sick_words` (no negation, as *hitting* against *missing*); of Flickr8k's captions in the split `val`,
 `without` replaces *with a* by *without a*, and `nobody` the person at the beginning.
@@ -8,18 +10,20 @@ negation) and `sick_words` (no negation, as *hitting* against *missing*); of Fli
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections import defaultdict
 from pathlib import Path
+
+from record import arguments
 
 from paraclip_core.evaluation.benchmarks import query_pairs
 
 LIKE_RULES = re.compile(r"\b(?:no|not|isn't|aren't)\b", re.IGNORECASE)
 OTHER_NEGATIONS = re.compile(r"\b(?:nobody|without|none|never|neither|nor|nothing|doesn't|don't)\b", re.IGNORECASE)
 WITH = re.compile(r"\bwith (?=(?:an?|his|her|their) )", re.IGNORECASE)
-SOMEBODY = re.compile(r"^(?:A|The|Two|Three) (?:\w+ )?(?:man|woman|person|boy|girl|people|men|women) (?:is|are)\b")
+PEOPLE = "man|woman|person|boy|girl|child|people|men|women"
+SOMEBODY = re.compile(rf"^(?:A|The|Two|Three) (?:\w+ )?(?:{PEOPLE}) (?:is|are)\b")
 
 
 def form(query: str, hard_negative: str) -> str:
@@ -31,7 +35,7 @@ def form(query: str, hard_negative: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments(__doc__)
     parser.add_argument("data", type=Path)
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()

@@ -23,28 +23,24 @@ from paraclip_core.settings import parse_settings
 from paraclip_core.training.options import RATES
 
 SHOWN = (("sick", "ao@10"), ("sick", "margin"), ("retrieval", "text_to_image_recall@10"))
+Rows = list[dict[str, str]]
 
 
-def caption_rows(flickr: Path, paraphrases: Path, images: int) -> list[dict[str, str]]:
-    """A caption each of `images` training images, the same ones for a smaller number, and all captions of `val`."""
-    known = set(pq.read_table(paraphrases, columns=["caption"])["caption"].to_pylist())
-    described = json.loads((flickr / "dataset_flickr8k.json").read_text())["images"]
-    rows: dict[str, list[dict[str, str]]] = {"train": [], "val": []}
-    for image in described:
-        if image["split"] in rows:
-            captions = [text["raw"] for text in image["sentences"]]
-            chosen = [text for text in captions if text in known][:1] if image["split"] == "train" else captions
-            rows[image["split"]] += [
-                {"image": image["filename"], "caption": text, "split": image["split"]} for text in chosen
-            ]
-    random.Random(0).shuffle(rows["train"])
-    if len(rows["train"]) < images:
-        raise SystemExit(f"{paraphrases} paraphrases captions of {len(rows['train'])} images, not {images}")
-    return rows["train"][:images] + rows["val"]
-
-
-def captions_of(root: Path, images: int) -> Path:
-    return root.resolve() / f"captions-{images}.jsonl"
+def caption_rows(flickr: Path, paraphrases: Path) -> tuple[Rows, Rows]:
+    """A paraphrased caption each of training images, shuffled, and all captions of `val`."""
+    paraphrased = set(pq.read_table(paraphrases, columns=["caption"])["caption"].to_pylist())
+    train: Rows = []
+    val: Rows = []
+    for image in json.loads((flickr / "dataset_flickr8k.json").read_text())["images"]:
+        rows = [
+            {"image": image["filename"], "caption": text["raw"], "split": image["split"]} for text in image["sentences"]
+        ]
+        if image["split"] == "train":
+            train += [row for row in rows if row["caption"] in paraphrased][:1]
+        elif image["split"] == "val":
+            val += rows
+    random.Random(0).shuffle(train)
+    return train, val
 
 
 def main() -> None:
@@ -60,17 +56,19 @@ def main() -> None:
     if flickr is None or sts is None:
         raise SystemExit("set PARACLIP_DATA to a folder with flickr8k and sts/sick")
     options.root.mkdir(parents=True, exist_ok=True)
-    for images in options.images:
-        rows = caption_rows(flickr, options.paraphrases, images)
-        captions_of(options.root, images).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train, val = caption_rows(flickr, options.paraphrases)
+    if len(train) < max(options.images):
+        raise SystemExit(f"{options.paraphrases} paraphrases captions of {len(train)} images only")
     for seed in range(options.seeds):
         for images in options.images:
+            captions = options.root.resolve() / f"captions-{images}.jsonl"
+            captions.write_text("".join(json.dumps(row) + "\n" for row in train[:images] + val))
             settings = {
                 "name": f"images-{images}-seed-{seed}",
                 "data": {
                     "root": str(flickr.resolve()),
                     "max_words": 30,
-                    "sources": [{"path": str(captions_of(options.root, images)), "images": "images_128.tar"}],
+                    "sources": [{"path": str(captions), "images": "images_128.tar"}],
                 },
                 "paraphrase": {"engine": "file", "file": {"path": str(options.paraphrases.resolve())}},
                 "model": {"base": options.base},
@@ -93,20 +91,13 @@ def main() -> None:
             summary = paraclip.run(parse_settings(settings)).summary
             assert summary is not None
             gains = [f"{summary['deltas'][name][metric]:+.2f}" for name, metric in SHOWN]
+            over = [summary["deltas"]["sick"]["ao@10"], *summary["intervals"]["sick"]["ao@10"]]
             # A control that fell below the base stands for nothing, so the base takes its place.
-            over, low, high = summary.get("over_control", {"sick": {}})["sick"].get(
-                "ao@10", (summary["deltas"]["sick"]["ao@10"], *summary["intervals"]["sick"]["ao@10"])
-            )
-            kept = summary["churn"]["overlap@10"]
-            cells = [
-                images,
-                seed,
-                *gains,
-                f"{over:+.2f} [{low:+.2f}, {high:+.2f}]",
-                f"{kept:.0f} %",
-                summary["verdict"],
-            ]
-            print("|", " | ".join(map(str, cells)), "|", flush=True)
+            if "over_control" in summary:
+                over = summary["over_control"]["sick"]["ao@10"]
+            gains.append("{:+.2f} [{:+.2f}, {:+.2f}]".format(*over))
+            overlap = f"{summary['churn']['overlap@10']:.0f} %"
+            print("|", " | ".join([str(images), str(seed), *gains, overlap, summary["verdict"]]), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,8 @@ FEW, MANY = 0.2, 0.1
 """Share of the queries that are held out, and that choose among candidates, of a small and of a large log."""
 MANY_QUERIES = 10_000
 """Queries of which a tenth is as many as an evaluation paraphrases."""
-
-
 SMALL_BATCH = 8
+"""The smallest batch size that is written."""
 
 
 def small_batch(rows: int) -> int:

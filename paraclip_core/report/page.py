@@ -167,7 +167,7 @@ def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[ListOfImage
                 side,
                 [(image, classes.get(image, "none"), image in set(other), image == pair.image_id) for image in images],
             )
-            for side, images, other in (("caption", caption, paraphrased), ("paraphrased_query", paraphrased, caption))
+            for side, images, other in (("caption", caption, paraphrased), ("paraphrased query", paraphrased, caption))
         ]
         for model, (caption, paraphrased) in sides.items()
     ]

@@ -357,7 +357,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=13,
+    version=14,
     inputs=_stages,
     # The name affects only this page, so only this stage depends on it.
     options=lambda run: {"name": run.settings.name},

@@ -19,24 +19,8 @@ from paraclip_core.training import hard_negatives
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table, vocabulary
 
-WORDS = (
-    "a",
-    "an",
-    "some",
-    "the",
-    "is",
-    "are",
-    "not",
-    "no",
-    "there",
-    "dog",
-    "cat",
-    "men",
-    "running",
-    "with",
-    "without",
-    "zebra",
-)
+WORDS = ("a", "an", "some", "the", "is", "are", "not", "no", "there", "with", "without")
+WORDS += ("dog", "cat", "men", "running", "on", "zebra")
 CAPTIONS = [
     "a dog is running",
     "A dog is barking",
@@ -151,8 +135,8 @@ def test_all_of_a_captions_hard_negatives_come_and_each_kind_is_as_likely() -> N
 
 def test_with_becomes_without_and_the_reverse() -> None:
     tokens = clip_tokens(["dogs with balls", "men without hats", "with cats running"])
-    made = maker(tokens)
-    drawn = [read(made.of(tokens, np.arange(3), epoch)) for epoch in range(60)]
+    negatives = maker(tokens)
+    drawn = [read(negatives.of(tokens, np.arange(3), epoch)) for epoch in range(60)]
     assert [set(texts) for texts in zip(*drawn, strict=True)] == [
         {"dogs without balls", "there is no dogs with balls"},
         {"men with hats", "there is no men without hats"},
