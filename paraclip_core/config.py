@@ -50,7 +50,8 @@ class ParaphraseOptions(Options):
     image), or a class of your own as `package.module:Class`."""
     model: str = ""
     """GGUF file or OpenVINO folder of the `openvino` engine (empty: SmolLM2-135M), model folder of the `transformers`
-    engine, folder or hub id of the `vllm` engine, or the model's name at the server of the `openai` engine."""
+    engine, folder or hub id of the `vllm` engine, or the model's name at the server of the `openai` engine. A relative
+    path starts where paraclip is called or, if nothing is there, at `data.root`."""
     options: dict[str, Any] = Field(default={})
     """Options of a custom engine, as it documents them."""
     prompts: Literal["paper", "few-shot"] = "few-shot"

@@ -24,7 +24,6 @@ from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filters import preset_named, resolved
 from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.synonyms import Words
-from paraclip_core.paths import expand
 
 MEMBERS = ("name", "model", "facts", "generate", "close")
 
@@ -100,7 +99,7 @@ class Paraphraser:
     @property
     def model_path(self) -> Path | None:
         """The file or folder of a language model on this machine; None if there is none, or it is named otherwise."""
-        return expand(self.given.model) if _entry(self.given).model_here and self.given.model else None
+        return self.context.path_of(self.given.model) if _entry(self.given).model_here and self.given.model else None
 
     @cached_property
     def judge(self) -> Paraphraser | None:

@@ -8,6 +8,7 @@ modules import nothing slow: a slow library is imported where it is used.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import Field
 from paraclip_core.errors import EngineError
 from paraclip_core.options import Options
 from paraclip_core.paraphrase.filter_options import PresetName
+from paraclip_core.paths import expand
 
 Own = TypeVar("Own")
 
@@ -103,6 +105,14 @@ class EngineContext:
     """A torch device, or `auto`."""
     hash_files: HashFiles = read_hashes
     """Hashes the weights of a model in a folder."""
+
+    def path_of(self, model: str) -> Path:
+        """Where `paraphrase.model` is if it names a file or folder: from where paraclip is called or, if nothing is
+        there, from `data.root`."""
+        path = expand(model)
+        below = expand(self.data_root) / path
+        # Unlike `Path.exists`, this accepts any text: a name too long for a file is none either.
+        return below if os.path.exists(below) and not os.path.exists(path) else path  # noqa: PTH110
 
 
 @dataclass(frozen=True)

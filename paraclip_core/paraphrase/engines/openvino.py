@@ -28,7 +28,6 @@ from paraclip_core.paraphrase.engines import (
     SamplingOptions,
     local_model,
 )
-from paraclip_core.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, options: EngineOptions[str], context: EngineContext) -> None:
-        self._path = expand(options.model) if options.model else None
+        self._path = context.path_of(options.model) if options.model else None
         self._precision, self._hash_files = options.options, context.hash_files
         self._model = ""
         self._pipeline: Any = None

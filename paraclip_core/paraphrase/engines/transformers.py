@@ -24,7 +24,6 @@ from paraclip_core.paraphrase.engines import (
     SamplingOptions,
     local_model,
 )
-from paraclip_core.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, options: EngineOptions[TransformersOptions], context: EngineContext) -> None:
-        self._folder, self._options, self._context = expand(options.model), options.options, context
+        self._folder, self._options, self._context = context.path_of(options.model), options.options, context
         self._loaded: tuple[Any, Any] | None = None
         self._model = ""
         self._ends: list[int] = []

@@ -90,7 +90,7 @@ class VllmEngine:
     name = "vllm"
 
     def __init__(self, options: EngineOptions[VllmOptions], context: EngineContext) -> None:
-        folder = expand(options.model)
+        folder = context.path_of(options.model)
         # Unlike `Path.is_dir`, this accepts any text: a name too long for a file is no folder either.
         self._folder = folder if os.path.isdir(folder) else None  # noqa: PTH112
         self._name, self._python_option, self._chunk = options.model, options.options.python, options.chunk

@@ -35,8 +35,8 @@ CAPTIONS = [
 ]
 
 
-def engine_of(model: str = "", precision: str = "fp32") -> OpenVinoEngine:
-    return OpenVinoEngine(EngineOptions(precision, model), EngineContext())
+def engine_of(model: str = "", precision: str = "fp32", data_root: Path | str = ".") -> OpenVinoEngine:
+    return OpenVinoEngine(EngineOptions(precision, model), EngineContext(data_root))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,18 @@ def test_a_restarted_engine_goes_on_from_a_copy(answers: list[Completion], monke
         engine.close()
     (copy,) = opened
     assert copy.name == gguf_file().name and copy != gguf_file() and not copy.parent.exists()
+
+
+def test_a_model_may_lie_below_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the configuration `flickr8k-paraphrases` has it; a model where paraclip is called comes first."""
+    for folder, content in (("data", b"GGUF"), ("called", b"GGUF of another")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "own.gguf").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    below = engine_of("own.gguf", data_root=tmp_path / "data").model
+    assert below == engine_of(str(tmp_path / "data" / "own.gguf")).model
+    monkeypatch.chdir(tmp_path / "called")
+    assert engine_of("own.gguf", data_root=tmp_path / "data").model != below
 
 
 def test_the_model_is_known_without_loading_it(tmp_path: Path) -> None:
