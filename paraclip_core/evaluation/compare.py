@@ -344,7 +344,7 @@ def _apply(
     notes: list[str] = []
     gains = _ruled(rows, gate.metric)
     if not gains:
-        return "hold", f"{gate.metric} was not measured, so nothing shows a gain; {_measured(rows)}", notes
+        return "hold", f"{_in_words(gate.metric)} was not measured, so nothing shows a gain; {_measured(rows)}", notes
     if (used := gains[0].rule) != gate.metric:
         notes.append(f"{used} stands in for the gate's {gate.metric}, which was not measured")
     worse = "above" if gains[0].facts.lower_is_better else "below"
@@ -396,7 +396,14 @@ def _lost(rows: Sequence[Row], gate: GateRule) -> list[tuple[Row, float]]:
 
 
 def _measured(rows: Sequence[Row]) -> str:
-    return f"measured: {', '.join(sorted({row.rule for row in rows})) or 'nothing'}"
+    """The metrics that a rule could name; those of a benchmark's parts are left out, for they are many."""
+    rules = sorted({row.rule for row in rows if not row.facts.by_part or "@" not in row.metric})
+    return f"measured: {', '.join(map(_in_words, rules)) or 'nothing'}"
+
+
+def _in_words(rule: str) -> str:
+    kind, _, metric = rule.partition("/")
+    return f"{_lower(metric_of(kind, metric).words)} of the kind {kind}"
 
 
 def _ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
@@ -433,6 +440,9 @@ def _shown(row: Row) -> str:
 
 
 def _name(row: Row) -> str:
-    words = row.facts.words
-    # An acronym keeps its case.
-    return f"{words if words[1:2].isupper() else words[:1].lower() + words[1:]} of {row.benchmark}"
+    return f"{_lower(row.facts.words)} of {row.benchmark}"
+
+
+def _lower(words: str) -> str:
+    """As within a sentence; an acronym keeps its case."""
+    return words if words[1:2].isupper() else words[:1].lower() + words[1:]

@@ -35,7 +35,7 @@ RECALL = "text_to_image_recall@10"
         ([row("paraphrased_retrieval", "ao@10", 1.0, 0.0)], "hold", "not clear of zero"),
         ([row("paraphrased_retrieval", "ao@10", -2.8, -4.9)], "hold", "-2.80 [-4.90, -0.70] lies below zero"),
         ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "AO@10 of second +0.10"),
-        ([row("sts", "spearman", 1, 0.5)], "hold", "paraphrased_retrieval/ao@10 was not measured"),
+        ([row("sts", "spearman", 1, 0.5)], "hold", "AO@10 of the kind paraphrased_retrieval was not measured"),
         ([GAIN, row("retrieval", "recall@10", 0, -1)], "hold", "text_to_image_recall@10 names no measured metric"),
         ([], "hold", "measured: nothing"),
     ],

@@ -261,7 +261,7 @@ def held_out(world: World, name: str, count: int, **metrics: int) -> Artifact:
 def test_held_out_queries_stand_beside_the_benchmarks_of_the_user(world: World, folder: Path) -> None:
     settings = settings_with(folder, [{"name": "sts", "kind": "sts", "path": "pairs.tsv"}])
     plain = run(world, settings, "without-queries")
-    assert "paraphrased_retrieval/ao@10 was not measured" in plain.manifest.metrics["reason"]
+    assert "AO@10 of the kind paraphrased_retrieval was not measured" in plain.manifest.metrics["reason"]
     evaluation = run(world, settings, "with-queries", queries=held_out(world, "twenty", 20))
     comparison = json.loads((evaluation.path / "comparison.json").read_text())
     assert {row["benchmark"] for row in comparison["rows"]} == {"sts", "held_out_queries"}
