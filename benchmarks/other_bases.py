@@ -1,4 +1,4 @@
-"""The default learning rates on bases of other kinds: small text encoders of SigLIP 2's and Hugging Face's architectures.
+"""The default learning rates on bases of other kinds: small text encoders like SigLIP 2's and Hugging Face's.
 
     python benchmarks/other_bases.py siglip2|roberta --paraphrases FILE [--learning-rate RATE …] [--recipe NAME …]
 
@@ -93,7 +93,7 @@ def write_untrained(kind: str, captions: Iterable[str], folder: Path) -> None:
         config |= {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(**config)
-    model.visual.load_state_dict(image.model.visual.state_dict())
+    model.visual.load_state_dict(image.visual.state_dict())
     config["custom_text"] = True
     # The tokenizer is loaded from a folder with a configuration.
     (release / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
@@ -146,8 +146,8 @@ def main() -> None:
         },
         "evaluate": {"queries": None, "benchmarks": [retrieval]},
     }
-    result = paraclip.run(parse_settings(trained))
-    print(f"{options.kind} base: recall@10 {result.summary['models']['tuned']['retrieval']['text_to_image_recall@10']:.1f}")
+    figures = paraclip.run(parse_settings(trained)).summary["models"]["tuned"]["retrieval"]
+    print(f"{options.kind} base: recall@10 {figures['text_to_image_recall@10']:.1f}")
     if not (folder / "base").exists():
         paraclip.export(f"{options.kind}-base", folder / "base", root=options.root)
     tuned = shared | {
