@@ -29,7 +29,7 @@ from tests.kit.openai_server import OpenAIServer, reply, words_of
 from tests.kit.processes import free_port
 from tests.kit.small_runs import made
 from tests.kit.tiny_run import tiny_run
-from tests.test_docs import NOT_RUN, REPOSITORY, SHELL, USER_PAGES, code, commands
+from tests.test_docs import NOT_RUN, REPOSITORY, SHELL, TESTED, USER_PAGES, code, commands
 
 FIRST = ("index-and-queries", "README", "tutorial", "own-captions", "search", "operate", "serving-elsewhere")
 """Pages whose configuration, models or deployments later ones need."""
@@ -37,12 +37,11 @@ WITH_COMMANDS = [page for page in USER_PAGES if any(language == "bash" for langu
 PAGES = sorted(
     WITH_COMMANDS, key=lambda page: (FIRST.index(page.stem) if page.stem in FIRST else len(FIRST), page.name)
 )
-ELSEWHERE = {
+ELSEWHERE = TESTED | {
     "make": "Makefile",
     ".venv/bin/python -m pytest": "Makefile",
     "python benchmarks/house.py": "tests/test_docs.py",
     "python benchmarks/gpu_acceptance.py": "tests/benchmarks/test_gpu_acceptance.py",
-    "clip-retrieval": "tests/paraclip_core/clip/test_export.py",
     "paraclip demo": "tests/e2e/test_referee.py",
     "paraclip serve": "tests/kit/served.py",
     "paraclip stop": "tests/kit/served.py",
@@ -80,10 +79,6 @@ for words in json.loads(sys.argv[1]):
         sys.exit(f"ended with {ended}")
 """
 """Calls the command line in one process."""
-PROGRAMS = {
-    name: (sys.executable, "-m", module)
-    for name, module in (("prefect", "prefect"), ("paraclip", "paraclip.flows.cli"))
-}
 RUN_IN_PYTHON = ("README", "search")
 """Pages whose Python is run here, too; that of others is run by the tests of its subject."""
 
@@ -112,30 +107,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "{name: other, data: {root: my-data, sources: [{path: captions.csv, images: photos}]}}"
     )
     (home / "names.txt").write_text(rows[0][1])
-    pairs = [(a, b, number % 2) for number, (a, b) in enumerate(pairwise(captions))]
-    table(home / "pairs.csv", ("query", "paraphrased_query", "equivalent"), pairs)
+    pairs = list(pairwise(captions))
+    table(home / "pairs.csv", ("query", "paraphrased_query"), pairs)
+    (home / "sts").mkdir()
     for name in ("sts/STSB-test.tsv", "mine.tsv"):
-        (home / name).parent.mkdir(exist_ok=True)
-        (home / name).write_text(
-            "".join(
-                "\t".join(row) + "\n"
-                for row in [("score", "sentence1", "sentence2"), *((str(score), a, b) for a, b, score in pairs)]
-            )
-        )
+        scored = [(number % 2, *pair) for number, pair in enumerate(pairs)]
+        table(home / name, ("score", "sentence1", "sentence2"), scored, "\t")
     (home / "scpp" / "data").mkdir(parents=True)
-    negative = {
-        "filename": rows[0][1],
-        "caption": captions[0],
-        "caption2": captions[1],
-        "negative_caption": captions[2],
-    }
-    (home / "scpp" / "data" / "swap_att.json").write_text(json.dumps([negative, negative | {"filename": rows[-1][1]}]))
+    texts = dict(zip(("caption", "caption2", "negative_caption"), captions, strict=False))
+    cases = [{"filename": image, **texts} for image in (rows[0][1], rows[-1][1])]
+    (home / "scpp" / "data" / "swap_att.json").write_text(json.dumps(cases))
     return home
 
 
-def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+def table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]], delimiter: str = ",") -> None:
     with path.open("w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +150,7 @@ def test_the_commands_of_a_page_run(
         "PREFECT_API_URL": prefect,
     }.items():
         monkeypatch.setenv(name, value)
-    lines = [words for words in read(page) if words[0] not in SHELL and not elsewhere(" ".join(words))]
+    lines = [words for words in commands_of(page) if words[0] not in SHELL and not elsewhere(" ".join(words))]
     if page.stem in PROMOTED:
         lines.insert(0, ["paraclip", "promote", "-c", PROMOTED[page.stem]])
     # The command line of paraclip is started once for all commands in a row: starting takes longer than most of them.
@@ -172,10 +159,10 @@ def test_the_commands_of_a_page_run(
             execute([sys.executable, "-c", CALLS, json.dumps([completed(words[1:]) for words in group])])
             continue
         for words in group:
-            execute([*PROGRAMS.get(words[0], (sys.executable,)), *completed(words[1:])], served(words))
+            execute(process(words), served(words))
 
 
-def read(page: Path) -> Iterator[list[str]]:
+def commands_of(page: Path) -> Iterator[list[str]]:
     """The words of a page's commands, with what stands in for others' models, and a process for each Python block."""
     for language, text in code(page):
         if language == "bash" and not NOT_RUN.search(text):
@@ -186,6 +173,7 @@ def read(page: Path) -> Iterator[list[str]]:
 
 
 def stood_in(word: str) -> str:
+    """The word, or what stands in for it; `3f9c` begins the fingerprint of a model that `production` has served."""
     if word == "3f9c":
         return json.loads(Path("runs/results/photos/summary.json").read_text())["fingerprints"]["finetune"][:4]
     return NAMES.sub(lambda at: STAND_INS[at[0]], word)
@@ -205,8 +193,16 @@ def served(words: list[str]) -> str | None:
     return next((ready for start, ready in SERVES.items() if " ".join(words).startswith(start)), None)
 
 
+def process(words: list[str]) -> list[str]:
+    """A command as the process that runs it here."""
+    program, *rest = words
+    if program == "paraclip":
+        return [sys.executable, "-m", "paraclip.flows.cli", *completed(rest)]
+    return [sys.executable, *(["-m", program] if program == "prefect" else []), *rest]
+
+
 def completed(words: list[str]) -> list[str]:
-    """The words and what makes the command's run small; `init` finds no configuration of another page."""
+    """The words of a command of paraclip, and what makes its run small; `init` overwrites other pages' file."""
     command: Any = get_command(app)
     for word in words:
         command = getattr(command, "commands", {}).get(word, command)
