@@ -80,16 +80,22 @@ def export_requests(run: Run, path: Path, progress: Progress = silent) -> Export
     """
     options = _askable(run).paraphraser.options
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
+    # A vendor refuses a file with an id that comes twice, as a held-out caption's paraphrase may be a training one's.
+    of_queries = set[bytes]()
 
     def write(file: BinaryIO) -> None:
-        for rounds in _missing(run, progress):
+        for queries, rounds in _missing(run, progress):
             step = rounds.tables.step
             missing[step] += sum(len(rows) for _, rows in rounds.missing)
             template = prompt_for(options, step)
             for request, keys, texts in _requests(rounds):
                 for key, prompt in zip(keys, prompts_of(request, template, texts), strict=True):
+                    if key in of_queries:
+                        continue
                     file.write(request_line(key, options.model, prompt, options.sampling, options.openai.extra_body))
-                counts[step] += len(keys)
+                    counts[step] += 1
+                if queries:
+                    of_queries.update(keys)
                 progress(sum(counts.values()), None, phase="writing requests")
 
     write_atomic(path, write)
@@ -113,13 +119,17 @@ def _askable(run: Run) -> Run:
     return run
 
 
-def _missing(run: Run, progress: Progress) -> Iterator[Rounds]:
-    """The unfinished steps of training captions, and those of held-out queries unless another engine is asked for them,
-    as a batch file is of one model."""
+def _missing(run: Run, progress: Progress) -> Iterator[tuple[bool, Rounds]]:
+    """The unfinished steps, and whether they are those of held-out queries, which come first, for they are few.
+
+    Those are left out if another engine is asked for them, as a batch file is of one model.
+    """
     artifacts, queries = run.artifacts(), run.query_paraphraser
-    yield from missing_rounds(run, artifacts, filtered=True, progress=progress)
     if queries is not None and queries.options == run.paraphraser.options.model_copy(update=WHOLE):
-        yield from missing_query_rounds(run, artifacts, filtered=True, progress=progress)
+        for rounds in missing_query_rounds(run, artifacts, filtered=True, progress=progress):
+            yield True, rounds
+    for rounds in missing_rounds(run, artifacts, filtered=True, progress=progress):
+        yield False, rounds
 
 
 def _requests(rounds: Rounds) -> Iterator[tuple[RequestKeys, list[bytes], list[str]]]:
@@ -166,7 +176,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
     ):
         con.register("rows", WANTED.empty_table())
         con.execute("CREATE TABLE wanted AS FROM rows")
-        for rounds in _missing(_askable(run), progress):
+        for _, rounds in _missing(_askable(run), progress):
             for request, keys, texts in _requests(rounds):
                 con.register("rows", _wanted(run, request, keys, texts))
                 con.execute("INSERT INTO wanted FROM rows")

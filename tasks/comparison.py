@@ -103,6 +103,7 @@ def compare_and_write(
         for b in benchmarks
     }
     called = {
+        "base": next(iter(models)),
         "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in benchmarks],
         "split": split,
         "weights": {name: list(hashes.of(model.files).values()) for name, model in resolved.items()},

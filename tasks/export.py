@@ -40,6 +40,7 @@ HERE = "PATH_OF_THIS_FOLDER"
 """Placeholder for its location in an exported card."""
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
 STEP_1, STEP_2, CAPTIONS = "paraphrase_1", "paraphrase_2", "ingest"
+SHARD = re.compile(r"data/train-\d+-of-\d+\.parquet")
 SHARD_ROWS = 200_000
 """Rows per shard, and in memory."""
 SAMPLES = 3
@@ -153,7 +154,7 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
     The repository is created if it does not exist, as a private one if `private`.
     """
     from httpx import HTTPError
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     if not (folder / CARD).is_file():
@@ -161,13 +162,20 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
             f"{folder} holds no {CARD}; expected a folder that `paraclip export` or `paraclip export-dataset` wrote"
         )
     kind = "dataset" if any(folder.glob("data/*.parquet")) else "model"
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
-    operations = [CommitOperationAdd(path.relative_to(folder).as_posix(), path) for path in files]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CARD)
+    files = {path.relative_to(folder).as_posix(): path for path in paths}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationAdd(*file) for file in files.items()]
     api = HfApi(library_name="paraclip")
     try:
         url = api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True)
         card = published_card((folder / CARD).read_text("utf-8"), url.repo_id)
         operations.append(CommitOperationAdd(CARD, card.encode()))
+        # Shards of an earlier export would be read beside those of this one, opted-out rows included.
+        operations += [
+            CommitOperationDelete(name)
+            for name in api.list_repo_files(url.repo_id, repo_type=kind)
+            if kind == "dataset" and SHARD.fullmatch(name) and name not in files
+        ]
         api.create_commit(
             url.repo_id, operations, repo_type=kind, commit_message=f"{kind.capitalize()} exported by paraclip"
         )

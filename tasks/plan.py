@@ -47,7 +47,7 @@ class Amount:
     """Rows, images or captions that it would read or has read; None if that is unknown before it runs. Each step reads
     the output of the one before."""
     requests: int | None = None
-    """Requests to the language model that are not yet in the generation cache."""
+    """Requests to the language model that are not yet in the answers cache."""
     tokens: int | None = None
     """Tokens of those requests, prompts and longest answers together."""
     units: float | None = None

@@ -150,11 +150,12 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         notices = _language_notices(run, counts, folder) + unchecked
         if settings.data.index is not None:
             linked = _finished(run, "features")
-            ids = open_index(settings)[1] if linked is None else FeatureStore(linked.path).ids
+            ids = open_index(settings)[1] if linked is None else FeatureStore(run.store.download(linked).path).ids
             notices += log_notices(settings, folder, ids)
             if planned:
                 notices += _query_notices(run, folder)
         elif settings.data.scenes is None or scenes is not None:
+            scenes = None if scenes is None else run.store.download(scenes)
             notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
             notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)

@@ -173,8 +173,8 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
     `say` is called with a line before each slow part.
     """
     with ExitStack() as stack:
-        # No root is created if nothing is stored.
-        bare = not keep and not run.store.root.exists()
+        # No root is created if nothing is stored. An object store may have answers that this machine has never seen.
+        bare = not keep and run.store.remote is None and not run.store.root.exists()
         store = ArtifactStore(stack.enter_context(TempDir("trial-root-"))) if bare else run.store
         paraphrase = run.settings.paraphrase.model_copy(update={"judge": None})
         run = Run(run.settings.model_copy(update={"paraphrase": paraphrase}), store)

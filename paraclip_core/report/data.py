@@ -116,7 +116,7 @@ class ReportData:
     settings: str = ""
     """The run's non-default options as YAML."""
     protocols: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """The protocol of each benchmark (:attr:`paraclip_core.evaluation.run.Measured.notes`)."""
+    """The protocol of each benchmark (:attr:`paraclip_core.evaluation.base.Measured.notes`)."""
     confidence: float = 0.95
     notes: Sequence[str] = ()
     """What was left out and why."""

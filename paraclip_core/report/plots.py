@@ -120,7 +120,7 @@ def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str |
     return line_chart(
         "paraphrased queries against hard negatives",
         [Line("models", hard_negatives, paraphrased_queries, True), margin],
-        "AO@10 of hard_negatives, %",
+        "AO@10 of hard negatives, %",
         "AO@10 of paraphrased queries, %",
         labels=labels,
         ring=len(labels) - 1,

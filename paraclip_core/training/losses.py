@@ -287,7 +287,7 @@ def contrastive_loss(
 def ranking_divergence(texts: Sequence[Tensor], teacher: Tensor, gallery: Tensor, temperature: float) -> Tensor:
     """Mean of KL(the teacher's ranking ‖ that of a text) over rows and texts, in nats.
 
-    `query_pairs` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
+    `texts` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
     length 1. The larger `temperature`, a factor of the cosines, the more the first ranks count. Similarities are
     computed some rows at a time, and gradients, only for the texts, along with the value.
     """

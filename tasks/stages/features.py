@@ -83,6 +83,7 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
     scenes = run.artifact("scenes") if "scenes" in draft.inputs else None
     if not alike or ("scenes" in draft.inputs and scenes is None):
         return None
+    scenes = None if scenes is None else run.store.download(scenes)
     with TempDir("images-") as scratch:
         _list_images(captions, scratch / "images.parquet")
         images = read_table(scratch / "images.parquet")

@@ -118,7 +118,7 @@ def body(ctx: StageContext) -> dict[str, Any]:
     clip = load_clip(settings.model.base, pick_device(settings.run.device))
     check_width(index, clip.embed_dim, settings.model.base)
     files = index_files(input_path(settings, index_of(settings).features))
-    counts = [len(np.load(file, mmap_mode="r")) for file in files]
+    counts = [_rows_of(file) for file in files]
     for number, (start, block) in enumerate(_blocks(index, files)):
         _check_rows(index, start, block)
         if not files:
@@ -151,6 +151,17 @@ def body(ctx: StageContext) -> dict[str, Any]:
         "alignment": round(related, 3),
         TRUSTED: not compared,
     }
+
+
+def _rows_of(file: Path) -> int:
+    """Rows of a ``.npy`` file, which training reads one by one, so they must lie there one after the other."""
+    matrix = np.load(file, mmap_mode="r")
+    if not matrix.flags.c_contiguous:
+        raise InputError(
+            f"{file} is stored column by column (Fortran order, as a transposed array is saved); expected rows: save "
+            "it again with numpy.save(name, numpy.ascontiguousarray(features))"
+        )
+    return len(matrix)
 
 
 def trust_note(features: Artifact) -> str:

@@ -60,7 +60,7 @@ SAMPLES = 12
 REJECT_SAMPLES = 5
 OF_THE_TRY = frozenset((
     "cached", "encoded", "generated", "requested", "prompt_tokens", "completion_tokens", "spend", "engine_seconds",
-    "judged", "judge_seconds", "samples_per_second", "loss", "base",
+    "filtered", "filter_seconds", "judge", "samples_per_second", "loss", "base",
 ))  # fmt: skip
 """Metrics about how a result was obtained, not what it is: they differ after a kill, and the page must not. The page
 does not show a local base's location either."""
@@ -357,7 +357,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=14,
+    version=15,
     inputs=_stages,
     # The name affects only this page, so only this stage depends on it.
     options=lambda run: {"name": run.settings.name},

@@ -12,6 +12,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from paraclip.tasks.training.data import (
     validation_set,
 )
 from paraclip.tasks.training.log_data import DRAWN, enough_queries, log_rows, log_validation
-from paraclip.tasks.training.towers import LOG, tower, tower_weights
+from paraclip.tasks.training.towers import LOG, TOWER, tower, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import pick_precision
@@ -213,25 +214,28 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     validation = tuning.validation
     of_base = measure(clip, validation)
     towers, points = dict[str, Artifact](), list[Point]()
-    for number, candidate in enumerate(candidates, 1):
-        interpolate(parameters, base, base, 0.0)
-        facts = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
-        towers[candidate.name] = tower(ctx, candidate, job, facts)
-        tuned = tower_weights(towers[candidate.name], clip)
-        for alpha in sorted({0.0, *options.alpha.grid}):
-            interpolate(parameters, base, tuned, alpha)
-            measured = measure(clip, validation) if alpha else of_base
-            points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
-    choice = choose(points, options.alpha.grid, RETENTION if validation.of_log else None)
-    chosen, tried = choice.chosen, choice.chosen.candidate
-    if AO not in of_base.figures:
-        log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)
-    for note in choice.notes:
-        log.warning("%s", note)
-    write_json(ctx.work.out / "candidates.json", as_json(points, choice))
-    best = towers[tried.name]
-    shutil.copyfile(best.path / LOG, ctx.work.out / LOG)
-    interpolate(parameters, base, tower_weights(best, clip), chosen.alpha)
+    # Garbage collection must leave the towers until the best one is copied.
+    with ExitStack() as needed:
+        for number, candidate in enumerate(candidates, 1):
+            interpolate(parameters, base, base, 0.0)
+            facts = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
+            towers[candidate.name] = tower(ctx, candidate, job, facts)
+            needed.enter_context(ctx.store.mark_run({TOWER: towers[candidate.name].fingerprint}))
+            tuned = tower_weights(towers[candidate.name], clip)
+            for alpha in sorted({0.0, *options.alpha.grid}):
+                interpolate(parameters, base, tuned, alpha)
+                measured = measure(clip, validation) if alpha else of_base
+                points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
+        choice = choose(points, options.alpha.grid, RETENTION if validation.of_log else None)
+        chosen, tried = choice.chosen, choice.chosen.candidate
+        if AO not in of_base.figures:
+            log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)
+        for note in choice.notes:
+            log.warning("%s", note)
+        write_json(ctx.work.out / "candidates.json", as_json(points, choice))
+        best = towers[tried.name]
+        shutil.copyfile(best.path / LOG, ctx.work.out / LOG)
+        interpolate(parameters, base, tower_weights(best, clip), chosen.alpha)
     control, built_in = options.texts == "captions", ctx.inputs.get("built_in_base")
     after = _release(
         ctx,

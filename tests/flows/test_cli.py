@@ -270,6 +270,9 @@ def test_no_comparison_writes_over_the_results_of_another(tmp_path: Path, evalua
         assert "benchmark 'stsb': s.tsv, line 1" in evaluate(*PAIR, **files)
         # Made before anything is measured.
         assert len([*(tmp_path / "r" / "results" / "evaluate").iterdir()]) == folders
+    # The other one is the base.
+    evaluate(*PAIR[2:], *PAIR[:2])
+    assert len([*(tmp_path / "r" / "results" / "evaluate").iterdir()]) == 5
 
 
 @pytest.mark.parametrize(

@@ -279,14 +279,15 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) 
 def test_the_server_that_answers_becomes_the_engine(
     data: Path, facts: Any, openai_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts(data.name)
+    missing = "no server with one language model answered at http://127.0.0.1:9/v1"
+    assert any(note.startswith(missing) for note in facts(data.name)["notes"])
     assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
     monkeypatch.setenv("OPENAI_BASE_URL", openai_server.url)
     # One that offers several does not say which is meant.
     facts(data.name, "--force")
     assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
     openai_server.models = [{"id": "org/model: 7B"}]
-    facts(data.name, "--force")
+    assert not any("no server" in note for note in facts(data.name, "--force")["notes"])
     options = load_settings("paraclip.yaml").paraphrase
     assert (options.engine, options.model, options.openai.base_url) == ("openai", "org/model: 7B", openai_server.url)
     assert (options.prompts, options.keep, options.sampling.n) == ("paper", 2, 2)

@@ -44,6 +44,7 @@ def test_it_writes_a_run_and_says_what_it_saw(folder: Path, cli: Any) -> None:
         "64 different queries of 66 searches" in note and "4 of them led to a click" in note for note in facts["notes"]
     )
     assert any("taken on trust" in note for note in facts["notes"])
+    assert any("answered at http://127.0.0.1:9/v1: the file" in note for note in facts["notes"])
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,8 @@ class _Handler(BaseHTTPRequestHandler):
                 repo[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 repo[value["path"]] = self.hub.objects[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del repo[value["path"]]
         place = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
         self._answer({"commitUrl": f"{place}/commit/{_revision(repo)}", "commitOid": _revision(repo)})
 

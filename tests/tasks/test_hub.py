@@ -105,6 +105,21 @@ def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, mod
     assert back.returncode == 0 and (tmp_path / "back" / "model.safetensors").is_file(), back.stderr
 
 
+def test_a_smaller_data_set_takes_the_place_of_the_one_before(hub: HubServer, tmp_path: Path) -> None:
+    """Whoever opted out in between is in no shard that is left."""
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    (tmp_path / "set" / "README.md").write_text("---\nlicense: other\n---\n# Captions\n")
+    for count in (2, 1):
+        for number in range(count):
+            shard = tmp_path / "set" / "data" / f"train-{number:05}-of-{count:05}.parquet"
+            pq.write_table(pa.table({"caption": [f"a dog of {count}"]}), shard)
+        done = paraclip(hub, tmp_path, "push", "set", "me/words")
+        assert done.returncode == 0, done.stderr
+        for shard in (tmp_path / "set" / "data").iterdir():
+            shard.unlink()
+    assert set(hub.repos["dataset", "me/words"]) == {"README.md", "data/train-00000-of-00001.parquet"}
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("a b", "could not be pushed to a b"), ("me/x", "HF_HUB_OFFLINE")],

@@ -146,6 +146,8 @@ def broken(home: Home, kind: str) -> Settings:
             features = np.random.default_rng(0).normal(size=features.shape).astype(np.float32)
         case "shuffled":
             ids, index["images"] = ids[1:] + ids[:1], "images.tar"
+        case "columns":
+            features = np.asfortranarray(features)
         case "nan":
             features[7] = np.nan
         case "zeros":
@@ -167,6 +169,7 @@ def broken(home: Home, kind: str) -> Settings:
         ("width", "30 numbers a row, but .* embeds into 32"),
         ("tower", "nothing to do with the texts of"),
         ("shuffled", "ids is in another order than the rows, or another model made the index"),
+        ("columns", "stored column by column"),
         ("nan", r"row 7 \(.*\) holds NaN"),
         ("zeros", r"row 8 \(.*\) holds nothing but zeros"),
         ("repeated", "rows 3 and 5 have the same id"),

@@ -13,15 +13,17 @@ from typing import Any
 
 import pytest
 
-from paraclip.storage.roots import open_store
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, ParaclipError
 from paraclip_core.settings import parse_settings
 from tests.kit.openai_server import OpenAIServer
-from tests.kit.small_runs import made
+from tests.kit.small_runs import HERE, made
 from tests.kit.tiny_encoder import tiny_encoder
+from tests.kit.tiny_run import tiny_run
 
 Row = tuple[str, str, str]
 """Image, caption and split."""
@@ -259,3 +261,18 @@ def test_captions_that_the_filters_cannot_read(tmp_path: Path, settings_of: Make
     # What would judge is looked for before anything is judged.
     (tmp_path / "nothing").mkdir()
     assert "nothing' cannot be loaded" in told_of(10, filters={"encoder": str(tmp_path / "nothing")})
+
+
+def test_scenes_that_another_machine_rendered_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = parse_settings(tiny_run(tmp_path, {"engine": "tests.kit.scripted_engine:Well", "model": "m"}))
+    run = settings.run.model_copy(update={"root": f"memory://{tmp_path.name}-scenes/root"})
+    settings = settings.model_copy(update={"run": run})
+    seen = []
+    for machine in ("one", "two"):
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / machine))
+        store = open_store(settings.run.root)
+        if machine == "one":
+            for name in ("scenes", "ingest"):
+                run_stage(name, Run(settings, store, HERE))
+        seen.append(check_before_paying(Run(settings, store), planned=True))
+    assert seen[0] == seen[1] != []

@@ -11,7 +11,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
-from paraclip.storage.roots import open_answers, open_store
+from paraclip.storage.roots import LOCAL_VARIABLE, open_answers, open_store
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.trial import Trial, try_captions
 from paraclip_core.config import Settings
@@ -102,6 +102,20 @@ def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.Mon
     asked = len(engine.asked)
     both_steps(settings)
     assert len(engine.asked) == asked
+
+
+def test_answers_on_an_object_store_are_found_by_a_machine_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = answering(monkeypatch, Scripted(uneven))
+    run = settings_of(tmp_path).run.model_copy(update={"root": f"memory://{tmp_path.name}-trial/root"})
+    settings = settings_of(tmp_path).model_copy(update={"run": run})
+    for machine, keep in (("one", True), ("two", False)):
+        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / machine))
+        tried(settings, keep=keep)
+        asked = len(engine.asked)
+        monkeypatch.setattr(engine, "asked", engine.asked[:0])
+        assert (asked > 0) == keep
 
 
 def test_every_filter_says_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def read(path: Path) -> list[QueryPair]:
 
 
 def distinct(pairs: Sequence[QueryPair]) -> list[QueryPair]:
-    """The pairs without duplicates, ignoring case and spaces as most tokenizers do. Pairs of different rules differ."""
+    """The pairs of two different texts, ignoring case and spaces as most tokenizers do; all of those with a `kind`."""
     return [pair for pair in pairs if pair.kind or pair.query.casefold().split() != pair.other.casefold().split()]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.batch_files import export_requests
+from paraclip.tasks.batch_files import export_requests, import_answers
 from paraclip.tasks.plan import plan_run
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, stages_of
@@ -135,6 +135,21 @@ def test_plan_and_batch_files_count_its_requests(openai_server: OpenAIServer, tm
     planned = {stage.stage: stage for stage in plan_run(Run(other)).stages}
     assert planned["queries"].requests == 2 * HELD_OUT and planned["paraphrase_1"].state == "cached"
     assert export_requests(Run(other), tmp_path / "ask.jsonl").requests == 0, "a batch file is of one model"
+
+
+def test_a_batch_file_asks_nothing_twice(tmp_path: Path) -> None:
+    """A training caption's paraphrase 1 and a held-out one's may be equal, and a vendor refuses an id that repeats."""
+    settings = settings_of(tmp_path, server("http://127.0.0.1:9/v1"))
+    ask, back = tmp_path / "ask.jsonl", tmp_path / "back.jsonl"
+    export_requests(Run(settings), ask)
+    body = {"choices": [{"index": 0, "message": {"content": "a quick car"}}]}
+    answers = [
+        {"custom_id": json.loads(line)["custom_id"], "response": {"status_code": 200, "body": body}}
+        for line in ask.read_text().splitlines()
+    ]
+    back.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    assert import_answers(Run(settings), [back]).new == IMAGES
+    assert export_requests(Run(settings), ask).requests == len(ask.read_text().splitlines()) == 1
 
 
 def test_another_engine_for_the_evaluation_is_a_stage_of_its_own(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from paraclip_core import tables
 from paraclip_core.config import Settings
 from paraclip_core.evaluation.churn import ChangedQuery, Churn
 from paraclip_core.evaluation.thresholds import Spread
+from paraclip_core.paraphrase.sending import Counts
 from paraclip_core.report.churn import images_of
 from paraclip_core.report.data import ReportData
 
@@ -57,14 +58,12 @@ def gathered(
 def test_a_run_that_was_killed_half_way_reads_as_one_that_was_not(tmp_path: Path) -> None:
     """Nor is shown what a step cost, because prices change no fingerprint."""
     counts = {"captions": 10, "accepted": 7, "kept": 9, "rejected": {"echo": 3}}
-    whole = {"requested": 8, "cached": 0, "generated": 8, "prompt_tokens": 800, "completion_tokens": 90}
-    resumed = {"requested": 8, "cached": 6, "generated": 2, "prompt_tokens": 200, "completion_tokens": 20}
-    tries = (
-        whole | {"engine_seconds": 9.5, "judged": 8, "judge_seconds": 0.5, "spend": 0.5},
-        resumed | {"engine_seconds": 2.5, "judged": 3, "judge_seconds": 0.2, "spend": 0.1},
-    )
-    for one in tries:
-        step = gathered(tmp_path, {"paraphrase_1": counts | one}).stages[1]
+    whole = Counts(**counts, requested=8, generated=8, filtered=8, prompt_tokens=800, completion_tokens=90)
+    resumed = Counts(**counts, requested=8, cached=6, generated=2, filtered=3, prompt_tokens=200, completion_tokens=20)
+    whole.engine_seconds, whole.filter_seconds, resumed.filter_seconds = 9.5, 0.5, 0.2
+    for one, spend in ((whole, 0.5), (resumed, 0.1)):
+        of_the_try = {"spend": spend, "judge": {"cached": one.cached}}
+        step = gathered(tmp_path, {"paraphrase_1": one.metrics() | of_the_try}).stages[1]
         assert (step.name, step.metrics) == ("paraphrase_1", counts)
 
 
