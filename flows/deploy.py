@@ -72,7 +72,7 @@ class _Part(NamedTuple):
     on_gpu: bool = False
     queue: str | None = None
     alone: bool = False
-    """Whether only one run may work at a time, because the generation cache and the channels are shared."""
+    """Whether only one run may work at a time, because the answers cache and the channels are shared."""
 
     @property
     def name(self) -> str:

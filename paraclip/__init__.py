@@ -148,7 +148,7 @@ def paraphrase(captions: Sequence[str], settings: Settings | None = None, keep: 
     Args:
         captions: raw captions.
         settings: engine, prompt and filters; by default the embedded engine.
-        keep: put the answers into the root's generation cache.
+        keep: put the answers into the root's answers cache.
 
     Raises:
         ConfigError: `captions` is a single text, or one of its entries is not a text.
@@ -178,7 +178,7 @@ def expand(
 ) -> Table:
     """The mean feature of each query and its paraphrases: columns `query`, `paraphrases` and `vector`.
 
-    Answers that the root's generation cache holds are used, and new ones are kept there.
+    Answers that the root's answers cache holds are used, and new ones are kept there.
 
     Args:
         queries: texts to search for; each has one row.

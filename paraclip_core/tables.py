@@ -53,7 +53,7 @@ PARAPHRASES = pa.schema(
         pa.field("similarity_1", pa.float32()),  # sentence-encoder cosine, caption against paraphrase 1
         pa.field("similarity_2", pa.float32()),  # caption against paraphrase 2
         pa.field("license", pa.string(), nullable=False),
-        pa.field("generation_1", pa.binary(16), nullable=False),  # key in the generation cache
+        pa.field("generation_1", pa.binary(16), nullable=False),  # key in the answers cache
         pa.field("generation_2", pa.binary(16)),
     ]
 )
@@ -67,7 +67,7 @@ QUERIES = pa.schema(
         pa.field("paraphrased_query", pa.string(), nullable=False),  # paraphrase 2
         pa.field("similarity", pa.float32()),  # sentence-encoder cosine, caption against paraphrased query
         pa.field("license", pa.string(), nullable=False),
-        pa.field("generation_1", pa.binary(16), nullable=False),  # key in the generation cache
+        pa.field("generation_1", pa.binary(16), nullable=False),  # key in the answers cache
         pa.field("generation_2", pa.binary(16), nullable=False),
     ]
 )

@@ -1,1 +1,1 @@
-"""What is kept on disk: artifacts, Parquet files, the generation cache, image features."""
+"""What is kept on disk: artifacts, Parquet files, the answers cache, image features."""

@@ -45,7 +45,7 @@ def expand(
 ) -> None:
     """Write the mean feature of each query and its paraphrases, by which any index of the model can be searched.
 
-    Answers that the root's generation cache holds are used, and new ones are kept there: whatever ends the command, a
+    Answers that the root's answers cache holds are used, and new ones are kept there: whatever ends the command, a
     second call asks only what is missing. A query without an accepted paraphrase has its own feature.
     """
     from paraclip.tasks.expansion import expand as expanded

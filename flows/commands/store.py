@@ -109,7 +109,7 @@ def gc(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what no channel's models need and no stage in progress reads. The generation cache is never touched.
+    """Delete what no channel's models need and no stage in progress reads. The answers cache is never touched.
 
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.

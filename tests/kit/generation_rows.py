@@ -1,4 +1,4 @@
-"""Generations with numbered keys, and children that use them; shared by the tests of the generation cache."""
+"""Generations with numbered keys, and children that use them; shared by the tests of the answers cache."""
 
 from __future__ import annotations
 

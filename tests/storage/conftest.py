@@ -19,7 +19,7 @@ from tests.kit.machines import Machine, Objects
 
 @pytest.fixture
 def store(tmp_path: Path) -> AnswerStore:
-    """An empty generation cache."""
+    """An empty answers cache."""
     return AnswerStore(tmp_path / "cache")
 
 

@@ -1,4 +1,4 @@
-"""The generation cache: found again in bulk, by many processes, after kills, damage and upgrades."""
+"""The answers cache: found again in bulk, by many processes, after kills, damage and upgrades."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generation cache with damaged files and on bad disks."""
+"""The answers cache with damaged files and on bad disks."""
 
 from __future__ import annotations
 

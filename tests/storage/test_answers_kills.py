@@ -1,4 +1,4 @@
-"""The generation cache under kills and under many at once: nothing is lost, nothing is doubled."""
+"""The answers cache under kills and under many at once: nothing is lost, nothing is doubled."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class OpenAIOptions(Options):
     price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """Price per million completion tokens, in the same currency."""
     max_spend: Annotated[float, Field(ge=0)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """The run stops before this model's answers in the generation cache, earlier runs included, have cost more than
+    """The run stops before this model's answers in the answers cache, earlier runs included, have cost more than
     this. All answers are kept. Concurrent processes see each other's spending when they start. 0: no cap."""
 
     @field_validator("base_url")
