@@ -334,7 +334,7 @@ def audit(
         ModelError: the index was made with another image encoder.
         BenchmarkError: an entry of `queries` is neither a text nor a pair of texts.
     """
-    from paraclip.tasks.image_index import audit as measure
+    from paraclip.tasks.audit import audit as measure
 
     result = measure(_target(model, root, base, features, ids), queries, device)
     rows = [

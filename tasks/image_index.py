@@ -1,42 +1,28 @@
-"""Uses of a stored image index: ranking images, verifying that the index stays valid, and auditing paraphrased
-queries."""
+"""Search of a stored image index by the base and the tuned model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.features import FeatureStore
-from paraclip.storage.files import write_atomic
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.models import RELEASE, find_release, find_tuned
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.expansion import mean_features
-from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.index import ImageIndex, IndexCheck, check_encoders, check_features, check_images, read_index
+from paraclip_core.clip.index import ImageIndex, read_index
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash, pick_device
 from paraclip_core.clip.search import Searcher, nearest_to
 from paraclip_core.clip.search import search as nearest_images
-from paraclip_core.errors import ConfigError, InputError, ModelError, UnknownNameError
-from paraclip_core.evaluation.audit import Audit, audit_index
-from paraclip_core.report.audit import render_audit, shown_images
-from paraclip_core.report.html import thumbnail
-
-QUERIES = 200
-"""Number of queries that are taken from an index itself."""
-LOOKED_AT = 10_000
-"""Number of images that decide which names fit an index."""
+from paraclip_core.errors import ConfigError, ModelError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -168,98 +154,3 @@ def captions_of(captions: Artifact | None, image_ids: Iterable[str]) -> dict[str
         for image, caption in zip(*(column.to_pylist() for column in rows.columns), strict=True):
             chosen.setdefault(image, []).append(caption)
     return chosen
-
-
-def verify_index(
-    base: str,
-    tuned: str,
-    images: Path | None = None,
-    features: Path | None = None,
-    sample: int = 16,
-    ids: Path | None = None,
-) -> list[IndexCheck]:
-    """Compare two models' image encoders, preprocessing, and features of `sample` evenly spaced images.
-
-    `features` is an index of these images, see :func:`paraclip_core.clip.index.read_index`; without `ids` its rows are
-    in the order of the images' names.
-    """
-    first, second = load_clip(base), load_clip(tuned)
-    checks = check_encoders(first, second)
-    if features is not None and images is None:
-        raise InputError(f"{features} cannot be checked without its images; give --images as well")
-    if images is not None:
-        with ImageArchive(images) as archive:
-            names: Sequence[str] = sorted(archive.names())
-            if not names:
-                raise InputError(f"{images} has no images")
-            index = None if features is None else read_index(features, ids)
-            if index is not None and index.named:
-                names = index.ids
-            elif index is not None and len(index) != len(names):
-                raise InputError(
-                    f"{index.source} holds {index.features.shape}; expected one row for each of the {len(names)} "
-                    "images, or the rows' names with --ids"
-                )
-            rows = np.unique(np.linspace(0, len(names) - 1, min(sample, len(names))).round().astype(int))
-            places: list[int] = rows.tolist()
-            chosen = [names[place] for place in places]
-            check, computed = check_images(first, second, [archive.open(name) for name in chosen], chosen)
-        checks.append(check)
-        if index is not None:
-            checks.append(check_features(np.asarray(index.features[rows]), computed, chosen))
-    return checks
-
-
-def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: str = "cpu") -> Audit:
-    """Measure the models of a target and compare them on the queries; only one if base and tuned are the same model.
-
-    `entries` are queries, which are reworded by rules, and pairs of a query and its paraphrased query; by default they
-    come from the index.
-    """
-    searcher = Searcher(target.index.features, target.index.ids)
-    models = {name: partial(encode_texts, clip) for name, clip in load_models(target, searcher, device).items()}
-    if target.base == target.tuned:
-        del models["tuned"]
-    if entries is None:
-        entries = queries_of_index(target, searcher, models["base"])
-    return audit_index(searcher, models, entries)
-
-
-def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[Any]:
-    """Default queries for an index: captions of its images, two of one image as a pair, or names of things."""
-    if target.captions is None:
-        return _fitting_names(searcher, encode)
-    captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])
-    others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
-    return [*others, *(texts[0] for texts in captions.values())]
-
-
-def _fitting_names(searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[str]:
-    """ImageNet's class names, those nearest to the most images first."""
-    names = np.array(IMAGENET_CLASSNAMES)
-    rows = np.unique(np.linspace(0, len(searcher.ids) - 1, LOOKED_AT, dtype=np.int64))
-    nearest = (searcher.rows(rows) @ encode(IMAGENET_CLASSNAMES).T).argmax(1)
-    votes = np.bincount(nearest, minlength=len(names))
-    return [str(name) for name in names[np.argsort(-votes, kind="stable")][: min(QUERIES, int((votes > 0).sum()))]]
-
-
-def write_page(
-    path: Path, result: Audit, target: SearchTarget, names: Mapping[str, str], facts: Mapping[str, Any]
-) -> None:
-    """Write the audit's page, with pictures if the images are available."""
-    page = render_audit(result, names, _thumbnails(result, target.images), facts)
-    write_atomic(path, lambda file: file.write(page.encode("utf-8", "replace")))
-
-
-def _thumbnails(result: Audit, images: Path | None) -> dict[str, bytes]:
-    if images is None:
-        return {}
-    thumbnails = {}
-    with ImageArchive(images) as archive:
-        for image in sorted(shown_images(result)):
-            try:
-                thumbnails[image] = thumbnail(archive.open(image))
-            except InputError:
-                # Leave a gap on the page: the index may name images that no longer exist.
-                continue
-    return thumbnails

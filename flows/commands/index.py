@@ -133,8 +133,8 @@ def verify_index(
     as_json: JsonOption = False,
 ) -> None:
     """Prove that image embeddings made with the base stay valid for the tuned model; exit code 1 if they do not."""
-    from paraclip.tasks.image_index import verify_index as verify
     from paraclip.tasks.models import find_release
+    from paraclip_core.clip.verify_index import verify_index as verify
 
     store = open_store(root)
     models = {"base": str(find_release(base, store)), "tuned": str(find_release(tuned, store))}
@@ -172,16 +172,18 @@ def audit(
     A tuned model is measured together with its base, and what changes for the same queries is shown with matching
     thresholds; any other model is measured alone.
     """
-    from paraclip.tasks import image_index
+    from paraclip.tasks.audit import audit as measure
+    from paraclip.tasks.audit import write_page
+    from paraclip.tasks.image_index import search_target
     from paraclip_core.evaluation.query_file import read_queries
 
-    target = image_index.search_target(model, open_store(root), base, features, ids, images)
+    target = search_target(model, open_store(root), base, features, ids, images)
     texts, pairs = ([], None) if queries is None else read_queries(queries)
-    result = image_index.audit(target, pairs or texts or None, device)
+    result = measure(target, pairs or texts or None, device)
     names = {"base": "base", "tuned": "tuned"} if result.gain else {"base": "this model"}
     facts = {"base": target.base, "tuned": target.tuned} if result.gain else {"model": target.base}
     facts |= {"index": target.index.source, "queries": str(queries or "of the index itself")}
-    image_index.write_page(out, result, target, names, facts)
+    write_page(out, result, target, names, facts)
     if as_json:
         print_json({**result.as_json(), "page": str(out)})
         return

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.files import read_json, storage_error, write_json
+from paraclip.storage.files import read_json, write_json
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
 from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path
 from paraclip_core import tables
@@ -273,30 +273,4 @@ INGEST = Stage(
     missing=_missing,
     about="Read, clean, filter and tokenize captions from files of many formats.",
     units=("read", "rows"),
-)
-
-
-def _render_scenes(ctx: StageContext) -> dict[str, Any]:
-    """Render everything; it takes well under a minute, so an interrupted attempt starts over."""
-    # Imported here: drawing takes a quarter of a second to import, and finding the artifact does not need it.
-    from paraclip_core.demo.render import write_scenes
-
-    options = ctx.settings.data.scenes
-    if options is None:
-        raise ConfigError("the stage `scenes` needs `data.scenes`; set it, for example to {images: 3000}")
-    try:
-        return dict(write_scenes(options, ctx.work.out, ctx.progress))
-    except OSError as error:
-        raise storage_error(error, ctx.work.out) from error
-
-
-SCENES = Stage(
-    name="scenes",
-    version=2,
-    inputs=lambda settings: (),
-    options=lambda run: meaning(run.settings.data.scenes) if run.settings.data.scenes else {},
-    body=_render_scenes,
-    applies=lambda settings: settings.data.scenes is not None,
-    about="Render the demo's images with captions and held-out paraphrased queries.",
-    units=("images",),
 )

@@ -114,7 +114,7 @@ def check_secrets(url: str, *stores: ArtifactStore) -> None:
 def test_a_lost_machine_is_followed_from_the_last_checkpoint_that_it_pushed(
     url: str, machine: Callable[[str], ArtifactStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paraclip.storage.roots.PUSH_SECONDS", 0.0)
+    monkeypatch.setattr("paraclip.storage.remote_store.PUSH_SECONDS", 0.0)
     steps: list[list[str]] = []
 
     def body(context: StageContext) -> dict[str, Any]:

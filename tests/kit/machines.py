@@ -9,7 +9,7 @@ import fsspec
 
 from paraclip.storage import locks
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.roots import RemoteStore
+from paraclip.storage.remote_store import RemoteStore
 from paraclip_core.errors import ArtifactError
 
 FP = "0123456789abcdef0123456789abcdef"

@@ -13,7 +13,8 @@ import pytest
 
 from paraclip.storage import locks
 from paraclip.storage.answers import AnswerStore
-from paraclip.storage.roots import LOCAL_VARIABLE, RemoteStore, open_store
+from paraclip.storage.remote_store import RemoteStore
+from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from tests.kit.machines import Machine, Objects
 
 

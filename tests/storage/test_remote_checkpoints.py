@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from paraclip.storage import roots
+from paraclip.storage import remote_store
 from paraclip.storage.artifacts import ArtifactStore, Draft
-from paraclip.storage.roots import LOG
+from paraclip.storage.remote_store import LOG
 from paraclip.tasks.gc import collect, remove
 from paraclip_core.errors import ArtifactError, LockedError
 from tests.kit.machines import FP, Machine, Objects, make, refuse
@@ -73,7 +73,7 @@ def test_the_newest_checkpoint_counts_wherever_it_is(machine: Machine) -> None:
 def test_a_checkpoint_is_sent_once_and_goes_when_it_goes_here(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roots, "PUSH_SECONDS", 0.0)
+    monkeypatch.setattr(remote_store, "PUSH_SECONDS", 0.0)
     interrupted(machine("one"), WORK)
     store, sent = machine("two"), []
     upload = store.remote.upload

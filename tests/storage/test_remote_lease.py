@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from paraclip.storage import locks
-from paraclip.storage.roots import RemoteStore
+from paraclip.storage.remote_store import RemoteStore
 from paraclip_core.errors import LockedError
 from tests.kit.machines import Machine, Objects
 

@@ -16,11 +16,11 @@ from PIL import Image
 from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.tasks.export import export_model
-from paraclip.tasks.image_index import verify_index
 from paraclip_core.clip.encode import encode_images, encode_texts
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
+from paraclip_core.clip.verify_index import verify_index
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.thresholds import Spread

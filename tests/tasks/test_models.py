@@ -14,7 +14,8 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.fingerprint import FileHashes
-from paraclip.tasks.image_index import QUERIES, SearchTarget, queries_of_index
+from paraclip.tasks.audit import QUERIES, queries_of_index
+from paraclip.tasks.image_index import SearchTarget
 from paraclip.tasks.models import find_release, find_tuned, reference_sources
 from paraclip_core.clip.index import ImageIndex
 from paraclip_core.clip.reference import fixed_place

@@ -15,7 +15,8 @@ import torch
 from fastapi.testclient import TestClient
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.image_index import audit, search, search_target
+from paraclip.tasks.audit import audit
+from paraclip.tasks.image_index import search, search_target
 from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.expansion import Heads
