@@ -12,6 +12,7 @@ from paraclip.storage.files import read_json, write_atomic, write_json
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
+from paraclip_core.training.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -71,10 +72,7 @@ def gather_result(
     if "evaluate" in artifacts:
         source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        tuned = metrics.get("finetune", {})
-        held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
-        chosen_on = few_for_alpha(*held_out, settings.finetune.alpha.grid)
-        notes = filter(None, (warning, untuned(tuned), chosen_on))
+        notes = training_notes(totals, metrics.get("finetune", {}), settings.finetune)
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:
@@ -148,6 +146,13 @@ def why(summary: Mapping[str, Any]) -> str:
     reasons = summary.get("reason") or summary.get("reasons") or f"the verdict is {summary.get('verdict')}"
     parts = [reasons] if isinstance(reasons, str) else [str(reason) for reason in reasons]
     return "; ".join(filter(None, (*parts, trained_on(summary.get("rows", {})))))
+
+
+def training_notes(totals: Mapping[str, int], tuned: Mapping[str, Any], options: FinetuneOptions) -> list[str]:
+    """What a reader must know of a fine-tuning with these metrics: too few rows or pairs, or nothing gained."""
+    held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
+    few, chosen_on = fewer_than_a_batch(totals, options.batch_size), few_for_alpha(*held_out, options.alpha.grid)
+    return [note for note in (few, untuned(tuned), chosen_on) if note]
 
 
 def untuned(metrics: Mapping[str, Any]) -> str | None:

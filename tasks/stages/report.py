@@ -22,7 +22,7 @@ from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import read_json, write_atomic
 from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
 from paraclip.tasks.models import BUILT_IN, base_inputs
-from paraclip.tasks.results import why
+from paraclip.tasks.results import training_notes, why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.stages.index import trust_note
 from paraclip.tasks.stages.paraphrase import STEPS
@@ -34,12 +34,11 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.compare import Row
-from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.options import unusual
 from paraclip_core.paraphrase.engines import ENGINES
 from paraclip_core.paraphrase.filters import known_wrong
 from paraclip_core.report.churn import images_of
-from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
+from paraclip_core.report.counts import row_totals, trained_on
 from paraclip_core.report.data import (
     License,
     ParaphraseSample,
@@ -94,9 +93,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
-    held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
-    chosen_on = few_for_alpha(*held_out, settings.finetune.alpha.grid)
-    warnings = filter(None, (fewer_than_a_batch(totals, settings.finetune.batch_size), chosen_on))
+    warnings = training_notes(totals, tuned, settings.finetune)
     return ReportData(
         name=settings.name,
         verdict=comparison["verdict"],
