@@ -236,7 +236,12 @@ def _concurrency(part: _Part, old: DeploymentResponse | None) -> dict[str, Any]:
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Our values over those that a person has set for a deployment, such as a memory limit."""
-    return {**old, **new, "env": {**(old.get("env") or {}), **new["env"]}}
+    merged = {**old, **new, "env": {**(old.get("env") or {}), **new["env"]}}
+    if "volumes" in merged:
+        # Docker's HOST:FOLDER[:ro]; one option names the data and another the secrets.
+        folders = {one.split(":")[:2][-1]: one for one in (*(old.get("volumes") or ()), *new.get("volumes", ()))}
+        merged["volumes"] = list(folders.values())
+    return merged
 
 
 def _digest(parameters: Mapping[str, Any]) -> str:

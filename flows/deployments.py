@@ -39,6 +39,10 @@ class Existing(NamedTuple):
         """Whether a configuration is deployed, by this release or another one that knows configurations."""
         return any(release_of(one) for one in self.deployments.values())
 
+    def configurations(self) -> set[str]:
+        """The names of the runs whose configurations are deployed."""
+        return {one.name for one in self.deployments.values() if release_of(one)}
+
     def of(self, name: str) -> dict[str, DeploymentResponse]:
         """The deployments of one configuration, by flow."""
         pairs = ((path.partition("/"), one) for path, one in self.deployments.items())

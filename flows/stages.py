@@ -155,7 +155,8 @@ def run_name() -> str:
         return f"{flow_run.flow_name}-{own[-1]}"
     settings = parameters.get("settings")
     name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
-    return f"{flow_run.flow_name}-{PurePosixPath(parameters.get('config') or name or Settings().name).stem}"
+    config = parameters.get("config")
+    return f"{flow_run.flow_name}-{PurePosixPath(config).stem if config else name or Settings().name}"
 
 
 def carry_stage(name: str, run: Run) -> dict[str, Any]:

@@ -270,7 +270,8 @@ def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionC
             count = f"{len(names)} images that were looked up" if len(names) > 1 else "image that was looked up"
             raise InputError(
                 f"{path} has none of the {count}; the first is {name!r}, as {source} names it. Correct "
-                "data.sources[].images, or name the column with the file names in data.sources[].columns.image"
+                "data.sources[].images, or name the column with the file names in data.sources[].columns.image; links "
+                "that lead out of a folder are not followed"
             )
         if missing:
             notices.append(

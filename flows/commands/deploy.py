@@ -94,9 +94,19 @@ def deploy(
 
     check_server()
     named = config is not None or bool(set_)
+    options = {
+        "--channel": channel, "--cron": cron, "--timezone": timezone, "--pool": pool, "--gpu-pool": gpu_pool,
+        "--image": image, "--volume": volume, "--secret": secret,
+    }  # fmt: skip
+    changes = [option for option, value in options.items() if value is not None]
     with get_client(sync_client=True) as client:
         existing = Existing.read(client)
-        if named or cron is not None or timezone is not None or not existing.current:
+        if changes and not named and (others := existing.configurations() - {DEMO}):
+            raise ConfigError(
+                f"{', '.join(changes)}: of which configuration? Deployed are {', '.join(sorted(others))}; give its "
+                "file with -c"
+            )
+        if named or changes or not existing.current:
             # The runs take their root from PARACLIP_ROOT, which a root in the file would override.
             settings = load_settings(config or DEMO, set_ or ())
             target = Target(pool, gpu_pool, image, volume, secret, root, folder)

@@ -202,7 +202,7 @@ def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json
         return
     short = [{**row, "before": (row["before"] or "")[:12], "after": row["after"][:12]} for row in moves]
     shown = [{**row, "there": "yes" if row["there"] else "no"} for row in short]
-    print_table("", ["at", "by", "who", "run", "before", "after", "filter result", "there", "reason"], shown)
+    print_table("", ["at", "by", "who", "run", "before", "after", "verdict", "there", "reason"], shown)
 
 
 @channel.command()

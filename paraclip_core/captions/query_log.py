@@ -22,7 +22,7 @@ from paraclip_core.captions.keys import text_keys
 from paraclip_core.captions.options import DataOptions
 from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
-from paraclip_core.captions.splits import split_name
+from paraclip_core.captions.splits import configured_split, split_name
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.lifetime import TempDir
 
@@ -117,6 +117,7 @@ class QueryLog:
         counts: list[int] = []
         splits: list[str | None] = []
         problems: list[Problem | None] = []
+        of_file = None if file.options.split is None else configured_split(file.options.split)
         for raw, named, count in zip(batch.captions, batch.splits, batch.counts, strict=True):
             text, problem = cleaned(raw, self._options)
             problem = problem or not_a_query(text)
@@ -128,7 +129,7 @@ class QueryLog:
             problems.append(problem)
             if problem is None:
                 texts.append(text)
-                splits.append(split or file.options.split)
+                splits.append(split or of_file)
                 counts.append(int(count or 1))
         batch.drop(problems)
         spots = [number * FILE_ROWS + row for row in batch.rows]

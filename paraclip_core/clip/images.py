@@ -85,7 +85,7 @@ class ImageArchive:
         """Size in bytes of an image in a tar or folder, without reading it; None if there is no such image."""
         key = _key(name)
         if self.path.is_dir():
-            return (self.path / key).stat().st_size if _is_file(self.path, key) else None
+            return (self.path / key).stat().st_size if _is_file(self.path, key) and self._inside(key) else None
         place = self._place(key)
         return None if place is None else place[1]
 
@@ -131,11 +131,22 @@ class ImageArchive:
         counts = Counter(PurePosixPath(member).name for member in self._index)
         return {name: member for member in self._index if counts[name := PurePosixPath(member).name] == 1}
 
+    @cached_property
+    def _folders(self) -> list[Path]:
+        """Where the images of a folder may be: in it, or, of a snapshot in the hub's cache, where that keeps them."""
+        resolved = self.path.resolve()
+        snapshots = (parent.parent for parent in (resolved, *resolved.parents) if parent.parent.name == "snapshots")
+        return [resolved, *(folder.with_name("blobs") for folder in snapshots)]
+
+    def _inside(self, key: str) -> bool:
+        """Whether a name stays in the folder: a symbolic link can lead out just like dots."""
+        place = (self.path / key).resolve()
+        return ".." not in PurePosixPath(key).parts and any(place.is_relative_to(each) for each in self._folders)
+
     def _read_from_folder(self, key: str, name: str) -> bytes:
         path = self.path / key
         try:
-            # Resolved, because a symbolic link can lead out just like dots.
-            if ".." in PurePosixPath(key).parts or not path.resolve().is_relative_to(self.path.resolve()):
+            if not self._inside(key):
                 raise InputError(f"{self.path} has no image {name!r}: the name leads out of the folder")
             return path.read_bytes()
         except (OSError, ValueError) as error:

@@ -58,6 +58,7 @@ def local_file(reference: str) -> tuple[str, Path] | None:
 
 def check_reference(reference: str) -> None:
     """Check a reference for mistakes without loading the model, before other stages cost money."""
+    reference = canonical(reference)
     folder = local_folder(reference)
     if folder is not None and not folder.exists():
         raise UnknownModelError(

@@ -327,7 +327,7 @@ def filters_of(options: FilterOptions) -> Filters:
         check = _imported(path)
         if check.__name__ in filters.text | filters.meaning or check.__name__ in (*_our_reasons(), *NOT_OF_FILTERS):
             raise ConfigError(
-                f"paraphrase.filters.extra: {path} is named {filter.__name__}, like another filter; rename it"
+                f"paraphrase.filters.extra: {path} is named {check.__name__}, like another filter; rename it"
             )
         (filters.meaning if _parameters(check) == 3 else filters.text)[check.__name__] = check
     return filters

@@ -184,7 +184,7 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     assert [move["run"] for move in moves] == ["made", "theirs", "made"]
     assert " of the run made, moved by promotion" in cli(["artifacts", "ls", *root]).out
     shown = cli(["channel", "history", "production", *root]).out
-    assert "by hand" in shown and "theirs" in shown
+    assert "by hand" in shown and "theirs" in shown and "promote" in shown
 
 
 def test_config_show_is_a_configuration(cli: Any) -> None:

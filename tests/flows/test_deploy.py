@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from paraclip.flows.cli import run_cli
 from paraclip.flows.names import CPU_RUNS, HEARTBEAT, POOLS, TAG
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
@@ -228,6 +229,9 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
     assert box["env"]["PARACLIP_ROOT"] == job["env"]["PARACLIP_ROOT"] == "/data/root"
     with get_client(sync_client=True) as client:
         assert client.read_work_queue_by_name("pipelines", "boxes").concurrency_limit == CPU_RUNS * 3 // 4
+    # Another folder of secrets leaves the data where it is.
+    register(own("mine"), secret="newer")
+    assert read("pipeline/mine").job_variables["volumes"] == ["data", f"{tmp_path / 'newer'}:/run/secrets:ro"]
     # Later it stays where it is, with what it has.
     again = register(own("mine"), root="s3://bucket/folder")
     assert {row["pool"] for row in again.rows} == {"boxes", "cluster"} and again.facts["root"] == "s3://bucket/folder"
@@ -311,3 +315,12 @@ def test_a_bare_worker_works_in_the_root_that_was_deployed(
     done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert states([run.id]) == ["Completed"], done.stdout + done.stderr
     assert list((tmp_path / "root" / "artifacts" / "scenes").iterdir())
+
+
+@pytest.mark.usefixtures("server")
+def test_an_option_without_its_configuration_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    register(own("mine"))
+    before = names()
+    assert run_cli(["deploy", "--cron", "0 4 * * *"]) == 2
+    assert "--cron: of which configuration? Deployed are mine; give its file with -c" in capsys.readouterr().err
+    assert names() == before

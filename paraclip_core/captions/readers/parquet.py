@@ -95,7 +95,9 @@ def _picture_rows(file: pq.ParquetFile, columns: Columns, picture: str) -> Itera
         ):
             if data.is_valid:
                 digest = picture_digest(data.as_buffer())
-                batcher.add(row, caption, (key or "").strip() or digest, picture_name(picture, row, digest), *rest)
+                # One that is no text is rejected.
+                named = key.strip() or digest if isinstance(key, str) else digest if key is None else key
+                batcher.add(row, caption, named, picture_name(picture, row, digest), *rest)
             else:
                 text = caption if isinstance(caption, str) else None
                 batcher.reject(row, "missing_field", f"no picture in column {picture!r}, its bytes are null", text)

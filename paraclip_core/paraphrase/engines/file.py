@@ -128,6 +128,8 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
     """Caption and both paraphrases of each row."""
     try:
         if not has_paraphrases(path):
+            if named_format(path) == "json" and _names_paraphrases(path):
+                raise InputError(f"{path}: expected JSON lines, a row each, and a name that ends in .jsonl")
             yield from _siblings(path)
             return
         for batch in _table(path).select(COLUMNS).cast(SCHEMA).to_batches(10_000):
@@ -145,8 +147,10 @@ def has_paraphrases(path: Path) -> bool:
     kind = named_format(path)
     if kind == "parquet":
         return any(name in COLUMNS[1:] for name in pq.read_schema(path).names)
-    if kind not in ("jsonl", "csv", "tsv"):
-        return False
+    return kind in ("jsonl", "csv", "tsv") and _names_paraphrases(path)
+
+
+def _names_paraphrases(path: Path) -> bool:
     with pa.input_stream(str(path), compression="detect") as file:
         return b"paraphrase_" in file.read(1 << 16)
 

@@ -54,8 +54,9 @@ MOST_TOKENS = 10_000_000
 """A larger count is a mistake of the server's."""
 ABOUT_ONE = frozenset((400, 403, 413, 422, 451))
 """Statuses that may concern one prompt: servers and gateways report violations of their rules in many ways."""
-PASSING = frozenset((408, 409, 425, 429))
-"""Statuses below 500 of transient failures."""
+TOO_MANY = 429
+PASSING = frozenset((408, 409, 425))
+"""Other statuses below 500 of transient failures."""
 FAILURES_IN_A_ROW = 8
 """After this many failures without an answer in between, it is in doubt whether the prompts or the server is at
 fault."""
@@ -163,6 +164,10 @@ class RefusedError(EngineError):
 
 class FailedError(AwayError):
     """A request failed after all its retries."""
+
+
+class RateLimitError(FailedError):
+    """The server takes no more requests for now, which says nothing about the prompt."""
 
 
 class Budget:
@@ -351,6 +356,9 @@ class OpenAIEngine:
         status, text = error.status_code, one_line(self._without_key(error.response.text), QUOTED) or "(empty response)"
         if error.code == "insufficient_quota":
             return EngineError(f"{url} no longer answers: {text}; check the account and run again")
+        if status == TOO_MANY:
+            hint = "set paraphrase.openai.requests_per_minute to what it allows"
+            return RateLimitError(f"{url} takes no more requests for now (status {status}): {text}; {hint}")
         if status in PASSING or status >= 500:
             return FailedError(f"{url} failed (status {status}): {text}")
         if status in ABOUT_ONE:
@@ -424,6 +432,8 @@ class _Run:
             await self._doubt(next(reversed(self.failed)))
         if self.stop:
             raise self.stop
+        if limited := [number for number, error in self.failed.items() if isinstance(error, RateLimitError)]:
+            raise self._named(limited[0])
         for number in sorted(self.failed):
             self.completions.put((number, Completion((), 0, 0)))
         if self.failed:

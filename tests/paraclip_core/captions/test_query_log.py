@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from paraclip_core import tables
 from paraclip_core.captions.options import DataOptions, IndexOptions, SourceOptions
 from paraclip_core.captions.query_log import QueryLog, not_a_query
 from paraclip_core.captions.sources import list_files
+from paraclip_core.errors import ConfigError
 
 WORDS = st.sampled_from(["dog", "Dog", "red car", "Red  car", "beach at night", "two cats"])
 ROWS = st.lists(st.tuples(WORDS, st.sampled_from(["", "a", "b"]), st.integers(1, 5)), min_size=1, max_size=20)
@@ -100,3 +102,13 @@ def test_a_bad_count_or_split_is_rejected_with_its_row(tmp_path: Path) -> None:
         (2, "bad_count"), (3, "bad_count"), (4, "unknown_split"),
     ]  # fmt: skip
     assert [row["caption"] for outcome in outcomes for row in outcome.accepted.to_pylist()] == ["bus"]
+
+
+@pytest.mark.parametrize(("split", "stored"), [("validation", "val"), ("vall", None)])
+def test_the_split_of_a_whole_log_is_named_as_a_rows_is(split: str, stored: str | None, tmp_path: Path) -> None:
+    options = DataOptions(root=str(tmp_path), min_words=1, sources=(SourceOptions(path="log.txt", split=split),))
+    (tmp_path / "log.txt").write_text("red car\n")
+    files = list_files(tmp_path, options.sources)
+    with nullcontext() if stored else pytest.raises(ConfigError, match="'vall', expected train, val or test"):
+        (outcome,) = QueryLog(options, files).run(files[0])
+        assert outcome.accepted["split"].to_pylist() == [stored]

@@ -75,9 +75,22 @@ def test_names_never_lead_out(tmp_path: Path) -> None:
         for name in ("../secret.png", "link.png", str(tmp_path / "secret.png"), "a/../../secret.png", "x\0y", ""):
             with pytest.raises(InputError):
                 plain.read(name)
+            assert not plain.has(name), "what cannot be read is missing before anything is paid for"
         assert packed.read("../secret.png") == b"member" and packed.read("/etc/passwd") == b"member too"
         with pytest.raises(InputError):
             packed.read("/etc/hostname")
+
+
+def test_a_snapshot_of_the_hub_links_to_its_blobs(tmp_path: Path) -> None:
+    blobs, pictures = tmp_path / "datasets--me--x" / "blobs", tmp_path / "datasets--me--x" / "snapshots" / "1" / "pics"
+    for folder in (blobs, pictures):
+        folder.mkdir(parents=True)
+    (blobs / "abc").write_bytes(_png())
+    (tmp_path / "elsewhere.png").write_bytes(_png())
+    (pictures / "1.png").symlink_to("../../../blobs/abc")
+    (pictures / "2.png").symlink_to(tmp_path / "elsewhere.png")
+    with ImageArchive(pictures) as archive:
+        assert archive.read("1.png") == _png() and [archive.has(name) for name in ("1.png", "2.png")] == [True, False]
 
 
 def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ def test_what_references_mean(tmp_path: Path) -> None:
     assert local_file("ViT-B-32:/data/w.pt") == ("ViT-B-32", Path("/data/w.pt"))
     assert local_file("ViT-B-32:w.safetensors") == ("ViT-B-32", Path("w.safetensors"))
     assert local_file(str(tmp_path)) is None
-    for reference in ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai", "ViT-B-32:/data/w.pt"):
+    for reference in ("ViT-B-32:openai", "ViT-B-32-quickgelu:openai", "ViT-B-32:/data/w.pt", "hf://org/name"):
         check_reference(reference)
     assert place_free_name("ViT-B-32:/data/w.pt") == "ViT-B-32:local"
     assert place_free_name("local-dir:/data/m") == place_free_name("/data/m.pt") == "local"

@@ -320,7 +320,7 @@ def test_its_source_decides_a_result(own_filters: Path) -> None:
         ("no_such_module_at_all:filter", "cannot be used"),
         ("own_filters", "cannot be used"),
         ("own_filters:nothing", "not a filter"),
-        ("own_filters:echo", "rename it"),
+        ("own_filters:echo", "is named echo, like another filter; rename it"),
     ],
 )
 def test_a_filter_that_is_none_is_named(own_filters: Path, path: str, why: str) -> None:

@@ -159,6 +159,10 @@ def test_a_key_beside_pictures_is_the_images_id(tmp_path: Path) -> None:
     assert one(path, SourceOptions(path="x", columns=named)).image_ids[0] == digest(b"x")
     with_files = SourceOptions(path="x", images="pics", columns=ColumnNames(image="filename"))
     assert one(path, with_files).image_paths == ["1.jpg", "1.jpg", None]
+    # A column of numbers with gaps, as pandas writes it.
+    numbers = {"image": pictures(b"x", b"y"), "caption": ["a dog", "a cat"], "filename": [1.0, None]}
+    batch = one(write(tmp_path, **numbers))
+    assert batch.image_ids == [digest(b"y")] and [reject.reason for reject in batch.rejects] == ["wrong_type"]
 
 
 def test_rows_without_a_picture_and_two_columns_that_may_be_them_are_reported(tmp_path: Path) -> None:

@@ -170,6 +170,7 @@ def test_captions_alone_reword_each_other(name: str, tmp_path: Path) -> None:
         ("a.jsonl", b"1\n"),
         ("a.jsonl", b'{"caption": "a", "paraphrase_1": ["b"]}\n'),
         ("a.json", b'{"annotations": []}'),
+        ("a.json", b'[{"caption": "a", "image": "1", "paraphrase_1": "b", "paraphrase_2": "c"}]'),
         ("a.parquet", b"PAR1 broken"),
         ("a.txt", b"x"),
         ("nowhere.csv", None),

@@ -175,6 +175,15 @@ def test_prompts_that_the_server_never_answers_do_not_stop_the_others(
     assert not any(completion.texts for completion in left)
 
 
+def test_a_rate_limit_ends_the_run_and_rejects_no_prompt(openai_server: OpenAIServer, connect: Connect) -> None:
+    """Even if others are answered meanwhile."""
+    limited = status(429, "slow down")
+    openai_server.answer = lambda asked: well(asked) if len(openai_server.asked) % 3 == 0 else limited
+    completions, error = streamed(connect(retries=0, concurrency=1), numbered(60))
+    assert isinstance(error, AwayError) and "requests_per_minute" in str(error) and "slow down" in str(error)
+    assert completions and all(completion.texts for completion in completions.values())
+
+
 def test_a_poisoned_caption_becomes_a_reject_and_is_not_requested_again(
     openai_server: OpenAIServer, connect: Connect, paraphrasing: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
 ) -> None:
