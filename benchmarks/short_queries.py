@@ -19,12 +19,11 @@ from pathlib import Path
 
 from record import arguments, data_folder
 
-LEFT_OUT = frozenset("a an the its his her their some this that is are was were be being has have of to and".split())
-PREPOSITIONS = frozenset(
-    "in on with at near by through over under across into along behind down up beside between from around "
-    "against".split()
+LEFT_OUT = re.compile(r"an?|the|its|his|her|their|some|this|that|is|are|was|were|be|being|has|have|of|to|and")
+PREPOSITION = re.compile(
+    r"in|on|with|at|near|by|through|over|under|across|into|along|behind|down|up|beside|between|from|around|against"
 )
-ENDS = PREPOSITIONS | frozenset("while as who which that is are was were and wearing holding looking , . ;".split())
+END = re.compile(rf"{PREPOSITION.pattern}|while|as|who|which|that|is|are|was|were|and|wearing|holding|looking|[,.;]")
 
 
 def digest(text: str) -> str:
@@ -34,17 +33,18 @@ def digest(text: str) -> str:
 
 def short_query(caption: str) -> str:
     """What somebody in a hurry would type."""
-    words = re.findall(r"[a-z']+|[,.;]", caption.lower())
-    end = next((place for place, word in enumerate(words) if word in ENDS), len(words))
-    query = [word for word in words[:end] if word not in LEFT_OUT]
+    before, end, after = _cut(re.findall(r"[a-z']+|[,.;]", caption.lower()))
     form = int(digest(caption), 16) % 3
-    if form and end < len(words) and words[end] in PREPOSITIONS and len(query) <= 2:
-        rest = words[end + 1 :]
-        stop = next((place for place, word in enumerate(rest) if word in ENDS), len(rest))
-        after = [word for word in rest[:stop] if word not in LEFT_OUT][:2]
-        if after:
-            query += [*([words[end]] if form == 1 else []), after[-1]]
-    return " ".join(query)
+    if form and PREPOSITION.fullmatch(end) and len(before) <= 2 and (place := _cut(after)[0][:2]):
+        before += [end, place[-1]] if form == 1 else [place[-1]]
+    return " ".join(before)
+
+
+def _cut(words: list[str]) -> tuple[list[str], str, list[str]]:
+    """The content words before the first word that ends a phrase, that word, and all words after it."""
+    end = next((place for place, word in enumerate(words) if END.fullmatch(word)), len(words))
+    content = [word for word in words[:end] if not LEFT_OUT.fullmatch(word)]
+    return content, "".join(words[end : end + 1]), words[end + 1 :]
 
 
 def main() -> None:
