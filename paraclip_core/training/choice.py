@@ -21,8 +21,6 @@ from paraclip_core.training.validation import AO, OVERLAP, PARAPHRASE_RECALL, RE
 
 FELT = (RECALL, PARAPHRASE_RECALL, AO)
 """What users feel; the criterion is the mean of those that were measured."""
-RETENTION = 75.0
-"""Percentage of the base's first ten images that a query of a log has to keep on average; see decision 27."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def choose(points: Sequence[Point], grid: Sequence[float], retention: float | No
 
     A point is allowed unless its recall of plain captions is below the base's by more than chance (95 % interval of the
     paired difference). Queries of a log rarely have a known right image: with `retention` a point is allowed only if
-    its first images also keep so many percent of the base's, for the query as it was typed (:data:`RETENTION`).
+    its first images also keep so many percent of the base's, for the query as it was typed (decision 27).
 
     The best of the allowed ones by the criterion, and all that are within one standard error of it, count as equal (the
     one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3); of these the one

@@ -142,6 +142,8 @@ DEFAULT_RECIPES: tuple[RecipeName, ...] = ("published", "anchored", "contrast")
 """The recipes that are tried if none is named."""
 LOG_RECIPES: tuple[RecipeName, ...] = ("contrast",)
 """The same for queries of a log, which belong to no image."""
+RETENTION = 65.0
+"""Percentage of the base's first ten images that a query of a log has to keep on average; see decision 27."""
 RATES: dict[BaseKind, tuple[float, ...]] = {
     "built-in": (3e-4, 1e-3, 3e-3),
     "clip": (3e-6, 1e-5, 3e-5),

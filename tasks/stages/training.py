@@ -10,7 +10,7 @@ from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.options import meaning
-from paraclip_core.training.options import RecipeOptions
+from paraclip_core.training.options import RETENTION, RecipeOptions
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
@@ -25,6 +25,8 @@ def _options(settings: Settings) -> dict[str, Any]:
     # What is tried, whether it was set or is the default; losses that no recipe reads mean nothing.
     options["recipe"] = {one.recipe: one.losses for one in tried}
     options["learning_rate"] = sorted({one.options.learning_rate for one in tried})
+    if settings.data.index is not None:
+        options["retention"] = RETENTION
     return {"finetune": options, "base": base if base == BUILT_IN else place_free_name(base)}
 
 

@@ -63,10 +63,10 @@ from paraclip_core.errors import ModelError
 from paraclip_core.options import meaning
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.card import release_card
-from paraclip_core.training.choice import RETENTION, Point, as_json, choose, copy_weights, interpolate
+from paraclip_core.training.choice import Point, as_json, choose, copy_weights, interpolate
 from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TEXTS, RowBatch, TrainingRows, id_array, spool_rows
 from paraclip_core.training.losses import Pair, named_pairs
-from paraclip_core.training.options import Candidate, TrainingOptions
+from paraclip_core.training.options import RETENTION, Candidate, TrainingOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
 from paraclip_core.training.validation import AO, RECALL, ValidationSet, measure, with_overlap
