@@ -1,0 +1,153 @@
+"""The default learning rates on a base of another kind: a small text encoder like SigLIP 2's.
+
+    python benchmarks/other_bases.py --paraphrases FILE [--epochs N]
+
+PARACLIP_DATA names a folder with `flickr8k` and `sts/sick`. A text encoder of four layers, 256 wide, with a tokenizer
+of Flickr8k's captions, is trained on them against the built-in base's image encoder, by the pairwise
+sigmoid. That base is tuned on FILE, a table of `caption`, `paraphrase_1` and `paraphrase_2`, by
+the default recipes at the default rates of such a base. Prints what was chosen, for the control too, and the verdict.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from record import arguments, data_folder
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+import paraclip
+from paraclip_core.clip.built_in import PREPROCESS, built_in_clip
+from paraclip_core.clip.export import CONFIG, save_release
+from paraclip_core.clip.model import ClipModel
+from paraclip_core.clip.options import ModelOptions
+from paraclip_core.settings import parse_settings
+
+KIND = "siglip2"
+WIDTH, LAYERS, WORDS, TOKENS = 256, 4, 8192, 32
+SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+
+
+def write_tokenizer(captions: Iterable[str], folder: Path) -> Path:
+    """Byte-level BPE of these captions."""
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = list(SPECIAL.values())
+    trainer = trainers.BpeTrainer(vocab_size=WORDS, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(captions, trainer)
+    ends = [(SPECIAL[name], tokenizer.token_to_id(SPECIAL[name])) for name in ("bos_token", "eos_token")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL).save_pretrained(folder)
+    return folder
+
+
+def write_untrained(captions: Iterable[str], folder: Path) -> None:
+    """A model of the built-in base's image encoder and an untrained text encoder."""
+    image = built_in_clip(ModelOptions(embed_dim=1280))
+    release = folder / "untrained"
+    tokenizer = write_tokenizer(captions, release)
+    named: Any = open_clip.get_model_config("ViT-B-16-SigLIP2")
+    small = {
+        "context_length": TOKENS,
+        "vocab_size": WORDS,
+        "hf_tokenizer_name": str(tokenizer),
+        "width": WIDTH,
+        "heads": WIDTH // 64,
+        "layers": LAYERS,
+    }
+    config: dict[str, Any] = {
+        "embed_dim": 1280,
+        "vision_cfg": image.model_cfg["vision_cfg"],
+        "text_cfg": named["text_cfg"] | small,
+        "init_logit_scale": math.log(10),
+        "init_logit_bias": -10.0,
+    }
+    torch.manual_seed(0)
+    model = open_clip.CustomTextCLIP(**config)
+    model.visual.load_state_dict(image.visual.state_dict())
+    config["custom_text"] = True
+    # The tokenizer is loaded from a folder with a configuration.
+    (release / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
+    save_release(ClipModel(model.eval(), config, dict(PREPROCESS), f"local-dir:{release}"), release, "")
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--paraphrases", type=Path, required=True)
+    parser.add_argument("--epochs", type=float, default=10.0, help="passes over the paraphrases (default: 10)")
+    parser.add_argument("--root", type=Path, default=Path("runs/other-bases"))
+    options = parser.parse_args()
+    flickr, sts = data_folder("flickr8k"), data_folder("sts")
+    if flickr is None or sts is None:
+        raise SystemExit("set PARACLIP_DATA to a folder with flickr8k and sts/sick")
+    folder = options.root.resolve() / KIND
+    captions = [
+        text["raw"]
+        for image in json.loads((flickr / "dataset_flickr8k.json").read_text())["images"]
+        if image["split"] == "train"
+        for text in image["sentences"]
+    ]
+    if not (folder / "untrained" / "README.md").exists():
+        write_untrained(captions, folder)
+    shared = {
+        "data": {
+            "root": str(flickr.resolve()),
+            "max_words": 30,
+            "sources": [{"path": "dataset_flickr8k.json", "format": "karpathy", "images": "images_128.tar"}],
+        },
+        "run": {"root": str(options.root)},
+    }
+    retrieval = {"name": "retrieval", "kind": "retrieval"}
+    trained = shared | {
+        "name": f"{KIND}-base",
+        # Other captions of the same image are paraphrases enough to have a row for each caption.
+        "paraphrase": {"engine": "file", "file": {"path": "dataset_flickr8k.json"}},
+        "model": {"base": f"local-dir:{folder / 'untrained'}"},
+        "finetune": {
+            "recipe": "own",
+            "texts": "captions",
+            "weights": dict.fromkeys(("image_paraphrase_2", "caption_paraphrase_1", "paraphrase_1_paraphrase_2"), 0.0)
+            | {"image_caption": 1.0},
+            "learning_rate": 2e-3,
+            "epochs": 3,
+            "batch_size": 512,
+            "alpha": {"grid": [1.0]},
+        },
+        "evaluate": {"queries": None, "benchmarks": [retrieval]},
+    }
+    figures = paraclip.run(parse_settings(trained)).summary["models"]["tuned"]["retrieval"]
+    print(f"{KIND} base: recall@10 {figures['text_to_image_recall@10']:.1f}")
+    if not (folder / "base").exists():
+        paraclip.export(f"{KIND}-base", folder / "base", root=options.root)
+    tuned = shared | {
+        "name": KIND,
+        "paraphrase": {"engine": "file", "file": {"path": str(options.paraphrases.resolve())}},
+        "model": {"base": f"local-dir:{folder / 'base'}"},
+        "finetune": {"epochs": options.epochs},
+        "evaluate": {
+            "queries": None,
+            "control": True,
+            "gate": {
+                "metric": "query_pairs/ao@10",
+                "max_drop": {"query_pairs/margin": 1.0, "retrieval/text_to_image_recall@10": 1.0},
+            },
+            "benchmarks": [{"name": "sick", "kind": "query_pairs", "path": str(sts.resolve() / "sick")}, retrieval],
+        },
+    }
+    result = paraclip.run(parse_settings(tuned))
+    print(result.title)
+    for stage in ("finetune", "control"):
+        folder = options.root / "artifacts" / stage / result.summary["fingerprints"][stage]
+        choice = json.loads((folder / "candidates.json").read_text())
+        print(stage, json.dumps({name: value for name, value in choice.items() if name != "candidates"}))
+
+
+if __name__ == "__main__":
+    main()
