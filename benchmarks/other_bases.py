@@ -3,9 +3,9 @@
     python benchmarks/other_bases.py --paraphrases FILE [--epochs N]
 
 PARACLIP_DATA names a folder with `flickr8k` and `sts/sick`. A text encoder of four layers, 256 wide, with a tokenizer
-of Flickr8k's captions, is trained on them against the built-in base's image encoder, by the pairwise
-sigmoid. That base is tuned on FILE, a table of `caption`, `paraphrase_1` and `paraphrase_2`, by
-the default recipes at the default rates of such a base. Prints what was chosen, for the control too, and the verdict.
+of Flickr8k's captions, is trained on them against the built-in base's image encoder, by the pairwise sigmoid. That base
+is tuned on FILE, a table of `caption`, `paraphrase_1` and `paraphrase_2`, by the default recipes at the default rates
+of such a base. Prints what was chosen, for the control too, and the verdict.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class Existing(NamedTuple):
     @property
     def current(self) -> bool:
         """Whether a configuration is deployed, by this release or another one that knows configurations."""
-        return any(release_of(one) for one in self.deployments.values())
+        return bool(self.configurations())
 
     def configurations(self) -> set[str]:
         """The names of the runs whose configurations are deployed."""

