@@ -1,11 +1,12 @@
-"""The default learning rates on a base of another kind: a small text encoder like SigLIP 2's.
+"""The default learning rates on bases of other kinds: small text encoders like SigLIP 2's and Hugging Face's.
 
-    python benchmarks/other_bases.py --paraphrases FILE [--epochs N]
+    python benchmarks/other_bases.py siglip2|roberta --paraphrases FILE [--epochs N] [--learning-rates …]
 
 PARACLIP_DATA names a folder with `flickr8k` and `sts/sick`. A text encoder of four layers, 256 wide, with a tokenizer
-of Flickr8k's captions, is trained on them against the built-in base's image encoder, by the pairwise sigmoid. That base
-is tuned on FILE, a table of `caption`, `paraphrase_1` and `paraphrase_2`, by the default recipes at the default rates
-of such a base. Prints what was chosen, for the control too, and the verdict.
+of Flickr8k's captions, is trained on them against the built-in base's image encoder, by the image~caption loss of its
+kind; the sigmoid for `siglip2`. That base is tuned on FILE, a table of `caption`, `paraphrase_1` and `paraphrase_2`, by
+the default recipes at the default rates of such a base, or at others with `contrast` alone. Prints what was chosen, for
+the control too, and the verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import open_clip
 import torch
 from record import arguments, data_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, RobertaConfig
 
 import paraclip
 from paraclip_core.clip.built_in import PREPROCESS, built_in_clip
@@ -29,7 +30,6 @@ from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.settings import parse_settings
 
-KIND = "siglip2"
 WIDTH, LAYERS, WORDS, TOKENS = 256, 4, 8192, 32
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
@@ -48,27 +48,50 @@ def write_tokenizer(captions: Iterable[str], folder: Path) -> Path:
     return folder
 
 
-def write_untrained(captions: Iterable[str], folder: Path) -> None:
-    """A model of the built-in base's image encoder and an untrained text encoder."""
+def text_config(kind: str, tokenizer: Path, folder: Path) -> dict[str, Any]:
+    """`text_cfg` of a kind, at a small size."""
+    if kind == "siglip2":
+        named: Any = open_clip.get_model_config("ViT-B-16-SigLIP2")
+        return named["text_cfg"] | {
+            "context_length": TOKENS,
+            "vocab_size": WORDS,
+            "hf_tokenizer_name": str(tokenizer),
+            "width": WIDTH,
+            "heads": WIDTH // 64,
+            "layers": LAYERS,
+        }
+    RobertaConfig(
+        vocab_size=WORDS,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=WIDTH // 64,
+        intermediate_size=4 * WIDTH,
+        max_position_embeddings=TOKENS + 16,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    ).save_pretrained(folder / "hf")
+    return {
+        "hf_model_name": str(folder / "hf"),
+        "hf_tokenizer_name": str(tokenizer),
+        "hf_pooler_type": "mean_pooler",
+        "hf_model_pretrained": False,
+        "context_length": TOKENS,
+    }
+
+
+def write_untrained(kind: str, captions: Iterable[str], folder: Path) -> None:
+    """A model of the built-in base's image encoder and an untrained text encoder of a kind."""
     image = built_in_clip(ModelOptions(embed_dim=1280))
     release = folder / "untrained"
     tokenizer = write_tokenizer(captions, release)
-    named: Any = open_clip.get_model_config("ViT-B-16-SigLIP2")
-    small = {
-        "context_length": TOKENS,
-        "vocab_size": WORDS,
-        "hf_tokenizer_name": str(tokenizer),
-        "width": WIDTH,
-        "heads": WIDTH // 64,
-        "layers": LAYERS,
-    }
     config: dict[str, Any] = {
         "embed_dim": 1280,
         "vision_cfg": image.model_cfg["vision_cfg"],
-        "text_cfg": named["text_cfg"] | small,
-        "init_logit_scale": math.log(10),
-        "init_logit_bias": -10.0,
+        "text_cfg": text_config(kind, tokenizer, folder),
     }
+    if kind == "siglip2":
+        config |= {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(**config)
     model.visual.load_state_dict(image.visual.state_dict())
@@ -80,14 +103,16 @@ def write_untrained(captions: Iterable[str], folder: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("kind", choices=("siglip2", "roberta"))
     parser.add_argument("--paraphrases", type=Path, required=True)
     parser.add_argument("--epochs", type=float, default=10.0, help="passes over the paraphrases (default: 10)")
+    parser.add_argument("--learning-rates", type=float, nargs="+", help="tried with the recipe contrast alone")
     parser.add_argument("--root", type=Path, default=Path("runs/other-bases"))
     options = parser.parse_args()
     flickr, sts = data_folder("flickr8k"), data_folder("sts")
     if flickr is None or sts is None:
         raise SystemExit("set PARACLIP_DATA to a folder with flickr8k and sts/sick")
-    folder = options.root.resolve() / KIND
+    folder = options.root.resolve() / options.kind
     captions = [
         text["raw"]
         for image in json.loads((flickr / "dataset_flickr8k.json").read_text())["images"]
@@ -95,7 +120,7 @@ def main() -> None:
         for text in image["sentences"]
     ]
     if not (folder / "untrained" / "README.md").exists():
-        write_untrained(captions, folder)
+        write_untrained(options.kind, captions, folder)
     shared = {
         "data": {
             "root": str(flickr.resolve()),
@@ -106,7 +131,7 @@ def main() -> None:
     }
     retrieval = {"name": "retrieval", "kind": "retrieval"}
     trained = shared | {
-        "name": f"{KIND}-base",
+        "name": f"{options.kind}-base",
         # Other captions of the same image are paraphrases enough to have a row for each caption.
         "paraphrase": {"engine": "file", "file": {"path": "dataset_flickr8k.json"}},
         "model": {"base": f"local-dir:{folder / 'untrained'}"},
@@ -123,14 +148,16 @@ def main() -> None:
         "evaluate": {"queries": None, "benchmarks": [retrieval]},
     }
     figures = paraclip.run(parse_settings(trained)).summary["models"]["tuned"]["retrieval"]
-    print(f"{KIND} base: recall@10 {figures['text_to_image_recall@10']:.1f}")
+    print(f"{options.kind} base: recall@10 {figures['text_to_image_recall@10']:.1f}")
     if not (folder / "base").exists():
-        paraclip.export(f"{KIND}-base", folder / "base", root=options.root)
+        paraclip.export(f"{options.kind}-base", folder / "base", root=options.root)
+    rates = options.learning_rates
+    tried = {"recipe": "contrast", "learning_rate": rates} if rates else {}
     tuned = shared | {
-        "name": KIND,
+        "name": options.kind,
         "paraphrase": {"engine": "file", "file": {"path": str(options.paraphrases.resolve())}},
         "model": {"base": f"local-dir:{folder / 'base'}"},
-        "finetune": {"epochs": options.epochs},
+        "finetune": {"epochs": options.epochs} | tried,
         "evaluate": {
             "queries": None,
             "control": True,

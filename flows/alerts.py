@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -30,6 +30,7 @@ from prefect.blocks.notifications import SlackWebhook
 from prefect.blocks.webhook import Webhook
 from prefect.events.actions import CallWebhook, SendNotification
 from prefect.events.schemas.automations import EventTrigger
+from prefect.exceptions import ObjectNotFound
 from prefect.variables import Variable
 
 from paraclip.flows.automations import PREFIX, put_automation, trigger_of
@@ -114,16 +115,26 @@ def pass_on(url: str, events: Sequence[str] = ()) -> None:
 
 
 def follow_deployments() -> None:
-    """Update the existing alerts for the pools and nightly runs that are deployed now."""
+    """Update the existing alerts for the pools and nightly runs that are deployed now.
+
+    Alerts whose block was deleted on the server end, with their automations.
+    """
+    blocks: dict[str, UUID] = {}
     with get_client(sync_client=True) as client:
-        wanted = [cast(Any, one.value) for one in client.read_variables() if one.name.startswith(VARIABLE)]
-        if not wanted:
+        variables = {one.name: cast(Any, one.value) for one in client.read_variables() if one.name.startswith(VARIABLE)}
+        if not variables:
             return
         existing = Existing.read(client)
-        slugs = {one["kind"]: _block_type(one["kind"]).get_block_type_slug() for one in wanted}
-        blocks = {kind: client.read_block_document_by_name(_block_name(kind), slug).id for kind, slug in slugs.items()}
-    for one in wanted:
-        _put(one["kind"], [event for event in EVERY if event in one["events"]], blocks[one["kind"]], existing)
+        for name, one in variables.items():
+            slug = _block_type(one["kind"]).get_block_type_slug()
+            try:
+                blocks[name] = client.read_block_document_by_name(_block_name(one["kind"]), slug).id
+            except ObjectNotFound:
+                client.delete_variable_by_name(name)
+                _delete_others(one["kind"], ())
+    for name, block in blocks.items():
+        one = variables[name]
+        _put(one["kind"], [event for event in EVERY if event in one["events"]], block, existing)
 
 
 def _put(kind: str, events: Sequence[str], block: UUID, existing: Existing) -> None:
@@ -135,13 +146,18 @@ def _put(kind: str, events: Sequence[str], block: UUID, existing: Existing) -> N
         wanted[name_of(kind)] = "event.event", Alert("event.payload.text", trigger)
     for event, run, alert in _of_server(events, existing):
         wanted[name_of(kind, event, run)] = f"'paraclip.{event}'", alert
+    _delete_others(kind, wanted)
+    for name, (event, alert) in wanted.items():
+        action = _action(kind, block, event, alert.text)
+        put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
+
+
+def _delete_others(kind: str, wanted: Collection[str]) -> None:
+    """Delete the automations of one kind of address that are not among these names."""
     with get_client(sync_client=True) as client:
         for old in client.read_automations():
             if old.name.startswith(PREFIX) and old.name.endswith(f" by {kind}") and old.name not in wanted:
                 client.delete_automation(old.id)
-    for name, (event, alert) in wanted.items():
-        action = _action(kind, block, event, alert.text)
-        put_automation(Automation(name=name, trigger=alert.trigger, actions=[action]))
 
 
 def _of_server(events: Sequence[str], existing: Existing) -> Iterator[tuple[str, str, Alert]]:

@@ -11,7 +11,7 @@ import numpy as np
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 
 from paraclip.storage.files import write_atomic
-from paraclip.tasks.image_index import SearchTarget, captions_of, load_models
+from paraclip.tasks.image_index import SearchTarget, captions_of, load_models, most_frequent
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.search import Searcher
@@ -42,9 +42,12 @@ def audit(target: SearchTarget, entries: Sequence[Any] | None = None, device: st
 
 
 def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[Any]:
-    """Default queries for an index: captions of its images, two of one image as a pair, or names of things."""
+    """Default queries for an index: captions of its images, two of one image as a pair; a run's log, those asked most
+    often first; or names of things."""
     if target.captions is None:
         return _fitting_names(searcher, encode)
+    if queries := most_frequent(target.captions, QUERIES):
+        return list(queries)
     captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])
     others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
     return [*others, *(texts[0] for texts in captions.values())]

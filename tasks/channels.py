@@ -96,9 +96,9 @@ def moved(
 ) -> dict[str, Any]:
     """The contents of a channel's file after a move: the move is added, unless the channel serves this model already.
 
-    In that case its last move becomes one to the model of `run`. The caller holds :meth:`ArtifactStore.channel_lock`
-    from reading `channel` to setting the result. `stages` has the fingerprint of each stage of the model's run, and
-    `run` is its name.
+    In that case its last move becomes one to the model of `run`, with its latest verdict. The caller holds
+    :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result. `stages` has the fingerprint of
+    each stage of the model's run, and `run` is its name.
     """
     channel = channel or {}
     before, after = channel.get("fingerprint"), stages["finetune"]
@@ -107,7 +107,7 @@ def moved(
         now = datetime.now(UTC).isoformat(timespec="seconds")
         moves.append(Move(after, before, by, now, _who(), _flow_run(), verdict, reason, dict(stages), run))
     elif run is not None:
-        moves[-1] = replace(moves[-1], run=run, stages=dict(stages))
+        moves[-1] = replace(moves[-1], run=run, stages=dict(stages), verdict=verdict, reason=reason)
     facts = {"before": moves[-1].before, "reason": moves[-1].reason}
     return {
         "stage": "finetune",

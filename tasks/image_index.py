@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -141,6 +142,17 @@ def search_each(
         ]
 
     return [{name: ranked(each[n]) for name, each in nearest.items()} for n in range(len(queries))]
+
+
+def most_frequent(captions: Artifact, count: int) -> list[str]:
+    """The queries that were asked most often, at most `count`; empty if these are captions and no log."""
+    queries: list[tuple[int, str]] = []
+    for batch in iter_batches(captions.path / "captions"):
+        if "count" not in batch.schema.names:
+            return []
+        rows = zip(batch["count"].to_pylist(), batch["caption"].to_pylist(), strict=True)
+        queries = heapq.nlargest(count, [*queries, *rows])
+    return [query for _, query in queries]
 
 
 def captions_of(captions: Artifact | None, image_ids: Iterable[str]) -> dict[str, list[str]]:

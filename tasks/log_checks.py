@@ -50,9 +50,15 @@ def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
             "the split out of the log, or lower data.held_out"
         )
     if settings.evaluate.queries is not None and held_out < 2:
+        mend = (
+            "set data.held_out, for example to 0.1, or give some rows this split"
+            if not settings.data.held_out
+            else "data.held_out chooses only among rows that state no split: leave the column `split` out of the log, "
+            "or give some rows this split"
+        )
         raise InputError(
             f"{held_out} queries are of split {settings.evaluate.split} (evaluate.split), and a verdict needs held-out "
-            "queries; set data.held_out, for example to 0.1, or give some rows this split"
+            f"queries; {mend}"
         )
     notices = [
         f"the log has {queries:,} different queries of {searches:,} searches, {words:.1f} words on average; "

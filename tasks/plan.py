@@ -123,7 +123,8 @@ def plan_run(run: Run) -> RunPlan:
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
-    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid)
+    of = "images" if run.settings.data.index is None else "queries"
+    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid, of)
     notes += filter(None, [few, what_others_saw(pairs) if pairs else None, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")

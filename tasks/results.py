@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.files import read_json, write_atomic, write_json
+from paraclip_core.config import Settings
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
-from paraclip_core.training.options import FinetuneOptions
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -72,7 +72,7 @@ def gather_result(
     if "evaluate" in artifacts:
         source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        notes = training_notes(totals, metrics.get("finetune", {}), settings.finetune)
+        notes = training_notes(totals, metrics.get("finetune", {}), settings)
         summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
         write_json(summary_path, summary)
     if "report" in artifacts:
@@ -148,10 +148,11 @@ def why(summary: Mapping[str, Any]) -> str:
     return "; ".join(filter(None, (*parts, trained_on(summary.get("rows", {})))))
 
 
-def training_notes(totals: Mapping[str, int], tuned: Mapping[str, Any], options: FinetuneOptions) -> list[str]:
+def training_notes(totals: Mapping[str, int], tuned: Mapping[str, Any], settings: Settings) -> list[str]:
     """What a reader must know of a fine-tuning with these metrics: too few rows or pairs, or nothing gained."""
     held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
-    few, chosen_on = fewer_than_a_batch(totals, options.batch_size), few_for_alpha(*held_out, options.alpha.grid)
+    options, of = settings.finetune, "images" if settings.data.index is None else "queries"
+    few, chosen_on = fewer_than_a_batch(totals, options.batch_size), few_for_alpha(*held_out, options.alpha.grid, of)
     return [note for note in (few, untuned(tuned), chosen_on) if note]
 
 

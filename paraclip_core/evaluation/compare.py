@@ -16,6 +16,8 @@ from paraclip_core.evaluation.power import GAIN, images_needed
 
 Verdict = Literal["promote", "hold"]
 
+KNOWN = 0.01
+"""Share of found images from which a base is not near chance, however many images are searched."""
 FEWEST_IMAGES = 20
 """In a smaller pool chance puts most images among the first ten, so overlaps and recall@10 prove nothing."""
 DIGITS = 6
@@ -24,7 +26,7 @@ KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in 
 """Figures that show whether a model knows its captions at all."""
 STAND_INS = {
     "query_pairs/": ("paraphrased_retrieval/", "query_log/"),
-    "paraphrased_retrieval/": ("query_log/",),
+    "paraphrased_retrieval/": ("query_log/", "query_pairs/"),
     "retrieval/text_to_image": ("paraphrased_retrieval/caption_text_to_image", "query_log/caption_text_to_image"),
 }
 """Prefixes of rules → their stand-ins, of which the first that was measured counts.
@@ -209,7 +211,7 @@ def compare(
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     if rule is apply_gate and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
-    clauses = [*_headline(rows, over), reason]
+    clauses = [*_headline(rows, over, "the base" if rule is apply_gate else "the champion"), reason]
     lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.weighed_by and _shown(row) not in reason]
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
@@ -224,7 +226,7 @@ def compare(
 def _remedies(rows: Sequence[Row], gate: GateRule) -> list[str]:
     """The one thing that would change a *hold* that enough images confirm; empty if its reason says it."""
     gains, lost = _ruled(rows, gate.metric), _lost(rows, gate)
-    if gains and lost:
+    if gains and lost and all(row.side > 0 for row in gains):
         row, points = lost[0]
         return [
             f"a smaller α (finetune.alpha.grid), or more than {points:g} points for {row.rule} in "
@@ -232,21 +234,22 @@ def _remedies(rows: Sequence[Row], gate: GateRule) -> list[str]:
         ]
     if any(row.side <= 0 for row in gains):
         return ["more captions, or paraphrases of a more capable model (docs/training.md)"]
-    return [] if gains else [f"a benchmark of the kind {gate.metric.partition('/')[0]} in evaluate.benchmarks"]
+    kind = gate.metric.partition("/")[0]
+    return [] if gains else [f"a benchmark of the kind {kind} (evaluate.benchmarks, or --benchmark outside a run)"]
 
 
-def _headline(rows: Sequence[Row], over: Sequence[Row]) -> list[str]:
+def _headline(rows: Sequence[Row], over: Sequence[Row], base: str) -> list[str]:
     """What the figures mean to a user, in a clause that needs no glossary; empty if there is nothing to begin with.
 
-    A margin that fell significantly, over the base or over the control (`over`), belongs to it, for then queries of
-    different meaning agree more, too.
+    A margin that fell significantly, over the first model (`base` in words) or over the control (`over`), belongs to
+    it, for then queries of different meaning agree more, too.
     """
     words = [
         f"of 100 paraphrased queries {row.tuned:.0f} find their image among the first ten (before: {row.base:.0f})"
         for row in rows
         if row.metric == HEADLINE
     ][:1]
-    fell = [(row, "the base") for row in rows if row.metric == "margin" and row.side < 0]
+    fell = [(row, base) for row in rows if row.metric == "margin" and row.side < 0]
     fell += [(row, "the control") for row in over if row.metric == "margin" and row.side < 0]
     if fell:
         amounts = ", ".join(f"{_amount(row)} over {model} on {row.benchmark}" for row, model in fell)
@@ -273,10 +276,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     if comparison.untrained or not gains:
         return comparison
     text = f"over the caption-only control {', '.join(map(_shown, gains))}"
-    # A margin also falls if hard negatives agree more, which does not invalidate a control.
-    lost = [row for row, _ in _lost(control, gate) if row.metric != "margin"]
-    below = [row for row in _ruled(control, gate.metric) if row.side < 0]
-    if fell := [row for row in below if row.gain[0] < -SLIGHT] + [row for row in lost if row.side < 0]:
+    if fell := below_base(control, gate):
         text = (
             "the control is worthless as one, for the caption-only control fell below the base "
             f"({', '.join(map(_shown, fell))}) and what is gained over it says nothing (a lower "
@@ -292,7 +292,7 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
         verdict = "hold"
     elif any(row.side == 0 for row in gains):
         text += ", not clear of zero, so a gain may be that of more training"
-    elif below:
+    elif below := _below(control, gate):
         text += f", which counts the control's own fall below the base ({', '.join(map(_shown, below))})"
     if gate.over_control and (fell or any(row.side <= 0 for row in gains)):
         verdict = "hold"
@@ -300,18 +300,33 @@ def with_control(comparison: Comparison, over: Sequence[Row], control: Sequence[
     return replace(comparison, verdict=verdict, reason=f"{comparison.reason}; {held}{text}")
 
 
+def below_base(control: Sequence[Row], gate: GateRule) -> list[Row]:
+    """The figures by which a control fell so far below the base that what is gained over it says nothing."""
+    # A margin also falls if hard negatives agree more, which does not invalidate a control.
+    lost = [row for row, _ in _lost(control, gate) if row.metric != "margin" and row.side < 0]
+    return [row for row in _below(control, gate) if row.gain[0] < -SLIGHT] + lost
+
+
+def _below(control: Sequence[Row], gate: GateRule) -> list[Row]:
+    return [row for row in _ruled(control, gate.metric) if row.side < 0]
+
+
 def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
     """Why nothing can be measured with a base that finds captions' images no more often than chance; or empty."""
     pools = {outcome.benchmark: outcome.base.notes.get("images", 0) for outcome in outcomes}
     searches = [row for row in rows if row.metric in KNOWS and pools[row.benchmark] >= FEWEST_IMAGES]
+    near: list[Row] = []
     for row in searches:
-        chance = RECALL_DEPTHS[-1] / pools[row.benchmark]
+        chance, recall = RECALL_DEPTHS[-1] / pools[row.benchmark], row.base / 100
         # Three standard errors, which chance exceeds once in 700 times.
-        if row.base / 100 > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
+        if recall > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
             return ""
-    if not searches:
+        # Twenty clicks that are not found among a million images are no sign of an untrained base.
+        if recall + 3 * math.sqrt(max(recall * (1 - recall), 1 / row.clusters) / row.clusters) < max(5 * chance, KNOWN):
+            near.append(row)
+    if not near:
         return ""
-    row, images = searches[0], pools[searches[0].benchmark]
+    row, images = near[0], pools[near[0].benchmark]
     return (
         f"the base is near chance, so nothing can be measured on it: {_name(row)} is {row.base:.1f}, and "
         f"{100 * RECALL_DEPTHS[-1] / images:.1f} by chance among {images:,} images; take a "
@@ -321,14 +336,13 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
 
 def _too_few(row: Row) -> str:
     """How many queries would show a change, if an interval around zero is too wide; or empty."""
-    half, images = (row.high - row.low) / 2, find_benchmark(row.kind).searches_images
+    half, what = (row.high - row.low) / 2, find_benchmark(row.kind).resampled
     needed = images_needed(row.clusters, half)
     if row.side or row.facts.unit != "%" or needed <= row.clusters:
         return ""
-    what = "images" if images else "cases"
     return (
         f"too few to tell: {row.clusters} {what} make ±{half:.1f} points of {_name(row)}, and a change of {GAIN:g} "
-        f"needs about {needed:,} held-out {what}"
+        f"needs about {needed:,} {what}"
     )
 
 
@@ -397,7 +411,7 @@ def _lost(rows: Sequence[Row], gate: GateRule) -> list[tuple[Row, float]]:
 
 def _measured(rows: Sequence[Row]) -> str:
     """The metrics that a rule could name; those of a benchmark's parts are left out, for they are many."""
-    rules = sorted({row.rule for row in rows if not row.facts.by_part or "@" not in row.metric})
+    rules = sorted({row.rule for row in rows if not row.facts.part})
     return f"measured: {', '.join(map(_in_words, rules)) or 'nothing'}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from paraclip_core.errors import InputError
@@ -10,6 +11,8 @@ from paraclip_core.evaluation.published import field, records
 
 QUERY = ("query", "caption")
 """Names of a table's column with the queries; the first that exists is read."""
+PARAPHRASED = ("paraphrased_query", "paraphrase", "caption2")
+"""Names of a table's column with their paraphrased queries."""
 LONGEST_QUERY = 10_000
 """Maximum characters of a query; a text encoder reads about 300 of them."""
 
@@ -18,15 +21,16 @@ def read_queries(path: Path) -> tuple[list[str], list[tuple[str, str]]]:
     """Read queries without paraphrased queries, and pairs.
 
     A text file has one query per line. A table has the columns `query` (or caption) and `paraphrased_query` (or
-    paraphrase). Empty and duplicate lines are skipped.
+    paraphrase); without the latter its queries are read alone. Empty and duplicate lines are skipped.
     """
     queries, pairs = list[str](), list[tuple[str, str]]()
     if _is_text(path):
         queries = _lines(path)
+    elif not any(name in row for _, row in islice(records(path), 1) for name in PARAPHRASED):
+        queries = list(dict.fromkeys(_column(path)))
     else:
         rows = (
-            (field(path, number, row, *QUERY), field(path, number, row, "paraphrased_query", "paraphrase", "caption2"))
-            for number, row in records(path)
+            (field(path, number, row, *QUERY), field(path, number, row, *PARAPHRASED)) for number, row in records(path)
         )
         pairs = list(dict.fromkeys(row for row in rows if row[0] != row[1]))
     if not queries and not pairs:

@@ -137,14 +137,15 @@ def evaluate(
 def changed_results(
     tasks: Sequence[Prepared], base: Encoder, tuned: Encoder, progress: Progress = silent
 ) -> Churn | None:
-    """What changes for the plain queries of one benchmark, the first whose right images are known if there is one.
+    """What changes for the plain queries of one benchmark: the first whose right images are known or, without any, the
+    first whose queries' frequencies are known.
 
     At most :data:`CHURN_QUERIES` are searched, evenly spaced; None if no benchmark has plain queries.
     """
     searched = [(task.name, task.task.queries) for task in tasks if task.task.queries is not None]
     if not searched:
         return None
-    name, queries = min(searched, key=lambda each: len(each[1].right) == 0)
+    name, queries = min(searched, key=lambda each: (len(each[1].right) == 0, not each[1].groups))
     wanted = min(len(queries.texts), CHURN_QUERIES)
     chosen = np.linspace(0, len(queries.texts) - 1, wanted).round().astype(np.int64)
     numbers: list[int] = chosen.tolist()

@@ -109,7 +109,7 @@ def _about(kind: str, protocol: Mapping[str, Any]) -> str:
 
 def _explained(comparison: Sequence[Row]) -> list[str]:
     """Explanations of measures with uncommon names, a line each."""
-    measured = {row.metric.partition("@")[0]: row.metric for row in comparison}
+    measured = {row.metric.partition("@")[0]: row.metric for row in comparison if not row.facts.part}
     return [text.format(measured[name].partition("@")[2]) for name, text in EXPLAINED.items() if name in measured]
 
 

@@ -29,7 +29,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
-from paraclip_core.evaluation.compare import Row, compare, with_control
+from paraclip_core.evaluation.compare import Row, below_base, compare, with_control
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.options import HELD_OUT, BenchmarkOptions, EvaluateOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
@@ -197,12 +197,14 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         else:
             tasks.append(held_out)
     outcomes = measure(models, tasks, _kept_in(ctx.work.scratch / "measured"), ctx.progress)
-    over = _figures(tasks, outcomes, "control", "tuned", settings.evaluate) if "control" in models else ()
-    evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped, over)
+    over = control = ()
     if "control" in models:
+        over = _figures(tasks, outcomes, "control", "tuned", settings.evaluate)
         control = _figures(tasks, outcomes, "base", "control", settings.evaluate)
-        controlled = with_control(evaluation.comparison, over, control, settings.evaluate.gate)
-        evaluation = replace(evaluation, comparison=controlled)
+    gate = settings.evaluate.gate
+    shown_over = () if below_base(control, gate) else over
+    evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped, shown_over)
+    evaluation = replace(evaluation, comparison=with_control(evaluation.comparison, over, control, gate))
     reason = evaluation.comparison.reason
     if evaluation.comparison.untrained and settings.model.base == BUILT_IN:
         reason += TRAIN_LONGER
@@ -338,7 +340,7 @@ def _kept_in(folder: Path) -> OutcomeCache:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=8,
+    version=9,
     inputs=_inputs,
     options=_options,
     body=_body,

@@ -93,7 +93,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
-    warnings = training_notes(totals, tuned, settings.finetune)
+    warnings = training_notes(totals, tuned, settings)
     return ReportData(
         name=settings.name,
         verdict=comparison["verdict"],

@@ -162,6 +162,12 @@ def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
     assert set(named("regenerate.missing")) == {"paraclip: regenerate.missing of photos by webhook"}
     pass_on(receiver[0], ["run.failed"])
     assert set(named(" by webhook")) == {"paraclip: run.failed by webhook"}
+    with get_client(sync_client=True) as client:
+        block = client.read_block_document_by_name("paraclip-alerts-webhook", "webhook")
+        client.delete_block_document(block.id)
+    follow_deployments()
+    assert not named(" by webhook")
+    follow_deployments()
 
 
 @pytest.mark.nightly  # it waits for the server's clock, which a busy machine delays

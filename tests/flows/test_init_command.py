@@ -279,20 +279,23 @@ def test_what_is_missing_is_said(case: str, message: str, data: Path, cli: Any) 
 def test_the_server_that_answers_becomes_the_engine(
     data: Path, facts: Any, openai_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    missing = "no server with one language model answered at http://127.0.0.1:9/v1"
+    missing = "no language model's server answered at http://127.0.0.1:9/v1"
     assert any(note.startswith(missing) for note in facts(data.name)["notes"])
     assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
     monkeypatch.setenv("OPENAI_BASE_URL", openai_server.url)
     # One that offers several does not say which is meant.
-    facts(data.name, "--force")
+    some = f"{openai_server.url} offers {len(openai_server.models)} models ("
+    assert any(note.startswith(some) for note in facts(data.name, "--force")["notes"])
     assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
+    assert f"# openai: {{base_url: {json.dumps(openai_server.url)}}}" in Path("paraclip.yaml").read_text()
     openai_server.models = [{"id": "org/model: 7B"}]
-    assert not any("no server" in note for note in facts(data.name, "--force")["notes"])
+    assert not any("server" in note for note in facts(data.name, "--force")["notes"])
     options = load_settings("paraclip.yaml").paraphrase
     assert (options.engine, options.model, options.openai.base_url) == ("openai", "org/model: 7B", openai_server.url)
     assert (options.prompts, options.keep, options.sampling.n) == ("paper", 2, 2)
     openai_server.refuses = 401
-    facts(data.name, "--force")
+    refused = f"{openai_server.url} refuses the key (401): set OPENAI_API_KEY"
+    assert any(note.startswith(refused) for note in facts(data.name, "--force")["notes"])
     assert load_settings("paraclip.yaml").paraphrase.engine == "openvino"
 
 

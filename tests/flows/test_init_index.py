@@ -24,6 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("log.csv").write_text(
         "query,image,count\n" + "\n".join([*rows, "jo@example.org,,1", *(f"tree {n},," for n in range(60))])
     )
+    Path("train.csv").write_text("query,split\n" + "".join(f"a tree with {n} birds,train\n" for n in range(30)))
     return tmp_path
 
 
@@ -47,17 +48,30 @@ def test_it_writes_a_run_and_says_what_it_saw(folder: Path, cli: Any) -> None:
     assert any("answered at http://127.0.0.1:9/v1: the file" in note for note in facts["notes"])
 
 
+def test_sentences_are_asked_about_as_captions_are_and_none_is_too_long(folder: Path, cli: Any) -> None:
+    assert cli.json(init(*INDEX))["queries"]["accepted"] == 64
+    assert "prompts: few-shot" in Path("paraclip.yaml").read_text()
+    sentence = "a dog that has found a ball under the old car behind the house of its very young owner"
+    Path("long.csv").write_text("search_term\n" + "".join(f"{sentence} number {n}\n" for n in range(30)))
+    arguments = init(*INDEX[:-1], "long.csv", "--caption-column", "search_term", "--force")
+    assert cli.json(arguments)["queries"] == {"accepted": 30, "rejected": {}}
+    settings = load_settings("paraclip.yaml")
+    assert "prompts: paper" in Path("paraclip.yaml").read_text() and settings.data.max_words == 21
+    assert settings.data.sources[0].columns.caption == "search_term"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (init("--features", "index.npy"), "--queries, a log of queries, belong together"),
         (init(*INDEX, base="built-in"), "give --base the model that the index was made with"),
         (init(*INDEX, base="RN50:openai"), "512 numbers a row, but RN50:openai embeds into 1024"),
-        (init(*INDEX, "--images", "x"), "leave out the other options"),
+        (init(*INDEX, "--images", "x"), "leave out --captions and --images"),
+        (init(*INDEX[:-1], "train.csv"), "leave the column `split` out of the log, or give some rows this split"),
         (init("--features", "no.npy", "--queries", "log.csv"), "--features: no.npy does not exist"),
     ],
 )
 def test_what_does_not_fit_is_refused(folder: Path, cli: Any, arguments: list[str], message: str) -> None:
-    said = cli(arguments, 1 if "embeds" in message else 2)
+    said = cli(arguments, 1 if "embeds" in message or "split" in message else 2)
     assert message in " ".join(said.err.split())
     assert not (folder / "paraclip.yaml").exists()

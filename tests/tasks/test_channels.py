@@ -83,6 +83,13 @@ def test_every_move_tells_who_when_and_why(store: ArtifactStore) -> None:
     assert channel(store)["before"] == A and channel(store)["reason"] == "for b"
 
 
+def test_a_run_that_only_measures_more_has_its_latest_verdict_with_its_reason() -> None:
+    first = moved(None, {"finetune": A}, "promote", BY_RUN, "it gained", "shop")
+    again = moved(first, {"finetune": A}, "hold", BY_RUN, "STS fell", "shop")
+    (move,) = history(again)
+    assert (again["verdict"], again["reason"], move.verdict, move.reason) == ("hold", "STS fell", "hold", "STS fell")
+
+
 def test_a_history_has_a_bound() -> None:
     value: dict[str, Any] = {}
     for number in range(MOVES + 5):

@@ -97,6 +97,16 @@ def test_two_captions_of_an_image_are_a_pair(tmp_path: Path) -> None:
     assert queries_of_index(of_run, searcher, lambda _: None) == expected
 
 
+def test_a_log_is_asked_for_its_most_frequent_queries(tmp_path: Path) -> None:
+    (tmp_path / "captions").mkdir()
+    rows = [(None, "a dog", 3), ("i0", "a bus", 1), (None, "a cat", 9)]
+    table = pa.Table.from_pylist([dict(zip(("image_id", "caption", "count"), row, strict=True)) for row in rows])
+    pq.write_table(table, tmp_path / "captions" / "0.parquet")
+    of_log = target(SimpleNamespace(path=tmp_path), np.eye(3, 8))
+    searcher = Searcher(of_log.index.features, of_log.index.ids)
+    assert queries_of_index(of_log, searcher, lambda _: None) == ["a cat", "a dog", "a bus"]
+
+
 def test_an_index_without_captions_is_asked_for_what_it_shows() -> None:
     """Twice as many images of one name as of another, and none of the rest."""
     names = np.random.default_rng(0).normal(size=(len(IMAGENET_CLASSNAMES), 32))

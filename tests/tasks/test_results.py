@@ -12,6 +12,7 @@ import pytest
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from paraclip.tasks.results import gather_result, stage_row, untuned, why
 from paraclip.tasks.run.run import Run
+from paraclip_core.captions.options import DataOptions, IndexOptions
 from paraclip_core.config import Settings
 
 
@@ -44,7 +45,8 @@ def test_an_alpha_that_few_pairs_chose_is_reported(
     metrics: dict[str, Any] = {"finetune": {"validation_pairs": pairs, "validation_images": images}}
     store = ArtifactStore(tmp_path)
     settings = Settings.model_validate({"finetune": {"alpha": {"grid": grid}}})
-    notes = gather_result(Run(settings, store), _artifacts(store, metrics)).summary["notes"]
+    artifacts = _artifacts(store, metrics)
+    notes = gather_result(Run(settings, store), artifacts).summary["notes"]
     assert (
         any(
             note.startswith(f"recipe, learning rate and α are chosen on {pairs} pairs of held-out training images")
@@ -52,6 +54,9 @@ def test_an_alpha_that_few_pairs_chose_is_reported(
         )
         is few
     )
+    of_log = settings.model_copy(update={"data": DataOptions(index=IndexOptions(features="index.npy"))})
+    notes = gather_result(Run(of_log, store), artifacts).summary["notes"]
+    assert any("held-out training queries" in note and note.endswith("add queries") for note in notes) is few
 
 
 METRICS = {

@@ -62,6 +62,8 @@ class Metric:
     """Shown at the top of the page, and first in tables."""
     by_part: bool = False
     """Whether it is also measured for parts, such as `accuracy@add_obj`."""
+    part: str = ""
+    """The part that it is measured for; empty: all cases."""
     weighed_by: str = ""
     """The metric that combines it with another one, so that by itself it is neither gain nor loss in a verdict."""
     published: str = ""
@@ -155,6 +157,8 @@ class Benchmark:
     """Other names for its kind on the command line."""
     searches_images: bool = False
     """Whether it searches images: without a path those of the stored split; `notes["images"]` is their number."""
+    resampled: str = "cases"
+    """What intervals resample: images, queries or cases."""
     searches_stored: bool = False
     """Whether, given a path, it searches any images that a run has ingested."""
     task: str = ""
@@ -182,7 +186,7 @@ class Benchmark:
                 return metric
             if metric.by_part and metric.name == head:
                 title = metric.title and f"{metric.title.partition(',')[0]}@{part}"
-                return replace(metric, name=name, title=title, headline=False)
+                return replace(metric, name=name, title=title, part=part, headline=False)
         return None
 
 

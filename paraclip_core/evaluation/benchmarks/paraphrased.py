@@ -238,6 +238,7 @@ PARAPHRASED_RETRIEVAL = Benchmark(
     files=lambda path, split: published.files_in(path) if pairs_files(path) else captioned_files(path, split),
     aliases=("paraphrased_queries", "pairs", "coco-p"),
     searches_images=True,
+    resampled="images",
     searches_stored=True,
     task="paraphrased_retrieval",
     options=PairOptions,

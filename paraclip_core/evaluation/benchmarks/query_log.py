@@ -122,6 +122,7 @@ QUERY_LOG = Benchmark(
     ),
     load=load,
     searches_images=True,
+    resampled="queries",
     searches_stored=True,
     task="query_log",
 )

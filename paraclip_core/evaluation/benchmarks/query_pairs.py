@@ -251,6 +251,7 @@ QUERY_PAIRS = Benchmark(
     files=files,
     aliases=("sick-pairs", "hard-negatives"),
     searches_images=True,
+    resampled="queries",
     searches_stored=True,
     task="query_pairs",
     needs_images=True,

@@ -169,6 +169,7 @@ RETRIEVAL = Benchmark(
     files=captioned_files,
     aliases=("flickr8k", "flickr30k", "coco", "karpathy"),
     searches_images=True,
+    resampled="images",
     task="zeroshot_retrieval",
     options=RetrievalOptions,
     needs_images=True,

@@ -36,6 +36,13 @@ RECALL = "text_to_image_recall@10"
         ([row("paraphrased_retrieval", "ao@10", -2.8, -4.9)], "hold", "-2.80 [-4.90, -0.70] lies below zero"),
         ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "AO@10 of second +0.10"),
         ([row("sts", "spearman", 1, 0.5)], "hold", "AO@10 of the kind paraphrased_retrieval was not measured"),
+        # People's pairs stand in for captions, as outside a run.
+        ([row("query_pairs", "ao@10", 1.0, 0.4)], "promote", "AO@10 of query_pairs +1.00"),
+        (
+            [row("query_log", "ao@10@rules", 1, 0.5), row("query_log", "js@10", 1, 0.5)],
+            "hold",
+            "measured: JS@10 of the kind query_log",
+        ),
         ([GAIN, row("retrieval", "recall@10", 0, -1)], "hold", "text_to_image_recall@10 names no measured metric"),
         ([], "hold", "measured: nothing"),
     ],
@@ -253,6 +260,29 @@ def test_a_verdict_begins_with_what_a_user_sees(base: float, tuned: float, befor
     assert "of 100" not in compare([searched(0.3, 0.6)], EvaluateOptions()).reason
 
 
+def test_a_margin_that_fell_below_the_champions_is_not_called_one_below_the_base() -> None:
+    rng, clusters = np.random.default_rng(2), np.arange(200)
+
+    def pairs(agreement: float, margin: float) -> Measured:
+        values = {"ao@10": agreement, "margin": margin}
+        samples = {name: Sample(mean + rng.normal(0, 0.01, 200), clusters) for name, mean in values.items()}
+        return Measured(samples, {"images": 200})
+
+    step = Outcome("sick", "query_pairs", pairs(0.5, 0.2), pairs(0.6, 0.1))
+    options = EvaluateOptions(gate=GateRule(metric="query_pairs/ao@10", max_drop={}))
+    for rule, model in ((apply_gate, "the base"), (gate_challenger, "the champion")):
+        assert f"over {model} on sick" in compare([step], options, rule=rule).reason.partition("; ")[0]
+
+
+def test_a_looser_rule_is_advised_only_if_there_is_a_gain() -> None:
+    for gain, advice in ((0.3, "a smaller α"), (0.0, "more captions")):
+        lost = replace(searched(0.5, 0.5 + gain, 4000), benchmark="captions")
+        fell = [Sample(np.full(4000, recall), np.arange(4000)) for recall in (0.5, 0.4)]
+        drop = Outcome("retrieval", "retrieval", *(Measured({RECALL: one}, {"images": 4000}) for one in fell))
+        reason = compare([lost, drop], EvaluateOptions()).reason
+        assert f"what would change it: {advice}" in reason and "fell by 10.00" in reason
+
+
 def test_every_significant_loss_is_in_the_verdict() -> None:
     lost = Outcome(
         "second", "sts", *(Measured(searched(0, x, metric="accuracy").tuned.samples, {}) for x in (0.5, 0.4))
@@ -268,7 +298,7 @@ def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> No
     few, enough = (compare([searched(0.3, 0.3, images)], options) for images in (70, 4000))
     assert few.verdict == enough.verdict == "hold" and "too few" not in enough.reason
     (number,) = re.findall(
-        r"too few to tell: 70 images make ±(.*) points of AO@10 of paraphrased_queries, .* about (.*) held-out images",
+        r"too few to tell: 70 images make ±(.*) points of AO@10 of paraphrased_queries, .* about (.*) images",
         few.reason,
     )
     assert float(number[0]) == pytest.approx(1.96 * 17 / 70**0.5, rel=0.15)
@@ -281,6 +311,9 @@ def test_it_says_where_queries_are_too_few_to_tell_and_how_many_would_do() -> No
     broken = compare([searched(0.3, 0.6, 70), replace(noise, base=pair[0], tuned=pair[1])], EvaluateOptions())
     assert re.search(r"fell by .*too few to tell: 70 images make ±.* of text → image", broken.reason)
     assert "collapse" not in broken.reason
+    noise = replace(searched(0.3, 0.3, 70), kind="query_log")
+    of_log = compare([noise], EvaluateOptions(gate=GateRule(metric="query_log/ao@10", max_drop={}))).reason
+    assert re.search(r"too few to tell: 70 queries make .* about [\d,]+ queries", of_log)
 
 
 @pytest.mark.parametrize(("hits", "images", "untrained"), [(0.025, 400, True), (0.1, 400, False), (0.5, 19, False)])
@@ -297,6 +330,15 @@ def test_nothing_is_measured_on_a_base_near_chance(hits: float, images: int, unt
         # It knows the captions of another benchmark.
         knows = replace(searched(0.3, 0.6), benchmark="second")
         assert not compare([searched(0.3, 0.6, hits=hits), knows], EvaluateOptions()).untrained
+
+
+@pytest.mark.parametrize(("clicks", "untrained"), [(20, False), (2000, True)])
+def test_a_few_clicks_that_are_not_found_in_a_large_index_say_nothing_of_the_base(clicks: int, untrained: bool) -> None:
+    searched_log = replace(searched(0.3, 0.6, clicks, hits=0.0), kind="query_log")
+    pool = [replace(measured, notes={"images": 100_000}) for measured in (searched_log.base, searched_log.tuned)]
+    options = EvaluateOptions(gate=GateRule(metric="query_log/ao@10", max_drop={}))
+    comparison = compare([replace(searched_log, base=pool[0], tuned=pool[1])], options)
+    assert comparison.untrained == untrained and comparison.verdict == ("hold" if untrained else "promote")
 
 
 def outcome(gain: float = 0.2, images: int = 30) -> Outcome:

@@ -20,6 +20,8 @@ def test_queries_from_text_and_tables(tmp_path: Path) -> None:
     assert read_queries(tmp_path / "q.csv") == ([], [("a dog", "a hound")])
     (tmp_path / "q.jsonl").write_text('{"caption": "a dog", "paraphrase": "a hound"}\n')
     assert read_queries(tmp_path / "q.jsonl") == ([], [("a dog", "a hound")])
+    (tmp_path / "log.csv").write_text("query,count\na dog,3\n,2\na cat,1\n")
+    assert read_queries(tmp_path / "log.csv") == (["a dog", "a cat"], [])
 
 
 def test_files_without_queries_are_named(tmp_path: Path) -> None:

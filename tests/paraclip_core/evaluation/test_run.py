@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def test_changes_are_those_of_queries_with_known_images() -> None:
     unknown = changed_results(tasks[:2], base, tuned)
     assert unknown is not None and unknown.benchmark == "unknown" and unknown.known is None
     assert changed_results(tasks[:1], base, tuned) is None
+    # A user's own log rather than somebody's pairs.
+    log = searching("log", replace(plain_queries(texts[:9], pool), groups=["head"] * len(set(texts[:9]))))
+    of_log = changed_results([*tasks[:2], log], base, tuned)
+    assert of_log is not None and of_log.benchmark == "log"
 
 
 def test_many_queries_are_sampled_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
