@@ -228,7 +228,7 @@ def _action(kind: str, block: UUID, event: str, text: str) -> Any:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m paraclip.flows.alerts URL [EVENT …]")
     try:
         pass_on(sys.argv[1], sys.argv[2:])

@@ -63,7 +63,7 @@ def check_server() -> None:
         raise ConfigError(
             f"the Prefect server {os.environ['PREFECT_API_URL']} does not accept this run: {error}. Check that it "
             f"runs and that {PASSWORD_VARIABLE} is the password that {SERVER_PASSWORD_VARIABLE} gave it, for example "
-            "admin:PASSWORD; or unset PREFECT_API_URL to use a temporary server"
+            "admin:PASSWORD; or unset PREFECT_API_URL, for `paraclip run` on a temporary server"
         ) from error
 
 

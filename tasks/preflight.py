@@ -230,7 +230,7 @@ def _validation_notice(name: str, pairs: int, images: int, most: str = "") -> st
     return (
         f"validation: {name} has {most}{pairs:,} pairs of {images:,} images; expect AO@10 ± {half:.1f} points. A gain "
         f"of {GAIN:g} points needs about {needed:,} images, so they are "
-        f"{'too few to tell' if needed > images else 'enough'} (docs/benchmarks.md)"
+        f"{'too few to tell: hold out more (data.held_out)' if needed > images else 'enough'} (docs/benchmarks.md)"
     )
 
 

@@ -93,10 +93,13 @@ def search(
         print_json({"query": query, **{name: [asdict(hit) for hit in each] for name, each in hits.items()}, **facts})
         return
     rows: list[dict[str, Any]] = [{"rank": hit.rank} for hit in hits["base"]]
+    if target.base == target.tuned:
+        # An index of your own, searched by the model that made it.
+        del hits["tuned"]
     for number, (name, ranked) in enumerate(hits.items(), 1):
         for row, hit in zip(rows, ranked, strict=True):
             # Columns of scores have no title.
-            row |= {name: f"{hit.image_id}: {hit.caption or ''}", " " * number: hit.score}
+            row |= {name: ": ".join(filter(None, (hit.image_id, hit.caption))), " " * number: hit.score}
     print_table("", list(rows[0]) if rows else ["rank", *hits], rows)
     if expansion is not None:
         say(f"expanded by: {'; '.join(expansion.paraphrases[0]) or 'nothing, as no paraphrase was accepted'}")

@@ -179,7 +179,7 @@ def _find_images(root: Path, names: Sequence[str], file: SourceFile, images: str
         raise InputError(
             f"none of the {len(names)} images that were looked up is below {root / (images or '')}; the first is "
             f"{names[0]!r}, as {file.name} names it. Name the folder or tar that holds them with --images, "
-            "or the column with their file names with --image-column"
+            "or the column with their file names with --image-column; links that lead out of a folder are not followed"
         )
     best = [place for place, count in places.items() if count == most]
     if len(best) > 1:
