@@ -60,6 +60,11 @@ class ColumnNames(Options):
         return value
 
     @property
+    def usual(self) -> tuple[tuple[str, ...], ...]:
+        """The usual names of the column with the caption; those of the first group count first, exact or not."""
+        return (CAPTION,)
+
+    @property
     def captions(self) -> tuple[str, ...]:
         """The columns with captions; empty to find them by their usual names."""
         return (self.caption,) if isinstance(self.caption, str) else self.caption or ()
@@ -69,6 +74,14 @@ class ColumnNames(Options):
         others = (("image", self.image), ("license", self.license), ("split", self.split))
         captions = [("caption", name) for name in self.captions]
         return captions + [(option, name) for option, name in others if name is not None]
+
+
+class QueryColumnNames(ColumnNames):
+    """Column names of a query log, whose other texts are of what was found: a title, a caption."""
+
+    @property
+    def usual(self) -> tuple[tuple[str, ...], ...]:
+        return ("query",), CAPTION
 
 
 @dataclass(frozen=True)
@@ -123,7 +136,7 @@ def choose_columns(available: Sequence[str], chosen: ColumnNames) -> Columns | N
     if chosen.captions:
         captions = [match_column(available, name) for name in chosen.captions]
     else:
-        usual = match_column(available, *CAPTION)
+        usual = next(filter(None, (match_column(available, *names) for names in chosen.usual)), None)
         captions = [name for name in available if _NUMBERED.fullmatch(plain_name(name))] if usual is None else [usual]
     if not (captions := [name for name in captions if name is not None]):
         return None
@@ -158,9 +171,17 @@ def has_caption(names: Sequence[str]) -> bool:
     return match_column(names, *CAPTION) is not None or len(numbered) > 1
 
 
-def reads_like_a_table(line: str) -> bool:
-    """Whether a line is a header of captions and images, or a caption and its image's name separated by a tab."""
+def table_format(line: str) -> str | None:
+    """The format of plain text whose first line is a table's: ``csv``, ``tsv``, or None if it is no table's.
+
+    Such a line names captions beside images, counts or splits, or anything beside ``query``; or it is a caption and its
+    image's name, separated by a tab.
+    """
     if "\t" in line and any(IMAGE_NAME.fullmatch(field.strip()) for field in line.split("\t")):
-        return True
-    rows = ([name.strip().strip('"') for name in line.split(separator)] for separator in ",;\t|")
-    return any(match_column(names, *CAPTION) and match_column(names, *IMAGE, *PATH) for names in rows)
+        return "tsv"
+    for separator in ",;\t|":
+        names = [name.strip().strip('"') for name in line.split(separator)]
+        others = match_column(names, *IMAGE, *PATH, *COUNT, *SPLIT)
+        if len(names) > 1 and (match_column(names, "query") or (match_column(names, *CAPTION) and others)):
+            return "tsv" if separator == "\t" else "csv"
+    return None

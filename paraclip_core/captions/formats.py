@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from paraclip_core.captions.columns import table_format
 from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers import READERS
-from paraclip_core.captions.readers.lines import open_bytes, without_mark
+from paraclip_core.captions.readers.lines import numbered_lines, open_bytes, without_mark
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.errors import InputError
 from paraclip_core.options import import_path, module_source
@@ -29,8 +30,14 @@ def named_format(path: Path) -> str | None:
 
 
 def detect(path: Path) -> str:
-    """The format of a file, from its name or, if that is ambiguous, from its first bytes."""
+    """The format of a file, from its name or, if that is ambiguous, from its first bytes.
+
+    Plain text that begins like a table is one.
+    """
     named = named_format(path)
+    if named == "text":
+        _, line = next(numbered_lines(path), (0, None))
+        return table_format(line or "") or named
     if named is not None and named != "json":
         return named
     with open_bytes(path) as file:

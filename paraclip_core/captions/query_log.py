@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -16,6 +17,7 @@ import pyarrow as pa
 import regex
 
 from paraclip_core import tables
+from paraclip_core.captions.columns import QueryColumnNames
 from paraclip_core.captions.counts import Outcome
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.captions.keys import text_keys
@@ -32,7 +34,7 @@ RARE_TOKENS = 5
 Flickr8k's captions one in a thousand has as many."""
 _SPECIAL = 2
 _EMAIL = regex.compile(r"\S+@\S+\.\w+")
-_NUMBER = regex.compile(r"(?<!\w)\+?\d(?:[\s().\-/]?\d){6,}(?!\w)")
+_NUMBER = regex.compile(r"(?<!\w)\+?\d(?:[\s().\p{Pd}/]{0,3}\d){6,}(?!\w)")
 _URL = regex.compile(r"(?i)\b(?:https?://|www\.)\S+|\b[\w.-]+\.(?:com|org|net|io|de|co|uk|fr)(?:/\S*)?$")
 _FILE = regex.compile(r"(?i)^\S+\.(?:jpe?g|png|webp|gif|bmp|tiff?|heic|pdf|mp4|mov|svg)$")
 _CODE = regex.compile(r"(?=\S*\d)(?=\S*[\p{L}_])\S{6,}|[\d_#-]{4,}")
@@ -105,7 +107,7 @@ class QueryLog:
             con.execute(ROWS)
             con.execute("CREATE TABLE rejects (file BIGINT, row BIGINT, reason VARCHAR, detail VARCHAR, text VARCHAR)")
             for number, file in enumerate(self._files):
-                for batch in read_source(file, self._options.on_error):
+                for batch in read_source(_as_log(file), self._options.on_error):
                     self._store(con, batch, file, number)
             con.execute(DISTINCT)
             self._database = con
@@ -196,6 +198,12 @@ def not_a_query(text: str) -> Problem | None:
     if " " not in text and _CODE.fullmatch(text):
         return "identifier", "an identifier, letters with digits"
     return None
+
+
+def _as_log(file: SourceFile) -> SourceFile:
+    """The file, to be read by the names that a log's columns have."""
+    columns = QueryColumnNames.model_validate(file.options.columns.model_dump())
+    return replace(file, options=file.options.model_copy(update={"columns": columns}))
 
 
 def _none() -> pa.RecordBatch:

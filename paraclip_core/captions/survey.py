@@ -156,11 +156,13 @@ def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candida
     """The files that belong together, and the names of those left out because they name no image."""
     chosen = [each for each in candidates if each.file.images or each.image_names] or candidates
     unused = [each.file.name for each in candidates if each not in chosen]
-    if len(chosen) == 1 or explicit:
+    if len(chosen) == 1:
         return chosen, unused
     splits = [split_name(each.file.path.name.split(".")[0]) or shard_split(each.file.path) for each in chosen]
     stems = {(each.file.path.parent, each.file.form, re.sub(r"\d", "", each.file.path.name)) for each in chosen}
     if all(splits) and len({each.file.path.parent for each in chosen}) == 1:
+        return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
+    if explicit:
         return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
     if len(stems) == 1:
         return chosen, unused

@@ -24,6 +24,7 @@ from paraclip_core.clip.encode import encode_images, encode_pixels
 from paraclip_core.clip.model import ClipModel, image_encoder_hash, preprocess_hash
 from paraclip_core.clip.search import Gallery
 from paraclip_core.errors import InputError, ModelError
+from paraclip_core.pictures import damaged_parquet
 
 ID_COLUMNS = ("image_id", "id", "key", "image_path", "filename", "path", "url")
 VECTOR_COLUMNS = ("features", "embedding", "embeddings", "image_embedding", "vector")
@@ -120,7 +121,15 @@ def _read_npy(path: Path) -> Matrix:
 
 
 def _read_parquet(path: Path) -> Matrix:
-    files = ds.dataset(path, format="parquet")
+    # A folder may hold other files, too, such as a README or Spark's _SUCCESS.
+    parts = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    try:
+        return _vectors_and_ids(path, ds.dataset([str(part) for part in parts], format="parquet"))
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_parquet(path, error) from error
+
+
+def _vectors_and_ids(path: Path, files: ds.Dataset) -> Matrix:
     schema = files.schema
     vectors = [field.name for field in schema if _is_vector(field.type)]
     column = next((name for name in VECTOR_COLUMNS if name in vectors), vectors[0] if len(vectors) == 1 else None)
@@ -133,13 +142,17 @@ def _read_parquet(path: Path) -> Matrix:
     def blocks() -> Iterator[NDArray[np.floating]]:
         width = start = 0
         for batch in files.to_batches(columns=[column, *([names] if names else [])], batch_size=BLOCK):
+            if not len(batch):
+                continue
             lists = batch.column(0)
             values = np.asarray(lists.flatten(), np.float32)
             lengths = np.asarray(lists.value_lengths().fill_null(0))
-            width = width or int(lengths[0] if len(lengths) else 0)
-            if (lengths != width).any():
-                row = start + int(np.flatnonzero(lengths != width)[0])
-                raise InputError(f"{path}: row {row} of {column!r} is not a vector of {width} numbers like the others")
+            width = width or int(lengths[lengths > 0][0] if lengths.any() else 0)
+            if not width or (lengths != width).any():
+                row, expected = start + int(np.flatnonzero((lengths != width) | (lengths == 0))[0]), width or "some"
+                raise InputError(
+                    f"{path}: row {row} of {column!r} is not a vector of {expected} numbers like the others"
+                )
             if names:
                 ids.extend(map(str, batch.column(1).to_pylist()))
             start += len(batch)
@@ -207,7 +220,7 @@ def _read_ids(path: Path) -> list[str]:
             column = next((name for name in ID_COLUMNS if name in names), names[0])
             return [str(value) for value in ds.dataset(path).to_table([column]).column(0).to_pylist()]
         if path.suffix != ".json":
-            return path.read_text(encoding="utf-8").splitlines()
+            return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise InputError(f"cannot read ids from {path}: {error}") from error
     ids = load_json(path)

@@ -265,7 +265,7 @@ def _missing(run: Run) -> list[Missing]:
 
 INGEST = Stage(
     name="ingest",
-    version=3,
+    version=4,
     inputs=lambda settings: () if settings.data.scenes is None else ("scenes",),
     options=_options,
     body=_body,

@@ -208,7 +208,7 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
 
 
 def _rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
-    """A stage's rejects by reason, with a few samples of each."""
+    """A stage's rejects by reason, with a few samples of each, without the texts of personal data."""
     counts: Counter[str] = Counter()
     samples: dict[str, list[RejectSample]] = {}
     of_step = stage in ASKING
@@ -217,7 +217,9 @@ def _rejects(stage: str, artifact: Artifact) -> list[RejectGroup]:
             sample = RejectSample(_cut(row["input"]), _cut(row["detail"]), row["answer"] and _cut(row["answer"]))
         else:
             place = row["source"] if row["source_row"] is None else f"{row['source']}, row {row['source_row']}"
-            sample = RejectSample(_cut(row["caption_raw"] or row["source"]), _cut(f"{place}: {row['detail']}"))
+            # A page is passed on.
+            text = "(not shown)" if row["reason"] == "personal" else row["caption_raw"] or row["source"]
+            sample = RejectSample(_cut(text), _cut(f"{place}: {row['detail']}"))
         reason = row["reason"]
         counts[reason] += 1
         shown = samples.setdefault(reason, [])
@@ -354,7 +356,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
 
 REPORT = Stage(
     name="report",
-    version=15,
+    version=16,
     inputs=_stages,
     # The name affects only this page, so only this stage depends on it.
     options=lambda run: {"name": run.settings.name},

@@ -145,6 +145,20 @@ def test_a_split_for_each_file(data: Path, facts: Any) -> None:
     ]
     assert report["images"] == {"train": 40, "val": 20}
     assert load_settings("paraclip.yaml").data.held_out == 0
+    (data / "captions").mkdir()
+    for name in ("train.tsv", "valid.tsv"):
+        (data / name).rename(data / "captions" / name)
+    table(data / "captions of last year.csv", captions(3))
+    report = facts(data.name, "--captions", "captions", "--force")
+    assert report["images"] == {"train": 40, "val": 20}
+
+
+def test_a_table_called_text(data: Path, facts: Any) -> None:
+    """The captions of Flickr8k as they are passed around: ``captions.txt`` with a header, beside a folder of images."""
+    (data / "My export.csv").unlink()
+    lines = ["image,caption", *(f"{image},{text}" for image, text in captions(60))]
+    (data / "captions.txt").write_text("\n".join(lines) + "\n")
+    assert facts(data.name)["rows"]["accepted"] == 120
 
 
 def test_columns_and_files_of_other_names(data: Path, facts: Any) -> None:
@@ -227,7 +241,7 @@ def test_validation_rows_that_share_images_with_training_are_reported_and_refuse
     [
         ("empty", "no captions in empty: empty is not a file"),
         ("columns", "its first line has 2 fields: 'Bild', 'Titel der Datei'. Name the one with the caption"),
-        ("semicolons", "c.csv has no column with a usual name for captions or images; its first line has 'Bild'"),
+        ("semicolons", "its first line has 2 fields: 'Bild', 'Titel'. Name the one with the caption"),
         ("quotes", "no header that names a caption (caption, TEXT, text, title, captions, query) and its first"),
         ("a quote", "not valid CSV in the record that begins at line 3"),
         ("no column", "a.csv (columns 'caption', 'rating') name no image, so nothing can be trained on"),

@@ -10,9 +10,9 @@ image's file name is the image, as in Conceptual Captions (``caption TAB url``).
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, islice
 from operator import itemgetter
 from pathlib import Path
 
@@ -32,6 +32,8 @@ from paraclip_core.errors import InputError
 
 SEPARATORS = ",;\t|"
 """Separators of CSV, the usual one first."""
+HEAD_LINES = 10
+"""Lines by which the separator of a table without a known header is chosen."""
 Record = tuple[int, list[str] | None]
 """Line number of a record and its fields; None for a line above 16 MiB."""
 
@@ -116,13 +118,14 @@ def csv_records(
 ) -> Iterator[Record]:
     """Records of a CSV file; the number is that of the first line.
 
-    The separator is the first of `separators` that turns the first line into a header, or else the first one.
+    The separator is the first of `separators` that turns the first line into a header. Without a header it is the first
+    one, unless that leaves the first line whole and another one gives a table with a column of numbers or images.
     """
     csv.field_size_limit(LONGEST_RECORD)
     lines = _text_lines(path)
-    first = next(lines, "")
-    delimiter = _delimiter(first, is_header, separators)
-    reader = csv.reader(chain([first] if first else [], lines), delimiter=delimiter, strict=True)
+    head = list(islice(lines, HEAD_LINES))
+    first = head[0] if head else ""
+    reader = csv.reader(chain(head, lines), delimiter=_delimiter(head, is_header, separators), strict=True)
     last = 0
     while True:
         try:
@@ -140,12 +143,25 @@ def csv_records(
         last = reader.line_num
 
 
-def _delimiter(first: str, is_header: Callable[[list[str]], bool], separators: str) -> str:
+def _delimiter(head: Sequence[str], is_header: Callable[[list[str]], bool], separators: str) -> str:
+    rows = {delimiter: [_split(line, delimiter) for line in head] for delimiter in separators}
     for delimiter in separators:
-        names = _split(first, delimiter)
-        if len(names) > 1 and is_header(names):
+        if head and len(rows[delimiter][0]) > 1 and is_header(rows[delimiter][0]):
             return delimiter
+    if head and len(rows[separators[0]][0]) == 1:
+        return next((delimiter for delimiter in separators[1:] if _columns_of_data(rows[delimiter])), separators[0])
     return separators[0]
+
+
+def _columns_of_data(rows: Sequence[list[str]]) -> bool:
+    """Whether rows are equally long, and after the first one a column has only numbers or only images' names.
+
+    Of a column of texts that all hold a semicolon, that is not so.
+    """
+    if len(rows) < 2 or len({len(row) for row in rows}) > 1 or len(rows[0]) < 2:
+        return False
+    columns = zip(*rows[1:], strict=True)
+    return any(all(field.isdecimal() or IMAGE_NAME.fullmatch(field) for field in column) for column in columns)
 
 
 def _split(line: str, delimiter: str) -> list[str]:

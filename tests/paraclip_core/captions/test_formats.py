@@ -32,6 +32,14 @@ COCO = json.dumps({"info": {}, "annotations": [], "images": []})
         ("rows", KARPATHY, "karpathy"),
         ("a.csv.gz", "", "csv"),
         ("captions.txt", "", "text"),
+        ("captions.txt", "\ufeffimage,caption\n1.jpg,a dog\n", "csv"),
+        ("captions.txt", "caption;image\n", "csv"),
+        ("captions.txt", "1.jpg#0\ta dog\n", "tsv"),
+        ("captions.txt", "a dog\thttp://a/1.jpg\n", "tsv"),
+        ("captions.txt", "a title, a caption\nimage,caption\n", "text"),
+        ("log.txt", "query\tcount\nred dress\t7\n", "tsv"),
+        ("log.txt", "time,query\n9:00,red dress\n", "csv"),
+        ("log.txt", "query\nred dress\n", "text"),
     ],
 )
 def test_detection(tmp_path: Path, name: str, text: str, form: str) -> None:

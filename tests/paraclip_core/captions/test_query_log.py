@@ -16,7 +16,7 @@ from paraclip_core import tables
 from paraclip_core.captions.options import DataOptions, IndexOptions, SourceOptions
 from paraclip_core.captions.query_log import QueryLog, not_a_query
 from paraclip_core.captions.sources import list_files
-from paraclip_core.errors import ConfigError
+from paraclip_core.errors import ConfigError, InputError
 
 WORDS = st.sampled_from(["dog", "Dog", "red car", "Red  car", "beach at night", "two cats"])
 ROWS = st.lists(st.tuples(WORDS, st.sampled_from(["", "a", "b"]), st.integers(1, 5)), min_size=1, max_size=20)
@@ -75,6 +75,9 @@ def test_held_out_queries_stay_when_the_log_grows(tmp_path: Path) -> None:
     [
         ("photos of jo.doe@mail.example.org", "personal"),
         ("call (0170) 123 45 67", "personal"),
+        ("call (01632) 960 123", "personal"),
+        ("0341 - 12 34 56", "personal"),
+        ("089–12345–67", "personal"),
         ("4111 1111 1111 1111", "personal"),
         ("www.shop.example/dress", "identifier"),
         ("holiday.jpg", "identifier"),
@@ -88,6 +91,31 @@ def test_held_out_queries_stay_when_the_log_grows(tmp_path: Path) -> None:
 )
 def test_what_identifies_somebody_or_something_is_no_query(text: str, reason: str | None) -> None:
     assert (not_a_query(text) or (None,))[0] == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("log.csv", "title,query,image\nMidi Dress,red dress,1.jpg\n"),
+        ("log.csv", "caption,Query\na woman in a dress,red dress\n"),
+        ("log.jsonl", '{"text": "Midi Dress", "query": "red dress"}\n'),
+        ("log.txt", "query\tcount\nred dress\t7\n"),
+    ],
+)
+def test_the_query_is_what_was_typed(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    options = DataOptions(root=str(tmp_path), min_words=1, sources=(SourceOptions(path=name),))
+    (file,) = list_files(tmp_path, options.sources)
+    outcomes = list(QueryLog(options, [file]).run(file))
+    assert [row["caption"] for outcome in outcomes for row in outcome.accepted.to_pylist()] == ["red dress"]
+
+
+def test_a_header_in_another_language_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("Suchbegriff;Anzahl\nhund am strand;12\nrotes kleid;7\n")
+    options = DataOptions(root=str(tmp_path), min_words=1, sources=(SourceOptions(path="log.csv"),))
+    (file,) = list_files(tmp_path, options.sources)
+    with pytest.raises(InputError, match=r"no header that names a caption .*'Suchbegriff', 'Anzahl'"):
+        list(QueryLog(options, [file]).run(file))
 
 
 def test_a_bad_count_or_split_is_rejected_with_its_row(tmp_path: Path) -> None:

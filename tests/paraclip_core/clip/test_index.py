@@ -61,6 +61,21 @@ def test_a_folder_of_clip_retrieval(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(index.features[np.array([4, 0])]), ROWS[[4, 0]].astype(np.float16))
 
 
+def test_a_folder_of_parquet_as_spark_writes_it(tmp_path: Path) -> None:
+    rows = pa.table({"image_id": NAMES, "embedding": ROWS.tolist()})
+    for part, stop in enumerate((slice(0, 0), slice(0, 3), slice(3, 7))):
+        pq.write_table(rows.slice(stop.start, stop.stop - stop.start), tmp_path / f"part-{part:05}.parquet")
+    (tmp_path / "README.md").write_text("# Vectors")
+    index = read_index(tmp_path)
+    assert same(index) and index.ids == NAMES
+
+
+def test_ids_of_windows(tmp_path: Path) -> None:
+    np.save(tmp_path / "index.npy", ROWS)
+    (tmp_path / "ids.txt").write_text("\n".join(NAMES), "utf-8-sig")
+    assert read_index(tmp_path / "index.npy", tmp_path / "ids.txt").ids == NAMES
+
+
 def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", ROWS.reshape(-1))
     np.save(tmp_path / "whole.npy", ROWS.astype(np.int64))
@@ -71,6 +86,10 @@ def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> N
     uneven = pa.array([[1.0, 2.0], [1.0]], pa.list_(pa.float32()))
     pq.write_table(pa.table({"embedding": uneven}), tmp_path / "uneven.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "none.parquet")
+    without = pa.table({"embedding": pa.array([None, [1.0, 2.0]], pa.list_(pa.float32()))})
+    pq.write_table(without, tmp_path / "null.parquet")
+    pq.write_table(without[:0], tmp_path / "no-rows.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "null.parquet").read_bytes()[:200])
     expected = {
         "gone.npy": "does not exist",
         "flat.npy": r"expected floating-point features \[n, d\]",
@@ -81,6 +100,9 @@ def test_what_is_no_index_and_ids_that_do_not_fit_are_named(tmp_path: Path) -> N
         "empty": "contains neither .npy nor Parquet",
         "uneven.parquet": "row 1 of 'embedding' is not a vector of",
         "none.parquet": "expected one column of vectors",
+        "null.parquet": "row 0 of 'embedding' is not a vector of 2",
+        "no-rows.parquet": "expected a row for each image",
+        "cut.parquet": "damaged or cut short",
     }
     for name, message in expected.items():
         with pytest.raises(InputError, match=message):

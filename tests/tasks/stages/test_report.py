@@ -103,6 +103,15 @@ def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
     assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
 
 
+def test_personal_queries_are_not_shown(tmp_path: Path) -> None:
+    row = {"source": "log.csv", "source_row": 3, "reason": "personal", "caption_raw": "mail jo.doe@example.org"}
+    (group,) = gathered(tmp_path, {}, {"ingest/rejects": [{**row, "detail": "it holds an e-mail address"}]}).rejects
+    assert group.count == 1
+    assert [(sample.text, sample.detail) for sample in group.samples] == [
+        ("(not shown)", "log.csv, row 3: it holds an e-mail address")
+    ]
+
+
 def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
     # The last ones are the rarest captions, and of those with paraphrases the most frequent.
     expected = [(f"license {number:02d}", 50 - number, 1 + number // 20) for number in range(40)]
