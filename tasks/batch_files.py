@@ -29,7 +29,7 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.evaluation.options import WHOLE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.batch_lines import Refused, read_line, request_line
-from paraclip_core.paraphrase.engines.openai import draws, prompt_size
+from paraclip_core.paraphrase.engines.openai import prompt_size
 from paraclip_core.paraphrase.keys import RequestKeys
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds
@@ -166,7 +166,7 @@ def import_answers(run: Run, paths: Sequence[Path], progress: Progress = silent)
     They are stored durably, part by part: after a kill, import the same files again; nothing is stored twice. Rejected
     lines are written next to each file, as `NAME.rejects.parquet`.
     """
-    imported, expected = Imported(), draws(run.paraphraser.options.sampling)
+    imported, expected = Imported(), run.paraphraser.options.sampling.draws
     with (
         # Two concurrent imports would both find the same requests missing.
         lock(run.store.cache / "requests-import.lock"),

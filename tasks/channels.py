@@ -136,6 +136,17 @@ def _flow_run() -> str | None:
     return flow_run.id
 
 
+def _by_this_run(move: Move) -> bool:
+    return move.flow_run is not None and move.flow_run == _flow_run()
+
+
+def moved_before_retry(channel: Mapping[str, Any], challenger: str) -> Move | None:
+    """The channel's last move, if it is an earlier attempt of this Prefect flow run that promoted the challenger."""
+    moves = history(channel)
+    last = moves[-1] if moves else None
+    return last if last and last.by == BY_PROMOTION and last.after == challenger and _by_this_run(last) else None
+
+
 def check_run_name(name: str, store: ArtifactStore) -> None:
     """Check before a run that it may move the channel of its name."""
     if (store.channel(name) or {}).get("moved_by") == BY_PROMOTION:
@@ -204,7 +215,7 @@ def rollback(store: ArtifactStore, name: str, to: str | None = None) -> dict[str
     with store.channel_lock(name):
         channel = existing_channel(store, name)
         last = history(channel)[-1]
-        if last.by == BY_ROLLBACK and last.flow_run and last.flow_run == _flow_run():
+        if last.by == BY_ROLLBACK and _by_this_run(last):
             return _rolled_back(name, last.before, last.after)
         target = _earlier(name, channel) if to is None else _named(name, channel, to)
         decision = _rolled_back(name, last.after, target.after)

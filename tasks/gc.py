@@ -59,7 +59,7 @@ def collect(
 
     Artifacts needed by a stage or run in progress on this machine, or younger than `keep_days`, are kept with
     everything that they were made from. In addition to each channel's current model, `keep_models` of its history are
-    kept. With `unfinished`, abandoned unfinished work is collected too.
+    kept. With `unfinished`, unfinished work that nobody has touched for `keep_days` is collected, too.
     """
     # Read the work in progress first: whatever finishes meanwhile is then in the list of artifacts.
     holders = store.holders()
@@ -82,7 +82,7 @@ def collect(
         Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
         for stage, name, path in store.unfinished()
         # A commit that was killed at its very end leaves work that nothing resumes.
-        if unfinished or (stage, name) in artifacts
+        if (unfinished and _touched(path) <= young) or (stage, name) in artifacts
     ]
     skipped = sorted((one for one in garbage if one.used), key=lambda one: (one.stage, one.fingerprint))
     return Collected(
@@ -121,6 +121,15 @@ def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
         for move in models(channel)[1 : 1 + keep_models]:
             keys += [*move.stages.items(), ("finetune", move.after)]
     return keys
+
+
+def _touched(folder: Path) -> datetime:
+    """When something in a folder was last written."""
+    times = [folder.stat().st_mtime]
+    for place in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            times.append(place.stat().st_mtime)
+    return datetime.fromtimestamp(max(times), UTC)
 
 
 def _size(folder: Path) -> int:

@@ -116,6 +116,9 @@ def find_release(name: str, store: ArtifactStore) -> Path | str:
     if name.startswith("hf-hub:") or file is not None or re.fullmatch(r"[\w.-]+:[\w.-]+", name):
         check_reference(name)
         return name
+    if name in store.channels():
+        # Before a folder of that name, which may be an earlier export of the channel.
+        return _artifact(name, store, MODEL_STAGES).path / RELEASE
     path = expand(name.removeprefix("local-dir:"))
     if path.is_file():
         return name

@@ -14,7 +14,7 @@ from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions, need_rows
-from paraclip.tasks.stages.paraphrase import STEPS
+from paraclip.tasks.stages.paraphrase import STEPS, step_options
 from paraclip.tasks.stages.queries import QUERIES, chosen_captions
 from paraclip.tasks.steps_left import StepLeft, look_up, queries_left, steps_left
 from paraclip_core.captions.counts import listed_reasons
@@ -147,7 +147,9 @@ def _engine_notes(run: Run, asking: set[str]) -> list[str]:
         judge = paraphraser.judge
         after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
         notes.append(f"what the filters do not see: {wrong}; {after}")
-    warnings = [_cannot_answer(paraphraser)] if asking & STEPS.keys() else []
+    warnings: list[str | None] = []
+    if asking & STEPS.keys():
+        warnings = [_cannot_answer(one) for one in (paraphraser, paraphraser.judge) if one is not None]
     if QUERIES.name in asking and run.query_paraphraser is not None:
         warnings.append(_cannot_answer(run.query_paraphraser))
     return notes + list(dict.fromkeys(filter(None, warnings)))
@@ -264,6 +266,9 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
     chosen = enough[-1] if enough else max(range(len(work)), key=lambda number: work[number] or 0)
     before = work[chosen] or amount.units
     seconds = alike[chosen].wall_seconds * (amount.units / before) if before else 0.0
+    if rate := alike[chosen].metrics.get("samples_per_second"):
+        # A training that resumed, or found towers, took less time than its samples.
+        seconds = max(seconds, amount.units / rate)
     return round(seconds, 1), f"as {node.name}/{alike[chosen].fingerprint[:12]}"
 
 
@@ -309,7 +314,7 @@ def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: Ingeste
 
 class _Rates(NamedTuple):
     """Expected rates of a step, from its newest finished run with the same engine: the share of accepted rows, the
-    source of that figure, and the tokens of a request (0: unknown)."""
+    source of that figure, and the tokens of a request (0: unknown, or of another prompt, sampling or model)."""
 
     share: float
     basis: str
@@ -326,8 +331,9 @@ def _rates(run: Run, paraphraser: Paraphraser, step: int) -> _Rates:
         and artifact.manifest.options.get("filters", {}).get("preset") == preset
         and artifact.manifest.metrics.get("captions")
     ]
-    metrics = alike[-1].metrics if alike else {}
-    generated = metrics.get("generated", 0)
+    metrics, now = (alike[-1].metrics, step_options(paraphraser, step)) if alike else ({}, {})
+    same = alike and all(alike[-1].options.get(name) == now.get(name) for name in ("model", "prompt", "sampling"))
+    generated = metrics.get("generated", 0) if same else 0
     tokens = [metrics.get(name, 0) / generated if generated else 0.0 for name in ("prompt_tokens", "completion_tokens")]
     if preset == "off":
         return _Rates(1.0, f"all of {stage} accepted", *tokens)
@@ -407,12 +413,12 @@ def _step_amounts(
     rates = _rates(run, paraphraser, 1), _rates(run, paraphraser, 2)
     coming = round((first.rows - first.accepted - first.rejected) * rates[0].share)
     # The maximum number of paraphrases for each accepted caption.
-    paraphrases = min(options.keep, options.sampling.n)
+    paraphrases = min(options.keep, options.sampling.draws)
     rows_2 = second.rows + coming * paraphrases
     open_2 = rows_2 - second.accepted - second.rejected
     fresh = min(coming, round(first.new_inputs * rates[0].share)) * paraphrases
     asked = replace(second, missing=second.missing + fresh)
-    if not asked.prompt_tokens and coming:
+    if not asked.completion_tokens and coming:
         asked = replace(asked, prompt_tokens=first.prompt_tokens, completion_tokens=first.completion_tokens)
     pairs = min(second.accepted + round(open_2 * rates[1].share), first.accepted + coming)
     return (

@@ -12,7 +12,16 @@ from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.storage.parquet import read_table
-from paraclip.tasks.channels import BY_HAND, BY_PROMOTION, Move, history, moved, of_another_run, withdrawn
+from paraclip.tasks.channels import (
+    BY_HAND,
+    BY_PROMOTION,
+    Move,
+    history,
+    moved,
+    moved_before_retry,
+    of_another_run,
+    withdrawn,
+)
 from paraclip.tasks.models import BUILT_IN, find_tuned, of_own_base
 from paraclip.tasks.results import Result, why
 from paraclip.tasks.run.execute import run_stage
@@ -44,6 +53,10 @@ def decide(
     current = store.channel(channel) or {}
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
+    if move := moved_before_retry(current, challenger):
+        # Killed since: what follows from the move, such as its event, is still to be done.
+        decision = {"channel": channel, "moved": True, "reason": move.reason, "before": move.before}
+        return decision | {"after": challenger, "against_champion": []}
     moves, reason, comparison = _apply(run, current, stages, result, progress, force)
     figures = [
         {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}

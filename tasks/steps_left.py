@@ -80,7 +80,7 @@ def _left(steps: Iterable[Rounds]) -> dict[int, StepLeft]:
         tables, options = rounds.tables, rounds.options
         missing = [rows for _, rows in rounds.missing]
         texts = _sample(rounds, np.unique(np.concatenate(missing)))
-        tokens = _tokens(prompt_for(options, tables.step), texts, options.sampling.n)
+        tokens = _tokens(prompt_for(options, tables.step), texts, options.sampling.draws)
         counts = sum(map(len, missing)), tables.accepted(), len(tables.rejected())
         new = _new_inputs(rounds) if tables.step == 1 else 0
         left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)

@@ -258,7 +258,8 @@ def promote(
             "call `paraclip run` with the same settings first"
         )
     with shown_progress("evaluate champion") as progress:
-        decision = decide(run, channel, gather_result(run, artifacts), progress, force)
+        result = gather_result(run, artifacts)
+        decision = decide(run, channel, result, progress, force)
     if as_json:
         print_json(decision)
     else:
@@ -266,7 +267,8 @@ def promote(
             columns = ["benchmark", "metric", "champion", "challenger", "delta", "low", "high"]
             print_table("", columns, decision["against_champion"])
         say(f"{channel}: {decision['reason']}")
-    if gate and not decision["moved"]:
+    serves = decision["before"] == decision["after"] and result.verdict == "promote"
+    if gate and not decision["moved"] and not serves:
         raise typer.Exit(HELD)
 
 

@@ -104,9 +104,9 @@ def verify(
 def gc(
     root: RootOption = DEFAULT_ROOT,
     yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it they are only listed.")] = False,
-    keep_days: Annotated[float, typer.Option(min=0, help="Keep what is younger than this many days.")] = 1.0,
+    keep_days: Annotated[float, typer.Option(min=0, max=36500, help="Keep what is younger than this many days.")] = 1.0,
     keep_models: Annotated[int, typer.Option(min=0, help="Earlier models to keep of each channel.")] = KEPT_MODELS,
-    unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work too.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work as old, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Delete what no channel's models need and no stage in progress reads. The answers cache is never touched.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -106,7 +106,9 @@ class Paraphraser:
         """The LLM judge, which is asked whether an answer means the same as its caption; None without one."""
         if (options := self.given.as_judge()) is None:
             return None
-        judge = Paraphraser(options, self.context)
+        own = self.given.judge.keys() - {"sampling"} if self.given.judge else ()
+        context = replace(self.context, options_at="paraphrase.judge") if own else self.context
+        judge = Paraphraser(options, context)
         if not judge.facts.asks:
             raise ConfigError(
                 f"paraphrase.judge: the engine {options.engine} calls no language model; name one that does, for "
@@ -122,6 +124,12 @@ class Paraphraser:
         """How synonyms of single words are requested, too; None if they are not, since they cost money."""
         wanted = self.facts.asks and self.prompts[step].id.startswith("few-shot")
         return preset_named(self.filters.preset).words if wanted else None
+
+    def shares_engine(self, other: Paraphraser) -> bool:
+        """Whether both ask the same model in the same way, so that one engine does for both."""
+        one, two = self.options, other.options
+        own = getattr(one, _entry(one).own) == getattr(two, _entry(two).own)
+        return own and (one.engine, one.model, one.chunk) == (two.engine, two.model, two.chunk)
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

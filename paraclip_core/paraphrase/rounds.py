@@ -120,6 +120,9 @@ class Rounds:
     def _complete(self, request: RequestKeys, missing: np.ndarray) -> None:
         """Get the missing answers; the first few are filtered before the others are paid for."""
         phase = self._phase("asking", len(missing))
+        if len(missing) and self.llm_judge is not None:
+            # Answers that nobody can judge would be paid for in vain.
+            self.llm_judge.sender.check()
         if request.attempt == 0 and len(missing) > FIRST_ANSWERS:
             first, missing = missing[:FIRST_ANSWERS], missing[FIRST_ANSWERS:]
             self._send(request, first, phase)

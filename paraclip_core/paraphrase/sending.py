@@ -92,6 +92,12 @@ class RequestSender:
                 phase(len(part))
         return answers
 
+    def check(self) -> None:
+        """Check once that the engine can answer, if it is one that can tell."""
+        if isinstance(self.engine, CheckedEngine) and not self._checked:
+            self.engine.check()
+        self._checked = True
+
     def send(
         self,
         request: RequestKeys,
@@ -100,10 +106,8 @@ class RequestSender:
         todo: Sequence[tuple[str, bytes]],
     ) -> Generator[Part, None, None]:
         """Yield completions of the texts and keys in `todo`, part by part, in order of arrival."""
+        self.check()
         engine = self.engine
-        if isinstance(engine, CheckedEngine) and not self._checked:
-            engine.check()
-            self._checked = True
         prompts = prompts_of(request, template, [text for text, _ in todo])
         if isinstance(engine, StreamingEngine):
             stream, enough, seconds = engine.stream(prompts, sampling), max(1, self._chunk // 2), KEEP_SECONDS

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,9 +35,9 @@ class Point:
 
     @property
     def felt(self) -> Parts:
-        """The criterion, by image."""
+        """The criterion, by image; a single 0 if nothing was measured."""
         parts = [self.validation.parts[name] for name in FELT if name in self.validation.parts]
-        return sum(parts[1:], parts[0]) / len(parts)
+        return sum(parts[1:], parts[0]) / len(parts) if parts else np.zeros(1)
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ def choose(points: Sequence[Point], grid: Sequence[float], retention: float | No
         within = f"first ten images keep {retention:g} % of the base's, with no significant loss of clicked images"
     if AO not in base.figures:
         largest = max((one for one in allowed if one.candidate is points[0].candidate), key=lambda one: one.alpha)
+        alone = "one image alone is held out for validation, or none that has a row with paraphrases"
+        if retention is not None:
+            alone = "no query that has paraphrases is held out for validation"
         words = (
-            f"highest α whose {within}; agreement could not be looked at, because one image alone is held out for "
-            "validation, or none that has a row with paraphrases (raise finetune.validation, or paraphrase.fraction if "
-            "it is below 1)"
+            f"highest α whose {within}; agreement could not be looked at, because {alone} (raise finetune.validation, "
+            "or paraphrase.fraction if it is below 1)"
         )
         return _choice(points, largest, points[0], words, worse)
     best = max(allowed, key=lambda point: (_score(point), -point.alpha))
@@ -144,7 +147,7 @@ def _score(point: Point) -> float:
 def _changed(point: Point, retention: float | None) -> str:
     """How little of the base's first images a point keeps; or empty."""
     overlap = point.validation.figures[OVERLAP]
-    if retention is None or not point.alpha or overlap >= retention:
+    if retention is None or not point.alpha or overlap >= retention or AO not in point.validation.figures:
         return ""
     return f"{overlap:.0f} % of the base's first images stay"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -180,6 +180,8 @@ class Run:
         self.paraphraser = Paraphraser(settings.paraphrase, context)
         """The engine, the options that it reads, and its filters."""
         queries = settings.for_queries()
+        if settings.evaluate.queries:
+            context = replace(context, options_at="evaluate.queries")
         self.query_paraphraser = None if queries is None else Paraphraser(queries, context)
         """The same for held-out queries; None if they are not paraphrased."""
         self._nodes: dict[str, Node] = {}

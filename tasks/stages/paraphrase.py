@@ -132,7 +132,7 @@ def paraphrasing(
     """
     engine, judge = paraphraser.engine(), paraphraser.judge
     engines = [engine]
-    if judge is not None and not set(paraphraser.given.judge or ()) <= {"sampling"}:
+    if judge is not None and not judge.shares_engine(paraphraser):
         # A separate engine, with its own prices and cap.
         engines.append(judge.engine())
     request = step_requests(paraphraser.options, step, engine.model)

@@ -162,6 +162,8 @@ def test_promote(finished_run: Callable[..., Any], cli: Any) -> None:
     config = ["-c", str(first.config)]
     decision = cli.json(["promote", *config])
     assert decision["moved"] and decision["after"] == first.artifacts["finetune"].fingerprint
+    # A night without a change.
+    assert not cli.json(["promote", *config, "--gate"])["moved"]
     held = finished_run("finetune.seed=1", verdict="hold")
     other = ["promote", *config, "--set", "finetune.seed=1"]
     assert "production: kept at" in cli([*other, "--gate"], code=4).out

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,19 @@ def test_what_a_dead_run_read_may_go(tmp_path: Path) -> None:
         assert names(collect(store, unfinished=True)) == set()
     path.write_text(json.dumps(owner))
     assert names(collect(store, unfinished=True)) == {"first", "second"}
+
+
+def test_unfinished_work_is_abandoned_after_a_while(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    with pytest.raises(KeyboardInterrupt), store.writing("second", SECOND.fingerprint) as work:
+        (work.scratch / "step-1").touch()
+        raise KeyboardInterrupt
+    assert names(collect(store, keep_days=1.0, unfinished=True)) == set()
+    old = time.time() - 2 * 24 * 3600
+    for path in (work.scratch / "step-1", work.scratch, work.out, work.out.parent):
+        os.utime(path, (old, old))
+    assert names(collect(store, keep_days=1.0, unfinished=True)) == {"second"}
+    assert names(collect(store, keep_days=1.0)) == set()
 
 
 def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:

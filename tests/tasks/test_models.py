@@ -77,6 +77,11 @@ def test_a_base_in_a_folder_is_found_from_everywhere_and_by_a_run_of_a_folders_n
     assert find_tuned("holiday", store)[1] == f"local-dir:{tmp_path / 'base'}"
     with pytest.raises(UnknownNameError, match="base2 holds no open_clip_config"):
         find_release("base2", store)
+    # An earlier export of the channel.
+    (tmp_path / "holiday").rmdir()
+    _folder(tmp_path / "holiday", "older weights")
+    assert find_release("holiday", store) == store.path("finetune", TUNED) / "release"
+    assert find_release("./holiday", store) == Path("holiday")
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert find_tuned(TUNED, store)[1] == f"local-dir:{tmp_path / 'base'}"
 

@@ -15,6 +15,7 @@ from paraclip.tasks.plan import ASSUMED, Amount, StagePlan, amounts, differences
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import ingested_captions
+from paraclip.tasks.stages.paraphrase import step_options
 from paraclip.tasks.steps_left import StepLeft
 from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
@@ -144,6 +145,11 @@ def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
     manifest = SimpleNamespace(fingerprint="f" * 32, metrics=metrics, wall_seconds=110.0, options={})
     run_before: Any = SimpleNamespace(manifest=manifest)
     assert estimate(node, Amount(units=100), [run_before])[0] == 11.0
+    # One that resumed, or found most of its towers, did not take the time of all its samples.
+    resumed: Any = SimpleNamespace(
+        manifest=SimpleNamespace(**{**vars(manifest), "metrics": {**metrics, "samples_per_second": 5.0}})
+    )
+    assert estimate(node, Amount(units=100), [resumed])[0] == 20.0
     # Nearly all of a later one's time was its start.
     little: Any = SimpleNamespace(manifest=SimpleNamespace(**{**vars(manifest), "metrics": {"rows": 1}}))
     assert estimate(node, Amount(units=100), [run_before, little])[0] == 11.0
@@ -238,7 +244,9 @@ def test_a_finished_run_of_the_same_engine_and_filters_says_the_rest(
     earlier |= {"completion_tokens": 400}
 
     def finished(stage: str, engine: str = "openvino", preset: str = "small-model", **metrics: Any) -> Any:
-        options = {"engine": engine, "filters": {"preset": preset}}
+        settings = load_settings(None, ["data.sources.0.path=a.txt"])
+        asked = step_options(Run(settings).paraphraser, int(stage[-1]))
+        options = {**asked, "engine": engine, "filters": {"preset": preset}}
         manifest = SimpleNamespace(stage=stage, fingerprint="f" * 32, options=options, metrics=earlier | metrics)
         return SimpleNamespace(manifest=manifest)
 
@@ -253,6 +261,9 @@ def test_a_finished_run_of_the_same_engine_and_filters_says_the_rest(
     # Three of ten captions pass step 1, and six of ten rows step 2.
     assert rows_of(amounts, (*STEPS, "finetune")) == [10, 3, round(0.6 * 3)]
     assert amounts["paraphrase_1"].tokens == 10 * (45 + 2)
+    # Of other prompts or sampling, only what passes is taken over.
+    amounts = counted(NEW, "sampling.n=3")
+    assert rows_of(amounts, STEPS)[1] == 3 and amounts["paraphrase_1"].tokens == 0
     assert "30% accepted as in paraphrase_1/ffffffffffff" in amounts["paraphrase_2"].note
 
 
@@ -270,7 +281,9 @@ def test_the_spending_cap_is_reported_before_it_stops_a_step(
     cap: float, stopped: list[bool], counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step is to cost 0.06, after the 1 that was spent before."""
-    left = {1: StepLeft(rows=6, missing=6, prompt_tokens=10_000, new_inputs=6), 2: StepLeft(rows=0)}
+    # Of step 2 only the prompt is known, so step 1's figures stand for it.
+    first = StepLeft(rows=6, missing=6, prompt_tokens=10_000, completion_tokens=10, new_inputs=6)
+    left = {1: first, 2: StepLeft(rows=0, prompt_tokens=30)}
     monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
     amounts = counted(left, "engine=openai", "model=m", f"openai.max_spend={cap}", *PRICES[:1])
     assert [f"max_spend={cap:g} stops it" in amounts[name].note for name in STEPS] == stopped

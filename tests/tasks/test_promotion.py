@@ -122,6 +122,18 @@ def test_a_first_model_moves_the_channel_and_one_held_against_its_base_does_not(
     assert "ao@10 +1.0" in decision["reason"] and served(store) == "aaa"
 
 
+def test_a_retry_reports_the_move_of_its_first_attempt(
+    settings: Settings, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that dies after the move has not yet reported it."""
+    monkeypatch.setattr("paraclip.tasks.channels._flow_run", lambda: "first night")
+    first = decide(Run(settings, store), "production", result("aaa"))
+    assert decide(Run(settings, store), "production", result("aaa")) == first
+    monkeypatch.setattr("paraclip.tasks.channels._flow_run", lambda: "second night")
+    decision = decide(Run(settings, store), "production", result("aaa"))
+    assert not decision["moved"] and "serves already" in decision["reason"]
+
+
 @pytest.mark.parametrize(
     ("gain", "recall", "moved", "reason"),
     [

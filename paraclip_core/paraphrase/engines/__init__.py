@@ -82,6 +82,11 @@ class SamplingOptions(Options):
     n: Annotated[int, Field(ge=1, le=64)] = 2
     """Answers drawn for one request; the most faithful one that passes the filters is kept."""
 
+    @property
+    def draws(self) -> int:
+        """Answers per request: greedy decoding has one."""
+        return 1 if self.temperature == 0 else self.n
+
 
 @dataclass(frozen=True)
 class EngineOptions(Generic[Own]):
@@ -105,6 +110,8 @@ class EngineContext:
     """A torch device, or `auto`."""
     hash_files: HashFiles = read_hashes
     """Hashes the weights of a model in a folder."""
+    options_at: str = "paraphrase"
+    """Where the engine's options are, for messages: `paraphrase.judge`, `evaluate.queries`."""
 
     def path_of(self, model: str) -> Path:
         """Where `paraphrase.model` is if it names a file or folder: from where paraclip is called or, if nothing is

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
-from paraclip_core.paraphrase.engines.openai import QUOTED, draws, read_completion, request_body
+from paraclip_core.paraphrase.engines.openai import QUOTED, read_completion, request_body
 from paraclip_core.paraphrase.keys import KEY_BYTES
 from paraclip_core.text_safety import one_line
 
@@ -35,7 +35,7 @@ class Refused:
 
 def request_line(key: bytes, model: str, prompt: Prompt, sampling: SamplingOptions, extra: Mapping[str, Any]) -> bytes:
     """A request as a line, line break included: its key, and the body that the engine `openai` would send."""
-    body = request_body(model, prompt, sampling, draws(sampling), 0, extra)
+    body = request_body(model, prompt, sampling, sampling.draws, 0, extra)
     line = {"custom_id": key.hex(), "method": "POST", "url": URL, "body": body}
     # ASCII: some readers split lines at separators that JSON allows inside a text.
     return json.dumps(line).encode() + b"\n"

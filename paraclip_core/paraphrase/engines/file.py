@@ -138,6 +138,9 @@ def _rows(path: Path) -> Iterator[tuple[str | None, str | None, str | None]]:
         raise InputError(f"paraphrase.file.path: {error}") from error
     except KeyError as error:
         raise InputError(f"paraphrase.file.path: {path}: {error}; expected the columns {', '.join(COLUMNS)}") from error
+    except pa.ArrowNotImplementedError as error:
+        wanted = f"expected text in the columns {', '.join(COLUMNS)}, a row for each paraphrase"
+        raise InputError(f"paraphrase.file.path: {path}: {error}; {wanted}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"paraphrase.file.path: cannot read {path}: {error}") from error
 

@@ -233,6 +233,7 @@ class OpenAIEngine:
     def __init__(self, options: EngineOptions[OpenAIOptions], context: EngineContext, strict: bool = False) -> None:
         """The server is not contacted before the first request; `strict`: a refused prompt ends the run."""
         self.served, self._options, self.strict = options.model, options.options, strict
+        self._at = context.options_at
         self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
         self._key = ""
@@ -276,8 +277,8 @@ class OpenAIEngine:
         if names and not any(name == self.served or name.startswith(f"{self.served}:") for name in names):
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise EngineError(
-                f"{self._options.base_url} has no model {self.served!r}, but {listed}; set paraphrase.model to one of "
-                "them, or paraphrase.openai.base_url to the server that has it"
+                f"{self._options.base_url} has no model {self.served!r}, but {listed}; set {self._at}.model to one of "
+                f"them, or {self._at}.openai.base_url to the server that has it"
             )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -326,7 +327,7 @@ class OpenAIEngine:
         except openai.APIConnectionError as error:
             raise AwayError(
                 f"{self._options.base_url} cannot be reached: {one_line(error.__cause__ or error, QUOTED)}; start the "
-                "server, or set paraphrase.openai.base_url to its address"
+                f"server, or set {self._at}.openai.base_url to its address"
             ) from None
         except (openai.APIError, ValueError, AttributeError):
             return []
@@ -500,7 +501,7 @@ class _Run:
 
     async def _complete(self, prompt: Prompt) -> Completion:
         """Get all draws of a prompt, in one request if the server gives several."""
-        expected = draws(self.sampling)
+        expected = self.sampling.draws
         texts, read, written = (), 0, 0
         while len(texts) < expected:
             left = expected - len(texts)
@@ -541,11 +542,6 @@ class _Run:
     def _texts(self, numbers: Iterable[int]) -> str:
         texts = [repr(one_line(self.prompts[number].text, 80)) for number in sorted(numbers)]
         return ", ".join(texts[:SHOWN]) + (f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else "")
-
-
-def draws(sampling: SamplingOptions) -> int:
-    """Answers per request: greedy decoding has one."""
-    return 1 if sampling.temperature == 0 else sampling.n
 
 
 def draw_seed(prompt: Prompt, draw: int) -> int:

@@ -185,7 +185,7 @@ def _generation_config(prompt: Prompt, sampling: SamplingOptions, seed: int) -> 
         config.stop_strings = {"\n"}
     config.rng_seed = seed % 2**64
     # Greedy decoding has one answer.
-    config.num_return_sequences = sampling.n if sampling.temperature > 0 else 1
+    config.num_return_sequences = sampling.draws
     if sampling.temperature > 0:
         config.do_sample, config.temperature, config.top_p = True, sampling.temperature, sampling.top_p
     return config

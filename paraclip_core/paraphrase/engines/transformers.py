@@ -74,7 +74,7 @@ class TransformersEngine:
         texts = [self._rendered(prompt) for prompt in prompts]
         lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
         order = sorted(range(len(prompts)), key=lambda i: (lengths[i], texts[i]))
-        size = max(1, self._options.batch_size // (1 if sampling.temperature == 0 else sampling.n))
+        size = max(1, self._options.batch_size // sampling.draws)
         completions: dict[int, Completion] = {}
         try:
             for start in range(0, len(order), size):

@@ -162,6 +162,18 @@ def test_losses_that_no_recipe_reads_are_an_error() -> None:
         FinetuneOptions.model_validate({"recipe": ["published"], "distil": 3})
 
 
+@pytest.mark.parametrize("grid", [GRID, (1.0,)])
+def test_a_log_of_which_no_query_is_held_out_is_tuned(grid: tuple[float, ...]) -> None:
+    """Nothing was measured, not even how many of the base's first images stay."""
+    nothing = Validation({OVERLAP: 0.0}, {OVERLAP: np.zeros(0)}, np.zeros((0, 10), np.int64))
+    alphas = sorted({0.0, *grid})
+    points = [point(alpha, nothing, rate) for rate in (1e-4, 1e-3) for alpha in alphas]
+    choice = choose(points, grid, RETENTION)
+    assert (choice.chosen.alpha, choice.chosen.candidate) == (1.0, points[0].candidate)
+    if len(grid) > 1:
+        assert "no query that has paraphrases is held out" in choice.rule
+
+
 def of_log(ao: float, kept: float, recall: float | None = None, noise: float = 0.0) -> Validation:
     """A validation of queries of a log, some of which led to a click if there is a recall."""
     whole = found(recall or 0.0, ao, kept, noise)

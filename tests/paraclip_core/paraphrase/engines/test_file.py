@@ -185,6 +185,13 @@ def test_bad_files_are_named(name: str, content: bytes | None, tmp_path: Path) -
     assert str(path) in str(caught.value)
 
 
+def test_several_paraphrases_in_a_list_are_named(tmp_path: Path) -> None:
+    rows = pa.table({"caption": ["a"], "paraphrase_1": [["b", "c"]], "paraphrase_2": [["d"]]})
+    pq.write_table(rows, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"^paraphrase\.file\.path: .*a\.parquet: .*a row for each paraphrase"):
+        ask(engine_of(tmp_path / "a.parquet"), 1, "a")
+
+
 @pytest.mark.parametrize("separator", [",", "\t"])
 def test_rows_with_other_fields_are_left_out_and_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, separator: str
