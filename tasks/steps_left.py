@@ -80,7 +80,10 @@ def _left(steps: Iterable[Rounds]) -> dict[int, StepLeft]:
         tables, options = rounds.tables, rounds.options
         missing = [rows for _, rows in rounds.missing]
         texts = _sample(rounds, np.unique(np.concatenate(missing)))
-        tokens = _tokens(prompt_for(options, tables.step), texts, options.sampling.draws)
+        prompt, answer = _tokens(prompt_for(options, tables.step), texts)
+        draws = options.sampling.draws
+        # A server that refuses `n` is sent the prompt for each draw.
+        tokens = prompt * (draws if "n" in options.openai.extra_body else 1), answer * draws
         counts = sum(map(len, missing)), tables.accepted(), len(tables.rejected())
         new = _new_inputs(rounds) if tables.step == 1 else 0
         left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)
@@ -155,10 +158,10 @@ def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:
     return RowCursor(rounds.tables.batches([source])).take(chosen).column(source).to_pylist()
 
 
-def _tokens(prompt: PromptTemplate, texts: Iterable[str], answers: int) -> tuple[float, float]:
-    """Tokens of a request and of its answers, estimated from the length of the texts."""
+def _tokens(prompt: PromptTemplate, texts: Iterable[str]) -> tuple[float, float]:
+    """Tokens of a request and of one answer, estimated from the length of the texts."""
     lengths = [(len(text.encode()), count_words(text)) for text in texts]
     count = max(len(lengths), 1)
     size, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
     fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in prompt.messages(""))
-    return (fixed + size) / BYTES_PER_TOKEN, words * TOKENS_PER_WORD * answers
+    return (fixed + size) / BYTES_PER_TOKEN, words * TOKENS_PER_WORD

@@ -107,3 +107,18 @@ def test_tokens_grow_with_prompt_text_and_answers(tmp_path: Path) -> None:
     assert 12 < paper[0] < 60 and 7 < paper[1] / 2 < 12
     chinese = tokens([f"冬天阿尔卑斯山里的老农舍 {n}" for n in range(9)], prompts="paper")
     assert 6 < chinese[1] / 2 < 12 and abs(chinese[0] - paper[0]) < 3
+
+
+@pytest.mark.parametrize(("temperature", "prompts", "answers"), [(0.8, 4, 4), (0.0, 1, 1)])
+def test_a_server_that_refuses_n_is_sent_the_prompt_for_each_draw(
+    tmp_path: Path, temperature: float, prompts: int, answers: int
+) -> None:
+    def tokens(n: int, **openai: Any) -> tuple[float, float]:
+        paraphrase: dict[str, Any] = {"engine": "openai", "model": "m", "prompts": "paper", "openai": openai}
+        paraphrase |= {"filters": {"preset": "off"}, "sampling": {"n": n, "temperature": temperature}}
+        counted = left(settings_of_texts(tmp_path, CARS, paraphrase))[1]
+        return counted.prompt_tokens, counted.completion_tokens
+
+    one = tokens(1)
+    assert tokens(4) == pytest.approx((one[0], answers * one[1]))
+    assert tokens(4, extra_body={"n": None}) == pytest.approx((prompts * one[0], answers * one[1]))
