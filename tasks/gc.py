@@ -124,9 +124,9 @@ def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
 
 
 def _touched(folder: Path) -> datetime:
-    """When something in a folder was last written."""
-    times = [folder.stat().st_mtime]
-    for place in folder.rglob("*"):
+    """When something in a folder was last written; long ago if it is on another machine alone."""
+    times = [0.0]
+    for place in (folder, *folder.rglob("*")):
         with suppress(FileNotFoundError):
             times.append(place.stat().st_mtime)
     return datetime.fromtimestamp(max(times), UTC)
