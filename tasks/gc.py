@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -124,19 +124,17 @@ def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
 
 
 def _touched(folder: Path) -> datetime:
-    """When something in a folder was last written; long ago if it is on another machine alone."""
-    times = [0.0]
-    for place in (folder, *folder.rglob("*")):
-        with suppress(FileNotFoundError):
-            times.append(place.stat().st_mtime)
-    return datetime.fromtimestamp(max(times), UTC)
+    """When a file of a folder was last written; long ago if there is none, as with work of another machine alone."""
+    return datetime.fromtimestamp(max((each.st_mtime for each in _files(folder)), default=0.0), UTC)
 
 
 def _size(folder: Path) -> int:
-    size = 0
+    return sum(each.st_size for each in _files(folder))
+
+
+def _files(folder: Path) -> Iterator[os.stat_result]:
     for place, _, names in os.walk(folder):
         for name in names:
             # A running stage renames and deletes files meanwhile.
             with suppress(FileNotFoundError):
-                size += Path(place, name).stat().st_size
-    return size
+                yield Path(place, name).stat()

@@ -123,8 +123,7 @@ def plan_run(run: Run) -> RunPlan:
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
-    of = "images" if run.settings.data.index is None else "queries"
-    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid, of)
+    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid, run.settings.data.index is not None)
     notes += filter(None, [few, what_others_saw(pairs) if pairs else None, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
@@ -147,12 +146,12 @@ def _engine_notes(run: Run, asking: set[str]) -> list[str]:
         judge = paraphraser.judge
         after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
         notes.append(f"what the filters do not see: {wrong}; {after}")
-    warnings: list[str | None] = []
-    if asking & STEPS.keys():
-        warnings = [_cannot_answer(one) for one in (paraphraser, paraphraser.judge) if one is not None]
-    if QUERIES.name in asking and run.query_paraphraser is not None:
-        warnings.append(_cannot_answer(run.query_paraphraser))
-    return notes + list(dict.fromkeys(filter(None, warnings)))
+    asked: list[Paraphraser] = []
+    of_steps = (paraphraser, paraphraser.judge) if asking & STEPS.keys() else ()
+    for one in (*of_steps, run.query_paraphraser if QUERIES.name in asking else None):
+        if one is not None and not any(one.shares_engine(other) for other in asked):
+            asked.append(one)
+    return notes + list(dict.fromkeys(filter(None, map(_cannot_answer, asked))))
 
 
 def _cannot_answer(paraphraser: Paraphraser) -> str | None:

@@ -49,14 +49,16 @@ def decide(
     `moved`, `reason`, the fingerprints `before` and `after`, and, if both were compared, a row for each figure in
     `against_champion`.
     """
-    store = run.store
+    store, stored = run.store, run.store.root / "results" / result.name / "promotion.json"
     current = store.channel(channel) or {}
     stages = {row["stage"]: row["fingerprint"] for row in result.stages}
     before, challenger = current.get("fingerprint"), stages["finetune"]
     if move := moved_before_retry(current, challenger):
         # Killed since: what follows from the move, such as its event, is still to be done.
         decision = {"channel": channel, "moved": True, "reason": move.reason, "before": move.before}
-        return decision | {"after": challenger, "against_champion": []}
+        decision |= {"after": challenger, "against_champion": []}
+        write_json(stored, decision)
+        return decision
     moves, reason, comparison = _apply(run, current, stages, result, progress, force)
     figures = [
         {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}
@@ -78,7 +80,7 @@ def decide(
             else:
                 reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
                 decision |= {"moved": False, "reason": reason}
-    write_json(store.root / "results" / result.name / "promotion.json", decision)
+    write_json(stored, decision)
     return decision
 
 

@@ -151,8 +151,9 @@ def why(summary: Mapping[str, Any]) -> str:
 def training_notes(totals: Mapping[str, int], tuned: Mapping[str, Any], settings: Settings) -> list[str]:
     """What a reader must know of a fine-tuning with these metrics: too few rows or pairs, or nothing gained."""
     held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
-    options, of = settings.finetune, "images" if settings.data.index is None else "queries"
-    few, chosen_on = fewer_than_a_batch(totals, options.batch_size), few_for_alpha(*held_out, options.alpha.grid, of)
+    options, of_log = settings.finetune, settings.data.index is not None
+    few = fewer_than_a_batch(totals, options.batch_size)
+    chosen_on = few_for_alpha(*held_out, options.alpha.grid, of_log)
     return [note for note in (few, untuned(tuned), chosen_on) if note]
 
 

@@ -101,6 +101,11 @@ def print_facts(value: Any, as_json: bool) -> None:
     typer.echo(printable(yaml.safe_dump(value, sort_keys=False, allow_unicode=True)), nl=False)
 
 
+def quoted(value: Any) -> str:
+    """A value of a YAML file, as JSON, which YAML reads."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def say(text: str) -> None:
     """Print a line to standard output; it may quote untrusted text."""
     typer.echo(printable(text))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paraclip.flows.commands.common import JsonOption, print_facts
+from paraclip.flows.commands.common import JsonOption, print_facts, quoted
 from paraclip.flows.commands.init_engine import (
     FEW_SHOT,
     PAPER,
@@ -119,7 +118,7 @@ def _of_index(
     rows = round(counts.accepted * (1 - data["held_out"]) ** 2)
     server = find_server()
     engine = engine_lines(server, FEW_SHOT if log.words_per_query <= SHORT else PAPER)
-    text = _head() + configuration(data, name, base, engine, rows, _quoted)
+    text = _head() + configuration(data, name, base, engine, rows)
     parse_settings(yaml.safe_load(text), f"the configuration for {features}")
     rejected = dict(counts.rejected)
     return text, {
@@ -170,13 +169,13 @@ def _configuration(overview: Survey, name: str, base: str, engine: str) -> str:
     held_out = f"  held_out: {held}  # share of the images to evaluate; no column says a split\n" if held else ""
     return (
         f"{_head()}"
-        f"name: {_quoted(name)}  # of the run; search, export and promote go by it\n"
-        f"data:\n  root: {_quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
+        f"name: {quoted(name)}  # of the run; search, export and promote go by it\n"
+        f"data:\n  root: {quoted(overview.data.root)}  # from where paraclip is called; the paths below start there\n"
         f"  sources:\n{_sources(overview)}{held_out}{_max_words(overview)}"
         f"paraphrase:\n{engine}"
         f"model:\n  # built-in: a small model, trained on these captions. To repair the one of your image index:\n"
         f"  # ViT-B-32:laion2b_s34b_b79k (ARCHITECTURE:TAG of open_clip), hf-hub:ORG/NAME or local-dir:FOLDER\n"
-        f"  base: {_quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
+        f"  base: {quoted(base)}\n{_training(overview, base)}{_evaluate(overview)}"
     )
 
 
@@ -193,7 +192,7 @@ def _sources(overview: Survey) -> str:
     for source in overview.data.sources:
         options = source.model_dump(mode="json", exclude_defaults=True)
         options["license"] = "unknown"
-        lines.append("    - " + "\n      ".join(f"{key}: {_quoted(value)}" for key, value in options.items()))
+        lines.append("    - " + "\n      ".join(f"{key}: {quoted(value)}" for key, value in options.items()))
     lines[0] += "  # of rows that state none, e.g. CC-BY-4.0; report and model card name it"
     return "\n".join(lines) + "\n"
 
@@ -247,7 +246,3 @@ def _evaluate(overview: Survey) -> str:
         f"  control: true  # the same fine-tuning on captions only, to tell a repair from more training\n"
         f"  benchmarks:\n    {pairs}\n    - {{name: retrieval, kind: retrieval}}\n"
     )
-
-
-def _quoted(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from paraclip.flows.commands.common import quoted
 
 LOCAL_SERVER = "http://127.0.0.1:8000/v1"
 """Where `vllm serve` listens."""
@@ -73,7 +74,7 @@ def file_lines(path: str) -> str:
     """Lines below `paraphrase` for the engine that looks up what such a file has."""
     return (
         f"  # The paraphrases that were found beside the captions; docs/engines.md has engines that write some\n"
-        f"  engine: file\n  file: {{path: {_quoted(path)}}}\n"
+        f"  engine: file\n  file: {{path: {quoted(path)}}}\n"
         f"  # filters: {{preset: capable}}  # if a language model wrote them and nobody has checked them\n"
     )
 
@@ -84,8 +85,8 @@ def engine_lines(server: Server, prompts: str = PAPER) -> str:
     small = "engine: openvino  # tries everything out; its paraphrases of photographs gain nothing"
     lines = [
         "engine: openai",
-        f"model: {_quoted(model)}",
-        f"openai: {{base_url: {_quoted(server.address)}}}",
+        f"model: {quoted(model)}",
+        f"openai: {{base_url: {quoted(server.address)}}}",
         prompts,
         "keep: 2  # a second paraphrase of a caption is worth about as much as another caption",
         "sampling: {temperature: 1.0, n: 2}",
@@ -103,7 +104,3 @@ def engine_lines(server: Server, prompts: str = PAPER) -> str:
         + "".join(f"  {mark}{line}\n" for line in lines)
         + "  # fraction: 0.2  # paraphrase a fifth of the captions\n"
     )
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paraclip.flows.commands.common import quoted
 from paraclip_core.captions.options import USUAL_WORDS
 from paraclip_core.errors import ConfigError
 
@@ -98,7 +99,7 @@ def data_options(features: Path, ids: Path | None, queries: Path, share: float, 
     return {"root": ".", "index": index, "sources": [source], **counted}
 
 
-def configuration(data: dict[str, Any], name: str, base: str, engine: str, rows: int, quoted: Any) -> str:
+def configuration(data: dict[str, Any], name: str, base: str, engine: str, rows: int) -> str:
     """The configuration as YAML, without its head; `engine` has the lines below `paraphrase`."""
     index, source = data["index"], data["sources"][0]
     ids = f"    ids: {quoted(index['ids'])}  # one for each row, in the same order\n" if "ids" in index else ""

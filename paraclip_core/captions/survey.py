@@ -160,9 +160,7 @@ def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candida
         return chosen, unused
     splits = [split_name(each.file.path.name.split(".")[0]) or shard_split(each.file.path) for each in chosen]
     stems = {(each.file.path.parent, each.file.form, re.sub(r"\d", "", each.file.path.name)) for each in chosen}
-    if all(splits) and len({each.file.path.parent for each in chosen}) == 1:
-        return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
-    if explicit:
+    if explicit or (all(splits) and len({each.file.path.parent for each in chosen}) == 1):
         return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
     if len(stems) == 1:
         return chosen, unused

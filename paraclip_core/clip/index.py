@@ -148,11 +148,10 @@ def _vectors_and_ids(path: Path, files: ds.Dataset) -> Matrix:
             values = np.asarray(lists.flatten(), np.float32)
             lengths = np.asarray(lists.value_lengths().fill_null(0))
             width = width or int(lengths[lengths > 0][0] if lengths.any() else 0)
-            if not width or (lengths != width).any():
-                row, expected = start + int(np.flatnonzero((lengths != width) | (lengths == 0))[0]), width or "some"
-                raise InputError(
-                    f"{path}: row {row} of {column!r} is not a vector of {expected} numbers like the others"
-                )
+            wrong = (lengths != width) | (lengths == 0)
+            if wrong.any():
+                row = start + int(wrong.argmax())
+                raise InputError(f"{path}: row {row} of {column!r} is not a vector of {width} numbers like the others")
             if names:
                 ids.extend(map(str, batch.column(1).to_pylist()))
             start += len(batch)

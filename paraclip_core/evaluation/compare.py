@@ -16,7 +16,7 @@ from paraclip_core.evaluation.power import GAIN, images_needed
 
 Verdict = Literal["promote", "hold"]
 
-KNOWN = 0.01
+ABOVE_CHANCE = 0.01
 """Share of found images from which a base is not near chance, however many images are searched."""
 FEWEST_IMAGES = 20
 """In a smaller pool chance puts most images among the first ten, so overlaps and recall@10 prove nothing."""
@@ -322,7 +322,8 @@ def _untrained(rows: Sequence[Row], outcomes: Sequence[Outcome]) -> str:
         if recall > chance + 3 * math.sqrt(chance * (1 - chance) / row.clusters):
             return ""
         # Twenty clicks that are not found among a million images are no sign of an untrained base.
-        if recall + 3 * math.sqrt(max(recall * (1 - recall), 1 / row.clusters) / row.clusters) < max(5 * chance, KNOWN):
+        error = math.sqrt(max(recall * (1 - recall), 1 / row.clusters) / row.clusters)
+        if recall + 3 * error < max(5 * chance, ABOVE_CHANCE):
             near.append(row)
     if not near:
         return ""

@@ -120,7 +120,8 @@ class Rounds:
     def _complete(self, request: RequestKeys, missing: np.ndarray) -> None:
         """Get the missing answers; the first few are filtered before the others are paid for."""
         phase = self._phase("asking", len(missing))
-        if len(missing) and self.llm_judge is not None:
+        shared = self.llm_judge is not None and self.llm_judge.engine is self.engine
+        if len(missing) and self.llm_judge is not None and not shared:
             # Answers that nobody can judge would be paid for in vain.
             self.llm_judge.sender.check()
         if request.attempt == 0 and len(missing) > FIRST_ANSWERS:
@@ -129,7 +130,6 @@ class Rounds:
             self._filter(0, first)
             self._warn_of_few(first)
         self._send(request, missing, phase)
-        shared = self.llm_judge is not None and self.llm_judge.engine is self.engine
         last = request.attempt + 1 == self.options.attempts
         if last and not (self._words or shared):
             # Nothing more will be requested: others may use the GPU while answers are filtered.

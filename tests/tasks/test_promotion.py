@@ -128,7 +128,9 @@ def test_a_retry_reports_the_move_of_its_first_attempt(
     """A worker that dies after the move has not yet reported it."""
     monkeypatch.setattr("paraclip.tasks.channels._flow_run", lambda: "first night")
     first = decide(Run(settings, store), "production", result("aaa"))
-    assert decide(Run(settings, store), "production", result("aaa")) == first
+    stored = store.root / "results" / "run" / "promotion.json"
+    stored.unlink()
+    assert decide(Run(settings, store), "production", result("aaa")) == first == json.loads(stored.read_text())
     monkeypatch.setattr("paraclip.tasks.channels._flow_run", lambda: "second night")
     decision = decide(Run(settings, store), "production", result("aaa"))
     assert not decision["moved"] and "serves already" in decision["reason"]

@@ -144,13 +144,15 @@ def csv_records(
 
 
 def _delimiter(head: Sequence[str], is_header: Callable[[list[str]], bool], separators: str) -> str:
+    if not head:
+        return separators[0]
     rows = {delimiter: [_split(line, delimiter) for line in head] for delimiter in separators}
     for delimiter in separators:
-        if head and len(rows[delimiter][0]) > 1 and is_header(rows[delimiter][0]):
+        if len(rows[delimiter][0]) > 1 and is_header(rows[delimiter][0]):
             return delimiter
-    if head and len(rows[separators[0]][0]) == 1:
-        return next((delimiter for delimiter in separators[1:] if _columns_of_data(rows[delimiter])), separators[0])
-    return separators[0]
+    whole = len(rows[separators[0]][0]) == 1
+    tables = (delimiter for delimiter in separators[1:] if whole and _columns_of_data(rows[delimiter]))
+    return next(tables, separators[0])
 
 
 def _columns_of_data(rows: Sequence[list[str]]) -> bool:

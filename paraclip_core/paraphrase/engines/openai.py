@@ -176,8 +176,8 @@ class Budget:
     A request reserves its maximum cost, so concurrent requests cannot exceed the cap together either.
     """
 
-    def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
-        self._options = options
+    def __init__(self, options: OpenAIOptions, at: str, spent: float = 0.0) -> None:
+        self._options, self._at = options, at
         self.spent = spent
         """Cost of all answers so far, in the currency of the prices."""
         self._reserved = 0.0
@@ -192,7 +192,7 @@ class Budget:
         while cap and self.spent + self._reserved + cost > cap:
             if self.spent + cost > cap:
                 raise BudgetError(
-                    f"the spending cap is reached: {self.spent:.6g} of paraphrase.openai.max_spend={cap:g} is spent "
+                    f"the spending cap is reached: {self.spent:.6g} of {self._at}.openai.max_spend={cap:g} is spent "
                     f"(earlier runs included), and another request may cost {cost:.3g}. Everything answered is kept; "
                     "raise max_spend and run again to continue"
                 )
@@ -233,8 +233,9 @@ class OpenAIEngine:
     def __init__(self, options: EngineOptions[OpenAIOptions], context: EngineContext, strict: bool = False) -> None:
         """The server is not contacted before the first request; `strict`: a refused prompt ends the run."""
         self.served, self._options, self.strict = options.model, options.options, strict
-        self._at = context.options_at
-        self.budget, self.pace = Budget(self._options), Pace(self._options.requests_per_minute)
+        self.at = context.options_at
+        """Where its options are, for messages."""
+        self.budget, self.pace = Budget(self._options, self.at), Pace(self._options.requests_per_minute)
         self._connection: tuple[LoopThread, openai.AsyncOpenAI] | None = None
         self._key = ""
 
@@ -277,8 +278,8 @@ class OpenAIEngine:
         if names and not any(name == self.served or name.startswith(f"{self.served}:") for name in names):
             listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
             raise EngineError(
-                f"{self._options.base_url} has no model {self.served!r}, but {listed}; set {self._at}.model to one of "
-                f"them, or {self._at}.openai.base_url to the server that has it"
+                f"{self._options.base_url} has no model {self.served!r}, but {listed}; set {self.at}.model to one of "
+                f"them, or {self.at}.openai.base_url to the server that has it"
             )
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
@@ -327,7 +328,7 @@ class OpenAIEngine:
         except openai.APIConnectionError as error:
             raise AwayError(
                 f"{self._options.base_url} cannot be reached: {one_line(error.__cause__ or error, QUOTED)}; start the "
-                f"server, or set {self._at}.openai.base_url to its address"
+                f"server, or set {self.at}.openai.base_url to its address"
             ) from None
         except (openai.APIError, ValueError, AttributeError):
             return []
@@ -358,13 +359,13 @@ class OpenAIEngine:
         if error.code == "insufficient_quota":
             return EngineError(f"{url} no longer answers: {text}; check the account and run again")
         if status == TOO_MANY:
-            hint = "set paraphrase.openai.requests_per_minute to what it allows"
+            hint = f"set {self.at}.openai.requests_per_minute to what it allows"
             return RateLimitError(f"{url} takes no more requests for now (status {status}): {text}; {hint}")
         if status in PASSING or status >= 500:
             return FailedError(f"{url} failed (status {status}): {text}")
         if status in ABOUT_ONE:
             return RefusedError(f"{url} refuses the request (status {status}): {text}")
-        hint = "does paraphrase.openai.base_url end as the server expects, usually in /v1?"
+        hint = f"does {self.at}.openai.base_url end as the server expects, usually in /v1?"
         if status == 401:
             hint = f"put a valid key into the environment variable {variable} or the file {SECRETS / variable}"
             hint += "" if self._key else "; neither holds one"
@@ -395,7 +396,7 @@ class OpenAIEngine:
                 ),
             )
             # Waiters on the budget belong to the event loop in which they first waited.
-            self.budget = Budget(options, self.budget.spent)
+            self.budget = Budget(options, self.at, self.budget.spent)
             self._connection = LoopThread(), client
         return self._connection
 
@@ -478,9 +479,10 @@ class _Run:
         spoke = self.silent is None or any(text.strip() for text in completion.texts)
         self.silent = None if spoke else (self.silent or 0) + 1
         if self.silent == NONE_SPEAKS:
+            at = self.engine.at
             raise EngineError(
                 f"{self.options.base_url} gave {NONE_SPEAKS} empty answers. A model that thinks first needs more "
-                "paraphrase.sampling.max_tokens, or its thinking turned off in paraphrase.openai.extra_body"
+                f"{at}.sampling.max_tokens, or its thinking turned off in {at}.openai.extra_body"
             )
 
     async def _doubt(self, number: int) -> None:
