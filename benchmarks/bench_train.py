@@ -46,7 +46,7 @@ from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
 from paraclip_core.training.data import Batch, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
 from paraclip_core.training.options import LossWeights, RankingDistillation
-from paraclip_core.training.process import bound_kernel_cache, deterministic, keep_freed_memory
+from paraclip_core.training.process import configure_kernels, deterministic, keep_freed_memory
 from paraclip_core.training.trainer import build_optimizer, clamp_scale
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
@@ -261,7 +261,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: where others use the cores, too")
     options = parser.parse_args()
-    bound_kernel_cache()
+    configure_kernels()
     keep_freed_memory()
     folder = data_folder("flickr8k")
     batch = options.batch or max(BATCHES.values())

@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from record import arguments
 
@@ -30,7 +31,7 @@ from paraclip.storage.fingerprint import canonical_json
 from paraclip.tasks.models import base_reference, candidates_of
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
-from paraclip.tasks.training.data import Images, hold_out, tokens_for, validation_set
+from paraclip.tasks.training.data import Images, hold_out, paraphrase_rows, tokens_for, validation_set
 from paraclip.tasks.training.log_data import log_validation
 from paraclip.tasks.training.towers import TOWER, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
@@ -40,6 +41,7 @@ from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.options import meaning
 from paraclip_core.settings import load_settings
 from paraclip_core.training.choice import Point, choose, copy_weights, interpolate, lost_recall
+from paraclip_core.training.data import TEXTS, spool_rows
 from paraclip_core.training.validation import AO, OVERLAP, RECALL, Validation, measure, with_overlap
 
 LIMIT = 0.5
@@ -110,8 +112,12 @@ def main() -> None:
     if of_log:
         validation = log_validation(paraphrases, FeatureStore(features), options.validation, tokens)
     else:
-        held_out = hold_out(captions, Images(features), options.validation)
-        validation = validation_set(captions, held_out, paraphrases, tokens)
+        images = Images(features)
+        held_out = hold_out(captions, images, options.validation)
+        with TemporaryDirectory() as folder:
+            stream = paraphrase_rows(paraphrases, images, keep=held_out.trains, tokens=tokens)
+            rows = spool_rows(Path(folder) / "rows", TEXTS, stream, dtype=tokens.dtype)
+            validation = validation_set(captions, held_out, paraphrases, tokens, rows)
     labeled = Run(load_settings(chosen.labels, [], os.environ)) if chosen.labels else run
     of_labels = labeled.inputs(labeled.node("finetune"))
     split = stored_split(labeled.settings, of_labels)

@@ -44,7 +44,7 @@ from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import pick_device
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.options import TrainingOptions
-from paraclip_core.training.process import bound_kernel_cache, keep_freed_memory
+from paraclip_core.training.process import configure_kernels, keep_freed_memory
 from paraclip_core.training.trainer import TrainingJob, train
 
 SMALL: dict[str, Any] = {
@@ -262,7 +262,7 @@ def main() -> int:
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--precision", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    bound_kernel_cache()
+    configure_kernels()
     keep_freed_memory()
     device = pick_device(options.device)
     sizes = {"cuda": "ViT-B-32"}

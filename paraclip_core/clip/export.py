@@ -156,8 +156,7 @@ def _hf_model(clip: ClipModel, name: str, tokenizer: Any) -> Any:
 def _computed_otherwise(clip: ClipModel, model: Any, tokenizer: Any) -> str:
     """Inputs whose embeddings differ between transformers' model and the original: texts, images, both or none."""
     original: Any = clip.model
-    device, size = clip.device, clip.preprocess_cfg["size"]
-    height, width = size if isinstance(size, list) else (size, size)
+    device, (height, width) = clip.device, clip.image_size
     pixels = torch.linspace(-2, 2, 3 * height * width).reshape(1, 3, height, width)
     inputs = tokenizer(list(EXAMPLES), padding="max_length", truncation=True, return_tensors="pt")
     theirs = model(**inputs, pixel_values=pixels)
@@ -247,9 +246,7 @@ def _save_hf_tokenizer(part: Any, folder: Path) -> None:
 
 
 def _image_processing(clip: ClipModel) -> dict[str, Any]:
-    preprocess = clip.preprocess_cfg
-    size = preprocess["size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    preprocess, (height, width) = clip.preprocess_cfg, clip.image_size
     filters = {name: number for number, name in PILLOW_FILTERS.items()}
     crop = preprocess["resize_mode"] == "shortest"
     return {

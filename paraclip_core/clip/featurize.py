@@ -91,9 +91,8 @@ class Featurizer:
         file with this hash, float16 [embed_dim], if there are any.
         """
         self._earlier = earlier
-        height, width = clip.preprocess_cfg["size"]
         self._clip, self._archive, self._batch_size = clip, archive, batch_size
-        self._encoder = folded(clip.visual, (height, width))
+        self._encoder = folded(clip.visual, clip.image_size)
         self._transform = image_transform(clip)
         self._opened: dict[str, ImageArchive] = {}
         self._pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="decode")

@@ -285,9 +285,7 @@ def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str
 
 
 def _noise_features(clip: ClipModel) -> np.ndarray:
-    size = clip.preprocess_cfg["size"]
-    shape = (size, size) if isinstance(size, int) else tuple(size)
-    return encode_pixels(clip, torch.randn(4, 3, *shape, generator=torch.Generator().manual_seed(0)))
+    return encode_pixels(clip, torch.randn(4, 3, *clip.image_size, generator=torch.Generator().manual_seed(0)))
 
 
 def _compared(what: str, base: str, tuned: str) -> IndexCheck:

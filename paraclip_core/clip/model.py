@@ -47,6 +47,12 @@ class ClipModel:
         return int(self.model_cfg["embed_dim"])
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that it reads, in pixels; open_clip states those of a ResNet as one number."""
+        size = self.preprocess_cfg["size"]
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
     def context_length(self) -> int:
         """Longest text in tokens, start and end tokens included."""
         return int(self.model_cfg["text_cfg"].get("context_length", 77))

@@ -2,8 +2,8 @@
 
 Against forgetting, the tuned text encoder is interpolated with the base's (WiSE-FT, arXiv 2109.01903):
 θ_α = (1 - α) · θ_base + α · θ_tuned. The choice is by what users feel: recall of plain and of paraphrased queries, and
-their agreement. Differences that held-out images cannot tell from chance decide nothing; among such equals the one that
-changes the fewest results wins.
+their agreement; queries of a log have the last alone. Differences that held-out images cannot tell from chance decide
+nothing; among such equals the one that changes the fewest results wins.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def choose(points: Sequence[Point], grid: Sequence[float], retention: float | No
     """Choose among points, those of each candidate side by side; its first one is the base, α = 0.
 
     A point is allowed unless its recall of plain captions is below the base's by more than chance (95 % interval of the
-    paired difference). Queries of a log rarely have a known right image: with `retention` a point is allowed only if
-    its first images also keep so many percent of the base's, for the query as it was typed (decision 27).
+    paired difference). Queries of a log have no recall: with `retention` a point is allowed if its first images keep so
+    many percent of the base's, for the query as it was typed (decision 27).
 
     The best of the allowed ones by the criterion, and all that are within one standard error of it, count as equal (the
     one-standard-error rule; Breiman et al., Classification and Regression Trees, 1984, sec. 3.4.3); of these the one
@@ -90,7 +90,7 @@ def choose(points: Sequence[Point], grid: Sequence[float], retention: float | No
     allowed = [point for point in points if id(point) not in worse]
     within = "recall@10 of plain captions is not significantly below the base's"
     if retention is not None:
-        within = f"first ten images keep {retention:g} % of the base's, with no significant loss of clicked images"
+        within = f"first ten images keep {retention:g} % of the base's"
     if AO not in base.figures:
         largest = max((one for one in allowed if one.candidate is points[0].candidate), key=lambda one: one.alpha)
         alone = "one image alone is held out for validation, or none that has a row with paraphrases"
@@ -104,8 +104,9 @@ def choose(points: Sequence[Point], grid: Sequence[float], retention: float | No
     best = max(allowed, key=lambda point: (_score(point), -point.alpha))
     equal = [point for point in allowed if _score(best) - _score(point) <= interval(best.felt - point.felt)[1]]
     chosen = max(equal, key=lambda point: (point.validation.figures[OVERLAP], -point.alpha))
+    criterion = "mean of recall@10 of plain and of paraphrased queries and their AO@10 on held-out images"
     words = (
-        "highest mean of recall@10 of plain and of paraphrased queries and their AO@10 on held-out images, among all "
+        f"highest {criterion if retention is None else 'AO@10 of held-out queries and their paraphrases'}, among all "
         f"whose {within}; of those within a standard error of the best, the one that changes the fewest results"
     )
     return _choice(points, chosen, best, words, worse)

@@ -82,14 +82,19 @@ def keep_freed_memory() -> None:
         set_option(MMAP_THRESHOLD, 1 << 28)
 
 
-def bound_kernel_cache() -> None:
-    """Bound oneDNN's kernel cache; call it before the first computation, since oneDNN reads the bound once.
+def configure_kernels() -> None:
+    """Bound oneDNN's kernel cache, and let cuBLAS be deterministic; call it before the first computation, since both
+    libraries read their settings once.
+
+    Without a workspace of a fixed size :func:`deterministic` makes every matrix product on CUDA an error, also one that
+    comes after products outside of the block.
 
     Every chunk of texts has its own shape, and its kernels are cached. In bf16 on a CPU, 600 shapes of one layer of
     512 by 2,048 took 1.5 GB; with a bound of 64 0.4 GB, and no more with 1,200 shapes. A step over shared prefixes
     needs about 30 kernels, since sizes are rounded to a few values.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @contextmanager
@@ -98,8 +103,7 @@ def deterministic() -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled()
     fillings: Any = torch.utils.deterministic  # its attributes are created at run time
     filled = fillings.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    bound_kernel_cache()
+    configure_kernels()
     torch.use_deterministic_algorithms(True)
     fillings.fill_uninitialized_memory = False
     try:

@@ -62,7 +62,7 @@ BUILT_IN_BASE = Stage(
 
 FINETUNE = Stage(
     name="finetune",
-    version=11,
+    version=12,
     inputs=_finetune_inputs,
     options=lambda run: _options(run.settings),
     body="paraclip.tasks.training.bodies:finetune",

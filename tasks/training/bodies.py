@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureStore
-from paraclip.storage.files import storage_error, write_json
+from paraclip.storage.files import storage_error, write_atomic, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.models import base_held_out, base_reference, candidates_of
 from paraclip.tasks.run.run import StageContext
@@ -61,6 +61,7 @@ from paraclip_core.clip.model import (
 from paraclip_core.clip.reference import LOSSES, fixed_place, place_free_name
 from paraclip_core.errors import ModelError
 from paraclip_core.options import meaning
+from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.card import release_card
 from paraclip_core.training.choice import Point, as_json, choose, copy_weights, interpolate
@@ -69,11 +70,13 @@ from paraclip_core.training.losses import Pair, named_pairs
 from paraclip_core.training.options import RETENTION, Candidate, TrainingOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
-from paraclip_core.training.validation import AO, RECALL, ValidationSet, measure, with_overlap
+from paraclip_core.training.validation import AO, RECALL, Validation, ValidationSet, measure, summed, with_overlap
 
 log = logging.getLogger(__name__)
 
 LICENSE, SOURCE = "license", "source"
+FOUND = "found"
+"""The array of a stored validation that has the first images."""
 COUNTED = pa.schema([CAPTIONS.field(LICENSE), CAPTIONS.field(SOURCE)])
 REPAIRED = "CLIP with a text encoder repaired by paraphrases"
 PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
@@ -139,7 +142,7 @@ def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Tuning:
         held_out = hold_out(captions, images, options.validation)
         stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
         rows = enough(_spooled(ctx, TEXTS, stream, counts, tokens), "paraphrase_2", images.keys)
-        validation = validation_set(captions, held_out, paraphrases, tokens)
+        validation = validation_set(captions, held_out, paraphrases, tokens, rows)
         data: dict[str, Any] = {"features": images.matrix, "image_keys": images.keys}
     else:
         store = FeatureStore(features)
@@ -212,19 +215,20 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     weights, parameters = weights_hash(clip), trained_parameters(clip.model)
     base = copy_weights(parameters)
     validation = tuning.validation
-    of_base = measure(clip, validation)
+    of_base = _measured(ctx, clip, validation, "base", {})
     towers, points = dict[str, Artifact](), list[Point]()
     # Garbage collection must leave the towers until the best one is copied.
     with ExitStack() as needed:
         for number, candidate in enumerate(candidates, 1):
             interpolate(parameters, base, base, 0.0)
-            facts = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
+            facts: dict[str, Fact] = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
             towers[candidate.name] = tower(ctx, candidate, job, facts)
             needed.enter_context(ctx.store.mark_run({TOWER: towers[candidate.name].fingerprint}))
             tuned = tower_weights(towers[candidate.name], clip)
             for alpha in sorted({0.0, *options.alpha.grid}):
                 interpolate(parameters, base, tuned, alpha)
-                measured = measure(clip, validation) if alpha else of_base
+                name = f"{towers[candidate.name].fingerprint}-{alpha:g}"
+                measured = _measured(ctx, clip, validation, name, facts) if alpha else of_base
                 points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
         choice = choose(points, options.alpha.grid, RETENTION if validation.of_log else None)
         chosen, tried = choice.chosen, choice.chosen.candidate
@@ -266,7 +270,7 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         "rows": len(rows),
         **({} if rows.starts is None else {"paraphrases": len(rows.image_rows)}),
         "validation_images": len(validation.gallery),
-        "validation_pairs": len(validation.pair_targets) if validation.pair_targets is not None else 0,
+        "validation_pairs": len(validation.second) if validation.second is not None else 0,
         "candidates": len(candidates),
         "steps": trained[0]["steps"],
         "batch_size": trained[0]["batch_size"],
@@ -279,6 +283,22 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
         "image_encoder_hash_before": tuning.image_encoder,
         "image_encoder_hash_after": after,
     }
+
+
+def _measured(
+    ctx: StageContext, clip: ClipModel, held_out: ValidationSet, name: str, facts: Mapping[str, Fact]
+) -> Validation:
+    """Measure the model, or read what was measured before the stage was stopped, under a name that says which weights
+    it has."""
+    path = ctx.work.scratch / "measured" / f"{name}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as stored:
+            return summed({part: stored[part] for part in stored.files if part != FOUND}, stored[FOUND])
+    ctx.progress(0, None, measuring="on held-out images", **facts)
+    validation = measure(clip, held_out)
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, lambda file: np.savez(file, **validation.parts, **{FOUND: validation.found}))
+    return validation
 
 
 def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,11 @@ from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.data import CAPTION_ID, TEXTS, CaptionStarts, RowBatch, TrainingRows
-from paraclip_core.training.process import bound_kernel_cache
+from paraclip_core.training.data import CAPTION, CAPTION_ID, TEXTS, CaptionStarts, RowBatch, TrainingRows, token_keys
+from paraclip_core.training.process import configure_kernels
 from paraclip_core.training.validation import ValidationSet
+
+log = logging.getLogger(__name__)
 
 SUFFIX = "_tokens"
 TEXT_TOKENS = tuple(f"{kind}{SUFFIX}" for kind in TEXTS)
@@ -32,6 +35,10 @@ TEXT_TOKENS = tuple(f"{kind}{SUFFIX}" for kind in TEXTS)
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
 MAX_IMAGES = 2000
 MAX_QUERIES = 10_000
+ENOUGH_PAIRS = 100
+"""Held-out pairs that can choose, if fewer than half have captions of their own."""
+BLOCK_ROWS = 1 << 16
+"""Rows whose captions are compared at once."""
 Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Selects rows by the feature row of their image."""
 
@@ -191,8 +198,8 @@ def same_image_encoder(clip: ClipModel, features: Artifact) -> str:
 
 
 def use_threads(settings: Settings) -> None:
-    """Set the number of torch's CPU threads from the settings, and bound its kernels' memory."""
-    bound_kernel_cache()
+    """Set the number of torch's CPU threads from the settings, and configure its kernels, before any computation."""
+    configure_kernels()
     if settings.run.threads:
         torch.set_num_threads(settings.run.threads)
 
@@ -239,11 +246,16 @@ def paraphrased(folder: Path, tokens: TextTokens, first_only: bool) -> Iterator[
 
 
 def validation_set(
-    captions: Path, held_out: HeldOut, paraphrases: Path | None = None, tokens: TextTokens = STORED
+    captions: Path,
+    held_out: HeldOut,
+    paraphrases: Path | None = None,
+    tokens: TextTokens = STORED,
+    trained: TrainingRows | None = None,
 ) -> ValidationSet:
     """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order.
 
-    For a caption with several paraphrases, only the best forms a pair.
+    For a caption with several paraphrases, only the best forms a pair. Equal captions have equal paraphrases, so a
+    caption that is among the `trained` ones, of another image, forms none, unless too few others would be left.
     """
 
     def keep(image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -257,7 +269,22 @@ def validation_set(
         return ValidationSet(gallery, texts["caption"], targets)
     rows = paraphrase_rows(paraphrases, images, keep=keep, tokens=tokens, first_only=True)
     pairs, pair_targets = _queries(rows, held_out, ("caption", "paraphrase_2"))
-    return ValidationSet(gallery, texts["caption"], targets, pairs["caption"], pairs["paraphrase_2"], pair_targets)
+    first, second = pairs["caption"], pairs["paraphrase_2"]
+    if trained is not None:
+        own = np.flatnonzero(~_repeated(first, trained))
+        log.info("%d of %d held-out captions with paraphrases are trained on, too", len(first) - len(own), len(first))
+        if len(own) >= min(ENOUGH_PAIRS, len(first) / 2):
+            first, second, pair_targets = first.take(own), second.take(own), pair_targets[own]
+    return ValidationSet(gallery, texts["caption"], targets, first, second, pair_targets)
+
+
+def _repeated(texts: Ragged, trained: TrainingRows) -> NDArray[np.bool_]:
+    """Which texts are among the captions that are trained on, bool [n]."""
+    keys, repeated = token_keys(texts), np.zeros(len(texts), np.bool_)
+    for start in range(0, len(trained.image_rows), BLOCK_ROWS):
+        block = np.arange(start, min(start + BLOCK_ROWS, len(trained.image_rows)))
+        repeated |= np.isin(keys, token_keys(trained.texts[CAPTION].take(block)))
+    return repeated
 
 
 def _queries(

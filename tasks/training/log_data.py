@@ -26,7 +26,7 @@ from paraclip.tasks.training.data import (
 )
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.data import CAPTION_ID, RowBatch, TrainingRows, draw_images, id_array
+from paraclip_core.training.data import CAPTION_ID, RowBatch, TrainingRows, id_array
 from paraclip_core.training.validation import ValidationSet
 
 SEARCHED = 20_000
@@ -70,28 +70,30 @@ def enough_queries(rows: TrainingRows) -> TrainingRows:
 def log_validation(folder: Path, store: FeatureStore, share: float, tokens: TextTokens = STORED) -> ValidationSet:
     """Held-out queries, at most 10,000, each with its best paraphrase, and images of the index that they search.
 
-    The images are those that these queries led to, and others drawn at random, 20,000 in all.
+    The images are drawn at random, 20,000 at most.
     """
     parts: dict[str, list[Ragged]] = {column: [] for column in TEXT_TOKENS}
-    clicked: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     wanted, columns = MAX_QUERIES, tokens.columns(TEXT_TOKENS)
     for whole in paraphrased(folder, tokens, first_only=True):
         rows = whole.filter(pa.array(is_held_out(whole[CAPTION_ID], share))).slice(0, wanted)
         texts = texts_of(rows, columns, tokens)
         for column in TEXT_TOKENS:
             parts[column].append(Ragged.from_arrow(texts[column.removesuffix(SUFFIX)]))
-        clicked.append(store.find(rows["image_id"]))
         wanted -= len(rows)
-    targets = np.concatenate(clicked)
-    gallery = searched_images(len(store), targets[targets >= 0], SEARCHED)
+    gallery = searched_images(len(store), np.zeros(0, np.int64), SEARCHED)
     captions, _, paraphrases = (Ragged.concatenate(lists) for lists in parts.values())
-    places = np.where(targets >= 0, np.searchsorted(gallery, targets), -1)
-    return ValidationSet(
-        np.asarray(store.view()[gallery]), captions, places, captions, paraphrases, places, of_log=True
-    )
+    return ValidationSet(np.asarray(store.view()[gallery]), captions, first=captions, second=paraphrases)
 
 
 def searched_images(images: int, needed: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Rows of an index to search, ascending: the needed ones, and others drawn at random, up to `most`."""
+    """Rows of an index to search, ascending: the needed ones, and others drawn at random, up to `most`.
+
+    Each row has a random number that stays the same when rows are appended; those with the lowest are searched.
+    """
     needed = np.unique(needed)
-    return np.union1d(needed, draw_images(images, max(most - len(needed), 0), 0, 0))
+    if images <= most:
+        return np.arange(images)
+    numbers = np.random.Philox(key=np.zeros(2, np.uint64)).random_raw(images)
+    numbers[needed] = 0
+    count = max(most, len(needed))
+    return np.sort(np.argpartition(numbers, count - 1)[:count])

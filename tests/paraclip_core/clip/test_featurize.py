@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
+import open_clip
 import torch
 from PIL import Image
 
-from paraclip_core.clip.built_in import built_in_clip
+from paraclip_core.clip.built_in import PREPROCESS, built_in_clip
+from paraclip_core.clip.encode import image_transform
 from paraclip_core.clip.featurize import Featurizer, ImageFile, folded
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
@@ -85,3 +89,21 @@ def test_encoders_that_run_their_children_in_another_order_are_left_alone() -> N
 
     crossed = Crossed().eval()
     assert folded(crossed, (8, 8)) is crossed
+
+
+def test_a_resnet_whose_image_size_is_one_number(tmp_path: Path) -> None:
+    config: dict[str, Any] = {
+        "embed_dim": 32,
+        "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64, "patch_size": None},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 1, "layers": 1},
+    }
+    model: Any = open_clip.CLIP(**deepcopy(config))
+    clip = ClipModel(model.eval(), config, PREPROCESS | {"size": model.visual.image_size}, "resnet")
+    assert clip.preprocess_cfg["size"] == 64 and clip.image_size == (64, 64)
+    Image.new("RGB", (80, 70), (200, 30, 0)).save(tmp_path / "one.png")
+    with Featurizer(clip, lambda _: ImageArchive(tmp_path), batch_size=2) as featurizer:
+        features = featurizer.encode([ImageFile("one", "one.png", "folder")])
+    pixels = image_transform(clip)(Image.open(tmp_path / "one.png"))
+    with torch.no_grad():
+        expected = model.encode_image(torch.as_tensor(pixels)[None], normalize=True)
+    torch.testing.assert_close(torch.as_tensor(features.features[0]).float(), expected[0], atol=2e-3, rtol=0)

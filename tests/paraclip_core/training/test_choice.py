@@ -174,10 +174,9 @@ def test_a_log_of_which_no_query_is_held_out_is_tuned(grid: tuple[float, ...]) -
         assert "no query that has paraphrases is held out" in choice.rule
 
 
-def of_log(ao: float, kept: float, recall: float | None = None, noise: float = 0.0) -> Validation:
-    """A validation of queries of a log, some of which led to a click if there is a recall."""
-    whole = found(recall or 0.0, ao, kept, noise)
-    names = [AO, OVERLAP] if recall is None else [AO, OVERLAP, RECALL]
+def of_log(ao: float, kept: float) -> Validation:
+    """A validation of queries of a log, which has no recall."""
+    whole, names = found(0.0, ao, kept), (AO, OVERLAP)
     return Validation({n: whole.figures[n] for n in names}, {n: whole.parts[n] for n in names}, whole.found)
 
 
@@ -185,11 +184,5 @@ def test_a_log_chooses_the_most_agreement_that_keeps_enough_results() -> None:
     base = of_log(50, 100)
     points = [point(0.0, base), point(0.25, of_log(54, 80)), point(0.5, of_log(58, 66)), point(1.0, of_log(70, 64))]
     choice = choose(points, GRID, RETENTION)
-    assert choice.chosen is points[2] and "keep 65 %" in choice.rule
+    assert choice.chosen is points[2] and "keep 65 %" in choice.rule and "recall" not in choice.rule
     assert as_json(points, choice)["chosen"]["alpha"] == 0.5
-
-
-def test_a_log_loses_no_clicked_image_significantly() -> None:
-    base = of_log(50, 100, recall=40)
-    points = [point(0.0, base), point(0.5, of_log(58, 90, recall=40)), point(1.0, of_log(70, 80, recall=30))]
-    assert choose(points, GRID, RETENTION).chosen is points[1]

@@ -13,9 +13,12 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import write_index
 from paraclip.tasks.models import base_held_out
 from paraclip.tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set
+from paraclip.tasks.training.log_data import searched_images
+from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.tables import FEATURE_INDEX
-from paraclip_core.training.data import TrainingRows, spool_rows
+from paraclip_core.training.data import CAPTION, TEXTS, TrainingRows, spool_rows, token_keys
+from paraclip_core.training.validation import ValidationSet
 
 
 @pytest.fixture
@@ -40,6 +43,47 @@ def test_held_out_images_are_training_images_and_never_trained_on(
     assert validation.pair_targets is not None
     assert len(validation.captions) == len(validation.pair_targets) == 2 * len(held_out.gallery)
     assert set(validation.targets.tolist()) == set(range(len(held_out.gallery)))
+
+
+def test_a_caption_that_is_trained_on_with_another_image_does_not_choose(
+    sources: dict[str, Artifact], captions: Path, images: Images, tmp_path: Path
+) -> None:
+    """Its paraphrases are trained on, too."""
+    held_out, paraphrases = hold_out(captions, images, 0.3), sources["paraphrase_2"].path / "paraphrases"
+    rows = spool_rows(tmp_path / "rows", TEXTS, paraphrase_rows(paraphrases, images, keep=held_out.trains))
+    whole = validation_set(captions, held_out, paraphrases)
+    assert whole.first is not None and whole.second is not None
+    every = len(whole.first)
+
+    def pairs(number: int) -> ValidationSet:
+        """The pairs if the first `number` held-out captions are trained on as well."""
+        assert whole.first is not None
+        texts = Ragged.concatenate([rows.texts[CAPTION], whole.first.take(range(number))])
+        image_rows = np.append(rows.image_rows, np.zeros(number, np.int64))
+        return validation_set(captions, held_out, paraphrases, trained=TrainingRows({CAPTION: texts}, image_rows))
+
+    for number in (0, 5):
+        left = pairs(number)
+        assert left.first is not None and left.second is not None and left.pair_targets is not None
+        own = range(number, every)
+        assert token_keys(left.first).tolist() == token_keys(whole.first.take(own)).tolist()
+        assert token_keys(left.second).tolist() == token_keys(whole.second.take(own)).tolist()
+        assert len(left.pair_targets) == every - number and len(left.captions) == every
+    # The few that would be left cannot choose.
+    assert len(pairs(every - 3).first or ()) == every
+
+
+def test_an_index_is_searched_in_as_many_rows_as_it_may_be() -> None:
+    needed = np.array([17, 3, 17, 29_999])
+    for images in (10, 20_000, 20_001, 30_000):
+        rows = searched_images(images, needed[needed < images], 20_000)
+        assert len(rows) == min(images, 20_000) and (np.diff(rows) > 0).all() and rows[-1] < images
+        assert np.isin(needed[needed < images], rows).all()
+    few = searched_images(1000, needed[:2], 1)
+    assert few.tolist() == [3, 17]
+    # A row that is appended takes the place of one other at most.
+    before, after = (searched_images(images, needed[:0], 500) for images in (1000, 1001))
+    assert len(np.setdiff1d(before, after)) <= 1
 
 
 def names_of(rows: TrainingRows) -> list[str]:

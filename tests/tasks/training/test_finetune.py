@@ -31,12 +31,14 @@ from paraclip.tasks.training.bodies import paraphraser_of, provenance
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core import progress
 from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
 from paraclip_core.progress import Fact
 from paraclip_core.training.choice import choose
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.options import LossWeights, RankingDistillation
+from paraclip_core.training.validation import Validation, ValidationSet
 
 RunStage = Callable[..., Artifact]
 Edited = Callable[..., dict[str, Artifact]]
@@ -156,6 +158,32 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_files(
     assert "resuming after step 4" in caplog.text
 
 
+def test_stopped_while_it_measures_it_measures_the_rest(
+    store: ArtifactStore,
+    inputs: dict[str, Artifact],
+    tuned: Artifact,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draft, run = Draft(FINETUNE.name, "d" * 32, FINETUNE.version, {}, {}), Run(settings, store)
+    numbers, measure = [], bodies.measure
+
+    def counted(clip: ClipModel, held_out: ValidationSet) -> Validation:
+        numbers.append(len(numbers))
+        return measure(clip, held_out)
+
+    monkeypatch.setattr(bodies, "measure", counted)
+
+    def stop(done: int, total: int | None, **facts: Fact) -> None:
+        if "measuring" in facts and len(numbers) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(FINETUNE, draft, run, inputs, stop)
+    assert files(execute(FINETUNE, draft, run, inputs)) == files(tuned)
+    assert len(numbers) == len({0.0, *settings.finetune.alpha.grid})
+
+
 def test_several_candidates_are_trained_once_each_and_one_is_chosen(
     run_stage: RunStage,
     store: ArtifactStore,
@@ -174,6 +202,8 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
     needed: set[str] = set()
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
+        if "measuring" in facts:
+            return
         name = str(facts.get("candidate", ""))
         seen[name] = max(seen.get(name, 0), done)
         if name.startswith("2 of 4") and done == 5:
