@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
+from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
@@ -24,7 +25,7 @@ from paraclip_core.evaluation.measured_gains import what_others_saw
 from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
-from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine
+from paraclip_core.paraphrase.engines import ENGINES, CheckedEngine, EngineEntry, PaidEngine
 from paraclip_core.paraphrase.filters import known_wrong
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.settings import fields
@@ -344,24 +345,30 @@ def _rates(run: Run, paraphraser: Paraphraser, step: int) -> _Rates:
     return _Rates(share, f"{share:.0%} of {stage} accepted (assumed)")
 
 
+class _Bill(NamedTuple):
+    """What one engine is asked in one step; each engine has its own prices and spending cap."""
+
+    engine: PaidEngine
+    model: tuple[str, str]
+    """Names of engine and model, whose earlier answers count towards the cap."""
+    tokens: tuple[float, float]
+    """Tokens of prompts and of answers."""
+    cap: str
+    """The option that sets the cap."""
+
+
+@dataclass(frozen=True)
+class _Billed(Amount):
+    """The work of a stage that asks language models."""
+
+    steps: tuple[tuple[_Bill, ...], ...] = ()
+    """The bills of each of its steps."""
+
+
 def _asking_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
-    """Amounts of every stage that asks a language model, and of the `pairs` that training gets; each notes whether the
+    """Amounts of every stage that asks a language model, and of the `pairs` that training gets; each notes whether a
     spending cap stops it."""
-    steps, queries = _paraphrase_amounts(run, artifacts, captions), _query_amounts(run, artifacts, captions)
-    pairs = {"pairs": steps.pop("pairs")}
-    if run.query_paraphraser is None or not queries:
-        return pairs | _under_cap(run, run.paraphraser, steps)
-    if _pays_together(run.paraphraser, run.query_paraphraser):
-        return pairs | _under_cap(run, run.paraphraser, steps | queries)
-    return pairs | _under_cap(run, run.paraphraser, steps) | _under_cap(run, run.query_paraphraser, queries)
-
-
-def _pays_together(one: Paraphraser, other: Paraphraser) -> bool:
-    """Whether what is paid to one engine counts towards the spending cap of the other."""
-    first, second = one.engine(), other.engine()
-    if not (isinstance(first, PaidEngine) and isinstance(second, PaidEngine)):
-        return False
-    return (first.name, one.model) == (second.name, other.model)
+    return _under_caps(run, _paraphrase_amounts(run, artifacts, captions) | _query_amounts(run, artifacts, captions))
 
 
 def _query_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
@@ -382,7 +389,7 @@ def _query_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: Ingest
     spend = None if first.spend is None else round(first.spend + (second.spend or 0), 4)
     notes = (note for amount in (first, second) for note in amount.note.split("; ") if note)
     note = "; ".join(dict.fromkeys(notes))
-    return {name: Amount(first.rows, requests, tokens, float(requests), spend, note)}
+    return {name: _Billed(first.rows, requests, tokens, float(requests), spend, note, first.steps + second.steps)}
 
 
 def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
@@ -406,7 +413,7 @@ def _paraphrase_amounts(run: Run, artifacts: Mapping[str, Artifact], captions: I
 
 def _step_amounts(
     run: Run, paraphraser: Paraphraser, first: StepLeft, second: StepLeft
-) -> tuple[Amount, Amount, Amount]:
+) -> tuple[_Billed, _Billed, Amount]:
     """Amounts of both steps and of the pairs that they produce, from what is left of each."""
     options = paraphraser.options
     rates = _rates(run, paraphraser, 1), _rates(run, paraphraser, 2)
@@ -427,13 +434,11 @@ def _step_amounts(
     )
 
 
-def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates: _Rates, assumed: str) -> Amount:
+def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates: _Rates, assumed: str) -> _Billed:
     requests, notes = left.missing, [assumed]
     prompt = requests * (rates.prompt_tokens or left.prompt_tokens)
     answers = requests * (rates.completion_tokens or left.completion_tokens)
-    engine, spend = paraphraser.engine(), None
-    if isinstance(engine, PaidEngine) and engine.priced:
-        spend = engine.cost(prompt, answers)
+    asked = [(paraphraser, (prompt, answers))]
     if requests and paraphraser.words(step):
         notes.append("without its requests for single words")
     if (judge := paraphraser.judge) is not None:
@@ -441,31 +446,51 @@ def _asked(paraphraser: Paraphraser, step: int, rows: int, left: StepLeft, rates
         questions = round((rows - left.accepted - left.rejected) * rates.share)
         if questions:
             notes.append(f"{questions} questions to the judge {judge.model} among them, at least")
-        tokens, judging = (questions * QUESTION_TOKENS, questions * 2), judge.engine()
-        if isinstance(judging, PaidEngine) and judging.priced:
-            spend = (spend or 0) + judging.cost(*tokens)
+        tokens = questions * QUESTION_TOKENS, questions * 2
         requests, prompt, answers = requests + questions, prompt + tokens[0], answers + tokens[1]
+        shared = judge.shares_engine(paraphraser)
+        asked = [(paraphraser, (prompt, answers))] if shared else [*asked, (judge, tokens)]
     if paraphraser.options.attempts > 1 and left.missing and paraphraser.filters.preset != "off":
         # How often a missing answer will lead to another request is unknown.
         notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
-    bill = None if spend is None else round(spend, 4)
-    return Amount(rows, requests, round(prompt + answers), float(requests), bill, "; ".join(filter(None, notes)))
+    bills = tuple(bill for one, tokens in asked if (bill := _bill(one, tokens)) is not None)
+    costs = [bill.engine.cost(*bill.tokens) for bill in bills if bill.engine.priced]
+    spend, note = round(sum(costs), 4) if costs else None, "; ".join(filter(None, notes))
+    return _Billed(rows, requests, round(prompt + answers), float(requests), spend, note, (bills,))
 
 
-def _under_cap(run: Run, paraphraser: Paraphraser, asked: Mapping[str, Amount]) -> dict[str, Amount]:
-    """The same amounts, with a note on stages that the engine's spending cap stops."""
+def _bill(paraphraser: Paraphraser, tokens: tuple[float, float]) -> _Bill | None:
+    """The bill for these tokens; None if the engine's answers cost nothing."""
     engine = paraphraser.engine()
-    if not isinstance(engine, PaidEngine) or not engine.max_spend:
-        return dict(asked)
-    with closing(open_answers(run.store)) as cache:
-        paid = cache.paid_tokens(engine.name, engine.model)
-    left = engine.max_spend - engine.cost(*paid)
-    noted = dict(asked)
-    for name, amount in asked.items():
-        if (amount.spend or 0) > left:
-            stop = f"max_spend={engine.max_spend:g} stops it, {max(left, 0):.4g} is left to spend"
-            noted[name] = replace(amount, note="; ".join(filter(None, (stop, amount.note))))
-        left -= amount.spend or 0
+    if not isinstance(engine, PaidEngine):
+        return None
+    own = ENGINES.get(paraphraser.options.engine, EngineEntry("")).own
+    cap = f"{paraphraser.context.options_at}.{own}.max_spend"
+    return _Bill(engine, (engine.name, engine.model), tokens, cap)
+
+
+def _under_caps(run: Run, asked: Mapping[str, Amount]) -> dict[str, Amount]:
+    """The same amounts, with a note on stages that a spending cap stops.
+
+    As in a run, an engine counts what it is asked in a step and, at its own prices, all that its model was asked before
+    that step, by whichever engine.
+    """
+    noted, earlier = dict(asked), list[_Bill]()
+    with closing(open_answers(run.store)) as answers:
+        paid_tokens = cache(answers.paid_tokens)
+        for name, amount in asked.items():
+            if not isinstance(amount, _Billed):
+                continue
+            stops: dict[str, str] = {}
+            for bills in amount.steps:
+                for engine, model, tokens, cap in (bill for bill in bills if bill.engine.max_spend):
+                    before = [paid_tokens(*model), *(bill.tokens for bill in earlier if bill.model == model)]
+                    left = max(engine.max_spend - sum(engine.cost(*each) for each in before), 0)
+                    if engine.cost(*tokens) > left:
+                        stops.setdefault(cap, f"{cap}={engine.max_spend:g} stops it, {left:.4g} is left to spend")
+                earlier += bills
+            note = "; ".join(filter(None, (*stops.values(), amount.note)))
+            noted[name] = Amount(amount.rows, amount.requests, amount.tokens, amount.units, amount.spend, note)
     return noted
 
 

@@ -21,7 +21,7 @@ from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
-from paraclip_core.settings import load_settings
+from paraclip_core.settings import load_settings, parse_settings
 from tests.kit import fake_stages
 
 
@@ -286,7 +286,85 @@ def test_the_spending_cap_is_reported_before_it_stops_a_step(
     left = {1: first, 2: StepLeft(rows=0, prompt_tokens=30)}
     monkeypatch.setattr("paraclip.storage.answers.AnswerStore.paid_tokens", lambda *_: (1_000_000, 0))
     amounts = counted(left, "engine=openai", "model=m", f"openai.max_spend={cap}", *PRICES[:1])
-    assert [f"max_spend={cap:g} stops it" in amounts[name].note for name in STEPS] == stopped
+    assert [f"paraphrase.openai.max_spend={cap:g} stops it" in amounts[name].note for name in STEPS] == stopped
+
+
+ONE_A_TOKEN = {f"price_per_million_{kind}_tokens": 1_000_000 for kind in ("prompt", "completion")}
+OWN_CAP, JUDGE_CAP, QUERIES_CAP = (
+    f"{group}.openai.max_spend" for group in ("paraphrase", "paraphrase.judge", "evaluate.queries")
+)
+Asked = Callable[..., list[Amount]]
+
+
+@pytest.fixture
+def asked(tmp_path: Path) -> Asked:
+    """Amounts of both steps and of held-out queries, by the engine's options, its judge and the queries' changes."""
+    rows = [f"{n}.png,a picture of number {n},{'train' if n < 20 else 'val'}" for n in range(30)]
+    (tmp_path / "a.csv").write_text("\n".join(["image,caption,split", *rows]))
+    (tmp_path / "pictures").mkdir()
+    for n in range(30):
+        (tmp_path / "pictures" / f"{n}.png").touch()
+
+    def count(openai: Any, judge: Any = None, queries: Any = None) -> list[Amount]:
+        data = {"root": str(tmp_path), "sources": [{"path": "a.csv", "images": "pictures"}]}
+        paraphrase = {"engine": "openai", "model": "m", "filters": {"preset": "off"}, "openai": openai, "judge": judge}
+        settings = {"data": data, "paraphrase": paraphrase, "evaluate": {"queries": queries or {}}}
+        amounts = amounts_of(Run(parse_settings(settings), ArtifactStore(tmp_path / "root")), {})
+        return [amounts[name] for name in (*STEPS, "queries")]
+
+    return count
+
+
+def priced(max_spend: float = 0) -> dict[str, float]:
+    return ONE_A_TOKEN | {"max_spend": max_spend}
+
+
+def judge_of(model: str, max_spend: float = 0) -> dict[str, Any]:
+    return {"model": model, "openai": priced(max_spend)}
+
+
+def bills_of(amounts: Sequence[Amount]) -> list[float]:
+    return [amount.spend or 0 for amount in amounts]
+
+
+def stops_of(amounts: Sequence[Amount]) -> list[list[str]]:
+    """The options whose caps stop each stage."""
+    notes = [[part for part in amount.note.split("; ") if " stops it, " in part] for amount in amounts]
+    return [[part.partition("=")[0] for part in parts] for parts in notes]
+
+
+def test_a_judge_of_another_model_spends_under_its_own_cap(asked: Asked) -> None:
+    own, questions = bills_of(asked(priced())), bills_of(asked({}, judge_of("big")))
+    assert min(own) > 1 and min(questions) > 1
+    enough = asked(priced(sum(own) + 1), judge_of("big", sum(questions) + 1))
+    assert stops_of(enough) == [[], [], []]
+    assert bills_of(enough) == pytest.approx([sum(bills) for bills in zip(own, questions, strict=True)])
+    assert stops_of(asked({}, judge_of("big", questions[0] - 1))) == [[JUDGE_CAP]] * 3
+    assert stops_of(asked({}, judge_of("big", sum(questions) - 1))) == [[], [], [JUDGE_CAP]]
+    assert stops_of(asked(priced(own[0] - 1), judge_of("big", sum(questions) + 1))) == [[OWN_CAP]] * 3
+    both = asked(priced(own[0] + 1), judge_of("big", questions[0] + 7))
+    assert stops_of(both) == [[], *[[OWN_CAP, JUDGE_CAP]] * 2]
+    assert f"; {JUDGE_CAP}={questions[0] + 7:g} stops it, 7 is left to spend; " in both[1].note
+
+
+def test_a_judge_of_the_same_model_counts_what_was_paid_before_a_step(asked: Asked) -> None:
+    own, questions = bills_of(asked(priced())), bills_of(asked({}, judge_of("big")))
+    first = own[0] + questions[0]
+    # One engine, whose cap counts answers and questions.
+    assert stops_of(asked(priced(first - 1), {})) == [[OWN_CAP]] * 3
+    assert stops_of(asked(priced(first + 1), {})) == [[], [OWN_CAP], [OWN_CAP]]
+    # A cap of its own makes it another engine, which knows what others paid for the model before a step, not during it.
+    assert stops_of(asked({}, judge_of("m", questions[0] + 1))) == [[], [JUDGE_CAP], [JUDGE_CAP]]
+    assert stops_of(asked(priced(), judge_of("m", first + questions[1] + 1))) == [[], [], [JUDGE_CAP]]
+
+
+def test_held_out_queries_are_stopped_by_the_cap_of_their_engine(asked: Asked) -> None:
+    own = bills_of(asked(priced()))
+    assert stops_of(asked(priced(sum(own) - 1))) == [[], [], [OWN_CAP]]
+    enough, too_little = ({"openai": priced(sum(own) + more)} for more in (1, -1))
+    assert stops_of(asked(priced(sum(own) - 1), queries=enough)) == [[], [], []]
+    assert stops_of(asked(priced(), queries=too_little)) == [[], [], [QUERIES_CAP]]
+    assert stops_of(asked(priced(), queries={"model": "other", **too_little})) == [[], [], []]
 
 
 def test_requests_that_a_rejected_answer_leads_to_are_said_to_be_left_out(tmp_path: Path) -> None:
