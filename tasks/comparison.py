@@ -28,7 +28,7 @@ from paraclip_core.evaluation.run import Evaluation, compare_models
 from paraclip_core.paths import expand
 from paraclip_core.progress import Progress, silent
 
-RESULTS_VERSION = 5
+RESULTS_VERSION = 6
 """Of what the files of a comparison hold."""
 MISSING_QUERIES = "missing_queries.jsonl"
 """The texts of a benchmark that a heads file lacks."""

@@ -20,6 +20,8 @@ ABOVE_CHANCE = 0.01
 """Share of found images from which a base is not near chance, however many images are searched."""
 FEWEST_IMAGES = 20
 """In a smaller pool chance puts most images among the first ten, so overlaps and recall@10 prove nothing."""
+FEWEST_QUERIES = 10
+"""Of two or three queries the bootstrap has nothing to draw from: its interval lies above zero whenever all gain."""
 DIGITS = 6
 """Decimals written for a figure, far below the width of any interval."""
 KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in ("", "caption_"))
@@ -37,9 +39,8 @@ SLIGHT = 0.5
 what is gained over the base by as much."""
 HEADLINE = "paraphrased_query_text_to_image_recall@10"
 """The metric that a verdict begins with."""
-COLLAPSE = (
-    "agreement up and recall down is what a collapse looks like, for an encoder that embeds all texts alike agrees"
-)
+TELLS_NOTHING = "an encoder that embeds all texts alike agrees"
+COLLAPSE = f"agreement up and recall down is what a collapse looks like, for {TELLS_NOTHING}"
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,14 @@ def apply_gate(rows: Sequence[Row], gate: GateRule) -> tuple[Verdict, str, list[
     `promote` requires the interval of `gate.metric` to lie above zero in every benchmark of that kind, and no drop
     beyond `gate.max_drop`; signs are reversed for metrics where lower is better. A rule whose metric was not measured
     uses its stand-in (:data:`STAND_INS`). Without a stand-in, a rule whose kind was not measured is noted; if only the
-    metric is missing, the verdict is `hold`, since that benchmark's losses are unknown. The reason consists of clauses
-    separated by `; `, the first on `gate.metric`.
+    metric is missing, the verdict is `hold`, since that benchmark's losses are unknown. If none of the rules can be
+    applied, a margin has to show that the encoder does not collapse: it must not fall significantly. The reason
+    consists of clauses separated by `; `, the first on `gate.metric`.
     """
-    return _apply(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
+    verdict, why, notes = _apply(rows, gate, lambda row: row.gain[1] > 0, "is not clear of zero", "is clear of zero")
+    if verdict == "promote" and (unguarded := _unguarded(rows, gate)):
+        return "hold", f"{', '.join(map(_shown, _ruled(rows, gate.metric)))}, but {unguarded}", notes
+    return verdict, why, notes
 
 
 def gate_challenger(
@@ -208,11 +213,20 @@ def compare(
     verdict, reason, notes = rule(rows, options.gate)
     if verdict == "promote" and (small := _small_pools(outcomes)):
         verdict, reason = "hold", f"{', '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
+    few = [row for row in _ruled(rows, options.gate.metric) if row.clusters < FEWEST_QUERIES]
+    if verdict == "promote" and few:
+        counts = [f"the {row.clusters} {find_benchmark(row.kind).resampled} of {row.benchmark}" for row in few]
+        verdict, reason = "hold", f"{', '.join(counts)} prove nothing; use {FEWEST_QUERIES} or more"
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     if rule is apply_gate and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
     clauses = [*_headline(rows, over, "the base" if rule is apply_gate else "the champion"), reason]
-    lost = [_shown(row) for row in rows if row.side < 0 and not row.facts.weighed_by and _shown(row) not in reason]
+    measured = {(row.benchmark, row.metric) for row in rows}
+    lost = [
+        _shown(row)
+        for row in rows
+        if row.side < 0 and (row.benchmark, row.facts.weighed_by) not in measured and _shown(row) not in reason
+    ]
     if lost:
         clauses.append(f"significant losses: {', '.join(lost)}")
     if verdict == "hold":
@@ -388,6 +402,21 @@ def _apply(
     beside = ", ".join(_shown(row) for row in watched if row.side >= 0)
     why = f"{gained} {passed.format(worse=worse)} and no other rule is broken"
     return "promote", f"{why}, with {beside}" if beside else why, notes
+
+
+def _unguarded(rows: Sequence[Row], gate: GateRule) -> str:
+    """Why nothing shows that agreement is not that of a collapse, if no rule on losses was applied; or empty."""
+    if not gate.max_drop or any(_ruled(rows, rule, gate.max_drop) for rule in gate.max_drop):
+        return ""
+    margins = [row for row in rows if row.metric == "margin"]
+    if fell := [row for row in margins if row.side < 0]:
+        return f"{', '.join(map(_shown, fell))}, and no rule of evaluate.gate.max_drop was measured: {TELLS_NOTHING}"
+    if margins:
+        return ""
+    return (
+        f"nothing that a collapse would lower was measured: {TELLS_NOTHING}; add retrieval, or hard negatives to the "
+        "query pairs"
+    )
 
 
 def _losses(rows: Sequence[Row], gate: GateRule) -> str:

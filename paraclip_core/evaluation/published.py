@@ -32,6 +32,7 @@ from paraclip_core.evaluation.benchmarks import Source
 from paraclip_core.pictures import PICTURES, damaged_parquet, picture_column
 
 EVALUATION_SPLITS = ("test", "val")
+COCO_FOLDERS = ("val2017", "val2014")
 NO_CAPTIONS = "dataset_infos.json"
 """File that the hub puts next to the shards."""
 
@@ -106,15 +107,21 @@ def field(path: Path, number: int, row: dict[str, Any], *names: str) -> str:
 
 
 def images_beside(path: Path) -> Path | None:
-    """The tar or folder with the images of a captions file or benchmark folder; None if there is none."""
+    """The tar or folder with the images of a captions file or benchmark folder: in that folder, or COCO's beside it;
+    None if there is none."""
     folder, stem = (path, path.name) if path.is_dir() else (path.parent, path.stem)
-    for name in (f"{stem}.tar", "images.tar", "images", stem, "val2017"):
+    # captions_val2014.json is about val2014.
+    coco = sorted(COCO_FOLDERS, key=lambda name: name not in stem)
+    for name in (f"{stem}.tar", "images.tar", "images", stem, *coco):
         if (folder / name).exists() and folder / name != path:
             return folder / name
     tars = sorted(folder.glob("*.tar"))
     if len(tars) == 1:
         return tars[0]
-    return folder if any(p.suffix.lower() in PICTURES for p in folder.iterdir()) else None
+    if any(p.suffix.lower() in PICTURES for p in folder.iterdir()):
+        return folder
+    # COCO's captions are in `annotations`, SugarCrepe's in `data`; a relative path may be a bare name.
+    return next((place for name in coco if (place := folder.absolute().parent / name).exists()), None)
 
 
 def files_in(path: Path) -> list[Path]:
@@ -265,7 +272,7 @@ def load_captions(path: Path, split: str | None = None) -> Captions:
             f"{path}: expected captions as a Karpathy or COCO annotation .json, as .jsonl with image and caption, or "
             "as Parquet with a column of pictures, binary or with a field `bytes`, next to the captions"
         )
-    return _of_split(path, [(image, text, of) for image, _, text, of in _rows(path, form)], split)
+    return _captions(path, [(image, text, of) for image, _, text, of in _rows(path, form)], split)
 
 
 def _rows(file: Path, form: str, pictures: str | None = None) -> Iterator[tuple[str, str | None, str, str | None]]:
@@ -292,13 +299,19 @@ def _rows(file: Path, form: str, pictures: str | None = None) -> Iterator[tuple[
                 yield image, name, text.strip(), (form == "parquet" and split_name(stated or "")) or stated or default
 
 
-def _of_split(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
+def of_split(path: Path, rows: Sequence[Row], split: str | None) -> tuple[list[int], str]:
+    """Places of the rows of a split, as in :func:`load_captions`, and its name; `all` if no row states one."""
     splits = {of for _, _, of in rows if of is not None}
     chosen = split or next((name for name in EVALUATION_SPLITS if name in splits), "test")
-    pairs = [(image, caption) for image, caption, of in rows if of is None or of == chosen]
-    if not pairs:
+    places = [place for place, (_, _, of) in enumerate(rows) if of is None or of == chosen]
+    if not places:
         raise BenchmarkError(f"{path} has no captions of split {chosen!r}; its splits: {sorted(splits)}")
-    return Captions([image for image, _ in pairs], [caption for _, caption in pairs], chosen if splits else "all")
+    return places, chosen if splits else "all"
+
+
+def _captions(path: Path, rows: Sequence[Row], split: str | None) -> Captions:
+    places, name = of_split(path, rows, split)
+    return Captions([rows[place][0] for place in places], [rows[place][1] for place in places], name)
 
 
 def picture_files(path: Path, split: str | None = None) -> list[Path]:
@@ -328,7 +341,7 @@ def load_pictures(path: Path, files: Sequence[Path], split: str | None = None) -
         for image, name, text, of in _rows(file, "parquet", _columns(file)[1]):
             places.setdefault(image, (file, str(name)))
             rows.append((image, text, of))
-    captions = _of_split(path, rows, _wanted(split))
+    captions = _captions(path, rows, _wanted(split))
     ids = list(dict.fromkeys(captions.image_ids))
     return captions, archive_pool(ids, [places[image] for image in ids])
 

@@ -99,15 +99,17 @@ def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str |
 
     On the line the margin between the two equals the base's; a model above it has a larger margin.
     """
+    both = (f"hard_negative_{AGREEMENT}", AGREEMENT)
+    measured = {(row.benchmark, row.metric) for row in comparison if row.kind == "query_pairs"}
     benchmark = next(
-        (row.benchmark for row in comparison if row.kind == "query_pairs" and row.metric == "margin"), None
+        (row.benchmark for row in comparison if all((row.benchmark, name) in measured for name in both)), None
     )
     if benchmark is None:
         return None
 
     def place(rows: Sequence[Row], model: str) -> tuple[float, float]:
         figures = {row.metric: getattr(row, model) for row in rows if row.benchmark == benchmark}
-        return figures["hard_negative_ao@10"], figures["ao@10"]
+        return figures[both[0]], figures[both[1]]
 
     places = {"base": place(comparison, "base")}
     if control:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -155,9 +156,9 @@ def benchmark_hash(
 
     def place(file: Path) -> str:
         # With the folder's name, which locates its images and is shown as the split.
-        if images is None or file.is_relative_to(path.parent):
-            return file.relative_to(path.parent).as_posix()
-        return f"images/{file.relative_to(images).as_posix()}"
+        if images is not None and not file.is_relative_to(path.parent) and file.is_relative_to(images):
+            return f"images/{file.relative_to(images).as_posix()}"
+        return Path(os.path.relpath(file, path.parent)).as_posix()
 
     named = {place(Path(file)): value for file, value in contents.items()}
     return hashlib.sha256(canonical_json(named).encode()).hexdigest()
@@ -340,7 +341,7 @@ def _kept_in(folder: Path) -> OutcomeCache:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=9,
+    version=10,
     inputs=_inputs,
     options=_options,
     body=_body,

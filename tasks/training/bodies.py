@@ -297,7 +297,8 @@ def _measured(
     ctx.progress(0, None, measuring="on held-out images", **facts)
     validation = measure(clip, held_out)
     path.parent.mkdir(exist_ok=True)
-    write_atomic(path, lambda file: np.savez(file, **validation.parts, **{FOUND: validation.found}))
+    arrays: dict[str, Any] = {**validation.parts, FOUND: validation.found}
+    write_atomic(path, lambda file: np.savez(file, **arrays))
     return validation
 
 

@@ -7,6 +7,7 @@ than to a third. A tie is a miss, as in the authors' code, so a model that canno
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from paraclip_core.evaluation.published import (
     records,
 )
 from paraclip_core.evaluation.scores import pair_scores
+
+log = logging.getLogger(__name__)
 
 FEWEST_CASES = 25
 """Pairs of attributes with fewer cases are excluded from VG-Attribution's macro accuracy."""
@@ -214,6 +217,13 @@ def _benchmark(title: str, choice: Choice, **about: Any) -> Benchmark:
         for group in dict.fromkeys(cases.groups) if any(metric.by_part for metric in metrics) else ():
             images = [image for image, of in zip(cases.clusters, cases.groups, strict=True) if of == group]
             need_two(images, f"rows of category {group!r}")
+        if cases.pool is None:
+            log.warning(
+                "%s: not all of its %d images are there, so only texts are measured; put COCO's val2017 beside it, or "
+                "name the images in `images` (--images)",
+                source.path,
+                len(set(cases.clusters)),
+            )
         return Task(lambda encoder: measure(choice, cases, encoder))
 
     kind = {"task": "image_caption_selection", "hub_task": "image-text-matching", "needs_images": True}

@@ -99,7 +99,8 @@ def _pairs_and_pool(source: Source, searched: str) -> tuple[Pairs, ImagePool]:
             if beside is None:
                 raise
         else:
-            if beside is None or (pool.find(pairs.image_ids) >= 0).any():
+            # A run may lack some of them, which could not be read, and other images of its own may have a few names.
+            if beside is None or (pool.find(pairs.image_ids) >= 0).mean() >= 0.5:
                 return pairs, pool
     return pairs, pool_of(path, pairs.image_ids, source.images)
 

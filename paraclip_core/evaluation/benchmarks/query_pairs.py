@@ -210,7 +210,7 @@ def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> M
     if len(np.unique(clusters[hard_negative])) > 1:
         samples[f"hard_negative_ao@{DEPTH}"] = Sample(overlap[hard_negative], clusters[hard_negative])
         samples[f"hard_negative_js@{DEPTH}"] = Sample(shared[hard_negative], clusters[hard_negative])
-        if not hard_negative.all():
+        if f"ao@{DEPTH}" in samples:
             samples["margin"] = Sample(_difference(overlap, hard_negative), clusters)
     notes = {
         "protocol": "both texts rank all images of the pool; margin: agreement of paraphrased queries less theirs",
@@ -221,17 +221,21 @@ def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> M
         **(
             {}
             if "margin" in samples
-            else {"margin": "unknown, for there are no hard negatives or no paraphrased queries beside them"}
+            else {"margin": "unknown, for it needs hard negatives and paraphrased queries, of two queries each"}
         ),
     }
     return Measured(samples, notes, {"query": lists[0], "paraphrased_query": lists[1]})
 
 
 def _difference(values: NDArray[np.float64], hard_negative: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Values whose mean is the paraphrased queries' mean minus the hard negatives'."""
-    return np.where(
-        hard_negative, -values * len(values) / hard_negative.sum(), values * len(values) / (~hard_negative).sum()
-    )
+    """Values [n] whose mean is the paraphrased queries' mean minus the hard negatives'.
+
+    Each is centered at the mean of its kind: a bootstrap draw has other numbers of both kinds than the file, and only
+    the agreements drawn may move its mean, not these numbers (the linearization of a difference of two means).
+    """
+    more, less = values[~hard_negative], values[hard_negative]
+    centered = np.where(hard_negative, (less.mean() - values) / len(less), (values - more.mean()) / len(more))
+    return more.mean() - less.mean() + centered * len(values)
 
 
 QUERY_PAIRS = Benchmark(

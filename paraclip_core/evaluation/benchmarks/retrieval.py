@@ -24,15 +24,21 @@ from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.metrics import macro_weights, recall_at_k
-from paraclip_core.evaluation.published import captioned_files, captioned_images, field, pool_of, records
+from paraclip_core.evaluation.published import (
+    Row,
+    captioned_files,
+    captioned_images,
+    field,
+    of_split,
+    pool_of,
+    records,
+)
 from paraclip_core.evaluation.scores import top_k
 from paraclip_core.options import Options
 
 MEAN_RECALL = "text_to_image_mean_recall"
 SEVERAL = "mul"
 """ISO 639 code for multiple languages, used in their results."""
-Pairs = list[tuple[str, str]]
-"""Pairs of image and caption."""
 
 
 class RetrievalOptions(Options):
@@ -45,16 +51,13 @@ class RetrievalOptions(Options):
 
 def load(source: Source) -> Task:
     language = RetrievalOptions.model_validate(dict(source.options)).language
-    spoken = None if source.path is None or not source.path.is_file() else _multilingual(source.path, language)
-    if spoken is None or source.path is None:
+    path = source.path
+    by_language = None if path is None or not path.is_file() else _multilingual(path, language, source.split)
+    if by_language is None or path is None:
         captions, pool = captioned_images(source)
         by_language = {language: captions}
     else:
-        by_language = {
-            name: Captions([image for image, _ in pairs], [text for _, text in pairs], "all")
-            for name, pairs in spoken.items()
-        }
-        pool = pool_of(source.path, [image for pairs in spoken.values() for image, _ in pairs], source.images)
+        pool = pool_of(path, [image for each in by_language.values() for image in each.image_ids], source.images)
     for captions in by_language.values():
         pool.check_queries(captions.image_ids)
     captioned = [pair for each in by_language.values() for pair in zip(each.captions, each.image_ids, strict=True)]
@@ -62,32 +65,36 @@ def load(source: Source) -> Task:
     return Task(lambda encoder: measure_languages(by_language, pool, encoder), queries=queries)
 
 
-def _multilingual(path: Path, language: str | None) -> Mapping[str | None, Pairs] | None:
-    """Images and captions by language, for formats with several languages or an unnamed one; None for others."""
+def _multilingual(path: Path, language: str | None, split: str | None) -> Mapping[str | None, Captions] | None:
+    """Captions by language, for formats with several languages or an unnamed one; None for others.
+
+    Of rows that state a split those of `split` are read, as in :func:`published.load_captions`.
+    """
     if path.suffix == ".json" and isinstance(value := load_json(path), dict) and "image_paths" in value:
         images, texts = value["image_paths"], value.get("annotations")
         if not isinstance(images, list) or not isinstance(texts, list) or len(images) != len(texts):
             raise BenchmarkError(f"{path}: expected lists `image_paths` and `annotations` of one length")
-        pairs = [
-            (PurePosixPath(field(path, n, {"image": image}, "image")).name, field(path, n, {"text": text}, "text"))
-            for n, (image, text) in enumerate(zip(images, texts, strict=True), 1)
-        ]
-        return {language: pairs}
+        ids = [PurePosixPath(field(path, n, {"image": image}, "image")).name for n, image in enumerate(images, 1)]
+        captions = [field(path, n, {"text": text}, "text") for n, text in enumerate(texts, 1)]
+        return {language: Captions(ids, captions, "all")}
     first = next(iter(records(path)), None) if path.suffix == ".jsonl" else None
     if first is None or not {"image/key", "language"} & first[1].keys():
         return None
-    spoken = defaultdict[str | None, Pairs](list)
-    for number, row in records(path):
-        for name, image, text in _spoken(path, number, row, language):
-            spoken[name].append((image, text))
+    every = [each for number, row in records(path) for each in _spoken(path, number, row, language)]
+    places, of = of_split(path, [row for _, row in every], split)
+    spoken = defaultdict[str | None, list[Row]](list)
+    for name, row in (every[place] for place in places):
+        spoken[name].append(row)
     chosen = list(spoken) if language is None else [language]
-    if not chosen or chosen[0] not in spoken:
-        raise BenchmarkError(f"{path} has no captions of language {language!r}; it has {', '.join(map(str, spoken))}")
-    return {name: spoken[name] for name in chosen}
+    if chosen[0] not in spoken:
+        names = ", ".join(map(str, spoken))
+        raise BenchmarkError(f"{path} has no captions of language {language!r}; it has {names} (split {of})")
+    return {name: Captions([row[0] for row in spoken[name]], [row[1] for row in spoken[name]], of) for name in chosen}
 
 
-def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) -> Iterator[tuple[str, str, str]]:
-    """Language, image and caption of all captions of a row; in Crossmodal-3600 each image must have `wanted` ones."""
+def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) -> Iterator[tuple[str, Row]]:
+    """Language, and image, caption and split, of all captions of a row; in Crossmodal-3600 each image must have
+    `wanted` ones."""
     if "image/key" in row:
         image = field(path, number, row, "image/key")
         spoken = {name: value for name, value in row.items() if isinstance(value, dict) and "caption" in value}
@@ -99,9 +106,10 @@ def _spoken(path: Path, number: int, row: dict[str, Any], wanted: str | None) ->
     else:
         image = field(path, number, row, "image", "filename", "file_name", "image_id")
         by_language = {field(path, number, row, "language"): row.get("captions", row.get("caption"))}
+    split = None if row.get("split") in (None, "") else field(path, number, row, "split")
     for name, texts in by_language.items():
         for text in texts if isinstance(texts, list) else [texts]:
-            yield name, image, field(path, number, {"caption": text}, "caption")
+            yield name, (image, field(path, number, {"caption": text}, "caption"), split)
 
 
 def measure_languages(by_language: Mapping[str | None, Captions], pool: ImagePool, encoder: Encoder) -> Measured:

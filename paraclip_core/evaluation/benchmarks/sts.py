@@ -77,7 +77,7 @@ def read_sts(path: Path) -> ScoredPairs:
                     f"{path}, line {number}: {len(cells)} fields, expected 7: genre … score, sentences"
                 )
             pairs.add(cells[5], cells[6], _gold_score(path, number, cells[4]))
-    return pairs
+    return _enough(path, pairs)
 
 
 def read_sick(path: Path) -> ScoredPairs:
@@ -90,6 +90,15 @@ def read_sick(path: Path) -> ScoredPairs:
         if score is None:
             raise BenchmarkError(f"{path}, line 1: no column relatedness_score; is this the unannotated test file?")
         pairs.add(row["sentence_A"], row["sentence_B"], _gold_score(path, number, score))
+    return _enough(path, pairs, "TEST pairs")
+
+
+def _enough(path: Path, pairs: ScoredPairs, what: str = "pairs") -> ScoredPairs:
+    if len(pairs.gold) < 2:
+        raise BenchmarkError(
+            f"{path} has {len(pairs.gold)} {what} with a score and {pairs.without_score} with a blank one; expected at "
+            "least two with a score: take the published test file, with its scores, or leave the benchmark out"
+        )
     return pairs
 
 

@@ -23,12 +23,15 @@ def row(kind: str, metric: str, delta: float, low: float, name: str | None = Non
 
 GAIN = row("paraphrased_retrieval", "ao@10", 1.0, 0.4)
 RECALL = "text_to_image_recall@10"
+SAME = row("retrieval", RECALL, 0.0, -0.5)
+ALONE = EvaluateOptions(gate=GateRule(max_drop={}))
+"""A gate of agreement alone."""
 
 
 @pytest.mark.parametrize(
     ("rows", "verdict", "reason"),
     [
-        ([GAIN], "promote", "AO@10 of paraphrased_retrieval +1.00 [+0.40, +1.60] is clear of zero"),
+        ([GAIN, SAME], "promote", "AO@10 of paraphrased_retrieval +1.00 [+0.40, +1.60] is clear of zero"),
         ([GAIN, row("retrieval", RECALL, -0.9, -1.5)], "promote", "no other rule is broken"),
         ([GAIN, row("retrieval", RECALL, -1.2, -1.5)], "hold", "fell by 1.20, at most 1 is allowed"),
         ([GAIN, row("sts", "spearman", -0.6, -1, "stsb")], "hold", "spearman of stsb fell by 0.60"),
@@ -37,7 +40,12 @@ RECALL = "text_to_image_recall@10"
         ([GAIN, row("paraphrased_retrieval", "ao@10", 0.1, -0.2, "second")], "hold", "AO@10 of second +0.10"),
         ([row("sts", "spearman", 1, 0.5)], "hold", "AO@10 of the kind paraphrased_retrieval was not measured"),
         # People's pairs stand in for captions, as outside a run.
-        ([row("query_pairs", "ao@10", 1.0, 0.4)], "promote", "AO@10 of query_pairs +1.00"),
+        ([row("query_pairs", "ao@10", 1.0, 0.4), SAME], "promote", "AO@10 of query_pairs +1.00"),
+        # Texts that all become alike agree, too.
+        ([GAIN], "hold", "nothing that a collapse would lower was measured"),
+        ([GAIN, row("query_pairs", "margin", -0.1, -0.3)], "promote", "no other rule is broken"),
+        ([GAIN, row("query_pairs", "margin", -0.3, -0.5)], "hold", "margin over hard negatives of query_pairs -0.30"),
+        ([GAIN, SAME, row("query_pairs", "margin", -0.3, -0.5)], "promote", "no other rule is broken"),
         (
             [row("query_log", "ao@10@rules", 1, 0.5), row("query_log", "js@10", 1, 0.5)],
             "hold",
@@ -201,7 +209,7 @@ def test_agreement_recall_and_sts_stand_side_by_side() -> None:
 def test_the_control_comes_second(
     over: tuple[float, float], control: tuple[float, float], wanted: bool, verdict: str, text: str
 ) -> None:
-    plain = compare([outcome()], EvaluateOptions())
+    plain = compare([outcome()], ALONE)
     rows = [[row("paraphrased_retrieval", "ao@10", *of, "paraphrased_queries")] for of in (over, control)]
     # A collapsed encoder agrees with itself, and finds nothing.
     rows[1].append(row("retrieval", RECALL, -30.0 if control[0] > 10 else 0.0, -34.0))
@@ -355,7 +363,7 @@ def outcome(gain: float = 0.2, images: int = 30) -> Outcome:
 
 
 def test_rows_are_in_percent() -> None:
-    comparison = compare([outcome()], EvaluateOptions(), {"stsb": "its path is absent"})
+    comparison = compare([outcome()], ALONE, {"stsb": "its path is absent"})
     (only,) = comparison.rows
     assert (only.delta, only.low, only.high) == pytest.approx((20.0, 20.0, 20.0))
     assert (only.n, only.clusters) == (90, 30)
@@ -366,13 +374,38 @@ def test_rows_are_in_percent() -> None:
 
 
 def test_a_gain_among_few_images_is_held() -> None:
-    held, promoted = (compare([outcome(images=n)], EvaluateOptions()) for n in (19, 20))
+    held, promoted = (compare([outcome(images=n)], ALONE) for n in (19, 20))
     assert (held.verdict, promoted.verdict) == ("hold", "promote") and held.rows == promoted.rows
     assert held.reason == "the 19 images of paraphrased_queries prove nothing; use a split of 20 images or more"
 
 
+@pytest.mark.parametrize(("queries", "verdict"), [(3, "hold"), (9, "hold"), (10, "promote")])
+def test_a_gain_among_few_queries_is_held(queries: int, verdict: str) -> None:
+    """A bootstrap of three values excludes zero whenever all three have one sign."""
+    values, clusters = np.linspace(0.2, 0.6, queries), np.arange(queries)
+    base, tuned = (Measured({"ao@10": Sample(values + gain, clusters)}, {"images": 200}) for gain in (0.0, 0.1))
+    comparison = compare([Outcome("few", "paraphrased_retrieval", base, tuned)], ALONE)
+    assert comparison.verdict == verdict
+    if verdict == "hold":
+        assert comparison.reason.startswith(f"the {queries} images of few prove nothing; use 10 or more")
+
+
+def test_hard_negatives_without_a_margin_are_a_loss_that_is_named() -> None:
+    rng, clusters = np.random.default_rng(0), np.arange(200)
+
+    def pairs(kind: str, agreement: float) -> Measured:
+        return Measured({kind: Sample(rng.normal(agreement, 0.01, 200), clusters)}, {"images": 200})
+
+    gain = Outcome("mine", "query_pairs", pairs("ao@10", 0.4), pairs("ao@10", 0.5))
+    alike = Outcome(
+        "changed_words", "query_pairs", pairs("hard_negative_ao@10", 0.5), pairs("hard_negative_ao@10", 0.55)
+    )
+    reason = compare([gain, alike], ALONE).reason
+    assert "significant losses: AO@10 with hard negatives of changed_words +4.96 " in reason
+
+
 def test_summary_has_the_agreed_shape() -> None:
-    comparison = compare([outcome()], EvaluateOptions())
+    comparison = compare([outcome()], ALONE, {"stsb": "its path is absent"})
     summary = comparison.summary({"finetune": "abc"})
     assert set(summary) == {"models", "deltas", "intervals", "verdict", "reason", "notes", "fingerprints"}
     assert summary["notes"] == list(comparison.notes) != []

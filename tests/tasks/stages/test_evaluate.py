@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.features import write_shard
@@ -373,6 +374,25 @@ def test_fingerprints_follow_contents_not_places(data_root: Path, tmp_path: Path
     names = r"gone\.tsv: .*\n.*no\.csv: .*\n.*pics: images of benchmarks "
     with pytest.raises(ConfigError, match=names):
         EVALUATE.sources(Run(settings, store))
+
+
+def test_a_benchmark_whose_images_lie_beside_its_folder_has_a_fingerprint(tmp_path: Path) -> None:
+    """COCO's own layout."""
+    folders = [tmp_path / name for name in ("one", "other")]
+    for root in folders:
+        for number in range(2):
+            picture = root / "coco/val2017" / f"{number}.jpg"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (100 * number, 0, 0)).save(picture)
+        images = [{"id": number, "file_name": f"{number}.jpg"} for number in range(2)]
+        captions = [{"image_id": number, "caption": f"picture {number}"} for number in range(2)]
+        (root / "coco/annotations").mkdir()
+        path = root / "coco/annotations/captions_val2017.json"
+        path.write_text(json.dumps({"images": images, "annotations": captions}))
+    coco = [{"name": "coco", "kind": "retrieval", "path": "coco/annotations/captions_val2017.json"}]
+    store = ArtifactStore(tmp_path / "hashes")
+    one, other = (EVALUATE.sources(Run(settings_with(root, coco), store)) for root in folders)
+    assert one == other and len(one["coco"]) == 64
 
 
 def on_local_base(world: World, folder: Path, name: str, benchmark: dict[str, Any]) -> tuple[Path, Artifact]:

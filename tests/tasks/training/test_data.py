@@ -40,7 +40,7 @@ def test_held_out_images_are_training_images_and_never_trained_on(
     assert trained.isdisjoint(held_out.gallery.tolist())
     assert len(trained) + len(held_out.gallery) == 72  # the other 8 images are of the split `val`
     validation = validation_set(captions, held_out, sources["paraphrase_2"].path / "paraphrases")
-    assert validation.pair_targets is not None
+    assert validation.targets is not None and validation.pair_targets is not None
     assert len(validation.captions) == len(validation.pair_targets) == 2 * len(held_out.gallery)
     assert set(validation.targets.tolist()) == set(range(len(held_out.gallery)))
 

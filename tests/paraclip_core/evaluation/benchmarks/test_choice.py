@@ -124,6 +124,23 @@ def test_sugarcrepe_with_images(tmp_path: Path) -> None:
     assert encoder.encoded_images == 3
 
 
+@pytest.mark.parametrize("path", ["data", "data/swap_att.json"])
+def test_cocos_images_lie_beside_the_folder_of_texts(
+    tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
+    crepe(tmp_path / "data", CREPE)
+    alone = measured("sugarcrepe", tmp_path / path)
+    assert alone.notes["images_found"] == 0 and "text_only_closeness" in alone.metrics
+    assert "only texts are measured; put COCO's val2017 beside it" in caplog.text
+    caplog.clear()
+    touch(tmp_path / "val2017", ["red_dog.jpg", "old_cat.jpg", "sea.jpg"])
+    beside = measured("sugarcrepe", tmp_path / path)
+    assert beside.notes["images_found"] == beside.notes["images"] and "accuracy" in beside.metrics
+    assert caplog.text == ""
+    assert {*(tmp_path / "val2017").iterdir()} < {*source_files("sugarcrepe", tmp_path / path)}
+
+
 def test_sugarcrepe_plus_plus(tmp_path: Path) -> None:
     crepe(tmp_path, PLUS)
     figures = expected(PLUS, ["image_to_text", "text_only"])

@@ -13,6 +13,7 @@ import pytest
 
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
+from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.benchmarks import paraphrased as family
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare
@@ -147,3 +148,30 @@ def test_all_images_beside_the_pairs_are_searched(tmp_path: Path) -> None:
         prepare(every, tmp_path / "pairs.jsonl")
     named = prepare(every, tmp_path / "pairs.jsonl", images=tmp_path / "elsewhere").measure(WordEncoder())
     assert named.notes["images"] == len(WORDS)
+
+
+def test_a_runs_images_are_searched_only_if_those_of_most_pairs_are_among_them(tmp_path: Path) -> None:
+    names = [f"{word}.jpg" for word in WORDS]
+    (tmp_path / "images").mkdir()
+    for name in names:
+        (tmp_path / "images" / name).touch()
+    rows = [{"image": f"{word}.jpg", "caption": word, "paraphrased_query": f"a {word}"} for word in WORDS]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    benchmark = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
+
+    def searched(ingested: list[str]) -> tuple[int, int, int]:
+        """Images, pairs and images that were encoded, in a run that ingested these."""
+        encoder = WordEncoder()
+        captions = Captions(ingested, ["a dog"] * len(ingested), "val")
+        stored = Stored(captions, lambda ids: word_pool([i for i in dict.fromkeys(ids) if i in ingested], encoder))
+        notes = prepare(benchmark, tmp_path / "pairs.jsonl", stored).measure(encoder).notes
+        return notes["images"], notes["pairs"], encoder.encoded_images
+
+    assert searched([*names, "sea.jpg"]) == (len(WORDS) + 1, len(WORDS), 0)
+    # One could not be read.
+    assert searched([*names[1:], "sea.jpg"]) == (len(WORDS), len(WORDS) - 1, 0)
+    # Photographs of one's own that have the names of a few.
+    few = [*names[:6], *(f"own-{number}.jpg" for number in range(6))]
+    assert searched(few) == (len(WORDS), len(WORDS), len(WORDS))
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert searched(few) == (12, 6, 0)

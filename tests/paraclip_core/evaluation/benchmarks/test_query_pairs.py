@@ -15,8 +15,10 @@ from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import query_pairs as family
 from paraclip_core.evaluation.compare import Outcome, Row, apply_gate, compare
+from paraclip_core.evaluation.intervals import Interval, Sample, delta_interval
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions, GateRule
 from paraclip_core.evaluation.prepare import prepare
+from paraclip_core.report.plots import margin_plot
 from tests.kit.fake_encoder import WordEncoder, word_pool
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
@@ -71,6 +73,40 @@ def test_without_hard_negatives_the_margin_is_unknown(tmp_path: Path) -> None:
     measured = prepare(options(file), file, stored(encoder)).measure(encoder)
     assert set(measured.samples) == {"ao@10", "js@10"}
     assert "unknown" in measured.notes["margin"]
+
+
+def test_the_margin_needs_paraphrases_of_two_queries(tmp_path: Path) -> None:
+    rows = CSV.replace("green car,car of green,", "green car,,").replace("blue boat,boat blue cat,\n", "")
+    (file := tmp_path / "own.csv").write_text(rows)
+    encoder = WordEncoder()
+    outcome = prepare(options(file), file, stored(encoder)).measure(encoder)
+    assert set(outcome.samples) == {"hard_negative_ao@10", "hard_negative_js@10"}
+    assert "of two queries each" in outcome.notes["margin"]
+    compared = compare([Outcome("w", "query_pairs", outcome, outcome)], EvaluateOptions())
+    assert margin_plot(compared.rows) is None
+
+
+def test_a_margins_interval_is_that_of_two_means_of_each_draw() -> None:
+    rng = np.random.default_rng(0)
+    # Unequal numbers of both kinds, which differ from query to query.
+    queries = np.repeat(np.arange(100), rng.integers(1, 6, 100))
+    hard_negative = rng.random(len(queries)) < 0.3
+    base, gain = rng.random((2, len(queries)))
+
+    def interval(tuned: NDArray[np.float64]) -> Interval:
+        before, after = (Sample(family._difference(values, hard_negative), queries) for values in (base, tuned))
+        return delta_interval(before, after)
+
+    shifted = interval(base + 0.1)
+    assert (shifted.delta, shifted.low, shifted.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    deltas = []
+    for _ in range(2000):
+        drawn = np.concatenate([np.flatnonzero(queries == query) for query in rng.integers(0, 100, 100)])
+        kind = hard_negative[drawn]
+        deltas.append(gain[drawn][~kind].mean() - gain[drawn][kind].mean())
+    ours = interval(base + gain)
+    assert ours.delta == pytest.approx(gain[~hard_negative].mean() - gain[hard_negative].mean())
+    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(deltas, [0.025, 0.975])), abs=0.005)
 
 
 class Collapsed(WordEncoder):

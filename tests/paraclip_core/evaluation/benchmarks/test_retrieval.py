@@ -15,7 +15,7 @@ from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import retrieval
 from paraclip_core.evaluation.compare import Outcome, compare
 from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
-from paraclip_core.evaluation.prepare import prepare
+from paraclip_core.evaluation.prepare import prepare, source_files
 from paraclip_core.evaluation.result import result_json
 from tests.kit.fake_encoder import WordEncoder, word_pool
 
@@ -114,6 +114,47 @@ def test_a_language_is_chosen_and_named(tmp_path: Path, file: str, captions: int
     measured = prepare(german, tmp_path / file).measure(WordEncoder())
     assert (measured.notes["captions"], measured.notes["images"], measured.notes["language"]) == (captions, 2, "de")
     assert result_json("retrieval", "de", "base", "x", measured)["language"] == "de"
+
+
+@pytest.mark.parametrize(
+    ("split", "language", "captions"), [(None, "de", 3), ("train", "de", 4), (None, None, 5), ("train", None, 7)]
+)
+def test_rows_with_a_language_have_splits_too(
+    tmp_path: Path, split: str | None, language: str | None, captions: int
+) -> None:
+    rows = [
+        {"image": f"{word}.jpg", "caption": f"{spoken} {word}", "language": spoken, "split": of}
+        for of, words in (("train", WORDS[:3]), ("test", WORDS[3:5]), ("val", WORDS[5:]))
+        for word in words
+        for spoken in ("de", "fr")
+    ]
+    rows.append({"image": "sea.jpg", "caption": "of every split", "language": "de"})
+    (file := tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "images").mkdir()
+    for row in rows:
+        (tmp_path / "images" / row["image"]).touch()
+    benchmark = BenchmarkOptions(name="x", kind="retrieval", path=file.name, options={"language": language})
+    notes = prepare(benchmark, file, split=split).measure(WordEncoder()).notes
+    assert (notes["split"], notes["captions"]) == (split or "test", captions)
+    with pytest.raises(BenchmarkError, match=r"rows\.jsonl has no captions of language 'ko'; it has .* \(split test\)"):
+        prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), file)
+
+
+@pytest.mark.parametrize("year", ["2014", "2017"])
+def test_cocos_captions_have_their_images_beside_their_folder(tmp_path: Path, year: str) -> None:
+    images = [{"id": number, "file_name": f"{year}_{number}.jpg"} for number in range(3)]
+    captions = [{"image_id": number, "caption": f"dog {number}"} for number in range(3)]
+    file = tmp_path / "annotations" / f"captions_val{year}.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"images": images, "annotations": captions}))
+    for other in ("2014", "2017"):
+        (tmp_path / f"val{other}").mkdir()
+        for number in range(3):
+            (tmp_path / f"val{other}" / f"{other}_{number}.jpg").touch()
+    benchmark = BenchmarkOptions(name="coco", kind="retrieval", path=file.name)
+    for path in (file, file.parent):
+        assert prepare(benchmark, path).measure(WordEncoder()).notes["images"] == 3
+    assert set(source_files("retrieval", file)) == {file, *(tmp_path / f"val{year}").iterdir()}
 
 
 def test_all_languages_and_their_mean(tmp_path: Path) -> None:

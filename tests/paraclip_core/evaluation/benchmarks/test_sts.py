@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,45 @@ def test_wrong_files_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(BenchmarkError, match=message) as caught:
         sts.read_sts(path)
     assert str(path) in str(caught.value)
+
+
+HEADER = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tSemEval_set\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "text", "message"),
+    [
+        (
+            "sts",
+            "dev.tsv",
+            "score\tsentence1\tsentence2\n\ta\tb\n1\tc\td\n",
+            "1 pairs with a score and 1 with a blank one",
+        ),
+        ("sts", "sts-test.csv", "g\tf\t2012\t1\t2.5\tone\ttwo\n", "1 pairs with a score and 0 with a blank one"),
+        ("sick", "SICK.txt", f"{HEADER}1\ta\tb\t4\tTRAIN\n2\tc\td\t3\tTEST\n", "1 TEST pairs with a score and 0"),
+    ],
+)
+def test_fewer_than_two_scored_pairs_are_refused_at_once(
+    tmp_path: Path, kind: str, name: str, text: str, message: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BenchmarkError, match=rf"{name} has {message}.*; expected at least two .* take the published"):
+        prepare(BenchmarkOptions(name="x", kind=kind, path=name), tmp_path / name)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_of_the_seven_needs_two_scored_pairs(tmp_path: Path, task: str) -> None:
+    senteval(tmp_path)
+    place = find_tasks(tmp_path)[task]
+    if task == "SICK-R":
+        (file := place / "SICK_test_annotated.txt").write_text(HEADER)
+    elif task == "STSBenchmark":
+        (file := place).write_text("g\tf\t1\t2\t3\tdog.\tcat.\n")
+    else:
+        (place / "STS.gs.news.txt").write_text("\n" * len((place / "STS.gs.news.txt").read_text().splitlines()))
+        file = place
+    with pytest.raises(BenchmarkError, match=rf"{re.escape(str(file))} has [01] .*pairs with a score"):
+        prepare(BENCHMARK, tmp_path)
 
 
 BENCHMARK = BenchmarkOptions(name="sts7", kind="sts7", path=".")
