@@ -41,7 +41,7 @@ from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.options import meaning
 from paraclip_core.settings import load_settings
 from paraclip_core.training.choice import Point, choose, copy_weights, interpolate, lost_recall
-from paraclip_core.training.data import TEXTS, spool_rows
+from paraclip_core.training.data import CAPTION, spool_rows
 from paraclip_core.training.validation import AO, OVERLAP, RECALL, Validation, measure, with_overlap
 
 LIMIT = 0.5
@@ -116,8 +116,8 @@ def main() -> None:
         held_out = hold_out(captions, images, options.validation)
         with TemporaryDirectory() as folder:
             stream = paraphrase_rows(paraphrases, images, keep=held_out.trains, tokens=tokens)
-            rows = spool_rows(Path(folder) / "rows", TEXTS, stream, dtype=tokens.dtype)
-            validation = validation_set(captions, held_out, paraphrases, tokens, rows)
+            trained = spool_rows(Path(folder) / "rows", (CAPTION,), stream, dtype=tokens.dtype).texts[CAPTION]
+            validation = validation_set(captions, held_out, paraphrases, tokens, trained)
     labeled = Run(load_settings(chosen.labels, [], os.environ)) if chosen.labels else run
     of_labels = labeled.inputs(labeled.node("finetune"))
     split = stored_split(labeled.settings, of_labels)

@@ -203,9 +203,9 @@ def compare(
 ) -> Comparison:
     """Compute rows in the order of benchmarks and metrics, and the verdict by `options.gate`.
 
-    The verdict is never `promote` on a tiny pool or for a base near chance. Its reason begins with what of 100
-    paraphrased queries find their image, and also names every significant loss and, if there are too few queries, how
-    many would show a gain.
+    The verdict is never `promote` on a tiny pool, of a few queries or for a base near chance. Its reason begins with
+    what of 100 paraphrased queries find their image, and also names every significant loss and, if there are too few
+    queries, how many would show a gain.
     Benchmarks that were left out (`skipped`) become notes; `rule` determines how the gate is applied. `over` has the
     figures over a control, if there is one, of which a margin that fell belongs to the beginning, too.
     """
@@ -213,10 +213,8 @@ def compare(
     verdict, reason, notes = rule(rows, options.gate)
     if verdict == "promote" and (small := _small_pools(outcomes)):
         verdict, reason = "hold", f"{', '.join(small)} prove nothing; use a split of {FEWEST_IMAGES} images or more"
-    few = [row for row in _ruled(rows, options.gate.metric) if row.clusters < FEWEST_QUERIES]
-    if verdict == "promote" and few:
-        counts = [f"the {row.clusters} {find_benchmark(row.kind).resampled} of {row.benchmark}" for row in few]
-        verdict, reason = "hold", f"{', '.join(counts)} prove nothing; use {FEWEST_QUERIES} or more"
+    if verdict == "promote" and (small := _small_samples(rows, options.gate)):
+        verdict, reason = "hold", f"{', '.join(small)} prove nothing; use {FEWEST_QUERIES} or more"
     notes = [*notes, *(f"{name} was left out: {why}" for name, why in (skipped or {}).items())]
     if rule is apply_gate and (untrained := _untrained(rows, outcomes)):
         return Comparison(rows, "hold", untrained, tuple(notes), untrained=True)
@@ -365,6 +363,11 @@ def _small_pools(outcomes: Sequence[Outcome]) -> list[str]:
     searches = [outcome for outcome in outcomes if find_benchmark(outcome.kind).searches_images]
     pools = {outcome.benchmark: outcome.base.notes.get("images", FEWEST_IMAGES) for outcome in searches}
     return [f"the {images} images of {name}" for name, images in pools.items() if images < FEWEST_IMAGES]
+
+
+def _small_samples(rows: Sequence[Row], gate: GateRule) -> list[str]:
+    few = [row for row in _ruled(rows, gate.metric) if row.clusters < FEWEST_QUERIES]
+    return [f"the {row.clusters} {find_benchmark(row.kind).resampled} of {row.benchmark}" for row in few]
 
 
 def _apply(

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from paraclip.storage.arrays import stored_arrays
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.benchmark_features import BenchmarkFeatures
 from paraclip.storage.features import FeatureStore
-from paraclip.storage.files import write_atomic, write_json
+from paraclip.storage.files import write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
 from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
@@ -326,15 +328,13 @@ def _kept_in(folder: Path) -> OutcomeCache:
     """Return a cache of outcomes by (model, benchmark), so that an interrupted stage continues after the last one."""
 
     def keep(model: str, benchmark: str, compute: Callable[[], Measured]) -> Measured:
-        path = folder / model / f"{benchmark}.npz"
-        if path.exists():
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-            return from_arrays(arrays, json.loads(str(arrays.pop("notes"))))
-        measured = compute()
-        arrays = {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
-        write_atomic(path, lambda file: np.savez(file, **arrays))  # pyright: ignore[reportArgumentType]
-        return measured
+        def arrays() -> dict[str, NDArray[Any]]:
+            measured = compute()
+            return {**to_arrays(measured), "notes": np.array(json.dumps(dict(measured.notes)))}
+
+        stored = stored_arrays(folder / model / f"{benchmark}.npz", arrays)
+        notes = json.loads(str(stored.pop("notes")))
+        return from_arrays(stored, notes)
 
     return keep
 

@@ -22,9 +22,10 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from paraclip.storage.arrays import stored_arrays
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureStore
-from paraclip.storage.files import storage_error, write_atomic, write_json
+from paraclip.storage.files import storage_error, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.models import base_held_out, base_reference, candidates_of
 from paraclip.tasks.run.run import StageContext
@@ -142,7 +143,7 @@ def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Tuning:
         held_out = hold_out(captions, images, options.validation)
         stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
         rows = enough(_spooled(ctx, TEXTS, stream, counts, tokens), "paraphrase_2", images.keys)
-        validation = validation_set(captions, held_out, paraphrases, tokens, rows)
+        validation = validation_set(captions, held_out, paraphrases, tokens, rows.texts[CAPTION])
         data: dict[str, Any] = {"features": images.matrix, "image_keys": images.keys}
     else:
         store = FeatureStore(features)
@@ -290,16 +291,15 @@ def _measured(
 ) -> Validation:
     """Measure the model, or read what was measured before the stage was stopped, under a name that says which weights
     it has."""
-    path = ctx.work.scratch / "measured" / f"{name}.npz"
-    if path.exists():
-        with np.load(path, allow_pickle=False) as stored:
-            return summed({part: stored[part] for part in stored.files if part != FOUND}, stored[FOUND])
-    ctx.progress(0, None, measuring="on held-out images", **facts)
-    validation = measure(clip, held_out)
-    path.parent.mkdir(exist_ok=True)
-    arrays: dict[str, Any] = {**validation.parts, FOUND: validation.found}
-    write_atomic(path, lambda file: np.savez(file, **arrays))
-    return validation
+
+    def arrays() -> dict[str, NDArray[Any]]:
+        ctx.progress(0, None, measuring="on held-out images", **facts)
+        validation = measure(clip, held_out)
+        return {**validation.parts, FOUND: validation.found}
+
+    parts = stored_arrays(ctx.work.scratch / "measured" / f"{name}.npz", arrays)
+    found = parts.pop(FOUND)
+    return summed(parts, found)
 
 
 def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:

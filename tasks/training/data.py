@@ -23,7 +23,7 @@ from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.data import CAPTION, CAPTION_ID, TEXTS, CaptionStarts, RowBatch, TrainingRows, token_keys
+from paraclip_core.training.data import CAPTION_ID, TEXTS, CaptionStarts, RowBatch, TrainingRows, token_keys
 from paraclip_core.training.process import configure_kernels
 from paraclip_core.training.validation import ValidationSet
 
@@ -250,12 +250,12 @@ def validation_set(
     held_out: HeldOut,
     paraphrases: Path | None = None,
     tokens: TextTokens = STORED,
-    trained: TrainingRows | None = None,
+    trained: Ragged | None = None,
 ) -> ValidationSet:
     """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order.
 
     For a caption with several paraphrases, only the best forms a pair. Equal captions have equal paraphrases, so a
-    caption that is among the `trained` ones, of another image, forms none, unless too few others would be left.
+    caption that is among those `trained` on, of another image, forms none, unless too few others would be left.
     """
 
     def keep(image_rows: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -278,12 +278,12 @@ def validation_set(
     return ValidationSet(gallery, texts["caption"], targets, first, second, pair_targets)
 
 
-def _repeated(texts: Ragged, trained: TrainingRows) -> NDArray[np.bool_]:
+def _repeated(texts: Ragged, trained: Ragged) -> NDArray[np.bool_]:
     """Which texts are among the captions that are trained on, bool [n]."""
     keys, repeated = token_keys(texts), np.zeros(len(texts), np.bool_)
-    for start in range(0, len(trained.image_rows), BLOCK_ROWS):
-        block = np.arange(start, min(start + BLOCK_ROWS, len(trained.image_rows)))
-        repeated |= np.isin(keys, token_keys(trained.texts[CAPTION].take(block)))
+    for start in range(0, len(trained), BLOCK_ROWS):
+        block = np.arange(start, min(start + BLOCK_ROWS, len(trained)))
+        repeated |= np.isin(keys, token_keys(trained.take(block)))
     return repeated
 
 

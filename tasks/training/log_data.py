@@ -90,9 +90,9 @@ def searched_images(images: int, needed: NDArray[np.int64], most: int) -> NDArra
 
     Each row has a random number that stays the same when rows are appended; those with the lowest are searched.
     """
-    needed = np.unique(needed)
     if images <= most:
         return np.arange(images)
+    needed = np.unique(needed)
     numbers = np.random.Philox(key=np.zeros(2, np.uint64)).random_raw(images)
     numbers[needed] = 0
     count = max(most, len(needed))
