@@ -36,11 +36,11 @@ from paraclip_core.clip.expansion import mean_features
 from paraclip_core.config import Settings
 from paraclip_core.evaluation.base import Captions, Encoder, Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Stored
-from paraclip_core.evaluation.compare import Row, compare
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import Prepared, prepare
 from paraclip_core.evaluation.published import records
+from paraclip_core.evaluation.rows import Row, compared_rows
 from paraclip_core.evaluation.run import measure, paired
 from paraclip_core.settings import load_settings
 
@@ -101,7 +101,7 @@ def gains_over(base: Encoder, tasks: Sequence[Prepared], settings: Settings) -> 
 
     def gains(rival: Encoder) -> tuple[Row, ...]:
         outcomes = {**of_base, **measure({"rival": rival}, tasks, compute)}
-        return compare(paired(tasks, outcomes, "base", "rival"), settings.evaluate).rows
+        return compared_rows(paired(tasks, outcomes, "base", "rival"))
 
     return gains
 

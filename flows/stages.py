@@ -38,7 +38,7 @@ from paraclip.tasks.prefect_ui import (
     published_progress,
     report_note,
 )
-from paraclip.tasks.results import Result, comparison_rows, stage_row, why
+from paraclip.tasks.results import Result, comparison_rows, stage_row
 from paraclip.tasks.run.execute import STAGES, TAKEN, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.run.status import both, shown_progress
@@ -255,7 +255,7 @@ def publish_result(settings: Settings, result: Result) -> None:
         emit(f"run.{result.verdict}", settings.name, result.decision or "", verdict=result.verdict)
         mark_decision(result.verdict or "hold")
         rows = comparison_rows(result.summary)
-        text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
+        text = ". ".join([f"Verdict: {result.verdict} ({result.summary['reason']})", *result.summary.get("notes", ())])
         publish_table(artifact_key(settings.name, "comparison"), rows, text)
     if result.report and result.summary_path:
         note = report_note(settings.name, result.report, result.summary_path, os.environ.get(ADDRESS_VARIABLE))

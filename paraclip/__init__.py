@@ -241,7 +241,7 @@ def evaluate(
         ModelError: a model cannot be loaded.
     """
     from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
-    from paraclip.tasks.results import comparison_rows, why
+    from paraclip.tasks.results import comparison_rows
     from paraclip_core.clip.encoder import need_texts
     from paraclip_core.evaluation.prepare import parse_benchmark
 
@@ -254,7 +254,7 @@ def evaluate(
         folder, summary = compare_and_write(_store(root), named, chosen, folder, **facts, progress=shown)
     if "comparisons" not in summary:
         page = folder / "report.html" if report else None
-        return Result(comparison_rows(summary), f"{summary['verdict']}: {why(summary)}", summary, page)
+        return Result(comparison_rows(summary), f"{summary['verdict']}: {summary['reason']}", summary, page)
     comparisons = pairs(summary)
     rows = [{"model": name, **row} for name, pair in comparisons.items() for row in comparison_rows(pair)]
     title = "; ".join(f"{name}: {one['verdict']}" for name, one in comparisons.items())

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.tasks.results import Result, gather_result, why
+from paraclip.tasks.results import Result, gather_result
 from paraclip.tasks.run.run import Run
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
 
@@ -199,7 +199,7 @@ def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> 
     result = gather_result(run, artifacts, rows)
     if "finetune" in artifacts:
         stages = {stage: artifact.fingerprint for stage, artifact in artifacts.items()}
-        reason = why(result.summary) if result.summary else None
+        reason = result.summary.get("reason")
         with store.channel_lock(name):
             check_run_name(name, store)
             store.set_channel(name, moved(store.channel(name), stages, result.verdict, BY_RUN, reason, name))

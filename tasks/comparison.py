@@ -15,7 +15,6 @@ from paraclip.storage.benchmark_features import BenchmarkFeatures
 from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in
-from paraclip.tasks.results import why
 from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
 from paraclip_core.clip.expansion import EXPANDED, split_expanded
@@ -25,14 +24,15 @@ from paraclip_core.evaluation.benchmarks import find_benchmark
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.result import Provenance
 from paraclip_core.evaluation.run import Evaluation, compare_models
+from paraclip_core.evaluation.verdict.finding import notes, paragraphs
 from paraclip_core.paths import expand
 from paraclip_core.progress import Progress, silent
 
-RESULTS_VERSION = 6
+RESULTS_VERSION = 7
 """Of what the files of a comparison hold."""
 MISSING_QUERIES = "missing_queries.jsonl"
 """The texts of a benchmark that a heads file lacks."""
-COMPARED = ("deltas", "intervals", "verdict", "reason", "notes", "churn")
+COMPARED = ("deltas", "intervals", "verdict", "reason", "notes", "findings", "churn")
 """Fields of a summary that are about a pair of models."""
 
 
@@ -214,11 +214,11 @@ def _write_page(
     data = ReportData(
         name=title,
         verdict=comparison.verdict,
-        reasons=why(summary).split("; "),
+        reasons=paragraphs(comparison.findings),
         comparison=comparison.rows,
         untrained=comparison.untrained,
         confidence=comparison.confidence,
-        notes=comparison.notes,
+        notes=notes(comparison.findings),
         protocols={outcome.benchmark: outcome.base.notes for outcome in evaluation.outcomes},
         churn=evaluation.churn,
         facts=facts | ({"command": command} if command else {}),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,18 @@ from paraclip.tasks.channels import (
     withdrawn,
 )
 from paraclip.tasks.models import BUILT_IN, find_tuned, of_own_base
-from paraclip.tasks.results import Result, why
+from paraclip.tasks.results import Result
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
 from paraclip.tasks.stages.evaluate import EVALUATE
 from paraclip_core.errors import UnknownModelError
 from paraclip_core.evaluation.base import Measured
-from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare, gate_challenger
+from paraclip_core.evaluation.compare import Comparison, compare, rows_from_json
 from paraclip_core.evaluation.outcomes import from_table
+from paraclip_core.evaluation.rows import Outcome, Row, compared_rows
+from paraclip_core.evaluation.verdict import AGAINST_CHAMPION
+from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
+from paraclip_core.evaluation.verdict.finding import Finding, from_json, line
 from paraclip_core.progress import Progress, silent
 
 
@@ -46,8 +50,8 @@ def decide(
 
     With `force`, the channel is moved in any case and belongs to this run from then on. `approve` is called with the
     decision before the move, and raises to prevent it. The decision is stored as ``results/<run>/promotion.json``:
-    `moved`, `reason`, the fingerprints `before` and `after`, and, if both were compared, a row for each figure in
-    `against_champion`.
+    `moved`, `findings` and the `reason` that they make, the fingerprints `before` and `after`, and, if both were
+    compared, a row for each figure in `against_champion`.
     """
     store, stored = run.store, run.store.root / "results" / result.name / "promotion.json"
     current = store.channel(channel) or {}
@@ -55,71 +59,98 @@ def decide(
     before, challenger = current.get("fingerprint"), stages["finetune"]
     if move := moved_before_retry(current, challenger):
         # Killed since: what follows from the move, such as its event, is still to be done.
-        decision = {"channel": channel, "moved": True, "reason": move.reason, "before": move.before}
-        decision |= {"after": challenger, "against_champion": []}
-        write_json(stored, decision)
-        return decision
-    moves, reason, comparison = _apply(run, current, stages, result, progress, force)
-    figures = [
-        {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}
-        | {"delta": row.delta, "low": row.low, "high": row.high}
-        for row in (comparison.rows if comparison else ())
-    ]
-    decision = {"channel": channel, "moved": moves, "reason": reason, "before": before, "after": challenger}
-    decision["against_champion"] = figures
-    if moves:
+        earlier = Finding("moved_before_retry", "promotes", move.reason or f"moved to {challenger}")
+        decision = Decision(channel, True, [earlier], move.before, challenger)
+        write_json(stored, decision.as_json())
+        return decision.as_json()
+    decision = _judge(run, channel, stages, result, progress, force)
+    if decision.moved:
         if approve is not None:
-            approve(decision)
+            approve(decision.as_json())
         with store.channel_lock(channel):
             # The champion's evaluation may take an hour; another promotion or a rollback may finish first.
             current = store.channel(channel) or {}
             now = current.get("fingerprint")
             if now == before:
-                value = moved(current, stages, result.verdict, BY_PROMOTION, reason, result.name)
-                store.set_channel(channel, value)
+                reason = line(decision.findings)
+                store.set_channel(channel, moved(current, stages, result.verdict, BY_PROMOTION, reason, result.name))
             else:
-                reason = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
-                decision |= {"moved": False, "reason": reason}
-    write_json(stored, decision)
-    return decision
+                text = f"kept at {now}, another promotion moved it there meanwhile; promote {challenger} again"
+                decision = replace(decision, moved=False, findings=[Finding("moved_meanwhile", "blocks", text)])
+    write_json(stored, decision.as_json())
+    return decision.as_json()
 
 
-def _apply(
-    run: Run, current: Mapping[str, Any], stages: Mapping[str, str], result: Result, progress: Progress, force: bool
-) -> tuple[bool, str, Comparison | None]:
-    """Whether the channel moves, why, and the comparison with the model that it serves, if there was one."""
+@dataclass(frozen=True)
+class Decision:
+    """Whether a channel moves from one model to another, and why."""
+
+    channel: str
+    moved: bool
+    findings: Sequence[Finding]
+    """What was decided first, then what it rests on."""
+    before: str | None
+    after: str
+    against_champion: Sequence[Row] = ()
+    """The champion's figures as `base`, the challenger's as `tuned`; empty if they were not compared."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, with the reason in one line."""
+        rows = [
+            {"benchmark": row.benchmark, "metric": row.metric, "champion": row.base, "challenger": row.tuned}
+            | {"delta": row.delta, "low": row.low, "high": row.high}
+            for row in self.against_champion
+        ]
+        plain = {"channel": self.channel, "moved": self.moved, "reason": line(self.findings)}
+        plain |= {"findings": [finding.as_json() for finding in self.findings]}
+        return plain | {"before": self.before, "after": self.after, "against_champion": rows}
+
+
+def _judge(
+    run: Run, channel: str, stages: Mapping[str, str], result: Result, progress: Progress, force: bool
+) -> Decision:
+    """Whether the channel moves, its own rules first, then the gate against the base, then against the champion."""
+    current = run.store.channel(channel) or {}
     before, challenger = current.get("fingerprint"), stages["finetune"]
+
+    def decision(moves: bool, code: str, text: str, more: Sequence[Finding] = (), rows: Sequence[Row] = ()) -> Decision:
+        finding = Finding(code, "promotes" if moves else "blocks", text)
+        return Decision(channel, moves, [finding, *more], before, challenger, rows)
+
     if challenger == before:
         if force and history(current)[-1].run != result.name:
-            return True, f"given to the run {result.name!r} by hand; it serves {challenger} already", None
-        return False, "kept: the challenger is the model that it serves already", None
+            text = f"given to the run {result.name!r} by hand; it serves {challenger} already"
+            return decision(True, "given_by_hand", text)
+        return decision(False, "serves_already", "kept: the challenger is the model that it serves already")
     if force:
-        return True, f"moved to {challenger} by hand", None
-    held, comparison = f"kept at {before or 'no model'}, the challenger {challenger} is held: ", None
+        return decision(True, "moved_by_hand", f"moved to {challenger} by hand")
+    held = f"kept at {before or 'no model'}, the challenger {challenger} is held"
+    over_base = from_json(result.summary["findings"])
     if result.verdict != "promote":
-        return False, held + why(result.summary), None
+        return decision(False, "held", held, over_base)
     if other := of_another_run(current, result.name, run.store):
         # Both runs ran concurrently, when the channel had no model.
-        return False, f"{held}the channel {other}", None
+        return decision(False, "of_another_run", f"{held}: the channel {other}")
     if left := withdrawn(current, challenger):
         again = f"if it is to serve again, {BY_HAND}"
-        return False, f"{held}{left.who} rolled the channel back from it at {left.at}; {again}", None
+        text = f"{held}: {left.who} rolled the channel back from it at {left.at}; {again}"
+        return decision(False, "withdrawn", text)
     if before is None:
-        return True, f"moved to {challenger}, its first model: {why(result.summary)}", None
-    verdict, reason, comparison = _against_champion(run, history(current)[-1], stages["evaluate"], progress)
-    if verdict != "promote":
-        return False, f"{held}against the champion, {reason}", comparison
-    gain = f"against the base, {why(result.summary)}; against the champion, {reason}"
-    return True, f"moved from {before} to {challenger}: {gain}", comparison
+        return decision(True, "first_model", f"moved to {challenger}, its first model", over_base)
+    comparison = _against_champion(run, history(current)[-1], stages["evaluate"], progress)
+    if isinstance(comparison, Finding):
+        return decision(False, "held", held, [comparison])
+    if comparison.verdict != "promote":
+        return decision(False, "held", held, comparison.findings, comparison.rows)
+    findings = [*over_base, *comparison.findings]
+    return decision(True, "moved", f"moved from {before} to {challenger}", findings, comparison.rows)
 
 
-def _against_champion(
-    run: Run, champion: Move, evaluation: str, progress: Progress
-) -> tuple[str, str, Comparison | None]:
-    """Verdict and reason on a challenger (its ``evaluate`` artifact) against the champion (the last move to it).
+def _against_champion(run: Run, champion: Move, evaluation: str, progress: Progress) -> Comparison | Finding:
+    """A challenger (its ``evaluate`` artifact) against the champion (the last move to it); a finding if incomparable.
 
     Both are measured on the challenger's queries and images, and the gate compares each with its own base. The
-    comparison has the champion's figures as `base` and the challenger's as `tuned`; None if they are incomparable.
+    comparison has the champion's figures as `base` and the challenger's as `tuned`.
     """
     challengers = run.store.expect("evaluate", evaluation, "the challenger's evaluation")
     promoted, rows = _promoted_by(champion, run.store), _rows(challengers)
@@ -127,17 +158,27 @@ def _against_champion(
     if lacking := {(row.benchmark, row.kind) for row in promoted} - set(benchmarks.items()):
         names = ", ".join(f"{name} ({kind})" for name, kind in sorted(lacking))
         by = f"the champion {champion.after} was promoted by {names}, which the challenger was not measured on"
-        return "hold", f"{by}; add what is missing to evaluate.benchmarks, or {BY_HAND}", None
+        return _incomparable(f"{by}; add what is missing to evaluate.benchmarks, or {BY_HAND}")
     champions = _measured(run, champion, challengers, progress)
     if isinstance(champions, str):
-        return "hold", champions, None
-    rule = partial(gate_challenger, champion=promoted, challenger=rows)
+        return _incomparable(champions)
     outcomes = [
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
         for name, kind in benchmarks.items()
     ]
-    comparison = compare(outcomes, run.settings.evaluate, rule=rule)
-    return comparison.verdict, comparison.reason, comparison
+    evidence = Evidence(
+        compared_rows(outcomes),
+        run.settings.evaluate.gate,
+        rival="the champion",
+        images=searched_images(outcomes),
+        champions_own=tuple(promoted),
+        challengers_own=tuple(rows),
+    )
+    return compare(evidence, AGAINST_CHAMPION)
+
+
+def _incomparable(why: str) -> Finding:
+    return Finding("incomparable", "blocks", f"against the champion, {why}")
 
 
 def _measured(run: Run, champion: Move, challengers: Artifact, progress: Progress) -> Artifact | str:
@@ -214,7 +255,7 @@ def _promoted_by(champion: Move, store: ArtifactStore) -> list[Row]:
 
 def _rows(evaluation: Artifact) -> list[Row]:
     """A model's figures against its base."""
-    return [Row(**row) for row in read_json(evaluation.path / "comparison.json")["rows"]]
+    return rows_from_json(read_json(evaluation.path / "comparison.json")["rows"])
 
 
 def _tuned(folder: Path, benchmark: str) -> Measured:

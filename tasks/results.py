@@ -12,6 +12,7 @@ from paraclip.storage.files import read_json, write_atomic, write_json
 from paraclip_core.config import Settings
 from paraclip_core.evaluation.benchmarks import headline_metrics
 from paraclip_core.evaluation.power import few_for_alpha
+from paraclip_core.evaluation.verdict.finding import Effect, Finding, for_programs, from_json
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Result:
     @property
     def decision(self) -> str | None:
         """The verdict and its reason in one line; None if nothing was evaluated."""
-        return f"{self.verdict}: {why(self.summary)}" if self.summary else None
+        return f"{self.verdict}: {self.summary['reason']}" if self.summary else None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -72,8 +73,9 @@ def gather_result(
     if "evaluate" in artifacts:
         source = store.download(artifacts["evaluate"]).path / "summary.json"
         summary, summary_path = read_json(source), folder / "summary.json"
-        notes = training_notes(totals, metrics.get("finetune", {}), settings)
-        summary |= {"rows": totals, "notes": [*summary.get("notes", ()), *notes]}
+        findings = from_json(summary["findings"])
+        findings += training_findings(totals, metrics.get("finetune", {}), settings)
+        summary |= {"rows": totals, **for_programs(summary["verdict"], findings)}
         write_json(summary_path, summary)
     if "report" in artifacts:
         report, page = folder / "report.html", store.download(artifacts["report"]).path / "report.html"
@@ -141,20 +143,18 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any
     }
 
 
-def why(summary: Mapping[str, Any]) -> str:
-    """The verdict's reason in words, and the training data if the summary gives it."""
-    reasons = summary.get("reason") or summary.get("reasons") or f"the verdict is {summary.get('verdict')}"
-    parts = [reasons] if isinstance(reasons, str) else [str(reason) for reason in reasons]
-    return "; ".join(filter(None, (*parts, trained_on(summary.get("rows", {})))))
-
-
-def training_notes(totals: Mapping[str, int], tuned: Mapping[str, Any], settings: Settings) -> list[str]:
-    """What a reader must know of a fine-tuning with these metrics: too few rows or pairs, or nothing gained."""
+def training_findings(totals: Mapping[str, int], tuned: Mapping[str, Any], settings: Settings) -> list[Finding]:
+    """What a reader must know of a fine-tuning with these metrics: on what, whether that is too little, or no gain."""
     held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
     options, of_log = settings.finetune, settings.data.index is not None
-    few = fewer_than_a_batch(totals, options.batch_size)
-    chosen_on = few_for_alpha(*held_out, options.alpha.grid, of_log)
-    return [note for note in (few, untuned(tuned), chosen_on) if note]
+    findings = {
+        "trained_on": trained_on(totals),
+        "fewer_than_a_batch": fewer_than_a_batch(totals, options.batch_size),
+        "untuned": untuned(tuned),
+        "few_for_choice": few_for_alpha(*held_out, options.alpha.grid, of_log),
+    }
+    effects: dict[str, Effect] = {"trained_on": "explains"}
+    return [Finding(code, effects.get(code, "notes"), text) for code, text in findings.items() if text]
 
 
 def untuned(metrics: Mapping[str, Any]) -> str | None:

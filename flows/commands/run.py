@@ -137,7 +137,7 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
 
 def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     """Print the table base | tuned | delta | interval, and the verdict."""
-    from paraclip.tasks.results import OVER_CONTROL, comparison_rows, why
+    from paraclip.tasks.results import OVER_CONTROL, comparison_rows
     from paraclip_core.evaluation.benchmarks import arrow_of
 
     def figure(value: float | None, form: str = ".2f") -> str:
@@ -162,7 +162,7 @@ def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
         )
     control = ["over control"] if "over_control" in summary else []
     print_table(title, ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
-    say(f"verdict: {summary['verdict']} ({why(summary)})")
+    say(f"verdict: {summary['verdict']} ({summary['reason']})")
     if churn := summary.get("churn"):
         shares = (f"{name.replace('_', ' ')} {churn[name]:.1f} %" for name in churn if name != "queries")
         say(f"for the same query: {', '.join(shares)} ({churn['queries']:,} queries)")

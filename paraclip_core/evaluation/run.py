@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from paraclip_core.evaluation.base import Encoder, Measured, unique_features
 from paraclip_core.evaluation.churn import Churn, Found, churn, find
-from paraclip_core.evaluation.compare import Comparison, Outcome, Row, compare
+from paraclip_core.evaluation.compare import Comparison, compare
 from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, WatchedEncoder, model_encoder
-from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.options import BenchmarkOptions, GateRule
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare
+from paraclip_core.evaluation.rows import Outcome, compared_rows
+from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
 from paraclip_core.paths import expand
 from paraclip_core.progress import Fact, Progress, silent
 
@@ -81,10 +83,12 @@ def compare_models(
     encoders = {name: model_encoder(reference, device, keep) for name, reference in models.items()}
     outcomes = measure(encoders, tasks, timed, progress)
     base, *others = models
-    rule, evaluations = EvaluateOptions(), {}
+    evaluations = {}
     for other in others:
+        pairs = paired(tasks, outcomes, base, other)
+        evidence = Evidence(compared_rows(pairs), GateRule(), images=searched_images(pairs), skipped=skipped)
         changes = changed_results(tasks, encoders[base], encoders[other], progress)
-        evaluations[other] = replace(evaluate(tasks, outcomes, base, other, rule, skipped), churn=changes)
+        evaluations[other] = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes)
     return Compared(evaluations, seconds)
 
 
@@ -114,24 +118,13 @@ def measure(
     return outcomes
 
 
-def evaluate(
-    tasks: Sequence[Prepared],
-    outcomes: Outcomes,
-    base: str,
-    tuned: str,
-    options: EvaluateOptions,
-    skipped: Mapping[str, str],
-    over: Sequence[Row] = (),
-) -> Evaluation:
-    """Compare two of the measured models; `skipped` benchmarks are listed with their reasons, and `over` has the
-    figures over a control."""
-    pairs = paired(tasks, outcomes, base, tuned)
-    tables = {
+def per_query(tasks: Sequence[Prepared], pairs: Sequence[Outcome]) -> dict[str, pa.Table]:
+    """Tables of all queries of the benchmarks that have them, by benchmark."""
+    return {
         task.name: task.task.per_query(pair.base, pair.tuned)
         for task, pair in zip(tasks, pairs, strict=True)
         if task.task.per_query is not None
     }
-    return Evaluation(pairs, tables, compare(pairs, options, skipped, over=over))
 
 
 def changed_results(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paraclip_core.evaluation.churn import Churn
-    from paraclip_core.evaluation.compare import Row
+    from paraclip_core.evaluation.rows import Row
 
 
 @dataclass(frozen=True)

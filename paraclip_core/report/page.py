@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 
 from paraclip_core.evaluation.benchmarks import describe_benchmark
-from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.rows import Row
 from paraclip_core.report.churn import churn_section
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
 from paraclip_core.report.html import page_environment, style_rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.rows import Row
 from paraclip_core.report.chart import Line, line_chart
 from paraclip_core.report.data import Training
 

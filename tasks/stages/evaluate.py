@@ -7,7 +7,6 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +31,15 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
-from paraclip_core.evaluation.compare import Row, below_base, compare, with_control
+from paraclip_core.evaluation.compare import compare
 from paraclip_core.evaluation.encoder import ModelEncoder
-from paraclip_core.evaluation.options import HELD_OUT, BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.options import HELD_OUT, BenchmarkOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare, source_files
 from paraclip_core.evaluation.result import Provenance, result_json
-from paraclip_core.evaluation.run import Evaluation, OutcomeCache, Outcomes, changed_results, evaluate, measure, paired
+from paraclip_core.evaluation.rows import compared_rows
+from paraclip_core.evaluation.run import Evaluation, OutcomeCache, changed_results, measure, paired, per_query
+from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
 from paraclip_core.options import meaning, module_source
 from paraclip_core.paths import expand
 from paraclip_core.tables import text_hash
@@ -51,11 +52,6 @@ log = logging.getLogger(__name__)
 ABSENT = "absent"
 SEARCHED = 100_000
 """Images of an index that benchmarks search at most, for each is compared with every query."""
-BASE_KEPT = (
-    "the tuned model is the base (α = 0): no mixture with the trained weights gained without losing too much recall, "
-    "so there is nothing to export"
-)
-TRAIN_LONGER = ", or train the built-in one longer (built_in_base.epochs, or a smaller built_in_base.batch_size)"
 
 
 def write_evaluation(
@@ -200,22 +196,20 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         else:
             tasks.append(held_out)
     outcomes = measure(models, tasks, _kept_in(ctx.work.scratch / "measured"), ctx.progress)
-    over = control = ()
-    if "control" in models:
-        over = _figures(tasks, outcomes, "control", "tuned", settings.evaluate)
-        control = _figures(tasks, outcomes, "base", "control", settings.evaluate)
-    gate = settings.evaluate.gate
-    shown_over = () if below_base(control, gate) else over
-    evaluation = evaluate(tasks, outcomes, "base", "tuned", settings.evaluate, skipped, shown_over)
-    evaluation = replace(evaluation, comparison=with_control(evaluation.comparison, over, control, gate))
-    reason = evaluation.comparison.reason
-    if evaluation.comparison.untrained and settings.model.base == BUILT_IN:
-        reason += TRAIN_LONGER
-    if tuned.manifest.metrics.get("alpha") == 0:
-        # Otherwise the user sees only that nothing differs.
-        reason = f"{BASE_KEPT}; {reason}"
+    pairs = paired(tasks, outcomes, "base", "tuned")
+    controlled = "control" in models
+    evidence = Evidence(
+        compared_rows(pairs),
+        settings.evaluate.gate,
+        images=searched_images(pairs),
+        over_control=compared_rows(paired(tasks, outcomes, "control", "tuned")) if controlled else (),
+        control=compared_rows(paired(tasks, outcomes, "base", "control")) if controlled else (),
+        skipped=skipped,
+        alpha=tuned.manifest.metrics.get("alpha"),
+        built_in_base=settings.model.base == BUILT_IN,
+    )
     changes = changed_results(tasks, models["base"], models["tuned"], ctx.progress)
-    evaluation = replace(evaluation, comparison=replace(evaluation.comparison, reason=reason), churn=changes)
+    evaluation = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes)
     base = ctx.inputs.get("built_in_base")
     names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
@@ -227,13 +221,6 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         "skipped": sorted(skipped),
         "deltas": totals["deltas"],
     }
-
-
-def _figures(
-    tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str, options: EvaluateOptions
-) -> tuple[Row, ...]:
-    """The figures of one model against another, on the same queries."""
-    return compare(paired(tasks, outcomes, base, tuned), options).rows
 
 
 def benchmark_tasks(
@@ -341,7 +328,7 @@ def _kept_in(folder: Path) -> OutcomeCache:
 
 EVALUATE = Stage(
     name="evaluate",
-    version=10,
+    version=11,
     inputs=_inputs,
     options=_options,
     body=_body,

@@ -22,7 +22,7 @@ from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import read_json, write_atomic
 from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
 from paraclip.tasks.models import BUILT_IN, base_inputs
-from paraclip.tasks.results import training_notes, why
+from paraclip.tasks.results import training_findings
 from paraclip.tasks.run.run import Stage, StageContext, input_path
 from paraclip.tasks.stages.index import trust_note
 from paraclip.tasks.stages.paraphrase import STEPS
@@ -33,7 +33,8 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, InputError
 from paraclip_core.evaluation.churn import Churn
-from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.compare import rows_from_json
+from paraclip_core.evaluation.verdict.finding import from_json, notes, paragraphs
 from paraclip_core.options import unusual
 from paraclip_core.paraphrase.engines import ENGINES
 from paraclip_core.paraphrase.filters import known_wrong
@@ -93,20 +94,20 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
-    warnings = training_notes(totals, tuned, settings)
+    findings = [*from_json(comparison["findings"]), *training_findings(totals, tuned, settings)]
     return ReportData(
         name=settings.name,
         verdict=comparison["verdict"],
-        reasons=why(comparison | {"rows": totals}).split("; "),
-        comparison=[Row(**row) for row in comparison["rows"]],
-        over_control=[Row(**row) for row in comparison.get("over_control", ())],
-        control=[Row(**row) for row in comparison.get("control", ())],
-        untrained=comparison.get("untrained", False),
+        reasons=paragraphs(findings),
+        comparison=rows_from_json(comparison["rows"]),
+        over_control=rows_from_json(comparison.get("over_control", ())),
+        control=rows_from_json(comparison.get("control", ())),
+        untrained=comparison["untrained"],
         protocols=comparison.get("protocols", {}),
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
         confidence=comparison["confidence"],
-        notes=[*comparison["notes"], *warnings, *_data_notes(settings, inputs)],
+        notes=[*notes(findings), *_data_notes(settings, inputs)],
         finetune=inputs["finetune"].fingerprint,
         image_encoder_before=tuned.get("image_encoder_hash_before", ""),
         image_encoder_after=tuned.get("image_encoder_hash_after", ""),

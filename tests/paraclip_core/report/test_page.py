@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.evaluation.churn import ChangedQuery, Churn, Relevance
-from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.rows import Row
 from paraclip_core.evaluation.thresholds import Spread, Threshold
 from paraclip_core.report.data import (
     License,

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 from typing import Any
 
-from paraclip_core.evaluation.compare import Row
+from paraclip_core.evaluation.rows import Row
 from paraclip_core.report.data import Training
 from paraclip_core.report.plots import (
     alpha_plot,
