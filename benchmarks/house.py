@@ -1,12 +1,11 @@
-"""The size of the code base: lines, files, options, import cycles, and the kinds of the product's lines.
+"""The size of the code base: lines by folder, words for readers, options, imports, and the kinds of its lines.
 
     python benchmarks/house.py [--rev REVISION] [--json]
-    python benchmarks/house.py --stories    # renews the list of files in docs/design.md
 
 Product: every Python file of the packages and the front door, `paraclip/__init__.py`. An option is a field of the
-settings that holds no group; a group in two places counts twice. A circle is a strongly connected component of the
-modules' imports, those in functions and under `TYPE_CHECKING` included. With `--rev`, a copy of another revision is
-measured.
+settings that holds no group; a group in two places counts twice. A lazy import stands in a function. A circle is a
+strongly connected component of the modules' imports, those in functions and under `TYPE_CHECKING` included. Words for
+readers are those of the Markdown files below `docs/`. With `--rev`, a copy of another revision is measured.
 """
 
 from __future__ import annotations
@@ -24,8 +23,6 @@ from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[1]
 PRODUCT = ("flows", "tasks", "storage", "paraclip_core", "paraclip/__init__.py")
-DESIGN = HOME / "docs" / "design.md"
-BEGIN, END = "<!-- files -->\n", "\n<!-- end of files -->"
 COUNT_OPTIONS = """
 from typing import get_args
 from paraclip_core.config import Settings
@@ -92,51 +89,51 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
+def lazy_imports(file: Path) -> int:
+    """Import statements in functions, each counted once."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    inside = (node for function in functions for node in ast.walk(function))
+    return len({node for node in inside if isinstance(node, ast.Import | ast.ImportFrom)})
+
+
 def measure(home: Path) -> dict[str, object]:
     """Every figure of the checkout at `home`."""
     product = files_in(home, *PRODUCT)
     options = subprocess.check_output([sys.executable, "-c", COUNT_OPTIONS], cwd=home)
     of_line = [kind for file in product for kind in kinds(file)]
+    pages = sorted((home / "docs").rglob("*.md"))
     return {
         "product": {"lines": len(of_line), "files": len(product)},
+        **{place: lines_of(files_in(home, place)) for place in (*PRODUCT, "tests", "benchmarks")},
+        "words": sum(len(page.read_text(encoding="utf-8").split()) for page in pages),
+        "lazy imports": sum(map(lazy_imports, product)),
         "options": int(options),
-        **{p: sum(len(f.read_text().splitlines()) for f in files_in(home, p)) for p in ("tests", "benchmarks")},
         "circles": circles(imports(home, product)),
         "kinds": {kind: of_line.count(kind) for kind in ("code", "docstring", "blank", "import", "comment")},
     }
 
 
-def stories(home: Path) -> str:
-    """Every file of the product with its story: the first line of its docstring, as Markdown, by folder."""
-    listed: dict[str, list[str]] = {}
-    for file in files_in(home, *PRODUCT):
-        first = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
-        listed.setdefault(file.parent.relative_to(home).as_posix(), []).append(f"- `{file.name}` {first}")
-    return "\n\n".join(f"**{folder}/**\n\n" + "\n".join(lines) for folder, lines in sorted(listed.items()))
-
-
-def with_stories(page: str, home: Path) -> str:
-    """The page with the list between its marks as it is today."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{stories(home)}\n{END}{rest.partition(END)[2]}"
+def lines_of(files: list[Path]) -> int:
+    """Number of lines of the files together."""
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--stories", action="store_true", help="renew the list of files in docs/design.md")
     parser.add_argument("--rev", help="revision to measure; default: the files as they are")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.stories:
-        DESIGN.write_text(with_stories(DESIGN.read_text(encoding="utf-8"), HOME), encoding="utf-8")
-        return
     with tempfile.TemporaryDirectory() as folder:
         if arguments.rev:
             subprocess.run(["git", "archive", "-o", f"{folder}/copy.tar", arguments.rev], cwd=HOME, check=True)
             shutil.unpack_archive(f"{folder}/copy.tar", folder, filter="data")
         figures = measure(Path(folder) if arguments.rev else HOME)
-    print(json.dumps(figures) if arguments.json else "\n".join(f"{name:11} {figures[name]}" for name in figures))
+    print(json.dumps(figures) if arguments.json else "\n".join(f"{name:20} {figures[name]}" for name in figures))
 
 
 if __name__ == "__main__":

@@ -35,10 +35,12 @@ from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.base import Measured
-from paraclip_core.evaluation.compare import Outcome, compare
 from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.rows import Outcome
 from paraclip_core.evaluation.run import Evaluation
+from paraclip_core.evaluation.verdict.finding import Finding, Verdict, for_programs
 from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
+from tests.kit.verdicts import judged
 
 QUERIES = np.random.default_rng(0).random((2, 200))
 ENCODER = "0" * 32
@@ -91,17 +93,18 @@ def evaluated(
         outcome("retrieval", "text_to_image_recall@10", recall),
         *(replace(outcome(*more, 0.0), benchmark="birds") for more in (more,) if more),
     )
-    evaluation = Evaluation(outcomes, {}, compare(outcomes, settings.evaluate))
+    evaluation = Evaluation(outcomes, {}, judged(*outcomes, gate=settings.evaluate.gate))
     with store.writing("evaluate", draft.fingerprint) as work:
         write_evaluation(work.out, evaluation, {"base": "base", "tuned": name}, {})
         return store.commit(draft, {}, 0.0)
 
 
-def result(name: str, verdict: str = "promote", evaluation: Artifact | None = None, run: str = "run") -> Result:
+def result(name: str, verdict: Verdict = "promote", evaluation: Artifact | None = None, run: str = "run") -> Result:
     stages: list[dict[str, Any]] = [{"stage": "finetune", "fingerprint": name, "state": "made"}]
     if evaluation is not None:
         stages.append({"stage": "evaluate", "fingerprint": evaluation.fingerprint, "state": "made"})
-    return Result(run, stages, {"verdict": verdict, "reason": "ao@10 +1.0 [0.5, 1.5]"})
+    effect = "promotes" if verdict == "promote" else "blocks"
+    return Result(run, stages, for_programs(verdict, [Finding("gain", effect, "ao@10 +1.0 [0.5, 1.5]")]))
 
 
 def served(store: ArtifactStore, channel: str = "production") -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
-from paraclip.tasks.results import gather_result, stage_row, untuned, why
+from paraclip.tasks.results import gather_result, stage_row, untuned
 from paraclip.tasks.run.run import Run
 from paraclip_core.captions.options import DataOptions, IndexOptions
 from paraclip_core.config import Settings
@@ -59,6 +59,10 @@ def test_an_alpha_that_few_pairs_chose_is_reported(
     assert any("held-out training queries" in note and note.endswith("add queries") for note in notes) is few
 
 
+FINDINGS = [
+    {"code": "beyond_max_drop", "effect": "blocks", "text": "it fell", "figures": []},
+    {"code": "left_out", "effect": "notes", "text": "a note", "figures": []},
+]
 METRICS = {
     "paraphrase_1": {"captions": 4512, "accepted": 300, "kept": 500},
     "paraphrase_2": {"captions": 500, "accepted": 150, "kept": 320},
@@ -71,7 +75,7 @@ def _artifacts(store: ArtifactStore, metrics: Mapping[str, dict[str, Any]]) -> d
     for stage in (*metrics, "evaluate"):
         draft = Draft(stage, stage.encode().hex()[:32].ljust(32, "0"), 1, {}, {})
         with store.writing(stage, draft.fingerprint) as work:
-            summary = {"models": {"base": {}, "tuned": {}}, "verdict": "hold", "reason": "it fell", "notes": ["a note"]}
+            summary = {"models": {"base": {}, "tuned": {}}, "verdict": "hold", "findings": FINDINGS}
             (work.out / "summary.json").write_text(json.dumps(summary))
             artifacts[stage] = store.commit(draft, metrics.get(stage, {}), 0.0)
     return artifacts
@@ -95,7 +99,7 @@ def test_the_summary_counts_the_rows(
         result = gather_result(Run(settings, store), artifacts)
         summary = json.loads((tmp_path / "results" / settings.name / "summary.json").read_text())
         assert result.rows == rows == summary["rows"] and result.summary == summary
-        assert why(summary) == "it fell" + (f"; trained on {verdict} captions" if verdict else "")
+        assert summary["reason"] == "it fell" + (f"; trained on {verdict} captions" if verdict else "")
         assert summary["notes"] == ["a note", *([result.warning] if few else [])]
         assert (result.warning is not None) is few
         if result.warning is not None:

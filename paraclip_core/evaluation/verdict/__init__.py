@@ -17,28 +17,33 @@ from paraclip_core.evaluation.verdict.rules import Rule
 class Gate:
     """The rules of a verdict, in the order in which their findings are read."""
 
+    always: tuple[Rule, ...]
+    """What is said in any case."""
     preconditions: tuple[Rule, ...]
-    """If one finds anything, nothing else is worth saying."""
+    """If one finds anything, no figure means anything, and no further rule is asked."""
     rules: tuple[Rule, ...]
     advice: tuple[Rule, ...]
     """What would change a verdict of *hold*."""
 
     def judge(self, evidence: Evidence) -> tuple[Verdict, tuple[Finding, ...]]:
         """The verdict, and the findings that it is the fold of."""
-        findings = [finding for rule in self.preconditions for finding in rule(evidence)]
-        if findings:
-            return decided(findings), (*findings, *rules.left_out(evidence))
-        findings = [finding for rule in self.rules for finding in rule(evidence)]
-        verdict = decided(findings)
-        if verdict == "hold":
-            findings += [finding for rule in self.advice for finding in rule(evidence)]
-        return verdict, tuple(findings)
+
+        def found_by(asked: tuple[Rule, ...]) -> list[Finding]:
+            return [finding for rule in asked for finding in rule(evidence)]
+
+        findings = found_by(self.always)
+        if unmet := found_by(self.preconditions):
+            return decided(unmet), (*findings, *unmet)
+        findings += found_by(self.rules)
+        if decided(findings) == "hold":
+            findings += found_by(self.advice)
+        return decided(findings), tuple(findings)
 
 
 AGAINST_BASE = Gate(
+    always=(rules.tuned_is_base, rules.left_out),
     preconditions=(rules.base_near_chance,),
     rules=(
-        rules.tuned_is_base,
         rules.found_images,
         rules.margin_fell,
         rules.gain,
@@ -48,12 +53,12 @@ AGAINST_BASE = Gate(
         rules.few_queries,
         rules.significant_losses,
         rules.over_control,
-        rules.left_out,
     ),
     advice=(rules.too_few, rules.remedy),
 )
 """Whether a tuned model is better than its base."""
 AGAINST_CHAMPION = Gate(
+    always=(),
     preconditions=(),
     rules=(
         rules.found_images,

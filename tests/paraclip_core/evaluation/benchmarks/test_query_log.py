@@ -15,10 +15,12 @@ from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Stored
 from paraclip_core.evaluation.benchmarks.query_log import hard_negatives
-from paraclip_core.evaluation.compare import Outcome, compare
-from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare
+from paraclip_core.evaluation.rows import Outcome
+from paraclip_core.evaluation.verdict.finding import notes
 from tests.kit.fake_encoder import WordEncoder, word_pool
+from tests.kit.verdicts import judged
 
 IMAGES = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 PAIRS = [("red dog", "dog red one", "red_dog"), ("blue car", "a car blue", None), ("old boat", "boat", "old_boat"),
@@ -68,9 +70,10 @@ def test_without_clicks_there_is_no_recall_and_the_gate_goes_by_agreement(tmp_pa
     task = task_of(written(tmp_path, [(query, other, None) for query, other, _ in PAIRS]), encoder)
     measured = task.measure(encoder)
     assert not [name for name in measured.metrics if "recall" in name or "mrr" in name]
-    comparison = compare([Outcome("log", "query_log", measured, measured)], EvaluateOptions())
-    assert any("query_log/ao@10 stands in for the gate's" in note for note in comparison.notes)
-    assert any("retrieval/text_to_image_recall@10 was not applied" in note for note in comparison.notes)
+    comparison = judged(Outcome("log", "query_log", measured, measured))
+    shown = notes(comparison.findings)
+    assert any("query_log/ao@10 stands in for the gate's" in note for note in shown)
+    assert any("retrieval/text_to_image_recall@10 was not applied" in note for note in shown)
 
 
 def test_hard_negatives_mean_something_else() -> None:

@@ -14,12 +14,14 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import query_pairs as family
-from paraclip_core.evaluation.compare import Outcome, Row, apply_gate, compare
 from paraclip_core.evaluation.intervals import Interval, Sample, delta_interval
-from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions, GateRule
+from paraclip_core.evaluation.options import BenchmarkOptions, GateRule
 from paraclip_core.evaluation.prepare import prepare
+from paraclip_core.evaluation.rows import Outcome, compared_rows
+from paraclip_core.evaluation.verdict.finding import line
 from paraclip_core.report.plots import margin_plot
 from tests.kit.fake_encoder import WordEncoder, word_pool
+from tests.kit.verdicts import judged
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
 CSV = """query,paraphrased_query,hard_negative
@@ -82,8 +84,7 @@ def test_the_margin_needs_paraphrases_of_two_queries(tmp_path: Path) -> None:
     outcome = prepare(options(file), file, stored(encoder)).measure(encoder)
     assert set(outcome.samples) == {"hard_negative_ao@10", "hard_negative_js@10"}
     assert "of two queries each" in outcome.notes["margin"]
-    compared = compare([Outcome("w", "query_pairs", outcome, outcome)], EvaluateOptions())
-    assert margin_plot(compared.rows) is None
+    assert margin_plot(compared_rows([Outcome("w", "query_pairs", outcome, outcome)])) is None
 
 
 def test_a_margins_interval_is_that_of_two_means_of_each_draw() -> None:
@@ -124,9 +125,9 @@ def test_a_collapsed_encoder_has_no_margin_and_is_held(tmp_path: Path) -> None:
     alike = ("ao@10", "js@10", "hard_negative_ao@10", "hard_negative_js@10")
     assert outcome.tuned.metrics == {**dict.fromkeys(alike, 100), "margin": 0}
     gate = GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1})
-    comparison = compare([outcome], EvaluateOptions(gate=gate))
+    comparison = judged(outcome, gate=gate)
     assert comparison.verdict == "hold"
-    assert "hard negatives of w fell by" in comparison.reason
+    assert "hard negatives of w fell by" in line(comparison.findings)
 
 
 def test_agreement_with_hard_negatives_is_judged_by_the_margin_alone(tmp_path: Path) -> None:
@@ -134,23 +135,7 @@ def test_agreement_with_hard_negatives_is_judged_by_the_margin_alone(tmp_path: P
     base = WordEncoder()
     task = prepare(options(file), file, stored(base))
     outcome = Outcome("w", "query_pairs", task.measure(base), task.measure(Collapsed()))
-    assert "w hard negative" not in compare([outcome], EvaluateOptions()).reason
-
-
-@pytest.mark.parametrize(("low", "verdict"), [(0.1, "promote"), (-0.1, "hold")])
-def test_captions_stand_in_for_query_pairs_that_are_not_there(low: float, verdict: str) -> None:
-    captions = Row("captions", "paraphrased_retrieval", "ao@10", 50, 51, delta=1, low=low, high=2, n=10, clusters=10)
-    decision, why, notes = apply_gate([captions], GateRule(metric="query_pairs/ao@10", max_drop={}))
-    assert decision == verdict
-    assert "AO@10 of captions" in why
-    assert "stands in for the gate's query_pairs/ao@10, which was not measured" in notes[0]
-    alone = Row("sick", "query_pairs", "hard_negative_ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
-    held, why, also = apply_gate(
-        [captions, alone], GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1.0})
-    )
-    assert held == "hold" and "query_pairs/margin names no measured metric" in why and also == notes
-    lost = Row("sick", "query_pairs", "ao@10", 50, 49, delta=-1, low=-2, high=-0.5, n=10, clusters=10)
-    assert apply_gate([captions, lost], GateRule(metric="query_pairs/ao@10", max_drop={}))[0] == "hold"
+    assert "w hard negative" not in line(judged(outcome).findings)
 
 
 def test_rules_make_pairs_of_captions_by_class() -> None:

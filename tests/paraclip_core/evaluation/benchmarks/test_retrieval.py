@@ -13,10 +13,10 @@ import torch
 from paraclip_core.errors import BenchmarkError, ModelError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import retrieval
-from paraclip_core.evaluation.compare import Outcome, compare
-from paraclip_core.evaluation.options import BenchmarkOptions, EvaluateOptions
+from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import prepare, source_files
 from paraclip_core.evaluation.result import result_json
+from paraclip_core.evaluation.rows import Outcome, compared_rows
 from tests.kit.fake_encoder import WordEncoder, word_pool
 
 WORDS = [f"{a}_{b}" for a in ("red", "blue", "green", "old") for b in ("dog", "cat", "car", "boat", "tree")]
@@ -186,7 +186,7 @@ def test_all_languages_and_their_mean(tmp_path: Path) -> None:
         assert measured.metrics[metric] == pytest.approx(np.mean([alone[name][metric] for name in templates]))
     assert (measured.notes["captions"], measured.notes["languages"]) == (80, ["de", "zh", "sw"])
     assert result_json("retrieval", "xm", "base", "x", measured)["language"] == "mul"
-    assert compare([Outcome("xm", "retrieval", measured, measured)], EvaluateOptions()).rows[-1].metric == f"{mean}@sw"
+    assert compared_rows([Outcome("xm", "retrieval", measured, measured)])[-1].metric == f"{mean}@sw"
 
 
 def test_a_language_that_is_not_there_is_reported(tmp_path: Path) -> None:

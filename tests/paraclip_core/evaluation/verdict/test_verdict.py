@@ -1,0 +1,434 @@
+"""Evidence → findings → verdict, as tables."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paraclip_core.evaluation.base import Measured
+from paraclip_core.evaluation.compare import compare
+from paraclip_core.evaluation.intervals import Sample
+from paraclip_core.evaluation.options import EvaluateOptions, GateRule
+from paraclip_core.evaluation.power import images_needed
+from paraclip_core.evaluation.rows import Outcome, Row, compared_rows
+from paraclip_core.evaluation.verdict import AGAINST_BASE, AGAINST_CHAMPION
+from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
+from paraclip_core.evaluation.verdict.finding import Finding, from_json, line, paragraphs
+
+RECORDED = [json.loads(text) for text in Path("tests/data/verdicts.jsonl").read_text("utf-8").splitlines()]
+"""Rows as kind, benchmark, metric, base, difference, low, high, queries, clusters; verdicts as runs printed them, or as
+code before this one decided on figures drawn at random."""
+PARAPHRASED, RECALL = "paraphrased_retrieval", "text_to_image_recall@10"
+
+
+def rows(plain: list[list[Any]]) -> tuple[Row, ...]:
+    return tuple(
+        Row(name, kind, metric, base, base + delta, delta, *more) for kind, name, metric, base, delta, *more in plain
+    )
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=lambda case: case["of"])
+def test_a_verdict_is_what_it_was(case: dict[str, Any]) -> None:
+    against_champion = case["gate_of"] == "champion"
+    evidence = Evidence(
+        rows(case["rows"]),
+        GateRule(**case.get("gate", {})),
+        images=case["images"],
+        over_control=rows(case.get("over_control", [])),
+        control=rows(case.get("control", [])),
+        champions_own=rows(case.get("champion", [])),
+        challengers_own=rows(case.get("challenger", [])),
+    )
+    verdict, findings = (AGAINST_CHAMPION if against_champion else AGAINST_BASE).judge(evidence)
+    assert verdict == case["verdict"]
+    assert list(dict.fromkeys(finding.code for finding in findings)) == case["codes"]
+
+
+def row(rule: str, delta: float, low: float, name: str = "", clusters: int = 10, base: float = 50.0) -> Row:
+    kind, _, metric = rule.partition("/")
+    return Row(name or kind, kind, metric, base, base + delta, delta, low, delta + (delta - low), 10, clusters)
+
+
+GAIN = row(f"{PARAPHRASED}/ao@10", 1.0, 0.4)
+SAME = row(f"retrieval/{RECALL}", 0.0, -0.5)
+FELL = row(f"retrieval/{RECALL}", -15.5, -17.0)
+MARGIN = row("query_pairs/margin", -3.0, -4.0, "sick")
+HEADLINE = row(f"{PARAPHRASED}/paraphrased_query_{RECALL}", 10.3, 8.0, base=19.9)
+CLOSER = "sugarcrepe/text_only_closeness@add_obj"
+CONTROL_SAME = row(f"{PARAPHRASED}/ao@10", 0.1, -0.3)
+TABLE: list[tuple[Evidence, str, str, str]] = [
+    # Evidence, code, effect, and words of the sentence.
+    (
+        Evidence((GAIN, SAME), GateRule()),
+        "gain",
+        "promotes",
+        "AO@10 of paraphrased_retrieval +1.00 [+0.40, +1.60] is clear of zero",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule()),
+        "no_rule_broken",
+        "explains",
+        "with text → image recall@10 of retrieval +0.00 [-0.50, +0.50]",
+    ),
+    (
+        Evidence((GAIN, FELL), GateRule()),
+        "beyond_max_drop",
+        "blocks",
+        "text → image recall@10 of retrieval fell by 15.50, at most 1 is allowed",
+    ),
+    (Evidence((GAIN, FELL), GateRule()), "collapse", "blocks", "is what a collapse looks like"),
+    (Evidence((GAIN, FELL), GateRule()), "remedy", "explains", "a smaller α"),
+    (
+        Evidence((row("sts/spearman", 1, 0.5),), GateRule()),
+        "metric_not_measured",
+        "blocks",
+        "AO@10 of the kind paraphrased_retrieval was not measured, so nothing shows a gain; measured: spearman of ",
+    ),
+    (
+        Evidence((row("query_log/ao@10@rules", 1, 0.5), row("query_log/js@10", 1, 0.5)), GateRule()),
+        "metric_stand_in",
+        "",
+        "",
+    ),
+    (
+        Evidence((row("query_log/ao@10@rules", 1, 0.5), row("query_log/js@10", 1, 0.5)), GateRule()),
+        "metric_not_measured",
+        "blocks",
+        "measured: JS@10 of the kind query_log",
+    ),
+    (Evidence((), GateRule()), "metric_not_measured", "blocks", "measured: nothing"),
+    (Evidence((), GateRule()), "remedy", "explains", "a benchmark of the kind paraphrased_retrieval"),
+    (
+        Evidence((row("query_pairs/ao@10", 1.0, 0.4), SAME), GateRule()),
+        "metric_stand_in",
+        "notes",
+        "query_pairs/ao@10 stands in for the gate's paraphrased_retrieval/ao@10",
+    ),
+    (
+        Evidence((GAIN, row("retrieval/recall@10", 0, -1)), GateRule()),
+        "rule_without_metric",
+        "blocks",
+        "text_to_image_recall@10 names no measured metric",
+    ),
+    (
+        Evidence((GAIN,), GateRule()),
+        "rule_not_applied",
+        "notes",
+        f"the rule on retrieval/{RECALL} was not applied: it was not measured",
+    ),
+    (
+        Evidence((GAIN, row(f"{PARAPHRASED}/caption_{RECALL}", -80, -85)), GateRule()),
+        "rule_stand_in",
+        "notes",
+        f"was applied to {PARAPHRASED}/caption_{RECALL}",
+    ),
+    (
+        Evidence((GAIN, row(f"{PARAPHRASED}/caption_{RECALL}", -80, -85)), GateRule()),
+        "beyond_max_drop",
+        "blocks",
+        "caption → image recall@10 of paraphrased_retrieval fell by 80.00",
+    ),
+    (Evidence((GAIN,), GateRule()), "nothing_shows_collapse", "blocks", "add retrieval, or hard negatives"),
+    (
+        Evidence((GAIN, MARGIN), GateRule()),
+        "only_margin_fell",
+        "blocks",
+        "margin over hard negatives of sick -3.00 [-4.00, -2.00], and no rule",
+    ),
+    (
+        Evidence((GAIN, MARGIN), GateRule()),
+        "margin_fell",
+        "warns",
+        "the margin changes by -3.00 [-4.00, -2.00] over the base on sick",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(), over_control=(MARGIN,)),
+        "margin_fell",
+        "warns",
+        "[-4.00, -2.00] over the control on sick",
+    ),
+    (Evidence((GAIN, MARGIN), GateRule(), rival="the champion"), "margin_fell", "warns", "over the champion on sick"),
+    (
+        Evidence((HEADLINE, GAIN), GateRule()),
+        "found_images",
+        "explains",
+        "of 100 paraphrased queries 30 find their image among the first ten (before: 20)",
+    ),
+    (
+        Evidence((GAIN, row("sts/accuracy", -10, -11, "second")), GateRule()),
+        "significant_losses",
+        "warns",
+        "accuracy of second -10.00 [-11.00, -9.00]",
+    ),
+    (
+        Evidence((GAIN, row("query_pairs/hard_negative_ao@10", 5, 4, "changed_words")), GateRule()),
+        "significant_losses",
+        "warns",
+        "AO@10 with hard negatives of changed_words +5.00",
+    ),
+    (
+        Evidence((GAIN, row(CLOSER, 2.0, 1.5)), GateRule(max_drop={CLOSER: 1.0})),
+        "beyond_max_drop",
+        "blocks",
+        "text only closeness@add_obj of sugarcrepe rose by 2.00",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(), skipped={"stsb": "its path is absent"}),
+        "left_out",
+        "notes",
+        "stsb was left out: its path is absent",
+    ),
+    (Evidence((GAIN, SAME), GateRule(), alpha=0.0), "tuned_is_base", "explains", "the tuned model is the base (α = 0)"),
+    (
+        Evidence((GAIN, SAME), GateRule(), images={PARAPHRASED: 19}),
+        "few_images",
+        "blocks",
+        "the 19 images of paraphrased_retrieval prove nothing; use a split of 20",
+    ),
+    (
+        Evidence((replace(GAIN, clusters=9), SAME), GateRule()),
+        "few_queries",
+        "blocks",
+        "the 9 images of paraphrased_retrieval prove nothing; use 10",
+    ),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", 0.0, 0.0, clusters=4000),), GateRule()),
+        "remedy",
+        "explains",
+        "more captions, or paraphrases of a more capable model",
+    ),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", 0.0, -4, clusters=70),), GateRule()),
+        "too_few",
+        "explains",
+        f"70 images make ±4.0 points of {GAIN.name}, and a change of 2 needs about {images_needed(70, 4.0):,} images",
+    ),
+    (Evidence((row("query_log/ao@10", 0.0, -4, clusters=70),), GateRule()), "too_few", "explains", "70 queries make"),
+    # The caption-only control.
+    (
+        Evidence((GAIN, SAME), GateRule(), over_control=(GAIN,), control=(CONTROL_SAME,)),
+        "over_control",
+        "explains",
+        "over the caption-only control AO@10 of paraphrased_retrieval +1.00 [+0.40, +1.60]",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(), over_control=(GAIN,), control=(row(f"{PARAPHRASED}/ao@10", -0.2, -0.3),)),
+        "over_control",
+        "explains",
+        "counts the control's own fall below the base (AO@10 of paraphrased_retrieval -0.20",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(), over_control=(CONTROL_SAME,)),
+        "control_as_good",
+        "explains",
+        "not clear of zero, so a gain may be that of more training",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(over_control=True), over_control=(CONTROL_SAME,)),
+        "control_as_good",
+        "blocks",
+        "not clear of zero",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(), over_control=(row(f"{PARAPHRASED}/ao@10", -0.6, -0.9),)),
+        "control_better",
+        "blocks",
+        "the paraphrases do not pay",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(), over_control=(GAIN,), control=(row(f"{PARAPHRASED}/ao@10", -13.2, -16.0),)),
+        "control_fell",
+        "explains",
+        "fell below the base (AO@10 of paraphrased_retrieval -13.20",
+    ),
+    (
+        Evidence((GAIN, SAME), GateRule(over_control=True), over_control=(GAIN,), control=(FELL,)),
+        "control_fell",
+        "blocks",
+        "(text → image recall@10 of retrieval -15.50",
+    ),
+]
+"""A row for each rule's each branch."""
+
+
+@pytest.mark.parametrize(("evidence", "code", "effect", "words"), TABLE, ids=[code for _, code, _, _ in TABLE])
+def test_a_finding(evidence: Evidence, code: str, effect: str, words: str) -> None:
+    verdict, findings = AGAINST_BASE.judge(evidence)
+    having = [finding for finding in findings if finding.code == code]
+    assert [finding.effect for finding in having] == [effect] * len(having)
+    assert any(words in finding.text for finding in having) == bool(effect)
+    if effect == "blocks":
+        assert verdict == "hold"
+
+
+CHALLENGES: list[tuple[Evidence, str, str, str]] = [
+    # Evidence, verdict, code, words.
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", 0.2, -0.5),), GateRule()),
+        "promote",
+        "not_worse",
+        "against the champion, AO@10 of paraphrased_retrieval +0.20 [-0.50, +0.90] does not lie below zero",
+    ),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", -0.5, -1.0), replace(GAIN, benchmark="b")), GateRule()),
+        "promote",
+        "not_worse",
+        "[-1.00, +0.00], AO@10",
+    ),
+    (Evidence((row(f"{PARAPHRASED}/ao@10", 0.0, 0.0),), GateRule()), "promote", "not_worse", "does not lie"),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", -0.2, -0.9),), GateRule()),
+        "hold",
+        "step_down",
+        "-0.20 [-0.90, +0.50] is a step down",
+    ),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", -0.9, -1.6),), GateRule()),
+        "hold",
+        "loss",
+        "-0.90 [-1.60, -0.20] lies below zero",
+    ),
+    (Evidence((GAIN, FELL), GateRule()), "hold", "beyond_max_drop", "fell by 15.50, at most 1 is allowed"),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", -30, -31),), GateRule(), champions_own=(SAME,), challengers_own=(SAME,)),
+        "hold",
+        "loss",
+        "",
+    ),
+    (
+        Evidence((row(f"{PARAPHRASED}/ao@10", -30, -31),), GateRule(), champions_own=(FELL,), challengers_own=(SAME,)),
+        "promote",
+        "champion_fails",
+        "own base (text → image recall@10 of retrieval fell by 15.50, at most 1 is allowed), so its agreement holds",
+    ),
+    (
+        Evidence(
+            (row(f"{PARAPHRASED}/ao@10", -30, -31),),
+            GateRule(),
+            champions_own=(row(f"{PARAPHRASED}/caption_{RECALL}", -40, -41),),
+        ),
+        "promote",
+        "champion_fails",
+        "caption → image",
+    ),
+    (
+        Evidence((GAIN,), GateRule(), champions_own=(FELL,), challengers_own=(FELL,)),
+        "hold",
+        "challenger_fails",
+        "the challenger fails the gate against its own base",
+    ),
+    (
+        Evidence((row(CLOSER, -2.0, -2.5),), GateRule(metric=CLOSER, max_drop={})),
+        "promote",
+        "not_worse",
+        "does not lie above zero",
+    ),
+    (
+        Evidence((row(CLOSER, 2.0, 1.5),), GateRule(metric=CLOSER, max_drop={})),
+        "hold",
+        "loss",
+        "+2.00 [+1.50, +2.50] lies above zero",
+    ),
+]
+
+
+@pytest.mark.parametrize(("evidence", "verdict", "code", "words"), CHALLENGES)
+def test_a_challenger_need_not_be_better_but_not_worse(evidence: Evidence, verdict: str, code: str, words: str) -> None:
+    judged, findings = AGAINST_CHAMPION.judge(evidence)
+    assert judged == verdict
+    assert any(finding.code == code and words in finding.text for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("recall", "images", "clusters", "known_elsewhere", "near"),
+    [
+        (2.5, 400, 400, False, True),
+        (10.0, 400, 400, False, False),
+        (2.5, 400, 400, True, False),
+        (50.0, 19, 400, False, False),
+        # A few clicks that are not found in a large index say nothing of the base.
+        (0.0, 100_000, 20, False, False),
+        (0.0, 100_000, 2000, False, True),
+    ],
+)
+def test_nothing_is_measured_on_a_base_near_chance(
+    recall: float, images: int, clusters: int, known_elsewhere: bool, near: bool
+) -> None:
+    captions = row(f"{PARAPHRASED}/caption_{RECALL}", 0.0, -1.0, clusters=clusters, base=recall)
+    known = row(f"retrieval/{RECALL}", 0.0, -1.0, "second", 400) if known_elsewhere else captions
+    evidence = Evidence((GAIN, captions, known), GateRule(), images={PARAPHRASED: images, "second": 400})
+    comparison = compare(evidence)
+    assert comparison.untrained == near
+    if near:
+        only, *more = comparison.findings
+        assert comparison.verdict == "hold" and not more
+        assert f"by chance among {images:,} images; take a pretrained one" in only.text
+        assert "built_in_base.epochs" not in only.text
+        assert "built_in_base.epochs" in compare(replace(evidence, built_in_base=True)).findings[0].text
+
+
+def test_findings_are_data_for_programs_and_sentences_for_people() -> None:
+    evidence = Evidence((HEADLINE, GAIN, FELL), GateRule(), over_control=(GAIN,), control=(CONTROL_SAME,))
+    comparison = compare(evidence)
+    summary = comparison.summary({"finetune": "abc"})
+    assert json.loads(json.dumps(comparison.as_json()))["findings"] == summary["findings"]
+    (lost,) = [finding for finding in summary["findings"] if finding["code"] == "beyond_max_drop"]
+    figure = {"benchmark": "retrieval", "metric": RECALL, "delta": -15.5, "low": -17.0, "high": -14.0}
+    assert lost["effect"] == "blocks" and lost["figures"] == [figure]
+    again = from_json(summary["findings"])
+    assert [finding.as_json() for finding in again] == summary["findings"]
+    assert line(again) == summary["reason"] == "; ".join(paragraphs(again))
+    assert summary["notes"] and not {*summary["notes"]} & {*paragraphs(again)}
+    # A sentence may hold a semicolon; it stays one paragraph.
+    assert paragraphs([Finding("x", "blocks", "a; b"), Finding("y", "notes", "c")]) == ["a; b"]
+
+
+def test_a_control_that_fell_shows_no_gain_over_it() -> None:
+    worthless = compare(Evidence((GAIN, SAME), GateRule(), over_control=(GAIN,), control=(FELL,)))
+    sound = compare(Evidence((GAIN, SAME), GateRule(), over_control=(GAIN,), control=(CONTROL_SAME,)))
+    assert "over_control" not in worthless.summary({}).keys() | worthless.as_json().keys()
+    summary = sound.summary({})
+    assert summary["over_control"][PARAPHRASED]["ao@10"] == [1.0, 0.4, 1.6]
+    assert summary["control"][PARAPHRASED]["ao@10"] == pytest.approx([0.1, -0.3, 0.5])
+    assert summary["models"]["control"][PARAPHRASED] == {"ao@10": 50.1}
+    assert not {"over_control", "control"} & compare(Evidence((GAIN,), GateRule())).as_json().keys()
+    # A margin that falls does not invalidate a control: hard negatives may agree more, too.
+    gate = GateRule(max_drop={"query_pairs/margin": 1.0})
+    assert Evidence((GAIN,), gate, over_control=(GAIN,), control=(MARGIN,)).shown_over_control == (GAIN,)
+
+
+def test_from_measured_values_to_a_verdict() -> None:
+    rng, clusters = np.random.default_rng(0), np.repeat(np.arange(30), 3)
+    values = rng.random(90)
+
+    def measured(shift: float) -> Measured:
+        return Measured({"ao@10": Sample(values + shift, clusters)}, {"images": 30})
+
+    outcome = Outcome("paraphrased_queries", PARAPHRASED, measured(0.0), measured(0.2))
+    comparison = compare(Evidence(compared_rows([outcome]), GateRule(max_drop={}), images=searched_images([outcome])))
+    (only,) = comparison.rows
+    assert (only.delta, only.low, only.high) == pytest.approx((20.0, 20.0, 20.0))
+    assert (only.n, only.clusters) == (90, 30) and comparison.verdict == "promote"
+    summary = comparison.summary({"finetune": "abc"})
+    assert summary["deltas"]["paraphrased_queries"]["ao@10"] == pytest.approx(20.0)
+    assert summary["intervals"]["paraphrased_queries"]["ao@10"] == pytest.approx([20.0, 20.0])
+    assert summary["models"]["tuned"]["paraphrased_queries"]["ao@10"] == only.tuned
+    with pytest.raises(ValueError, match=r"set evaluate\.control: true"):
+        EvaluateOptions(gate=GateRule(over_control=True))
+    few = Measured({"spearman": Sample(np.ones(3), np.zeros(3, int))}, {})
+    with pytest.raises(Exception, match=re.escape("benchmark 'tiny', spearman:") + ".* at least two"):
+        compared_rows([Outcome("tiny", "sts", few, few)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric", "more"), [("sts", "spearman", 1), ("sugarcrepe", "text_only_closeness@x", -1)]
+)
+def test_a_gain_is_told_from_a_loss(kind: str, metric: str, more: int) -> None:
+    sides = [Row("b", kind, metric, 1, 1, 0, low, low + 0.2, 10, 10).side for low in (0.1, -0.1, -0.3)]
+    assert sides == [more, 0, -more]
