@@ -20,6 +20,7 @@ from paraclip_core.evaluation.benchmarks import Task
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.prepare import Prepared, parse_benchmark
 from paraclip_core.evaluation.run import Evaluation, changed_results, compare_models
+from paraclip_core.evaluation.verdict.finding import notes
 from tests.kit.fake_encoder import WordEncoder, word_pool
 
 
@@ -117,5 +118,5 @@ def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], d
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
     both = [gone.model_copy(update={"optional": True}), parse_benchmark(f"sick={data_root}/sts/sick")]
     evaluation = compared(*models, both, device="cpu")
-    assert "gone was left out: its path is absent" in evaluation.comparison.notes
+    assert "gone was left out: its path is absent" in notes(evaluation.comparison.findings)
     assert [outcome.benchmark for outcome in evaluation.outcomes] == ["sick"]
