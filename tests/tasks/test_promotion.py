@@ -133,7 +133,10 @@ def test_a_retry_reports_the_move_of_its_first_attempt(
     first = decide(Run(settings, store), "production", result("aaa"))
     stored = store.root / "results" / "run" / "promotion.json"
     stored.unlink()
-    assert decide(Run(settings, store), "production", result("aaa")) == first == json.loads(stored.read_text())
+    again = decide(Run(settings, store), "production", result("aaa"))
+    assert again == json.loads(stored.read_text())
+    assert [finding["code"] for finding in again["findings"]] == ["moved_before_retry"]
+    assert {**again, "findings": first["findings"]} == first
     monkeypatch.setattr("paraclip.tasks.channels._flow_run", lambda: "second night")
     decision = decide(Run(settings, store), "production", result("aaa"))
     assert not decision["moved"] and "serves already" in decision["reason"]

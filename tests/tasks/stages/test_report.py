@@ -40,7 +40,7 @@ def gathered(
         schema = pa.schema([field.with_nullable(True) for field in schema])
         write_table(root / name / "0.parquet", pa.Table.from_pylist((rows or {}).get(name, []), schema))
     write_table(root / "features/index.parquet", tables.FEATURE_INDEX.empty_table())
-    comparison = {"verdict": "hold", "rows": [], "confidence": 0.95, "notes": []}
+    comparison = {"verdict": "hold", "rows": [], "confidence": 0.95, "findings": [], "untrained": False}
     for name, content in {
         "evaluate/comparison.json": json.dumps(comparison),
         "finetune/candidates.json": "{}",
