@@ -146,7 +146,7 @@ class RunOptions(Options):
     )
     """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are accepted but untested. Each device rounds differently."""
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """CPU threads, and processes that judge answers; 0: all cores. Another number may round image features and trained
+    """CPU threads, and processes that filter answers; 0: all cores. Another number may round image features and trained
     weights differently in their last bits; one and two train the same bytes if a step has more than 2,048 tokens."""
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
     """When new captions stop a run."""
