@@ -29,6 +29,7 @@ from paraclip_core.captions.splits import shard_split, split_name
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
+from paraclip_core.tables import DUCKDB
 
 LOOKED_UP = 200
 """Images that are looked up in each candidate location."""
@@ -69,8 +70,6 @@ class Survey:
     """Captions of each split that have no image."""
     long: int = 0
     """Accepted captions of more than `USUAL_WORDS` words."""
-    only_long: int = 0
-    """Images that have no other captions."""
     unused: list[str] = field(default_factory=list)
     """Files that also hold captions but name no image."""
 
@@ -95,19 +94,19 @@ def survey(
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
     first = chosen[0]
     if images is not None or not first.file.images:
-        names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
+        names = list(dict.fromkeys(name for candidate in chosen for name in candidate.image_names))[:LOOKED_UP]
         images = _find_images(root, names, first.file, images)
     sources = tuple(
         source.model_copy(
             update={
-                "path": each.file.name,
-                "split": each.split,
-                "images": images if each.file.images is None or source.images is not None else None,
+                "path": candidate.file.name,
+                "split": candidate.split,
+                "images": images if candidate.file.images is None or source.images is not None else None,
             }
         )
-        for each in chosen
+        for candidate in chosen
     )
-    if captions is None and len(sources) > 1 and not any(each.split for each in sources):
+    if captions is None and len(sources) > 1 and not any(source.split for source in sources):
         # Numbered shards are given as their folder.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
     plain = _counted(DataOptions(root=str(root), sources=sources, max_words=MOST_WORDS), unused)
@@ -154,17 +153,17 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
 
 def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candidate], list[str]]:
     """The files that belong together, and the names of those left out because they name no image."""
-    chosen = [each for each in candidates if each.file.images or each.image_names] or candidates
-    unused = [each.file.name for each in candidates if each not in chosen]
+    chosen = [candidate for candidate in candidates if candidate.file.images or candidate.image_names] or candidates
+    unused = [candidate.file.name for candidate in candidates if candidate not in chosen]
     if len(chosen) == 1:
         return chosen, unused
-    splits = [split_name(each.file.path.name.split(".")[0]) or shard_split(each.file.path) for each in chosen]
-    stems = {(each.file.path.parent, each.file.form, re.sub(r"\d", "", each.file.path.name)) for each in chosen}
-    if explicit or (all(splits) and len({each.file.path.parent for each in chosen}) == 1):
-        return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
-    if len(stems) == 1:
+    paths, forms = [candidate.file.path for candidate in chosen], {candidate.file.form for candidate in chosen}
+    splits = [split_name(path.name.split(".")[0]) or shard_split(path) for path in paths]
+    if explicit or (all(splits) and len({path.parent for path in paths}) == 1):
+        return [replace(candidate, split=split) for candidate, split in zip(chosen, splits, strict=True)], unused
+    if len(forms) == len({(path.parent, re.sub(r"\d", "", path.name)) for path in paths}) == 1:
         return chosen, unused
-    names = ", ".join(each.file.name for each in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
+    names = ", ".join(candidate.file.name for candidate in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
     raise InputError(f"{len(chosen)} files hold captions: {names}; choose one, or a folder, with --captions")
 
 
@@ -217,7 +216,7 @@ def _image_places(root: Path) -> Iterable[str]:
             if top == root:
                 tops += [path / name for name in folders if (path / name).is_symlink()]
             if any(name.lower().endswith(PICTURES) for name in files):
-                places |= {path, *(each for each in path.parents if each == top or top in each.parents)}
+                places |= {path, *(parent for parent in path.parents if parent == top or top in parent.parents)}
             places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
@@ -233,22 +232,21 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
     files = list_files(Path(data.root), data.sources, Path(data.root) / "runs")
     pipeline, counts = CaptionPipeline(data, files), Counts()
     images: dict[str, Counter[str]] = {}
-    without_image, lengths, shortest = Counter[str](), Counter[int](), dict[str, int]()
+    without_image, lengths = Counter[str](), Counter[int]()
     batches: list[pa.RecordBatch] = []
     for file in files:
         for outcome in pipeline.run(file):
             counts.note(outcome)
             columns = (outcome.accepted.column(name).to_pylist() for name in COLUMNS)
             for image, path, split, caption in zip(*columns, strict=True):
-                lengths[words := count_words(caption)] += 1
+                lengths[count_words(caption)] += 1
                 if image is not None:
                     images.setdefault(split, Counter())[image] += 1
-                    shortest[image] = min(words, shortest.get(image, words))
                 # Without a folder or tar of images there are no paths.
                 without_image[split] += image is None or path is None
             batches.append(outcome.accepted.select([*SHARED_COLUMNS, "source"]))
     contents = shared_contents(lambda: batches, lambda name: ImageArchive(Path(data.root) / name))
-    with duckdb.connect(":memory:", config={"python_enable_replacements": "false"}) as con:
+    with duckdb.connect(":memory:", config=DUCKDB) as con:
         if batches:
             con.register("captions", pa.Table.from_batches(batches))
         named = named_images(con) if batches else {}
@@ -262,7 +260,6 @@ def _counted(data: DataOptions, unused: list[str]) -> Survey:
         missing,
         without_image,
         long=sum(count for words, count in lengths.items() if words > USUAL_WORDS),
-        only_long=sum(words > USUAL_WORDS for words in shortest.values()),
         unused=unused,
     )
 
