@@ -98,7 +98,7 @@ def _apply(
     held, comparison = f"kept at {before or 'no model'}, the challenger {challenger} is held: ", None
     if result.verdict != "promote":
         return False, held + why(result.summary), None
-    if other := of_another_run(current, result.name, run.store):
+    if other := of_another_run(current, result.name):
         # Both runs ran concurrently, when the channel had no model.
         return False, f"{held}the channel {other}", None
     if left := withdrawn(current, challenger):
