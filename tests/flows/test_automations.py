@@ -97,24 +97,3 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
     # The server looks every five seconds.
     time.sleep(6)
     assert states([foreign, retried, begun]) == ["Running", "AwaitingRetry", "Running"]
-
-
-@pytest.mark.usefixtures("server")
-def test_what_an_earlier_release_left_is_removed_and_reported_and_nothing_else() -> None:
-    from prefect import get_client
-    from prefect.automations import Automation
-    from prefect.events.actions import DoNothing
-
-    from paraclip.flows.alerts import EVERY
-    from paraclip.flows.automations import create_automations, remove_left_behind, trigger_of
-
-    create_automations()
-    for name in ("paraclip: new captions start a run", "paraclip: stage.failed by webhook", "theirs"):
-        trigger = trigger_of(("prefect.flow-run.Failed",), 60, {"prefect.resource.id": "prefect.flow-run.*"})
-        Automation(name=name, trigger=trigger, actions=[DoNothing()]).create()
-    notes = remove_left_behind(EVERY)
-    assert len(notes) == 2 and "'paraclip: new captions start a run'" in notes[0] + notes[1]
-    with get_client(sync_client=True) as client:
-        names = {one.name for one in client.read_automations()}
-    assert "theirs" in names and len(names) == 4
-    assert remove_left_behind(EVERY) == []

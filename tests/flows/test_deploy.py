@@ -142,8 +142,8 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
         client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
         client.pause_deployment(before.id)
     (note,) = [note for note in register(own("mine")).notes if "worker" not in note]
-    assert note.startswith("regenerate/mine was changed on the server") and "finetune.epochs 77 → (default)" in note
-    assert 'channel "theirs" → "production"' in note
+    changes = 'channel "theirs" → "production", finetune.epochs 77 → (default)'
+    assert note == f"regenerate/mine follows the configuration: {changes}"
     after = read("regenerate/mine")
     assert after.id == before.id and after.paused and after.parameters == before.parameters
     assert [schedule.active for schedule in after.schedules] == [False] and after.tags == ["ours", TAG]
@@ -158,40 +158,33 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
     register(own("mine"), cron="")
     assert not read("regenerate/mine").schedules
     (note,) = [note for note in register(own("mine", finetune={"epochs": 3})).notes if "worker" not in note]
-    assert note == "pipeline/mine follows the configuration: finetune.epochs (default) → 3.0"
+    assert note == "pipeline/mine and 10 more follow the configuration: finetune.epochs (default) → 3.0"
 
 
 @pytest.mark.usefixtures("server")
-def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
+def test_what_is_no_longer_needed_is_removed_and_what_is_not_ours_stays() -> None:
     from prefect import get_client
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.schedules import CronSchedule
 
-    from paraclip.flows.deployments import Existing, renew
+    from paraclip.flows.deployments import Existing
 
     with get_client(sync_client=True) as client:
-        night = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
         for flow, entrypoint, tags in (
-            ("watch", "paraclip.flows.watch.watch", [TAG]),
-            ("regenerate", "paraclip.flows.regenerate.regenerate", [TAG]),
-            ("regenerate2", "company.flows.regenerate", [TAG]),
+            ("regenerate", "company.flows.regenerate", [TAG]),
             ("pipeline", "paraclip.flows.pipeline.pipeline", ["company"]),
         ):
             flow_id = client.create_flow_from_name(flow)
-            parameters = {"settings": {"name": "edited"}}
-            client.create_deployment(
-                flow_id, flow, entrypoint=entrypoint, tags=tags, schedules=[night], parameters=parameters
-            )
-    notes = "\n".join(register(own("mine")).notes)
-    assert "removed regenerate/regenerate from an earlier release; its schedule was 0 3 * * * UTC" in notes
-    assert '"name": "edited"' in notes and "removed watch/watch from an earlier release" in notes.splitlines()
-    left = {read(name).name for name in ("regenerate2/regenerate2", "pipeline/pipeline")}
-    assert left == {"regenerate2", "pipeline"} and "watch/watch" not in names()
-    with get_client(sync_client=True) as client:
-        assert renew(Existing.read(client)) == []
-    register(own("mine", evaluate={"control": True}))
-    assert "control/mine" in names()
-    assert "removed control/mine, which mine does not need" in register(own("mine")).notes
+            client.create_deployment(flow_id, "theirs", entrypoint=entrypoint, tags=tags)
+        register(own("mine", evaluate={"control": True}))
+        assert "control/mine" in names() and not any(name.endswith("/theirs") for name in names())
+        assert "removed control/mine, which mine does not need" in register(own("mine")).notes
+        assert "control/mine" not in names() and read("regenerate/theirs") and read("pipeline/theirs")
+        assert Existing.read(client).of_other_releases() == []
+        deployment = read("pipeline/mine")
+        client.create_deployment(
+            deployment.flow_id, "mine", entrypoint=deployment.entrypoint, tags=[TAG], version="0.9"
+        )
+        (note,) = Existing.read(client).of_other_releases()
+    assert note.startswith("mine was deployed by another release")
 
 
 @pytest.mark.usefixtures("server")
