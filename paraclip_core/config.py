@@ -23,8 +23,7 @@ from paraclip_core.paraphrase.engines.transformers import TransformersOptions
 from paraclip_core.paraphrase.engines.vllm import VllmOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
-
-TrackerName = Literal["tensorboard", "trackio", "wandb"]
+from paraclip_core.training.trackers import TrackerName
 
 MOST_PARAPHRASES = 16
 """Maximum number of paraphrases of a caption or a query."""
