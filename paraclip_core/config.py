@@ -8,6 +8,7 @@ description mentions rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -101,11 +102,7 @@ class ParaphraseOptions(Options):
 
     @model_validator(mode="after")
     def _judge_options(self) -> ParaphraseOptions:
-        try:
-            self.as_judge()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        _check("judge", self.as_judge)
         return self
 
     @field_validator("options")
@@ -121,6 +118,15 @@ def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(options.get(name), dict):
             merged[name] = _merged(options[name], value)
     return merged
+
+
+def _check(place: str, options: Callable[[], object]) -> None:
+    """Check options that change others; an error names the one at `place` that is wrong."""
+    try:
+        options()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{place}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 class DriftOptions(Options):
@@ -189,11 +195,7 @@ class Settings(Options):
 
     @model_validator(mode="after")
     def _queries(self) -> Settings:
-        try:
-            self.for_queries()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"evaluate.queries.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        _check("evaluate.queries", self.for_queries)
         return self
 
     @model_validator(mode="after")

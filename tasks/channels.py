@@ -106,7 +106,7 @@ def moved(
     if after != before:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         moves.append(Move(after, before, by, now, _who(), _flow_run(), verdict, reason, dict(stages), run))
-    elif run is not None:
+    else:
         moves[-1] = replace(moves[-1], run=run, stages=dict(stages), verdict=verdict, reason=reason)
     facts = {"before": moves[-1].before, "reason": moves[-1].reason}
     return {

@@ -12,12 +12,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from paraclip.flows.commands.common import JsonOption, print_facts, quoted
 from paraclip.flows.commands.init_server import find_server
-from paraclip.flows.commands.init_survey import Survey, survey_folder, survey_index
+from paraclip.flows.commands.init_survey import USUAL, Survey, survey_folder, survey_index
 from paraclip.storage.files import write_atomic
 from paraclip_core.captions.columns import ColumnNames
 from paraclip_core.clip.options import BUILT_IN
 from paraclip_core.clip.reference import check_reference
-from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings, shipped_configs
 
@@ -98,6 +97,6 @@ def _configuration(seen: Survey, name: str, base: str) -> tuple[str, list[str]]:
         notes = server.notes
     schema = next(iter(shipped_configs().values())).with_name("schema.json")
     text = TEMPLATES.get_template(seen.template).render(
-        schema=schema, name=name, base=base, usual=Settings(), **engine, **seen.values
+        schema=schema, name=name, base=base, usual=USUAL, **engine, **seen.values
     )
     return text, notes

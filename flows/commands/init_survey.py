@@ -4,31 +4,49 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from paraclip.storage.parquet import PartWriter
+import duckdb
+
+from paraclip.storage.parquet import PartWriter, iter_batches, parquet_files
 from paraclip.tasks.log_checks import log_notices
+from paraclip.tasks.preflight import bare_notices, count_captions
 from paraclip.tasks.stages.index import open_index
-from paraclip_core import tables
-from paraclip_core.captions import survey
+from paraclip.tasks.stages.ingest import pipeline_of, schemas
 from paraclip_core.captions.columns import ColumnNames
-from paraclip_core.captions.counts import Counts, bare_rows, listed_reasons
+from paraclip_core.captions.counts import Counts, listed_reasons
 from paraclip_core.captions.filters import count_words
-from paraclip_core.captions.options import USUAL_WORDS
-from paraclip_core.captions.query_log import QueryLog
+from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.options import USUAL_WORDS, DataOptions
 from paraclip_core.captions.sources import list_files
+from paraclip_core.captions.survey import absent_images, find_sources
+from paraclip_core.clip.images import ImageArchive
 from paraclip_core.clip.options import BUILT_IN
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.file import has_paraphrases
+from paraclip_core.paths import expand
 from paraclip_core.settings import parse_settings
+from paraclip_core.tables import DUCKDB
 
+IMAGES = """
+    SELECT split, count(*), count(*) FILTER (WHERE captions > 1) FROM (
+        SELECT split, image_id, count(*) AS captions FROM captions WHERE image_id IS NOT NULL GROUP BY ALL
+    ) GROUP BY split
+"""
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see dev/log."""
 FEW, MANY = 0.2, 0.1
-"""Share of the queries that are held out, and that choose among candidates, of a small and of a large log."""
+"""Share of the images or queries that are held out, of few and of many; it also chooses among candidates."""
+MOST_WORDS = 77
+"""Words that a text may have if longer ones than usual are found: CLIP reads as many tokens."""
+LEAST_IMAGES = 10
+"""Minimum number of images of a split that benchmarks need."""
+MANY_IMAGES = 4280
+"""Of so many a tenth shows a gain of two points of AO@10 (:mod:`paraclip_core.evaluation.power`)."""
 MANY_QUERIES = 10_000
 """Queries of which a tenth is as many as an evaluation paraphrases."""
 SHORT = 6
@@ -54,63 +72,119 @@ class Survey:
     """The set of prompts that suits the texts."""
 
 
-@dataclass
-class _Log:
-    """The readable queries of a log."""
+@dataclass(frozen=True)
+class _Accepted:
+    """What ingest accepts of the sources, as Parquet below `folder`."""
 
+    folder: Path
     counts: Counts = field(default_factory=Counts)
     lengths: Counter[int] = field(default_factory=Counter)
-    """Number of queries by their words."""
-    notices: list[str] = field(default_factory=list)
+    """Number of texts by their words."""
+
+
+def _accepted(settings: Settings, folder: Path) -> _Accepted:
+    """Ingest captions, or the queries of a log, to `folder`."""
+    root = expand(settings.data.root)
+    files, accepted = list_files(root, settings.data.sources, root / "runs"), _Accepted(folder / "captions")
+    pipeline, writer = pipeline_of(settings, files), PartWriter(accepted.folder, schemas(settings)["captions"])
+    for file in files:
+        for outcome in pipeline.run(file):
+            accepted.counts.note(outcome)
+            accepted.lengths.update(map(count_words, outcome.accepted["caption"].to_pylist()))
+            writer.write(outcome.accepted)
+    writer.close()
+    if not accepted.counts.accepted:
+        places = ", ".join(source.path for source in settings.data.sources)
+        raise ConfigError(f"{places} has no text that can be used: {dict(accepted.counts.rejected)}")
+    return accepted
+
+
+@dataclass(frozen=True)
+class _Captions:
+    """The captions of a folder and their images."""
+
+    data: DataOptions
+    """`max_words` covers the captions that were found, up to `MOST_WORDS`."""
+    counts: Counts
+    images: dict[str, int]
+    """Number of images of each split."""
+    pairs: dict[str, int]
+    """Number of images of each split that have several captions, each a paraphrase of the others."""
+    missing: list[str]
+    """Images that captions name and that were looked up but not found."""
+    notes: list[str]
+
+    @property
+    def split(self) -> str | None:
+        """The split to evaluate: a held-out one with enough images."""
+        return next((name for name in ("val", "test") if self.images.get(name, 0) >= LEAST_IMAGES), None)
+
+
+def _captions(data: DataOptions) -> _Captions:
+    root = Path(data.root)
+    with TempDir("init-") as folder:
+        settings = Settings(data=data)
+        accepted = _accepted(settings, folder)
+        counted = count_captions(settings, accepted.folder)
+        with duckdb.connect(":memory:", config=DUCKDB) as con:
+            con.read_parquet([str(path) for path in parquet_files(accepted.folder)]).create_view("captions")
+            images = con.execute(IMAGES).fetchall()
+        batches = partial(iter_batches, accepted.folder, SHARED_COLUMNS)
+        shared = find_shared(batches, shared_contents(batches, lambda name: ImageArchive(root / name)))
+    missing = [
+        name for place, names in counted.named_images.items() for name in absent_images(root / place, list(names))
+    ]
+    refused = ": `run` refuses that, see docs/own-captions.md" if shared.refused else ""
+    notes = [f"{notice}{refused}" for notice in shared.notices]
+    if data.held_out:
+        notes.append(f"{data.held_out:.0%} of the images are held out as val")
+    notes += _left_out(accepted.counts)
+    if long := sum(count for words, count in accepted.lengths.items() if words > USUAL_WORDS):
+        notes.append(f"captions of more than {USUAL_WORDS} words: {long}; max_words in the file keeps them")
+    notes += bare_notices(counted)
+    data = data.model_copy(update={"max_words": max(USUAL_WORDS, *accepted.lengths)})
+    by_split = {split: count for split, count, _ in images}
+    return _Captions(data, accepted.counts, by_split, {split: pairs for split, _, pairs in images}, missing, notes)
 
 
 def survey_folder(folder: Path, captions: str | None, images: str | None, columns: ColumnNames, base: str) -> Survey:
     """Survey a folder of captions and images, for a run from `base`."""
-    seen = survey.survey(folder, captions, images, columns)
-    sources = [source.model_dump(mode="json", exclude_defaults=True) for source in seen.data.sources]
-    paraphrases = next((name for name in seen.unused if has_paraphrases(Path(seen.data.root) / name)), None)
-    rows, images_of = seen.counts.splits["train"], {split: len(ids) for split, ids in seen.images.items()}
-    few_images = images_of.get("train", 0) < survey.MANY_IMAGES
+    sources, unused = find_sources(folder, captions, images, columns)
+    seen = _captions(DataOptions(root=str(folder), sources=sources, max_words=MOST_WORDS))
+    if seen.split is None:
+        share = FEW if seen.images.get("train", 0) < MANY_IMAGES else MANY
+        held_out = _captions(seen.data.model_copy(update={"held_out": share}))
+        seen = seen if held_out.split is None else held_out
+    plain = [source.model_dump(mode="json", exclude_defaults=True) for source in sources]
+    paraphrases = next((name for name in unused if has_paraphrases(folder / name)), None)
+    rows, pairs = seen.counts.splits["train"], seen.pairs.get(seen.split or "", 0)
     values = {
-        "data": seen.data.model_dump() | {"sources": [source | {"license": "unknown"} for source in sources]},
+        "data": seen.data.model_dump() | {"sources": [source | {"license": "unknown"} for source in plain]},
         "rows": rows,
         "batch_size": _batch_size(rows, USUAL.finetune.batch_size),
-        "validation": USUAL.finetune.validation * (2 if few_images else 1),
+        "validation": USUAL.finetune.validation * (2 if seen.images.get("train", 0) < MANY_IMAGES else 1),
         "built_in_base": _built_in_base(rows) if base == BUILT_IN else None,
         "split": seen.split,
-        "pairs": seen.split is not None and seen.pairs(seen.split),
+        "pairs": pairs,
     }
     facts = {
-        "sources": sources,
+        "sources": plain,
         "rows": {"read": seen.counts.read, "accepted": seen.counts.accepted, "rejected": dict(seen.counts.rejected)},
         "captions": dict(seen.counts.splits),
-        "images": images_of,
+        "images": seen.images,
         "images_missing": seen.missing,
         **({} if paraphrases is None else {"paraphrases": paraphrases}),
-        "files_that_name_no_image": [name for name in seen.unused if name != paraphrases],
+        "files_that_name_no_image": [name for name in unused if name != paraphrases],
     }
-    return Survey("init_captions.txt", values, facts, _notes(seen), paraphrases)
-
-
-def _notes(seen: survey.Survey) -> list[str]:
-    refused = ": `run` refuses that, see docs/own-captions.md" if seen.shared.refused else ""
-    notes = [f"{notice}{refused}" for notice in seen.shared.notices]
-    if seen.data.held_out:
-        notes.append(f"{seen.data.held_out:.0%} of the images are held out as val")
-    notes += _left_out(seen.counts)
-    if seen.long:
-        notes.append(f"captions of more than {USUAL_WORDS} words: {seen.long}; max_words in the file keeps them")
-    for split in seen.images.keys() - {"train"}:
-        if without := seen.without_image[split]:
-            notes.append(bare_rows(split, without, seen.counts.splits[split]))
+    notes = list(seen.notes)
     if seen.split is None:
         notes.append("too few images are held out to evaluate, so the verdict will be `hold`")
-    elif not seen.pairs(seen.split):
+    elif not pairs:
         notes.append(
             "no held-out image has two captions, so held-out captions are paraphrased, too, and the verdict goes by "
             "these pairs; see evaluate in the file"
         )
-    return notes
+    return Survey("init_captions.txt", values, facts, notes, paraphrases)
 
 
 def _left_out(counts: Counts) -> list[str]:
@@ -136,32 +210,17 @@ def survey_index(features: Path, ids: Path | None, queries: Path, columns: Colum
     named = columns.model_dump(mode="json", exclude_none=True)
     source = {"path": str(queries)} | ({"columns": named} if named else {})
     data = {"root": ".", "index": index, "sources": [source], "min_words": 1}
-    limits = {"held_out": FEW, "max_words": survey.MOST_WORDS}
-    log = _read_log(parse_settings({"data": data | limits, "model": {"base": base}}, "the options"))
-    held_out = MANY if log.counts.accepted >= MANY_QUERIES else FEW
-    data |= {"held_out": held_out, "max_words": max(USUAL_WORDS, *log.lengths)}
-    rows = round(log.counts.accepted * (1 - held_out) ** 2)
-    values = {"data": data, "rows": rows, "batch_size": _batch_size(rows, USUAL.finetune.batch_size)}
-    facts = {"queries": {"accepted": log.counts.accepted, "rejected": dict(log.counts.rejected)}}
-    words = sum(length * number for length, number in log.lengths.items()) / log.lengths.total()
-    prompts = "few-shot" if words <= SHORT else "paper"
-    return Survey("init_log.txt", values, facts, [*log.notices, *_left_out(log.counts)], prompts=prompts)
-
-
-def _read_log(settings: Settings) -> _Log:
-    """Read a log, and compare it with the ids of the index."""
-    files, log = list_files(Path(settings.data.root), settings.data.sources), _Log()
-    queries = QueryLog(settings.data, files)
+    limits = {"held_out": FEW, "max_words": MOST_WORDS}
+    settings = parse_settings({"data": data | limits, "model": {"base": base}}, "the options")
     with TempDir("init-") as folder:
-        writer = PartWriter(folder / "captions", tables.QUERY_LOG)
-        for file in files:
-            for outcome in queries.run(file):
-                log.counts.note(outcome)
-                log.lengths.update(map(count_words, outcome.accepted["caption"].to_pylist()))
-                writer.write(outcome.accepted)
-        writer.close()
-        if not log.counts.accepted:
-            source = settings.data.sources[0].path
-            raise ConfigError(f"{source} has no query that can be used: {dict(log.counts.rejected)}")
-        log.notices.extend(log_notices(settings, folder, open_index(settings)[1]))
-    return log
+        log = _accepted(settings, folder)
+        notices = log_notices(settings, folder, open_index(settings)[1])
+    count = log.counts.accepted
+    held_out = MANY if count >= MANY_QUERIES else FEW
+    data |= {"held_out": held_out, "max_words": max(USUAL_WORDS, *log.lengths)}
+    rows = round(count * (1 - held_out) ** 2)
+    values = {"data": data, "rows": rows, "batch_size": _batch_size(rows, USUAL.finetune.batch_size)}
+    facts = {"queries": {"accepted": count, "rejected": dict(log.counts.rejected)}}
+    words = sum(length * number for length, number in log.lengths.items()) / count
+    prompts = "few-shot" if words <= SHORT else "paper"
+    return Survey("init_log.txt", values, facts, [*notices, *_left_out(log.counts)], prompts=prompts)

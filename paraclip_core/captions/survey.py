@@ -1,35 +1,28 @@
-"""A survey of a user's data folder: its captions, the location of the images, and the splits.
+"""The sources in a user's data folder: which files hold captions, and where their images are.
 
-Files and columns are found in the same way as by the readers, so ingest does what is reported here.
+Files and columns are found in the same way as by the readers.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
 from paraclip_core.captions.columns import ColumnNames, has_caption
-from paraclip_core.captions.counts import Counts
-from paraclip_core.captions.filters import count_words
 from paraclip_core.captions.formats import named_format, read
-from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
-from paraclip_core.captions.options import USUAL_WORDS, DataOptions, SourceOptions
-from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.csv import header_fields
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.captions.sources import SourceFile, list_files
 from paraclip_core.captions.splits import shard_split, split_name
-from paraclip_core.clip.images import ImageArchive, missing_images
+from paraclip_core.clip.images import missing_images
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
-from paraclip_core.tables import DUCKDB
 
 LOOKED_UP = 200
 """Images that are looked up in each candidate location."""
@@ -43,52 +36,16 @@ NAMED = """
     QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
     ORDER BY images, image_path
 """
-MOST_WORDS = 77
-"""Words that a caption may have if longer ones than usual are found: CLIP reads as many tokens."""
-LEAST_IMAGES = 10
-"""Minimum number of images of a split that benchmarks need."""
-MANY_IMAGES = 4280
-"""Of so many a tenth shows a gain of two points of AO@10 (:mod:`paraclip_core.evaluation.power`)."""
 SHOWN = 5
-COLUMNS = ("image_id", "image_path", "split", "caption")
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Options for `data` that describe a folder, and what ingest gets from them."""
-
-    data: DataOptions
-    """`max_words` covers the captions that were found, up to `MOST_WORDS`."""
-    counts: Counts
-    images: dict[str, Counter[str]]
-    """Image ids of each split, with the number of captions of each image."""
-    shared: Shared
-    """What the splits share."""
-    missing: list[str]
-    """Images that captions name and that were looked up but not found."""
-    without_image: Counter[str] = field(default_factory=Counter)
-    """Captions of each split that have no image."""
-    long: int = 0
-    """Accepted captions of more than `USUAL_WORDS` words."""
-    unused: list[str] = field(default_factory=list)
-    """Files that also hold captions but name no image."""
-
-    @property
-    def split(self) -> str | None:
-        """The split to evaluate: a held-out one with enough images."""
-        return next((name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES), None)
-
-    def pairs(self, split: str) -> int:
-        """Number of images of a split with several captions, each a paraphrase of the others."""
-        return sum(count > 1 for count in self.images.get(split, Counter()).values())
-
-
-def survey(
+def find_sources(
     root: Path, captions: str | None = None, images: str | None = None, columns: ColumnNames | None = None
-) -> Survey:
-    """Survey a folder of captions and images.
+) -> tuple[tuple[SourceOptions, ...], list[str]]:
+    """Find the captions and images of a folder.
 
-    `captions` and `images`, relative to `root`, and `columns` resolve ambiguities.
+    `captions` and `images`, relative to `root`, and `columns` resolve ambiguities. Returns the sources, and the names
+    of the files that also hold captions but name no image.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
@@ -109,13 +66,7 @@ def survey(
     if captions is None and len(sources) > 1 and not any(source.split for source in sources):
         # Numbered shards are given as their folder.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
-    plain = _counted(DataOptions(root=str(root), sources=sources, max_words=MOST_WORDS), unused)
-    if plain.split is not None:
-        return plain
-    # A tenth of the images, or a fifth if they are few, is held out if that is enough to evaluate.
-    share = 0.1 if len(plain.images.get("train", ())) >= MANY_IMAGES else 0.2
-    held_out = _counted(plain.data.model_copy(update={"held_out": share}), unused)
-    return plain if held_out.split is None else held_out
+    return sources, unused
 
 
 @dataclass(frozen=True)
@@ -172,7 +123,7 @@ def _find_images(root: Path, names: Sequence[str], file: SourceFile, images: str
     if not names:
         raise InputError(_no_names(file))
     candidates = _image_places(root) if images is None else [images]
-    places = {place: len(names) - len(_missing(root / place, names)) for place in candidates}
+    places = {place: len(names) - len(absent_images(root / place, names)) for place in candidates}
     most = max(places.values(), default=0)
     if not most:
         raise InputError(
@@ -221,47 +172,12 @@ def _image_places(root: Path) -> Iterable[str]:
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
-def _missing(place: Path, names: Sequence[str]) -> list[str]:
+def absent_images(place: Path, names: Sequence[str]) -> list[str]:
+    """The names of images that a folder or tar does not hold."""
     try:
         return missing_images(place, names)
     except InputError:  # an unreadable archive has none of them
         return list(names)
-
-
-def _counted(data: DataOptions, unused: list[str]) -> Survey:
-    files = list_files(Path(data.root), data.sources, Path(data.root) / "runs")
-    pipeline, counts = CaptionPipeline(data, files), Counts()
-    images: dict[str, Counter[str]] = {}
-    without_image, lengths = Counter[str](), Counter[int]()
-    batches: list[pa.RecordBatch] = []
-    for file in files:
-        for outcome in pipeline.run(file):
-            counts.note(outcome)
-            columns = (outcome.accepted.column(name).to_pylist() for name in COLUMNS)
-            for image, path, split, caption in zip(*columns, strict=True):
-                lengths[count_words(caption)] += 1
-                if image is not None:
-                    images.setdefault(split, Counter())[image] += 1
-                # Without a folder or tar of images there are no paths.
-                without_image[split] += image is None or path is None
-            batches.append(outcome.accepted.select([*SHARED_COLUMNS, "source"]))
-    contents = shared_contents(lambda: batches, lambda name: ImageArchive(Path(data.root) / name))
-    with duckdb.connect(":memory:", config=DUCKDB) as con:
-        if batches:
-            con.register("captions", pa.Table.from_batches(batches))
-        named = named_images(con) if batches else {}
-    missing = [name for place, names in named.items() for name in _missing(Path(data.root) / place, list(names))]
-    data = data.model_copy(update={"max_words": max([USUAL_WORDS, *lengths])})
-    return Survey(
-        data,
-        counts,
-        images,
-        find_shared(lambda: batches, contents),
-        missing,
-        without_image,
-        long=sum(count for words, count in lengths.items() if words > USUAL_WORDS),
-        unused=unused,
-    )
 
 
 def named_images(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:
