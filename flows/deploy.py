@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prefect import Flow, get_client
-from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
@@ -133,17 +134,12 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
     rows, notes, changed = [], [], defaultdict(list)
     for part in parts:
         path, old, parameters = f"{part.name}/{name}", own.get(part.name), _parameters(part, settings, channel)
-        planned = schedules if part.flow is regenerate else _kept(old)
+        asked = schedules if part.flow is regenerate else None
+        planned = asked if asked is not None else old.schedules if old else []
         if differences := _differences(old, parameters):
             changed[differences].append(path)
         notes += _rescheduled(path, old, planned)
-        client.create_deployment(
-            flow_id=client.create_flow_from_name(part.name),
-            name=name,
-            schedules=planned,
-            **_fields(part, place, parameters),
-            **_carried_over(part, place, old),
-        )
+        _register(client, name, part, _fields(part, place, parameters, old), old, asked)
         pool, shown = place.pools[part.on_gpu], ", ".join(map(shown_schedule, planned))
         row = {"deployment": path, "pool": pool.name, "type": pool.type}
         rows.append(row | {"queue": part.queue or "default", "schedule": shown})
@@ -155,8 +151,35 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
     return Deployed(rows, {"root": place.root, "folder": place.folder, **given, "channel": channel}, notes)
 
 
-def _fields(part: _Part, place: Place, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _register(
+    client: SyncPrefectClient,
+    name: str,
+    part: _Part,
+    fields: Mapping[str, Any],
+    old: DeploymentResponse | None,
+    schedules: Sequence[DeploymentScheduleCreate] | None,
+) -> None:
+    """Create a deployment, or update these fields of `old`, whose pause, tags and limit stay.
+
+    Schedules stay, too, if `schedules` is None.
+    """
+    if old is None:
+        flow = client.create_flow_from_name(part.name)
+        client.create_deployment(flow, name, tags=[TAG], schedules=list(schedules or ()), **fields)
+        return
+    client.update_deployment(old.id, DeploymentUpdate(**fields))
+    if schedules is None:
+        return
+    for deployed in old.schedules:
+        client.delete_deployment_schedule(old.id, deployed.id)
+    if schedules:
+        client.create_deployment_schedules(old.id, list(schedules))
+
+
+def _fields(part: _Part, place: Place, parameters: Mapping[str, Any], old: DeploymentResponse | None) -> dict[str, Any]:
     """The fields of a deployment that the configuration sets, whatever was deployed before."""
+    # The answers cache and the channels are shared.
+    limit = {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME} if part.alone else {}
     return {
         "version": RELEASE,
         "entrypoint": part.entrypoint,
@@ -167,16 +190,8 @@ def _fields(part: _Part, place: Place, parameters: Mapping[str, Any]) -> dict[st
         "enforce_parameter_schema": True,
         "description": part.flow.description,
         "pull_steps": place.pull_steps,
-    }
-
-
-def _carried_over(part: _Part, place: Place, old: DeploymentResponse | None) -> dict[str, Any]:
-    """The fields of a deployment that a person may have set and that stay: pause, tags, job variables and limit."""
-    return {
-        "paused": old.paused if old else False,
-        "tags": sorted({TAG, *(old.tags if old else ())}),
         "job_variables": _merged(old.job_variables if old else {}, place.variables[part.on_gpu]),
-        **_concurrency(part, old),
+        **limit,
     }
 
 
@@ -224,11 +239,12 @@ def _channel(name: str, given: str | None, existing: Existing) -> str:
     return channel
 
 
-def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
+def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[DeploymentScheduleCreate] | None:
+    """The schedules that the command names; None to keep the deployed ones."""
     if nightly.cron is None:
         if nightly.timezone is not None:
             raise ConfigError("--timezone is for --cron; give both")
-        return _kept(old)
+        return None
     if not nightly.cron:
         return []
     before = old.schedules if old else []
@@ -249,22 +265,6 @@ def _rescheduled(path: str, old: DeploymentResponse | None, planned: Iterable[An
     """Notes on changed schedules: the old ones and what replaces them."""
     was, now = (", ".join(map(shown_schedule, schedules)) for schedules in (old.schedules if old else (), planned))
     return [f"{path}: schedule {was} → {now or 'none'}"] if was not in ("", now) else []
-
-
-def _kept(old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
-    names = ("schedule", "active", "max_scheduled_runs", "parameters", "slug")
-    return [
-        DeploymentScheduleCreate(**{name: getattr(deployed, name) for name in names})
-        for deployed in (old.schedules if old else ())
-    ]
-
-
-def _concurrency(part: _Part, old: DeploymentResponse | None) -> dict[str, Any]:
-    """How many runs of a deployment may work at once; a limit that a person has set stays."""
-    if part.alone:
-        return {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME}
-    limit = old.global_concurrency_limit if old else None
-    return {"concurrency_limit": limit.limit, "concurrency_options": old.concurrency_options} if old and limit else {}
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

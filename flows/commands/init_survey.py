@@ -35,7 +35,7 @@ from paraclip_core.tables import DUCKDB
 IMAGES = """
     SELECT split, count(*), count(*) FILTER (WHERE captions > 1) FROM (
         SELECT split, image_id, count(*) AS captions FROM captions WHERE image_id IS NOT NULL GROUP BY ALL
-    ) GROUP BY split
+    ) GROUP BY split ORDER BY split
 """
 BASE_STEPS = 300
 """Steps after which a base of a few thousand captions has learned most; see dev/log."""
@@ -121,13 +121,15 @@ class _Captions:
 
 
 def _captions(data: DataOptions) -> _Captions:
+    """What ingest accepts of a folder's captions, and what to know about them."""
     root = Path(data.root)
     with TempDir("init-") as folder:
         settings = Settings(data=data)
         accepted = _accepted(settings, folder)
         counted = count_captions(settings, accepted.folder)
         with duckdb.connect(":memory:", config=DUCKDB) as con:
-            con.read_parquet([str(path) for path in parquet_files(accepted.folder)]).create_view("captions")
+            parts = [str(path) for path in parquet_files(accepted.folder)]
+            con.read_parquet(parts, hive_partitioning=False).create_view("captions")
             images = con.execute(IMAGES).fetchall()
         batches = partial(iter_batches, accepted.folder, SHARED_COLUMNS)
         shared = find_shared(batches, shared_contents(batches, lambda name: ImageArchive(root / name)))

@@ -119,16 +119,6 @@ def test_a_root_that_is_not_named_again_stays(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("server")
-def test_a_channel_serves_one_configuration() -> None:
-    register(own("mine"))
-    with pytest.raises(ConfigError, match=r"regenerate/mine moves the channel 'production' already.*--channel"):
-        register(own("other"))
-    with pytest.raises(ConfigError, match="a channel with a run's own name"):
-        register(own("third"), channel="third")
-    assert names() and all(name.endswith("/mine") for name in names())
-
-
-@pytest.mark.usefixtures("server")
 def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays() -> None:
     from prefect import get_client
 
@@ -146,15 +136,13 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
     assert note == f"regenerate/mine follows the configuration: {changes}"
     after = read("regenerate/mine")
     assert after.id == before.id and after.paused and after.parameters == before.parameters
-    assert [schedule.active for schedule in after.schedules] == [False] and after.tags == ["ours", TAG]
+    assert [schedule.active for schedule in after.schedules] == [False] and {*after.tags} == {"ours", TAG}
     assert after.job_variables["stream_output"] is False
     assert read("pipeline/mine").global_concurrency_limit.limit == 2
     # Paused by a person, it stays so under another clock, too.
     notes = register(own("mine"), cron="30 4 * * *").notes
     assert "regenerate/mine: schedule 0 3 * * * Europe/Berlin (paused) → 30 4 * * * Europe/Berlin (paused)" in notes
     assert [(one.schedule.cron, one.active) for one in read("regenerate/mine").schedules] == [("30 4 * * *", False)]
-    with pytest.raises(ConfigError, match="--timezone is for --cron"):
-        register(own("mine"), timezone="UTC")
     register(own("mine"), cron="")
     assert not read("regenerate/mine").schedules
     (note,) = [note for note in register(own("mine", finetune={"epochs": 3})).notes if "worker" not in note]
@@ -233,28 +221,6 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize(
-    ("name", "cron", "problem"),
-    [
-        ("a/b", None, "cannot name"),
-        ("mine", "0 3 * *", "expected five fields"),
-        ("50%", None, "cannot name deployments"),
-    ],
-)
-def test_what_no_server_takes_is_refused_before_anything_is_made(name: str, cron: str | None, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        register(own(name), cron=cron)
-    assert not names()
-
-
-@pytest.mark.usefixtures("server")
-def test_an_engine_that_lacks_its_model_is_refused_and_not_only_at_night() -> None:
-    with pytest.raises(ConfigError, match=r"engine=openai needs paraphrase\.model"):
-        register(own("mine", paraphrase={"engine": "openai"}))
-    assert not names()
-
-
-@pytest.mark.usefixtures("server")
 def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> None:
     from prefect import get_client
     from prefect.states import Completed, Running
@@ -311,9 +277,21 @@ def test_a_bare_worker_works_in_the_root_that_was_deployed(
 
 
 @pytest.mark.usefixtures("server")
-def test_an_option_without_its_configuration_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     register(own("mine"))
     before = names()
+    refused: tuple[tuple[Settings, dict[str, str], str], ...] = (
+        (own("other"), {}, r"regenerate/mine moves the channel 'production' already.*--channel"),
+        (own("third"), {"channel": "third"}, "a channel with a run's own name"),
+        (own("a/b"), {"channel": "new"}, "cannot name"),
+        (own("50%"), {"channel": "new"}, "cannot name deployments"),
+        (own("new"), {"channel": "new-production", "cron": "0 3 * *"}, "expected five fields"),
+        (own("mine"), {"timezone": "UTC"}, "--timezone is for --cron"),
+        (own("mine", paraphrase={"engine": "openai"}), {}, r"engine=openai needs paraphrase\.model"),
+    )
+    for settings, options, problem in refused:
+        with pytest.raises(ConfigError, match=problem):
+            register(settings, **options)
     assert run_cli(["deploy", "--cron", "0 4 * * *"]) == 2
     assert "--cron: of which configuration? Deployed are mine; give its file with -c" in capsys.readouterr().err
     assert names() == before
