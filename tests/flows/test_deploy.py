@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,22 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import prefect
 import pytest
+from prefect import get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.settings import Settings as PrefectSettings
+from prefect.states import Completed, Running
 
 from paraclip.flows.cli import run_cli
+from paraclip.flows.deploy import Nightly, deploy
+from paraclip.flows.deployments import Existing
 from paraclip.flows.names import CPU_RUNS, HEARTBEAT, POOLS, TAG
+from paraclip.flows.places import PARENT_RUNS, PARENTS, Target
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings, parse_settings
-from tests.kit.prefect_server import runs_of, states
+from tests.kit.prefect_server import _empty, runs_of, states
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +42,6 @@ def own(name: str, **groups: Any) -> Settings:
 @pytest.fixture
 def server(prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A server without any deployment or pool; the address of its API."""
-    from tests.kit.prefect_server import _empty
-
     _empty(prefect)
     monkeypatch.setenv("PREFECT_API_URL", prefect)
     monkeypatch.chdir(tmp_path)
@@ -48,37 +55,22 @@ def register(
     timezone: str | None = None,
     **target: Any,
 ) -> Any:
-    from prefect import get_client
-
-    from paraclip.flows.deploy import Nightly, deploy
-    from paraclip.flows.deployments import Existing
-    from paraclip.flows.places import Target
-
     with get_client(sync_client=True) as client:
         return deploy(Existing.read(client), settings, Target(**target), Nightly(channel, cron, timezone))
 
 
 def read(name: str) -> Any:
-    from prefect import get_client
-
     with get_client(sync_client=True) as client:
         return client.read_deployment_by_name(name)
 
 
 def change(name: str, **fields: Any) -> None:
     """As the UI does."""
-    from prefect import get_client
-    from prefect.client.schemas.actions import DeploymentUpdate
-
     with get_client(sync_client=True) as client:
         client.update_deployment(read(name).id, DeploymentUpdate(**fields))
 
 
 def names() -> set[str]:
-    from prefect import get_client
-
-    from paraclip.flows.deployments import Existing
-
     with get_client(sync_client=True) as client:
         return set(Existing.read(client).deployments)
 
@@ -120,8 +112,6 @@ def test_a_root_that_is_not_named_again_stays(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.usefixtures("server")
 def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays() -> None:
-    from prefect import get_client
-
     register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin")
     before = read("regenerate/mine")
     changed = {"channel": "theirs", "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
@@ -151,10 +141,6 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
 
 @pytest.mark.usefixtures("server")
 def test_what_is_no_longer_needed_is_removed_and_what_is_not_ours_stays() -> None:
-    from prefect import get_client
-
-    from paraclip.flows.deployments import Existing
-
     with get_client(sync_client=True) as client:
         for flow, entrypoint, tags in (
             ("regenerate", "company.flows.regenerate", [TAG]),
@@ -177,12 +163,6 @@ def test_what_is_no_longer_needed_is_removed_and_what_is_not_ours_stays() -> Non
 
 @pytest.mark.usefixtures("server")
 def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
-    import json
-
-    import prefect
-    from prefect import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-
     shipped = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
     docker = json.loads(shipped.read_text())["prefect-docker"]["docker"]["default_base_job_configuration"]
     kubernetes = json.loads((REPOSITORY / "docker" / "kubernetes" / "paraclip-gpu.json").read_text())
@@ -222,11 +202,6 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> None:
-    from prefect import get_client
-    from prefect.states import Completed, Running
-
-    from paraclip.flows.places import PARENT_RUNS, PARENTS
-
     assert 0 < PARENT_RUNS < CPU_RUNS
     register(own("mine"))
     with get_client(sync_client=True) as client:
@@ -253,9 +228,6 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
 def test_a_bare_worker_works_in_the_root_that_was_deployed(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect import get_client
-    from prefect.settings import Settings as PrefectSettings
-
     register(parse_settings({"name": "bare", "data": SCENES}), root=str(tmp_path / "root"))
     deployment = read("scenes/bare")
     environment = deployment.job_variables["env"]
