@@ -121,20 +121,21 @@ def follow_deployments() -> None:
     """
     blocks: dict[str, UUID] = {}
     with get_client(sync_client=True) as client:
-        variables = {one.name: cast(Any, one.value) for one in client.read_variables() if one.name.startswith(VARIABLE)}
-        if not variables:
+        records = {record.name: cast(Any, record.value) for record in client.read_variables()}
+        records = {name: value for name, value in records.items() if name.startswith(VARIABLE)}
+        if not records:
             return
         existing = Existing.read(client)
-        for name, one in variables.items():
-            slug = _block_type(one["kind"]).get_block_type_slug()
+        for name, record in records.items():
+            slug = _block_type(record["kind"]).get_block_type_slug()
             try:
-                blocks[name] = client.read_block_document_by_name(_block_name(one["kind"]), slug).id
+                blocks[name] = client.read_block_document_by_name(_block_name(record["kind"]), slug).id
             except ObjectNotFound:
                 client.delete_variable_by_name(name)
-                _delete_others(one["kind"], ())
+                _delete_others(record["kind"], ())
     for name, block in blocks.items():
-        one = variables[name]
-        _put(one["kind"], [event for event in EVERY if event in one["events"]], block, existing)
+        kind, events = records[name]["kind"], records[name]["events"]
+        _put(kind, [event for event in EVERY if event in events], block, existing)
 
 
 def _put(kind: str, events: Sequence[str], block: UUID, existing: Existing) -> None:
@@ -162,14 +163,16 @@ def _delete_others(kind: str, wanted: Collection[str]) -> None:
 
 def _of_server(events: Sequence[str], existing: Existing) -> Iterator[tuple[str, str, Alert]]:
     """The wanted alerts on Prefect's own events: event, configuration (empty: all of them) and alert."""
+    deployments = existing.deployments.values()
     for event, alert in ALERTS.items():
         if event in events:
             yield event, "", alert
-    if DOWN in events and (pools := sorted({str(one.work_pool_name) for one in existing.deployments.values()})):
+    if DOWN in events and (pools := sorted({str(deployment.work_pool_name) for deployment in deployments})):
         yield DOWN, "", _pool_down(pools)
-    for path, one in existing.deployments.items():
-        if MISSING in events and path.startswith("regenerate/") and any(each.active for each in one.schedules):
-            yield MISSING, one.name, _missing(one.name)
+    for path, deployment in existing.deployments.items():
+        scheduled = path.startswith("regenerate/") and any(schedule.active for schedule in deployment.schedules)
+        if MISSING in events and scheduled:
+            yield MISSING, deployment.name, _missing(deployment.name)
 
 
 def _pool_down(pools: Sequence[str]) -> Alert:

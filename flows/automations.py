@@ -106,7 +106,7 @@ def trigger_of(
         after=set(after),
         expect=set(expect),
         match=ResourceSpecification(dict(match)),
-        match_related=[ResourceSpecification(dict(one)) for one in related],
+        match_related=[ResourceSpecification(dict(resource)) for resource in related],
         for_each=set(for_each),
         posture=Posture.Proactive if after else Posture.Reactive,
         threshold=1,
@@ -123,18 +123,6 @@ def put_automation(automation: Any) -> None:
         return
     automation.id, automation.enabled = existing.id, existing.enabled
     automation.update()
-
-
-def remove_left_behind(events: Iterable[str]) -> list[str]:
-    """Delete automations that an earlier release left: those that are neither a watch nor forward one of `events`."""
-    notes, watches = [], {watch.name for watch in (SILENT, TAKEN, STOPPING)}
-    with get_client(sync_client=True) as client:
-        for one in client.read_automations():
-            label = one.name.removeprefix(PREFIX).partition(" by ")[0].partition(" of ")[0]
-            if one.name.startswith(PREFIX) and one.name not in watches and label not in {*events, "alerts"}:
-                client.delete_automation(one.id)
-                notes.append(f"removed the automation {one.name!r} from an earlier release")
-    return notes
 
 
 def watch_unfinished() -> None:

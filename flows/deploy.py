@@ -1,29 +1,34 @@
 """The deployments of one configuration on a Prefect server: its pipeline, nightly run, stages, and the way back.
 
 A deployment is called FLOW/RUN, after the run's name, so several configurations live side by side. The configuration is
-the only source: what a person changed in the UI is reset and reported, except schedules, pauses, limits and job
-variables, which stay.
+the only source: parameters that a person changed in the UI are reset, and every change is reported. Schedules, pauses,
+limits and job variables stay.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from importlib.metadata import version
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from prefect import Flow
-from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect import Flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate, DeploymentUpdate
 from prefect.client.schemas.objects import ConcurrencyLimitStrategy, ConcurrencyOptions
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.utilities.callables import parameter_schema
 from pydantic import ValidationError
 
-from paraclip.flows.deployments import Existing, release_of, shown_schedule
+from paraclip.flows.alerts import follow_deployments
+from paraclip.flows.automations import create_automations, watch_unfinished
+from paraclip.flows.deployments import RELEASE, Existing, shown_schedule
 from paraclip.flows.names import MARK, TAG
+from paraclip.flows.own_server import check_server
 from paraclip.flows.pipeline import pipeline
 from paraclip.flows.places import PARENTS, Place, Target
 from paraclip.flows.regenerate import regenerate, rollback
@@ -34,11 +39,14 @@ from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.paraphraser import Paraphraser, check_needs
+from paraclip_core.settings import load_settings
 
 DEMO = "demo"
 """The configuration to deploy if none is named."""
 PRODUCTION = "production"
 ONE_AT_A_TIME = ConcurrencyOptions(collision_strategy=ConcurrencyLimitStrategy.ENQUEUE)
+MAY_CHANGE = ("channel", "cron", "timezone", "pool", "gpu_pool", "image", "volume", "secret")
+"""What an option of the command changes in one configuration."""
 FORBIDDEN = "/%&<>"
 """Characters that a deployment's name cannot contain."""
 SHOWN = 12
@@ -83,6 +91,30 @@ class _Part(NamedTuple):
         return f"{self.flow.fn.__module__}.{self.flow.fn.__name__}"
 
 
+def renew_server(config: Path | None, overrides: Sequence[str], target: Target, nightly: Nightly) -> Deployed:
+    """Deploy a configuration, or the demo to a server without any, and renew the server's automations and alerts."""
+    check_server()
+    given = nightly._asdict() | asdict(target)
+    changes = [f"--{name.replace('_', '-')}" for name in MAY_CHANGE if given[name] is not None]
+    named = config is not None or bool(overrides)
+    with get_client(sync_client=True) as client:
+        existing = Existing.read(client)
+        if changes and not named and (others := existing.configurations() - {DEMO}):
+            raise ConfigError(
+                f"{', '.join(changes)}: of which configuration? Deployed are {', '.join(sorted(others))}; give its "
+                "file with -c"
+            )
+        if named or changes or not existing.deployments:
+            # The runs take their root from PARACLIP_ROOT, which a root in the file would override.
+            deployed = deploy(existing, load_settings(config or DEMO, overrides), target, nightly)
+        else:
+            deployed = Deployed([], {}, existing.of_other_releases())
+    create_automations()
+    follow_deployments()
+    watch_unfinished()
+    return deployed
+
+
 def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nightly) -> Deployed:
     """Register the deployments of one configuration on the server; `existing` ones are updated in place.
 
@@ -99,33 +131,57 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
     place, parts = Place.find(client, settings, target, own), _parts(settings)
     # After everything that may be refused.
     place.limit_parents(client)
-    rows, notes = [], []
+    rows, notes, changed = [], [], defaultdict(list)
     for part in parts:
         path, old, parameters = f"{part.name}/{name}", own.get(part.name), _parameters(part, settings, channel)
-        planned = schedules if part.flow is regenerate else _kept(old)
-        notes += [*_put_back(path, old, parameters), *_rescheduled(path, old, planned)]
-        client.create_deployment(
-            flow_id=client.create_flow_from_name(part.name),
-            name=name,
-            schedules=planned,
-            **_fields(part, place, parameters),
-            **_carried_over(part, place, old),
-        )
+        asked = schedules if part.flow is regenerate else None
+        planned = asked if asked is not None else old.schedules if old else []
+        if differences := _differences(old, parameters):
+            changed[differences].append(path)
+        notes += _rescheduled(path, old, planned)
+        _register(client, name, part, _fields(part, place, parameters, old), old, asked)
         pool, shown = place.pools[part.on_gpu], ", ".join(map(shown_schedule, planned))
         row = {"deployment": path, "pool": pool.name, "type": pool.type}
         rows.append(row | {"queue": part.queue or "default", "schedule": shown})
-    notes += place.without_image(own.get("pipeline"))
-    notes += existing.remove({f"{part.name}/{name}" for part in parts}, name)
+    notes = [*_followed(changed), *notes, *place.without_image(own.get("pipeline"))]
+    notes += existing.remove_others({f"{part.name}/{name}" for part in parts}, name)
     # `paraclip serve` starts its workers afterwards.
     notes += [] if MARK in os.environ else place.without_workers(client)
     given = {name: value for name in ("image", "volume", "secret") if (value := getattr(target, name))}
     return Deployed(rows, {"root": place.root, "folder": place.folder, **given, "channel": channel}, notes)
 
 
-def _fields(part: _Part, place: Place, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _register(
+    client: SyncPrefectClient,
+    name: str,
+    part: _Part,
+    fields: Mapping[str, Any],
+    old: DeploymentResponse | None,
+    schedules: Sequence[DeploymentScheduleCreate] | None,
+) -> None:
+    """Create a deployment, or update these fields of `old`, whose pause, tags and limit stay.
+
+    Schedules stay, too, if `schedules` is None.
+    """
+    if old is None:
+        flow = client.create_flow_from_name(part.name)
+        client.create_deployment(flow, name, tags=[TAG], schedules=list(schedules or ()), **fields)
+        return
+    client.update_deployment(old.id, DeploymentUpdate(**fields))
+    if schedules is None:
+        return
+    for deployed in old.schedules:
+        client.delete_deployment_schedule(old.id, deployed.id)
+    if schedules:
+        client.create_deployment_schedules(old.id, list(schedules))
+
+
+def _fields(part: _Part, place: Place, parameters: Mapping[str, Any], old: DeploymentResponse | None) -> dict[str, Any]:
     """The fields of a deployment that the configuration sets, whatever was deployed before."""
+    # The answers cache and the channels are shared.
+    limit = {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME} if part.alone else {}
     return {
-        "version": _version(parameters),
+        "version": RELEASE,
         "entrypoint": part.entrypoint,
         "work_pool_name": place.pools[part.on_gpu].name,
         "work_queue_name": part.queue,
@@ -134,16 +190,8 @@ def _fields(part: _Part, place: Place, parameters: Mapping[str, Any]) -> dict[st
         "enforce_parameter_schema": True,
         "description": part.flow.description,
         "pull_steps": place.pull_steps,
-    }
-
-
-def _carried_over(part: _Part, place: Place, old: DeploymentResponse | None) -> dict[str, Any]:
-    """The fields of a deployment that a person may have set and that stay: pause, tags, job variables and limit."""
-    return {
-        "paused": old.paused if old else False,
-        "tags": sorted({TAG, *(old.tags if old else ())}),
         "job_variables": _merged(old.job_variables if old else {}, place.variables[part.on_gpu]),
-        **_concurrency(part, old),
+        **limit,
     }
 
 
@@ -181,21 +229,22 @@ def _channel(name: str, given: str | None, existing: Existing) -> str:
     channel = given or (current.parameters.get("channel") if current else None) or default
     if channel == name:
         raise ConfigError(f"--channel {channel}: a channel with a run's own name follows every run; choose another one")
-    for path, one in existing.deployments.items():
-        taken = path.startswith("regenerate/") and one.name != name and release_of(one)
-        if taken and one.parameters.get("channel") == channel:
+    for path, deployment in existing.deployments.items():
+        others = path.startswith("regenerate/") and deployment.name != name
+        if others and deployment.parameters.get("channel") == channel:
             raise ConfigError(
-                f"regenerate/{one.name} moves the channel {channel!r} already, and a channel serves one job; choose "
+                f"{path} moves the channel {channel!r} already, and a channel serves one job; choose "
                 f"another with --channel, for example --channel {name}-{PRODUCTION}"
             )
     return channel
 
 
-def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
+def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[DeploymentScheduleCreate] | None:
+    """The schedules that the command names; None to keep the deployed ones."""
     if nightly.cron is None:
         if nightly.timezone is not None:
             raise ConfigError("--timezone is for --cron; give both")
-        return _kept(old)
+        return None
     if not nightly.cron:
         return []
     before = old.schedules if old else []
@@ -209,29 +258,13 @@ def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[Deploym
             "zone such as Europe/Berlin"
         ) from error
     # What a person has paused stays paused.
-    return [DeploymentScheduleCreate(schedule=schedule, active=all(one.active for one in before))]
+    return [DeploymentScheduleCreate(schedule=schedule, active=all(deployed.active for deployed in before))]
 
 
 def _rescheduled(path: str, old: DeploymentResponse | None, planned: Iterable[Any]) -> list[str]:
     """Notes on changed schedules: the old ones and what replaces them."""
-    was, now = (", ".join(map(shown_schedule, some)) for some in (old.schedules if old else (), planned))
+    was, now = (", ".join(map(shown_schedule, schedules)) for schedules in (old.schedules if old else (), planned))
     return [f"{path}: schedule {was} → {now or 'none'}"] if was not in ("", now) else []
-
-
-def _kept(old: DeploymentResponse | None) -> list[DeploymentScheduleCreate]:
-    names = ("schedule", "active", "max_scheduled_runs", "parameters", "slug")
-    return [
-        DeploymentScheduleCreate(**{name: getattr(one, name) for name in names})
-        for one in (old.schedules if old else ())
-    ]
-
-
-def _concurrency(part: _Part, old: DeploymentResponse | None) -> dict[str, Any]:
-    """How many runs of a deployment may work at once; a limit that a person has set stays."""
-    if part.alone:
-        return {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME}
-    limit = old.global_concurrency_limit if old else None
-    return {"concurrency_limit": limit.limit, "concurrency_options": old.concurrency_options} if old and limit else {}
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -239,35 +272,29 @@ def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     merged = {**old, **new, "env": {**(old.get("env") or {}), **new["env"]}}
     if "volumes" in merged:
         # Docker's HOST:FOLDER[:ro]; one option names the data and another the secrets.
-        folders = {one.split(":")[:2][-1]: one for one in (*(old.get("volumes") or ()), *new.get("volumes", ()))}
+        volumes = (*(old.get("volumes") or ()), *new.get("volumes", ()))
+        folders = {volume.split(":")[:2][-1]: volume for volume in volumes}
         merged["volumes"] = list(folders.values())
     return merged
 
 
-def _digest(parameters: Mapping[str, Any]) -> str:
-    text = json.dumps(parameters, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def _version(parameters: Mapping[str, Any]) -> str:
-    """The version of a deployment: this release, and a digest that shows a later deploy if a person changed it."""
-    return f"paraclip-{version('paraclip')}-{_digest(parameters)}"
-
-
-def _put_back(path: str, old: DeploymentResponse | None, parameters: Mapping[str, Any]) -> list[str]:
-    """Notes on the parameters that differ from the server's, and on who changed them."""
-    if old is None:
-        return []
-    changed = not (old.version or "").endswith(f"-{_digest(old.parameters)}")
-    was, now = (dict(_leaves(tree)) for tree in (old.parameters, parameters))
+def _differences(old: DeploymentResponse | None, parameters: Mapping[str, Any]) -> str:
+    """The parameters that differ from the deployed ones, old → new; empty if none does."""
+    was, now = (dict(_leaves(tree)) for tree in (old.parameters if old else parameters, parameters))
     differing = sorted(option for option in was.keys() | now.keys() if was.get(option, ...) != now.get(option, ...))
-    # The file itself changed: reported once for all of its deployments.
-    if not differing or not (changed or path.startswith("pipeline/")):
-        return []
-    shown = [f"{one.removeprefix('settings.')} {_value(was, one)} → {_value(now, one)}" for one in differing[:SHOWN]]
-    more = f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else ""
-    how = "was changed on the server and is reset to the configuration" if changed else "follows the configuration"
-    return [f"{path} {how}: {', '.join(shown)}{more}"]
+    shown = [
+        f"{option.removeprefix('settings.')} {_value(was, option)} → {_value(now, option)}"
+        for option in differing[:SHOWN]
+    ]
+    return ", ".join(shown) + (f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else "")
+
+
+def _followed(changed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Notes on changed parameters, each with the deployments that it belongs to."""
+    return [
+        f"{path} {f'and {len(others)} more follow' if others else 'follows'} the configuration: {differences}"
+        for differences, (path, *others) in changed.items()
+    ]
 
 
 def _value(tree: Mapping[str, Any], name: str) -> str:

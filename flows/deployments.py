@@ -1,8 +1,7 @@
-"""Our deployments on a server, those of earlier releases included."""
+"""Our deployments on a server."""
 
 from __future__ import annotations
 
-import json
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -13,8 +12,10 @@ from prefect.client.schemas.responses import DeploymentResponse
 from paraclip.flows.automations import PAGE
 from paraclip.flows.names import TAG
 
-MODULES = ("paraclip.flows.", "flows.")
-"""Prefixes of the entry points of our deployments, those of earlier releases included."""
+MODULES = "paraclip.flows."
+"""Prefix of the entry points of our deployments."""
+RELEASE = f"paraclip-{version('paraclip')}"
+"""The version of every deployment that this release makes."""
 
 
 class Existing(NamedTuple):
@@ -30,66 +31,36 @@ class Existing(NamedTuple):
         listed: list[DeploymentResponse] = []
         while page := client.read_deployments(deployment_filter=wanted, limit=PAGE, offset=len(listed)):
             listed += page
-        names = {flow: client.read_flow(flow).name for flow in {one.flow_id for one in listed}}
-        ours = [one for one in listed if (one.entrypoint or "").startswith(MODULES)]
-        return cls(client, {f"{names[one.flow_id]}/{one.name}": one for one in ours})
-
-    @property
-    def current(self) -> bool:
-        """Whether a configuration is deployed, by this release or another one that knows configurations."""
-        return bool(self.configurations())
+        ours = [deployment for deployment in listed if (deployment.entrypoint or "").startswith(MODULES)]
+        names = {flow: client.read_flow(flow).name for flow in {deployment.flow_id for deployment in ours}}
+        return cls(client, {f"{names[deployment.flow_id]}/{deployment.name}": deployment for deployment in ours})
 
     def configurations(self) -> set[str]:
         """The names of the runs whose configurations are deployed."""
-        return {one.name for one in self.deployments.values() if release_of(one)}
+        return {deployment.name for deployment in self.deployments.values()}
 
     def of(self, name: str) -> dict[str, DeploymentResponse]:
         """The deployments of one configuration, by flow."""
-        pairs = ((path.partition("/"), one) for path, one in self.deployments.items())
-        return {flow: one for (flow, _, run), one in pairs if run == name and release_of(one)}
+        pairs = ((path.partition("/"), deployment) for path, deployment in self.deployments.items())
+        return {flow: deployment for (flow, _, run), deployment in pairs if run == name}
 
-    def remove(self, wanted: set[str], name: str) -> list[str]:
-        """Delete what an earlier release left and what run `name` no longer needs; returns a note on each."""
-        plain, notes = [], []
-        for path, one in sorted(self.deployments.items()):
-            old = not release_of(one)
-            if path in wanted or not (old or one.name == name):
-                continue
-            self.client.delete_deployment(one.id)
-            active = [shown_schedule(schedule) for schedule in one.schedules if schedule.active]
-            if not old:
-                notes.append(f"removed {path}, which {name} does not need")
-            elif path.startswith(("regenerate/", "pipeline/")) and one.parameters:
-                # A person may have edited them.
-                schedule = f"; its schedule was {', '.join(active)}" if active else ""
-                settings = json.dumps(one.parameters, ensure_ascii=False)
-                notes.append(f"removed {path} from an earlier release{schedule}; its parameters were {settings}")
-            else:
-                plain.append(path)
-        return [f"removed {', '.join(plain)} from an earlier release", *notes] if plain else notes
+    def remove_others(self, wanted: set[str], name: str) -> list[str]:
+        """Delete what run `name` no longer needs, which is all but `wanted`; returns a note on each."""
+        paths = {f"{flow}/{name}": deployment for flow, deployment in self.of(name).items()}
+        unneeded = sorted(paths.keys() - wanted)
+        for path in unneeded:
+            self.client.delete_deployment(paths[path].id)
+        return [f"removed {path}, which {name} does not need" for path in unneeded]
+
+    def of_other_releases(self) -> list[str]:
+        """A note on each configuration that another release has deployed."""
+        names = {deployment.name for deployment in self.deployments.values() if deployment.version != RELEASE}
+        mend = "`paraclip deploy -c` with its file renews it"
+        return [f"{name} was deployed by another release; {mend}" for name in sorted(names)]
 
 
-def renew(existing: Existing) -> list[str]:
-    """Remove what an earlier release left on the server; returns what was removed, and what to deploy again.
-
-    `paraclip serve` without a configuration calls it if something is deployed already.
-    """
-    notes, release = existing.remove(set(), ""), version("paraclip")
-    names = sorted({one.name for one in existing.deployments.values() if release_of(one) not in ("", release)})
-    return [
-        *notes,
-        *(f"{name} was deployed by another release; `paraclip deploy -c` with its file renews it" for name in names),
-    ]
-
-
-def release_of(one: DeploymentResponse) -> str:
-    """The release that made a deployment; empty for one from before deployments were named after runs."""
-    parts = (one.version or "").rsplit("-", 1)[0]
-    return parts.removeprefix("paraclip-") if parts.startswith("paraclip-") else ""
-
-
-def shown_schedule(one: Any) -> str:
+def shown_schedule(deployed: Any) -> str:
     """A schedule, in a few words."""
-    schedule = one.schedule
+    schedule = deployed.schedule
     text = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None) or f"every {schedule.interval}"
-    return f"{text} {schedule.timezone or 'UTC'}{'' if one.active else ' (paused)'}"
+    return f"{text} {schedule.timezone or 'UTC'}{'' if deployed.active else ' (paused)'}"

@@ -88,7 +88,7 @@ class Place(NamedTuple):
 
     def without_image(self, old: DeploymentResponse | None) -> list[str]:
         """Notes on what runs in containers lack because neither this call nor an earlier one named it."""
-        given = {name for some in (*self.variables.values(), old.job_variables if old else {}) for name in some}
+        given = {name for values in (*self.variables.values(), old.job_variables if old else {}) for name in values}
         docker = [pool.name for pool in self.pools.values() if pool.type == "docker"]
         lacking = [f"--{option}" for option, name in (("image", "image"), ("volume", "volumes")) if name not in given]
         if not docker or not lacking:
@@ -111,7 +111,7 @@ class Place(NamedTuple):
 
 def _pools(client: SyncPrefectClient, target: Target, own: Mapping[str, DeploymentResponse]) -> dict[bool, WorkPool]:
     """The pools of runs without and with a GPU. Pools with our own names are created; others must exist."""
-    was = {flow: one.work_pool_name for flow, one in own.items()}
+    was = {flow: deployment.work_pool_name for flow, deployment in own.items()}
     cpu = target.pool or was.get("pipeline") or POOLS[0]
     gpu = target.gpu_pool or target.pool or was.get("finetune") or POOLS[1]
     return {False: _pool(client, cpu), True: _pool(client, gpu)}
@@ -123,8 +123,8 @@ def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
     except ObjectNotFound:
         pass
     if name not in POOLS:
-        there = ", ".join(f"{pool.name} ({pool.type})" for pool in client.read_work_pools()) or "none"
-        raise ConfigError(f"the server has no work pool {name!r}; it has {there}. Create it, or name one of these")
+        pools = ", ".join(f"{pool.name} ({pool.type})" for pool in client.read_work_pools()) or "none"
+        raise ConfigError(f"the server has no work pool {name!r}; it has {pools}. Create it, or name one of these")
     # With the template in place, the workers need not write it, which two at once do badly on SQLite.
     template = ProcessWorker.get_default_base_job_template()
     # Two processes set up the same server at once.

@@ -65,8 +65,6 @@ FORM = (
 """Dotted paths of the options in the form: those that decide data, cost and production. ``0`` is a list's item."""
 SHOWN_TRACEBACK = "_traceback_was_shown"
 """Attribute that marks an error whose traceback is in the log."""
-DROPPED = ("$defs", "operational")
-"""Keys of a schema that mean nothing to a form."""
 
 
 def form_schema() -> dict[str, Any]:
@@ -84,18 +82,7 @@ def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
         named = definitions[node["$ref"].rpartition("/")[2]]
         # Keys next to a reference describe this use of it. A group's default is that of its options.
         node = {**named, **{name: value for name, value in node.items() if name not in ("$ref", "default")}}
-    if node.get("additionalProperties") is False:
-        # For a wrong name, the server's refusal then lists the right ones.
-        node = {name: value for name, value in node.items() if name != "additionalProperties"}
-        node["propertyNames"] = {"enum": list(node["properties"])}
-    return {
-        # Below `properties`, every name is an option's.
-        name: {key: _resolved(item, definitions) for key, item in value.items()}
-        if name == "properties"
-        else _resolved(value, definitions)
-        for name, value in node.items()
-        if name not in DROPPED
-    }
+    return {name: _resolved(value, definitions) for name, value in node.items() if name != "$defs"}
 
 
 def _reduced(schema: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ description mentions rounding.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -23,8 +24,7 @@ from paraclip_core.paraphrase.engines.transformers import TransformersOptions
 from paraclip_core.paraphrase.engines.vllm import VllmOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
-
-TrackerName = Literal["tensorboard", "trackio", "wandb"]
+from paraclip_core.training.trackers import TrackerName
 
 MOST_PARAPHRASES = 16
 """Maximum number of paraphrases of a caption or a query."""
@@ -102,11 +102,7 @@ class ParaphraseOptions(Options):
 
     @model_validator(mode="after")
     def _judge_options(self) -> ParaphraseOptions:
-        try:
-            self.as_judge()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"judge.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        _check("judge", self.as_judge)
         return self
 
     @field_validator("options")
@@ -122,6 +118,15 @@ def _merged(options: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(options.get(name), dict):
             merged[name] = _merged(options[name], value)
     return merged
+
+
+def _check(place: str, options: Callable[[], object]) -> None:
+    """Check options that change others; an error names the one at `place` that is wrong."""
+    try:
+        options()
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{place}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 class DriftOptions(Options):
@@ -146,7 +151,7 @@ class RunOptions(Options):
     )
     """`auto`, `cpu`, `cuda` or `cuda:N`; `mps` and `xpu` are accepted but untested. Each device rounds differently."""
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
-    """CPU threads, and processes that judge answers; 0: all cores. Another number may round image features and trained
+    """CPU threads, and processes that filter answers; 0: all cores. Another number may round image features and trained
     weights differently in their last bits; one and two train the same bytes if a step has more than 2,048 tokens."""
     drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
     """When new captions stop a run."""
@@ -190,11 +195,7 @@ class Settings(Options):
 
     @model_validator(mode="after")
     def _queries(self) -> Settings:
-        try:
-            self.for_queries()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise ValueError(f"evaluate.queries.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        _check("evaluate.queries", self.for_queries)
         return self
 
     @model_validator(mode="after")

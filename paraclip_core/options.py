@@ -6,7 +6,7 @@ A custom reader, engine, filter, benchmark or stage is named by its dotted path,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from inspect import getsourcefile, signature
 from operator import attrgetter
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, JsonValue, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, core_schema
 
 from paraclip_core.errors import ConfigError
@@ -63,33 +64,30 @@ class Options(BaseModel):
 
 def meaning(options: BaseModel) -> dict[str, Any]:
     """The options that may change an output, as JSON-ready values: those that are not :data:`OPERATIONAL`."""
-    fields = type(options).model_fields.items()
-    return {name: _plain(getattr(options, name)) for name, field in fields if field.json_schema_extra != OPERATIONAL}
+    return _values(options, lambda field, value: True)
 
 
 def unusual(options: BaseModel) -> dict[str, Any]:
     """The options that affect an output and differ from their defaults, as in a YAML file."""
-    values: dict[str, Any] = {}
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        if field.json_schema_extra != OPERATIONAL and value != field.default:
-            values[name] = _unusual(value)
-    return values
+    return _values(options, lambda field, value: value != field.default)
 
 
-def _unusual(value: Any) -> Any:
+def _values(options: BaseModel, wanted: Callable[[FieldInfo, Any], bool]) -> dict[str, Any]:
+    fields = ((name, field, getattr(options, name)) for name, field in type(options).model_fields.items())
+    return {
+        name: _plain(value, wanted)
+        for name, field, value in fields
+        if field.json_schema_extra != OPERATIONAL and wanted(field, value)
+    }
+
+
+def _plain(value: Any, wanted: Callable[[FieldInfo, Any], bool]) -> Any:
     if isinstance(value, BaseModel):
-        return unusual(value)
-    return [_unusual(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return meaning(value)
+        return _values(value, wanted)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, wanted) for item in value]
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, wanted) for key, item in value.items()}
     return value
 
 

@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.gone import what_became_of
 from paraclip_core.text_safety import one_line
 
 ROOT_VARIABLE = "PARACLIP_ROOT"
@@ -260,8 +259,6 @@ def _explain(detail: Mapping[str, Any]) -> str:
     location: tuple[str | int, ...] = detail["loc"]
     path = ".".join(str(part) for part in location) or "settings"
     kind, got = detail["type"], repr(detail["input"])
-    if gone := what_became_of(location, detail["input"]):
-        return gone
     if kind == "extra_forbidden":
         return f"{path} is not an option; {_nearest(location)}"
     message = detail["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""Arrow schemas of the tables that stages pass on.
+"""Arrow schemas of the tables that stages pass on, and how DuckDB reads them.
 
 All ids are 16 bytes of blake2b. Token lists include the start and end tokens and are truncated to the context length.
 """
@@ -9,6 +9,13 @@ import hashlib
 
 import pyarrow as pa
 
+DUCKDB: dict[str, str | bool | int | float | list[str]] = {
+    "memory_limit": "1GB",
+    "autoinstall_known_extensions": "false",
+    "autoload_known_extensions": "false",
+    "python_enable_replacements": "false",
+}
+"""Configuration of every connection: it downloads nothing and takes no Python variable for a table."""
 TOKENS = pa.list_(pa.uint16())
 
 CAPTIONS = pa.schema(

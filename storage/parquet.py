@@ -12,18 +12,13 @@ import pyarrow.parquet as pq
 
 from paraclip.storage.files import storage_error, write_atomic
 from paraclip_core.errors import ArtifactError
+from paraclip_core.tables import DUCKDB as CONFIG
 from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
     # It takes a while to import, and most commands need none.
     import duckdb
 
-CONFIG: dict[str, str | bool | int | float | list[str]] = {
-    "memory_limit": "1GB",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",
-}
 # A folder above the files may be called `license=MIT` and is no column.
 MOST_FREQUENT = """
     WITH files AS (SELECT * FROM read_parquet($parts, hive_partitioning = false)),

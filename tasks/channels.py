@@ -44,7 +44,7 @@ class Move:
     stages: dict[str, str] = field(default_factory=dict)
     """Fingerprint of each stage of the model's run."""
     run: str | None = None
-    """Name of the model's run; None in files from before this was recorded, and then any run may follow."""
+    """Name of the model's run; None for a manual change, after which any run may follow."""
 
 
 def history(channel: Mapping[str, Any]) -> list[Move]:
@@ -106,7 +106,7 @@ def moved(
     if after != before:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         moves.append(Move(after, before, by, now, _who(), _flow_run(), verdict, reason, dict(stages), run))
-    elif run is not None:
+    else:
         moves[-1] = replace(moves[-1], run=run, stages=dict(stages), verdict=verdict, reason=reason)
     facts = {"before": moves[-1].before, "reason": moves[-1].reason}
     return {
@@ -169,26 +169,19 @@ def check_channel(run: str, channel: str, store: ArtifactStore, force: bool = Fa
             f"the channel {channel!r} has the name of a run, and so follows every such run, whatever its verdict; name "
             f"another channel (or delete {channel}.json under channels/, if that run no longer exists)"
         )
-    if not force and (other := of_another_run(current, run, store)):
+    if not force and (other := of_another_run(current, run)):
         raise ConfigError(f"the channel {channel!r} {other}")
 
 
-def of_another_run(channel: Mapping[str, Any], run: str, store: ArtifactStore) -> str | None:
+def of_another_run(channel: Mapping[str, Any], run: str) -> str | None:
     """What to know and do if a channel serves another run's model; None if it serves none as far as is known."""
     moves = history(channel)
-    other = _run_of(moves[-1], store) if moves else None
-    if other in (None, run):
+    if not moves or moves[-1].run in (None, run):
         return None
     return (
-        f"serves a model of the run {other!r} since {moves[-1].at}, which no model of the run {run!r} follows "
+        f"serves a model of the run {moves[-1].run!r} since {moves[-1].at}, which no model of the run {run!r} follows "
         f"by its verdict; name another channel, or, to give this one to {run!r}, {BY_HAND}"
     )
-
-
-def _run_of(move: Move, store: ArtifactStore) -> str | None:
-    """The run of a move's model; for a move written by an earlier release, the name in the run's report."""
-    report = store.peek("report", move.stages["report"]) if move.run is None and "report" in move.stages else None
-    return move.run if report is None else report.manifest.options.get("name")
 
 
 def record_result(run: Run, rows: Sequence[Mapping[str, Any]] | None = None) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
@@ -23,12 +23,10 @@ from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.evaluation.measured_gains import what_others_saw
 from paraclip_core.evaluation.power import few_for_alpha
-from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import ENGINES, CheckedEngine, EngineEntry, PaidEngine
 from paraclip_core.paraphrase.filters import known_wrong
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.settings import fields
 
 State = Literal["cached", "resumable", "to run", "damaged"]
 SHOWN = 60
@@ -203,8 +201,8 @@ def differences(artifact: Artifact, node: Node) -> list[str]:
     old, new = dict(_flat(manifest.options)), dict(_flat(draft.options))
     changed_code = manifest.stage_version != draft.stage_version
     # An option of an earlier version is not a lost setting.
-    dropped = {key for key in old.keys() - new.keys() if changed_code or _is_gone(key)}
-    reasons = ["a new version of the stage"] if changed_code or dropped else []
+    dropped = old.keys() - new.keys() if changed_code else set()
+    reasons = ["a new version of the stage"] if changed_code else []
     reasons += [
         f"option {key}: {_shown(old, key)} → {_shown(new, key)}"
         for key in sorted((old.keys() | new.keys()) - dropped)
@@ -220,17 +218,6 @@ def differences(artifact: Artifact, node: Node) -> list[str]:
         else:
             reasons.append(f"input {key}: {(before or '(none)')[:12]} → {(after or '(none)')[:12]}")
     return reasons
-
-
-def _is_gone(key: str) -> bool:
-    """Whether the code no longer knows an option of a manifest, whose path may lack its first groups."""
-    parts = ["0" if part.isdecimal() else part for part in key.split(".")]
-    groups = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-
-    def named(paths: Iterable[str]) -> bool:
-        return any(f".{path}".endswith(f".{group}") for path in paths for group in groups)
-
-    return named(GONE) and not any(f".{path}".endswith(f".{groups[-1]}") for path, _ in fields())
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

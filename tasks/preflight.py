@@ -156,7 +156,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
                 notices += _query_notices(run, folder)
         elif settings.data.scenes is None or scenes is not None:
             scenes = None if scenes is None else run.store.download(scenes)
-            notices += _bare_notices(counts) + _image_notices(settings, scenes, counts)
+            notices += bare_notices(counts) + _image_notices(settings, scenes, counts)
             notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
             if planned:
@@ -250,7 +250,7 @@ def _query_notices(run: Run, folder: Path) -> list[str]:
     return [_validation_notice(HELD_OUT, images, images, "at most ")]
 
 
-def _bare_notices(counts: CaptionCounts) -> list[str]:
+def bare_notices(counts: CaptionCounts) -> list[str]:
     """Notices on splits in which only some captions have an image; ingest reports those that are trained on."""
     bare = {split: without.total() for split, without in counts.without_image.items() if split != "train"}
     return [

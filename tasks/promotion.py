@@ -128,7 +128,7 @@ def _judge(
     over_base = from_json(result.summary["findings"])
     if result.verdict != "promote":
         return decision(False, "held", held, over_base)
-    if other := of_another_run(current, result.name, run.store):
+    if other := of_another_run(current, result.name):
         # Both runs ran concurrently, when the channel had no model.
         return decision(False, "of_another_run", f"{held}: the channel {other}")
     if left := withdrawn(current, challenger):

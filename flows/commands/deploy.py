@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from paraclip.flows import local_stack
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
     ConfigOption,
@@ -20,9 +21,9 @@ from paraclip.flows.commands.common import (
     print_table,
     say,
 )
+from paraclip.flows.names import PASSWORD_VARIABLE, UNWATCHED
 from paraclip.storage.roots import open_store
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import load_settings
 
 ChannelOption = Annotated[
     str | None, typer.Option(help="Channel that `regenerate` moves; default: production, the demo's demo-production.")
@@ -81,62 +82,29 @@ def deploy(
     profile.
     """
     _find_server(root)
-    # Prefect takes seconds to import, so only now.
-    from prefect import get_client
-
-    from paraclip.flows.alerts import EVERY, follow_deployments
-    from paraclip.flows.automations import create_automations, remove_left_behind, watch_unfinished
-    from paraclip.flows.deploy import DEMO, Deployed, Nightly
-    from paraclip.flows.deploy import deploy as register
-    from paraclip.flows.deployments import Existing, renew
-    from paraclip.flows.own_server import check_server
+    # Prefect reads its environment when it is imported.
+    from paraclip.flows.deploy import Nightly, renew_server
     from paraclip.flows.places import Target
 
-    check_server()
-    named = config is not None or bool(set_)
-    options = {
-        "--channel": channel, "--cron": cron, "--timezone": timezone, "--pool": pool, "--gpu-pool": gpu_pool,
-        "--image": image, "--volume": volume, "--secret": secret,
-    }  # fmt: skip
-    changes = [option for option, value in options.items() if value is not None]
-    with get_client(sync_client=True) as client:
-        existing = Existing.read(client)
-        if changes and not named and (others := existing.configurations() - {DEMO}):
-            raise ConfigError(
-                f"{', '.join(changes)}: of which configuration? Deployed are {', '.join(sorted(others))}; give its "
-                "file with -c"
-            )
-        if named or changes or not existing.current:
-            # The runs take their root from PARACLIP_ROOT, which a root in the file would override.
-            settings = load_settings(config or DEMO, set_ or ())
-            target = Target(pool, gpu_pool, image, volume, secret, root, folder)
-            deployed = register(existing, settings, target, Nightly(channel, cron, timezone))
-        else:
-            deployed = Deployed([], {}, renew(existing))
-    create_automations()
-    follow_deployments()
-    notes = [*deployed.notes, *remove_left_behind(EVERY)]
-    watch_unfinished()
+    target = Target(pool, gpu_pool, image, volume, secret, root, folder)
+    deployed = renew_server(config, set_ or (), target, Nightly(channel, cron, timezone))
     if as_json:
-        print_json({"deployments": deployed.rows, **deployed.facts, "notes": notes})
+        print_json({"deployments": deployed.rows, **deployed.facts, "notes": deployed.notes})
         return
     if deployed.rows:
         print_table("", list(deployed.rows[0]), deployed.rows)
         say(", ".join(f"{name}: {value}" for name, value in deployed.facts.items()))
-    for note in notes:
+    for note in deployed.notes:
         say(note)
 
 
 def _find_server(root: str | None) -> None:
     """Point Prefect's environment at the right server; call it before anything imports prefect."""
-    from paraclip.flows.local_stack import client_environment
-    from paraclip.flows.names import UNWATCHED
-
     for name, value in UNWATCHED.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" in os.environ:
         return
-    if "://" not in (root or DEFAULT_ROOT) and (server := client_environment(Path(root or DEFAULT_ROOT))):
+    if "://" not in (root or DEFAULT_ROOT) and (server := local_stack.client_environment(Path(root or DEFAULT_ROOT))):
         os.environ.update(server)
         return
     from prefect.settings import get_current_settings
@@ -166,24 +134,20 @@ def serve(
 
     What already runs stays. Call it again with another `-c` for a second configuration.
     """
-    from paraclip.flows.local_stack import pages_url, password_file
-    from paraclip.flows.local_stack import serve as start_stack
-    from paraclip.flows.names import PASSWORD_VARIABLE
-
     store = open_store(root)
     leave_in_order()
     arguments = [f"--config={config}"] if config else []
-    arguments += [f"--set={one}" for one in set_ or ()]
+    arguments += [f"--set={override}" for override in set_ or ()]
     given: dict[str, Any] = {"channel": channel, "cron": cron, "timezone": timezone}
     arguments += [f"--{name}={value}" for name, value in given.items() if value is not None]
-    processes, text = start_stack(store.root, port, folder.absolute(), arguments, store.location)
+    processes, text = local_stack.serve(store.root, port, folder.absolute(), arguments, store.location)
     say(text)
     url = processes[0].url
     # The password itself stays out of the terminal, whose output others may read.
-    path = password_file(store.root)
+    path = local_stack.password_file(store.root)
     chosen = not path.exists() or path.read_text().strip() != processes[0].password
     login = "your own" if chosen else f"the USER:PASSWORD in {path}"
-    typer.echo(f"UI: {url}, reports: {pages_url(url)}, login of both: {login}")
+    typer.echo(f"UI: {url}, reports: {local_stack.pages_url(url)}, login of both: {login}")
     password = "USER:PASSWORD" if chosen else f'"$(cat {shlex.quote(str(path))})"'
     typer.echo(f"for prefect: export PREFECT_API_URL={url}/api {PASSWORD_VARIABLE}={password}")
     typer.echo(f"logs: {store.root / 'logs'}; `paraclip stop --root {root}` ends it")
@@ -191,7 +155,5 @@ def serve(
 
 def stop(root: RootOption = DEFAULT_ROOT) -> None:
     """End the processes that `serve` started under this root, and no others."""
-    from paraclip.flows.local_stack import stop as stop_stack
-
-    ended = stop_stack(open_store(root).root)
+    ended = local_stack.stop(open_store(root).root)
     typer.echo(f"ended: {', '.join(ended)}" if ended else f"nothing runs under {root}")

@@ -45,11 +45,11 @@ class Counts:
             room = license in self.licenses or len(self.licenses) < MANY_LICENSES
             self.licenses[license if room else "(others)"] += count
 
-    def add(self, other: Counts) -> None:
-        self.read += other.read
-        self.accepted += other.accepted
+    def add(self, counts: Counts) -> None:
+        self.read += counts.read
+        self.accepted += counts.accepted
         for name in TALLIES:
-            getattr(self, name).update(getattr(other, name))
+            getattr(self, name).update(getattr(counts, name))
 
     def to_json(self) -> dict[str, Any]:
         tallies = {name: dict(sorted(getattr(self, name).items())) for name in TALLIES}

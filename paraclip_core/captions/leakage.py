@@ -87,11 +87,11 @@ def find_shared(batches: Batches, contents: Contents | None = None) -> Shared:
     held: dict[str, Place] = {}
     captions = [np.zeros(0, np.uint64)]
     for batch in batches():
-        train, other = by_split(batch)
+        train, held_out = by_split(batch)
         texts.add(text_keys(train["caption"].to_pylist()))
         trained.add(text_keys(train["image_id"].drop_null().to_pylist()))
-        captions.append(text_keys(other["caption"].to_pylist()))
-        for image, *place in _rows(other):
+        captions.append(text_keys(held_out["caption"].to_pylist()))
+        for image, *place in _rows(held_out):
             held.setdefault(image, (place[0], place[1]))
     by_id = trained.contains(text_keys(list(held)))
     unseen = {image: place for (image, place), trains in zip(held.items(), by_id, strict=True) if not trains}

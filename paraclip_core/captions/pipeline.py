@@ -77,7 +77,7 @@ class CaptionPipeline:
         ids = [tables.text_hash(image, text) for image, text in zip(batch.image_ids, texts, strict=True)]
         new = self._captions.add(_row_keys(ids, batch.splits)).tolist()
         if not all(new):
-            batch.drop([None if each else DUPLICATE for each in new])
+            batch.drop([None if is_new else DUPLICATE for is_new in new])
             ids, texts = list(compress(ids, new)), list(compress(texts, new))
         self._own(batch.image_ids, batch.image_paths, file.images)
         self._note_splits(batch.image_ids, batch.splits)

@@ -102,8 +102,8 @@ class QueryLog:
     def _read(self) -> duckdb.DuckDBPyConnection:
         if self._database is None:
             folder = self._folder.path
-            limits: dict[str, Any] = {"memory_limit": "1GiB", "temp_directory": str(folder / "spill")}
-            con = duckdb.connect(str(folder / "log.duckdb"), config=limits)
+            config = tables.DUCKDB | {"temp_directory": str(folder / "spill")}
+            con = duckdb.connect(str(folder / "log.duckdb"), config=config)
             con.execute(ROWS)
             con.execute("CREATE TABLE rejects (file BIGINT, row BIGINT, reason VARCHAR, detail VARCHAR, text VARCHAR)")
             for number, file in enumerate(self._files):

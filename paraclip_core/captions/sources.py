@@ -17,7 +17,8 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.paths import below, expand
 from paraclip_core.pictures import holds_pictures
 
-NOT_CAPTIONS = ("readme", "license", "license", "copying", "notice", "citation")
+NOT_CAPTIONS = ("readme", "license", "licence", "copying", "notice", "citation")
+"""What names begin with that hold no captions, in either spelling."""
 
 
 @dataclass(frozen=True)

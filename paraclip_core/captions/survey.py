@@ -1,32 +1,26 @@
-"""A survey of a user's data folder: its captions, the location of the images, and the splits.
+"""The sources in a user's data folder: which files hold captions, and where their images are.
 
-Files and columns are found in the same way as by the readers, so ingest does what is reported here.
+Files and columns are found in the same way as by the readers.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 
 from paraclip_core.captions.columns import ColumnNames, has_caption
-from paraclip_core.captions.counts import Counts
-from paraclip_core.captions.filters import count_words
 from paraclip_core.captions.formats import named_format, read
-from paraclip_core.captions.leakage import SHARED_COLUMNS, Shared, find_shared, shared_contents
-from paraclip_core.captions.options import USUAL_WORDS, DataOptions, SourceOptions
-from paraclip_core.captions.pipeline import CaptionPipeline
+from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.csv import header_fields
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.captions.sources import SourceFile, list_files
 from paraclip_core.captions.splits import shard_split, split_name
-from paraclip_core.clip.images import ImageArchive, missing_images
+from paraclip_core.clip.images import missing_images
 from paraclip_core.errors import InputError
 from paraclip_core.pictures import PICTURES
 
@@ -42,81 +36,37 @@ NAMED = """
     QUALIFY row_number() OVER (PARTITION BY images ORDER BY hash(image_path), image_path) <= $most
     ORDER BY images, image_path
 """
-MOST_WORDS = 77
-"""Words that a caption may have if longer ones than usual are found: CLIP reads as many tokens."""
-LEAST_IMAGES = 10
-"""Minimum number of images of a split that benchmarks need."""
-MANY_IMAGES = 4280
-"""Of so many a tenth shows a gain of two points of AO@10 (:mod:`paraclip_core.evaluation.power`)."""
 SHOWN = 5
-COLUMNS = ("image_id", "image_path", "split", "caption")
 
 
-@dataclass(frozen=True)
-class Survey:
-    """Options for `data` that describe a folder, and what ingest gets from them."""
-
-    data: DataOptions
-    """`max_words` covers the captions that were found, up to `MOST_WORDS`."""
-    counts: Counts
-    images: dict[str, Counter[str]]
-    """Image ids of each split, with the number of captions of each image."""
-    shared: Shared
-    """What the splits share."""
-    missing: list[str]
-    """Images that captions name and that were looked up but not found."""
-    without_image: Counter[str] = field(default_factory=Counter)
-    """Captions of each split that have no image."""
-    long: int = 0
-    """Accepted captions of more than `USUAL_WORDS` words."""
-    only_long: int = 0
-    """Images that have no other captions."""
-    unused: list[str] = field(default_factory=list)
-    """Files that also hold captions but name no image."""
-
-    @property
-    def split(self) -> str | None:
-        """The split to evaluate: a held-out one with enough images."""
-        return next((name for name in ("val", "test") if len(self.images.get(name, ())) >= LEAST_IMAGES), None)
-
-    def pairs(self, split: str) -> int:
-        """Number of images of a split with several captions, each a paraphrase of the others."""
-        return sum(count > 1 for count in self.images.get(split, Counter()).values())
-
-
-def survey(
+def find_sources(
     root: Path, captions: str | None = None, images: str | None = None, columns: ColumnNames | None = None
-) -> Survey:
-    """Survey a folder of captions and images.
+) -> tuple[tuple[SourceOptions, ...], list[str]]:
+    """Find the captions and images of a folder.
 
-    `captions` and `images`, relative to `root`, and `columns` resolve ambiguities.
+    `captions` and `images`, relative to `root`, and `columns` resolve ambiguities. Returns the sources, and the names
+    of the files that also hold captions but name no image.
     """
     source = SourceOptions(path=captions or ".", columns=columns or ColumnNames(), images=images)
     chosen, unused = _choose(_candidates(root, source), explicit=captions is not None)
     first = chosen[0]
     if images is not None or not first.file.images:
-        names = list(dict.fromkeys(name for each in chosen for name in each.image_names))[:LOOKED_UP]
+        names = list(dict.fromkeys(name for candidate in chosen for name in candidate.image_names))[:LOOKED_UP]
         images = _find_images(root, names, first.file, images)
     sources = tuple(
         source.model_copy(
             update={
-                "path": each.file.name,
-                "split": each.split,
-                "images": images if each.file.images is None or source.images is not None else None,
+                "path": candidate.file.name,
+                "split": candidate.split,
+                "images": images if candidate.file.images is None or source.images is not None else None,
             }
         )
-        for each in chosen
+        for candidate in chosen
     )
-    if captions is None and len(sources) > 1 and not any(each.split for each in sources):
+    if captions is None and len(sources) > 1 and not any(source.split for source in sources):
         # Numbered shards are given as their folder.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)
-    plain = _counted(DataOptions(root=str(root), sources=sources, max_words=MOST_WORDS), unused)
-    if plain.split is not None:
-        return plain
-    # A tenth of the images, or a fifth if they are few, is held out if that is enough to evaluate.
-    share = 0.1 if len(plain.images.get("train", ())) >= MANY_IMAGES else 0.2
-    held_out = _counted(plain.data.model_copy(update={"held_out": share}), unused)
-    return plain if held_out.split is None else held_out
+    return sources, unused
 
 
 @dataclass(frozen=True)
@@ -154,17 +104,17 @@ def _candidates(root: Path, source: SourceOptions) -> list[_Candidate]:
 
 def _choose(candidates: list[_Candidate], explicit: bool) -> tuple[list[_Candidate], list[str]]:
     """The files that belong together, and the names of those left out because they name no image."""
-    chosen = [each for each in candidates if each.file.images or each.image_names] or candidates
-    unused = [each.file.name for each in candidates if each not in chosen]
+    chosen = [candidate for candidate in candidates if candidate.file.images or candidate.image_names] or candidates
+    unused = [candidate.file.name for candidate in candidates if candidate not in chosen]
     if len(chosen) == 1:
         return chosen, unused
-    splits = [split_name(each.file.path.name.split(".")[0]) or shard_split(each.file.path) for each in chosen]
-    stems = {(each.file.path.parent, each.file.form, re.sub(r"\d", "", each.file.path.name)) for each in chosen}
-    if explicit or (all(splits) and len({each.file.path.parent for each in chosen}) == 1):
-        return [replace(each, split=split) for each, split in zip(chosen, splits, strict=True)], unused
-    if len(stems) == 1:
+    paths, forms = [candidate.file.path for candidate in chosen], {candidate.file.form for candidate in chosen}
+    splits = [split_name(path.name.split(".")[0]) or shard_split(path) for path in paths]
+    if explicit or (all(splits) and len({path.parent for path in paths}) == 1):
+        return [replace(candidate, split=split) for candidate, split in zip(chosen, splits, strict=True)], unused
+    if len(forms) == len({(path.parent, re.sub(r"\d", "", path.name)) for path in paths}) == 1:
         return chosen, unused
-    names = ", ".join(each.file.name for each in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
+    names = ", ".join(candidate.file.name for candidate in chosen[:SHOWN]) + (", …" if len(chosen) > SHOWN else "")
     raise InputError(f"{len(chosen)} files hold captions: {names}; choose one, or a folder, with --captions")
 
 
@@ -173,7 +123,7 @@ def _find_images(root: Path, names: Sequence[str], file: SourceFile, images: str
     if not names:
         raise InputError(_no_names(file))
     candidates = _image_places(root) if images is None else [images]
-    places = {place: len(names) - len(_missing(root / place, names)) for place in candidates}
+    places = {place: len(names) - len(absent_images(root / place, names)) for place in candidates}
     most = max(places.values(), default=0)
     if not most:
         raise InputError(
@@ -217,54 +167,17 @@ def _image_places(root: Path) -> Iterable[str]:
             if top == root:
                 tops += [path / name for name in folders if (path / name).is_symlink()]
             if any(name.lower().endswith(PICTURES) for name in files):
-                places |= {path, *(each for each in path.parents if each == top or top in each.parents)}
+                places |= {path, *(parent for parent in path.parents if parent == top or top in parent.parents)}
             places |= {path / name for name in files if named_format(Path(name)) == "webdataset"}
     return [place.relative_to(root).as_posix() for place in sorted(places)]
 
 
-def _missing(place: Path, names: Sequence[str]) -> list[str]:
+def absent_images(place: Path, names: Sequence[str]) -> list[str]:
+    """The names of images that a folder or tar does not hold."""
     try:
         return missing_images(place, names)
     except InputError:  # an unreadable archive has none of them
         return list(names)
-
-
-def _counted(data: DataOptions, unused: list[str]) -> Survey:
-    files = list_files(Path(data.root), data.sources, Path(data.root) / "runs")
-    pipeline, counts = CaptionPipeline(data, files), Counts()
-    images: dict[str, Counter[str]] = {}
-    without_image, lengths, shortest = Counter[str](), Counter[int](), dict[str, int]()
-    batches: list[pa.RecordBatch] = []
-    for file in files:
-        for outcome in pipeline.run(file):
-            counts.note(outcome)
-            columns = (outcome.accepted.column(name).to_pylist() for name in COLUMNS)
-            for image, path, split, caption in zip(*columns, strict=True):
-                lengths[words := count_words(caption)] += 1
-                if image is not None:
-                    images.setdefault(split, Counter())[image] += 1
-                    shortest[image] = min(words, shortest.get(image, words))
-                # Without a folder or tar of images there are no paths.
-                without_image[split] += image is None or path is None
-            batches.append(outcome.accepted.select([*SHARED_COLUMNS, "source"]))
-    contents = shared_contents(lambda: batches, lambda name: ImageArchive(Path(data.root) / name))
-    with duckdb.connect(":memory:", config={"python_enable_replacements": "false"}) as con:
-        if batches:
-            con.register("captions", pa.Table.from_batches(batches))
-        named = named_images(con) if batches else {}
-    missing = [name for place, names in named.items() for name in _missing(Path(data.root) / place, list(names))]
-    data = data.model_copy(update={"max_words": max([USUAL_WORDS, *lengths])})
-    return Survey(
-        data,
-        counts,
-        images,
-        find_shared(lambda: batches, contents),
-        missing,
-        without_image,
-        long=sum(count for words, count in lengths.items() if words > USUAL_WORDS),
-        only_long=sum(words > USUAL_WORDS for words in shortest.values()),
-        unused=unused,
-    )
 
 
 def named_images(con: duckdb.DuckDBPyConnection) -> dict[str, dict[str, str]]:

@@ -7,7 +7,6 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from paraclip_core.clip.reference import canonical
-from paraclip_core.gone import GONE_VALUES
 from paraclip_core.options import OPERATIONAL, Options
 
 BUILT_IN = "built-in"
@@ -31,8 +30,6 @@ class ModelOptions(Options):
     @field_validator("base")
     @classmethod
     def _hub_address(cls, value: str) -> str:
-        if value in GONE_VALUES["model.base"]:
-            raise ValueError("is gone")
         return canonical(value)
 
 

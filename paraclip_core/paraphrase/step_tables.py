@@ -18,13 +18,8 @@ import pyarrow as pa
 
 from paraclip_core.paraphrase.keys import KEY_BYTES, RequestKeys
 from paraclip_core.tables import ANSWERS, FILTER_RESULTS
+from paraclip_core.tables import DUCKDB as CONFIG
 
-CONFIG: dict[str, Any] = {
-    "memory_limit": "1GB",
-    "autoinstall_known_extensions": "false",
-    "autoload_known_extensions": "false",
-    "python_enable_replacements": "false",
-}
 TAKEN_ROWS = 65_536
 NO_PARENT = bytes(16)
 """Parent of step 1's generations, which come from no other generation."""

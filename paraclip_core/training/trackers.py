@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from paraclip_core.errors import ConfigError
 
@@ -62,7 +62,8 @@ class Service:
         self._module.log(dict(figures), step=step)
 
 
-OPENERS: Mapping[str, Callable[[TrackedRun, int], Any]] = {
+TrackerName = Literal["tensorboard", "trackio", "wandb"]
+OPENERS: Mapping[TrackerName, Callable[[TrackedRun, int], Any]] = {
     "tensorboard": TensorBoard,
     "trackio": partial(Service, "trackio"),
     "wandb": partial(Service, "wandb"),
@@ -73,7 +74,7 @@ OPENERS: Mapping[str, Callable[[TrackedRun, int], Any]] = {
 class Trackers:
     """Several trackers as one; none of them can stop training once it has begun."""
 
-    def __init__(self, names: Sequence[str] = (), run: TrackedRun | None = None) -> None:
+    def __init__(self, names: Sequence[TrackerName] = (), run: TrackedRun | None = None) -> None:
         """Trackers of a run, by name; they are opened by :meth:`begin`."""
         check_trackers(names)
         self._names, self._run = tuple(dict.fromkeys(names)), run

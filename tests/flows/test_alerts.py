@@ -18,11 +18,28 @@ from uuid import UUID
 
 import pytest
 from prefect import flow, get_client, tags
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events.schemas.automations import AutomationCore, Posture
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_METRICS_ENABLED,
+    PREFECT_CLIENT_METRICS_PORT,
+    temporary_settings,
+)
+from prefect.utilities.services import stop_client_metrics_server
 
+from paraclip.flows.alerts import ALERTS, follow_deployments, kind_of, name_of, pass_on
+from paraclip.flows.automations import SILENT, create_automations
+from paraclip.flows.deploy import Nightly, deploy
+from paraclip.flows.deployments import Existing
 from paraclip.flows.names import HEARTBEAT, POOLS, TAG
 from paraclip.flows.pipeline import pipeline
+from paraclip.flows.places import Target
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
+from paraclip.tasks.prefect_ui import near_cap
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import parse_settings
 from tests.kit.prefect_server import prefect_server, runs_of, whole_server
@@ -81,8 +98,6 @@ def wait_for(posted: Posted, event: str) -> dict[str, Any]:
 def test_a_night_is_reported(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], mailbox: tuple[int, list[str]]
 ) -> None:
-    from paraclip.flows.alerts import ALERTS, kind_of, name_of, pass_on
-
     (url, posted), (port, mails) = receiver, mailbox
     pass_on("http://127.0.0.1:9/nobody")
     pass_on(url)
@@ -127,20 +142,12 @@ def test_a_night_is_reported(
 
 def deployed(name: str, cron: str, pool: str | None = None) -> None:
     """A configuration with a nightly run."""
-    from paraclip.flows.deploy import Nightly, deploy
-    from paraclip.flows.deployments import Existing
-    from paraclip.flows.places import Target
-
     settings = parse_settings({"name": name, "data": {"sources": [{"path": "captions.csv"}]}})
     with get_client(sync_client=True) as client:
         deploy(Existing.read(client), settings, Target(pool), Nightly(f"{name}-production", cron))
 
 
 def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
-    from prefect.client.schemas.actions import WorkPoolCreate
-
-    from paraclip.flows.alerts import follow_deployments, pass_on
-
     def named(event: str) -> dict[str, Any]:
         with get_client(sync_client=True) as client:
             return {one.name: one for one in client.read_automations() if event in one.name}
@@ -174,10 +181,6 @@ def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
 def test_what_a_run_cannot_tell_itself_is_reported(
     receiver: tuple[str, Posted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect.events.schemas.automations import AutomationCore, Posture
-
-    from paraclip.flows.alerts import pass_on
-
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
     deployed("night", "0 3 * * *")
@@ -224,12 +227,6 @@ def test_a_person_has_the_last_word(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, silent: int
 ) -> None:
     """Runs are carried out here, or by a worker and then left alone for longer than a silent run may be."""
-    from prefect.exceptions import Pause
-    from prefect.flow_engine import run_flow
-
-    from paraclip.flows.alerts import pass_on
-    from paraclip.flows.automations import SILENT, create_automations
-
     url, posted = receiver
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
     deployed("other", "")
@@ -303,10 +300,6 @@ def test_a_rollback_by_hand_is_reported(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    from paraclip.flows.alerts import pass_on
-
     url, posted = receiver
     pass_on(url)
     monkeypatch.setenv("PREFECT_API_URL", server)
@@ -327,9 +320,6 @@ def test_a_rollback_by_hand_is_reported(
 
 
 def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted]) -> None:
-    from paraclip.flows.alerts import pass_on
-    from paraclip.tasks.prefect_ui import near_cap
-
     @flow
     def spend() -> None:
         for cap in (0.0, 2.0, 2.0):
@@ -346,9 +336,6 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
 
 
 def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from prefect.settings import PREFECT_CLIENT_METRICS_ENABLED, PREFECT_CLIENT_METRICS_PORT, temporary_settings
-    from prefect.utilities.services import stop_client_metrics_server
-
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
     scenes = {"name": "night", "run": {"root": str(tmp_path)}, "data": {"scenes": {"images": 200, "image_size": 64}}}
     port = free_port()

@@ -7,7 +7,15 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prefect import get_client
+from prefect.automations import Automation
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.events import Event, Resource, get_events_client
+from prefect.events.actions import ChangeFlowRunState
+from prefect.states import Failed, Pending, Running, Scheduled
+from prefect.utilities.asyncutils import run_coro_as_sync
 
+from paraclip.flows.automations import SILENT, STOPPING, TAKEN, create_automations, watch_unfinished
 from paraclip.flows.names import POOLS, TAG
 from tests.kit.prefect_server import runs_of, states
 from tests.kit.waiting import eventually
@@ -18,9 +26,6 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(prefect: str) -> str:
     """The API's address; the server has the CPU pool."""
-    from prefect import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOLS[0], type="process"))
     return prefect
@@ -28,11 +33,6 @@ def server(prefect: str) -> str:
 
 @pytest.mark.usefixtures("server")
 def test_automations_are_updated_in_place_and_say_what_to_do() -> None:
-    from prefect.automations import Automation
-    from prefect.events.actions import ChangeFlowRunState
-
-    from paraclip.flows.automations import SILENT, STOPPING, TAKEN, create_automations
-
     def read(name: str) -> Any:
         return Automation.read(name=name)
 
@@ -56,9 +56,6 @@ def test_automations_are_updated_in_place_and_say_what_to_do() -> None:
 
 
 def heartbeat(run: UUID) -> None:
-    from prefect.events import Event, Resource, get_events_client
-    from prefect.utilities.asyncutils import run_coro_as_sync
-
     async def send() -> None:
         resource = Resource({"prefect.resource.id": f"prefect.flow-run.{run}"})
         async with get_events_client() as client:
@@ -69,11 +66,6 @@ def heartbeat(run: UUID) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
-    from prefect import get_client
-    from prefect.states import Failed, Pending, Running, Scheduled
-
-    from paraclip.flows.automations import SILENT, STOPPING, TAKEN, create_automations, watch_unfinished
-
     def ours(count: int, state: str = "RUNNING") -> list[UUID]:
         return runs_of(POOLS[0], list(range(401, 401 + count)), state, tags=[TAG])
 
@@ -97,24 +89,3 @@ def test_our_runs_with_nothing_behind_them_end_and_no_others() -> None:
     # The server looks every five seconds.
     time.sleep(6)
     assert states([foreign, retried, begun]) == ["Running", "AwaitingRetry", "Running"]
-
-
-@pytest.mark.usefixtures("server")
-def test_what_an_earlier_release_left_is_removed_and_reported_and_nothing_else() -> None:
-    from prefect import get_client
-    from prefect.automations import Automation
-    from prefect.events.actions import DoNothing
-
-    from paraclip.flows.alerts import EVERY
-    from paraclip.flows.automations import create_automations, remove_left_behind, trigger_of
-
-    create_automations()
-    for name in ("paraclip: new captions start a run", "paraclip: stage.failed by webhook", "theirs"):
-        trigger = trigger_of(("prefect.flow-run.Failed",), 60, {"prefect.resource.id": "prefect.flow-run.*"})
-        Automation(name=name, trigger=trigger, actions=[DoNothing()]).create()
-    notes = remove_left_behind(EVERY)
-    assert len(notes) == 2 and "'paraclip: new captions start a run'" in notes[0] + notes[1]
-    with get_client(sync_client=True) as client:
-        names = {one.name for one in client.read_automations()}
-    assert "theirs" in names and len(names) == 4
-    assert remove_left_behind(EVERY) == []

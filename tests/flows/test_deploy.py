@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,22 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import prefect
 import pytest
+from prefect import get_client
+from prefect.client.schemas.actions import DeploymentUpdate, WorkPoolCreate
+from prefect.settings import Settings as PrefectSettings
+from prefect.states import Completed, Running
 
 from paraclip.flows.cli import run_cli
+from paraclip.flows.deploy import Nightly, deploy
+from paraclip.flows.deployments import Existing
 from paraclip.flows.names import CPU_RUNS, HEARTBEAT, POOLS, TAG
+from paraclip.flows.places import PARENT_RUNS, PARENTS, Target
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import load_settings, parse_settings
-from tests.kit.prefect_server import runs_of, states
+from tests.kit.prefect_server import _empty, runs_of, states
 
 pytestmark = pytest.mark.slow
 
@@ -33,8 +42,6 @@ def own(name: str, **groups: Any) -> Settings:
 @pytest.fixture
 def server(prefect: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A server without any deployment or pool; the address of its API."""
-    from tests.kit.prefect_server import _empty
-
     _empty(prefect)
     monkeypatch.setenv("PREFECT_API_URL", prefect)
     monkeypatch.chdir(tmp_path)
@@ -48,37 +55,22 @@ def register(
     timezone: str | None = None,
     **target: Any,
 ) -> Any:
-    from prefect import get_client
-
-    from paraclip.flows.deploy import Nightly, deploy
-    from paraclip.flows.deployments import Existing
-    from paraclip.flows.places import Target
-
     with get_client(sync_client=True) as client:
         return deploy(Existing.read(client), settings, Target(**target), Nightly(channel, cron, timezone))
 
 
 def read(name: str) -> Any:
-    from prefect import get_client
-
     with get_client(sync_client=True) as client:
         return client.read_deployment_by_name(name)
 
 
 def change(name: str, **fields: Any) -> None:
     """As the UI does."""
-    from prefect import get_client
-    from prefect.client.schemas.actions import DeploymentUpdate
-
     with get_client(sync_client=True) as client:
         client.update_deployment(read(name).id, DeploymentUpdate(**fields))
 
 
 def names() -> set[str]:
-    from prefect import get_client
-
-    from paraclip.flows.deployments import Existing
-
     with get_client(sync_client=True) as client:
         return set(Existing.read(client).deployments)
 
@@ -119,19 +111,7 @@ def test_a_root_that_is_not_named_again_stays(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("server")
-def test_a_channel_serves_one_configuration() -> None:
-    register(own("mine"))
-    with pytest.raises(ConfigError, match=r"regenerate/mine moves the channel 'production' already.*--channel"):
-        register(own("other"))
-    with pytest.raises(ConfigError, match="a channel with a run's own name"):
-        register(own("third"), channel="third")
-    assert names() and all(name.endswith("/mine") for name in names())
-
-
-@pytest.mark.usefixtures("server")
 def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays() -> None:
-    from prefect import get_client
-
     register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin")
     before = read("regenerate/mine")
     changed = {"channel": "theirs", "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
@@ -142,66 +122,47 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
         client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
         client.pause_deployment(before.id)
     (note,) = [note for note in register(own("mine")).notes if "worker" not in note]
-    assert note.startswith("regenerate/mine was changed on the server") and "finetune.epochs 77 → (default)" in note
-    assert 'channel "theirs" → "production"' in note
+    changes = 'channel "theirs" → "production", finetune.epochs 77 → (default)'
+    assert note == f"regenerate/mine follows the configuration: {changes}"
     after = read("regenerate/mine")
     assert after.id == before.id and after.paused and after.parameters == before.parameters
-    assert [schedule.active for schedule in after.schedules] == [False] and after.tags == ["ours", TAG]
+    assert [schedule.active for schedule in after.schedules] == [False] and {*after.tags} == {"ours", TAG}
     assert after.job_variables["stream_output"] is False
     assert read("pipeline/mine").global_concurrency_limit.limit == 2
     # Paused by a person, it stays so under another clock, too.
     notes = register(own("mine"), cron="30 4 * * *").notes
     assert "regenerate/mine: schedule 0 3 * * * Europe/Berlin (paused) → 30 4 * * * Europe/Berlin (paused)" in notes
     assert [(one.schedule.cron, one.active) for one in read("regenerate/mine").schedules] == [("30 4 * * *", False)]
-    with pytest.raises(ConfigError, match="--timezone is for --cron"):
-        register(own("mine"), timezone="UTC")
     register(own("mine"), cron="")
     assert not read("regenerate/mine").schedules
     (note,) = [note for note in register(own("mine", finetune={"epochs": 3})).notes if "worker" not in note]
-    assert note == "pipeline/mine follows the configuration: finetune.epochs (default) → 3.0"
+    assert note == "pipeline/mine and 10 more follow the configuration: finetune.epochs (default) → 3.0"
 
 
 @pytest.mark.usefixtures("server")
-def test_what_an_earlier_release_left_is_removed_and_reported() -> None:
-    from prefect import get_client
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-    from prefect.client.schemas.schedules import CronSchedule
-
-    from paraclip.flows.deployments import Existing, renew
-
+def test_what_is_no_longer_needed_is_removed_and_what_is_not_ours_stays() -> None:
     with get_client(sync_client=True) as client:
-        night = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
         for flow, entrypoint, tags in (
-            ("watch", "paraclip.flows.watch.watch", [TAG]),
-            ("regenerate", "paraclip.flows.regenerate.regenerate", [TAG]),
-            ("regenerate2", "company.flows.regenerate", [TAG]),
+            ("regenerate", "company.flows.regenerate", [TAG]),
             ("pipeline", "paraclip.flows.pipeline.pipeline", ["company"]),
         ):
             flow_id = client.create_flow_from_name(flow)
-            parameters = {"settings": {"name": "edited"}}
-            client.create_deployment(
-                flow_id, flow, entrypoint=entrypoint, tags=tags, schedules=[night], parameters=parameters
-            )
-    notes = "\n".join(register(own("mine")).notes)
-    assert "removed regenerate/regenerate from an earlier release; its schedule was 0 3 * * * UTC" in notes
-    assert '"name": "edited"' in notes and "removed watch/watch from an earlier release" in notes.splitlines()
-    left = {read(name).name for name in ("regenerate2/regenerate2", "pipeline/pipeline")}
-    assert left == {"regenerate2", "pipeline"} and "watch/watch" not in names()
-    with get_client(sync_client=True) as client:
-        assert renew(Existing.read(client)) == []
-    register(own("mine", evaluate={"control": True}))
-    assert "control/mine" in names()
-    assert "removed control/mine, which mine does not need" in register(own("mine")).notes
+            client.create_deployment(flow_id, "theirs", entrypoint=entrypoint, tags=tags)
+        register(own("mine", evaluate={"control": True}))
+        assert "control/mine" in names() and not any(name.endswith("/theirs") for name in names())
+        assert "removed control/mine, which mine does not need" in register(own("mine")).notes
+        assert "control/mine" not in names() and read("regenerate/theirs") and read("pipeline/theirs")
+        assert Existing.read(client).of_other_releases() == []
+        deployment = read("pipeline/mine")
+        client.create_deployment(
+            deployment.flow_id, "mine", entrypoint=deployment.entrypoint, tags=[TAG], version="0.9"
+        )
+        (note,) = Existing.read(client).of_other_releases()
+    assert note.startswith("mine was deployed by another release")
 
 
 @pytest.mark.usefixtures("server")
 def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
-    import json
-
-    import prefect
-    from prefect import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate
-
     shipped = Path(prefect.__file__).parent / "server/api/collections_data/views/aggregate-worker-metadata.json"
     docker = json.loads(shipped.read_text())["prefect-docker"]["docker"]["default_base_job_configuration"]
     kubernetes = json.loads((REPOSITORY / "docker" / "kubernetes" / "paraclip-gpu.json").read_text())
@@ -240,34 +201,7 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
-@pytest.mark.parametrize(
-    ("name", "cron", "problem"),
-    [
-        ("a/b", None, "cannot name"),
-        ("mine", "0 3 * *", "expected five fields"),
-        ("50%", None, "cannot name deployments"),
-    ],
-)
-def test_what_no_server_takes_is_refused_before_anything_is_made(name: str, cron: str | None, problem: str) -> None:
-    with pytest.raises(ConfigError, match=problem):
-        register(own(name), cron=cron)
-    assert not names()
-
-
-@pytest.mark.usefixtures("server")
-def test_an_engine_that_lacks_its_model_is_refused_and_not_only_at_night() -> None:
-    with pytest.raises(ConfigError, match=r"engine=openai needs paraphrase\.model"):
-        register(own("mine", paraphrase={"engine": "openai"}))
-    assert not names()
-
-
-@pytest.mark.usefixtures("server")
 def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> None:
-    from prefect import get_client
-    from prefect.states import Completed, Running
-
-    from paraclip.flows.places import PARENT_RUNS, PARENTS
-
     assert 0 < PARENT_RUNS < CPU_RUNS
     register(own("mine"))
     with get_client(sync_client=True) as client:
@@ -294,9 +228,6 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
 def test_a_bare_worker_works_in_the_root_that_was_deployed(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect import get_client
-    from prefect.settings import Settings as PrefectSettings
-
     register(parse_settings({"name": "bare", "data": SCENES}), root=str(tmp_path / "root"))
     deployment = read("scenes/bare")
     environment = deployment.job_variables["env"]
@@ -318,9 +249,20 @@ def test_a_bare_worker_works_in_the_root_that_was_deployed(
 
 
 @pytest.mark.usefixtures("server")
-def test_an_option_without_its_configuration_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_refused_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     register(own("mine"))
     before = names()
+    refused: tuple[tuple[Settings, dict[str, str], str], ...] = (
+        (own("other"), {}, r"regenerate/mine moves the channel 'production' already.*--channel"),
+        (own("third"), {"channel": "third"}, "a channel with a run's own name"),
+        (own("50%"), {"channel": "new"}, "cannot name deployments"),
+        (own("new"), {"channel": "new-production", "cron": "0 3 * *"}, "expected five fields"),
+        (own("mine"), {"timezone": "UTC"}, "--timezone is for --cron"),
+        (own("mine", paraphrase={"engine": "openai"}), {}, r"engine=openai needs paraphrase\.model"),
+    )
+    for settings, options, problem in refused:
+        with pytest.raises(ConfigError, match=problem):
+            register(settings, **options)
     assert run_cli(["deploy", "--cron", "0 4 * * *"]) == 2
     assert "--cron: of which configuration? Deployed are mine; give its file with -c" in capsys.readouterr().err
     assert names() == before

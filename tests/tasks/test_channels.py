@@ -165,18 +165,6 @@ def test_a_retried_flow_run_goes_back_once(tmp_path: Path) -> None:
     assert served(store) == A
 
 
-def test_a_channel_of_an_earlier_version_is_of_the_run_that_its_report_names(store: ArtifactStore) -> None:
-    with store.writing("report", "page"):
-        store.commit(Draft("report", "page", 1, {}, {"name": "cats"}), {}, 0.0)
-    stages = {"finetune": model(store, "cat")["finetune"], "report": "page"}
-    value = moved(None, stages, "promote", BY_PROMOTION)
-    del value["history"][0]["run"]
-    store.set_channel("production", value)
-    check_channel("cats", "production", store)
-    with pytest.raises(ConfigError, match="a model of the run 'cats' since"):
-        check_channel("dogs", "production", store)
-
-
 def test_a_channel_that_runs_move_cannot_be_the_promoted_one(store: ArtifactStore) -> None:
     check_channel("nightly", "production", store)
     with pytest.raises(ConfigError, match="both named 'production'"):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import Mock, call
 
 import pytest
@@ -69,7 +70,7 @@ def test_tensorboard_reads_what_was_reported(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("package", ["wandb", "trackio"])
-def test_services_get_project_name_and_figures(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_get_project_name_and_figures(package: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = Mock()
     monkeypatch.setitem(sys.modules, package, module)
     monkeypatch.setattr(trackers_module, "find_spec", lambda name: name)
