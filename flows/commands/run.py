@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
@@ -38,13 +36,11 @@ from paraclip_core.report.counts import shares_of_asked
 from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
-    from paraclip.tasks.plan import StagePlan
+    pass
 
 NOTHING_TO_DO = 3
 HELD = 4
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
-SHOWN = 4
-"""Number of reasons in the table; all of them are in the JSON."""
 
 
 def run(
@@ -168,62 +164,6 @@ def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
         say(f"for the same query: {', '.join(shares)} ({churn['queries']:,} queries)")
     for note in summary.get("notes", ()):
         say(f"note: {note}")
-
-
-def plan(
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    root: RunRootOption = None,
-    device: RunDeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show for each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
-    from paraclip.tasks.plan import plan_run
-    from paraclip.tasks.run.run import Run
-
-    settings = settings_from(config, set_, root, device)
-    with Console(stderr=True).status("counting captions and answers"):
-        planned = plan_run(Run(settings))
-    total = _total(planned.stages)
-    if as_json:
-        stages = [asdict(stage) for stage in planned.stages]
-        print_json({"notes": planned.notes, "root": settings.run.root, "stages": stages, "total": total})
-        return
-    rows = [_row(stage, "spend" in total) for stage in planned.stages]
-    print_table("", list(rows[0]), rows)
-    seconds = ("" if total["complete"] else "at least ") + human_seconds(total["seconds"])
-    time = seconds if total["complete"] or total["seconds"] else "no time is known yet"
-    spend = f", about {total['spend']:.4g} to spend" if "spend" in total else ""
-    say(f"total: {time}, {total['requests']} requests, {total['tokens']} tokens{spend}")
-    for note in planned.notes:
-        say(note)
-
-
-def _total(stages: Sequence[StagePlan]) -> dict[str, Any]:
-    total: dict[str, Any] = {
-        name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")
-    }
-    # A total with an unknown part is a lower bound.
-    total["complete"] = all(stage.seconds is not None for stage in stages)
-    prices = [stage.spend for stage in stages if stage.spend is not None]
-    if prices:
-        total["spend"] = round(sum(prices), 4)
-    return total
-
-
-def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
-    why = stage.why
-    return {
-        "stage": stage.stage,
-        "state": stage.state,
-        "why": "\n".join(why if len(why) <= SHOWN + 1 else [*why[:SHOWN], f"and {len(why) - SHOWN} more, see --json"]),
-        "rows": stage.rows,
-        "requests": stage.requests,
-        "tokens": stage.tokens,
-        **({"spend": stage.spend} if priced else {}),
-        "time": human_seconds(stage.seconds),
-        "estimated from": stage.note,
-    }
 
 
 def promote(
