@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
@@ -27,22 +26,11 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from paraclip.flows.names import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.pause import stopped_by_pause
-from paraclip.tasks.prefect_ui import (
-    artifact_key,
-    emit,
-    in_flow_run,
-    mark_decision,
-    near_cap,
-    publish_markdown,
-    publish_table,
-    published_progress,
-    report_note,
-)
-from paraclip.tasks.results import Result, comparison_rows, stage_row, why
-from paraclip.tasks.run.execute import STAGES, TAKEN, run_stage
+from paraclip.flows.prefect_ui import PrefectUi, report_note
+from paraclip.tasks.results import Result, Row, comparison_rows, why
+from paraclip.tasks.run.execute import STAGES, carry
 from paraclip.tasks.run.run import Node, Run, Stage
-from paraclip.tasks.run.status import both, shown_progress
-from paraclip.tasks.stages.queries import QUERIES
+from paraclip.tasks.run.status import shown_progress, together
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, worth_a_retry
 from paraclip_core.settings import SETTINGS, deployed_settings, parse_settings
@@ -143,9 +131,11 @@ def _read_settings(given: Any) -> Any:
 FormSettings = Annotated[Settings, BeforeValidator(_read_settings), WithJsonSchema(form_schema())]
 
 
-def run_of(config: str, overrides: Sequence[str], settings: Settings) -> Run:
-    """The run that a flow's parameters describe, at the worker's root."""
-    return Run(deployed_settings(settings, config, overrides, os.environ))
+def run_of(settings: Settings) -> Run:
+    """A run of these settings that shows what its stages find in Prefect's UI."""
+    run = Run(settings)
+    run.ui = PrefectUi(settings.name)
+    return run
 
 
 def run_name() -> str:
@@ -159,24 +149,15 @@ def run_name() -> str:
     return f"{flow_run.flow_name}-{PurePosixPath(config).stem if config else name or Settings().name}"
 
 
-def carry_stage(name: str, run: Run) -> dict[str, Any]:
+def carry_stage(name: str, run: Run) -> Row:
     """Run one stage in this process and return its row of the stage table."""
     let_own_logs_through()
-    started = time.monotonic()
-    node, cached, facts = run.node(name), run.artifact(name) is not None, set[str]()
-    for notice in node.stage.check_before(run):
-        log.warning("%s", notice)
-    with shown_progress(name) as progress:
-        asked = run.query_paraphraser if name == QUERIES.name else run.paraphraser
-        cap = near_cap(run.settings.name, (asked or run.paraphraser).given.openai.max_spend)
-        shown = both(both(progress, published_progress(run.settings.name, name)), cap)
-        artifact = run_stage(node, run, both(shown, lambda done, total, **new: facts.update(new)))
+    node, ui = run.node(name), PrefectUi(run.settings.name)
+    with shown_progress(name) as bar:
+        progress = together(bar, ui.progress(name, node.stage.paraphraser(run)))
+        artifact, row = carry(node, run, progress, partial(log.warning, "%s"), partial(log.info, "%s"))
     if rows := node.stage.samples(artifact):
-        publish_table(artifact_key(run.settings.name, name, "samples"), rows, f"Some answers of {name}")
-    taken = TAKEN in facts
-    row = stage_row(artifact, cached or taken, time.monotonic() - started)
-    how = "took another run's result after" if taken else f"{row['state']} in"
-    log.info("%s: %s %.1f s, %s", name, how, row["seconds"], artifact.path)
+        ui.table(f"{name}-samples", rows, f"Some answers of {name}")
     return row
 
 
@@ -202,16 +183,16 @@ def retries() -> int:
     return RETRIES if deployment.id else 0
 
 
-def stage_task(node: Node, carry: Callable[[str, Run], dict[str, Any]], run: Run, retries: int) -> Any:
+def stage_task(node: Node, work: Callable[[str, Run], Row], run: Run, retries: int) -> Any:
     """The task of a stage, whose state says what was made or found. It is retried after errors that may pass.
 
-    `carry` runs the stage and returns its row of the stage table.
+    `work` runs the stage and returns its row of the stage table.
     """
 
     def stage(name: str) -> State[Any]:
         try:
             run.stop.check()
-            row = carry(name, run)
+            row = work(name, run)
         except ParaclipError:
             if not run.stop.is_set():
                 raise
@@ -249,17 +230,15 @@ def _tried_again(error: object, attempt: int, run: Run) -> bool:
 
 def publish_result(settings: Settings, result: Result) -> None:
     """Show the comparison and a link to the report in the UI."""
-    if not in_flow_run():
-        return
+    ui = PrefectUi(settings.name)
     if result.summary:
-        emit(f"run.{result.verdict}", settings.name, result.decision or "", verdict=result.verdict)
-        mark_decision(result.verdict or "hold")
-        rows = comparison_rows(result.summary)
+        ui.event(f"run.{result.verdict}", result.decision or "", verdict=result.verdict)
+        ui.decision(result.verdict or "hold")
         text = ". ".join([f"Verdict: {result.verdict} ({why(result.summary)})", *result.summary.get("notes", ())])
-        publish_table(artifact_key(settings.name, "comparison"), rows, text)
+        ui.table("comparison", comparison_rows(result.summary), text)
     if result.report and result.summary_path:
         note = report_note(settings.name, result.report, result.summary_path, os.environ.get(ADDRESS_VARIABLE))
-        publish_markdown(artifact_key(settings.name, "report"), note, f"Report of {settings.name}")
+        ui.markdown("report", note, f"Report of {settings.name}")
 
 
 def let_own_logs_through() -> None:
@@ -313,15 +292,15 @@ for _logger in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_logger).addFilter(_traceback_once)
 
 
-def _stage_flow(stage: Stage) -> Flow[..., dict[str, Any]]:
-    def carry(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> dict[str, Any]:
-        run = run_of(config, overrides, settings)
+def _stage_flow(stage: Stage) -> Flow[..., Row]:
+    def body(config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS) -> Row:
+        run = run_of(deployed_settings(settings, config, overrides, os.environ))
         end_earlier_tasks()
         with stopped_by_pause(run):
             return stage_task(run.node(stage.name), carry_stage, run, retries())(stage.name).data
 
-    carry.__name__ = stage.name
-    return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(carry)
+    body.__name__ = stage.name
+    return flow(name=stage.name, description=stage.about, flow_run_name=run_name)(body)
 
 
 STAGE_FLOWS = {name: _stage_flow(stage) for name, stage in STAGES.items()}

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,10 +27,20 @@ from paraclip.flows.commands.common import (
     say,
     settings_from,
 )
+from paraclip.flows.names import TAG
+from paraclip.flows.own_server import check_server, prepare_prefect, show_own_logs
 from paraclip.storage.roots import open_store
+from paraclip.tasks.channels import check_channel
+from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
+from paraclip.tasks.promotion import decide
+from paraclip.tasks.results import OVER_CONTROL, comparison_rows, gather_result, why
+from paraclip.tasks.run.drive import finished
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import shown_progress
 from paraclip_core.captions.counts import listed_reasons
-from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
+from paraclip_core.evaluation.benchmarks import arrow_of
+from paraclip_core.evaluation.prepare import parse_benchmark
 from paraclip_core.paths import expand
 from paraclip_core.report.counts import shares_of_asked
 from paraclip_core.text_safety import printable
@@ -63,8 +73,9 @@ def run(
     With `--from STAGE`, nothing before that stage is made or paid for: if something there is not finished, because a
     caption or an option changed since, nothing runs at all.
     """
-    settings = settings_from(config, set_, root, device)
-    outcome = _finished(settings, start) or _carry_out(settings)
+    wanted = Run(settings_from(config, set_, root, device))
+    result = finished(wanted, start)
+    outcome = _in_flow(wanted) if result is None else result.as_json()
     if as_json:
         print_json(outcome)
     else:
@@ -82,31 +93,19 @@ def demo(
     run(Path("demo"), set_, root, device, as_json)
 
 
-def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
-    """The outcome if every stage is finished; does not start Prefect."""
-    from paraclip.tasks.run.drive import finished
-    from paraclip.tasks.run.run import Run
-
-    result = finished(Run(settings), start)
-    return None if result is None else result.as_json()
-
-
-def _carry_out(settings: Settings) -> dict[str, Any]:
-    from paraclip.flows.own_server import check_server, prepare_prefect, show_own_logs
-
-    prepare_prefect(open_store(settings.run.root).root)
-    # Prefect takes seconds to import, so only now.
+def _in_flow(run: Run) -> dict[str, Any]:
+    prepare_prefect(run.store.root)
+    # Prefect takes seconds to import, and reads its environment when it is.
     check_server()
     from prefect import tags
 
-    from paraclip.flows.names import TAG
-    from paraclip.flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline_of
 
     show_own_logs()
     # The stage's process and Prefect's temporary server.
     leave_in_order()
     with tags(TAG):
-        return cast(dict[str, Any], pipeline(settings=settings))
+        return pipeline_of(run)
 
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:
@@ -133,8 +132,6 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
 
 def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     """Print the table base | tuned | delta | interval, and the verdict."""
-    from paraclip.tasks.results import OVER_CONTROL, comparison_rows, why
-    from paraclip_core.evaluation.benchmarks import arrow_of
 
     def figure(value: float | None, form: str = ".2f") -> str:
         return "" if value is None else format(value, form)
@@ -182,12 +179,6 @@ def promote(
 
     A channel that serves another run's model moves only with `--force`, and then belongs to this run.
     """
-    from paraclip.tasks.channels import check_channel
-    from paraclip.tasks.promotion import decide
-    from paraclip.tasks.results import gather_result
-    from paraclip.tasks.run.run import Run
-    from paraclip.tasks.run.status import shown_progress
-
     settings = settings_from(config, set_, root, device)
     run = Run(settings)
     check_channel(settings.name, channel, run.store, force)
@@ -240,10 +231,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models with the first of them on benchmarks in their published formats, outside any run."""
-    from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
-    from paraclip.tasks.run.status import shown_progress
-    from paraclip_core.evaluation.prepare import parse_benchmark
-
     models = named_models(model)
     benchmarks = [parse_benchmark(text) for text in benchmark]
     for chosen in benchmarks:

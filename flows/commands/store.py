@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -26,7 +27,6 @@ from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
 from paraclip.tasks.gc import KEPT_MODELS
-from paraclip.tasks.prefect_ui import announce_rollback
 
 if TYPE_CHECKING:
     from paraclip.storage.answers import AnswerStore, Merged
@@ -204,7 +204,12 @@ def rollback(
 ) -> None:
     """Move a channel back to the previous model, or to an earlier one in its history."""
     decision = move_back(opened_root(root), name, to)
-    announce_rollback(decision)
+    if decision["moved"] and os.environ.get("PREFECT_API_URL"):
+        # Prefect takes seconds to import.
+        from paraclip.flows.prefect_ui import PrefectUi, rolled_back
+
+        event, text, facts = rolled_back(decision)
+        PrefectUi(name).send_event(event, text, **facts)
     if as_json:
         print_json(decision)
     else:

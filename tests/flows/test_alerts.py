@@ -23,7 +23,10 @@ from paraclip.flows.names import HEARTBEAT, POOLS, TAG
 from paraclip.flows.pipeline import pipeline
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import EngineContext
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.settings import parse_settings
 from tests.kit.prefect_server import prefect_server, runs_of, whole_server
 from tests.kit.processes import free_port
@@ -328,12 +331,16 @@ def test_a_rollback_by_hand_is_reported(
 
 def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted]) -> None:
     from paraclip.flows.alerts import pass_on
-    from paraclip.tasks.prefect_ui import near_cap
+    from paraclip.flows.prefect_ui import PrefectUi
+
+    at = EngineContext(options_at="evaluate.queries")
 
     @flow
     def spend() -> None:
         for cap in (0.0, 2.0, 2.0):
-            progress = near_cap("costly", cap)
+            own = {"max_spend": cap, "price_per_million_prompt_tokens": 1, "price_per_million_completion_tokens": 1}
+            given = {"engine": "openai", "model": "m", "openai": own}
+            progress = PrefectUi("costly").progress("queries", Paraphraser(ParaphraseOptions(**given), at))
             for spent in (0.5, 1.59, 1.6, 1.9):
                 progress(1, 2, spend=spent)
 
@@ -343,6 +350,7 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
     spend()
     near = eventually(lambda: len(both := [m for m in posted if m.get("run") == "costly"]) == 2 and both)
     assert [m["event"] for m in near] == ["paraclip.cap.near"] * 2 and near[0]["facts"]["spend"] == 1.6
+    assert near[0]["text"] == "1.6 of evaluate.queries.openai.max_spend=2 is spent; at the cap the run stops"
 
 
 def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
