@@ -15,12 +15,10 @@ from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed
 
 from paraclip.flows.children import run_child
+from paraclip.flows.form import DEFAULTS, FormSettings, Overrides
 from paraclip.flows.pause import stopped_by_pause
 from paraclip.flows.prefect_ui import STAGE_TABLE, PrefectUi
 from paraclip.flows.stages import (
-    DEFAULTS,
-    FormSettings,
-    Overrides,
     carry_stage,
     end_earlier_tasks,
     let_own_logs_through,

@@ -14,10 +14,11 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
+from paraclip.flows.form import DEFAULTS, FormSettings, Overrides
 from paraclip.flows.pause import explain_when_ended
 from paraclip.flows.pipeline import run_stages
 from paraclip.flows.prefect_ui import PrefectUi, rolled_back
-from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, run_of
+from paraclip.flows.stages import run_name, run_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel
 from paraclip.tasks.channels import rollback as move_back

@@ -1,20 +1,14 @@
-"""A flow for each stage, which reuses a finished stage; the stages' tasks; and the flows' parameters.
-
-The form of the Prefect UI shows the options that people set; `overrides` takes all others. It cannot collapse a group
-and draws everything under `properties`, so the others are under `patternProperties`: the server still checks them, and
-values that a deployment gives them stay.
-"""
+"""A flow for each stage, which reuses a finished stage; and the stages' tasks, in these flows and in the pipeline."""
 
 from __future__ import annotations
 
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 from prefect import Flow, State, flow, get_client, task
 from prefect.cache_policies import NO_CACHE
@@ -22,8 +16,9 @@ from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.client.schemas.objects import StateType
 from prefect.runtime import deployment, flow_run
 from prefect.states import Cancelled, Completed, Crashed
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from rich.console import Console
 
+from paraclip.flows.form import DEFAULTS, FormSettings, Overrides
 from paraclip.flows.names import ADDRESS_VARIABLE, OWN_LOGGERS
 from paraclip.flows.pause import stopped_by_pause
 from paraclip.flows.prefect_ui import PrefectUi, report_note
@@ -33,102 +28,15 @@ from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.run.status import shown_progress, together
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, worth_a_retry
-from paraclip_core.settings import SETTINGS, deployed_settings, parse_settings
+from paraclip_core.settings import deployed_settings
 
 log = logging.getLogger(__name__)
-
-DEFAULTS = Settings()
-"""Settings of a flow that is given none."""
 
 RETRIES = 2
 DELAYS = [10.0, 60.0]
 """Seconds before the first retry, and before each later one."""
-FORM = (
-    "name",
-    *(f"data.{name}" for name in ("root", "scenes")),
-    *(f"data.sources.0.{name}" for name in ("path", "images", "license")),
-    "paraphrase.engine",
-    "run.promote",
-)
-"""Dotted paths of the options in the form: those that decide data, cost and production. ``0`` is a list's item."""
 SHOWN_TRACEBACK = "_traceback_was_shown"
 """Attribute that marks an error whose traceback is in the log."""
-DROPPED = ("$defs", "operational")
-"""Keys of a schema that mean nothing to a form."""
-
-
-def form_schema() -> dict[str, Any]:
-    """The JSON schema of :class:`Settings`, references resolved; it accepts all options and shows :data:`FORM`."""
-    schema = Settings.model_json_schema()
-    return _reduced(_resolved(schema, schema["$defs"]), "")
-
-
-def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
-    if isinstance(node, list):
-        return [_resolved(item, definitions) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "$ref" in node:
-        named = definitions[node["$ref"].rpartition("/")[2]]
-        # Keys next to a reference describe this use of it. A group's default is that of its options.
-        node = {**named, **{name: value for name, value in node.items() if name not in ("$ref", "default")}}
-    if node.get("additionalProperties") is False:
-        # For a wrong name, the server's refusal then lists the right ones.
-        node = {name: value for name, value in node.items() if name != "additionalProperties"}
-        node["propertyNames"] = {"enum": list(node["properties"])}
-    return {
-        # Below `properties`, every name is an option's.
-        name: {key: _resolved(item, definitions) for key, item in value.items()}
-        if name == "properties"
-        else _resolved(value, definitions)
-        for name, value in node.items()
-        if name not in DROPPED
-    }
-
-
-def _reduced(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
-    if isinstance(schema.get("items"), dict):
-        return {**schema, "items": _reduced(schema["items"], f"{prefix}0.")}
-    shown = list(dict.fromkeys(_names(prefix)))
-    if not shown or "properties" not in schema:
-        return _without_details(schema)
-    options = schema["properties"]
-    properties = {
-        name: {**_reduced(options[name], f"{prefix}{name}."), "position": place} for place, name in enumerate(shown)
-    }
-    others = {f"^{re.escape(name)}$": option for name, option in options.items() if name not in properties}
-    # A group's name says enough, and the form should fit on two screens.
-    about = {"description": ""} if prefix else {}
-    return {**schema, **about, "properties": properties, "patternProperties": others}
-
-
-def _without_details(option: dict[str, Any]) -> dict[str, Any]:
-    """An option as the form shows it: the first sentence of its description, and its alternatives without details."""
-    arms = option.get("anyOf", ())
-    hidden = [
-        {**arm, "properties": {}, "patternProperties": {f"^{name}$": each for name, each in arm["properties"].items()}}
-        if "properties" in arm
-        else arm
-        for arm in arms
-    ]
-    about = {"description": re.split(r"(?<=[.;:])\s", option.get("description", ""))[0].rstrip(";:")}
-    return {**option, **about, **({"anyOf": hidden} if arms else {})}
-
-
-def _names(prefix: str) -> Iterator[str]:
-    return (path.removeprefix(prefix).partition(".")[0] for path in FORM if path.startswith(prefix))
-
-
-Override = Annotated[str, Field(pattern=r"^\s*\w+(\.\w+)*\s*=", title="option=value")]
-Overrides = tuple[Override, ...]
-
-
-def _read_settings(given: Any) -> Any:
-    """A flow's parameter as settings; errors say more than pydantic's own, such as the nearest option."""
-    return parse_settings(given, SETTINGS) if isinstance(given, Mapping) else given
-
-
-FormSettings = Annotated[Settings, BeforeValidator(_read_settings), WithJsonSchema(form_schema())]
 
 
 def run_of(settings: Settings) -> Run:
@@ -266,28 +174,20 @@ def _traceback_once(record: logging.LogRecord) -> bool:
     return True
 
 
-def _outlive_worker() -> None:
+def _go_silent(self: Console) -> None:
     """Discard a flow run's console lines once the worker that reads them is gone.
 
-    Prefect writes them with rich, which ends the process at the first line that nobody reads.
+    Prefect writes them with rich, which otherwise ends the process at the first line that nobody reads.
     """
-    for logger in (logging.getLogger(), *logging.Logger.manager.loggerDict.values()):
-        for handler in getattr(logger, "handlers", ()):
-            console: Any = getattr(handler, "console", None)
-            if hasattr(console, "on_broken_pipe"):
-                console.on_broken_pipe = partial(_silence, console)
-
-
-def _silence(console: Any) -> None:
-    console.quiet = True
+    self.quiet = True
     nowhere = os.open(os.devnull, os.O_WRONLY)
     # What stays in the stream's buffer would fail once more when it is flushed at the end.
-    os.dup2(nowhere, console.file.fileno())
+    os.dup2(nowhere, self.file.fileno())
     os.close(nowhere)
 
 
 # Every flow's module loads this one, and a run's first lines come before its body.
-_outlive_worker()
+Console.on_broken_pipe = _go_silent
 for _logger in ("prefect.task_runs", "prefect.flow_runs"):
     logging.getLogger(_logger).addFilter(_traceback_once)
 
