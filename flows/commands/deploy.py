@@ -170,6 +170,9 @@ def serve(
     from paraclip.flows.local_stack import serve as start_stack
     from paraclip.flows.names import PASSWORD_VARIABLE
 
+    if config or set_:
+        # What is wrong in it is known before a server is started.
+        load_settings(config or "demo", set_ or ())
     store = open_store(root)
     leave_in_order()
     arguments = [f"--config={config}"] if config else []
