@@ -2,7 +2,7 @@
 
     python benchmarks/house.py [--rev REVISION] [--json]
 
-Product: every Python file of the packages and the front door, `paraclip/__init__.py`. An option is a field of the
+Product: every Python file of the packages and the front door, `paraclip/*.py`. An option is a field of the
 settings that holds no group; a group in two places counts twice. A lazy import stands in a function. A circle is a
 strongly connected component of the modules' imports, those in functions and under `TYPE_CHECKING` included. Words for
 readers are those of the Markdown files below `docs/`. With `--rev`, a copy of another revision is measured.
@@ -22,7 +22,7 @@ import tokenize
 from pathlib import Path
 
 HOME = Path(__file__).resolve().parents[1]
-PRODUCT = ("flows", "tasks", "storage", "paraclip_core", "paraclip/__init__.py")
+PRODUCT = ("flows", "tasks", "storage", "paraclip_core", "paraclip/*.py")
 COUNT_OPTIONS = """
 from typing import get_args
 from paraclip_core.config import Settings
@@ -36,8 +36,8 @@ print(leaves(Settings))
 
 
 def files_in(home: Path, *places: str) -> list[Path]:
-    """Python files of folders, or the files named."""
-    return [file for p in places for file in ([home / p] if p.endswith(".py") else sorted((home / p).rglob("*.py")))]
+    """Python files of folders, or of a pattern."""
+    return [file for p in places for file in sorted(home.glob(p) if p.endswith(".py") else (home / p).rglob("*.py"))]
 
 
 def kinds(file: Path) -> list[str]:

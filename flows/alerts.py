@@ -36,7 +36,7 @@ from prefect.variables import Variable
 from paraclip.flows.automations import PREFIX, put_automation, trigger_of
 from paraclip.flows.deployments import Existing
 from paraclip.flows.names import OURS, RUNS
-from paraclip.tasks.prefect_ui import EVENTS
+from paraclip.flows.prefect_ui import EVENTS
 from paraclip_core.errors import ConfigError
 
 

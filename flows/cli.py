@@ -6,36 +6,19 @@ is `hold` (`--gate`), 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from paraclip.flows.commands.common import (
-    ConfigOption,
-    JsonOption,
-    RunRootOption,
-    SetOption,
-    print_facts,
-    print_json,
-    set_verbosity,
-    settings_from,
-)
-from paraclip.flows.commands.deploy import deploy, serve, stop
-from paraclip.flows.commands.expand import expand
-from paraclip.flows.commands.index import audit, search, ui, verify_index
-from paraclip.flows.commands.init import init
-from paraclip.flows.commands.paraphrase import paraphrase, requests
-from paraclip.flows.commands.release import export, export_dataset, push
-from paraclip.flows.commands.run import demo, evaluate, plan, promote, run
-from paraclip.flows.commands.store import artifacts, cache, channel
+from paraclip.flows.command_table import command_group
 from paraclip.storage.files import DISK_ERRORS, storage_error
-from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes
-from paraclip_core.settings import describe_options
 from paraclip_core.text_safety import printable
 
 WRONG_USAGE = 2
@@ -44,7 +27,52 @@ INTERRUPTED = 130
 WrongUsage: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 """Base of all usage errors; newer versions of Typer bundle click, so it is not always click's own class."""
 
+COMMANDS = {
+    "demo": "run:demo",
+    "init": "init:init",
+    "run": "run:run",
+    "plan": "plan:plan",
+    "paraphrase": "paraphrase:paraphrase",
+    "evaluate": "run:evaluate",
+    "promote": "run:promote",
+    "expand": "expand:expand",
+    "search": "index:search",
+    "ui": "index:ui",
+    "audit": "index:audit",
+    "export": "release:export",
+    "export-dataset": "release:export_dataset",
+    "push": "release:push",
+    "verify-index": "index:verify_index",
+    "deploy": "deploy:deploy",
+    "serve": "deploy:serve",
+    "stop": "deploy:stop",
+    "artifacts ls": "store:list_artifacts",
+    "artifacts show": "store:show",
+    "artifacts verify": "store:verify",
+    "artifacts gc": "store:gc",
+    "cache stats": "store:stats",
+    "cache export": "store:export",
+    "cache import": "store:import_",
+    "cache compact": "store:compact",
+    "channel history": "store:show_history",
+    "channel rollback": "store:rollback",
+    "requests export": "paraphrase:export",
+    "requests import": "paraphrase:import_",
+    "config show": "config:show",
+    "config schema": "config:schema",
+}
+"""Every command: its name → the file below `commands` and the function there."""
+
+GROUPS = {
+    "artifacts": "List, inspect, check and clean up artifacts.",
+    "cache": "The answers cache.",
+    "channel": "Show a channel and its history, and move it back.",
+    "requests": "Batch files: what a run would ask, and the answers to it.",
+    "config": "Show the settings and every option.",
+}
+
 app = typer.Typer(
+    cls=command_group({name: f"paraclip.flows.commands.{target}" for name, target in COMMANDS.items()}, GROUPS),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Repair a CLIP text encoder with LLM paraphrases; the image encoder and every image index stay as they are.",
@@ -53,9 +81,7 @@ app = typer.Typer(
 
 def _print_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(f"paraclip {version('paraclip')}")
+        typer.echo(f"paraclip {version_of('paraclip')}")
         raise typer.Exit
 
 
@@ -75,54 +101,15 @@ def common(
     set_verbosity(-1 if quiet else verbose)
 
 
-for command in (
-    demo,
-    init,
-    run,
-    plan,
-    paraphrase,
-    evaluate,
-    promote,
-    expand,
-    search,
-    ui,
-    audit,
-    export,
-    export_dataset,
-    push,
-    verify_index,
-    deploy,
-    serve,
-    stop,
-):
-    app.command()(command)
-app.add_typer(artifacts, name="artifacts")
-app.add_typer(cache, name="cache")
-app.add_typer(channel, name="channel")
-app.add_typer(requests, name="requests")
-
-config = typer.Typer(no_args_is_help=True, help="Show the settings and every option.")
-
-
-@config.command()
-def show(
-    config: ConfigOption = None, set_: SetOption = None, root: RunRootOption = None, as_json: JsonOption = False
-) -> None:
-    """Print all settings, defaults included, as a file that `-c` accepts."""
-    print_facts(settings_from(config, set_, root).model_dump(mode="json"), as_json)
-
-
-@config.command()
-def schema(as_json: JsonOption = False) -> None:
-    """List every option with its type, bounds, default and description; --json prints the JSON schema for editors."""
-    if as_json:
-        print_json({"$schema": "https://json-schema.org/draft/2020-12/schema", **Settings.model_json_schema()})
-        return
-    for path, kind, default, text in describe_options():
-        typer.echo(f"{path}  ({kind}, {default})\n    {text}")
-
-
-app.add_typer(config, name="config")
+def set_verbosity(steps: int) -> None:
+    """Choose which log lines reach standard error: warnings (-1), those and the lines of `paraclip run` (0), INFO of
+    every library and of Prefect (1), or DEBUG (2)."""
+    # Nothing at INFO is created at all, bars included.
+    logging.disable(logging.INFO if steps < 0 else logging.NOTSET)
+    if steps > 0:
+        level = logging.INFO if steps == 1 else logging.DEBUG
+        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", logging.getLevelName(level))
 
 
 def run_cli(arguments: Sequence[str]) -> int:

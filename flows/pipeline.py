@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow
 from prefect.client.schemas.objects import State
@@ -14,11 +15,10 @@ from prefect.futures import PrefectFuture, as_completed, wait
 from prefect.states import Completed
 
 from paraclip.flows.children import run_child
+from paraclip.flows.form import DEFAULTS, FormSettings, Overrides
 from paraclip.flows.pause import stopped_by_pause
+from paraclip.flows.prefect_ui import STAGE_TABLE, PrefectUi
 from paraclip.flows.stages import (
-    DEFAULTS,
-    FormSettings,
-    Overrides,
     carry_stage,
     end_earlier_tasks,
     let_own_logs_through,
@@ -28,12 +28,12 @@ from paraclip.flows.stages import (
     run_of,
     stage_task,
 )
-from paraclip.tasks.prefect_ui import StageTable
-from paraclip.tasks.results import Result
-from paraclip.tasks.run.drive import Row, drive
+from paraclip.tasks.results import Result, Row
+from paraclip.tasks.run.drive import drive
 from paraclip.tasks.run.execute import STAGES
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.slots import Slots
+from paraclip_core.settings import deployed_settings
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,24 @@ def pipeline(config: str = "", overrides: Overrides = (), settings: FormSettings
         overrides: any options, which win over both: `finetune.epochs=3`; `paraclip config schema` lists them.
         settings: the options that are set most often.
     """
-    result = run_stages(run_of(config, overrides, settings))
+    return _ended(run_of(deployed_settings(settings, config, overrides, os.environ)))
+
+
+def pipeline_of(run: Run) -> dict[str, Any]:
+    """Call the pipeline as a flow of this process, with a run that is at hand; returns the result."""
+
+    run.ui = PrefectUi(run.settings.name)
+
+    @flow(name=pipeline.name, flow_run_name=run_name)
+    def at_hand(settings: FormSettings) -> State[Any]:
+        return _ended(run)
+
+    # Prefect shows the parameters.
+    return cast(dict[str, Any], at_hand(settings=run.settings))
+
+
+def _ended(run: Run) -> State[Any]:
+    result = run_stages(run)
     return Completed(message=result.decision, data=result.as_json())
 
 
@@ -58,18 +75,19 @@ def run_stages(run: Run) -> Result:
     """Run every stage, here or in its own deployment, and show the results; for use inside a flow."""
     let_own_logs_through()
     end_earlier_tasks()
-    name, table = run.settings.name, StageTable(run.settings.name)
+    ui, finished = PrefectUi(run.settings.name), list[Row]()
 
     def show(rows: list[Row], left: list[str]) -> None:
+        finished[:] = rows
         # Stages that were finished before come all at once.
         if rows[-1]["state"] != "cached" or not any(run.artifact(stage) for stage in left):
-            table.show(rows, f"Stages of {name}" + (f"; left: {', '.join(left)}" if left else ""))
+            ui.table(STAGE_TABLE, rows, f"Stages of {ui.run}" + (f"; left: {', '.join(left)}" if left else ""))
 
     try:
         with stopped_by_pause(run):
             result = drive(run, _Tasks(run), show)
     except Exception as error:
-        table.fail(error)
+        ui.failure(finished, error)
         raise
     publish_result(run.settings, result)
     return result

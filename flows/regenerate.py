@@ -14,26 +14,19 @@ from prefect.exceptions import Pause
 from prefect.runtime import deployment
 from prefect.states import Completed
 
+from paraclip.flows.form import DEFAULTS, FormSettings, Overrides
 from paraclip.flows.pause import explain_when_ended
 from paraclip.flows.pipeline import run_stages
-from paraclip.flows.stages import DEFAULTS, FormSettings, Overrides, run_name, run_of
+from paraclip.flows.prefect_ui import PrefectUi, rolled_back
+from paraclip.flows.stages import run_name, run_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.channels import check_channel
 from paraclip.tasks.channels import rollback as move_back
-from paraclip.tasks.prefect_ui import (
-    announce_rollback,
-    artifact_key,
-    emit,
-    mark_decision,
-    publish_markdown,
-    publish_table,
-)
 from paraclip.tasks.promotion import decide
-from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
-from paraclip_core.settings import at_environment_root
+from paraclip_core.settings import at_environment_root, deployed_settings
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +53,7 @@ def regenerate(
         overrides: any options, which win over both: `finetune.epochs=3`; `paraclip config schema` lists them.
         settings: the options that are set most often.
     """
-    run = _compared_with(channel, run_of(config, overrides, settings))
+    run = run_of(_compared_with(channel, deployed_settings(settings, config, overrides, os.environ)))
     check_channel(run.settings.name, channel, run.store)
     asks = run.settings.run.promote == "ask"
     if asks and not deployment.id:
@@ -71,8 +64,9 @@ def regenerate(
     with shown_progress("evaluate champion") as progress:
         decision = decide(run, channel, result, progress, approve=partial(_ask, run.settings.name) if asks else None)
     event = "channel.moved" if decision["moved"] else "channel.held"
-    text = _tell(event, run.settings.name, decision, decision["reason"])
-    mark_decision("moved" if decision["moved"] else "held")
+    ui = PrefectUi(run.settings.name)
+    text = _tell(event, ui, decision, decision["reason"])
+    ui.decision("moved" if decision["moved"] else "held")
     return Completed(message=text, data={"decision": decision, **result.as_json()})
 
 
@@ -86,32 +80,30 @@ def _ask(name: str, decision: Mapping[str, Any]) -> None:
     try:
         suspend_flow_run(timeout=None, key=move)
     except Pause:
-        question = _tell(
-            "channel.asks", name, decision, f"waits for Resume in the UI, and is then {decision['reason']}"
-        )
+        reason = f"waits for Resume in the UI, and is then {decision['reason']}"
+        question = _tell("channel.asks", PrefectUi(name), decision, reason)
         explain_when_ended(question)
         raise
 
 
-def _tell(event: str, name: str, decision: Mapping[str, Any], reason: str) -> str:
+def _tell(event: str, ui: PrefectUi, decision: Mapping[str, Any], reason: str) -> str:
     """Show a decision and its figures, and emit its event; returns its sentence."""
     channel = decision["channel"]
     log.info("%s: %s", channel, reason)
-    publish_markdown(artifact_key(name, "promotion"), f"**{channel}**: {reason}\n", "Promotion")
+    ui.markdown("promotion", f"**{channel}**: {reason}\n", "Promotion")
     if decision["against_champion"]:
-        text = f"{channel}: challenger against champion"
-        publish_table(artifact_key(name, "champion"), decision["against_champion"], text)
-    emit(event, name, f"{channel}: {reason}", **{part: decision[part] for part in MOVE})
+        ui.table("champion", decision["against_champion"], f"{channel}: challenger against champion")
+    ui.event(event, f"{channel}: {reason}", **{part: decision[part] for part in MOVE})
     return f"{channel}: {reason}"
 
 
-def _compared_with(channel: str, run: Run) -> Run:
-    """The run, set to compare its captions with the channel's unless the settings name another channel."""
-    drift = run.settings.run.drift
+def _compared_with(channel: str, settings: Settings) -> Settings:
+    """The settings, by which a run compares its captions with the channel's unless they name another channel."""
+    drift = settings.run.drift
     if drift.channel:
-        return run
-    options = run.settings.run.model_copy(update={"drift": drift.model_copy(update={"channel": channel})})
-    return Run(run.settings.model_copy(update={"run": options}), run.store)
+        return settings
+    options = settings.run.model_copy(update={"drift": drift.model_copy(update={"channel": channel})})
+    return settings.model_copy(update={"run": options})
 
 
 @flow(name="rollback", flow_run_name="rollback-{channel}")
@@ -126,6 +118,9 @@ def rollback(channel: str = "production", to: str | None = None, root: str | Non
     store = open_store(root or at_environment_root(Settings(), os.environ).run.root)
     decision = move_back(store, channel, to)
     log.info("%s: %s", channel, decision["reason"])
-    publish_markdown(artifact_key(channel, "rollback"), f"**{channel}**: {decision['reason']}\n", "Rollback")
-    announce_rollback(decision)
+    ui = PrefectUi(channel)
+    ui.markdown("rollback", f"**{channel}**: {decision['reason']}\n", "Rollback")
+    if decision["moved"]:
+        event, text, facts = rolled_back(decision)
+        ui.event(event, text, **facts)
     return decision

@@ -9,7 +9,6 @@ import duckdb
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import write_json
 from paraclip.storage.parquet import CONFIG, parquet_files
-from paraclip.tasks.prefect_ui import artifact_key, emit, publish_table
 from paraclip.tasks.run.run import Run
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
@@ -63,10 +62,10 @@ def check_drift(run: Run) -> list[str]:
     write_json(store.root / "results" / name / "drift.json", {"figures": figures, "held": held})
     rows = [{"figure": figure, "value": value} for figure, value in figures.items()]
     text = f"Captions against those of {options.channel}'s model"
-    publish_table(artifact_key(name, "drift"), rows, text)
+    run.ui.table("drift", rows, text)
     if held:
         what = f"the captions drifted from those of {options.channel}'s model: {'; '.join(held)}"
-        emit("drift", name, what, channel=options.channel, **{bound: figures[bound] for bound in BOUND})
+        run.ui.event("drift", what, channel=options.channel, **{bound: figures[bound] for bound in BOUND})
         raise InputError(
             f"{what}; run.drift.limit allows {limit:g}. No request was sent to a language model. See "
             f"results/{name}/drift.json; if the captions are as intended, raise the limit or set it to null for one run"

@@ -123,7 +123,11 @@ def comparison_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=headline_first)
 
 
-def stage_row(artifact: Artifact, cached: bool, seconds: float) -> dict[str, Any]:
+Row = dict[str, Any]
+"""A stage's row of the stage table."""
+
+
+def stage_row(artifact: Artifact, cached: bool, seconds: float) -> Row:
     """A stage's row of the stage table: plain values, the same for people and machines."""
     metrics = artifact.manifest.metrics
     rejected = metrics.get("rejected", 0)

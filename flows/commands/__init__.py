@@ -1,1 +1,1 @@
-"""The commands of `paraclip`, one file each. Nothing heavy is imported before a command needs it."""
+"""The commands of `paraclip`, a file for each group; a file is imported when one of its commands is called."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import sys
@@ -60,17 +59,6 @@ def settings_from(
     # As JSON, which is YAML too, so that a root like 'a: b' stays text.
     last = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in named.items() if value is not None]
     return load_settings(config, [*(overrides or ()), *last], os.environ)
-
-
-def set_verbosity(steps: int) -> None:
-    """Choose which log lines reach standard error: warnings (-1), those and the lines of `paraclip run` (0), INFO of
-    every library and of Prefect (1), or DEBUG (2)."""
-    # Nothing at INFO is created at all, bars included.
-    logging.disable(logging.INFO if steps < 0 else logging.NOTSET)
-    if steps > 0:
-        level = logging.INFO if steps == 1 else logging.DEBUG
-        logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", logging.getLevelName(level))
 
 
 def opened_root(root: str) -> ArtifactStore:

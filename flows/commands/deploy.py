@@ -24,6 +24,7 @@ from paraclip.flows.commands.common import (
 from paraclip.flows.names import PASSWORD_VARIABLE, UNWATCHED
 from paraclip.storage.roots import open_store
 from paraclip_core.errors import ConfigError
+from paraclip_core.settings import load_settings
 
 ChannelOption = Annotated[
     str | None, typer.Option(help="Channel that `regenerate` moves; default: production, the demo's demo-production.")
@@ -134,6 +135,9 @@ def serve(
 
     What already runs stays. Call it again with another `-c` for a second configuration.
     """
+    if config or set_:
+        # What is wrong in it is known before a server is started.
+        load_settings(config or "demo", set_ or ())
     store = open_store(root)
     leave_in_order()
     arguments = [f"--config={config}"] if config else []

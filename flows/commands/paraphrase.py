@@ -25,8 +25,6 @@ from paraclip_core.text_safety import printable
 if TYPE_CHECKING:
     from paraclip.tasks.trial import Attempt, Trial, TriedCandidate, TriedCaption
 
-requests = typer.Typer(no_args_is_help=True, help="Batch files: what a run would ask, and the answers to it.")
-
 
 def paraphrase(
     captions: Annotated[list[str], typer.Argument(metavar="CAPTION...", help="Captions to try.")],
@@ -112,7 +110,6 @@ def _verdict(candidate: TriedCandidate, chosen: list[str]) -> str:
     return "\n".join([*lines, f"passes {passed} of {len(results)} filters{with_figure}"])
 
 
-@requests.command()
 def export(
     file: Annotated[Path, typer.Argument(dir_okay=False, help="JSONL file to write; an existing one is replaced.")],
     config: ConfigOption = None,
@@ -138,7 +135,6 @@ def export(
     print_facts({**asdict(exported), "requests": exported.requests}, as_json)
 
 
-@requests.command("import")
 def import_(
     files: Annotated[
         list[Path], typer.Argument(exists=True, dir_okay=False, metavar="FILE...", help="JSONL files with the answers.")

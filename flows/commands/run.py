@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from paraclip.flows.commands.common import (
     DEFAULT_ROOT,
@@ -29,22 +27,30 @@ from paraclip.flows.commands.common import (
     say,
     settings_from,
 )
+from paraclip.flows.names import TAG
+from paraclip.flows.own_server import check_server, prepare_prefect, show_own_logs
 from paraclip.storage.roots import open_store
+from paraclip.tasks.channels import check_channel
+from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
+from paraclip.tasks.promotion import decide
+from paraclip.tasks.results import OVER_CONTROL, comparison_rows, gather_result
+from paraclip.tasks.run.drive import finished
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import shown_progress
 from paraclip_core.captions.counts import listed_reasons
-from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
+from paraclip_core.evaluation.benchmarks import arrow_of
+from paraclip_core.evaluation.prepare import parse_benchmark
 from paraclip_core.paths import expand
 from paraclip_core.report.counts import shares_of_asked
 from paraclip_core.text_safety import printable
 
 if TYPE_CHECKING:
-    from paraclip.tasks.plan import StagePlan
+    pass
 
 NOTHING_TO_DO = 3
 HELD = 4
 GateOption = Annotated[bool, typer.Option("--gate", help="End with code 4 if the verdict is `hold`.")]
-SHOWN = 4
-"""Number of reasons in the table; all of them are in the JSON."""
 
 
 def run(
@@ -67,8 +73,9 @@ def run(
     With `--from STAGE`, nothing before that stage is made or paid for: if something there is not finished, because a
     caption or an option changed since, nothing runs at all.
     """
-    settings = settings_from(config, set_, root, device)
-    outcome = _finished(settings, start) or _carry_out(settings)
+    wanted = Run(settings_from(config, set_, root, device))
+    result = finished(wanted, start)
+    outcome = _in_flow(wanted) if result is None else result.as_json()
     if as_json:
         print_json(outcome)
     else:
@@ -86,31 +93,19 @@ def demo(
     run(Path("demo"), set_, root, device, as_json)
 
 
-def _finished(settings: Settings, start: str | None) -> dict[str, Any] | None:
-    """The outcome if every stage is finished; does not start Prefect."""
-    from paraclip.tasks.run.drive import finished
-    from paraclip.tasks.run.run import Run
-
-    result = finished(Run(settings), start)
-    return None if result is None else result.as_json()
-
-
-def _carry_out(settings: Settings) -> dict[str, Any]:
-    from paraclip.flows.own_server import check_server, prepare_prefect, show_own_logs
-
-    prepare_prefect(open_store(settings.run.root).root)
-    # Prefect takes seconds to import, so only now.
+def _in_flow(run: Run) -> dict[str, Any]:
+    prepare_prefect(run.store.root)
+    # Prefect takes seconds to import, and reads its environment when it is.
     check_server()
     from prefect import tags
 
-    from paraclip.flows.names import TAG
-    from paraclip.flows.pipeline import pipeline
+    from paraclip.flows.pipeline import pipeline_of
 
     show_own_logs()
     # The stage's process and Prefect's temporary server.
     leave_in_order()
     with tags(TAG):
-        return cast(dict[str, Any], pipeline(settings=settings))
+        return pipeline_of(run)
 
 
 def _print_outcome(outcome: Mapping[str, Any]) -> None:
@@ -137,8 +132,6 @@ def _print_outcome(outcome: Mapping[str, Any]) -> None:
 
 def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     """Print the table base | tuned | delta | interval, and the verdict."""
-    from paraclip.tasks.results import OVER_CONTROL, comparison_rows
-    from paraclip_core.evaluation.benchmarks import arrow_of
 
     def figure(value: float | None, form: str = ".2f") -> str:
         return "" if value is None else format(value, form)
@@ -170,62 +163,6 @@ def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
         say(f"note: {note}")
 
 
-def plan(
-    config: ConfigOption = None,
-    set_: SetOption = None,
-    root: RunRootOption = None,
-    device: RunDeviceOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show for each stage: cached, resumable or to run, why, and what it would cost. Nothing runs."""
-    from paraclip.tasks.plan import plan_run
-    from paraclip.tasks.run.run import Run
-
-    settings = settings_from(config, set_, root, device)
-    with Console(stderr=True).status("counting captions and answers"):
-        planned = plan_run(Run(settings))
-    total = _total(planned.stages)
-    if as_json:
-        stages = [asdict(stage) for stage in planned.stages]
-        print_json({"notes": planned.notes, "root": settings.run.root, "stages": stages, "total": total})
-        return
-    rows = [_row(stage, "spend" in total) for stage in planned.stages]
-    print_table("", list(rows[0]), rows)
-    seconds = ("" if total["complete"] else "at least ") + human_seconds(total["seconds"])
-    time = seconds if total["complete"] or total["seconds"] else "no time is known yet"
-    spend = f", about {total['spend']:.4g} to spend" if "spend" in total else ""
-    say(f"total: {time}, {total['requests']} requests, {total['tokens']} tokens{spend}")
-    for note in planned.notes:
-        say(note)
-
-
-def _total(stages: Sequence[StagePlan]) -> dict[str, Any]:
-    total: dict[str, Any] = {
-        name: sum(getattr(stage, name) or 0 for stage in stages) for name in ("requests", "tokens", "seconds")
-    }
-    # A total with an unknown part is a lower bound.
-    total["complete"] = all(stage.seconds is not None for stage in stages)
-    prices = [stage.spend for stage in stages if stage.spend is not None]
-    if prices:
-        total["spend"] = round(sum(prices), 4)
-    return total
-
-
-def _row(stage: StagePlan, priced: bool) -> dict[str, Any]:
-    why = stage.why
-    return {
-        "stage": stage.stage,
-        "state": stage.state,
-        "why": "\n".join(why if len(why) <= SHOWN + 1 else [*why[:SHOWN], f"and {len(why) - SHOWN} more, see --json"]),
-        "rows": stage.rows,
-        "requests": stage.requests,
-        "tokens": stage.tokens,
-        **({"spend": stage.spend} if priced else {}),
-        "time": human_seconds(stage.seconds),
-        "estimated from": stage.note,
-    }
-
-
 def promote(
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -242,12 +179,6 @@ def promote(
 
     A channel that serves another run's model moves only with `--force`, and then belongs to this run.
     """
-    from paraclip.tasks.channels import check_channel
-    from paraclip.tasks.promotion import decide
-    from paraclip.tasks.results import gather_result
-    from paraclip.tasks.run.run import Run
-    from paraclip.tasks.run.status import shown_progress
-
     settings = settings_from(config, set_, root, device)
     run = Run(settings)
     check_channel(settings.name, channel, run.store, force)
@@ -300,10 +231,6 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models with the first of them on benchmarks in their published formats, outside any run."""
-    from paraclip.tasks.comparison import compare_and_write, named_models, pairs, with_images
-    from paraclip.tasks.run.status import shown_progress
-    from paraclip_core.evaluation.prepare import parse_benchmark
-
     models = named_models(model)
     benchmarks = [parse_benchmark(text) for text in benchmark]
     for chosen in benchmarks:

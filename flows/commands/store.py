@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
@@ -26,20 +27,15 @@ from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
 from paraclip.tasks.gc import KEPT_MODELS
-from paraclip.tasks.prefect_ui import announce_rollback
 
 if TYPE_CHECKING:
     from paraclip.storage.answers import AnswerStore, Merged
 
-artifacts = typer.Typer(no_args_is_help=True, help="List, inspect, check and clean up artifacts.")
-cache = typer.Typer(no_args_is_help=True, help="The answers cache.")
-channel = typer.Typer(no_args_is_help=True, help="Show a channel and its history, and move it back.")
 
 NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE/START, or a channel's name.")]
 ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]
 
 
-@artifacts.command("ls")
 def list_artifacts(
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,
@@ -74,7 +70,6 @@ def list_artifacts(
         say(f"channel {name}: {value.get('stage')}/{value.get('fingerprint')}{run}{mover}")
 
 
-@artifacts.command()
 def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Show an artifact's manifest."""
     store = opened_root(root)
@@ -82,7 +77,6 @@ def show(name: NameArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOptio
     print_facts({**asdict(artifact.manifest), "path": store.uri(artifact)}, as_json)
 
 
-@artifacts.command()
 def verify(
     name: Annotated[str | None, typer.Argument(help="As for show; default: all artifacts.")] = None,
     root: RootOption = DEFAULT_ROOT,
@@ -100,7 +94,6 @@ def verify(
         raise typer.Exit(1)
 
 
-@artifacts.command()
 def gc(
     root: RootOption = DEFAULT_ROOT,
     yes: Annotated[bool, typer.Option("--yes", help="Delete them; without it they are only listed.")] = False,
@@ -134,14 +127,12 @@ def gc(
     say(f"{len(collected.garbage)} folders, {total}" + ("" if yes or not collected.garbage else "; --yes deletes them"))
 
 
-@cache.command()
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Show how many answers there are, by model and prompt."""
     with _answers(root) as answers:
         print_facts(asdict(answers.stats()), as_json)
 
 
-@cache.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Cache folder to make or add to.")],
     root: RootOption = DEFAULT_ROOT,
@@ -157,7 +148,6 @@ def export(
     _print_merged(merged, as_json)
 
 
-@cache.command("import")
 def import_(
     folder: Annotated[Path, typer.Argument(help="Another cache: an exported folder, or ROOT/cache.")],
     root: RootOption = DEFAULT_ROOT,
@@ -169,7 +159,6 @@ def import_(
     _print_merged(merged, as_json)
 
 
-@cache.command()
 def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Join many small parts into few big ones; it may be killed at any time, and others wait meanwhile."""
     with _answers(root) as answers:
@@ -189,7 +178,6 @@ def _print_merged(merged: Merged, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-@channel.command("history")
 def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Show the last moves of a channel, newest first, and whether each model still exists."""
     store = opened_root(root)
@@ -205,7 +193,6 @@ def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json
     print_table("", ["at", "by", "who", "run", "before", "after", "verdict", "there", "reason"], shown)
 
 
-@channel.command()
 def rollback(
     name: ChannelArgument,
     to: Annotated[
@@ -217,7 +204,12 @@ def rollback(
 ) -> None:
     """Move a channel back to the previous model, or to an earlier one in its history."""
     decision = move_back(opened_root(root), name, to)
-    announce_rollback(decision)
+    if decision["moved"] and os.environ.get("PREFECT_API_URL"):
+        # Prefect takes seconds to import.
+        from paraclip.flows.prefect_ui import PrefectUi, rolled_back
+
+        event, text, facts = rolled_back(decision)
+        PrefectUi(name).send_event(event, text, **facts)
     if as_json:
         print_json(decision)
     else:

@@ -14,23 +14,11 @@ from paraclip_core.clip.encode import encode_images, encode_texts
 from paraclip_core.clip.images import rgb_image
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import ConfigError
+from paraclip_core.text_lists import need_texts
 
 TEXTS = 4096
 """Texts tokenized at once."""
 ImageSource = Image.Image | str | Path
-
-
-def need_texts(texts: Iterable[str], what: str) -> list[str]:
-    """A user's `texts` as a list; raises ConfigError, which calls them `what`, if they are anything else."""
-    if isinstance(texts, str):
-        # Its characters would pass for a list of texts.
-        raise ConfigError(f"expected a list of {what}, got the text {texts[:60]!r}; put it into a list")
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise ConfigError(f"expected a list of {what}, got {texts!r:.60}")
-    for n, text in enumerate(rows := list(texts)):
-        if not isinstance(text, str):
-            raise ConfigError(f"entry {n} of the {what} is {text!r:.60}, expected text")
-    return rows
 
 
 class Encoder(ClipModel):

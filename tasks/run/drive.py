@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Protocol
 
 from paraclip.tasks.channels import check_run_name, record_result
-from paraclip.tasks.results import Result, stage_row
-from paraclip.tasks.run.execute import run_stage
+from paraclip.tasks.results import Result, Row
+from paraclip.tasks.run.execute import carry
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.stages.ingest import need_rows
 from paraclip_core.errors import ConfigError, ParaclipError
 from paraclip_core.progress import Progress
 
-Row = dict[str, Any]
-"""A stage's row of the stage table."""
 Show = Callable[[list[Row], list[str]], object]
 """Called with the rows of the finished stages, in order, and the names of those that are left."""
 
@@ -86,10 +83,10 @@ class InTurn:
         run: Run,
         progress_of: Callable[[str], AbstractContextManager[Progress]],
         warn: Callable[[str], object],
-        tell: Callable[[str], object],
+        say: Callable[[str], object],
     ) -> None:
-        """Show `progress_of` a stage while it runs; `warn` gets notices, `tell` a line for each finished stage."""
-        self._run, self._progress_of, self._warn, self._tell = run, progress_of, warn, tell
+        """Show `progress_of` a stage while it runs; `warn` gets notices, `say` a line for each finished stage."""
+        self._run, self._progress_of, self._warn, self._say = run, progress_of, warn, say
         self._ended: list[tuple[str, Row | BaseException]] = []
 
     def start(self, node: Node, inputs: Sequence[str]) -> bool:
@@ -108,14 +105,8 @@ class InTurn:
         """Nothing to wait for: stages run in the calling thread."""
 
     def _row(self, node: Node) -> Row:
-        started, cached = time.monotonic(), self._run.artifact(node.name) is not None
-        for notice in node.stage.check_before(self._run):
-            self._warn(notice)
         with self._progress_of(node.name) as progress:
-            artifact = run_stage(node, self._run, progress)
-        row = stage_row(artifact, cached, time.monotonic() - started)
-        self._tell(f"{node.name}: {row['state']}, {row['seconds']:.0f} s")
-        return row
+            return carry(node, self._run, progress, self._warn, self._say)[1]
 
 
 def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:

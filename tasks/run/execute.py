@@ -1,11 +1,11 @@
-"""Executes one stage of a run, for every driver: a flow, a command, Python."""
+"""Carries out one stage of a run, for every driver: a flow, a command, Python."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -13,8 +13,10 @@ from typing import Any
 from paraclip.storage.artifacts import Artifact, Draft, sources_of
 from paraclip.storage.files import convert_disk_errors
 from paraclip.storage.roots import open_store
+from paraclip.tasks.results import Row, stage_row
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.run import BUILT_IN_STAGES, Node, Run, Stage, StageContext, named_stages, settings_of
+from paraclip.tasks.run.status import together
 from paraclip_core.errors import InputError, StageError
 from paraclip_core.progress import Fact, Progress, silent
 
@@ -25,6 +27,23 @@ STAGES = named_stages(BUILT_IN_STAGES)
 MAKE = f"{__name__}:make_artifact"
 TAKEN = "taken"
 """The progress fact for an artifact that another process made."""
+
+
+def carry(
+    node: Node, run: Run, progress: Progress, warn: Callable[[str], object], say: Callable[[str], object]
+) -> tuple[Artifact, Row]:
+    """Run a stage unless it is finished; returns its artifact and its row of the stage table.
+
+    `warn` is called with each notice of the checks before it, `say` with a line about how it ended.
+    """
+    started, cached, facts = time.monotonic(), run.artifact(node.name) is not None, set[str]()
+    for notice in node.stage.check_before(run):
+        warn(notice)
+    artifact = run_stage(node, run, together(progress, lambda done, total, **new: facts.update(new)))
+    row = stage_row(artifact, cached or TAKEN in facts, time.monotonic() - started)
+    how = "took another run's result after" if TAKEN in facts else f"{row['state']} in"
+    say(f"{node.name}: {how} {row['seconds']:.1f} s, {artifact.path}")
+    return artifact, row
 
 
 def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artifact:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -50,6 +50,16 @@ class Stop(threading.Event):
         """Raise an error if the work must stop."""
         if self.is_set():
             raise StageError("its process was stopped; run again to go on from there")
+
+
+class Ui:
+    """Where a run shows what it finds while it works, for people: nowhere, unless a flow shows it in Prefect's UI."""
+
+    def table(self, name: str, rows: Sequence[Mapping[str, Any]], text: str) -> None:
+        """Show rows as a table below a Markdown text."""
+
+    def event(self, event: str, text: str, **facts: Any) -> None:
+        """Send an event, on which alerts wait."""
 
 
 Slot = Literal["elsewhere", "cpu", "gpu", "every gpu"]
@@ -127,6 +137,8 @@ class Stage:
     """Metrics for the amount of work; `plan` scales by the first one present."""
     trains: bool = False
     """It trains a model."""
+    paraphraser: Callable[[Run], Paraphraser | None] = lambda run: None
+    """The language model that it asks; None if it asks none."""
 
     def call(self, ctx: StageContext) -> dict[str, Any]:
         """Call the body; returns the metrics."""
@@ -174,6 +186,8 @@ class Run:
         self.stages = stages_of(settings) if stages is None else stages
         self.stop = Stop()
         """Set to end every process that works for this run."""
+        self.ui = Ui()
+        """Where it shows what its stages find."""
         self.hashes = FileHashes(self.store.cache / "source_hashes.json")
         """Hashes of source files."""
         context = EngineContext(settings.data.root, settings.run.device, self._model_hashes)

@@ -79,12 +79,12 @@ def read_failure(path: Path, otherwise: type[ParaclipError]) -> ParaclipError | 
     return getattr(paraclip_core.errors, failure["class"], otherwise)(failure["text"])
 
 
-def both(first: Progress, second: Progress) -> Progress:
-    """A progress that reports to two others."""
+def together(*progresses: Progress) -> Progress:
+    """A progress that reports to several others."""
 
     def report(done: int, total: int | None, **facts: Fact) -> None:
-        first(done, total, **facts)
-        second(done, total, **facts)
+        for progress in progresses:
+            progress(done, total, **facts)
 
     return report
 

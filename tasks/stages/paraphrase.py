@@ -349,6 +349,7 @@ def _stage(
         after=after,
         about=ABOUT[step],
         pool="gpu",
+        paraphraser=lambda run: run.paraphraser,
         slots=lambda run: engine_slot(run.paraphraser),
         samples=partial(finished_samples, step=step),
         units=("generated",),

@@ -123,6 +123,7 @@ QUERIES = Stage(
     body=_body,
     about="Ask an LLM for held-out captions in other words, to evaluate with.",
     pool="gpu",
+    paraphraser=query_paraphraser,
     slots=lambda run: engine_slot(query_paraphraser(run)),
     samples=_samples,
     units=("generated",),

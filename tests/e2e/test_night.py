@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import ArtifactStore
+from tests.kit.browser import needs_browser
 from tests.kit.openai_server import OpenAIServer, reply, words_of
 from tests.kit.processes import free_port
 from tests.kit.receiver import web_server
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.nightly,
     pytest.mark.timeout(2100),
     pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc"),
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine"),
+    needs_browser,
 ]
 
 KEY, PASSWORD = "sk-canary-0b7d3a915c", "canary-of-the-server-41"
@@ -93,9 +93,6 @@ class Night:
         self.api.prefect("deployment", "run", f"{deployment}/nightly", *given)
         (run,) = {run["id"] for run in self.api.call("flow_runs/filter", {})} - before
         return run
-
-    def nightly_runs(self) -> set[str]:
-        return {run["id"] for run in self.api.runs() if run["flow"] == "regenerate"}
 
     def ended(self, run: str, wanted: str) -> str:
         """The message of a run once it has ended, which must be as it should."""

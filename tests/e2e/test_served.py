@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -27,6 +26,7 @@ from paraclip.tasks.run.child import log_path
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.settings import parse_settings
+from tests.kit.browser import needs_browser
 from tests.kit.openai_server import Fault, OpenAIServer, well
 from tests.kit.processes import command_of, parent_of
 from tests.kit.receiver import web_server
@@ -112,7 +112,7 @@ def stage_processes(root: Path) -> dict[str, int]:
     return {request["draft"]["stage"]: pid for pid, request in requests.items()}
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 @pytest.mark.parametrize("placement", ["inline", pytest.param("deployments", marks=pytest.mark.nightly)])
 def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> None:
     api, root, data = served
@@ -166,7 +166,7 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
     assert {f"{plain['name']}-{key}" for key in ("stages", "comparison", "report", "finetune-progress")} <= keys
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@needs_browser
 def test_a_page_of_another_origin_runs_no_command(served: Served, tmp_path: Path) -> None:
     api, target, before = served.api, tmp_path / "target", len(served.api.runs())
     deployment = api.deployment("scenes")

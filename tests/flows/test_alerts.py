@@ -37,10 +37,13 @@ from paraclip.flows.deployments import Existing
 from paraclip.flows.names import HEARTBEAT, POOLS, TAG
 from paraclip.flows.pipeline import pipeline
 from paraclip.flows.places import Target
+from paraclip.flows.prefect_ui import PrefectUi
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
-from paraclip.tasks.prefect_ui import near_cap
+from paraclip_core.config import ParaphraseOptions
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import EngineContext
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.settings import parse_settings
 from tests.kit.prefect_server import prefect_server, runs_of, whole_server
 from tests.kit.processes import free_port
@@ -320,10 +323,14 @@ def test_a_rollback_by_hand_is_reported(
 
 
 def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted]) -> None:
+    at = EngineContext(options_at="evaluate.queries")
+
     @flow
     def spend() -> None:
         for cap in (0.0, 2.0, 2.0):
-            progress = near_cap("costly", cap)
+            own = {"max_spend": cap, "price_per_million_prompt_tokens": 1, "price_per_million_completion_tokens": 1}
+            given = {"engine": "openai", "model": "m", "openai": own}
+            progress = PrefectUi("costly").progress("queries", Paraphraser(ParaphraseOptions(**given), at))
             for spent in (0.5, 1.59, 1.6, 1.9):
                 progress(1, 2, spend=spent)
 
@@ -333,6 +340,7 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
     spend()
     near = eventually(lambda: len(both := [m for m in posted if m.get("run") == "costly"]) == 2 and both)
     assert [m["event"] for m in near] == ["paraclip.cap.near"] * 2 and near[0]["facts"]["spend"] == 1.6
+    assert near[0]["text"] == "1.6 of evaluate.queries.openai.max_spend=2 is spent; at the cap the run stops"
 
 
 def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_a_run_from_a_stage_makes_nothing_before_it(
         started.append(root)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("paraclip.flows.own_server.prepare_prefect", start)
+    monkeypatch.setattr("paraclip.flows.commands.run.prepare_prefect", start)
     cli(["run", "-c", config, "--from", "finetune"])
     assert not started
     for stage in ("features", "built_in_base", "finetune"):

@@ -75,7 +75,7 @@ def machine(finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -
         path = run.artifacts[name].path
         path.rename(path.with_name("earlier"))
     machine = Machine(run)
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", machine)
+    monkeypatch.setattr("paraclip.tasks.run.execute.run_stage", machine)
     return machine
 
 

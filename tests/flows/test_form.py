@@ -11,9 +11,10 @@ import pytest
 import yaml
 from prefect.utilities.schema_tools import validate
 
+from paraclip.flows.form import FORM, form_schema
 from paraclip.flows.pipeline import pipeline
 from paraclip.flows.regenerate import regenerate
-from paraclip.flows.stages import FORM, STAGE_FLOWS, form_schema
+from paraclip.flows.stages import STAGE_FLOWS
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError
 from paraclip_core.settings import fields, parse_settings

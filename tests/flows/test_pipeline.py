@@ -62,7 +62,7 @@ def test_a_failed_run_has_one_table_that_says_what_failed_and_what_to_do(
     shutil.rmtree(run.artifacts["evaluate"].path)
     shutil.rmtree(run.artifacts["report"].path)
     refused = InputError('paraphrased_queries.csv row 7: "<b>no</b>" caption')
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", _all_but("evaluate", refused))
+    monkeypatch.setattr("paraclip.tasks.run.execute.run_stage", _all_but("evaluate", refused))
     with caplog.at_level("ERROR"), pytest.raises(InputError):
         pipeline(settings=run.settings)
     (table,) = artifacts_of("pipeline-broken", "broken-stages")
@@ -112,7 +112,7 @@ def test_a_paused_run_stops_its_stages_and_says_so(
         paused.append(flow_run.id)
         run.stop.check()
 
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", wait)
+    monkeypatch.setattr("paraclip.tasks.run.execute.run_stage", wait)
     with pytest.raises(Pause):
         pipeline(settings=run.settings)
     assert asked == ["scenes"]
@@ -146,7 +146,7 @@ def test_a_stage_is_tried_again_where_that_may_help(
         raise error
 
     monkeypatch.setattr("paraclip.flows.stages.DELAYS", [0.0])
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", fail)
+    monkeypatch.setattr("paraclip.tasks.run.execute.run_stage", fail)
     for place in ("stages", "pipeline") if where != "without a deployment" else ():
         monkeypatch.setattr(f"paraclip.flows.{place}.retries", lambda: 2)
     with pytest.raises(type(error)):
@@ -185,7 +185,7 @@ def test_a_tracker_that_is_missing_is_reported_before_anything_runs(
     outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
     shutil.rmtree(run.artifacts["finetune"].path)
-    monkeypatch.setattr("paraclip.flows.stages.run_stage", None)
+    monkeypatch.setattr("paraclip.tasks.run.execute.run_stage", None)
     with pytest.raises(ConfigError, match="names wandb, which is not installed"):
         pipeline(settings=run.settings)
 

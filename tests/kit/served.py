@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import shutil
 import ssl
 import subprocess
 import sys
@@ -18,11 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 from PIL import Image
 
 from paraclip.flows.local_stack import password_file
+from tests.kit.browser import chromium
 from tests.kit.processes import free_port, with_variable
 
 REPOSITORY = Path(__file__).parents[2]
@@ -105,12 +104,10 @@ class Api:
     @contextmanager
     def browser(self, *flags: str, logged_in: bool = True) -> Iterator[Any]:
         """A page of a browser that is logged in to the UI."""
-        playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-        with playwright.sync_playwright() as play:
-            chromium = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", *flags])
+        with chromium(*flags) as browser:
             user, _, password = self.login.partition(":")
             credentials = {"username": user, "password": password} if logged_in else None
-            page = chromium.new_context(http_credentials=credentials).new_page()
+            page = browser.new_context(http_credentials=credentials).new_page()
             page.set_default_timeout(180_000)
             if logged_in:
                 page.goto(f"{self.url}/v2/dashboard")
@@ -118,7 +115,6 @@ class Api:
                 page.keyboard.press("Enter")
                 page.locator("input[type=password]").wait_for(state="detached")
             yield page
-            chromium.close()
 
     def press_retry(self, run: str) -> None:
         """Press Retry in the UI, as a user would."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from paraclip.tasks.prefect_ui import artifact_key, as_text, report_note
+from paraclip.flows.prefect_ui import artifact_key, as_text, report_note
 
 
 def test_captions_are_no_markdown() -> None:
