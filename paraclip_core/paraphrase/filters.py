@@ -314,10 +314,6 @@ class Filters:
             *(text for texts in self.compares.values() for text in texts(pair)),
         }
 
-    def rank(self, reason: str) -> int:
-        """The position of a filter among all: an answer stopped by a later filter has passed more."""
-        return [*self.text, *self.meaning].index(reason)
-
 
 def filters_of(options: FilterOptions) -> Filters:
     """The preset's filters and the custom ones."""
@@ -339,15 +335,6 @@ def _by_reason(filters: Iterable[Any]) -> dict[str, Any]:
 
 def _our_reasons() -> set[str]:
     return {check.__name__ for preset in map(preset_named, PRESETS) for check in (*preset.text, *preset.meaning)}
-
-
-def first_failure(pair: Pair, options: FilterOptions, filters: Filters | None = None) -> tuple[str, str] | None:
-    """Reason code and detail of the first filter that the answer fails, among those that need only the texts."""
-    for reason, check in (filters or filters_of(options)).text.items():
-        detail = check(pair, options)
-        if detail is not None:
-            return reason, detail
-    return None
 
 
 def extra_filters_source(options: FilterOptions) -> dict[str, bytes]:
