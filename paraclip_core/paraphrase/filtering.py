@@ -26,7 +26,7 @@ from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
 from paraclip_core.tables import FILTER_RESULTS
 
-FILTERS_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
+FILTERS_VERSION = "cf2e1b7f0b5dd968555bfdc0ac85c5f2"
 """Version of the package's own filters: raise it if a filter result may change, and everything is filtered again."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3

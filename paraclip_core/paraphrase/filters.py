@@ -75,12 +75,9 @@ ALIKE = 0.4
 
 _VERB = r"\b(?:say|reply|respond|answer|output|print|return|write|repeat|reveal|tell me|give me|show me)\b"
 _ORDER = re.compile(
-    # Orders not to paraphrase, in the languages of web captions.
+    # Orders not to paraphrase.
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]{0,40}"
     r"\b(?:this|above|before|previous|prior|preceding|earlier|instructions?|prompts?|rules?|caption|everything|told)\b"
-    r"|\b(?:ignor|omit|olvid|oubli|esque[cç]|dimentic|vergiss|vergesst)\w*\b[^.!?]{0,40}"
-    r"\b(?:instru|istru|indica|consign|orden|anweis|regel|regl)\w*"
-    r"|忽略|無視|무시|игнорируй|забудь|تجاهل|अनदेखा|התעלם|\byok say\b"
     r"|\b(?:do not|don't|stop|instead of|rather than|without) (?:paraphras|rephras|rewrit|describ|translat)\w*"
     r"|\bnew (?:task|instruction|prompt|order)s?\s*:|\bsystem prompt\b|\byou (?:are (?:now|no longer)|have no rules)\b"
     r"|\bpretend you\b|\b(?:system|assistant|user|human|instruction|response)\s*:"
