@@ -24,6 +24,7 @@ from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineErro
 from paraclip_core.paraphrase.engines import Completion, Prompt
 from paraclip_core.paraphrase.engines.chat import draw_seed, read_completion
 from paraclip_core.paraphrase.engines.openai import FAILURES_IN_A_ROW, OpenAIOptions
+from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
@@ -115,6 +116,18 @@ def test_what_becomes_of_a_servers_answers(
     assert {number for number, completion in completions.items() if not completion.texts} == case.rejects
     assert len(completions) - len(case.rejects) == case.answered
     assert len(openai_server.asked) <= case.most_asked
+
+
+def test_a_declined_caption_is_a_reject_and_not_requested_again(
+    openai_server: OpenAIServer, connect: Connect, paraphrasing: Any, rows_of: Callable[[list[str]], Any]
+) -> None:
+    captions = [f"photo {number} of a red dog" for number in range(12)]
+    options = ParaphraseOptions(engine="openai", model="smol", filters=FilterOptions(preset="off"), sampling=TWO)
+    openai_server.answer = lambda asked: FLAGGED if "photo 0 " in words_of(asked) else well(asked)
+    for generated in (12, 0):
+        step = paraphrasing.run([rows_of(captions)], connect(), options)
+        assert (step.rows.num_rows, step.rounds.counts.generated) == (11, generated)
+        assert [(row["input"], row["reason"]) for row in step.rejects.to_pylist()] == [(captions[0], "no_paraphrase")]
 
 
 PASSING: dict[str, Fault] = {
