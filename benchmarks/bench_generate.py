@@ -45,7 +45,7 @@ from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.demo.smollm2 import chatml, gguf_file
 from paraclip_core.demo.synonyms import THESAURUS, WORD_SAMPLING
 from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions, StreamingEngine
-from paraclip_core.paraphrase.engines.openai import draw_seed
+from paraclip_core.paraphrase.engines.chat import draw_seed
 from paraclip_core.paraphrase.engines.openvino import PROPERTIES, SCHEDULER
 from paraclip_core.paraphrase.paraphraser import Paraphraser, make_engine
 from paraclip_core.paraphrase.prompts import prompt_for

@@ -69,6 +69,10 @@ class AwayError(EngineError):
     """The engine's server cannot be reached or no longer answers, or its process was killed."""
 
 
+class RefusedError(EngineError):
+    """The engine's server refuses a request."""
+
+
 class BudgetError(EngineError):
     """One more answer could exceed the spending cap."""
 

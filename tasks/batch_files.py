@@ -29,7 +29,7 @@ from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.evaluation.options import WHOLE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines.batch_lines import Refused, read_line, request_line
-from paraclip_core.paraphrase.engines.openai import prompt_size
+from paraclip_core.paraphrase.engines.chat import prompt_size
 from paraclip_core.paraphrase.keys import RequestKeys
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.rounds import SENT_ROWS, Rounds

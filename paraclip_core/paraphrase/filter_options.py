@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -14,9 +14,12 @@ PRESETS = {
     "small-model": "paraclip_core.demo.small_model:SMALL_MODEL",
 }
 """The presets by name, each a `Preset` (:mod:`paraclip_core.paraphrase.filters`) as `package.module:NAME`, imported on
-use. To add one, add a line here and in :data:`PresetName`."""
-PresetName = Literal["off", "capable", "small-model"]
-FilterName = Literal["auto", PresetName]
+use. To add one, add a line."""
+if TYPE_CHECKING:
+    PresetName = FilterName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
+    FilterName = Literal["auto", PresetName]
 THRESHOLDS = ("max_length_ratio", "min_similarity", "min_caption_similarity")
 """Options that take the preset's value if they are not set (docs/filters.md says how the values were measured)."""
 

@@ -9,24 +9,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
+from operator import attrgetter
+from typing import Any
 
 import pyarrow as pa
 
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.filters import extra_filters_source, filters_of, first_failure
+from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
 from paraclip_core.paraphrase.pair import Pair, Pieces
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.sentence_encoder import Compare, Encoder, SentenceEncoder, model_identity
 from paraclip_core.tables import FILTER_RESULTS
 
-FILTERS_VERSION = "7d0b61f3a9c24e58b1f60c2d94a8e735"
+FILTERS_VERSION = "cf2e1b7f0b5dd968555bfdc0ac85c5f2"
 """Version of the package's own filters: raise it if a filter result may change, and everything is filtered again."""
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
+UNSCORED = (True, 0.0)
 WHOLE_TEXT = 4096
 """A token count that no text reaches."""
 
@@ -86,20 +90,31 @@ class Request:
     answers: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Candidate:
-    """A parsed answer with each filter's result."""
+    """A parsed answer on its way through the filters."""
 
-    answer: str
-    results: Mapping[str, str | None]
+    pair: Pair
+    results: dict[str, str | None] = field(default_factory=dict)
     """Reason code → None if the answer passes, or why it does not, in the order of the filters. An answer without a
     word reaches no other filter."""
-    similarity: float | None
+    similarity: float | None = None
     """Cosine of caption and answer, None without a sentence encoder."""
+    score: tuple[bool, float] = UNSCORED
+    """How good an accepted answer is: whether it is short, then how near and how new."""
+
+    @property
+    def answer(self) -> str:
+        return self.pair.answer
+
+    @property
+    def failure(self) -> tuple[str, str] | None:
+        """Reason code and detail of the first filter that the answer fails; None if it passes all so far."""
+        return next(((reason, detail) for reason, detail in self.results.items() if detail is not None), None)
 
     @property
     def accepted(self) -> bool:
-        return all(detail is None for detail in self.results.values())
+        return self.failure is None
 
 
 @dataclass(frozen=True)
@@ -115,17 +130,6 @@ class FilterResult:
     detail: str = ""
     similarity: float | None = None
     """Cosine of caption and rejected answer, None if it was not computed."""
-
-
-@dataclass
-class _Filtered:
-    """A candidate that has passed so far, or was stopped."""
-
-    pair: Pair
-    reason: str | None = None
-    detail: str = ""
-    similarity: float | None = None
-    score: tuple[bool, float] = (True, 0.0)
 
 
 class AnswerFilter:
@@ -159,12 +163,7 @@ class AnswerFilter:
         the lower cosine (with input and caption) − 0.3 · overlap of the content words. The preset `off` keeps their
         order.
         """
-        filtered = [[self._by_texts(pair) for pair in self._candidates(request, further)] for request in requests]
-        passed = [one for some in filtered for one in some if one.reason is None]
-        if (compare := self._comparing([one.pair for one in passed])) is not None:
-            for one in passed:
-                self._by_meaning(one, compare)
-        return [self._result(some) for some in filtered]
+        return [self._result(candidates) for candidates in self._examined(requests, further, every=False)]
 
     def filter_block(self, block: pa.RecordBatch, further: Further | None = None) -> pa.RecordBatch:
         """Filter results (`tables.FILTER_RESULTS`) of a block (`tables.ANSWERS`), in its order."""
@@ -193,24 +192,44 @@ class AnswerFilter:
 
     def explain(self, requests: Sequence[Request], further: Further | None = None) -> list[list[Candidate]]:
         """Every candidate of each request, in the order of filtering, with the result of every filter."""
-        candidates = [self._candidates(request, further) for request in requests]
-        compare = self._comparing([pair for pairs in candidates for pair in pairs if pair.answer_words])
-        return [[self._explained(pair, compare) for pair in pairs] for pairs in candidates]
+        return self._examined(requests, further, every=True)
 
-    def _explained(self, pair: Pair, compare: Compare | None) -> Candidate:
-        if detail := self._filters.text["empty"](pair, self._options):
-            return Candidate(pair.answer, {"empty": detail}, None)
-        results = {reason: check(pair, self._options) for reason, check in self._filters.text.items()}
-        if compare is None:
-            return Candidate(pair.answer, results, None)
-        results |= {reason: check(pair, self._options, compare) for reason, check in self._filters.meaning.items()}
-        return Candidate(pair.answer, results, compare.cosine(pair.caption, pair.answer))
+    def _examined(self, requests: Sequence[Request], further: Further | None, every: bool) -> list[list[Candidate]]:
+        """The candidates of each request after the filters: after all of them, or up to the first that each fails."""
+        groups = [[Candidate(pair) for pair in self._pairs(request, further)] for request in requests]
+        for candidate in chain.from_iterable(groups):
+            self._apply(self._filters.text, candidate, every)
+        left = [one for one in chain.from_iterable(groups) if one.accepted or (every and one.pair.answer_words)]
+        if self.encoder is None or not self._filters.meaning:
+            return groups
+        compare = Compare(self.encoder)
+        # All texts at once: the encoder is faster so.
+        compare.prepare(text for candidate in left for text in self._filters.compared(candidate.pair))
+        for candidate in left:
+            candidate.similarity = compare.cosine(candidate.pair.caption, candidate.answer)
+            self._apply(self._filters.meaning, candidate, every, compare)
+            if candidate.accepted:
+                candidate.score = self._score(candidate.pair, candidate.similarity, compare)
+        return groups
+
+    def _apply(self, filters: Mapping[str, Any], candidate: Candidate, every: bool, *compare: Compare) -> None:
+        for reason, check in filters.items():
+            detail = candidate.results[reason] = check(candidate.pair, self._options, *compare)
+            if detail is not None and (reason == "empty" or not every):
+                return
+
+    def _score(self, pair: Pair, similarity: float, compare: Compare) -> tuple[bool, float]:
+        if self._options.preset == "off":
+            return UNSCORED
+        short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
+        nearness = min(compare.cosine(pair.source, pair.answer), similarity)
+        return short, nearness - OVERLAP_WEIGHT * pair.content_overlap
 
     @cached_property
     def _digest(self) -> bytes:
         return self._spec.digest
 
-    def _candidates(self, request: Request, further: Further | None) -> list[Pair]:
+    def _pairs(self, request: Request, further: Further | None) -> list[Pair]:
         """The parsed answers, each once, followed by the further ones."""
         spec, raw = self._spec, list(request.answers)
         if further is not None:
@@ -218,41 +237,17 @@ class AnswerFilter:
         pair = Pair(request.caption, request.source, "", spec.step, spec.examples, self.pieces, spec.context_length)
         return [replace(pair, answer=answer) for answer in dict.fromkeys(map(parse_answer, raw))]
 
-    def _comparing(self, pairs: Sequence[Pair]) -> Compare | None:
-        """A `Compare` for these pairs, with all their texts prepared at once; None without an encoder."""
-        if self.encoder is None or not self._filters.meaning:
-            return None
-        compare = Compare(self.encoder)
-        compare.prepare(text for pair in pairs for text in self._filters.compared(pair))
-        return compare
-
-    def _by_texts(self, pair: Pair) -> _Filtered:
-        failure = first_failure(pair, self._options, self._filters)
-        return _Filtered(pair) if failure is None else _Filtered(pair, *failure)
-
-    def _by_meaning(self, one: _Filtered, compare: Compare) -> None:
-        """Stop a candidate that passed the filters on texts, or score it."""
-        pair = one.pair
-        one.similarity = compare.cosine(pair.caption, pair.answer)
-        for reason, check in self._filters.meaning.items():
-            detail = check(pair, self._options, compare)
-            if detail is not None:
-                one.reason, one.detail = reason, detail
-                return
-        if self._options.preset != "off":
-            short = len(pair.answer_words) <= GOOD_LENGTH * len(pair.source_words) + 1
-            nearness = min(compare.cosine(pair.source, pair.answer), one.similarity)
-            one.score = (short, nearness - OVERLAP_WEIGHT * pair.content_overlap)
-
-    def _result(self, filtered: Sequence[_Filtered]) -> FilterResult:
-        if not filtered:
+    def _result(self, candidates: Sequence[Candidate]) -> FilterResult:
+        if not candidates:
             return FilterResult((), None, "no_paraphrase", "the engine has none for this text")
-        passed = sorted((one for one in filtered if one.reason is None), key=lambda one: one.score, reverse=True)
+        passed = [candidate for candidate in candidates if candidate.accepted]
         if passed:
-            return FilterResult(tuple((one.pair.answer, one.similarity) for one in passed))
+            passed.sort(key=attrgetter("score"), reverse=True)
+            return FilterResult(tuple((candidate.answer, candidate.similarity) for candidate in passed))
         # The answer that passed the most filters says most about what to change; max takes the first of equals.
-        furthest = max(filtered, key=lambda one: self._filters.rank(one.reason or ""))
-        return FilterResult((), furthest.pair.answer, furthest.reason, furthest.detail, furthest.similarity)
+        furthest = max(candidates, key=lambda candidate: len(candidate.results))
+        assert furthest.failure is not None
+        return FilterResult((), furthest.answer, *furthest.failure, furthest.similarity)
 
 
 def requests_of(block: pa.RecordBatch) -> list[Request]:

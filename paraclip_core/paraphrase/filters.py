@@ -75,12 +75,9 @@ ALIKE = 0.4
 
 _VERB = r"\b(?:say|reply|respond|answer|output|print|return|write|repeat|reveal|tell me|give me|show me)\b"
 _ORDER = re.compile(
-    # Orders not to paraphrase, in the languages of web captions.
+    # Orders not to paraphrase.
     r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]{0,40}"
     r"\b(?:this|above|before|previous|prior|preceding|earlier|instructions?|prompts?|rules?|caption|everything|told)\b"
-    r"|\b(?:ignor|omit|olvid|oubli|esque[cç]|dimentic|vergiss|vergesst)\w*\b[^.!?]{0,40}"
-    r"\b(?:instru|istru|indica|consign|orden|anweis|regel|regl)\w*"
-    r"|忽略|無視|무시|игнорируй|забудь|تجاهل|अनदेखा|התעלם|\byok say\b"
     r"|\b(?:do not|don't|stop|instead of|rather than|without) (?:paraphras|rephras|rewrit|describ|translat)\w*"
     r"|\bnew (?:task|instruction|prompt|order)s?\s*:|\bsystem prompt\b|\byou (?:are (?:now|no longer)|have no rules)\b"
     r"|\bpretend you\b|\b(?:system|assistant|user|human|instruction|response)\s*:"
@@ -314,10 +311,6 @@ class Filters:
             *(text for texts in self.compares.values() for text in texts(pair)),
         }
 
-    def rank(self, reason: str) -> int:
-        """The position of a filter among all: an answer stopped by a later filter has passed more."""
-        return [*self.text, *self.meaning].index(reason)
-
 
 def filters_of(options: FilterOptions) -> Filters:
     """The preset's filters and the custom ones."""
@@ -339,15 +332,6 @@ def _by_reason(filters: Iterable[Any]) -> dict[str, Any]:
 
 def _our_reasons() -> set[str]:
     return {check.__name__ for preset in map(preset_named, PRESETS) for check in (*preset.text, *preset.meaning)}
-
-
-def first_failure(pair: Pair, options: FilterOptions, filters: Filters | None = None) -> tuple[str, str] | None:
-    """Reason code and detail of the first filter that the answer fails, among those that need only the texts."""
-    for reason, check in (filters or filters_of(options)).text.items():
-        detail = check(pair, options)
-        if detail is not None:
-            return reason, detail
-    return None
 
 
 def extra_filters_source(options: FilterOptions) -> dict[str, bytes]:

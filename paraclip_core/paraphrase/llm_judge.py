@@ -6,7 +6,7 @@ Its questions are requests like any other: each has a key, its answer is cached,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,52 +99,34 @@ class LLMJudge:
         keep: int,
         started: Callable[[int], Phase],
     ) -> pa.RecordBatch:
-        """The model's filter results in place of the filters' own, see :func:`decide_by_model`.
+        """The model's filter results (`tables.FILTER_RESULTS`, under `digest`) in place of the filters' own.
 
+        The accepted answers of a request are tried best first, until `keep` of them say the same as the caption.
         `started` is called with the number of questions to send, if any, and returns their phase.
         """
         request = judge_requests(self.engine.model, self.sampling)
-
-        def answers(questions: Sequence[str]) -> Mapping[str, Sequence[str]]:
-            return self.sender.answers(request, QUESTION, self.sampling, questions, started)
-
-        return decide_by_model(filter_results, captions, digest, self.engine.model, keep, answers)
-
-
-def decide_by_model(
-    filter_results: pa.RecordBatch,
-    captions: Sequence[str],
-    digest: bytes,
-    model: str,
-    keep: int,
-    answers: Callable[[Sequence[str]], Mapping[str, Sequence[str]]],
-) -> pa.RecordBatch:
-    """A model's filter results (`tables.FILTER_RESULTS`, under `digest`) in place of the filters' own.
-
-    `answers` takes distinct questions and returns the answers to each. The accepted answers of a request are tried best
-    first, until `keep` of them say the same as the caption.
-    """
-    rows: list[dict[str, Any]] = filter_results.to_pylist()
-    same: list[list[Any]] = [[] for _ in rows]
-    refusals: dict[int, str] = {}
-    for place in range(max((len(row["accepted"]) for row in rows), default=0)):
-        questions = {
-            number: f"{captions[number]}\n{' '.join(row['accepted'][place]['answer'].split())}"
-            for number, row in enumerate(rows)
-            if place < len(row["accepted"]) and len(same[number]) < keep
-        }
-        by_question = answers(list(dict.fromkeys(questions.values())))
-        for number, question in questions.items():
-            answer = " ".join(by_question[question]).strip()
-            if says_same(answer):
-                same[number].append(rows[number]["accepted"][place])
-            else:
-                refusals.setdefault(number, answer[:SHOWN])
-    for number, row in enumerate(rows):
-        row["filters"] = digest
-        if row["accepted"] and not same[number]:
-            best = row["accepted"][0]
-            detail = f"does it say the same as the caption? {model}: {refusals[number]!r}"
-            row |= {"reason": REASON, "detail": detail} | {name: best[name] for name in ("answer", "similarity")}
-        row["accepted"] = same[number]
-    return pa.RecordBatch.from_pylist(rows, schema=FILTER_RESULTS)
+        rows: list[dict[str, Any]] = filter_results.to_pylist()
+        same: list[list[Any]] = [[] for _ in rows]
+        refusals: dict[int, str] = {}
+        for place in range(max((len(row["accepted"]) for row in rows), default=0)):
+            questions = {
+                number: f"{captions[number]}\n{' '.join(row['accepted'][place]['answer'].split())}"
+                for number, row in enumerate(rows)
+                if place < len(row["accepted"]) and len(same[number]) < keep
+            }
+            texts = list(dict.fromkeys(questions.values()))
+            by_question = self.sender.answers(request, QUESTION, self.sampling, texts, started)
+            for number, question in questions.items():
+                answer = " ".join(by_question[question]).strip()
+                if says_same(answer):
+                    same[number].append(rows[number]["accepted"][place])
+                else:
+                    refusals.setdefault(number, answer[:SHOWN])
+        for number, row in enumerate(rows):
+            row["filters"] = digest
+            if row["accepted"] and not same[number]:
+                best = row["accepted"][0]
+                detail = f"does it say the same as the caption? {self.engine.model}: {refusals[number]!r}"
+                row |= {"reason": REASON, "detail": detail} | {name: best[name] for name in ("answer", "similarity")}
+            row["accepted"] = same[number]
+        return pa.RecordBatch.from_pylist(rows, schema=FILTER_RESULTS)

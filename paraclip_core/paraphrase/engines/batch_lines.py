@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
-from paraclip_core.paraphrase.engines.openai import QUOTED, read_completion, request_body
+from paraclip_core.paraphrase.engines.chat import DECLINED, NO_ANSWER, QUOTED, read_completion, request_body
 from paraclip_core.paraphrase.keys import KEY_BYTES
 from paraclip_core.text_safety import one_line
 
@@ -17,12 +17,10 @@ URL = "/v1/chat/completions"
 UNCOUNTED = -1
 """Prompt tokens of an answer that does not report them."""
 KEY = re.compile(rf"[0-9a-f]{{{2 * KEY_BYTES}}}")
-_DECLINED = re.compile(
-    r"context[ _-](?:length|window|size)|content_(?:filter|policy)|(?:prompt|input|request) is too (?:long|large)"
-    r"|max_model_len",
-    re.I,
+_TOO_LONG = re.compile(
+    r"context[ _-](?:length|window|size)|(?:prompt|input|request) is too (?:long|large)|max_model_len", re.I
 )
-"""Words that servers use for a prompt that is too long or against their rules."""
+"""Words that servers use for a prompt that is too long."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def read_line(raw: bytes, n: int) -> tuple[bytes, Completion] | Refused:
         except ValueError as nonsense:
             return Refused("no_answer", str(nonsense))
     failure = one_line(error or body, QUOTED)
-    if _DECLINED.search(failure):
+    if DECLINED.search(failure) or _TOO_LONG.search(failure):
         # As in the engine `openai`: the filters reject it by name, and it is not requested again.
-        return key, Completion((), 0, 0)
+        return key, NO_ANSWER
     return Refused("failed", f"status {one_line(response.get('status_code'), 20)}: {failure}")

@@ -25,7 +25,7 @@ from urllib.parse import urlencode
 
 from pydantic import Field, field_validator
 
-from paraclip_core.errors import AwayError, ConfigError, EngineError
+from paraclip_core.errors import AwayError, ConfigError, EngineError, RefusedError
 from paraclip_core.options import OPERATIONAL, Options, json_fields
 from paraclip_core.paraphrase.engines import (
     Completion,
@@ -36,7 +36,7 @@ from paraclip_core.paraphrase.engines import (
     SamplingOptions,
     local_model,
 )
-from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions, RefusedError
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions
 from paraclip_core.paths import expand
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ import pytest
 
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
-from paraclip_core.paraphrase.filters import first_failure
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.prompts import FEW_SHOT
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
+from tests.kit.text_filters import first_failure
 
 SMALL_MODEL = FilterOptions(preset="small-model")
 FOLDER = Path(__file__).parents[2] / "data" / "faithfulness"

@@ -10,25 +10,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS
-from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError
+from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError, RefusedError
 from paraclip_core.paraphrase.engines import Completion, Prompt
-from paraclip_core.paraphrase.engines.openai import (
-    FAILURES_IN_A_ROW,
-    OpenAIOptions,
-    RefusedError,
-    draw_seed,
-    read_completion,
-)
+from paraclip_core.paraphrase.engines.chat import draw_seed, read_completion
+from paraclip_core.paraphrase.engines.openai import FAILURES_IN_A_ROW, OpenAIOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
@@ -36,6 +31,181 @@ from paraclip_core.settings import parse_settings
 from tests.kit.openai_asking import KEY, TWO, Connect, ask, first_words, numbered, streamed
 from tests.kit.openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, well, words_of
 from tests.kit.waiting import eventually
+
+FLAGGED = status(400, "Your prompt was flagged by our usage guidelines.")
+LIMITED = status(429, "slow down")
+NEVER = {20, 21, 22, 23, 58, 59}
+TEN = set(range(10))
+Answer = Callable[[int, int], Any]
+"""Number of the prompt, and of the request from 1 → a Fault, or None to answer well."""
+
+
+def on(prompts: set[int], fault: Fault) -> Answer:
+    return lambda prompt, request: fault if prompt in prompts else None
+
+
+def after(requests: int, fault: Fault) -> Answer:
+    return lambda prompt, request: fault if request > requests else None
+
+
+@dataclass(frozen=True)
+class Case:
+    answer: Answer
+    rejects: set[int] = field(default_factory=set)
+    """Prompts with a completion without texts."""
+    error: type[EngineError] | None = None
+    message: str = ""
+    answered: int = 60
+    """Prompts with texts."""
+    most_asked: int = 10_000
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+STOPPED = 40 + FAILURES_IN_A_ROW
+ONE = {"concurrency": 1}
+CASES = {
+    # A prompt that is declined in known words is a reject, however many there are.
+    "declines some": Case(on(NEVER, FLAGGED), NEVER, answered=54),
+    "declines the first": Case(on(TEN, status(403, "no", code="content_filter")), TEN, answered=50, options=ONE),
+    "declines all": Case(after(0, FLAGGED), set(range(60)), answered=0),
+    # So is one that is refused or fails while others are answered.
+    "refuses some": Case(on(NEVER, status(400, "not this one")), NEVER, answered=54),
+    "breaks on some": Case(on(NEVER, status(500)), NEVER, answered=54, options={"retries": 1}),
+    "nonsense for some": Case(on(NEVER, body({"choices": []})), NEVER, answered=54),
+    # A busy server says nothing about a prompt.
+    "limits one": Case(on({7}, LIMITED), set(), AwayError, r"slow down.*requests_per_minute.*'caption 7'", 59),
+    "away for one": Case(on({7}, status(503)), set(), AwayError, r"1 of 60 prompts have no answer.*run again", 59),
+    "limits most": Case(lambda _, n: n % 3 and LIMITED, set(), AwayError, "requests_per_minute", 20, 60),
+    # Failures in a row stop the run, and what was answered is kept.
+    "refuses all": Case(after(0, status(400, "unknown field top_p")), set(), RefusedError, "field top_p", 0, 8),
+    "refuses all, as FastAPI": Case(after(0, body({"detail": "extra"}, 422)), set(), RefusedError, "extra", 0, 8),
+    "refuses from then on": Case(after(40, status(403, "no")), set(), RefusedError, "no", 40, STOPPED),
+    "limits from then on": Case(after(40, LIMITED), set(), AwayError, "slow down", 40, STOPPED),
+    "gone": Case(after(40, reset), set(), AwayError, "does not answer", 40, STOPPED),
+    "broken": Case(after(40, status(500)), set(), AwayError, "status 500.*8 of 60", 40, 40 + 8 * 3, {"retries": 2}),
+    # No prompt can be answered so.
+    "no key": Case(after(0, status(401, "a key")), set(), EngineError, "a key.*OPENAI_API_KEY; neither holds", 0, 1),
+    "no model": Case(after(0, status(404, "no smol")), set(), EngineError, "no smol.*openai.base_url", 0, 1),
+    "no credit": Case(
+        after(3, status(429, "pay first", code="insufficient_quota")), set(), EngineError, "pay.*check the acc", 3, 4
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_becomes_of_a_servers_answers(
+    name: str, openai_server: OpenAIServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = CASES[name]
+    prompts, one_at_a_time = numbered(60), ONE if case.error else {"concurrency": 4}
+
+    def answer(asked: dict[str, Any]) -> Any:
+        return case.answer(int(words_of(asked).split()[1]), len(openai_server.asked)) or well(asked)
+
+    openai_server.answer = answer
+    engine = connect(**{"retries": 0} | one_at_a_time | case.options)
+    if case.error is None:
+        completions = dict(enumerate(engine.generate(prompts, TWO)))
+        first = min(case.rejects)
+        assert f"{len(case.rejects)} of 60 prompts got no answer ('caption {first}'" in caplog.text
+    else:
+        completions, error = streamed(engine, prompts)
+        assert type(error) is case.error
+        with pytest.raises(EngineError, match=case.message):
+            raise error
+    assert {number for number, completion in completions.items() if not completion.texts} == case.rejects
+    assert len(completions) - len(case.rejects) == case.answered
+    assert len(openai_server.asked) <= case.most_asked
+
+
+def test_a_declined_caption_is_a_reject_and_not_requested_again(
+    openai_server: OpenAIServer, connect: Connect, paraphrasing: Any, rows_of: Callable[[list[str]], Any]
+) -> None:
+    captions = [f"photo {number} of a red dog" for number in range(12)]
+    options = ParaphraseOptions(engine="openai", model="smol", filters=FilterOptions(preset="off"), sampling=TWO)
+    openai_server.answer = lambda asked: FLAGGED if "photo 0 " in words_of(asked) else well(asked)
+    for generated in (12, 0):
+        step = paraphrasing.run([rows_of(captions)], connect(), options)
+        assert (step.rows.num_rows, step.rounds.counts.generated) == (11, generated)
+        assert [(row["input"], row["reason"]) for row in step.rejects.to_pylist()] == [(captions[0], "no_paraphrase")]
+
+
+PASSING: dict[str, Fault] = {
+    "busy": status(429, "slow down", {"Retry-After": "0.1"}),
+    "away": status(503),
+    "bad gateway": body(b"<html>502", 502),
+    "reset": reset,
+    "hang": hang,
+    "half a body": nonsense(b'{"choices": [{"mess', 500),
+}
+
+
+@pytest.mark.parametrize("fault", PASSING.values(), ids=PASSING)
+def test_what_may_pass_is_tried_again(
+    fault: Fault, openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ask(connect(), "a", "b")
+    openai_server.faults = [fault, fault]
+    monkeypatch.setattr("paraclip_core.paraphrase.engines.openai_client.TIMEOUT_SECONDS", 1.0)
+    assert ask(connect(), "a", "b") == expected
+    assert len(openai_server.asked) == 2 + 2 + 2
+
+
+NONSENSE: dict[str, Any] = {
+    "error page": b"<!DOCTYPE html><p>maintenance</p>",
+    "error object": {"error": {"message": "upstream is down", "code": 502}},
+    "nothing": b"",
+    "deep JSON": b"[" * 100_000,
+    "no text": {"choices": [{"index": 0}]},
+}
+
+
+@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE)
+def test_nonsense_is_requested_once_more(content: Any, openai_server: OpenAIServer, connect: Connect) -> None:
+    openai_server.faults = [body(content)]
+    assert first_words(ask(connect(), "a")) == ["well a"]
+    openai_server.faults = [body(content)] * 2
+    with pytest.raises(AwayError, match=r"invalid response.*'a'"):
+        ask(connect(), "a")
+
+
+def test_a_strict_run_ends_with_the_first_refusal(openai_server: OpenAIServer, connect: Connect) -> None:
+    openai_server.answer = lambda asked: status(400, "too long") if words_of(asked) == "caption 7" else well(asked)
+    engine = connect(concurrency=1)
+    engine.strict = True
+    completions, error = streamed(engine, numbered(20))
+    assert isinstance(error, RefusedError) and len(completions) == 7
+
+
+def test_a_model_that_never_says_a_word_stops_the_run(openai_server: OpenAIServer, connect: Connect) -> None:
+    silent = {"choices": [{"message": {"content": None}, "finish_reason": "length"}] * 2}
+    openai_server.answer = lambda asked: silent
+    completions, error = streamed(connect(concurrency=1), numbered(50))
+    assert "max_tokens" in str(error)
+    assert len(completions) == len(openai_server.asked) == FAILURES_IN_A_ROW
+    # Among answers with words they are answers, too.
+    openai_server.asked.clear()
+    openai_server.answer = lambda asked: well(asked) if len(openai_server.asked) == 1 else silent
+    assert len(connect(concurrency=1).generate(numbered(30), TWO)) == 30
+
+
+def test_draws_that_come_one_at_a_time(openai_server: OpenAIServer, connect: Connect) -> None:
+    openai_server.answer = lambda asked: well({**asked, "n": 1})
+    three = TWO.model_copy(update={"n": 3})
+    completions = ask(connect(), "a", "b", "c", sampling=three)
+    assert [len(set(completion.texts)) for completion in completions] == [3, 3, 3]
+    assert {completion.prompt_tokens for completion in completions} == {30}
+    openai_server.answer = lambda asked: status(400, "only one choice") if asked.get("n") else well(asked)
+    assert ask(connect(extra_body={"n": None}), "a", "b", "c", sampling=three) == completions
+    # Those before one that fails are kept.
+    seeds = dict[str, int]()
+
+    def first_only(asked: dict[str, Any]) -> Any:
+        first = seeds.setdefault(words_of(asked), asked["seed"]) == asked["seed"]
+        return well({**asked, "n": 1}) if first or words_of(asked) != "caption 3" else status(500)
+
+    openai_server.answer = first_only
+    assert [len(done.texts) for done in connect(retries=0).generate(numbered(6), TWO)] == [2, 2, 2, 1, 2, 2]
 
 
 def test_answers_come_in_the_order_of_the_prompts(openai_server: OpenAIServer, connect: Connect) -> None:
@@ -85,168 +255,6 @@ def test_what_is_sent(openai_server: OpenAIServer, connect: Connect) -> None:
     assert plain["messages"][0]["content"].endswith("\nfast:") and plain["stop"] == ["\n"]
 
 
-CUT = nonsense(b'{"choices": [{"mess', 500)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [status(429, "slow down", {"Retry-After": "0.1"}), status(503), body(b"<html>502", 502), reset, hang, CUT],
-    ids=["busy", "away", "bad gateway", "reset", "hang", "half a body"],
-)
-def test_what_may_pass_is_tried_again(
-    fault: Fault, openai_server: OpenAIServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = ask(connect(), "a", "b")
-    openai_server.faults = [fault, fault]
-    monkeypatch.setattr("paraclip_core.paraphrase.engines.openai.TIMEOUT_SECONDS", 1.0)
-    assert ask(connect(), "a", "b") == expected
-    assert len(openai_server.asked) == 2 + 2 + 2
-
-
-NONSENSE: dict[str, Any] = {
-    "error page": b"<!DOCTYPE html><p>maintenance</p>",
-    "error object": {"error": {"message": "upstream is down", "code": 502}},
-    "nothing": b"",
-    "deep JSON": b"[" * 100_000,
-    "no text": {"choices": [{"index": 0}]},
-}
-
-
-@pytest.mark.parametrize("content", NONSENSE.values(), ids=NONSENSE)
-def test_nonsense_is_requested_once_more_and_then_told(
-    content: Any, openai_server: OpenAIServer, connect: Connect
-) -> None:
-    openai_server.faults = [body(content)]
-    assert first_words(ask(connect(), "a")) == ["well a"]
-    openai_server.answer = lambda asked: body(content)
-    with pytest.raises(AwayError, match=r"invalid response.*'a'"):
-        ask(connect(), "a")
-
-
-REFUSED: dict[str, tuple[Fault, str]] = {
-    "no key": (status(401, "you must provide a key"), r"must provide.*OPENAI_API_KEY; neither holds one"),
-    "unknown model": (status(404, "no model smol-2"), r"no model smol-2.*paraphrase\.openai\.base_url"),
-    "wrong field": (status(400, "unknown field top_p"), r"status 400\): .*unknown field top_p"),
-    "FastAPI's words": (body({"detail": [{"loc": "body", "msg": "extra"}]}, 422), "extra"),
-    "no credit": (status(429, "pay first", code="insufficient_quota"), "pay first.*check the account"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_server_that_refuses_all_ends_the_run(case: str, openai_server: OpenAIServer, connect: Connect) -> None:
-    fault, message = REFUSED[case]
-    openai_server.answer = lambda asked: fault
-    completions, error = streamed(connect(concurrency=1, retries=0), numbered(50))
-    assert completions == {} and len(openai_server.asked) <= FAILURES_IN_A_ROW + 1
-    with pytest.raises(EngineError, match=message):
-        raise error
-
-
-def test_the_run_ends_when_the_server_is_gone(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.answer = lambda asked: well(asked) if len(openai_server.asked) <= 40 else reset
-    completions, error = streamed(connect(retries=2, concurrency=4), numbered(500))
-    assert isinstance(error, AwayError) and "run again" in str(error)
-    assert len(completions) == 40
-    # Three attempts each, and not five hundred.
-    assert len(openai_server.asked) <= 40 + (FAILURES_IN_A_ROW + 5) * 3
-    openai_server.stop()
-    with pytest.raises(AwayError, match="does not answer"):
-        ask(connect(retries=0), "a")
-
-
-POISON: dict[str, Fault] = {
-    "refused": status(400, "Your prompt was flagged by our usage guidelines."),
-    "always broken": status(500),
-}
-
-
-@pytest.mark.parametrize("poisoned", [set(range(10)), {20, 21, 22, 23, 58, 59}], ids=str)
-@pytest.mark.parametrize("fault", POISON.values(), ids=POISON)
-def test_prompts_that_the_server_never_answers_do_not_stop_the_others(
-    fault: Fault, poisoned: set[int], openai_server: OpenAIServer, connect: Connect, caplog: pytest.LogCaptureFixture
-) -> None:
-    bad = {f"caption {number}" for number in poisoned}
-    openai_server.answer = lambda asked: fault if words_of(asked) in bad else well(asked)
-    completions = connect(retries=1, concurrency=4).generate(numbered(60), TWO)
-    assert {number for number, completion in enumerate(completions) if not completion.texts} == poisoned
-    assert f"{len(poisoned)} of 60 prompts got no answer ('caption {min(poisoned)}'" in caplog.text
-    # They are all that is left: whoever asks for them again is answered, too.
-    left = connect(retries=1, concurrency=4).generate([numbered(60)[number] for number in sorted(poisoned)], TWO)
-    assert not any(completion.texts for completion in left)
-
-
-def test_a_rate_limit_ends_the_run_and_rejects_no_prompt(openai_server: OpenAIServer, connect: Connect) -> None:
-    """Even if others are answered meanwhile."""
-    limited = status(429, "slow down")
-    openai_server.answer = lambda asked: well(asked) if len(openai_server.asked) % 3 == 0 else limited
-    completions, error = streamed(connect(retries=0, concurrency=1), numbered(60))
-    assert isinstance(error, AwayError) and "requests_per_minute" in str(error) and "slow down" in str(error)
-    assert completions and all(completion.texts for completion in completions.values())
-
-
-def test_a_poisoned_caption_becomes_a_reject_and_is_not_requested_again(
-    openai_server: OpenAIServer, connect: Connect, paraphrasing: Any, rows_of: Callable[[list[str]], pa.RecordBatch]
-) -> None:
-    captions = [f"photo {number} of a red dog on the beach" for number in range(12)]
-    options = OFF.model_copy(update={"sampling": TWO})
-    openai_server.answer = lambda asked: POISON["refused"] if "photo 0 " in words_of(asked) else well(asked)
-    generated = []
-    for _ in range(2):
-        step = paraphrasing.run([rows_of(captions)], connect(), options)
-        assert step.rows.num_rows == 11
-        (rejected,) = step.rejects.to_pylist()
-        assert (rejected["input"], rejected["reason"]) == (captions[0], "no_paraphrase")
-        generated.append(step.rounds.counts.generated)
-    assert generated == [12, 0]
-
-
-def test_a_server_that_refuses_all_from_some_time_on_ends_the_run(
-    openai_server: OpenAIServer, connect: Connect
-) -> None:
-    openai_server.answer = lambda asked: well(asked) if sum(openai_server.answered.values()) < 40 else POISON["refused"]
-    completions, error = streamed(connect(concurrency=1), numbered(500))
-    assert type(error) is EngineError and "flagged" in str(error)
-    # Nothing of that is taken for a refused prompt.
-    assert len(completions) == 40 and all(completion.texts for completion in completions.values())
-
-
-def test_a_refused_prompt_ends_a_strict_run(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.answer = lambda asked: POISON["refused"] if words_of(asked) == "caption 7" else well(asked)
-    engine = connect(concurrency=1)
-    engine.strict = True
-    completions, error = streamed(engine, numbered(20))
-    assert isinstance(error, RefusedError) and len(completions) == 7
-
-
-def test_a_server_that_gives_one_answer_at_a_time(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.answer = lambda asked: well({**asked, "n": 1})
-    three = TWO.model_copy(update={"n": 3})
-    completions = ask(connect(), "a", "b", "c", sampling=three)
-    assert [len(set(completion.texts)) for completion in completions] == [3, 3, 3]
-    assert {completion.prompt_tokens for completion in completions} == {30}
-    openai_server.answer = lambda asked: status(400, "only one choice") if asked.get("n") else well(asked)
-    assert ask(connect(extra_body={"n": None}), "a", "b", "c", sampling=three) == completions
-
-
-def test_draws_before_one_that_fails_are_kept(openai_server: OpenAIServer, connect: Connect) -> None:
-    seeds = dict[str, int]()
-
-    def first_only(asked: dict[str, Any]) -> Any:
-        first = seeds.setdefault(words_of(asked), asked["seed"]) == asked["seed"]
-        return well({**asked, "n": 1}) if first or words_of(asked) != "caption 3" else status(500)
-
-    openai_server.answer = first_only
-    completions = connect(retries=0).generate(numbered(8), TWO)
-    assert [len(completion.texts) for completion in completions] == [2, 2, 2, 1, 2, 2, 2, 2]
-
-
-def test_a_model_that_never_says_a_word_is_an_error(openai_server: OpenAIServer, connect: Connect) -> None:
-    openai_server.answer = lambda asked: {"choices": [{"message": {"content": None}, "finish_reason": "length"}] * 2}
-    completions, error = streamed(connect(concurrency=1), numbered(50))
-    assert "max_tokens" in str(error)
-    assert len(completions) == len(openai_server.asked) == 16
-
-
 def test_concurrency_is_used_and_kept(openai_server: OpenAIServer, connect: Connect) -> None:
     def patient(asked: dict[str, Any]) -> Any:
         eventually(lambda: openai_server.most_under_way >= 8, seconds=100)
@@ -265,7 +273,7 @@ def test_what_nobody_takes_is_not_requested(openai_server: OpenAIServer, connect
     while len(openai_server.asked) != before:
         before = len(openai_server.asked)
         time.sleep(0.5)
-    # One was taken, four wait, and as many as were under way meanwhile.
+    # One was taken, four wait, and as many were in flight meanwhile.
     assert 5 <= before <= 1 + 4 + 4
     assert len(list(stream)) == 199
 
@@ -276,7 +284,7 @@ def test_a_limit_per_minute_spaces_requests_out(openai_server: OpenAIServer, con
     assert 0.5 <= max(openai_server.times) - began < 50
 
 
-def test_an_interrupt_ends_the_requests_under_way(openai_server: OpenAIServer, connect: Connect) -> None:
+def test_an_interrupt_ends_the_requests_in_flight(openai_server: OpenAIServer, connect: Connect) -> None:
     openai_server.faults = [hang] * 4
     engine = connect()
     # It connects; an interrupt before that would find no request.
@@ -323,107 +331,94 @@ def test_the_spending_cap_is_never_passed_and_everything_is_kept(openai_server: 
     assert len(raised.generate(numbered(1), SHORT)) == 1
 
 
-def test_a_cap_without_a_most_that_an_answer_may_cost_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_spend needs price_per_million"):
-        OpenAIOptions(max_spend=1)
-    with pytest.raises(ValueError, match="max_completion_tokens"):
-        OpenAIOptions.model_validate(PRICES | {"max_spend": 1, "extra_body": {"max_tokens": None}})
-    capped = {"max_tokens": None, "max_completion_tokens": 9}
-    OpenAIOptions.model_validate(PRICES | {"max_spend": 1, "extra_body": capped})
+OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"base_url": "http://me:secret@host/v1"}, "base_url"),
+    ({"base_url": "https://host/v1?api-key=secret"}, "base_url"),
+    ({"base_url": "https://host/v1/chat/completions/"}, "base_url"),
+    ({"extra_body": {"messages": [], "n": 3}}, "extra_body"),
+    ({"max_spend": 1}, "max_spend needs price_per_million"),
+    (PRICES | {"max_spend": 1, "extra_body": {"max_tokens": None}}, "max_completion_tokens"),
+    (PRICES | {"max_spend": 1, "extra_body": {"max_tokens": None, "max_completion_tokens": 9}}, ""),
+]
 
 
-OFF = ParaphraseOptions(engine="openai", model="smol", filters=FilterOptions(preset="off"))
+@pytest.mark.parametrize(("options", "message"), OPTIONS)
+def test_options_that_cannot_work_are_errors_that_repeat_no_secret(options: dict[str, Any], message: str) -> None:
+    if not message:
+        parse_settings({"paraphrase": {"openai": options}})
+        return
+    with pytest.raises(ConfigError, match=rf"paraphrase\.openai.*{message}") as caught:
+        parse_settings({"paraphrase": {"openai": options}})
+    assert "secret" not in str(caught.value)
+
+
+FOLDER, NULL = "a folder", "/dev/null"
+KEYS: list[tuple[str | None, str | bytes | None, str]] = [
+    (None, None, "none"),
+    (None, b"sk-of-the-file\r\n", "sk-of-the-file"),
+    # As compose sets a variable that its own environment lacks, and mounts what it has no file for.
+    ("", b"sk-of-the-file", "sk-of-the-file"),
+    (None, NULL, "none"),
+    (f" {KEY}\n", b"sk-of-the-file", KEY),
+    (KEY, FOLDER, KEY),
+    # What Docker makes of a bind mount whose file is not there.
+    (None, FOLDER, "error: cannot be read: Is a directory; .*variable MY_KEY"),
+    (None, b"sk-secret\nX-Evil: 1", "error: MY_KEY holds characters"),
+    (None, b"\x80\x04sk-secret", "error: MY_KEY holds characters"),
+    (None, "sk-secret-ключ".encode(), "error: MY_KEY holds characters"),
+    ("sk-secret\nX-Evil: 1", None, "error: variable MY_KEY holds characters"),
+]
+
+
+@pytest.mark.parametrize(("variable", "file", "sent"), KEYS)
+def test_the_key_comes_from_the_environment_or_else_from_a_file(
+    variable: str | None,
+    file: str | bytes | None,
+    sent: str,
+    openai_server: OpenAIServer,
+    connect: Connect,
+    secret: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if variable is not None:
+        monkeypatch.setenv("MY_KEY", variable)
+    if file == FOLDER:
+        secret.mkdir()
+    elif file == NULL:
+        secret.symlink_to(NULL)
+    elif isinstance(file, bytes):
+        secret.write_bytes(file)
+    if sent.startswith("error: "):
+        with pytest.raises(EngineError, match=sent.removeprefix("error: ")) as caught:
+            ask(connect(api_key_env="MY_KEY"), "a")
+        assert "sk-" not in str(caught.value)
+    else:
+        ask(connect(api_key_env="MY_KEY"), "a")
+        assert openai_server.keys == {f"Bearer {sent}"}
 
 
 @pytest.fixture
 def secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the secret MY_KEY, which is not there yet, in a container's folder of secrets."""
-    monkeypatch.setattr("paraclip_core.paraphrase.engines.openai.SECRETS", tmp_path / "secrets")
+    monkeypatch.setattr("paraclip_core.paraphrase.engines.openai_client.SECRETS", tmp_path / "secrets")
     (tmp_path / "secrets").mkdir()
     return tmp_path / "secrets" / "MY_KEY"
 
 
-@pytest.mark.parametrize("place", ["the environment", "a file that has changed since"])
-def test_the_key_is_sent_and_shown_nowhere(
-    place: str,
-    openai_server: OpenAIServer,
-    connect: Connect,
-    secret: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+def test_the_key_is_shown_nowhere(
+    openai_server: OpenAIServer, connect: Connect, secret: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "paraclip_core")
-    in_file = place != "the environment"
-    if in_file:
-        secret.write_text(f"{KEY}\n")
-    else:
-        monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+    secret.write_text(f"{KEY}\n")
     engine = connect(api_key_env="MY_KEY")
     ask(engine, "a")
-    if in_file:
-        secret.write_text("sk-the-next")
+    # What was sent is what a server may repeat.
+    secret.write_text("sk-the-next")
     openai_server.faults = [status(500, f"cannot use {KEY}"), status(401, f"Incorrect key: {KEY}")]
-    with pytest.raises(EngineError, match=rf"Incorrect key: \*\*\*.*{f'{secret}$' if in_file else 'MY_KEY'}") as caught:
+    with pytest.raises(EngineError, match=rf"Incorrect key: \*\*\*.*{secret}$") as caught:
         ask(engine, "b")
     assert openai_server.keys == {f"Bearer {KEY}"}
     assert not any(KEY in text for text in (repr(caught.value), repr(engine), engine.model, caplog.text))
-
-
-def test_the_key_comes_from_the_environment_then_from_a_file_of_that_name(
-    openai_server: OpenAIServer, connect: Connect, secret: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def sent() -> set[str]:
-        openai_server.keys.clear()
-        ask(connect(api_key_env="MY_KEY"), "a")
-        return openai_server.keys
-
-    assert sent() == {"Bearer none"}
-    # As compose mounts what it has no file for.
-    secret.symlink_to("/dev/null")
-    assert sent() == {"Bearer none"}
-    secret.unlink()
-    secret.write_bytes(b"sk-of-the-file\r\n")
-    assert sent() == {"Bearer sk-of-the-file"}
-    # As compose sets a variable that its own environment lacks.
-    monkeypatch.setenv("MY_KEY", "")
-    assert sent() == {"Bearer sk-of-the-file"}
-    monkeypatch.setenv("MY_KEY", KEY)
-    assert sent() == {f"Bearer {KEY}"}
-    secret.unlink()
-    secret.mkdir()
-    assert sent() == {f"Bearer {KEY}"}
-
-
-def test_a_key_that_cannot_be_read_or_sent_is_an_error_in_words(
-    connect: Connect, secret: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What Docker makes of a bind mount whose file is not there.
-    secret.mkdir()
-    with pytest.raises(EngineError, match=rf"{secret} cannot be read: Is a directory; .*variable MY_KEY"):
-        ask(connect(api_key_env="MY_KEY"), "a")
-    secret.rmdir()
-    for content in (b"sk-secret\nX-Evil: 1", b"\x80\x04sk-secret", "sk-secret-ключ".encode(), b""):
-        secret.write_bytes(content)
-        if not content:
-            monkeypatch.setenv("MY_KEY", "sk-secret\nX-Evil: 1")
-        with pytest.raises(EngineError, match=f"{secret if content else 'MY_KEY'} holds characters") as caught:
-            ask(connect(api_key_env="MY_KEY"), "a")
-        assert "sk-" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("base_url", "http://me:secret@host/v1"),
-        ("base_url", "https://host/v1?api-key=secret"),
-        ("base_url", "https://host/v1/chat/completions/"),
-        ("extra_body", {"messages": [], "n": 3}),
-    ],
-)
-def test_options_that_are_refused_without_repeating_them(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=rf"paraphrase\.openai\.{name}") as caught:
-        parse_settings({"paraphrase": {"openai": {name: value}}})
-    assert "secret" not in str(caught.value)
 
 
 def test_the_model_id_follows_what_decides_the_answers() -> None:
@@ -487,11 +482,11 @@ def test_choices_come_in_the_order_of_their_index(order: list[int], n: int) -> N
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.integers(0, 5), st.integers(0, 2**31))
-def test_seeds_are_of_the_text_the_draw_and_the_run(one: str, other: str, draw: int, seed: int) -> None:
+def test_seeds_are_of_the_text_the_draw_and_the_run(text: str, other_text: str, draw: int, seed: int) -> None:
     def drawn(text: str, seed: int, draw: int, *messages: tuple[str, str]) -> int:
         return draw_seed(Prompt(messages, text, 1, seed), draw)
 
-    assert 0 <= drawn(one, seed, draw) < 2**31
-    assert drawn(one, seed, draw) == drawn(one, seed, draw, ("user", "elsewhere"))
-    assert (drawn(one, seed, draw) == drawn(other, seed, draw)) == (one == other)
-    assert drawn(one, seed, draw) != drawn(one, seed + 1, draw) and drawn(one, seed, draw) != drawn(one, seed, draw + 1)
+    assert 0 <= drawn(text, seed, draw) < 2**31
+    assert drawn(text, seed, draw) == drawn(text, seed, draw, ("user", "elsewhere"))
+    assert (drawn(text, seed, draw) == drawn(other_text, seed, draw)) == (text == other_text)
+    assert drawn(text, seed, draw) not in (drawn(text, seed + 1, draw), drawn(text, seed, draw + 1))

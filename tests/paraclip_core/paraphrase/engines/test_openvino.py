@@ -18,10 +18,10 @@ from paraclip_core.demo.smollm2 import gguf_file
 from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openvino import OpenVinoEngine
-from paraclip_core.paraphrase.filters import first_failure
 from paraclip_core.paraphrase.pair import Pair
 from paraclip_core.paraphrase.parse import parse_answer
 from paraclip_core.paraphrase.prompts import prompt_for
+from tests.kit.text_filters import first_failure
 
 OPTIONS = ParaphraseOptions()
 SAMPLING = SamplingOptions(n=2, temperature=0.8, max_tokens=24)
