@@ -42,7 +42,6 @@ from paraclip.tasks.results import Result, comparison_rows, stage_row, why
 from paraclip.tasks.run.execute import STAGES, TAKEN, run_stage
 from paraclip.tasks.run.run import Node, Run, Stage
 from paraclip.tasks.run.status import both, shown_progress
-from paraclip.tasks.stages.queries import QUERIES
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, worth_a_retry
 from paraclip_core.settings import SETTINGS, deployed_settings, parse_settings
@@ -167,8 +166,8 @@ def carry_stage(name: str, run: Run) -> dict[str, Any]:
     for notice in node.stage.check_before(run):
         log.warning("%s", notice)
     with shown_progress(name) as progress:
-        asked = run.query_paraphraser if name == QUERIES.name else run.paraphraser
-        cap = near_cap(run.settings.name, (asked or run.paraphraser).given.openai.max_spend)
+        paraphraser = node.stage.paraphraser
+        cap = near_cap(run.settings.name, None if paraphraser is None else paraphraser(run).engine())
         shown = both(both(progress, published_progress(run.settings.name, name)), cap)
         artifact = run_stage(node, run, both(shown, lambda done, total, **new: facts.update(new)))
     if rows := node.stage.samples(artifact):

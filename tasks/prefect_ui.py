@@ -16,6 +16,7 @@ from uuid import UUID
 
 from paraclip.tasks.run.status import shown_facts
 from paraclip_core.errors import with_notes, worth_a_retry
+from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)
@@ -183,8 +184,11 @@ def mark_decision(decision: str) -> None:
     _try(f"the tag {decision} is not set", tag)
 
 
-def near_cap(run: str, cap: float) -> Progress:
-    """A progress that emits `cap.near`, once per flow run, when at least 80 % of a spending cap is spent."""
+def near_cap(run: str, engine: Engine | None) -> Progress:
+    """A progress that emits `cap.near`, once per flow run, when at least 80 % of an engine's spending cap is spent."""
+    if not isinstance(engine, PaidEngine) or not engine.max_spend:
+        return silent
+    option, cap = engine.cap, engine.max_spend
 
     def progress(done: int, total: int | None, **facts: Fact) -> None:
         spend = facts.get("spend")
@@ -194,10 +198,10 @@ def near_cap(run: str, cap: float) -> Progress:
 
         if flow_run.id not in _near:
             _near.add(flow_run.id)
-            text = f"{spend:.4g} of paraphrase.openai.max_spend={cap:g} is spent; at the cap the run stops"
+            text = f"{spend:.4g} of {option}={cap:g} is spent; at the cap the run stops"
             emit("cap.near", run, text, spend=spend, cap=cap)
 
-    return progress if cap else silent
+    return progress
 
 
 def published_progress(run: str, stage: str) -> Progress:

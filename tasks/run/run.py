@@ -117,6 +117,8 @@ class Stage:
     """What it does, in one sentence: the description of its flow."""
     pool: Literal["cpu", "gpu"] = "cpu"
     """The work pool of its deployment."""
+    paraphraser: Callable[[Run], Paraphraser] | None = None
+    """The engine that it asks for paraphrases; None if it asks no language model."""
     slots: Callable[[Run], Slot] | None = None
     """Where it computes, if not where its pool does."""
     samples: Callable[[Artifact], list[dict[str, str]]] = lambda artifact: []

@@ -24,6 +24,8 @@ from paraclip.flows.pipeline import pipeline
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
 from paraclip_core.errors import ConfigError
+from paraclip_core.paraphrase.engines import EngineContext, EngineOptions
+from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions
 from paraclip_core.settings import parse_settings
 from tests.kit.prefect_server import prefect_server, runs_of, whole_server
 from tests.kit.processes import free_port
@@ -333,7 +335,9 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
     @flow
     def spend() -> None:
         for cap in (0.0, 2.0, 2.0):
-            progress = near_cap("costly", cap)
+            options = OpenAIOptions(max_spend=cap, price_per_million_prompt_tokens=1)
+            context = EngineContext(options_at="evaluate.queries")
+            progress = near_cap("costly", OpenAIEngine(EngineOptions(options, "m"), context))
             for spent in (0.5, 1.59, 1.6, 1.9):
                 progress(1, 2, spend=spent)
 
@@ -343,6 +347,7 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
     spend()
     near = eventually(lambda: len(both := [m for m in posted if m.get("run") == "costly"]) == 2 and both)
     assert [m["event"] for m in near] == ["paraclip.cap.near"] * 2 and near[0]["facts"]["spend"] == 1.6
+    assert "1.6 of evaluate.queries.openai.max_spend=2 is spent" in str(near[0])
 
 
 def test_the_figures_of_a_run_are_scraped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,7 +241,7 @@ class OpenAIEngine:
 
     @property
     def facts(self) -> EngineFacts:
-        return EngineFacts(local=False)
+        return EngineFacts(local=False, each_draw="n" in self._options.extra_body)
 
     @property
     def model(self) -> str:
@@ -258,6 +258,10 @@ class OpenAIEngine:
     @property
     def max_spend(self) -> float:
         return self._options.max_spend
+
+    @property
+    def cap(self) -> str:
+        return f"{self.at}.openai.max_spend"
 
     @property
     def spent(self) -> float:
