@@ -131,10 +131,11 @@ def rate_of(run: Run, paraphraser: Paraphraser, step: int, texts: Iterable[str])
             )
             return Rate(share, prompt, completion, f"{share:.0%} accepted as in {stage}/{manifest.fingerprint[:12]}")
     lengths = np.array([(len(text.encode()), count_words(text)) for text in texts] or [(0, 0)]).mean(axis=0)
+    size, words = map(float, lengths)
     fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in paraphraser.prompts[step].messages(""))
     draws, share = paraphraser.options.sampling.draws, ACCEPTED[preset][step]
-    prompt = (fixed + lengths[0]) / BYTES_PER_TOKEN * (draws if paraphraser.facts.each_draw else 1)
-    return Rate(share, prompt, lengths[1] * TOKENS_PER_WORD * draws, f"{share:.0%} of {stage} accepted (assumed)")
+    prompt = (fixed + size) / BYTES_PER_TOKEN * (draws if paraphraser.facts.each_draw else 1)
+    return Rate(share, prompt, words * TOKENS_PER_WORD * draws, f"{share:.0%} of {stage} accepted (assumed)")
 
 
 def asked_amounts(
