@@ -194,9 +194,9 @@ def test_requests_are_priced_and_a_cap_says_what_is_left(
     ],
 )
 def test_tokens_grow_with_draws(tmp_path: Path, changed: dict[str, Any], prompts: int, answers: int) -> None:
-    def cost(kind: str, sampling: dict[str, Any], openai: dict[str, Any] = {}) -> float:
+    def cost(kind: str, sampling: dict[str, Any], openai: dict[str, Any] | None = None) -> float:
         price = {f"price_per_million_{kind}_tokens": 1_000_000}
-        asked = {"openai": NOWHERE | price | openai, "sampling": sampling, "prompts": "paper"}
+        asked = {"openai": NOWHERE | price | (openai or {}), "sampling": sampling, "prompts": "paper"}
         return plan_of(settings_of(tmp_path, "openai", **asked))[1]["paraphrase_1"].spend or 0
 
     once = {"n": 1}
