@@ -29,8 +29,7 @@ from prometheus_client import Gauge
 from paraclip.tasks.run.run import Ui
 from paraclip.tasks.run.status import shown_facts
 from paraclip_core.errors import with_notes, worth_a_retry
-from paraclip_core.paraphrase.engines import ENGINES, EngineEntry, PaidEngine
-from paraclip_core.paraphrase.paraphraser import Paraphraser
+from paraclip_core.paraphrase.engines import Engine, PaidEngine
 from paraclip_core.progress import Fact, Progress, silent
 
 log = logging.getLogger(__name__)
@@ -155,16 +154,16 @@ class PrefectUi(Ui):
             "top right of the run's page continues from there; with other settings, start a new run.",
         )
 
-    def progress(self, stage: str, paraphraser: Paraphraser | None = None) -> Progress:
+    def progress(self, stage: str, engine: Engine | None = None) -> Progress:
         """A progress shown in the UI, updated every few seconds, and exported to Prometheus as `paraclip_stage`.
 
-        Prefect serves the metrics if PREFECT_CLIENT_METRICS_ENABLED is set. If the stage asks a `paraphraser` with a
+        Prefect serves the metrics if PREFECT_CLIENT_METRICS_ENABLED is set. If the stage asks an `engine` with a
         spending cap, a cap that is near is an event.
         """
         if not in_flow_run():
             return silent
         key, description = artifact_key(self.run, stage, "progress"), f"Progress of {stage}"
-        cap, artifact, last = _cap(paraphraser), None, 0.0
+        artifact, last = None, 0.0
 
         def show(percent: float, text: str) -> None:
             nonlocal artifact
@@ -178,8 +177,8 @@ class PrefectUi(Ui):
             for name, value in {"done": done, "total": total, **facts}.items():
                 if isinstance(value, int | float):
                     _gauge().labels(self.run, stage, name).set(value)
-            if cap is not None:
-                self._spent(facts.get("spend"), *cap)
+            if isinstance(engine, PaidEngine) and engine.max_spend:
+                self._spent(facts.get("spend"), engine.max_spend, engine.cap)
             now = time.monotonic()
             if not total or (now - last < PROGRESS_SECONDS and done < total):
                 return
@@ -205,15 +204,6 @@ def rolled_back(decision: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """The event of a rollback: its name, its sentence and its facts."""
     facts = {part: decision[part] for part in ("channel", "before", "after")}
     return "channel.rolled_back", f"{decision['channel']}: {decision['reason']}", facts
-
-
-def _cap(paraphraser: Paraphraser | None) -> tuple[float, str] | None:
-    """The spending cap of a stage's engine and the option that sets it; None if it has none."""
-    engine = None if paraphraser is None else paraphraser.engine()
-    if paraphraser is None or not isinstance(engine, PaidEngine) or not engine.max_spend:
-        return None
-    own = ENGINES.get(paraphraser.given.engine, EngineEntry("")).own
-    return engine.max_spend, f"{paraphraser.context.options_at}.{own}.max_spend"
 
 
 @cache

@@ -62,7 +62,8 @@ def carry_stage(name: str, run: Run) -> Row:
     let_own_logs_through()
     node, ui = run.node(name), PrefectUi(run.settings.name)
     with shown_progress(name) as bar:
-        progress = together(bar, ui.progress(name, node.stage.paraphraser(run)))
+        asked = node.stage.paraphraser
+        progress = together(bar, ui.progress(name, None if asked is None else asked(run).engine()))
         artifact, row = carry(node, run, progress, partial(log.warning, "%s"), partial(log.info, "%s"))
     if rows := node.stage.samples(artifact):
         ui.table(f"{name}-samples", rows, f"Some answers of {name}")

@@ -21,9 +21,10 @@ from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import CONFIG
 from paraclip.storage.roots import open_answers
-from paraclip.tasks.missing_rounds import missing_query_rounds, missing_rounds
+from paraclip.tasks.missing_rounds import missing_rounds
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import STEPS, spent
+from paraclip.tasks.stages.queries import NAME as QUERIES
 from paraclip_core.captions.rows import SHOWN_CHARS, Reject, reject_batch
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.evaluation.options import WHOLE
@@ -120,15 +121,15 @@ def _askable(run: Run) -> Run:
 
 
 def _missing(run: Run, progress: Progress) -> Iterator[tuple[bool, Rounds]]:
-    """The unfinished steps, and whether they are those of held-out queries, which come first, for they are few.
+    """The unfinished steps, and whether they are those of held-out queries, which come first because they are few.
 
     Those are left out if another engine is asked for them, as a batch file is of one model.
     """
     artifacts, queries = run.artifacts(), run.query_paraphraser
     if queries is not None and queries.options == run.paraphraser.options.model_copy(update=WHOLE):
-        for rounds in missing_query_rounds(run, artifacts, filtered=True, progress=progress):
+        for rounds in missing_rounds(run, QUERIES, artifacts, filtered=True, progress=progress):
             yield True, rounds
-    for rounds in missing_rounds(run, artifacts, filtered=True, progress=progress):
+    for rounds in missing_rounds(run, "paraphrase_2", artifacts, filtered=True, progress=progress):
         yield False, rounds
 
 
@@ -227,9 +228,11 @@ def _import(
     imported: Imported,
 ) -> list[Reject]:
     """Store the new answers of a block; returns its rejected lines."""
-    answers = [(line, *one, raw) for line, one, raw in block if not isinstance(one, Refused)]
+    answers = [(line, *answer, raw) for line, answer, raw in block if not isinstance(answer, Refused)]
     rejects = [
-        Reject(line, one.reason, storable(one.detail), raw) for line, one, raw in block if isinstance(one, Refused)
+        Reject(line, refused.reason, storable(refused.detail), raw)
+        for line, refused, raw in block
+        if isinstance(refused, Refused)
     ]
     keys = pa.array([key for _, key, _, _ in answers], pa.binary(16))
     completions = [completion for _, _, completion, _ in answers]
@@ -237,9 +240,11 @@ def _import(
     lines = {
         "line": [line for line, *_ in answers],
         "key": keys,
-        "completions": pa.array([list(map(storable, one.texts)) for one in completions], pa.list_(pa.string())),
-        "prompt_tokens": pa.array([one.prompt_tokens for one in completions], pa.int32()),
-        "completion_tokens": pa.array([one.completion_tokens for one in completions], pa.int32()),
+        "completions": pa.array(
+            [list(map(storable, completion.texts)) for completion in completions], pa.list_(pa.string())
+        ),
+        "prompt_tokens": pa.array([completion.prompt_tokens for completion in completions], pa.int32()),
+        "completion_tokens": pa.array([completion.completion_tokens for completion in completions], pa.int32()),
     }
     con.register("lines", pa.table(lines))
     new = con.sql(NEW).to_arrow_table().select(GENERATIONS.names).cast(GENERATIONS)
@@ -266,6 +271,8 @@ def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> Non
         # From an earlier import, whose lines are valid now.
         target.unlink(missing_ok=True)
         return
-    table = pa.Table.from_batches([reject_batch(sorted(rejects, key=lambda one: one.row or 0), path.name)], REJECTS)
+    table = pa.Table.from_batches(
+        [reject_batch(sorted(rejects, key=lambda reject: reject.row or 0), path.name)], REJECTS
+    )
     write_atomic(target, lambda file: pq.write_table(table, file, compression="zstd"))
     imported.rejects.append(str(target))

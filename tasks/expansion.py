@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,6 @@ from paraclip.storage.parquet import write_table
 from paraclip.tasks.models import find_release
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.paraphrase import (
-    STEPS,
     held_batches,
     paraphrasing,
     rows_of_texts,
@@ -29,7 +29,10 @@ from paraclip_core.clip.expansion import mean_features
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import Paraphraser
+from paraclip_core.paraphrase.rounds import Rounds, both_steps
+from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
+from paraclip_core.paraphrase.step_tables import Batches
 from paraclip_core.paraphrase.words import words
 from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import HEADS, text_hash
@@ -82,23 +85,22 @@ def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Pr
         check_encoder(paraphraser.filters.encoder)
     texts = ["" if len(query) > MOST_CHARACTERS else clean(query) for query in queries]
     found: dict[str, list[str]] = {text: [] for text in texts if text}
-    same_queries = text_hash(*sorted(found)).hex()
-    rows, metrics = [rows_of_texts(list(found))], dict[str, Any]()
+    same_queries, metrics = text_hash(*sorted(found)).hex(), dict[str, Any]()
     with TempDir("expand-") as scratch:
-        for step in STEPS.values():
-            if not sum(batch.num_rows for batch in rows):
-                break
-            folder = scratch / f"step-{step}"
-            with paraphrasing(run, paraphraser, step, held_batches(rows), same_queries, folder, progress) as rounds:
-                rounds.run()
-                accepted = list(rounds.select().rows())
-                metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
-            _add(found, accepted, step, most)
-            rows = _needed(accepted, found, most)
+
+        def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
+            return paraphrasing(run, paraphraser, step, batches, same_queries, scratch, progress)
+
+        def hand_on(selection: Selection) -> Batches:
+            return held_batches(_needed(selection.rows(), found, most))
+
+        for rounds in both_steps(rounds_of, held_batches([rows_of_texts(list(found))]), hand_on=hand_on):
+            _add(found, rounds.selection.rows(), rounds.tables.step, most)
+            metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
     return Expansion(queries, [found.get(text, []) for text in texts], metrics)
 
 
-def _add(found: Mapping[str, list[str]], accepted: Sequence[pa.RecordBatch], step: int, most: int) -> None:
+def _add(found: Mapping[str, list[str]], accepted: Iterable[pa.RecordBatch], step: int, most: int) -> None:
     """Add a step's paraphrases (`tables.PARAPHRASES`) in other words than the query and than those that it has."""
     for batch in accepted:
         columns = (batch[name].to_pylist() for name in ("caption", f"paraphrase_{step}"))
@@ -107,7 +109,7 @@ def _add(found: Mapping[str, list[str]], accepted: Sequence[pa.RecordBatch], ste
                 found[text].append(paraphrase)
 
 
-def _needed(accepted: Sequence[pa.RecordBatch], found: Mapping[str, list[str]], most: int) -> list[pa.RecordBatch]:
+def _needed(accepted: Iterable[pa.RecordBatch], found: Mapping[str, list[str]], most: int) -> list[pa.RecordBatch]:
     """Step 1's rows that step 2 is asked about: as many of a query's paraphrases as it lacks to have `most`."""
     lacking, rows = {text: most - len(paraphrases) for text, paraphrases in found.items()}, list[pa.RecordBatch]()
     for batch in accepted:

@@ -26,7 +26,7 @@ from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.index import open_index
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
+from paraclip.tasks.stages.queries import QUERIES, chosen_captions
 from paraclip_core.captions.counts import bare_rows
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
 from paraclip_core.captions.survey import named_images
@@ -127,7 +127,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not checked. If the run
     is `planned`, the notices say what the validation can show. Returns notices for the user.
     """
-    if all(_finished(run, name) is not None for name in ASKING if name in run.stages):
+    if all(_finished(run, name) is not None for name, stage in run.stages.items() if stage.paraphraser is not None):
         return []
     unchecked = [warning] if (warning := unfiltered_warning(run.settings.paraphrase)) else []
     settings, scenes, ingested = run.settings, _finished(run, "scenes"), _finished(run, "ingest")

@@ -1,46 +1,69 @@
-"""What the paraphrase steps of a run still have to request or look up, for `plan`."""
+"""What the paraphrase stages of a run still ask: requests that are not cached, their tokens, and what they cost.
+
+Of requests that follow from earlier answers, all are counted, by the joins of the run itself. What follows from answers
+to come is the share of rows that the filters are expected to accept.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain, groupby, islice
-from operator import itemgetter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.tasks.missing_rounds import missing_query_rounds, missing_rounds
+from paraclip.tasks.missing_rounds import missing_rounds
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import IngestedCaptions
-from paraclip.tasks.stages.paraphrase import step_batches
+from paraclip.tasks.stages.paraphrase import STEPS, step_options
 from paraclip_core.captions.filters import count_words
+from paraclip_core.paraphrase.engines import PaidEngine
 from paraclip_core.paraphrase.keys import step_requests
+from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.prompts import PromptTemplate, prompt_for
 from paraclip_core.paraphrase.rounds import Rounds
-from paraclip_core.paraphrase.sending import prompts_of
 from paraclip_core.paraphrase.step_tables import RowCursor, source_column
 
+ACCEPTED = {"small-model": {1: 0.82, 2: 0.67}, "capable": {1: 0.95, 2: 0.95}, "off": {1: 1.0, 2: 1.0}}
+"""Share of each step's rows that a preset accepts: measured for the demo's model on scenes, expected for a capable
+one."""
 SAMPLE = 1024
-"""Missing texts that are sampled to estimate their length."""
+"""Texts that are sampled to estimate their length."""
 BYTES_PER_TOKEN, MESSAGE_BYTES = 3.9, 20
 """Bytes per token of a prompt's text, and bytes that a chat template adds to each message; measured on the few-shot
 prompts. A Chinese character has three bytes and is about one token."""
 TOKENS_PER_WORD = 1.15
 """Tokens of an answer per word of its input, measured on the few-shot prompts."""
-BLOCK_CAPTIONS = 10_000
-"""Captions that are looked up at once."""
+QUESTION_TOKENS = 340, 2
+"""Tokens of a question to the LLM judge, including its examples, and of its answer; measured."""
+
+
+@dataclass(frozen=True)
+class Amount:
+    """The work of one stage."""
+
+    rows: int | None = None
+    """Rows, images or captions that it would read or has read; None if that is unknown before it runs. Each step reads
+    the output of the one before."""
+    requests: int | None = None
+    """Requests to the language model that are not yet in the answers cache."""
+    tokens: int | None = None
+    """Tokens of those requests, prompts and longest answers together."""
+    units: float | None = None
+    """Units of work to which its time is proportional, see :func:`paraclip.tasks.plan.units_of`."""
+    spend: float | None = None
+    """Cost of the tokens, in the currency of the configured prices; None without prices."""
+    note: str = ""
+    """Assumptions, and the source of the estimate."""
 
 
 @dataclass(frozen=True)
 class StepLeft:
-    """The remaining work of a step."""
+    """The remaining work of a step, as far as earlier answers determine it."""
 
-    rows: int
+    rows: int = 0
     """Rows that it processes."""
     missing: int = 0
     """Distinct requests without an answer, including known further attempts at rejected rows."""
@@ -48,87 +71,115 @@ class StepLeft:
     """Rows with an accepted answer."""
     rejected: int = 0
     """Rows whose every answer was rejected."""
-    prompt_tokens: float = 0.0
-    """Prompt tokens per request, examples included; estimated."""
-    completion_tokens: float = 0.0
-    """Tokens of all answers per request; estimated."""
     new_inputs: int = 0
     """For step 1: inputs that step 2 has not been asked about yet and will be if they pass. These are answers without a
     filter result, as far as a sample shows them to be new, and missing answers."""
+    texts: tuple[str, ...] = ()
+    """A sample of the texts that it asks about."""
+
+    @property
+    def open(self) -> int:
+        """Rows whose filter results are unknown."""
+        return self.rows - self.accepted - self.rejected
 
 
 def steps_left(
-    run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
-) -> dict[int, StepLeft]:
-    """The remaining work of each unfinished step of training captions.
+    run: Run, stage: str, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
+) -> tuple[StepLeft, StepLeft]:
+    """The remaining work of both steps of `paraphrase_2` or `queries`; a finished step 1 has none.
 
     Step 2 of rows without an accepted answer is not included: its requests are unknown.
     """
-    return _left(missing_rounds(run, artifacts, captions))
-
-
-def queries_left(
-    run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
-) -> dict[int, StepLeft]:
-    """The same for both steps of held-out queries; empty if they are finished, or if the run has none."""
-    return _left(missing_query_rounds(run, artifacts, captions))
-
-
-def _left(steps: Iterable[Rounds]) -> dict[int, StepLeft]:
-    left = {}
-    for rounds in steps:
-        tables, options = rounds.tables, rounds.options
-        missing = [rows for _, rows in rounds.missing]
-        texts = _sample(rounds, np.unique(np.concatenate(missing)))
-        prompt, answer = _tokens(prompt_for(options, tables.step), texts)
-        draws = options.sampling.draws
-        # A server that refuses `n` is sent the prompt for each draw.
-        tokens = prompt * (draws if "n" in options.openai.extra_body else 1), answer * draws
+    left = [StepLeft(), StepLeft()]
+    if stage in STEPS and "paraphrase_1" in artifacts:
+        handed_on = artifacts["paraphrase_1"].manifest.metrics.get("accepted", 0)
+        left[0] = StepLeft(handed_on, accepted=handed_on)
+    for rounds in missing_rounds(run, stage, artifacts, captions):
+        tables, missing = rounds.tables, [rows for _, rows in rounds.missing]
         counts = sum(map(len, missing)), tables.accepted(), len(tables.rejected())
         new = _new_inputs(rounds) if tables.step == 1 else 0
-        left[tables.step] = StepLeft(tables.rows, *counts, *tokens, new)
-    return left
+        texts = _sample(rounds, np.unique(np.concatenate(missing)))
+        left[tables.step - 1] = StepLeft(tables.rows, *counts, new, texts)
+    return left[0], left[1]
 
 
 @dataclass(frozen=True)
-class LookedUp:
-    """What an engine that calls no language model has, before filtering."""
+class Rate:
+    """What a step is expected to accept and to cost."""
 
-    captions: int
-    """Captions, or those that a finished step 1 passes on."""
-    paraphrases: int
-    """Answers to them, the input of step 2."""
-    pairs: int
-    """Captions with an answer of both steps."""
+    share: float
+    """Share of rows that are accepted."""
+    prompt_tokens: float
+    """Prompt tokens per request."""
+    completion_tokens: float
+    """Tokens of all answers per request."""
+    basis: str
+    """Where the share comes from."""
 
 
-def look_up(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> LookedUp:
-    """Look up what an engine that calls no language model has for the captions of a run with an unfinished step 2."""
-    options, counts = run.paraphraser.options, Counter[str]()
-    with closing(run.paraphraser.engine()) as engine:
+def rate_of(run: Run, paraphraser: Paraphraser, step: int, texts: Iterable[str]) -> Rate:
+    """The rate of the newest finished step that asked in the same way, or else what is assumed for such texts."""
+    stage, now, preset = f"paraphrase_{step}", step_options(paraphraser, step), paraphraser.filters.preset
+    for manifest in (artifact.manifest for artifact in reversed(run.store.list(stage))):
+        options, metrics = manifest.options, manifest.metrics
+        same = all(options.get(name) == now.get(name) for name in ("engine", "model", "prompt", "sampling"))
+        if same and options.get("filters", {}).get("preset") == preset and metrics.get("generated"):
+            # Step 2 counts paraphrases; a caption may have several.
+            share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
+            prompt, completion = (
+                metrics[name] / metrics["generated"] for name in ("prompt_tokens", "completion_tokens")
+            )
+            return Rate(share, prompt, completion, f"{share:.0%} accepted as in {stage}/{manifest.fingerprint[:12]}")
+    lengths = np.array([(len(text.encode()), count_words(text)) for text in texts] or [(0, 0)]).mean(axis=0)
+    size, words = map(float, lengths)
+    fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in paraphraser.prompts[step].messages(""))
+    draws, share = paraphraser.options.sampling.draws, ACCEPTED[preset][step]
+    prompt = (fixed + size) / BYTES_PER_TOKEN * (draws if paraphraser.facts.each_draw else 1)
+    return Rate(share, prompt, words * TOKENS_PER_WORD * draws, f"{share:.0%} of {stage} accepted (assumed)")
 
-        def answers(step: int, texts: Sequence[str], most: int) -> Iterator[list[str]]:
-            request = step_requests(options, step, engine.model)
-            prompts = prompts_of(request, run.paraphraser.prompts[step], texts)
-            for completion in engine.generate(prompts, options.sampling):
-                yield list(filter(None, map(parse_answer, completion.texts)))[:most]
 
-        def paraphrases() -> Iterator[list[str]]:
-            if "paraphrase_1" in artifacts:
-                batches = step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0)
-                rows = chain.from_iterable(batch.to_pylist() for batch in batches(["caption_id", "paraphrase_1"]))
-                for _, group in groupby(rows, key=itemgetter("caption_id")):
-                    yield [row["paraphrase_1"] for row in group]
-                return
-            for batch in step_batches(captions.folder, 1, options.fraction)(["caption"]):
-                yield from answers(1, batch.column("caption").to_pylist(), options.keep)
+def asked_amounts(
+    run: Run, stage: str, artifacts: Mapping[str, Artifact], captions: IngestedCaptions | None = None
+) -> tuple[Amount, Amount, Amount]:
+    """Amounts of both steps of `paraphrase_2` or `queries`, and of the paraphrase pairs that they produce."""
+    asking = run.stages[stage].paraphraser
+    assert asking is not None
+    paraphraser, (first, second) = asking(run), steps_left(run, stage, artifacts, captions)
+    options = paraphraser.options
+    rates = [rate_of(run, paraphraser, step, left.texts or first.texts) for step, left in ((1, first), (2, second))]
+    coming, new = round(first.open * rates[0].share), round(first.new_inputs * rates[0].share)
+    # The maximum number of paraphrases for each accepted caption.
+    paraphrases = min(options.keep, options.sampling.draws)
+    second = replace(
+        second, rows=second.rows + coming * paraphrases, missing=second.missing + min(coming, new) * paraphrases
+    )
+    pairs = min(second.accepted + round(second.open * rates[1].share), first.accepted + coming)
+    return (
+        _amount(paraphraser, first, rates[0], ""),
+        _amount(paraphraser, second, rates[1], rates[0].basis if coming else ""),
+        Amount(pairs, note=rates[1].basis if second.open else ""),
+    )
 
-        captions_left = paraphrases()
-        while block := list(islice(captions_left, BLOCK_CAPTIONS)):
-            seconds = answers(2, list(chain.from_iterable(block)), 1)
-            both = [[second for second in islice(seconds, len(group)) if second] for group in block]
-            counts.update(captions=len(block), paraphrases=sum(map(len, block)), pairs=sum(map(bool, both)))
-    return LookedUp(counts["captions"], counts["paraphrases"], counts["pairs"])
+
+def _amount(paraphraser: Paraphraser, left: StepLeft, rate: Rate, assumed: str) -> Amount:
+    """The work of a step, and of its LLM judge: a question for each row that will be accepted."""
+    if not paraphraser.facts.asks:
+        return Amount(left.rows, 0, 0, float(left.rows), note=assumed)
+    judge, questions = paraphraser.judge, round(left.open * rate.share)
+    bills = [(paraphraser, left.missing, (rate.prompt_tokens, rate.completion_tokens))]
+    notes = [assumed] if assumed else []
+    if judge is not None and questions:
+        bills.append((judge, questions, QUESTION_TOKENS))
+        notes.append(f"{questions} questions to the judge {judge.model} among them, at least")
+    if paraphraser.options.attempts > 1 and left.missing and paraphraser.filters.preset != "off":
+        # How often a missing answer will lead to another request is unknown.
+        notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
+    requests = sum(count for _, count, _ in bills)
+    tokens = round(sum(count * sum(each) for _, count, each in bills))
+    engines = [(asked.engine(), count * each[0], count * each[1]) for asked, count, each in bills]
+    costs = [engine.cost(*billed) for engine, *billed in engines if isinstance(engine, PaidEngine) and engine.priced]
+    spend = round(sum(costs), 4) if costs else None
+    return Amount(left.rows, requests, tokens, float(requests), spend, "; ".join(notes))
 
 
 def _new_inputs(rounds: Rounds) -> int:
@@ -141,27 +192,18 @@ def _new_inputs(rounds: Rounds) -> int:
         return count
     request = step_requests(rounds.options, 2, rounds.request.model)
     completions = block.column("completions").to_pylist()
-    keys = [[request.key(text) for text in map(parse_answer, answers) if text] for answers in completions]
-    cached = rounds.cache.lookup(pa.array({key for some in keys for key in some}, pa.binary(16)))
+    keys = [{request.key(text) for text in map(parse_answer, answers) if text} for answers in completions]
+    cached = rounds.cache.lookup(pa.array(set().union(*keys), pa.binary(16)))
     asked = set(cached.column("key").to_pylist())
     # Which of its answers comes first is up to the filters.
-    new = sum(bool(some) and asked.isdisjoint(some) for some in keys)
+    new = sum(bool(of_row) and asked.isdisjoint(of_row) for of_row in keys)
     return count + round(unfiltered * new / block.num_rows)
 
 
-def _sample(rounds: Rounds, rows: np.ndarray) -> list[str]:
+def _sample(rounds: Rounds, rows: np.ndarray) -> tuple[str, ...]:
     """Texts of some of these rows, evenly spread."""
     chosen = rows[:: max(1, len(rows) // SAMPLE)][:SAMPLE]
     if not len(chosen):
-        return []
+        return ()
     source = source_column(rounds.tables.step)
-    return RowCursor(rounds.tables.batches([source])).take(chosen).column(source).to_pylist()
-
-
-def _tokens(prompt: PromptTemplate, texts: Iterable[str]) -> tuple[float, float]:
-    """Tokens of a request and of one answer, estimated from the length of the texts."""
-    lengths = [(len(text.encode()), count_words(text)) for text in texts]
-    count = max(len(lengths), 1)
-    size, words = (sum(column) / count for column in zip(*lengths, strict=True)) if lengths else (0.0, 0.0)
-    fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in prompt.messages(""))
-    return (fixed + size) / BYTES_PER_TOKEN, words * TOKENS_PER_WORD
+    return tuple(RowCursor(rounds.tables.batches([source])).take(chosen).column(source).to_pylist())

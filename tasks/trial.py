@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +23,9 @@ from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import Candidate
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.parse import parse_answer
-from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.rounds import Rounds, both_steps
 from paraclip_core.paraphrase.sending import Counts
+from paraclip_core.paraphrase.step_tables import Batches
 from paraclip_core.tables import FILTER_RESULTS, GENERATIONS
 
 Say = Callable[[str], None]
@@ -182,30 +183,29 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
         stack.enter_context(closing(engine))
         root = stack.enter_context(closing(open_answers(run.store)))
         charge(engine, root)
-        cache, scratch = TrialCache(root, keep), stack.enter_context(TempDir("trial-"))
+        cache, scratch, filtered = TrialCache(root, keep), stack.enter_context(TempDir("trial-")), Explained()
         texts = [clean(caption) for caption in captions]
         left_out = [": ".join(cleaned(caption, run.settings.data)[1] or ()) for caption in captions]
-        rows = [rows_of_texts(list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why)))]
-        attempts, counts = list[Attempts](), Counts()
-        for step in (1, 2):
-            say(f"step {step}: {sum(batch.num_rows for batch in rows)} texts, with {engine.name}")
-            batches = held_batches(rows)
-            filtered: Explained = []
+        asked = list(dict.fromkeys(text for text, why in zip(texts, left_out, strict=True) if not why))
+
+        def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
+            say(f"step {step}: {sum(batch.num_rows for batch in batches(['caption']))} texts, with {engine.name}")
             explain = partial(_explain, filtered)
-            tables = scratch / f"step-{step}"
-            rounds = step_rounds(stack, run, run.paraphraser, step, batches, cache, tables, engine, on_filtered=explain)
-            rounds.run()
-            attempts.append(_attempts(rounds, cache.new, filtered))
+            return step_rounds(run, run.paraphraser, step, batches, cache, scratch, engine, on_filtered=explain)
+
+        attempts, counts = dict[int, Attempts](), Counts()
+        for rounds in both_steps(rounds_of, held_batches([rows_of_texts(asked)])):
+            attempts[rounds.tables.step] = _attempts(rounds, cache.new, filtered)
+            filtered.clear()
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
                 setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
-            rows = list(rounds.select().rows())
         filters = filters_of(filter_spec(run.paraphraser, 2).filters)
         return Trial(
             engine.name,
             engine.model,
             run.paraphraser.filters.preset,
             (*filters.text, *filters.meaning),
-            [_caption(text, why, *attempts) for text, why in zip(texts, left_out, strict=True)],
+            [_caption(text, why, attempts) for text, why in zip(texts, left_out, strict=True)],
             counts.generated,
             counts.cached,
             counts.prompt_tokens,
@@ -248,10 +248,10 @@ def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
     return attempts
 
 
-def _caption(text: str, left_out: str, first: Attempts, second: Attempts) -> TriedCaption:
-    attempts, paraphrases = list(first.get((text, text), ())), list[Paraphrase]()
+def _caption(text: str, left_out: str, steps: Mapping[int, Attempts]) -> TriedCaption:
+    attempts, paraphrases = list(steps.get(1, {}).get((text, text), ())), list[Paraphrase]()
     for answer in attempts[-1].chosen if attempts else ():
-        further = second[text, answer]
+        further = steps[2][text, answer]
         attempts += further
         paraphrases.append(Paraphrase(answer, next(iter(further[-1].chosen), None)))
     return TriedCaption(text, left_out, attempts, paraphrases)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -25,7 +26,7 @@ from paraclip_core.paraphrase.llm_judge import LLMJudge
 from paraclip_core.paraphrase.prompts import prompt_for
 from paraclip_core.paraphrase.selection import Selection, select
 from paraclip_core.paraphrase.sending import Counts, Phase, RequestSender
-from paraclip_core.paraphrase.step_tables import GenerationCache, RowCursor, StepTables, answers_block
+from paraclip_core.paraphrase.step_tables import Batches, GenerationCache, RowCursor, StepTables, answers_block
 from paraclip_core.paraphrase.synonyms import Words
 from paraclip_core.progress import Progress, silent
 
@@ -41,10 +42,13 @@ FIRST_ANSWERS = 64
 FEWEST_ACCEPTED = 1 / 3
 SHOWN_REJECTS, SHOWN_CHARS = 3, 300
 
+OnFiltered = Callable[[FilterPool, pa.RecordBatch, pa.RecordBatch], None]
+"""Called with the pool, each filtered block (`tables.ANSWERS`) and its filter results."""
+
 
 @dataclass(eq=False)
 class Rounds:
-    """One step over its rows. Run it, then select."""
+    """One step over its rows. Run it, then read its `selection`."""
 
     options: ParaphraseOptions
     """The options that the engine reads."""
@@ -59,8 +63,7 @@ class Rounds:
     llm_judge: LLMJudge | None = None
     """Has the last word on accepted answers; None: the filters have it."""
     progress: Progress = silent
-    on_filtered: Callable[[FilterPool, pa.RecordBatch, pa.RecordBatch], None] | None = None
-    """Called with the pool, each filtered block (`tables.ANSWERS`) and its filter results."""
+    on_filtered: OnFiltered | None = None
     missing: list[tuple[RequestKeys, np.ndarray]] = field(default_factory=list, init=False)
     """Without a sender: each round's request, and the numbers of the rows that it would send."""
     _accepted: int = field(default=0, init=False)
@@ -103,7 +106,9 @@ class Rounds:
             # Nothing filtered before a failure is filtered again.
             self._keep_filter_results()
 
-    def select(self) -> Selection:
+    @cached_property
+    def selection(self) -> Selection:
+        """The step's rows and rejects, once it has run."""
         selection = select(self.tables, self.keep)
         counts = self.counts
         counts.captions, counts.accepted, counts.kept = self.tables.rows, selection.accepted, selection.kept
@@ -259,3 +264,24 @@ class Rounds:
         if self.sender is not None and isinstance(engine := self.sender.engine, PaidEngine) and engine.spent:
             facts["spend"] = round(engine.spent, 4)
         return facts | ({"warning": self._warning} if self._warning else {})
+
+
+def both_steps(
+    rounds_of: Callable[[int, Batches], AbstractContextManager[Rounds]],
+    batches: Batches,
+    first: int = 1,
+    hand_on: Callable[[Selection], Batches] = lambda selection: selection.batches,
+) -> Generator[Rounds, None, None]:
+    """Run the steps from `first` on, the second over what the first accepted, and yield the rounds of each.
+
+    `rounds_of` opens a step's rounds over its rows; they are closed when the next ones are asked for. A step without
+    rows ends it. `hand_on` chooses what step 2 reads, after the caller has seen step 1.
+    """
+    for step in range(first, 3):
+        with rounds_of(step, batches) as rounds:
+            rounds.run()
+            if not rounds.tables.rows:
+                return
+            yield rounds
+            if step == 1:
+                batches = hand_on(rounds.selection)

@@ -51,6 +51,10 @@ class Selection:
             }
             yield _batch(columns, PARAPHRASES, len(answers))
 
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """The named columns of the rows, as the next step reads them; may be called repeatedly."""
+        return (batch.select(list(columns)) for batch in self.rows())
+
     def rejects(self) -> Iterator[pa.RecordBatch]:
         """Rejects (`tables.PARAPHRASE_REJECTS`), batch by batch, in input order."""
         step = self.tables.step

@@ -127,6 +127,8 @@ class Stage:
     """What it does, in one sentence: the description of its flow."""
     pool: Literal["cpu", "gpu"] = "cpu"
     """The work pool of its deployment."""
+    paraphraser: Callable[[Run], Paraphraser] | None = None
+    """The engine that it asks for paraphrases; None if it asks no language model."""
     slots: Callable[[Run], Slot] | None = None
     """Where it computes, if not where its pool does."""
     samples: Callable[[Artifact], list[dict[str, str]]] = lambda artifact: []
@@ -137,8 +139,6 @@ class Stage:
     """Metrics for the amount of work; `plan` scales by the first one present."""
     trains: bool = False
     """It trains a model."""
-    paraphraser: Callable[[Run], Paraphraser | None] = lambda run: None
-    """The language model that it asks; None if it asks none."""
 
     def call(self, ctx: StageContext) -> dict[str, Any]:
         """Call the body; returns the metrics."""

@@ -30,12 +30,12 @@ from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
 from paraclip_core.paraphrase.keys import in_fraction, step_requests
 from paraclip_core.paraphrase.llm_judge import LLMJudge, judge_requests, judge_sampling
 from paraclip_core.paraphrase.paraphraser import Paraphraser
-from paraclip_core.paraphrase.rounds import Rounds
+from paraclip_core.paraphrase.rounds import OnFiltered, Rounds
 from paraclip_core.paraphrase.selection import Selection
 from paraclip_core.paraphrase.sending import Counts, RequestSender
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, Batches, GenerationCache, StepTables, source_column
 from paraclip_core.paths import expand
-from paraclip_core.progress import Progress
+from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import CAPTIONS, PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from paraclip_core.text_safety import one_line
 
@@ -63,7 +63,7 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
     with paraphrasing(ctx.run, paraphraser, step, batches, captions, scratch, ctx.progress) as rounds:
         rounds.run()
         counts = rounds.counts
-        counts.accepted = _write(rounds.select(), ctx.work.out)
+        counts.accepted = _write(rounds.selection, ctx.work.out)
         if counts.captions and not counts.accepted:
             raise _nothing(paraphraser, step, counts, ctx.work.out / "rejects")
         metrics = step_metrics(paraphraser, rounds)
@@ -86,14 +86,14 @@ def step_metrics(paraphraser: Paraphraser, rounds: Rounds) -> dict[str, Any]:
     return about
 
 
-def summed_metrics(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def summed_metrics(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics of two steps together: numbers added, names as in the first."""
-    total = {**other, **one}
-    for name in one.keys() & other.keys():
-        if isinstance(one[name], Mapping):
-            total[name] = summed_metrics(one[name], other[name])
-        elif isinstance(one[name], int | float):
-            total[name] = round(one[name] + other[name], 6)
+    total = {**second, **first}
+    for name in first.keys() & second.keys():
+        if isinstance(first[name], Mapping):
+            total[name] = summed_metrics(first[name], second[name])
+        elif isinstance(first[name], int | float):
+            total[name] = round(first[name] + second[name], 6)
     return total
 
 
@@ -140,15 +140,17 @@ def paraphrasing(
     with ExitStack() as stack:
         stack.enter_context(lock(same_requests, poll=partial(progress, 0, None, waiting=WAITING)))
         cache = stack.enter_context(closing(open_answers(run.store)))
-        for one in engines:
-            stack.enter_context(closing(one))
-            charge(one, cache)
+        for asked in engines:
+            stack.enter_context(closing(asked))
+            charge(asked, cache)
         llm_judge = None
         if judge is not None:
             sender = RequestSender(engines[-1], cache, Counts(), judge.options.chunk)
             llm_judge = LLMJudge(sender, judge_sampling(judge.options.sampling))
-        more = {"llm_judge": llm_judge, "progress": progress}
-        rounds = step_rounds(stack, run, paraphraser, step, batches, cache, scratch, engine, **more)
+        opened = step_rounds(
+            run, paraphraser, step, batches, cache, scratch, engine, llm_judge=llm_judge, progress=progress
+        )
+        rounds = stack.enter_context(opened)
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
@@ -157,8 +159,8 @@ def paraphrasing(
             ) from error
 
 
+@contextmanager
 def step_rounds(
-    stack: ExitStack,
     run: Run,
     paraphraser: Paraphraser,
     step: int,
@@ -167,17 +169,25 @@ def step_rounds(
     scratch: Path,
     engine: Engine | None = None,
     filtered: bool = True,
-    **more: Any,
-) -> Rounds:
-    """The rounds of a step over these rows, closed with `stack`. Without an engine, they request nothing and report
-    what is missing; `filtered`: filter answers without a filter result. `more` are further fields of `Rounds`."""
-    spec = filter_spec(paraphraser, step)
+    llm_judge: LLMJudge | None = None,
+    on_filtered: OnFiltered | None = None,
+    progress: Progress = silent,
+) -> Iterator[Rounds]:
+    """Yield the rounds of a step over these rows; their tables, below `scratch`, and processes are closed at the end.
+
+    Without an engine, they request nothing and report what is missing; `filtered`: filter answers without a filter
+    result.
+    """
+    spec, folder = filter_spec(paraphraser, step), scratch / f"step-{step}"
     request = step_requests(paraphraser.options, step, paraphraser.model if engine is None else engine.model)
-    tables = StepTables(step, cache, batches, spec.last_digest, scratch, text_filters=spec.digest)
-    stack.enter_context(closing(tables))
-    pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads, scratch))) if filtered else None
-    sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
-    return Rounds(paraphraser.options, request, tables, cache, sender, pool, **more)
+    with ExitStack() as stack:
+        tables = StepTables(step, cache, batches, spec.last_digest, folder, text_filters=spec.digest)
+        stack.enter_context(closing(tables))
+        pool = stack.enter_context(closing(FilterPool(spec, run.settings.run.threads, folder))) if filtered else None
+        sender = None if engine is None else RequestSender(engine, cache, Counts(), paraphraser.options.chunk)
+        yield Rounds(
+            paraphraser.options, request, tables, cache, sender, pool, llm_judge, progress, on_filtered=on_filtered
+        )
 
 
 def filter_spec(paraphraser: Paraphraser, step: int) -> FilterSpec:

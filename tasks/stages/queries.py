@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from paraclip_core import tables
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions, choose_queries
 from paraclip_core.paraphrase.paraphraser import Paraphraser
+from paraclip_core.paraphrase.rounds import Rounds, both_steps
+from paraclip_core.paraphrase.step_tables import Batches
 
 NAME = "queries"
 ASKING = (*STEPS, NAME)
@@ -64,22 +67,20 @@ def query_paraphraser(run: Run) -> Paraphraser:
 def _body(ctx: StageContext) -> dict[str, Any]:
     # An earlier attempt that was killed may have left half-written files; the cache has every answer.
     scratch, out = ctx.work.out.parent / "tables", ctx.work.out
-    for left in (out, scratch):
-        shutil.rmtree(left, ignore_errors=True)
+    for folder in (out, scratch):
+        shutil.rmtree(folder, ignore_errors=True)
     paraphraser, ingested = query_paraphraser(ctx.run), ctx.inputs["ingest"]
     chosen = chosen_captions(ingested.path, ctx.settings)
-    rows, rejects, metrics = [chosen], list[pa.RecordBatch](), dict[str, Any]()
-    for step in STEPS.values():
-        if not sum(batch.num_rows for batch in rows):
-            # No error: nothing is trained on them, and the evaluation says why it has no such benchmark.
-            rows = []
-            break
-        batches, folder = held_batches(rows), scratch / f"step-{step}"
-        with paraphrasing(ctx.run, paraphraser, step, batches, ingested.fingerprint, folder, ctx.progress) as rounds:
-            rounds.run()
-            selection = rounds.select()
-            rows, rejects = list(selection.rows()), [*rejects, *selection.rejects()]
-            metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
+
+    def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
+        return paraphrasing(ctx.run, paraphraser, step, batches, ingested.fingerprint, scratch, ctx.progress)
+
+    # None is no error: nothing is trained on them, and the evaluation says why it has no such benchmark.
+    rows, rejects, metrics = list[pa.RecordBatch](), list[pa.RecordBatch](), dict[str, Any]()
+    for rounds in both_steps(rounds_of, held_batches([chosen])):
+        rejects += rounds.selection.rejects()
+        rows = list(rounds.selection.rows()) if rounds.tables.step == 2 else []
+        metrics = summed_metrics(metrics, step_metrics(paraphraser, rounds))
     shutil.rmtree(scratch, ignore_errors=True)
     paraphrased = pa.Table.from_batches(rows, tables.PARAPHRASES)
     queries = paraphrased.rename_columns([RENAMED.get(name, name) for name in tables.PARAPHRASES.names])

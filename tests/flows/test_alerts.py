@@ -330,7 +330,7 @@ def test_a_cap_that_is_near_is_reported_once_a_run(receiver: tuple[str, Posted])
         for cap in (0.0, 2.0, 2.0):
             own = {"max_spend": cap, "price_per_million_prompt_tokens": 1, "price_per_million_completion_tokens": 1}
             given = {"engine": "openai", "model": "m", "openai": own}
-            progress = PrefectUi("costly").progress("queries", Paraphraser(ParaphraseOptions(**given), at))
+            progress = PrefectUi("costly").progress("queries", Paraphraser(ParaphraseOptions(**given), at).engine())
             for spent in (0.5, 1.59, 1.6, 1.9):
                 progress(1, 2, spend=spent)
 

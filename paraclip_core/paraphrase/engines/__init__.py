@@ -140,6 +140,8 @@ class EngineFacts:
     """If it calls no language model: what decides its answers, for the fingerprint."""
     filters: PresetName = "capable"
     """The preset that `paraphrase.filters.preset=auto` stands for."""
+    each_draw: bool = False
+    """Whether it sends the prompt once for each of `sampling.n` answers."""
     every_gpu: bool = False
     """Whether it computes on all GPUs of the machine instead of one."""
 
@@ -208,6 +210,11 @@ class PaidEngine(Protocol):
     @property
     def max_spend(self) -> float:
         """Spending cap for answers, earlier runs included, in the currency of the configured prices; 0: no cap."""
+        ...
+
+    @property
+    def cap(self) -> str:
+        """The option that sets the spending cap, for messages."""
         ...
 
     @property

@@ -147,8 +147,8 @@ class Limits:
     A request reserves its maximum cost, so concurrent requests cannot exceed the cap together either.
     """
 
-    def __init__(self, options: OpenAIOptions, at: str) -> None:
-        self._options, self._at = options, at
+    def __init__(self, options: OpenAIOptions, cap: str) -> None:
+        self._options, self._cap = options, cap
         self.spent = 0.0
         """Cost of all answers so far, in the currency of the prices."""
         self._reserved, self._in_flight = 0.0, 0
@@ -165,7 +165,7 @@ class Limits:
         while cap and self.spent + self._reserved + cost > cap:
             if self.spent + cost > cap:
                 raise BudgetError(
-                    f"the spending cap is reached: {self.spent:.6g} of {self._at}.openai.max_spend={cap:g} is spent "
+                    f"the spending cap is reached: {self.spent:.6g} of {self._cap}={cap:g} is spent "
                     f"(earlier runs included), and another request may cost {cost:.3g}. Everything answered is kept; "
                     "raise max_spend and run again to continue"
                 )
@@ -198,14 +198,15 @@ class OpenAIEngine:
         self.served, self.options, self.strict = options.model, options.options, strict
         self.at = context.options_at
         """Where its options are, for messages."""
-        self.limits = Limits(self.options, self.at)
+        self.cap = f"{self.at}.openai.max_spend"
+        self.limits = Limits(self.options, self.cap)
         self.priced, self.max_spend = self.options.priced, self.options.max_spend
         self.cost, self.charge = self.options.cost, self.limits.charge
         self._connection: tuple[LoopThread, Client] | None = None
 
     @property
     def facts(self) -> EngineFacts:
-        return EngineFacts(local=False)
+        return EngineFacts(local=False, each_draw="n" in self.options.extra_body)
 
     @property
     def model(self) -> str:

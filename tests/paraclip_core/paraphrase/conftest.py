@@ -101,7 +101,7 @@ class Paraphrasing:
         assert rounds.pool is not None
         with closing(rounds.tables), closing(rounds.pool):
             rounds.run()
-            selection = rounds.select()
+            selection = rounds.selection
             rows = pa.Table.from_batches(selection.rows(), PARAPHRASES).combine_chunks()
             rejects = pa.Table.from_batches(selection.rejects(), PARAPHRASE_REJECTS).combine_chunks()
         return StepOutcome(rows, rejects, rounds)

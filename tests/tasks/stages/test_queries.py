@@ -119,11 +119,12 @@ def _answered(server: OpenAIServer) -> int:
 def test_plan_and_batch_files_count_its_requests(openai_server: OpenAIServer, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, server(openai_server.url, max_spend=70))
     made("ingest", settings)
-    planned = {stage.stage: stage for stage in plan_run(Run(settings)).stages}
+    plan = plan_run(Run(settings))
+    planned = {stage.stage: stage for stage in plan.stages}
     training, queries = planned["paraphrase_1"], planned["queries"]
     assert (training.requests, queries.rows, queries.requests) == (IMAGES - HELD_OUT, HELD_OUT, 2 * HELD_OUT)
     assert training.spend and queries.spend == pytest.approx(training.spend * 24 / 18, rel=0.2)
-    assert "max_spend=70 stops it" in queries.note, "what training captions cost counts towards the cap"
+    assert "paraphrase.openai.max_spend=70: 70 is left to spend" in plan.notes
     exported = export_requests(Run(settings), tmp_path / "ask.jsonl")
     assert exported.requests == exported.unanswered_1 == IMAGES
     for name in BOTH:
