@@ -230,7 +230,7 @@ def ui(
     device: DeviceOption = "cpu",
     root: RootOption = DEFAULT_ROOT,
 ) -> None:
-    """Serve a page to search an index by text: base next to tuned, a query and its paraphrase, marks that re-rank."""
+    """Serve a page to search an index by text: base next to tuned, a query and its paraphrase."""
     import secrets
     import socket
 
@@ -238,7 +238,8 @@ def ui(
 
     from paraclip.tasks.image_index import search_target
     from paraclip.tasks.models import judgment
-    from paraclip.tasks.search_page import Catalogue, Marks, SearchEngine, make_app
+    from paraclip.tasks.search_page import make_app
+    from paraclip.tasks.search_page.engine import Catalogue, SearchEngine
     from paraclip_core.clip.expansion import read_heads
 
     store = open_store(root)
@@ -252,13 +253,11 @@ def ui(
         raise ConfigError(f"cannot listen at {host}:{port}: {error.strerror}; choose another --port") from error
     say(f"loading models and {len(target.index):,} image features")
     engine = SearchEngine(target, device)
-    marks = Marks(store.root / "feedback")
     verdict, report = judgment(model, store)
     facts = {"model": model, "verdict": verdict}
-    app = make_app(engine, Catalogue(target, store), marks, facts, token, report, expanded)
+    app = make_app(engine, Catalogue(target, store), facts, token, report, expanded)
     place = f"http://{host}:{listener.getsockname()[1]}/"
-    say(f"search page: {place}{f'?token={token}' if token else ''}")
-    say(f"marks are kept in {store.root / 'feedback'}; Ctrl-C ends it")
+    say(f"search page: {place}{f'?token={token}' if token else ''}; Ctrl-C ends it")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
 
 
