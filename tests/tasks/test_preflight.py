@@ -239,7 +239,7 @@ def test_captions_that_the_filters_cannot_read(tmp_path: Path, settings_of: Make
     encoder = {"encoder": str(tiny_encoder(tmp_path / "encoder"))}
     own = {"prompt_1": "Formuliere um: {}", "prompt_2": "Sage anders: {}"}
     refused, noticed = told_of(10), told_of(40)
-    assert refused.startswith("InputError: about 5 of 25 training captions are not in English, by their letters")
+    assert refused.startswith("InputError: about 5 of 25 training captions are not in English, and the filters")
     assert "reads English alone: their paraphrases would be paid for and rejected" in refused
     assert "paraphrase.filters.encoder to a multilingual one" in refused and "filters.preset=off" in refused
     # A few among many are no reason to stop, and are said.
