@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from paraclip.flows.commands.audit import audit
 from paraclip.flows.commands.common import (
     ConfigOption,
     JsonOption,
@@ -26,12 +27,14 @@ from paraclip.flows.commands.common import (
 )
 from paraclip.flows.commands.deploy import deploy, serve, stop
 from paraclip.flows.commands.expand import expand
-from paraclip.flows.commands.index import audit, search, ui, verify_index
 from paraclip.flows.commands.init import init
 from paraclip.flows.commands.paraphrase import paraphrase, requests
 from paraclip.flows.commands.release import export, export_dataset, push
 from paraclip.flows.commands.run import demo, evaluate, plan, promote, run
+from paraclip.flows.commands.search import search
 from paraclip.flows.commands.store import artifacts, cache, channel
+from paraclip.flows.commands.ui import ui
+from paraclip.flows.commands.verify_index import verify_index
 from paraclip.storage.files import DISK_ERRORS, storage_error
 from paraclip_core.config import Settings
 from paraclip_core.errors import ParaclipError, with_notes

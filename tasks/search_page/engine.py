@@ -71,15 +71,15 @@ class SearchEngine:
     def search(self, queries: Sequence[Query], count: int) -> list[Ranking]:
         """Return the first `count` images for each query."""
         with self._lock:
-            return self._nearest([self._vector(query) for query in queries], count)
+            return self._nearest(np.stack([self._vector(query) for query in queries]), count)
 
     def like(self, row: int, count: int) -> Ranking:
         """Return the first `count` images for the image in this row of the index, which is the first of them."""
         with self._lock:
             return self._nearest(self.searcher.rows(np.array([row])), count)[0]
 
-    def _nearest(self, vectors: Sequence[NDArray[np.float32]] | NDArray[np.float32], count: int) -> list[Ranking]:
-        return [Ranking(*ranking) for ranking in zip(*self.searcher.nearest(np.stack(vectors), count), strict=True)]
+    def _nearest(self, vectors: NDArray[np.float32], count: int) -> list[Ranking]:
+        return [Ranking(*ranking) for ranking in zip(*self.searcher.nearest(vectors, count), strict=True)]
 
     def _vector(self, query: Query) -> NDArray[np.float32]:
         return mean_features(partial(encode_texts, self._model(query.alpha)), [query.texts])[0]

@@ -18,7 +18,7 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.export import export_dataset, find_paraphrases, read_opt_outs
+from paraclip.tasks.dataset import export_dataset, find_paraphrases, read_opt_outs
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
@@ -160,7 +160,7 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert {row["similarity_2"] for row in rows} == {0.5} and "similarity_1" not in rows[0]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    monkeypatch.setattr("paraclip.tasks.export.BATCH_ROWS", 7)
+    monkeypatch.setattr("paraclip.tasks.dataset.BATCH_ROWS", 7)
     export_dataset(several, tmp_path / "small", store)
     assert contents(tmp_path / "small") == contents(tmp_path / "one")
     without = export_dataset(several, tmp_path / "two", store, opt_outs=opt_outs)
