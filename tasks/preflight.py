@@ -38,7 +38,6 @@ from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.options import HELD_OUT
 from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
-from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import unfiltered_warning
@@ -61,7 +60,7 @@ SAMPLE = """
     WITH trained_on AS (SELECT caption_id, caption FROM captions WHERE split = 'train')
     SELECT caption FROM trained_on WHERE hash(caption_id) % (1 + (SELECT count(*) FROM trained_on) // $about) = 0
 """
-EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
+EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND usable"
 SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
 
 
@@ -139,7 +138,6 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             return []
         if settings.data.index is None:
             _check_training(counts)
-            _check_split(settings, counts)
         if filters_of(run.paraphraser.filters).meaning:
             check_encoder(run.paraphraser.filters.encoder)
         notices = _language_notices(run, counts) + unchecked
@@ -155,7 +153,9 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
             if planned:
-                notices += _validation_notices(tasks) + _query_notices(run, folder)
+                pairs = [(task.name, task.task.pairs) for task in tasks if task.task.pairs]
+                notices += [_validation_notice(name, len(texts), len(set(texts))) for name, texts in pairs]
+                notices += _query_notices(run, folder)
     return notices + check_drift(run)
 
 
@@ -187,36 +187,6 @@ def _check_training(counts: CaptionCounts) -> None:
             "be trained; name their tar or folder in data.sources[].images, or give webdataset tars or Parquet with a "
             "column of pictures"
         )
-
-
-def _check_split(settings: Settings, counts: CaptionCounts) -> None:
-    split, splits = settings.evaluate.split, counts.splits
-    without_path = [benchmark for benchmark in settings.evaluate.benchmarks if benchmark.path is None]
-    names = [benchmark.name for benchmark in without_path if find_benchmark(benchmark.kind).searches_images]
-    if not names:
-        return
-    what = f"benchmark {names[0]!r} searches the images of split {split} (evaluate.split)"
-    if not splits[split]:
-        raise InputError(
-            f"{what}, but none of the {splits.total()} captions is of it ({_listed(splits)}); give some rows this "
-            f"split in the column of data.sources[].columns.split, or a source `split: {split}`, or set "
-            "evaluate.split, or give the benchmark a path of its own"
-        )
-    without = counts.without_image[split]
-    if without.total() == splits[split]:
-        raise InputError(
-            f"{what}, but none of its {splits[split]} captions has an image ({_listed(without)}); name their tar or "
-            "folder in data.sources[].images, or give the benchmark a path of its own"
-        )
-
-
-def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
-    """Notices on what each benchmark of pairs can show."""
-    notices = []
-    for task in tasks:
-        if images := len(set(task.task.pairs)):
-            notices.append(_validation_notice(task.name, len(task.task.pairs), images))
-    return notices
 
 
 def _validation_notice(name: str, pairs: int, images: int, most: str = "") -> str:
