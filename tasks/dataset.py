@@ -16,7 +16,7 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.counts import MANY_LICENSES
 from paraclip_core.config import Settings
-from paraclip_core.dataset_card import DatasetFacts, StepFacts, dataset_card, hub_licenses
+from paraclip_core.dataset_card import SPLIT, DatasetFacts, StepFacts, dataset_card, hub_licenses
 from paraclip_core.errors import ArtifactError, ConfigError, InputError, UnknownNameError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.paraphraser import relevant_options
@@ -29,8 +29,6 @@ SHARD_ROWS = 200_000
 SAMPLES = 3
 BATCH_ROWS = 65_536
 FORMS = pa.schema([("entry", pa.string()), ("form", pa.string())])
-SPLIT = "train"
-"""Of all rows: no other caption is paraphrased."""
 SIMILARITIES = ("similarity_1", "similarity_2")
 # Paraphrases of a caption are adjacent, in the order of ingest.
 ROWS = """
@@ -139,7 +137,7 @@ def export_dataset(
         licenses = frequent_values(draft / "data", "license", MANY_LICENSES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
-            rows={SPLIT: shards.rows_written},
+            rows=shards.rows_written,
             columns=schema.names,
             ingest_options=captions.manifest.options,
             ingest_metrics=captions.manifest.metrics,

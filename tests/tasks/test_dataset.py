@@ -172,7 +172,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     dataset = export_dataset(made, tmp_path / "out", store, name="A name: with ---\ncolons", languages=["en", "de"])
     text = (tmp_path / "out/README.md").read_text()
     data = DatasetCard(text).data.to_dict()
-    assert data["language"] == ["en", "de"] and data["size_categories"] == ["n<1K"]
+    assert data["language"] == ["en", "de"]
     assert data["license"] == "other" and data["license_name"] == "b-bad-b-x-http-evil.example-cc-by-4.0-cc-by-nc-4.0"
     assert data["pretty_name"] == "A name: with ---\ncolons"
     assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]
