@@ -108,7 +108,7 @@ def dataset_card(facts: DatasetFacts) -> str:
         as_text=lambda prompt: "\n".join(": ".join(turn) for turn in prompt.messages("{}")),
         as_json=partial(as_json, sort_keys=True),
     )
-    one, two = facts.steps
+    step_1, step_2 = facts.steps
     ranked = sorted(facts.licenses.items(), key=lambda item: (-item[1], item[0]))
     shown = ranked[:LICENSES_SHOWN]
     filters = [step.options.get("filters", {}) for step in facts.steps]
@@ -124,8 +124,8 @@ def dataset_card(facts: DatasetFacts) -> str:
             (where, reason, count)
             for where, metrics in (
                 ("captions", facts.ingest_metrics),
-                ("paraphrase 1", one.metrics),
-                ("paraphrase 2", two.metrics),
+                ("paraphrase 1", step_1.metrics),
+                ("paraphrase 2", step_2.metrics),
             )
             for reason, count in sorted(metrics.get("rejected", {}).items())
         ],
@@ -142,11 +142,11 @@ def dataset_card(facts: DatasetFacts) -> str:
 def _front_matter(facts: DatasetFacts) -> str:
     name = re.sub(r"[^a-z0-9.+]+", "-", " ".join(sorted(facts.licenses)).lower()).strip("-")[:LICENSE_NAME]
     identifiers = hub_licenses(facts.licenses)
-    other: dict[str, Any] = {"license_name": name or "unknown"} if identifiers == ("other",) else {}
+    license_name: dict[str, Any] = {"license_name": name or "unknown"} if identifiers == ("other",) else {}
     data = DatasetCardData(
         language=list(facts.languages),
         license=identifiers[0] if len(identifiers) == 1 else list(identifiers),
-        **other,
+        **license_name,
         pretty_name=facts.name,
         task_categories=["sentence-similarity", "text-generation"],
         tags=["paraphrase", "image-captions", "clip", *(["synthetic"] if facts.by_model else []), "paraclip"],
@@ -156,13 +156,13 @@ def _front_matter(facts: DatasetFacts) -> str:
 
 
 def _counts(facts: DatasetFacts) -> list[tuple[str, object]]:
-    ingest, (one, two) = facts.ingest_metrics, facts.steps
+    ingest, (step_1, step_2) = facts.ingest_metrics, facts.steps
     return [
         ("rows read from the sources", ingest.get("read", "")),
         ("captions kept", ingest.get("accepted", "")),
-        ("captions asked for paraphrase 1", one.metrics.get("captions", "")),
-        ("captions with an accepted paraphrase 1", one.metrics.get("accepted", "")),
-        ("captions with an accepted paraphrase 2", two.metrics.get("accepted", "")),
+        ("captions asked for paraphrase 1", step_1.metrics.get("captions", "")),
+        ("captions with an accepted paraphrase 1", step_1.metrics.get("accepted", "")),
+        ("captions with an accepted paraphrase 2", step_2.metrics.get("accepted", "")),
         ("left out by opt-outs", facts.opt_outs[1] if facts.opt_outs else 0),
         (f"rows here, {SPLIT}", facts.rows),
     ]

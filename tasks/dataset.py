@@ -120,24 +120,18 @@ def export_dataset(
             schema = _schema(con)
             rows = con.table("dataset").select(*schema.names)
             samples = rows.limit(SAMPLES).to_arrow_table().to_pylist()
-            shards = PartWriter(draft / "data", schema, SPLIT, shard_rows)
-            for batch in rows.to_arrow_reader(BATCH_ROWS):
-                if batch.column("source").null_count:
-                    raise ArtifactError(
-                        f"captions of {artifact.path} are not in {captions.path}; see `paraclip artifacts verify`, and "
-                        "run the same settings again"
-                    )
-                shards.write(batch.cast(schema))
-        if not samples:
-            raise ConfigError(f"no row is left to publish: the opt-outs name every row of {artifact.stage}")
-        shards.close()
-        written = sorted((draft / "data").iterdir())
-        for shard in written:
-            shard.rename(shard.with_name(f"{shard.stem}-of-{len(written):05d}.parquet"))
+            if not samples:
+                raise ConfigError(f"no row is left to publish: the opt-outs name every row of {artifact.stage}")
+            if rows.filter("source IS NULL").limit(1).fetchall():
+                raise ArtifactError(
+                    f"captions of {artifact.path} are not in {captions.path}; see `paraclip artifacts verify`, and "
+                    "run the same settings again"
+                )
+            count = _write_shards(rows, schema, draft / "data", shard_rows)
         licenses = frequent_values(draft / "data", "license", MANY_LICENSES)
         facts = DatasetFacts(
             name=name or f"paraclip-{artifact.fingerprint[:8]}",
-            rows=shards.rows_written,
+            rows=count,
             columns=schema.names,
             ingest_options=captions.manifest.options,
             ingest_metrics=captions.manifest.metrics,
@@ -145,7 +139,7 @@ def export_dataset(
             samples=samples,
             licenses=licenses,
             opt_outs=None if opt_outs is None else (len(opt_outs), left_out),
-            fingerprints={made.stage: made.fingerprint for made in (captions, first, artifact)},
+            fingerprints={stage.stage: stage.fingerprint for stage in (captions, first, artifact)},
             versions=artifact.manifest.versions,
             languages=languages,
             contact=contact,
@@ -154,13 +148,26 @@ def export_dataset(
         card = dataset_card(facts).encode()
         write_atomic(draft / CARD, lambda file: file.write(card))
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportedDataset(files, {SPLIT: shards.rows_written}, hub_licenses(licenses), left_out, unmatched)
+    return ExportedDataset(files, {SPLIT: count}, hub_licenses(licenses), left_out, unmatched)
+
+
+def _write_shards(rows: duckdb.DuckDBPyRelation, schema: pa.Schema, folder: Path, shard_rows: int) -> int:
+    """Write the rows as Parquet files, named as the hub names its shards; returns their number."""
+    shards = PartWriter(folder, schema, SPLIT, shard_rows)
+    for batch in rows.to_arrow_reader(BATCH_ROWS):
+        shards.write(batch.cast(schema))
+    shards.close()
+    written = sorted(folder.iterdir())
+    for shard in written:
+        shard.rename(shard.with_name(f"{shard.stem}-of-{len(written):05d}.parquet"))
+    return shards.rows_written
 
 
 def _leave_out(con: duckdb.DuckDBPyConnection, entries: Sequence[str]) -> tuple[int, list[str]]:
     """Delete the rows that an opt-out list names; returns their number and the entries that matched none."""
     forms = [(entry, form) for entry in entries for form in (entry, entry.lower(), clean(entry))]
-    con.register("listed", pa.table({"entry": [one for one, _ in forms], "form": [form for _, form in forms]}, FORMS))
+    listed = [{"entry": entry, "form": form} for entry, form in forms]
+    con.register("listed", pa.Table.from_pylist(listed, FORMS))
     con.execute("CREATE TABLE forms AS FROM listed")
     matched = {entry for (entry,) in con.execute(MATCHED).fetchall()}
     ((count,),) = con.execute(LEAVE_OUT).fetchall()

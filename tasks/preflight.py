@@ -61,7 +61,7 @@ SAMPLE = """
     SELECT caption FROM trained_on WHERE hash(caption_id) % (1 + (SELECT count(*) FROM trained_on) // $about) = 0
 """
 EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND usable"
-SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
+SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $all_images)"
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
     evaluate = settings.evaluate
     rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
-    every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
+    all_images = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
@@ -100,7 +100,9 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
             cut += filled
         sample = [caption for (caption,) in con.execute(SAMPLE, {"about": LOOKED_AT}).fetchall()]
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
-        images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
+        images = {
+            image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "all_images": all_images}).fetchall()
+        }
         named = named_images(con)
 
     def pool(image_ids: Sequence[str]) -> ImagePool:

@@ -117,7 +117,7 @@ def gc(
     if yes:
         remove(collected.garbage, store)
     if as_json:
-        items, in_use = ([item.as_json() for item in found] for found in (collected.garbage, collected.skipped))
+        items, in_use = ([item.as_json() for item in group] for group in (collected.garbage, collected.skipped))
         print_json({"deleted": yes, "items": items, "in_use": in_use})
         return
     for item in collected.skipped:

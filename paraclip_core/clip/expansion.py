@@ -53,8 +53,8 @@ class Heads:
 
     def group(self, query: str) -> list[str] | None:
         """A query and its paraphrases; None if the file does not hold the query."""
-        found = self.paraphrases.get(clean(query))
-        return None if found is None else [query, *found]
+        paraphrases = self.paraphrases.get(clean(query))
+        return None if paraphrases is None else [query, *paraphrases]
 
 
 def heads_model(path: Path) -> str | None:

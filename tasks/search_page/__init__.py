@@ -160,9 +160,9 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest, he
     for name, queries in sides.items():
         ranking, *paraphrased = islice(rankings, len(queries))
         answer[name] = {"hits": _hits(catalogue, ranking, asked.count)}
-        for other in paraphrased:
-            answer[name] |= _agreement(ranking, other)
-            answer[name]["paraphrased_hits"] = _hits(catalogue, other, asked.count)
+        for beside in paraphrased:
+            answer[name] |= _agreement(ranking, beside)
+            answer[name]["paraphrased_hits"] = _hits(catalogue, beside, asked.count)
     return answer
 
 

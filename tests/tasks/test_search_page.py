@@ -52,25 +52,26 @@ def ids(side: dict[str, Any]) -> list[str]:
     return [hit["image_id"] for hit in side["hits"]]
 
 
-def test_base_and_tuned_are_ranked_as_their_models_say(page: TestClient, home: Path) -> None:
-    answer = page.post("/search", json={"query": "a dog", "count": COUNT}).json()
+def expected(home: Path, model: str, *texts: str) -> list[str]:
+    """The index's images by their cosine with the mean of the texts' features."""
     features = np.load(home / "index.npy").astype(np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
+    scores = features @ encode_texts(load_clip(str(home / model)), texts).mean(axis=0)
+    return [f"{row:02d} <b>.png" for row in np.argsort(-scores, kind="stable")]
+
+
+def test_base_and_tuned_are_ranked_as_their_models_say_and_alpha_goes_from_one_to_the_other(
+    page: TestClient, home: Path
+) -> None:
+    answers = [
+        page.post("/search", json={"query": "a dog", "count": COUNT, "alpha": alpha}).json()
+        for alpha in (1, 0.5, 0, 0.5)
+    ]
     for name in ("base", "tuned"):
-        scores = features @ encode_texts(load_clip(str(home / name)), ["a dog"])[0]
-        expected = [f"{row:02d} <b>.png" for row in np.argsort(-scores, kind="stable")]
-        assert ids(answer[name]) == expected
-    assert ids(answer["base"]) != ids(answer["tuned"])
-
-
-def test_alpha_goes_from_base_to_tuned(page: TestClient) -> None:
-    def tuned(alpha: float) -> list[float]:
-        answer = page.post("/search", json={"query": "a dog", "count": 5, "alpha": alpha}).json()
-        if not alpha:
-            assert answer["base"] == answer["tuned"]
-        return [hit["score"] for hit in answer["tuned"]["hits"]]
-
-    assert tuned(0) != tuned(0.5) != tuned(1) and tuned(0.5) == tuned(0.5)
+        assert ids(answers[0][name]) == expected(home, name, "a dog")
+    assert ids(answers[0]["base"]) != ids(answers[0]["tuned"]) and answers[2]["base"] == answers[2]["tuned"]
+    scores = [[hit["score"] for hit in answer["tuned"]["hits"]] for answer in answers]
+    assert scores[0] != scores[1] != scores[2] and scores[1] == scores[3]
 
 
 def test_a_query_and_its_paraphrase_are_compared(page: TestClient) -> None:
@@ -87,11 +88,8 @@ def test_queries_of_the_heads_file_are_ranked_by_their_mean_as_well(home: Path, 
     with client(home, tmp_path, heads=heads) as page:
         assert page.get("/facts").json()["heads"] == 2
         answer = page.post("/search", json={"query": "a  dog", "count": COUNT}).json()
-        mean = encode_texts(load_clip(str(home / "tuned")), ["a  dog", "one hound", "a puppy"]).mean(axis=0)
-        features = np.load(home / "index.npy").astype(np.float32)
-        features /= np.linalg.norm(features, axis=1, keepdims=True)
-        expected = [f"{row:02d} <b>.png" for row in np.argsort(-(features @ mean), kind="stable")]
-        assert list(answer) == ["base", "tuned", "expanded"] and ids(answer["expanded"]) == expected
+        assert list(answer) == ["base", "tuned", "expanded"]
+        assert ids(answer["expanded"]) == expected(home, "tuned", "a  dog", "one hound", "a puppy")
         # The tuned side's model, whatever α says.
         base = page.post("/search", json={"query": "a puppy", "alpha": 0}).json()
         assert ids(base["expanded"]) == ids(base["base"])
