@@ -1,4 +1,4 @@
-"""Pictures in Parquet files, their column and names, and reading untrusted tars.
+"""Pictures in Parquet files, their column and names.
 
 A picture is a binary value, or the field ``bytes`` of a struct, as the library `datasets` writes its images. Its name
 is ``column[row]/digest``: its position and its content.
@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tarfile
 from pathlib import Path
-from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,50 +90,3 @@ def damaged_parquet(path: Path, error: Exception) -> InputError:
 
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
-
-
-NAME_TYPES = frozenset(
-    (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
-)
-"""Types of tar members that describe the next one and are read whole."""
-MOST_NAME_BYTES = 1 << 20
-"""Maximum size of such a member, usually a long name. A few megabytes of compressed tar can hold gigabytes."""
-
-
-class _Header(tarfile.TarInfo):
-    # All ways to read a header end here, in every Python; `frombuf` is none of them in newer ones (3.13.5).
-    def _proc_member(self, file: tarfile.TarFile) -> Self:
-        if self.size < 0 or (self.type in NAME_TYPES and self.size > MOST_NAME_BYTES):
-            raise tarfile.ReadError(f"a header of {self.size} bytes")
-        return super()._proc_member(file)  # pyright: ignore[reportAttributeAccessIssue]  # typeshed leaves it out
-
-
-class TarFile(tarfile.TarFile):
-    """Python's reader, except that all damage raises `tarfile.TarError`."""
-
-    tarinfo = _Header
-
-    def next(self) -> tarfile.TarInfo | None:
-        offset = self.offset
-        try:
-            member = super().next()
-        except (ValueError, LookupError, OverflowError, RecursionError) as error:
-            raise tarfile.ReadError(f"a header that makes no sense ({error})") from error
-        if member is None:
-            # Python may have skipped a header that it rejected.
-            self.offset = offset
-        elif member.size < 0:
-            # It would lead back to bytes already read, forever.
-            raise tarfile.ReadError(f"member {member.name!r} of {member.size} bytes")
-        return member
-
-    def check_end(self) -> None:
-        """Check, after the last member, that the end-of-archive marker follows and that the data decompresses."""
-        # Python's reader takes a broken or absent header for the end, and would silently drop everything after it.
-        file: Any = self.fileobj
-        file.seek(self.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no member and no end of the archive at byte {self.offset}")
-        # A compressed archive ends with its checksums.
-        while file.read(1 << 20):
-            pass

@@ -96,6 +96,8 @@ HEADS = pa.schema(
     ]
 )
 """Head queries, as `paraclip expand` writes them."""
+HEADS_MODEL = b"paraclip.model"
+"""Key of a heads file's schema metadata: the reference, for `load_clip`, of the model that its vectors are of."""
 
 PARAPHRASE_REJECTS = pa.schema(
     [

@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 
 def json_escaped(text: str) -> str:
     """A JSON document with JSON escapes for everything that a terminal would interpret."""
-    return CONTROL.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return CONTROL.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
 def encodable(text: str) -> str:

@@ -49,8 +49,8 @@ def queries_of_index(target: SearchTarget, searcher: Searcher, encode: Callable[
     if queries := most_frequent(target.captions, QUERIES):
         return list(queries)
     captions = captions_of(target.captions, target.index.ids[:: max(1, len(target.index) // QUERIES)])
-    others = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
-    return [*others, *(texts[0] for texts in captions.values())]
+    pairs = [(*texts[:2], "another caption") for texts in captions.values() if len({*texts[:2]}) > 1]
+    return [*pairs, *(texts[0] for texts in captions.values())]
 
 
 def _fitting_names(searcher: Searcher, encode: Callable[[Sequence[str]], Any]) -> list[str]:

@@ -17,9 +17,9 @@ from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in
 from paraclip.tasks.run.run import software_versions
 from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
-from paraclip_core.clip.expansion import EXPANDED, split_expanded
+from paraclip_core.clip.expansion import heads_model
 from paraclip_core.clip.reference import model_files
-from paraclip_core.errors import ConfigError, UnknownModelError, UnknownQueriesError
+from paraclip_core.errors import ConfigError, UnknownQueriesError
 from paraclip_core.evaluation.benchmarks import find_benchmark
 from paraclip_core.evaluation.options import BenchmarkOptions
 from paraclip_core.evaluation.result import Provenance
@@ -88,8 +88,8 @@ def compare_and_write(
     """Compare models and write the results; returns their folder and the contents of ``summary.json``.
 
     `models` maps names to references; the first is the base. References are looked up in `store`, which also takes the
-    results if `out` is not given. ``expanded:HEADS.parquet:MODEL`` is a model with the expanded queries of a heads
-    file; texts of a benchmark that the file lacks are written next to the results. Results of a pair named base and
+    results if `out` is not given. A heads file is its model with expanded queries; texts of a benchmark that the file
+    lacks are written next to the results. Results of a pair named base and
     tuned go into the folder itself, others each into a subfolder of that name. With `report`, a page is written too,
     which quotes `command`.
     """
@@ -164,14 +164,11 @@ class _Model:
 
 
 def _resolve(model: str, store: ArtifactStore) -> _Model:
-    heads, model = split_expanded(model)
-    release = str(find_release(model, store))
-    if heads is None:
-        return _Model(release, name_in(store, release), model_files(release))
-    if not heads.is_file():
-        raise UnknownModelError(f"{heads} does not exist; make it with `paraclip expand`")
-    prefix = f"{EXPANDED}{heads}:"
-    return _Model(prefix + release, prefix + name_in(store, release), [heads, *model_files(release)])
+    heads = expand(model)
+    expanded = heads_model(heads)
+    release = str(find_release(expanded or model, store))
+    name, files = name_in(store, release), model_files(release)
+    return _Model(str(heads), f"{name} with {heads}", [heads, *files]) if expanded else _Model(release, name, files)
 
 
 def _summary(summaries: Mapping[str, dict[str, Any]], names: Mapping[str, str]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from paraclip_core.paraphrase.sentence_encoder import check_encoder
 from paraclip_core.paraphrase.step_tables import Batches
 from paraclip_core.paraphrase.words import words
 from paraclip_core.progress import Progress, silent
-from paraclip_core.tables import HEADS, text_hash
+from paraclip_core.tables import HEADS, HEADS_MODEL, text_hash
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,13 @@ def expand(
     return expansion, embed_queries(run, model, expansion)
 
 
-def write_heads(path: Path, expansion: Expansion, vectors: NDArray[np.float32]) -> None:
-    """Write a heads file (schema `tables.HEADS`), whole or not at all."""
+def write_heads(path: Path, run: Run, model: str, expansion: Expansion, vectors: NDArray[np.float32]) -> None:
+    """Write a heads file (schema `tables.HEADS`) of queries that were expanded for a model, whole or not at all."""
+    release = find_release(model, run.store)
+    reference = str(release.absolute() if isinstance(release, Path) else release)
     columns = [
         pa.array(expansion.queries, pa.string()),
         pa.array(expansion.paraphrases, HEADS.field("paraphrases").type),
         pa.array(list(vectors), HEADS.field("vector").type),
     ]
-    write_table(path, pa.Table.from_arrays(columns, schema=HEADS))
+    write_table(path, pa.Table.from_arrays(columns, schema=HEADS.with_metadata({HEADS_MODEL: reference})))

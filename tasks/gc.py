@@ -84,23 +84,22 @@ def collect(
         # A commit that was killed at its very end leaves work that nothing resumes.
         if (unfinished and _touched(path) <= young) or (stage, name) in artifacts
     ]
-    skipped = sorted((one for one in garbage if one.used), key=lambda one: (one.stage, one.fingerprint))
-    return Collected(
-        [one for one in garbage if not one.used], skipped, len(staying) - len(_with_origins(needed, artifacts))
-    )
+    skipped = sorted((item for item in garbage if item.used), key=lambda item: (item.stage, item.fingerprint))
+    free = [item for item in garbage if not item.used]
+    return Collected(free, skipped, len(staying) - len(_with_origins(needed, artifacts)))
 
 
 def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
     """Delete what was collected, except unfinished work that has been resumed since."""
-    for one in garbage:
+    for item in garbage:
         try:
-            if one.artifact is not None:
-                store.remove(one.artifact)
+            if item.artifact is not None:
+                store.remove(item.artifact)
             else:
                 with suppress(LockedError):
-                    store.discard(one.stage, one.fingerprint)
+                    store.discard(item.stage, item.fingerprint)
         except OSError as error:
-            raise storage_error(error, one.path) from error
+            raise storage_error(error, item.path) from error
 
 
 def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
@@ -125,11 +124,11 @@ def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
 
 def _touched(folder: Path) -> datetime:
     """When a file of a folder was last written; long ago if there is none, as with work of another machine alone."""
-    return datetime.fromtimestamp(max((each.st_mtime for each in _files(folder)), default=0.0), UTC)
+    return datetime.fromtimestamp(max((file.st_mtime for file in _files(folder)), default=0.0), UTC)
 
 
 def _size(folder: Path) -> int:
-    return sum(each.st_size for each in _files(folder))
+    return sum(file.st_size for file in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureStore
@@ -28,6 +27,7 @@ from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import QUERIES, chosen_captions
 from paraclip_core.captions.counts import bare_rows
+from paraclip_core.captions.languages import is_english
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
 from paraclip_core.captions.survey import named_images
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
@@ -38,28 +38,15 @@ from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.options import HELD_OUT
 from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
-from paraclip_core.evaluation.prepare import Prepared
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import unfiltered_warning
 from paraclip_core.paraphrase.sentence_encoder import check_encoder
 
-NOTICED, NOTICED_SHARE = 1, 0.002
-"""Minimum number and share of captions in other languages for a notice: names look like other languages."""
-REFUSED_SHARE = 0.1
-"""Minimum share of them that is no accident. LAION's English captions have 2.5 % of them, CC3M's 0.01 %, COCO's and
-Flickr8k's none."""
-OTHER_SCRIPT = r"[^\P{L}\p{Latin}]"
-ENGLISH, OTHERS = (
-    rf"(?i)\b(?:{words})\b"
-    for words in (
-        "the|a|an|of|in|on|and|with|is|are|at|to|for|by|from|it|his|her|their",
-        "le|la|les|des|du|un|une|en|est|et|dans|pour|avec|sur|aux|der|das|und|mit|auf|ein|eine|einer|einem|im|dem|zu|für|ist|el|los|las"
-        "|una|con|del|para|por|y|que|um|uma|com|dos|em|na|il|di|nella|che|per|sul|sulla|een|het|van|met|op|voor|jest|się|z|och|på|med|ett"
-        "|bir|ile|için|một|và|của|trên|trong|với|yang|dengan|sebuah|seorang|egy|és|egyik|și|lângă|joka|jsou|který|ang|mga|kwa",
-    )
-)
-"""Function words that distinguish English from other languages in Latin script."""
+NOTICED_SHARE, REFUSED_SHARE = 0.002, 0.1
+"""Minimum shares of captions in other languages for a notice, and for an error, because so many are no accident."""
+LOOKED_AT = 5_000
+"""Number of training captions, about, whose language is determined; 5,000 take a second."""
 USABLE = """
     CREATE VIEW captions AS
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
@@ -69,8 +56,12 @@ COUNTS = """
            count(*) FILTER (WHERE split = 'train' AND len(caption_tokens) >= $context)
     FROM captions GROUP BY ALL
 """
-EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND image_id IS NOT NULL"
-SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $every)"
+SAMPLE = """
+    WITH trained_on AS (SELECT caption_id, caption FROM captions WHERE split = 'train')
+    SELECT caption FROM trained_on WHERE hash(caption_id) % (1 + (SELECT count(*) FROM trained_on) // $about) = 0
+"""
+EVALUATED = "SELECT image_id, caption FROM captions WHERE split = $split AND usable"
+SEARCHED = "SELECT DISTINCT image_id FROM captions WHERE usable AND (split = $split OR $all_images)"
 
 
 @dataclass(frozen=True)
@@ -87,6 +78,8 @@ class CaptionCounts:
     """What benchmarks will find if every image can be read."""
     cut: int
     """Training captions that fill CLIP's context or are truncated to it."""
+    sample: list[str]
+    """Some training captions."""
 
     @property
     def splits(self) -> Counter[str]:
@@ -98,15 +91,18 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
     evaluate = settings.evaluate
     rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
-    every = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
+    all_images = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
         for source, split, count, bare, filled in con.execute(COUNTS, {"context": CONTEXT_LENGTH}).fetchall():
             rows[split][source], without[split][source] = count, bare
             cut += filled
+        sample = [caption for (caption,) in con.execute(SAMPLE, {"about": LOOKED_AT}).fetchall()]
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
-        images = {image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "every": every}).fetchall()}
+        images = {
+            image for (image,) in con.execute(SEARCHED, {"split": evaluate.split, "all_images": all_images}).fetchall()
+        }
         named = named_images(con)
 
     def pool(image_ids: Sequence[str]) -> ImagePool:
@@ -118,7 +114,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
         return ImagePool(ids, _no_features)
 
     captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
-    return CaptionCounts(rows, without, named, Stored(captions, pool), cut)
+    return CaptionCounts(rows, without, named, Stored(captions, pool), cut, sample)
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
@@ -144,10 +140,9 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             return []
         if settings.data.index is None:
             _check_training(counts)
-            _check_split(settings, counts)
         if filters_of(run.paraphraser.filters).meaning:
             check_encoder(run.paraphraser.filters.encoder)
-        notices = _language_notices(run, counts, folder) + unchecked
+        notices = _language_notices(run, counts) + unchecked
         if settings.data.index is not None:
             linked = _finished(run, "features")
             ids = open_index(settings)[1] if linked is None else FeatureStore(run.store.download(linked).path).ids
@@ -160,7 +155,9 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
             notices += _leakage_notices(settings, scenes, folder)
             tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
             if planned:
-                notices += _validation_notices(tasks) + _query_notices(run, folder)
+                pairs = [(task.name, task.task.pairs) for task in tasks if task.task.pairs]
+                notices += [_validation_notice(name, len(texts), len(set(texts))) for name, texts in pairs]
+                notices += _query_notices(run, folder)
     return notices + check_drift(run)
 
 
@@ -192,36 +189,6 @@ def _check_training(counts: CaptionCounts) -> None:
             "be trained; name their tar or folder in data.sources[].images, or give webdataset tars or Parquet with a "
             "column of pictures"
         )
-
-
-def _check_split(settings: Settings, counts: CaptionCounts) -> None:
-    split, splits = settings.evaluate.split, counts.splits
-    without_path = [benchmark for benchmark in settings.evaluate.benchmarks if benchmark.path is None]
-    names = [benchmark.name for benchmark in without_path if find_benchmark(benchmark.kind).searches_images]
-    if not names:
-        return
-    what = f"benchmark {names[0]!r} searches the images of split {split} (evaluate.split)"
-    if not splits[split]:
-        raise InputError(
-            f"{what}, but none of the {splits.total()} captions is of it ({_listed(splits)}); give some rows this "
-            f"split in the column of data.sources[].columns.split, or a source `split: {split}`, or set "
-            "evaluate.split, or give the benchmark a path of its own"
-        )
-    without = counts.without_image[split]
-    if without.total() == splits[split]:
-        raise InputError(
-            f"{what}, but none of its {splits[split]} captions has an image ({_listed(without)}); name their tar or "
-            "folder in data.sources[].images, or give the benchmark a path of its own"
-        )
-
-
-def _validation_notices(tasks: Sequence[Prepared]) -> list[str]:
-    """Notices on what each benchmark of pairs can show."""
-    notices = []
-    for task in tasks:
-        if images := len(set(task.task.pairs)):
-            notices.append(_validation_notice(task.name, len(task.task.pairs), images))
-    return notices
 
 
 def _validation_notice(name: str, pairs: int, images: int, most: str = "") -> str:
@@ -303,18 +270,7 @@ def _leakage_notices(settings: Settings, scenes: Artifact | None, folder: Path) 
     return shared.notices
 
 
-def _not_english(captions: pa.Array) -> int:
-    """Estimated number of captions that are not English, by letters and function words; unreliable for short ones."""
-    letters, english, others = (
-        pc.call_function("count_substring_regex", [captions], pc.MatchSubstringOptions(pattern))
-        for pattern in (OTHER_SCRIPT, ENGLISH, OTHERS)
-    )
-    counts = (column.to_numpy(zero_copy_only=False) for column in (letters, english, others))
-    letters, english, others = counts
-    return int(((letters > 2) | (others > english)).sum())
-
-
-def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str]:
+def _language_notices(run: Run, counts: CaptionCounts) -> list[str]:
     """Notices on captions that CLIP or the filters cannot read, or that a model would answer in English.
 
     Raises an error if the filters cannot read many of them.
@@ -323,7 +279,7 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
     filters, asks = paraphraser.filters, paraphraser.facts.asks
     reads_english = bool(filters_of(filters).meaning) and (not filters.encoder or filters.preset == "small-model")
     answers_english = asks and not (options.prompt_1 and options.prompt_2)
-    noticed = max(NOTICED, round(NOTICED_SHARE * rows))
+    noticed = max(1, round(NOTICED_SHARE * rows))
     if counts.cut >= noticed:
         notices.append(
             f"{counts.cut} of {rows} training captions have {CONTEXT_LENGTH} tokens of CLIP's own tokenizer or more: "
@@ -331,11 +287,10 @@ def _language_notices(run: Run, counts: CaptionCounts, folder: Path) -> list[str
         )
     if not (reads_english or answers_english):
         return notices
-    batches = iter_batches(folder / "captions", ("caption", "split"))
-    foreign = sum(_not_english(batch.filter(pc.field("split") == "train")["caption"]) for batch in batches)
+    foreign = round(rows * sum(not is_english(text) for text in counts.sample) / max(1, len(counts.sample)))
     if foreign < noticed:
         return notices
-    found = f"about {foreign} of {rows} training captions are not in English, by their letters and common words"
+    found = f"about {foreign} of {rows} training captions are not in English"
     if reads_english:
         encoder = f"the filters {filters.preset} read" if filters.encoder else "the filters' sentence encoder reads"
         why = (

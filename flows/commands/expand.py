@@ -60,5 +60,5 @@ def expand(
     queries = list(dict.fromkeys(query for file in files for query in read_single_queries(file)))
     with shown_progress("expand", lambda line: typer.echo(printable(line), err=True)) as progress:
         expansion, vectors = expanded(run, model, queries, paraphrases, progress)
-    write_heads(out, expansion, vectors)
+    write_heads(out, run, model, expansion, vectors)
     print_facts({"heads": str(out), **expansion.facts()}, as_json)

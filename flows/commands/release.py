@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -20,13 +20,18 @@ from paraclip.flows.commands.common import (
     settings_from,
 )
 from paraclip.storage.roots import open_store
+from paraclip.tasks.dataset import export_dataset as write_dataset
+from paraclip.tasks.dataset import find_paraphrases, read_opt_outs
+from paraclip.tasks.export import Layout, export_model
+from paraclip.tasks.models import find_release
+from paraclip.tasks.push import push_folder
 
 
 def export(
     model: Annotated[str, typer.Argument(help=MODEL)],
     folder: Annotated[Path, typer.Argument(help="New folder.")],
     layout: Annotated[
-        Literal["open_clip", "hf", "onnx"],
+        Layout,
         typer.Option("--format", "-f", help="The library that will load it; onnx holds only the text encoder."),
     ] = "open_clip",
     language: Annotated[
@@ -43,9 +48,6 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a model for another library or for ONNX, with its evaluation in the card."""
-    from paraclip.tasks.export import export_model
-    from paraclip.tasks.models import find_release
-
     store = open_store(root)
     stated = {"language": language, "datasets": dataset, "license": license_}
     about = {name: value for name, value in stated.items() if value}
@@ -59,8 +61,6 @@ def push(
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
 ) -> None:
     """Push an exported model or data set to the Hugging Face hub, in one commit; its card then loads it from there."""
-    from paraclip.tasks.export import push_folder
-
     typer.echo(f"pushed to {push_folder(folder, repo, private)}")
 
 
@@ -93,15 +93,12 @@ def export_dataset(
     as_json: JsonOption = False,
 ) -> None:
     """Write finished paraphrases as Parquet shards and a data card, for `datasets.load_dataset`, DuckDB and the hub."""
-    from paraclip.tasks.export import export_dataset as write
-    from paraclip.tasks.export import find_paraphrases, read_opt_outs
-
     settings = settings_from(config, set_)
     store = opened_root(settings.run.root if root is None else root)
     given = settings if config is not None or set_ else None
     paraphrases = find_paraphrases(store, artifact, given)
     entries = None if opt_outs is None else read_opt_outs(opt_outs)
-    written = write(
+    written = write_dataset(
         paraphrases,
         folder,
         store,

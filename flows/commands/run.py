@@ -213,8 +213,8 @@ def evaluate(
         typer.Option(
             "--model",
             "-m",
-            help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} expanded:HEADS.parquet:MODEL is a model "
-            "with the expanded queries of a file of `paraclip expand`. Results of two that are named base and tuned "
+            help=f"NAME=MODEL, twice or more; the first is the base. {MODEL} A file of "
+            "`paraclip expand` is its model with expanded queries. Results of two that are named base and tuned "
             "are in the folder itself, those of others in a folder of their name.",
         ),
     ],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,14 +23,11 @@ from paraclip.flows.commands.common import (
     print_table,
     say,
 )
+from paraclip.storage.answers import AnswerStore, Merged
 from paraclip.storage.roots import open_answers, open_store
 from paraclip.tasks.channels import existing_channel, history
 from paraclip.tasks.channels import rollback as move_back
-from paraclip.tasks.gc import KEPT_MODELS
-
-if TYPE_CHECKING:
-    from paraclip.storage.answers import AnswerStore, Merged
-
+from paraclip.tasks.gc import KEPT_MODELS, collect, remove
 
 NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE/START, or a channel's name.")]
 ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]
@@ -107,23 +104,21 @@ def gc(
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
     A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
     """
-    from paraclip.tasks.gc import collect, remove
-
     store = opened_root(root)
     collected = collect(store, keep_days, unfinished, keep_models)
     if yes:
         remove(collected.garbage, store)
     if as_json:
-        items, in_use = ([one.as_json() for one in some] for some in (collected.garbage, collected.skipped))
+        items, in_use = ([item.as_json() for item in group] for group in (collected.garbage, collected.skipped))
         print_json({"deleted": yes, "items": items, "in_use": in_use})
         return
-    for one in collected.skipped:
-        say(f"skipped {one.stage}/{one.fingerprint}: {one.used}")
-    for one in collected.garbage:
-        say(f"{'deleted' if yes else 'would delete'} {one.path} ({human_bytes(one.size)})")
+    for item in collected.skipped:
+        say(f"skipped {item.stage}/{item.fingerprint}: {item.used}")
+    for item in collected.garbage:
+        say(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
     if collected.young:
         say(f"{collected.young} more stay because they, or what was made from them, are young; see --keep-days")
-    total = human_bytes(sum(one.size for one in collected.garbage))
+    total = human_bytes(sum(item.size for item in collected.garbage))
     say(f"{len(collected.garbage)} folders, {total}" + ("" if yes or not collected.garbage else "; --yes deletes them"))
 
 
@@ -139,8 +134,6 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Copy answers to a folder that `import` reads; those it already holds are skipped."""
-    from paraclip.storage.answers import AnswerStore
-
     with _answers(root) as answers:
         # A shared cache first fetches what other machines have.
         answers.refresh()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,28 +12,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.errors import InputError, UnknownModelError
-from paraclip_core.paths import expand
-from paraclip_core.tables import HEADS
+from paraclip_core.errors import InputError
+from paraclip_core.tables import HEADS_MODEL
 from paraclip_core.text_safety import one_line
 
 SHORTEST = 1e-12
 """Length below which a mean is not scaled to 1."""
-EXPANDED = "expanded:"
-EXPANDED_MODEL = re.compile(rf"{EXPANDED}(.+?\.parquet):(.+)", re.DOTALL)
-
-
-def split_expanded(reference: str) -> tuple[Path | None, str]:
-    """The heads file and the model of ``expanded:HEADS.parquet:MODEL``; None and the reference itself for another.
-
-    Raises:
-        UnknownModelError: the reference begins so and goes on differently.
-    """
-    if not reference.startswith(EXPANDED):
-        return None, reference
-    if (parts := EXPANDED_MODEL.fullmatch(reference)) is None:
-        raise UnknownModelError(f"model {reference!r}: expected {EXPANDED}HEADS.parquet:MODEL")
-    return expand(parts[1]), parts[2]
+EXPECTED = "expected a file that `paraclip expand` has written"
 
 
 def mean_features(
@@ -59,6 +43,8 @@ class Heads:
     """The paraphrases of head queries, those that are asked often, from a heads file."""
 
     path: Path
+    model: str
+    """Reference of the model that the queries were expanded for."""
     paraphrases: Mapping[str, Sequence[str]]
     """By query, cleaned."""
 
@@ -67,29 +53,30 @@ class Heads:
 
     def group(self, query: str) -> list[str] | None:
         """A query and its paraphrases; None if the file does not hold the query."""
-        found = self.paraphrases.get(clean(query))
-        return None if found is None else [query, *found]
+        paraphrases = self.paraphrases.get(clean(query))
+        return None if paraphrases is None else [query, *paraphrases]
+
+
+def heads_model(path: Path) -> str | None:
+    """The model that a heads file is for, as its header says; None if the file is no heads file."""
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    return metadata[HEADS_MODEL].decode() if HEADS_MODEL in metadata else None
 
 
 def read_heads(path: Path) -> Heads:
-    """Read the paraphrases of a heads file (schema `tables.HEADS`); its vectors stay on disk, since models differ.
+    """Read the paraphrases of a heads file (schema `tables.HEADS`); its vectors stay on disk.
 
     Raises:
-        InputError: the file is missing, or is no heads file.
+        InputError: the file is missing, damaged, or no heads file.
     """
-    made = "expected a file that `paraclip expand` has written"
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; {made}")
-    wanted = [pa.field(name, HEADS.field(name).type) for name in ("query", "paraphrases")]
+    if (model := heads_model(path)) is None:
+        raise InputError(f"{path} {'is no heads file' if path.is_file() else 'does not exist'}; {EXPECTED}")
     try:
-        with pq.ParquetFile(path) as file:
-            if missing := [field.name for field in wanted if field.name not in file.schema_arrow.names]:
-                raise InputError(f"{path} has no column {missing[0]!r}; {made}")
-            table = file.read([field.name for field in wanted]).cast(pa.schema(wanted))
+        columns = pq.read_table(path, columns=["query", "paraphrases"]).to_pydict()
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path} cannot be read: {one_line(error)}; {made}") from error
-    queries, paraphrases = (column.to_pylist() for column in table.columns)
-    for row, (query, texts) in enumerate(zip(queries, paraphrases, strict=True)):
-        if query is None or texts is None or None in texts:
-            raise InputError(f"{path}, row {row}: the query or one of its paraphrases is null; {made}")
-    return Heads(path, {clean(query): texts for query, texts in zip(queries, paraphrases, strict=True)})
+        raise InputError(f"{path} cannot be read: {one_line(error)}; {EXPECTED}") from error
+    pairs = zip(columns["query"], columns["paraphrases"], strict=True)
+    return Heads(path, model, {clean(query): texts for query, texts in pairs})

@@ -22,7 +22,6 @@ from PIL import Image, UnidentifiedImageError
 from paraclip_core.errors import FAILING, InputError
 from paraclip_core.pictures import (
     PICTURE_ROWS,
-    TarFile,
     damaged_parquet,
     is_picture,
     listed_types,
@@ -31,6 +30,7 @@ from paraclip_core.pictures import (
     picture_name,
     picture_place,
 )
+from paraclip_core.tars import check_end
 
 PARQUET = b"PAR1"
 MOST_ASPECT = 1000
@@ -239,13 +239,13 @@ def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
     index: dict[str, tuple[int, int]] = {}
     size = path.stat().st_size
     try:
-        with TarFile.open(path, "r:") as tar:
+        with tarfile.open(path, "r:") as tar:
             for member in tar:
                 if member.isreg() and not member.issparse():
                     if member.offset_data + member.size > size:
                         raise tarfile.ReadError(f"member {member.name!r} ends after the file does")
                     index[_key(member.name)] = (member.offset_data, member.size)
-            tar.check_end()
+            check_end(tar)
     except tarfile.TarError as error:
         raise InputError(f"{path} is not a whole, uncompressed tar file ({error}); copy or unpack it again") from error
     return index

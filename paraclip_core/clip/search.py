@@ -20,9 +20,6 @@ HELD_BYTES = 2 << 30
 SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
 
-RIGHT, WRONG = 0.5, 0.3
-"""Weights of the images marked as right and as wrong; the query's is 1. Chosen on Flickr8k (dev/log)."""
-
 
 class Gallery(Protocol):
     """Image features, [n, d] of a floating dtype: an array, or anything that can be indexed with row numbers."""
@@ -130,16 +127,3 @@ def nearest_to(searcher: Searcher, vectors: NDArray[np.floating], k: int = 10) -
         [(searcher.ids[row], score) for row, score in zip(images, cosines, strict=True)]
         for images, cosines in zip(nearest, scores.tolist(), strict=True)
     ]
-
-
-def refine(
-    query: NDArray[np.floating], positive: NDArray[np.floating], negative: NDArray[np.floating]
-) -> NDArray[np.float32]:
-    """The query, moved towards the images marked as right and away from those marked as wrong (Rocchio, 1971).
-
-    The sum of the marked images is divided by their number plus one, so that a single mark, which says little, counts
-    half. All are unit vectors: the query [d], the images marked as right [p, d] and as wrong [n, d], the result [d].
-    """
-    vector = np.asarray(query, np.float64)
-    vector = vector + RIGHT * positive.sum(0) / (len(positive) + 1) - WRONG * negative.sum(0) / (len(negative) + 1)
-    return (vector / max(float(np.linalg.norm(vector)), 1e-12)).astype(np.float32)

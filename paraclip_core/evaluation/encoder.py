@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from paraclip_core.clip.expansion import Heads, mean_features, read_heads, split_expanded
+from paraclip_core.clip.expansion import Heads, heads_model, mean_features, read_heads
 from paraclip_core.errors import UnknownQueriesError
 from paraclip_core.evaluation.base import Box
+from paraclip_core.paths import expand
 from paraclip_core.text_safety import one_line
 
 if TYPE_CHECKING:
@@ -104,10 +105,10 @@ class ModelEncoder:
 
 
 class ExpandedEncoder(ModelEncoder):
-    """A model whose feature of a text is the mean with those of the text's paraphrases in a heads file."""
+    """The model of a heads file: a text's feature is the mean with those of its paraphrases in the file."""
 
-    def __init__(self, heads: Heads, reference: str, device: str = "auto", keep: FeatureCache | None = None) -> None:
-        super().__init__(reference, device, keep)
+    def __init__(self, heads: Heads, device: str = "auto", keep: FeatureCache | None = None) -> None:
+        super().__init__(heads.model, device, keep)
         self._heads = heads
 
     def texts(self, texts: Sequence[str], watch: Watch = unwatched) -> NDArray[np.float32]:
@@ -132,11 +133,10 @@ class ExpandedEncoder(ModelEncoder):
 
 
 def model_encoder(reference: str, device: str = "auto", keep: FeatureCache | None = None) -> ModelEncoder:
-    """The encoder of a model, or with ``expanded:HEADS.parquet:MODEL`` of a model with expanded queries."""
-    heads, model = split_expanded(reference)
-    if heads is None:
-        return ModelEncoder(model, device, keep)
-    return ExpandedEncoder(read_heads(heads), model, device, keep)
+    """The encoder of a model, or of a heads file's model with its expanded queries."""
+    if heads_model(expand(reference)) is None:
+        return ModelEncoder(reference, device, keep)
+    return ExpandedEncoder(read_heads(expand(reference)), device, keep)
 
 
 @dataclass(frozen=True)

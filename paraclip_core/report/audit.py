@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from paraclip_core.evaluation.audit import Audit, Figure
+from paraclip_core.evaluation.audit import Audit, AuditedPair, Figure
 from paraclip_core.report.churn import churn_section, images_of
-from paraclip_core.report.html import difference, figure, page_environment, style_rules
+from paraclip_core.report.html import Shown, difference, figure, page_environment, ranked, style_rules
 
 WORST = 12
 """Number of pairs that the audit shows."""
@@ -24,19 +24,27 @@ def render_audit(
     environment = page_environment()
     environment.filters["interval"] = _interval
     first = next(iter(audit.figures.values()))
-    shown = shown_images(audit)
-    classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(shown))}
+    images = shown_images(audit)
+    classes = {image: f"t{number}" if image in thumbnails else "" for number, image in enumerate(sorted(images))}
     return environment.get_template("audit.html").render(
         audit=audit,
         headline=f"A query and its paraphrase share {first['ao'].mean:.0f} % of what they find",
         names=names,
         metrics=("ao", "js"),
-        worst=audit.pairs[:WORST],
+        worst=[(pair, _lists(pair, classes)) for pair in audit.pairs[:WORST]],
+        pictures=bool(thumbnails),
         churn=churn_section(audit.churn, classes if thumbnails else {}),
-        classes=classes if thumbnails else {},
-        rules=style_rules({image: thumbnails[image] for image in shown if image in thumbnails}, classes),
+        rules=style_rules({image: thumbnails[image] for image in images if image in thumbnails}, classes),
         facts=facts,
     )
+
+
+def _lists(pair: AuditedPair, classes: Mapping[str, str]) -> dict[str, list[list[Shown]]]:
+    """Both lists of each model: the query's and the paraphrased query's."""
+    return {
+        model: [ranked(lists[0], lists[1], classes), ranked(lists[1], lists[0], classes)]
+        for model, lists in pair.nearest.items()
+    }
 
 
 def shown_images(audit: Audit) -> set[str]:

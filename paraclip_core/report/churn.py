@@ -10,20 +10,10 @@ from markupsafe import Markup
 from paraclip_core.evaluation.churn import WORDS, ChangedQuery, Churn
 from paraclip_core.evaluation.thresholds import QUANTILES
 from paraclip_core.report.chart import Line, line_chart
+from paraclip_core.report.html import Shown, ranked
 
 SHOWN = 6
 """Number of changed queries on a page, for each image on it costs 3 kB."""
-
-
-@dataclass(frozen=True)
-class ChangedLists:
-    """A query whose first images changed, ready to draw."""
-
-    query: str
-    shared: int
-    models: Sequence[tuple[str, Sequence[tuple[str, str, bool, bool]]]]
-    """Each model with its first images: image id, CSS class, whether the other model also has it, whether it is
-    right."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,8 @@ class ChurnSection:
     plot: Markup
     quantiles: Sequence[int]
     """Percentages of the table of cosines."""
-    queries: Sequence[ChangedLists]
+    queries: Sequence[tuple[ChangedQuery, Mapping[str, Sequence[Shown]]]]
+    """Each query with both models' first images."""
     pictures: bool
     """Whether pictures are shown; otherwise ids."""
 
@@ -52,7 +43,16 @@ def churn_section(churn: Churn | None, classes: Mapping[str, str]) -> ChurnSecti
         f"images that stay among the first {depth}",
         "share of queries, %",
     )
-    queries = [_lists(query, classes) for query in changed_queries(churn)]
+    queries = [
+        (
+            query,
+            {
+                "base": ranked(query.base, query.tuned, classes, query.right),
+                "tuned": ranked(query.tuned, query.base, classes, query.right),
+            },
+        )
+        for query in changed_queries(churn)
+    ]
     # Safe because the chart is built from numbers and our own words.
     return ChurnSection(churn, depth, Markup(chart), QUANTILES, queries, bool(classes))
 
@@ -66,11 +66,3 @@ def images_of(churn: Churn | None) -> list[str]:
     """The images that the section shows."""
     queries = () if churn is None else changed_queries(churn)
     return [image for query in queries for image in (*query.base, *query.tuned)]
-
-
-def _lists(query: ChangedQuery, classes: Mapping[str, str]) -> ChangedLists:
-    models = [
-        (model, [(image, classes.get(image) or "none", image in other, image in query.right) for image in images])
-        for model, images, other in (("base", query.base, query.tuned), ("tuned", query.tuned, query.base))
-    ]
-    return ChangedLists(query.query, query.shared, models)

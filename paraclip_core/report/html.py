@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -34,6 +35,25 @@ def style_rules(thumbnails: Mapping[str, bytes], classes: Mapping[str, str]) -> 
         for image_id, jpeg in sorted(thumbnails.items())
     )
     return Markup("\n".join(rules))
+
+
+class Shown(NamedTuple):
+    """An image of a ranked list, ready to draw."""
+
+    image: str
+    """Its id."""
+    css_class: str
+    shared: bool
+    """Whether the list beside it has the image, too."""
+    right: bool
+    """Whether the query is known to describe it."""
+
+
+def ranked(
+    images: Sequence[str], beside: Sequence[str], classes: Mapping[str, str], right: Collection[str] = ()
+) -> list[Shown]:
+    """A ranked list next to another one; `classes` are the CSS classes of images with a thumbnail."""
+    return [Shown(image, classes.get(image) or "none", image in beside, image in right) for image in images]
 
 
 def figure(value: float, decimals: int = 1) -> str:

@@ -15,7 +15,7 @@ from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.rows import Row
 from paraclip_core.report.churn import churn_section
 from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
-from paraclip_core.report.html import page_environment, style_rules
+from paraclip_core.report.html import Shown, page_environment, ranked, style_rules
 from paraclip_core.report.plots import (
     alpha_plot,
     churn_plot,
@@ -42,16 +42,6 @@ class Plot:
 
     svg: Markup
     caption: str
-
-
-@dataclass(frozen=True)
-class ListOfImages:
-    """A ranked list, ready to draw."""
-
-    model: str
-    side: str
-    images: Sequence[tuple[str, str, bool, bool]]
-    """Image id, CSS class, whether the model's other list also has it, whether it is the right one."""
 
 
 def render_report(data: ReportData) -> str:
@@ -141,7 +131,7 @@ def _plots(data: ReportData) -> list[Plot]:
         drawn.append((validation_plot(training), f"{training.name}: on training images that are left out"))
     if data.candidates:
         chosen = data.candidates["chosen"]["alpha"]
-        for recipe in dict.fromkeys(one["recipe"] for one in data.candidates["candidates"]):
+        for recipe in dict.fromkeys(candidate["recipe"] for candidate in data.candidates["candidates"]):
             caption = f"{recipe}: agreement on held-out images by learning rate and α"
             drawn.append((recipe_plot(data.candidates, recipe), caption))
         drawn.append((alpha_plot(data.candidates), f"Interpolation with the base: α = {chosen} was chosen"))
@@ -154,22 +144,21 @@ def _plots(data: ReportData) -> list[Plot]:
     return [Plot(Markup(svg), caption) for svg, caption in drawn if svg is not None]
 
 
-def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[ListOfImages]]:
-    """Both lists of each model, the base first."""
-    sides = {
+def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[tuple[str, list[Shown]]]]:
+    """Label and images of both lists of each model, the base first."""
+    models = {
         "base": (pair.base_caption, pair.base_paraphrased),
         "tuned": (pair.tuned_caption, pair.tuned_paraphrased),
     }
     return [
         [
-            ListOfImages(
-                model,
-                side,
-                [(image, classes.get(image, "none"), image in set(other), image == pair.image_id) for image in images],
+            (f"{model}, found by the {text}", ranked(images, beside, classes, [pair.image_id]))
+            for text, images, beside in (
+                ("caption", caption, paraphrased),
+                ("paraphrased query", paraphrased, caption),
             )
-            for side, images, other in (("caption", caption, paraphrased), ("paraphrased query", paraphrased, caption))
         ]
-        for model, (caption, paraphrased) in sides.items()
+        for model, (caption, paraphrased) in models.items()
     ]
 
 

@@ -43,11 +43,11 @@ def validation_plot(training: Training) -> str | None:
 def recipe_plot(candidates: Mapping[str, Any], recipe: str) -> str | None:
     """Gain of agreement over α, a line for each learning rate of a recipe; None without held-out pairs."""
     lines = []
-    for one in candidates["candidates"]:
-        points = one["alphas"]
-        if one["recipe"] == recipe and AGREEMENT in points[0]:
+    for candidate in candidates["candidates"]:
+        points = candidate["alphas"]
+        if candidate["recipe"] == recipe and AGREEMENT in points[0]:
             gains = [point[AGREEMENT] - points[0][AGREEMENT] for point in points]
-            lines.append(Line(f"{one['learning_rate']:g}", [point["alpha"] for point in points], gains, True))
+            lines.append(Line(f"{candidate['learning_rate']:g}", [point["alpha"] for point in points], gains, True))
     if not lines:
         return None
     return line_chart(f"{recipe}: agreement by learning rate", lines, ALPHA, f"{_words(AGREEMENT)}, change in points")
@@ -90,7 +90,8 @@ def _against(candidates: Mapping[str, Any], along: str, title: str, label: Calla
 def _chosen(candidates: Mapping[str, Any]) -> Sequence[Mapping[str, float]]:
     """What the chosen candidate finds at each α, 0 first."""
     key = [candidates["chosen"][name] for name in ("recipe", "learning_rate")]
-    return next(one["alphas"] for one in candidates["candidates"] if [one["recipe"], one["learning_rate"]] == key)
+    tried = candidates["candidates"]
+    return next(candidate["alphas"] for candidate in tried if [candidate["recipe"], candidate["learning_rate"]] == key)
 
 
 def margin_plot(comparison: Sequence[Row], control: Sequence[Row] = ()) -> str | None:

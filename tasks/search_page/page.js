@@ -1,7 +1,7 @@
 "use strict";
 // Texts reach the page as textContent alone: ids and captions are untrusted.
 const $ = (id) => document.getElementById(id);
-const state = { marks: new Map(), like: null, latest: 0, timer: 0 };
+const state = { like: null, latest: 0, timer: 0 };
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -27,15 +27,10 @@ async function ask(path, body) {
   return answer;
 }
 
-function marked(value) {
-  return [...state.marks].filter(([, mark]) => mark === value).map(([id]) => id);
-}
-
 async function search() {
   const query = $("query").value.trim();
   const number = ++state.latest;
   remember();
-  $("clear").hidden = !state.marks.size;
   $("like").hidden = state.like === null;
   if (!query && state.like === null) {
     $("sides").replaceChildren();
@@ -46,7 +41,6 @@ async function search() {
   try {
     const answer = await ask("search", {
       query, paraphrased_query: $("paraphrased_query").value.trim(), like: state.like, alpha: Number($("alpha").value),
-      right: marked(1), wrong: marked(-1),
     });
     // A later request may have been answered first.
     if (number === state.latest) show(answer);
@@ -58,10 +52,8 @@ async function search() {
 
 function show(answer) {
   const names = Object.keys(answer);
-  const single = names.length === 1;
-  $("sides").replaceChildren(...names.map((name) => side(single ? "results" : name, answer[name])));
-  const count = state.marks.size;
-  say(count ? `Re-ranked by ${count} mark${count > 1 ? "s" : ""}.` : "");
+  $("sides").replaceChildren(...names.map((name) => side(names.length === 1 ? "results" : name, answer[name])));
+  say("");
 }
 
 function side(name, answer) {
@@ -87,7 +79,6 @@ function grid(hits, shared, name) {
 }
 
 function item(hit, shared) {
-  const mark = state.marks.get(hit.image_id);
   const open = element("button", { type: "button", className: "open", title: "images like this one" });
   open.setAttribute("aria-label", `images like ${hit.image_id}`);
   if (state.pictures) {
@@ -98,39 +89,14 @@ function item(hit, shared) {
     open.append("no picture");
   }
   open.onclick = () => like(hit.image_id);
-  const buttons = [[1, "+", "right"], [-1, "−", "wrong"]].map(([value, sign, word]) => {
-    const button = element("button", { type: "button", textContent: sign });
-    button.setAttribute("aria-label", `${word}: ${hit.image_id}`);
-    button.setAttribute("aria-pressed", String(mark === value));
-    button.onclick = () => give(hit.image_id, mark === value ? 0 : value);
-    return button;
-  });
   const made = element("li", { className: "hit" }, open, element("p", { textContent: hit.caption || hit.image_id }),
-    element("div", { className: "marks" }, buttons[0], hit.score.toFixed(2), buttons[1]));
+    element("div", { className: "score", textContent: hit.score.toFixed(2) }));
   made.classList.toggle("shared", shared);
-  if (mark) made.classList.add(mark > 0 ? "right" : "wrong");
-  made.onkeydown = (event) => {
-    if (event.key === "+" || event.key === "-") give(hit.image_id, event.key === "+" ? 1 : -1);
-  };
   return made;
-}
-
-async function give(id, mark) {
-  const query = $("query").value.trim();
-  if (mark) state.marks.set(id, mark); else state.marks.delete(id);
-  search();
-  if (!query) return;
-  try {
-    await ask("feedback", { query, image_id: id, mark });
-  } catch (error) {
-    state.marks.delete(id);
-    say(error.message, true);
-  }
 }
 
 function like(id) {
   state.like = id;
-  state.marks.clear();
   const back = element("button", { type: "button", textContent: "back to words" });
   back.onclick = () => { state.like = null; search(); $("query").focus(); };
   $("like").replaceChildren("Images like ", element("b", { textContent: id }), " ", back);
@@ -155,10 +121,9 @@ document.addEventListener("DOMContentLoaded", async () => {
   for (const [name, value] of new URLSearchParams(location.search)) if (SHARED[name]) $(SHARED[name]).value = value;
   $("alpha-value").value = $("alpha").value;
   $("form").onsubmit = (event) => { event.preventDefault(); search(); };
-  $("query").oninput = () => { state.marks.clear(); state.like = null; later(); };
+  $("query").oninput = () => { state.like = null; later(); };
   $("paraphrased_query").oninput = later;
   $("alpha").oninput = () => { $("alpha-value").value = $("alpha").value; later(); };
-  $("clear").onclick = () => { state.marks.clear(); search(); };
   document.addEventListener("keydown", (event) => {
     if (event.key === "/" && document.activeElement.tagName !== "INPUT") {
       event.preventDefault();

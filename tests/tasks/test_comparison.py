@@ -120,9 +120,9 @@ def test_an_expanded_model_is_measured_as_a_model(models: Path, files: Path, cap
         return run_cli(["expand", *map(str, queries), "-o", str(heads), "-m", str(models / "one"), *own, *where[:2]])
 
     given = ["-m", f"plain={models / 'plain'}", "-m", f"one={models / 'one'}"]
-    given += ["-m", f"expanded=expanded:{heads}:{models / 'one'}", *benchmark, *where, "--device", "cpu"]
+    given += ["-m", f"expanded={heads}", *benchmark, *where, "--device", "cpu"]
     assert run_cli(["evaluate", *given]) == 2
-    assert "heads.parquet does not exist; make it with `paraclip expand`" in capsys.readouterr().err
+    assert "heads.parquet" in capsys.readouterr().err
     assert expand(files / "queries.txt") == 0
     assert run_cli(["evaluate", *given]) == 1
     shown = capsys.readouterr().err
@@ -133,4 +133,4 @@ def test_an_expanded_model_is_measured_as_a_model(models: Path, files: Path, cap
     summary = json.loads((files / "out" / "summary.json").read_text())
     figures = {name: summary["models"][name]["stsb"]["spearman"] for name in ("plain", "one", "expanded")}
     assert set(summary["comparisons"]) == {"one", "expanded"} and len(set(figures.values())) == 3
-    assert summary["fingerprints"]["expanded"] == f"expanded:{heads}:{models / 'one'}"
+    assert summary["fingerprints"]["expanded"] == f"{models / 'one'} with {heads}"

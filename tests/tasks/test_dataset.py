@@ -18,7 +18,7 @@ from paraclip.flows.cli import run_cli
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.storage.roots import open_store
-from paraclip.tasks.export import export_dataset, find_paraphrases, read_opt_outs
+from paraclip.tasks.dataset import export_dataset, find_paraphrases, read_opt_outs
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, ConfigError, InputError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, prompt_for
@@ -160,7 +160,7 @@ def test_rewrites_of_a_caption_each_have_its_split_and_source(
     assert [row["caption_id"] for row in rows] == [of["caption_id"].hex() for of in source]
     assert {row["similarity_2"] for row in rows} == {0.5} and "similarity_1" not in rows[0]
     assert [row["paraphrase_2"] for row in rows] == [of["paraphrase_2"] for of in source]
-    monkeypatch.setattr("paraclip.tasks.export.BATCH_ROWS", 7)
+    monkeypatch.setattr("paraclip.tasks.dataset.BATCH_ROWS", 7)
     export_dataset(several, tmp_path / "small", store)
     assert contents(tmp_path / "small") == contents(tmp_path / "one")
     without = export_dataset(several, tmp_path / "two", store, opt_outs=opt_outs)
@@ -172,7 +172,7 @@ def test_the_card_is_valid_and_tells_everything(made: Artifact, store: ArtifactS
     dataset = export_dataset(made, tmp_path / "out", store, name="A name: with ---\ncolons", languages=["en", "de"])
     text = (tmp_path / "out/README.md").read_text()
     data = DatasetCard(text).data.to_dict()
-    assert data["language"] == ["en", "de"] and data["size_categories"] == ["n<1K"]
+    assert data["language"] == ["en", "de"]
     assert data["license"] == "other" and data["license_name"] == "b-bad-b-x-http-evil.example-cc-by-4.0-cc-by-nc-4.0"
     assert data["pretty_name"] == "A name: with ---\ncolons"
     assert data["configs"] == [{"config_name": "default", "data_files": [{"split": "train", "path": "data/train-*"}]}]

@@ -103,7 +103,7 @@ def test_the_vector_is_the_mean_of_the_models_features(tmp_path: Path, home: Pat
     run = Run(settings_of(tmp_path, {"engine": "file", "file": {"path": "own.csv"}}))
     expansion, vectors = expand(run, str(home / "tuned"), QUERIES[:2], 3)
     assert expansion.paraphrases == [["one dog in red", "dog that is red", "a hound of red colour"], []]
-    write_heads(tmp_path / "heads.parquet", expansion, vectors)
+    write_heads(tmp_path / "heads.parquet", run, str(home / "tuned"), expansion, vectors)
     table = read_table(tmp_path / "heads.parquet")
     assert table.schema == HEADS
     clip = load_clip(str(home / "tuned"))
@@ -111,7 +111,8 @@ def test_the_vector_is_the_mean_of_the_models_features(tmp_path: Path, home: Pat
         features = np.stack([encode_texts(clip, [text])[0] for text in (row["query"], *row["paraphrases"])])
         mean = features.mean(axis=0)
         np.testing.assert_allclose(row["vector"], mean / np.linalg.norm(mean), atol=1e-6)
-    assert read_heads(tmp_path / "heads.parquet").group("a red dog") == expansion.groups[0]
+    heads = read_heads(tmp_path / "heads.parquet")
+    assert heads.group("a red dog") == expansion.groups[0] and heads.model == str(home / "tuned")
 
 
 def test_a_query_is_paid_for_once_whatever_ends_the_command(openai_server: OpenAIServer, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from paraclip.flows.cli import run_cli
-from paraclip.tasks.export import published_card
+from paraclip.tasks.push import published_card
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
 from tests.kit.drawn_clip import drawn

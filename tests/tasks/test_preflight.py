@@ -78,90 +78,78 @@ def told(settings: Settings) -> str:
     return messages[0]
 
 
-def test_a_run_that_has_all_it_needs(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 10, first=50)])
-    assert told(settings_of()) == ""
-    # But pairs of other images.
-    (tmp_path / "pairs.jsonl").write_text(
-        json.dumps({"image": "x.jpg", "caption": "a dog", "paraphrased_query": "a hound"})
-    )
-    own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
-    assert "benchmark 'own': none of 1 pairs" in told(settings_of(benchmarks=[own]))
-    write(tmp_path / "captions.csv", rows("train", 50))
-    assert told(settings_of(split="train")) == ""
-    assert told(settings_of(benchmarks=[])) == ""
-    # An image that is missing is told before its captions are paid for.
-    (tmp_path / "pics" / "3.jpg").unlink()
-    missing = "1 of 50 images that were looked up in pics are missing, the first is '3.jpg'"
-    assert told(settings_of(split="train")).startswith(missing)
+OWN = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
+NO_IMAGE_OF_SPLIT = "BenchmarkError: benchmark 'captions': no ingested caption of split 'val' has an image; set"
+ALIKE = "give all rows of an image one split"
+SINGLE = [row for row in rows("val", 20, first=50) if row[1].endswith("east")]
+TRAIN, VAL = list(rows("train", 50)), list(rows("val", 10, first=50))
+SAME_IDS = [(TRAIN[n][0], caption, split) for n, (_, caption, split) in enumerate(VAL)]
+SAME_CAPTIONS = [(image, TRAIN[n][1], split) for n, (image, _, split) in enumerate(VAL)]
+CASES: dict[str, tuple[list[Row], dict[str, Any], list[str]]] = {
+    "all that it needs": ([*TRAIN, *VAL], {}, []),
+    "validated on what is trained on": (TRAIN, {"split": "train"}, []),
+    "nothing to evaluate": (TRAIN, {"benchmarks": []}, []),
+    "pairs of other images": (TRAIN, {"benchmarks": [OWN | {"path": "others.jsonl"}]}, ["'own': none of its 1 images"]),
+    "pairs of its images": (TRAIN, {"benchmarks": [OWN]}, []),
+    "no caption of the split": ([*TRAIN, *rows("test", 20, first=50)], {}, [NO_IMAGE_OF_SPLIT, "look in ingest's log"]),
+    "the split is named": ([*TRAIN, *rows("test", 20, first=50)], {"split": "test"}, []),
+    "no caption to train on": (VAL, {}, ["captions is of split train (val 20)", "columns.split", "`split: train`"]),
+    "too few images": (
+        [*TRAIN, *rows("val", 7, first=50)],
+        {},
+        ["its pool has 7 images; expected at least 10"],
+    ),
+    "single captions": ([*TRAIN, *SINGLE], {}, ["no image of split 'val' has two captions"]),
+    "single captions suffice": ([*TRAIN, *SINGLE], {"benchmarks": [{"name": "r", "kind": "retrieval"}]}, []),
+    "ids in both": ([*TRAIN, *SAME_IDS], {}, ["10 of 10 validation images are trained on, too, by their ids", ALIKE]),
+    "captions in both": ([*TRAIN, *SAME_CAPTIONS], {}, ["20 of 20 validation captions are training captions", ALIKE]),
+    "contents in both": ([*TRAIN, *VAL], {"copied": 10}, ["10 of 10 validation images have the contents of a", ALIKE]),
+    "one id in both": ([*TRAIN, SAME_IDS[0], *rows("val", 30, first=60)], {}, ["1 of 31 validation images"]),
+    "one caption in both": (
+        [*TRAIN, SAME_CAPTIONS[0], *rows("val", 30, first=60)],
+        {},
+        ["1 of 61 validation capt"],
+    ),
+    "a missing image": (
+        TRAIN,
+        {"split": "train", "gone": 3},
+        ["1 of 50 images that were looked up in pics are"],
+    ),
+}
 
 
-def test_no_caption_of_the_split_that_is_evaluated(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("test", 20, first=50)])
-    message = told(settings_of())
-    assert message.startswith("InputError: benchmark 'captions' searches the images of split val (evaluate.split)")
-    assert "none of the 140 captions is of it (train 100, test 40)" in message
-    assert "data.sources[].columns.split" in message and "`split: val`" in message
-    assert told(settings_of(split="test")) == ""
-    assert told(settings_of({"path": "captions.csv", "images": "pics", "split": "val"})).startswith("InputError")
-    pair = {"image": "3.jpg", "caption": "a dog", "paraphrased_query": "a hound"}
-    lines = [json.dumps(pair | {"image": f"{image}.jpg"}) for image in range(10)]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
-    own = {"name": "own", "kind": "paraphrased_retrieval", "path": "pairs.jsonl"}
-    assert told(settings_of(benchmarks=[own])) == ""
-
-
-def test_too_few_images_of_the_split(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", [*rows("train", 50), *rows("val", 7, first=50)])
-    message = told(settings_of())
-    assert message.startswith("BenchmarkError: benchmark 'captions': its pool has 7 images; expected at least 10: use")
-    single = [row for row in rows("val", 20, first=50) if row[1].endswith("east")]
-    write(tmp_path / "captions.csv", [*rows("train", 50), *single])
-    assert "no image of split 'val' has two captions" in told(settings_of())
-    assert told(settings_of(benchmarks=[{"name": "r", "kind": "retrieval"}])) == ""
+@pytest.mark.parametrize("case", CASES)
+def test_what_captions_lack(tmp_path: Path, settings_of: Make, case: str) -> None:
+    table, options, parts = CASES[case]
+    write(tmp_path / "captions.csv", table)
+    for name, image in (("pairs", "{}.jpg"), ("others", "x{}.jpg")):
+        pair = {"caption": "a dog", "paraphrased_query": "a hound"}
+        lines = [json.dumps(pair | {"image": image.format(number)}) for number in range(10 if name == "pairs" else 1)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    for number in range(options.get("copied", 0)):
+        (tmp_path / "pics" / f"{50 + number}.jpg").write_bytes(b"%d" % number)
+    if "gone" in options:
+        (tmp_path / "pics" / f"{options['gone']}.jpg").unlink()
+    message = told(settings_of(**{name: value for name, value in options.items() if name in ("split", "benchmarks")}))
+    assert all(part in message for part in parts) and bool(message) == bool(parts), message
 
 
 @pytest.mark.parametrize(
     ("train", "val", "parts"),
     [
-        ("absent", "pics", ["captions is of split train (val 40)", "data.sources[].columns.split", "`split: train`"]),
         (None, None, ["none of the 100 training captions has an image (train.csv 100)", "data.sources[].images"]),
-        ("pics", None, ["none of its 40 captions has an image (val.csv 40); name their tar or folder in"]),
+        ("pics", None, [NO_IMAGE_OF_SPLIT, "data.sources[].images"]),
     ],
 )
-def test_a_split_without_captions_or_images(
+def test_a_source_without_images(
     tmp_path: Path, settings_of: Make, train: str | None, val: str | None, parts: list[str]
 ) -> None:
     sources = []
-    for split, images, table in (("train", train, rows("train", 50)), ("val", val, rows("val", 20, first=50))):
-        if images != "absent":
-            write(tmp_path / f"{split}.csv", table)
-            sources.append({"path": f"{split}.csv", **({"images": images} if images else {})})
+    for split, images, table in (("train", train, TRAIN), ("val", val, VAL)):
+        write(tmp_path / f"{split}.csv", table)
+        sources.append({"path": f"{split}.csv", **({"images": images} if images else {})})
     message = told(settings_of(*sources))
-    assert message.startswith("InputError: ") and all(part in message for part in parts), message
-
-
-@pytest.mark.parametrize("way", ["ids", "contents", "captions"])
-def test_validation_that_is_trained_on(tmp_path: Path, settings_of: Make, way: str) -> None:
-    train, val = list(rows("train", 50)), list(rows("val", 10, first=50))
-    if way == "contents":
-        for number in range(10):
-            (tmp_path / "pics" / f"{50 + number}.jpg").write_bytes(b"%d" % number)
-    if way == "ids":
-        val = [(train[n][0], caption, split) for n, (_, caption, split) in enumerate(val)]
-    if way == "captions":
-        val = [(image, train[n][1], split) for n, (image, _, split) in enumerate(val)]
-    write(tmp_path / "captions.csv", [*train, *val])
-    message = told(settings_of())
-    assert message.startswith("InputError: ") and "give all rows of an image one split" in message
-    expected = {
-        "ids": "10 of 10 validation images are trained on, too, by their ids",
-        "contents": "10 of 10 validation images have the contents of a training image",
-        "captions": "20 of 20 validation captions are training captions, too",
-    }
-    assert expected[way] in message
-    write(tmp_path / "captions.csv", [*train, *val[:1], *rows("val", 30, first=60)])
-    assert re.fullmatch(r"1 of \d+ validation (images|captions) .*", told(settings_of()))
+    assert all(part in message for part in parts), message
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar"])
@@ -181,33 +169,18 @@ def test_images_that_are_not_where_they_should_be(tmp_path: Path, settings_of: M
     assert "as captions.csv names it. Correct data.sources[].images, or name the column" in message
 
 
-def test_nothing_is_looked_at_where_nothing_is_left_to_pay(
-    tmp_path: Path, settings_of: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write(tmp_path / "captions.csv", rows("val", 20))
-    settings = settings_of()
-    store = open_store(settings.run.root)
-    nodes = Run(settings, store).nodes
+def test_nothing_is_looked_at_where_nothing_is_left_to_pay(tmp_path: Path, settings_of: Make) -> None:
+    write(tmp_path / "captions.csv", VAL)
+    run = Run(settings_of(), open_store(settings_of().run.root))
     for name in ("paraphrase_1", "paraphrase_2", "queries"):
         with pytest.raises(InputError, match="of split train"):
-            check_before_paying(Run(settings, store))
-        with store.writing(name, nodes[name].fingerprint) as work:
-            (work.out / "made.txt").touch()
-            store.commit(nodes[name].draft, {}, 0.0)
-    monkeypatch.setattr("paraclip.tasks.preflight.count_captions", lambda *_: pytest.fail("captions were counted"))
-    assert check_before_paying(Run(settings, store)) == []
-
-
-def test_queries_are_checked_where_they_are_paid_for_alone(tmp_path: Path, settings_of: Make) -> None:
-    write(tmp_path / "captions.csv", rows("val", 20))
-    run = Run(settings_of(), open_store(settings_of().run.root))
-    stage = run.stages["queries"]
-    with pytest.raises(InputError, match="of split train"):
-        stage.check_before(run)
-    for name in ("paraphrase_1", "paraphrase_2"):
+            check_before_paying(run)
         with run.store.writing(name, run.node(name).fingerprint):
             run.store.commit(run.node(name).draft, {}, 0.0)
-    assert stage.check_before(run) == []
+        # Paraphrases that are there were checked before they were made.
+        if name == "paraphrase_2":
+            assert run.stages["queries"].check_before(run) == []
+    assert check_before_paying(run) == []
 
 
 def test_scenes_that_are_not_rendered_are_left_to_the_run(tmp_path: Path) -> None:
@@ -239,7 +212,7 @@ def test_captions_that_the_filters_cannot_read(tmp_path: Path, settings_of: Make
     encoder = {"encoder": str(tiny_encoder(tmp_path / "encoder"))}
     own = {"prompt_1": "Formuliere um: {}", "prompt_2": "Sage anders: {}"}
     refused, noticed = told_of(10), told_of(40)
-    assert refused.startswith("InputError: about 5 of 25 training captions are not in English, by their letters")
+    assert refused.startswith("InputError: about 5 of 25 training captions are not in English, and the filters")
     assert "reads English alone: their paraphrases would be paid for and rejected" in refused
     assert "paraphrase.filters.encoder to a multilingual one" in refused and "filters.preset=off" in refused
     # A few among many are no reason to stop, and are said.

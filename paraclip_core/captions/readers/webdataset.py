@@ -23,7 +23,8 @@ from paraclip_core.captions.options import SourceOptions
 from paraclip_core.captions.readers.lines import LONGEST_RECORD, decode
 from paraclip_core.captions.rows import Batcher, RowBatch
 from paraclip_core.errors import InputError
-from paraclip_core.pictures import PICTURES, TarFile
+from paraclip_core.pictures import PICTURES
+from paraclip_core.tars import check_end
 
 IMAGES = frozenset(ending[1:] for ending in PICTURES)
 TEXTS = frozenset({"txt", "text", "caption"})
@@ -76,7 +77,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
     """Every sample of a tar, in constant memory, checking that the tar is complete."""
     sample: _Sample | None = None
     try:
-        with TarFile.open(path, "r:*") as tar:
+        with tarfile.open(path, "r:*") as tar:
             while (info := tar.next()) is not None:
                 # The member list would grow with the archive; nothing here looks members up by name.
                 cast(Any, tar).members.clear()
@@ -90,7 +91,7 @@ def _samples(path: Path) -> Iterator[_Sample]:
                         yield sample
                     sample = _Sample(key)
                 _take(sample, tar, info, extension.lower())
-            tar.check_end()
+            check_end(tar)
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         # If no kind of tar fits, tarfile reports a line for each kind.
         what = str(error).partition("\n")[0]

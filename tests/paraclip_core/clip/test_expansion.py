@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from paraclip_core.clip.expansion import mean_features, read_heads, split_expanded
-from paraclip_core.errors import InputError, UnknownModelError
+from paraclip_core.clip.expansion import heads_model, mean_features, read_heads
+from paraclip_core.errors import InputError
+from paraclip_core.tables import HEADS_MODEL
 
 
 def encode(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -33,38 +34,32 @@ def test_a_mean_is_that_of_each_group_alone() -> None:
     assert mean_features(encode, []).shape == (0, 8)
 
 
+def write_heads(path: Path, columns: dict[str, Any]) -> Path:
+    pq.write_table(pa.table(columns).replace_schema_metadata({HEADS_MODEL: "ViT-B-32:openai"}), path)
+    return path
+
+
 def test_a_query_is_found_as_models_read_it(tmp_path: Path) -> None:
-    table = pa.table({"query": ["caf&eacute;  at\tnight", "a dog"], "paraphrases": [["a bar", "a pub"], []]})
-    pq.write_table(table, tmp_path / "heads.parquet")
-    heads = read_heads(tmp_path / "heads.parquet")
-    assert len(heads) == 2
+    rows = {"query": ["caf&eacute;  at\tnight", "a dog"], "paraphrases": [["a bar", "a pub"], []]}
+    heads = read_heads(write_heads(tmp_path / "heads.parquet", rows))
+    assert len(heads) == 2 and heads.model == heads_model(heads.path) == "ViT-B-32:openai"
     assert heads.group("café at night") == ["café at night", "a bar", "a pub"]
     assert heads.group("a dog") == ["a dog"] and heads.group("A dog") is None
 
 
 @pytest.mark.parametrize(
-    ("columns", "message"),
+    ("name", "message"),
     [
-        (None, "heads.parquet does not exist; expected a file that `paraclip expand` has written"),
-        ({"query": ["a"]}, "heads.parquet has no column 'paraphrases'"),
-        ({"query": ["a"], "paraphrases": ["b"]}, "heads.parquet cannot be read"),
-        ({"query": ["a", None], "paraphrases": [[], []]}, "heads.parquet, row 1: the query or one of its paraphrases"),
-        ({"query": ["a"], "paraphrases": [["b", None]]}, "row 0: .* is null"),
+        ("absent.parquet", "absent.parquet does not exist; expected a file that `paraclip expand` has written"),
+        ("text.parquet", "text.parquet is no heads file"),
+        ("table.parquet", "table.parquet is no heads file"),
+        ("damaged.parquet", "damaged.parquet cannot be read"),
     ],
 )
-def test_what_is_no_heads_file_is_named(tmp_path: Path, columns: dict[str, Any] | None, message: str) -> None:
-    if columns is not None:
-        pq.write_table(pa.table(columns), tmp_path / "heads.parquet")
+def test_what_is_no_heads_file_is_named(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "text.parquet").write_text("query")
+    pq.write_table(pa.table({"query": ["a"], "paraphrases": [["b"]]}), tmp_path / "table.parquet")
+    damaged = write_heads(tmp_path / "damaged.parquet", {"query": ["a" * 100], "paraphrases": [["b"]]})
+    damaged.write_bytes(damaged.read_bytes()[:4] + bytes(40) + damaged.read_bytes()[44:])
     with pytest.raises(InputError, match=message):
-        read_heads(tmp_path / "heads.parquet")
-    (tmp_path / "other.parquet").write_text("query")
-    with pytest.raises(InputError, match=r"other\.parquet cannot be read"):
-        read_heads(tmp_path / "other.parquet")
-
-
-def test_references_to_expanded_models() -> None:
-    assert split_expanded("expanded:a/h.parquet:ViT-B-32:openai") == (Path("a/h.parquet"), "ViT-B-32:openai")
-    assert split_expanded("ViT-B-32:openai") == (None, "ViT-B-32:openai")
-    for wrong in ("expanded:h.parquet", "expanded:h.csv:m", "expanded:"):
-        with pytest.raises(UnknownModelError, match=r"expected expanded:HEADS\.parquet:MODEL"):
-            split_expanded(wrong)
+        read_heads(tmp_path / name)

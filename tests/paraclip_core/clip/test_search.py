@@ -1,4 +1,4 @@
-"""Search over stored features, relevance feedback, and near-duplicates against all cosines at once."""
+"""Search over stored features against all cosines at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paraclip_core.clip import search as module
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.search import Searcher, refine, search
+from paraclip_core.clip.search import Searcher, search
 from paraclip_core.errors import InputError, ModelError
 
 
@@ -52,32 +52,3 @@ def test_features_of_another_model_or_not_finite_are_reported(tiny: Callable[...
     features[1, 2] = np.nan
     with pytest.raises(InputError, match=r"'b' \(row 1\) are not finite"):
         Searcher(features, ["a", "b", "c"])
-
-
-RNG = np.random.default_rng(0)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-
-
-CENTERS = unit(RNG.normal(size=(8, 64)))
-IMAGES = unit(np.repeat(CENTERS, 50, axis=0) + 0.12 * RNG.normal(size=(400, 64)))
-GROUP = np.repeat(np.arange(8), 50)
-NOTHING = np.zeros((0, 64))
-
-
-def precision(vector: np.ndarray, group: int, depth: int = 40) -> float:
-    return float((GROUP[np.argsort(-(IMAGES @ vector))[:depth]] == group).mean())
-
-
-def test_marks_find_what_the_query_missed() -> None:
-    """The query lies between two groups of images; three marks each way say which one is meant."""
-    query = unit(CENTERS[0] + CENTERS[1])
-    refined = refine(query, IMAGES[50:53], IMAGES[:3])
-    assert precision(refined, 1) > precision(query, 1) + 0.15
-    assert np.linalg.norm(refined) == pytest.approx(1, abs=1e-5)
-    # Right or wrong ones alone help, too, and without any it is the query.
-    for right, wrong in ((IMAGES[50:53], NOTHING), (NOTHING, IMAGES[:3])):
-        assert precision(refine(query, right, wrong), 1) > precision(query, 1)
-    assert refine(query, NOTHING, NOTHING) == pytest.approx(query, abs=1e-6)

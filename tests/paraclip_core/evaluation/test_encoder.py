@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from paraclip_core.errors import InputError, UnknownQueriesError
+from paraclip_core.errors import UnknownQueriesError
 from paraclip_core.evaluation.encoder import ModelEncoder, model_encoder
+from paraclip_core.tables import HEADS_MODEL
 
 
 def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,9 +30,8 @@ def test_texts_are_encoded_in_blocks(models: tuple[str, str], monkeypatch: pytes
 def test_an_expanded_model_has_the_mean_of_a_text_and_its_paraphrases(models: tuple[str, str], tmp_path: Path) -> None:
     heads = tmp_path / "heads.parquet"
     table = pa.table({"query": ["a dog", "the sea"], "paraphrases": [["one dog", "a hound"], []]})
-    # Its vectors may be of another model, and are not read.
-    pq.write_table(table.append_column("vector", pa.array([[0.0], [0.0]])), heads)
-    plain, expanded = model_encoder(models[1], "cpu"), model_encoder(f"expanded:{heads}:{models[1]}", "cpu")
+    pq.write_table(table.replace_schema_metadata({HEADS_MODEL: models[1]}), heads)
+    plain, expanded = model_encoder(models[1], "cpu"), model_encoder(str(heads), "cpu")
     reported: list[tuple[str, int, int]] = []
     features = expanded.texts(["the sea", "a  dog", "the sea"], lambda *facts: reported.append(facts))
     mean = plain.texts(["a  dog", "one dog", "a hound"]).mean(axis=0)
@@ -41,5 +41,3 @@ def test_an_expanded_model_has_the_mean_of_a_text_and_its_paraphrases(models: tu
     with pytest.raises(UnknownQueriesError, match=r"heads\.parquet lacks 2 of 3 texts, first 'a cat'") as caught:
         expanded.texts(["a cat", "a dog", "x", "x"])
     assert caught.value.queries == ["a cat", "x"]
-    with pytest.raises(InputError, match="does not exist"):
-        model_encoder(f"expanded:{tmp_path}/gone.parquet:{models[1]}")
