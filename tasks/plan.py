@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN, candidates_of
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage
@@ -22,7 +23,6 @@ from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.evaluation.measured_gains import what_others_saw
-from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.gone import GONE
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import ENGINES, CheckedEngine, EngineEntry, PaidEngine
@@ -124,7 +124,7 @@ def plan_run(run: Run) -> RunPlan:
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
-    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid, run.settings.data.index is not None)
+    few = corpus_of(run.settings).few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid)
     notes += filter(None, [few, what_others_saw(pairs) if pairs else None, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
@@ -267,7 +267,7 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
     before = work[chosen] or amount.units
     seconds = alike[chosen].wall_seconds * (amount.units / before) if before else 0.0
     if rate := alike[chosen].metrics.get("samples_per_second"):
-        # A training that resumed, or found towers, took less time than its samples.
+        # A training that resumed, or found candidates, took less time than its samples.
         seconds = max(seconds, amount.units / rate)
     return round(seconds, 1), f"as {node.name}/{alike[chosen].fingerprint[:12]}"
 
@@ -302,7 +302,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
 
 
 def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
-    if run.settings.data.index is not None:
+    if corpus_of(run.settings).links:
         return Amount(note="an existing index is checked and linked, no image is encoded")
     images = captions.images
     if images and "features" in run.stages and "features" not in artifacts:

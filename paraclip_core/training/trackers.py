@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from paraclip_core.errors import ConfigError
 
@@ -68,6 +68,10 @@ OPENERS: Mapping[str, Callable[[TrackedRun, int], Any]] = {
     "wandb": partial(Service, "wandb"),
 }
 """Opens a tracker for a run from a step on; its `log` takes a step's figures, by names such as ``validation/ao@10``."""
+if TYPE_CHECKING:
+    TrackerName: TypeAlias = str
+else:
+    TrackerName = Literal[(*OPENERS,)]
 
 
 class Trackers:

@@ -21,10 +21,10 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import read_json, write_atomic
 from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
+from paraclip.tasks.corpus import trust_note
 from paraclip.tasks.models import BUILT_IN, base_inputs
 from paraclip.tasks.results import training_notes, why
 from paraclip.tasks.run.run import Stage, StageContext, input_path
-from paraclip.tasks.stages.index import trust_note
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.captions.counts import MANY_LICENSES

@@ -145,7 +145,7 @@ def test_estimates_grow_from_an_earlier_run(tmp_path: Path) -> None:
     manifest = SimpleNamespace(fingerprint="f" * 32, metrics=metrics, wall_seconds=110.0, options={})
     run_before: Any = SimpleNamespace(manifest=manifest)
     assert estimate(node, Amount(units=100), [run_before])[0] == 11.0
-    # One that resumed, or found most of its towers, did not take the time of all its samples.
+    # One that resumed, or found most of its candidates, did not take the time of all its samples.
     resumed: Any = SimpleNamespace(
         manifest=SimpleNamespace(**{**vars(manifest), "metrics": {**metrics, "samples_per_second": 5.0}})
     )
