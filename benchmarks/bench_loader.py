@@ -91,11 +91,12 @@ def first(folder: Path) -> dict[str, float]:
     images = Images(folder / "features")
     rows = spool_rows(folder / "rows", KINDS, ())
     order = DataOrder(len(rows), 512, 0)
-    make_batch(rows, order.batch(0), KINDS, images.matrix, images.keys)
+    own = images.of_rows(folder / "rows")
+    make_batch(rows, order.batch(0), KINDS, own.of_step(order.batch(0)))
     seconds = time.perf_counter() - began
     began, steps = time.perf_counter(), range(1, 1000)
     for step in steps:
-        make_batch(rows, order.batch(step), KINDS, images.matrix, images.keys)
+        make_batch(rows, order.batch(step), KINDS, own.of_step(order.batch(step)))
     return {"seconds": seconds, "batch_milliseconds": 1000 * (time.perf_counter() - began) / len(steps)}
 
 
@@ -129,13 +130,13 @@ def wait(folder: Path) -> dict[str, float]:
     clip = built_in_clip(ModelOptions())
     freeze_image_encoder(clip)
     images = Images(folder / "features")
-    rows = spool_rows(folder / "rows", KINDS, ())
+    rows, own = spool_rows(folder / "rows", KINDS, ()), images.of_rows(folder / "rows")
     objective = Objective(clip, named_pairs(LossWeights()), "bf16")
     waited, began, steps = 0.0, 0.0, 12
     order = DataOrder(len(rows), 512, 0)
 
     def batch(step: int) -> Batch:
-        return make_batch(rows, order.batch(step), KINDS, images.matrix, images.keys)
+        return make_batch(rows, order.batch(step), KINDS, own.of_step(order.batch(step)))
 
     with prefetched(batch, range(steps)) as batches:
         for step in range(steps):

@@ -43,7 +43,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel, freeze_image_encoder, pick_device, trained_parameters
 from paraclip_core.clip.packed import weight_gradient
 from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
-from paraclip_core.training.data import Batch, TrainingRows, make_batch
+from paraclip_core.training.data import Batch, OwnImages, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
 from paraclip_core.training.options import LossWeights, RankingDistillation
 from paraclip_core.training.process import configure_kernels, deterministic, keep_freed_memory
@@ -85,7 +85,7 @@ class Bench:
         self.transform: Any = open_clip.image_transform(self.clip.preprocess_cfg["size"][0], is_train=False)
         self.tokenize = open_clip.SimpleTokenizer()
         self.loss = ClipLoss()
-        self.keys = np.arange(len(self.images))
+        self.pictures = OwnImages(self.features, np.arange(len(self.rows)), np.arange(len(self.images)))
         self.anchor = Anchor(self.clip, 0, RankingDistillation(weight=1))
 
     def indices(self, number: int) -> np.ndarray:
@@ -94,7 +94,8 @@ class Bench:
 
     def batch_of(self, number: int) -> Batch:
         """The batch of a step."""
-        return make_batch(self.rows, self.indices(number), KINDS, self.features, self.keys)
+        indices = self.indices(number)
+        return make_batch(self.rows, indices, KINDS, self.pictures.of_step(indices))
 
     def matmuls(self, number: int, precision: str) -> None:
         """The matrix products of our step's linear layers, and nothing else."""
@@ -143,7 +144,7 @@ class Bench:
     def open_clip(self, number: int, precision: str) -> Tensor:
         """open_clip's locked loop: pixels every step."""
         rows = self.indices(number)
-        files = [self.images[self.rows.image_rows[row]] for row in rows]
+        files = [self.images[self.pictures.rows[row]] for row in rows]
         pixels = torch.stack([self.transform(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
         embeddings: dict[str, Tensor] = {}
         with torch.autocast(self.clip.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -231,7 +232,7 @@ def set_up(
     assert config is not None
     clip = ClipModel(model, config, {"size": [config["vision_cfg"]["image_size"]] * 2}, name)
     features = functional.normalize(torch.randn(len(images), clip.embed_dim), dim=-1).half().numpy()
-    bench = Bench(clip, TrainingRows(ragged, np.arange(len(images))), texts, images, features, batch)
+    bench = Bench(clip, TrainingRows(ragged), texts, images, features, batch)
     return bench, float(np.mean([tokens.lengths.mean() for tokens in ragged.values()]))
 
 

@@ -2,7 +2,7 @@
 
     python benchmarks/choice_rules.py -c configs/flickr8k-paraphrases.yaml [--set a.b=c]
 
-The run's `finetune` must be finished and its towers kept (`paraclip artifacts gc` deletes them). Every tower is
+The run's `finetune` must be finished and its candidates kept (`paraclip artifacts gc` deletes them). Every candidate is
 measured at every α on the held-out training images, as the run did, and on the benchmarks of the evaluation split, as
 no run does. A rule's regret is the evaluation's mean of recall and agreement that its choice misses of the best point.
 
@@ -11,9 +11,9 @@ no run does. A rule's regret is the evaluation's mean of recall and agreement th
 * `one standard error`: of all within a standard error of that, the one that changes the fewest results, as runs choose.
 
 For a run from an index and a log (`data.index`), `--labels` names the configuration of a finished run over the same
-images with captions: its evaluation split says what the towers are worth. The rules that need recall are left out, and
-others are compared: bounds on the retention of a point, the share of the base's first ten images that a held-out query
-keeps.
+images with captions: its evaluation split says what the candidates are worth. The rules that need recall are left out,
+and others are compared: bounds on the retention of a point, the share of the base's first ten images that a held-out
+query keeps.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from paraclip.storage.fingerprint import canonical_json
 from paraclip.tasks.models import base_reference, candidates_of
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
+from paraclip.tasks.training.candidates import CANDIDATE, candidate_weights
 from paraclip.tasks.training.data import Images, hold_out, paraphrase_rows, tokens_for, validation_set
 from paraclip.tasks.training.log_data import log_validation
-from paraclip.tasks.training.towers import TOWER, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.model import freeze_image_encoder, trained_parameters
 from paraclip_core.evaluation.encoder import ModelEncoder
@@ -96,7 +96,7 @@ def _retention(point: Point, base: Validation) -> str:
 
 
 def main() -> None:
-    """Measure every tower at every α, and print what each rule chooses."""
+    """Measure every candidate at every α, and print what each rule chooses."""
     parser = arguments(__doc__)
     parser.add_argument("-c", "--config", required=True, type=Path)
     parser.add_argument("--labels", type=Path, help="configuration of the run whose evaluation split is measured")
@@ -127,14 +127,14 @@ def main() -> None:
     weights, base = copy_weights(parameters), measure(clip, validation)
     of_base = evaluated(tasks, encoder)
     fingerprints = {name: artifact.fingerprint for name, artifact in inputs.items()}
-    towers = {
-        canonical_json(tower.manifest.options["training"]): tower
-        for tower in run.store.list(TOWER)
-        if tower.manifest.inputs == fingerprints and tower.manifest.options["texts"] == options.texts
+    finished = {
+        canonical_json(artifact.manifest.options["training"]): artifact
+        for artifact in run.store.list(CANDIDATE)
+        if artifact.manifest.inputs == fingerprints and artifact.manifest.options["texts"] == options.texts
     }
     points, results = list[Point](), list[dict[str, float]]()
     for candidate in candidates_of(settings):
-        tuned = tower_weights(towers[canonical_json(meaning(candidate.options))], clip)
+        tuned = candidate_weights(finished[canonical_json(meaning(candidate.options))], clip)
         for alpha in sorted({0.0, *options.alpha.grid}):
             interpolate(parameters, weights, tuned, alpha)
             measured = measure(clip, validation) if alpha else base

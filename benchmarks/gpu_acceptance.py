@@ -177,8 +177,7 @@ def _job(folder: Path, machine: Machine, precision: str) -> TrainingJob:
     return TrainingJob(
         bench.clip,
         bench.rows,
-        bench.features,
-        bench.keys,
+        bench.pictures,
         PAIRS,
         TrainingOptions.model_validate(options | {"checkpoint_steps": CHECKPOINT_STEPS}),
         scratch=folder / "scratch",

@@ -33,7 +33,7 @@ from paraclip.flows.pipeline import pipeline
 from paraclip.flows.places import PARENTS, Place, Target
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
-from paraclip.tasks.run.execute import STAGES
+from paraclip.tasks.run.execute import built_in
 from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.config import Settings
@@ -201,7 +201,7 @@ def _parts(settings: Settings) -> list[_Part]:
     parts = []
     for name, stage in stages_of(settings).items():
         # A custom stage has no deployment. A GPU worker would only wait for a server elsewhere.
-        if STAGES.get(name) is stage:
+        if built_in(stage):
             on_gpu = stage.pool == "gpu" and local.get(name, True)
             parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in ASKING))
     return [

@@ -30,7 +30,7 @@ from paraclip.flows.stages import (
 )
 from paraclip.tasks.results import Result, Row
 from paraclip.tasks.run.drive import drive
-from paraclip.tasks.run.execute import STAGES
+from paraclip.tasks.run.execute import built_in
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.slots import Slots
 from paraclip_core.settings import deployed_settings
@@ -103,7 +103,7 @@ class _Tasks:
 
     def start(self, node: Node, inputs: Sequence[str]) -> bool:
         # A custom stage has no deployment.
-        elsewhere = self.run.settings.run.placement == "deployments" and node.stage is STAGES.get(node.name)
+        elsewhere = self.run.settings.run.placement == "deployments" and built_in(node.stage)
         # For deployments, the workers' limits decide how many run at once.
         slots = () if elsewhere else self.slots.take(node.stage, self.run)
         if slots is None:

@@ -23,7 +23,7 @@ from paraclip_core.paraphrase.engines.openai import OpenAIOptions
 from paraclip_core.paraphrase.engines.transformers import TransformersOptions
 from paraclip_core.paraphrase.engines.vllm import VllmOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.training.options import BuiltInBaseOptions, FinetuneOptions
+from paraclip_core.training.options import LOG_RECIPES, BuiltInBaseOptions, FinetuneOptions
 from paraclip_core.training.trackers import TrackerName
 
 MOST_PARAPHRASES = 16
@@ -208,17 +208,12 @@ class Settings(Options):
                 "model.base: data.index is an index of a model that exists, so name that model; the built-in base "
                 "would be trained here"
             )
-        for recipe, losses in self.finetune.recipes(of_images=False).items():
-            if losses.weights.image_paraphrase_2 or losses.weights.image_caption:
-                raise ValueError(
-                    f"finetune.recipe: {recipe} has losses against images, and a query of a log belongs to none; take "
-                    "contrast or ranking"
-                )
-            if not losses.ranking_distillation.weight:
-                raise ValueError(
-                    f"finetune.recipe: {recipe} has no ranking distillation, which alone keeps what an index finds; "
-                    "take contrast or ranking"
-                )
+        for recipe, losses in self.finetune.recipes(LOG_RECIPES).items():
+            if not losses.suits_log:
+                reason = "losses against images, and a query of a log belongs to none"
+                if not losses.weights.against_images:
+                    reason = "no ranking distillation, which alone keeps what an index finds"
+                raise ValueError(f"finetune.recipe: {recipe} has {reason}; take contrast or ranking")
         return self
 
     @field_validator("name")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from paraclip.storage.artifacts import Artifact
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import candidates_of
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.features import images_to_encode
@@ -66,7 +67,7 @@ def _asks(run: Run, name: str) -> bool:
 
 
 def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
-    if run.settings.data.index is not None:
+    if corpus_of(run.settings).links:
         return Amount(note="an existing index is checked and linked, no image is encoded")
     images = captions.images
     if images and "features" in run.stages and "features" not in artifacts:

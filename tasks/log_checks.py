@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
-from paraclip.storage.features import IdIndex
+from paraclip.storage.features import FeatureStore, IdIndex
 from paraclip.storage.parquet import CONFIG, parquet_files
-from paraclip_core.errors import InputError
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.stages.index import index_of, open_index
+from paraclip.tasks.stages.queries import QUERIES, chosen_captions
+from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.evaluation.options import HELD_OUT
+from paraclip_core.evaluation.power import expected_half
 
 if TYPE_CHECKING:
     from paraclip_core.config import Settings
@@ -29,6 +34,22 @@ CUT = """
 NOTICED_SHARE = 0.1
 """Share of queries in words that the tokenizer does not know from which it is reported; see the lab book."""
 SHOWN = 3
+
+
+def query_notices(run: Run, folder: Path, counts: Any, planned: bool) -> list[str]:
+    """Check the ingested queries of a run and its index; returns notices for the user."""
+    try:
+        linked = run.artifact("features")
+    except ArtifactError:
+        # A damaged one is about to be reported.
+        linked = None
+    ids = open_index(run.settings)[1] if linked is None else FeatureStore(run.store.download(linked).path).ids
+    notices = log_notices(run.settings, folder, ids)
+    if planned and QUERIES.name in run.stages:
+        queries = chosen_captions(folder, run.settings).num_rows
+        half = expected_half(queries, queries)
+        notices.append(f"validation: {HELD_OUT} has at most {queries:,} queries; expect AO@10 ± {half:.1f} points")
+    return notices
 
 
 def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
@@ -68,7 +89,7 @@ def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
             else "no row says what was clicked: recall is unknown"
         )
     ]
-    if settings.data.index is not None and settings.data.index.images is None:
+    if index_of(settings).images is None:
         notices.append("the index is taken on trust: name its images in data.index.images to compare a sample")
     if clicked:
         rows = ids.find(pa.array(clicked, pa.string()))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, sources_of
 from paraclip.storage.fingerprint import FileHashes
+from paraclip.tasks.corpus import corpus_of
 from paraclip_core.clip.options import BUILT_IN as BUILT_IN
 from paraclip_core.clip.reference import (
     canonical,
@@ -57,8 +58,7 @@ def base_kind(base: str) -> BaseKind:
 
 def candidates_of(settings: Settings) -> tuple[Candidate, ...]:
     """The recipes and learning rates that fine-tuning tries."""
-    kind, of_images = base_kind(settings.model.base), settings.data.index is None
-    return settings.finetune.candidates(kind, of_images)
+    return settings.finetune.candidates(base_kind(settings.model.base), corpus_of(settings).recipes)
 
 
 def base_sources(run: Run) -> Mapping[str, str]:

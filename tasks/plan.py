@@ -11,6 +11,7 @@ from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.amounts import amounts
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Node, Run, Stage
@@ -21,7 +22,6 @@ from paraclip_core.captions.counts import listed_reasons
 from paraclip_core.clip.reference import LOSSES, has_logit_bias
 from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.evaluation.measured_gains import what_others_saw
-from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine
 from paraclip_core.paraphrase.filters import known_wrong
@@ -98,7 +98,7 @@ def plan_run(run: Run) -> RunPlan:
         notes = check_before_paying(run, captions, planned=True)
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
-    few = few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid, run.settings.data.index is not None)
+    few = corpus_of(run.settings).few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid)
     notes += filter(None, [few, what_others_saw(pairs) if pairs else None, _loss_note(run.settings.model.base)])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
@@ -229,7 +229,7 @@ def estimate(node: Node, amount: Amount, earlier: Sequence[Artifact]) -> tuple[f
     before = work[chosen] or amount.units
     seconds = alike[chosen].wall_seconds * (amount.units / before) if before else 0.0
     if rate := alike[chosen].metrics.get("samples_per_second"):
-        # A training that resumed, or found towers, took less time than its samples.
+        # A training that resumed, or found candidates, took less time than its samples.
         seconds = max(seconds, amount.units / rate)
     return round(seconds, 1), f"as {node.name}/{alike[chosen].fingerprint[:12]}"
 

@@ -16,13 +16,11 @@ import duckdb
 import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.drift import check_drift
-from paraclip.tasks.log_checks import log_notices
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
-from paraclip.tasks.stages.index import open_index
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import QUERIES, chosen_captions
@@ -126,7 +124,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     if all(_finished(run, name) is not None for name, stage in run.stages.items() if stage.paraphraser is not None):
         return []
     unchecked = [warning] if (warning := unfiltered_warning(run.settings.paraphrase)) else []
-    settings, scenes, ingested = run.settings, _finished(run, "scenes"), _finished(run, "ingest")
+    settings, ingested = run.settings, _finished(run, "ingest")
     with TempDir("captions-") as scratch:
         if ingested is not None:
             folder = run.store.download(ingested).path
@@ -138,27 +136,29 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         # If nothing is accepted, ingest says why.
         if not counts.rows:
             return []
-        if settings.data.index is None:
-            _check_training(counts)
         if filters_of(run.paraphraser.filters).meaning:
             check_encoder(run.paraphraser.filters.encoder)
         notices = _language_notices(run, counts) + unchecked
-        if settings.data.index is not None:
-            linked = _finished(run, "features")
-            ids = open_index(settings)[1] if linked is None else FeatureStore(run.store.download(linked).path).ids
-            notices += log_notices(settings, folder, ids)
-            if planned:
-                notices += _query_notices(run, folder)
-        elif settings.data.scenes is None or scenes is not None:
-            scenes = None if scenes is None else run.store.download(scenes)
-            notices += bare_notices(counts) + _image_notices(settings, scenes, counts)
-            notices += _leakage_notices(settings, scenes, folder)
-            tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
-            if planned:
-                pairs = [(task.name, task.task.pairs) for task in tasks if task.task.pairs]
-                notices += [_validation_notice(name, len(texts), len(set(texts))) for name, texts in pairs]
-                notices += _query_notices(run, folder)
+        corpus = corpus_of(settings)
+        notices += corpus.call(corpus.checks, run, folder, counts, planned)
     return notices + check_drift(run)
+
+
+def caption_notices(run: Run, folder: Path, counts: CaptionCounts, planned: bool) -> list[str]:
+    """Check ingested captions and their images; returns notices for the user."""
+    settings, scenes = run.settings, _finished(run, "scenes")
+    _check_training(counts)
+    if settings.data.scenes is not None and scenes is None:
+        return []
+    scenes = None if scenes is None else run.store.download(scenes)
+    notices = bare_notices(counts) + _image_notices(settings, scenes, counts)
+    notices += _leakage_notices(settings, scenes, folder)
+    tasks, _ = benchmark_tasks(settings, scenes, counts.stored)
+    if planned:
+        pairs = [(task.name, task.task.pairs) for task in tasks if task.task.pairs]
+        notices += [_validation_notice(name, len(texts), len(set(texts))) for name, texts in pairs]
+        notices += _query_notices(run, folder)
+    return notices
 
 
 def check_before_queries(run: Run) -> list[str]:
@@ -206,9 +206,6 @@ def _query_notices(run: Run, folder: Path) -> list[str]:
     if QUERIES.name not in run.stages:
         return []
     images = chosen_captions(folder, run.settings).num_rows
-    if run.settings.data.index is not None:
-        half = expected_half(images, images)
-        return [f"validation: {HELD_OUT} has at most {images:,} queries; expect AO@10 ± {half:.1f} points"]
     if images < 2:
         return [
             f"validation: {HELD_OUT} is left out: {images} images of split {run.settings.evaluate.split} "

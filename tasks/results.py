@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from paraclip.storage.artifacts import SOURCE, Artifact
 from paraclip.storage.files import read_json, write_atomic, write_json
+from paraclip.tasks.corpus import corpus_of
 from paraclip_core.config import Settings
 from paraclip_core.evaluation.benchmarks import headline_metrics
-from paraclip_core.evaluation.power import few_for_alpha
 from paraclip_core.evaluation.verdict.finding import Effect, Finding, for_programs, from_json
 from paraclip_core.report.counts import fewer_than_a_batch, row_totals, trained_on
 
@@ -150,12 +150,12 @@ def stage_row(artifact: Artifact, cached: bool, seconds: float) -> Row:
 def training_findings(totals: Mapping[str, int], tuned: Mapping[str, Any], settings: Settings) -> list[Finding]:
     """What a reader must know of a fine-tuning with these metrics: on what, whether that is too little, or no gain."""
     held_out = tuned.get("validation_pairs", 0), tuned.get("validation_images", 0)
-    options, of_log = settings.finetune, settings.data.index is not None
+    options = settings.finetune
     findings = {
         "trained_on": trained_on(totals),
         "fewer_than_a_batch": fewer_than_a_batch(totals, options.batch_size),
         "untuned": untuned(tuned),
-        "few_for_choice": few_for_alpha(*held_out, options.alpha.grid, of_log),
+        "few_for_choice": corpus_of(settings).few_for_alpha(*held_out, options.alpha.grid),
     }
     effects: dict[str, Effect] = {"trained_on": "explains"}
     return [Finding(code, effects.get(code, "notes"), text) for code, text in findings.items() if text]

@@ -11,10 +11,11 @@ from typing import Any
 import duckdb
 
 from paraclip.storage.parquet import PartWriter, iter_batches, parquet_files
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.log_checks import log_notices
 from paraclip.tasks.preflight import bare_notices, count_captions
 from paraclip.tasks.stages.index import open_index
-from paraclip.tasks.stages.ingest import pipeline_of, schemas
+from paraclip.tasks.stages.ingest import schemas
 from paraclip_core.captions.columns import ColumnNames
 from paraclip_core.captions.counts import Counts, listed_reasons
 from paraclip_core.captions.filters import count_words
@@ -86,7 +87,10 @@ def _accepted(settings: Settings, folder: Path) -> _Accepted:
     """Ingest captions, or the queries of a log, to `folder`."""
     root = expand(settings.data.root)
     files, accepted = list_files(root, settings.data.sources, root / "runs"), _Accepted(folder / "captions")
-    pipeline, writer = pipeline_of(settings, files), PartWriter(accepted.folder, schemas(settings)["captions"])
+    pipeline, writer = (
+        corpus_of(settings).pipeline(settings.data, files),
+        PartWriter(accepted.folder, schemas(settings)["captions"]),
+    )
     for file in files:
         for outcome in pipeline.run(file):
             accepted.counts.note(outcome)

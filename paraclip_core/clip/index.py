@@ -1,8 +1,7 @@
-"""Existing image indexes: reading them, and checking whether they stay valid with another model.
+"""Reads existing image indexes.
 
 A reader turns a file into a matrix and, if the file has them, ids; to add a format, add a function and a row of
-:data:`READERS`. An index stays valid if two models give the same image embeddings, which is checked by their weights,
-by their preprocessing and by encoding images.
+:data:`READERS`.
 """
 
 from __future__ import annotations
@@ -11,24 +10,32 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from paraclip_core.captions.readers.json import load_json
-from paraclip_core.clip.encode import encode_images, encode_pixels
-from paraclip_core.clip.model import ClipModel, image_encoder_hash, preprocess_hash
-from paraclip_core.clip.search import Gallery
-from paraclip_core.errors import InputError, ModelError
+from paraclip_core.errors import InputError
 from paraclip_core.pictures import damaged_parquet
 
 ID_COLUMNS = ("image_id", "id", "key", "image_path", "filename", "path", "url")
 VECTOR_COLUMNS = ("features", "embedding", "embeddings", "image_embedding", "vector")
 BLOCK = 65_536
+
+
+class Gallery(Protocol):
+    """Image features, [n, d] of a floating dtype: an array, or anything that can be indexed with row numbers."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> np.ndarray: ...
+
 
 Matrix = tuple[Gallery, Sequence[str] | None]
 """Image features [n, d], and the ids in the file, if any."""
@@ -226,73 +233,3 @@ def _read_ids(path: Path) -> list[str]:
     if not isinstance(ids, list):
         raise InputError(f"{path} does not hold a list; expected one id for each row of the features")
     return [str(name) for name in ids]
-
-
-FEATURE_TOLERANCE = 2e-3
-"""Tolerance for coordinates of stored unit vectors: float16 and another batch size change them by up to about 1e-3."""
-SHOWN = 10
-
-
-@dataclass(frozen=True)
-class IndexCheck:
-    """One comparison."""
-
-    what: str
-    """`image encoder`, `preprocessing`, `images` or `stored features`."""
-    valid: bool
-    detail: str
-    differences: tuple[str, ...] = ()
-    """The first ten images that differ."""
-
-
-def check_encoders(base: ClipModel, tuned: ClipModel) -> list[IndexCheck]:
-    """Compare the hashes of the image encoders and of their preprocessing.
-
-    Equal weights may be used with another activation or number of heads, so features of noise must also be equal.
-    """
-    encoder = _compared("image encoder", image_encoder_hash(base), image_encoder_hash(tuned))
-    preprocessing = _compared("preprocessing", preprocess_hash(base), preprocess_hash(tuned))
-    if encoder.valid and preprocessing.valid and not np.array_equal(_noise_features(base), _noise_features(tuned)):
-        detail = f"{image_encoder_hash(base)} in both, but the models compute differently with these weights"
-        encoder = IndexCheck("image encoder", False, detail)
-    return [encoder, preprocessing]
-
-
-def check_images(
-    base: ClipModel, tuned: ClipModel, images: Sequence[Image.Image], names: Sequence[str]
-) -> tuple[IndexCheck, np.ndarray]:
-    """Encode images with both models and compare bit for bit; also returns the base's features, float16 [n, d]."""
-    first, second = encode_images(base, images), encode_images(tuned, images)
-    if first.shape != second.shape:
-        detail = f"the models give {first.shape[1]} and {second.shape[1]} dimensions"
-        return IndexCheck("images", False, detail), first
-    equal = (first.view(np.uint16) == second.view(np.uint16)).all(axis=1)
-    gap = np.abs(first.astype(np.float32) - second.astype(np.float32)).max(axis=1, initial=0.0)
-    differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(~equal)[:SHOWN])
-    detail = f"{int(equal.sum())} of {len(equal)} images have the same embedding, bit for bit"
-    return IndexCheck("images", bool(equal.all()), detail, differences), first
-
-
-def check_features(stored: np.ndarray, computed: np.ndarray, names: Sequence[str]) -> IndexCheck:
-    """Compare stored embeddings, [n, d] of any floating-point type, with computed ones, after normalizing both."""
-    if stored.shape != computed.shape:
-        raise ModelError(f"the stored features are {stored.shape}, but {computed.shape} were computed")
-    gap = np.abs(_units(stored) - _units(computed)).max(axis=1, initial=0.0)
-    wrong = ~(gap <= FEATURE_TOLERANCE)  # NaN is wrong, too
-    differences = tuple(f"{names[row]}: by up to {gap[row]:.2g}" for row in np.flatnonzero(wrong)[:SHOWN])
-    detail = f"{int((~wrong).sum())} of {len(wrong)} stored embeddings match the model's within {FEATURE_TOLERANCE:g}"
-    return IndexCheck("stored features", not wrong.any(), detail, differences)
-
-
-def _noise_features(clip: ClipModel) -> np.ndarray:
-    return encode_pixels(clip, torch.randn(4, 3, *clip.image_size, generator=torch.Generator().manual_seed(0)))
-
-
-def _compared(what: str, base: str, tuned: str) -> IndexCheck:
-    detail = f"{base} in both" if base == tuned else f"{base} in the base, {tuned} in the tuned model"
-    return IndexCheck(what, base == tuned, detail)
-
-
-def _units(rows: np.ndarray) -> np.ndarray:
-    wide = np.asarray(rows, np.float32)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)

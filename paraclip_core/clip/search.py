@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from paraclip_core.clip.encode import encode_texts
+from paraclip_core.clip.index import Gallery
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.errors import InputError, ModelError
 
@@ -19,17 +19,6 @@ HELD_BYTES = 2 << 30
 """Default size up to which all features stay in memory, as float32."""
 SHORTEST = 1e-12
 """Length below which a feature is not scaled to 1."""
-
-
-class Gallery(Protocol):
-    """Image features, [n, d] of a floating dtype: an array, or anything that can be indexed with row numbers."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> np.ndarray: ...
 
 
 class Searcher:

@@ -34,15 +34,16 @@ def expected_half(images: int, pairs: int) -> float:
     return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt((between**2 + within**2 * images / pairs) / images)
 
 
-def few_for_alpha(pairs: int, images: int, grid: Sequence[float], of_log: bool = False) -> str | None:
-    """A notice if the held-out pairs and images (of a log: queries) are too few to choose the best α of the grid.
+def few_for_alpha(
+    pairs: int, images: int, grid: Sequence[float], held_out: str = "images", more: str = "captions"
+) -> str | None:
+    """A notice if the pairs and images (or what else is `held_out`) are too few to choose the best α of the grid.
 
     None if they are enough, or if the grid has a single α. Without pairs the rule in ``candidates.json`` says so.
     """
     if not pairs or len(set(grid)) <= 1 or (half := expected_half(min(images, pairs), pairs)) <= GAIN:
         return None
-    of, add = ("queries", "queries") if of_log else ("images", "captions")
     return (
-        f"recipe, learning rate and α are chosen on {pairs:,} pairs of held-out training {of}, which tell AO@10 to "
-        f"±{half:.1f} points, so the choice is mostly chance; raise finetune.validation, or add {add}"
+        f"recipe, learning rate and α are chosen on {pairs:,} pairs of held-out training {held_out}, which tell AO@10 "
+        f"to ±{half:.1f} points, so the choice is mostly chance; raise finetune.validation, or add {more}"
     )

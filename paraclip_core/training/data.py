@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from paraclip_core.clip.index import Gallery
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.clip.search import Gallery
 
 IMAGE = "image"
 """The kind that is not a text, in addition to the three of `TEXTS`."""
@@ -44,17 +44,17 @@ PARAPHRASE_DRAWS = 2**128
 """Offset of Philox's numbers for paraphrases, far beyond those for the order."""
 IMAGE_DRAWS = 2**130
 """Offset of Philox's numbers for images that are drawn from an index."""
-RowBatch = tuple[Mapping[str, Any], NDArray[np.int64]]
-"""Token lists of some rows by kind, with the caption ids, binary(16), under ``caption_id``; and the row of each in the
-feature matrix."""
+IMAGE_ROWS = "image_rows"
+RowBatch = Mapping[str, Any]
+"""Columns of some rows: token lists by kind, the caption ids, binary(16), under ``caption_id`` and, for captions of
+images, the row of each image in the feature matrix, int64 [n], under ``image_rows``."""
 
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """Rows to train on: texts by kind, and each image's row in the feature matrix."""
+    """The texts to train on, by kind."""
 
     texts: Mapping[str, Ragged]
-    image_rows: NDArray[np.int64]
     facts: Mapping[str, int] = field(default_factory=dict)
     """Counts from collecting the rows."""
     ids: NDArray[np.uint8] | None = None
@@ -64,7 +64,12 @@ class TrainingRows:
 
     def __len__(self) -> int:
         """Number of captions, of which an epoch sees one row each."""
-        return len(self.image_rows) if self.starts is None else len(self.starts) - 1
+        return self.total if self.starts is None else len(self.starts) - 1
+
+    @property
+    def total(self) -> int:
+        """Number of rows, of which a caption has one for each of its paraphrases."""
+        return len(next(iter(self.texts.values())))
 
     def caption_numbers(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """The number of the caption that each of these rows is of, from 0, int64 [n]."""
@@ -75,15 +80,14 @@ class TrainingRows:
         return replace(self, texts=dict.fromkeys(TEXTS, self.texts[CAPTION]))
 
 
-def data_digest(rows: TrainingRows, image_keys: NDArray[np.int64]) -> str:
+def data_digest(rows: TrainingRows, images: TrainingImages) -> str:
     """Digest of the images and captions in order, and of the number of tokens of each kind of text.
 
     The tokens themselves are most of the data and are not read.
     """
     digest = hashlib.blake2b(digest_size=16)
     digest.update(f"{len(rows)} {[(kind, len(tokens.values)) for kind, tokens in rows.texts.items()]};".encode())
-    parts: tuple[NDArray[Any] | None, ...] = (image_keys, rows.image_rows, rows.ids, rows.starts)
-    for part in parts:
+    for part in (*images.identity, rows.ids, rows.starts):
         digest.update(f"{None if part is None else part.shape};".encode())
         if part is not None:
             digest.update(np.ascontiguousarray(part).reshape(-1).data)
@@ -134,32 +138,38 @@ def spool_rows(
             _sync(done)
         (folder / f".{DONE}").replace(folder / DONE)
 
-    def mapped(name: str, kind: type[np.generic]) -> NDArray:
-        path = folder / f"{name}.bin"
-        # An empty file cannot be mapped.
-        return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
+    texts = {kind: Ragged(_mapped(folder, f"{kind}.tokens", dtype), _mapped(folder, f"{kind}.offsets", np.int64))
+             for kind in kinds}  # fmt: skip
+    starts, ids = _mapped(folder, STARTS, np.int64), _mapped(folder, CAPTION_ID, np.uint8).reshape(-1, ID_BYTES)
+    several = starts if len(starts) < len(ids) + 1 else None
+    return TrainingRows(texts, json.loads((folder / DONE).read_text()), ids, several)
 
-    texts = {kind: Ragged(mapped(f"{kind}.tokens", dtype), mapped(f"{kind}.offsets", np.int64)) for kind in kinds}
-    image_rows, starts = mapped("image_rows", np.int64), mapped(STARTS, np.int64)
-    ids = mapped(CAPTION_ID, np.uint8).reshape(-1, ID_BYTES)
-    several = starts if len(starts) < len(image_rows) + 1 else None
-    return TrainingRows(texts, image_rows, json.loads((folder / DONE).read_text()), ids, several)
+
+def spooled_image_rows(folder: Path) -> NDArray[np.int64]:
+    """The feature row of each spooled row's image, [rows]; empty for texts that belong to no image."""
+    return _mapped(folder, IMAGE_ROWS, np.int64)
+
+
+def _mapped(folder: Path, name: str, kind: type[np.generic]) -> NDArray:
+    path = folder / f"{name}.bin"
+    # An empty file cannot be mapped.
+    return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
 
 
 def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtype: type[np.integer]) -> None:
     ends, rows, begins = dict.fromkeys(kinds, 0), 0, CaptionStarts()
-    names = ["image_rows", CAPTION_ID, STARTS, *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
+    names = [IMAGE_ROWS, CAPTION_ID, STARTS, *(f"{kind}.{part}" for kind in kinds for part in ("tokens", "offsets"))]
     with ExitStack() as stack:
         files = {name: stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names}
         for kind in kinds:
             files[f"{kind}.offsets"].write(np.zeros(1, np.int64).data)
-        for texts, image_rows in batches:
-            files["image_rows"].write(np.ascontiguousarray(image_rows, np.int64).data)
-            files[CAPTION_ID].write(id_array(texts[CAPTION_ID]).data)
-            files[STARTS].write((rows + np.flatnonzero(begins(texts[CAPTION_ID]))).astype(np.int64).data)
-            rows += len(image_rows)
+        for batch in batches:
+            files[IMAGE_ROWS].write(np.ascontiguousarray(batch.get(IMAGE_ROWS, ()), np.int64).data)
+            files[CAPTION_ID].write(id_array(batch[CAPTION_ID]).data)
+            files[STARTS].write((rows + np.flatnonzero(begins(batch[CAPTION_ID]))).astype(np.int64).data)
+            rows += len(batch[CAPTION_ID])
             for kind in kinds:
-                ragged = Ragged.from_arrow(texts[kind])
+                ragged = Ragged.from_arrow(batch[kind])
                 files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, dtype).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)
@@ -257,18 +267,82 @@ class DataOrder:
         return first + draw(captions, after - first, self.seed, epoch)
 
 
+class StepImages(NamedTuple):
+    """The images of one step."""
+
+    rows: NDArray[np.int64]
+    """Row of each image in the feature matrix, [m]."""
+    features: NDArray[np.float32]
+    """Their stored features, [m, d]."""
+    keys: NDArray[np.int64]
+    """For each of the n rows a key, which is equal for rows of equal images, [n]."""
+
+
+class TrainingImages(Protocol):
+    """The images that texts are trained against."""
+
+    @property
+    def identity(self) -> tuple[NDArray[np.int64], ...]:
+        """What distinguishes them from others, for a checkpoint's digest."""
+        ...
+
+    def of_step(self, indices: NDArray[np.int64], seed: int, step: int) -> StepImages:
+        """The images of a step on the rows at `indices`."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnImages:
+    """Images of captions: each row has one."""
+
+    features: Gallery
+    """Stored features of all images, float16 [N, d]."""
+    rows: NDArray[np.int64]
+    """The feature row of each training row's image."""
+    keys: NDArray[np.int64]
+    """Equal for equal images, [N]."""
+
+    @property
+    def identity(self) -> tuple[NDArray[np.int64], ...]:
+        """All keys, and the images of the rows."""
+        return self.keys, self.rows
+
+    def of_step(self, indices: NDArray[np.int64], seed: int = 0, step: int = 0) -> StepImages:
+        """Those of the rows."""
+        rows = np.asarray(self.rows[indices])
+        return StepImages(rows, np.asarray(self.features[rows], np.float32), np.asarray(self.keys[rows]))
+
+
+@dataclass(frozen=True)
+class DrawnImages:
+    """Images of an index, to none of which a text belongs: rankings are compared over some that each step draws."""
+
+    features: Gallery
+    count: int
+
+    @property
+    def identity(self) -> tuple[NDArray[np.int64], ...]:
+        """How many there are, and how many a step draws."""
+        return (np.array([len(self.features), self.count]),)
+
+    def of_step(self, indices: NDArray[np.int64], seed: int, step: int) -> StepImages:
+        """Drawn ones; no row shares its image with another."""
+        rows = draw_images(len(self.features), self.count, seed, step)
+        return StepImages(rows, np.asarray(self.features[rows], np.float32), np.arange(len(indices)))
+
+
 @dataclass(frozen=True)
 class Batch:
     """The data of one step."""
 
     image_rows: NDArray[np.int64]
-    """Row of each image in the feature matrix, int64 [n]; or those of images drawn from an index, int64 [m]."""
+    """Row of each image in the feature matrix, int64 [m]; those of captions have one for each row."""
     tokens: Ragged
     """The texts of all kinds, one kind after the other; texts shared by kinds occur once."""
     parts: Mapping[str, slice]
     """The slice of each kind's n texts."""
     features: NDArray[np.float32]
-    """Stored features of the images, [n, d] or [m, d]."""
+    """Stored features of the images, [m, d]."""
     keys: Mapping[str, NDArray[np.int64]]
     """For each kind and for ``image`` a key per row, [n]; equal keys mean equal texts or images."""
 
@@ -300,17 +374,11 @@ def make_batch(
     rows: TrainingRows,
     indices: NDArray[np.int64],
     kinds: Sequence[str],
-    features: Gallery,
-    image_keys: NDArray[np.int64],
+    images: StepImages,
     hard_negatives: Ragged | None = None,
-    drawn: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any.
-
-    With `drawn`, rows of images that were drawn from an index, the texts belong to no image.
-    """
+    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any."""
     n = len(indices)
-    image_rows = np.asarray(rows.image_rows[indices]) if drawn is None else drawn
     # Kinds with the same texts share a slice, so that the texts are encoded once.
     unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
     places = {id(texts): slice(number * n, (number + 1) * n) for number, texts in enumerate(unique)}
@@ -321,9 +389,8 @@ def make_batch(
         texts.append(hard_negatives)
     tokens = Ragged.concatenate(texts)
     by_text = token_keys(tokens)
-    of_images = np.asarray(image_keys[image_rows]) if drawn is None else np.arange(n)
-    keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: of_images}
-    return Batch(image_rows, tokens, parts, np.asarray(features[image_rows], np.float32), keys)
+    keys = {kind: by_text[part] for kind, part in parts.items()} | {IMAGE: images.keys}
+    return Batch(images.rows, tokens, parts, images.features, keys)
 
 
 def token_keys(tokens: Ragged) -> NDArray[np.int64]:

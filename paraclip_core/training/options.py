@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from paraclip_core.options import OPERATIONAL, Options
 
-RecipeName = Literal["published", "anchored", "ranking", "contrast", "own"]
 Rate = Annotated[float, Field(gt=0, le=1)]
 BaseKind = Literal["built-in", "clip", "siglip"]
 
@@ -30,12 +29,6 @@ Rates = Annotated[
     BeforeValidator(_several),
     Field(min_length=1),
     _one_or_several({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
-]
-RecipeNames = Annotated[
-    tuple[RecipeName, ...],
-    BeforeValidator(_several),
-    Field(min_length=1),
-    _one_or_several({"type": "string", "enum": list(get_args(RecipeName))}),
 ]
 
 
@@ -70,6 +63,11 @@ class LossWeights(Options):
     in place of one. It is one more negative of its row in the losses between texts, and as heavy as the others if the
     weight is 1. With ranking distillation the text is also a third of a ranking term of its own: it keeps the base's
     ranking. 0: none."""
+
+    @property
+    def against_images(self) -> bool:
+        """Whether a text is compared with the image that it belongs to."""
+        return bool(self.image_paraphrase_2 or self.image_caption)
 
     @model_validator(mode="after")
     def _some_loss(self) -> LossWeights:
@@ -122,26 +120,57 @@ class RecipeOptions(Options):
     ranking_distillation: RankingDistillation = RankingDistillation()
     """Ranking distillation with the base, for the recipe `own`."""
 
+    @property
+    def suits_log(self) -> bool:
+        """Whether queries of a log can be trained with them: they belong to no image, and only ranking distillation
+        keeps what an index finds."""
+        return not self.weights.against_images and self.ranking_distillation.weight > 0
 
-RECIPES: dict[RecipeName, RecipeOptions] = {
-    "published": RecipeOptions(),
-    "anchored": RecipeOptions(weights=LossWeights(image_caption=1.0), distil=10.0),
-    "ranking": RecipeOptions(
-        weights=LossWeights(image_paraphrase_2=0.0),
-        ranking_distillation=RankingDistillation(weight=16.0, teacher="mean"),
+
+@dataclass(frozen=True)
+class Recipe:
+    """Losses that have a name."""
+
+    losses: RecipeOptions
+    about: str
+    default: bool = True
+    """Whether it is tried if none is named."""
+
+
+RANKING = RankingDistillation(weight=16.0, teacher="mean")
+RECIPES = {
+    "published": Recipe(RecipeOptions(), "the published losses"),
+    "anchored": Recipe(
+        RecipeOptions(weights=LossWeights(image_caption=1.0), distil=10.0),
+        "with an image~caption loss and a pull towards the base's embeddings",
     ),
-    "contrast": RecipeOptions(
-        weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0),
-        ranking_distillation=RankingDistillation(weight=16.0, teacher="mean"),
+    # No losses against images, which a few thousand rows teach by heart.
+    "ranking": Recipe(
+        RecipeOptions(weights=LossWeights(image_paraphrase_2=0.0), ranking_distillation=RANKING),
+        "no losses against images, but ranking distillation from the mean of all texts",
+        default=False,
+    ),
+    # Hard negatives, so that paraphrases do not draw texts of different meaning together.
+    "contrast": Recipe(
+        RecipeOptions(weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0), ranking_distillation=RANKING),
+        "`ranking` with hard negatives made by rule",
     ),
 }
-"""Losses by the name of their recipe: the published method's; these with an anchor on captions and on the base's own
-embeddings; none against images, which a few thousand rows teach by heart, but ranking distillation; and these with hard
-negatives, so that paraphrases do not draw texts of different meaning together."""
-DEFAULT_RECIPES: tuple[RecipeName, ...] = ("published", "anchored", "contrast")
-"""The recipes that are tried if none is named."""
-LOG_RECIPES: tuple[RecipeName, ...] = ("contrast",)
-"""The same for queries of a log, which belong to no image."""
+"""Every recipe but `own`, whose losses are set one by one; to add one, add a row."""
+OWN = "own"
+DEFAULT_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.default)
+LOG_RECIPES = tuple(name for name in DEFAULT_RECIPES if RECIPES[name].losses.suits_log)
+"""The recipes that are tried for queries of a log if none is named."""
+if TYPE_CHECKING:
+    RecipeName: TypeAlias = str
+else:
+    RecipeName = Literal[(*RECIPES, OWN)]
+RecipeNames = Annotated[
+    tuple[RecipeName, ...],
+    BeforeValidator(_several),
+    Field(min_length=1),
+    _one_or_several({"type": "string", "enum": [*RECIPES, OWN]}),
+]
 RETENTION = 65.0
 """Percentage of the base's first ten images that a query of a log has to keep on average; see decision 27."""
 RATES: dict[BaseKind, tuple[float, ...]] = {
@@ -173,11 +202,12 @@ class FinetuneOptions(RecipeOptions, StepOptions):
     them and α.
     """
 
-    recipe: RecipeNames | None = None
-    """One or several of `published` (the published losses), `anchored` (with an image~caption loss and a pull towards
-    the base's embeddings), `ranking` (no losses against images, but ranking distillation from the mean of all texts),
-    `contrast` (`ranking` with hard negatives made by rule) and `own` (`weights`, `distil` and `ranking_distillation`).
-    Default: `own` if one of these three is set, otherwise `published`, `anchored` and `contrast`."""
+    recipe: RecipeNames | None = Field(
+        default=None,
+        description=f"One or several of {', '.join(f'`{name}` ({recipe.about})' for name, recipe in RECIPES.items())} "
+        f"and `{OWN}` (`weights`, `distil` and `ranking_distillation`). Default: `{OWN}` if one of these three is set, "
+        f"otherwise {', '.join(f'`{name}`' for name in DEFAULT_RECIPES[:-1])} and `{DEFAULT_RECIPES[-1]}`.",
+    )
     learning_rate: Rates | None = None
     """Peak learning rate, or several to try. Default: a short list that suits the kind of the base."""
     texts: Literal["paraphrases", "captions"] = "paraphrases"
@@ -189,7 +219,7 @@ class FinetuneOptions(RecipeOptions, StepOptions):
 
     @model_validator(mode="after")
     def _own_losses(self) -> FinetuneOptions:
-        if self.recipe is not None and "own" not in self.recipe and (ignored := self._own()):
+        if self.recipe is not None and OWN not in self.recipe and (ignored := self._own()):
             raise ValueError(f"{', '.join(ignored)} would be ignored: only the recipe `own` reads it")
         return self
 
@@ -198,17 +228,16 @@ class FinetuneOptions(RecipeOptions, StepOptions):
         default = RecipeOptions()
         return [name for name in RecipeOptions.model_fields if getattr(self, name) != getattr(default, name)]
 
-    def recipes(self, of_images: bool = True) -> dict[RecipeName, RecipeOptions]:
-        """The recipes to try, each once, with their losses; `of_images` says whether the texts belong to images."""
-        usual = DEFAULT_RECIPES if of_images else LOG_RECIPES
-        names = self.recipe or (("own",) if self._own() else usual)
-        return {name: RECIPES.get(name, self) for name in names}
+    def recipes(self, default: Sequence[RecipeName] = DEFAULT_RECIPES) -> dict[RecipeName, RecipeOptions]:
+        """The losses of each recipe to try, by its name: of those that are named, or else of the `default` ones."""
+        names = self.recipe or ((OWN,) if self._own() else default)
+        return {name: self if name == OWN else RECIPES[name].losses for name in names}
 
-    def candidates(self, kind: BaseKind, of_images: bool = True) -> tuple[Candidate, ...]:
-        """Every recipe at every learning rate, for a base of this kind and texts that belong to images or do not."""
+    def candidates(self, kind: BaseKind, default: Sequence[RecipeName] = DEFAULT_RECIPES) -> tuple[Candidate, ...]:
+        """Every recipe to try at every learning rate, for a base of this kind."""
         shared = {name: getattr(self, name) for name in StepOptions.model_fields}
         candidates = []
-        for recipe, losses in self.recipes(of_images).items():
+        for recipe, losses in self.recipes(default).items():
             terms = {name: getattr(losses, name) for name in RecipeOptions.model_fields}
             for rate in sorted(set(self.learning_rate or RATES[kind])):
                 candidates.append(Candidate(recipe, TrainingOptions(**shared, **terms, learning_rate=rate)))

@@ -16,14 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.model import ClipModel, freeze_image_encoder, trained_parameters, weights_hash
-from paraclip_core.clip.search import Gallery
 from paraclip_core.errors import TrainingError
 from paraclip_core.options import meaning
 from paraclip_core.progress import Progress, Throughput, silent
@@ -34,9 +31,9 @@ from paraclip_core.training.data import (
     TEXTS,
     Batch,
     DataOrder,
+    TrainingImages,
     TrainingRows,
     data_digest,
-    draw_images,
     make_batch,
     prefetched,
 )
@@ -66,10 +63,7 @@ class TrainingJob:
     clip: ClipModel
     """The model, on its device; its text encoder is trained in place."""
     rows: TrainingRows
-    features: Gallery
-    """Stored features of the images, float16 [N, d]."""
-    image_keys: NDArray[np.int64]
-    """Equal for equal images, [N]."""
+    images: TrainingImages
     pairs: tuple[Pair, ...]
     options: TrainingOptions
     scratch: Path
@@ -84,9 +78,6 @@ class TrainingJob:
     """Memory for the backward pass of a batch; None: a third of the free memory."""
     vocabulary: Vocabulary | None = None
     """The model's words of negations; hard negatives need it."""
-    drawn_images: int = 0
-    """Rankings are compared over so many images, drawn for each step, to none of which a text belongs; 0: over the
-    images of the batch."""
     trackers: Trackers = field(default_factory=Trackers)
     """Receive the figures of every step and validation, and are closed at the end."""
 
@@ -188,10 +179,8 @@ class _Run:
         if self.hard_negatives is not None:
             captions, numbers = job.rows.texts[CAPTION].take(indices), job.rows.caption_numbers(indices)
             made = self.hard_negatives.of(captions, numbers, self.order.epoch(step))
-        drawn = None
-        if job.drawn_images:
-            drawn = draw_images(len(job.features), job.drawn_images, self.options.seed, step)
-        return make_batch(job.rows, indices, self.kinds, job.features, job.image_keys, made, drawn)
+        images = job.images.of_step(indices, self.options.seed, step)
+        return make_batch(job.rows, indices, self.kinds, images, made)
 
     def _step(self, step: int, batch: Batch) -> None:
         options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")
@@ -280,8 +269,7 @@ class _Run:
         """Digest that identifies the run; must be computed with the initial weights."""
         pairs = [[pair.name, pair.weight, pair.hard_negatives] for pair in self.job.pairs]
         run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
-        run += [self.job.drawn_images] if self.job.drawn_images else []
-        run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.image_keys)]
+        run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.images)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -54,11 +54,6 @@ class ValidationSet:
     """Gallery row of the image of each of these rows; None for a log."""
 
     @property
-    def of_log(self) -> bool:
-        """Whether the captions are queries of a log: each counts by itself, not with those of its image."""
-        return self.targets is None
-
-    @property
     def clusters(self) -> NDArray[np.int64]:
         """For each caption what its contributions are counted with: its image, or itself."""
         return np.arange(len(self.captions)) if self.targets is None else self.targets
@@ -71,7 +66,7 @@ class ValidationSet:
     @property
     def count(self) -> int:
         """Number of clusters."""
-        return len(self.captions if self.of_log else self.gallery)
+        return len(self.captions if self.targets is None else self.gallery)
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from paraclip.storage.artifacts import Artifact, Draft, sources_of
-from paraclip.storage.files import convert_disk_errors
+from paraclip.storage.artifacts import Artifact, Draft, WorkFolder, sources_of
 from paraclip.storage.roots import open_store
 from paraclip.tasks.results import Row, stage_row
 from paraclip.tasks.run.child import call_in_child, log_path
-from paraclip.tasks.run.run import BUILT_IN_STAGES, Node, Run, Stage, StageContext, named_stages, settings_of
+from paraclip.tasks.run.once import make_once
+from paraclip.tasks.run.run import (
+    BUILT_IN_STAGES,
+    Node,
+    Run,
+    Stage,
+    StageContext,
+    load_stages,
+    named_stages,
+    settings_of,
+)
 from paraclip.tasks.run.status import together
-from paraclip_core.errors import InputError, StageError
-from paraclip_core.progress import Fact, Progress, silent
+from paraclip_core.errors import StageError
+from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
 STAGES = named_stages(BUILT_IN_STAGES)
-"""The built-in stages, inputs first."""
+"""A built-in stage of each name, inputs first."""
 MAKE = f"{__name__}:make_artifact"
 TAKEN = "taken"
 """The progress fact for an artifact that another process made."""
@@ -44,6 +52,11 @@ def carry(
     how = "took another run's result after" if TAKEN in facts else f"{row['state']} in"
     say(f"{node.name}: {how} {row['seconds']:.1f} s, {artifact.path}")
     return artifact, row
+
+
+def built_in(stage: Stage) -> bool:
+    """Whether it is a stage of ours, so that the deployment of its name runs it."""
+    return any(stage is row for row in load_stages(BUILT_IN_STAGES))
 
 
 def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artifact:
@@ -98,34 +111,14 @@ def execute(
 
     The progress has the fact :data:`TAKEN` if another process finished it meanwhile.
     """
-    store, taken = run.store, partial(progress, 1, 1, **{TAKEN: "from another run"})
-    if (artifact := store.find(stage.name, draft.fingerprint)) is not None:
-        taken()
-        return artifact
-    waiting = partial(progress, 0, None, waiting="for another run of the same stage")
-    with store.writing(stage.name, draft.fingerprint, waiting, draft.inputs) as work:
-        # Another process may have finished it while this one waited for the lock.
-        if (artifact := store.find(stage.name, draft.fingerprint)) is not None:
-            taken()
-            return artifact
-        started = time.monotonic()
-        if changed := _changed_sources(stage, draft, run):
-            raise InputError(f"{changed} changed since this run began; run again to take it as it is now")
 
-        def report(done: int, total: int | None, **facts: Fact) -> None:
-            # A stage reports between writes, so its checkpoints may be pushed now.
-            progress(done, total, **facts)
-            work.push()
+    def body(work: WorkFolder, report: Progress) -> dict[str, Any]:
+        return stage.call(StageContext(run, inputs, work, report))
 
-        with convert_disk_errors(work.out):
-            metrics = stage.call(StageContext(run, inputs, work, report))
-        if changed := _changed_sources(stage, draft, run):
-            # Otherwise its parts would be taken for the file's earlier contents if those return.
-            for folder in (work.out, work.scratch):
-                shutil.rmtree(folder)
-                folder.mkdir()
-            raise InputError(f"{changed} changed while {stage.name} read it; run again to take it as it is now")
-        return store.commit(draft, metrics, time.monotonic() - started)
+    artifact, made = make_once(run.store, draft, body, progress, partial(_changed_sources, stage, draft, run))
+    if not made:
+        progress(1, 1, **{TAKEN: "from another run"})
+    return artifact
 
 
 def _changed_sources(stage: Stage, draft: Draft, run: Run) -> str:

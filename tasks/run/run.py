@@ -33,8 +33,8 @@ BUILT_IN_STAGES = tuple(
     f"paraclip.tasks.stages.{name}"
     for name in (
         "scenes:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "queries:QUERIES",
-        "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL", "evaluate:EVALUATE",
-        "report:REPORT",
+        "index:LINKED", "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL",
+        "evaluate:EVALUATE", "report:REPORT",
     )
 )  # fmt: skip
 """The stages, as dotted paths like a user's own, because they import this module; inputs come first."""
@@ -253,21 +253,27 @@ class Run:
             check_trackers(options.trackers)
 
 
-def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
-    """Stages by name; of two with the same name, the later one counts."""
-    stages: dict[str, Stage] = {}
+def load_stages(paths: Iterable[str]) -> list[Stage]:
+    """The stages at these dotted paths; two of the same name are for different settings."""
+    stages = []
     for path in paths:
         stage = import_path(path, f"run.stages: {path}", expected := "a paraclip.tasks.run.run.Stage")
         if not isinstance(stage, Stage):
             raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected {expected}")
-        stages[stage.name] = stage
+        stages.append(stage)
     return stages
+
+
+def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
+    """Stages by name; of two with the same name, the later one counts."""
+    return {stage.name: stage for stage in load_stages(paths)}
 
 
 def stages_of(settings: Settings) -> dict[str, Stage]:
     """The stages of a run with these settings, inputs first; a custom stage replaces the one of the same name."""
-    stages = named_stages((*BUILT_IN_STAGES, *settings.run.stages))
-    wanted = {name: stage for name, stage in stages.items() if stage.applies(settings)}
+    own = named_stages(settings.run.stages)
+    rows = [stage for stage in load_stages(BUILT_IN_STAGES) if stage.name not in own] + list(own.values())
+    wanted = {stage.name: stage for stage in rows if stage.applies(settings)}
     ordered: dict[str, Stage] = {}
 
     def add(name: str) -> None:

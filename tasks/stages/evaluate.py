@@ -22,6 +22,7 @@ from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
 from paraclip.storage.parquet import iter_batches, write_table
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
 from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path, need
 from paraclip.tasks.stages.queries import FILE, QUERIES
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABSENT = "absent"
-SEARCHED = 100_000
-"""Images of an index that benchmarks search at most, for each is compared with every query."""
 
 
 def write_evaluation(
@@ -189,7 +188,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     stored = stored_split(settings, ctx.inputs)
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored)
     if QUERIES.name in ctx.inputs:
-        held_out = held_out_task(ctx.inputs[QUERIES.name], stored, settings.data.index is not None)
+        held_out = held_out_task(ctx.inputs[QUERIES.name], stored, corpus_of(settings).benchmark)
         if isinstance(held_out, str):
             skipped[HELD_OUT] = held_out
             log.warning("benchmark %s is skipped: %s", HELD_OUT, held_out)
@@ -240,8 +239,8 @@ def benchmark_tasks(
     return tasks, skipped
 
 
-def held_out_task(queries: Artifact, stored: Stored, of_log: bool = False) -> Prepared | str:
-    """The benchmark of the paraphrased held-out captions, or why it cannot be measured, which ends no run."""
+def held_out_task(queries: Artifact, stored: Stored, kind: str) -> Prepared | str:
+    """The benchmark of the paraphrased held-out captions, of this kind; if it cannot be measured, why."""
     metrics = queries.manifest.metrics
     if not metrics["captions"]:
         return (
@@ -251,7 +250,6 @@ def held_out_task(queries: Artifact, stored: Stored, of_log: bool = False) -> Pr
     if not metrics["accepted"]:
         rejected = listed_reasons(metrics.get("rejected", {}))
         return f"none of its {metrics['captions']} captions has an accepted paraphrase ({rejected})"
-    kind = "query_log" if of_log else "paraphrased_retrieval"
     try:
         return prepare(BenchmarkOptions(name=HELD_OUT, kind=kind), queries.path / FILE, stored)
     except BenchmarkError as error:
@@ -275,28 +273,16 @@ def stored_split(settings: Settings, inputs: Mapping[str, Artifact]) -> Stored:
     store = FeatureStore(features.path)
     image_encoder_hash = features.manifest.metrics.get("image_encoder_hash")
 
-    def index_pool(image_ids: Sequence[str]) -> ImagePool:
-        """These images of the index, and others drawn at random."""
-        # Imported here, because it imports torch.
-        from paraclip.tasks.training.log_data import searched_images
-
-        rows = store.find(list(dict.fromkeys(image_ids)))
-        chosen = searched_images(len(store), rows[rows >= 0], SEARCHED)
-        return stored_pool(store.ids_of(chosen), lambda: store.view()[chosen], image_encoder_hash)
-
     def pool(image_ids: Sequence[str]) -> ImagePool:
-        distinct = list(dict.fromkeys(image_ids))
-        rows = store.find(distinct)
-        ids = [image_id for image_id, row in zip(distinct, rows.tolist(), strict=True) if row >= 0]
-        if not ids:
-            raise BenchmarkError(
-                f"none of {len(distinct)} images has features; are they the images that were ingested?"
-            )
+        rows = corpus_of(settings).searched(store, image_ids)
+        if not len(rows):
+            count = len(set(image_ids))
+            raise BenchmarkError(f"none of {count} images has features; are they the images that were ingested?")
         # Only these are read: memory use must not grow with the training images.
-        return stored_pool(ids, lambda: store.view()[rows[rows >= 0]], image_encoder_hash)
+        return stored_pool(store.ids_of(rows), lambda: store.view()[rows], image_encoder_hash)
 
     captions = captions_of(inputs["ingest"].path / "captions", settings.evaluate.split)
-    return Stored(captions, pool if settings.data.index is None else index_pool)
+    return Stored(captions, pool)
 
 
 def captions_of(folder: Path, split: str) -> Captions:

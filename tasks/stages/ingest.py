@@ -7,7 +7,7 @@ scratch. An interrupted file is read again; the duplicate filter is rebuilt from
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,6 +19,7 @@ import pyarrow as pa
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.parquet import PartWriter, iter_batches, write_table
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path
 from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome, listed_reasons
@@ -87,13 +88,7 @@ def ingested_captions(run: Run, artifacts: Mapping[str, Artifact], scratch: Path
 
 def schemas(settings: Settings) -> dict[str, pa.Schema]:
     """The stage's tables: captions, or the queries of a log, and rejects."""
-    accepted = tables.CAPTIONS if settings.data.index is None else tables.QUERY_LOG
-    return {"captions": accepted, "rejects": tables.REJECTS}
-
-
-def pipeline_of(settings: Settings, files: Sequence[SourceFile]) -> CaptionPipeline | QueryLog:
-    """What turns the rows of the sources into captions, or into queries of a log."""
-    return (CaptionPipeline if settings.data.index is None else QueryLog)(settings.data, files)
+    return {"captions": corpus_of(settings).schema, "rejects": tables.REJECTS}
 
 
 def need_rows(run: Run) -> None:
@@ -133,7 +128,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
     settings = run.settings
     with _source_root(run) as root:
         files = list_files(root, settings.data.sources, expand(settings.run.root))
-        pipeline = pipeline_of(settings, files)
+        pipeline = corpus_of(settings).pipeline(settings.data, files)
         for file in files:
             yield from pipeline.run(file)
 
@@ -142,7 +137,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
     root = input_path(ctx.settings, ".") if scenes is None else scenes
     files = list_files(root, ctx.settings.data.sources, expand(ctx.settings.run.root))
-    pipeline = pipeline_of(ctx.settings, files)
+    pipeline = corpus_of(ctx.settings).pipeline(ctx.settings.data, files)
     total = Counts()
     for number, file in enumerate(files):
         marker = ctx.work.scratch / f"file-{number:06d}.json"

@@ -18,6 +18,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.locks import lock
 from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Run, Slot, Stage, StageContext, find_missing, input_path
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.config import Settings
@@ -368,7 +369,7 @@ def _stage(
 
 def _checked_index(settings: Settings) -> tuple[str, ...]:
     """The stage that checks an existing index, which takes seconds and may save what the paraphrases cost."""
-    return () if settings.data.index is None else ("features",)
+    return corpus_of(settings).checked_first
 
 
 PARAPHRASE_1 = _stage(1, "paraclip.tasks.preflight:check_before_paying", _checked_index)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import parquet_files, read_table, write_table
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip.tasks.stages.paraphrase import (
     SHOWN,
@@ -28,7 +29,7 @@ from paraclip.tasks.stages.paraphrase import (
 )
 from paraclip_core import tables
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions, choose_queries
+from paraclip_core.paraphrase.held_out import MOST_IMAGES
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 from paraclip_core.paraphrase.rounds import Rounds, both_steps
 from paraclip_core.paraphrase.step_tables import Batches
@@ -44,16 +45,15 @@ RENAMED = {"paraphrase_2": "paraphrased_query", "similarity_2": "similarity"}
 def chosen_captions(folder: Path, settings: Settings) -> pa.RecordBatch:
     """The held-out captions, or queries of a log, that are paraphrased, of those that ingest wrote to a folder."""
     parts = [str(path) for path in parquet_files(folder / "captions")]
-    if settings.data.index is None:
-        return choose_captions(parts, settings.evaluate.split)
-    return choose_queries(parts, settings.evaluate.split)
+    return corpus_of(settings).choose(parts, settings.evaluate.split)
 
 
 def _with_counts(queries: pa.Table, chosen: pa.RecordBatch) -> pa.Table:
-    """Paraphrased queries of a log with the counts of the chosen ones (schema `tables.LOG_QUERIES`)."""
+    """Paraphrased queries with what is counted of the chosen ones; of a log, schema `tables.LOG_QUERIES`."""
     row_of = {name: row for row, name in enumerate(chosen["caption_id"].to_pylist())}
     rows = pa.array([row_of[name] for name in queries["caption_id"].to_pylist()], pa.int64())
-    for name in ("count", "frequency"):
+    counted = [name for name in ("count", "frequency") if name in chosen.schema.names]
+    for name in counted:
         queries = queries.append_column(tables.LOG_QUERIES.field(name), chosen[name].take(rows))
     return queries
 
@@ -85,9 +85,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     paraphrased = pa.Table.from_batches(rows, tables.PARAPHRASES)
     queries = paraphrased.rename_columns([RENAMED.get(name, name) for name in tables.PARAPHRASES.names])
     written = queries.select(tables.QUERIES.names).cast(tables.QUERIES)
-    if ctx.settings.data.index is not None:
-        written = _with_counts(written, chosen)
-    write_table(out / FILE, written)
+    write_table(out / FILE, _with_counts(written, chosen))
     write_table(out / "rejects" / "part-00000.parquet", pa.Table.from_batches(rejects, tables.PARAPHRASE_REJECTS))
     return metrics | {"captions": chosen.num_rows, "accepted": queries.num_rows, "kept": queries.num_rows}
 

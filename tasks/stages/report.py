@@ -21,10 +21,10 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import read_json, write_atomic
 from paraclip.storage.parquet import count_rows, frequent_values, iter_batches
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN, base_inputs
 from paraclip.tasks.results import training_findings
 from paraclip.tasks.run.run import Stage, StageContext, input_path
-from paraclip.tasks.stages.index import trust_note
 from paraclip.tasks.stages.paraphrase import STEPS
 from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.captions.counts import MANY_LICENSES
@@ -253,9 +253,8 @@ def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _data_notes(settings: Settings, inputs: Inputs) -> list[str]:
     """What the reader must know about the data: what the splits share, or how far the index was checked."""
-    if settings.data.index is None:
-        return _shared(inputs).notices
-    return [trust_note(inputs["features"])]
+    trust = corpus_of(settings).trust(inputs["features"])
+    return [trust] if trust else _shared(inputs).notices
 
 
 def _shared(inputs: Inputs) -> Shared:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN, base_held_out, base_inputs, base_sources, candidates_of
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.options import meaning
-from paraclip_core.training.options import RETENTION, RecipeOptions
+from paraclip_core.training.options import RecipeOptions
 
 
 def _finetune_inputs(settings: Settings) -> tuple[str, ...]:
@@ -25,8 +26,8 @@ def _options(settings: Settings) -> dict[str, Any]:
     # What is tried, whether it was set or is the default; losses that no recipe reads mean nothing.
     options["recipe"] = {one.recipe: one.losses for one in tried}
     options["learning_rate"] = sorted({one.options.learning_rate for one in tried})
-    if settings.data.index is not None:
-        options["retention"] = RETENTION
+    if (retention := corpus_of(settings).retention) is not None:
+        options["retention"] = retention
     return {"finetune": options, "base": base if base == BUILT_IN else place_free_name(base)}
 
 

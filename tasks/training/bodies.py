@@ -11,9 +11,10 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,26 @@ from numpy.typing import NDArray
 
 from paraclip.storage.arrays import stored_arrays
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.features import FeatureStore
 from paraclip.storage.files import storage_error, write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
+from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import base_held_out, base_reference, candidates_of
 from paraclip.tasks.run.run import StageContext
-from paraclip.tasks.stages.index import trust_note
+from paraclip.tasks.training.candidates import LOG, Trained, candidate_draft, candidate_weights, train_candidate
 from paraclip.tasks.training.data import (
-    STORED,
     Images,
     RowCounts,
-    TextTokens,
+    TuningData,
     caption_rows,
     enough,
     hold_out,
-    paraphrase_rows,
+    rows_folder,
     same_image_encoder,
+    spooled,
     tokens_for,
     use_threads,
     validation_set,
 )
-from paraclip.tasks.training.log_data import DRAWN, enough_queries, log_rows, log_validation
-from paraclip.tasks.training.towers import LOG, TOWER, tower, tower_weights
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import pick_precision
@@ -60,15 +59,16 @@ from paraclip_core.clip.model import (
     weights_hash,
 )
 from paraclip_core.clip.reference import LOSSES, fixed_place, place_free_name
+from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError
 from paraclip_core.options import meaning
 from paraclip_core.progress import Fact
 from paraclip_core.tables import CAPTIONS
 from paraclip_core.training.card import release_card
-from paraclip_core.training.choice import Point, as_json, choose, copy_weights, interpolate
-from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TEXTS, RowBatch, TrainingRows, id_array, spool_rows
-from paraclip_core.training.losses import Pair, named_pairs
-from paraclip_core.training.options import RETENTION, Candidate, TrainingOptions
+from paraclip_core.training.choice import Choice, Point, as_json, choose, copy_weights, interpolate
+from paraclip_core.training.data import CAPTION, CAPTION_ID, IMAGE, TrainingRows, id_array
+from paraclip_core.training.losses import Pair
+from paraclip_core.training.options import TrainingOptions
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
 from paraclip_core.training.validation import AO, RECALL, Validation, ValidationSet, measure, summed, with_overlap
@@ -84,117 +84,67 @@ PARAPHRASED = "captions and their paraphrases (ParaCLIP, arXiv 2402.15120)"
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What a stage trains, and on which data."""
+class Base:
+    """A model to train, whose image encoder is frozen."""
 
-    job: TrainingJob
+    clip: ClipModel
     image_encoder: str
     """The image encoder's hash before training."""
 
 
-@dataclass(frozen=True)
-class Tuning(Prepared):
-    """What fine-tuning trains, and what chooses among its candidates."""
-
-    validation: ValidationSet
-
-
-def _prepare_base(ctx: StageContext) -> Tuning:
-    """The untrained built-in base and captions."""
-    settings, captions = ctx.settings, ctx.inputs["ingest"].path / "captions"
-    clip = built_in_clip(settings.model)
-    clip.model.to(pick_device(settings.run.device))
-    # First, because writing rows takes longer.
+def _frozen(ctx: StageContext, clip: ClipModel) -> Base:
+    # Before rows are written, because that takes longer.
     encoder = same_image_encoder(clip, ctx.inputs["features"])
-    with torch.no_grad():
-        clip.model.get_parameter("logit_scale").fill_(math.log(settings.built_in_base.logit_scale))
-    images, counts = Images(ctx.inputs["features"].path), RowCounts()
-    held_out = hold_out(captions, images, base_held_out(settings))
-    validation = validation_set(captions, held_out)
-    rows = _spooled(ctx, (CAPTION,), caption_rows(captions, images, counts=counts, keep=held_out.trains), counts)
-    chosen = {name: getattr(settings.built_in_base, name) for name in ("epochs", "batch_size", "learning_rate")}
-    shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
-    job = _job(
-        ctx,
-        clip,
-        rows=enough(rows, "ingest", images.keys),
-        features=images.matrix,
-        image_keys=images.keys,
-        pairs=(Pair(IMAGE, CAPTION),),
-        options=TrainingOptions(**chosen, **shared),
-        validate=lambda: measure(clip, validation).figures,
-        keep_best=RECALL if held_out.ranks else None,
-    )
-    return Tuning(job, encoder, validation)
-
-
-def _prepare_tuning(ctx: StageContext, candidate: Candidate) -> Tuning:
-    """A base, and captions with their paraphrases, or queries of a log with theirs; nothing is validated before the
-    choice. The job is that of one candidate."""
-    settings, options = ctx.settings, ctx.settings.finetune
-    clip = load_clip(base_reference(settings, ctx.inputs), pick_device(settings.run.device))
-    # First, because writing rows takes longer.
-    encoder = same_image_encoder(clip, ctx.inputs["features"])
-    tokens, counts = tokens_for(clip, CONTEXT_LENGTH), RowCounts()
-    paraphrases, features = ctx.inputs["paraphrase_2"].path / "paraphrases", ctx.inputs["features"].path
-    if settings.data.index is None:
-        images = Images(features)
-        captions = ctx.inputs["ingest"].path / "captions"
-        held_out = hold_out(captions, images, options.validation)
-        stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
-        rows = enough(_spooled(ctx, TEXTS, stream, counts, tokens), "paraphrase_2", images.keys)
-        validation = validation_set(captions, held_out, paraphrases, tokens, rows.texts[CAPTION])
-        data: dict[str, Any] = {"features": images.matrix, "image_keys": images.keys}
-    else:
-        store = FeatureStore(features)
-        stream = log_rows(paraphrases, options.validation, counts, tokens)
-        rows = enough_queries(_spooled(ctx, TEXTS, stream, counts, tokens))
-        validation = log_validation(paraphrases, store, options.validation, tokens)
-        data = {"features": store.view(), "image_keys": np.zeros(0, np.int64), "drawn_images": DRAWN}
-    if options.texts == "captions":
-        rows = rows.as_captions()
-    weights = candidate.options.weights
-    job = _job(ctx, clip, rows=rows, pairs=named_pairs(weights), options=candidate.options, **data)
-    return Tuning(job, encoder, validation)
-
-
-def _spooled(
-    ctx: StageContext,
-    kinds: tuple[str, ...],
-    stream: Iterator[RowBatch],
-    counts: RowCounts,
-    tokens: TextTokens = STORED,
-) -> TrainingRows:
-    return spool_rows(ctx.work.scratch / "rows", kinds, stream, lambda: asdict(counts), tokens.dtype)
-
-
-def _job(ctx: StageContext, clip: ClipModel, **job: Any) -> TrainingJob:
     freeze_image_encoder(clip)
-    scratch, log_path = ctx.work.scratch / "checkpoints", ctx.work.out / "training_log.jsonl"
-    return TrainingJob(clip=clip, scratch=scratch, log_path=log_path, **job)
+    return Base(clip, encoder)
 
 
 def built_in_base(ctx: StageContext) -> dict[str, Any]:
     """Train the base and write ``release/`` and ``training_log.jsonl``."""
     use_threads(ctx.settings)
-    base = _prepare_base(ctx)
-    clip, rows = base.job.clip, base.job.rows
-    precision = pick_precision(ctx.settings.finetune.precision, clip.device)
-    name = f"{ctx.settings.name}-built_in_base-{ctx.work.out.parent.name[:12]}"
-    run = TrackedRun(name, ctx.store.root / "logs/trackers", meaning(base.job.options))
-    result = train(replace(base.job, trackers=Trackers(ctx.settings.run.trackers, run)), ctx.progress)
+    settings, captions = ctx.settings, ctx.inputs["ingest"].path / "captions"
+    clip = built_in_clip(settings.model)
+    clip.model.to(pick_device(settings.run.device))
+    base = _frozen(ctx, clip)
+    with torch.no_grad():
+        clip.model.get_parameter("logit_scale").fill_(math.log(settings.built_in_base.logit_scale))
+    images, counts = Images(ctx.inputs["features"].path), RowCounts()
+    held_out = hold_out(captions, images, base_held_out(settings))
+    validation = validation_set(captions, held_out)
+    rows = spooled(ctx, (CAPTION,), caption_rows(captions, images, counts=counts, keep=held_out.trains), counts)
+    options = _base_options(settings)
+    run = TrackedRun(
+        f"{settings.name}-built_in_base-{ctx.work.out.parent.name[:12]}",
+        ctx.store.root / "logs/trackers",
+        meaning(options),
+    )
+    job = TrainingJob(
+        clip=clip,
+        rows=rows,
+        images=enough(rows, images.of_rows(rows_folder(ctx)), "ingest"),
+        pairs=(Pair(IMAGE, CAPTION),),
+        options=options,
+        scratch=ctx.work.scratch / "checkpoints",
+        log_path=ctx.work.out / LOG,
+        validate=lambda: measure(clip, validation).figures,
+        keep_best=RECALL if held_out.ranks else None,
+        trackers=Trackers(settings.run.trackers, run),
+    )
+    result = train(job, ctx.progress)
+    precision = pick_precision(settings.finetune.precision, clip.device)
     _release(
         ctx,
         base,
+        rows,
         title="Built-in base",
         summary="A new text encoder trained on captions against a locked, pretrained image encoder (LiT).",
         base="built-in",
-        options=meaning(ctx.settings.built_in_base) | {"precision": precision, "loss": LOSSES[clip.sigmoid]},
+        options=meaning(settings.built_in_base) | {"precision": precision, "loss": LOSSES[clip.sigmoid]},
     )
     return {
         **rows.facts,
         "rows": len(rows),
-        "validation_images": len(base.validation.gallery),
+        "validation_images": len(validation.gallery),
         "steps": result.steps,
         "batch_size": result.batch_size,
         "samples": result.steps * result.batch_size,
@@ -205,84 +155,134 @@ def built_in_base(ctx: StageContext) -> dict[str, Any]:
     }
 
 
+def _base_options(settings: Settings) -> TrainingOptions:
+    chosen = {name: getattr(settings.built_in_base, name) for name in ("epochs", "batch_size", "learning_rate")}
+    shared = {name: getattr(settings.finetune, name) for name in ("precision", "checkpoint_steps")}
+    return TrainingOptions(**chosen, **shared)
+
+
+@dataclass(frozen=True)
+class Tuning(Base):
+    """A base to tune, and on what."""
+
+    data: TuningData
+    weights: str
+    """Hash of all weights before training."""
+
+
 def finetune(ctx: StageContext) -> dict[str, Any]:
     """Train every candidate, choose one and its α, and write ``release/``, ``training_log.jsonl`` and
     ``candidates.json``."""
     use_threads(ctx.settings)
-    options = ctx.settings.finetune
-    candidates = candidates_of(ctx.settings)
-    tuning = _prepare_tuning(ctx, candidates[0])
-    job, clip, rows = tuning.job, tuning.job.clip, tuning.job.rows
-    weights, parameters = weights_hash(clip), trained_parameters(clip.model)
-    base = copy_weights(parameters)
-    validation = tuning.validation
-    of_base = _measured(ctx, clip, validation, "base", {})
-    towers, points = dict[str, Artifact](), list[Point]()
-    # Garbage collection must leave the towers until the best one is copied.
+    tuning = _load(ctx)
     with ExitStack() as needed:
-        for number, candidate in enumerate(candidates, 1):
-            interpolate(parameters, base, base, 0.0)
-            facts: dict[str, Fact] = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
-            towers[candidate.name] = tower(ctx, candidate, job, facts)
-            needed.enter_context(ctx.store.mark_run({TOWER: towers[candidate.name].fingerprint}))
-            tuned = tower_weights(towers[candidate.name], clip)
-            for alpha in sorted({0.0, *options.alpha.grid}):
-                interpolate(parameters, base, tuned, alpha)
-                name = f"{towers[candidate.name].fingerprint}-{alpha:g}"
-                measured = _measured(ctx, clip, validation, name, facts) if alpha else of_base
-                points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
-        choice = choose(points, options.alpha.grid, RETENTION if validation.of_log else None)
-        chosen, tried = choice.chosen, choice.chosen.candidate
-        if AO not in of_base.figures:
-            log.warning("α = %g is chosen without paraphrases: %s", chosen.alpha, choice.rule)
-        for note in choice.notes:
-            log.warning("%s", note)
-        write_json(ctx.work.out / "candidates.json", as_json(points, choice))
-        best = towers[tried.name]
-        shutil.copyfile(best.path / LOG, ctx.work.out / LOG)
-        interpolate(parameters, base, tower_weights(best, clip), chosen.alpha)
-    control, built_in = options.texts == "captions", ctx.inputs.get("built_in_base")
-    after = _release(
-        ctx,
-        tuning,
-        title="CLIP with a text encoder fine-tuned on captions only" if control else REPAIRED,
-        summary=f"The text encoder was fine-tuned on {'captions only, as a control' if control else PARAPHRASED} and "
-        f"interpolated with the base's at α = {chosen.alpha:g}. Of {len(candidates)} candidates {tried.name} was "
-        f"chosen: {choice.rule}."
-        + (
-            ""
-            if ctx.settings.data.index is None
-            else f" In place of images of its own, {trust_note(ctx.inputs['features'])}."
-        ),
-        # By a name that does not depend on the artifacts' location.
-        base=f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
-        weights=weights,
-        paraphraser=None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
-        options=meaning(tried.options)
-        | {"recipe": tried.recipe, "texts": options.texts, "validation": options.validation}
-        | {"precision": pick_precision(options.precision, clip.device), "loss": LOSSES[clip.sigmoid]},
-        figures=[{"alpha": each.alpha, **each.validation.figures} for each in points if each.candidate is tried],
-    )
-    trained = [each.manifest.metrics for each in towers.values()]
+        trained, points = _candidates(ctx, tuning, needed)
+        choice = _choose(ctx, tuning, trained, points)
+    return _released(ctx, tuning, trained, points, choice)
+
+
+def _load(ctx: StageContext) -> Tuning:
+    """The base, and captions with their paraphrases, or queries of a log with theirs."""
+    clip = load_clip(base_reference(ctx.settings, ctx.inputs), pick_device(ctx.settings.run.device))
+    base, corpus = _frozen(ctx, clip), corpus_of(ctx.settings)
+    data: TuningData = corpus.call(corpus.data, ctx, tokens_for(clip, CONTEXT_LENGTH))
+    if ctx.settings.finetune.texts == "captions":
+        data = replace(data, rows=data.rows.as_captions())
+    return Tuning(clip, base.image_encoder, data, weights_hash(clip))
+
+
+def _candidates(ctx: StageContext, tuning: Tuning, needed: ExitStack) -> tuple[list[Trained], list[Point]]:
+    """Find or train every candidate, and measure each at every α; the model has the base's weights afterwards.
+
+    Garbage collection leaves the candidates until `needed` is closed.
+    """
+    clip, validation, candidates = tuning.clip, tuning.data.validation, candidates_of(ctx.settings)
+    parameters = trained_parameters(clip.model)
+    base, of_base = copy_weights(parameters), _measured(ctx, clip, validation, "base", {})
+    trained, points = list[Trained](), list[Point]()
+    for number, candidate in enumerate(candidates, 1):
+        facts: dict[str, Fact] = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
+        draft = candidate_draft(ctx, candidate, tuning.weights)
+        needed.enter_context(ctx.store.mark_run({draft.stage: draft.fingerprint}))
+        trained.append(train_candidate(ctx, candidate, draft, clip, tuning.data, partial(ctx.progress, **facts)))
+        tuned = candidate_weights(trained[-1].artifact, clip)
+        for alpha in sorted({0.0, *ctx.settings.finetune.alpha.grid}):
+            interpolate(parameters, base, tuned, alpha)
+            name = f"{draft.fingerprint}-{alpha:g}"
+            measured = _measured(ctx, clip, validation, name, facts) if alpha else of_base
+            points.append(Point(candidate, alpha, with_overlap(measured, of_base, validation)))
+        interpolate(parameters, base, base, 0.0)
+    return trained, points
+
+
+def _choose(ctx: StageContext, tuning: Tuning, trained: Sequence[Trained], points: Sequence[Point]) -> Choice:
+    """Choose a candidate and its α, give the model its weights, and write ``candidates.json`` and its training log."""
+    choice = choose(points, ctx.settings.finetune.alpha.grid, corpus_of(ctx.settings).retention)
+    if AO not in points[0].validation.figures:
+        log.warning("α = %g is chosen without paraphrases: %s", choice.chosen.alpha, choice.rule)
+    for note in choice.notes:
+        log.warning("%s", note)
+    write_json(ctx.work.out / "candidates.json", as_json(points, choice))
+    best, parameters = _best(trained, choice).artifact, trained_parameters(tuning.clip.model)
+    shutil.copyfile(best.path / LOG, ctx.work.out / LOG)
+    tuned = candidate_weights(best, tuning.clip)
+    interpolate(parameters, copy_weights(parameters), tuned, choice.chosen.alpha)
+    return choice
+
+
+def _best(trained: Sequence[Trained], choice: Choice) -> Trained:
+    return next(row for row in trained if row.candidate is choice.chosen.candidate)
+
+
+def _released(
+    ctx: StageContext, tuning: Tuning, trained: Sequence[Trained], points: Sequence[Point], choice: Choice
+) -> dict[str, Any]:
+    """Write ``release/``; return the stage's metrics."""
+    rows, validation = tuning.data.rows, tuning.data.validation
+    chosen, tried, built_in = choice.chosen, choice.chosen.candidate, ctx.inputs.get("built_in_base")
+    after = _release(ctx, tuning, rows, **_card_of(ctx, tuning, trained, points, choice))
+    first = trained[0].metrics
     return {
         **rows.facts,
         # Not among the options, because the base's location does not count; `paraclip search` reads it here.
         **({} if built_in else {"base": fixed_place(ctx.settings.model.base)}),
         "rows": len(rows),
-        **({} if rows.starts is None else {"paraphrases": len(rows.image_rows)}),
+        **({} if rows.starts is None else {"paraphrases": rows.total}),
         "validation_images": len(validation.gallery),
         "validation_pairs": len(validation.second) if validation.second is not None else 0,
-        "candidates": len(candidates),
-        "steps": trained[0]["steps"],
-        "batch_size": trained[0]["batch_size"],
-        "samples": sum(each["steps"] * each["batch_size"] for each in trained),
+        "candidates": len(trained),
+        "steps": first["steps"],
+        "batch_size": first["batch_size"],
+        "samples": sum(row.metrics["steps"] * row.metrics["batch_size"] for row in trained),
         "recipe": tried.recipe,
         "learning_rate": tried.options.learning_rate,
         "alpha": chosen.alpha,
-        "validation": {str(each.alpha): dict(each.validation.figures) for each in (points[0], chosen)},
-        "samples_per_second": best.manifest.metrics["samples_per_second"],
+        "validation": {str(point.alpha): dict(point.validation.figures) for point in (points[0], chosen)},
+        "samples_per_second": _best(trained, choice).metrics["samples_per_second"],
         "image_encoder_hash_before": tuning.image_encoder,
         "image_encoder_hash_after": after,
+    }
+
+
+def _card_of(
+    ctx: StageContext, tuning: Tuning, trained: Sequence[Trained], points: Sequence[Point], choice: Choice
+) -> dict[str, Any]:
+    options, tried, built_in = ctx.settings.finetune, choice.chosen.candidate, ctx.inputs.get("built_in_base")
+    control, trust = options.texts == "captions", corpus_of(ctx.settings).trust(ctx.inputs["features"])
+    precision, alpha = pick_precision(options.precision, tuning.clip.device), choice.chosen.alpha
+    return {
+        "title": "CLIP with a text encoder fine-tuned on captions only" if control else REPAIRED,
+        "summary": f"The text encoder was fine-tuned on {'captions only, as a control' if control else PARAPHRASED} "
+        f"and interpolated with the base's at α = {alpha:g}. Of {len(trained)} candidates {tried.name} was "
+        f"chosen: {choice.rule}." + (f" In place of images of its own, {trust}." if trust else ""),
+        # By a name that does not depend on the artifacts' location.
+        "base": f"built_in_base/{built_in.fingerprint}" if built_in else place_free_name(ctx.settings.model.base),
+        "weights": tuning.weights,
+        "paraphraser": None if control else paraphraser_of(ctx.inputs["paraphrase_2"]),
+        "options": meaning(tried.options)
+        | {"recipe": tried.recipe, "texts": options.texts, "validation": options.validation}
+        | {"precision": precision, "loss": LOSSES[tuning.clip.sigmoid]},
+        "figures": [{"alpha": point.alpha, **point.validation.figures} for point in points if point.candidate is tried],
     }
 
 
@@ -302,9 +302,9 @@ def _measured(
     return summed(parts, found)
 
 
-def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
+def _release(ctx: StageContext, trained: Base, rows: TrainingRows, **about: Any) -> str:
     """Write ``release/`` with its card; return the hash of the image encoder, which training must not have changed."""
-    clip, before = trained.job.clip, trained.image_encoder
+    clip, before = trained.clip, trained.image_encoder
     after = image_encoder_hash(clip)
     if after != before:
         raise ModelError(
@@ -312,7 +312,7 @@ def _release(ctx: StageContext, trained: Prepared, **about: Any) -> str:
             "be invalid; nothing is released. Please report this with the model's name"
         )
     captions = ctx.inputs["ingest"].path / "captions"
-    licenses, sources = provenance(trained.job.rows, captions, ctx.work.scratch / "provenance")
+    licenses, sources = provenance(rows, captions, ctx.work.scratch / "provenance")
     card = release_card(
         **about,
         image_encoder_hash=before,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeAlias
@@ -18,12 +18,26 @@ from numpy.typing import NDArray
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.parquet import iter_batches
+from paraclip.tasks.run.run import StageContext
 from paraclip_core.clip.encode import shortened, tokenize
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.errors import ModelError, TrainingError
-from paraclip_core.training.data import CAPTION_ID, TEXTS, CaptionStarts, RowBatch, TrainingRows, token_keys
+from paraclip_core.training.data import (
+    CAPTION,
+    CAPTION_ID,
+    IMAGE_ROWS,
+    TEXTS,
+    CaptionStarts,
+    OwnImages,
+    RowBatch,
+    TrainingImages,
+    TrainingRows,
+    spool_rows,
+    spooled_image_rows,
+    token_keys,
+)
 from paraclip_core.training.process import configure_kernels
 from paraclip_core.training.validation import ValidationSet
 
@@ -107,9 +121,49 @@ class Images:
         """A position in [0, 1) for each image, from its pixels, [N]: it does not change when images are added."""
         return self._pixels[:, 0] / 2.0**64
 
+    def of_rows(self, spool: Path) -> OwnImages:
+        """These, as the images of spooled rows."""
+        return OwnImages(self.matrix, spooled_image_rows(spool), self.keys)
+
     def find(self, ids: pa.Array) -> NDArray[np.int64]:
         """Row of each image in the matrix, -1 if it has none."""
         return self._store.find(ids)
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """What every candidate is trained on, and what chooses among them."""
+
+    rows: TrainingRows
+    images: TrainingImages
+    validation: ValidationSet
+
+
+def spooled(
+    ctx: StageContext,
+    kinds: tuple[str, ...],
+    stream: Iterator[RowBatch],
+    counts: RowCounts,
+    tokens: TextTokens | None = None,
+) -> TrainingRows:
+    """The rows of a stream on disk, with their texts of these kinds; read once, however often the stage is stopped."""
+    return spool_rows(rows_folder(ctx), kinds, stream, lambda: asdict(counts), (tokens or STORED).dtype)
+
+
+def rows_folder(ctx: StageContext) -> Path:
+    """The folder of a stage's spooled rows."""
+    return ctx.work.scratch / "rows"
+
+
+def caption_data(ctx: StageContext, tokens: TextTokens) -> TuningData:
+    """Captions of images with their paraphrases, and held-out images."""
+    images, counts = Images(ctx.inputs["features"].path), RowCounts()
+    captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
+    held_out = hold_out(captions, images, ctx.settings.finetune.validation)
+    stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
+    rows = spooled(ctx, TEXTS, stream, counts, tokens)
+    own = enough(rows, images.of_rows(rows_folder(ctx)), "paraphrase_2")
+    return TuningData(rows, own, validation_set(captions, held_out, paraphrases, tokens, rows.texts[CAPTION]))
 
 
 @dataclass
@@ -159,8 +213,8 @@ def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
     The gallery has the first 2,000 of them.
     """
     seen = np.zeros(len(images.keys), bool)
-    for _, rows in caption_rows(captions, images, ()):
-        seen[images.keys[rows]] = True
+    for batch in caption_rows(captions, images, ()):
+        seen[images.keys[batch[IMAGE_ROWS]]] = True
     candidates = np.flatnonzero(seen)
     candidates = candidates[np.argsort(images.places[candidates], kind="stable")]
     chosen = candidates[images.places[candidates] < share]
@@ -170,20 +224,20 @@ def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
     return HeldOut(held_out, chosen[:MAX_IMAGES], images)
 
 
-def enough(rows: TrainingRows, source: str, keys: NDArray[np.int64]) -> TrainingRows:
-    """Return a stage's rows if they are enough to train on; `keys` [N] are equal for equal images of the matrix."""
+def enough(rows: TrainingRows, images: OwnImages, source: str) -> OwnImages:
+    """Return the images of a stage's rows if both are enough to train on."""
     if len(rows) < 2:
         facts = ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in rows.facts.items())
         raise TrainingError(
             f"{len(rows)} rows of {source} can be trained on ({facts}), at least 2 are needed; "
             f"add captions of images that can be read, or loosen the filters (paraphrase.filters)"
         )
-    if (keys[rows.image_rows] == keys[rows.image_rows[0]]).all():
+    if (images.keys[images.rows] == images.keys[images.rows[0]]).all():
         raise TrainingError(
             f"all {len(rows)} rows of {source} that can be trained on are of one image, and training learns to tell "
             "images apart; add captions of other images"
         )
-    return rows
+    return images
 
 
 def same_image_encoder(clip: ClipModel, features: Artifact) -> str:
@@ -293,10 +347,10 @@ def _queries(
     parts: dict[str, list[Ragged]] = {kind: [] for kind in kinds}
     targets: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
     wanted = MAX_QUERIES
-    for texts, image_rows in rows:
+    for batch in rows:
         for kind in kinds:
-            parts[kind].append(Ragged.from_arrow(texts[kind].slice(0, wanted)))
-        targets.append(held_out.position(image_rows)[:wanted])
+            parts[kind].append(Ragged.from_arrow(batch[kind].slice(0, wanted)))
+        targets.append(held_out.position(batch[IMAGE_ROWS])[:wanted])
         wanted -= len(targets[-1])
         if not wanted:
             break
@@ -323,7 +377,7 @@ def _rows(
     chosen = batch.filter(pa.array(wanted))
     if not chosen.num_rows:
         return
-    yield texts_of(chosen, columns, tokens), image_rows[wanted]
+    yield {**texts_of(chosen, columns, tokens), IMAGE_ROWS: image_rows[wanted]}
 
 
 def texts_of(rows: pa.RecordBatch, columns: Sequence[str], tokens: TextTokens) -> dict[str, pa.Array]:

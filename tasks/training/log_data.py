@@ -14,6 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from paraclip.storage.features import FeatureStore
+from paraclip.tasks.corpus import searched_images
+from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     MAX_QUERIES,
     STORED,
@@ -21,12 +23,14 @@ from paraclip.tasks.training.data import (
     TEXT_TOKENS,
     RowCounts,
     TextTokens,
+    TuningData,
     paraphrased,
+    spooled,
     texts_of,
 )
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.data import CAPTION_ID, RowBatch, TrainingRows, id_array
+from paraclip_core.training.data import CAPTION_ID, TEXTS, DrawnImages, RowBatch, id_array
 from paraclip_core.training.validation import ValidationSet
 
 SEARCHED = 20_000
@@ -43,28 +47,29 @@ def is_held_out(ids: pa.Array, share: float) -> NDArray[np.bool_]:
     return hashes < share * 2.0**64
 
 
-def log_rows(
-    folder: Path, share: float, counts: RowCounts | None = None, tokens: TextTokens = STORED
-) -> Iterator[RowBatch]:
-    """Rows of the queries to train on that have both paraphrases, in table order; their image rows are -1."""
-    columns = tokens.columns(TEXT_TOKENS)
-    for whole in paraphrased(folder, tokens, first_only=False):
-        held_out = is_held_out(whole[CAPTION_ID], share)
-        if counts is not None:
-            counts.read += whole.num_rows
-            counts.held_out += int(held_out.sum())
-        if len(rows := whole.filter(pa.array(~held_out))):
-            yield texts_of(rows, columns, tokens), np.full(len(rows), -1, np.int64)
-
-
-def enough_queries(rows: TrainingRows) -> TrainingRows:
-    """Return the rows if they are of enough queries to train on."""
+def query_data(ctx: StageContext, tokens: TextTokens) -> TuningData:
+    """Queries with their paraphrases, and images of the index."""
+    paraphrases, store = ctx.inputs["paraphrase_2"].path / "paraphrases", FeatureStore(ctx.inputs["features"].path)
+    share, counts = ctx.settings.finetune.validation, RowCounts()
+    rows = spooled(ctx, TEXTS, log_rows(paraphrases, share, counts, tokens), counts, tokens)
     if len(rows) < FEWEST:
         raise TrainingError(
             f"{len(rows)} queries can be trained on, at least {FEWEST} are needed; add queries, or loosen the filters "
             "(paraphrase.filters)"
         )
-    return rows
+    validation = log_validation(paraphrases, store, share, tokens)
+    return TuningData(rows, DrawnImages(store.view(), DRAWN), validation)
+
+
+def log_rows(folder: Path, share: float, counts: RowCounts, tokens: TextTokens = STORED) -> Iterator[RowBatch]:
+    """Rows of the queries to train on that have both paraphrases, in table order."""
+    columns = tokens.columns(TEXT_TOKENS)
+    for whole in paraphrased(folder, tokens, first_only=False):
+        held_out = is_held_out(whole[CAPTION_ID], share)
+        counts.read += whole.num_rows
+        counts.held_out += int(held_out.sum())
+        if len(rows := whole.filter(pa.array(~held_out))):
+            yield texts_of(rows, columns, tokens)
 
 
 def log_validation(folder: Path, store: FeatureStore, share: float, tokens: TextTokens = STORED) -> ValidationSet:
@@ -83,17 +88,3 @@ def log_validation(folder: Path, store: FeatureStore, share: float, tokens: Text
     gallery = searched_images(len(store), np.zeros(0, np.int64), SEARCHED)
     captions, _, paraphrases = (Ragged.concatenate(lists) for lists in parts.values())
     return ValidationSet(np.asarray(store.view()[gallery]), captions, first=captions, second=paraphrases)
-
-
-def searched_images(images: int, needed: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Rows of an index to search, ascending: the needed ones, and others drawn at random, up to `most`.
-
-    Each row has a random number that stays the same when rows are appended; those with the lowest are searched.
-    """
-    if images <= most:
-        return np.arange(images)
-    needed = np.unique(needed)
-    numbers = np.random.Philox(key=np.zeros(2, np.uint64)).random_raw(images)
-    numbers[needed] = 0
-    count = max(most, len(needed))
-    return np.sort(np.argpartition(numbers, count - 1)[:count])

@@ -37,7 +37,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
 def training(services: Compose, *overrides: str) -> str:
     """A run that trains and has saved a checkpoint."""
     run = services.run_deployment("pipeline", SETTINGS, *TRAINING, *overrides)
-    find = ("find", "/data/root", "-path", "*/work/tower/*/checkpoints/*", "-name", "*.safetensors")
+    find = ("find", "/data/root", "-path", "*/work/candidate/*/checkpoints/*", "-name", "*.safetensors")
     eventually(lambda: services.in_worker(*find), "no training", 900)
     return run
 

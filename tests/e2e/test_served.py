@@ -130,9 +130,9 @@ def test_a_killed_stage_is_retried_in_the_ui(served: Served, placement: str) -> 
 
     pipeline = api.run_deployment("pipeline", plain)
     fingerprint = Run(parse_settings(plain), store).nodes["finetune"].fingerprint
-    towers = store.root / "work" / "tower"
+    folder = store.root / "work" / "candidate"
     # Not any file: one that is being written does not count, and the killed run could not go on from it.
-    eventually(lambda: any(towers.glob("*/scratch/checkpoints/step-*.safetensors")), "fine-tuning left no checkpoint")
+    eventually(lambda: any(folder.glob("*/scratch/checkpoints/step-*.safetensors")), "fine-tuning left no checkpoint")
     child = stage_processes(root)["finetune"]
     # The flow run that waits for it.
     os.kill(parent_of(child), signal.SIGKILL)

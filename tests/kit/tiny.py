@@ -24,7 +24,7 @@ from torch import nn
 
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.training.data import TEXTS, TrainingRows
+from paraclip_core.training.data import TEXTS, OwnImages, TrainingRows
 from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.options import LossWeights, TrainingOptions
@@ -59,15 +59,15 @@ def tiny_texts(words: np.ndarray) -> Ragged:
     return Ragged.from_lists(lists)
 
 
-def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, np.ndarray]:
-    """Rows whose texts follow their image, so that there is something to learn; and the images' features."""
+def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, OwnImages]:
+    """Rows whose texts follow their image, so that there is something to learn; and the images."""
     random_state = np.random.RandomState(0)
     features = random_state.randn(images, 16)
     features = (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float16)
     image_rows = np.arange(rows) % images
     names = random_state.randint(1, VOCABULARY - 2, (images, 10))
     texts = {kind: tiny_texts((names[image_rows] + number) % (VOCABULARY - 2)) for number, kind in enumerate(TEXTS)}
-    return TrainingRows(texts, image_rows), features
+    return TrainingRows(texts), OwnImages(features, image_rows, np.arange(images))
 
 
 def tiny_vocabulary() -> Vocabulary:
@@ -89,16 +89,15 @@ def tiny_job(folder: Path, **changed: Any) -> TrainingJob:
     `base` has options of the model to tune.
     """
     clip = tiny_clip(**changed.pop("base", {}))
-    rows, features = tiny_rows()
+    rows, images = tiny_rows()
     if paraphrases := changed.pop("paraphrases", 0):
         rows = replace(rows, starts=np.arange(0, len(rows) + 1, paraphrases))
-    held_out = ValidationSet(features, rows.texts["caption"], rows.image_rows)
+    held_out = ValidationSet(np.asarray(images.features), rows.texts["caption"], images.rows)
     options = {"epochs": 9.0, "batch_size": 12, "learning_rate": 2e-3, "precision": "fp32", "checkpoint_steps": 4}
     job: dict[str, Any] = {
         "clip": clip,
         "rows": rows,
-        "features": features,
-        "image_keys": np.arange(len(features)),
+        "images": images,
         "pairs": named_pairs(LossWeights()),
         "options": TrainingOptions.model_validate({**options, **changed.pop("options", {})}),
         "scratch": folder / "scratch",

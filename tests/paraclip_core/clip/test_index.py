@@ -15,8 +15,9 @@ import torch
 from PIL import Image
 
 from paraclip_core.clip.encode import encode_images
-from paraclip_core.clip.index import READERS, ImageIndex, check_encoders, check_features, check_images, read_index
+from paraclip_core.clip.index import READERS, ImageIndex, read_index
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
+from paraclip_core.clip.verify_index import check_encoders, check_features, check_images
 from paraclip_core.errors import InputError, ModelError
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)

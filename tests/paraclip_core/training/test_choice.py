@@ -133,7 +133,7 @@ def test_candidates_are_every_recipe_at_every_rate() -> None:
     ]
     assert DEFAULT_RECIPES == ("published", "anchored", "contrast")
     (contrast,) = FinetuneOptions.model_validate({"recipe": "contrast", "learning_rate": 1e-3}).candidates("clip")
-    ranking = RECIPES["ranking"]
+    ranking = RECIPES["ranking"].losses
     assert contrast.options.weights == ranking.weights.model_copy(update={"hard_negatives": 1.0})
     assert contrast.options.ranking_distillation == ranking.ranking_distillation
     own = FinetuneOptions.model_validate({"weights": {"image_caption": 1}, "learning_rate": 1e-5}).candidates("clip")

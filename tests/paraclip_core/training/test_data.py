@@ -22,12 +22,14 @@ from paraclip_core.training.data import (
     TEXTS,
     Batch,
     DataOrder,
+    DrawnImages,
     RowBatch,
     draw,
     draw_images,
     epoch_order,
     make_batch,
     spool_rows,
+    spooled_image_rows,
     token_keys,
 )
 from tests.kit.tiny import tiny_rows
@@ -36,7 +38,7 @@ from tests.kit.tiny import tiny_rows
 def source(tokens: list[list[int]], images: list[int], captions: list[int] | None = None) -> RowBatch:
     ids = [bytes([n]) * 16 for n in captions or range(len(tokens))]
     columns = {"caption": pa.array(tokens, pa.list_(pa.uint16())), "caption_id": pa.array(ids, pa.binary(16))}
-    return columns, np.array(images, np.int64)
+    return {**columns, "image_rows": np.array(images, np.int64)}
 
 
 @given(st.integers(1, 200), st.integers(-3, 2**40), st.integers(0, 5))
@@ -111,13 +113,13 @@ def test_equal_texts_have_equal_keys_and_others_have_others(texts: list[list[int
 
 
 def test_a_batch_has_each_text_of_the_control_once(tiny: ModuleType) -> None:
-    rows, features = tiny.tiny_rows()
-    indices, keys = np.array([31, 2]), np.arange(len(features))
-    batch = make_batch(rows, indices, TEXTS, features, keys)
+    rows, images = tiny.tiny_rows()
+    indices = np.array([31, 2])
+    batch = make_batch(rows, indices, TEXTS, images.of_step(indices))
     for kind in TEXTS:
         assert batch.texts(kind).values.tolist() == rows.texts[kind].take(indices).values.tolist()
     assert batch.image_rows.tolist() == batch.keys["image"].tolist() == [1, 2]
-    control = make_batch(rows.as_captions(), indices, TEXTS, features, keys)
+    control = make_batch(rows.as_captions(), indices, TEXTS, images.of_step(indices))
     assert len(control.tokens) == 2 and set(map(str, control.parts.values())) == {"slice(0, 2, None)"}
 
 
@@ -127,11 +129,11 @@ def test_hard_negatives_are_one_more_kind_and_nothing_else_changes(tiny: ModuleT
         content = b"".join(np.ascontiguousarray(part).tobytes() for part in parts)
         return hashlib.blake2b(content, digest_size=8).hexdigest()
 
-    rows, features = tiny.tiny_rows()
-    rows, keys = replace(rows, starts=np.arange(0, 61, 3)), np.arange(len(features))
+    rows, images = tiny.tiny_rows()
+    rows = replace(rows, starts=np.arange(0, 61, 3))
     order = DataOrder(len(rows), 6, 7, rows.starts)
     batches = [
-        make_batch(texts, order.batch(step), TEXTS, features, keys)
+        make_batch(texts, order.batch(step), TEXTS, images.of_step(order.batch(step)))
         for texts in (rows, rows.as_captions())
         for step in (0, 4)
     ]
@@ -140,7 +142,7 @@ def test_hard_negatives_are_one_more_kind_and_nothing_else_changes(tiny: ModuleT
     ]  # fmt: skip
     made = tiny.tiny_texts(np.arange(60).reshape(6, 10))
     for plain, texts in ((batches[0], rows), (batches[2], rows.as_captions())):
-        batch = make_batch(texts, order.batch(0), TEXTS, features, keys, made)
+        batch = make_batch(texts, order.batch(0), TEXTS, images.of_step(order.batch(0)), made)
         assert batch.texts("hard_negative").values.tolist() == made.values.tolist()
         assert batch.keys["hard_negative"].tolist() == token_keys(made).tolist()
         assert batch.tokens.values.tolist() == [*plain.tokens.values.tolist(), *made.values.tolist()]
@@ -150,7 +152,8 @@ def test_hard_negatives_are_one_more_kind_and_nothing_else_changes(tiny: ModuleT
 def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     parts = [source([[1, 2], [3]], [4, 5]), source([[], [6, 7, 8]], [0, 1], [2, 3])]
     rows = spool_rows(tmp_path / "rows", ("caption",), parts, lambda: {"read": 9})
-    assert len(rows) == 4 and rows.facts == {"read": 9} and rows.image_rows.tolist() == [4, 5, 0, 1]
+    assert len(rows) == 4 and rows.facts == {"read": 9}
+    assert spooled_image_rows(tmp_path / "rows").tolist() == [4, 5, 0, 1]
     texts = rows.texts["caption"].take(np.array([3, 0, 2]))
     assert texts.values.tolist() == [6, 7, 8, 1, 2] and texts.lengths.tolist() == [3, 2, 0]
     assert rows.ids is not None and rows.ids[3].tobytes() == bytes([3]) * 16
@@ -163,7 +166,7 @@ def test_rows_of_a_caption_are_told_from_those_of_the_next(tmp_path: Path) -> No
             for a, b in pairwise([0, *cuts, len(captions)])
         ]
         rows = spool_rows(tmp_path / name, ("caption",), parts)
-        assert len(rows) == len(set(captions)) and len(rows.image_rows) == len(captions)
+        assert len(rows) == len(set(captions)) and rows.total == len(captions)
         return None if rows.starts is None else rows.starts.tolist()
 
     for number, cuts in enumerate([[], [1], [2, 2, 4], [1, 2, 3, 4, 5]]):
@@ -193,7 +196,7 @@ def test_finished_rows_are_not_read_again_and_unfinished_ones_are_written_anew(t
     with pytest.raises(KeyboardInterrupt):
         spool_rows(tmp_path / "rows", ("caption",), cut())
     rows = spool_rows(tmp_path / "rows", ("caption",), [source([[2]], [3])])
-    assert rows.image_rows.tolist() == [3]
+    assert rows.texts["caption"].values.tolist() == [2]
     assert len(spool_rows(tmp_path / "rows", ("caption",), (pytest.fail("read again") for _ in [0]))) == 1
 
 
@@ -212,8 +215,8 @@ def test_draws_of_images_are_uniform() -> None:
 
 
 def test_a_batch_of_queries_has_drawn_images_and_no_equal_ones() -> None:
-    rows, features = tiny_rows(12, 12)
-    drawn = np.array([1, 4, 7])
-    batch = make_batch(rows, np.arange(5), TEXTS, features, np.zeros(0, np.int64), drawn=drawn)
-    assert np.allclose(batch.features, features[drawn].astype(np.float32))
-    assert len(batch.gallery(torch.device("cpu"))) == 3 and len(set(batch.keys["image"].tolist())) == 5
+    rows, images = tiny_rows(12, 12)
+    drawn = draw_images(12, 3, 7, 2)
+    batch = make_batch(rows, np.arange(5), TEXTS, DrawnImages(images.features, 3).of_step(np.arange(5), 7, 2))
+    assert np.allclose(batch.features, np.asarray(images.features[drawn], np.float32))
+    assert len(batch.gallery(torch.device("cpu"))) == len(drawn) and len(set(batch.keys["image"].tolist())) == 5

@@ -41,10 +41,10 @@ def _same_bytes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def batch(tiny: ModuleType, rows: int = 40, hard_negatives: bool = False) -> Batch:
-    stored, features = tiny.tiny_rows()
-    images, indices = np.arange(len(features)), np.arange(rows)
+    stored, images = tiny.tiny_rows()
+    indices = np.arange(rows)
     made = tiny.tiny_hard_negatives(stored).of(stored.texts["caption"].take(indices), indices, 0)
-    return make_batch(stored, indices, TEXTS, features, images, made if hard_negatives else None)
+    return make_batch(stored, indices, TEXTS, images.of_step(indices), made if hard_negatives else None)
 
 
 def clip_of(tiny: ModuleType, **text: object) -> ClipModel:

@@ -54,7 +54,7 @@ def read(tokens: Ragged) -> list[str]:
 
 
 def rows_of(captions: Ragged, starts: np.ndarray | None = None) -> TrainingRows:
-    return TrainingRows({"caption": captions}, np.zeros(len(captions), np.int64), starts=starts)
+    return TrainingRows({"caption": captions}, starts=starts)
 
 
 def maker(captions: Ragged, seed: int = 0, length: int = CONTEXT_LENGTH) -> HardNegatives:

@@ -271,8 +271,8 @@ def test_a_scale_in_a_list_of_one_is_a_scale() -> None:
 def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> None:
     clip = tiny.tiny_clip()
     freeze_image_encoder(clip)
-    rows, features = tiny.tiny_rows()
-    batch = make_batch(rows, np.arange(8), TEXTS[:2], features, np.arange(len(features)))
+    rows, images = tiny.tiny_rows()
+    batch = make_batch(rows, np.arange(8), TEXTS[:2], images.of_step(np.arange(8)))
     clip.model.train()
     anchor = Anchor(clip, 1.0, RankingDistillation())
     assert not anchor.clip.model.training, "dropout would move what it holds on to"

@@ -97,7 +97,7 @@ def test_each_option_does_what_it_says(tiny: ModuleType, tmp_path: Path, monkeyp
 def test_rows_of_one_image_are_no_negatives_of_each_other(tiny: ModuleType, tmp_path: Path) -> None:
     def loss(name: str, keys: np.ndarray) -> float:
         job = tiny.tiny_job(tmp_path / name, validate=None, keep_best=None, options={"epochs": 0.2})
-        return train(replace(job, image_keys=keys)).loss
+        return train(replace(job, images=replace(job.images, keys=keys))).loss
 
     # If all images are one, no row has a negative.
     assert loss("one", np.zeros(30, np.int64)) == pytest.approx(0.0, abs=1e-5) and loss("all", np.arange(30)) > 1
@@ -107,7 +107,7 @@ def test_rows_of_one_image_are_no_negatives_of_each_other(tiny: ModuleType, tmp_
 def test_an_interrupted_run_draws_the_same_rewrites_and_hard_negatives(
     recipe: RecipeName, tiny: ModuleType, tmp_path: Path
 ) -> None:
-    losses = RECIPES[recipe]
+    losses = RECIPES[recipe].losses
     steps = {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4, **losses.model_dump()}
     options = {"options": steps, "paraphrases": 3, "pairs": named_pairs(losses.weights)}
     whole = weights(tiny, tmp_path / "whole", **options)
@@ -219,7 +219,7 @@ def test_a_run_of_other_options_base_or_data_does_not_go_on(tiny: ModuleType, tm
         {"pairs": named_pairs(LossWeights(hard_negatives=2))},
         {"keep_best": "ao@10"},
         {"clip": job.clip},
-        {"image_keys": job.image_keys[::-1].copy()},
+        {"images": replace(job.images, keys=job.images.keys[::-1].copy())},
         {"rows": replace(rows, ids=rows.ids[::-1].copy())},
         {"rows": replace(rows, texts={**rows.texts, "paraphrase_2": longer})},
     ):

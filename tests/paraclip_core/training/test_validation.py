@@ -23,10 +23,10 @@ from paraclip_core.training.validation import (
 
 @pytest.mark.parametrize("images", [1, 2, 10, 30])
 def test_one_image_tells_nothing_of_rankings_and_of_some_any_can_be_missed(tiny: ModuleType, images: int) -> None:
-    rows, features = tiny.tiny_rows(images=images)
+    rows, own = tiny.tiny_rows(images=images)
     texts = rows.texts
     held_out = ValidationSet(
-        features, texts["caption"], rows.image_rows, texts["caption"], texts["paraphrase_2"], rows.image_rows
+        own.features, texts["caption"], own.rows, texts["caption"], texts["paraphrase_2"], own.rows
     )
     clip = tiny.tiny_clip()
     base = measure(clip, held_out)
@@ -44,14 +44,14 @@ def test_one_image_tells_nothing_of_rankings_and_of_some_any_can_be_missed(tiny:
 
 
 def test_queries_of_a_log_count_one_by_one_and_have_no_recall(tiny: ModuleType) -> None:
-    rows, features = tiny.tiny_rows(images=30)
+    rows, images = tiny.tiny_rows(images=30)
     first, second = rows.texts["caption"], rows.texts["paraphrase_2"]
-    log = ValidationSet(features, first, first=first, second=second)
+    log = ValidationSet(images.features, first, first=first, second=second)
     clip = tiny.tiny_clip()
     found = with_overlap(measure(clip, log), measure(clip, log), log)
     assert sorted(found.figures) == sorted([AO, JS, OVERLAP])
     assert all(part.shape == (len(rows),) for part in found.parts.values())
-    of_images = measure(clip, ValidationSet(features, first, rows.image_rows, first, second, rows.image_rows))
+    of_images = measure(clip, ValidationSet(images.features, first, images.rows, first, second, images.rows))
     assert found.figures[AO] == pytest.approx(of_images.figures[AO])
 
 

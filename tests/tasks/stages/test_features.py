@@ -21,9 +21,9 @@ from PIL import Image
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, Manifest
 from paraclip.storage.features import FeatureStore
 from paraclip.storage.parquet import read_table, write_table
+from paraclip.tasks.features import encode
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages import features
 from paraclip.tasks.stages.features import FEATURES, images_to_encode
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
@@ -100,7 +100,7 @@ def _rows(root: Path) -> list[tuple[str | None, str | None, str | None]]:
 def _run(settings: Settings, ingest: Artifact, root: Path, fingerprint: str = "f" * 32) -> Artifact:
     draft = Draft("features", fingerprint, FEATURES.version, {}, {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(features, "SHARD_IMAGES", 4)
+        patch.setattr(encode, "SHARD_IMAGES", 4)
         return execute(FEATURES, draft, Run(settings, ArtifactStore(root)), {"ingest": ingest})
 
 
@@ -166,7 +166,7 @@ def test_an_interrupted_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(
 ) -> None:
     ingest, settings = _ingested(tmp_path / "ingest", _rows(photos)), _settings(photos)
     whole = _run(settings, ingest, tmp_path / "whole")
-    write = features.write_table
+    write = encode.write_table
 
     def interrupted(path: Path, table: pa.Table) -> None:
         # The second shard's matrix is written by then, but not marked as finished.
@@ -175,7 +175,7 @@ def test_an_interrupted_run_goes_on_at_the_next_shard_and_gives_the_same_bytes(
         write(path, table)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(features, "write_table", interrupted)
+        patch.setattr(encode, "write_table", interrupted)
         _run(settings, ingest, tmp_path / "cut")
     finished = tmp_path / "cut/work/features" / ("f" * 32) / "out/features/shard-00000.npy"
     before = finished.stat().st_mtime_ns

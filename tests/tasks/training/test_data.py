@@ -35,7 +35,8 @@ def test_held_out_images_are_training_images_and_never_trained_on(
     sources: dict[str, Artifact], captions: Path, images: Images
 ) -> None:
     held_out = hold_out(captions, images, 0.3)
-    trained = {int(row) for _, rows in caption_rows(captions, images, keep=held_out.trains) for row in rows}
+    kept = caption_rows(captions, images, keep=held_out.trains)
+    trained = {int(row) for batch in kept for row in batch["image_rows"]}
     assert len(held_out.gallery) > 5
     assert trained.isdisjoint(held_out.gallery.tolist())
     assert len(trained) + len(held_out.gallery) == 72  # the other 8 images are of the split `val`

@@ -104,7 +104,7 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
     assert changed == set() and unchanged.manifest.metrics["base"] == place
     ranks = RankingDistillation(weight=1.0)
     artifact, changed = trained(
-        1.0, recipe="own", weights=LossWeights(image_caption=1), distil=0.01, ranking_distillation=ranks
+        1.0, recipe=("own",), weights=LossWeights(image_caption=1), distil=0.01, ranking_distillation=ranks
     )
     assert {"text_projection", "logit_scale"} < changed and not any(name.startswith("visual.") for name in changed)
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
@@ -142,8 +142,8 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_files(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
-    for tower in store.list("tower"):
-        shutil.rmtree(tower.path)
+    for candidate in store.list("candidate"):
+        shutil.rmtree(candidate.path)
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if done == 5:
@@ -192,7 +192,7 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A kill in the second candidate leaves the first one finished, and one more rate trains one more tower."""
+    """A kill in the second candidate leaves the first one finished, and one more rate trains one more candidate."""
     monkeypatch.setattr(progress, "REPORT_SECONDS", 0.0)
     several = {"recipe": ("published", "ranking"), "learning_rate": (1e-3, 3e-3)}
     changed = settings.finetune.model_copy(update=several)
@@ -207,24 +207,24 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
         name = str(facts.get("candidate", ""))
         seen[name] = max(seen.get(name, 0), done)
         if name.startswith("2 of 4") and done == 5:
-            needed.update(one.fingerprint for one in collect(store).skipped if one.stage == "tower")
+            needed.update(one.fingerprint for one in collect(store).skipped if one.stage == "candidate")
             raise KeyboardInterrupt
 
     assert tuned.manifest.metrics["learning_rate"] == 1e-3
-    before = {one.fingerprint for one in store.list("tower")}
+    before = {one.fingerprint for one in store.list("candidate")}
     with pytest.raises(KeyboardInterrupt):
         execute(FINETUNE, draft, run, inputs, stop)
     assert list(seen) == ["2 of 4, published at 0.003"]  # the first one is that of `tuned`
-    assert len(needed) == 1 and needed <= before, "gc leaves the first tower while the second is trained"
+    assert len(needed) == 1 and needed <= before, "gc leaves the first candidate while the second is trained"
     whole = execute(FINETUNE, draft, run, inputs)
-    made = {one.fingerprint for one in store.list("tower")} - before
+    made = {one.fingerprint for one in store.list("candidate")} - before
     assert len(made) == 3
     metrics, tried = whole.manifest.metrics, candidates_of(whole)
     assert metrics["candidates"] == len(tried["candidates"]) == 4
     assert metrics["samples"] == 4 * metrics["steps"] * metrics["batch_size"]
     assert sum(one["stopped"] is None for one in tried["candidates"]) == (metrics["alpha"] > 0)
     again = run_stage(FINETUNE, inputs, finetune={**several, "learning_rate": (1e-3, 2e-3, 3e-3)})
-    assert len({one.fingerprint for one in store.list("tower")} - before - made) == 2
+    assert len({one.fingerprint for one in store.list("candidate")} - before - made) == 2
     assert again.manifest.metrics["candidates"] == 6
 
 
@@ -375,6 +375,6 @@ def test_leftovers_of_an_earlier_try_are_not_counted(sources: dict[str, Artifact
     ids = pq.read_table(captions, columns=["caption_id"])["caption_id"].combine_chunks()
     whole = np.array([list(value) for value in ids.to_pylist()], np.uint8)
     for count in (50, 7):
-        rows = TrainingRows({}, np.arange(count), ids=whole[5 : 5 + count])
+        rows = TrainingRows({}, ids=whole[5 : 5 + count])
         licenses, files = provenance(rows, captions, tmp_path / "s")
         assert sum(licenses.values()) == sum(files.values()) == count
