@@ -288,4 +288,3 @@ def test_flickr8ks_tar_is_made_as_the_page_says(tmp_path: Path, monkeypatch: pyt
     exec(page.partition("### Flickr8k\n")[2].partition("```python\n")[2].partition("```")[0], {})
     with tarfile.open("images_128.tar") as tar, Image.open(tar.extractfile("images/1_a.jpg") or "") as image:
         assert tar.getnames() == ["images/1_a.jpg"] and image.size == (128, 128)
-
