@@ -105,8 +105,8 @@ def test_options_exist(page: Path) -> None:
         assert is_option(path, [Settings]), ".".join(path)
 
 
-SHELL = {"cd", "cp", "export", "mkdir", "pip", "source", "tar", "umask", "unset"}
-"""Programs of lines that nothing here can be wrong about."""
+SHELL = {"cd", "cp", "export", "mkdir", "pip", "source", "tar", "unset"}
+"""Programs that a block of `bash` may have beside ours; a block of `sh` may have any."""
 TESTED = {"clip-retrieval": "tests/paraclip_core/clip/test_export.py"}
 """Programs whose commands another test reads from the page."""
 
@@ -164,7 +164,9 @@ def assert_accepted(words: list[str], line: str) -> None:
             break
         command = command.commands[words.pop(0)]
     assert not words, line
-    missing = [one.name for one in command.params if one.required and not one.envvar and not given.get(one.name)]
+    missing = [
+        option.name for option in command.params if option.required and not option.envvar and not given.get(option.name)
+    ]
     assert not missing, f"{line}: {missing}"
 
 
@@ -213,15 +215,16 @@ def entries(page: Path) -> dict[str, str]:
     """The text below each heading of a page, as far as the next one of its level, by the heading's anchor."""
     text = page.read_text()
     heads = [(at.start(), len(at.group(1)), at.group(2)) for at in re.finditer(r"^(#+) (.*)$", text, re.MULTILINE)]
-    found = {}
-    for start, level, title in heads:
-        end = min((at for at, other, _ in heads if at > start and other <= level), default=len(text))
-        found[anchor(title)] = text[start:end]
-    return found
+    ends = [
+        min((at for at, deeper, _ in heads if at > start and deeper <= level), default=len(text))
+        for start, level, _ in heads
+    ]
+    return {anchor(title): text[start:end] for (start, _, title), end in zip(heads, ends, strict=True)}
 
 
 def missing_figures(text: str, source: str) -> list[str]:
-    return [one for one in FIGURE.findall(plain(text)) if not re.search(rf"{re.escape(one)}(?!\d|\.\d)", plain(source))]
+    figures = FIGURE.findall(plain(text))
+    return [figure for figure in figures if not re.search(rf"{re.escape(figure)}(?!\d|\.\d)", plain(source))]
 
 
 RESULTS = REPOSITORY / "docs" / "results.md"
@@ -240,7 +243,7 @@ def test_figures_stand_in_the_lab_book(page: Path) -> None:
     book = plain("\n".join(month.read_text() for month in (REPOSITORY / "dev" / "log").glob("*.md")))
     if page.name not in HELD_ELSEWHERE:
         assert set(MEASURED.findall(plain(text))) - set(re.findall(r"(?<![\d.,])\d+\.\d+", book)) == set()
-    assert [one for one in missing_figures(text, book) if "." in one] == []
+    assert [figure for figure in missing_figures(text, book) if "." in figure] == []
 
 
 @pytest.mark.parametrize("title", re.findall(r"^##+ (.*)$", RESULTS.read_text(), re.MULTILINE))
@@ -261,7 +264,7 @@ def test_figures_of_the_front_page_are_results() -> None:
     front, results = (REPOSITORY / "README.md").read_text(), RESULTS.read_text()
     assert missing_figures(front, results) == []
     counts = re.findall(r"\*\*(\d+)\*\*", front)
-    assert len(counts) == 2 and [one for one in counts if not re.search(rf"\b{one}\b", results)] == []
+    assert len(counts) == 2 and all(re.search(rf"\b{count}\b", results) for count in counts)
     assert FIGURE.findall("+4.1 [+3.4, +4.7]; +9.12 ± 0.34 and 9.8×") == ["+4.1 [+3.4, +4.7]", "+9.12 ± 0.34", "9.8×"]
 
 
