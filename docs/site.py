@@ -1,4 +1,4 @@
-"""What the docs site has beside docs/: the README as its home, and references written from the code.
+"""What the docs site adds to docs/: the README as its home, and references written from the code.
 
 A hook of MkDocs; `make docs` builds the site. Pages keep the links that work on a repository's own pages, so links to
 files outside of docs/ become plain text here.
@@ -75,18 +75,18 @@ def _commands(command: Any, names: tuple[str, ...]) -> Iterator[str]:
     if not below or len(names) == 1:
         title = "Before every command" if len(names) == 1 else " ".join(names)
         yield f"\n## {title}\n\n{_prose(command.help or '')}\n\n| option | meaning | default |\n{TABLE_HEAD}"
-        yield from (_parameter(one) for one in command.params if one.name != "help")
+        yield from (_parameter(parameter) for parameter in command.params if parameter.name != "help")
     for name, inner in below.items():
         yield from _commands(inner, (*names, name))
 
 
-def _parameter(one: Any) -> str:
-    name = ", ".join(one.opts) if one.param_type_name == "option" else (one.metavar or one.name.upper())
-    usual = one.default if isinstance(one.default, int | float | str) and one.default is not False else ""
-    variable = f" ({one.envvar})" if one.envvar else ""
-    needed = "needed" if one.required else ""
-    value = needed or (f"`{usual}`" if usual else "")
-    return f"| `{name}` | {_cell((one.help or '') + variable)} | {value} |"
+def _parameter(parameter: Any) -> str:
+    is_option = parameter.param_type_name == "option"
+    name = ", ".join(parameter.opts) if is_option else (parameter.metavar or parameter.name.upper())
+    default = parameter.default if isinstance(parameter.default, int | float | str) else None
+    value = "required" if parameter.required else f"`{default}`" if default else ""
+    variable = f" ({parameter.envvar})" if parameter.envvar else ""
+    return f"| `{name}` | {_cell((parameter.help or '') + variable)} | {value} |"
 
 
 def _options() -> Iterator[str]:
