@@ -69,6 +69,10 @@ class AwayError(EngineError):
     """The engine's server cannot be reached or no longer answers, or its process was killed."""
 
 
+class FailedError(AwayError):
+    """The engine's server fails on a request, and does so again; the prompt may be the reason."""
+
+
 class RefusedError(EngineError):
     """The engine's server refuses a request."""
 

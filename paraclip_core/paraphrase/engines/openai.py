@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from paraclip_core.errors import AwayError, BudgetError, EngineError, RefusedError
+from paraclip_core.errors import AwayError, BudgetError, EngineError, FailedError, RefusedError
 from paraclip_core.lifetime import LoopThread
 from paraclip_core.options import OPERATIONAL, Options, json_fields
 from paraclip_core.paraphrase.engines import (
@@ -135,10 +135,6 @@ class OpenAIOptions(Options):
         """Price of this many tokens, in the currency of the prices."""
         prompt = prompt_tokens * self.price_per_million_prompt_tokens
         return (prompt + completion_tokens * self.price_per_million_completion_tokens) / MILLION
-
-
-class FailedError(AwayError):
-    """The server fails on a request, and does so again; the prompt may be the reason."""
 
 
 class Limits:
@@ -273,7 +269,10 @@ class OpenAIEngine:
             # The import takes a second, and `plan` needs no client.
             from paraclip_core.paraphrase.engines.openai_client import Client
 
-            self._connection = LoopThread(), Client(self.options, self.at)
+            self._connection = (
+                LoopThread(),
+                Client(self.options.base_url, self.options.api_key_env, self.options.retries, self.at),
+            )
         return self._connection
 
 

@@ -15,10 +15,9 @@ from urllib.parse import urlsplit
 
 import openai
 
-from paraclip_core.errors import AwayError, EngineError, RefusedError
+from paraclip_core.errors import AwayError, EngineError, FailedError, RefusedError
 from paraclip_core.paraphrase.engines import Completion
 from paraclip_core.paraphrase.engines.chat import DECLINED, NO_ANSWER, QUOTED, read_completion
-from paraclip_core.paraphrase.engines.openai import FailedError, OpenAIOptions
 from paraclip_core.text_safety import one_line
 
 log = logging.getLogger(__name__)
@@ -38,21 +37,21 @@ SECRETS = Path("/run/secrets")
 class Client:
     """A connection to one server. Use it from one event loop."""
 
-    def __init__(self, options: OpenAIOptions, at: str) -> None:
-        """`at`: where the options are, for messages."""
-        self._options, self._at = options, at
+    def __init__(self, base_url: str, api_key_env: str, retries: int, at: str) -> None:
+        """`at`: where these options are, for messages."""
+        self._url, self._variable, self._at = base_url, api_key_env, at
         # Read once: a file may change, and the key that was sent is the one to redact.
-        self._key = _key(options.api_key_env)
+        self._key = _key(api_key_env)
         # Their log line for every request would flood a stage's log.
         for name in ("httpx2", "openai"):
             logging.getLogger(name).setLevel(logging.WARNING)
         # A proxy for outside traffic does not apply to a server on this machine.
-        outside = urlsplit(options.base_url).hostname not in ("localhost", "127.0.0.1", "::1")
+        outside = urlsplit(base_url).hostname not in ("localhost", "127.0.0.1", "::1")
         self._client = openai.AsyncOpenAI(
-            base_url=options.base_url,
+            base_url=base_url,
             api_key=self._key or "none",
             timeout=TIMEOUT_SECONDS,
-            max_retries=options.retries,
+            max_retries=retries,
             # With hundreds of concurrent requests, the default transport takes four times the CPU time.
             http_client=openai.DefaultAioHttpClient(trust_env=outside),
         )
@@ -65,7 +64,7 @@ class Client:
             raise self._failure(error) from None
         except openai.APIConnectionError as error:
             raise AwayError(
-                f"{self._options.base_url} cannot be reached: {one_line(error.__cause__ or error, QUOTED)}; start the "
+                f"{self._url} cannot be reached: {one_line(error.__cause__ or error, QUOTED)}; start the "
                 f"server, or set {self._at}.openai.base_url to its address"
             ) from None
         except (openai.APIError, ValueError, AttributeError):
@@ -91,13 +90,13 @@ class Client:
                 raise self._failure(error) from None
             except (ValueError, RecursionError) as error:
                 nonsense = one_line(self._without_key(str(error)), QUOTED)
-        raise FailedError(f"{self._options.base_url} sent an invalid response: {nonsense}")
+        raise FailedError(f"{self._url} sent an invalid response: {nonsense}")
 
     async def close(self) -> None:
         await self._client.close()
 
     def _failure(self, error: openai.APIError) -> EngineError:
-        url, variable = self._options.base_url, self._options.api_key_env
+        url, variable = self._url, self._variable
         if not isinstance(error, openai.APIStatusError):
             return AwayError(f"{url} does not answer: {one_line(error.__cause__ or error, QUOTED)}")
         status, text = error.status_code, one_line(self._without_key(error.response.text), QUOTED) or "(empty response)"
