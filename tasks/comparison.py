@@ -27,6 +27,8 @@ from paraclip_core.evaluation.run import Evaluation, compare_models
 from paraclip_core.evaluation.verdict.finding import notes, paragraphs
 from paraclip_core.paths import expand
 from paraclip_core.progress import Progress, silent
+from paraclip_core.report.data import ReportData
+from paraclip_core.report.page import render_report
 
 RESULTS_VERSION = 7
 """Of what the files of a comparison hold."""
@@ -89,19 +91,13 @@ def compare_and_write(
 
     `models` maps names to references; the first is the base. References are looked up in `store`, which also takes the
     results if `out` is not given. A heads file is its model with expanded queries; texts of a benchmark that the file
-    lacks are written next to the results. Results of a pair named base and
-    tuned go into the folder itself, others each into a subfolder of that name. With `report`, a page is written too,
-    which quotes `command`.
+    lacks are written next to the results. Results of a pair named base and tuned go into the folder itself, others each
+    into a subfolder of that name. With `report`, a page is written too, which quotes `command`.
     """
     resolved = {name: _resolve(model, store) for name, model in models.items()}
     names = {name: model.shown for name, model in resolved.items()}
     hashes = FileHashes(store.cache / "source_hashes.json")
-    revisions = {
-        b.name: benchmark_hash(
-            b.kind, expand(b.path or ""), hashes, split, None if b.images is None else expand(b.images)
-        )
-        for b in benchmarks
-    }
+    revisions = {benchmark.name: _revision(benchmark, hashes, split) for benchmark in benchmarks}
     called = {
         "base": next(iter(models)),
         "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in benchmarks],
@@ -111,14 +107,7 @@ def compare_and_write(
     }
     # Named by its inputs: a comparison never overwrites another's results.
     own = store.root / "results" / "evaluate" / fingerprint("evaluate", RESULTS_VERSION, called, dict(names))[:12]
-    folder = (out or own).absolute()
-    try:
-        # Before the work, which takes minutes.
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be created ({error.strerror}); name another with --out or --root"
-        ) from error
+    folder = _made_folder((out or own).absolute())
     keep = BenchmarkFeatures(store.cache / "benchmark_features", hashes)
     references = {name: model.reference for name, model in resolved.items()}
     try:
@@ -129,26 +118,42 @@ def compare_and_write(
         write_atomic(lacking, lambda file: file.write(rows.encode()))
         error.add_note(f"these texts are in {lacking}; give `paraclip expand` that file beside the one that it had")
         raise
-    base, *others = names
+    base, *rivals = names
     alone = list(names) == ["base", "tuned"]
     summaries, versions = {}, software_versions()
-    for other in others:
-        place = folder if alone else folder / other
-        pair = {"base": names[base], "tuned": names[other]}
-        of = {"base": base, "tuned": other}
-        evaluation = compared.evaluations[other]
+    for rival in rivals:
+        place, pair = folder if alone else folder / rival, {"base": names[base], "tuned": names[rival]}
+        model_names = {"base": base, "tuned": rival}
 
-        def provenance(benchmark: str, model: str, of: Mapping[str, str] = of) -> Provenance:
+        def provenance(benchmark: str, model: str, of: Mapping[str, str] = model_names) -> Provenance:
             return Provenance(revisions[benchmark], compared.seconds[benchmark, of[model]], versions)
 
-        summaries[other] = write_evaluation(place, evaluation, pair, pair, provenance)
+        evaluation = compared.evaluations[rival]
+        summaries[rival] = write_evaluation(place, evaluation, pair, pair, provenance)
         if report:
-            _write_page(place / "report.html", f"{other} against {base}", command, pair, evaluation, summaries[other])
+            _write_page(place / "report.html", f"{rival} against {base}", command, pair, evaluation, summaries[rival])
     if alone:
         return folder, summaries["tuned"]
     whole = _summary(summaries, names)
     write_json(folder / "summary.json", whole)
     return folder, whole
+
+
+def _revision(benchmark: BenchmarkOptions, hashes: FileHashes, split: str | None) -> str:
+    """Hash of everything that a benchmark reads."""
+    images = None if benchmark.images is None else expand(benchmark.images)
+    return benchmark_hash(benchmark.kind, expand(benchmark.path or ""), hashes, split, images)
+
+
+def _made_folder(folder: Path) -> Path:
+    """The folder of the results, created before the work, which takes minutes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be created ({error.strerror}); name another with --out or --root"
+        ) from error
+    return folder
 
 
 @dataclass(frozen=True)
@@ -203,9 +208,6 @@ def _write_page(
     evaluation: Evaluation,
     summary: Mapping[str, Any],
 ) -> None:
-    from paraclip_core.report.data import ReportData
-    from paraclip_core.report.page import render_report
-
     comparison = evaluation.comparison
     facts = {"base": models["base"], "tuned": models["tuned"], "date": f"{datetime.now(UTC):%Y-%m-%d}"}
     data = ReportData(
