@@ -17,6 +17,7 @@ from paraclip.storage.roots import open_store
 from paraclip.tasks.run.run import Run
 from paraclip_core import tables
 from paraclip_core.config import Settings
+from paraclip_core.evaluation.verdict.finding import Finding, Verdict, for_programs
 from paraclip_core.settings import load_settings
 
 MEASURED = {
@@ -27,14 +28,13 @@ MEASURED = {
 """What some stages' manifests say."""
 
 
-def summary(verdict: str = "hold") -> dict[str, object]:
+def summary(verdict: Verdict = "hold") -> dict[str, object]:
     """A `summary.json` as evaluate writes it."""
     return {
         "models": {"base": {"paraphrased_queries": {"ao@10": 40.0}}, "tuned": {"paraphrased_queries": {"ao@10": 42.5}}},
         "deltas": {"paraphrased_queries": {"ao@10": 2.5}},
         "intervals": {"paraphrased_queries": {"ao@10": [1.0, 4.0]}},
-        "verdict": verdict,
-        "reason": "because this test says so",
+        **for_programs(verdict, [Finding("gain", "promotes", "because this test says so")]),
         "fingerprints": {},
     }
 
@@ -94,7 +94,7 @@ def finished_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     """Makes a finished run below `tmp_path`; overrides as the command line takes them."""
     monkeypatch.delenv("PARACLIP_ROOT", raising=False)
 
-    def make(*overrides: str, verdict: str = "hold") -> FinishedRun:
+    def make(*overrides: str, verdict: Verdict = "hold") -> FinishedRun:
         config = tmp_path / "run.yaml"
         config.write_text(
             "name: made\n"
