@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from paraclip.tasks.run.run import Node
-from paraclip_core.errors import AwayError, ConfigError, CrashedError, EngineError, FullDiskError, InputError
+from paraclip_core.errors import (
+    AwayError,
+    BenchmarkError,
+    ConfigError,
+    CrashedError,
+    EngineError,
+    FullDiskError,
+    InputError,
+)
 from paraclip_core.settings import parse_settings
 from tests.kit.openai_server import OpenAIServer
 from tests.kit.tiny_run import served
@@ -218,7 +226,7 @@ def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path,
     tree = {"run": {"root": str(tmp_path / "root")}, "paraphrase": served(openai_server.url)}
     tree["data"] = {"root": str(tmp_path), "sources": [{"path": "captions.csv", "images": "."}]}
     tree["evaluate"] = {"benchmarks": [{"name": "captions", "kind": "paraphrased_retrieval"}]}
-    with pytest.raises(InputError, match=r"split val \(evaluate\.split\), but none of the 24 captions is of it"):
+    with pytest.raises(BenchmarkError, match="no ingested caption of split 'val' has an image"):
         pipeline(settings=parse_settings(tree))
     assert [path.name for path in (tmp_path / "root" / "artifacts").iterdir()] == ["ingest"]
     assert not openai_server.asked

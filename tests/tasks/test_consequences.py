@@ -155,7 +155,7 @@ def test_options(bench: Bench, changes: dict[str, Any], expected_1: int, expecte
 
 
 def test_what_a_failure_left_undone(bench: Bench) -> None:
-    well, enough = bench.server.answer, len(bench.server.asked) + 5
+    well, enough = bench.server.answer, len(bench.server.asked) + 3
     bench.server.answer = lambda asked: well(asked) if len(bench.server.asked) <= enough else status(403)
     one_by_one = {"seed": 3, "openai__concurrency": 1}
     settings = bench.settings(**one_by_one)
@@ -165,7 +165,7 @@ def test_what_a_failure_left_undone(bench: Bench) -> None:
     assert bench.plan(settings)["paraphrase_1"].state == "resumable"
     bench.server.answer = well
     # Other seeds give the same words, so step 2 asks because of its own seed.
-    bench.change(N - 5, N, **one_by_one)
+    bench.change(N - 3, N, **one_by_one)
 
 
 @pytest.mark.slow
