@@ -63,7 +63,7 @@ def decide(
         decision = Decision(channel, True, [earlier], move.before, challenger)
         write_json(stored, decision.as_json())
         return decision.as_json()
-    decision = _judge(run, channel, stages, result, progress, force)
+    decision = _judge(run, channel, current, stages, result, progress, force)
     if decision.moved:
         if approve is not None:
             approve(decision.as_json())
@@ -107,10 +107,15 @@ class Decision:
 
 
 def _judge(
-    run: Run, channel: str, stages: Mapping[str, str], result: Result, progress: Progress, force: bool
+    run: Run,
+    channel: str,
+    current: Mapping[str, Any],
+    stages: Mapping[str, str],
+    result: Result,
+    progress: Progress,
+    force: bool,
 ) -> Decision:
     """Whether the channel moves, its own rules first, then the gate against the base, then against the champion."""
-    current = run.store.channel(channel) or {}
     before, challenger = current.get("fingerprint"), stages["finetune"]
 
     def decision(moves: bool, code: str, text: str, more: Sequence[Finding] = (), rows: Sequence[Row] = ()) -> Decision:

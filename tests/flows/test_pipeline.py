@@ -226,7 +226,7 @@ def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path,
     tree = {"run": {"root": str(tmp_path / "root")}, "paraphrase": served(openai_server.url)}
     tree["data"] = {"root": str(tmp_path), "sources": [{"path": "captions.csv", "images": "."}]}
     tree["evaluate"] = {"benchmarks": [{"name": "captions", "kind": "paraphrased_retrieval"}]}
-    with pytest.raises(BenchmarkError, match="no ingested caption of split 'val' has an image"):
+    with pytest.raises(BenchmarkError, match=r"no ingested caption of split 'val' has an image; set evaluate\.split"):
         pipeline(settings=parse_settings(tree))
     assert [path.name for path in (tmp_path / "root" / "artifacts").iterdir()] == ["ingest"]
     assert not openai_server.asked
