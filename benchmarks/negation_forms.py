@@ -40,9 +40,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     pairs: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for query, other, kind in query_pairs.read(options.data / "sts" / "sick"):
-        if kind == "hard_negative":
-            pairs[form(query, other)].append((query, other))
+    for pair in query_pairs.read(options.data / "sts" / "sick"):
+        if pair.hard_negative:
+            pairs[form(pair.query, pair.other)].append((pair.query, pair.other))
     images = json.loads((options.data / "flickr8k" / "dataset_flickr8k.json").read_text())["images"]
     for caption in (text["raw"] for image in images if image["split"] == "val" for text in image["sentences"]):
         without, nobody = WITH.sub("without ", caption, count=1), SOMEBODY.sub("Nobody is", caption)

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import unique_features
-from paraclip_core.evaluation.benchmarks.query_pairs import QueryPair, by_rule
+from paraclip_core.evaluation.benchmarks.query_pairs import by_rule
 from paraclip_core.evaluation.churn import Churn, churn, find
 from paraclip_core.evaluation.intervals import Sample, delta_interval
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.evaluation.pairs import QueryPair
 
 DEPTH = 10
 RESAMPLES = 1000
@@ -110,7 +111,9 @@ def audit_index(searcher: Searcher, models: Mapping[str, Encode], entries: Seque
     worst = np.argsort(values[names[0]]["ao"], kind="stable").tolist()
     audited = tuple(
         AuditedPair(
-            *pairs[row],
+            pairs[row].query,
+            pairs[row].other,
+            pairs[row].part,
             ao={name: round(100 * float(measured["ao"][row]), 2) for name, measured in values.items()},
             nearest={
                 name: (_named(caption[row], searcher.ids), _named(paraphrased[row], searcher.ids))
@@ -136,7 +139,7 @@ def _by_kind(pairs: Sequence[AuditedPair]) -> dict[str, dict[str, float]]:
 def _ranked(
     searcher: Searcher, encode: Encode, pairs: Pairs, depth: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    features, index = unique_features(encode, [pair[side] for side in (0, 1) for pair in pairs])
+    features, index = unique_features(encode, [*(pair.query for pair in pairs), *(pair.other for pair in pairs)])
     rows = searcher.nearest(features, depth)[0][index]
     return rows[: len(pairs)], rows[len(pairs) :]
 
@@ -167,7 +170,8 @@ def query_pairs(entries: Sequence[Any]) -> list[QueryPair]:
                 "query"
             )
         if len(texts) > 1:
-            pairs.append(QueryPair(*texts))
+            query, other, *part = texts
+            pairs.append(QueryPair(query, other, part="".join(part)))
         else:
             pairs += by_rule(texts[0].strip())
     return list(dict.fromkeys(pairs))

@@ -52,6 +52,25 @@ class Sample:
         return [Sample(self.values[row], self.clusters[row], self.gold[row]) for row in rows]
 
 
+def components(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Clusters of rows that share a number, directly or through other rows: a label for each row, int64 [n].
+
+    Each column, [n], has one number for a row; in all columns a number means the same text or image.
+    """
+    _, numbers = np.unique(np.stack(columns), return_inverse=True)
+    numbers = numbers.reshape(len(columns), -1)
+    labels = np.arange(numbers.max(initial=-1) + 1)
+    while True:
+        lowest = labels[numbers].min(axis=0)
+        merged = labels.copy()
+        for column in numbers:
+            np.minimum.at(merged, column, lowest)
+        merged = merged[merged]
+        if np.array_equal(merged, labels):
+            return labels[numbers[0]]
+        labels = merged
+
+
 DRAWN = 1 << 21
 """Drawn items in memory at once."""
 RESAMPLES, CONFIDENCE = 2000, 0.95

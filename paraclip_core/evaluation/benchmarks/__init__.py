@@ -249,9 +249,15 @@ def check_metric(name: str) -> str:
     raise ValueError(f"no benchmark measures {name!r}, written kind/metric; {meant}")
 
 
-def recalls(name: str, title: str, published: str = "", headline: int = 0) -> tuple[Metric, ...]:
+def recalls(name: str, title: str, published: str = "", headline: int = 0, by_part: bool = False) -> tuple[Metric, ...]:
     """Recall metrics at all :data:`RECALL_DEPTHS`; the one at `headline` is a headline."""
     return tuple(
-        Metric(f"{name}@{k}", f"{title}@{k}", published=published and f"{published}@{k}", headline=k == headline)
+        Metric(
+            f"{name}@{k}",
+            f"{title}@{k}",
+            published=published and f"{published}@{k}",
+            headline=k == headline,
+            by_part=by_part,
+        )
         for k in RECALL_DEPTHS
     )

@@ -11,7 +11,7 @@ the latter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation import published
-from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, plain_queries, unique_features
-from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.intervals import Sample
-from paraclip_core.evaluation.metrics import average_overlap, jaccard, recall_at_k
+from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, plain_queries
+from paraclip_core.evaluation.benchmarks import Benchmark, Source, Task
+from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, RECALLS, SIDES, QueryPair, measure_pairs
 from paraclip_core.evaluation.published import (
     captioned_files,
     captioned_images,
@@ -36,11 +36,9 @@ from paraclip_core.evaluation.published import (
     pool_of,
     records,
 )
-from paraclip_core.evaluation.scores import top_k
 from paraclip_core.options import Options
 from paraclip_core.tables import PER_QUERY
 
-DEPTH = 10
 PARAPHRASED = ("paraphrased_query", "caption2", "paraphrase")
 ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 
@@ -174,32 +172,19 @@ def within(pairs: Pairs, pool: ImagePool) -> Pairs:
 
 
 def measure(pairs: Pairs, pool: ImagePool, encoder: Encoder) -> Measured:
-    """AO@10 and JS@10 between the two rankings, and both sides' recall; the pairs of one image form a cluster.
-
-    All images of the pairs must be in the pool, see :func:`within`.
-    """
-    features, index = unique_features(encoder.texts, [*pairs.captions, *pairs.paraphrased_queries])
-    ranked = top_k(features, pool.features(encoder), DEPTH)
-    count = len(pairs.captions)
-    caption, paraphrased = ranked[index[:count]], ranked[index[count:]]
-    owner = pool.find(pairs.image_ids)
-    values = {
-        f"ao@{DEPTH}": average_overlap(caption, paraphrased, DEPTH),
-        f"js@{DEPTH}": jaccard(caption, paraphrased, DEPTH),
-    }
-    for name, side in (("caption", caption), ("paraphrased_query", paraphrased)):
-        values |= {f"{name}_text_to_image_recall@{k}": recall_at_k(side, owner, k) for k in RECALL_DEPTHS}
+    """The figures of :func:`measure_pairs`; all images of the pairs must be in the pool, see :func:`within`."""
+    texts = zip(pairs.captions, pairs.paraphrased_queries, pairs.image_ids, strict=True)
+    rows = [QueryPair(query, other, image=image) for query, other, image in texts]
+    measured = measure_pairs(rows, pool, encoder)
     notes = {
         "protocol": "both rankings over all images of the pool; mean over pairs",
         "split": pairs.split,
-        "images": len(pool.ids),
-        "images_with_pairs": len(np.unique(owner)),
-        "pairs": count,
+        **measured.notes,
+        "images_with_pairs": len(set(pairs.image_ids)),
         "pairs_with_equal_texts": pairs.equal,
         "pairs_without_image": pairs.without_image,
     }
-    samples = {name: Sample(value, owner) for name, value in values.items()}
-    return Measured(samples, notes, {"caption": caption, "paraphrased_query": paraphrased})
+    return replace(measured, notes=notes)
 
 
 def per_query(pairs: Pairs, pool: ImagePool, base: Measured, tuned: Measured) -> pa.Table:
@@ -207,11 +192,11 @@ def per_query(pairs: Pairs, pool: ImagePool, base: Measured, tuned: Measured) ->
     columns: list[pa.Array] = [
         pa.array(list(side)) for side in (pairs.image_ids, pairs.captions, pairs.paraphrased_queries)
     ]
-    for metric in (f"ao@{DEPTH}", f"js@{DEPTH}"):
-        columns += [pa.array(measured.samples[metric].values) for measured in (base, tuned)]
+    for overlap in (average_overlap, jaccard):
+        columns += [pa.array(overlap(*(measured.ranked[side] for side in SIDES), DEPTH)) for measured in (base, tuned)]
     ids = pa.array(list(pool.ids))
     for measured in (base, tuned):
-        columns += [_lists(ids, measured.ranked[side]) for side in ("caption", "paraphrased_query")]
+        columns += [_lists(ids, measured.ranked[side]) for side in SIDES]
     return pa.Table.from_arrays(columns, schema=PER_QUERY)
 
 
@@ -229,12 +214,7 @@ def _pairs(rows: list[tuple[str, str, str]], split: str) -> Pairs:
 
 PARAPHRASED_RETRIEVAL = Benchmark(
     title="Paraphrased retrieval",
-    metrics=(
-        Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True),
-        Metric(f"js@{DEPTH}", f"JS@{DEPTH}", headline=True),
-        *recalls("caption_text_to_image_recall", "caption → image recall"),
-        *recalls("paraphrased_query_text_to_image_recall", "paraphrased query → image recall"),
-    ),
+    metrics=(*AGREEMENT, *RECALLS),
     load=load,
     files=lambda path, split: published.files_in(path) if pairs_files(path) else captioned_files(path, split),
     aliases=("paraphrased_queries", "pairs", "coco-p"),

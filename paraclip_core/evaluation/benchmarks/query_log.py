@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, plain_queries
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
-from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH
-from paraclip_core.evaluation.benchmarks.query_pairs import QUERY_PAIRS, QueryPair
-from paraclip_core.evaluation.benchmarks.query_pairs import measure as measure_pairs
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.metrics import recall_at_k, reciprocal_rank
+from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, NEGATIVES, SIDES, QueryPair, measure_pairs
 from paraclip_core.tables import LOG_QUERIES
 
-SIDES = ("caption", "paraphrased_query")
 _ARTICLES = ("a", "an", "the", "some")
 
 
@@ -63,7 +60,7 @@ def hard_negatives(queries: Sequence[str]) -> list[QueryPair]:
             changed = [*words[:-1], other]
         else:
             changed = ["no", *(words[1:] if words[0].casefold() in _ARTICLES and words[1:] else words)]
-        pairs.append(QueryPair(query, " ".join(changed), "hard_negative"))
+        pairs.append(QueryPair(query, " ".join(changed), hard_negative=True))
     return pairs
 
 
@@ -114,7 +111,8 @@ def _found(side: str, ranked: NDArray[np.int64], targets: NDArray[np.int64]) -> 
 QUERY_LOG = Benchmark(
     title="Queries of a log",
     metrics=(
-        *QUERY_PAIRS.metrics,
+        *AGREEMENT,
+        *NEGATIVES,
         *recalls("caption_text_to_image_recall", "query → clicked image recall"),
         *recalls("paraphrased_query_text_to_image_recall", "paraphrased query → clicked image recall"),
         Metric(f"caption_mrr@{DEPTH}", f"query → clicked image MRR@{DEPTH}"),

@@ -1,40 +1,43 @@
 """Query pairs, paraphrases and hard negatives, over any gallery, as they need no images of their own.
 
-Both texts of a pair rank the same images. Two texts that people judged equivalent should find the same ones; a query
-and its hard negative, similar in wording but different in meaning, should not. An encoder that embeds all texts alike
-agrees on both, so what counts is the margin between the two agreements (the idea of LGIP, arXiv 2511.13494: invariance
-against sensitivity).
-
 Pairs come from files, each in its published format: SICK (Marelli et al., LREC 2014; entailment with a relatedness of
 4.5 or more, and contradictions as hard negatives), STS files with a header (a score of 4.5 or more, and only the
-captions genre if genres are stated), SugarCrepe's and SugarCrepe++'s JSON, and rows with `query` and
-`paraphrased_query`, `hard_negative` or both. Without a path the pairs are the evaluation split's captions,
-paraphrased by rules (:data:`RULES`) and reported by rule, without hard negatives.
+captions genre if genres are stated), SugarCrepe's (by category) and SugarCrepe++'s JSON, and rows with `query` or
+`caption` and `paraphrased_query`, `hard_negative` or both; with a `caption`, a `query` is a paraphrase of it. If a row
+names its image and this is searched, recall is measured, too. Without a path the pairs are the evaluation split's
+captions, paraphrased by rules (:data:`RULES`) and reported by rule, without hard negatives.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
 
 from paraclip_core.errors import BenchmarkError
-from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, plain_queries, unique_features
-from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.benchmarks.paraphrased import DEPTH, ENDINGS, PARAPHRASED
-from paraclip_core.evaluation.intervals import Sample
-from paraclip_core.evaluation.metrics import average_overlap, jaccard
+from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, plain_queries
+from paraclip_core.evaluation.benchmarks import Benchmark, Source, Task
+from paraclip_core.evaluation.benchmarks.paraphrased import ENDINGS, PARAPHRASED
+from paraclip_core.evaluation.pairs import (
+    AGREEMENT,
+    DEPTH,
+    NEGATIVES,
+    PREFERS,
+    RECALLS,
+    QueryPair,
+    distinct,
+    measure_pairs,
+)
 from paraclip_core.evaluation.published import every_image, plain_tsv, records
 from paraclip_core.evaluation.published import field as text_field
-from paraclip_core.evaluation.scores import top_k
 
 EQUAL = 4.5
 """Human score, out of 5, from which two sentences count as a query and its paraphrase."""
+WRITTEN = (*PARAPHRASED, "query")
+"""Fields of texts with the same meaning; a `query` is one if the row has a caption, too."""
 HARD_NEGATIVES = ("hard_negative", "negative_caption")
+IMAGE = ("image_id", "filename", "image")
 
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
 _FUNCTION_WORD = re.compile(
@@ -88,18 +91,9 @@ RULES: Mapping[str, Callable[[str], str]] = {
 """Common variations in English: each rule returns a paraphrase of a query, or the query itself."""
 
 
-class QueryPair(NamedTuple):
-    """A query and its paraphrase or hard negative."""
-
-    query: str
-    other: str
-    kind: str = ""
-    """`hard_negative`, or the rule that made the paraphrase; empty if a person or a model did."""
-
-
 def by_rule(query: str) -> list[QueryPair]:
     """A query paired with the result of each rule."""
-    return [QueryPair(query, other, kind) for kind, rule in RULES.items() if (other := rule(query)) != query]
+    return [QueryPair(query, other, part=name) for name, rule in RULES.items() if (other := rule(query)) != query]
 
 
 def files(path: Path, split: str | None = None) -> list[Path]:
@@ -111,39 +105,37 @@ def files(path: Path, split: str | None = None) -> list[Path]:
 
 
 def read(path: Path) -> list[QueryPair]:
-    return [
-        QueryPair(query.strip(), other.strip(), kind) for file in files(path) for query, other, kind in _pairs(file)
-    ]
+    return [pair for file in files(path) for pair in _pairs(file)]
 
 
-def distinct(pairs: Sequence[QueryPair]) -> list[QueryPair]:
-    """The pairs of two different texts, ignoring case and spaces as most tokenizers do; all of those with a `kind`."""
-    return [pair for pair in pairs if pair.kind or pair.query.casefold().split() != pair.other.casefold().split()]
-
-
-def _pairs(file: Path) -> Iterator[tuple[str, str, str]]:
+def _pairs(file: Path) -> Iterator[QueryPair]:
     if file.suffix == ".txt":
         for number, row in plain_tsv(file, ("sentence_A", "sentence_B", "relatedness_score")):
             label = row.get("entailment_judgment", row.get("entailment_label"))
             if label == "CONTRADICTION" or (label == "ENTAILMENT" and _score(file, number, row) >= EQUAL):
-                yield row["sentence_A"], row["sentence_B"], "hard_negative" if label == "CONTRADICTION" else ""
+                yield QueryPair(row["sentence_A"].strip(), row["sentence_B"].strip(), label == "CONTRADICTION")
         return
     for number, row in _rows(file):
         if {"score", "sentence1", "sentence2"} <= row.keys():
             if "captions" in row.get("genre_file", "captions") and _score(file, number, row) >= EQUAL:
-                yield row["sentence1"], row["sentence2"], ""
+                yield QueryPair(row["sentence1"].strip(), row["sentence2"].strip())
             continue
-        query = text_field(file, number, row, "query", "caption")
-        others = [("", name) for name in PARAPHRASED] + [("hard_negative", name) for name in HARD_NEGATIVES]
-        stated = [(kind, name) for kind, name in others if row.get(name) not in (None, "")]
-        if not stated:
+        stated = [name for name in (*WRITTEN, *HARD_NEGATIVES) if row.get(name) not in (None, "")]
+        own = "caption" if row.get("caption") not in (None, "") else "query"
+        if not (others := [name for name in stated if name != own]):
             raise BenchmarkError(
                 f"{file}, row {number}: neither paraphrased_query nor hard_negative; expected query and "
                 "paraphrased_query, hard_negative or both; its "
                 f"fields are {', '.join(row)}"
             )
-        for kind, name in stated:
-            yield query, text_field(file, number, row, name), kind
+        query = text_field(file, number, row, own).strip()
+        image = next((row[name] for name in IMAGE if row.get(name)), "")
+        parts = {"query": "query", "negative_caption": file.stem}
+        if "query" in others:
+            parts |= dict.fromkeys(PARAPHRASED, "paraphrase")
+        for name in others:
+            other = text_field(file, number, row, name).strip()
+            yield QueryPair(query, other, name in HARD_NEGATIVES, parts.get(name, ""), image)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -169,8 +161,9 @@ def load(source: Source) -> Task:
     if path is not None:
         pairs, where = read(path), str(path)
     elif stored is not None:
-        first = dict(zip(reversed(stored.captions.image_ids), reversed(stored.captions.captions), strict=True))
-        pairs = [pair for query in dict.fromkeys(first.values()) for pair in by_rule(query)]
+        first = dict(zip(reversed(stored.captions.captions), reversed(stored.captions.image_ids), strict=True))
+        of_image = {image: caption for caption, image in first.items()}
+        pairs = [pair._replace(image=image) for image, query in of_image.items() for pair in by_rule(query)]
         where = f"split {stored.captions.split!r}"
     else:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")
@@ -179,78 +172,33 @@ def load(source: Source) -> Task:
     if source.images is not None:
         pool = every_image(source.images, {})
     elif stored is not None:
-        pool = stored.pool(stored.captions.image_ids)
+        pool = stored.pool([*stored.captions.image_ids, *(pair.image for pair in pairs if pair.image)])
     else:
         raise BenchmarkError("it searches images and none are named; name their location with the option `images`")
     if len(pool.ids) < DEPTH:
         raise BenchmarkError(f"its pool has {len(pool.ids)} images; expected at least {DEPTH}")
-    queries = plain_queries([pair.query for pair in distinct(pairs)], pool)
+    plain = distinct(pairs)
+    queries = plain_queries([pair.query for pair in plain], pool, [pair.image for pair in plain])
     return Task(lambda encoder: measure(pairs, pool, encoder), queries=queries)
 
 
 def measure(listed: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> Measured:
-    """AO@10 and JS@10 of paraphrased queries, of each kind and of hard negatives, and the margin; the pairs of a query
-    form a cluster."""
+    """The figures of :func:`measure_pairs` over all images of the pool."""
     pairs = distinct(listed)
-    features, index = unique_features(encoder.texts, [*(pair.query for pair in pairs), *(pair.other for pair in pairs)])
-    ranked = top_k(features, pool.features(encoder), DEPTH)
-    count = len(pairs)
-    lists = ranked[index[:count]], ranked[index[count:]]
-    overlap, shared = average_overlap(*lists, DEPTH), jaccard(*lists, DEPTH)
-    clusters, kinds = index[:count].astype(np.int64), np.array([pair.kind for pair in pairs])
-    hard_negative = kinds == "hard_negative"
-    classes = [kind for kind in dict.fromkeys(kinds.tolist()) if kind not in ("", "hard_negative")]
-    parts = {"": ~hard_negative, **{f"@{kind}": kinds == kind for kind in classes}}
-    samples = {}
-    for part, rows in parts.items():
-        if len(np.unique(clusters[rows])) > 1:
-            samples[f"ao@{DEPTH}{part}"] = Sample(overlap[rows], clusters[rows])
-            if not part:
-                samples[f"js@{DEPTH}"] = Sample(shared[rows], clusters[rows])
-    if len(np.unique(clusters[hard_negative])) > 1:
-        samples[f"hard_negative_ao@{DEPTH}"] = Sample(overlap[hard_negative], clusters[hard_negative])
-        samples[f"hard_negative_js@{DEPTH}"] = Sample(shared[hard_negative], clusters[hard_negative])
-        if f"ao@{DEPTH}" in samples:
-            samples["margin"] = Sample(_difference(overlap, hard_negative), clusters)
+    measured = measure_pairs(pairs, pool, encoder)
     notes = {
         "protocol": "both texts rank all images of the pool; margin: agreement of paraphrased queries less theirs",
-        "images": len(pool.ids),
-        "pairs": int((~hard_negative).sum()),
-        "hard_negatives": int(hard_negative.sum()),
-        "pairs_with_equal_texts": len(listed) - count,
-        **(
-            {}
-            if "margin" in samples
-            else {"margin": "unknown, for it needs hard negatives and paraphrased queries, of two queries each"}
-        ),
+        **measured.notes,
+        "pairs_with_equal_texts": len(listed) - len(pairs),
     }
-    return Measured(samples, notes, {"query": lists[0], "paraphrased_query": lists[1]})
-
-
-def _difference(values: NDArray[np.float64], hard_negative: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Values [n] whose mean is the paraphrased queries' mean minus the hard negatives'.
-
-    Each is centered at the mean of its kind: a bootstrap draw has other numbers of both kinds than the file, and only
-    the agreements drawn may move its mean, not these numbers (the linearization of a difference of two means).
-    """
-    more, less = values[~hard_negative], values[hard_negative]
-    centered = np.where(hard_negative, (less.mean() - values) / len(less), (values - more.mean()) / len(more))
-    return more.mean() - less.mean() + centered * len(values)
+    if "margin" not in measured.samples:
+        notes["margin"] = "unknown, for it needs hard negatives and paraphrased queries, of two queries each"
+    return replace(measured, notes=notes)
 
 
 QUERY_PAIRS = Benchmark(
     title="A query and its paraphrase",
-    metrics=(
-        Metric(f"ao@{DEPTH}", f"AO@{DEPTH}", headline=True, by_part=True),
-        Metric(f"js@{DEPTH}", f"JS@{DEPTH}"),
-        Metric("margin", "Margin over hard negatives", headline=True),
-        Metric(
-            f"hard_negative_ao@{DEPTH}", f"AO@{DEPTH} with hard negatives", lower_is_better=True, weighed_by="margin"
-        ),
-        Metric(
-            f"hard_negative_js@{DEPTH}", f"JS@{DEPTH} with hard negatives", lower_is_better=True, weighed_by="margin"
-        ),
-    ),
+    metrics=(*AGREEMENT, *NEGATIVES, *RECALLS, PREFERS),
     load=load,
     files=files,
     aliases=("sick-pairs", "hard-negatives"),

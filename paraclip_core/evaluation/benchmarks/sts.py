@@ -29,7 +29,7 @@ import numpy as np
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured, TextEncoder, unique_features
 from paraclip_core.evaluation.benchmarks import Benchmark, Metric, Source, Task
-from paraclip_core.evaluation.intervals import STRATUM, Sample
+from paraclip_core.evaluation.intervals import STRATUM, Sample, components
 from paraclip_core.evaluation.published import lines, plain_tsv
 from paraclip_core.evaluation.scores import pair_scores
 
@@ -112,11 +112,11 @@ def _sick_file(path: Path) -> Path:
 
 
 def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
-    """Spearman of the cosines; each pair is its own cluster."""
+    """Spearman of the cosines; pairs that share a text form a cluster."""
     features, rows = unique_features(encode, pairs.first + pairs.second)
     count = len(pairs.gold)
     cosines = pair_scores(features, rows[:count], features, rows[count:])
-    sample = Sample(cosines, np.arange(count), np.asarray(pairs.gold, np.float64))
+    sample = Sample(cosines, components(rows[:count], rows[count:]), np.asarray(pairs.gold, np.float64))
     notes: dict[str, Any] = {
         "protocol": "Spearman of cosine and human score over all pairs",
         "pairs": count,

@@ -14,6 +14,7 @@ from paraclip_core.clip.search import Searcher
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.audit import audit_index, query_pairs
 from paraclip_core.evaluation.benchmarks.query_pairs import RULES
+from paraclip_core.evaluation.pairs import QueryPair
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(60, 8))
@@ -83,7 +84,7 @@ def test_one_query_has_no_interval_and_what_is_no_query_is_named() -> None:
     assert audit.depth == 4 and audit.figures["base"]["js"].mean == 100 and audit.figures["base"]["js"].low is None
     with pytest.raises(BenchmarkError, match="no query has a paraphrased query"):
         audit_index(Searcher(IMAGES, IDS), {"base": vectors}, [])
-    assert query_pairs([("a", "b"), ("a", "b"), ["c", "d"]]) == [("a", "b", ""), ("c", "d", "")]
+    assert query_pairs([("a", "b"), ("a", "b"), ["c", "d"]]) == [QueryPair("a", "b"), QueryPair("c", "d")]
     bad: list[Any] = [("a", 1), 7, "", (), ("a", "b", "c", "d")]
     for entry in bad:
         with pytest.raises(BenchmarkError, match=r"entry 2 is .*expected a query, or a tuple"):
@@ -93,7 +94,7 @@ def test_one_query_has_no_interval_and_what_is_no_query_is_named() -> None:
 
 
 def rules(query: str) -> dict[str, str]:
-    return {pair.kind: pair.other for pair in query_pairs([query])}
+    return {pair.part: pair.other for pair in query_pairs([query])}
 
 
 def test_every_rule() -> None:
@@ -118,5 +119,5 @@ def test_every_rule() -> None:
 @given(st.text(min_size=1).filter(str.strip))
 def test_any_text_gets_paraphrases_that_differ_from_it(query: str) -> None:
     pairs = query_pairs([query])
-    assert "a photo of" in {pair.kind for pair in pairs} <= set(RULES)
+    assert "a photo of" in {pair.part for pair in pairs} <= set(RULES)
     assert all(pair.query == query.strip() != pair.other for pair in pairs)

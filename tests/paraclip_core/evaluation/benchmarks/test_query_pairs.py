@@ -14,8 +14,8 @@ from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions
 from paraclip_core.evaluation.benchmarks import Source, Stored
 from paraclip_core.evaluation.benchmarks import query_pairs as family
-from paraclip_core.evaluation.intervals import Interval, Sample, delta_interval
 from paraclip_core.evaluation.options import BenchmarkOptions, GateRule
+from paraclip_core.evaluation.pairs import distinct
 from paraclip_core.evaluation.prepare import prepare
 from paraclip_core.evaluation.rows import Outcome, compared_rows
 from paraclip_core.evaluation.verdict.finding import line
@@ -73,7 +73,7 @@ def test_without_hard_negatives_the_margin_is_unknown(tmp_path: Path) -> None:
     )
     encoder = WordEncoder()
     measured = prepare(options(file), file, stored(encoder)).measure(encoder)
-    assert set(measured.samples) == {"ao@10", "js@10"}
+    assert set(measured.samples) == {"ao@10", "js@10", "corrected_ao@10", "unrelated_ao@10"}
     assert "unknown" in measured.notes["margin"]
 
 
@@ -85,29 +85,6 @@ def test_the_margin_needs_paraphrases_of_two_queries(tmp_path: Path) -> None:
     assert set(outcome.samples) == {"hard_negative_ao@10", "hard_negative_js@10"}
     assert "of two queries each" in outcome.notes["margin"]
     assert margin_plot(compared_rows([Outcome("w", "query_pairs", outcome, outcome)])) is None
-
-
-def test_a_margins_interval_is_that_of_two_means_of_each_draw() -> None:
-    rng = np.random.default_rng(0)
-    # Unequal numbers of both kinds, which differ from query to query.
-    queries = np.repeat(np.arange(100), rng.integers(1, 6, 100))
-    hard_negative = rng.random(len(queries)) < 0.3
-    base, gain = rng.random((2, len(queries)))
-
-    def interval(tuned: NDArray[np.float64]) -> Interval:
-        before, after = (Sample(family._difference(values, hard_negative), queries) for values in (base, tuned))
-        return delta_interval(before, after)
-
-    shifted = interval(base + 0.1)
-    assert (shifted.delta, shifted.low, shifted.high) == pytest.approx((0, 0, 0), abs=1e-12)
-    deltas = []
-    for _ in range(2000):
-        drawn = np.concatenate([np.flatnonzero(queries == query) for query in rng.integers(0, 100, 100)])
-        kind = hard_negative[drawn]
-        deltas.append(gain[drawn][~kind].mean() - gain[drawn][kind].mean())
-    ours = interval(base + gain)
-    assert ours.delta == pytest.approx(gain[~hard_negative].mean() - gain[hard_negative].mean())
-    assert (ours.low, ours.high) == pytest.approx(tuple(np.quantile(deltas, [0.025, 0.975])), abs=0.005)
 
 
 class Collapsed(WordEncoder):
@@ -122,8 +99,8 @@ def test_a_collapsed_encoder_has_no_margin_and_is_held(tmp_path: Path) -> None:
     base, collapsed = WordEncoder(), Collapsed()
     task = prepare(options(file), file, stored(base))
     outcome = Outcome("w", "query_pairs", task.measure(base), task.measure(collapsed))
-    alike = ("ao@10", "js@10", "hard_negative_ao@10", "hard_negative_js@10")
-    assert outcome.tuned.metrics == {**dict.fromkeys(alike, 100), "margin": 0}
+    alike = ("ao@10", "js@10", "unrelated_ao@10", "hard_negative_ao@10", "hard_negative_js@10")
+    assert outcome.tuned.metrics == {**dict.fromkeys(alike, 100), "margin": 0, "corrected_ao@10": 0}
     gate = GateRule(metric="query_pairs/ao@10", max_drop={"query_pairs/margin": 1})
     comparison = judged(outcome, gate=gate)
     assert comparison.verdict == "hold"
@@ -142,7 +119,11 @@ def test_rules_make_pairs_of_captions_by_class() -> None:
     encoder = WordEncoder()
     captions = [f"a {word.replace('_', ' ')} on the road." for word in WORDS]
     measured = prepare(options(None), None, stored(encoder, captions)).measure(encoder)
-    assert {name for name in measured.samples if "@10@" in name} == {f"ao@10@{rule}" for rule in family.RULES}
+    assert {name for name in measured.samples if name.startswith("ao@10@")} == {
+        f"ao@10@{rule}" for rule in family.RULES
+    }
+    # The captions' images are known.
+    assert "paraphrased_query_text_to_image_recall@10@typo" in measured.samples
     assert measured.metrics["ao@10@capitals"] == 100
     assert family.RULES["keywords"]("A red dog is lying on the road.") == "red dog lying road"
 
@@ -152,10 +133,41 @@ def test_the_published_files(data_root: Path) -> None:
     sick, scenes, crepe = map(
         family.read, (folder / "sick", folder / "raw" / "STSB-test.tsv", data_root / "sugarcrepe")
     )
-    hard_negatives = [pair for pair in sick if pair.kind == "hard_negative"]
-    assert (len(sick), len(hard_negatives)) == (1_909 + 1_459, 1_459) and len(family.distinct(sick)) <= len(sick)
-    assert len(scenes) > 50 and not any(pair.kind for pair in scenes)
-    assert all(pair.kind == "hard_negative" for pair in crepe) and len(crepe) > 7_000
+    hard_negatives = [pair for pair in sick if pair.hard_negative]
+    assert (len(sick), len(hard_negatives)) == (1_909 + 1_459, 1_459) and len(distinct(sick)) <= len(sick)
+    assert len(scenes) > 50 and not any(pair.hard_negative for pair in scenes)
+    assert all(pair.hard_negative and pair.image for pair in crepe) and len(crepe) > 7_000
+    assert {pair.part for pair in crepe} == {
+        "add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj"
+    }  # fmt: skip
+
+
+def test_captions_with_a_paraphrase_a_query_and_a_hard_negative_of_known_images(tmp_path: Path) -> None:
+    rows = [
+        {"image": word, "caption": f"a {word.replace('_', ' ')}", "paraphrase": f"{word.split('_')[1]} on a road",
+         "query": word.split("_")[1], "hard_negative": f"a {word.replace('_', ' ')} and tree"}
+        for word in WORDS
+    ]  # fmt: skip
+    (file := tmp_path / "rewordings.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    encoder = WordEncoder()
+    task = prepare(options(file), file, stored(encoder))
+    measured = task.measure(encoder)
+    gallery = encoder.texts([word.replace("_", " ") for word in WORDS]).astype(np.float16).astype(np.float32)
+
+    def cosine(text: str, row: int) -> float:
+        return float(encoder.texts([text])[0] @ gallery[row])
+
+    def found(text: str, row: int) -> bool:
+        return sum(cosine(text, other) > cosine(text, row) for other in range(len(WORDS))) < 10
+
+    prefers = [cosine(row["caption"], number) > cosine(row["hard_negative"], number) for number, row in enumerate(rows)]
+    assert measured.metrics["image_prefers_query"] == pytest.approx(100 * np.mean(prefers))
+    for part in ("paraphrase", "query"):
+        name = f"paraphrased_query_text_to_image_recall@10@{part}"
+        expected = np.mean([found(row[part], number) for number, row in enumerate(rows)])
+        assert measured.metrics[name] == pytest.approx(100 * expected)
+    assert {f"ao@10@{part}" for part in ("paraphrase", "query")} < set(measured.samples)
+    assert {f"corrected_ao@10@{part}" for part in ("paraphrase", "query")} < set(measured.samples)
 
 
 @pytest.mark.parametrize(
