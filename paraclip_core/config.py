@@ -193,6 +193,12 @@ class Settings(Options):
             return None
         return ParaphraseOptions.model_validate(_merged(self.paraphrase.model_dump(), self.evaluate.queries) | WHOLE)
 
+    @property
+    def same_writer(self) -> bool:
+        """Whether the model that paraphrases for training also writes the held-out queries."""
+        queries, training = self.for_queries(), self.paraphrase
+        return queries is not None and (queries.engine, queries.model) == (training.engine, training.model)
+
     @model_validator(mode="after")
     def _queries(self) -> Settings:
         _check("evaluate.queries", self.for_queries)

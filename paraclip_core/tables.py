@@ -187,6 +187,13 @@ PER_QUERY = pa.schema(
     ]
 )
 
+FIRST_IMAGES = pa.schema(
+    [
+        pa.field("query", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),  # the tuned model's first image
+    ]
+)
+
 SAMPLES = pa.schema(
     [
         pa.field("metric", pa.dictionary(pa.int32(), pa.string()), nullable=False),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.corpus import corpus_of
-from paraclip.tasks.models import candidates_of
+from paraclip.tasks.models import candidates_of, of_control
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.features import images_to_encode
 from paraclip.tasks.stages.ingest import IngestedCaptions
@@ -39,7 +39,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     several = f"{candidates} candidates are trained" if candidates > 1 else ""
     result["finetune"] = replace(tuning, note="; ".join(filter(None, (several, tuning.note))))
     if settings.evaluate.control:
-        result["control"] = result["finetune"]
+        result["control"] = _training(pairs, settings.finetune.epochs * len(candidates_of(of_control(settings))))
     if captions.accepted is not None:
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)

@@ -22,6 +22,7 @@ from paraclip_core.clip.reference import (
 from paraclip_core.config import Settings
 from paraclip_core.errors import UnknownModelError, UnknownNameError
 from paraclip_core.paths import expand
+from paraclip_core.training.options import CONTROL_RECIPES, RECIPES
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -54,6 +55,14 @@ def base_kind(base: str) -> BaseKind:
     if base == BUILT_IN:
         return "built-in"
     return "siglip" if has_logit_bias(base) else "clip"
+
+
+def of_control(settings: Settings) -> Settings:
+    """The caption-only control of a run: on captions only, with recipes that suit them besides the run's own."""
+    corpus, options = corpus_of(settings), settings.finetune
+    suits = [name for name in CONTROL_RECIPES if corpus.retention is None or RECIPES[name].losses.suits_log]
+    recipes = tuple(dict.fromkeys((*options.recipes(corpus.recipes), *suits)))
+    return settings.model_copy(update={"finetune": options.model_copy(update={"texts": "captions", "recipe": recipes})})
 
 
 def candidates_of(settings: Settings) -> tuple[Candidate, ...]:

@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
+
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import fingerprint
-from paraclip.storage.parquet import read_table
+from paraclip.storage.parquet import parquet_files, read_table
 from paraclip.tasks.channels import (
     BY_HAND,
     BY_PROMOTION,
@@ -26,7 +29,7 @@ from paraclip.tasks.models import BUILT_IN, find_tuned, of_own_base
 from paraclip.tasks.results import Result
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Node, Run, software_versions
-from paraclip.tasks.stages.evaluate import EVALUATE
+from paraclip.tasks.stages.evaluate import EVALUATE, FIRST_IMAGES
 from paraclip_core.errors import UnknownModelError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.compare import Comparison, compare, rows_from_json
@@ -35,7 +38,9 @@ from paraclip_core.evaluation.rows import Outcome, Row, compared_rows
 from paraclip_core.evaluation.verdict import AGAINST_CHAMPION
 from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
 from paraclip_core.evaluation.verdict.finding import Finding, from_json, line
+from paraclip_core.evaluation.verdict.rules import churned
 from paraclip_core.progress import Progress, silent
+from paraclip_core.tables import DUCKDB
 
 
 def decide(
@@ -141,6 +146,10 @@ def _judge(
         text = f"{held}: {left.who} rolled the channel back from it at {left.at}; {again}"
         return decision(False, "withdrawn", text)
     if before is None:
+        changes = result.summary.get("churn", {}).get("first_image_changes")
+        evidence = Evidence((), run.settings.evaluate.gate, first_image_changes=changes)
+        if blocked := list(churned(evidence)):
+            return decision(False, "held", held, blocked)
         return decision(True, "first_model", f"moved to {challenger}, its first model", over_base)
     comparison = _against_champion(run, history(current)[-1], stages["evaluate"], progress)
     if isinstance(comparison, Finding):
@@ -171,15 +180,42 @@ def _against_champion(run: Run, champion: Move, evaluation: str, progress: Progr
         Outcome(name, kind, _tuned(champions.path, name), _tuned(challengers.path, name))
         for name, kind in benchmarks.items()
     ]
+    settings = run.settings
     evidence = Evidence(
         compared_rows(outcomes),
-        run.settings.evaluate.gate,
+        settings.evaluate.gate,
         rival="the champion",
         images=searched_images(outcomes),
+        independent_clicks=settings.data.index is not None and settings.data.index.clicks == "independent",
+        first_image_changes=_first_image_changes(champions, challengers),
+        new_captions=_new_captions(run.store, champion.stages.get("ingest"), challengers.manifest.inputs["ingest"]),
         champions_own=tuple(promoted),
         challengers_own=tuple(rows),
     )
     return compare(evidence, AGAINST_CHAMPION)
+
+
+def _first_image_changes(champions: Artifact, challengers: Artifact) -> float | None:
+    """Percentage of the evaluation's queries whose first image is another one; None if they search no images."""
+    files = [artifact.path / FIRST_IMAGES for artifact in (champions, challengers)]
+    if not all(file.is_file() for file in files):
+        return None
+    before, after = (read_table(file)["image_id"].to_numpy() for file in files)
+    return float(100 * np.mean(before != after))
+
+
+def _new_captions(store: ArtifactStore, champions: str | None, challengers: str) -> float | None:
+    """Percentage of the challenger's training captions (its ``ingest`` artifact) that the champion's lacks; None if
+    that is gone."""
+    old, new = champions and store.find("ingest", champions), store.find("ingest", challengers)
+    if not old or not new:
+        return None
+    folders = [[str(file) for file in parquet_files(ingested.path / "captions")] for ingested in (old, new)]
+    with duckdb.connect(":memory:", config=DUCKDB) as con:
+        for name, files in zip(("old", "new"), folders, strict=True):
+            con.read_parquet(files, hive_partitioning=False).filter("split = 'train'").create_view(name)
+        share = "SELECT 100 * avg((caption_id NOT IN (FROM old SELECT caption_id))::INT) FROM new"
+        return con.sql(share).fetchall()[0][0]
 
 
 def _incomparable(why: str) -> Finding:

@@ -67,6 +67,10 @@ class IndexOptions(Options):
     images: str | None = None
     """Folder, tar or Parquet with the images, whose names are the ids: a sample is compared with the index, and the
     report shows them. Without it, the index is taken on trust."""
+    clicks: Literal["shown", "independent"] = "shown"
+    """Where a log's clicks come from: `shown`, on results of the model to repair, which finds nearly all of them, so
+    that they are reported and guard nothing; `independent`, on those of another system, so that recall of clicked
+    images decides as any other."""
 
 
 class DataOptions(Options):

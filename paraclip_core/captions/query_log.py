@@ -20,11 +20,11 @@ from paraclip_core import tables
 from paraclip_core.captions.columns import QueryColumnNames
 from paraclip_core.captions.counts import Outcome
 from paraclip_core.captions.filters import cleaned
-from paraclip_core.captions.keys import text_keys
 from paraclip_core.captions.options import DataOptions
 from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
 from paraclip_core.captions.splits import configured_split, split_name
+from paraclip_core.captions.stems import stem_keys
 from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.lifetime import TempDir
 
@@ -162,9 +162,10 @@ class QueryLog:
         unknown = np.asarray(tokens.value_lengths()) - _SPECIAL >= RARE_TOKENS
         rare = single & (counts == 1) & unknown
         share = self._options.held_out
+        held_out = stem_keys(texts, "held out") < share * 2.0**64
         splits = [
-            named or ("val" if share and int(text_keys([text.lower()], "held out")[0]) < share * 2**64 else "train")
-            for named, text in zip(batch["split"].to_pylist(), texts, strict=True)
+            named or ("val" if held else "train")
+            for named, held in zip(batch["split"].to_pylist(), held_out.tolist(), strict=True)
         ]
         detail = f"one word of {RARE_TOKENS} tokens or more, asked once"
         rejects = [

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import Metric, metric_of
-from paraclip_core.evaluation.intervals import delta_interval
+from paraclip_core.evaluation.intervals import CONFIDENCE, delta_interval
 
 DIGITS = 6
 """Decimals written for a figure, far below the width of any interval."""
@@ -61,6 +62,11 @@ class Row:
         """1 if the interval shows a gain, -1 if it shows a loss, 0 if it contains zero."""
         _, low, high = self.gain
         return 1 if low > 0 else -1 if high < 0 else 0
+
+    @property
+    def error(self) -> float:
+        """Its standard error, from the interval's width."""
+        return (self.high - self.low) / 2 / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
     @property
     def name(self) -> str:

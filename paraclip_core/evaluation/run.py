@@ -16,9 +16,10 @@ from paraclip_core.evaluation.encoder import FeatureCache, ModelEncoder, Watched
 from paraclip_core.evaluation.options import BenchmarkOptions, GateRule
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare
 from paraclip_core.evaluation.rows import Outcome, compared_rows
-from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
+from paraclip_core.evaluation.verdict.evidence import Evidence, different_images, searched_images
 from paraclip_core.paths import expand
 from paraclip_core.progress import Fact, Progress, silent
+from paraclip_core.tables import FIRST_IMAGES
 
 OutcomeCache = Callable[[str, str, Callable[[], Measured]], Measured]
 """Called with model, benchmark and the computation; returns a cached outcome, or computes and caches it."""
@@ -38,6 +39,8 @@ class Evaluation:
     comparison: Comparison
     churn: Churn | None = None
     """What changes for the same queries; None if no benchmark has plain queries."""
+    first_images: pa.Table | None = None
+    """The tuned model's first image of each of these queries (`tables.FIRST_IMAGES`)."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,16 @@ def compare_models(
     evaluations = {}
     for other in others:
         pairs = paired(tasks, outcomes, base, other)
-        evidence = Evidence(compared_rows(pairs), GateRule(), images=searched_images(pairs), skipped=skipped)
-        changes = changed_results(tasks, encoders[base], encoders[other], progress)
-        evaluations[other] = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes)
+        changes, first = changed_results(tasks, encoders[base], encoders[other], progress)
+        evidence = Evidence(
+            compared_rows(pairs),
+            GateRule(),
+            images=searched_images(pairs),
+            different_images=different_images(pairs),
+            skipped=skipped,
+            first_image_changes=changes and changes.first_image_changes,
+        )
+        evaluations[other] = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes, first)
     return Compared(evaluations, seconds)
 
 
@@ -129,15 +139,15 @@ def per_query(tasks: Sequence[Prepared], pairs: Sequence[Outcome]) -> dict[str, 
 
 def changed_results(
     tasks: Sequence[Prepared], base: Encoder, tuned: Encoder, progress: Progress = silent
-) -> Churn | None:
+) -> tuple[Churn | None, pa.Table | None]:
     """What changes for the plain queries of one benchmark: the first whose right images are known or, without any, the
-    first whose queries' frequencies are known.
+    first whose queries' frequencies are known. With it, the tuned model's first image of each (`tables.FIRST_IMAGES`).
 
     At most :data:`CHURN_QUERIES` are searched, evenly spaced; None if no benchmark has plain queries.
     """
     searched = [(task.name, task.task.queries) for task in tasks if task.task.queries is not None]
     if not searched:
-        return None
+        return None, None
     name, queries = min(searched, key=lambda each: (len(each[1].right) == 0, not each[1].groups))
     wanted = min(len(queries.texts), CHURN_QUERIES)
     chosen = np.linspace(0, len(queries.texts) - 1, wanted).round().astype(np.int64)
@@ -157,9 +167,11 @@ def changed_results(
     right = queries.right[np.isin(queries.right[:, 0], chosen)]
     right = np.stack([np.searchsorted(chosen, right[:, 0]), right[:, 1]], axis=1)
     groups = [queries.groups[number] for number in numbers] if queries.groups else ()
-    changes = churn(texts, found(base, 0), found(tuned, 1), queries.pool.ids, right, name, groups)
+    before, after = found(base, 0), found(tuned, 1)
+    changes = churn(texts, before, after, queries.pool.ids, right, name, groups)
+    first = [queries.pool.ids[row] for row in after.rows[:, 0].tolist()]
     progress(2, 2)
-    return changes
+    return changes, pa.table([texts, first], schema=FIRST_IMAGES)
 
 
 def paired(tasks: Sequence[Prepared], outcomes: Outcomes, base: str, tuned: str) -> tuple[Outcome, ...]:

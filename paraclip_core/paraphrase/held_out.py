@@ -1,5 +1,7 @@
-"""Held-out captions to paraphrase as queries: one for each of at most a thousand images, or as many queries of a log,
-chosen by hash."""
+"""Held-out captions to paraphrase as queries: one for each of at most a thousand images, or as many queries of a log.
+
+They are chosen by hash, from a place that moves with the number of training captions. So nights with new captions are
+judged by other queries, of which as many are new, and nights without any by the same."""
 
 from __future__ import annotations
 
@@ -19,11 +21,18 @@ OF_LOG = pa.schema([*STEP_1, LOG_QUERIES.field("count"), LOG_QUERIES.field("freq
 """The same of a log."""
 # md5 is the same in every version of DuckDB, which its own hash is not.
 CHOSEN = """
-    WITH trained AS (SELECT DISTINCT caption FROM parts WHERE split = 'train' AND $split <> 'train')
-    SELECT caption_id, image_id, caption, caption_tokens, license FROM parts ANTI JOIN trained USING (caption)
-    WHERE split = $split AND image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY caption_id) = 1
-    ORDER BY md5(image_id), image_id LIMIT $most
+    WITH trained AS (SELECT caption FROM parts WHERE split = 'train' AND $split <> 'train'),
+    images AS (
+        SELECT * FROM parts ANTI JOIN trained USING (caption)
+        WHERE split = $split AND image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL
+        QUALIFY row_number() OVER (PARTITION BY image_id ORDER BY caption_id) = 1
+    ),
+    placed AS (
+        SELECT *, row_number() OVER (ORDER BY md5(image_id), image_id) AS place, count(*) OVER () AS n FROM images
+    )
+    SELECT caption_id, image_id, caption, caption_tokens, license FROM placed
+    WHERE (place + n - (SELECT count(*) FROM trained) % n) % n < $most
+    ORDER BY place
 """
 
 # Drawn in proportion to their counts (Efraimidis & Spirakis, 2006): the smallest -ln(u) / count first. `before` is the
@@ -38,7 +47,8 @@ CHOSEN_OF_LOG = """
     SELECT caption_id, image_id, caption, caption_tokens, license, count,
            CASE WHEN 3 * before < total THEN 'head' WHEN 3 * before < 2 * total THEN 'body' ELSE 'tail' END AS frequency
     FROM counted WHERE split = $split AND lower(caption) NOT IN (SELECT caption FROM trained)
-    ORDER BY -ln((CAST('0x' || substr(md5(caption), 1, 12) AS BIGINT) + 1) / 281474976710657.0) / count, caption
+    ORDER BY -ln(1 - (CAST('0x' || substr(md5(caption), 1, 12) AS BIGINT) / 281474976710656.0
+                      + (SELECT count(*) FROM trained) / 10000.0) % 1) / count, caption
     LIMIT $most
 """
 
@@ -58,9 +68,9 @@ def choose_queries(parts: Sequence[str], split: str, most: int = MOST_IMAGES) ->
 def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.RecordBatch:
     """Choose one caption for each of at most `most` images of a split; no rows if the split has none with an image.
 
-    `parts` are Parquet files (schema `tables.CAPTIONS`). Images are chosen by the hash of their id, so new ones replace
-    few of the others. Captions that are trained on, too, are left out, because their paraphrases are trained on as
-    well. Returns the columns that step 1 reads, `INPUT_COLUMNS[1]`.
+    `parts` are Parquet files (schema `tables.CAPTIONS`). Images are chosen by the hash of their id; for each
+    new training caption one image takes the place of another. Captions that are trained on, too, are left out, because
+    their paraphrases are trained on as well. Returns the columns that step 1 reads, `INPUT_COLUMNS[1]`.
     """
     if not parts:
         return pa.RecordBatch.from_pylist([], schema=STEP_1)

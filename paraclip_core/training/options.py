@@ -98,8 +98,6 @@ class StepOptions(Options):
     """Passes over the training rows."""
     batch_size: Annotated[int, Field(ge=2, le=1_000_000)] = 256
     """Rows in a batch, which is also the number of candidates in each contrastive loss."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the text encoder, also while the built-in base is trained; the loss is always fp32. `auto`: bf16
     if the CPU or GPU has instructions for it."""
@@ -155,12 +153,25 @@ RECIPES = {
         RecipeOptions(weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0), ranking_distillation=RANKING),
         "`ranking` with hard negatives made by rule",
     ),
+    "captions": Recipe(
+        RecipeOptions(
+            weights=LossWeights(
+                image_paraphrase_2=0.0, caption_paraphrase_1=0.0, paraphrase_1_paraphrase_2=0.0, image_caption=1.0
+            ),
+            distil=10.0,
+        ),
+        "image~caption alone, with the pull of `anchored`: what captions teach without paraphrases",
+        default=False,
+    ),
 }
 """Every recipe but `own`, whose losses are set one by one; to add one, add a row."""
 OWN = "own"
 DEFAULT_RECIPES = tuple(name for name, recipe in RECIPES.items() if recipe.default)
 LOG_RECIPES = tuple(name for name in DEFAULT_RECIPES if RECIPES[name].losses.suits_log)
 """The recipes that are tried for queries of a log if none is named."""
+CONTROL_RECIPES = ("ranking", "captions")
+"""Recipes that a caption-only control tries besides those of its run. Where all texts of a row are one, the losses
+between texts only repel, so that a control without recipes of its own would be weak."""
 if TYPE_CHECKING:
     RecipeName: TypeAlias = str
 else:
@@ -185,6 +196,8 @@ class TrainingOptions(RecipeOptions, StepOptions):
     """A single training: its losses, its steps and its learning rate."""
 
     learning_rate: Rate = 2e-4
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
+    """AdamW's decay of matrices (gains, biases and the logit scale have none)."""
 
 
 class AlphaOptions(Options):

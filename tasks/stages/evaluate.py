@@ -19,9 +19,9 @@ from paraclip.storage.arrays import stored_arrays
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.benchmark_features import BenchmarkFeatures
 from paraclip.storage.features import FeatureStore
-from paraclip.storage.files import write_json
+from paraclip.storage.files import read_json, write_json
 from paraclip.storage.fingerprint import FileHashes, canonical_json
-from paraclip.storage.parquet import iter_batches, write_table
+from paraclip.storage.parquet import iter_batches, read_table, write_table
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN, base_inputs, base_reference
 from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path, need
@@ -32,15 +32,17 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
+from paraclip_core.evaluation.benchmarks.query_pairs import by_rule
 from paraclip_core.evaluation.compare import compare
 from paraclip_core.evaluation.encoder import ModelEncoder
-from paraclip_core.evaluation.options import HELD_OUT, BenchmarkOptions
+from paraclip_core.evaluation.options import BY_RULE, HELD_OUT, BenchmarkOptions
 from paraclip_core.evaluation.outcomes import from_arrays, to_arrays, to_table
+from paraclip_core.evaluation.pairs import AO
 from paraclip_core.evaluation.prepare import Prepared, check_names, left_out, prepare, source_files
 from paraclip_core.evaluation.result import Provenance, result_json
 from paraclip_core.evaluation.rows import compared_rows
 from paraclip_core.evaluation.run import Evaluation, OutcomeCache, changed_results, measure, paired, per_query
-from paraclip_core.evaluation.verdict.evidence import Evidence, searched_images
+from paraclip_core.evaluation.verdict.evidence import Evidence, different_images, searched_images
 from paraclip_core.options import meaning, module_source
 from paraclip_core.paths import expand
 from paraclip_core.tables import text_hash
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ABSENT = "absent"
+FIRST_IMAGES = "first_images.parquet"
+"""The tuned model's first images, which a challenger's are compared with."""
 
 
 def write_evaluation(
@@ -82,6 +86,8 @@ def write_evaluation(
     if evaluation.churn is not None:
         write_json(folder / "churn.json", evaluation.churn.as_json())
         totals["churn"] = evaluation.churn.summary()
+    if evaluation.first_images is not None:
+        write_table(folder / FIRST_IMAGES, evaluation.first_images)
     write_json(folder / "summary.json", totals)
     return totals
 
@@ -188,27 +194,31 @@ def _body(ctx: StageContext) -> dict[str, Any]:
     stored = stored_split(settings, ctx.inputs)
     tasks, skipped = benchmark_tasks(settings, ctx.inputs.get("scenes"), stored)
     if QUERIES.name in ctx.inputs:
-        held_out = held_out_task(ctx.inputs[QUERIES.name], stored, corpus_of(settings).benchmark)
+        held_out = held_out_tasks(ctx.inputs[QUERIES.name], stored, settings, ctx.work.scratch)
         if isinstance(held_out, str):
             skipped[HELD_OUT] = held_out
             log.warning("benchmark %s is skipped: %s", HELD_OUT, held_out)
         else:
-            tasks.append(held_out)
+            tasks += held_out
     outcomes = measure(models, tasks, _kept_in(ctx.work.scratch / "measured"), ctx.progress)
     pairs = paired(tasks, outcomes, "base", "tuned")
     controlled = "control" in models
+    changes, first = changed_results(tasks, models["base"], models["tuned"], ctx.progress)
     evidence = Evidence(
         compared_rows(pairs),
         settings.evaluate.gate,
         images=searched_images(pairs),
+        different_images=different_images(pairs),
         over_control=compared_rows(paired(tasks, outcomes, "control", "tuned")) if controlled else (),
         control=compared_rows(paired(tasks, outcomes, "base", "control")) if controlled else (),
+        control_at_point=_at_point(tuned, ctx.inputs["control"]) if controlled else None,
         skipped=skipped,
+        first_image_changes=changes and changes.first_image_changes,
+        independent_clicks=settings.data.index is not None and settings.data.index.clicks == "independent",
         alpha=tuned.manifest.metrics.get("alpha"),
         built_in_base=settings.model.base == BUILT_IN,
     )
-    changes = changed_results(tasks, models["base"], models["tuned"], ctx.progress)
-    evaluation = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes)
+    evaluation = Evaluation(pairs, per_query(tasks, pairs), compare(evidence), changes, first)
     base = ctx.inputs.get("built_in_base")
     names = {"base": base.fingerprint if base else place_free_name(settings.model.base), "tuned": tuned.fingerprint}
     fingerprints = {name: artifact.fingerprint for name, artifact in ctx.inputs.items()}
@@ -239,8 +249,12 @@ def benchmark_tasks(
     return tasks, skipped
 
 
-def held_out_task(queries: Artifact, stored: Stored, kind: str) -> Prepared | str:
-    """The benchmark of the paraphrased held-out captions, of this kind; if it cannot be measured, why."""
+def held_out_tasks(queries: Artifact, stored: Stored, settings: Settings, scratch: Path) -> list[Prepared] | str:
+    """The benchmark of the paraphrased held-out captions; if it cannot be measured, why.
+
+    If the writer of the training's paraphrases wrote them, one of the same captions in the words of rules stands
+    beside it: a model that is measured in its teacher's words flatters itself.
+    """
     metrics = queries.manifest.metrics
     if not metrics["captions"]:
         return (
@@ -250,10 +264,48 @@ def held_out_task(queries: Artifact, stored: Stored, kind: str) -> Prepared | st
     if not metrics["accepted"]:
         rejected = listed_reasons(metrics.get("rejected", {}))
         return f"none of its {metrics['captions']} captions has an accepted paraphrase ({rejected})"
+    kind = corpus_of(settings).benchmark
+    files = {HELD_OUT: queries.path / FILE}
+    if settings.same_writer:
+        files[BY_RULE] = _by_rule(queries.path / FILE, scratch / f"{BY_RULE}.parquet")
     try:
-        return prepare(BenchmarkOptions(name=HELD_OUT, kind=kind), queries.path / FILE, stored)
+        return [prepare(BenchmarkOptions(name=name, kind=kind), file, stored) for name, file in files.items()]
     except BenchmarkError as error:
         return str(error).removeprefix(f"benchmark {HELD_OUT!r}: ")
+
+
+def _by_rule(queries: Path, to: Path) -> Path:
+    """Write the held-out captions again, each with what the rules for common variations make of it."""
+    table = read_table(queries)
+    pairs = [(row, pair.other) for row, text in enumerate(table["caption"].to_pylist()) for pair in by_rule(text)]
+    rows = table.take(pa.array([row for row, _ in pairs], pa.int64()))
+    place = table.schema.get_field_index("paraphrased_query")
+    write_table(
+        to, rows.set_column(place, table.schema.field(place), pa.array([text for _, text in pairs], pa.string()))
+    )
+    return to
+
+
+def _at_point(tuned: Artifact, control: Artifact) -> str | None:
+    """What the control gained on held-out training images where the tuned model was chosen; None if it was not."""
+    ours, theirs = (read_json(artifact.path / "candidates.json") for artifact in (tuned, control))
+    chosen = ours["chosen"]
+
+    def gained(candidates: Mapping[str, Any]) -> float | None:
+        for candidate in candidates["candidates"]:
+            if all(candidate[name] == chosen[name] for name in ("recipe", "learning_rate")):
+                of = {point["alpha"]: point.get(AO) for point in candidate["alphas"]}
+                return None if of.get(chosen["alpha"]) is None else of[chosen["alpha"]] - of[0.0]
+        return None
+
+    paraphrases, captions = gained(ours), gained(theirs)
+    if paraphrases is None or captions is None or not chosen["alpha"]:
+        return None
+    return (
+        f"where the tuned model was chosen ({chosen['recipe']} at {chosen['learning_rate']:g}, α = "
+        f"{chosen['alpha']:g}), AO@10 of held-out training captions changes by {captions:+.1f} in the control and by "
+        f"{paraphrases:+.1f} in the tuned model"
+    )
 
 
 def _from_scenes(settings: Settings, benchmark: BenchmarkOptions) -> bool:

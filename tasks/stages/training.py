@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from paraclip.tasks.corpus import corpus_of
-from paraclip.tasks.models import BUILT_IN, base_held_out, base_inputs, base_sources, candidates_of
+from paraclip.tasks.models import BUILT_IN, base_held_out, base_inputs, base_sources, candidates_of, of_control
 from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
@@ -31,14 +31,8 @@ def _options(settings: Settings) -> dict[str, Any]:
     return {"finetune": options, "base": base if base == BUILT_IN else place_free_name(base)}
 
 
-def _of_control(settings: Settings) -> Settings:
-    """The same run on captions only."""
-    finetune = settings.finetune.model_copy(update={"texts": "captions"})
-    return settings.model_copy(update={"finetune": finetune})
-
-
 def _control(ctx: StageContext) -> dict[str, Any]:
-    return FINETUNE.call(replace(ctx, run=Run(_of_control(ctx.settings), ctx.store, ctx.run.stages)))
+    return FINETUNE.call(replace(ctx, run=Run(of_control(ctx.settings), ctx.store, ctx.run.stages)))
 
 
 BUILT_IN_BASE = Stage(
@@ -78,9 +72,9 @@ FINETUNE = Stage(
 
 CONTROL = Stage(
     name="control",
-    version=FINETUNE.version,
+    version=FINETUNE.version + 1,
     inputs=_finetune_inputs,
-    options=lambda run: _options(_of_control(run.settings)),
+    options=lambda run: _options(of_control(run.settings)),
     body=_control,
     before="paraclip.tasks.stages.evaluate:check_benchmarks",
     sources=base_sources,

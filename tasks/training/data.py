@@ -292,9 +292,9 @@ def paraphrase_rows(
 
 
 def paraphrased(folder: Path, tokens: TextTokens, first_only: bool) -> Iterator[pa.RecordBatch]:
-    """The rows of a table of paraphrases that have both, with tokens, ``caption_id`` and ``image_id``."""
+    """The rows of a table of paraphrases that have both, with tokens, ``caption``, ``caption_id`` and ``image_id``."""
     begins, columns = CaptionStarts(), tokens.columns(TEXT_TOKENS)
-    for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION_ID, "image_id"]))):
+    for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION, CAPTION_ID, "image_id"]))):
         whole = batch.filter(batch[columns[-1]].is_valid())
         yield whole.filter(pa.array(begins(whole[CAPTION_ID]))) if first_only else whole
 

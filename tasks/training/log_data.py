@@ -1,7 +1,7 @@
 """Data of a fine-tuning from a query log and an image index: queries, and the images that held-out ones search.
 
-No query belongs to an image for training. Held-out queries are chosen by the hash of their text, so they stay the same
-when the log grows.
+No query belongs to an image for training. Held-out queries are chosen by the hash of their words' stems, so they stay
+the same when the log grows, and word forms of one query are on one side.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from paraclip.tasks.training.data import (
     spooled,
     texts_of,
 )
+from paraclip_core.captions.stems import stem_keys
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.data import CAPTION_ID, TEXTS, DrawnImages, RowBatch, id_array
+from paraclip_core.training.data import CAPTION, TEXTS, DrawnImages, RowBatch
 from paraclip_core.training.validation import ValidationSet
 
 SEARCHED = 20_000
@@ -41,10 +42,9 @@ DRAWN = 1024
 """Images of the index over which rankings are compared in a step; see dev/log/2026-12.md."""
 
 
-def is_held_out(ids: pa.Array, share: float) -> NDArray[np.bool_]:
-    """Which queries are held out from training, by their ids, which are hashes of their texts; bool [n]."""
-    hashes = np.ascontiguousarray(id_array(ids)[:, 8:]).view("<u8")[:, 0]
-    return hashes < share * 2.0**64
+def is_held_out(queries: pa.Array, share: float) -> NDArray[np.bool_]:
+    """Which queries are held out from training, by the stems of their words; bool [n]."""
+    return stem_keys(queries.to_pylist(), "held out for the choice") < share * 2.0**64
 
 
 def query_data(ctx: StageContext, tokens: TextTokens) -> TuningData:
@@ -65,7 +65,7 @@ def log_rows(folder: Path, share: float, counts: RowCounts, tokens: TextTokens =
     """Rows of the queries to train on that have both paraphrases, in table order."""
     columns = tokens.columns(TEXT_TOKENS)
     for whole in paraphrased(folder, tokens, first_only=False):
-        held_out = is_held_out(whole[CAPTION_ID], share)
+        held_out = is_held_out(whole[CAPTION], share)
         counts.read += whole.num_rows
         counts.held_out += int(held_out.sum())
         if len(rows := whole.filter(pa.array(~held_out))):
@@ -80,7 +80,7 @@ def log_validation(folder: Path, store: FeatureStore, share: float, tokens: Text
     parts: dict[str, list[Ragged]] = {column: [] for column in TEXT_TOKENS}
     wanted, columns = MAX_QUERIES, tokens.columns(TEXT_TOKENS)
     for whole in paraphrased(folder, tokens, first_only=True):
-        rows = whole.filter(pa.array(is_held_out(whole[CAPTION_ID], share))).slice(0, wanted)
+        rows = whole.filter(pa.array(is_held_out(whole[CAPTION], share))).slice(0, wanted)
         texts = texts_of(rows, columns, tokens)
         for column in TEXT_TOKENS:
             parts[column].append(Ragged.from_arrow(texts[column.removesuffix(SUFFIX)]))

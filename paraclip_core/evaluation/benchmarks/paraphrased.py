@@ -193,7 +193,10 @@ def per_query(pairs: Pairs, pool: ImagePool, base: Measured, tuned: Measured) ->
         pa.array(list(side)) for side in (pairs.image_ids, pairs.captions, pairs.paraphrased_queries)
     ]
     for overlap in (average_overlap, jaccard):
-        columns += [pa.array(overlap(*(measured.ranked[side] for side in SIDES), DEPTH)) for measured in (base, tuned)]
+        columns += [
+            pa.array(overlap(measured.ranked["caption"], measured.ranked["paraphrased_query"], DEPTH))
+            for measured in (base, tuned)
+        ]
     ids = pa.array(list(pool.ids))
     for measured in (base, tuned):
         columns += [_lists(ids, measured.ranked[side]) for side in SIDES]

@@ -64,10 +64,11 @@ AGAINST_CHAMPION = Gate(
         rules.found_images,
         rules.margin_fell,
         rules.challenge,
+        rules.churned,
         rules.few_images,
         rules.few_queries,
         rules.significant_losses,
     ),
     advice=(rules.too_few,),
 )
-"""Whether a challenger may replace a champion: it must not be worse."""
+"""Whether a challenger may replace a champion: by a step, or by a refresh that is not worse."""

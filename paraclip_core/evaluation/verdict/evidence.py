@@ -5,22 +5,49 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import NormalDist
 
 from paraclip_core.evaluation.benchmarks import find_benchmark
+from paraclip_core.evaluation.intervals import CONFIDENCE
 from paraclip_core.evaluation.options import GateRule
+from paraclip_core.evaluation.power import POWER
 from paraclip_core.evaluation.rows import Outcome, Row
 
 STAND_INS = {
     "query_pairs/": ("paraphrased_retrieval/", "query_log/"),
     "paraphrased_retrieval/": ("query_log/", "query_pairs/"),
-    "retrieval/text_to_image": ("paraphrased_retrieval/caption_text_to_image", "query_log/caption_text_to_image"),
+    "retrieval/text_to_image": ("paraphrased_retrieval/caption_text_to_image",),
 }
-"""Prefixes of rules → their stand-ins, of which the first that was measured counts.
-
-Overlaps alone prove nothing: they are complete if a model returns the same images for every text."""
+"""Prefixes of rules → their stand-ins, of which the first that was measured counts."""
 SLIGHT = 0.5
 """Points of the gate's metric below the base from which a control shows nothing: what is gained over it is larger than
 what is gained over the base by as much."""
+RECALL_LOSS = 1.0
+"""Points of recall that may be lost at any depth, unless `gate.max_drop` names that recall."""
+NORMAL = NormalDist()
+Z = NORMAL.inv_cdf((1 + CONFIDENCE) / 2)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A figure that must not fall: by how many points it may, and what the set can show."""
+
+    row: Row
+    points: float
+    z: float
+    """Standard errors of the interval by which it is judged: that of all guards together (Bonferroni)."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether the figure fell, and may have fallen by more than its points: the interval lies below zero and
+        reaches below them."""
+        gain, half = self.row.gain[0], self.z * self.row.error
+        return gain + half < 0 and gain - half < -self.points
+
+    @property
+    def shows(self) -> float:
+        """The loss in points that the set shows four times out of five."""
+        return (self.z + NORMAL.inv_cdf(POWER)) * self.row.error
 
 
 @dataclass(frozen=True)
@@ -34,16 +61,27 @@ class Evidence:
     """The model that may be replaced, in words."""
     images: Mapping[str, int] = field(default_factory=dict)
     """Images that a benchmark searches, by its name; without those that search none."""
+    different_images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """How many images are among the first ten of any query, of the base and of the tuned model, by benchmark."""
     over_control: tuple[Row, ...] = ()
     """The same figures with the caption-only control as `base`; empty without one."""
     control: tuple[Row, ...] = ()
     """The same figures with the control as `tuned`."""
+    control_at_point: str | None = None
+    """What the control gained where the tuned model was chosen, in words."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Benchmarks that were left out → why."""
     alpha: float | None = None
     """The interpolation that fine-tuning chose; at 0 the tuned model is the base. None outside a run."""
     built_in_base: bool = False
     """Whether the base is one that the run trains itself."""
+    independent_clicks: bool = False
+    """Whether a log's clicks were made on another system's results. Of what the base itself showed, the base finds
+    nearly all, so such clicks guard nothing."""
+    first_image_changes: float | None = None
+    """Percentage of queries that show another first image than with the model that may be replaced."""
+    new_captions: float | None = None
+    """For a challenger: the percentage of its training captions that the champion was not trained on, if known."""
     champions_own: tuple[Row, ...] = ()
     """For a challenger: the champion's figures against its own base; empty if they are gone."""
     challengers_own: tuple[Row, ...] = ()
@@ -54,21 +92,33 @@ class Evidence:
         return ruled(self.rows, self.gate.metric)
 
     @cached_property
-    def lost(self) -> list[tuple[Row, float]]:
-        """The rows that lost more points than their rule allows, with what it allows."""
-        return lost(self.rows, self.gate)
+    def guards(self) -> list[Guard]:
+        """What must not fall: the rows of `gate.max_drop`, and every recall of images that are known."""
+        return self.guards_of(self.rows)
 
     @cached_property
-    def watched(self) -> list[Row]:
-        """The rows of all rules on losses."""
-        return [row for rule in sorted(self.gate.max_drop) for row in ruled(self.rows, rule, self.gate.max_drop)]
+    def broken(self) -> list[Guard]:
+        return [guard for guard in self.guards if guard.broken]
+
+    @cached_property
+    def recalls(self) -> list[Row]:
+        """What users feel: how often a text finds its image, wherever this is known."""
+        return [row for row in self._counted(self.rows) if "text_to_image_recall@" in row.metric and not row.facts.part]
+
+    def guards_of(self, rows: Sequence[Row]) -> list[Guard]:
+        """The guards among the figures of any model."""
+        counted, points = self._counted(rows), self.gate.max_drop
+        allowed = {row: RECALL_LOSS for row in counted if "text_to_image_recall@" in row.metric and not row.facts.part}
+        allowed |= {row: points[rule] for rule in points for row in ruled(counted, rule, points)}
+        z = NORMAL.inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(allowed)))
+        return [Guard(row, allowed[row], z) for row in rows if row in allowed]
 
     @cached_property
     def fallen_control(self) -> list[Row]:
         """The figures by which the control fell so far below the base that what is gained over it says nothing."""
         below = [row for row in self.slipped_control if row.gain[0] < -SLIGHT]
         # A margin also falls if hard negatives agree more, which does not invalidate a control.
-        beyond = [row for row, _ in lost(self.control, self.gate) if row.metric != "margin" and row.side < 0]
+        beyond = [guard.row for guard in self.guards_of(self.control) if guard.broken and guard.row.metric != "margin"]
         return below + beyond
 
     @cached_property
@@ -80,6 +130,14 @@ class Evidence:
     def shown_over_control(self) -> tuple[Row, ...]:
         """What is gained over the control; empty if that says nothing."""
         return () if self.fallen_control else self.over_control
+
+    def _counted(self, rows: Sequence[Row]) -> list[Row]:
+        return [row for row in rows if self.independent_clicks or not clicked(row)]
+
+
+def clicked(row: Row) -> bool:
+    """Whether the figure is about images that were clicked."""
+    return row.kind == "query_log" and ("recall@" in row.metric or "mrr@" in row.metric)
 
 
 def ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[Row]:
@@ -95,20 +153,20 @@ def ruled(rows: Sequence[Row], rule: str, others: Collection[str] = ()) -> list[
     return [row for row in rows if row.rule == used and (used == rule or used not in others)]
 
 
-def lost(rows: Sequence[Row], gate: GateRule) -> list[tuple[Row, float]]:
-    """The rows that lost more points than `gate.max_drop` allows, with what it allows."""
-    return [
-        (row, points)
-        for rule, points in sorted(gate.max_drop.items())
-        for row in ruled(rows, rule, gate.max_drop)
-        if -row.gain[0] > points
-    ]
-
-
 def searched_images(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Number of images that each benchmark searches; those that search none, or do not say, are left out."""
     return {
         outcome.benchmark: outcome.base.notes["images"]
         for outcome in outcomes
         if find_benchmark(outcome.kind).searches_images and "images" in outcome.base.notes
+    }
+
+
+def different_images(outcomes: Sequence[Outcome]) -> dict[str, tuple[int, int]]:
+    """How many different images each benchmark's first tens hold, with the base and the tuned model."""
+    name = "different_images"
+    return {
+        outcome.benchmark: (outcome.base.notes[name], outcome.tuned.notes[name])
+        for outcome in outcomes
+        if name in outcome.base.notes and name in outcome.tuned.notes
     }

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Generator, Iterable, Sequence
 
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, find_benchmark, metric_of
+from paraclip_core.evaluation.pairs import CORRECTED
 from paraclip_core.evaluation.power import GAIN, images_needed
 from paraclip_core.evaluation.rows import Row, listed, lower
-from paraclip_core.evaluation.verdict.evidence import Evidence, lost, ruled
-from paraclip_core.evaluation.verdict.finding import Effect, Finding
+from paraclip_core.evaluation.verdict.evidence import Evidence, Guard, clicked, ruled
+from paraclip_core.evaluation.verdict.finding import Finding
 
 Rule = Callable[[Evidence], Iterable[Finding]]
 
@@ -23,7 +24,11 @@ KNOWS = tuple(f"{prefix}text_to_image_recall@{RECALL_DEPTHS[-1]}" for prefix in 
 """Figures that show whether a model knows its captions at all."""
 HEADLINE = "paraphrased_query_text_to_image_recall@10"
 """The metric that a verdict begins with."""
-ALIKE_AGREES = "an encoder that embeds all texts alike agrees"
+STEP, ERRORS = 1.0, 3.0
+"""Points and standard errors of a gain for which production moves to a challenger: the step of the Ladder (Blum & Hardt
+2015), by which trying night after night on held-out queries selects no noise."""
+REFRESH = 20.0
+"""Percentage of captions new to the champion from which a challenger replaces it without a gain."""
 
 
 # What nothing can be measured without.
@@ -72,8 +77,17 @@ def tuned_is_base(evidence: Evidence) -> Iterable[Finding]:
 def found_images(evidence: Evidence) -> Iterable[Finding]:
     """What the figures mean to a user, in a sentence that needs no glossary."""
     for row in [row for row in evidence.rows if row.metric == HEADLINE][:1]:
-        text = f"of 100 paraphrased queries {row.tuned:.0f} find their image among the first ten"
-        yield Finding("found_images", "explains", f"{text} (before: {row.base:.0f})", (row,))
+        text = f"{row.tuned:.1f} of 100 paraphrased queries of {row.benchmark} find their image among the first ten "
+        text += f"({row.delta:+.1f})"
+        if clicked(row) and not evidence.independent_clicks:
+            text += ", counted by clicks on what the base showed, which guard nothing"
+        yield Finding("found_images", "explains", text, (row,))
+    if evidence.first_image_changes is not None:
+        text = f"{evidence.first_image_changes:.0f} of 100 queries show another first image than with {evidence.rival}"
+        yield Finding("first_images", "explains", text)
+    for name, (base, tuned) in list(evidence.different_images.items())[:1]:
+        text = f"the first tens of {name} hold {tuned:,} different images ({base:,} with {evidence.rival})"
+        yield Finding("different_images", "notes", text)
 
 
 def margin_fell(evidence: Evidence) -> Iterable[Finding]:
@@ -94,45 +108,73 @@ def _margin_fell(row: Row) -> bool:
 
 
 def gain(evidence: Evidence) -> Iterable[Finding]:
-    """The interval of `gate.metric` has to lie above zero in every benchmark that has it."""
+    """The interval of `gate.metric` has to lie above zero in every benchmark that has it.
+
+    If the images of paraphrased queries are known, they may be found more often instead, while agreement holds.
+    """
     if not (yield from _measured(evidence)):
         return
-    rows = evidence.gains
+    rows, found = evidence.gains, [row for row in evidence.recalls if row.metric == HEADLINE]
+    if found and all(row.side > 0 for row in found) and all(row.side >= 0 for row in rows):
+        yield Finding("finds_more", "promotes", f"{listed(found)} is clear of zero, with {listed(rows)}", tuple(found))
+        return
     for row in rows:
         if row.side <= 0:
             where = "is not clear of zero" if row.side == 0 else _beyond_zero(row)
             yield Finding("no_gain" if row.side == 0 else "loss", "blocks", f"{row} {where}", (row,))
     if all(row.side > 0 for row in rows):
         yield Finding("gain", "promotes", f"{listed(rows)} is clear of zero", tuple(rows))
+        if not found:
+            text = "the images of paraphrased queries are not known, so agreement alone decides"
+            yield Finding("agreement_alone", "explains", text)
 
 
 def challenge(evidence: Evidence) -> Iterable[Finding]:
-    """No interval of `gate.metric` may lie below zero, and its mean must not be a loss.
+    """A champion yields to a gain of a step, or to a challenger that is not worse if much of what it was trained on is
+    new.
 
-    A challenger that breaks `gate.max_drop` against its own base is never promoted. A champion that breaks it holds no
-    challenger back: a collapsed model answers all texts alike, so its agreement cannot be matched.
+    A challenger that breaks a guard against its own base is never promoted. A champion that breaks one yields to any
+    challenger that loses nothing guarded: a collapsed model answers all texts alike, so agreement with it is no
+    measure.
     """
-    if broken := lost(evidence.challengers_own, evidence.gate):
+    if broken := [guard for guard in evidence.guards_of(evidence.challengers_own) if guard.broken]:
         text = f"the challenger fails the gate against its own base: {_losses(broken)}"
         yield Finding("challenger_fails", "blocks", text, _rows(broken))
         return
-    if broken := lost(evidence.champions_own, evidence.gate):
+    if broken := [guard for guard in evidence.guards_of(evidence.champions_own) if guard.broken]:
         text = f"the champion fails the gate against its own base ({_losses(broken)}), so its agreement holds nobody"
         yield Finding("champion_fails", "promotes", text, _rows(broken))
-        return
-    if (yield from _measured(evidence)):
-        rows = evidence.gains
-        worse = [row for row in rows if row.side < 0]
+    elif (yield from _measured(evidence)):
+        rows, new = evidence.gains, evidence.new_captions
+        worse = [row for row in rows if Guard(row, STEP, ERRORS).broken]
         for row in worse:
             yield Finding("loss", "blocks", f"against the champion, {row} {_beyond_zero(row)}", (row,))
-        if not worse and sum(row.gain[0] for row in rows) < 0:
-            # It may be noise, but the next challenger is measured against it, and such steps add up to a slide.
-            text = f"against the champion, {listed(rows)} is a step down, though one that may be noise"
-            yield Finding("step_down", "blocks", text, tuple(rows))
+        if all(row.gain[0] >= max(STEP, ERRORS * row.error) for row in rows):
+            text = f"against the champion, {listed(rows)} is a gain of {STEP:g} point and {ERRORS:g} standard errors"
+            yield Finding("step", "promotes", text, tuple(rows))
+        elif new is not None and new >= REFRESH and not worse:
+            text = f"{new:.0f} % of the captions are new to the champion, and {listed(rows)} is not worse"
+            yield Finding("refresh", "promotes", text, tuple(rows))
         elif not worse:
-            text = f"against the champion, {listed(rows)} does not lie {_beyond_zero(rows[0], verb='')}"
-            yield Finding("not_worse", "promotes", text, tuple(rows))
+            text = (
+                f"against the champion, {listed(rows)} is no gain of {STEP:g} point and {ERRORS:g} standard errors, "
+                "for which users would see other images"
+            )
+            yield Finding("no_step", "blocks", text, tuple(rows))
     yield from losses(evidence)
+
+
+def churned(evidence: Evidence) -> Iterable[Finding]:
+    """No more queries than `gate.max_first_image_changes` allows may show another first image."""
+    changes, most = evidence.first_image_changes, evidence.gate.max_first_image_changes
+    if most is None:
+        return
+    if changes is None:
+        text = "evaluate.gate.max_first_image_changes is set, but no benchmark has queries that search images"
+        yield Finding("churn_not_measured", "blocks", text)
+    elif changes > most:
+        text = f"{changes:.0f} of 100 queries show another first image than with {evidence.rival}, at most {most:g} may"
+        yield Finding("churn", "blocks", text)
 
 
 def _measured(evidence: Evidence) -> Generator[Finding, None, bool]:
@@ -148,10 +190,10 @@ def _measured(evidence: Evidence) -> Generator[Finding, None, bool]:
 
 
 def losses(evidence: Evidence) -> Iterable[Finding]:
-    """No metric may lose more points than `gate.max_drop` allows.
+    """No guarded figure may be shown to fall by a loss that may be larger than what is allowed.
 
-    A rule whose metric was not measured uses its stand-in. Without one, a rule whose kind was not measured is noted; if
-    only the metric is missing, it blocks, because that benchmark's losses are unknown.
+    A rule of `gate.max_drop` whose metric was not measured uses its stand-in. Without one, a rule whose kind was not
+    measured is noted; if only the metric is missing, it blocks, because that benchmark's losses are unknown.
     """
     for rule in sorted(evidence.gate.max_drop):
         rows = ruled(evidence.rows, rule, evidence.gate.max_drop)
@@ -163,36 +205,36 @@ def losses(evidence: Evidence) -> Iterable[Finding]:
         elif rows[0].rule != rule:
             text = f"the rule on {rule} was applied to {rows[0].rule}: the former was not measured"
             yield Finding("rule_stand_in", "notes", text)
-    for row, points in evidence.lost:
-        yield Finding("beyond_max_drop", "blocks", _loss(row, points), (row,))
-    # What was lost within the rules is among the significant losses, if it is one.
-    sound = [row for row in evidence.watched if row.side >= 0]
-    if sound and not evidence.lost:
-        yield Finding("no_rule_broken", "explains", f"no other rule is broken, with {listed(sound)}", tuple(sound))
+    for guard in evidence.broken:
+        yield Finding("beyond_max_drop", "blocks", _loss(guard), (guard.row,))
+    blunt = [guard for guard in evidence.guards if guard.shows > guard.points and not guard.broken]
+    if blunt:
+        most = max(blunt, key=lambda guard: guard.shows)
+        text = f"so few {find_benchmark(most.row.kind).resampled} show a loss of {most.row.name} from {most.shows:.1f} "
+        text += f"points on, where {most.points:g} is allowed"
+        yield Finding("blunt_guard", "notes", text, tuple(guard.row for guard in blunt))
+    # What may be lost is among the losses below, if it is one.
+    sound = [guard.row for guard in evidence.guards if guard.row.side >= 0]
+    if sound and not evidence.broken:
+        yield Finding("no_rule_broken", "explains", f"no guard is broken, with {listed(sound)}", tuple(sound))
 
 
 def collapse(evidence: Evidence) -> Iterable[Finding]:
-    """Agreement that rises while recall falls, or that nothing else confirms, is no gain.
+    """Agreement that rises no more than that of unrelated queries is a collapse, not a gain.
 
-    If no rule on losses was applied, a margin has to show that the encoder does not collapse: it must not fall.
+    If nothing was measured that is guarded, a margin must not fall.
     """
     if not evidence.gains or any(row.side <= 0 for row in evidence.gains):
         return
-    if any("recall" in row.metric and row.side < 0 for row, _ in evidence.lost):
-        text = f"agreement up and recall down is what a collapse looks like, because {ALIKE_AGREES}"
-        yield Finding("collapse", "blocks", text)
-    if evidence.watched or not evidence.gate.max_drop:
-        return
-    margins = [row for row in evidence.rows if row.metric == "margin"]
-    if fell := [row for row in margins if row.side < 0]:
-        text = f"{listed(fell)}, and no rule of evaluate.gate.max_drop was measured: {ALIKE_AGREES}"
-        yield Finding("only_margin_fell", "blocks", text, tuple(fell))
-    elif not margins:
-        text = (
-            f"nothing that a collapse would lower was measured: {ALIKE_AGREES}; add retrieval, or hard negatives to "
-            "the query pairs"
-        )
-        yield Finding("nothing_shows_collapse", "blocks", text)
+    gained = {row.benchmark for row in evidence.gains}
+    alike = [row for row in evidence.rows if row.metric == CORRECTED and row.benchmark in gained and row.side <= 0]
+    if alike:
+        text = f"unrelated queries agree more, too: {listed(alike)} is not clear of zero"
+        yield Finding("collapse", "blocks", text, tuple(alike))
+    margins = [row for row in evidence.rows if row.metric == "margin" and row.side < 0]
+    if margins and not evidence.guards:
+        text = f"{listed(margins)}, and nothing that evaluate.gate guards was measured"
+        yield Finding("only_margin_fell", "blocks", text, tuple(margins))
 
 
 def few_images(evidence: Evidence) -> Iterable[Finding]:
@@ -218,46 +260,49 @@ def few_queries(evidence: Evidence) -> Iterable[Finding]:
 def significant_losses(evidence: Evidence) -> Iterable[Finding]:
     """Every loss that no other finding names."""
     measured = {(row.benchmark, row.metric) for row in evidence.rows}
-    named = [*evidence.gains, *_rows(evidence.lost)]
+    guarded = [guard.row for guard in evidence.guards]
+    lost = [row for row in evidence.rows if row.side < 0]
     rows = [
         row
-        for row in evidence.rows
-        if row.side < 0
-        and row not in named
+        for row in lost
+        if row not in (*evidence.gains, *guarded)
         and row.metric != "margin"
         and (row.benchmark, row.facts.weighed_by) not in measured
     ]
     if rows:
         yield Finding("significant_losses", "warns", f"significant losses: {listed(rows)}", tuple(rows))
+    if small := [guard.row for guard in evidence.guards if guard.row.side < 0 and not guard.broken]:
+        text = f"within what is allowed, or what chance gives one of {len(guarded)} figures: {listed(small)}"
+        yield Finding("small_losses", "warns", text, tuple(small))
 
 
 def over_control(evidence: Evidence) -> Iterable[Finding]:
-    """The gain over the caption-only control is what the paraphrases are worth.
+    """The gain over the caption-only control is what the paraphrases are worth, and has to be clear of zero.
 
-    A control that fell below the base shows nothing. One that beats the tuned model blocks, because captions only are
-    the better and cheaper choice; with `gate.over_control` so does a gain over it that is not significant.
+    A control that fell below the base shows nothing.
     """
     rows = ruled(evidence.over_control, evidence.gate.metric)
     if not rows:
         return
-    required: Effect = "blocks" if evidence.gate.over_control else "explains"
     text = f"over the caption-only control {listed(rows)}"
     if fell := evidence.fallen_control:
         why = (
             f"the caption-only control fell below the base ({listed(fell)}), so what is gained over it says nothing (a "
             "lower value in finetune.learning_rate may mend it)"
         )
-        yield Finding("control_fell", required, why, tuple(fell))
+        yield Finding("control_fell", "blocks", why, tuple(fell))
     elif any(row.side < 0 for row in rows):
         why = f"the paraphrases do not pay: {text}, so captions only do better; take finetune.texts=captions"
         yield Finding("control_better", "blocks", why, tuple(rows))
     elif any(row.side == 0 for row in rows):
         why = f"{text}, not clear of zero, so a gain may be that of more training"
-        yield Finding("control_as_good", required, why, tuple(rows))
+        yield Finding("control_as_good", "blocks", why, tuple(rows))
     else:
         slipped = evidence.slipped_control
         own = f", which counts the control's own fall below the base ({listed(slipped)})" if slipped else ""
         yield Finding("over_control", "explains", text + own, tuple(rows))
+    if evidence.control_at_point:
+        yield Finding("control_at_point", "explains", evidence.control_at_point)
 
 
 def left_out(evidence: Evidence) -> Iterable[Finding]:
@@ -271,7 +316,7 @@ def left_out(evidence: Evidence) -> Iterable[Finding]:
 
 def too_few(evidence: Evidence) -> Iterable[Finding]:
     """How many queries would show a change, for each interval around zero that is too wide to tell."""
-    for row in (*evidence.gains, *_rows(evidence.lost)):
+    for row in (*evidence.gains, *_rows(evidence.broken)):
         half, queries = (row.high - row.low) / 2, find_benchmark(row.kind).resampled
         needed = images_needed(row.clusters, half)
         if row.side or row.facts.unit != "%" or needed <= row.clusters:
@@ -290,10 +335,10 @@ def remedy(evidence: Evidence) -> Iterable[Finding]:
     gains, advice = evidence.gains, None
     if any(row.side <= 0 for row in gains):
         advice = "more captions, or paraphrases of a more capable model (docs/training.md)"
-    elif gains and evidence.lost:
-        row, points = evidence.lost[0]
+    elif gains and evidence.broken:
+        guard = evidence.broken[0]
         advice = (
-            f"a smaller α (finetune.alpha.grid), or more than {points:g} points for {row.rule} in "
+            f"a smaller α (finetune.alpha.grid), or more than {guard.points:g} points for {guard.row.rule} in "
             "evaluate.gate.max_drop, if the gain is worth the loss"
         )
     elif not gains:
@@ -307,17 +352,18 @@ def _beyond_zero(row: Row, verb: str = "lies ") -> str:
     return f"{verb}{'above' if row.facts.lower_is_better else 'below'} zero"
 
 
-def _rows(broken: Sequence[tuple[Row, float]]) -> tuple[Row, ...]:
-    return tuple(row for row, _ in broken)
+def _rows(guards: Sequence[Guard]) -> tuple[Row, ...]:
+    return tuple(guard.row for guard in guards)
 
 
-def _losses(broken: Sequence[tuple[Row, float]]) -> str:
-    return ", ".join(_loss(row, points) for row, points in broken)
+def _losses(broken: Sequence[Guard]) -> str:
+    return ", ".join(map(_loss, broken))
 
 
-def _loss(row: Row, points: float) -> str:
+def _loss(guard: Guard) -> str:
+    row = guard.row
     worse = "rose" if row.facts.lower_is_better else "fell"
-    return f"{row.name} {worse} by {-row.gain[0]:.2f}, at most {points:g} is allowed"
+    return f"{row.name} {worse} by {-row.gain[0]:.2f} ({row.amount}), at most {guard.points:g} is allowed"
 
 
 def _all_measured(rows: Sequence[Row]) -> str:

@@ -65,6 +65,10 @@ def test_a_thousand_images_at_most(tmp_path: Path) -> None:
     assert len(first) == 1000
     # A twelfth more images changes a twelfth of them.
     assert 60 < len(chosen(tmp_path, rows).keys() - first.keys()) < 100
+    # As many as there are new training captions make place for others.
+    trained = [row(None, f"training caption {number}", split="train") for number in range(150)]
+    for count in (1, 150):
+        assert len(chosen(tmp_path, rows[:1200] + trained[:count]).keys() - first.keys()) == count
 
 
 def test_captions_without_an_image_of_other_splits_and_those_trained_on_are_left_out(tmp_path: Path) -> None:
