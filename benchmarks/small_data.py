@@ -78,7 +78,7 @@ def main() -> None:
                     "queries": None,
                     "control": True,
                     "gate": {
-                        "metric": "query_pairs/ao@10",
+                        "metric": "query_pairs/corrected_ao@10",
                         "max_drop": {"query_pairs/margin": 1.0, "retrieval/text_to_image_recall@10": 1.0},
                     },
                     "benchmarks": [

@@ -6,6 +6,7 @@ requirements are checked when the captions are ingested and when a run is planne
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
-from paraclip_core.evaluation.options import HELD_OUT
-from paraclip_core.evaluation.power import GAIN, expected_half, images_needed
+from paraclip_core.evaluation.options import HELD_OUT, RECALL_LOSS
+from paraclip_core.evaluation.power import GAIN, RECALL_SPREAD, RECALLS, expected_half, images_needed, shown_loss
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.filters import filters_of
 from paraclip_core.paraphrase.paraphraser import unfiltered_warning
@@ -197,7 +198,9 @@ def _validation_notice(name: str, pairs: int, images: int, most: str = "") -> st
     return (
         f"validation: {name} has {most}{pairs:,} pairs of {images:,} images; expect AO@10 ± {half:.1f} points. A gain "
         f"of {GAIN:g} points needs about {needed:,} images, so they are "
-        f"{'too few to tell: hold out more (data.held_out)' if needed > images else 'enough'} (docs/benchmarks.md)"
+        f"{'too few to tell: hold out more (data.held_out)' if needed > images else 'enough'} (docs/benchmarks.md). Of "
+        f"recall {RECALL_LOSS:g} point may be lost, and so many show a loss from "
+        f"{shown_loss(RECALL_SPREAD / math.sqrt(images), RECALLS):.1f} points on"
     )
 
 

@@ -88,12 +88,12 @@ def _check_places(places: Mapping[str, Path | str | None]) -> None:
 
 def _configuration(seen: Survey, name: str, base: str) -> tuple[str, list[str]]:
     """The configuration as YAML, and notes on its engine: ready paraphrases, a server's model or the embedded one."""
-    engine: dict[str, Any] = {"paraphrases": seen.paraphrases}
+    engine: dict[str, Any] = {"paraphrases": seen.paraphrases, "second": None}
     notes: list[str] = []
     if seen.paraphrases is None:
         server = find_server()
         model = server.model or "Qwen/Qwen2.5-7B-Instruct"
-        engine |= {"server": server, "model": model, "prompts": seen.prompts}
+        engine |= {"server": server, "model": model, "second": server.second, "prompts": seen.prompts}
         notes = server.notes
     schema = next(iter(shipped_configs().values())).with_name("schema.json")
     text = TEMPLATES.get_template(seen.template).render(

@@ -27,8 +27,14 @@ class Server:
 
     @property
     def model(self) -> str | None:
-        """Its only model. A server that offers many, such as OpenAI's, does not say which one is meant."""
-        return self.models[0] if len(self.models) == 1 else None
+        """Its only model, or the first of two. A server that offers many, such as OpenAI's, does not say which one is
+        meant."""
+        return self.models[0] if 1 <= len(self.models) <= 2 else None
+
+    @property
+    def second(self) -> str | None:
+        """The other of two models, which writes the held-out queries: a writer that the training has not seen."""
+        return self.models[1] if len(self.models) == 2 else None
 
     @property
     def embedded(self) -> bool:

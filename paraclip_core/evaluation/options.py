@@ -15,6 +15,8 @@ HELD_OUT = "held_out_queries"
 BY_RULE = "held_out_by_rule"
 """Names of the benchmarks that `evaluate.queries` adds: in a language model's words, and in those of rules if the same
 model wrote what is trained on."""
+RECALL_LOSS = 1.0
+"""Points of recall that may be lost at any depth, unless `gate.max_drop` names that recall."""
 WHOLE = {"fraction": 1.0, "keep": 1}
 """Options of `paraphrase` that do not apply to `evaluate.queries`, with their values there."""
 

@@ -15,6 +15,10 @@ POWER = 0.8
 SPREAD = 7.0, 13.0
 """Standard deviations of AO@10's difference, in points: between images, and between the pairs of one image. They
 reproduce the intervals of the demo and Flickr8k; see docs/benchmarks.md."""
+RECALL_SPREAD = 35.0
+"""Standard deviation of recall@10's difference between images, in points: one query in eight enters or leaves."""
+RECALLS = 6
+"""Recalls that are guarded where a benchmark of paraphrased retrieval is measured."""
 
 
 def images_needed(images: int, half: float) -> int:
@@ -32,6 +36,17 @@ def expected_half(images: int, pairs: int) -> float:
     """Expected half-width of the interval of AO@10's difference, in points, before anything is measured."""
     between, within = SPREAD
     return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt((between**2 + within**2 * images / pairs) / images)
+
+
+def loss_z(figures: int) -> float:
+    """Standard errors below zero from which one of so many guarded figures counts as lost (Bonferroni): of a model that
+    loses nothing, all of them pass 39 times out of 40 or more often."""
+    return NormalDist().inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, figures))
+
+
+def shown_loss(error: float, figures: int) -> float:
+    """The loss in points that is shown four times out of five, by one of so many figures with this standard error."""
+    return (loss_z(figures) + NormalDist().inv_cdf(POWER)) * error
 
 
 def few_for_alpha(

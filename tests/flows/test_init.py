@@ -309,7 +309,12 @@ def test_the_server_that_answers_becomes_the_engine(
     embedded = written("no language model's server answered at http://127.0.0.1:9/v1")
     assert embedded[0] == "openvino"
     monkeypatch.setenv("OPENAI_BASE_URL", url)
-    # One that offers several does not say which is meant.
+    # One that offers many does not say which is meant; of two, the second writes the held-out queries.
+    first, second = openai_server.models
+    openai_server.models = [{"id": "org/writer"}, {"id": "org/examiner"}]
+    assert written(None)[1] == "org/writer"
+    assert load_settings("paraclip.yaml").evaluate.queries == {"model": "org/examiner"}
+    openai_server.models = [first, second, {"id": "org/third"}]
     assert written(f"{url} offers {len(openai_server.models)} models (") == embedded
     assert f"# openai: {{base_url: {json.dumps(url)}}}" in Path("paraclip.yaml").read_text()
     openai_server.models = [{"id": "org/model: 7B"}]

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import NormalDist
 
 from paraclip_core.evaluation.benchmarks import find_benchmark
-from paraclip_core.evaluation.intervals import CONFIDENCE
-from paraclip_core.evaluation.options import GateRule
-from paraclip_core.evaluation.power import POWER
+from paraclip_core.evaluation.options import RECALL_LOSS, GateRule
+from paraclip_core.evaluation.power import loss_z, shown_loss
 from paraclip_core.evaluation.rows import Outcome, Row
 
 STAND_INS = {
@@ -22,10 +20,6 @@ STAND_INS = {
 SLIGHT = 0.5
 """Points of the gate's metric below the base from which a control shows nothing: what is gained over it is larger than
 what is gained over the base by as much."""
-RECALL_LOSS = 1.0
-"""Points of recall that may be lost at any depth, unless `gate.max_drop` names that recall."""
-NORMAL = NormalDist()
-Z = NORMAL.inv_cdf((1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -34,20 +28,20 @@ class Guard:
 
     row: Row
     points: float
-    z: float
-    """Standard errors of the interval by which it is judged: that of all guards together (Bonferroni)."""
+    figures: int = 1
+    """How many are guarded together, by which chance has as many tries."""
 
     @property
     def broken(self) -> bool:
         """Whether the figure fell, and may have fallen by more than its points: the interval lies below zero and
         reaches below them."""
-        gain, half = self.row.gain[0], self.z * self.row.error
+        gain, half = self.row.gain[0], loss_z(self.figures) * self.row.error
         return gain + half < 0 and gain - half < -self.points
 
     @property
     def shows(self) -> float:
         """The loss in points that the set shows four times out of five."""
-        return (self.z + NORMAL.inv_cdf(POWER)) * self.row.error
+        return shown_loss(self.row.error, self.figures)
 
 
 @dataclass(frozen=True)
@@ -110,8 +104,7 @@ class Evidence:
         counted, points = self._counted(rows), self.gate.max_drop
         allowed = {row: RECALL_LOSS for row in counted if "text_to_image_recall@" in row.metric and not row.facts.part}
         allowed |= {row: points[rule] for rule in points for row in ruled(counted, rule, points)}
-        z = NORMAL.inv_cdf(1 - (1 - CONFIDENCE) / 2 / max(1, len(allowed)))
-        return [Guard(row, allowed[row], z) for row in rows if row in allowed]
+        return [Guard(row, allowed[row], len(allowed)) for row in rows if row in allowed]
 
     @cached_property
     def fallen_control(self) -> list[Row]:

@@ -146,7 +146,7 @@ def challenge(evidence: Evidence) -> Iterable[Finding]:
         yield Finding("champion_fails", "promotes", text, _rows(broken))
     elif (yield from _measured(evidence)):
         rows, new = evidence.gains, evidence.new_captions
-        worse = [row for row in rows if Guard(row, STEP, ERRORS).broken]
+        worse = [row for row in rows if Guard(row, STEP).broken]
         for row in worse:
             yield Finding("loss", "blocks", f"against the champion, {row} {_beyond_zero(row)}", (row,))
         if all(row.gain[0] >= max(STEP, ERRORS * row.error) for row in rows):
@@ -216,7 +216,9 @@ def losses(evidence: Evidence) -> Iterable[Finding]:
     # What may be lost is among the losses below, if it is one.
     sound = [guard.row for guard in evidence.guards if guard.row.side >= 0]
     if sound and not evidence.broken:
-        yield Finding("no_rule_broken", "explains", f"no guard is broken, with {listed(sound)}", tuple(sound))
+        lowest = min(sound, key=lambda row: row.gain[1])
+        text = f"none of {len(evidence.guards)} guarded figures is lost, the lowest of them {lowest}"
+        yield Finding("no_rule_broken", "explains", text, tuple(sound))
 
 
 def collapse(evidence: Evidence) -> Iterable[Finding]:

@@ -78,17 +78,18 @@ def test_changes_are_those_of_queries_with_known_images() -> None:
         searching("known", plain_queries(texts, pool, IMAGES)),
         searching("more", plain_queries(texts[:5], pool, IMAGES[:5])),
     ]
-    changes = changed_results(tasks, base, tuned)
+    changes, first = changed_results(tasks, base, tuned)
+    assert first is not None and first["query"].to_pylist() == list(dict.fromkeys(texts))
     assert changes is not None and (changes.benchmark, changes.queries) == ("known", len(set(texts)))
     # The base finds what an image shows; to the other encoder, words mean something else.
     assert changes.known is not None and changes.known.queries == len(set(texts))
     assert changes.known.left > 0 and changes.known.entered == 0
-    unknown = changed_results(tasks[:2], base, tuned)
+    unknown, _ = changed_results(tasks[:2], base, tuned)
     assert unknown is not None and unknown.benchmark == "unknown" and unknown.known is None
-    assert changed_results(tasks[:1], base, tuned) is None
+    assert changed_results(tasks[:1], base, tuned) == (None, None)
     # A user's own log rather than somebody's pairs.
     log = searching("log", replace(plain_queries(texts[:9], pool), groups=["head"] * len(set(texts[:9]))))
-    of_log = changed_results([*tasks[:2], log], base, tuned)
+    of_log, _ = changed_results([*tasks[:2], log], base, tuned)
     assert of_log is not None and of_log.benchmark == "log"
 
 
@@ -99,7 +100,7 @@ def test_many_queries_are_sampled_with_their_images(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(run, "CHURN_QUERIES", 7)
     # Only the last query's image is known.
     queries = Queries(texts, pool, np.array([[len(texts) - 1, len(texts) - 1]]))
-    changes = changed_results([searching("known", queries)], base, tuned)
+    changes, _ = changed_results([searching("known", queries)], base, tuned)
     assert changes is not None and changes.queries == 7 and changes.known is not None and changes.known.queries == 1
     assert {query.query for query in changes.most_changed} <= set(texts) and texts[-1] in {
         query.query for query in changes.most_changed

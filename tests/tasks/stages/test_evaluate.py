@@ -22,6 +22,7 @@ from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Node, Run
+from paraclip.tasks.stages import evaluate as stage
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
 from paraclip_core.clip.built_in import built_in_clip
@@ -113,6 +114,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> World:
 
     def release(out: Path) -> dict[str, Any]:
         save_release(clip, out / "release", "card")
+        points = [{"alpha": 0.0, "ao@10": 40.0}, {"alpha": 0.5, "ao@10": 42.0}]
+        tried = {"recipe": "ranking", "learning_rate": 1e-3}
+        chosen = {"candidates": [tried | {"alphas": points}], "chosen": tried | {"alpha": 0.5}}
+        (out / "candidates.json").write_text(json.dumps(chosen))
         return {}
 
     artifacts = {"ingest": commit(store, "ingest", ingest), "features": commit(store, "features", features)}
@@ -452,6 +457,9 @@ def test_the_gain_over_the_control_is_measured_on_the_same_queries(world: World,
     evaluation = run(world, Settings.model_validate(plain), "control", control=world[1]["finetune"])
     summary = json.loads((evaluation.path / "summary.json").read_text())
     assert summary["models"]["control"] == summary["models"]["tuned"]
+    words = "AO@10 of held-out training captions changes by +2.0 in the control and by +2.0 in the tuned model"
+    tuned = world[1]["finetune"]
+    assert f"(ranking at 0.001, α = 0.5), {words}" in str(stage._at_point(tuned, tuned))
     assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
     assert summary["control"] == {
         name: {metric: [delta, *summary["intervals"][name][metric]] for metric, delta in of.items()}

@@ -178,7 +178,7 @@ def test_another_engine_for_the_evaluation_is_a_stage_of_its_own(tmp_path: Path)
         ({"queries": {"modl": "x"}}, r"evaluate\.queries\.modl"),
         (
             {"benchmarks": [{"name": "held_out_queries", "kind": "retrieval"}]},
-            "'held_out_queries' is the name of the benchmark that evaluate.queries adds; give yours another one",
+            "'held_out_queries' is the name of a benchmark that evaluate.queries adds; give yours another one",
         ),
     ],
 )
@@ -203,7 +203,7 @@ def test_a_run_without_pairs_of_its_own_has_a_verdict_on_held_out_queries(
     assert 10 < queries <= 30 and set(openai_server.answered.values()) == {1}
     comparison = json.loads((artifacts["evaluate"].path / "comparison.json").read_text())
     assert comparison["protocols"]["held_out_queries"]["pairs"] == queries
-    assert {row["benchmark"] for row in comparison["rows"]} == {"held_out_queries", "retrieval"}
+    assert {row["benchmark"] for row in comparison["rows"]} == {"held_out_queries", "held_out_by_rule", "retrieval"}
     assert "was not measured" not in comparison["reason"]
     page = (artifacts["report"].path / "report.html").read_text("utf-8")
     assert f"openai smol ({queries} queries)" in page and "held_out_queries" in page

@@ -72,7 +72,7 @@ def test_without_clicks_there_is_no_recall_and_the_gate_goes_by_agreement(tmp_pa
     assert not [name for name in measured.metrics if "recall" in name or "mrr" in name]
     comparison = judged(Outcome("log", "query_log", measured, measured))
     shown = notes(comparison.findings)
-    assert any("query_log/ao@10 stands in for the gate's" in note for note in shown)
+    assert any("query_log/corrected_ao@10 stands in for the gate's" in note for note in shown)
     assert any("retrieval/text_to_image_recall@10 was not applied" in note for note in shown)
 
 

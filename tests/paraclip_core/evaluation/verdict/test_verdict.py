@@ -83,7 +83,7 @@ FEW = seen(row(AO, 0.0, -4, clusters=70))
 TABLE: list[tuple[Evidence, str, str, str]] = [
     # Evidence, code, effect, and words of the sentence.
     (PASSED, "gain", "promotes", f"{GAIN.name} +1.00 [+0.40, +1.60] is clear of zero"),
-    (PASSED, "no_rule_broken", "explains", f"with {SAME.name} +0.00 [-0.50, +0.50]"),
+    (PASSED, "no_rule_broken", "explains", f"of 1 guarded figures is lost, the lowest of them {SAME}"),
     (PASSED, "agreement_alone", "explains", "are not known, so agreement alone decides"),
     (seen(GAIN, SAME, MORE_FOUND), "agreement_alone", "", ""),
     (seen(NO_GAIN, MORE_FOUND), "finds_more", "promotes", f"{MORE_FOUND} is clear of zero, with {NO_GAIN}"),
