@@ -34,12 +34,12 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     elif _asks(run, "paraphrase_2"):
         *steps, pairs = asked_amounts(run, "paraphrase_2", artifacts, captions)
         result |= zip(STEPS, steps, strict=True)
-    candidates = len(candidates_of(settings))
-    tuning = _training(pairs, settings.finetune.epochs * candidates)
-    several = f"{candidates} candidates are trained" if candidates > 1 else ""
-    result["finetune"] = replace(tuning, note="; ".join(filter(None, (several, tuning.note))))
-    if settings.evaluate.control:
-        result["control"] = _training(pairs, settings.finetune.epochs * len(candidates_of(of_control(settings))))
+    tunings = {"finetune": settings} | ({"control": of_control(settings)} if settings.evaluate.control else {})
+    for name, tuned in tunings.items():
+        candidates = len(candidates_of(tuned))
+        amount = _training(pairs, settings.finetune.epochs * candidates)
+        several = f"{candidates} candidates are trained" if candidates > 1 else ""
+        result[name] = replace(amount, note="; ".join(filter(None, (several, amount.note))))
     if captions.accepted is not None:
         held_out = captions.accepted - captions.train
         result["evaluate"] = Amount(held_out, units=held_out)

@@ -22,7 +22,7 @@ from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Node, Run
-from paraclip.tasks.stages import evaluate as stage
+from paraclip.tasks.stages import evaluate as evaluate_stage
 from paraclip.tasks.stages.evaluate import EVALUATE, check_benchmarks
 from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
 from paraclip_core.clip.built_in import built_in_clip
@@ -459,7 +459,7 @@ def test_the_gain_over_the_control_is_measured_on_the_same_queries(world: World,
     assert summary["models"]["control"] == summary["models"]["tuned"]
     words = "AO@10 of held-out training captions changes by +2.0 in the control and by +2.0 in the tuned model"
     tuned = world[1]["finetune"]
-    assert f"(ranking at 0.001, α = 0.5), {words}" in str(stage._at_point(tuned, tuned))
+    assert f"(ranking at 0.001, α = 0.5), {words}" in str(evaluate_stage._at_point(tuned, tuned))
     assert all(figures == [0.0] * 3 for of in summary["over_control"].values() for figures in of.values())
     assert summary["control"] == {
         name: {metric: [delta, *summary["intervals"][name][metric]] for metric, delta in of.items()}
