@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage.features import (
-    FeatureStore,
-    IdIndex,
-    shard_path,
-    write_index,
-    write_links,
-    write_shard,
-)
+from paraclip.storage.features import FeatureStore, IdIndex, shard_path, write_index, write_links, write_shard
 from paraclip_core.errors import ArtifactError
 from paraclip_core.tables import FEATURE_INDEX
 

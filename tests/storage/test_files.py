@@ -15,13 +15,7 @@ import pyarrow as pa
 import pytest
 
 from paraclip.storage.artifacts import parse_manifest
-from paraclip.storage.files import (
-    atomic_folder,
-    read_json,
-    remove_temporary,
-    write_atomic,
-    write_json,
-)
+from paraclip.storage.files import atomic_folder, read_json, remove_temporary, write_atomic, write_json
 from paraclip.storage.locks import parse_owner
 from paraclip.storage.parquet import write_table
 from paraclip_core.errors import ArtifactError, ConfigError

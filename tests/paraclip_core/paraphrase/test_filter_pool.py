@@ -216,8 +216,5 @@ def test_a_process_of_other_code_is_reported(
     quick: FilterSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FilterSpec, "digest", b"of another release")
-    with (
-        closing(FilterPool(quick, 2)) as pool,
-        pytest.raises(StageError, match="code that filters answers changed"),
-    ):
+    with closing(FilterPool(quick, 2)) as pool, pytest.raises(StageError, match="code that filters answers changed"):
         list(pool.filter(iter(answers.to_batches()), MANY))
