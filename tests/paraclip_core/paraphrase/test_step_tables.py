@@ -23,15 +23,7 @@ from paraclip_core.paraphrase.selection import select
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, NO_PARENT, Batches, RowCursor, StepTables
 from paraclip_core.tables import ANSWERS, FILTER_RESULTS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES
 
-MANY_TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=60)
 Reading = Callable[[Sequence[pa.RecordBatch]], Batches]
-
-
-def numbered(texts: list[str], size: int) -> list[pa.RecordBatch]:
-    """Rows with their numbers, in batches of `size` and an empty one."""
-    columns = {"caption": pa.array(texts, pa.string()), "row": pa.array(range(len(texts)), pa.int64())}
-    parts = pa.table(columns).to_batches(max_chunksize=size)
-    return [*parts, parts[0].slice(0, 0)] if parts else []
 
 
 @given(st.lists(st.integers(0, 6), max_size=12), st.data())
