@@ -86,8 +86,6 @@ def test_a_view_names_a_shard_that_is_lost_or_cut_while_it_is_read(tmp_path: Pat
         view[np.array([0, 5])]
 
 
-# Ids
-
 texts = st.text(max_size=12)
 
 
