@@ -119,10 +119,8 @@ def test_processes_exclude_each_other(tmp_path: Path) -> None:
 def test_a_forked_process_does_not_keep_it(tmp_path: Path) -> None:
     path = tmp_path / "x.lock"
     with lock(path):
-        descriptors = [
-            int(link.name) for link in Path("/proc/self/fd").iterdir() if link.exists() and link.samefile(path)
-        ]
-        forked = subprocess.Popen(["sleep", "60"], pass_fds=descriptors)
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.exists() and link.samefile(path)]
+        forked = subprocess.Popen(["sleep", "60"], pass_fds=[int(link.name) for link in links])
     try:
         with lock(path, wait_seconds=0):
             pass

@@ -125,10 +125,8 @@ def test_who_lost_the_lease_leaves_the_checkpoints_of_its_successor(machine: Mac
 
 @pytest.mark.usefixtures("hasty")
 def test_who_lost_the_lease_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
-    with (
-        pytest.raises(LockedError, match="another machine has taken over"),
-        machine("one").writing("ingest", FP) as work,
-    ):
+    taken_over = pytest.raises(LockedError, match="another machine has taken over")
+    with taken_over, machine("one").writing("ingest", FP) as work:
         work.push()
         objects.write(f"locks/ingest/{FP}/00000002", json.dumps(THEIRS).encode())
         for _ in range(500):
@@ -140,18 +138,14 @@ def test_an_artifact_is_finished_though_its_checkpoints_cannot_be_deleted(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupted(machine("one"), WORK)
-    store = machine("two")
+    store, other = machine("two"), machine("three")
     delete = store.remote.delete
-    monkeypatch.setattr(
-        store.remote,
-        "delete",
-        lambda paths: [refuse() if path.startswith("work/") else delete([path]) for path in paths],
-    )
+    refusing = lambda paths: [refuse() if path.startswith("work/") else delete([path]) for path in paths]  # noqa: E731
+    monkeypatch.setattr(store.remote, "delete", refusing)
     artifact = make(store)
     assert "left-over checkpoints" in caplog.text
-    assert not store.work_path("ingest", FP).exists() and machine("three").find("ingest", FP) is not None
+    assert not store.work_path("ingest", FP).exists() and other.find("ingest", FP) is not None
     assert store.verify(artifact) == []
-    other = machine("three")
     remove(collect(other).garbage, other)
     assert objects.names("work") == []
 

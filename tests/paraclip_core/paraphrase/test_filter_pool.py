@@ -135,10 +135,10 @@ def test_no_division_changes_a_byte(
     assert pa.Table.from_batches([answer_filter.filter_block(block) for block in blocks]).equals(whole)
 
 
-def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole: pa.Table) -> None:
-    for size in (7, 25):
-        blocks = divided(answers, range(0, ROWS, size))
-        assert together(two.filter(iter(blocks), MANY), blocks).equals(whole)
+@pytest.mark.parametrize("size", [7, 25])
+def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole: pa.Table, size: int) -> None:
+    blocks = divided(answers, range(0, ROWS, size))
+    assert together(two.filter(iter(blocks), MANY), blocks).equals(whole)
 
 
 def test_few_rows_are_filtered_here(spec: FilterSpec, answers: pa.Table, whole: pa.Table) -> None:

