@@ -9,7 +9,7 @@ import pytest
 from paraclip_core.paraphrase.engines import EngineContext, EngineOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIEngine, OpenAIOptions
 from tests.kit.openai_asking import VARIABLE
-from tests.kit.openai_server import OpenAIServer
+from tests.kit.openai_server import Handler, OpenAIServer
 
 
 @pytest.fixture
@@ -18,6 +18,8 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Any
     monkeypatch.delenv(VARIABLE, raising=False)
     for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
         monkeypatch.setattr(f"openai._base_client.{name}", 0.01)
+    # Otherwise each body waits 40 ms until its headers are acknowledged.
+    monkeypatch.setattr(Handler, "disable_nagle_algorithm", True)
     engines: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:

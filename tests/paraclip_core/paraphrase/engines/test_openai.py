@@ -259,7 +259,7 @@ def test_what_nobody_takes_is_not_requested(openai_server: OpenAIServer, connect
     before = -1
     while len(openai_server.asked) != before:
         before = len(openai_server.asked)
-        time.sleep(0.5)
+        time.sleep(0.3)
     # One was taken, four wait, and as many were in flight meanwhile.
     assert 5 <= before <= 1 + 4 + 4
     assert len(list(stream)) == 199
