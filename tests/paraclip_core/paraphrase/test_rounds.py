@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,21 +15,49 @@ from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.sentence_encoder import PACKAGE
-from tests.kit.round_kit import (
-    BLUE,
-    CAPTIONS,
-    FEW,
-    Rows,
-    Told,
-    asked,
-    attempts,
-    both_steps,
-    drawing,
-    figures,
-    filtered,
-    with_options,
-)
 from tests.kit.scripted_engine import Scripted, Streaming, Thesaurus
+
+OPTIONS = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="off"))
+CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
+FEW = CAPTIONS[:10]
+BLUE = FEW[1::2]
+Rows = Callable[[Sequence[str]], pa.RecordBatch]
+Told = list[tuple[int, int | None, dict[str, Any]]]
+
+
+def drawing(fails: Callable[[str, int], bool] = lambda text, draw: False, n: int = 1) -> Scripted:
+    """An engine that names its draw, and answers nothing if `fails` says so."""
+
+    def answer(prompt: Prompt) -> tuple[str, ...]:
+        draw = prompt.seed // 7919
+        texts = [f"{prompt.text} draw {draw}" + f" answer {number}" * (n > 1) for number in range(n)]
+        return ("",) if fails(prompt.text, draw) else tuple(texts)
+
+    return Scripted(answer)
+
+
+def asked(engine: Scripted) -> list[tuple[str, int]]:
+    return [(prompt.text, prompt.seed // 7919) for prompt in engine.asked]
+
+
+def with_options(**changed: Any) -> ParaphraseOptions:
+    return OPTIONS.model_copy(update=changed)
+
+
+def filtered(*names: str) -> ParaphraseOptions:
+    paths = tuple(f"tests.kit.scripted_filters:{name}" for name in names)
+    return with_options(filters=FilterOptions(preset="off", extra=paths))
+
+
+def both_steps(kit: Any, batches: Sequence[pa.RecordBatch], engine: Any, options: ParaphraseOptions = OPTIONS) -> Any:
+    first = kit.run(batches, engine, options)
+    return first, kit.run(first.input_of_step_2, engine, options, step=2)
+
+
+def figures(outcome: Any) -> tuple[int, int, int]:
+    """Requests, answers and filter results."""
+    counts = outcome.rounds.counts
+    return counts.requested, counts.generated, counts.filtered
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
@@ -63,7 +91,8 @@ def test_nothing_depends_on_the_chunk_or_on_batches(
     for one, two in zip(expected, outcomes, strict=True):
         assert (two.rows, two.rejects) == (one.rows, one.rejects)
     assert outcomes[0].answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
-    assert attempts(outcomes[0].rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
+    rejects = [(row["input"], row["attempt"]) for row in outcomes[0].rejects.to_pylist()]
+    assert rejects == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
     assert asked(engines[0]) == asked(engines[1])
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,66 @@ from hypothesis import strategies as st
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.errors import AwayError, BudgetError, ConfigError, EngineError, RefusedError
-from paraclip_core.paraphrase.engines import Completion, Prompt
+from paraclip_core.paraphrase.engines import Completion, EngineContext, EngineOptions, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.chat import draw_seed, read_completion
-from paraclip_core.paraphrase.engines.openai import FAILURES_IN_A_ROW, OpenAIOptions
+from paraclip_core.paraphrase.engines.openai import FAILURES_IN_A_ROW, OpenAIEngine, OpenAIOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
-from tests.kit.openai_asking import KEY, TWO, Connect, ask, first_words, numbered, streamed
-from tests.kit.openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, well, words_of
+from tests.kit.openai_server import Fault, Handler, OpenAIServer, body, hang, nonsense, reset, status, well, words_of
 from tests.kit.waiting import eventually
+
+TWO = SamplingOptions(n=2, temperature=0.7, top_p=0.9, max_tokens=24)
+KEY = "sk-not-a-real-key-0123456789"
+Connect = Callable[..., OpenAIEngine]
+
+
+@pytest.fixture
+def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Connect]:
+    """Engines on the server, quick to try again, closed at the end."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
+        monkeypatch.setattr(f"openai._base_client.{name}", 0.01)
+    # Otherwise each body waits 40 ms until its headers are acknowledged.
+    monkeypatch.setattr(Handler, "disable_nagle_algorithm", True)
+    engines: list[OpenAIEngine] = []
+
+    def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
+        chosen = OpenAIOptions(**{"base_url": openai_server.url, "retries": 3} | options)
+        engines.append(OpenAIEngine(EngineOptions(chosen, model), EngineContext()))
+        return engines[-1]
+
+    yield engine
+    for each in engines:
+        each.close()
+
+
+def prompts_of(texts: list[str], seed: int = 0) -> list[Prompt]:
+    return [Prompt((("user", text),), text, 1, seed) for text in texts]
+
+
+def numbered(count: int) -> list[Prompt]:
+    return prompts_of([f"caption {number}" for number in range(count)])
+
+
+def ask(engine: OpenAIEngine, *texts: str, seed: int = 0, sampling: SamplingOptions = TWO) -> list[Completion]:
+    return engine.generate(prompts_of(list(texts), seed), sampling)
+
+
+def streamed(
+    engine: OpenAIEngine, prompts: list[Prompt], sampling: SamplingOptions = TWO
+) -> tuple[dict[int, Completion], EngineError]:
+    """The completions that come before the engine fails, which it must, and its error."""
+    completions: dict[int, Completion] = {}
+    with pytest.raises(EngineError) as caught:
+        completions.update(item for item in engine.stream(prompts, sampling) if item)
+    return completions, caught.value
+
+
+def first_words(completions: list[Completion]) -> list[str]:
+    return [completion.texts[0].rsplit(" ", 2)[0] for completion in completions]
+
 
 FLAGGED = status(400, "Your prompt was flagged by our usage guidelines.")
 LIMITED = status(429, "slow down")
