@@ -23,18 +23,11 @@ def test_names_on_the_hub() -> None:
 def facts(**changes: Any) -> DatasetFacts:
     step = StepFacts({"filters": {"preset": "small-model"}, "sampling": {"n": 1}}, {"engine": "vllm"}, PAPER[1])
     usual: dict[str, Any] = {
-        "name": "name",
-        "rows": 6,
-        "columns": ["caption_id", "caption"],
-        "ingest_options": {"max_words": 15},
-        "ingest_metrics": {"read": 9, "accepted": 8, "rejected": {"duplicate": 1}},
-        "steps": (step, step),
-        "samples": [{"caption_id": "0", "caption": "a dog"}],
-        "licenses": {"MIT": 6},
-        "opt_outs": None,
-        "fingerprints": {"ingest": "0"},
-        "versions": {"paraclip": "1"},
-    }
+        "name": "name", "rows": 6, "columns": ["caption_id", "caption"], "ingest_options": {"max_words": 15},
+        "ingest_metrics": {"read": 9, "accepted": 8, "rejected": {"duplicate": 1}}, "steps": (step, step),
+        "samples": [{"caption_id": "0", "caption": "a dog"}], "licenses": {"MIT": 6}, "opt_outs": None,
+        "fingerprints": {"ingest": "0"}, "versions": {"paraclip": "1"},
+    }  # fmt: skip
     return DatasetFacts(**(usual | changes))
 
 

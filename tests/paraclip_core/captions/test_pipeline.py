@@ -47,24 +47,14 @@ def reasons(rejects: pa.Table) -> list[tuple[int | None, str]]:
 
 
 def test_an_accepted_row(tmp_path: Path) -> None:
-    jsonl(tmp_path / "a.jsonl", {"image_id": "i", "image": "p/i.jpg", "caption": " A  caf\u00c3\u00a9 &amp; bar\n"})
+    raw = " A  caf\u00c3\u00a9 &amp; bar\n"
+    jsonl(tmp_path / "a.jsonl", {"image_id": "i", "image": "p/i.jpg", "caption": raw})
     source = SourceOptions(path="a.jsonl", images="images.tar", split="validation", license="CC-BY-4.0")
     accepted, _, pipeline = run(tmp_path, source)
-    assert accepted.to_pylist() == [
-        {
-            "caption_id": tables.text_hash("i", "A café & bar"),
-            "image_id": "i",
-            "image_path": "p/i.jpg",
-            "images": "images.tar",
-            "caption": "A café & bar",
-            "caption_raw": " A  caf\u00c3\u00a9 &amp; bar\n",
-            "caption_tokens": Tokenizer().encode("A café & bar"),
-            "split": "val",
-            "license": "CC-BY-4.0",
-            "source": "a.jsonl",
-            "source_row": 1,
-        }
-    ]
+    row = {"caption_id": tables.text_hash("i", "A café & bar"), "caption": "A café & bar", "caption_raw": raw}
+    row |= {"caption_tokens": Tokenizer().encode("A café & bar"), "split": "val", "license": "CC-BY-4.0"}
+    row |= {"image_id": "i", "image_path": "p/i.jpg", "images": "images.tar", "source": "a.jsonl", "source_row": 1}
+    assert accepted.to_pylist() == [row] and accepted.schema.equals(tables.CAPTIONS)
     assert pipeline.images == 1
 
 

@@ -79,15 +79,12 @@ def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
     assert first.rounds.counts.metrics()["accepted"] == 40
 
 
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_nothing_depends_on_the_chunk_or_on_batches(
-    chunk: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
-) -> None:
+def test_nothing_depends_on_the_chunk_or_on_batches(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
     options, whole = with_options(attempts=4), rows_of(FEW)
     engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
     expected = both_steps(elsewhere, [whole], engines[0], options)
-    cut = [*(whole.slice(start, chunk) for start in range(0, whole.num_rows, chunk)), whole.slice(0, 0)]
-    outcomes = both_steps(paraphrasing, cut, engines[1], options.model_copy(update={"chunk": chunk}))
+    cut = [whole.slice(0, 1), whole.slice(1, 0), whole.slice(1, 4), whole.slice(5)]
+    outcomes = both_steps(paraphrasing, cut, engines[1], options.model_copy(update={"chunk": 3}))
     for one, two in zip(expected, outcomes, strict=True):
         assert (two.rows, two.rejects) == (one.rows, one.rejects)
     assert outcomes[0].answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
@@ -160,16 +157,9 @@ def test_changed_filters_judge_again_and_ask_nothing(paraphrasing: Any, rows_of:
     assert figures(strict) == (10, 0, 10) and len(engine.asked) == asked_before
     assert list(strict.answers) == FEW[::2]
     assert strict.rounds.counts.metrics()["rejected"] == {"blue_input": 5}
-    assert strict.rejects.to_pylist()[0] == {
-        "caption_id": rows_of(FEW).column("caption_id")[1].as_py(),
-        "step": 1,
-        "attempt": 0,
-        "reason": "blue_input",
-        "detail": "it is blue",
-        "input": FEW[1],
-        "answer": f"well {FEW[1]}",
-        "generation": strict.rejects.column("generation")[0].as_py(),
-    }
+    reject = {"step": 1, "attempt": 0, "reason": "blue_input", "detail": "it is blue", "input": FEW[1]}
+    reject |= {"caption_id": rows_of(FEW).column("caption_id")[1].as_py(), "answer": f"well {FEW[1]}"}
+    assert strict.rejects.drop_columns(["generation"]).to_pylist()[0] == reject
     # The filter results of both are kept.
     assert figures(paraphrasing.run([rows_of(FEW)], engine)) == (10, 0, 0)
 

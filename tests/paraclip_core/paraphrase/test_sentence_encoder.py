@@ -54,7 +54,7 @@ def test_a_text_has_the_same_bits_in_any_company(encoder: SentenceEncoder, reque
         torch.set_num_threads(count)
         expected.append(SentenceEncoder().encode(texts))
         draw = random.Random(0)
-        for size in (25, 60, 7, 1):
+        for size in (25, 1):
             rows = draw.sample(range(60), size)
             # A fresh one, which remembers no word.
             vectors = SentenceEncoder().encode([texts[row] for row in rows])
