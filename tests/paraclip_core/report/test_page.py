@@ -68,23 +68,15 @@ def churned(text: str, **changes: Any) -> Churn:
 def full(text: str) -> ReportData:
     """Data with `text` wherever a text comes from outside."""
     pair = QueryPair(text, text, text, 0.2, 0.6, [text, "b"], ["b"], [text], [text, "b"])
+    training = Training("finetune", [{"step": 1, "loss": 2.0, "losses": {"image~caption": 2.0}}])
     return ReportData(
-        name=text,
-        verdict="promote",
-        reasons=[text],
-        comparison=[Row(text, text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10, 10)],
-        finetune=text,
-        notes=[text],
-        trainings=[Training("finetune", [{"step": 1, "loss": 2.0, "losses": {"image~caption": 2.0}}])],
-        churn=churned(text),
-        better=[pair],
-        paraphrases=[ParaphraseSample(text, text, text, text, 0.9, None)],
-        rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])],
+        name=text, verdict="promote", reasons=[text], finetune=text, notes=[text], versions={text: text},
+        comparison=[Row(text, text, text, 1.0, 2.0, 1.0, 0.5, 1.5, 10, 10)], trainings=[training], better=[pair],
+        churn=churned(text), paraphrases=[ParaphraseSample(text, text, text, text, 0.9, None)],
+        rejects=[RejectGroup("ingest", text, 1, [RejectSample(text, text, text)])], licenses=[License(text, 1, 1)],
         stages=[StageRow(text, text, 1, 1, {text: text}, {text: text}, {text: [text]})],
-        versions={text: text},
-        licenses=[License(text, 1, 1)],
         thumbnails={text: b"\xff\xd8"},
-    )
+    )  # fmt: skip
 
 
 PLAIN = Reader(render_report(full("plain")))
@@ -186,9 +178,8 @@ def test_any_text_stays_text(text: str) -> None:
 def moved(by: float, swap: bool = False) -> list[Row]:
     """The rows, with the difference changed and the base or, with `swap`, the tuned model as well."""
     at = "tuned" if swap else "base"
-    return [
-        replace(r, **{at: r.base - by, "delta": r.delta + by, "low": r.low + by, "high": r.high + by}) for r in ROWS
-    ]
+    more = ("delta", "low", "high")
+    return [replace(r, **{at: r.base - by}, **{name: getattr(r, name) + by for name in more}) for r in ROWS]
 
 
 def test_the_tuned_model_against_its_base_comes_first_and_the_control_second() -> None:
@@ -215,8 +206,6 @@ def test_queries_that_change_have_pictures_or_ids() -> None:
     bare = render_report(data(churn=churned("a")))
     assert 'class="thumb' not in bare and '<p class="mono"><b>a</b>, b</p>' in bare
     assert 'id="churn"' not in render_report(data())
-    few = data(
-        churn=churned("a", depth=4, overlaps=[0.0, 0.0, 50.0, 0.0, 50.0], known=None, thresholds=[], benchmark="")
-    )
-    text = words(render_report(few))
+    few = churned("a", depth=4, overlaps=[0.0, 0.0, 50.0, 0.0, 50.0], known=None, thresholds=[], benchmark="")
+    text = words(render_report(data(churn=few)))
     assert "2.5 of the first 4 images stay" in text and "right image" not in text and "Thresholds" not in text
