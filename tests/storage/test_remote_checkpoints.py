@@ -43,6 +43,8 @@ def pushed(objects: Objects) -> dict[str, bytes]:
 
 
 def test_another_machine_goes_on_from_the_checkpoints_alone(machine: Machine, objects: Objects) -> None:
+    interrupted(machine("one"), {"out/a.txt": b"half", LOG: b"1\n"})
+    assert objects.names() == [], "work without checkpoints stays on its machine"
     interrupted(machine("one"), WORK | {"out/a.txt": b"half", "scratch/rows/x.bin": b"half"})
     other = machine("two")
     assert other.resumable("ingest", FP) and [entry[:2] for entry in other.unfinished()] == [("ingest", FP)]
@@ -51,11 +53,6 @@ def test_another_machine_goes_on_from_the_checkpoints_alone(machine: Machine, ob
         other.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
     assert objects.names("work") == [] and objects.names("locks") == []
     assert not other.resumable("ingest", FP)
-
-
-def test_work_without_checkpoints_stays_on_its_machine(machine: Machine, objects: Objects) -> None:
-    interrupted(machine("one"), {"out/a.txt": b"half", LOG: b"1\n"})
-    assert objects.names() == []
 
 
 def test_the_newest_checkpoint_counts_wherever_it_is(machine: Machine) -> None:

@@ -151,12 +151,10 @@ def test_neighbors_are_those_of_the_captions_looked_at(captions: list[str], most
         table = neighbor_table(rows_of(tokens), most)
     looked_at = range(len(captions)) if len(captions) <= most else [n * len(captions) // most for n in range(most)]
     seen = [lists(tokens)[number] for number in looked_at]
-    triples = {three for ids in seen for three in zip(ids, ids[1:], ids[2:], strict=False)}
-    several = {
-        (before, after, token)
-        for before, token, after in triples
-        if any((before, other, after) in triples for other in range(49408) if other != token)
-    }
+    between: dict[tuple[int, int], set[int]] = {}
+    for before, token, after in (three for ids in seen for three in zip(ids, ids[1:], ids[2:], strict=False)):
+        between.setdefault((before, after), set()).add(token)
+    several = [(*place, token) for place, tokens in between.items() if len(tokens) > 1 for token in tokens]
     mask = (1 << 20) - 1
     assert [(key >> 40, key >> 20 & mask, key & mask) for key in table.tolist()] == sorted(several)
 

@@ -100,20 +100,16 @@ def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypat
     assert engine._ends
 
 
-def test_the_model_id_follows_the_files(folder: Path, tmp_path: Path) -> None:
+def test_the_model_id_follows_the_files_and_big_weights_are_hashed_by_whoever_remembers_them(
+    folder: Path, tmp_path: Path
+) -> None:
     name, _, revision = engine_of(folder).model.partition("@")
-    assert name == folder.name
     revision, _, drawing = revision.partition("?")
-    assert len(revision) == 24
-    assert drawing == "draws=3"
+    assert (name, len(revision), drawing) == (folder.name, 24, "draws=3")
     (tmp_path / "config.json").write_text("{}")
-    one = engine_of(tmp_path).model
+    small = engine_of(tmp_path).model
     (tmp_path / "config.json").write_text("{ }")
-    assert engine_of(tmp_path).model != one
-
-
-def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    assert engine_of(tmp_path).model != small
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(SMALL_BYTES + 1))
     seen: list[Path] = []
@@ -122,9 +118,8 @@ def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> Non
         seen.extend(files)
         return read_hashes(seen)
 
-    engine = make_engine(
-        ParaphraseOptions(engine="transformers", model=str(tmp_path)), EngineContext(hash_files=remembered)
-    )
+    options = ParaphraseOptions(engine="transformers", model=str(tmp_path))
+    engine = make_engine(options, EngineContext(hash_files=remembered))
     assert engine.model == engine_of(tmp_path).model
     assert seen == [weights]
     one = engine.model
