@@ -48,9 +48,6 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(tmp_path / "root")
 
 
-# The plain way
-
-
 def test_committed_found_and_described(store: ArtifactStore) -> None:
     assert store.find("ingest", FP) is None
     artifact = make(store)
@@ -88,12 +85,9 @@ def test_unfinished_work_is_kept_and_gone_on_with(store: ArtifactStore) -> None:
     with store.writing("ingest", FP) as work:
         assert (work.scratch / "state").read_text() == "7"
     artifact = make(store)
-    assert (artifact.path / "a.txt").read_bytes() == b"from the first try" and set(artifact.manifest.files) == set(
-        CONTENT
-    )
+    assert (artifact.path / "a.txt").read_bytes() == b"from the first try"
+    assert set(artifact.manifest.files) == set(CONTENT)
 
-
-# Killed
 
 KILL_AT = """
 import os, signal, sys
@@ -179,9 +173,6 @@ def test_a_folder_without_a_manifest_does_not_exist_and_is_not_resumed(store: Ar
     assert (make(store).path / "a.txt").read_bytes() == b"alpha"
 
 
-# Two at once
-
-
 def test_the_second_gets_what_the_first_made(store: ArtifactStore) -> None:
     polled, artifacts = [], []
 
@@ -199,9 +190,6 @@ def test_the_second_gets_what_the_first_made(store: ArtifactStore) -> None:
     thread.join(120)
     assert artifacts == [artifact] and make(store) == artifact
     assert not store.unfinished(), "who waited leaves no work of his own"
-
-
-# Listing, naming, channels
 
 
 def test_artifacts_are_resolved_by_the_start_of_their_name(store: ArtifactStore) -> None:
@@ -238,9 +226,6 @@ def test_a_channels_name_cannot_leave_its_folder(store: ArtifactStore) -> None:
         for use in (store.channel, lambda n: store.set_channel(n, {})):
             with pytest.raises(UnknownNameError):
                 use(name)
-
-
-# No longer what was committed
 
 
 def test_an_edit_of_the_same_size_is_found_and_with_the_time_put_back_by_verify(store: ArtifactStore) -> None:
@@ -300,9 +285,6 @@ def test_a_damaged_manifest_is_refused_and_left_out_of_lists(
     assert FP in caplog.text
     ((stage, name, problem),) = store.unreadable()
     assert (stage, name) == ("ingest", FP) and "manifest.json" in problem
-
-
-# Disks
 
 
 def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:

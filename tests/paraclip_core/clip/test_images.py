@@ -104,23 +104,18 @@ def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkey
             tar.read("one.png")
 
 
-@pytest.mark.parametrize("keep", [200, 700, 1536, 2000, 3072])
-def test_a_tar_cut_short_is_reported(tmp_path: Path, keep: int) -> None:
+def test_what_is_no_whole_plain_tar_is_reported(tmp_path: Path) -> None:
     whole = _tar(tmp_path / "x.tar", [("a.bin", b"x" * 600), ("b.bin", b"y" * 900)]).read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[:keep])
-    with pytest.raises(InputError, match=r"cut\.tar is not a whole"):
-        ImageArchive(tmp_path / "cut.tar")
-
-
-def test_what_is_no_plain_tar_is_reported(tmp_path: Path) -> None:
+    for keep in (200, 700, 1536, 2000, 3072):
+        (tmp_path / "cut.tar").write_bytes(whole[:keep])
+        with pytest.raises(InputError, match=r"cut\.tar is not a whole"):
+            ImageArchive(tmp_path / "cut.tar")
     (tmp_path / "text.tar").write_bytes(b"hello " * 500)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "text.tar", "a")
-    for name in ("text.tar", "x.tar.gz"):
-        with pytest.raises(InputError, match="uncompressed tar"):
+    for name, message in (("text.tar", "uncompressed tar"), ("x.tar.gz", "uncompressed tar"), ("gone.tar", "gone.tar")):
+        with pytest.raises(InputError, match=message):
             ImageArchive(tmp_path / name)
-    with pytest.raises(InputError, match=r"absent\.tar"):
-        ImageArchive(tmp_path / "absent.tar")
 
 
 def test_modes_become_rgb_and_damage_is_named() -> None:

@@ -200,10 +200,7 @@ def test_directions(text: str, expected: set[str]) -> None:
 
 
 def test_a_thing_stands_where_its_preposition_says() -> None:
-    assert placed("a boy on a big red bus, near the pond") == {
-        "person/boy": {"-"},
-        "vehicle/bus": {"on"},
-        "pond": {"next"},
-    }
+    expected = {"person/boy": {"-"}, "vehicle/bus": {"on"}, "pond": {"next"}}
+    assert placed("a boy on a big red bus, near the pond") == expected
     assert directions("a bird over a clock") == set()
     assert directions("a bird over a clock", loose=True) == directions("a bird above a clock") == {"above"}
