@@ -70,23 +70,6 @@ def test_the_caption_is_one_column_or_several(given: str, columns: object) -> No
     assert meant == (list(columns) if isinstance(columns, tuple) else columns)
 
 
-@pytest.mark.parametrize(
-    ("override", "hint"),
-    [
-        ("finetune.learning_rat=1", "finetune.learning_rate"),
-        ("fine_tune={}", "finetune"),
-        ("sources=[]", "data.sources"),
-        ("data.sources.0.fomat=csv", "data.sources.0.format"),
-        ("data.zzzzzzzz=1", "data has root"),
-    ],
-)
-def test_a_typo_names_the_nearest_option(override: str, hint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_settings(None, ["data.sources.0.path=x", override])
-    assert override.partition("=")[0] in str(caught.value)
-    assert hint in str(caught.value)
-
-
 def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
     path = write(tmp_path, "finetune: {epochs: many, batch_size: 1}\nparaphrase: {engine: gpt}\nnam: x\n")
     with pytest.raises(ConfigError) as caught:
@@ -97,8 +80,15 @@ def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "hint"),
+    ("override", "message"),
     [
+        # A typo names the nearest option.
+        ("finetune.learning_rat=1", r"finetune\.learning_rat .*finetune\.learning_rate"),
+        ("fine_tune={}", "fine_tune .*finetune"),
+        ("sources=[]", r"sources .*data\.sources"),
+        ("data.sources.0.fomat=csv", r"data\.sources\.0\.fomat .*data\.sources\.0\.format"),
+        ("data.zzzzzzzz=1", r"data\.zzzzzzzz .*data has root"),
+        # What nothing can keep is refused.
         ("run.threads=100000", "less than or equal to 1024"),
         (r'run.root="a\0b"', "NUL character"),
         ("data.min_words=99", r"data: min_words \(99\) must not be above max_words"),
@@ -108,22 +98,16 @@ def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
         (f"paraphrase.seed={2**63}", r"paraphrase\.seed: .*does not fit into 64 bits"),
     ],
 )
-def test_values_that_nothing_can_keep_are_refused(override: str, hint: str) -> None:
-    with pytest.raises(ConfigError, match=hint):
-        load_settings(None, [override])
+def test_an_override_that_cannot_be_taken_is_explained(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_settings(None, ["data.sources.0.path=x", override])
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            "finetune.epoks=3",
-            "overrides: finetune.epoks=3: finetune.epoks is not an option; did you mean finetune.epochs?",
-        ),
-        (
-            "finetune={epoks: 3}",
-            "overrides: finetune=…: finetune.epoks is not an option; did you mean finetune.epochs?",
-        ),
+        ("finetune.epoks=3", "overrides: finetune.epoks=3: finetune.epoks is not an option; did you mean finetune.ep"),
+        ("finetune={epoks: 3}", "overrides: finetune=…: finetune.epoks is not an option; did you mean finetune.epochs"),
         ("data.min_words=99", "overrides: data.min_words=99: data: min_words (99) must not be above max_words (15)"),
         ("data.sources.1.images=x", "overrides: data.sources.1.images=…: data.sources.1.path is required"),
         ("data.sources.2.images=x", "overrides: data.sources.2.images=…: data.sources has 1 items, so there is no '2'"),

@@ -108,19 +108,11 @@ def test_what_fails_in_a_block_leaves_everything_usable(store: AnswerStore, fail
     assert answers(store, [1]) == {1: ["answer 1"]}
 
 
-# Against a model
-
-
-CACHE_ACTIONS = st.lists(
-    st.one_of(
-        st.tuples(
-            st.just("append"), st.lists(st.tuples(st.integers(0, 30), st.lists(st.text(max_size=5), max_size=3)))
-        ),
-        st.tuples(st.just("judge"), st.lists(st.tuples(st.integers(0, 9), st.text(max_size=5)))),
-        st.tuples(st.sampled_from(["rebuild", "reopen", "refresh", "lookup", "compact"]), st.lists(st.integers(0, 30))),
-    ),
-    max_size=8,
-)
+NUMBERS = st.integers(0, 30)
+APPENDS = st.tuples(st.just("append"), st.lists(st.tuples(NUMBERS, st.lists(st.text(max_size=5), max_size=3))))
+JUDGES = st.tuples(st.just("judge"), st.lists(st.tuples(st.integers(0, 9), st.text(max_size=5))))
+OTHERS = st.tuples(st.sampled_from(["rebuild", "reopen", "refresh", "lookup", "compact"]), st.lists(NUMBERS))
+CACHE_ACTIONS = st.lists(APPENDS | JUDGES | OTHERS, max_size=8)
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -139,17 +131,13 @@ def test_it_is_a_dictionary_whose_first_value_stays(actions: list, tmp_path_fact
             )
             for n, text in argument:
                 verdict_model.setdefault(key(n), filter_results([n], text).to_pylist()[0])
-        elif action == "rebuild":
-            rebuild(store)
-        elif action == "compact":
-            store.compact()
-        elif action == "refresh":
-            store.refresh()
+        elif action == "lookup":
+            assert answers(store, argument) == {n: model[n] for n in argument if n in model}
         elif action == "reopen":
             store.close()
             store = AnswerStore(folder)
         else:
-            assert answers(store, argument) == {n: model[n] for n in argument if n in model}
+            {"rebuild": rebuild, "compact": AnswerStore.compact, "refresh": AnswerStore.refresh}[action](store)
     assert answers(store, range(31)) == model
     assert store.stats().keys == len(model)
     assert filtered(store) == [verdict_model[k] for k in sorted(verdict_model)]

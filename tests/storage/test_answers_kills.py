@@ -105,9 +105,6 @@ def test_drafts_of_killed_writers_are_swept_after_a_day(store: AnswerStore) -> N
     assert (old.exists(), new.exists()) == (False, True)
 
 
-# Many at once
-
-
 APPEND = """
 store = AnswerStore(sys.argv[1])
 base = int(sys.argv[2])

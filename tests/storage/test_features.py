@@ -10,14 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paraclip.storage.features import (
-    FeatureStore,
-    IdIndex,
-    shard_path,
-    write_index,
-    write_links,
-    write_shard,
-)
+from paraclip.storage.features import FeatureStore, IdIndex, shard_path, write_index, write_links, write_shard
 from paraclip_core.errors import ArtifactError
 from paraclip_core.tables import FEATURE_INDEX
 
@@ -92,8 +85,6 @@ def test_a_view_names_a_shard_that_is_lost_or_cut_while_it_is_read(tmp_path: Pat
     with pytest.raises(ArtifactError, match=r"cannot read .*shard-00001\.npy"):
         view[np.array([0, 5])]
 
-
-# Ids
 
 texts = st.text(max_size=12)
 

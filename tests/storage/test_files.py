@@ -15,13 +15,7 @@ import pyarrow as pa
 import pytest
 
 from paraclip.storage.artifacts import parse_manifest
-from paraclip.storage.files import (
-    atomic_folder,
-    read_json,
-    remove_temporary,
-    write_atomic,
-    write_json,
-)
+from paraclip.storage.files import atomic_folder, read_json, remove_temporary, write_atomic, write_json
 from paraclip.storage.locks import parse_owner
 from paraclip.storage.parquet import write_table
 from paraclip_core.errors import ArtifactError, ConfigError
@@ -81,17 +75,14 @@ def test_a_reader_never_sees_half_a_file_and_a_kill_leaves_none(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_json_is_the_same_bytes_for_equal_values(tmp_path: Path) -> None:
+def test_json_is_the_same_bytes_for_equal_values_and_what_is_not_json_is_refused_by_file(tmp_path: Path) -> None:
     write_json(tmp_path / "a", {"b": 1, "a": "é"})
     write_json(tmp_path / "b", {"a": "é", "b": 1})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == '{\n  "a": "é",\n  "b": 1\n}\n'.encode()
-
-
-@pytest.mark.parametrize("value", [float("nan"), object()])
-def test_what_is_not_json_is_refused_by_file(tmp_path: Path, value: object) -> None:
-    with pytest.raises(ArtifactError, match=r"a\.json cannot be written, its content is not JSON"):
-        write_json(tmp_path / "a.json", {"metric": value})
-    assert list(tmp_path.iterdir()) == []
+    for value in (float("nan"), object()):
+        with pytest.raises(ArtifactError, match=r"c\.json cannot be written, its content is not JSON"):
+            write_json(tmp_path / "c.json", {"metric": value})
+    assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
 def test_reading_what_is_absent_or_damaged(tmp_path: Path) -> None:

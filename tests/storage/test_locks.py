@@ -117,19 +117,16 @@ def test_processes_exclude_each_other(tmp_path: Path) -> None:
 
 
 def test_a_forked_process_does_not_keep_it(tmp_path: Path) -> None:
-    with lock(tmp_path / "x.lock"):
-        forked = subprocess.Popen(["sleep", "60"], pass_fds=descriptors_of(tmp_path / "x.lock"))
+    path = tmp_path / "x.lock"
+    with lock(path):
+        links = [link for link in Path("/proc/self/fd").iterdir() if link.exists() and link.samefile(path)]
+        forked = subprocess.Popen(["sleep", "60"], pass_fds=[int(link.name) for link in links])
     try:
-        with lock(tmp_path / "x.lock", wait_seconds=0):
+        with lock(path, wait_seconds=0):
             pass
     finally:
         forked.kill()
         forked.wait()
-
-
-def descriptors_of(path: Path) -> list[int]:
-    links = ((int(link.name), link) for link in Path("/proc/self/fd").iterdir())
-    return [number for number, link in links if link.exists() and link.samefile(path)]
 
 
 def test_a_folder_without_flock_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

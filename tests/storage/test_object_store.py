@@ -17,9 +17,7 @@ def test_folders_stay_folders(tmp_path: Path) -> None:
     for root in (tmp_path / "x", str(tmp_path / "x"), f"file://{tmp_path}/x"):
         store = open_store(root)
         assert (store.root, store.remote, store.location) == (tmp_path / "x", None, str(tmp_path / "x"))
-    assert [is_url(root) for root in ("runs", "/a/b", "file:///a", "s3://a/b", "memory://a")] == [False] * 3 + [
-        True
-    ] * 2
+    assert not any(map(is_url, ("runs", "/a/b", "file:///a"))) and all(map(is_url, ("s3://a/b", "memory://a")))
 
 
 def test_each_url_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,33 +57,24 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_remote("s3://bucket/x")
 
 
-class Failing:
-    """A file system of which everything fails with the same error."""
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [("read", ("a/b",)), ("sizes", ("a/b",)), ("write", ("a/b", b"")), ("delete", (["a/b"],))],
+)
+def test_an_error_names_the_object_and_no_secret(
+    operation: str, arguments: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing:
+        def __getattr__(self, name: str) -> Any:
+            def fail(*_: Any, **__: Any) -> None:
+                raise RuntimeError("hush-hush: https://host/bucket/a/b?X-Amz-Signature=abcdef failed")
 
-    def __init__(self, error: Exception) -> None:
-        self._error = error
+            return fail
 
-    def __getattr__(self, name: str) -> Any:
-        def fail(*_: Any, **__: Any) -> None:
-            raise self._error
-
-        return fail
-
-
-OPERATIONS = {
-    "read": lambda remote: remote.read("a/b"),
-    "list": lambda remote: remote.sizes("a/b"),
-    "write": lambda remote: remote.write("a/b", b""),
-    "delete": lambda remote: remote.delete(["a/b"]),
-}
-
-
-@pytest.mark.parametrize("what", OPERATIONS)
-def test_an_error_names_the_object_and_no_secret(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
-    error = RuntimeError("hush-hush: https://host/bucket/a/b?X-Amz-Signature=abcdef failed")
+    what = "list" if operation == "sizes" else operation
     with pytest.raises(ArtifactError, match=f"cannot {what} s3://bucket/a/b: RuntimeError") as caught:
-        OPERATIONS[what](RemoteFolder(Failing(error), "bucket", "s3://bucket"))
+        getattr(RemoteFolder(Failing(), "bucket", "s3://bucket"), operation)(*arguments)
     assert "hush" not in str(caught.value) and "Signature" not in str(caught.value)
     # A log with the traceback must not bring it back.
     assert caught.value.__suppress_context__

@@ -74,11 +74,14 @@ def test_nothing_is_downloaded_or_sent_twice(cache: Cache, monkeypatch: pytest.M
     two.close()
 
 
-def test_a_damaged_object_is_left_out_and_named(
+def test_a_torn_part_is_healed_from_the_store_and_a_damaged_object_is_left_out_and_named(
     cache: Cache, objects: Objects, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = cache("one")
     one.append(numbered([1]))
+    cut(one.parts.folder / one.parts.names()[0])
+    rebuild(one)
+    assert answers(one, [1]) == {1: ["answer 1"]}
     one.append(numbered([2]))
     damaged = objects.names("cache")[0]
     objects.write(damaged, b"PAR1 and then nothing")
@@ -86,14 +89,6 @@ def test_a_damaged_object_is_left_out_and_named(
     assert answers(two, [1, 2]) == {2: ["answer 2"]}
     assert f"/{damaged} is damaged and left out" in caplog.text
     assert list(two.parts.folder.glob(".*.tmp")) == []
-
-
-def test_a_torn_segment_is_healed_from_the_store(cache: Cache) -> None:
-    one = cache("one")
-    one.append(numbered([1]))
-    cut(one.parts.folder / one.parts.names()[0])
-    rebuild(one)
-    assert answers(one, [1]) == {1: ["answer 1"]}
 
 
 def test_a_store_that_cannot_be_reached_is_said_before_anything_is_asked(

@@ -43,6 +43,8 @@ def pushed(objects: Objects) -> dict[str, bytes]:
 
 
 def test_another_machine_goes_on_from_the_checkpoints_alone(machine: Machine, objects: Objects) -> None:
+    interrupted(machine("one"), {"out/a.txt": b"half", LOG: b"1\n"})
+    assert objects.names() == [], "work without checkpoints stays on its machine"
     interrupted(machine("one"), WORK | {"out/a.txt": b"half", "scratch/rows/x.bin": b"half"})
     other = machine("two")
     assert other.resumable("ingest", FP) and [entry[:2] for entry in other.unfinished()] == [("ingest", FP)]
@@ -51,11 +53,6 @@ def test_another_machine_goes_on_from_the_checkpoints_alone(machine: Machine, ob
         other.commit(Draft("ingest", FP, 1, {}, {}), {}, 1.0)
     assert objects.names("work") == [] and objects.names("locks") == []
     assert not other.resumable("ingest", FP)
-
-
-def test_work_without_checkpoints_stays_on_its_machine(machine: Machine, objects: Objects) -> None:
-    interrupted(machine("one"), {"out/a.txt": b"half", LOG: b"1\n"})
-    assert objects.names() == []
 
 
 def test_the_newest_checkpoint_counts_wherever_it_is(machine: Machine) -> None:
@@ -125,10 +122,8 @@ def test_who_lost_the_lease_leaves_the_checkpoints_of_its_successor(machine: Mac
 
 @pytest.mark.usefixtures("hasty")
 def test_who_lost_the_lease_stops_at_its_next_report(machine: Machine, objects: Objects) -> None:
-    with (
-        pytest.raises(LockedError, match="another machine has taken over"),
-        machine("one").writing("ingest", FP) as work,
-    ):
+    taken_over = pytest.raises(LockedError, match="another machine has taken over")
+    with taken_over, machine("one").writing("ingest", FP) as work:
         work.push()
         objects.write(f"locks/ingest/{FP}/00000002", json.dumps(THEIRS).encode())
         for _ in range(500):
@@ -140,18 +135,14 @@ def test_an_artifact_is_finished_though_its_checkpoints_cannot_be_deleted(
     machine: Machine, objects: Objects, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupted(machine("one"), WORK)
-    store = machine("two")
+    store, other = machine("two"), machine("three")
     delete = store.remote.delete
-    monkeypatch.setattr(
-        store.remote,
-        "delete",
-        lambda paths: [refuse() if path.startswith("work/") else delete([path]) for path in paths],
-    )
+    refusing = lambda paths: [refuse() if path.startswith("work/") else delete([path]) for path in paths]  # noqa: E731
+    monkeypatch.setattr(store.remote, "delete", refusing)
     artifact = make(store)
     assert "left-over checkpoints" in caplog.text
-    assert not store.work_path("ingest", FP).exists() and machine("three").find("ingest", FP) is not None
+    assert not store.work_path("ingest", FP).exists() and other.find("ingest", FP) is not None
     assert store.verify(artifact) == []
-    other = machine("three")
     remove(collect(other).garbage, other)
     assert objects.names("work") == []
 

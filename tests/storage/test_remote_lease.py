@@ -13,6 +13,8 @@ from paraclip.storage.remote_store import RemoteStore
 from paraclip_core.errors import LockedError
 from tests.kit.machines import Machine, Objects
 
+pytestmark = pytest.mark.usefixtures("hasty")
+
 
 def lease_at(store: RemoteStore, **options: Any) -> Any:
     return locks.lease(store.remote, "locks/x", **options)
@@ -23,7 +25,6 @@ def stranger(objects: Objects, number: int = 1, **owner: Any) -> None:
     objects.write(f"locks/x/{number:08d}", json.dumps(lease).encode())
 
 
-@pytest.mark.usefixtures("hasty")
 def test_a_living_owner_is_waited_for(machine: Machine) -> None:
     store, order = machine("one"), []
 
@@ -41,7 +42,6 @@ def test_a_living_owner_is_waited_for(machine: Machine) -> None:
     assert order == ["first", "second"]
 
 
-@pytest.mark.usefixtures("hasty")
 def test_a_silent_owner_is_succeeded(machine: Machine, objects: Objects, caplog: pytest.LogCaptureFixture) -> None:
     stranger(objects)
     with lease_at(machine("one")):
@@ -50,7 +50,6 @@ def test_a_silent_owner_is_succeeded(machine: Machine, objects: Objects, caplog:
     assert objects.names("locks") == []
 
 
-@pytest.mark.usefixtures("hasty")
 def test_giving_up_names_the_owner(machine: Machine, objects: Objects, url: str) -> None:
     stranger(objects)
     with (
@@ -60,7 +59,6 @@ def test_giving_up_names_the_owner(machine: Machine, objects: Objects, url: str)
         pytest.fail("it was held")
 
 
-@pytest.mark.usefixtures("hasty")
 def test_of_many_one_at_a_time(machine: Machine, objects: Objects) -> None:
     store, inside, most = machine("one"), [], []
     stranger(objects)
@@ -81,7 +79,6 @@ def test_of_many_one_at_a_time(machine: Machine, objects: Objects) -> None:
     assert objects.names("locks") == []
 
 
-@pytest.mark.usefixtures("hasty")
 def test_who_lost_the_lock_does_not_take_it_from_its_next_owner(
     machine: Machine, objects: Objects, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,14 +20,13 @@ WORDS = st.sampled_from(["dog", "Dog", "red car", "Red  car", "beach at night", 
 ROWS = st.lists(st.tuples(WORDS, st.sampled_from(["", "a", "b"]), st.integers(1, 5)), min_size=1, max_size=20)
 
 
-def read(folder: Path, files: dict[str, list[tuple[str, str, int]]], **data: float) -> tuple[pa.Table, pa.Table]:
+def read(folder: Path, files: dict[str, str], split: str | None = None, **data: float) -> tuple[pa.Table, pa.Table]:
     """The queries and rejects of a log in these files."""
-    for name, rows in files.items():
-        with (folder / name).open("w", newline="") as file:
-            csv.writer(file).writerows([("query", "image", "count"), *rows])
+    for name, text in files.items():
+        (folder / name).write_text(text)
     options = DataOptions.model_validate({
         "root": str(folder), "index": IndexOptions(features="i.npy"), "min_words": 1,
-        "sources": [SourceOptions(path=name) for name in files], **data,
+        "sources": [SourceOptions(path=name, split=split) for name in files], **data,
     })  # fmt: skip
     sources = list_files(folder, options.sources)
     log = QueryLog(options, sources)
@@ -38,12 +35,16 @@ def read(folder: Path, files: dict[str, list[tuple[str, str, int]]], **data: flo
     return accepted, pa.Table.from_batches([outcome.rejects for outcome in outcomes], tables.REJECTS)
 
 
+def table(rows: list[tuple[str, str, int]]) -> str:
+    return "query,image,count\n" + "".join(f"{query},{image},{count}\n" for query, image, count in rows)
+
+
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ROWS, ROWS)
 def test_equal_queries_are_one_row_with_their_sum(
     tmp_path: Path, first: list[tuple[str, str, int]], second: list[tuple[str, str, int]]
 ) -> None:
-    accepted, rejects = read(tmp_path, {"a.csv": first, "b.csv": second})
+    accepted, rejects = read(tmp_path, {"a.csv": table(first), "b.csv": table(second)})
     counts, clicks = Counter[str](), Counter[tuple[str, str]]()
     for query, image, count in first + second:
         counts[" ".join(query.lower().split())] += count
@@ -64,7 +65,7 @@ def test_held_out_queries_stay_when_the_log_grows(tmp_path: Path) -> None:
         (f"a {colour} {thing}", "", 1) for colour in ("red", "old", "blue") for thing in ("car", "dog", "tree", "bus")
     ]
     splits = [
-        {row["caption"]: row["split"] for row in read(tmp_path, {"a.csv": log}, held_out=0.4)[0].to_pylist()}
+        {row["caption"]: row["split"] for row in read(tmp_path, {"a.csv": table(log)}, held_out=0.4)[0].to_pylist()}
         for log in (rows[:8], rows)
     ]
     assert splits[0].items() <= splits[1].items() and {"train", "val"} <= set(splits[1].values())
@@ -103,40 +104,23 @@ def test_what_identifies_somebody_or_something_is_no_query(text: str, reason: st
     ],
 )
 def test_the_query_is_what_was_typed(tmp_path: Path, name: str, text: str) -> None:
-    (tmp_path / name).write_text(text)
-    options = DataOptions(root=str(tmp_path), min_words=1, sources=(SourceOptions(path=name),))
-    (file,) = list_files(tmp_path, options.sources)
-    outcomes = list(QueryLog(options, [file]).run(file))
-    assert [row["caption"] for outcome in outcomes for row in outcome.accepted.to_pylist()] == ["red dress"]
+    assert read(tmp_path, {name: text})[0]["caption"].to_pylist() == ["red dress"]
 
 
 def test_a_header_in_another_language_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("Suchbegriff;Anzahl\nhund am strand;12\nrotes kleid;7\n")
-    options = DataOptions(root=str(tmp_path), min_words=1, sources=(SourceOptions(path="log.csv"),))
-    (file,) = list_files(tmp_path, options.sources)
     with pytest.raises(InputError, match=r"no header that names a caption .*'Suchbegriff', 'Anzahl'"):
-        list(QueryLog(options, [file]).run(file))
+        read(tmp_path, {"log.csv": "Suchbegriff;Anzahl\nhund am strand;12\nrotes kleid;7\n"})
 
 
 def test_a_bad_count_or_split_is_rejected_with_its_row(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("query,count,split\nred car,x,\nold dog,0,\nblue tree,2,weird\nbus,3,val\n")
-    options = DataOptions.model_validate({
-        "root": str(tmp_path), "index": {"features": "i.npy"}, "sources": [{"path": "log.csv"}], "min_words": 1,
-    })  # fmt: skip
-    (file,) = list_files(tmp_path, options.sources)
-    outcomes = list(QueryLog(options, [file]).run(file))
-    rejects = [row for outcome in outcomes for row in outcome.rejects.to_pylist()]
-    assert [(row["source_row"], row["reason"]) for row in rejects] == [
-        (2, "bad_count"), (3, "bad_count"), (4, "unknown_split"),
-    ]  # fmt: skip
-    assert [row["caption"] for outcome in outcomes for row in outcome.accepted.to_pylist()] == ["bus"]
+    text = "query,count,split\nred car,x,\nold dog,0,\nblue tree,2,weird\nbus,3,val\n"
+    accepted, rejects = read(tmp_path, {"log.csv": text})
+    assert rejects["source_row"].to_pylist() == [2, 3, 4]
+    assert rejects["reason"].to_pylist() == ["bad_count", "bad_count", "unknown_split"]
+    assert accepted["caption"].to_pylist() == ["bus"]
 
 
-@pytest.mark.parametrize(("split", "stored"), [("validation", "val"), ("vall", None)])
-def test_the_split_of_a_whole_log_is_named_as_a_rows_is(split: str, stored: str | None, tmp_path: Path) -> None:
-    options = DataOptions(root=str(tmp_path), min_words=1, sources=(SourceOptions(path="log.txt", split=split),))
-    (tmp_path / "log.txt").write_text("red car\n")
-    files = list_files(tmp_path, options.sources)
-    with nullcontext() if stored else pytest.raises(ConfigError, match="'vall', expected train, val or test"):
-        (outcome,) = QueryLog(options, files).run(files[0])
-        assert outcome.accepted["split"].to_pylist() == [stored]
+def test_the_split_of_a_whole_log_is_named_as_a_rows_is(tmp_path: Path) -> None:
+    assert read(tmp_path, {"log.txt": "red car\n"}, "validation")[0]["split"].to_pylist() == ["val"]
+    with pytest.raises(ConfigError, match="'vall', expected train, val or test"):
+        read(tmp_path, {"log.txt": "red car\n"}, "vall")

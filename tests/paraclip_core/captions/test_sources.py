@@ -37,12 +37,6 @@ def test_a_folder(tmp_path: Path) -> None:
     assert names(tmp_path, path="data", format="parquet") == [("data/b/00001.parquet", "parquet", None)]
 
 
-def test_a_folder_of_plain_text(tmp_path: Path) -> None:
-    for name in ("README.txt", "LICENSE.txt", "LICENCE.txt", "CITATION.txt", "captions.txt"):
-        (tmp_path / name).write_text("a dog on a beach\n")
-    assert names(tmp_path, path=".") == [("captions.txt", "text", None)]
-
-
 def test_parquet_that_holds_its_images(tmp_path: Path) -> None:
     inside = pa.table({"image": pa.array([b"x"]), "caption": ["a dog"]})
     for name in ("train-00000-of-00001", "validation-00000-of-00002-0f3a", "minitrain-00000-of-00001", "test"):
@@ -78,6 +72,6 @@ def test_missing_paths_and_empty_folders_stand_for_themselves(tmp_path: Path) ->
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
         list_files(tmp_path, [])
     # Texts are read only where there is nothing else.
-    for name in ("b.txt", "a.txt", "readme.txt"):
+    for name in ("b.txt", "a.txt", "readme.txt", "README.txt", "LICENSE.txt", "LICENCE.txt", "CITATION.txt"):
         (tmp_path / name).write_text("a dog")
-    assert [name for name, *_ in names(tmp_path, path=".")] == ["a.txt", "b.txt"]
+    assert names(tmp_path, path=".") == [("a.txt", "text", None), ("b.txt", "text", None)]

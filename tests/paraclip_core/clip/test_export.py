@@ -59,13 +59,8 @@ def clip(kind: str, tiny: Tiny, encoders: Any, tmp_path: Path) -> ClipModel:
 
 def recipe(heading: str) -> str:
     """The code of a section of docs/serving-elsewhere.md."""
-    return (
-        PAGE.read_text("utf-8")
-        .partition(f"## {heading}\n")[2]
-        .partition("```")[2]
-        .partition("\n")[2]
-        .partition("```")[0]
-    )
+    section = PAGE.read_text("utf-8").partition(f"## {heading}\n")[2]
+    return section.partition("```")[2].partition("\n")[2].partition("```")[0]
 
 
 @pytest.mark.parametrize("kind", ["quick_gelu", "custom_text", "siglip", "siglip2"])
@@ -164,17 +159,13 @@ def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_r
     np.testing.assert_allclose(pixels, encode_images(clip, images).astype(np.float32), atol=1e-3)
 
     loaded = load_clip(f"local-dir:{tmp_path / 'a'}")
-    assert image_encoder_hash(loaded) == image_encoder_hash(clip)
-    assert preprocess_hash(loaded) == preprocess_hash(clip)
-    assert loaded.model_cfg == clip.model_cfg and not loaded.model.training
+    hashes = [(image_encoder_hash(each), preprocess_hash(each)) for each in (loaded, clip)]
+    assert hashes[0] == hashes[1] and loaded.model_cfg == clip.model_cfg and not loaded.model.training
     np.testing.assert_array_equal(encode_texts(loaded, TEXTS), encode_texts(clip, TEXTS))
     save_release(loaded, tmp_path / "c", "# A card\n")
     releases = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b", "c")]
-    assert releases[0] == releases[1] == releases[2] and set(releases[0]) == {
-        "README.md",
-        "open_clip_config.json",
-        WEIGHTS,
-    }
+    assert releases[0] == releases[1] == releases[2]
+    assert set(releases[0]) == {"README.md", "open_clip_config.json", WEIGHTS}
 
 
 def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path) -> None:

@@ -104,23 +104,18 @@ def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkey
             tar.read("one.png")
 
 
-@pytest.mark.parametrize("keep", [200, 700, 1536, 2000, 3072])
-def test_a_tar_cut_short_is_reported(tmp_path: Path, keep: int) -> None:
+def test_what_is_no_whole_plain_tar_is_reported(tmp_path: Path) -> None:
     whole = _tar(tmp_path / "x.tar", [("a.bin", b"x" * 600), ("b.bin", b"y" * 900)]).read_bytes()
-    (tmp_path / "cut.tar").write_bytes(whole[:keep])
-    with pytest.raises(InputError, match=r"cut\.tar is not a whole"):
-        ImageArchive(tmp_path / "cut.tar")
-
-
-def test_what_is_no_plain_tar_is_reported(tmp_path: Path) -> None:
+    for keep in (200, 700, 1536, 2000, 3072):
+        (tmp_path / "cut.tar").write_bytes(whole[:keep])
+        with pytest.raises(InputError, match=r"cut\.tar is not a whole"):
+            ImageArchive(tmp_path / "cut.tar")
     (tmp_path / "text.tar").write_bytes(b"hello " * 500)
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "text.tar", "a")
-    for name in ("text.tar", "x.tar.gz"):
-        with pytest.raises(InputError, match="uncompressed tar"):
+    for name, message in (("text.tar", "uncompressed tar"), ("x.tar.gz", "uncompressed tar"), ("gone.tar", "gone.tar")):
+        with pytest.raises(InputError, match=message):
             ImageArchive(tmp_path / name)
-    with pytest.raises(InputError, match=r"absent\.tar"):
-        ImageArchive(tmp_path / "absent.tar")
 
 
 def test_modes_become_rgb_and_damage_is_named() -> None:
@@ -136,12 +131,21 @@ def test_modes_become_rgb_and_damage_is_named() -> None:
         assert " at 0x" not in str(caught.value), "an address would differ between two runs"
 
 
-def test_absurdly_large_images_are_refused() -> None:
+def bomb() -> bytes:
+    """A small file whose header says that it is 60,000 pixels wide and high."""
     header = bytearray(_png())
     header[16:24] = (60_000).to_bytes(4, "big") * 2
     header[29:33] = zlib.crc32(bytes(header[12:29])).to_bytes(4, "big")
-    with pytest.raises(InputError, match="DecompressionBomb"):
-        decode_image(bytes(header), "bomb")
+    return bytes(header)
+
+
+def test_absurdly_large_images_and_lines_are_refused() -> None:
+    refused = {bomb(): "DecompressionBomb"}
+    refused |= {_png(size=(w, h)): f": .*{w} x {h} pixels" for w, h in ((1, 65_000), (20_000, 1))}
+    for data, message in refused.items():
+        with pytest.raises(InputError, match=f"a.png cannot be decoded as an image.*{message}"):
+            decode_image(data, "a.png")
+    assert decode_image(_png(size=(1, 1000)), "b.png").size == (1, 1000)
 
 
 def test_a_bare_file_name_finds_the_one_member_that_has_it(data_root: Path) -> None:
@@ -160,13 +164,6 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(InputError, match=r"a\.jpg cannot be decoded as an image: its format is unknown"):
         decode_image(data, "a.jpg")
     assert not ran.exists()
-
-
-@pytest.mark.parametrize("size", [(1, 65_000), (20_000, 1)])
-def test_a_line_is_no_image(size: tuple[int, int]) -> None:
-    with pytest.raises(InputError, match=f"a.png cannot be decoded as an image: .*{size[0]} x {size[1]} pixels"):
-        decode_image(_png(size=size), "a.png")
-    assert decode_image(_png(size=(1, 1000)), "b.png").size == (1, 1000)
 
 
 def _data(row: int) -> bytes:
@@ -203,16 +200,8 @@ def test_in_order_each_row_group_is_begun_once(tmp_path: Path, tiny: Tiny, monke
 def test_names_that_are_no_pictures(tmp_path: Path) -> None:
     columns = {"image": pa.array([_data(row) for row in range(ROWS - 1)] + [None], pa.binary()), "n": list(range(ROWS))}
     with ImageArchive(_written(tmp_path / "a.parquet", 4, columns)) as archive:
-        for name in (
-            "1.jpg",
-            "",
-            "image[-1]",
-            f"image[{ROWS}]",
-            f"image[{ROWS - 1}]",
-            "n[0]",
-            "absent[0]",
-            "image[0]x",
-        ):
+        rows = ("-1", str(ROWS), str(ROWS - 1))
+        for name in ("1.jpg", "", *(f"image[{row}]" for row in rows), "n[0]", "absent[0]", "image[0]x"):
             with pytest.raises(InputError, match=re.escape(f"a.parquet has no image {name!r}")):
                 archive.read(name)
         assert archive.read("image[0]") == _data(0)

@@ -59,15 +59,14 @@ def test_what_is_above_is_drawn_higher_and_what_is_left_further_left() -> None:
 
 def test_the_files_hold_what_they_say(tmp_path: Path) -> None:
     counts = write_scenes(OPTIONS, tmp_path)
-    captions = [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
-    paraphrased_queries = [
-        json.loads(line) for line in (tmp_path / "paraphrased_queries.jsonl").read_text().splitlines()
-    ]
+    captions, queries = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("captions", "paraphrased_queries")
+    )
     assert counts["images"] == 40
     assert counts["captions"] == len(captions) == 80
-    assert counts["paraphrased_queries"] == len(paraphrased_queries) == 10
-    held_out = {row["image_id"] for row in captions if row["split"] == "val"}
-    assert [row["image_id"] for row in paraphrased_queries] == sorted(held_out)
+    assert counts["paraphrased_queries"] == len(queries) == 10
+    assert [row["image_id"] for row in queries] == sorted({r["image_id"] for r in captions if r["split"] == "val"})
     assert set(captions[0]) == {"image_id", "image", "caption", "split", "license"}
     with tarfile.open(tmp_path / "images.tar") as archive:
         members = archive.getmembers()
@@ -84,12 +83,12 @@ def test_a_second_try_over_half_written_files_gives_the_same_bytes(tmp_path: Pat
     again.mkdir()
     write_scenes(OPTIONS, whole)
 
-    class Killed(BaseException):
-        pass
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
 
     (again / "images.tar").write_bytes(b"left over from a try that was cut off" * 100_000)
-    with pytest.raises(Killed):
-        write_scenes(ScenesOptions(images=200, image_size=96), again, progress=lambda *_, **__: _raise(Killed()))
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(ScenesOptions(images=200, image_size=96), again, progress=killed)
     write_scenes(OPTIONS, again)
     assert digests(whole) == digests(again)
 
@@ -104,7 +103,3 @@ def test_texts_alone_are_those_of_the_data_set(tmp_path: Path) -> None:
     assert {path.name for path in whole.iterdir()} - {path.name for path in alone.iterdir()} == {"images.tar"}
     for path in alone.iterdir():
         assert path.read_bytes() == (whole / path.name).read_bytes()
-
-
-def _raise(error: BaseException) -> None:
-    raise error

@@ -91,11 +91,7 @@ class Paraphrasing:
         return Rounds(options, request, tables, self.cache, sender, pool, progress=progress)
 
     def run(
-        self,
-        batches: Sequence[pa.RecordBatch],
-        engine: Engine,
-        options: ParaphraseOptions = OFF,
-        **more: Any,
+        self, batches: Sequence[pa.RecordBatch], engine: Engine, options: ParaphraseOptions = OFF, **more: Any
     ) -> StepOutcome:
         rounds = self.rounds(batches, engine, options, **more)
         assert rounds.pool is not None

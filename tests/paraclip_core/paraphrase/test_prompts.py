@@ -27,7 +27,7 @@ def test_the_paper_prompts_are_word_for_word_the_published_ones_and_hashes_never
         'Paraphrase the given text "{}" concisely while preserving the meaning and avoiding use of existing words.'
     )
     assert PAPER[2].messages("a dog") == (("user", published.replace("{}", "a dog")),)
-    """Or every generation would be asked for again, and paid for."""
+    # Or every generation would be asked for again, and paid for.
     turns = (("system", "Be brief."), ("user", "a"), ("assistant", "b"))
     template = PromptTemplate("own/1", turns, "Say ", ".", quoted=True)
     assert template.hash.hex() == "9055e4bc557169225a83992b0b2de4a0"
@@ -74,17 +74,14 @@ def test_bare(text: str, expected: str) -> None:
     assert bare(text) == expected
 
 
-def test_own_prompts_replace_one_step_only() -> None:
+def test_own_prompts_replace_one_step_only_and_have_one_slot() -> None:
     options = ParaphraseOptions(prompt_2="Say {} in other words.")
     assert prompt_for(options, 1) is FEW_SHOT[1]
     assert prompt_for(options, 2).messages("a {} dog") == (("user", "Say a {} dog in other words."),)
     assert prompt_for(ParaphraseOptions(prompts="paper"), 1) is PAPER[1]
-
-
-@pytest.mark.parametrize("own", ["no slot", "{} twice {}"])
-def test_an_own_prompt_without_exactly_one_slot_is_refused(own: str) -> None:
-    with pytest.raises(ConfigError, match="prompt_1 must hold"):
-        prompt_for(ParaphraseOptions(prompt_1=own), 1)
+    for own in ("no slot", "{} twice {}"):
+        with pytest.raises(ConfigError, match="prompt_1 must hold"):
+            prompt_for(ParaphraseOptions(prompt_1=own), 1)
 
 
 def test_every_word_of_a_prompt_counts_in_its_hash() -> None:

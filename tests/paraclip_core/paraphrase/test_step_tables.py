@@ -23,15 +23,7 @@ from paraclip_core.paraphrase.selection import select
 from paraclip_core.paraphrase.step_tables import INPUT_COLUMNS, NO_PARENT, Batches, RowCursor, StepTables
 from paraclip_core.tables import ANSWERS, FILTER_RESULTS, GENERATIONS, PARAPHRASE_REJECTS, PARAPHRASES
 
-MANY_TEXTS = st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=60)
 Reading = Callable[[Sequence[pa.RecordBatch]], Batches]
-
-
-def numbered(texts: list[str], size: int) -> list[pa.RecordBatch]:
-    """Rows with their numbers, in batches of `size` and an empty one."""
-    columns = {"caption": pa.array(texts, pa.string()), "row": pa.array(range(len(texts)), pa.int64())}
-    parts = pa.table(columns).to_batches(max_chunksize=size)
-    return [*parts, parts[0].slice(0, 0)] if parts else []
 
 
 @given(st.lists(st.integers(0, 6), max_size=12), st.data())
@@ -72,16 +64,9 @@ def judge(
     filters: bytes = FILTERS,
     parent: bytes = NO_PARENT,
 ) -> None:
-    rows = [
-        {
-            "generation": request.key(text),
-            "parent": parent,
-            "filters": filters,
-            "accepted": [{"answer": "x", "tokens": [1], "similarity": None}] if text in passed else [],
-            "reason": None if text in passed else "echo",
-        }
-        for text in (*passed, *failed)
-    ]
+    same, accepted = {"parent": parent, "filters": filters}, [{"answer": "x", "tokens": [1], "similarity": None}]
+    outcomes = [*((text, accepted, None) for text in passed), *((text, [], "echo") for text in failed)]
+    rows = [same | {"generation": request.key(t), "accepted": a, "reason": reason} for t, a, reason in outcomes]
     cache.append_filter_results(pa.Table.from_pylist(rows, schema=FILTER_RESULTS))
 
 
@@ -125,14 +110,9 @@ def test_answers_are_unjudged_until_the_same_filters_have_a_result(tables: StepT
     assert tables.find_unfiltered(0) == 2
     (block,) = unfiltered(tables)
     assert block.schema == ANSWERS
+    same = {"parent": NO_PARENT}
     assert block.to_pylist() == [
-        {
-            "generation": FIRST.key(text),
-            "parent": NO_PARENT,
-            "caption": text,
-            "source": text,
-            "completions": [f"well {text}"],
-        }
+        same | {"generation": FIRST.key(text), "caption": text, "source": text, "completions": [f"well {text}"]}
         for text in ("a dog", "a pig")
     ]
     assert [part.num_rows for part in unfiltered(tables, 1)] == [1, 1]
@@ -242,23 +222,16 @@ class Bench:
         self.cache, self.step = AnswerStore(folder / "cache"), step
         self.tables = StepTables(1, self.cache, reading([*cut[:1], whole.slice(0, 0), *cut[1:]]), FILTERS, folder / "x")
         requests = [step_requests(OPTIONS, 1, "m", attempt) for attempt in range(3)]
-        self.keys = {
-            requests[attempt].key(text): (text, attempt) for text in step.inputs for attempt in range(len(requests))
-        }
-        filter_results = [
-            {
-                "generation": key,
-                "parent": NO_PARENT,
-                "filters": FILTERS,
-                "accepted": [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in filtered.accepted],
-                "answer": filtered.answer,
-                "reason": filtered.reason,
-                "detail": filtered.reason and f"because {filtered.reason}",
-                "similarity": filtered.reason and 0.125,
-            }
-            for key, filtered in ((key, step.filter_results[self.keys[key]]) for key in self.keys)
-        ]
-        self.cache.append_filter_results(pa.Table.from_pylist(filter_results, schema=FILTER_RESULTS))
+        self.keys = {r.key(text): (text, attempt) for text in step.inputs for attempt, r in enumerate(requests)}
+        rows = []
+        for key, place in self.keys.items():
+            result = step.filter_results[place]
+            accepted = [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in result.accepted]
+            rows.append({"generation": key, "parent": NO_PARENT, "filters": FILTERS, "accepted": accepted})
+            rows[-1] |= {"answer": result.answer, "reason": result.reason}
+            if result.reason:
+                rows[-1] |= {"detail": f"because {result.reason}", "similarity": 0.125}
+        self.cache.append_filter_results(pa.Table.from_pylist(rows, schema=FILTER_RESULTS))
         self.tables.add(requests[0])
         for request in requests[1 : step.attempts]:
             self.tables.add(request, self.tables.rejected())

@@ -13,18 +13,8 @@ from paraclip_core.evaluation.churn import Churn, Relevance
 from paraclip_core.evaluation.thresholds import Spread, Threshold
 from paraclip_core.training.card import completed_card, release_card
 
-ROW = {
-    "benchmark": "paraphrased_queries",
-    "kind": "paraphrased_retrieval",
-    "metric": "ao@10",
-    "base": 11.8196,
-    "tuned": 14.0189,
-    "delta": 2.1993,
-    "low": 1.2342,
-    "high": 3.2074,
-    "n": 750,
-    "clusters": 750,
-}
+ROW = {"benchmark": "paraphrased_queries", "kind": "paraphrased_retrieval", "metric": "ao@10"}
+ROW |= {"n": 750, "clusters": 750, "base": 11.8196, "tuned": 14.0189, "delta": 2.1993, "low": 1.2342, "high": 3.2074}
 COMPARISON: dict[str, Any] = {
     "rows": [ROW, {**ROW, "metric": "js@10"}, {**ROW, "benchmark": "sts-b", "kind": "sts", "metric": "spearman"}],
     "verdict": "promote",
@@ -104,11 +94,8 @@ def test_one_line_for_those_who_replace_the_base() -> None:
 def test_it_says_which_figures_are_better_when_lower() -> None:
     row = {**COMPARISON["rows"][0], "kind": "sugarcrepe", "metric": "text_only_closeness"}
     text = completed_card(card(), comparison={**COMPARISON, "rows": [*COMPARISON["rows"], row]})
-    assert (
-        text.count("lower is better") == 1
-        and "| text_only_closeness ↓, lower is better | 750 |" in text
-        and "ao@10 ↑ |" in text
-    )
+    assert "| text_only_closeness ↓, lower is better | 750 |" in text and "ao@10 ↑ |" in text
+    assert text.count("lower is better") == 1
 
 
 @pytest.mark.parametrize(

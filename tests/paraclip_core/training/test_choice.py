@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ def found(recall: float, ao: float | None = None, overlap: float = 100.0, noise:
     return Validation(figures, parts, np.zeros((0, 10), np.int64))
 
 
+NEITHER = {"caption_paraphrase_1": 0, "paraphrase_1_paraphrase_2": 0, "hard_negatives": 1}
 CANDIDATES = {rate: Candidate("ranking", TrainingOptions(learning_rate=rate)) for rate in (1e-4, 1e-3, 1e-2)}
 
 
@@ -146,20 +148,16 @@ def test_candidates_are_every_recipe_at_every_rate() -> None:
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"),
+    ("options", "message"),
     [
-        ({"caption_paraphrase_1": 0, "image_paraphrase_2": 0, "paraphrase_1_paraphrase_2": 0}, "at least one loss"),
-        ({"caption_paraphrase_1": 0, "paraphrase_1_paraphrase_2": 0}, "set caption_paraphrase_1 or"),
+        ({"weights": NEITHER | {"image_paraphrase_2": 0}}, "at least one loss"),
+        ({"weights": NEITHER}, "set caption_paraphrase_1 or"),
+        ({"recipe": ["published"], "distil": 3}, "distil would be ignored: only the recipe `own` reads it"),
     ],
 )
-def test_hard_negatives_are_no_loss_by_themselves(weights: dict[str, float], message: str) -> None:
+def test_hard_negatives_alone_and_losses_that_no_recipe_reads_are_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LossWeights.model_validate({**weights, "hard_negatives": 1})
-
-
-def test_losses_that_no_recipe_reads_are_an_error() -> None:
-    with pytest.raises(ValueError, match="distil would be ignored: only the recipe `own` reads it"):
-        FinetuneOptions.model_validate({"recipe": ["published"], "distil": 3})
+        FinetuneOptions.model_validate(options)
 
 
 @pytest.mark.parametrize("grid", [GRID, (1.0,)])

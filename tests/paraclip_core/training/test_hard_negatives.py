@@ -21,16 +21,8 @@ from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, nei
 
 WORDS = ("a", "an", "some", "the", "is", "are", "not", "no", "there", "with", "without")
 WORDS += ("dog", "cat", "men", "running", "on", "zebra")
-CAPTIONS = [
-    "a dog is running",
-    "A dog is barking",
-    "some men are not playing",
-    "two men are not playing",
-    "dogs run",
-    "zebra",
-    "",
-    "people and a sofa",
-]
+CAPTIONS = ["a dog is running", "A dog is barking", "some men are not playing", "two men are not playing", "dogs run"]
+CAPTIONS += ["zebra", "", "people and a sofa"]
 texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=24).map(" ".join), min_size=1, max_size=12)
 seeds = st.integers(-3, 2**40)
 
@@ -119,14 +111,10 @@ def test_all_of_a_captions_hard_negatives_come_and_each_kind_is_as_likely() -> N
     drawn = [read(made.of(tokens, np.arange(len(tokens)), epoch)) for epoch in range(epochs)]
     of_first = [texts[0] for texts in drawn]
     counts = {text: of_first.count(text) for text in of_first}
-    assert set(counts) == {
-        "a dog is barking",
-        "a dog is not running",
-        "no dog is running",
-        "there is no dog is running",
-    }
+    swap = "a dog is barking"
+    assert set(counts) == {swap, "a dog is not running", "no dog is running", "there is no dog is running"}
     # Half of all are swaps, and the rules of negations share the other half, within five standard deviations.
-    assert abs(counts.pop("a dog is barking") - epochs / 2) < 50
+    assert abs(counts.pop(swap) - epochs / 2) < 50
     assert all(abs(count - epochs / 6) < 38 for count in counts.values())
     seen = [set(texts) for texts in zip(*drawn, strict=True)]
     assert seen[3] == {"some men are not playing"}, "already negated: only the swap is possible"
@@ -163,12 +151,10 @@ def test_neighbors_are_those_of_the_captions_looked_at(captions: list[str], most
         table = neighbor_table(rows_of(tokens), most)
     looked_at = range(len(captions)) if len(captions) <= most else [n * len(captions) // most for n in range(most)]
     seen = [lists(tokens)[number] for number in looked_at]
-    triples = {three for ids in seen for three in zip(ids, ids[1:], ids[2:], strict=False)}
-    several = {
-        (before, after, token)
-        for before, token, after in triples
-        if any((before, other, after) in triples for other in range(49408) if other != token)
-    }
+    between: dict[tuple[int, int], set[int]] = {}
+    for before, token, after in (three for ids in seen for three in zip(ids, ids[1:], ids[2:], strict=False)):
+        between.setdefault((before, after), set()).add(token)
+    several = [(*place, token) for place, tokens in between.items() if len(tokens) > 1 for token in tokens]
     mask = (1 << 20) - 1
     assert [(key >> 40, key >> 20 & mask, key & mask) for key in table.tolist()] == sorted(several)
 

@@ -1,12 +1,14 @@
-"""Karpathy's splits."""
+"""Karpathy's splits, and what is neither they nor COCO's captions."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from paraclip_core.captions.readers.coco import read_coco
 from paraclip_core.captions.readers.karpathy import read_karpathy
 from paraclip_core.errors import InputError
 from tests.kit.reading import OPTIONS, first, rejects, write
@@ -41,9 +43,10 @@ def test_a_real_file(data_root: Path) -> None:
     assert {split: splits.count(split) for split in set(splits)} == {"train": 30_000, "val": 5000}
 
 
+@pytest.mark.parametrize("read", [read_karpathy, read_coco])
 @pytest.mark.parametrize(
     "text", ["", '{"images": [{"id"', '{"info": {}}', "[" * 100_000, '{"images": [{"id": ' + "9" * 5000]
 )
-def test_bad_files(tmp_path: Path, text: str) -> None:
+def test_what_is_no_document_of_either_kind_is_named(tmp_path: Path, read: Any, text: str) -> None:
     with pytest.raises(InputError, match=r"rows is not"):
-        list(read_karpathy(write(tmp_path, text), OPTIONS))
+        list(read(write(tmp_path, text), OPTIONS))

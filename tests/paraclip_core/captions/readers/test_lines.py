@@ -18,10 +18,9 @@ from tests.kit.reading import OPTIONS, first, write
 def test_an_endless_line_is_rejected_without_being_kept(tmp_path: Path) -> None:
     path = write(tmp_path, b"caption\na dog\n" + b"x" * (2 * LONGEST_RECORD + 5) + b"\na cat\n")
     for reader in (read_tsv, read_text, read_jsonl):
-        options = OPTIONS
         if reader is read_jsonl:
             path = write(tmp_path, b'{"text": "a dog"}\n' + b"x" * (LONGEST_RECORD + 5) + b'\n{"text": "a cat"}\n')
-        batches = list(reader(path, options))
+        batches = list(reader(path, OPTIONS))
         captions = [caption for batch in batches for caption in batch.captions]
         assert captions[-2:] == ["a dog", "a cat"]
         assert len([reject for batch in batches for reject in batch.rejects]) == 1

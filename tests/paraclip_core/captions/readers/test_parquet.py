@@ -32,15 +32,10 @@ def one(path: Path, options: SourceOptions = OPTIONS) -> RowBatch:
 
 
 def test_laion_columns(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, URL=["http://a", "http://b"], TEXT=["a dog", "a cat"], LICENSE=["?", "CC0"], NSFW=["NO", "NO"]
-    )
-    batch = one(path)
-    assert batch.captions == ["a dog", "a cat"]
-    assert batch.image_ids == ["http://a", "http://b"]
-    assert batch.licenses == ["?", "CC0"]
-    assert batch.splits == [None, None]
-    assert batch.rows == [0, 1]
+    columns = {"URL": ["http://a", "http://b"], "TEXT": ["a dog", "a cat"], "LICENSE": ["?", "CC0"]}
+    batch = one(write(tmp_path, **columns, NSFW=["NO", "NO"]))
+    assert (batch.captions, batch.image_ids) == (columns["TEXT"], columns["URL"])
+    assert (batch.licenses, batch.splits, batch.rows) == (columns["LICENSE"], [None, None], [0, 1])
 
 
 def test_columns_of_the_user(tmp_path: Path) -> None:

@@ -56,11 +56,8 @@ def test_samples(tmp_path: Path, name: str, mode: str) -> None:
 
 
 def test_another_field_of_the_json_or_several(tmp_path: Path) -> None:
-    members = {
-        "0.json": b'{"a": "a dog", "b": "one dog", "caption": "no"}',
-        "0.txt": b"no",
-        "1.json": b'{"b": "a cat"}',
-    }
+    both = b'{"a": "a dog", "b": "one dog", "caption": "no"}'
+    members = {"0.json": both, "0.txt": b"no", "1.json": b'{"b": "a cat"}'}
     path = write(tmp_path / "a.tar", members)
     batch = one(path, SourceOptions(path="x", columns=ColumnNames(caption=("a", "b"))))
     assert (batch.captions, batch.rows) == (["a dog", "one dog", "a cat"], [0, 0, 1])
@@ -68,14 +65,8 @@ def test_another_field_of_the_json_or_several(tmp_path: Path) -> None:
 
 
 def test_bad_members_cost_one_row(tmp_path: Path) -> None:
-    members = {
-        "1.txt": b"a dog",
-        "2.json": b"{not json",
-        "3.jpg": b"x",
-        "4.txt": b"x" * (17 << 20),
-        "5.json": b'{"caption": 7}',
-        "6.json": b"[1]",
-    }
+    members = {"1.txt": b"a dog", "2.json": b"{not json", "3.jpg": b"x", "4.txt": b"x" * (17 << 20)}
+    members |= {"5.json": b'{"caption": 7}', "6.json": b"[1]"}
     batch = one(write(tmp_path / "a.tar", members))
     assert batch.captions == ["a dog"]
     reasons = [(reject.row, reject.reason) for reject in batch.rejects]

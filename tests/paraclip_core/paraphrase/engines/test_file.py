@@ -59,10 +59,20 @@ def test_formats(kind: str, tmp_path: Path) -> None:
     assert engine.model.startswith("file:")
 
 
-def test_a_first_row_may_lack_its_paraphrases(tmp_path: Path) -> None:
-    path = write(tmp_path, "jsonl")
-    path.write_text('{"caption": "alone"}\n' + path.read_text())
-    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red", "one dog that is red")
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
+def test_a_file_may_be_of_windows_or_gzipped_and_lack_paraphrases_in_its_first_row(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path, kind)
+    if kind == "jsonl":
+        path.write_text('{"caption": "alone"}\n' + path.read_text())
+    packed = gzip.compress(path.read_bytes())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    zipped = tmp_path / f"mine.{kind}.gz"
+    zipped.write_bytes(packed)
+    for each in (path, zipped):
+        assert ask(engine_of(each), 1, "a red DOG") == ("a dog in red", "one dog that is red")
+    zipped.write_bytes(packed[:-12])
+    with pytest.raises(InputError, match=rf"paraphrase\.file\.path.*mine\.{kind}\.gz"):
+        ask(engine_of(zipped), 1, "a red dog")
 
 
 def test_a_text_of_many_rows_has_as_many_rewrites_as_may_be_kept(tmp_path: Path) -> None:
@@ -70,24 +80,6 @@ def test_a_text_of_many_rows_has_as_many_rewrites_as_may_be_kept(tmp_path: Path)
     path.write_text("".join(json.dumps({"caption": "a dog", "paraphrase_1": f"{n} dogs"}) + "\n" for n in range(40)))
     most = ParaphraseOptions.model_json_schema()["properties"]["keep"]["maximum"]
     assert ask(engine_of(path), 1, "a dog") == tuple(f"{n} dogs" for n in range(most))
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
-def test_a_file_may_be_gzipped(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / f"mine.{kind}.gz"
-    packed = gzip.compress(write(tmp_path, kind).read_bytes())
-    path.write_bytes(packed)
-    assert ask(engine_of(path), 2, "A dog in red.") == ("a puppy in red",)
-    path.write_bytes(packed[:-12])
-    with pytest.raises(InputError, match=rf"paraphrase\.file\.path.*mine\.{kind}\.gz"):
-        ask(engine_of(path), 1, "a red dog")
-
-
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv"])
-def test_a_byte_order_mark_and_windows_line_ends(kind: str, tmp_path: Path) -> None:
-    path = write(tmp_path, kind)
-    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert ask(engine_of(path), 1, "a red DOG") == ("a dog in red", "one dog that is red")
 
 
 def test_texts_are_found_as_ingest_and_the_answers_parser_clean_them(tmp_path: Path) -> None:

