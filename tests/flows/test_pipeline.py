@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,19 @@ def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path,
         pipeline(settings=parse_settings(tree))
     assert [path.name for path in (tmp_path / "root" / "artifacts").iterdir()] == ["ingest"]
     assert not openai_server.asked
+
+
+def test_a_failing_stage_is_one_message_without_a_traceback(prefect: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
+    options = [f"data.root={tmp_path}", "data.sources.0.path=bad.parquet", f"run.root={tmp_path}/root"]
+    sets = [part for text in options for part in ("--set", text)]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "run", *sets]
+    environment = {**os.environ, "PREFECT_API_URL": prefect}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 1, done.stderr
+    assert "error:" in done.stderr and "bad.parquet" in done.stderr
+    assert "Traceback" not in done.stderr and "prefect" not in done.stderr.lower()
+    assert done.stdout == ""
 
 
 RUN = """
