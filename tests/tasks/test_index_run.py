@@ -202,7 +202,9 @@ def test_tomorrows_log_costs_what_is_new(home: Home) -> None:
         (f"a {colour} {thing}", "", 2) for colour in ("red", "old", "tiny") for thing in ("car", "boat", "dog", "cat")
     ]
     home.log(rows, "growing.csv")
-    finished(home.settings("night", log="growing.csv"))
+    run = run_of(home.settings("night", log="growing.csv"))
+    for name in ("ingest", "paraphrase_1", "paraphrase_2", "queries", "features"):
+        run_stage(name, run)
     home.log([*rows[1:], ("a dark forest", "", 1), ("two small birds", "", 9)], "growing.csv")
     plan = {stage.stage: stage for stage in plan_run(Run(home.settings("night", log="growing.csv"))).stages}
     new = sum(plan[name].requests or 0 for name in ("paraphrase_1", "queries"))
