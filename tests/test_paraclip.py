@@ -82,15 +82,6 @@ def test_expanded_queries_are_a_table(home: Path, tmp_path: Path) -> None:
             paraclip.expand(wrong, home / "tuned", settings, count)
 
 
-def test_a_run_of_nothing_makes_nothing(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("image,caption\n")
-    data, root = [f"data.root={tmp_path}", "data.sources=[{path: a.csv}]"], tmp_path / "root"
-    for function in (paraclip.plan, paraclip.run):
-        with pytest.raises(ConfigError, match=r"no source has a row: a\.csv has none"):
-            function(paraclip.load_config(None, [*data, f"run.root={root}"]))
-    assert not (root / "work").exists()
-
-
 @pytest.mark.parametrize(
     ("query", "count", "message"),
     [

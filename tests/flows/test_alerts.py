@@ -18,9 +18,10 @@ from uuid import UUID
 
 import pytest
 from prefect import flow, get_client, tags
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolCreate
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.events.schemas.automations import AutomationCore, Posture
-from prefect.exceptions import Pause
+from prefect.exceptions import ObjectAlreadyExists, Pause
 from prefect.flow_engine import run_flow
 from prefect.settings import (
     PREFECT_API_URL,
@@ -29,14 +30,12 @@ from prefect.settings import (
     temporary_settings,
 )
 from prefect.utilities.services import stop_client_metrics_server
+from prefect.workers.process import ProcessWorker
 
 from paraclip.flows.alerts import ALERTS, follow_deployments, kind_of, name_of, pass_on
 from paraclip.flows.automations import SILENT, create_automations
-from paraclip.flows.deploy import Nightly, deploy
-from paraclip.flows.deployments import Existing
 from paraclip.flows.names import HEARTBEAT, POOLS, TAG
 from paraclip.flows.pipeline import pipeline
-from paraclip.flows.places import Target
 from paraclip.flows.prefect_ui import PrefectUi
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
@@ -140,14 +139,24 @@ def test_a_night_is_reported(
     assert "Subject: paraclip.run.failed: pipeline-nightly" in mail
     # Before anything else, which would fail.
     with pytest.raises(ConfigError, match="'production' serves a model of the run 'nightly' since"):
-        regenerate(settings=failing.model_copy(update={"name": "other"}))
+        regenerate.fn(settings=failing.model_copy(update={"name": "other"}))
 
 
-def deployed(name: str, cron: str, pool: str | None = None) -> None:
-    """A configuration with a nightly run."""
-    settings = parse_settings({"name": name, "data": {"sources": [{"path": "captions.csv"}]}})
+def deployed(name: str, pool: str, cron: str = "") -> Any:
+    """The deployment of a configuration's nightly run, in a pool that is made if need be."""
+    template = ProcessWorker.get_default_base_job_template()
     with get_client(sync_client=True) as client:
-        deploy(Existing.read(client), settings, Target(pool), Nightly(f"{name}-production", cron))
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
+        deployment = client.create_deployment(
+            client.create_flow(regenerate),
+            name,
+            work_pool_name=pool,
+            entrypoint="paraclip.flows.regenerate.regenerate",
+            schedules=[DeploymentScheduleCreate(schedule=CronSchedule(cron=cron))] if cron else [],
+            tags=[TAG],
+        )
+        return client.read_deployment(deployment)
 
 
 def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
@@ -157,17 +166,17 @@ def test_alerts_follow_what_is_deployed(receiver: tuple[str, Posted]) -> None:
 
     pass_on(receiver[0])
     assert not named("pool.down") and not named("regenerate.missing")
-    with get_client(sync_client=True) as client:
-        client.create_work_pool(WorkPoolCreate(name="company", type="process"))
-    deployed("photos", "0 3 * * *", "company")
-    deployed("shop", "0 3 * * *")
+    deployed("photos", "company", "0 3 * * *")
+    shop = deployed("shop", POOLS[0], "0 3 * * *")
+    deployed("rollbacks", POOLS[1])
     follow_deployments()
     (down,) = named("pool.down").values()
     assert sorted(down.trigger.match.root["prefect.resource.name"]) == ["company", "paraclip-cpu", "paraclip-gpu"]
     assert set(named("regenerate.missing")) == {
         f"paraclip: regenerate.missing of {name} by webhook" for name in ("photos", "shop")
     }
-    deployed("shop", "")
+    with get_client(sync_client=True) as client:
+        client.delete_deployment_schedule(shop.id, shop.schedules[0].id)
     follow_deployments()
     assert set(named("regenerate.missing")) == {"paraclip: regenerate.missing of photos by webhook"}
     pass_on(receiver[0], ["run.failed"])
@@ -186,7 +195,8 @@ def test_what_a_run_cannot_tell_itself_is_reported(
 ) -> None:
     url, posted = receiver
     monkeypatch.setenv("PARACLIP_ROOT", str(tmp_path))
-    deployed("night", "0 3 * * *")
+    deployed("night", POOLS[0], "0 3 * * *")
+    deployed("other", POOLS[1])
     pass_on(url)
     with get_client(sync_client=True) as client:
         for one in client.read_automations():
@@ -229,15 +239,16 @@ def test_what_a_run_cannot_tell_itself_is_reported(
 def test_a_person_has_the_last_word(
     finished_run: Callable[..., Any], receiver: tuple[str, Posted], server: str, silent: int
 ) -> None:
-    """Runs are carried out here, or by a worker and then left alone for longer than a silent run may be."""
+    """A run is carried out here, or two by a worker and then left alone for longer than a silent run may be."""
     url, posted = receiver
+    messages = ("production: moved to", "kept: the challenger is the model") if silent else ("production: moved to",)
     pass_on(url, ["channel.asks", "channel.moved", "channel.held"])
-    deployed("other", "")
+    deployed("other", POOLS[0])
     if silent:
         create_automations(SILENT._replace(seconds=silent))
     night = finished_run("name=nightly", "run.promote=ask", verdict="promote")
     with pytest.raises(ConfigError, match="needs a run of the deployment"):
-        regenerate(settings=night.settings)
+        regenerate.fn(settings=night.settings)
     with get_client(sync_client=True) as client, worker(server) if silent else nullcontext():
         deployment = client.create_deployment(
             client.create_flow(regenerate),
@@ -259,22 +270,23 @@ def test_a_person_has_the_last_word(
 
         # One at a time; one that waits for a person is in no other's way.
         runs = []
-        for _ in range(2):
+        for _ in messages:
             runs.append(client.create_flow_run_from_deployment(deployment).id)
             until(runs[-1], lambda state: state.name == "Suspended")
         assert night.store.channel("production") is None
         assert "waits for Resume in the UI, and is then moved to" in wait_for(posted, "channel.asks")["text"]
         # Nothing is behind it, and it does not count as crashed.
         time.sleep(silent and silent + 10)
-        for run, message in zip(runs, ("production: moved to", "kept: the challenger is the model"), strict=True):
+        for run, message in zip(runs, messages, strict=True):
             assert client.read_flow_run(run).state.name == "Suspended"  # pyright: ignore[reportOptionalMemberAccess]
             client.resume_flow_run(run)
             until(run, lambda state: state.is_final())
             state = client.read_flow_run(run).state
             assert state is not None and state.is_completed() and message in (state.message or "")
     assert night.store.channel("production")["fingerprint"] == night.artifacts["finetune"].fingerprint
-    wait_for(posted, "channel.held")
-    assert [m["event"].removeprefix("paraclip.channel.") for m in posted] == ["asks", "asks", "moved", "held"]
+    events = ["asks", "asks", "moved", "held"] if silent else ["asks", "moved"]
+    wait_for(posted, f"channel.{events[-1]}")
+    assert [m["event"].removeprefix("paraclip.channel.") for m in posted] == events
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from paraclip_core.settings import parse_settings
 from tests.kit.openai_server import OpenAIServer, status
+from tests.kit.prefect_server import _drain
 from tests.kit.tiny_run import served, written
 from tests.kit.waiting import eventually
 
@@ -78,7 +78,7 @@ def test_no_secret_is_left_anywhere(
 
     root = tmp_path / "root"
     eventually(lambda: holding(REFUSED, database()), "the server has no log of it")
-    time.sleep(1)  # what else there is to be written
+    _drain()
     assert holding(REFUSED, [root]) and holding(CONTROL, database()) and holding("CANARY_KEY", [root])
     for secret in (KEY, PASSWORD, BUCKET):
         assert not holding(secret, [root, *database()])

@@ -229,19 +229,6 @@ def test_an_output_that_is_full_is_one_message_without_a_traceback() -> None:
     assert re.fullmatch(r"error: no space left while writing the output; free some .*\n", done.stderr), done.stderr
 
 
-@pytest.mark.slow
-def test_a_failing_stage_is_one_message_without_a_traceback(tmp_path: Path) -> None:
-    (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
-    options = [f"data.root={tmp_path}", "data.sources.0.path=bad.parquet", f"run.root={tmp_path}/root"]
-    sets = [part for text in options for part in ("--set", text)]
-    command = [sys.executable, "-m", "paraclip.flows.cli", "run", *sets]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 1, done.stderr
-    assert "error:" in done.stderr and "bad.parquet" in done.stderr
-    assert "Traceback" not in done.stderr and "prefect" not in done.stderr.lower()
-    assert done.stdout == ""
-
-
 PAIR = ("-m", "base=base", "-m", "tuned=tuned")
 
 

@@ -76,7 +76,7 @@ def names() -> set[str]:
 
 
 @pytest.mark.usefixtures("server")
-def test_configurations_side_by_side_and_the_demo_without_a_schedule() -> None:
+def test_configurations_side_by_side_and_what_is_refused_changes_none(capsys: pytest.CaptureFixture[str]) -> None:
     register(load_settings("demo"))
     first = register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin")
     second = register(own("theirs", paraphrase={"engine": "openai", "model": "x"}), channel="other")
@@ -98,21 +98,29 @@ def test_configurations_side_by_side_and_the_demo_without_a_schedule() -> None:
     assert pools["finetune/theirs"] == POOLS[1] and read("regenerate/mine").global_concurrency_limit.limit == 1
     assert "no worker" in first.notes[-1]
 
+    refused: tuple[tuple[Settings, dict[str, str], str], ...] = (
+        (own("other"), {}, r"regenerate/mine moves the channel 'production' already.*--channel"),
+        (own("third"), {"channel": "third"}, "a channel with a run's own name"),
+        (own("50%"), {"channel": "new"}, "cannot name deployments"),
+        (own("new"), {"channel": "new-production", "cron": "0 3 * *"}, "expected five fields"),
+        (own("mine"), {"timezone": "UTC"}, "--timezone is for --cron"),
+        (own("mine", paraphrase={"engine": "openai"}), {}, r"engine=openai needs paraphrase\.model"),
+    )
+    for settings, options, problem in refused:
+        with pytest.raises(ConfigError, match=problem):
+            register(settings, **options)
+    assert run_cli(["deploy", "--cron", "0 4 * * *"]) == 2
+    said = "--cron: of which configuration? Deployed are mine, theirs; give its file with -c"
+    assert said in capsys.readouterr().err
+    assert names() == every - {"queries/demo"} | {"scenes/demo"}
+
 
 @pytest.mark.usefixtures("server")
-def test_a_root_that_is_not_named_again_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = register(own("mine"), root="runs").facts
+def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin", root="runs").facts
     assert (first["root"], first["folder"]) == (str(tmp_path / "runs"), str(tmp_path))
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    assert register(own("mine")).facts == first
-    assert register(own("mine", run={"root": "of-the-file"})).facts["root"] == str(tmp_path / "elsewhere/of-the-file")
-    assert register(own("mine"), root="/srv/runs", folder="/srv").facts["folder"] == "/srv"
-
-
-@pytest.mark.usefixtures("server")
-def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_stays() -> None:
-    register(own("mine"), cron="0 3 * * *", timezone="Europe/Berlin")
     before = read("regenerate/mine")
     changed = {"channel": "theirs", "settings": {**before.parameters["settings"], "finetune": {"epochs": 77}}}
     change("regenerate/mine", parameters=changed, job_variables={**before.job_variables, "stream_output": False})
@@ -121,7 +129,14 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
     with get_client(sync_client=True) as client:
         client.update_deployment_schedule(before.id, before.schedules[0].id, active=False)
         client.pause_deployment(before.id)
-    (note,) = [note for note in register(own("mine")).notes if "worker" not in note]
+        parents = client.read_work_queue_by_name(PARENTS, POOLS[0])
+        client.update_work_queue(parents.id, concurrency_limit=None)
+    # From another folder, and without the root, which stays.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = register(own("mine"))
+    (note,) = [note for note in again.notes if "worker" not in note]
+    assert again.facts == first
     changes = 'channel "theirs" → "production", finetune.epochs 77 → (default)'
     assert note == f"regenerate/mine follows the configuration: {changes}"
     after = read("regenerate/mine")
@@ -129,11 +144,15 @@ def test_what_a_person_changed_is_put_back_and_reported_and_what_is_operated_sta
     assert [schedule.active for schedule in after.schedules] == [False] and {*after.tags} == {"ours", TAG}
     assert after.job_variables["stream_output"] is False
     assert read("pipeline/mine").global_concurrency_limit.limit == 2
+    with get_client(sync_client=True) as client:
+        assert client.read_work_queue(parents.id).concurrency_limit == PARENT_RUNS
     # Paused by a person, it stays so under another clock, too.
-    notes = register(own("mine"), cron="30 4 * * *").notes
-    assert "regenerate/mine: schedule 0 3 * * * Europe/Berlin (paused) → 30 4 * * * Europe/Berlin (paused)" in notes
+    other = register(own("mine", run={"root": "of-the-file"}), cron="30 4 * * *")
+    schedules = "schedule 0 3 * * * Europe/Berlin (paused) → 30 4 * * * Europe/Berlin (paused)"
+    assert f"regenerate/mine: {schedules}" in other.notes
+    assert other.facts["root"] == str(tmp_path / "elsewhere/of-the-file")
     assert [(one.schedule.cron, one.active) for one in read("regenerate/mine").schedules] == [("30 4 * * *", False)]
-    register(own("mine"), cron="")
+    assert register(own("mine"), cron="", root="/srv/runs", folder="/srv").facts["folder"] == "/srv"
     assert not read("regenerate/mine").schedules
     (note,) = [note for note in register(own("mine", finetune={"epochs": 3})).notes if "worker" not in note]
     assert note == "pipeline/mine and 10 more follow the configuration: finetune.epochs (default) → 3.0"
@@ -190,11 +209,9 @@ def test_pools_of_each_type_get_what_their_runs_need(tmp_path: Path) -> None:
     assert box["env"]["PARACLIP_ROOT"] == job["env"]["PARACLIP_ROOT"] == "/data/root"
     with get_client(sync_client=True) as client:
         assert client.read_work_queue_by_name("pipelines", "boxes").concurrency_limit == CPU_RUNS * 3 // 4
-    # Another folder of secrets leaves the data where it is.
-    register(own("mine"), secret="newer")
+    # Later it stays where it is, with what it has, but for what is named again.
+    again = register(own("mine"), root="s3://bucket/folder", secret="newer")
     assert read("pipeline/mine").job_variables["volumes"] == ["data", f"{tmp_path / 'newer'}:/run/secrets:ro"]
-    # Later it stays where it is, with what it has.
-    again = register(own("mine"), root="s3://bucket/folder")
     assert {row["pool"] for row in again.rows} == {"boxes", "cluster"} and again.facts["root"] == "s3://bucket/folder"
     assert read("finetune/mine").job_variables["image"] == "paraclip:cpu"
     assert register(own("mine")).facts["root"] == "s3://bucket/folder"
@@ -205,9 +222,6 @@ def test_pipelines_that_wait_for_their_stages_leave_places_on_the_worker() -> No
     assert 0 < PARENT_RUNS < CPU_RUNS
     register(own("mine"))
     with get_client(sync_client=True) as client:
-        # As a pool of somebody else's has it.
-        client.update_work_queue(client.read_work_queue_by_name(PARENTS, POOLS[0]).id, concurrency_limit=None)
-        register(own("mine"))
         asked = runs_of(POOLS[0], [None] * (PARENT_RUNS + 2), "SCHEDULED", PARENTS)
         stage = runs_of(POOLS[0], [None], "SCHEDULED")
 
@@ -246,23 +260,3 @@ def test_a_bare_worker_works_in_the_root_that_was_deployed(
     done = subprocess.run(command, env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert states([run.id]) == ["Completed"], done.stdout + done.stderr
     assert list((tmp_path / "root" / "artifacts" / "scenes").iterdir())
-
-
-@pytest.mark.usefixtures("server")
-def test_what_is_refused_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    register(own("mine"))
-    before = names()
-    refused: tuple[tuple[Settings, dict[str, str], str], ...] = (
-        (own("other"), {}, r"regenerate/mine moves the channel 'production' already.*--channel"),
-        (own("third"), {"channel": "third"}, "a channel with a run's own name"),
-        (own("50%"), {"channel": "new"}, "cannot name deployments"),
-        (own("new"), {"channel": "new-production", "cron": "0 3 * *"}, "expected five fields"),
-        (own("mine"), {"timezone": "UTC"}, "--timezone is for --cron"),
-        (own("mine", paraphrase={"engine": "openai"}), {}, r"engine=openai needs paraphrase\.model"),
-    )
-    for settings, options, problem in refused:
-        with pytest.raises(ConfigError, match=problem):
-            register(settings, **options)
-    assert run_cli(["deploy", "--cron", "0 4 * * *"]) == 2
-    assert "--cron: of which configuration? Deployed are mine; give its file with -c" in capsys.readouterr().err
-    assert names() == before

@@ -147,6 +147,6 @@ def test_requests_go_out_and_come_back(config: Path, tmp_path: Path, cli: Any, m
     assert "new: 2\n" in out and "unknown_request: 1\n" in out and "spend: 0.2\n" in out and "\x1b" not in out
     assert cli.json(["requests", "export", "ask.jsonl", *options])["step_2"] == 2
     own = ["--set", "paraphrase.engine=file", "--set", "paraphrase.file.path=captions.txt"]
-    assert "engine=file" in cli(["requests", "export", "ask.jsonl", *options, *own], code=2).err
+    assert "engine=file makes no requests" in cli(["requests", "export", "ask.jsonl", *options, *own], code=2).err
     assert "does not exist" in cli(["requests", "import", "none.jsonl", *options], code=2).err
     assert "none of the 2 lines" in cli(["requests", "import", "captions.txt", *options], code=1).err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect import get_client, task
+from prefect.artifacts import Artifact
+from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
+from prefect.exceptions import Pause
+from prefect.flow_engine import run_flow
+from prefect.runtime import flow_run
+from prefect.states import Completed, Running, Suspended
 
+from paraclip.flows import pause
+from paraclip.flows.pipeline import pipeline, run_stages
+from paraclip.flows.stages import STAGE_FLOWS
 from paraclip.tasks.run.run import Node
 from paraclip_core.errors import (
     AwayError,
@@ -31,15 +44,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prefect")]
 
 def shown(key: str) -> Any:
     """The newest artifact of this key in the UI."""
-    from prefect.artifacts import Artifact
-
     artifact: Any = Artifact.get(key)
     return None if artifact is None else json.loads(artifact.data) if artifact.type == "table" else artifact.data
 
 
 def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: Callable[..., Any]) -> None:
-    from paraclip.flows.pipeline import pipeline
-
     run = finished_run("name=shown")
     outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"}
@@ -50,10 +59,6 @@ def test_a_pipeline_of_finished_stages_does_nothing_and_shows_it(finished_run: C
 
 def artifacts_of(name: str, key: str) -> list[Any]:
     """The artifacts of this key of the newest flow run of this name."""
-    from prefect import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
-    from prefect.client.schemas.sorting import FlowRunSort
-
     with get_client(sync_client=True) as client:
         named = FlowRunFilter.model_validate({"name": {"any_": [name]}})
         (run,) = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC, limit=1)
@@ -64,8 +69,6 @@ def artifacts_of(name: str, key: str) -> list[Any]:
 def test_a_failed_run_has_one_table_that_says_what_failed_and_what_to_do(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from paraclip.flows.pipeline import pipeline
-
     run = finished_run("name=broken")
     shutil.rmtree(run.artifacts["evaluate"].path)
     shutil.rmtree(run.artifacts["report"].path)
@@ -95,15 +98,6 @@ def _all_but(name: str, error: Exception) -> Any:
 def test_a_paused_run_stops_its_stages_and_says_so(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prefect.client.orchestration import get_client
-    from prefect.context import FlowRunContext
-    from prefect.exceptions import Pause
-    from prefect.runtime import flow_run
-    from prefect.states import Suspended
-
-    from paraclip.flows import pause
-    from paraclip.flows.pipeline import pipeline
-
     run = finished_run("name=paused")
     asked: list[str] = []
     paused: list[Any] = []
@@ -144,9 +138,6 @@ def test_a_paused_run_stops_its_stages_and_says_so(
 def test_a_stage_is_tried_again_where_that_may_help(
     error: Exception, tries: int, where: str, finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows.pipeline import pipeline
-    from paraclip.flows.stages import STAGE_FLOWS
-
     asked: list[str] = []
 
     def fail(node: Node, *_: object, **__: object) -> None:
@@ -163,13 +154,6 @@ def test_a_stage_is_tried_again_where_that_may_help(
 
 
 def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finished_run: Callable[..., Any]) -> None:
-    from prefect import get_client, task
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.flow_engine import run_flow
-    from prefect.states import Completed, Running
-
-    from paraclip.flows.pipeline import pipeline, run_stages
-
     run = finished_run("name=retried")
     with get_client(sync_client=True) as client:
         flow_run = client.create_flow_run(pipeline, parameters={"settings": run.settings.model_dump(mode="json")})
@@ -185,8 +169,6 @@ def test_what_a_killed_try_left_running_is_crashed_when_the_run_is_retried(finis
 def test_a_tracker_that_is_missing_is_reported_before_anything_runs(
     finished_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows.pipeline import pipeline
-
     monkeypatch.setattr("paraclip_core.training.trackers.find_spec", lambda name: None)
     # Where nothing is left to train, nothing is missing.
     run = finished_run("name=tracked", "run.trackers=[wandb]")
@@ -201,8 +183,6 @@ def test_a_tracker_that_is_missing_is_reported_before_anything_runs(
 def test_captions_that_come_while_it_runs_are_the_next_runs(
     finished_run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from paraclip.flows import pipeline
-
     captions = tmp_path / "captions.jsonl"
     captions.write_text('{"caption": "a dog on a beach"}\n')
     run = finished_run("name=fed", "data.scenes=null", f"data.root={tmp_path}", "data.sources.0.images=null")
@@ -211,15 +191,13 @@ def test_captions_that_come_while_it_runs_are_the_next_runs(
         captions.write_text('{"caption": "a dog on a beach"}\n{"caption": "a cat on a mat"}\n')
 
     monkeypatch.setattr("paraclip.flows.stages.let_own_logs_through", feed)
-    outcome: Any = pipeline.pipeline(settings=run.settings)
+    outcome: Any = pipeline(settings=run.settings)
     assert {row["state"] for row in outcome["stages"]} == {"cached"} and outcome["verdict"] == "hold"
     assert run.store.channel("fed")["fingerprint"] == run.artifacts["finetune"].fingerprint
 
 
 def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path, openai_server: OpenAIServer) -> None:
     """All twelve images are for training, and the benchmark wants others."""
-    from paraclip.flows.pipeline import pipeline
-
     rows = [f"{image}.jpg,a dog with number {image} runs {way}" for image in range(12) for way in ("east", "west")]
     (tmp_path / "captions.csv").write_text("\n".join(["Image,Caption", *rows]) + "\n")
     (tmp_path / "0.jpg").touch()
@@ -230,6 +208,19 @@ def test_a_run_whose_captions_lack_something_ends_before_it_asks(tmp_path: Path,
         pipeline(settings=parse_settings(tree))
     assert [path.name for path in (tmp_path / "root" / "artifacts").iterdir()] == ["ingest"]
     assert not openai_server.asked
+
+
+def test_a_failing_stage_is_one_message_without_a_traceback(prefect: str, tmp_path: Path) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 this is not Parquet PAR1")
+    options = [f"data.root={tmp_path}", "data.sources.0.path=bad.parquet", f"run.root={tmp_path}/root"]
+    sets = [part for text in options for part in ("--set", text)]
+    command = [sys.executable, "-m", "paraclip.flows.cli", "run", *sets]
+    environment = {**os.environ, "PREFECT_API_URL": prefect}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 1, done.stderr
+    assert "error:" in done.stderr and "bad.parquet" in done.stderr
+    assert "Traceback" not in done.stderr and "prefect" not in done.stderr.lower()
+    assert done.stdout == ""
 
 
 RUN = """

@@ -220,9 +220,7 @@ def test_answers_are_filed_under_the_engine_of_the_configuration(tmp_path: Path)
 
 def test_errors_say_what_to_do(tmp_path: Path) -> None:
     settings, ask = settings_of(tmp_path, **OFF), tmp_path / "ask.jsonl"
-    own = settings_of(tmp_path, engine="file", file={"path": "captions.txt"})
     for wrong, message in (
-        (own, "engine=file makes no requests"),
         (settings_of(tmp_path, engine="openvino", model=""), r"has no paraphrase\.model"),
         (settings_of(tmp_path, prompts="few-shot", filters={"preset": "small-model"}), "prompts=paper"),
     ):

@@ -16,10 +16,10 @@ from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.expansion import read_heads
 from paraclip_core.clip.load import load_clip
 from paraclip_core.config import Settings
-from paraclip_core.errors import AwayError, BudgetError, UnknownNameError
+from paraclip_core.errors import BudgetError
 from paraclip_core.settings import parse_settings
 from paraclip_core.tables import HEADS
-from tests.kit.openai_server import OpenAIServer, reply, reset
+from tests.kit.openai_server import OpenAIServer, reply
 from tests.kit.search_home import make_home
 
 QUERIES = ["a red dog", "two cats on a sofa", "the sea at night"]
@@ -115,24 +115,6 @@ def test_the_vector_is_the_mean_of_the_models_features(tmp_path: Path, home: Pat
     assert heads.group("a red dog") == expansion.groups[0] and heads.model == str(home / "tuned")
 
 
-def test_a_query_is_paid_for_once_whatever_ends_the_command(openai_server: OpenAIServer, tmp_path: Path) -> None:
-    settings, well = settings_of(tmp_path, served(openai_server)), openai_server.answer
-    openai_server.answer = lambda body: well(body) if sum(openai_server.answered.values()) < 4 else reset
-    with pytest.raises(AwayError):
-        asked(settings)
-    openai_server.answer = well
-    assert sum(openai_server.answered.values()) == 4, "step 2 had begun"
-    facts = asked(settings).facts()
-    assert set(openai_server.answered.values()) == {1} and len(openai_server.answered) == 6
-    assert (facts["asked"], facts["cached"], facts["paraphrases"]) == (2, 4, 9)
-    assert facts["spend"] == pytest.approx(2 * (10 * 0.1 + 10 * 0.2))
-    again = asked(settings).facts()
-    assert (again["asked"], again["cached"], again["spend"]) == (0, 6, 0)
-    # One more query, and one in other spaces.
-    more = asked(settings, [*QUERIES, "a  red dog", "a blue car"]).facts()
-    assert (more["asked"], more["queries"]) == (2, 5) and set(openai_server.answered.values()) == {1}
-
-
 def test_the_spending_cap_is_the_runs(openai_server: OpenAIServer, tmp_path: Path) -> None:
     settings = settings_of(tmp_path, served(openai_server, max_spend=8))
     with pytest.raises(BudgetError):
@@ -151,9 +133,3 @@ def test_the_judge_has_the_last_word(tmp_path: Path) -> None:
     ]
     # Of three queries and two paraphrases; the judge was asked about ten answers, and about some of step 2.
     assert expansion.metrics["generated"] == 5 < expansion.facts()["asked"] - 6
-
-
-def test_an_unknown_model_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    run = Run(settings_of(tmp_path, scripted("Refusing")))
-    with pytest.raises(UnknownNameError):
-        expand(run, "absent", QUERIES, 3)

@@ -120,17 +120,14 @@ def test_a_smaller_data_set_takes_the_place_of_the_one_before(hub: HubServer, tm
     assert set(hub.repos["dataset", "me/words"]) == {"README.md", "data/train-00000-of-00001.parquet"}
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("a b", "could not be pushed to a b"), ("me/x", "HF_HUB_OFFLINE")],
-)
-def test_what_cannot_be_pushed_is_refused(
-    name: str, message: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_cli(["push", str(model), name]) == 1
-    assert message in capsys.readouterr().err
-    assert run_cli(["push", str(tmp_path), "me/x"]) == 2
-    assert f"{tmp_path} holds no README.md" in capsys.readouterr().err
+def test_what_cannot_be_pushed_is_refused(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, name, code, message in (
+        (model, "a b", 1, "could not be pushed to a b"),
+        (model, "me/x", 1, "HF_HUB_OFFLINE"),
+        (tmp_path, "me/x", 2, f"{tmp_path} holds no README.md"),
+    ):
+        assert run_cli(["push", str(folder), name]) == code
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     return Home(tmp_path_factory.mktemp("search-team"))
 
 
+def run_of(settings: Settings) -> Run:
+    """A run whose stages are all carried out here."""
+    return Run(settings, stages={name: replace(stage, isolated=False) for name, stage in stages_of(settings).items()})
+
+
 def finished(settings: Settings) -> dict[str, Artifact]:
-    """All stages of a run, carried out here."""
-    stages = {name: replace(stage, isolated=False) for name, stage in stages_of(settings).items()}
-    run = Run(settings, stages=stages)
-    return {name: run_stage(name, run) for name in stages}
+    run = run_of(settings)
+    return {name: run_stage(name, run) for name in run.stages}
 
 
 def test_a_run_needs_no_image(home: Home) -> None:
@@ -121,9 +124,7 @@ def shards(home: Home) -> dict[str, str]:
 
 @pytest.mark.parametrize("written", [parquet_index, shards])
 def test_other_kinds_of_index(home: Home, written: Any) -> None:
-    settings = home.settings("kinds", index=written(home))
-    run = Run(settings, stages={n: replace(s, isolated=False) for n, s in stages_of(settings).items()})
-    store = FeatureStore(run_stage("features", run).path)
+    store = FeatureStore(run_stage("features", run_of(home.settings("kinds", index=written(home)))).path)
     assert store.image_ids == home.ids
     found = np.asarray(store.view()[np.arange(len(store))], np.float32)
     assert np.abs(found - home.features).max() < 2e-3
@@ -131,8 +132,7 @@ def test_other_kinds_of_index(home: Home, written: Any) -> None:
 
 def test_images_are_compared_with_the_index(home: Home) -> None:
     settings = home.settings("compared", index={"images": "images.tar"})
-    run = Run(settings, stages={n: replace(s, isolated=False) for n, s in stages_of(settings).items()})
-    metrics = run_stage("features", run).manifest.metrics
+    metrics = run_stage("features", run_of(settings)).manifest.metrics
     assert (metrics["trusted"], metrics["compared_images"]) == (False, 60)
 
 
@@ -202,7 +202,9 @@ def test_tomorrows_log_costs_what_is_new(home: Home) -> None:
         (f"a {colour} {thing}", "", 2) for colour in ("red", "old", "tiny") for thing in ("car", "boat", "dog", "cat")
     ]
     home.log(rows, "growing.csv")
-    finished(home.settings("night", log="growing.csv"))
+    run = run_of(home.settings("night", log="growing.csv"))
+    for name in ("ingest", "paraphrase_1", "paraphrase_2", "queries", "features"):
+        run_stage(name, run)
     home.log([*rows[1:], ("a dark forest", "", 1), ("two small birds", "", 9)], "growing.csv")
     plan = {stage.stage: stage for stage in plan_run(Run(home.settings("night", log="growing.csv"))).stages}
     new = sum(plan[name].requests or 0 for name in ("paraphrase_1", "queries"))

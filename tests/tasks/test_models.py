@@ -91,25 +91,30 @@ def target(captions: Any, features: np.ndarray) -> SearchTarget:
     return SearchTarget("base", "base", ImageIndex(features, ids, "test"), captions)
 
 
-def test_two_captions_of_an_image_are_a_pair(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("columns", "rows", "expected"),
+    [
+        # Two captions of an image are a pair.
+        (
+            ("image_id", "caption"),
+            [("i0", "a dog"), ("gone", "a bus"), ("i0", "a hound"), ("i1", "a cat"), ("i1", "a cat"), ("i0", "a pet")],
+            [("a dog", "a hound", "another caption"), "a dog", "a cat"],
+        ),
+        # A log is asked for its most frequent queries.
+        (
+            ("image_id", "caption", "count"),
+            [(None, "a dog", 3), ("i0", "a bus", 1), (None, "a cat", 9)],
+            ["a cat", "a dog", "a bus"],
+        ),
+    ],
+)
+def test_an_index_is_asked_for_its_captions(tmp_path: Path, columns: Any, rows: Any, expected: Any) -> None:
     (tmp_path / "captions").mkdir()
-    rows = [("i0", "a dog"), ("gone", "a bus"), ("i0", "a hound"), ("i1", "a cat"), ("i1", "a cat"), ("i0", "a pet")]
-    table = pa.table({"image_id": [row[0] for row in rows], "caption": [row[1] for row in rows]})
+    table = pa.Table.from_pylist([dict(zip(columns, row, strict=True)) for row in rows])
     pq.write_table(table, tmp_path / "captions" / "0.parquet")
     of_run = target(SimpleNamespace(path=tmp_path), np.eye(3, 8))
     searcher = Searcher(of_run.index.features, of_run.index.ids)
-    expected = [("a dog", "a hound", "another caption"), "a dog", "a cat"]
     assert queries_of_index(of_run, searcher, lambda _: None) == expected
-
-
-def test_a_log_is_asked_for_its_most_frequent_queries(tmp_path: Path) -> None:
-    (tmp_path / "captions").mkdir()
-    rows = [(None, "a dog", 3), ("i0", "a bus", 1), (None, "a cat", 9)]
-    table = pa.Table.from_pylist([dict(zip(("image_id", "caption", "count"), row, strict=True)) for row in rows])
-    pq.write_table(table, tmp_path / "captions" / "0.parquet")
-    of_log = target(SimpleNamespace(path=tmp_path), np.eye(3, 8))
-    searcher = Searcher(of_log.index.features, of_log.index.ids)
-    assert queries_of_index(of_log, searcher, lambda _: None) == ["a cat", "a dog", "a bus"]
 
 
 def test_an_index_without_captions_is_asked_for_what_it_shows() -> None:

@@ -156,19 +156,21 @@ def test_a_token_is_asked_of_everything(home: Path, tmp_path: Path) -> None:
 
 
 def test_an_index_that_does_not_fit_is_refused_before_the_page_is_served(home: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "narrow.npy", np.ones((COUNT, 8), np.float32))
-    with pytest.raises(ModelError, match="made with another image encoder"):
-        client(home, tmp_path / "a", features=tmp_path / "narrow.npy")
     broken = np.load(home / "index.npy")
     broken[5, 3] = np.nan
+    np.save(tmp_path / "narrow.npy", np.ones((COUNT, 8), np.float32))
     np.save(tmp_path / "broken.npy", broken)
-    with pytest.raises(InputError, match=r"'05 <b>.png' \(row 5\) are not finite"):
-        client(home, tmp_path / "b", features=tmp_path / "broken.npy")
-    with pytest.raises(InputError, match="cannot read images"):
-        client(home, tmp_path / "c", images=tmp_path / "nowhere")
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(InputError, match=r"none of the 40 images of the index \(the first is '00 <b>.png'\)"):
-        client(home, tmp_path / "d", images=tmp_path / "nothing")
+    refused: tuple[tuple[str, str, type[Exception], str], ...] = (
+        ("features", "narrow.npy", ModelError, "made with another image encoder"),
+        ("features", "broken.npy", InputError, r"'05 <b>.png' \(row 5\) are not finite"),
+        ("images", "nowhere", InputError, "cannot read images"),
+        ("images", "nothing", InputError, r"none of the 40 images of the index \(the first is '00 <b>.png'\)"),
+    )
+    for option, name, error, message in refused:
+        paths: Any = {option: tmp_path / name}
+        with pytest.raises(error, match=message):
+            client(home, tmp_path / "root", **paths)
 
 
 def test_models_of_different_image_encoders_share_no_index(home: Path, tmp_path: Path) -> None:

@@ -23,17 +23,9 @@ DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 QUERIES = "evaluate.queries={}"
 """The demo has paraphrased queries of its own; with this it has every stage but the control."""
 ORDER = (
-    "scenes",
-    "ingest",
-    "paraphrase_1",
-    "paraphrase_2",
-    "queries",
-    "features",
-    "built_in_base",
-    "finetune",
-    "evaluate",
+    "scenes", "ingest", "paraphrase_1", "paraphrase_2", "queries", "features", "built_in_base", "finetune", "evaluate",
     "report",
-)
+)  # fmt: skip
 
 
 def fingerprints(tmp_path: Path, *overrides: str) -> dict[str, str]:
@@ -94,16 +86,9 @@ def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
 
 def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before(tmp_path: Path) -> None:
     asking = (
-        "sampling.n=1",
-        "sampling.top_p=0.5",
-        "attempts=3",
-        "fraction=0.5",
-        "seed=9",
-        "keep=2",
-        "prompts=paper",
-        "prompt_1='Say {}'",
-    )
-    asking += ("filters.max_length_ratio=1.5", "filters.preset=off", "precision=bf16")
+        "sampling.n=1", "sampling.top_p=0.5", "attempts=3", "fraction=0.5", "seed=9", "keep=2", "prompts=paper",
+        "prompt_1='Say {}'", "filters.max_length_ratio=1.5", "filters.preset=off", "precision=bf16",
+    )  # fmt: skip
     options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}
     options |= {
         "data.scenes.images=60": "scenes",

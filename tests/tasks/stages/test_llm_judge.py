@@ -15,7 +15,6 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import read_table
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.batch_files import export_requests
-from paraclip.tasks.plan import plan_run
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import ParaphraseOptions, Settings
 from paraclip_core.errors import ConfigError
@@ -85,18 +84,6 @@ def test_another_model_asks_anew_and_without_one_nothing_changes(tmp_path: Path)
 def test_what_it_rejected_is_asked_for_again(tmp_path: Path) -> None:
     first, _ = both_steps(settings_of(tmp_path, judge={}, attempts=2))
     assert (first.manifest.metrics["generated"], first.manifest.metrics["rejected"]) == (7, {"judge": 2})
-
-
-def test_a_plan_counts_its_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paraclip.tasks.plan.check_before_paying", lambda *_, **__: [])
-    settings = settings_of(tmp_path, judge={})
-    plain, filtered = (
-        {stage.stage: stage for stage in plan_run(Run(each)).stages}["paraphrase_1"]
-        for each in (settings_of(tmp_path), settings)
-    )
-    assert (plain.requests, filtered.requests) == (6, 12) and "questions to the judge" in filtered.note
-    both_steps(settings)
-    assert all(stage.requests in (0, None) for stage in plan_run(Run(settings)).stages[1:3])
 
 
 def test_options_that_no_judge_can_have(tmp_path: Path) -> None:

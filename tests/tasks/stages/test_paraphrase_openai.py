@@ -20,6 +20,7 @@ from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.sending import KEEP_SECONDS
 from tests.kit.openai_server import OpenAIServer, reset
 from tests.kit.small_runs import made, settings_of_texts
+from tests.kit.waiting import eventually
 
 KEY = "sk-not-a-real-key-0123456789"
 CAPTIONS = 150
@@ -138,8 +139,7 @@ def test_a_kill_costs_the_answers_of_two_seconds_whatever_the_chunk(
     settings = settings.model_copy(update={"paraphrase": settings.paraphrase.model_copy(update={"chunk": 1024})})
     child = multiprocessing.get_context("spawn").Process(target=made, args=("paraphrase_1", settings))
     child.start()
-    while len(openai_server.answered) < 60 and child.is_alive():
-        time.sleep(0.01)
+    eventually(lambda: len(openai_server.answered) >= 60 or not child.is_alive())
     child.kill()
     child.join(300)
     assert child.exitcode == -signal.SIGKILL

@@ -94,22 +94,31 @@ def test_changes_for_the_same_queries_are_shown_if_they_were_measured(tmp_path: 
     assert images_of(churn) == ["a", "b", "b", "c"]
 
 
-def test_images_that_cannot_be_read_are_shown(tmp_path: Path) -> None:
-    """They have neither a row nor a caption, and are known by what is said about them."""
-    detail = "image 'nope.png': no readable image 'nope.png' in pics"
-    row = {"source": "pics", "reason": "missing_image", "detail": detail}
-    (group,) = gathered(tmp_path, {}, {"features/rejects": [row]}).rejects
-    assert (group.stage, group.reason, group.count) == ("features", "missing_image", 1)
-    assert (group.samples[0].text, group.samples[0].detail) == ("pics", f"pics: {detail}")
+UNREADABLE = "image 'nope.png': no readable image 'nope.png' in pics"
+PERSONAL = {"source": "log.csv", "source_row": 3, "reason": "personal", "caption_raw": "mail jo.doe@example.org"}
 
 
-def test_personal_queries_are_not_shown(tmp_path: Path) -> None:
-    row = {"source": "log.csv", "source_row": 3, "reason": "personal", "caption_raw": "mail jo.doe@example.org"}
-    (group,) = gathered(tmp_path, {}, {"ingest/rejects": [{**row, "detail": "it holds an e-mail address"}]}).rejects
-    assert group.count == 1
-    assert [(sample.text, sample.detail) for sample in group.samples] == [
-        ("(not shown)", "log.csv, row 3: it holds an e-mail address")
-    ]
+@pytest.mark.parametrize(
+    ("stage", "row", "sample"),
+    [
+        # An image has neither a row nor a caption, and is known by what is said about it.
+        (
+            "features",
+            {"source": "pics", "reason": "missing_image", "detail": UNREADABLE},
+            ("pics", f"pics: {UNREADABLE}"),
+        ),
+        # A personal query is not shown.
+        (
+            "ingest",
+            PERSONAL | {"detail": "it holds an e-mail address"},
+            ("(not shown)", "log.csv, row 3: it holds an e-mail address"),
+        ),
+    ],
+)
+def test_what_is_shown_of_rejects(tmp_path: Path, stage: str, row: dict[str, Any], sample: tuple[str, str]) -> None:
+    (group,) = gathered(tmp_path, {}, {f"{stage}/rejects": [row]}).rejects
+    assert (group.stage, group.reason, group.count) == (stage, row["reason"], 1)
+    assert [(one.text, one.detail) for one in group.samples] == [sample]
 
 
 def test_many_licenses_are_counted_in_both_tables(tmp_path: Path) -> None:
