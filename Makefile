@@ -44,7 +44,7 @@ docs: $(VENV)/.dev
 
 # What waits for minutes, such as for the clock that starts the nightly run.
 test-nightly: $(VENV)/.dev
-	$(BIN)/python -m pytest -m nightly
+	$(BIN)/python -m pytest -m "nightly or pages"
 
 # The image and docker/compose*.yaml, drilled; half an hour on two cores. Figures go into the report.
 test-containers: $(VENV)/.dev

@@ -33,6 +33,8 @@ from tests.test_docs import REPOSITORY, SHELL, TESTED, USER_PAGES, code, command
 
 FIRST = ("index-and-queries", "README", "tutorial", "own-captions", "search", "operate", "serving-elsewhere")
 """Pages whose configuration, models or deployments later ones need."""
+DAILY = FIRST[:3]
+"""Pages of which every test run sees the commands; the others, which take minutes each, are for the nightly suite."""
 WITH_COMMANDS = [page for page in USER_PAGES if any(language == "bash" for language, _ in code(page))]
 PAGES = sorted(
     WITH_COMMANDS, key=lambda page: (FIRST.index(page.stem) if page.stem in FIRST else len(FIRST), page.name)
@@ -137,7 +139,11 @@ def language_model() -> Iterator[OpenAIServer]:
         yield server
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.pages if page.stem in DAILY else pytest.mark.nightly) for page in PAGES],
+    ids=lambda page: page.stem,
+)
 def test_the_commands_of_a_page_run(
     page: Path, home: Path, prefect: str, language_model: OpenAIServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    # Headers and body are sent apart; without this each reply waits 40 ms.
+    disable_nagle_algorithm = True
 
     @property
     def owner(self) -> OpenAIServer:

@@ -28,7 +28,7 @@ from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.paraphraser import make_engine
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER
 from paraclip_core.settings import parse_settings
-from tests.kit.openai_server import Fault, Handler, OpenAIServer, body, hang, nonsense, reset, status, well, words_of
+from tests.kit.openai_server import Fault, OpenAIServer, body, hang, nonsense, reset, status, well, words_of
 from tests.kit.waiting import eventually
 
 TWO = SamplingOptions(n=2, temperature=0.7, top_p=0.9, max_tokens=24)
@@ -42,8 +42,6 @@ def connect(openai_server: OpenAIServer, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
         monkeypatch.setattr(f"openai._base_client.{name}", 0.01)
-    # Otherwise each body waits 40 ms until its headers are acknowledged.
-    monkeypatch.setattr(Handler, "disable_nagle_algorithm", True)
     engines: list[OpenAIEngine] = []
 
     def engine(model: str = "smol", **options: Any) -> OpenAIEngine:
