@@ -3,7 +3,7 @@
     python benchmarks/agreement_figure.py SUMMARY… -o docs/agreement.svg
 
 SUMMARY are the `summary.json` of finished runs that differ in their seed, with a control and SICK's pairs as
-benchmarks: `sick`, and of its contradictions `sick_rules` and `sick_words` (negation_forms.py).
+benchmarks: `sick`, and of its contradictions `sick_rules` and `sick_seen` (negation_forms.py).
 Small dots are runs, large ones their means.
 """
 
@@ -21,7 +21,7 @@ LEFT, RIGHT, AXIS = 236, 830, 272
 ROWS = (
     ("sick", "ao@10", "same meaning", "“a kid on a swing”, “child swinging”", "should agree more"),
     ("sick_rules", "hard_negative_ao@10", "negation", "“a dog is running”, “no dog is running”", "should agree less"),
-    ("sick_words", "hard_negative_ao@10", "another word", "“running indoors”, “running outdoors”", "should agree less"),
+    ("sick_seen", "hard_negative_ao@10", "another word", "“running indoors”, “running outdoors”", "should agree less"),
 )
 COLORS = {"base": "#52606d", "control": "#9aa5b1", "tuned": "#0f766e"}
 LABELS = {"base": "base", "control": "control: trained without paraphrases", "tuned": "tuned with paraphrases"}

@@ -22,8 +22,6 @@ from paraclip_core.evaluation.metrics import recall_at_k, reciprocal_rank
 from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, NEGATIVES, SIDES, QueryPair, measure_pairs
 from paraclip_core.tables import LOG_QUERIES
 
-_ARTICLES = ("a", "an", "the", "some")
-
 
 @dataclass(frozen=True)
 class LogQueries:
@@ -46,21 +44,15 @@ def read(path: Path) -> LogQueries:
 
 
 def hard_negatives(queries: Sequence[str]) -> list[QueryPair]:
-    """A text for each query that looks like it and means something else.
-
-    By turns the query is negated (``no dog``), or its last word is replaced by that of the next query that ends in
-    another word.
+    """A text for each query that looks like it and means something else: it asks for one thing more, the last word of
+    the next query (an *add* of SugarCrepe, Hsieh et al. 2023). Training makes negations and changed words, never this.
     """
     pairs = []
     for number, query in enumerate(queries):
-        words = query.split()
-        others = (queries[(number + step) % len(queries)].split()[-1] for step in range(1, len(queries)))
-        other = next((word for word in others if word.casefold() != words[-1].casefold()), None)
-        if number % 2 and other is not None and len(words) > 1:
-            changed = [*words[:-1], other]
-        else:
-            changed = ["no", *(words[1:] if words[0].casefold() in _ARTICLES and words[1:] else words)]
-        pairs.append(QueryPair(query, " ".join(changed), hard_negative=True))
+        words = {word.casefold() for word in query.split()}
+        following = (queries[(number + step) % len(queries)].split()[-1] for step in range(1, len(queries)))
+        if more := next((word for word in following if word.casefold() not in words), None):
+            pairs.append(QueryPair(query, f"{query} and {more}", hard_negative=True))
     return pairs
 
 
@@ -94,7 +86,7 @@ def measure(log: LogQueries, pool: ImagePool, encoder: Encoder) -> Measured:
             samples |= _found(side, ranked[: len(pairs)][clicks], targets[clicks])
     notes = {
         **measured.notes,
-        "hard_negatives_by": "rules: a negation, or the last word of another query",
+        "hard_negatives_by": "rules: the query and the last word of another one",
         "queries": len(pairs),
         "queries_with_a_known_click": len(clicks),
     }

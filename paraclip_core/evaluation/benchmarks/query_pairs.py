@@ -40,7 +40,7 @@ HARD_NEGATIVES = ("hard_negative", "negative_caption")
 IMAGE = ("image_id", "filename", "image")
 
 _ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
-_FUNCTION_WORD = re.compile(
+FUNCTION_WORD = re.compile(
     r"\b(?:an?|the|is|are|was|were|be|being|of|in|on|at|to|by|for|from|with|and|or|that|which|while|as|its?|his|her|"
     r"their|there|some|this|these)\b ?",
     re.IGNORECASE,
@@ -86,7 +86,7 @@ RULES: Mapping[str, Callable[[str], str]] = {
     "punctuation": lambda query: query.rstrip(".") if query.endswith(".") else f"{query}.",
     "typo": _typo,
     "a photo of": lambda query: f"a photo of {query[0].lower()}{query[1:]}",
-    "keywords": lambda query: _FUNCTION_WORD.sub("", query.rstrip(" .")).strip() or query,
+    "keywords": lambda query: FUNCTION_WORD.sub("", query.rstrip(" .")).strip() or query,
 }
 """Common variations in English: each rule returns a paraphrase of a query, or the query itself."""
 
