@@ -16,10 +16,11 @@ from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.storage.fingerprint import FileHashes
 from paraclip.tasks.audit import QUERIES, queries_of_index
 from paraclip.tasks.image_index import SearchTarget
-from paraclip.tasks.models import find_release, find_tuned, reference_sources
+from paraclip.tasks.models import candidates_of, find_release, find_tuned, of_control, reference_sources
 from paraclip_core.clip.index import ImageIndex
 from paraclip_core.clip.reference import fixed_place
 from paraclip_core.clip.search import Searcher
+from paraclip_core.config import Settings
 from paraclip_core.errors import UnknownModelError, UnknownNameError
 
 TUNED = "a" * 32
@@ -127,3 +128,21 @@ def test_an_index_without_captions_is_asked_for_what_it_shows() -> None:
     assert first == [IMAGENET_CLASSNAMES[7], IMAGENET_CLASSNAMES[3]]
     many = target(None, names)
     assert len(queries_of_index(many, Searcher(many.index.features, many.index.ids), lambda _: names)) == QUERIES
+
+
+@pytest.mark.parametrize(
+    ("options", "recipes"),
+    [
+        ({}, ["published", "anchored", "contrast", "ranking", "captions"]),
+        ({"finetune": {"recipe": "contrast"}}, ["contrast", "ranking", "captions"]),
+        ({"finetune": {"distil": 1}}, ["own", "ranking", "captions"]),
+        (
+            {"model": {"base": "ViT-B-32"}, "data": {"index": {"features": "x.npy"}, "sources": [{"path": "log"}]}},
+            ["contrast", "ranking"],
+        ),
+    ],
+)
+def test_a_control_tries_recipes_that_suit_captions(options: dict[str, Any], recipes: list[str]) -> None:
+    control = of_control(Settings.model_validate(options))
+    assert control.finetune.texts == "captions"
+    assert list(dict.fromkeys(candidate.recipe for candidate in candidates_of(control))) == recipes

@@ -27,7 +27,8 @@ from paraclip.tasks.promotion import decide
 from paraclip.tasks.results import Result
 from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Node, Run
-from paraclip.tasks.stages.evaluate import EVALUATE, write_evaluation
+from paraclip.tasks.stages.evaluate import EVALUATE, FIRST_IMAGES, write_evaluation
+from paraclip_core import tables
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import encode_texts
 from paraclip_core.clip.export import save_release
@@ -296,6 +297,41 @@ def test_a_challenger_is_measured_on_all_that_promoted_the_champion(
             in decision["reason"]
         )
         assert decide(run, "production", challengers, force=True)["moved"]
+
+
+def test_what_a_challenger_changes_and_what_is_new_to_the_champion(store: ArtifactStore) -> None:
+    def images(name: str, firsts: list[str]) -> Artifact:
+        with store.writing("evaluate", name) as work:
+            write_table(work.out / FIRST_IMAGES, pa.table([["a", "b", "c", "d"], firsts], schema=tables.FIRST_IMAGES))
+            return store.commit(Draft("evaluate", name, 1, {}, {}), {}, 0.0)
+
+    def captions(name: str, texts: list[str]) -> None:
+        same = {"images": "x", "caption_tokens": [1], "license": "x", "source": "x", "source_row": 0}
+        rows = [
+            {"caption_id": text_hash(text), "split": "val" if text == "held out" else "train", **same}
+            | dict.fromkeys(("image_id", "image_path", "caption", "caption_raw"), text)
+            for text in texts
+        ]
+        with store.writing("ingest", name) as work:
+            write_table(work.out / "captions" / "part-00000.parquet", pa.Table.from_pylist(rows, CAPTIONS))
+            store.commit(Draft("ingest", name, 1, {}, {}), {}, 0.0)
+
+    before, after = images("champion", ["1", "2", "3", "4"]), images("challenger", ["1", "2", "9", "4"])
+    assert promotion._first_image_changes(before, after) == 25
+    assert promotion._first_image_changes(before, model(store, "without")) is None
+    captions("old", ["a dog", "held out"])
+    captions("new", ["a dog", "a cat", "a bird", "a horse", "held out"])
+    assert promotion._new_captions(store, "old", "new") == 75
+    assert promotion._new_captions(store, "gone", "new") is promotion._new_captions(store, None, "new") is None
+
+
+def test_a_first_model_may_not_change_more_than_is_allowed(settings: Settings, store: ArtifactStore) -> None:
+    gate = settings.evaluate.gate.model_copy(update={"max_first_image_changes": 30.0})
+    run = Run(settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"gate": gate})}), store)
+    for changes, moves in ((44.0, False), (20.0, True)):
+        outcome = result("aaa")
+        outcome.summary["churn"] = {"first_image_changes": changes}
+        assert decide(run, "production", outcome)["moved"] is moves
 
 
 @pytest.mark.parametrize("place", ["folder", "object store"])
