@@ -222,10 +222,7 @@ def _blocks(path: Path, n: int) -> Iterator[list[tuple[int, Any, str]]]:
 
 
 def _import(
-    block: list[tuple[int, Any, str]],
-    con: duckdb.DuckDBPyConnection,
-    cache: AnswerStore,
-    imported: Imported,
+    block: list[tuple[int, Any, str]], con: duckdb.DuckDBPyConnection, cache: AnswerStore, imported: Imported
 ) -> list[Reject]:
     """Store the new answers of a block; returns its rejected lines."""
     answers = [(line, *answer, raw) for line, answer, raw in block if not isinstance(answer, Refused)]

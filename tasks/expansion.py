@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.models import find_release
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import (
-    held_batches,
-    paraphrasing,
-    rows_of_texts,
-    step_metrics,
-    summed_metrics,
-)
+from paraclip.tasks.stages.paraphrase import held_batches, paraphrasing, rows_of_texts, step_metrics, summed_metrics
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import MOST_CHARACTERS
 from paraclip_core.clip.expansion import mean_features

@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -44,9 +44,6 @@ from paraclip_core.evaluation.prepare import parse_benchmark
 from paraclip_core.paths import expand
 from paraclip_core.report.counts import shares_of_asked
 from paraclip_core.text_safety import printable
-
-if TYPE_CHECKING:
-    pass
 
 NOTHING_TO_DO = 3
 HELD = 4

@@ -97,12 +97,7 @@ def _plural(word: str) -> bool:
     return last in _PLURALS or (last.endswith("s") and not last.endswith(("ss", "us", "is")))
 
 
-def find_synonyms(
-    texts: Iterable[str],
-    fetch: Fetch,
-    encode: Encode,
-    pieces: Pieces | None = None,
-) -> SynonymTable:
+def find_synonyms(texts: Iterable[str], fetch: Fetch, encode: Encode, pieces: Pieces | None = None) -> SynonymTable:
     """Synonyms of the content words of the texts, the nearest first; words without any are left out.
 
     `fetch` asks the LLM for synonyms of some words, and `encode` returns unit vectors, float32 [n, d]. Without

@@ -106,11 +106,7 @@ def _few_shot(step: int, examples: Turns) -> PromptTemplate:
 # Word for word from the published code (one user message, no system turn).
 PAPER = {
     1: PromptTemplate(
-        "paper/1",
-        (),
-        'Paraphrase the given caption "',
-        '" concisely while preserving the meaning.',
-        quoted=True,
+        "paper/1", (), 'Paraphrase the given caption "', '" concisely while preserving the meaning.', quoted=True
     ),
     2: PromptTemplate(
         "paper/2",

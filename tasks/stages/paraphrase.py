@@ -117,13 +117,7 @@ def _write(selection: Selection, out: Path) -> int:
 
 @contextmanager
 def paraphrasing(
-    run: Run,
-    paraphraser: Paraphraser,
-    step: int,
-    batches: Batches,
-    captions: str,
-    scratch: Path,
-    progress: Progress,
+    run: Run, paraphraser: Paraphraser, step: int, batches: Batches, captions: str, scratch: Path, progress: Progress
 ) -> Iterator[Rounds]:
     """Yield the rounds of a step over these rows, ready to run; engine, cache and processes are closed at the end.
 
