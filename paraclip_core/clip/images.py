@@ -66,7 +66,6 @@ class ImageArchive:
             raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
 
     def read(self, name: str) -> bytes:
-        """Bytes of the image file."""
         if self._parquet is not None:
             return self._parquet.read(name)
         key = _key(name)
@@ -141,7 +140,7 @@ class ImageArchive:
     def _inside(self, key: str) -> bool:
         """Whether a name stays in the folder: a symbolic link can lead out just like dots."""
         place = (self.path / key).resolve()
-        return ".." not in PurePosixPath(key).parts and any(place.is_relative_to(each) for each in self._folders)
+        return ".." not in PurePosixPath(key).parts and any(map(place.is_relative_to, self._folders))
 
     def _read_from_folder(self, key: str, name: str) -> bytes:
         path = self.path / key
@@ -272,7 +271,6 @@ class ParquetPictures:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path`."""
         self._path, self._lock = path, threading.Lock()
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
@@ -315,7 +313,6 @@ class ParquetPictures:
         return self._schema.get_field_index(column) >= 0 and 0 <= row < self._starts[-1]
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _window(self, column: str, row: int) -> _Window | None:

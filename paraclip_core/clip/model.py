@@ -59,7 +59,6 @@ class ClipModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property

@@ -430,9 +430,8 @@ def write_texts(
                 distinct.update(pair)
             else:
                 plain, reworded = plain_caption(image.scene), reword(image, SEED)
-                _write(
-                    paraphrased_queries, {"image_id": image.image_id, "caption": plain, "paraphrased_query": reworded}
-                )
+                query = {"image_id": image.image_id, "caption": plain, "paraphrased_query": reworded}
+                _write(paraphrased_queries, query)
                 counts["paraphrased_queries"] += 1
             counts["images"] += 1
             counts["captions"] += len(pair)

@@ -65,8 +65,8 @@ def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
     Such options change neither a request's key nor a fingerprint.
     """
     fields, entry = ParaphraseOptions.model_fields, _entry(options)
-    some = {name for each in (*ENGINES.values(), EngineEntry("")) for name in each.reads}
-    fixed = {name: fields[name].get_default(call_default_factory=True) for name in some.difference(entry.reads)}
+    unread = {name for row in (*ENGINES.values(), EngineEntry("")) for name in row.reads}.difference(entry.reads)
+    fixed = {name: fields[name].get_default(call_default_factory=True) for name in unread}
     return options.model_copy(update=fixed | ({} if engine_facts(options).asks else LOOKED_UP))
 
 
