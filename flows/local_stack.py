@@ -116,9 +116,9 @@ def serve(
 ) -> tuple[list[Process], str]:
     """Start what does not run and call `paraclip deploy` with `arguments`; returns the processes and its output.
 
-    A running server keeps its port and password. One that is gone is started again at the same address, for the workers
-    and runs that it left. Report pages get the next port. Relative paths in settings start from `folder`. Workers open
-    `location` as their root if it is a URL.
+    A running server keeps its port and password; one that is gone is started again at the same address. Report pages
+    get the next port. Relative paths in settings start from `folder`. Workers open `location` as their root if it is a
+    URL.
     """
     # The same folder through any link: a second stack would use the same database.
     root = root.resolve()

@@ -67,17 +67,14 @@ class Exported:
 
     @property
     def requests(self) -> int:
-        """All requests."""
         return self.step_1 + self.step_2
 
 
 def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
     """Write a run's requests that the answers cache lacks, one per line; the file is written atomically.
 
-    Requests of held-out queries are among them, unless `evaluate.queries` names another engine.
-
-    Answers of step 1 without a filter result are filtered first, because step 2 asks about accepted answers. Memory use
-    does not grow with the file.
+    Requests of held-out queries are among them, unless `evaluate.queries` names another engine. Answers of step 1
+    without a filter result are filtered first, because step 2 asks about accepted answers.
     """
     options = _askable(run).paraphraser.options
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}

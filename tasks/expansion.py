@@ -70,9 +70,8 @@ class Expansion:
 def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Progress = silent) -> Expansion:
     """Ask for up to `most` paraphrases of each query, by the run's engine, prompts, filters, judge and spending cap.
 
-    Answers are looked up in the root's answers cache and kept there, so nothing is paid for twice. Step 1 gives as many
-    of its answers as are accepted; step 2 paraphrases these for the queries that need more. A query that is empty after
-    cleaning or longer than a caption may be is not asked about.
+    Step 1 gives as many of its answers as are accepted; step 2 paraphrases these for the queries that need more. A
+    query that is empty after cleaning or longer than a caption may be is not asked about.
     """
     paraphraser = Paraphraser(run.settings.paraphrase.model_copy(update={"keep": most}), run.paraphraser.context)
     if filters_of(paraphraser.filters).meaning:

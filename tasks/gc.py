@@ -58,8 +58,8 @@ def collect(
     """Find artifacts that belong to no run of a channel's latest models, and from which no kept artifact was made.
 
     Artifacts needed by a stage or run in progress on this machine, or younger than `keep_days`, are kept with
-    everything that they were made from. In addition to each channel's current model, `keep_models` of its history are
-    kept. With `unfinished`, unfinished work that nobody has touched for `keep_days` is collected, too.
+    everything that they were made from. With `unfinished`, unfinished work that nobody has touched for `keep_days` is
+    collected, too.
     """
     # Read the work in progress first: whatever finishes meanwhile is then in the list of artifacts.
     holders = store.holders()

@@ -130,7 +130,8 @@ def search_each(
     if groups is not None:
         vectors = mean_features(partial(encode_texts, models["tuned"]), groups)
         nearest["expanded"] = nearest_to(searcher, vectors, count)
-    captions = captions_of(target.captions, {image for each in nearest.values() for hits in each for image, _ in hits})
+    found = {image for lists in nearest.values() for hits in lists for image, _ in hits}
+    captions = captions_of(target.captions, found)
 
     def ranked(hits: list[tuple[str, float]]) -> list[Hit]:
         return [
@@ -138,7 +139,7 @@ def search_each(
             for rank, (image, score) in enumerate(hits, 1)
         ]
 
-    return [{name: ranked(each[n]) for name, each in nearest.items()} for n in range(len(queries))]
+    return [{name: ranked(lists[n]) for name, lists in nearest.items()} for n in range(len(queries))]
 
 
 def most_frequent(captions: Artifact, count: int) -> list[str]:
