@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -98,12 +99,10 @@ def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[Sour
 
 
 def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> SourceFile:
-    form: str = source.format
-    if form == "auto":
-        try:
-            form = detect(path) if path.is_file() else "unknown"
-        except InputError:
-            form = "unknown"
+    form = source.format if source.format != "auto" else "unknown"
+    if source.format == "auto" and path.is_file():
+        with suppress(InputError):
+            form = detect(path)
     return SourceFile(path, str(name), form, source)
 
 

@@ -54,7 +54,9 @@ class ImageArchive:
         if self.path.is_dir():
             return
         try:
-            if _is_parquet(self.path):
+            with self.path.open("rb") as file:
+                start = file.read(len(PARQUET))
+            if start == PARQUET:
                 self._parquet = ParquetPictures(self.path)
                 return
             self._index = _index_tar(self.path)
@@ -226,11 +228,6 @@ def _is_file(folder: Path, key: str) -> bool:
         if isinstance(error, OSError) and error.errno in FAILING:
             raise
         return False
-
-
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(PARQUET)) == PARQUET
 
 
 def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
