@@ -225,8 +225,8 @@ def _channel(name: str, given: str | None, existing: Existing) -> str:
     if channel == name:
         raise ConfigError(f"--channel {channel}: a channel with a run's own name follows every run; choose another one")
     for path, deployment in existing.deployments.items():
-        others = path.startswith("regenerate/") and deployment.name != name
-        if others and deployment.parameters.get("channel") == channel:
+        moves = path.startswith("regenerate/") and deployment.parameters.get("channel") == channel
+        if moves and deployment.name != name:
             raise ConfigError(
                 f"{path} moves the channel {channel!r} already, and a channel serves one job; choose "
                 f"another with --channel, for example --channel {name}-{PRODUCTION}"

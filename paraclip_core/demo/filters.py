@@ -563,10 +563,10 @@ def changed_relation(pair: Pair, options: FilterOptions) -> str | None:
     if (wrong := new_relation(pair.caption, pair.answer)) is not None:
         return f"says {wrong}, which the caption does not"
     before, after = set(pair.source_words), set(pair.answer_words)
-    for one, two in OPPOSITES:
-        for side, other in ((one, two), (two, one)):
-            if after & side and before & other and not before & side:
-                return f"{min(after & side)} for {min(before & other)}"
+    for pair_of_sides in OPPOSITES:
+        for side, opposite in (pair_of_sides, pair_of_sides[::-1]):
+            if after & side and before & opposite and not before & side:
+                return f"{min(after & side)} for {min(before & opposite)}"
     return None
 
 

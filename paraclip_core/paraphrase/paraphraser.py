@@ -125,11 +125,11 @@ class Paraphraser:
         wanted = self.facts.asks and self.prompts[step].id.startswith("few-shot")
         return preset_named(self.filters.preset).words if wanted else None
 
-    def shares_engine(self, other: Paraphraser) -> bool:
+    def shares_engine(self, paraphraser: Paraphraser) -> bool:
         """Whether both ask the same model in the same way, so that one engine does for both."""
-        one, two = self.options, other.options
-        own = getattr(one, _entry(one).own) == getattr(two, _entry(two).own)
-        return own and (one.engine, one.model, one.chunk) == (two.engine, two.model, two.chunk)
+        ours, theirs = paraphraser.options, self.options
+        own = getattr(ours, _entry(ours).own) == getattr(theirs, _entry(theirs).own)
+        return own and (ours.engine, ours.model, ours.chunk) == (theirs.engine, theirs.model, theirs.chunk)
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

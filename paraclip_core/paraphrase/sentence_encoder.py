@@ -116,10 +116,10 @@ class Compare:
         if fresh:
             self._vectors.update(zip(fresh, self._encoder.encode(fresh), strict=True))
 
-    def cosine(self, one: str, two: str) -> float:
+    def cosine(self, first: str, second: str) -> float:
         """Cosine of two texts' embeddings, rounded to four decimals."""
-        self.prepare((one, two))
-        return round(float(np.dot(self._vectors[one], self._vectors[two])), DECIMALS)
+        self.prepare((first, second))
+        return round(float(np.dot(self._vectors[first], self._vectors[second])), DECIMALS)
 
 
 def model_identity(name: str) -> str:

@@ -62,7 +62,7 @@ def denies(word: str) -> bool:
     return word in NEGATIONS or word.endswith("n't")
 
 
-def jaccard(one: Sequence[str], two: Sequence[str]) -> float:
+def jaccard(first: Sequence[str], second: Sequence[str]) -> float:
     """|A ∩ B| / |A ∪ B| of two word lists taken as sets; 1 for two empty ones."""
-    a, b = set(one), set(two)
+    a, b = set(first), set(second)
     return len(a & b) / len(a | b) if a or b else 1.0

@@ -156,8 +156,8 @@ def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[tuple[str, 
     }
     return [
         [
-            (f"{model}, found by the {text}", ranked(images, beside, classes, [pair.image_id]))
-            for text, images, beside in (
+            (f"{model}, found by the {text}", ranked(images, compared, classes, [pair.image_id]))
+            for text, images, compared in (
                 ("caption", caption, paraphrased),
                 ("paraphrased query", paraphrased, caption),
             )

@@ -161,9 +161,9 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest, he
     for name, queries in sides.items():
         ranking, *paraphrased = islice(rankings, len(queries))
         answer[name] = {"hits": _hits(catalogue, ranking, asked.count)}
-        for beside in paraphrased:
-            answer[name] |= _agreement(ranking, beside)
-            answer[name]["paraphrased_hits"] = _hits(catalogue, beside, asked.count)
+        for paraphrased_ranking in paraphrased:
+            answer[name] |= _agreement(ranking, paraphrased_ranking)
+            answer[name]["paraphrased_hits"] = _hits(catalogue, paraphrased_ranking, asked.count)
     return answer
 
 

@@ -191,8 +191,8 @@ def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
     samples: dict[str, dict[str, Any]] = {}
     for row in _rows(folder, columns):
-        other = samples.get(row["caption"])
-        if row["paraphrase_2"] is None or (other is not None and other["caption_id"] <= row["caption_id"]):
+        earlier = samples.get(row["caption"])
+        if row["paraphrase_2"] is None or (earlier is not None and earlier["caption_id"] <= row["caption_id"]):
             continue
         samples[row["caption"]] = row
         if len(samples) > 4 * SAMPLES:
