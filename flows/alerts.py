@@ -73,8 +73,8 @@ ALERTS = {
     ),
 }
 """Alerts on Prefect's own events, by the names that they are forwarded under."""
-VARIABLE = "paraclip_alerts_"
-"""Prefix of the Prefect variables that record what is forwarded."""
+VARIABLE, BLOCK = "paraclip_alerts_", "paraclip-alerts-"
+"""Prefixes of the Prefect variables that record what is forwarded, and of the blocks with the addresses."""
 MISSING, DOWN = "regenerate.missing", "pool.down"
 EVERY = (*EVENTS, *ALERTS, DOWN, MISSING)
 """Every event that can be forwarded."""
@@ -92,8 +92,7 @@ KINDS = {"http": "webhook", "https": "webhook", "mailto": "e-mail", "mailtos": "
 def name_of(kind: str, event: str = "", run: str = "") -> str:
     """The name of the automation that serves one kind of address.
 
-    It includes `event`, one of :data:`EVERY`, if it forwards only that, and `run` if it watches only the nightly run
-    of that configuration.
+    With `event`, one of :data:`EVERY`, it forwards only that; with `run`, it watches only that nightly run.
     """
     return f"{PREFIX}{event or 'alerts'}{f' of {run}' if run else ''} by {kind}"
 
@@ -101,12 +100,12 @@ def name_of(kind: str, event: str = "", run: str = "") -> str:
 def pass_on(url: str, events: Sequence[str] = ()) -> None:
     """Create or update the automations that forward events of runs to `url`.
 
-    The variable `paraclip_alerts_KIND` records what is forwarded, so that a later deploy can add pools and nightly
-    runs.
+    A variable of the server records what is forwarded, so that a later deploy can add pools and nightly runs.
     """
     if unknown := sorted(set(events) - {*EVERY}):
         raise ConfigError(f"{', '.join(unknown)}: no such event; there are {', '.join(EVERY)}")
-    kind, block = kind_of(url), _save_block(url)
+    kind = kind_of(url)
+    block = _save_block(kind, url)
     wanted = [event for event in EVERY if not events or event in events]
     cast(Any, Variable).set(f"{VARIABLE}{_slug(kind)}", {"kind": kind, "events": wanted}, overwrite=True)
     with get_client(sync_client=True) as client:
@@ -129,7 +128,7 @@ def follow_deployments() -> None:
         for name, record in records.items():
             slug = _block_type(record["kind"]).get_block_type_slug()
             try:
-                blocks[name] = client.read_block_document_by_name(_block_name(record["kind"]), slug).id
+                blocks[name] = client.read_block_document_by_name(f"{BLOCK}{_slug(record['kind'])}", slug).id
             except ObjectNotFound:
                 client.delete_variable_by_name(name)
                 _delete_others(record["kind"], ())
@@ -197,9 +196,8 @@ def kind_of(url: str) -> str:
     return "Slack" if parts.hostname in SLACK else KINDS.get(parts.scheme, parts.scheme)
 
 
-def _save_block(url: str) -> UUID:
+def _save_block(kind: str, url: str) -> UUID:
     """Save the address in a block, which encrypts it; returns the id of the block's document."""
-    kind = kind_of(url)
     # Prefect's Slack block passes its address to Apprise unchanged, so it reaches every service that Apprise knows.
     if kind not in ("webhook", "Slack") and not Apprise().add(url):
         raise ConfigError(
@@ -207,15 +205,11 @@ def _save_block(url: str) -> UUID:
         )
     webhook = {"headers": {"Content-Type": "application/json"}} if kind == "webhook" else {}
     block = _block_type(kind)(url=url, **webhook)
-    return block.save(_block_name(kind), overwrite=True)
+    return block.save(f"{BLOCK}{_slug(kind)}", overwrite=True)
 
 
 def _block_type(kind: str) -> Any:
     return Webhook if kind == "webhook" else SlackWebhook
-
-
-def _block_name(kind: str) -> str:
-    return f"paraclip-alerts-{_slug(kind)}"
 
 
 def _slug(kind: str) -> str:
@@ -224,9 +218,9 @@ def _slug(kind: str) -> str:
 
 def _action(kind: str, block: UUID, event: str, text: str) -> Any:
     """The action that sends an event there; `event` and `text` are Jinja expressions."""
-    body, subject = (template.replace("EVENT", event).replace("TEXT", text) for template in (BODY, SUBJECT))
     if kind == "webhook":
-        return CallWebhook(block_document_id=block, payload=body)
+        return CallWebhook(block_document_id=block, payload=BODY.replace("EVENT", event).replace("TEXT", text))
+    subject = SUBJECT.replace("EVENT", event)
     return SendNotification(block_document_id=block, subject=subject, body=f"{{{{ {text} }}}}")
 
 

@@ -71,10 +71,9 @@ STOPPING = Watch(
 
 
 def create_automations(*watches: Watch) -> None:
-    """Create the automations that end runs whose process or worker is gone; no Prefect service does that.
+    """Create the automations, for runs that would otherwise keep their places in the queue for ever.
 
-    Such runs would stay running, pending or cancelling for ever, and keep their places in the queue. An update drops
-    pending waits because its trigger is a new one; :func:`watch_unfinished` starts them again.
+    An update drops pending waits because its trigger is a new one; :func:`watch_unfinished` starts them again.
     """
     for watch in watches or (SILENT, TAKEN, STOPPING):
         trigger = trigger_of(
@@ -127,19 +126,15 @@ def put_automation(automation: Any) -> None:
 
 def watch_unfinished() -> None:
     """Start the waits for every unfinished run of this project; those end a run that has no process behind it."""
-    if runs := _unfinished():
-        time.sleep(SETTLE_SECONDS)
-        asyncio.run(_start_waits(runs))
-
-
-def _unfinished() -> list[FlowRun]:
     types = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     wanted = FlowRunFilter.model_validate({"state": {"type": {"any_": types}}, "tags": {"all_": [TAG]}})
     runs: list[FlowRun] = []
     with get_client(sync_client=True) as client:
         while page := client.read_flow_runs(flow_run_filter=wanted, limit=PAGE, offset=len(runs)):
             runs += page
-    return runs
+    if runs:
+        time.sleep(SETTLE_SECONDS)
+        asyncio.run(_start_waits(runs))
 
 
 async def _start_waits(runs: Sequence[FlowRun]) -> None:
@@ -147,7 +142,6 @@ async def _start_waits(runs: Sequence[FlowRun]) -> None:
     async with get_events_client() as client:
         for run in runs:
             watch = STOPPING if run.state and run.state.is_cancelling() else SILENT
-            resource = Resource(
-                {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
-            )
-            await client.emit(Event(event=f"prefect.flow-run.{watch.after}", resource=resource, related=related))
+            about = {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
+            event = Event(event=f"prefect.flow-run.{watch.after}", resource=Resource(about), related=related)
+            await client.emit(event)

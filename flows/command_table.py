@@ -51,12 +51,7 @@ class LazyCommand(typer.core.TyperCommand):
 
 
 def command_group(commands: dict[str, str], groups: dict[str, str]) -> type[typer.core.TyperGroup]:
-    """The class of a group with these commands, for `typer.Typer(cls=...)`.
-
-    Args:
-        commands: a command's name, with its group's before it, → `module:function`.
-        groups: a group's name → its help.
-    """
+    """The class of a group, for `typer.Typer(cls=...)`: `[group ]name` → `module:function`, and a group's help."""
 
     class CommandGroup(typer.core.TyperGroup):
         def __init__(self, **options: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from paraclip.flows.deployments import RELEASE, Existing, shown_schedule
 from paraclip.flows.names import MARK, TAG
 from paraclip.flows.own_server import check_server
 from paraclip.flows.pipeline import pipeline
-from paraclip.flows.places import PARENTS, Place, Target
+from paraclip.flows.places import CHANGE_FOLDER, PARENTS, Place, Target
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
 from paraclip.tasks.run.execute import built_in
@@ -86,10 +86,6 @@ class _Part(NamedTuple):
     def name(self) -> str:
         return self.flow.name
 
-    @property
-    def entrypoint(self) -> str:
-        return f"{self.flow.fn.__module__}.{self.flow.fn.__name__}"
-
 
 def renew_server(config: Path | None, overrides: Sequence[str], target: Target, nightly: Nightly) -> Deployed:
     """Deploy a configuration, or the demo to a server without any, and renew the server's automations and alerts."""
@@ -138,12 +134,16 @@ def deploy(existing: Existing, settings: Settings, target: Target, nightly: Nigh
         planned = asked if asked is not None else old.schedules if old else []
         if differences := _differences(old, parameters):
             changed[differences].append(path)
-        notes += _rescheduled(path, old, planned)
+        was, now = (", ".join(map(shown_schedule, schedules)) for schedules in (old.schedules if old else (), planned))
+        notes += [f"{path}: schedule {was} → {now or 'none'}"] if was not in ("", now) else []
         _register(client, name, part, _fields(part, place, parameters, old), old, asked)
-        pool, shown = place.pools[part.on_gpu], ", ".join(map(shown_schedule, planned))
+        pool = place.pools[part.on_gpu]
         row = {"deployment": path, "pool": pool.name, "type": pool.type}
-        rows.append(row | {"queue": part.queue or "default", "schedule": shown})
-    notes = [*_followed(changed), *notes, *place.without_image(own.get("pipeline"))]
+        rows.append(row | {"queue": part.queue or "default", "schedule": now})
+    for differences, (path, *more) in reversed(changed.items()):
+        follows = f"{path} {f'and {len(more)} more follow' if more else 'follows'} the configuration"
+        notes.insert(0, f"{follows}: {differences}")
+    notes += place.without_image(own.get("pipeline"))
     notes += existing.remove_others({f"{part.name}/{name}" for part in parts}, name)
     # `paraclip serve` starts its workers afterwards.
     notes += [] if MARK in os.environ else place.without_workers(client)
@@ -178,18 +178,18 @@ def _register(
 
 def _fields(part: _Part, place: Place, parameters: Mapping[str, Any], old: DeploymentResponse | None) -> dict[str, Any]:
     """The fields of a deployment that the configuration sets, whatever was deployed before."""
-    # The answers cache and the channels are shared.
     limit = {"concurrency_limit": 1, "concurrency_options": ONE_AT_A_TIME} if part.alone else {}
     return {
         "version": RELEASE,
-        "entrypoint": part.entrypoint,
+        "entrypoint": f"{part.flow.fn.__module__}.{part.flow.fn.__name__}",
         "work_pool_name": place.pools[part.on_gpu].name,
         "work_queue_name": part.queue,
         "parameters": parameters,
         "parameter_openapi_schema": parameter_schema(part.flow).model_dump(exclude_unset=True),
         "enforce_parameter_schema": True,
         "description": part.flow.description,
-        "pull_steps": place.pull_steps,
+        # Before a run imports its flow.
+        "pull_steps": [{CHANGE_FOLDER: {"directory": place.folder}}],
         "job_variables": _merged(old.job_variables if old else {}, place.variables[part.on_gpu]),
         **limit,
     }
@@ -204,12 +204,7 @@ def _parts(settings: Settings) -> list[_Part]:
         if built_in(stage):
             on_gpu = stage.pool == "gpu" and local.get(name, True)
             parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in ASKING))
-    return [
-        _Part(pipeline, queue=PARENTS),
-        _Part(regenerate, queue=PARENTS, alone=True),
-        _Part(rollback),
-        *parts,
-    ]
+    return [_Part(pipeline, queue=PARENTS), _Part(regenerate, queue=PARENTS, alone=True), _Part(rollback), *parts]
 
 
 def _parameters(part: _Part, settings: Settings, channel: str) -> dict[str, Any]:
@@ -230,8 +225,8 @@ def _channel(name: str, given: str | None, existing: Existing) -> str:
     if channel == name:
         raise ConfigError(f"--channel {channel}: a channel with a run's own name follows every run; choose another one")
     for path, deployment in existing.deployments.items():
-        others = path.startswith("regenerate/") and deployment.name != name
-        if others and deployment.parameters.get("channel") == channel:
+        moves = path.startswith("regenerate/") and deployment.parameters.get("channel") == channel
+        if moves and deployment.name != name:
             raise ConfigError(
                 f"{path} moves the channel {channel!r} already, and a channel serves one job; choose "
                 f"another with --channel, for example --channel {name}-{PRODUCTION}"
@@ -261,12 +256,6 @@ def _schedules(nightly: Nightly, old: DeploymentResponse | None) -> list[Deploym
     return [DeploymentScheduleCreate(schedule=schedule, active=all(deployed.active for deployed in before))]
 
 
-def _rescheduled(path: str, old: DeploymentResponse | None, planned: Iterable[Any]) -> list[str]:
-    """Notes on changed schedules: the old ones and what replaces them."""
-    was, now = (", ".join(map(shown_schedule, schedules)) for schedules in (old.schedules if old else (), planned))
-    return [f"{path}: schedule {was} → {now or 'none'}"] if was not in ("", now) else []
-
-
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     """Our values over those that a person has set for a deployment, such as a memory limit."""
     merged = {**old, **new, "env": {**(old.get("env") or {}), **new["env"]}}
@@ -287,14 +276,6 @@ def _differences(old: DeploymentResponse | None, parameters: Mapping[str, Any]) 
         for option in differing[:SHOWN]
     ]
     return ", ".join(shown) + (f" and {len(differing) - SHOWN} more" if len(differing) > SHOWN else "")
-
-
-def _followed(changed: Mapping[str, Sequence[str]]) -> list[str]:
-    """Notes on changed parameters, each with the deployments that it belongs to."""
-    return [
-        f"{path} {f'and {len(others)} more follow' if others else 'follows'} the configuration: {differences}"
-        for differences, (path, *others) in changed.items()
-    ]
 
 
 def _value(tree: Mapping[str, Any], name: str) -> str:

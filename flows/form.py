@@ -8,7 +8,7 @@ that a deployment gives them stay.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -47,7 +47,8 @@ def _resolved(node: Any, definitions: Mapping[str, Any]) -> Any:
 def _reduced(schema: dict[str, Any], prefix: str) -> dict[str, Any]:
     if isinstance(schema.get("items"), dict):
         return {**schema, "items": _reduced(schema["items"], f"{prefix}0.")}
-    shown = list(dict.fromkeys(_names(prefix)))
+    below = (path.removeprefix(prefix) for path in FORM if path.startswith(prefix))
+    shown = list(dict.fromkeys(path.partition(".")[0] for path in below))
     if not shown or "properties" not in schema:
         return _without_details(schema)
     options = schema["properties"]
@@ -71,10 +72,6 @@ def _without_details(option: dict[str, Any]) -> dict[str, Any]:
     ]
     about = {"description": re.split(r"(?<=[.;:])\s", option.get("description", ""))[0].rstrip(";:")}
     return {**option, **about, **({"anyOf": hidden} if arms else {})}
-
-
-def _names(prefix: str) -> Iterator[str]:
-    return (path.removeprefix(prefix).partition(".")[0] for path in FORM if path.startswith(prefix))
 
 
 Override = Annotated[str, Field(pattern=r"^\s*\w+(\.\w+)*\s*=", title="option=value")]

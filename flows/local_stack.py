@@ -116,9 +116,9 @@ def serve(
 ) -> tuple[list[Process], str]:
     """Start what does not run and call `paraclip deploy` with `arguments`; returns the processes and its output.
 
-    A running server keeps its port and password. One that is gone is started again at the same address, for the workers
-    and runs that it left. Report pages get the next port. Relative paths in settings start from `folder`. Workers open
-    `location` as their root if it is a URL.
+    A running server keeps its port and password; one that is gone is started again at the same address. Report pages
+    get the next port. Relative paths in settings start from `folder`. Workers open `location` as their root if it is a
+    URL.
     """
     # The same folder through any link: a second stack would use the same database.
     root = root.resolve()
@@ -253,15 +253,15 @@ def _password(root: Path, running: Sequence[Process]) -> str:
             raise ConfigError(f"{SERVER_PASSWORD_VARIABLE} must be USER:PASSWORD, without blanks")
         return own
     path = password_file(root)
+
+    def write(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(f"admin:{secrets.token_hex(16)}\n".encode())
+
     if not path.exists():
-        write_atomic(path, _write_password)
+        write_atomic(path, write)
     with storage_errors(path):
         return path.read_text().strip()
-
-
-def _write_password(file: BinaryIO) -> None:
-    os.fchmod(file.fileno(), 0o600)
-    file.write(f"admin:{secrets.token_hex(16)}\n".encode())
 
 
 def _start(
@@ -308,13 +308,12 @@ def _deploy(root: Path, arguments: Sequence[str], environment: Mapping[str, str]
     """Run `paraclip deploy` in a process whose environment names the server; returns its output."""
     command = [sys.executable, "-P", "-m", "paraclip.flows.cli", "deploy", *arguments]
     done = subprocess.run(command, env=dict(environment), cwd=folder, capture_output=True, text=True)
-    _log(root, "deploy").write_text(done.stdout + done.stderr)
+    log_path = _log(root, "deploy")
+    log_path.write_text(done.stdout + done.stderr)
     if done.returncode == ConfigError.exit_code:
         raise ConfigError(done.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
     if done.returncode:
-        raise StageError(
-            f"the deployments were refused; end of {_log(root, 'deploy')}:\n{_end_of(_log(root, 'deploy'))}"
-        )
+        raise StageError(f"the deployments were refused; end of {log_path}:\n{_end_of(log_path)}")
     return done.stdout.strip()
 
 

@@ -79,12 +79,7 @@ def start_local_server(environment: Mapping[str, str]) -> dict[str, str]:
         port = probe.getsockname()[1]
     # Every page that a browser shows, and every user of this machine, reaches the port.
     password = f"admin:{secrets.token_hex(16)}"
-    mine = {
-        **OWN,
-        SERVER_PASSWORD_VARIABLE: password,
-        "PREFECT_HOME": str(home),
-        "PYTHONPATH": python_path(),
-    }
+    mine = {**OWN, SERVER_PASSWORD_VARIABLE: password, "PREFECT_HOME": str(home), "PYTHONPATH": python_path()}
     with log.open("wb") as output:
         server = subprocess.Popen(
             [sys.executable, "-P", "-m", "paraclip.flows.server", str(os.getpid()), str(port)],

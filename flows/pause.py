@@ -27,10 +27,8 @@ PAUSED = "paused: nothing is asked or trained, and its place is free; Resume goe
 def stopped_by_pause(run: Run) -> Iterator[None]:
     """Stop the run's stages, as a cancel does, when somebody pauses the flow run, which then ends as suspended.
 
-    Prefect itself only checks before the next task begins, and all tasks of a run may already be running.
-
-    Raises:
-        Pause: in place of what the stopped stages raise.
+    Prefect itself only checks before the next task begins, and all tasks of a run may already be running. Raises Pause
+    in place of what the stopped stages raise.
     """
     context = FlowRunContext.get()
     if context is None:

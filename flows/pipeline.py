@@ -55,7 +55,6 @@ def pipeline(config: str = "", overrides: Overrides = (), settings: FormSettings
 
 def pipeline_of(run: Run) -> dict[str, Any]:
     """Call the pipeline as a flow of this process, with a run that is at hand; returns the result."""
-
     run.ui = PrefectUi(run.settings.name)
 
     @flow(name=pipeline.name, flow_run_name=run_name)

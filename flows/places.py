@@ -63,18 +63,16 @@ class Place(NamedTuple):
         cls, client: SyncPrefectClient, settings: Settings, target: Target, own: Mapping[str, DeploymentResponse]
     ) -> Place:
         """The place that `target` names; the rest comes from `own`, the current deployments by flow."""
-        pools = _pools(client, target, own)
+        was = {flow: deployment.work_pool_name for flow, deployment in own.items()}
+        cpu = target.pool or was.get("pipeline") or POOLS[0]
+        gpu = target.gpu_pool or target.pool or was.get("finetune") or POOLS[1]
+        pools = {False: _pool(client, cpu), True: _pool(client, gpu)}
         root, folder = _places(settings, target, pools, own.get("pipeline") if target.pool is None else None)
         variables = {on_gpu: _job_variables(pool, target, root) for on_gpu, pool in pools.items()}
         for option in ("image", "volume", "secret"):
             if getattr(target, option) and all(set(given) == {"env"} for given in variables.values()):
                 raise ConfigError(f"--{option} is for pools of type docker and kubernetes; process workers have none")
         return cls(pools, variables, root, folder)
-
-    @property
-    def pull_steps(self) -> list[dict[str, Any]]:
-        """The steps that a run takes before it imports its flow."""
-        return [{CHANGE_FOLDER: {"directory": self.folder}}]
 
     def limit_parents(self, client: SyncPrefectClient) -> None:
         """Limit pipelines, so that the pool's worker has room for their stages; a limit that is set stays."""
@@ -109,15 +107,8 @@ class Place(NamedTuple):
         return notes
 
 
-def _pools(client: SyncPrefectClient, target: Target, own: Mapping[str, DeploymentResponse]) -> dict[bool, WorkPool]:
-    """The pools of runs without and with a GPU. Pools with our own names are created; others must exist."""
-    was = {flow: deployment.work_pool_name for flow, deployment in own.items()}
-    cpu = target.pool or was.get("pipeline") or POOLS[0]
-    gpu = target.gpu_pool or target.pool or was.get("finetune") or POOLS[1]
-    return {False: _pool(client, cpu), True: _pool(client, gpu)}
-
-
 def _pool(client: SyncPrefectClient, name: str) -> WorkPool:
+    """A pool of the server. Pools with our own names are created; others must exist."""
     try:
         return client.read_work_pool(name)
     except ObjectNotFound:
@@ -141,7 +132,12 @@ def _places(
     What neither the command nor the file names stays as it is deployed.
     """
     named = settings.run.root if settings.run.root != RunOptions().root else None
-    was_root, was_folder = _deployed_places(old)
+    was_root = was_folder = None
+    if old is not None:
+        was_root = (old.job_variables.get("env") or {}).get("PARACLIP_ROOT")
+        was_folder = next(
+            (step[CHANGE_FOLDER]["directory"] for step in old.pull_steps or () if CHANGE_FOLDER in step), None
+        )
     root, folder = target.root or named or was_root, target.folder or was_folder
     if all(pool.type == "process" for pool in pools.values()):
         root = root or settings.run.root
@@ -154,13 +150,6 @@ def _places(
                 f"pool work elsewhere; name a path in the container, such as {CONTAINER_ROOT}, or a URL"
             )
     return root, folder
-
-
-def _deployed_places(old: DeploymentResponse | None) -> tuple[str | None, str | None]:
-    if old is None:
-        return None, None
-    steps = [step[CHANGE_FOLDER] for step in old.pull_steps or () if CHANGE_FOLDER in step]
-    return (old.job_variables.get("env") or {}).get("PARACLIP_ROOT"), steps[0]["directory"] if steps else None
 
 
 def _job_variables(pool: WorkPool, target: Target, root: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class PrefectUi(Ui):
         _try(f"the artifact {key} is not shown", show)
 
     def event(self, event: str, text: str, **facts: Any) -> None:
-        """Emit `paraclip.<event>`, one of :data:`EVENTS`."""
+        """Emit `paraclip.<event>`, see :data:`EVENTS`."""
         _try(f"the event {event} is not sent", lambda: emit_event(**self._event(event, text, facts)))
 
     def send_event(self, event: str, text: str, **facts: Any) -> None:
@@ -178,7 +178,7 @@ class PrefectUi(Ui):
                 if isinstance(value, int | float):
                     _gauge().labels(self.run, stage, name).set(value)
             if isinstance(engine, PaidEngine) and engine.max_spend:
-                self._spent(facts.get("spend"), engine.max_spend, engine.cap)
+                self._warn_near_cap(facts.get("spend"), engine)
             now = time.monotonic()
             if not total or (now - last < PROGRESS_SECONDS and done < total):
                 return
@@ -188,11 +188,12 @@ class PrefectUi(Ui):
 
         return progress
 
-    def _spent(self, spend: Fact | None, cap: float, option: str) -> None:
+    def _warn_near_cap(self, spend: Fact | None, engine: PaidEngine) -> None:
         """Emit `cap.near`, once per flow run, when at least 80 % of a spending cap is spent."""
+        cap = engine.max_spend
         if isinstance(spend, int | float) and spend >= NEAR * cap and flow_run.id not in _near:
             _near.add(flow_run.id)
-            text = f"{spend:.4g} of {option}={cap:g} is spent; at the cap the run stops"
+            text = f"{spend:.4g} of {engine.cap}={cap:g} is spent; at the cap the run stops"
             self.event("cap.near", text, spend=spend, cap=cap)
 
     def _event(self, event: str, text: str, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,5 +229,4 @@ def _try(failure: str, tell: Callable[[], object]) -> None:
     try:
         tell()
     except Exception as error:
-        # A failure to show the work must not lose the work.
         log.warning("%s: %s", failure, error)

@@ -35,10 +35,7 @@ MOVE = ("channel", "before", "after")
 
 @flow(name="regenerate", flow_run_name=run_name)
 def regenerate(
-    channel: str = "production",
-    config: str = "",
-    overrides: Overrides = (),
-    settings: FormSettings = DEFAULTS,
+    channel: str = "production", config: str = "", overrides: Overrides = (), settings: FormSettings = DEFAULTS
 ) -> State[dict[str, Any]]:
     """Make a challenger from the current captions, and promote it if it is good enough.
 
@@ -63,10 +60,9 @@ def regenerate(
     result = run_stages(run)
     with shown_progress("evaluate champion") as progress:
         decision = decide(run, channel, result, progress, approve=partial(_ask, run.settings.name) if asks else None)
-    event = "channel.moved" if decision["moved"] else "channel.held"
-    ui = PrefectUi(run.settings.name)
-    text = _tell(event, ui, decision, decision["reason"])
-    ui.decision("moved" if decision["moved"] else "held")
+    ui, outcome = PrefectUi(run.settings.name), "moved" if decision["moved"] else "held"
+    text = _tell(f"channel.{outcome}", ui, decision, decision["reason"])
+    ui.decision(outcome)
     return Completed(message=text, data={"decision": decision, **result.as_json()})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import PurePosixPath
@@ -49,7 +49,8 @@ def run_of(settings: Settings) -> Run:
 def run_name() -> str:
     """Name of a flow run: the names of its flow and its configuration."""
     parameters = flow_run.parameters
-    if own := [one.removeprefix("name=") for one in parameters.get("overrides") or () if one.startswith("name=")]:
+    overrides = parameters.get("overrides") or ()
+    if own := [override.removeprefix("name=") for override in overrides if override.startswith("name=")]:
         return f"{flow_run.flow_name}-{own[-1]}"
     settings = parameters.get("settings")
     name = settings.get("name") if isinstance(settings, dict) else getattr(settings, "name", None)
@@ -72,19 +73,16 @@ def carry_stage(name: str, run: Run) -> Row:
 
 def end_earlier_tasks() -> None:
     """Mark tasks as crashed that an earlier, killed try of this flow run left running; nothing else would."""
+    # The state of a child run's task follows the child.
+    running = {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}}
+    wanted = {"state": running, "subflow_runs": {"exists_": False}}
     with suppress(Exception), get_client(sync_client=True) as client:
         tasks = client.read_task_runs(
             flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run.id]}}),
-            task_run_filter=TaskRunFilter.model_validate(
-                {
-                    "state": {"type": {"any_": [StateType.RUNNING, StateType.PENDING]}},
-                    # The state of a child run's task follows the child.
-                    "subflow_runs": {"exists_": False},
-                }
-            ),
+            task_run_filter=TaskRunFilter.model_validate(wanted),
         )
-        for one in tasks:
-            client.set_task_run_state(one.id, Crashed(message="its process was gone when the run was retried"), True)
+        for left in tasks:
+            client.set_task_run_state(left.id, Crashed(message="its process was gone when the run was retried"), True)
 
 
 def retries() -> int:
@@ -106,7 +104,9 @@ def stage_task(node: Node, work: Callable[[str, Run], Row], run: Run, retries: i
             if not run.stop.is_set():
                 raise
             return Cancelled(message="ended with its run; the next one goes on from there")
-        return Completed(name="Cached" if row["state"] == "cached" else "Completed", message=_says(row), data=row)
+        counts = (f"{name} {row[name]}" for name in ("rows", "rejected") if row[name])
+        name = "Cached" if row["state"] == "cached" else "Completed"
+        return Completed(name=name, message=", ".join([row["fingerprint"], *counts]), data=row)
 
     return task(
         name=node.name,
@@ -117,12 +117,6 @@ def stage_task(node: Node, work: Callable[[str, Run], Row], run: Run, retries: i
         retries=retries,
         retry_condition_fn=lambda _, task_run, state: _tried_again(state.data, task_run.run_count, run),
     )(stage)
-
-
-def _says(row: Mapping[str, Any]) -> str:
-    """A stage's row in one line."""
-    counts = {"rows": row["rows"], "rejected": row["rejected"]}
-    return ", ".join([row["fingerprint"], *(f"{name} {count}" for name, count in counts.items() if count)])
 
 
 def _tried_again(error: object, attempt: int, run: Run) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -245,11 +245,9 @@ class AnswerStore:
         """Whether anything was ever appended."""
         return self.parts.folder.is_dir() or self.filter_result_parts.folder.is_dir()
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Keep every other user of this cache out; hold it briefly."""
-        with lock(self.folder / "answers.lock"):
-            yield
+        return lock(self.folder / "answers.lock")
 
     def stats(self) -> CacheStats:
         """Count what is there."""
@@ -259,13 +257,9 @@ class AnswerStore:
             ).fetchall()
             files = [self.parts.folder / name for name in self.parts.names()]
             groups = self._read(con, GROUPS).to_pylist() if files else []
-            rows, damaged = (
-                sum(group["rows"] for group in groups),
-                self.parts.damaged() + self.filter_result_parts.damaged(),
-            )
-            return CacheStats(
-                rows, keys, len(files), damaged, sum(file.stat().st_size for file in files), filter_results, groups
-            )
+            damaged = self.parts.damaged() + self.filter_result_parts.damaged()
+            rows, size = sum(group["rows"] for group in groups), sum(file.stat().st_size for file in files)
+            return CacheStats(rows, keys, len(files), damaged, size, filter_results, groups)
 
     def paid_tokens(self, engine: str, model: str) -> tuple[int, int]:
         """Prompt and completion tokens of all generations of one engine and model.

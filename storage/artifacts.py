@@ -102,12 +102,10 @@ class Artifact:
 
     @property
     def stage(self) -> str:
-        """Name of the stage that made it."""
         return self.manifest.stage
 
     @property
     def fingerprint(self) -> str:
-        """Its name."""
         return self.manifest.fingerprint
 
 

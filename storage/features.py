@@ -88,8 +88,11 @@ class FeatureStore:
     @cached_property
     def pixels(self) -> NDArray[np.uint64]:
         """The hash of each image's file as two numbers, uint64 [n, 2]: equal images share it."""
-        chunks = self._read("pixels").chunks
-        return np.concatenate([np.zeros((0, 2), "<u8"), *map(_fixed, chunks)])
+        numbers = [np.zeros((0, 2), "<u8")]
+        for chunk in self._read("pixels").chunks:
+            stored = np.frombuffer(chunk.buffers()[1], "<u8").reshape(-1, 2)
+            numbers.append(stored[chunk.offset : chunk.offset + len(chunk)])
+        return np.concatenate(numbers)
 
     @cached_property
     def image_ids(self) -> list[str]:
@@ -171,7 +174,6 @@ class FeatureRows:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and dimension."""
         return len(self), self._dimension
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
@@ -236,11 +238,6 @@ class IdIndex:
         rows = self._order[places]
         equal = pc.call_function("equal", [self.ids.take(pa.array(rows)), ids])
         return np.where(np.asarray(equal.fill_null(False)), rows, -1)
-
-
-def _fixed(values: pa.Array) -> NDArray[np.uint64]:
-    """Binary values of 16 bytes as two numbers each, uint64 [n, 2]."""
-    return np.frombuffer(values.buffers()[1], "<u8").reshape(-1, 2)[values.offset : values.offset + len(values)]
 
 
 def _hashes(strings: pa.Array) -> NDArray[np.uint64]:

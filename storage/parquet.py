@@ -29,6 +29,10 @@ MOST_FREQUENT = """
 """
 
 
+SIGNS = {"No space left": errno.ENOSPC, "Read-only file system": errno.EROFS, "Permission denied": errno.EACCES}
+"""What DuckDB's errors say about the machine, with the error numbers that mean the same."""
+
+
 class PartWriter:
     """Writes record batches as ``<stem>-00000.parquet``, ``<stem>-00001.parquet`` … of bounded size.
 
@@ -116,11 +120,7 @@ def count_rows(folder: Path) -> int:
 def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:
     """What a DuckDB error says about the machine; None if it is about the file."""
     text = str(error)
-    for sign, code in (
-        ("No space left", errno.ENOSPC),
-        ("Read-only file system", errno.EROFS),
-        ("Permission denied", errno.EACCES),
-    ):
+    for sign, code in SIGNS.items():
         if sign in text:
             return storage_error(OSError(code, sign), path)
     if type(error).__name__ == "OutOfMemoryException":

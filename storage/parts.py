@@ -39,7 +39,6 @@ class DamagedPart(Exception):
     """A part's file does not match its name, or cannot be read; this error never leaves `storage`."""
 
     def __init__(self, name: str, why: object) -> None:
-        """`name` is the part's."""
         super().__init__(str(why))
         self.name = name
 

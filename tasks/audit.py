@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -76,9 +77,7 @@ def _thumbnails(result: Audit, images: Path | None) -> dict[str, bytes]:
     thumbnails = {}
     with ImageArchive(images) as archive:
         for image in sorted(shown_images(result)):
-            try:
+            # A gap on the page is left for images that no longer exist.
+            with suppress(InputError):
                 thumbnails[image] = thumbnail(archive.open(image))
-            except InputError:
-                # Leave a gap on the page: the index may name images that no longer exist.
-                continue
     return thumbnails

@@ -67,17 +67,14 @@ class Exported:
 
     @property
     def requests(self) -> int:
-        """All requests."""
         return self.step_1 + self.step_2
 
 
 def export_requests(run: Run, path: Path, progress: Progress = silent) -> Exported:
     """Write a run's requests that the answers cache lacks, one per line; the file is written atomically.
 
-    Requests of held-out queries are among them, unless `evaluate.queries` names another engine.
-
-    Answers of step 1 without a filter result are filtered first, because step 2 asks about accepted answers. Memory use
-    does not grow with the file.
+    Requests of held-out queries are among them, unless `evaluate.queries` names another engine. Answers of step 1
+    without a filter result are filtered first, because step 2 asks about accepted answers.
     """
     options = _askable(run).paraphraser.options
     counts, missing = {1: 0, 2: 0}, {1: 0, 2: 0}
@@ -222,27 +219,20 @@ def _blocks(path: Path, n: int) -> Iterator[list[tuple[int, Any, str]]]:
 
 
 def _import(
-    block: list[tuple[int, Any, str]],
-    con: duckdb.DuckDBPyConnection,
-    cache: AnswerStore,
-    imported: Imported,
+    block: list[tuple[int, Any, str]], con: duckdb.DuckDBPyConnection, cache: AnswerStore, imported: Imported
 ) -> list[Reject]:
     """Store the new answers of a block; returns its rejected lines."""
     answers = [(line, *answer, raw) for line, answer, raw in block if not isinstance(answer, Refused)]
-    rejects = [
-        Reject(line, refused.reason, storable(refused.detail), raw)
-        for line, refused, raw in block
-        if isinstance(refused, Refused)
-    ]
+    refusals = [(line, answer, raw) for line, answer, raw in block if isinstance(answer, Refused)]
+    rejects = [Reject(line, refused.reason, storable(refused.detail), raw) for line, refused, raw in refusals]
     keys = pa.array([key for _, key, _, _ in answers], pa.binary(16))
     completions = [completion for _, _, completion, _ in answers]
     answered = set(cache.lookup(keys).column("key").to_pylist())
+    texts = [list(map(storable, completion.texts)) for completion in completions]
     lines = {
         "line": [line for line, *_ in answers],
         "key": keys,
-        "completions": pa.array(
-            [list(map(storable, completion.texts)) for completion in completions], pa.list_(pa.string())
-        ),
+        "completions": pa.array(texts, pa.list_(pa.string())),
         "prompt_tokens": pa.array([completion.prompt_tokens for completion in completions], pa.int32()),
         "completion_tokens": pa.array([completion.completion_tokens for completion in completions], pa.int32()),
     }
@@ -250,13 +240,12 @@ def _import(
     new = con.sql(NEW).to_arrow_table().select(GENERATIONS.names).cast(GENERATIONS)
     cache.append(new)
     con.execute("DELETE FROM wanted WHERE key IN (SELECT key FROM lines)")
-    answered_keys = answered | set(new.column("key").to_pylist())
-    rejects += [
-        Reject(line, "unknown_request", UNKNOWN, raw) for line, key, _, raw in answers if key not in answered_keys
-    ]
+    answered |= set(new.column("key").to_pylist())
+    unknown = [(line, raw) for line, key, _, raw in answers if key not in answered]
+    rejects += [Reject(line, "unknown_request", UNKNOWN, raw) for line, raw in unknown]
     imported.lines += len(block)
     imported.new += new.num_rows
-    imported.answered += sum(key in answered_keys for _, key, _, _ in answers) - new.num_rows
+    imported.answered += len(answers) - len(unknown) - new.num_rows
     imported.declined += sum(not texts for texts in new.column("completions").to_pylist())
     imported.prompt_tokens += sum(new.column("prompt_tokens").to_pylist())
     imported.completion_tokens += sum(new.column("completion_tokens").to_pylist())
@@ -271,8 +260,6 @@ def _write_rejects(path: Path, rejects: list[Reject], imported: Imported) -> Non
         # From an earlier import, whose lines are valid now.
         target.unlink(missing_ok=True)
         return
-    table = pa.Table.from_batches(
-        [reject_batch(sorted(rejects, key=lambda reject: reject.row or 0), path.name)], REJECTS
-    )
+    table = pa.Table.from_batches([reject_batch(rejects, path.name)], REJECTS)
     write_atomic(target, lambda file: pq.write_table(table, file, compression="zstd"))
     imported.rejects.append(str(target))

@@ -97,8 +97,7 @@ def moved(
     """The contents of a channel's file after a move: the move is added, unless the channel serves this model already.
 
     In that case its last move becomes one to the model of `run`, with its latest verdict. The caller holds
-    :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result. `stages` has the fingerprint of
-    each stage of the model's run, and `run` is its name.
+    :meth:`ArtifactStore.channel_lock` from reading `channel` to setting the result.
     """
     channel = channel or {}
     before, after = channel.get("fingerprint"), stages["finetune"]

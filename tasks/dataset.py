@@ -104,9 +104,7 @@ def export_dataset(
 
     The same artifact (of `paraphrase_2`) and arguments give the same bytes, and memory use does not grow with the rows.
     `settings` have the texts of custom prompts, of which the artifact holds only the hashes. `opt_outs` are caption
-    ids, image ids and captions whose rows are left out, either as in the data set or as before cleaning; None without a
-    list. The rest is for the card: `models` are models on the hub that were tuned on it, and `contact` is whom to ask
-    to remove rows.
+    ids, image ids and captions whose rows are left out, cleaned or not; None without a list. The rest is for the card.
     """
     first = _input(store, artifact, STEP_1)
     captions = _input(store, first, CAPTIONS)

@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.models import find_release
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import (
-    held_batches,
-    paraphrasing,
-    rows_of_texts,
-    step_metrics,
-    summed_metrics,
-)
+from paraclip.tasks.stages.paraphrase import held_batches, paraphrasing, rows_of_texts, step_metrics, summed_metrics
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import MOST_CHARACTERS
 from paraclip_core.clip.expansion import mean_features
@@ -76,9 +70,8 @@ class Expansion:
 def paraphrase_queries(run: Run, queries: Sequence[str], most: int, progress: Progress = silent) -> Expansion:
     """Ask for up to `most` paraphrases of each query, by the run's engine, prompts, filters, judge and spending cap.
 
-    Answers are looked up in the root's answers cache and kept there, so nothing is paid for twice. Step 1 gives as many
-    of its answers as are accepted; step 2 paraphrases these for the queries that need more. A query that is empty after
-    cleaning or longer than a caption may be is not asked about.
+    Step 1 gives as many of its answers as are accepted; step 2 paraphrases these for the queries that need more. A
+    query that is empty after cleaning or longer than a caption may be is not asked about.
     """
     paraphraser = Paraphraser(run.settings.paraphrase.model_copy(update={"keep": most}), run.paraphraser.context)
     if filters_of(paraphraser.filters).meaning:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.files import storage_error
+from paraclip.storage.files import storage_errors
 from paraclip.tasks.channels import models
 from paraclip_core.errors import LockedError
 
@@ -58,8 +58,8 @@ def collect(
     """Find artifacts that belong to no run of a channel's latest models, and from which no kept artifact was made.
 
     Artifacts needed by a stage or run in progress on this machine, or younger than `keep_days`, are kept with
-    everything that they were made from. In addition to each channel's current model, `keep_models` of its history are
-    kept. With `unfinished`, unfinished work that nobody has touched for `keep_days` is collected, too.
+    everything that they were made from. With `unfinished`, unfinished work that nobody has touched for `keep_days` is
+    collected, too.
     """
     # Read the work in progress first: whatever finishes meanwhile is then in the list of artifacts.
     holders = store.holders()
@@ -79,7 +79,7 @@ def collect(
         if key not in staying
     ]
     garbage += [
-        Garbage(stage, name, path, _size(path), None, used.get((stage, name), ""))
+        Garbage(stage, name, path, sum(file.st_size for file in _files(path)), None, used.get((stage, name), ""))
         for stage, name, path in store.unfinished()
         # A commit that was killed at its very end leaves work that nothing resumes.
         if (unfinished and _touched(path) <= young) or (stage, name) in artifacts
@@ -92,14 +92,11 @@ def collect(
 def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
     """Delete what was collected, except unfinished work that has been resumed since."""
     for item in garbage:
-        try:
+        with storage_errors(item.path), suppress(LockedError):
             if item.artifact is not None:
                 store.remove(item.artifact)
             else:
-                with suppress(LockedError):
-                    store.discard(item.stage, item.fingerprint)
-        except OSError as error:
-            raise storage_error(error, item.path) from error
+                store.discard(item.stage, item.fingerprint)
 
 
 def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:
@@ -125,10 +122,6 @@ def _of_channels(store: ArtifactStore, keep_models: int) -> list[Key]:
 def _touched(folder: Path) -> datetime:
     """When a file of a folder was last written; long ago if there is none, as with work of another machine alone."""
     return datetime.fromtimestamp(max((file.st_mtime for file in _files(folder)), default=0.0), UTC)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.st_size for file in _files(folder))
 
 
 def _files(folder: Path) -> Iterator[os.stat_result]:

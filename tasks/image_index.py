@@ -50,10 +50,9 @@ def search_target(
 ) -> SearchTarget:
     """Resolve which models search which index.
 
-    `model` and `base` are channels, artifacts, release folders or names that open_clip knows. The default of `base` is
-    the artifact's base or, with your own index and a model that no run made, the model itself. `features` is your own
-    index with the `ids` of its rows, see :func:`paraclip_core.clip.index.read_index`; by default the run's images.
-    `images` is a folder, tar or Parquet with the images, whose names are the ids.
+    The default of `base` is the artifact's base or, with your own index and a model that no run made, the model itself.
+    `features` is your own index with the `ids` of its rows, see :func:`paraclip_core.clip.index.read_index`; by default
+    the run's images. `images` is a folder, tar or Parquet with the images, whose names are the ids.
     """
     if features is None:
         if ids is not None:
@@ -66,11 +65,9 @@ def search_target(
         captions = store.find("ingest", inputs["ingest"]) if "ingest" in inputs else None
         return SearchTarget(base, str(artifact.path / RELEASE), index, captions, images)
     tuned = str(find_release(model, store))
-    if base is not None:
-        before = str(find_release(base, store))
-    else:
-        # For a model that no run made, the model itself.
-        before = tuned
+    # For a model that no run made, the model itself.
+    before = tuned if base is None else str(find_release(base, store))
+    if base is None:
         with suppress(UnknownNameError):
             before = find_tuned(model, store)[1]
     return SearchTarget(before, tuned, read_index(features, ids), None, images)
@@ -133,7 +130,8 @@ def search_each(
     if groups is not None:
         vectors = mean_features(partial(encode_texts, models["tuned"]), groups)
         nearest["expanded"] = nearest_to(searcher, vectors, count)
-    captions = captions_of(target.captions, {image for each in nearest.values() for hits in each for image, _ in hits})
+    found = {image for lists in nearest.values() for hits in lists for image, _ in hits}
+    captions = captions_of(target.captions, found)
 
     def ranked(hits: list[tuple[str, float]]) -> list[Hit]:
         return [
@@ -141,7 +139,7 @@ def search_each(
             for rank, (image, score) in enumerate(hits, 1)
         ]
 
-    return [{name: ranked(each[n]) for name, each in nearest.items()} for n in range(len(queries))]
+    return [{name: ranked(lists[n]) for name, lists in nearest.items()} for n in range(len(queries))]
 
 
 def most_frequent(captions: Artifact, count: int) -> list[str]:

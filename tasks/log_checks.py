@@ -13,7 +13,7 @@ from paraclip.storage.parquet import CONFIG, parquet_files
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.index import index_of, open_index
 from paraclip.tasks.stages.queries import QUERIES, chosen_captions
-from paraclip_core.errors import ArtifactError, InputError
+from paraclip_core.errors import InputError
 from paraclip_core.evaluation.options import HELD_OUT
 from paraclip_core.evaluation.power import expected_half
 
@@ -38,11 +38,7 @@ SHOWN = 3
 
 def query_notices(run: Run, folder: Path, counts: Any, planned: bool) -> list[str]:
     """Check the ingested queries of a run and its index; returns notices for the user."""
-    try:
-        linked = run.artifact("features")
-    except ArtifactError:
-        # A damaged one is about to be reported.
-        linked = None
+    linked = run.sound("features")
     ids = open_index(run.settings)[1] if linked is None else FeatureStore(run.store.download(linked).path).ids
     notices = log_notices(run.settings, folder, ids)
     if planned and QUERIES.name in run.stages:
@@ -58,9 +54,8 @@ def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
     `ids` are those of the index.
     """
     with duckdb.connect(":memory:", config=CONFIG) as con:
-        con.read_parquet(
-            [str(path) for path in parquet_files(folder / "captions")], hive_partitioning=False
-        ).create_view("parts")
+        parts = [str(path) for path in parquet_files(folder / "captions")]
+        con.read_parquet(parts, hive_partitioning=False).create_view("parts")
         facts = con.execute(FACTS, {"split": settings.evaluate.split}).fetchall()[0]
         clicked = [image for (image,) in con.execute(CLICKED).fetchall()]
         share, cut = con.execute(CUT).fetchall()[0]
@@ -81,14 +76,11 @@ def log_notices(settings: Settings, folder: Path, ids: IdIndex) -> list[str]:
             f"{held_out} queries are of split {settings.evaluate.split} (evaluate.split), and a verdict needs held-out "
             f"queries; {mend}"
         )
-    notices = [
-        f"the log has {queries:,} different queries of {searches:,} searches, {words:.1f} words on average; "
-        + (
-            f"{with_click:,} of them led to a click"
-            if with_click
-            else "no row says what was clicked: recall is unknown"
-        )
-    ]
+    clicks = (
+        f"{with_click:,} of them led to a click" if with_click else "no row says what was clicked: recall is unknown"
+    )
+    log = f"the log has {queries:,} different queries of {searches:,} searches, {words:.1f} words on average"
+    notices = [f"{log}; {clicks}"]
     if index_of(settings).images is None:
         notices.append("the index is taken on trust: name its images in data.index.images to compare a sample")
     if clicked:

@@ -99,16 +99,14 @@ def plan_run(run: Run) -> RunPlan:
     pairs = next((stage.rows or 0 for stage in stages if stage.stage == "finetune" and stage.state != "cached"), 0)
     held_out = round(pairs * run.settings.finetune.validation)
     few = corpus_of(run.settings).few_for_alpha(held_out, held_out, run.settings.finetune.alpha.grid)
-    notes += filter(None, [few, what_others_saw(pairs) if pairs else None, _loss_note(run.settings.model.base)])
+    base = run.settings.model.base
+    sigmoid = base != BUILT_IN and has_logit_bias(base)
+    loss = f"loss: {' or '.join(LOSSES.values()) if sigmoid is None else LOSSES[sigmoid]}"
+    notes += filter(None, [few, what_others_saw(pairs) if pairs else None, loss])
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
     asking = [run.stages[stage.stage] for stage in stages if stage.requests]
     return RunPlan(stages, notes + _engine_notes(run, asking))
-
-
-def _loss_note(base: str) -> str:
-    sigmoid = base != BUILT_IN and has_logit_bias(base)
-    return f"loss: {' or '.join(LOSSES.values()) if sigmoid is None else LOSSES[sigmoid]}"
 
 
 def _engine_notes(run: Run, asking: list[Stage]) -> list[str]:

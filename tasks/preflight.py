@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
@@ -32,7 +32,7 @@ from paraclip_core.captions.survey import named_images
 from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import Settings
-from paraclip_core.errors import ArtifactError, BenchmarkError, InputError
+from paraclip_core.errors import BenchmarkError, InputError
 from paraclip_core.evaluation.base import Captions, ImagePool
 from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.options import HELD_OUT, RECALL_LOSS
@@ -82,7 +82,6 @@ class CaptionCounts:
 
     @property
     def splits(self) -> Counter[str]:
-        """Captions of each split."""
         return Counter({split: counts.total() for split, counts in self.rows.items()})
 
 
@@ -122,10 +121,10 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not checked. If the run
     is `planned`, the notices say what the validation can show. Returns notices for the user.
     """
-    if all(_finished(run, name) is not None for name, stage in run.stages.items() if stage.paraphraser is not None):
+    if all(run.sound(name) is not None for name, stage in run.stages.items() if stage.paraphraser is not None):
         return []
     unchecked = [warning] if (warning := unfiltered_warning(run.settings.paraphrase)) else []
-    settings, ingested = run.settings, _finished(run, "ingest")
+    settings, ingested = run.settings, run.sound("ingest")
     with TempDir("captions-") as scratch:
         if ingested is not None:
             folder = run.store.download(ingested).path
@@ -147,7 +146,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
 
 def caption_notices(run: Run, folder: Path, counts: CaptionCounts, planned: bool) -> list[str]:
     """Check ingested captions and their images; returns notices for the user."""
-    settings, scenes = run.settings, _finished(run, "scenes")
+    settings, scenes = run.settings, run.sound("scenes")
     _check_training(counts)
     if settings.data.scenes is not None and scenes is None:
         return []
@@ -164,16 +163,8 @@ def caption_notices(run: Run, folder: Path, counts: CaptionCounts, planned: bool
 
 def check_before_queries(run: Run) -> list[str]:
     """The same before held-out queries are paid for, unless the paraphrases, before which it was checked, are there."""
-    paraphrased = all(_finished(run, name) is not None for name in STEPS if name in run.stages)
+    paraphrased = all(run.sound(name) is not None for name in STEPS if name in run.stages)
     return [] if paraphrased else check_before_paying(run)
-
-
-def _finished(run: Run, name: str) -> Artifact | None:
-    """A finished stage's artifact; None if it is damaged, which is about to be reported or repaired."""
-    try:
-        return run.artifact(name) if name in run.stages else None
-    except ArtifactError:
-        return None
 
 
 def _check_training(counts: CaptionCounts) -> None:
@@ -219,12 +210,9 @@ def _query_notices(run: Run, folder: Path) -> list[str]:
 
 def bare_notices(counts: CaptionCounts) -> list[str]:
     """Notices on splits in which only some captions have an image; ingest reports those that are trained on."""
+    splits = counts.splits
     bare = {split: without.total() for split, without in counts.without_image.items() if split != "train"}
-    return [
-        bare_rows(split, without, counts.splits[split])
-        for split, without in bare.items()
-        if 0 < without < counts.splits[split]
-    ]
+    return [bare_rows(name, without, splits[name]) for name, without in bare.items() if 0 < without < splits[name]]
 
 
 def _image_notices(settings: Settings, scenes: Artifact | None, counts: CaptionCounts) -> list[str]:
@@ -262,9 +250,7 @@ def _leakage_notices(settings: Settings, scenes: Artifact | None, folder: Path) 
     def archive(name: str) -> ImageArchive:
         return ImageArchive(input_path(settings, name) if scenes is None else scenes.path / name)
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        return iter_batches(folder / "captions", SHARED_COLUMNS)
-
+    batches = partial(iter_batches, folder / "captions", SHARED_COLUMNS)
     shared = find_shared(batches, shared_contents(batches, archive))
     shared.check()
     return shared.notices

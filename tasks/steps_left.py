@@ -126,10 +126,9 @@ def rate_of(run: Run, paraphraser: Paraphraser, step: int, texts: Iterable[str])
         if same and options.get("filters", {}).get("preset") == preset and metrics.get("generated"):
             # Step 2 counts paraphrases; a caption may have several.
             share = metrics["accepted" if step == 1 else "kept"] / metrics["captions"]
-            prompt, completion = (
-                metrics[name] / metrics["generated"] for name in ("prompt_tokens", "completion_tokens")
-            )
-            return Rate(share, prompt, completion, f"{share:.0%} accepted as in {stage}/{manifest.fingerprint[:12]}")
+            prompt, completion = metrics["prompt_tokens"], metrics["completion_tokens"]
+            per_request = prompt / metrics["generated"], completion / metrics["generated"]
+            return Rate(share, *per_request, f"{share:.0%} accepted as in {stage}/{manifest.fingerprint[:12]}")
     lengths = np.array([(len(text.encode()), count_words(text)) for text in texts] or [(0, 0)]).mean(axis=0)
     size, words = map(float, lengths)
     fixed = sum(len(content.encode()) + MESSAGE_BYTES for _, content in paraphraser.prompts[step].messages(""))
@@ -175,8 +174,8 @@ def _amount(paraphraser: Paraphraser, left: StepLeft, rate: Rate, assumed: str) 
         # How often a missing answer will lead to another request is unknown.
         notes.append(f"requests after a rejected answer (attempts={paraphraser.options.attempts}) come on top")
     requests = sum(count for _, count, _ in bills)
-    tokens = round(sum(count * sum(each) for _, count, each in bills))
-    engines = [(asked.engine(), count * each[0], count * each[1]) for asked, count, each in bills]
+    tokens = round(sum(count * sum(tokens) for _, count, tokens in bills))
+    engines = [(asked.engine(), count * prompt, count * answer) for asked, count, (prompt, answer) in bills]
     costs = [engine.cost(*billed) for engine, *billed in engines if isinstance(engine, PaidEngine) and engine.priced]
     spend = round(sum(costs), 4) if costs else None
     return Amount(left.rows, requests, tokens, float(requests), spend, "; ".join(notes))

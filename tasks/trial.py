@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import duckdb
@@ -157,13 +156,11 @@ class TrialCache:
             return con.sql(query).to_arrow_table()
 
     def append(self, generations: pa.Table) -> None:
-        """Store answers."""
         if self._keep:
             self._root.append(generations)
         self._generations = pa.concat_tables([self._generations, generations])
 
     def append_filter_results(self, filter_results: pa.Table) -> None:
-        """Store filter results."""
         self._filter_results = pa.concat_tables([self._filter_results, filter_results])
 
 
@@ -190,8 +187,10 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
 
         def rounds_of(step: int, batches: Batches) -> AbstractContextManager[Rounds]:
             say(f"step {step}: {sum(batch.num_rows for batch in batches(['caption']))} texts, with {engine.name}")
-            explain = partial(_explain, filtered)
             return step_rounds(run, run.paraphraser, step, batches, cache, scratch, engine, on_filtered=explain)
+
+        def explain(pool: FilterPool, block: pa.RecordBatch, results: pa.RecordBatch) -> None:
+            filtered.extend(zip(block.to_pylist(), results.to_pylist(), pool.explain(block), strict=True))
 
         attempts, counts = dict[int, Attempts](), Counts()
         for rounds in both_steps(rounds_of, held_batches([rows_of_texts(asked)])):
@@ -219,10 +218,6 @@ Explained = list[tuple[dict[str, Any], dict[str, Any], list[Candidate]]]
 """Rows of `tables.ANSWERS`, each with its row of `tables.FILTER_RESULTS` and its candidates."""
 
 
-def _explain(filtered: Explained, pool: FilterPool, block: pa.RecordBatch, filter_results: pa.RecordBatch) -> None:
-    filtered.extend(zip(block.to_pylist(), filter_results.to_pylist(), pool.explain(block), strict=True))
-
-
 def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
     """The attempts; `new` are the keys of the requests sent in this trial."""
     numbers = dict(rounds.tables.con.execute("SELECT key, min(attempt) FROM requests GROUP BY key").fetchall())
@@ -237,10 +232,12 @@ def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
             cached=key not in new,
             answers=list(map(TriedAnswer, asked["completions"], parsed)),
             candidates=[
-                TriedCandidate(one.answer, one.results, one.similarity, one.accepted, one.answer not in parsed)
-                for one in candidates
+                TriedCandidate(
+                    tried.answer, tried.results, tried.similarity, tried.accepted, tried.answer not in parsed
+                )
+                for tried in candidates
             ],
-            chosen=[one["answer"] for one in result["accepted"][: rounds.keep]],
+            chosen=[accepted["answer"] for accepted in result["accepted"][: rounds.keep]],
             reason=result["reason"],
             detail=result["detail"] or "",
         )

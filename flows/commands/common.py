@@ -107,7 +107,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Mapping[str, 
         table.add_column(column, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         # A Text is never parsed for markup, and captions may hold anything.
-        table.add_row(*(Text(_cell(row.get(column))) for column in columns))
+        table.add_row(*(Text(_shown(row.get(column))) for column in columns))
     console = Console(highlight=False)
     # Piped output keeps whole lines: a program that reads it must not find words cut by a width of 80.
     (console if console.is_terminal else Console(highlight=False, width=200)).print(table)
@@ -135,7 +135,7 @@ def human_seconds(seconds: float | None) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _cell(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -16,8 +16,13 @@ from paraclip.flows.commands.common import (
     print_facts,
     settings_from,
 )
+from paraclip.tasks.expansion import expand as expanded
+from paraclip.tasks.expansion import write_heads
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import shown_progress
 from paraclip_core.config import MOST_PARAPHRASES
 from paraclip_core.errors import ConfigError
+from paraclip_core.evaluation.query_file import read_single_queries
 from paraclip_core.text_safety import printable
 
 
@@ -48,12 +53,6 @@ def expand(
     Answers that the root's answers cache holds are used, and new ones are kept there: whatever ends the command, a
     second call asks only what is missing. A query without an accepted paraphrase has its own feature.
     """
-    from paraclip.tasks.expansion import expand as expanded
-    from paraclip.tasks.expansion import write_heads
-    from paraclip.tasks.run.run import Run
-    from paraclip.tasks.run.status import shown_progress
-    from paraclip_core.evaluation.query_file import read_single_queries
-
     if out.suffix != ".parquet":
         raise ConfigError(f"--out {out}: expected a name that ends with .parquet")
     run = Run(settings_from(config, set_, root))

@@ -87,10 +87,8 @@ def _accepted(settings: Settings, folder: Path) -> _Accepted:
     """Ingest captions, or the queries of a log, to `folder`."""
     root = expand(settings.data.root)
     files, accepted = list_files(root, settings.data.sources, root / "runs"), _Accepted(folder / "captions")
-    pipeline, writer = (
-        corpus_of(settings).pipeline(settings.data, files),
-        PartWriter(accepted.folder, schemas(settings)["captions"]),
-    )
+    pipeline = corpus_of(settings).pipeline(settings.data, files)
+    writer = PartWriter(accepted.folder, schemas(settings)["captions"])
     for file in files:
         for outcome in pipeline.run(file):
             accepted.counts.note(outcome)

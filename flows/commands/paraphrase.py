@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,10 +20,12 @@ from paraclip.flows.commands.common import (
     say,
     settings_from,
 )
+from paraclip.tasks.batch_files import export_requests, import_answers
+from paraclip.tasks.preflight import check_before_paying
+from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.status import shown_progress
+from paraclip.tasks.trial import Attempt, Trial, TriedCandidate, TriedCaption, try_captions
 from paraclip_core.text_safety import printable
-
-if TYPE_CHECKING:
-    from paraclip.tasks.trial import Attempt, Trial, TriedCandidate, TriedCaption
 
 
 def paraphrase(
@@ -41,9 +43,6 @@ def paraphrase(
 
     Answers that the root's answers cache holds are used. Nothing is kept without --keep, and no stage runs.
     """
-    from paraclip.tasks.run.run import Run
-    from paraclip.tasks.trial import try_captions
-
     settings = settings_from(config, set_, root, device)
     trial = try_captions(
         Run(settings), list(dict.fromkeys(captions)), keep, lambda line: typer.echo(printable(line), err=True)
@@ -90,9 +89,10 @@ def _print_caption(number: int, caption: TriedCaption) -> None:
 
 
 def _rows(attempt: Attempt) -> list[dict[str, str | None]]:
-    filter_results = {one.answer: _verdict(one, attempt.chosen) for one in attempt.candidates}
-    answers = [(one.raw, one.parsed) for one in attempt.answers]
-    answers += [("(words swapped)", one.answer) for one in attempt.candidates if one.words_swapped]
+    candidates = attempt.candidates
+    filter_results = {candidate.answer: _verdict(candidate, attempt.chosen) for candidate in candidates}
+    answers = [(answer.raw, answer.parsed) for answer in attempt.answers]
+    answers += [("(words swapped)", candidate.answer) for candidate in candidates if candidate.words_swapped]
     return [
         {"answer": raw, "parsed": "as it is" if text == raw else text, "filter result": filter_results.get(text)}
         for raw, text in answers
@@ -122,11 +122,6 @@ def export(
     Step 2 asks about accepted answers of step 1: export and import once for each step. If nothing is missing, the file
     is empty.
     """
-    from paraclip.tasks.batch_files import export_requests
-    from paraclip.tasks.preflight import check_before_paying
-    from paraclip.tasks.run.run import Run
-    from paraclip.tasks.run.status import shown_progress
-
     run = Run(settings_from(config, set_, root))
     for notice in check_before_paying(run):
         typer.echo(printable(notice), err=True)
@@ -148,10 +143,6 @@ def import_(
 
     Give the same settings as for the export. Unusable lines are written to FILE.rejects.parquet, with reasons.
     """
-    from paraclip.tasks.batch_files import import_answers
-    from paraclip.tasks.run.run import Run
-    from paraclip.tasks.run.status import shown_progress
-
     settings = settings_from(config, set_, root)
     with shown_progress("requests") as progress:
         imported = import_answers(Run(settings), files, progress)

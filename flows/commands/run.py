@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -44,9 +44,6 @@ from paraclip_core.evaluation.prepare import parse_benchmark
 from paraclip_core.paths import expand
 from paraclip_core.report.counts import shares_of_asked
 from paraclip_core.text_safety import printable
-
-if TYPE_CHECKING:
-    pass
 
 NOTHING_TO_DO = 3
 HELD = 4
@@ -142,17 +139,16 @@ def print_comparison(summary: Mapping[str, Any], title: str = "") -> None:
     rows = []
     for row in comparison_rows(summary):
         over = [row.get(name) for name in OVER_CONTROL]
-        rows.append(
-            {
-                "benchmark": row["benchmark"],
-                "metric": f"{row['metric']} {arrow_of(row['metric'])}".rstrip(),
-                "base": figure(row["base"]),
-                "tuned": figure(row["tuned"]),
-                "delta": figure(row["delta"], "+.2f"),
-                "interval": interval(row["low"], row["high"]),
-                "over control": f"{figure(over[0], '+.2f')} {interval(*over[1:])}".strip(),
-            }
-        )
+        shown = {
+            "benchmark": row["benchmark"],
+            "metric": f"{row['metric']} {arrow_of(row['metric'])}".rstrip(),
+            "base": figure(row["base"]),
+            "tuned": figure(row["tuned"]),
+            "delta": figure(row["delta"], "+.2f"),
+            "interval": interval(row["low"], row["high"]),
+            "over control": f"{figure(over[0], '+.2f')} {interval(*over[1:])}".strip(),
+        }
+        rows.append(shown)
     control = ["over control"] if "over_control" in summary else []
     print_table(title, ["benchmark", "metric", "base", "tuned", "delta", "interval", *control], rows)
     say(f"verdict: {summary['verdict']} ({summary['reason']})")

@@ -21,12 +21,12 @@ from paraclip.flows.commands.common import (
 )
 from paraclip.flows.commands.index_options import BaseOption, FeaturesOption, IdsOption
 from paraclip.storage.roots import open_store
-from paraclip.tasks.expansion import Expansion, paraphrase_queries
+from paraclip.tasks.expansion import paraphrase_queries
 from paraclip.tasks.image_index import search as nearest_images
 from paraclip.tasks.image_index import search_target
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.run.status import shown_progress
-from paraclip_core.config import MOST_PARAPHRASES, Settings
+from paraclip_core.config import MOST_PARAPHRASES
 from paraclip_core.errors import ConfigError
 from paraclip_core.text_safety import printable
 
@@ -58,7 +58,10 @@ def search(
         raise ConfigError("the query is empty; say in words what to look for")
     settings = settings_from(config, set_, root)
     target = search_target(model, open_store(settings.run.root), base, features, ids)
-    expansion = _expansion(settings, query, paraphrases) if paraphrases else None
+    expansion = None
+    if paraphrases:
+        with shown_progress("expand", lambda line: typer.echo(printable(line), err=True)) as progress:
+            expansion = paraphrase_queries(Run(settings), [query], paraphrases, progress)
     hits = nearest_images(target, query, count, device, None if expansion is None else expansion.paraphrases[0])
     facts = {} if expansion is None else {"paraphrases": expansion.paraphrases[0], "expansion": expansion.facts()}
     if as_json:
@@ -80,8 +83,3 @@ def search(
         spent = expansion.facts()
         cost = "" if spent["spend"] is None else f", which cost {spent['spend']:.4g}"
         say(f"{spent['asked']} requests asked{cost}, {spent['cached']} cached")
-
-
-def _expansion(settings: Settings, query: str, paraphrases: int) -> Expansion:
-    with shown_progress("expand", lambda line: typer.echo(printable(line), err=True)) as progress:
-        return paraphrase_queries(Run(settings), [query], paraphrases, progress)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,10 +32,7 @@ NameArgument = Annotated[str, typer.Argument(help="Start of a fingerprint, STAGE
 ChannelArgument = Annotated[str, typer.Argument(help="The channel's name.")]
 
 
-def list_artifacts(
-    root: RootOption = DEFAULT_ROOT,
-    as_json: JsonOption = False,
-) -> None:
+def list_artifacts(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """List finished and unfinished artifacts, and the channels."""
     store = opened_root(root)
     rows = [
@@ -124,7 +120,7 @@ def gc(
 
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Show how many answers there are, by model and prompt."""
-    with _answers(root) as answers:
+    with closing(open_answers(opened_root(root))) as answers:
         print_facts(asdict(answers.stats()), as_json)
 
 
@@ -134,7 +130,7 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Copy answers to a folder that `import` reads; those it already holds are skipped."""
-    with _answers(root) as answers:
+    with closing(open_answers(opened_root(root))) as answers:
         # A shared cache first fetches what other machines have.
         answers.refresh()
         merged = AnswerStore(folder).merge(answers.folder)
@@ -154,15 +150,9 @@ def import_(
 
 def compact(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:
     """Join many small parts into few big ones; it may be killed at any time, and others wait meanwhile."""
-    with _answers(root) as answers:
+    with closing(open_answers(opened_root(root))) as answers:
         before, after = answers.compact()
     print_facts({"parts before": before, "parts now": after}, as_json)
-
-
-@contextmanager
-def _answers(root: str) -> Iterator[AnswerStore]:
-    with closing(open_answers(opened_root(root))) as answers:
-        yield answers
 
 
 def _print_merged(merged: Merged, as_json: bool) -> None:
@@ -189,8 +179,7 @@ def show_history(name: ChannelArgument, root: RootOption = DEFAULT_ROOT, as_json
 def rollback(
     name: ChannelArgument,
     to: Annotated[
-        str | None,
-        typer.Option(help="Start of a fingerprint in the channel's history; default: the previous model."),
+        str | None, typer.Option(help="Start of a fingerprint in the channel's history; default: the previous model.")
     ] = None,
     root: RootOption = DEFAULT_ROOT,
     as_json: JsonOption = False,

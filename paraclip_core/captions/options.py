@@ -97,26 +97,17 @@ class DataOptions(Options):
     """What an unreadable file does: `stop` fails the stage and names it, `skip` rejects it and continues."""
 
     @model_validator(mode="after")
-    def _word_range(self) -> DataOptions:
+    def _consistent(self) -> DataOptions:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words ({self.min_words}) must not be above max_words ({self.max_words})")
-        return self
-
-    @model_validator(mode="after")
-    def _queries_only(self) -> DataOptions:
-        if self.index is not None:
-            if self.scenes is not None:
-                raise ValueError("index and scenes are both given; a run has one or the other")
-            for number, source in enumerate(self.sources):
-                if source.images is not None:
-                    raise ValueError(
-                        f"sources[{number}].images: a log of queries has no images of its own; name those of the index "
-                        "in index.images"
-                    )
-        return self
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> DataOptions:
+        if self.index is not None and self.scenes is not None:
+            raise ValueError("index and scenes are both given; a run has one or the other")
+        for number, source in enumerate(self.sources):
+            if self.index is not None and source.images is not None:
+                raise ValueError(
+                    f"sources[{number}].images: a log of queries has no images of its own; name those of the index in "
+                    "index.images"
+                )
         if self.scenes is not None and self.root != ".":
             raise ValueError(
                 f"scenes renders the demo's captions and images, so nothing in root={self.root} would be read; to "

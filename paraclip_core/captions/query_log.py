@@ -67,7 +67,6 @@ class QueryLog:
     """
 
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
-        """Prepare for `files`."""
         self._options, self._files = options, list(files)
         self._tokenizer = Tokenizer()
         self._folder = TempDir("query-log-")
@@ -92,7 +91,8 @@ class QueryLog:
         for rows in rejects.to_arrow_reader(BATCH):
             columns = (column.to_pylist() for column in rows.columns[1:])
             listed = [Reject(*row) for row in zip(*columns, strict=True)]
-            yield Outcome(_none(), reject_batch(listed, file.name))
+            nothing = pa.RecordBatch.from_pylist([], schema=tables.QUERY_LOG)
+            yield Outcome(nothing, reject_batch(listed, file.name))
         for batch in con.sql(FROM_FILE, params=bounds).to_arrow_reader(BATCH):
             yield self._outcome(batch, file, bounds["start"])
 
@@ -205,7 +205,3 @@ def _as_log(file: SourceFile) -> SourceFile:
     """The file, to be read by the names that a log's columns have."""
     columns = QueryColumnNames.model_validate(file.options.columns.model_dump())
     return replace(file, options=file.options.model_copy(update={"columns": columns}))
-
-
-def _none() -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=tables.QUERY_LOG)

@@ -189,11 +189,7 @@ def reject_batch(rejects: list[Reject], source: str) -> pa.RecordBatch:
         pa.repeat(pa.scalar(source, pa.string()), len(rejects)),
         pa.array([reject.row for reject in rejects], pa.int64()),
         pa.array([reject.reason for reject in rejects], pa.string()),
-        pa.array([_shown(reject.detail) for reject in rejects], pa.string()),
-        pa.array([_shown(reject.caption) for reject in rejects], pa.string()),
+        pa.array([encodable(reject.detail[:SHOWN_CHARS]) for reject in rejects], pa.string()),
+        pa.array([reject.caption and encodable(reject.caption[:SHOWN_CHARS]) for reject in rejects], pa.string()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=tables.REJECTS)
-
-
-def _shown(text: str | None) -> str | None:
-    return None if text is None else encodable(text[:SHOWN_CHARS])

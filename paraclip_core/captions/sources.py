@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -70,12 +71,11 @@ def read_source(file: SourceFile, on_error: Literal["stop", "skip"] = "stop") ->
 def list_files(root: Path, sources: Sequence[SourceOptions], own: Path | None = None) -> list[SourceFile]:
     """Every caption file of the sources: in the order of the sources, those of a folder sorted by name.
 
-    A folder is searched recursively. With format `auto` it gives the files with a known suffix, and plain text only if
-    there is nothing else. Left out are hidden files, READMEs, img2dataset's ``_stats.json``, the source's own `images`
-    (unless these are the whole folder), the folder of artifacts `own`, and a Parquet file next to a webdataset tar of
-    the same name, whose captions it repeats. A custom reader gets every file that is not hidden, among the `images` or
-    among the artifacts.
-    A missing path or a folder without captions is returned as it is, and its reader raises the error.
+    A folder is searched recursively. Left out are hidden files, the source's own `images` (unless these are the whole
+    folder) and the folder of artifacts `own`. With format `auto`, so are files without a known suffix, READMEs,
+    img2dataset's ``_stats.json``, a Parquet file next to a webdataset tar of the same name, whose captions it repeats,
+    and plain text unless there is nothing else. A missing path or a folder without captions is returned as it is, and
+    its reader raises the error.
     """
     if not sources:
         raise ConfigError("data.sources is empty; name at least one file or folder with captions")
@@ -99,12 +99,10 @@ def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[Sour
 
 
 def _source_file(path: Path, name: PurePosixPath, source: SourceOptions) -> SourceFile:
-    form: str = source.format
-    if form == "auto":
-        try:
-            form = detect(path) if path.is_file() else "unknown"
-        except InputError:
-            form = "unknown"
+    form = source.format if source.format != "auto" else "unknown"
+    if source.format == "auto" and path.is_file():
+        with suppress(InputError):
+            form = detect(path)
     return SourceFile(path, str(name), form, source)
 
 

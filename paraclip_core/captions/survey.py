@@ -53,16 +53,13 @@ def find_sources(
     if images is not None or not first.file.images:
         names = list(dict.fromkeys(name for candidate in chosen for name in candidate.image_names))[:LOOKED_UP]
         images = _find_images(root, names, first.file, images)
-    sources = tuple(
-        source.model_copy(
-            update={
-                "path": candidate.file.name,
-                "split": candidate.split,
-                "images": images if candidate.file.images is None or source.images is not None else None,
-            }
-        )
-        for candidate in chosen
-    )
+
+    def source_of(candidate: _Candidate) -> SourceOptions:
+        inside = candidate.file.images is not None and source.images is None
+        update = {"path": candidate.file.name, "split": candidate.split, "images": None if inside else images}
+        return source.model_copy(update=update)
+
+    sources = tuple(map(source_of, chosen))
     if captions is None and len(sources) > 1 and not any(source.split for source in sources):
         # Numbered shards are given as their folder.
         sources = (sources[0].model_copy(update={"path": Path(sources[0].path).parent.as_posix()}),)

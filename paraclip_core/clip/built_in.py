@@ -30,10 +30,8 @@ PREPROCESS: dict[str, Any] = {
 def built_in_clip(options: ModelOptions) -> ClipModel:
     """The built-in base: an ImageNet-pretrained image encoder, a fixed projection and a random text encoder.
 
-    The image encoder, including its projection to the shared space, is frozen from the start. The projection is
-    orthonormal and drawn at random, which distorts the trunk's angles least among maps that have not seen data. In
-    trials on photographs a Gaussian projection, or batch-norm statistics, gave the same retrieval. The image encoder
-    and its preprocessing depend only on `embed_dim`.
+    The projection is orthonormal and drawn at random, which distorts the trunk's angles least among maps that have not
+    seen data. The image encoder and its preprocessing depend only on `embed_dim`.
     """
     config = _model_cfg(options)
     # The caller's random state is preserved.
@@ -76,11 +74,8 @@ def _trunk_weights(path: Path) -> dict[str, torch.Tensor]:
     stored = torch.load(path, map_location="cpu", weights_only=True)
     with torch.random.fork_rng(devices=[]):
         expected = timm.create_model(ARCHITECTURE, pretrained=False).state_dict()
-    return {
-        name: tensor
-        for name, tensor in zip(expected, stored.values(), strict=True)
-        if not name.startswith("classifier.")
-    }
+    tensors = zip(expected, stored.values(), strict=True)
+    return {name: tensor for name, tensor in tensors if not name.startswith("classifier.")}
 
 
 def _orthonormal(rows: int, columns: int, seed: int) -> torch.Tensor:

@@ -67,11 +67,7 @@ def heads_model(path: Path) -> str | None:
 
 
 def read_heads(path: Path) -> Heads:
-    """Read the paraphrases of a heads file (schema `tables.HEADS`); its vectors stay on disk.
-
-    Raises:
-        InputError: the file is missing, damaged, or no heads file.
-    """
+    """Read the paraphrases of a heads file (schema `tables.HEADS`); its vectors stay on disk."""
     if (model := heads_model(path)) is None:
         raise InputError(f"{path} {'is no heads file' if path.is_file() else 'does not exist'}; {EXPECTED}")
     try:

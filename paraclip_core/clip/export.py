@@ -166,11 +166,8 @@ def _computed_otherwise(clip: ClipModel, model: Any, tokenizer: Any) -> str:
     return " and ".join(what for what, (ours, its) in pairs.items() if not torch.allclose(ours.cpu(), its, atol=1e-4))
 
 
-ACTIVATIONS = {
-    "QuickGELU()": "quick_gelu",
-    "GELU(approximate='tanh')": "gelu_pytorch_tanh",
-    "GELUTanh()": "gelu_pytorch_tanh",
-}
+TANH = "gelu_pytorch_tanh"
+ACTIVATIONS = {"QuickGELU()": "quick_gelu", "GELU(approximate='tanh')": TANH, "GELUTanh()": TANH}
 
 
 def _hf_encoder(blocks: Any) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -225,14 +224,11 @@ def _fold_children(parent: nn.Module) -> int:
         elif isinstance(child, nn.BatchNorm2d):
             if last is not None and last[1].out_channels == child.num_features:
                 setattr(parent, last[0], fuse_conv_bn_eval(last[1], child))
-                setattr(parent, name, _after_norm(child))
+                # What remains of timm's joined norm and activation without the norm.
+                rest = (getattr(child, "drop", None), getattr(child, "act", None))
+                setattr(parent, name, nn.Sequential(*filter(None, rest)))
                 count += 1
             last = None
         elif not isinstance(child, nn.Identity):
             last = None
     return count
-
-
-def _after_norm(norm: Any) -> nn.Module:
-    """What remains of timm's joined norm and activation without the norm."""
-    return nn.Sequential(*(part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part))

@@ -54,7 +54,9 @@ class ImageArchive:
         if self.path.is_dir():
             return
         try:
-            if _is_parquet(self.path):
+            with self.path.open("rb") as file:
+                start = file.read(len(PARQUET))
+            if start == PARQUET:
                 self._parquet = ParquetPictures(self.path)
                 return
             self._index = _index_tar(self.path)
@@ -66,7 +68,6 @@ class ImageArchive:
             raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
 
     def read(self, name: str) -> bytes:
-        """Bytes of the image file."""
         if self._parquet is not None:
             return self._parquet.read(name)
         key = _key(name)
@@ -141,7 +142,7 @@ class ImageArchive:
     def _inside(self, key: str) -> bool:
         """Whether a name stays in the folder: a symbolic link can lead out just like dots."""
         place = (self.path / key).resolve()
-        return ".." not in PurePosixPath(key).parts and any(place.is_relative_to(each) for each in self._folders)
+        return ".." not in PurePosixPath(key).parts and any(map(place.is_relative_to, self._folders))
 
     def _read_from_folder(self, key: str, name: str) -> bytes:
         path = self.path / key
@@ -229,11 +230,6 @@ def _is_file(folder: Path, key: str) -> bool:
         return False
 
 
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(PARQUET)) == PARQUET
-
-
 def _index_tar(path: Path) -> dict[str, tuple[int, int]]:
     """Offset and size in bytes of each regular member; the last of several with the same name counts, as in tar."""
     index: dict[str, tuple[int, int]] = {}
@@ -272,7 +268,6 @@ class ParquetPictures:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open `path`."""
         self._path, self._lock = path, threading.Lock()
         try:
             self._file = pq.ParquetFile(path, memory_map=True)
@@ -315,7 +310,6 @@ class ParquetPictures:
         return self._schema.get_field_index(column) >= 0 and 0 <= row < self._starts[-1]
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _window(self, column: str, row: int) -> _Window | None:

@@ -172,10 +172,7 @@ def _is_vector(kind: pa.DataType) -> bool:
     return listed and pa.types.is_floating(kind.value_type)
 
 
-READERS: Mapping[str, Callable[[Path], Matrix]] = {
-    ".npy": _read_npy,
-    ".parquet": _read_parquet,
-}
+READERS: Mapping[str, Callable[[Path], Matrix]] = {".npy": _read_npy, ".parquet": _read_parquet}
 
 
 def _spooled(blocks: Iterable[NDArray[np.floating]], rows: int) -> Gallery:

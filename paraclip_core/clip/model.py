@@ -59,7 +59,6 @@ class ClipModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
         return next(self.model.parameters()).device
 
     @property
@@ -94,7 +93,6 @@ class ClipModel:
 def freeze_image_encoder(clip: ClipModel) -> None:
     """Freeze everything except the text encoder and the logit scale.
 
-    The image encoder stays in eval mode even after `model.train()`, so that neither batch norms nor dropout act.
     A model with a logit bias keeps its scale and bias: they turn cosines into probabilities, for which users set
     thresholds.
     """

@@ -97,8 +97,8 @@ def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     values, order = torch.sort(scores.gather(1, columns), dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
     if tied.any():
-        some, places = torch.sort(scores[tied], dim=1, descending=True, stable=True)
-        values[tied], columns[tied] = some[:, :k], places[:, :k]
+        ranked, places = torch.sort(scores[tied], dim=1, descending=True, stable=True)
+        values[tied], columns[tied] = ranked[:, :k], places[:, :k]
     return values, columns
 
 

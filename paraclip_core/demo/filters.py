@@ -33,16 +33,12 @@ DETERMINERS = word_set(
 )
 """Words that may precede a noun and its adjectives."""
 
-PLACES = frozenset(
-    map(
-        stem,
-        word_set(
-            """street road avenue lane highway beach shore coast sea ocean water lake river pond field meadow grass lawn
-            park garden mountain hill desert snow winter night city town harbour harbor dark morning evening day sand
-            picture photo image ground sky air rain fog sunset dawn background distance room"""
-        ),
-    )
+_SURROUNDINGS = word_set(
+    """street road avenue lane highway beach shore coast sea ocean water lake river pond field meadow grass lawn
+    park garden mountain hill desert snow winter night city town harbour harbor dark morning evening day sand
+    picture photo image ground sky air rain fog sunset dawn background distance room"""
 )
+PLACES = frozenset(map(stem, _SURROUNDINGS))
 """Stems of surroundings for which the preposition is a matter of style: in or on the street, at the beach."""
 
 NUMBERS = {
@@ -141,10 +137,7 @@ OPPOSITES = (
     *SPATIAL,
     (frozenset({"inside", "indoors", "indoor"}), frozenset({"outside", "outdoors", "outdoor"})),
     (frozenset({"night", "nighttime", "dark"}), frozenset({"day", "daytime", "daylight", "sunny"})),
-    (
-        frozenset({"small", "tiny", "little", "mini"}),
-        frozenset({"large", "big", "huge", "giant", "enormous", "massive"}),
-    ),
+    (word_set("small tiny little mini"), word_set("large big huge giant enormous massive")),
     (frozenset({"old", "aged", "elderly"}), frozenset({"young", "new"})),
     (frozenset({"sitting", "sits", "seated"}), frozenset({"standing", "stands"})),
     (word_set("catch catches catching"), word_set("throw throws throwing")),
@@ -570,10 +563,10 @@ def changed_relation(pair: Pair, options: FilterOptions) -> str | None:
     if (wrong := new_relation(pair.caption, pair.answer)) is not None:
         return f"says {wrong}, which the caption does not"
     before, after = set(pair.source_words), set(pair.answer_words)
-    for one, two in OPPOSITES:
-        for side, other in ((one, two), (two, one)):
-            if after & side and before & other and not before & side:
-                return f"{min(after & side)} for {min(before & other)}"
+    for pair_of_sides in OPPOSITES:
+        for side, opposite in (pair_of_sides, pair_of_sides[::-1]):
+            if after & side and before & opposite and not before & side:
+                return f"{min(after & side)} for {min(before & opposite)}"
     return None
 
 
@@ -609,10 +602,7 @@ _LEFT = {"with": ({"on"},), "next": ({"on"}, {"in"})}
 _NEW = (
     (frozenset({"toward", "towards"}), frozenset({"toward", "towards", "to", "at"})),
     (frozenset({"before"}), frozenset({"before", "front"})),
-    (
-        frozenset({"wearing", "wears"}),
-        frozenset({"wearing", "wears", "wear", "wore", "dressed", "in", "with", "on", "has"}),
-    ),
+    (word_set("wearing wears"), word_set("wearing wears wear wore dressed in with on has")),
 )
 
 DIRECTIONS = frozenset({"above", "below", "behind", "front", "left", "right"})

@@ -151,13 +151,8 @@ def _night(side: int, rng: np.random.Generator) -> Image.Image:
     image = _canvas(side, rng, (0.68, (12, 16, 52), (48, 54, 112)), (1.0, (44, 62, 66), (30, 44, 46)))
     draw = ImageDraw.Draw(image)
     for _ in range(60):
-        _disc(
-            draw,
-            rng.random() * side,
-            rng.random() * 0.64 * side,
-            side * (0.003 + rng.random() * 0.006),
-            (250, 246, 214),
-        )
+        x, y = rng.random() * side, rng.random() * 0.64 * side
+        _disc(draw, x, y, side * (0.003 + rng.random() * 0.006), (250, 246, 214))
     x = (0.12 + rng.random() * 0.76) * side
     _disc(draw, x, 0.14 * side, 0.085 * side, (250, 244, 200))
     _disc(draw, x + 0.04 * side, 0.12 * side, 0.07 * side, (16, 20, 58))
@@ -237,12 +232,11 @@ def render(image: SceneImage, side: int, seed: int) -> Image.Image:
 
 
 def write_scenes(options: ScenesOptions, folder: Path, progress: Progress = silent) -> dict[str, int]:
-    """Render the data set into a folder; the same options give the same bytes.
+    """Render the data set into a folder and count its contents; the same options give the same bytes.
 
     Writes ``images.tar`` (members ``images/<image_id>.jpg``), ``captions.jsonl`` (image_id, image, caption, split,
     license; two captions an image, split ``train`` or ``val``) and ``paraphrased_queries.jsonl`` (image_id, caption,
-    paraphrased_query; held-out images only), and returns the counts of their contents. One image is in memory at a
-    time.
+    paraphrased_query; held-out images only).
     """
     with tarfile.open(folder / "images.tar", "w", format=tarfile.USTAR_FORMAT) as images:
 

@@ -333,19 +333,13 @@ def _caption(scene: Scene, rng: np.random.Generator) -> str:
 
 def _fill(form: str, scene: Scene, articles: bool) -> str:
     def name(thing: Thing) -> str:
-        words = (
-            f"{thing.kind} in {thing.color}"
-            if KINDS[thing.kind].person
-            else " ".join(w for w in (thing.size, thing.color, thing.kind) if w)
-        )
+        words = " ".join(filter(None, (thing.size, thing.color, thing.kind)))
+        if KINDS[thing.kind].person:
+            words = f"{thing.kind} in {thing.color}"
         return with_article(words) if articles else words
 
-    return form.format(
-        a=name(scene.first),
-        b=name(scene.second) if scene.second else "",
-        relation=scene.relation or "",
-        place=scene.place,
-    )
+    second = name(scene.second) if scene.second else ""
+    return form.format(a=name(scene.first), b=second, relation=scene.relation or "", place=scene.place)
 
 
 SAY_OTHERWISE = {"kind": 0.75, "size": 0.8, "color": 0.12, "relation": 0.6, "place": 0.5}
@@ -430,9 +424,8 @@ def write_texts(
                 distinct.update(pair)
             else:
                 plain, reworded = plain_caption(image.scene), reword(image, SEED)
-                _write(
-                    paraphrased_queries, {"image_id": image.image_id, "caption": plain, "paraphrased_query": reworded}
-                )
+                query = {"image_id": image.image_id, "caption": plain, "paraphrased_query": reworded}
+                _write(paraphrased_queries, query)
                 counts["paraphrased_queries"] += 1
             counts["images"] += 1
             counts["captions"] += len(pair)

@@ -97,23 +97,19 @@ def _plural(word: str) -> bool:
     return last in _PLURALS or (last.endswith("s") and not last.endswith(("ss", "us", "is")))
 
 
-def find_synonyms(
-    texts: Iterable[str],
-    fetch: Fetch,
-    encode: Encode,
-    pieces: Pieces | None = None,
-) -> SynonymTable:
+def find_synonyms(texts: Iterable[str], fetch: Fetch, encode: Encode, pieces: Pieces | None = None) -> SynonymTable:
     """Synonyms of the content words of the texts, the nearest first; words without any are left out.
 
     `fetch` asks the LLM for synonyms of some words, and `encode` returns unit vectors, float32 [n, d]. Without
     `pieces`, a synonym may have any number of CLIP tokens.
     """
+
+    def fits(synonym: str) -> bool:
+        return pieces is None or all(pieces(part) == 1 for part in synonym.split())
+
     targets = sorted({word for text in texts for word in swappable(text)})
-    forward = {word: alternatives(word, answers) for word, answers in sorted(fetch(targets).items())}
-    if pieces is not None:
-        forward = {
-            w: [o for o in others if all(pieces(part) == 1 for part in o.split())] for w, others in forward.items()
-        }
+    found = ((word, alternatives(word, answers)) for word, answers in sorted(fetch(targets).items()))
+    forward = {word: list(filter(fits, others)) for word, others in found}
     near = _near(forward, encode)
     others = sorted({other for cosines in near.values() for other in cosines})
     back = {other: alternatives(other, answers) for other, answers in fetch(others).items()}

@@ -199,7 +199,8 @@ class AnswerFilter:
         groups = [[Candidate(pair) for pair in self._pairs(request, further)] for request in requests]
         for candidate in chain.from_iterable(groups):
             self._apply(self._filters.text, candidate, every)
-        left = [one for one in chain.from_iterable(groups) if one.accepted or (every and one.pair.answer_words)]
+        candidates = chain.from_iterable(groups)
+        left = [candidate for candidate in candidates if candidate.accepted or (every and candidate.pair.answer_words)]
         if self.encoder is None or not self._filters.meaning:
             return groups
         compare = Compare(self.encoder)

@@ -223,9 +223,8 @@ def obeyed_order(pair: Pair, options: FilterOptions, compare: Compare) -> str | 
     text = text_before_order(pair)
     if text is None:
         return None
-    if len(content_words(words(text))) > 1 and compare.cosine(text, pair.answer) >= threshold(
-        options, "min_similarity"
-    ):
+    least = threshold(options, "min_similarity")
+    if len(content_words(words(text))) > 1 and compare.cosine(text, pair.answer) >= least:
         return None
     return "the caption gives an order, and the answer is not about the text before that"
 
@@ -304,12 +303,8 @@ class Filters:
 
     def compared(self, pair: Pair) -> Iterable[str]:
         """Texts and words that the filters on meaning ask the encoder about."""
-        return {
-            pair.caption,
-            pair.source,
-            pair.answer,
-            *(text for texts in self.compares.values() for text in texts(pair)),
-        }
+        more = (text for texts in self.compares.values() for text in texts(pair))
+        return {pair.caption, pair.source, pair.answer, *more}
 
 
 def filters_of(options: FilterOptions) -> Filters:
@@ -318,7 +313,8 @@ def filters_of(options: FilterOptions) -> Filters:
     filters = Filters(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
     for path in options.extra:
         check = _imported(path)
-        if check.__name__ in filters.text | filters.meaning or check.__name__ in (*_our_reasons(), *NOT_OF_FILTERS):
+        ours = {known.__name__ for row in map(preset_named, PRESETS) for known in (*row.text, *row.meaning)}
+        if check.__name__ in {*filters.text, *filters.meaning, *ours, *NOT_OF_FILTERS}:
             raise ConfigError(
                 f"paraphrase.filters.extra: {path} is named {check.__name__}, like another filter; rename it"
             )
@@ -328,10 +324,6 @@ def filters_of(options: FilterOptions) -> Filters:
 
 def _by_reason(filters: Iterable[Any]) -> dict[str, Any]:
     return {check.__name__: check for check in filters}
-
-
-def _our_reasons() -> set[str]:
-    return {check.__name__ for preset in map(preset_named, PRESETS) for check in (*preset.text, *preset.meaning)}
 
 
 def extra_filters_source(options: FilterOptions) -> dict[str, bytes]:

@@ -60,25 +60,24 @@ def choose_queries(parts: Sequence[str], split: str, most: int = MOST_IMAGES) ->
     ``frequency``: the most frequent queries of a third of all searches are the ``head``, those of the next third the
     ``body``, the others the ``tail``.
     """
-    with duckdb.connect(":memory:", config=CONFIG) as con:
-        con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
-        return _one_batch(con.sql(CHOSEN_OF_LOG, params={"split": split, "most": most}).to_arrow_table(), OF_LOG)
+    return _chosen(CHOSEN_OF_LOG, parts, split, most, OF_LOG)
 
 
 def choose_captions(parts: Sequence[str], split: str, most: int = MOST_IMAGES) -> pa.RecordBatch:
     """Choose one caption for each of at most `most` images of a split; no rows if the split has none with an image.
 
-    `parts` are Parquet files (schema `tables.CAPTIONS`). Images are chosen by the hash of their id; for each
-    new training caption one image takes the place of another. Captions that are trained on, too, are left out, because
-    their paraphrases are trained on as well. Returns the columns that step 1 reads, `INPUT_COLUMNS[1]`.
+    `parts` are Parquet files (schema `tables.CAPTIONS`). Images are chosen by the hash of their id; for each new
+    training caption one image takes the place of another. Captions that are trained on, too, are left out. Returns the
+    columns that step 1 reads.
     """
     if not parts:
         return pa.RecordBatch.from_pylist([], schema=STEP_1)
+    return _chosen(CHOSEN, parts, split, most, STEP_1)
+
+
+def _chosen(query: str, parts: Sequence[str], split: str, most: int, schema: pa.Schema) -> pa.RecordBatch:
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet(list(parts), hive_partitioning=False).create_view("parts")
-        return _one_batch(con.sql(CHOSEN, params={"split": split, "most": most}).to_arrow_table(), STEP_1)
-
-
-def _one_batch(table: pa.Table, schema: pa.Schema) -> pa.RecordBatch:
+        table = con.sql(query, params={"split": split, "most": most}).to_arrow_table()
     (batch,) = table.cast(schema).combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], schema=schema)]
     return batch

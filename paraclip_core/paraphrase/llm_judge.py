@@ -39,8 +39,8 @@ class PairTemplate(PromptTemplate):
     def messages(self, text: str) -> tuple[tuple[str, str], ...]:
         """The chat turns for a caption and an answer, which are neutralized and never interpreted."""
         caption, _, answer = text.rpartition("\n")
-        one, two = (neutralize(part).replace('"', "'") for part in (caption, answer))
-        return (*self.turns, ("user", f'{self.before}{one}"\nSentence 2: "{two}{self.after}'))
+        caption, answer = (neutralize(part).replace('"', "'") for part in (caption, answer))
+        return (*self.turns, ("user", f'{self.before}{caption}"\nSentence 2: "{answer}{self.after}'))
 
 
 def _question() -> PairTemplate:

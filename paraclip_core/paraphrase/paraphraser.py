@@ -65,8 +65,8 @@ def relevant_options(options: ParaphraseOptions) -> ParaphraseOptions:
     Such options change neither a request's key nor a fingerprint.
     """
     fields, entry = ParaphraseOptions.model_fields, _entry(options)
-    some = {name for each in (*ENGINES.values(), EngineEntry("")) for name in each.reads}
-    fixed = {name: fields[name].get_default(call_default_factory=True) for name in some.difference(entry.reads)}
+    unread = {name for row in (*ENGINES.values(), EngineEntry("")) for name in row.reads}.difference(entry.reads)
+    fixed = {name: fields[name].get_default(call_default_factory=True) for name in unread}
     return options.model_copy(update=fixed | ({} if engine_facts(options).asks else LOOKED_UP))
 
 
@@ -125,11 +125,11 @@ class Paraphraser:
         wanted = self.facts.asks and self.prompts[step].id.startswith("few-shot")
         return preset_named(self.filters.preset).words if wanted else None
 
-    def shares_engine(self, other: Paraphraser) -> bool:
+    def shares_engine(self, paraphraser: Paraphraser) -> bool:
         """Whether both ask the same model in the same way, so that one engine does for both."""
-        one, two = self.options, other.options
-        own = getattr(one, _entry(one).own) == getattr(two, _entry(two).own)
-        return own and (one.engine, one.model, one.chunk) == (two.engine, two.model, two.chunk)
+        ours, theirs = paraphraser.options, self.options
+        own = getattr(ours, _entry(ours).own) == getattr(theirs, _entry(theirs).own)
+        return own and (ours.engine, ours.model, ours.chunk) == (theirs.engine, theirs.model, theirs.chunk)
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

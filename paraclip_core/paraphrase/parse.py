@@ -41,13 +41,10 @@ def parse_answer(raw: str | None) -> str:
         return ""
     if _PLAIN(raw):
         return raw
-    text = _TEMPLATE.sub("", _without_thoughts(raw))
+    # The text after the last closing tag (some chat templates open the thoughts themselves), up to an opening one.
+    thoughtless = _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(raw)[-1])[0]
+    text = _TEMPLATE.sub("", thoughtless)
     return next((answer for line in text.splitlines() if (answer := _parse_line(line))), "")
-
-
-def _without_thoughts(raw: str) -> str:
-    """The text after the last closing tag (some chat templates open the thoughts themselves), up to an opening one."""
-    return _THOUGHTS_BEGIN.split(_THOUGHTS_END.split(raw)[-1])[0]
 
 
 def _parse_line(line: str) -> str:
@@ -63,9 +60,7 @@ def _unquote(text: str) -> str:
     """Strip quotes around the whole text, and a lone one at either end."""
     text = text.strip()
     if text[:1] and text[0] in _QUOTES:
-        text = text.lstrip(_QUOTES)
-        head = text.rstrip(_QUOTES + " ")
-        return head.strip()
+        return text.lstrip(_QUOTES).rstrip(_QUOTES + " ").strip()
     if text[-1:] and text[-1] in '"“”*`' and text.count(text[-1]) == 1:
         return text[:-1].strip()
     return text

@@ -59,9 +59,8 @@ class PromptTemplate:
     @cached_property
     def examples(self) -> tuple[tuple[str, str], ...]:
         """The examples as (user, assistant) pairs."""
-        return tuple(
-            (one[1], two[1]) for one, two in pairwise(self.turns) if one[0] == "user" and two[0] == "assistant"
-        )
+        turns = pairwise(self.turns)
+        return tuple((asked, said) for (first, asked), (then, said) in turns if (first, then) == ("user", "assistant"))
 
 
 def neutralize(text: str) -> str:
@@ -106,11 +105,7 @@ def _few_shot(step: int, examples: Turns) -> PromptTemplate:
 # Word for word from the published code (one user message, no system turn).
 PAPER = {
     1: PromptTemplate(
-        "paper/1",
-        (),
-        'Paraphrase the given caption "',
-        '" concisely while preserving the meaning.',
-        quoted=True,
+        "paper/1", (), 'Paraphrase the given caption "', '" concisely while preserving the meaning.', quoted=True
     ),
     2: PromptTemplate(
         "paper/2",

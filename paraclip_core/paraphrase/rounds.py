@@ -96,7 +96,9 @@ class Rounds:
                     if not len(rows):
                         break
                 request = replace(self.request, attempt=attempt)
-                missing = self._find_missing(request, rows)
+                requested, missing = self.tables.add(request, rows), self.tables.missing(attempt)
+                self.counts.requested += requested
+                self.counts.cached += requested - len(missing)
                 if self.sender is None:
                     self.missing.append((request, missing))
                 else:
@@ -114,13 +116,6 @@ class Rounds:
         counts.captions, counts.accepted, counts.kept = self.tables.rows, selection.accepted, selection.kept
         counts.rejected = selection.reasons
         return selection
-
-    def _find_missing(self, request: RequestKeys, rows: np.ndarray | None) -> np.ndarray:
-        """Add a round's requests to the tables; return the rows whose request has no answer."""
-        requested, missing = self.tables.add(request, rows), self.tables.missing(request.attempt)
-        self.counts.requested += requested
-        self.counts.cached += requested - len(missing)
-        return missing
 
     def _complete(self, request: RequestKeys, missing: np.ndarray) -> None:
         """Get the missing answers; the first few are filtered before the others are paid for."""
@@ -168,8 +163,7 @@ class Rounds:
         # Synonyms without an engine: which answers there are to filter is unknown until they are requested.
         if count and not (self._words and self.sender is None):
             if self._words is not None:
-                fetch = partial(self._answers_about, self._words)
-                self.pool.find_synonyms(fetch, self.tables.unfiltered(BLOCK_ROWS))
+                self.pool.find_synonyms(self._answers_about, self.tables.unfiltered(BLOCK_ROWS))
             began = time.monotonic()
             self._take(self.pool.filter(self.tables.unfiltered(BLOCK_ROWS), count), self._phase("filtering", count))
             self._keep_filter_results()
@@ -235,9 +229,10 @@ class Rounds:
         """How synonyms of single words are requested; None if they are not."""
         return None if self.pool is None else self.pool.words
 
-    def _answers_about(self, how: Words, words: Sequence[str]) -> dict[str, Sequence[str]]:
+    def _answers_about(self, words: Sequence[str]) -> dict[str, Sequence[str]]:
         """Word → raw answers, requested if the cache does not hold them."""
-        assert self.sender is not None
+        how = self._words
+        assert self.sender is not None and how is not None
         request = how.requests(self.engine.model, self.options.seed)
         return self.sender.answers(request, how.template, how.sampling, words, partial(self._phase, "words"))
 

@@ -58,12 +58,10 @@ class SentenceEncoder:
         """Embeddings, float32 [n, d], L2-normalized; with a fixed number of threads, independent of the other texts."""
         model, tokenizer, pooling = self._load()
         vectors = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
-        fresh: list[int] = []
+        fresh = [row for row, text in enumerate(texts) if text not in self._words]
         for row, text in enumerate(texts):
-            if (vector := self._words.get(text)) is not None:
-                vectors[row] = vector
-            else:
-                fresh.append(row)
+            if text in self._words:
+                vectors[row] = self._words[text]
         if fresh:
             encoded = tokenizer([texts[row] for row in fresh], truncation=True, max_length=MAX_TOKENS)
             for part, filled in _of_one_length(encoded["input_ids"]):
@@ -118,10 +116,10 @@ class Compare:
         if fresh:
             self._vectors.update(zip(fresh, self._encoder.encode(fresh), strict=True))
 
-    def cosine(self, one: str, two: str) -> float:
+    def cosine(self, first: str, second: str) -> float:
         """Cosine of two texts' embeddings, rounded to four decimals."""
-        self.prepare((one, two))
-        return round(float(np.dot(self._vectors[one], self._vectors[two])), DECIMALS)
+        self.prepare((first, second))
+        return round(float(np.dot(self._vectors[first], self._vectors[second])), DECIMALS)
 
 
 def model_identity(name: str) -> str:
@@ -197,10 +195,8 @@ def _pooling(name: str) -> str:
 
     path = cached_file(_place(name), "1_Pooling/config.json", _raise_exceptions_for_missing_entries=False)
     modes = json.loads(Path(path).read_text("utf-8")) if path else {}
-    chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on] or [
-        "pooling_mode_mean_tokens"
-    ]
-    if chosen not in (["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
+    chosen = [mode for mode, on in modes.items() if mode.startswith("pooling_mode_") and on]
+    if chosen not in ([], ["pooling_mode_mean_tokens"], ["pooling_mode_cls_token"]):
         raise ConfigError(
             f"paraphrase.filters.encoder={name!r} pools its tokens by {', '.join(chosen)}; expected the mean, or the "
             "first token alone: choose another encoder"

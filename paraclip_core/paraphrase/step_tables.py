@@ -241,13 +241,8 @@ class StepTables:
 
 def answers_block(requests: pa.Table, completions: pa.Array) -> pa.RecordBatch:
     """Requests from :meth:`StepTables.with_texts` with the answers to each, as `tables.ANSWERS`."""
-    (block,) = (
-        requests.select(ANSWERS.names[:-1])
-        .append_column("completions", completions)
-        .cast(ANSWERS)
-        .combine_chunks()
-        .to_batches()
-    )
+    answered = requests.select(ANSWERS.names[:-1]).append_column("completions", completions)
+    (block,) = answered.cast(ANSWERS).combine_chunks().to_batches()
     return block
 
 

@@ -53,11 +53,8 @@ def stem(word: str) -> str:
 
 def content_words(text_words: Sequence[str]) -> list[str]:
     """The words that carry meaning. Negation is a property of the whole text and is checked elsewhere."""
-    return [
-        word
-        for word in text_words
-        if word not in STOP_WORDS and (len(word) > 1 or word >= UNSPACED[0]) and not denies(word)
-    ]
+    meant = [word for word in text_words if word not in STOP_WORDS and not denies(word)]
+    return [word for word in meant if len(word) > 1 or word >= UNSPACED[0]]
 
 
 def denies(word: str) -> bool:
@@ -65,7 +62,7 @@ def denies(word: str) -> bool:
     return word in NEGATIONS or word.endswith("n't")
 
 
-def jaccard(one: Sequence[str], two: Sequence[str]) -> float:
+def jaccard(first: Sequence[str], second: Sequence[str]) -> float:
     """|A ∩ B| / |A ∪ B| of two word lists taken as sets; 1 for two empty ones."""
-    a, b = set(one), set(two)
+    a, b = set(first), set(second)
     return len(a & b) / len(a | b) if a or b else 1.0

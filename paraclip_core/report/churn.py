@@ -43,16 +43,11 @@ def churn_section(churn: Churn | None, classes: Mapping[str, str]) -> ChurnSecti
         f"images that stay among the first {depth}",
         "share of queries, %",
     )
-    queries = [
-        (
-            query,
-            {
-                "base": ranked(query.base, query.tuned, classes, query.right),
-                "tuned": ranked(query.tuned, query.base, classes, query.right),
-            },
-        )
-        for query in changed_queries(churn)
-    ]
+    queries = []
+    for query in changed_queries(churn):
+        base = ranked(query.base, query.tuned, classes, query.right)
+        tuned = ranked(query.tuned, query.base, classes, query.right)
+        queries.append((query, {"base": base, "tuned": tuned}))
     # Safe because the chart is built from numbers and our own words.
     return ChurnSection(churn, depth, Markup(chart), QUANTILES, queries, bool(classes))
 

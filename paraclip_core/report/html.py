@@ -50,10 +50,10 @@ class Shown(NamedTuple):
 
 
 def ranked(
-    images: Sequence[str], beside: Sequence[str], classes: Mapping[str, str], right: Collection[str] = ()
+    images: Sequence[str], compared: Sequence[str], classes: Mapping[str, str], right: Collection[str] = ()
 ) -> list[Shown]:
-    """A ranked list next to another one; `classes` are the CSS classes of images with a thumbnail."""
-    return [Shown(image, classes.get(image) or "none", image in beside, image in right) for image in images]
+    """A ranked list next to the one that it is `compared` with; `classes`: CSS classes of images with a thumbnail."""
+    return [Shown(image, classes.get(image) or "none", image in compared, image in right) for image in images]
 
 
 def figure(value: float, decimals: int = 1) -> str:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from paraclip_core.evaluation.benchmarks import describe_benchmark
 from paraclip_core.evaluation.rows import Row
 from paraclip_core.report.churn import churn_section
-from paraclip_core.report.data import QueryPair, RejectGroup, ReportData
+from paraclip_core.report.data import QueryPair, ReportData
 from paraclip_core.report.html import Shown, page_environment, ranked, style_rules
 from paraclip_core.report.plots import (
     alpha_plot,
@@ -54,6 +54,7 @@ def render_report(data: ReportData) -> str:
         share=_share, size=_size, compact=partial(json.dumps, indent=1, sort_keys=True, ensure_ascii=False)
     )
     classes = {image_id: f"t{number}" for number, image_id in enumerate(sorted(data.thumbnails))}
+    by_stage = ((stage, list(groups)) for stage, groups in groupby(data.rejects, key=lambda group: group.stage))
     return environment.get_template("template.html").render(
         data=data,
         headlines=[] if data.untrained else _headlines(data.comparison),
@@ -69,7 +70,10 @@ def render_report(data: ReportData) -> str:
         churn=churn_section(data.churn, classes),
         better=[(pair, _lists(pair, classes)) for pair in data.better],
         worse=[(pair, _lists(pair, classes)) for pair in data.worse],
-        rejects=_by_stage(data.rejects),
+        rejects=[
+            (stage, sum(group.count for group in groups), sorted(groups, key=lambda group: -group.count))
+            for stage, groups in by_stage
+        ],
         funnel=_funnel(data.funnel),
         classes=classes,
         thumbnails=style_rules(data.thumbnails, classes),
@@ -152,19 +156,14 @@ def _lists(pair: QueryPair, classes: Mapping[str, str]) -> list[list[tuple[str, 
     }
     return [
         [
-            (f"{model}, found by the {text}", ranked(images, beside, classes, [pair.image_id]))
-            for text, images, beside in (
+            (f"{model}, found by the {text}", ranked(images, compared, classes, [pair.image_id]))
+            for text, images, compared in (
                 ("caption", caption, paraphrased),
                 ("paraphrased query", paraphrased, caption),
             )
         ]
         for model, (caption, paraphrased) in models.items()
     ]
-
-
-def _by_stage(rejects: Sequence[RejectGroup]) -> list[tuple[str, int, list[RejectGroup]]]:
-    stages = [(stage, list(groups)) for stage, groups in groupby(rejects, key=lambda group: group.stage)]
-    return [(stage, sum(g.count for g in groups), sorted(groups, key=lambda g: -g.count)) for stage, groups in stages]
 
 
 def _share(value: float, reach: float) -> str:

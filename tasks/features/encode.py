@@ -69,7 +69,8 @@ def encode(ctx: StageContext) -> dict[str, Any]:
 def _earlier(ctx: StageContext, image_encoder: Mapping[str, str]) -> EarlierFeatures:
     """The features of the newest artifacts of the same image encoder."""
     stores = []
-    alike = [one for one in ctx.store.list("features") if image_encoder.items() <= one.manifest.metrics.items()]
+    finished = ctx.store.list("features")
+    alike = [artifact for artifact in finished if image_encoder.items() <= artifact.manifest.metrics.items()]
     for artifact in alike[-EARLIER:]:
         try:
             stores.append(FeatureStore(ctx.store.download(artifact).path))
@@ -110,17 +111,15 @@ def _part(ctx: StageContext, kind: str, shard: int) -> Path:
 
 def _reject_rows(rejected: list[tuple[ImageFile, str, str]]) -> pa.Table:
     rows = [
-        (
-            file.archive,
-            (picture_place(file.name) or (None, None))[1],
-            reason,
-            f"image {file.image_id!r}: {detail}",
-            None,
-        )
+        {
+            "source": file.archive,
+            "source_row": (picture_place(file.name) or (None, None))[1],
+            "reason": reason,
+            "detail": f"image {file.image_id!r}: {detail}",
+        }
         for file, reason, detail in rejected
     ]
-    names = ("source", "source_row", "reason", "detail", "caption_raw")
-    return pa.Table.from_pylist([dict(zip(names, row, strict=True)) for row in rows], schema=tables.REJECTS)
+    return pa.Table.from_pylist(rows, schema=tables.REJECTS)
 
 
 def _join(ctx: StageContext, shards: int, total: int) -> int:

@@ -17,10 +17,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.files import convert_disk_errors, storage_error
+from paraclip.storage.files import convert_disk_errors, storage_errors
 from paraclip.tasks.run.run import Stop
 from paraclip.tasks.run.status import StatusFile, read_failure, relay_from
 from paraclip_core.config import Settings
@@ -56,7 +56,10 @@ def call_in_child(
     The calling thread starts the child and waits for it, so it outlives the child: the kernel ends the child when the
     thread that started it ends. The child's output is appended to the log file `path`; setting `stop` ends the child.
     """
-    with TempDir() as folder, _open_log(path) as output:
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log_file = path.open("a", encoding="utf-8", errors="replace")
+    with TempDir() as folder, log_file as output:
         text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
         with convert_disk_errors(folder):
             (folder / "request.json").write_text(text)
@@ -77,14 +80,6 @@ def call_in_child(
         if child.returncode:
             # A finished child can still crash: some libraries do when they are unloaded.
             raise read_failure(status, StageError) or _crash(child.returncode, path, began)
-
-
-def _open_log(path: Path) -> TextIO:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise storage_error(error, path) from error
 
 
 def _environment(settings: Settings) -> dict[str, str]:

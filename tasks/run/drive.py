@@ -38,10 +38,7 @@ def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> R
     """Run every unfinished stage, each when its inputs are finished, and store the results.
 
     The first stage that fails stops the others at their next checkpoint and ends the run with its error, which names
-    the stage.
-
-    Raises:
-        ParaclipError: raised by a stage or a check before it; another call continues from there.
+    the stage; another call continues from there.
     """
     check_run_name(run.settings.name, run.store)
     run.need_files()
@@ -56,8 +53,7 @@ def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> R
 def finished(run: Run, start: str | None = None) -> Result | None:
     """The outcome of a run whose stages are all finished; None if any is not.
 
-    Raises:
-        ConfigError: a stage before `start` is not finished, or there is nothing to run on.
+    Raises ConfigError if a stage before `start` is not finished, or there is nothing to run on.
     """
     check_run_name(run.settings.name, run.store)
     run.need_files()
@@ -93,7 +89,9 @@ class InTurn:
         if self._ended:
             return False
         try:
-            self._ended.append((node.name, self._row(node)))
+            with self._progress_of(node.name) as progress:
+                row = carry(node, self._run, progress, self._warn, self._say)[1]
+            self._ended.append((node.name, row))
         except ParaclipError as error:
             self._ended.append((node.name, error))
         return True
@@ -103,10 +101,6 @@ class InTurn:
 
     def wait(self) -> None:
         """Nothing to wait for: stages run in the calling thread."""
-
-    def _row(self, node: Node) -> Row:
-        with self._progress_of(node.name) as progress:
-            return carry(node, self._run, progress, self._warn, self._say)[1]
 
 
 def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:

@@ -17,7 +17,7 @@ from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft, W
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.storage.roots import open_store
 from paraclip_core.config import Settings
-from paraclip_core.errors import ConfigError, InputError, StageError
+from paraclip_core.errors import ArtifactError, ConfigError, InputError, StageError
 from paraclip_core.options import import_path
 from paraclip_core.paraphrase.engines import EngineContext
 from paraclip_core.paraphrase.paraphraser import Paraphraser
@@ -79,12 +79,10 @@ class StageContext:
 
     @property
     def settings(self) -> Settings:
-        """The run's settings."""
         return self.run.settings
 
     @property
     def store(self) -> ArtifactStore:
-        """The run's artifact store."""
         return self.run.store
 
 
@@ -161,7 +159,6 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The stage's name."""
         return self.stage.name
 
     @property
@@ -226,6 +223,13 @@ class Run:
     def artifact(self, name: str) -> Artifact | None:
         """A stage's finished artifact, whose files may not be here; None if it is not finished."""
         return self.store.peek(name, self.node(name).fingerprint)
+
+    def sound(self, name: str) -> Artifact | None:
+        """As :meth:`artifact`, but None if it is damaged, which its stage reports, or if the run has no such stage."""
+        try:
+            return self.artifact(name) if name in self.stages else None
+        except ArtifactError:
+            return None
 
     def artifacts(self) -> dict[str, Artifact]:
         """Every finished stage's artifact, whose files may not be here."""
@@ -329,8 +333,8 @@ def find_missing(settings: Settings, option: str, path: str, expected: str) -> l
 def need(missing: Iterable[Missing], settings: Settings) -> None:
     """Raise a ConfigError that lists what is missing, each place once; all together, as each may take hours to get."""
     places = defaultdict[str, tuple[list[str], list[str]]](lambda: ([], []))
-    for one in missing:
-        for names, name in zip(places[one.place], (one.expected, one.option), strict=True):
+    for absent in missing:
+        for names, name in zip(places[absent.place], (absent.expected, absent.option), strict=True):
             if name not in names:
                 names.append(name)
     if places:

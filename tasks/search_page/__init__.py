@@ -65,8 +65,6 @@ def make_app(
 ) -> FastAPI:
     """Make the application; the page shows `facts` about models and index, `report` is the page of the model's run.
 
-    Queries that `heads` has paraphrases of are also ranked by the mean feature with them.
-
     With a `token`, every request needs it, as `?token=` once or `Authorization: Bearer`.
     """
     app = FastAPI(title="paraclip search", docs_url=None, redoc_url=None)
@@ -153,16 +151,19 @@ def _answer(engine: SearchEngine, catalogue: Catalogue, asked: SearchRequest, he
     """Answer one request with every side; images like another are the same by both models."""
     count = max(asked.count, DEPTH)
     if asked.like is not None:
-        return {"images": {"hits": _hits(catalogue, engine.like(_row(catalogue, asked.like), count), asked.count)}}
+        if (row := catalogue.rows.get(asked.like)) is None:
+            name = asked.like[:200]
+            raise HTTPException(404, f"the index has no image {name!r}; it may be gone since the page was loaded")
+        return {"images": {"hits": _hits(catalogue, engine.like(row, count), asked.count)}}
     sides = _queries(engine, asked, heads)
     rankings = iter(engine.search([query for queries in sides.values() for query in queries], count))
     answer = dict[str, dict[str, Any]]()
     for name, queries in sides.items():
         ranking, *paraphrased = islice(rankings, len(queries))
         answer[name] = {"hits": _hits(catalogue, ranking, asked.count)}
-        for beside in paraphrased:
-            answer[name] |= _agreement(ranking, beside)
-            answer[name]["paraphrased_hits"] = _hits(catalogue, beside, asked.count)
+        for paraphrased_ranking in paraphrased:
+            answer[name] |= _agreement(ranking, paraphrased_ranking)
+            answer[name]["paraphrased_hits"] = _hits(catalogue, paraphrased_ranking, asked.count)
     return answer
 
 
@@ -184,13 +185,6 @@ def _agreement(ranking: Ranking, paraphrased: Ranking) -> dict[str, Any]:
         "js": round(100 * float(jaccard(*lists, k=depth)[0]), 1),
         "shared": [row for row in ranking.rows[:depth].tolist() if row in shared],
     }
-
-
-def _row(catalogue: Catalogue, image_id: str) -> int:
-    row = catalogue.rows.get(image_id)
-    if row is None:
-        raise HTTPException(404, f"the index has no image {image_id[:200]!r}; it may be gone since the page was loaded")
-    return row
 
 
 def _allowed(request: Request, given: str | None, token: str) -> bool:

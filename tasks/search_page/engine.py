@@ -71,7 +71,8 @@ class SearchEngine:
     def search(self, queries: Sequence[Query], count: int) -> list[Ranking]:
         """Return the first `count` images for each query."""
         with self._lock:
-            return self._nearest(np.stack([self._vector(query) for query in queries]), count)
+            encoded = ((partial(encode_texts, self._model(query.alpha)), query.texts) for query in queries)
+            return self._nearest(np.stack([mean_features(encode, [texts])[0] for encode, texts in encoded]), count)
 
     def like(self, row: int, count: int) -> Ranking:
         """Return the first `count` images for the image in this row of the index, which is the first of them."""
@@ -80,9 +81,6 @@ class SearchEngine:
 
     def _nearest(self, vectors: NDArray[np.float32], count: int) -> list[Ranking]:
         return [Ranking(*ranking) for ranking in zip(*self.searcher.nearest(vectors, count), strict=True)]
-
-    def _vector(self, query: Query) -> NDArray[np.float32]:
-        return mean_features(partial(encode_texts, self._model(query.alpha)), [query.texts])[0]
 
     def _model(self, alpha: float) -> ClipModel:
         if alpha in (BASE, TUNED):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,11 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
 
     For an unchanged archive, ids are compared; otherwise contents are, for a sample if there are very many images.
     """
-    here = [one for one in run.store.list("features") if one.path.is_dir()]
+    here = [artifact for artifact in run.store.list("features") if artifact.path.is_dir()]
     if not here:
         return None
     draft = run.node("features").draft
-    alike = [one for one in here if _image_encoder(one.manifest) == _image_encoder(draft)]
+    alike = [artifact for artifact in here if _image_encoder(artifact.manifest) == _image_encoder(draft)]
     scenes = run.artifact("scenes") if "scenes" in draft.inputs else None
     if not alike or ("scenes" in draft.inputs and scenes is None):
         return None
@@ -127,34 +128,29 @@ def _options(run: Run) -> Mapping[str, Any]:
     """The options that decide the features: the image encoder, but not the text encoder or a local model's location."""
     model = run.settings.model
     if model.base == BUILT_IN:
-        image_encoder: dict[str, Any] = {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}
-    else:
-        image_encoder = {"base": place_free_name(model.base)}
-    return {"image_encoder": image_encoder}
+        return {"image_encoder": {"weights": IMAGE_WEIGHTS, "embed_dim": model.embed_dim}}
+    return {"image_encoder": {"base": place_free_name(model.base)}}
+
+
+def _archives(run: Run) -> list[tuple[str, str]]:
+    """The sources' tars and folders of images, each with the option that names it."""
+    sources = run.settings.data.sources if run.settings.data.scenes is None else ()
+    named = ((f"data.sources[{number}].images", source.images) for number, source in enumerate(sources))
+    return [(option, images) for option, images in named if images is not None]
 
 
 def _sources(run: Run) -> Mapping[str, str]:
     """Content hashes of the image archives and of a base in a local folder."""
-    settings, contents = run.settings, dict(base_sources(run))
-    need(_missing(run), settings)
-    for source in settings.data.sources if settings.data.scenes is None else ():
-        if source.images is None or f"images/{source.images}" in contents:
-            continue
-        contents[f"images/{source.images}"] = run.hashes.of_place(input_path(settings, source.images))
-    return contents
+    contents = dict(base_sources(run))
+    need(_missing(run), run.settings)
+    archives = dict.fromkeys(images for _, images in _archives(run))
+    return contents | {f"images/{name}": run.hashes.of_place(input_path(run.settings, name)) for name in archives}
 
 
 def _missing(run: Run) -> list[Missing]:
-    """The sources' tars and folders of images that are not there."""
-    sources = run.settings.data.sources if run.settings.data.scenes is None else ()
-    return [
-        missing
-        for number, source in enumerate(sources)
-        if source.images is not None
-        for missing in find_missing(
-            run.settings, f"data.sources[{number}].images", source.images, "a tar or folder with the captions' images"
-        )
-    ]
+    expected = "a tar or folder with the captions' images"
+    found = (find_missing(run.settings, option, images, expected) for option, images in _archives(run))
+    return list(chain.from_iterable(found))
 
 
 FEATURES = Stage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -25,28 +26,25 @@ def _options(run: Run) -> Mapping[str, Any]:
     return {"index": {**about, "compared": index.images is not None}}
 
 
+def _places(run: Run) -> dict[str, str]:
+    """The files and folders of the index, by the option that names each."""
+    index = index_of(run.settings)
+    places = {"features": index.features, "ids": index.ids, "images": index.images}
+    return {name: place for name, place in places.items() if place is not None}
+
+
 def _sources(run: Run) -> Mapping[str, str]:
     """Content hashes of the index, its ids and a base in a local folder."""
-    settings, contents = run.settings, dict(base_sources(run))
-    need(_missing(run), settings)
-    index = index_of(settings)
-    for name, place in (("features", index.features), ("ids", index.ids)):
-        if place is None:
-            continue
-        contents[f"index/{name}"] = run.hashes.of_place(input_path(settings, place))
-    return contents
+    contents = dict(base_sources(run))
+    need(_missing(run), run.settings)
+    places = {f"index/{name}": place for name, place in _places(run).items() if name != "images"}
+    return contents | {name: run.hashes.of_place(input_path(run.settings, place)) for name, place in places.items()}
 
 
 def _missing(run: Run) -> list[Missing]:
-    """The files and folders of the index that are not there."""
-    index, expected = index_of(run.settings), "the image index, see docs/index-and-queries.md"
-    places = {"features": index.features, "ids": index.ids, "images": index.images}
-    return [
-        absent
-        for name, place in places.items()
-        if place is not None
-        for absent in find_missing(run.settings, f"data.index.{name}", place, expected)
-    ]
+    places, expected = _places(run), "the image index, see docs/index-and-queries.md"
+    found = (find_missing(run.settings, f"data.index.{name}", place, expected) for name, place in places.items())
+    return list(chain.from_iterable(found))
 
 
 def index_of(settings: Settings) -> IndexOptions:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -125,8 +124,14 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
 
     Texts of scenes that are not rendered yet are written to a temporary folder.
     """
-    settings = run.settings
-    with _source_root(run) as root:
+    settings, scenes = run.settings, run.settings.data.scenes
+    with TempDir("scenes-") as folder:
+        root = input_path(settings, ".")
+        if scenes is not None:
+            rendered = run.store.find("scenes", run.node("scenes").fingerprint)
+            root = folder if rendered is None else rendered.path
+            if rendered is None:
+                write_texts(scenes, folder)
         files = list_files(root, settings.data.sources, expand(settings.run.root))
         pipeline = corpus_of(settings).pipeline(settings.data, files)
         for file in files:
@@ -134,8 +139,7 @@ def scan_outcomes(run: Run) -> Iterator[Outcome]:
 
 
 def _body(ctx: StageContext) -> dict[str, Any]:
-    scenes = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else None
-    root = input_path(ctx.settings, ".") if scenes is None else scenes
+    root = ctx.inputs["scenes"].path if ctx.settings.data.scenes is not None else input_path(ctx.settings, ".")
     files = list_files(root, ctx.settings.data.sources, expand(ctx.settings.run.root))
     pipeline = corpus_of(ctx.settings).pipeline(ctx.settings.data, files)
     total = Counts()
@@ -197,21 +201,6 @@ def _ingest_file(
 
 def _stem(number: int) -> str:
     return f"part-{number:06d}"
-
-
-@contextmanager
-def _source_root(run: Run) -> Iterator[Path]:
-    scenes = run.settings.data.scenes
-    if scenes is None:
-        yield input_path(run.settings, ".")
-        return
-    artifact = run.store.find("scenes", run.node("scenes").fingerprint)
-    if artifact is not None:
-        yield artifact.path
-        return
-    with TempDir("scenes-") as folder:
-        write_texts(scenes, folder)
-        yield folder
 
 
 def _options(run: Run) -> Mapping[str, Any]:

@@ -117,19 +117,12 @@ def _write(selection: Selection, out: Path) -> int:
 
 @contextmanager
 def paraphrasing(
-    run: Run,
-    paraphraser: Paraphraser,
-    step: int,
-    batches: Batches,
-    captions: str,
-    scratch: Path,
-    progress: Progress,
+    run: Run, paraphraser: Paraphraser, step: int, batches: Batches, captions: str, scratch: Path, progress: Progress
 ) -> Iterator[Rounds]:
     """Yield the rounds of a step over these rows, ready to run; engine, cache and processes are closed at the end.
 
-    Runs that ask the same model about the same `captions` (the fingerprint of their ingest) have different fingerprints
-    if filters or attempts differ, but the same requests. Running concurrently, both would find them missing and pay for
-    them, so one of them waits.
+    Concurrent runs that ask the same model about the same `captions` (the fingerprint of their ingest) would both pay
+    for a missing request, so one of them waits.
     """
     engine, judge = paraphraser.engine(), paraphraser.judge
     engines = [engine]
@@ -328,11 +321,11 @@ def step_sources(run: Run, paraphraser: Paraphraser) -> dict[str, str]:
 def step_missing(run: Run, paraphraser: Paraphraser) -> list[Missing]:
     """The user's file, and a language model on this machine, if they are not there."""
     missing = list[Missing]()
-    for each in filter(None, (paraphraser, paraphraser.judge)):
-        if not each.facts.asks and (path := each.given.file.path):
+    for asked in filter(None, (paraphraser, paraphraser.judge)):
+        if not asked.facts.asks and (path := asked.given.file.path):
             expected = "paraphrases, or captions of the same images"
             missing += find_missing(run.settings, "paraphrase.file.path", path, expected)
-        if (model := each.model_path) is not None and not model.exists():
+        if (model := asked.model_path) is not None and not model.exists():
             missing.append(Missing("paraphrase.model", str(model.absolute()), "the language model"))
     return missing
 
@@ -367,12 +360,11 @@ def _stage(
     )
 
 
-def _checked_index(settings: Settings) -> tuple[str, ...]:
-    """The stage that checks an existing index, which takes seconds and may save what the paraphrases cost."""
-    return corpus_of(settings).checked_first
-
-
-PARAPHRASE_1 = _stage(1, "paraclip.tasks.preflight:check_before_paying", _checked_index)
+PARAPHRASE_1 = _stage(
+    1,
+    before="paraclip.tasks.preflight:check_before_paying",
+    after=lambda settings: corpus_of(settings).checked_first,
+)
 """Step 1: the caption in plain language."""
 
 PARAPHRASE_2 = _stage(2, before=lambda run: [])  # step 1 has checked for both

@@ -10,11 +10,11 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import yaml
 
 from paraclip.storage.artifacts import Artifact
@@ -86,7 +86,8 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     """Read everything that the page shows."""
     comparison = read_json(inputs["evaluate"].path / "comparison.json")
     better, worse = _pairs(inputs["evaluate"].path / "per_query")
-    churn = _churn(inputs["evaluate"].path / "churn.json")
+    changes = inputs["evaluate"].path / "churn.json"
+    churn = Churn.from_json(read_json(changes)) if changes.exists() else None
     samples = _paraphrases(inputs["paraphrase_2"].path / "paraphrases")
     ranked = ("base_caption", "base_paraphrased", "tuned_caption", "tuned_paraphrased")
     shown = [image for pair in (*better, *worse) for name in ranked for image in getattr(pair, name)]
@@ -94,6 +95,7 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
     shown += [sample.image_id for sample in samples if sample.image_id is not None]
     totals = row_totals({name: artifact.manifest.metrics for name, artifact in inputs.items()})
     tuned = inputs["finetune"].manifest.metrics
+    trust = corpus_of(settings).trust(inputs["features"])
     findings = [*from_json(comparison["findings"]), *training_findings(totals, tuned, settings)]
     return ReportData(
         name=settings.name,
@@ -107,7 +109,8 @@ def gather(settings: Settings, inputs: Inputs) -> ReportData:
         facts=_facts(settings, inputs, totals),
         settings=_as_yaml(settings),
         confidence=comparison["confidence"],
-        notes=[*notes(findings), *_data_notes(settings, inputs)],
+        # What the reader must know about the data: how far an index was checked, or what the splits share.
+        notes=[*notes(findings), *([trust] if trust else _shared(inputs).notices)],
         finetune=inputs["finetune"].fingerprint,
         image_encoder_before=tuned.get("image_encoder_hash_before", ""),
         image_encoder_after=tuned.get("image_encoder_hash_after", ""),
@@ -183,18 +186,13 @@ def _pairs(folder: Path) -> tuple[list[QueryPair], list[QueryPair]]:
     return [entry[3] for entry in better], [entry[3] for entry in worse]
 
 
-def _churn(path: Path) -> Churn | None:
-    """What changes for the same queries; None if no benchmark has plain queries."""
-    return Churn.from_json(read_json(path)) if path.exists() else None
-
-
 def _paraphrases(folder: Path) -> list[ParaphraseSample]:
     """Accepted paraphrases of distinct captions, sampled by the captions' hashes."""
     columns = ["caption_id", "image_id", "caption", "paraphrase_1", "paraphrase_2", "similarity_1", "similarity_2"]
     samples: dict[str, dict[str, Any]] = {}
     for row in _rows(folder, columns):
-        other = samples.get(row["caption"])
-        if row["paraphrase_2"] is None or (other is not None and other["caption_id"] <= row["caption_id"]):
+        earlier = samples.get(row["caption"])
+        if row["paraphrase_2"] is None or (earlier is not None and earlier["caption_id"] <= row["caption_id"]):
             continue
         samples[row["caption"]] = row
         if len(samples) > 4 * SAMPLES:
@@ -251,18 +249,11 @@ def _funnel(inputs: Inputs, totals: Mapping[str, int]) -> list[tuple[str, int]]:
     return [(name, count) for name, count in steps if count is not None]
 
 
-def _data_notes(settings: Settings, inputs: Inputs) -> list[str]:
-    """What the reader must know about the data: what the splits share, or how far the index was checked."""
-    trust = corpus_of(settings).trust(inputs["features"])
-    return [trust] if trust else _shared(inputs).notices
-
-
 def _shared(inputs: Inputs) -> Shared:
     """The overlap of validation with training, comparing the contents of all images."""
     store = FeatureStore(inputs["features"].path)
 
-    def batches() -> Iterator[pa.RecordBatch]:
-        return iter_batches(inputs["ingest"].path / "captions", SHARED_COLUMNS)
+    batches = partial(iter_batches, inputs["ingest"].path / "captions", SHARED_COLUMNS)
 
     def compare(unseen: Mapping[str, Place], _: int) -> tuple[int, int]:
         rows = store.find(list(unseen))

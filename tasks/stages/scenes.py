@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from paraclip.storage.files import storage_error
+from paraclip.storage.files import storage_errors
 from paraclip.tasks.run.run import Stage, StageContext
-from paraclip_core.errors import ConfigError
 from paraclip_core.options import meaning
 
 
@@ -16,12 +15,9 @@ def _render_scenes(ctx: StageContext) -> dict[str, Any]:
     from paraclip_core.demo.render import write_scenes
 
     options = ctx.settings.data.scenes
-    if options is None:
-        raise ConfigError("the stage `scenes` needs `data.scenes`; set it, for example to {images: 3000}")
-    try:
+    assert options is not None
+    with storage_errors(ctx.work.out):
         return dict(write_scenes(options, ctx.work.out, ctx.progress))
-    except OSError as error:
-        raise storage_error(error, ctx.work.out) from error
 
 
 SCENES = Stage(

@@ -24,8 +24,8 @@ def _options(settings: Settings) -> dict[str, Any]:
     options = {k: v for k, v in meaning(settings.finetune).items() if k not in RecipeOptions.model_fields}
     tried = candidates_of(settings)
     # What is tried, whether it was set or is the default; losses that no recipe reads mean nothing.
-    options["recipe"] = {one.recipe: one.losses for one in tried}
-    options["learning_rate"] = sorted({one.options.learning_rate for one in tried})
+    options["recipe"] = {candidate.recipe: candidate.losses for candidate in tried}
+    options["learning_rate"] = sorted({candidate.options.learning_rate for candidate in tried})
     if (retention := corpus_of(settings).retention) is not None:
         options["retention"] = retention
     return {"finetune": options, "base": base if base == BUILT_IN else place_free_name(base)}

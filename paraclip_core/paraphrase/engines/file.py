@@ -13,6 +13,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import pyarrow as pa
@@ -55,46 +56,37 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+").findall
 class FileEngine:
     """Answers from a Parquet, JSONL, CSV or TSV file, or from the sibling captions of a file without paraphrases.
 
-    Texts are cleaned as captions and answers are, then compared by their words alone: case, punctuation and whitespace
-    do not matter, and a file may be as raw as the caption files. Several rows of one caption are several paraphrases of
-    it. If a paraphrase 1 occurs twice, the first row's paraphrase 2 counts. A text missing from the file gets a
-    completion without answers.
+    Texts are cleaned as captions and answers are, then compared by their words alone. Several rows of one caption are
+    several paraphrases of it. If a paraphrase 1 occurs twice, the first row's paraphrase 2 counts. A text missing from
+    the file gets a completion without answers.
     """
 
     name = "file"
-    facts = EngineFacts(
-        on_device=False,
-        shares_cores=True,
-        asks=False,
-        look_up={"look_up": LOOK_UP},
-        filters="off",
-    )
+    facts = EngineFacts(on_device=False, shares_cores=True, asks=False, look_up={"look_up": LOOK_UP}, filters="off")
 
     def __init__(self, options: EngineOptions[FileEngineOptions], context: EngineContext) -> None:
         self._path = expand(context.data_root) / expand(options.options.path)
         self._answers: dict[int, dict[str, list[str]]] | None = None
-        self._model = ""
 
-    @property
+    @cached_property
     def model(self) -> str:
         """``file:`` and a hash of the file's bytes and the columns that are read."""
-        if not self._model:
-            try:
-                with self._path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256")
-            except OSError as error:
-                raise InputError(
-                    f"paraphrase.file.path: cannot read {self._path}: {error.strerror or error} "
-                    "(the path is relative to data.root)"
-                ) from error
-            digest.update(json.dumps([*COLUMNS, LOOK_UP]).encode())
-            self._model = f"file:{digest.hexdigest()[:32]}"
-        return self._model
+        try:
+            with self._path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+        except OSError as error:
+            raise InputError(
+                f"paraphrase.file.path: cannot read {self._path}: {error.strerror or error} "
+                "(the path is relative to data.root)"
+            ) from error
+        digest.update(json.dumps([*COLUMNS, LOOK_UP]).encode())
+        return f"file:{digest.hexdigest()[:32]}"
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """The file's paraphrases of each prompt's text, or none."""
         answers = self._load()
-        return [Completion(tuple(answers.get(one.step, {}).get(_key(one.text), ())), 0, 0) for one in prompts]
+        found = (answers.get(prompt.step, {}).get(_key(prompt.text), ()) for prompt in prompts)
+        return [Completion(tuple(paraphrases), 0, 0) for paraphrases in found]
 
     def close(self) -> None:
         self._answers = None

@@ -183,8 +183,7 @@ class OpenAIEngine:
     """Requests completions concurrently; each seed comes from the run's seed and the text, so neighbors do not matter.
 
     A prompt that the server refuses while it answers others gets a completion without texts, which the filters reject
-    by name. If the run has to stop, requests in flight are awaited, and their completions are handed over before the
-    error is raised.
+    by name. If the run has to stop, completions of requests in flight are handed over before the error is raised.
     """
 
     name = "openai"
@@ -269,10 +268,8 @@ class OpenAIEngine:
             # The import takes a second, and `plan` needs no client.
             from paraclip_core.paraphrase.engines.openai_client import Client
 
-            self._connection = (
-                LoopThread(),
-                Client(self.options.base_url, self.options.api_key_env, self.options.retries, self.at),
-            )
+            client = Client(self.options.base_url, self.options.api_key_env, self.options.retries, self.at)
+            self._connection = LoopThread(), client
         return self._connection
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,6 @@ class OpenVinoEngine:
     def __init__(self, options: EngineOptions[str], context: EngineContext) -> None:
         self._path = context.path_of(options.model) if options.model else None
         self._precision, self._hash_files = options.options, context.hash_files
-        self._model = ""
         self._pipeline: Any = None
         self._warm: set[tuple[tuple[str, str], ...]] = set()
 
@@ -64,10 +64,9 @@ class OpenVinoEngine:
     @property
     def model(self) -> str:
         """Name and hash of the model's files, and the precision."""
-        if not self._model:
-            self._model = f"{self._identity()}@{self._precision}"
-        return self._model
+        return f"{self._identity}@{self._precision}"
 
+    @cached_property
     def _identity(self) -> str:
         if self._path is None:
             return smollm2.model_id()

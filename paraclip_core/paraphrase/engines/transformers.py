@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -49,7 +50,6 @@ class TransformersEngine:
     def __init__(self, options: EngineOptions[TransformersOptions], context: EngineContext) -> None:
         self._folder, self._options, self._context = context.path_of(options.model), options.options, context
         self._loaded: tuple[Any, Any] | None = None
-        self._model = ""
         self._ends: list[int] = []
         """Tokens that end an answer of one line."""
 
@@ -57,12 +57,10 @@ class TransformersEngine:
     def facts(self) -> EngineFacts:
         return EngineFacts(shares_cores=True)
 
-    @property
+    @cached_property
     def model(self) -> str:
         """Folder name, a hash of the files, and the version of the sampling."""
-        if not self._model:
-            self._model = f"{local_model(self._folder, self._context.hash_files)}?draws={DRAWS}"
-        return self._model
+        return f"{local_model(self._folder, self._context.hash_files)}?draws={DRAWS}"
 
     def check(self) -> None:
         _ = self.model
@@ -79,8 +77,8 @@ class TransformersEngine:
         try:
             for start in range(0, len(order), size):
                 batch = order[start : start + size]
-                some = self._batch([prompts[i] for i in batch], [texts[i] for i in batch], sampling)
-                completions |= zip(batch, some, strict=True)
+                drawn = self._batch([prompts[i] for i in batch], [texts[i] for i in batch], sampling)
+                completions |= zip(batch, drawn, strict=True)
         except RuntimeError as error:
             raise EngineError(
                 f"{self._folder.name} failed on {len(prompts)} prompts: {error}; if memory is short, lower "
@@ -150,10 +148,8 @@ class TransformersEngine:
             if tokenizer.pad_token_id is None:
                 tokenizer.pad_token = tokenizer.eos_token
             self._loaded = model.to(device).eval(), tokenizer
-            ends, pieces = (
-                model.generation_config.eos_token_id,
-                tokenizer.batch_decode([[i] for i in range(len(tokenizer))]),
-            )
+            pieces = tokenizer.batch_decode([[number] for number in range(len(tokenizer))])
+            ends = model.generation_config.eos_token_id
             ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
             self._ends = [*ends, *(i for i, piece in enumerate(pieces) if "\n" in piece)]
         return self._loaded

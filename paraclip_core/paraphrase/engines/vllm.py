@@ -19,6 +19,7 @@ import urllib.request
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -98,21 +99,18 @@ class VllmEngine:
         self._context = context
         self._process: VllmProcess | None = None
         self._client: OpenAIEngine | None = None
-        self._model = ""
 
     @property
     def facts(self) -> EngineFacts:
         return EngineFacts(every_gpu=True)
 
-    @property
+    @cached_property
     def model(self) -> str:
         """Model id and revision, and the arguments that change the answers."""
-        if not self._model:
-            extra = {name: value for name, value in self._extra.items() if name not in {*SCHEDULING, "revision"}}
-            # Sorted, so that their order in a configuration does not matter.
-            changed = urlencode({"extra": json.dumps(extra, sort_keys=True)}) if extra else ""
-            self._model = self._identity() + (f"?{changed}" if changed else "")
-        return self._model
+        extra = {name: value for name, value in self._extra.items() if name not in {*SCHEDULING, "revision"}}
+        # Sorted, so that their order in a configuration does not matter.
+        changed = urlencode({"extra": json.dumps(extra, sort_keys=True)})
+        return f"{self._identity()}?{changed}" if extra else self._identity()
 
     def _identity(self) -> str:
         if self._folder is not None:
