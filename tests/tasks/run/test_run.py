@@ -78,7 +78,8 @@ def test_a_control_is_a_fine_tuning_on_captions_alone(tmp_path: Path) -> None:
     settings = load_settings(DEMO, [QUERIES, wanted])
     nodes = Run(settings, ArtifactStore(tmp_path / "root")).nodes
     control, tuned = (nodes[name].draft.options["finetune"] for name in ("control", "finetune"))
-    assert control == {**tuned, "texts": "captions"}
+    assert list(control["recipe"]) == [*tuned["recipe"], "ranking", "captions"]
+    assert {**control, "recipe": {}} == {**tuned, "texts": "captions", "recipe": {}}
     assert nodes["evaluate"].draft.inputs["control"] == nodes["control"].fingerprint
     before, after = (fingerprints(tmp_path, wanted, *more) for more in ((), ("finetune.epochs=1",)))
     assert {name for name in before if before[name] != after[name]} == {"finetune", "control", "evaluate", "report"}
