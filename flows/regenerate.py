@@ -40,8 +40,8 @@ def regenerate(
     """Make a challenger from the current captions, and promote it if it is good enough.
 
     Only new or changed captions are paraphrased: every other answer is in the answers cache. If nothing changed at
-    all, every stage is found finished and the channel stays as it is. The challenger must be better than its base and
-    no worse than the model that the channel serves, on the same benchmarks. With `run.promote=ask`, a person has the
+    all, every stage is found finished and the channel stays as it is. The challenger must be better than its base and,
+    by a step, than the model that the channel serves, on the same benchmarks. With `run.promote=ask`, a person has the
     last word: the run is suspended until somebody resumes it.
 
     Args:

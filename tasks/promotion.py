@@ -51,7 +51,7 @@ def decide(
     force: bool = False,
     approve: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
-    """Move `channel` to the run's model if it is better than its base and no worse than the channel's current model.
+    """Move `channel` to the run's model if it is better than its base and, by a step, than the channel's current model.
 
     With `force`, the channel is moved in any case and belongs to this run from then on. `approve` is called with the
     decision before the move, and raises to prevent it. The decision is stored as ``results/<run>/promotion.json``:

@@ -171,7 +171,7 @@ def promote(
     gate: GateOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Move a channel to a finished run's model, if it beats its base and is no worse than the channel's model.
+    """Move a channel to a finished run's model, if it beats its base and, by a step, the channel's model.
 
     A channel that serves another run's model moves only with `--force`, and then belongs to this run.
     """
