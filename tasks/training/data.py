@@ -291,10 +291,12 @@ def paraphrase_rows(
         yield from _rows(whole, images, columns, counts, keep, tokens)
 
 
-def paraphrased(folder: Path, tokens: TextTokens, first_only: bool) -> Iterator[pa.RecordBatch]:
-    """The rows of a table of paraphrases that have both, with tokens, ``caption``, ``caption_id`` and ``image_id``."""
+def paraphrased(
+    folder: Path, tokens: TextTokens, first_only: bool, also: Sequence[str] = ()
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table of paraphrases that have both, with tokens, ``caption_id``, ``image_id`` and what else is named."""
     begins, columns = CaptionStarts(), tokens.columns(TEXT_TOKENS)
-    for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION, CAPTION_ID, "image_id"]))):
+    for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION_ID, "image_id", *also]))):
         whole = batch.filter(batch[columns[-1]].is_valid())
         yield whole.filter(pa.array(begins(whole[CAPTION_ID]))) if first_only else whole
 

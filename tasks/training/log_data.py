@@ -64,7 +64,7 @@ def query_data(ctx: StageContext, tokens: TextTokens) -> TuningData:
 def log_rows(folder: Path, share: float, counts: RowCounts, tokens: TextTokens = STORED) -> Iterator[RowBatch]:
     """Rows of the queries to train on that have both paraphrases, in table order."""
     columns = tokens.columns(TEXT_TOKENS)
-    for whole in paraphrased(folder, tokens, first_only=False):
+    for whole in paraphrased(folder, tokens, first_only=False, also=(CAPTION,)):
         held_out = is_held_out(whole[CAPTION], share)
         counts.read += whole.num_rows
         counts.held_out += int(held_out.sum())
@@ -79,7 +79,7 @@ def log_validation(folder: Path, store: FeatureStore, share: float, tokens: Text
     """
     parts: dict[str, list[Ragged]] = {column: [] for column in TEXT_TOKENS}
     wanted, columns = MAX_QUERIES, tokens.columns(TEXT_TOKENS)
-    for whole in paraphrased(folder, tokens, first_only=True):
+    for whole in paraphrased(folder, tokens, first_only=True, also=(CAPTION,)):
         rows = whole.filter(pa.array(is_held_out(whole[CAPTION], share))).slice(0, wanted)
         texts = texts_of(rows, columns, tokens)
         for column in TEXT_TOKENS:

@@ -116,7 +116,10 @@ def measure(pairs: ScoredPairs, encode: TextEncoder) -> Measured:
     features, rows = unique_features(encode, pairs.first + pairs.second)
     count = len(pairs.gold)
     cosines = pair_scores(features, rows[:count], features, rows[count:])
-    sample = Sample(cosines, components(rows[:count], rows[count:]), np.asarray(pairs.gold, np.float64))
+    clusters = components(rows[:count], rows[count:])
+    # In a small file all pairs may hang together; then each counts by itself.
+    clusters = clusters if len(np.unique(clusters)) > 1 else np.arange(count)
+    sample = Sample(cosines, clusters, np.asarray(pairs.gold, np.float64))
     notes: dict[str, Any] = {
         "protocol": "Spearman of cosine and human score over all pairs",
         "pairs": count,
