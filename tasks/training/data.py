@@ -294,7 +294,7 @@ def paraphrase_rows(
 def paraphrased(
     folder: Path, tokens: TextTokens, first_only: bool, also: Sequence[str] = ()
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of a table of paraphrases that have both, with tokens, ``caption_id``, ``image_id`` and what else is named."""
+    """The rows of a table of paraphrases that have both, with tokens, ``caption_id``, ``image_id`` and `also`."""
     begins, columns = CaptionStarts(), tokens.columns(TEXT_TOKENS)
     for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION_ID, "image_id", *also]))):
         whole = batch.filter(batch[columns[-1]].is_valid())
