@@ -194,6 +194,11 @@ class Settings(Options):
         return ParaphraseOptions.model_validate(_merged(self.paraphrase.model_dump(), self.evaluate.queries) | WHOLE)
 
     @property
+    def independent_clicks(self) -> bool:
+        """Whether a log's clicks were made on another system's results."""
+        return self.data.index is not None and self.data.index.clicks == "independent"
+
+    @property
     def same_writer(self) -> bool:
         """Whether the model that paraphrases for training also writes the held-out queries."""
         queries, training = self.for_queries(), self.paraphrase

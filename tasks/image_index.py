@@ -130,8 +130,8 @@ def search_each(
     if groups is not None:
         vectors = mean_features(partial(encode_texts, models["tuned"]), groups)
         nearest["expanded"] = nearest_to(searcher, vectors, count)
-    found = {image for lists in nearest.values() for hits in lists for image, _ in hits}
-    captions = captions_of(target.captions, found)
+    shown = {image for lists in nearest.values() for hits in lists for image, _ in hits}
+    captions = captions_of(target.captions, shown)
 
     def ranked(hits: list[tuple[str, float]]) -> list[Hit]:
         return [

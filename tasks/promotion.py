@@ -186,7 +186,7 @@ def _against_champion(run: Run, champion: Move, evaluation: str, progress: Progr
         settings.evaluate.gate,
         rival="the champion",
         images=searched_images(outcomes),
-        independent_clicks=settings.data.index is not None and settings.data.index.clicks == "independent",
+        independent_clicks=settings.independent_clicks,
         first_image_changes=_first_image_changes(champions, challengers),
         new_captions=_new_captions(run.store, champion.stages.get("ingest"), challengers.manifest.inputs["ingest"]),
         champions_own=tuple(promoted),

@@ -108,8 +108,8 @@ def find_synonyms(texts: Iterable[str], fetch: Fetch, encode: Encode, pieces: Pi
         return pieces is None or all(pieces(part) == 1 for part in synonym.split())
 
     targets = sorted({word for text in texts for word in swappable(text)})
-    found = ((word, alternatives(word, answers)) for word, answers in sorted(fetch(targets).items()))
-    forward = {word: list(filter(fits, others)) for word, others in found}
+    synonyms = ((word, alternatives(word, answers)) for word, answers in sorted(fetch(targets).items()))
+    forward = {word: list(filter(fits, others)) for word, others in synonyms}
     near = _near(forward, encode)
     others = sorted({other for cosines in near.values() for other in cosines})
     back = {other: alternatives(other, answers) for other, answers in fetch(others).items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,6 +75,8 @@ def components(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
 DRAWN = 1 << 21
 """Drawn items in memory at once."""
 RESAMPLES, CONFIDENCE = 2000, 0.95
+Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+"""Standard errors between a mean and the ends of its interval."""
 """Draws behind each interval, and its coverage."""
 
 

@@ -27,6 +27,23 @@ NEGATIVE_AO, NEGATIVE_JS = f"hard_negative_{AO}", f"hard_negative_{JS}"
 SIDES = ("caption", "paraphrased_query")
 """The names of a pair's two texts in metrics of recall."""
 
+AGREEMENT = (
+    Metric(AO, f"AO@{DEPTH}", headline=True, by_part=True),
+    Metric(JS, f"JS@{DEPTH}"),
+    Metric(CORRECTED, f"chance-corrected AO@{DEPTH}", headline=True, by_part=True),
+    Metric(UNRELATED, f"AO@{DEPTH} of unrelated queries", lower_is_better=True, weighed_by=CORRECTED),
+)
+NEGATIVES = (
+    Metric(NEGATIVE_AO, f"AO@{DEPTH} with hard negatives", lower_is_better=True, by_part=True, weighed_by="margin"),
+    Metric(NEGATIVE_JS, f"JS@{DEPTH} with hard negatives", lower_is_better=True, weighed_by="margin"),
+    Metric("margin", "Margin over hard negatives", headline=True),
+)
+RECALLS = (
+    *recalls("caption_text_to_image_recall", "caption → image recall"),
+    *recalls("paraphrased_query_text_to_image_recall", "paraphrased query → image recall", by_part=True),
+)
+PREFERS = Metric("image_prefers_query", "image nearer to its query than to the hard negative")
+
 
 class QueryPair(NamedTuple):
     """A query and its paraphrase or hard negative."""
@@ -40,13 +57,14 @@ class QueryPair(NamedTuple):
     """The image that the query describes; empty if it is not known."""
 
 
+def differ(query: str, other: str) -> bool:
+    """Whether two texts differ by more than case and spaces, which most tokenizers ignore."""
+    return query.casefold().split() != other.casefold().split()
+
+
 def distinct(pairs: Sequence[QueryPair]) -> list[QueryPair]:
-    """The pairs of two different texts, ignoring case and spaces as most tokenizers do, and all that a rule made."""
-    return [
-        pair
-        for pair in pairs
-        if pair.part or pair.hard_negative or pair.query.casefold().split() != pair.other.casefold().split()
-    ]
+    """The pairs of two different texts, and all that a rule made."""
+    return [pair for pair in pairs if pair.part or pair.hard_negative or differ(pair.query, pair.other)]
 
 
 def measure_pairs(pairs: Sequence[QueryPair], pool: ImagePool, encoder: Encoder) -> Measured:
@@ -82,13 +100,13 @@ def measure_pairs(pairs: Sequence[QueryPair], pool: ImagePool, encoder: Encoder)
     if AO in samples and NEGATIVE_AO in samples:
         samples["margin"] = Sample(_difference(overlap, negative), clusters)
     for part, rows in _parts(pairs, ~negative & (images >= 0), clusters):
-        for side, found in zip(SIDES, lists, strict=True):
+        for side, rankings in zip(SIDES, lists, strict=True):
             # The captions of a part are those of the whole.
             for k in RECALL_DEPTHS if side != "caption" or not part else ():
-                add(f"{side}_text_to_image_recall@{k}{part}", recall_at_k(found[rows], images[rows], k), rows)
+                add(f"{side}_text_to_image_recall@{k}{part}", recall_at_k(rankings[rows], images[rows], k), rows)
     for _, rows in _parts(pairs, negative & (images >= 0), clusters)[:1]:
-        own, other = (pair_scores(features, side[rows], gallery, images[rows]) for side in (first, second))
-        add("image_prefers_query", (own > other).astype(np.float64), rows)
+        query, opposite = (pair_scores(features, side[rows], gallery, images[rows]) for side in (first, second))
+        add(PREFERS.name, (query > opposite).astype(np.float64), rows)
     notes: dict[str, Any] = {
         "images": len(pool.ids),
         "different_images": len(np.unique(ranked)),
@@ -138,21 +156,3 @@ def _difference(values: NDArray[np.float64], negative: NDArray[np.bool_]) -> NDA
     more, less = values[~negative], values[negative]
     centered = np.where(negative, (less.mean() - values) / len(less), (values - more.mean()) / len(more))
     return more.mean() - less.mean() + centered * len(values)
-
-
-AGREEMENT = (
-    Metric(AO, f"AO@{DEPTH}", headline=True, by_part=True),
-    Metric(JS, f"JS@{DEPTH}"),
-    Metric(CORRECTED, f"chance-corrected AO@{DEPTH}", headline=True, by_part=True),
-    Metric(UNRELATED, f"AO@{DEPTH} of unrelated queries", lower_is_better=True, weighed_by=CORRECTED),
-)
-NEGATIVES = (
-    Metric(NEGATIVE_AO, f"AO@{DEPTH} with hard negatives", lower_is_better=True, by_part=True, weighed_by="margin"),
-    Metric(NEGATIVE_JS, f"JS@{DEPTH} with hard negatives", lower_is_better=True, weighed_by="margin"),
-    Metric("margin", "Margin over hard negatives", headline=True),
-)
-RECALLS = (
-    *recalls("caption_text_to_image_recall", "caption → image recall"),
-    *recalls("paraphrased_query_text_to_image_recall", "paraphrased query → image recall", by_part=True),
-)
-PREFERS = Metric("image_prefers_query", "image nearer to its query than to the hard negative")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from paraclip_core.evaluation.intervals import CONFIDENCE
+from paraclip_core.evaluation.intervals import CONFIDENCE, Z
 
 GAIN = 2.0
 """Gain in points that an evaluation should be able to detect."""
@@ -28,14 +28,13 @@ def images_needed(images: int, half: float) -> int:
     3.1): n = ((z_(1-α/2) + z_0.8) · σ / gain)², where σ, of an image's difference, follows from an interval of ± `half`
     points over `images`: z_(1-α/2) · σ / √images = half.
     """
-    z, power = (NormalDist().inv_cdf(share) for share in ((1 + CONFIDENCE) / 2, POWER))
-    return math.ceil(images * ((1 + power / z) * half / GAIN) ** 2)
+    return math.ceil(images * ((1 + NormalDist().inv_cdf(POWER) / Z) * half / GAIN) ** 2)
 
 
 def expected_half(images: int, pairs: int) -> float:
     """Expected half-width of the interval of AO@10's difference, in points, before anything is measured."""
     between, within = SPREAD
-    return NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt((between**2 + within**2 * images / pairs) / images)
+    return Z * math.sqrt((between**2 + within**2 * images / pairs) / images)
 
 
 def loss_z(figures: int) -> float:

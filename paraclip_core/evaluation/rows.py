@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Measured
 from paraclip_core.evaluation.benchmarks import Metric, metric_of
-from paraclip_core.evaluation.intervals import CONFIDENCE, delta_interval
+from paraclip_core.evaluation.intervals import Z, delta_interval
 
 DIGITS = 6
 """Decimals written for a figure, far below the width of any interval."""
@@ -66,7 +65,7 @@ class Row:
     @property
     def error(self) -> float:
         """Its standard error, from the interval's width."""
-        return (self.high - self.low) / 2 / NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+        return (self.high - self.low) / 2 / Z
 
     @property
     def name(self) -> str:

@@ -313,7 +313,7 @@ def filters_of(options: FilterOptions) -> Filters:
     filters = Filters(_by_reason(preset.text), _by_reason(preset.meaning), preset.compared)
     for path in options.extra:
         check = _imported(path)
-        ours = {known.__name__ for row in map(preset_named, PRESETS) for known in (*row.text, *row.meaning)}
+        ours = {rule.__name__ for row in map(preset_named, PRESETS) for rule in (*row.text, *row.meaning)}
         if check.__name__ in {*filters.text, *filters.meaning, *ours, *NOT_OF_FILTERS}:
             raise ConfigError(
                 f"paraphrase.filters.extra: {path} is named {check.__name__}, like another filter; rename it"

@@ -127,9 +127,9 @@ class Paraphraser:
 
     def shares_engine(self, paraphraser: Paraphraser) -> bool:
         """Whether both ask the same model in the same way, so that one engine does for both."""
-        ours, theirs = paraphraser.options, self.options
-        own = getattr(ours, _entry(ours).own) == getattr(theirs, _entry(theirs).own)
-        return own and (ours.engine, ours.model, ours.chunk) == (theirs.engine, theirs.model, theirs.chunk)
+        ours, theirs = self.options, paraphraser.options
+        alike = getattr(ours, _entry(ours).own) == getattr(theirs, _entry(theirs).own)
+        return alike and (ours.engine, ours.model, ours.chunk) == (theirs.engine, theirs.model, theirs.chunk)
 
     def engine(self) -> Engine:
         """A new engine. It loads no model before its first request; close it after use."""

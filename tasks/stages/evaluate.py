@@ -214,7 +214,7 @@ def _body(ctx: StageContext) -> dict[str, Any]:
         control_at_point=_at_point(tuned, ctx.inputs["control"]) if controlled else None,
         skipped=skipped,
         first_image_changes=changes and changes.first_image_changes,
-        independent_clicks=settings.data.index is not None and settings.data.index.clicks == "independent",
+        independent_clicks=settings.independent_clicks,
         alpha=tuned.manifest.metrics.get("alpha"),
         built_in_base=settings.model.base == BUILT_IN,
     )

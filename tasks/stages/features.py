@@ -54,11 +54,11 @@ def images_to_encode(run: Run, captions: Path) -> int | None:
 
     For an unchanged archive, ids are compared; otherwise contents are, for a sample if there are very many images.
     """
-    here = [artifact for artifact in run.store.list("features") if artifact.path.is_dir()]
-    if not here:
+    local = [artifact for artifact in run.store.list("features") if artifact.path.is_dir()]
+    if not local:
         return None
     draft = run.node("features").draft
-    alike = [artifact for artifact in here if _image_encoder(artifact.manifest) == _image_encoder(draft)]
+    alike = [artifact for artifact in local if _image_encoder(artifact.manifest) == _image_encoder(draft)]
     scenes = run.artifact("scenes") if "scenes" in draft.inputs else None
     if not alike or ("scenes" in draft.inputs and scenes is None):
         return None
@@ -149,8 +149,8 @@ def _sources(run: Run) -> Mapping[str, str]:
 
 def _missing(run: Run) -> list[Missing]:
     expected = "a tar or folder with the captions' images"
-    found = (find_missing(run.settings, option, images, expected) for option, images in _archives(run))
-    return list(chain.from_iterable(found))
+    absent = (find_missing(run.settings, option, images, expected) for option, images in _archives(run))
+    return list(chain.from_iterable(absent))
 
 
 FEATURES = Stage(

@@ -43,8 +43,8 @@ def _sources(run: Run) -> Mapping[str, str]:
 
 def _missing(run: Run) -> list[Missing]:
     places, expected = _places(run), "the image index, see docs/index-and-queries.md"
-    found = (find_missing(run.settings, f"data.index.{name}", place, expected) for name, place in places.items())
-    return list(chain.from_iterable(found))
+    absent = (find_missing(run.settings, f"data.index.{name}", place, expected) for name, place in places.items())
+    return list(chain.from_iterable(absent))
 
 
 def index_of(settings: Settings) -> IndexOptions:

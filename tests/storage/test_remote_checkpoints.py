@@ -137,7 +137,11 @@ def test_an_artifact_is_finished_though_its_checkpoints_cannot_be_deleted(
     interrupted(machine("one"), WORK)
     store, other = machine("two"), machine("three")
     delete = store.remote.delete
-    refusing = lambda paths: [refuse() if path.startswith("work/") else delete([path]) for path in paths]  # noqa: E731
+
+    def refusing(paths: list[str]) -> None:
+        for path in paths:
+            refuse() if path.startswith("work/") else delete([path])
+
     monkeypatch.setattr(store.remote, "delete", refusing)
     artifact = make(store)
     assert "left-over checkpoints" in caplog.text

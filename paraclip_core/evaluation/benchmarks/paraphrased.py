@@ -25,7 +25,7 @@ from paraclip_core.evaluation import published
 from paraclip_core.evaluation.base import Captions, Encoder, ImagePool, Measured, plain_queries
 from paraclip_core.evaluation.benchmarks import Benchmark, Source, Task
 from paraclip_core.evaluation.metrics import average_overlap, jaccard
-from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, RECALLS, SIDES, QueryPair, measure_pairs
+from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, RECALLS, SIDES, QueryPair, differ, measure_pairs
 from paraclip_core.evaluation.published import (
     captioned_files,
     captioned_images,
@@ -210,7 +210,7 @@ def _lists(ids: pa.Array, ranked: NDArray[np.int64]) -> pa.Array:
 
 def _pairs(rows: list[tuple[str, str, str]], split: str) -> Pairs:
     # The tokenizer ignores case and extra spaces, so such a pair is one text twice and overlaps fully by definition.
-    distinct = [row for row in rows if row[1].casefold().split() != row[2].casefold().split()]
+    distinct = [row for row in rows if differ(row[1], row[2])]
     ids, captions, paraphrased_queries = ([row[column] for row in distinct] for column in range(3))
     return Pairs(ids, captions, paraphrased_queries, split, len(rows) - len(distinct))
 

@@ -19,7 +19,7 @@ from paraclip_core.evaluation.base import Encoder, ImagePool, Measured, plain_qu
 from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, Benchmark, Metric, Source, Task, recalls
 from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.metrics import recall_at_k, reciprocal_rank
-from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, NEGATIVES, SIDES, QueryPair, measure_pairs
+from paraclip_core.evaluation.pairs import AGREEMENT, DEPTH, NEGATIVES, SIDES, QueryPair, differ, measure_pairs
 from paraclip_core.tables import LOG_QUERIES
 
 
@@ -39,7 +39,7 @@ def read(path: Path) -> LogQueries:
     """Read queries in the schema `tables.LOG_QUERIES` that differ from their paraphrases."""
     columns = ["caption", "paraphrased_query", "image_id", "frequency"]
     rows = pq.read_table(path, columns=columns, schema=LOG_QUERIES).to_pylist()
-    distinct = [row for row in rows if row["caption"].casefold().split() != row["paraphrased_query"].casefold().split()]
+    distinct = [row for row in rows if differ(row["caption"], row["paraphrased_query"])]
     return LogQueries(*([row[name] for row in distinct] for name in columns))
 
 

@@ -121,14 +121,14 @@ def _pairs(file: Path) -> Iterator[QueryPair]:
                 yield QueryPair(row["sentence1"].strip(), row["sentence2"].strip())
             continue
         stated = [name for name in (*WRITTEN, *HARD_NEGATIVES) if row.get(name) not in (None, "")]
-        own = "caption" if row.get("caption") not in (None, "") else "query"
-        if not (others := [name for name in stated if name != own]):
+        first = "caption" if row.get("caption") not in (None, "") else "query"
+        if not (others := [name for name in stated if name != first]):
             raise BenchmarkError(
                 f"{file}, row {number}: neither paraphrased_query nor hard_negative; expected query and "
                 "paraphrased_query, hard_negative or both; its "
                 f"fields are {', '.join(row)}"
             )
-        query = text_field(file, number, row, own).strip()
+        query = text_field(file, number, row, first).strip()
         image = next((row[name] for name in IMAGE if row.get(name)), "")
         parts = {"query": "query", "negative_caption": file.stem}
         if "query" in others:
@@ -161,9 +161,10 @@ def load(source: Source) -> Task:
     if path is not None:
         pairs, where = read(path), str(path)
     elif stored is not None:
-        first = dict(zip(reversed(stored.captions.captions), reversed(stored.captions.image_ids), strict=True))
-        of_image = {image: caption for caption, image in first.items()}
-        pairs = [pair._replace(image=image) for image, query in of_image.items() for pair in by_rule(query)]
+        # One caption of each image, and of equal captions the first one's image.
+        images = dict(zip(reversed(stored.captions.captions), reversed(stored.captions.image_ids), strict=True))
+        captions = {image: caption for caption, image in images.items()}
+        pairs = [pair._replace(image=image) for image, query in captions.items() for pair in by_rule(query)]
         where = f"split {stored.captions.split!r}"
     else:
         raise BenchmarkError("it needs a path: there is no ingested split outside a run")

@@ -97,12 +97,12 @@ class Evidence:
     @cached_property
     def recalls(self) -> list[Row]:
         """What users feel: how often a text finds its image, wherever this is known."""
-        return [row for row in self._counted(self.rows) if "text_to_image_recall@" in row.metric and not row.facts.part]
+        return _recalls(self._counted(self.rows))
 
     def guards_of(self, rows: Sequence[Row]) -> list[Guard]:
         """The guards among the figures of any model."""
         counted, points = self._counted(rows), self.gate.max_drop
-        allowed = {row: RECALL_LOSS for row in counted if "text_to_image_recall@" in row.metric and not row.facts.part}
+        allowed = dict.fromkeys(_recalls(counted), RECALL_LOSS)
         allowed |= {row: points[rule] for rule in points for row in ruled(counted, rule, points)}
         return [Guard(row, allowed[row], len(allowed)) for row in rows if row in allowed]
 
@@ -126,6 +126,10 @@ class Evidence:
 
     def _counted(self, rows: Sequence[Row]) -> list[Row]:
         return [row for row in rows if self.independent_clicks or not clicked(row)]
+
+
+def _recalls(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if "text_to_image_recall@" in row.metric and not row.facts.part]
 
 
 def clicked(row: Row) -> bool:

@@ -114,9 +114,10 @@ def gain(evidence: Evidence) -> Iterable[Finding]:
     """
     if not (yield from _measured(evidence)):
         return
-    rows, found = evidence.gains, [row for row in evidence.recalls if row.metric == HEADLINE]
-    if found and all(row.side > 0 for row in found) and all(row.side >= 0 for row in rows):
-        yield Finding("finds_more", "promotes", f"{listed(found)} is clear of zero, with {listed(rows)}", tuple(found))
+    rows, recalls = evidence.gains, [row for row in evidence.recalls if row.metric == HEADLINE]
+    if recalls and all(row.side > 0 for row in recalls) and all(row.side >= 0 for row in rows):
+        text = f"{listed(recalls)} is clear of zero, with {listed(rows)}"
+        yield Finding("finds_more", "promotes", text, tuple(recalls))
         return
     for row in rows:
         if row.side <= 0:
@@ -124,7 +125,7 @@ def gain(evidence: Evidence) -> Iterable[Finding]:
             yield Finding("no_gain" if row.side == 0 else "loss", "blocks", f"{row} {where}", (row,))
     if all(row.side > 0 for row in rows):
         yield Finding("gain", "promotes", f"{listed(rows)} is clear of zero", tuple(rows))
-        if not found:
+        if not recalls:
             text = "the images of paraphrased queries are not known, so agreement alone decides"
             yield Finding("agreement_alone", "explains", text)
 

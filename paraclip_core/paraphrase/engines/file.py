@@ -85,8 +85,8 @@ class FileEngine:
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
         """The file's paraphrases of each prompt's text, or none."""
         answers = self._load()
-        found = (answers.get(prompt.step, {}).get(_key(prompt.text), ()) for prompt in prompts)
-        return [Completion(tuple(paraphrases), 0, 0) for paraphrases in found]
+        paraphrases = (answers.get(prompt.step, {}).get(_key(prompt.text), ()) for prompt in prompts)
+        return [Completion(tuple(texts), 0, 0) for texts in paraphrases]
 
     def close(self) -> None:
         self._answers = None

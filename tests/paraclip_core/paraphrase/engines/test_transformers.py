@@ -100,7 +100,7 @@ def test_after_examples_an_answer_is_one_line(folder: Path, role: str, monkeypat
     assert engine._ends
 
 
-def test_the_model_id_follows_the_files_and_big_weights_are_hashed_by_whoever_remembers_them(
+def test_the_model_id_changes_with_the_files_and_uses_the_remembered_hashes_of_big_weights(
     folder: Path, tmp_path: Path
 ) -> None:
     name, _, revision = engine_of(folder).model.partition("@")
