@@ -1,12 +1,13 @@
-"""The default learning rates on bases of other kinds: small text encoders like SigLIP 2's and Hugging Face's.
+"""Bases of other kinds: small text encoders like SigLIP 2's and Hugging Face's, and one that knows English.
 
-    python benchmarks/other_bases.py siglip2|roberta --paraphrases FILE [--epochs N] [--learning-rates …]
+    python benchmarks/other_bases.py siglip2|roberta|minilm [--paraphrases FILE] [--epochs N] [--learning-rates …]
 
-PARACLIP_DATA names a folder with `flickr8k` and `sts/sick`. A text encoder of four layers, 256 wide, with a tokenizer
-of Flickr8k's captions, is trained on them against the built-in base's image encoder, by the image~caption loss of its
-kind; the sigmoid for `siglip2`. That base is tuned on FILE, a table of `caption`, `paraphrase_1` and `paraphrase_2`, by
-the default recipes at the default rates of such a base, or at others with `contrast` alone. Prints what was chosen, for
-the control too, and the verdict.
+PARACLIP_DATA names a folder with `flickr8k` and `sts/sick`. A text encoder is trained on Flickr8k's captions against
+the built-in base's image encoder, by the image~caption loss of its kind (the sigmoid for `siglip2`), and exported to
+ROOT/KIND/base. It has four layers, 256 wide, and a tokenizer of these captions, all untrained; `minilm` is
+all-MiniLM-L6-v2, which knows English from a billion pairs of sentences. If FILE is given, a table of `caption`,
+`paraphrase_1` and `paraphrase_2`, the base is tuned on it by the default recipes at the default rates of such a base,
+or at others with `contrast` alone. Prints what was chosen, for the control too, and the verdict.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import open_clip
 import torch
 from record import arguments, data_folder
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, RobertaConfig
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaConfig
 
 import paraclip
 from paraclip_core.clip.built_in import PREPROCESS, built_in_clip
 from paraclip_core.clip.export import CONFIG, save_release
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.options import ModelOptions
+from paraclip_core.paraphrase.sentence_encoder import packaged_folder
 from paraclip_core.settings import parse_settings
 
 WIDTH, LAYERS, WORDS, TOKENS = 256, 4, 8192, 32
@@ -49,7 +51,14 @@ def write_tokenizer(captions: Iterable[str], folder: Path) -> Path:
 
 
 def text_config(kind: str, tokenizer: Path, folder: Path) -> dict[str, Any]:
-    """`text_cfg` of a kind, at a small size."""
+    """`text_cfg` of a kind; at a small size if it is untrained."""
+    hugging_face: dict[str, Any] = {
+        "hf_tokenizer_name": str(tokenizer),
+        "hf_pooler_type": "mean_pooler",
+        "context_length": TOKENS,
+    }
+    if kind == "minilm":
+        return hugging_face | {"hf_model_name": str(packaged_folder()), "hf_proj_type": "linear"}
     if kind == "siglip2":
         named: Any = open_clip.get_model_config("ViT-B-16-SigLIP2")
         return named["text_cfg"] | {
@@ -71,20 +80,19 @@ def text_config(kind: str, tokenizer: Path, folder: Path) -> dict[str, Any]:
         bos_token_id=1,
         eos_token_id=2,
     ).save_pretrained(folder / "hf")
-    return {
-        "hf_model_name": str(folder / "hf"),
-        "hf_tokenizer_name": str(tokenizer),
-        "hf_pooler_type": "mean_pooler",
-        "hf_model_pretrained": False,
-        "context_length": TOKENS,
-    }
+    return hugging_face | {"hf_model_name": str(folder / "hf"), "hf_model_pretrained": False}
 
 
 def write_untrained(kind: str, captions: Iterable[str], folder: Path) -> None:
-    """A model of the built-in base's image encoder and an untrained text encoder of a kind."""
+    """A model of the built-in base's image encoder and a text encoder that has seen no image."""
     image = built_in_clip(ModelOptions(embed_dim=1280))
     release = folder / "untrained"
-    tokenizer = write_tokenizer(captions, release)
+    release.mkdir(parents=True, exist_ok=True)
+    if kind == "minilm":
+        tokenizer = release
+        AutoTokenizer.from_pretrained(packaged_folder()).save_pretrained(release)
+    else:
+        tokenizer = write_tokenizer(captions, release)
     config: dict[str, Any] = {
         "embed_dim": 1280,
         "vision_cfg": image.model_cfg["vision_cfg"],
@@ -95,6 +103,8 @@ def write_untrained(kind: str, captions: Iterable[str], folder: Path) -> None:
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(**config)
     model.visual.load_state_dict(image.visual.state_dict())
+    # Its weights come with the base from here on.
+    config["text_cfg"] |= {} if kind == "siglip2" else {"hf_model_pretrained": False}
     config["custom_text"] = True
     # The tokenizer is loaded from a folder with a configuration.
     (release / CONFIG).write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
@@ -103,8 +113,8 @@ def write_untrained(kind: str, captions: Iterable[str], folder: Path) -> None:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("kind", choices=("siglip2", "roberta"))
-    parser.add_argument("--paraphrases", type=Path, required=True)
+    parser.add_argument("kind", choices=("siglip2", "roberta", "minilm"))
+    parser.add_argument("--paraphrases", type=Path)
     parser.add_argument("--epochs", type=float, default=10.0, help="passes over the paraphrases (default: 10)")
     parser.add_argument("--learning-rates", type=float, nargs="+", help="tried with the recipe contrast alone")
     parser.add_argument("--root", type=Path, default=Path("runs/other-bases"))
@@ -140,8 +150,8 @@ def main() -> None:
             "texts": "captions",
             "weights": dict.fromkeys(("image_paraphrase_2", "caption_paraphrase_1", "paraphrase_1_paraphrase_2"), 0.0)
             | {"image_caption": 1.0},
-            "learning_rate": 2e-3,
-            "epochs": 3,
+            "learning_rate": 5e-4 if options.kind == "minilm" else 2e-3,
+            "epochs": 4 if options.kind == "minilm" else 3,
             "batch_size": 512,
             "alpha": {"grid": [1.0]},
         },
@@ -151,6 +161,8 @@ def main() -> None:
     print(f"{options.kind} base: recall@10 {figures['text_to_image_recall@10']:.1f}")
     if not (folder / "base").exists():
         paraclip.export(f"{options.kind}-base", folder / "base", root=options.root)
+    if options.paraphrases is None:
+        return
     rates = options.learning_rates
     tried = {"recipe": "contrast", "learning_rate": rates} if rates else {}
     tuned = shared | {
