@@ -100,6 +100,9 @@ def write_untrained(kind: str, captions: Iterable[str], folder: Path) -> None:
     }
     if kind == "siglip2":
         config |= {"init_logit_scale": math.log(10), "init_logit_bias": -10.0}
+    if kind == "minilm":
+        # As the built-in base's: frozen features that are close together need more than CLIP's 1/0.07.
+        config["init_logit_scale"] = math.log(50)
     torch.manual_seed(0)
     model = open_clip.CustomTextCLIP(**config)
     model.visual.load_state_dict(image.visual.state_dict())

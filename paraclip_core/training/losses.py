@@ -11,9 +11,10 @@ image, for which the bias was learned.
 Hard negatives (:mod:`paraclip_core.training.hard_negatives`) are one more negative of their row in both directions of
 the pairs of texts. log w is added to their logits, so that with weight w each counts as w negatives.
 
-Against forgetting, ``distil`` is weight · mean(1 - cos) between the captions' embeddings and the base's. ``ranks`` is
-ranking distillation: every text of a row learns to rank images as the base does for the caption, or for the mean of
-caption and paraphrases, which retrieves better than a single text. Over the images of the batch, with
+Two terms are against forgetting. The mean of the base's features of caption and paraphrases retrieves better than a
+single text; it is what query expansion searches with. Feature distillation is weight · mean(1 - cos) between every text
+of a row and that mean, and needs no image. By ranking distillation every text of a row learns to rank images as the
+base does for that mean, or for the caption. Over the images of the batch, with
 p = softmax(T · base's feature · images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's
 top-one probabilities (Cao et al., ICML 2007). The contrastive losses pull single pairs together and affect rankings
 only indirectly; this one trains what AO@k and recall@k measure. A hard negative is one more text, with a third of the
@@ -48,7 +49,7 @@ RANKING_CELLS = 1 << 22
 """Similarities of one kind of text to images in memory at a time."""
 RANKING_TEMPERATURE = 50.0
 """Factor of the cosines in the softmaxes of rankings: the larger it is, the more the first ranks count."""
-DISTIL, RANKING_DISTILLATION = "distil", "ranking_distillation"
+FEATURE_DISTILLATION, RANKING_DISTILLATION = "feature_distillation", "ranking_distillation"
 HARD_NEGATIVE_RANKING = "hard_negative_ranking"
 LeftOut = Callable[[int, int], Tensor]
 """Mask of entries that are not negatives, bool [stop - start, n], for the matrix's rows from start to stop."""
@@ -326,9 +327,11 @@ class _RankingDivergence(torch.autograd.Function):
 class Anchor:
     """The base at the start of training, and the loss terms that refer to it."""
 
-    def __init__(self, clip: ClipModel, distil: float, ranks: RankingDistillation, hard_negatives: float = 0.0) -> None:
-        """Copy the current text encoder; `distil` and `hard_negatives` are weights of their terms, 0 for none."""
-        self.distil, self.ranks, self.hard_negatives = distil, ranks, hard_negatives
+    def __init__(
+        self, clip: ClipModel, features: float, ranks: RankingDistillation, hard_negatives: float = 0.0
+    ) -> None:
+        """Copy the current text encoder; `features` and `hard_negatives` are weights of their terms, 0 for none."""
+        self.features, self.ranks, self.hard_negatives = features, ranks, hard_negatives
         # The image encoder is large and does not change, so it is shared.
         self.clip = replace(clip, model=copy.deepcopy(clip.model, {id(clip.visual): clip.visual}))
         self.clip.model.requires_grad_(False)
@@ -337,7 +340,7 @@ class Anchor:
     def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
         """The base's embeddings of the texts that the terms use, float32 [n, d] per kind."""
         hard = (HARD_NEGATIVE,) if self.ranks.weight and self.hard_negatives else ()
-        if self.ranks.weight and self.ranks.teacher == "mean":
+        if self.features or self.ranks.teacher == "mean":
             texts = embed(self.clip, batch.tokens)
             return {kind: texts[batch.parts[kind]] for kind in (*TEXTS, *hard)}
         kinds = (CAPTION, *hard)
@@ -349,12 +352,14 @@ class Anchor:
     ) -> dict[str, tuple[float, Tensor]]:
         """Weight and value (a scalar with gradient) of each term by name; `base` holds the base's embeddings."""
         terms = {}
-        if self.distil:
-            terms[DISTIL] = (self.distil, (1 - (embeddings[CAPTION] * base[CAPTION]).sum(1)).mean())
+        texts = [embeddings[kind] for kind in TEXTS]
+        mean = normalize(torch.stack([base[kind] for kind in TEXTS if kind in base]).sum(0), dim=-1)
+        if self.features:
+            cosines = torch.stack(texts).mul(mean).sum(-1)
+            terms[FEATURE_DISTILLATION] = (self.features, (1 - cosines).mean())
         if self.ranks.weight:
-            texts, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
-            taught = [base[kind] for kind in TEXTS if kind in base]
-            teacher = normalize(torch.stack(taught).sum(0), dim=-1)
+            gallery = batch.gallery(base[CAPTION].device)
+            teacher = mean if self.ranks.teacher == "mean" else base[CAPTION]
             terms[RANKING_DISTILLATION] = (
                 self.ranks.weight,
                 ranking_divergence(texts, teacher, gallery, RANKING_TEMPERATURE),

@@ -112,9 +112,9 @@ class RecipeOptions(Options):
 
     weights: LossWeights = LossWeights()
     """Weights of the losses, for the recipe `own`."""
-    distil: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean of 1 - cosine between the captions' embeddings and the base's, which reduces forgetting; for
-    the recipe `own`."""
+    feature_distillation: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the mean of 1 - cosine between every text of a row and the mean of the base's features of caption and
+    paraphrases, for the recipe `own`; 0: none."""
     ranking_distillation: RankingDistillation = RankingDistillation()
     """Ranking distillation with the base, for the recipe `own`."""
 
@@ -139,8 +139,8 @@ RANKING = RankingDistillation(weight=16.0, teacher="mean")
 RECIPES = {
     "published": Recipe(RecipeOptions(), "the published losses"),
     "anchored": Recipe(
-        RecipeOptions(weights=LossWeights(image_caption=1.0), distil=10.0),
-        "with an image~caption loss and a pull towards the base's embeddings",
+        RecipeOptions(weights=LossWeights(image_caption=1.0), feature_distillation=10.0),
+        "with an image~caption loss and feature distillation",
     ),
     # No losses against images, which a few thousand rows teach by heart.
     "ranking": Recipe(
@@ -150,17 +150,21 @@ RECIPES = {
     ),
     # Hard negatives, so that paraphrases do not draw texts of different meaning together.
     "contrast": Recipe(
-        RecipeOptions(weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0), ranking_distillation=RANKING),
-        "`ranking` with hard negatives made by rule",
+        RecipeOptions(
+            weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0),
+            feature_distillation=100.0,
+            ranking_distillation=RANKING,
+        ),
+        "`ranking` with feature distillation and hard negatives made by rule",
     ),
     "captions": Recipe(
         RecipeOptions(
             weights=LossWeights(
                 image_paraphrase_2=0.0, caption_paraphrase_1=0.0, paraphrase_1_paraphrase_2=0.0, image_caption=1.0
             ),
-            distil=10.0,
+            feature_distillation=10.0,
         ),
-        "image~caption alone, with the pull of `anchored`: what captions teach without paraphrases",
+        "image~caption and feature distillation: what captions teach without paraphrases",
         default=False,
     ),
 }
@@ -218,7 +222,8 @@ class FinetuneOptions(RecipeOptions, StepOptions):
     recipe: RecipeNames | None = Field(
         default=None,
         description=f"One or several of {', '.join(f'`{name}` ({recipe.about})' for name, recipe in RECIPES.items())} "
-        f"and `{OWN}` (`weights`, `distil` and `ranking_distillation`). Default: `{OWN}` if one of these three is set, "
+        f"and `{OWN}` (`weights`, `feature_distillation` and `ranking_distillation`). Default: `{OWN}` if one of these "
+        "three is set, "
         f"otherwise {', '.join(f'`{name}`' for name in DEFAULT_RECIPES[:-1])} and `{DEFAULT_RECIPES[-1]}`.",
     )
     learning_rate: Rates | None = None

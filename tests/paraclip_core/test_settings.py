@@ -93,7 +93,7 @@ def test_all_errors_at_once_with_field_and_value(tmp_path: Path) -> None:
         (r'run.root="a\0b"', "NUL character"),
         ("data.min_words=99", r"data: min_words \(99\) must not be above max_words"),
         ("paraphrase.openai.extra_body={since: 2024-01-01}", "expected a value that JSON can represent"),
-        ("finetune.distil=.inf", "should be a finite number, got inf"),
+        ("finetune.feature_distillation=.inf", "should be a finite number, got inf"),
         ("evaluate.gate.max_drop={sts/spearman: .nan}", "should be a finite number, got nan"),
         (f"paraphrase.seed={2**63}", r"paraphrase\.seed: .*does not fit into 64 bits"),
     ],
@@ -129,12 +129,14 @@ def test_a_wrong_override_is_not_blamed_on_the_file(override: str, message: str,
 
 
 def test_a_wrong_file_is_not_blamed_on_an_override(tmp_path: Path) -> None:
-    path = write(tmp_path, "finetune: {distil: much}\ndata: {sources: [{pth: a}]}")
+    path = write(tmp_path, "finetune: {feature_distillation: much}\ndata: {sources: [{pth: a}]}")
     with pytest.raises(ConfigError) as caught:
         load_settings(path, ["finetune.seed=2", "data.sources.0.images=x", "finetune.epoks=3"])
     of_file, of_override = str(caught.value).split("; --set ")
     assert of_file.startswith(f"{path}: data.sources.0.path is required; data.sources.0.pth is not an option")
-    assert "finetune.distil" in of_file and of_override.startswith("finetune.epoks=3: finetune.epoks is not an option")
+    assert "finetune.feature_distillation" in of_file and of_override.startswith(
+        "finetune.epoks=3: finetune.epoks is not an option"
+    )
     path = write(tmp_path, "data: {min_words: 99}")
     with pytest.raises(ConfigError, match=f"^{re.escape(str(path))}: data: min_words"):
         load_settings(path, ["data.root=x"])

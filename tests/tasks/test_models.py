@@ -135,7 +135,7 @@ def test_an_index_without_captions_is_asked_for_what_it_shows() -> None:
     [
         ({}, ["published", "anchored", "contrast", "ranking", "captions"]),
         ({"finetune": {"recipe": "contrast"}}, ["contrast", "ranking", "captions"]),
-        ({"finetune": {"distil": 1}}, ["own", "ranking", "captions"]),
+        ({"finetune": {"feature_distillation": 1}}, ["own", "ranking", "captions"]),
         (
             {"model": {"base": "ViT-B-32"}, "data": {"index": {"features": "x.npy"}, "sources": [{"path": "log"}]}},
             ["contrast", "ranking"],

@@ -227,22 +227,25 @@ def test_a_scale_in_a_list_of_one_is_a_scale() -> None:
     assert results[0] == results[1]
 
 
-def test_the_distance_to_the_base_is_that_of_the_formula(tiny: ModuleType) -> None:
+def test_every_text_is_drawn_to_the_mean_of_the_bases_features(tiny: ModuleType) -> None:
     clip = tiny.tiny_clip()
     freeze_image_encoder(clip)
     rows, images = tiny.tiny_rows()
-    batch = make_batch(rows, np.arange(8), TEXTS[:2], images.of_step(np.arange(8)))
+    batch = make_batch(rows, np.arange(8), TEXTS, images.of_step(np.arange(8)))
     clip.model.train()
-    anchor = Anchor(clip, 1.0, RankingDistillation())
+    anchor = Anchor(clip, 3.0, RankingDistillation())
     assert not anchor.clip.model.training, "dropout would move what it holds on to"
     clip.model.eval()
     with torch.no_grad():
         clip.model.get_parameter("text_projection").add_(0.5)
-        base = encode_ragged(anchor.clip, batch.texts("caption"))
+        base = anchor.embeddings(batch, encode_ragged)
     vectors = batch.embeddings(encode_ragged(clip, batch.tokens))
-    expected = 1 - (vectors["caption"] * encode_ragged(tiny.tiny_clip(), batch.texts("caption"))).sum(1)
-    weight, distance = anchor.terms(batch, vectors, {"caption": base})["distil"]
-    assert weight == 1.0 and float(distance.detach()) == pytest.approx(float(expected.mean().detach()), rel=1e-5)
+    (weight, distance) = anchor.terms(batch, vectors, base)["feature_distillation"]
+    of_base = [encode_ragged(tiny.tiny_clip(), batch.texts(kind)).detach().numpy() for kind in TEXTS]
+    mean = np.mean(of_base, axis=0)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    expected = np.mean([1 - (vectors[kind].detach().numpy() * mean).sum(1) for kind in TEXTS])
+    assert weight == 3.0 and float(distance.detach()) == pytest.approx(float(expected), rel=1e-5)
 
 
 def unit(rows: int, seed: int, dim: int = 6, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -210,7 +210,7 @@ def test_a_run_of_other_options_base_or_data_does_not_go_on(tiny: ModuleType, tm
     run()
     for changed in (
         {"options": {**short, "learning_rate": 1e-3}},
-        {"options": {**short, "distil": 0.1}},
+        {"options": {**short, "feature_distillation": 0.1}},
         {"pairs": named_pairs(LossWeights(image_paraphrase_2=2))},
         {"pairs": named_pairs(LossWeights(hard_negatives=2))},
         {"keep_best": "ao@10"},

@@ -103,12 +103,11 @@ def test_the_release_is_what_was_chosen_of_what_was_trained_from_a_base_in_a_fol
     unchanged, changed = trained(0.0)
     assert changed == set() and unchanged.manifest.metrics["base"] == place
     ranks = RankingDistillation(weight=1.0)
-    artifact, changed = trained(
-        1.0, recipe=("own",), weights=LossWeights(image_caption=1), distil=0.01, ranking_distillation=ranks
-    )
+    own = {"weights": LossWeights(image_caption=1), "feature_distillation": 0.01, "ranking_distillation": ranks}
+    artifact, changed = trained(1.0, recipe=("own",), **own)
     assert {"text_projection", "logit_scale"} < changed and not any(name.startswith("visual.") for name in changed)
     log = [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
-    assert {"image~caption", "image~paraphrase_2", "distil"} <= set(log[0]["losses"])
+    assert {"image~caption", "image~paraphrase_2", "feature_distillation"} <= set(log[0]["losses"])
     divergences = [line["losses"]["ranking_distillation"] for line in log]
     assert len(divergences) == artifact.manifest.metrics["steps"] and min(divergences) > 0
     assert '{"teacher": "caption", "weight": 1.0}' in card_of(artifact)
@@ -249,7 +248,8 @@ def test_hard_negatives_are_of_captions_for_the_control_as_well(
         logs.append([json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()])
     for log in logs:
         assert set(log[0]["losses"]) == {
-            "caption~paraphrase_1", "paraphrase_1~paraphrase_2", "ranking_distillation", "hard_negative_ranking",
+            "caption~paraphrase_1", "paraphrase_1~paraphrase_2", "feature_distillation", "ranking_distillation",
+            "hard_negative_ranking",
         }  # fmt: skip
         assert log[-1]["losses"]["hard_negative_ranking"] > 0
     # The caption is its own paraphrase there, and its hard negative is the hardest of its negatives.
