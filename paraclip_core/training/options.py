@@ -152,7 +152,7 @@ RECIPES = {
     "contrast": Recipe(
         RecipeOptions(
             weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0),
-            feature_distillation=100.0,
+            feature_distillation=300.0,
             ranking_distillation=RANKING,
         ),
         "`ranking` with feature distillation and hard negatives made by rule",

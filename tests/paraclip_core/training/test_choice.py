@@ -138,7 +138,7 @@ def test_candidates_are_every_recipe_at_every_rate() -> None:
     ranking = RECIPES["ranking"].losses
     assert contrast.options.weights == ranking.weights.model_copy(update={"hard_negatives": 1.0})
     assert contrast.options.ranking_distillation == ranking.ranking_distillation
-    assert (contrast.options.feature_distillation, ranking.feature_distillation) == (100.0, 0.0)
+    assert (contrast.options.feature_distillation, ranking.feature_distillation) == (300.0, 0.0)
     own = FinetuneOptions.model_validate({"weights": {"image_caption": 1}, "learning_rate": 1e-5}).candidates("clip")
     assert [one.name for one in own] == ["own at 1e-05"]
     assert own[0].options.weights == LossWeights(image_caption=1)
