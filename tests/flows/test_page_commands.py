@@ -33,7 +33,7 @@ from tests.test_docs import REPOSITORY, SHELL, TESTED, USER_PAGES, code, command
 
 FIRST = ("index-and-queries", "README", "tutorial", "own-captions", "search", "operate", "serving-elsewhere")
 """Pages whose configuration, models or deployments later ones need."""
-DAILY = "README", "tutorial"
+DAILY = FIRST[:3]
 """Pages of which every test run sees the commands; the others, which take minutes each, are for the nightly suite."""
 WITH_COMMANDS = [page for page in USER_PAGES if any(language == "bash" for language, _ in code(page))]
 PAGES = sorted(
