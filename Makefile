@@ -20,14 +20,15 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -q --no-comp
 demo: $(VENV)/.demo
 	$(BIN)/paraclip run -c configs/demo.yaml --root "$(ROOT)" $(DEMO_FLAGS)
 
-# Checks, tests and the installation of vLLM share the cores; three workers share the tests, of which many wait for
-# processes, the longest ones early. The real vLLM wants the cores for itself and comes last, with its engine alone.
+# Checks, tests and the installation of vLLM share the cores; four workers share the tests, of which many wait for
+# processes (three left a quarter of two cores idle), the longest ones early. The real vLLM wants the cores for itself
+# and comes last, with its engine alone.
 test: $(VENV)/.dev
 	$(MAKE) -j 3 pytest check vllm-if-possible
 	@if $(MAKE) -q $(VLLM)/.made; then $(MAKE) test-vllm VLLM_TESTS=tests/vllm/test_engine.py; else echo "make test: SKIPPED real vLLM, which cannot be installed here (see above)" >&2; fi
 
 pytest: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --ignore tests/vllm -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

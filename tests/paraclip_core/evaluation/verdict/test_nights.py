@@ -23,6 +23,8 @@ KIND, METRIC, RECALL = "paraphrased_retrieval", "corrected_ao@10", "paraphrased_
 CHANGES: dict[str, list[float]] = json.loads(Path("tests/data/query_changes.json").read_text("utf-8"))
 """By metric, the change of each query, as fractions."""
 YEARS, NIGHTS = 200, 365
+BLOCK = 100
+"""Nights that are drawn at once."""
 
 
 def drawn(
@@ -32,9 +34,11 @@ def drawn(
     all metrics."""
     values = np.stack([100 * np.array(CHANGES[metric]) for metric in metrics])
     means, errors = np.empty((len(metrics), nights)), np.empty((len(metrics), nights))
-    for night in range(nights):
-        chosen = values[:, rng.integers(0, values.shape[1], queries)] * rng.choice([-1.0, 1.0], queries)
-        means[:, night], errors[:, night] = chosen.mean(axis=1), chosen.std(axis=1) / np.sqrt(queries)
+    for start in range(0, nights, BLOCK):
+        block = slice(start, min(start + BLOCK, nights))
+        size = block.stop - block.start, queries
+        chosen = values[:, rng.integers(0, values.shape[1], size)] * rng.choice([-1.0, 1.0], size)
+        means[:, block], errors[:, block] = chosen.mean(axis=2), chosen.std(axis=2) / np.sqrt(queries)
     return {metric: (means[row], errors[row]) for row, metric in enumerate(metrics)}
 
 
