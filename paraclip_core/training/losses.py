@@ -13,7 +13,8 @@ the pairs of texts. log w is added to their logits, so that with weight w each c
 
 Two terms are against forgetting. The mean of the base's features of caption and paraphrases retrieves better than a
 single text; it is what query expansion searches with. Feature distillation is weight · mean(1 - cos) between every text
-of a row and that mean, and needs no image. By ranking distillation every text of a row learns to rank images as the
+of a row and that mean, or of the caption and its own feature; it needs no image. By ranking distillation every text
+of a row learns to rank images as the
 base does for that mean, or for the caption. Over the images of the batch, with
 p = softmax(T · base's feature · images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's
 top-one probabilities (Cao et al., ICML 2007). The contrastive losses pull single pairs together and affect rankings
@@ -340,7 +341,7 @@ class Anchor:
     def embeddings(self, batch: Batch, embed: Callable[[ClipModel, Ragged], Tensor]) -> Mapping[str, Tensor]:
         """The base's embeddings of the texts that the terms use, float32 [n, d] per kind."""
         hard = (HARD_NEGATIVE,) if self.ranks.weight and self.hard_negatives else ()
-        if self.features or self.ranks.teacher == "mean":
+        if self.ranks.teacher == "mean":
             texts = embed(self.clip, batch.tokens)
             return {kind: texts[batch.parts[kind]] for kind in (*TEXTS, *hard)}
         kinds = (CAPTION, *hard)
@@ -355,7 +356,9 @@ class Anchor:
         texts = [embeddings[kind] for kind in TEXTS]
         mean = normalize(torch.stack([base[kind] for kind in TEXTS if kind in base]).sum(0), dim=-1)
         if self.features:
-            cosines = torch.stack(texts).mul(mean).sum(-1)
+            # Texts of a row have one meaning; only the mean is a better text than the caption.
+            drawn = texts if self.ranks.teacher == "mean" else [embeddings[CAPTION]]
+            cosines = torch.stack(drawn).mul(mean).sum(-1)
             terms[FEATURE_DISTILLATION] = (self.features, (1 - cosines).mean())
         if self.ranks.weight:
             gallery = batch.gallery(base[CAPTION].device)

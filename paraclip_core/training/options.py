@@ -113,8 +113,9 @@ class RecipeOptions(Options):
     weights: LossWeights = LossWeights()
     """Weights of the losses, for the recipe `own`."""
     feature_distillation: Annotated[float, Field(ge=0)] = 0.0
-    """Weight of the mean of 1 - cosine between every text of a row and the mean of the base's features of caption and
-    paraphrases, for the recipe `own`; 0: none."""
+    """Weight of feature distillation, the mean of 1 - cosine, for the recipe `own`: of every text of a row from the
+    mean of the base's features of caption and paraphrases, or of the caption from its own feature, as
+    `ranking_distillation.teacher` says; 0: none."""
     ranking_distillation: RankingDistillation = RankingDistillation()
     """Ranking distillation with the base, for the recipe `own`."""
 

@@ -233,7 +233,7 @@ def test_every_text_is_drawn_to_the_mean_of_the_bases_features(tiny: ModuleType)
     rows, images = tiny.tiny_rows()
     batch = make_batch(rows, np.arange(8), TEXTS, images.of_step(np.arange(8)))
     clip.model.train()
-    anchor = Anchor(clip, 3.0, RankingDistillation())
+    anchor = Anchor(clip, 3.0, RankingDistillation(teacher="mean"))
     assert not anchor.clip.model.training, "dropout would move what it holds on to"
     clip.model.eval()
     with torch.no_grad():
@@ -246,6 +246,10 @@ def test_every_text_is_drawn_to_the_mean_of_the_bases_features(tiny: ModuleType)
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
     expected = np.mean([1 - (vectors[kind].detach().numpy() * mean).sum(1) for kind in TEXTS])
     assert weight == 3.0 and float(distance.detach()) == pytest.approx(float(expected), rel=1e-5)
+    own = Anchor(tiny.tiny_clip(), 3.0, RankingDistillation())
+    (_, distance) = own.terms(batch, vectors, own.embeddings(batch, encode_ragged))["feature_distillation"]
+    expected = np.mean(1 - (vectors["caption"].detach().numpy() * of_base[TEXTS.index("caption")]).sum(1))
+    assert float(distance.detach()) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
 
 
 def unit(rows: int, seed: int, dim: int = 6, dtype: torch.dtype = torch.float32) -> Tensor:
