@@ -143,6 +143,7 @@ def main() -> None:
         "run": {"root": str(options.root)},
     }
     retrieval = {"name": "retrieval", "kind": "retrieval"}
+    rate, epochs = (5e-4, 4) if options.kind == "minilm" else (2e-3, 3)
     trained = shared | {
         "name": f"{options.kind}-base",
         # Other captions of the same image are paraphrases enough to have a row for each caption.
@@ -153,8 +154,8 @@ def main() -> None:
             "texts": "captions",
             "weights": dict.fromkeys(("image_paraphrase_2", "caption_paraphrase_1", "paraphrase_1_paraphrase_2"), 0.0)
             | {"image_caption": 1.0},
-            "learning_rate": 5e-4 if options.kind == "minilm" else 2e-3,
-            "epochs": 4 if options.kind == "minilm" else 3,
+            "learning_rate": rate,
+            "epochs": epochs,
             "batch_size": 512,
             "alpha": {"grid": [1.0]},
         },

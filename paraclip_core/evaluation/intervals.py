@@ -75,9 +75,9 @@ def components(*columns: NDArray[np.int64]) -> NDArray[np.int64]:
 DRAWN = 1 << 21
 """Drawn items in memory at once."""
 RESAMPLES, CONFIDENCE = 2000, 0.95
+"""Draws behind each interval, and its coverage."""
 Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 """Standard errors between a mean and the ends of its interval."""
-"""Draws behind each interval, and its coverage."""
 
 
 @dataclass(frozen=True)

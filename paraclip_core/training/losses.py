@@ -13,9 +13,9 @@ the pairs of texts. log w is added to their logits, so that with weight w each c
 
 Two terms are against forgetting. The mean of the base's features of caption and paraphrases retrieves better than a
 single text; it is what query expansion searches with. Feature distillation is weight · mean(1 - cos) between every text
-of a row and that mean, or of the caption and its own feature; it needs no image. By ranking distillation every text
-of a row learns to rank images as the
-base does for that mean, or for the caption. Over the images of the batch, with
+of a row and that mean, or between the caption and its own feature; it needs no image. By ranking distillation every
+text of a row learns to rank images as the base does for that mean, or for the caption. Over the images of the batch,
+with
 p = softmax(T · base's feature · images) and q = softmax(T · text · images), it is the mean of KL(p ‖ q): ListNet's
 top-one probabilities (Cao et al., ICML 2007). The contrastive losses pull single pairs together and affect rankings
 only indirectly; this one trains what AO@k and recall@k measure. A hard negative is one more text, with a third of the
@@ -353,16 +353,13 @@ class Anchor:
     ) -> dict[str, tuple[float, Tensor]]:
         """Weight and value (a scalar with gradient) of each term by name; `base` holds the base's embeddings."""
         terms = {}
-        texts = [embeddings[kind] for kind in TEXTS]
-        mean = normalize(torch.stack([base[kind] for kind in TEXTS if kind in base]).sum(0), dim=-1)
+        taught = [kind for kind in TEXTS if kind in base]
+        teacher = normalize(torch.stack([base[kind] for kind in taught]).sum(0), dim=-1)
         if self.features:
-            # Texts of a row have one meaning; only the mean is a better text than the caption.
-            drawn = texts if self.ranks.teacher == "mean" else [embeddings[CAPTION]]
-            cosines = torch.stack(drawn).mul(mean).sum(-1)
+            cosines = torch.stack([embeddings[kind] for kind in taught]).mul(teacher).sum(-1)
             terms[FEATURE_DISTILLATION] = (self.features, (1 - cosines).mean())
         if self.ranks.weight:
-            gallery = batch.gallery(base[CAPTION].device)
-            teacher = mean if self.ranks.teacher == "mean" else base[CAPTION]
+            texts, gallery = [embeddings[kind] for kind in TEXTS], batch.gallery(base[CAPTION].device)
             terms[RANKING_DISTILLATION] = (
                 self.ranks.weight,
                 ranking_divergence(texts, teacher, gallery, RANKING_TEMPERATURE),

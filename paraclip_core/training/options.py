@@ -141,7 +141,7 @@ RECIPES = {
     "published": Recipe(RecipeOptions(), "the published losses"),
     "anchored": Recipe(
         RecipeOptions(weights=LossWeights(image_caption=1.0), feature_distillation=10.0),
-        "with an image~caption loss and feature distillation",
+        "with an image~caption loss and a pull towards the base's embeddings",
     ),
     # No losses against images, which a few thousand rows teach by heart.
     "ranking": Recipe(
@@ -165,7 +165,7 @@ RECIPES = {
             ),
             feature_distillation=10.0,
         ),
-        "image~caption and feature distillation: what captions teach without paraphrases",
+        "image~caption alone, with the pull of `anchored`: what captions teach without paraphrases",
         default=False,
     ),
 }

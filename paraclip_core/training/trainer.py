@@ -118,8 +118,10 @@ class _Run:
         self.order = DataOrder(len(job.rows), self.options.batch_size, self.options.seed, job.rows.starts)
         self.steps = self.order.steps(self.options.epochs)
         named = [kind for pair in job.pairs for kind in (pair.first, pair.second) if kind != IMAGE]
-        anchored = self.options.feature_distillation or self.options.ranking_distillation.weight
-        self.kinds = tuple(dict.fromkeys([*named, *(TEXTS if anchored else ())]))
+        features, ranks = self.options.feature_distillation, self.options.ranking_distillation
+        anchored = features or ranks.weight
+        needed = TEXTS if ranks.weight or ranks.teacher == "mean" else (CAPTION,)
+        self.kinds = tuple(dict.fromkeys([*named, *(needed if anchored else ())]))
         hard = max((pair.hard_negatives for pair in job.pairs), default=0.0)
         self.hard_negatives = _hard_negatives(job) if hard else None
         self.objective = Objective(
@@ -127,9 +129,7 @@ class _Run:
             job.pairs,
             pick_precision(self.options.precision, clip.device),
             job.memory_gib or memory_for_batches(clip.device),
-            Anchor(clip, self.options.feature_distillation, self.options.ranking_distillation, hard)
-            if anchored
-            else None,
+            Anchor(clip, features, ranks, hard) if anchored else None,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())
         self.log = TrainingLog(job.log_path)
