@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ def clip_tokens(strings: list[str], length: int = CONTEXT_LENGTH) -> Ragged:
     return Ragged.from_arrow(Tokenizer(length).encode_batch(strings))
 
 
+@cache
 def clip_words(length: int = CONTEXT_LENGTH) -> Vocabulary:
     return vocabulary(lambda strings: clip_tokens(list(strings), length), length)
 
@@ -39,10 +40,13 @@ def lists(tokens: Ragged) -> list[list[int]]:
     return [tokens.values[a:b].tolist() for a, b in pairwise(tokens.offsets)]
 
 
+@cache
+def symbols() -> dict[int, str]:
+    return {number: symbol for symbol, number in load_byte_pairs().ids.items()}
+
+
 def read(tokens: Ragged) -> list[str]:
-    pairs = load_byte_pairs()
-    symbols = {number: symbol for symbol, number in pairs.ids.items()}
-    return ["".join(symbols[n] for n in ids[1:-1]).replace("</w>", " ").strip() for ids in lists(tokens)]
+    return ["".join(symbols()[n] for n in ids[1:-1]).replace("</w>", " ").strip() for ids in lists(tokens)]
 
 
 def rows_of(captions: Ragged, starts: np.ndarray | None = None) -> TrainingRows:
@@ -190,17 +194,17 @@ def test_cased_words_at_the_beginning_and_within() -> None:
     ids: dict[str, int] = {}
 
     def spaced(strings: list[str]) -> Ragged:
-        pieces = [["<s>", *text.strip().replace(" ", " \u0120").split(" "), "</s>"] for text in strings]
-        return Ragged.from_lists([[ids.setdefault(p, len(ids)) for p in each if p] for each in pieces])
+        marked = [["<s>", *text.strip().replace(" ", " \u0120").split(" "), "</s>"] for text in strings]
+        return Ragged.from_lists([[ids.setdefault(p, len(ids)) for p in each if p] for each in marked])
 
     words = vocabulary(lambda strings: spaced(list(strings)), 400)
     captions = spaced(["A dog is here", "a cat", "Two cats see a dog", "Zebra"])
     made = HardNegatives(words, np.zeros(0, np.int64), 0)
-    symbols = {number: piece for piece, number in ids.items()}
+    pieces = {number: piece for piece, number in ids.items()}
     seen: list[set[str]] = [set(), set(), set(), set()]
     for epoch in range(40):
         for texts, tokens in zip(seen, lists(made.of(captions, np.arange(4), epoch)), strict=True):
-            texts.add("".join(symbols[n] for n in tokens[1:-1]).replace("\u0120", " "))
+            texts.add("".join(pieces[n] for n in tokens[1:-1]).replace("\u0120", " "))
     assert seen[0] == {"No dog is here", "A dog is not here", "There is no dog is here"}
     assert seen[1] == {"no cat", "there is no cat"}
     assert seen[2] == {"Two cats see no dog", "there is noTwo cats see a dog"}

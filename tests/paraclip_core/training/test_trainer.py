@@ -174,7 +174,7 @@ def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("precision", "threads", "kills", "epochs"),
     [
-        ("bf16", 2, 2, 8),
+        ("bf16", 2, 2, 5),
         *(pytest.param(*loop, marks=pytest.mark.nightly) for loop in (("bf16", 2, 10, 24), ("fp32", 1, 10, 24))),
     ],
 )
