@@ -107,17 +107,18 @@ def test_many_queries_are_sampled_with_their_images(monkeypatch: pytest.MonkeyPa
     }
 
 
-def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
+def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str]) -> None:
+    (file := tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta\tb\n2\tc\td\n3\te\tf\n")
+    there = parse_benchmark(f"pairs:sts={file}")
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
         compared("unused", "unused", [gone])
     with pytest.raises(ModelError, match="nowhere"):
-        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark(f"sick={data_root}/sts/sick")])
+        compared(str(tmp_path / "nowhere"), "x", [there])
     with pytest.raises(BenchmarkError, match="needs a path"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    both = [gone.model_copy(update={"optional": True}), parse_benchmark(f"sick={data_root}/sts/sick")]
-    evaluation = compared(*models, both, device="cpu")
+    evaluation = compared(*models, [gone.model_copy(update={"optional": True}), there], device="cpu")
     assert "gone was left out: its path is absent" in notes(evaluation.comparison.findings)
-    assert [outcome.benchmark for outcome in evaluation.outcomes] == ["sick"]
+    assert [outcome.benchmark for outcome in evaluation.outcomes] == ["pairs"]
