@@ -24,6 +24,7 @@ from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash, preprocess_hash
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ModelError
+from tests.kit.encoders import VISION
 
 Tiny = Callable[..., ClipModel]
 TEXTS = [
@@ -52,9 +53,18 @@ def clip(kind: str, tiny: Tiny, encoders: Any, tmp_path: Path) -> ClipModel:
         return built_in_clip(SMALL)
     if kind in ("quick_gelu", "custom_text"):
         return tiny(**{kind: True})
+    if kind == "shallow":
+        return tiny({"layers": 1}, quick_gelu=True)
     clip = encoders.model_of(kind, tmp_path)
     clip.preprocess_cfg |= SIGLIP_PREPROCESS if kind.startswith("siglip") else {}
     return clip
+
+
+@pytest.fixture
+def onnxruntime() -> Any:
+    for needed in ("onnx", "onnxscript"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 def recipe(heading: str) -> str:
@@ -93,10 +103,9 @@ def test_transformers_loads_a_model(clip: ClipModel, kind: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     "kind", ["siglip2", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("clip-quickgelu", "siglip", "roberta"))]
 )
-def test_onnxruntime_runs_the_text_encoder(clip: ClipModel, kind: str, encoders: Any, tmp_path: Path) -> None:
-    for needed in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(needed, reason=f"{needed} is not installed")
-    import onnxruntime
+def test_onnxruntime_runs_the_text_encoder(
+    clip: ClipModel, kind: str, encoders: Any, tmp_path: Path, onnxruntime: Any
+) -> None:
     from transformers import AutoTokenizer
 
     save_onnx(clip, tmp_path / "onnx")
@@ -123,7 +132,6 @@ def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, tmp_path: Path) -> None:
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     longest, tanh = tiny(), encoders.model_of("siglip2", tmp_path)
     longest.preprocess_cfg["resize_mode"] = "longest"
     tanh.visual.trunk.blocks[1].mlp.act = torch.nn.SiLU()
@@ -131,7 +139,7 @@ def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, t
         ("encoders are built differently", built_in_clip(SMALL)),
         ("tokenizers cannot produce its tokens", tiny({"no_causal_mask": True}, custom_text=True)),
         ("resize_mode is longest", longest),
-        ("Missing key.*pre_layrnorm", tiny(vision_cfg={**vision, "no_ln_pre": True})),
+        ("Missing key.*pre_layrnorm", tiny(vision_cfg={**VISION, "no_ln_pre": True})),
         ("with the same weights the embeddings of images differ", tanh),
         *(("CLIPModel: ", encoders.model_of(kind, tmp_path)) for kind in ("roberta", "clipa", "coca")),
     ]
@@ -156,7 +164,9 @@ def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_r
         texts = F.normalize(model.encode_text(tokenizer(TEXTS)), dim=-1).numpy()
         pixels = F.normalize(model.encode_image(torch.stack([preprocess(i) for i in images])), dim=-1).numpy()
     np.testing.assert_allclose(texts, encode_texts(clip, TEXTS), atol=1e-5)
-    np.testing.assert_allclose(pixels, encode_images(clip, images).astype(np.float32), atol=1e-3)
+    features = encode_images(clip, images, batch_size=2)
+    assert features.dtype == np.float16
+    np.testing.assert_allclose(pixels, features.astype(np.float32), atol=1e-3)
 
     loaded = load_clip(f"local-dir:{tmp_path / 'a'}")
     hashes = [(image_encoder_hash(each), preprocess_hash(each)) for each in (loaded, clip)]
@@ -179,15 +189,11 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["quick_gelu", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("built-in", "siglip2", "roberta"))]
+    "kind", ["shallow", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("built-in", "siglip2", "roberta"))]
 )
 def test_onnx_recipes_give_the_models_queries(
-    clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnxruntime: Any
 ) -> None:
-    for needed in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(needed)
-    import onnxruntime
-
     save_release(clip, tmp_path / "my-model", "card")
     save_onnx(clip, tmp_path / "my-onnx")
     monkeypatch.chdir(tmp_path)
@@ -197,11 +203,11 @@ def test_onnx_recipes_give_the_models_queries(
     exec(recipe("The text encoder in int8"), {})
     texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind == "siglip2" else 60)]
     rows = [row[None] for row in model_tokenizer(clip)(texts).numpy()]
-    immich: Any = onnxruntime.InferenceSession("model.onnx")
+    immich = onnxruntime.InferenceSession("model.onnx")
     vectors = np.concatenate([immich.run(None, {"text": row.astype(np.int32)})[0] for row in rows])
     expected = encode_texts(clip, texts).astype(np.float32)
     np.testing.assert_allclose(vectors, expected, atol=2e-3)
-    int8: Any = onnxruntime.InferenceSession("my-onnx/text_model_int8.onnx")
+    int8 = onnxruntime.InferenceSession("my-onnx/text_model_int8.onnx")
     rough = np.concatenate([int8.run(None, {"input_ids": row})[0] for row in rows])
     assert (rough * expected).sum(axis=1).mean() > 0.98 and not np.array_equal(rough, vectors)
 

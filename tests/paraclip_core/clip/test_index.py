@@ -19,6 +19,7 @@ from paraclip_core.clip.index import READERS, ImageIndex, read_index
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.verify_index import check_encoders, check_features, check_images
 from paraclip_core.errors import InputError, ModelError
+from tests.kit.encoders import VISION
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 NAMES = [f"photo {row}.jpg" for row in range(7)]
@@ -148,9 +149,7 @@ def test_another_text_encoder_changes_nothing_and_another_image_encoder_or_prepr
 
 @pytest.mark.parametrize("change", [{"quick_gelu": True}, {"vision_cfg": {"head_width": 32}}])
 def test_the_same_weights_with_another_activation_or_other_heads(tiny: Tiny, change: dict[str, Any]) -> None:
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    base = tiny(vision_cfg=vision)
-    other = tiny(**{**change, "vision_cfg": {**vision, **change.get("vision_cfg", {})}})
+    base, other = tiny(), tiny(**{**change, "vision_cfg": {**VISION, **change.get("vision_cfg", {})}})
     other.model.load_state_dict(base.model.state_dict())
     assert image_encoder_hash(base) == image_encoder_hash(other)
     encoder, preprocess = check_encoders(base, other)

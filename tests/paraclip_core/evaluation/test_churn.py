@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from paraclip_core.evaluation import churn as module
 from paraclip_core.evaluation.base import plain_queries
 from paraclip_core.evaluation.churn import MOST, Churn, churn, find
-from paraclip_core.evaluation.thresholds import PER_UNIT
+from paraclip_core.evaluation.thresholds import binned
 from tests.kit.fake_encoder import WordEncoder, word_pool
 
 Vectors = np.ndarray
@@ -93,16 +93,9 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch, counted: int) ->
     assert read == [*range(40)], "every image is read once"
     np.testing.assert_array_equal(parts.rows, whole.rows)
     np.testing.assert_allclose(parts.first, whole.first, atol=1e-6)
-    assert parts.counts.sum() == whole.counts.sum() == 40 * min(30, max(1, counted // 40))
-
-
-def test_cosines_are_counted_in_bins() -> None:
-    rng = np.random.default_rng(2)
-    vectors, gallery = drawn(rng, 9), drawn(rng, 30)
-    counts = find(vectors, lambda rows: gallery[rows], 30).counts
-    cosines = np.sort((vectors @ gallery.T).reshape(-1))
-    ends = np.repeat(np.arange(len(counts)), counts) / PER_UNIT - 1
-    assert (ends <= cosines + 1e-6).all() and (cosines < ends + 1 / PER_UNIT).all()
+    every = binned(vectors @ gallery.T)
+    for found in (parts, whole):
+        assert found.counts.sum() == 40 * min(30, max(1, counted // 40)) and (found.counts <= every).all()
 
 
 def test_equal_models_change_nothing() -> None:
