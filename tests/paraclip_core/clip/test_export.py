@@ -53,18 +53,9 @@ def clip(kind: str, tiny: Tiny, encoders: Any, tmp_path: Path) -> ClipModel:
         return built_in_clip(SMALL)
     if kind in ("quick_gelu", "custom_text"):
         return tiny(**{kind: True})
-    if kind == "shallow":
-        return tiny({"layers": 1}, quick_gelu=True)
     clip = encoders.model_of(kind, tmp_path)
     clip.preprocess_cfg |= SIGLIP_PREPROCESS if kind.startswith("siglip") else {}
     return clip
-
-
-@pytest.fixture
-def onnxruntime() -> Any:
-    for needed in ("onnx", "onnxscript"):
-        pytest.importorskip(needed, reason=f"{needed} is not installed")
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 def recipe(heading: str) -> str:
@@ -97,32 +88,6 @@ def test_transformers_loads_a_model(clip: ClipModel, kind: str, tmp_path: Path) 
     torch.testing.assert_close(output.image_embeds, expected, atol=1e-5, rtol=0)
     assert model.logit_scale == clip.model.logit_scale
     assert kind not in ("siglip", "siglip2") or model.logit_bias == clip.model.logit_bias
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["siglip2", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("clip-quickgelu", "siglip", "roberta"))]
-)
-def test_onnxruntime_runs_the_text_encoder(
-    clip: ClipModel, kind: str, encoders: Any, tmp_path: Path, onnxruntime: Any
-) -> None:
-    from transformers import AutoTokenizer
-
-    save_onnx(clip, tmp_path / "onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / ONNX_FILE)
-    facts = json.loads((tmp_path / "onnx" / ONNX_TEXTS).read_text())
-    expected = encode_texts(clip, encoders.TEXTS)
-    ids = model_tokenizer(clip)(encoders.TEXTS).numpy()
-    assert np.abs(session.run(None, {"input_ids": ids})[0] - expected).max() <= 1e-5
-    # One text alone, cut to what the facts say that it needs.
-    length = int((ids[1] != facts["pad_token_id"]).sum())
-    if kind.startswith("siglip"):
-        length = facts["shortest_length"]
-    alone = session.run(None, {"input_ids": ids[1:2, :length]})[0]
-    assert np.abs(alone - expected[1:2]).max() <= 1e-5
-    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "onnx")
-    ids = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="np").input_ids
-    assert np.abs(session.run(None, {"input_ids": ids})[0] - encode_texts(clip, TEXTS)).max() <= 1e-5
 
 
 def test_onnx_without_its_packages(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,26 +154,51 @@ def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "kind", ["shallow", *(pytest.param(k, marks=pytest.mark.nightly) for k in ("built-in", "siglip2", "roberta"))]
+    "kind",
+    [
+        "siglip2",
+        *(pytest.param(k, marks=pytest.mark.nightly) for k in ("quick_gelu", "siglip", "roberta", "built-in")),
+    ],
 )
-def test_onnx_recipes_give_the_models_queries(
-    clip: ClipModel, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onnxruntime: Any
+def test_onnxruntime_runs_the_text_encoder_and_the_recipes(
+    clip: ClipModel, kind: str, encoders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save_release(clip, tmp_path / "my-model", "card")
-    save_onnx(clip, tmp_path / "my-onnx")
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed")
+    from onnxruntime import InferenceSession
+    from transformers import AutoTokenizer
+
+    def embedded(session: Any, name: str, ids: np.ndarray) -> np.ndarray:
+        return session.run(None, {name: ids})[0]
+
     monkeypatch.chdir(tmp_path)
+    save_release(clip, Path("my-model"), "card")
+    save_onnx(clip, Path("my-onnx"))
+    session = InferenceSession(f"my-onnx/{ONNX_FILE}")
+    facts = json.loads(Path("my-onnx", ONNX_TEXTS).read_text())
+    expected = encode_texts(clip, encoders.TEXTS)
+    ids = model_tokenizer(clip)(encoders.TEXTS).numpy()
+    np.testing.assert_allclose(embedded(session, "input_ids", ids), expected, rtol=0, atol=1e-5)
+    # One text alone, cut to what the facts say that it needs.
+    length = int((ids[1] != facts["pad_token_id"]).sum())
+    if kind.startswith("siglip"):
+        length = facts["shortest_length"]
+    np.testing.assert_allclose(embedded(session, "input_ids", ids[1:2, :length]), expected[1:2], rtol=0, atol=1e-5)
+    tokenizer: Any = AutoTokenizer.from_pretrained("my-onnx")
+    ids = tokenizer(TEXTS, padding="max_length", truncation=True, return_tensors="np").input_ids
+    np.testing.assert_allclose(embedded(session, "input_ids", ids), encode_texts(clip, TEXTS), rtol=0, atol=1e-5)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
         exec(recipe("Immich"), {})
     exec(recipe("The text encoder in int8"), {})
-    texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind == "siglip2" else 60)]
+    texts = ["a photo of a dog", "Two men on a boat", "a long caption, " * (1 if kind.startswith("siglip") else 60)]
     rows = [row[None] for row in model_tokenizer(clip)(texts).numpy()]
-    immich = onnxruntime.InferenceSession("model.onnx")
-    vectors = np.concatenate([immich.run(None, {"text": row.astype(np.int32)})[0] for row in rows])
+    immich, int8 = InferenceSession("model.onnx"), InferenceSession("my-onnx/text_model_int8.onnx")
+    vectors = np.concatenate([embedded(immich, "text", row.astype(np.int32)) for row in rows])
     expected = encode_texts(clip, texts).astype(np.float32)
     np.testing.assert_allclose(vectors, expected, atol=2e-3)
-    int8 = onnxruntime.InferenceSession("my-onnx/text_model_int8.onnx")
-    rough = np.concatenate([int8.run(None, {"input_ids": row})[0] for row in rows])
+    rough = np.concatenate([embedded(int8, "input_ids", row) for row in rows])
     assert (rough * expected).sum(axis=1).mean() > 0.98 and not np.array_equal(rough, vectors)
 
 
