@@ -39,7 +39,7 @@ def compared(seed: int, queries: int, images: int) -> tuple[Vectors, Vectors, Ve
     return base, tuned, gallery, right, churn(texts, found[0], found[1], ids, right)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(1, 25))
 def test_every_figure(seed: int, queries: int, images: int) -> None:
     base, tuned, gallery, right, result = compared(seed, queries, images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ModelError
@@ -36,7 +36,6 @@ def full_sort(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(1, 40), st.integers(1, 12), st.integers(0, 10_000))
 def test_ties_go_to_the_lowest_row(n: int, m: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
