@@ -32,12 +32,9 @@ from paraclip_core.clip.model import ClipModel, freeze_image_encoder
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import ModelError
 from tests.kit.drawn_clip import drawn
+from tests.kit.encoders import KINDS
 
 TEXTS = 7
-KINDS = (
-    "clip", "clip-quickgelu", "clip-short", "eva", "pe", "worldwide", "eos-is-pad", "coca", "roberta",
-    "xlm-roberta", "bert", "mt5", "nllb", "coca-roberta", "siglip", "siglip2", "clipa", "mobileclip-s",
-)  # fmt: skip
 Tiny = Callable[..., ClipModel]
 
 
@@ -47,7 +44,7 @@ def _own(clip: ClipModel, texts: list[str]) -> torch.Tensor:
     return F.normalize(output[0] if isinstance(output, tuple) else output, dim=-1)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=list(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
