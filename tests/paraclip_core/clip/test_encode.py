@@ -28,7 +28,7 @@ from paraclip_core.clip.encode import (
 )
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, freeze_image_encoder
+from paraclip_core.clip.model import ClipModel, freeze_image_encoder, image_encoder_hash, preprocess_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import ModelError
 from tests.kit.drawn_clip import drawn
@@ -87,8 +87,10 @@ def test_gradients_equal_the_models_own(clip: ClipModel, kind: str, encoders: An
 
 def test_a_release_loads_back_without_network(clip: ClipModel, kind: str, encoders: Any, tmp_path: Path) -> None:
     save_release(clip, tmp_path / "a", "card")
-    again = load_clip(str(tmp_path / "a"))
-    assert type(again.model) is type(clip.model)
+    again = load_clip(f"local-dir:{tmp_path / 'a'}")
+    assert type(again.model) is type(clip.model) and not again.model.training
+    hashes = [(image_encoder_hash(each), preprocess_hash(each)) for each in (again, clip)]
+    assert hashes[0] == hashes[1]
     np.testing.assert_array_equal(encode_texts(again, encoders.TEXTS), encode_texts(clip, encoders.TEXTS))
     save_release(again, tmp_path / "b", "card")
     for path in (tmp_path / "a").iterdir():

@@ -20,8 +20,7 @@ from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import encode_images, encode_texts, image_transform, model_tokenizer, pad_token
 from paraclip_core.clip.export import ONNX_FILE, ONNX_TEXTS, save_hf, save_onnx, save_release
 from paraclip_core.clip.images import ImageArchive
-from paraclip_core.clip.load import load_clip
-from paraclip_core.clip.model import ClipModel, image_encoder_hash, preprocess_hash
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.options import ModelOptions
 from paraclip_core.errors import ModelError
 from tests.kit.encoders import VISION
@@ -116,14 +115,14 @@ def test_what_transformers_does_not_have_is_refused(tiny: Tiny, encoders: Any, t
 
 @pytest.mark.parametrize("kind", ["built-in", "quick_gelu", "custom_text"])
 def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_root: Path) -> None:
-    for name in ("a", "b"):
-        save_release(clip, tmp_path / name, "# A card\n")
+    save_release(clip, tmp_path, "# A card\n")
+    assert {path.name for path in tmp_path.iterdir()} == {"README.md", "open_clip_config.json", WEIGHTS}
     with ImageArchive(data_root / "flickr8k/images_128.tar") as archive:
         images = [archive.open(name) for name in archive.names()[:3]]
 
-    parts: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'a'}")
+    parts: Any = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
     model, _, preprocess = parts
-    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'a'}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{tmp_path}")
     model.eval()
     with torch.no_grad():
         texts = F.normalize(model.encode_text(tokenizer(TEXTS)), dim=-1).numpy()
@@ -132,15 +131,6 @@ def test_stock_open_clip_loads_a_release(clip: ClipModel, tmp_path: Path, data_r
     features = encode_images(clip, images, batch_size=2)
     assert features.dtype == np.float16
     np.testing.assert_allclose(pixels, features.astype(np.float32), atol=1e-3)
-
-    loaded = load_clip(f"local-dir:{tmp_path / 'a'}")
-    hashes = [(image_encoder_hash(each), preprocess_hash(each)) for each in (loaded, clip)]
-    assert hashes[0] == hashes[1] and loaded.model_cfg == clip.model_cfg and not loaded.model.training
-    np.testing.assert_array_equal(encode_texts(loaded, TEXTS), encode_texts(clip, TEXTS))
-    save_release(loaded, tmp_path / "c", "# A card\n")
-    releases = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b", "c")]
-    assert releases[0] == releases[1] == releases[2]
-    assert set(releases[0]) == {"README.md", "open_clip_config.json", WEIGHTS}
 
 
 def test_weights_that_are_not_finite_are_not_released(tiny: Tiny, tmp_path: Path) -> None:
