@@ -73,6 +73,8 @@ def test_every_figure(seed: int, queries: int, images: int) -> None:
         assert query.base == [f"i{row}" for row in before[number]]
         assert query.tuned == [f"i{row}" for row in after[number]]
         assert set(query.right) == {f"i{row}" for row in known.get(number, set()) & {*before[number], *after[number]}}
+    assert "whose right image is known" in result.sentence
+    assert Churn.from_json(json.loads(json.dumps(result.as_json()))) == result
 
 
 @pytest.mark.parametrize("counted", [1, 7 * 40, 1 << 27])
@@ -108,12 +110,6 @@ def test_equal_models_change_nothing() -> None:
     assert result.sentence == (
         "For the same query, 10.0 of the first ten images stay on average; 0 of 100 queries show another first image."
     )
-
-
-def test_it_survives_json() -> None:
-    result = compared(4, 25, 12)[-1]
-    assert Churn.from_json(json.loads(json.dumps(result.as_json()))) == result
-    assert "whose right image is known" in result.sentence
 
 
 def test_queries_are_distinct_and_keep_all_their_images() -> None:
