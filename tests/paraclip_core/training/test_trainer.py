@@ -107,13 +107,13 @@ def test_an_interrupted_run_draws_the_same_rewrites_and_hard_negatives(
     recipe: RecipeName, tiny: ModuleType, tmp_path: Path
 ) -> None:
     losses = RECIPES[recipe].losses
-    steps = {"epochs": 9.0, "batch_size": 6, "checkpoint_steps": 4, **losses.model_dump()}
+    steps = {"epochs": 6.0, "batch_size": 6, "checkpoint_steps": 4, **losses.model_dump()}
     options = {"options": steps, "paraphrases": 3, "pairs": named_pairs(losses.weights)}
     whole = weights(tiny, tmp_path / "whole", **options)
     job = tiny.tiny_job(tmp_path / "cut", **options)
 
     def interrupted() -> dict[str, float]:
-        if lines(tmp_path / "cut")[-1]["step"] > 14:
+        if lines(tmp_path / "cut")[-1]["step"] > 9:
             raise KeyboardInterrupt
         return job.validate()
 
@@ -122,7 +122,7 @@ def test_an_interrupted_run_draws_the_same_rewrites_and_hard_negatives(
     assert_equal(whole, weights(tiny, tmp_path / "cut", **options))
     logs = [(tmp_path / folder / "training_log.jsonl").read_bytes() for folder in ("whole", "cut")]
     # Twenty captions an epoch, each in one of its paraphrases.
-    assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 30
+    assert logs[0] == logs[1] and lines(tmp_path / "whole")[-1]["step"] == 20
     assert ("hard_negative_ranking" in lines(tmp_path / "whole")[0]["losses"]) is (recipe == "contrast")
 
 
