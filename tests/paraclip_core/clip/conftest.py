@@ -12,9 +12,8 @@ import torch
 from open_clip.model import set_model_preprocess_cfg
 
 from paraclip_core.clip.model import ClipModel
+from tests.kit.encoders import TEXT, VISION
 
-VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 3}
 PREPROCESS = {
     "size": [32, 32],
     "mode": "RGB",

@@ -19,6 +19,7 @@ from paraclip_core.clip.index import READERS, ImageIndex, read_index
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.verify_index import check_encoders, check_features, check_images
 from paraclip_core.errors import InputError, ModelError
+from tests.kit.encoders import VISION
 
 ROWS = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 NAMES = [f"photo {row}.jpg" for row in range(7)]
@@ -124,13 +125,7 @@ def pictures(count: int = 3) -> list[Image.Image]:
     return [Image.fromarray(picture) for picture in values]
 
 
-def test_another_text_encoder_changes_nothing_and_another_image_encoder_or_preprocessing_does(tiny: Tiny) -> None:
-    base, tuned = tiny(), tiny()
-    with torch.no_grad():
-        tuned.model.get_parameter("text_projection").zero_()
-    assert all(check.valid and not check.differences for check in check_encoders(base, tuned))
-    check, features = check_images(base, tuned, pictures(), list("abc"))
-    assert check.valid and features.shape == (3, 32) and "3 of 3" in check.detail
+def test_another_image_encoder_or_preprocessing_makes_an_index_invalid(tiny: Tiny) -> None:
     base, changed, other = tiny(), tiny(), tiny()
     with torch.no_grad():
         for parameter in changed.visual.parameters():
@@ -148,9 +143,7 @@ def test_another_text_encoder_changes_nothing_and_another_image_encoder_or_prepr
 
 @pytest.mark.parametrize("change", [{"quick_gelu": True}, {"vision_cfg": {"head_width": 32}}])
 def test_the_same_weights_with_another_activation_or_other_heads(tiny: Tiny, change: dict[str, Any]) -> None:
-    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    base = tiny(vision_cfg=vision)
-    other = tiny(**{**change, "vision_cfg": {**vision, **change.get("vision_cfg", {})}})
+    base, other = tiny(), tiny(**{**change, "vision_cfg": {**VISION, **change.get("vision_cfg", {})}})
     other.model.load_state_dict(base.model.state_dict())
     assert image_encoder_hash(base) == image_encoder_hash(other)
     encoder, preprocess = check_encoders(base, other)

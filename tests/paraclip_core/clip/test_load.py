@@ -49,7 +49,7 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Named:
 def known(tiny: Tiny, named: Named) -> ClipModel:
     """A model whose architecture open_clip knows by name; every head is 64 wide, as in OpenAI's models."""
     vision = {"image_size": 32, "layers": 2, "patch_size": 16, "width": 64, "head_width": 64}
-    clip = tiny({"width": 64, "heads": 1}, vision_cfg=vision)
+    clip = tiny({"width": 64, "heads": 1, "vocab_size": 400}, vision_cfg=vision)
     named(ARCHITECTURE, clip.model_cfg)
     return clip
 

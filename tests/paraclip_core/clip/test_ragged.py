@@ -18,7 +18,9 @@ def _lists(ragged: Ragged) -> list[list[int]]:
 
 
 @given(token_lists, st.data())
-def test_arrow_in_any_chunks_and_slices_gives_the_same_lists(lists: list[list[int]], data: st.DataObject) -> None:
+def test_arrow_in_any_chunks_and_slices_gives_the_same_lists_which_can_be_picked_and_padded(
+    lists: list[list[int]], data: st.DataObject
+) -> None:
     cut = data.draw(st.integers(0, len(lists)))
     array = pa.array(lists, pa.list_(pa.uint16()))
     assert _lists(Ragged.from_arrow(array)) == lists
@@ -28,19 +30,9 @@ def test_arrow_in_any_chunks_and_slices_gives_the_same_lists(lists: list[list[in
     assert _lists(packed) == lists
     assert packed.values.dtype == np.uint16 and packed.offsets.dtype == np.int64
     assert packed.lengths.tolist() == [len(tokens) for tokens in lists]
-
-
-@given(token_lists, st.data())
-def test_take_picks_lists_in_any_order(lists: list[list[int]], data: st.DataObject) -> None:
-    picks = data.draw(st.lists(st.integers(0, max(0, len(lists) - 1)), max_size=15)) if lists else []
-    taken = Ragged.from_lists(lists).take(picks)
-    assert _lists(taken) == [lists[pick] for pick in picks]
-
-
-@given(token_lists)
-def test_padded_is_the_lists_and_then_padding(lists: list[list[int]]) -> None:
-    padded = Ragged.from_lists(lists).padded(10, pad=7)
-    assert padded.tolist() == [tokens + [7] * (10 - len(tokens)) for tokens in lists]
+    picks = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=15)) if lists else []
+    assert _lists(packed.take(picks)) == [lists[pick] for pick in picks]
+    assert packed.padded(10, pad=7).tolist() == [tokens + [7] * (10 - len(tokens)) for tokens in lists]
 
 
 Texts = list[list[int]]

@@ -1,21 +1,21 @@
-"""What benchmarks share: a small model of the built-in kind."""
+"""What benchmarks share: a small model."""
 
 from copy import deepcopy
 
 import pytest
 import torch
 
-from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.export import save_release
 from paraclip_core.clip.model import ClipModel
-from paraclip_core.clip.options import ModelOptions
+from tests.kit.drawn_clip import drawn_clip
+from tests.kit.encoders import TEXT, VISION
 
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[ClipModel, str]:
     """A model, which nobody changes, and the folder of its release."""
     folder = tmp_path_factory.mktemp("small") / "model"
-    clip = built_in_clip(ModelOptions(text_width=64, text_layers=1, embed_dim=32))
+    clip = drawn_clip({"embed_dim": 32, "vision_cfg": VISION, "text_cfg": TEXT | {"layers": 1}})
     save_release(clip, folder, "card")
     return clip, str(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -42,7 +42,6 @@ def test_known_values(a: list[int], b: list[int], k: int, overlap: float, js: fl
     assert one(jaccard, a, b, k) == pytest.approx(js, abs=1e-12)
 
 
-@settings(deadline=None)
 @given(st.data())
 def test_against_brute_force(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 12))
@@ -76,7 +75,6 @@ def test_what_cannot_be_measured_is_refused() -> None:
             spearman(np.arange(float(x)), np.arange(float(y)))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 8), st.integers(0, 1000))
 def test_recall_both_ways_against_a_loop(images: int, per_image: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -93,7 +91,6 @@ def test_recall_both_ways_against_a_loop(images: int, per_image: int, k: int, se
     assert recall_at_k(owner[to_text], np.arange(images), k).tolist() == [float(hit) for hit in expected]
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.floats(-3, 3, width=16)), min_size=3, max_size=40))
 def test_spearman_against_scipy(pairs: list[tuple[int, float]]) -> None:
     x, y = (np.array(side, float) for side in zip(*pairs, strict=True))

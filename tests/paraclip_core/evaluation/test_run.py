@@ -14,7 +14,7 @@ import torch
 
 from paraclip_core.clip.images import ImageArchive
 from paraclip_core.errors import BenchmarkError, ModelError
-from paraclip_core.evaluation import run
+from paraclip_core.evaluation import encoder, run
 from paraclip_core.evaluation.base import Measured, Queries, plain_queries
 from paraclip_core.evaluation.benchmarks import Task
 from paraclip_core.evaluation.options import BenchmarkOptions
@@ -107,17 +107,26 @@ def test_many_queries_are_sampled_with_their_images(monkeypatch: pytest.MonkeyPa
     }
 
 
-def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], data_root: Path) -> None:
+def test_absent_benchmarks_and_models(tmp_path: Path, models: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    (file := tmp_path / "pairs.tsv").write_text("score\tsentence1\tsentence2\n1\ta\tb\n2\tc\td\n3\te\tf\n")
+    there = parse_benchmark(f"pairs:sts={file}")
     gone = BenchmarkOptions(name="gone", kind="sts", path="gone.tsv")
     with pytest.raises(BenchmarkError, match=r"benchmark 'gone': .*gone\.tsv does not exist"):
         compared("unused", "unused", [gone])
     with pytest.raises(ModelError, match="nowhere"):
-        compared(str(tmp_path / "nowhere"), "x", [parse_benchmark(f"sick={data_root}/sts/sick")])
+        compared(str(tmp_path / "nowhere"), "x", [there])
     with pytest.raises(BenchmarkError, match="needs a path"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="sick")])
     with pytest.raises(BenchmarkError, match="no ingested split outside a run"):
         compared("unused", "unused", [BenchmarkOptions(name="x", kind="retrieval")])
-    both = [gone.model_copy(update={"optional": True}), parse_benchmark(f"sick={data_root}/sts/sick")]
-    evaluation = compared(*models, both, device="cpu")
+    monkeypatch.setattr(encoder, "TEXTS", 2)
+    told: list[bool] = []
+
+    def progress(done: int, total: int | None, **facts: Any) -> None:
+        told.extend(["eta_seconds" in facts] if "texts" in facts else [])
+
+    optional = gone.model_copy(update={"optional": True})
+    evaluation = compared(*models, [optional, there], device="cpu", progress=progress)
+    assert told[0] is False and told[-1], "the first block of texts tells nothing of the time that is left"
     assert "gone was left out: its path is absent" in notes(evaluation.comparison.findings)
-    assert [outcome.benchmark for outcome in evaluation.outcomes] == ["sick"]
+    assert [outcome.benchmark for outcome in evaluation.outcomes] == ["pairs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.errors import ModelError
@@ -36,8 +36,7 @@ def full_sort(queries: np.ndarray, gallery: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-scores, axis=1, kind="stable")[:, :k]
 
 
-@settings(deadline=None)
-@given(st.integers(0, 9), st.integers(1, 40), st.integers(1, 12), st.integers(0, 10_000))
+@given(st.integers(0, 9), st.integers(0, 40), st.integers(1, 12), st.integers(0, 10_000))
 def test_ties_go_to_the_lowest_row(n: int, m: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     queries, gallery = (rng.integers(-1, 2, (rows, 3)).astype(np.float32) for rows in (n, m))
@@ -54,8 +53,3 @@ def test_blocks_and_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scores, "CELLS", 200)
     monkeypatch.setattr(scores, "GALLERY_ROWS", 7)
     np.testing.assert_array_equal(top_k(queries, gallery, 10), expected)
-
-
-def test_more_wanted_than_there_are() -> None:
-    assert top_k(np.ones((2, 3)), np.ones((4, 3)), 10).tolist() == [[0, 1, 2, 3]] * 2
-    assert top_k(np.ones((2, 3)), np.ones((0, 3)), 10).shape == (2, 0)

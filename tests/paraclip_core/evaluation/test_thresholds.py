@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.evaluation.thresholds import BINS, PER_UNIT, QUANTILES, ROWS, binned, matched, spread
@@ -16,7 +16,6 @@ def drawn(seed: int, queries: int, images: int, centre: float, scale: float) -> 
     return np.clip(cosines, -1, 1).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 9999), st.integers(1, 20), st.integers(1, 40), st.floats(-0.9, 0.9), st.floats(0.001, 0.3))
 def test_as_many_pairs_pass(seed: int, queries: int, images: int, centre: float, scale: float) -> None:
     base, tuned = drawn(seed, queries, images, centre, scale), drawn(seed + 1, queries, images, 0.3, 0.1)
@@ -34,7 +33,6 @@ def test_as_many_pairs_pass(seed: int, queries: int, images: int, centre: float,
         assert same[0] <= round(row.unchanged * queries) <= same[1]
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.integers(0, 9999), st.integers(1, 30), st.integers(1, 30))
 def test_quantiles(seed: int, queries: int, images: int) -> None:
     cosines = drawn(seed, queries, images, 0.2, 0.1)

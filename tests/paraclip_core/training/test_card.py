@@ -74,6 +74,7 @@ def test_the_evaluation_becomes_the_hubs_model_index() -> None:
     assert "| paraphrased_queries | ao@10 ↑ | 750 | 11.82 | 14.02 | +2.20 [+1.23, +3.21] |" in text
     assert "Verdict: promote" in text and text.startswith("---\n") and text.count("\n---\n") == 1
     assert completed_card(card()) == card(), "nothing known, nothing added"
+    assert completed_card("# Mine\n").endswith("# Mine\n"), "a card of unknown origin is kept"
 
 
 def test_one_line_for_those_who_replace_the_base() -> None:
@@ -108,7 +109,3 @@ def test_other_layouts_say_how_they_are_loaded(layout: str, library: str, call: 
     assert call in text and "open_clip.create_model" not in text
     # A release that is exported again says how it is loaded now.
     assert completed_card(text) == card() and completed_card(text, layout="hf") == completed_card(card(), layout="hf")
-
-
-def test_a_card_of_unknown_origin_is_kept() -> None:
-    assert completed_card("# Mine\n").endswith("# Mine\n")

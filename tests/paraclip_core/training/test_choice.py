@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -117,7 +117,6 @@ def test_every_candidate_that_is_not_chosen_says_why() -> None:
     assert [each["alpha"] for each in plain["candidates"][0]["alphas"]] == [0.0, 1.0]
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 100), st.floats(0, 100)), min_size=1, max_size=6))
 def test_the_choice_never_loses_recall_beyond_chance_or_the_criterion(rows: list[tuple[float, float, float]]) -> None:
     base = found(50, 50)

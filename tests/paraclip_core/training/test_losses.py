@@ -50,7 +50,6 @@ def by_loop(first: Tensor, second: Tensor, scale: float, left_out: list[list[boo
     return total / (2 * rows)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     rows=st.integers(1, 9), chunk_rows=st.sampled_from((1, 4, 1024)), masked=st.booleans(), seed=st.integers(0, 99),
     weight=st.none() | st.floats(0.1, 9),
@@ -256,7 +255,7 @@ def unit(rows: int, seed: int, dim: int = 6, dtype: torch.dtype = torch.float32)
     return functional.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)).to(dtype), dim=-1)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 7), images=st.integers(1, 9), temperature=st.floats(0.5, 60), cells=st.sampled_from((1, 16, 99))
 )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from paraclip.tasks.training.data import use_threads
+from paraclip_core.config import Settings
 from paraclip_core.training import process
 from paraclip_core.training.process import GIB, anonymous_memory, free_memory, memory_for_batches
 
@@ -57,12 +57,7 @@ def test_memory_is_seen() -> None:
     assert 45_000_000 < sorted(growth)[1] < 150_000_000 and len(blocks[0]) == 50_000_000
 
 
-def test_kernels_can_be_deterministic_from_the_first_product_on() -> None:
-    """In another process: libraries read these settings once, at their first computation."""
-    code = (
-        "import os; from paraclip.tasks.training.data import use_threads; from paraclip_core.config import Settings; "
-        "use_threads(Settings()); print(os.environ['CUBLAS_WORKSPACE_CONFIG'])"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=True)
-    assert printed.stdout.strip() == ":4096:8"
+def test_kernels_can_be_deterministic_from_the_first_product_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    use_threads(Settings())
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -47,10 +47,11 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> type[Noted]:
 
 
 def test_a_training_run_is_reported_to_each(tiny: ModuleType, tmp_path: Path, noted: type[Noted]) -> None:
-    train(tiny.tiny_job(tmp_path, trackers=Trackers(["wandb", "wandb"], TrackedRun("r", tmp_path, {}))))
-    assert list(noted.told) == list(range(1, 46)) and noted.closed
+    trackers = Trackers(["wandb", "wandb"], TrackedRun("r", tmp_path, {}))
+    train(tiny.tiny_job(tmp_path, trackers=trackers, options={"epochs": 1.0}))
+    assert list(noted.told) == [1, 2, 3, 4, 5] and noted.closed
     assert {"loss", "learning_rate", "losses/image~paraphrase_2"} <= set(noted.told[1])
-    assert "validation/text_to_image_recall@10" in noted.told[45]
+    assert "validation/text_to_image_recall@10" in noted.told[5]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

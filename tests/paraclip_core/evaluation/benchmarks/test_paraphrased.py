@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,21 @@ def write(folder: Path, suffix: str) -> Path:
     else:
         pv.write_csv(table, path, pv.WriteOptions(delimiter="\t" if suffix == ".tsv" else ","))
     return path
+
+
+def beside_images(folder: Path, pairs: Sequence[str]) -> Path:
+    """Pairs of some of the words, beside images of all."""
+    (folder / "images").mkdir()
+    for word in WORDS:
+        (folder / "images" / f"{word}.jpg").touch()
+    rows = [
+        {"image": f"{word}.jpg", "caption": word.replace("_", " "), "paraphrased_query": f"a {word}"} for word in pairs
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "pairs.jsonl"
+
+
+BENCHMARK = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv", ".tsv"])
@@ -78,9 +94,7 @@ def test_ten_pairs_of_five_captions_without_equal_ones() -> None:
     with pytest.raises(BenchmarkError, match="no image of split 'val' has two captions"):
         family.pairs_of_captions(Captions(["i"], ["a"], "val"))
     pairs = family.pairs_of_captions(Captions(["i", "i"], ["A dog", "a  dog"], "val"))
-    with pytest.raises(
-        BenchmarkError, match=r"all 1 pairs \(val\) repeat one text, .* expected a caption and a paraphrase of it"
-    ):
+    with pytest.raises(BenchmarkError, match=r"all 1 pairs \(val\) repeat one text, .* expected a caption"):
         family.within(pairs, word_pool(["i"], WordEncoder()))
     encoder = WordEncoder()
     pool = word_pool(WORDS[:7], encoder)
@@ -128,43 +142,29 @@ def test_the_table_of_queries() -> None:
 
 
 def test_all_images_beside_the_pairs_are_searched(tmp_path: Path) -> None:
-    (tmp_path / "images").mkdir()
-    for word in WORDS:
-        (tmp_path / "images" / f"{word}.jpg").touch()
-    rows = [
-        {"image": f"{word}.jpg", "caption": word.replace("_", " "), "paraphrased_query": f"a {word}"}
-        for word in WORDS[:2]
-    ]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    benchmark = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
+    file = beside_images(tmp_path, WORDS[:2])
     with pytest.raises(BenchmarkError, match="its pool has 2 images"):
-        prepare(benchmark, tmp_path / "pairs.jsonl")
-    every = benchmark.model_copy(update={"options": {"pool": "all"}})
-    measured = prepare(every, tmp_path / "pairs.jsonl").measure(WordEncoder())
+        prepare(BENCHMARK, file)
+    every = BENCHMARK.model_copy(update={"options": {"pool": "all"}})
+    measured = prepare(every, file).measure(WordEncoder())
     assert (measured.notes["images"], measured.notes["pairs"]) == (len(WORDS), 2)
     assert measured.metrics["caption_text_to_image_recall@1"] == 100
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     with pytest.raises(BenchmarkError, match="`pool: all` searches every image"):
-        prepare(every, tmp_path / "pairs.jsonl")
-    named = prepare(every, tmp_path / "pairs.jsonl", images=tmp_path / "elsewhere").measure(WordEncoder())
+        prepare(every, file)
+    named = prepare(every, file, images=tmp_path / "elsewhere").measure(WordEncoder())
     assert named.notes["images"] == len(WORDS)
 
 
 def test_a_runs_images_are_searched_only_if_those_of_most_pairs_are_among_them(tmp_path: Path) -> None:
-    names = [f"{word}.jpg" for word in WORDS]
-    (tmp_path / "images").mkdir()
-    for name in names:
-        (tmp_path / "images" / name).touch()
-    rows = [{"image": f"{word}.jpg", "caption": word, "paraphrased_query": f"a {word}"} for word in WORDS]
-    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    benchmark = BenchmarkOptions(name="x", kind="paraphrased_retrieval", path="pairs.jsonl")
+    file, names = beside_images(tmp_path, WORDS), [f"{word}.jpg" for word in WORDS]
 
     def searched(ingested: list[str]) -> tuple[int, int, int]:
         """Images, pairs and images that were encoded, in a run that ingested these."""
         encoder = WordEncoder()
         captions = Captions(ingested, ["a dog"] * len(ingested), "val")
         stored = Stored(captions, lambda ids: word_pool([i for i in dict.fromkeys(ids) if i in ingested], encoder))
-        notes = prepare(benchmark, tmp_path / "pairs.jsonl", stored).measure(encoder).notes
+        notes = prepare(BENCHMARK, file, stored).measure(encoder).notes
         return notes["images"], notes["pairs"], encoder.encoded_images
 
     assert searched([*names, "sea.jpg"]) == (len(WORDS) + 1, len(WORDS), 0)

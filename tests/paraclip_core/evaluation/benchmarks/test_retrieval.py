@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,15 @@ def test_broken_weights_are_reported() -> None:
         retrieval.measure(captions_of(WORDS), pool, Broken())
 
 
+def written(file: Path, text: str, images: Iterable[str]) -> Path:
+    """A file of captions, beside images."""
+    file.write_text(text)
+    for image in images:
+        (file.parent / "images" / image).parent.mkdir(exist_ok=True)
+        (file.parent / "images" / image).touch()
+    return file
+
+
 LANGUAGES = {
     "captions.jsonl": "\n".join(
         json.dumps({"image/key": name, "de": {"caption": [f"{name} hier", name]}, "fr": {"caption": [f"le {name}"]}})
@@ -106,12 +115,9 @@ LANGUAGES = {
 
 @pytest.mark.parametrize(("file", "captions"), [("captions.jsonl", 4), ("xtd10-de.json", 2), ("rows.jsonl", 2)])
 def test_a_language_is_chosen_and_named(tmp_path: Path, file: str, captions: int) -> None:
-    (tmp_path / file).write_text(LANGUAGES[file])
-    (tmp_path / "images").mkdir()
-    for name in ("dog", "cat"):
-        (tmp_path / "images" / f"{name}.jpg").touch()
+    path = written(tmp_path / file, LANGUAGES[file], ["dog.jpg", "cat.jpg"])
     german = BenchmarkOptions(name="de", kind="retrieval", path=file, options={"language": "de"})
-    measured = prepare(german, tmp_path / file).measure(WordEncoder())
+    measured = prepare(german, path).measure(WordEncoder())
     assert (measured.notes["captions"], measured.notes["images"], measured.notes["language"]) == (captions, 2, "de")
     assert result_json("retrieval", "de", "base", "x", measured)["language"] == "de"
 
@@ -129,10 +135,7 @@ def test_rows_with_a_language_have_splits_too(
         for spoken in ("de", "fr")
     ]
     rows.append({"image": "sea.jpg", "caption": "of every split", "language": "de"})
-    (file := tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "images").mkdir()
-    for row in rows:
-        (tmp_path / "images" / row["image"]).touch()
+    file = written(tmp_path / "rows.jsonl", "\n".join(map(json.dumps, rows)), [row["image"] for row in rows])
     benchmark = BenchmarkOptions(name="x", kind="retrieval", path=file.name, options={"language": language})
     notes = prepare(benchmark, file, split=split).measure(WordEncoder()).notes
     assert (notes["split"], notes["captions"]) == (split or "test", captions)
@@ -164,17 +167,13 @@ def test_all_languages_and_their_mean(tmp_path: Path) -> None:
         {"image/key": w, "image/locale": "de", **{name: {"caption": [t.format(w.replace("_", " ")) for t in texts]}
          for name, texts in templates.items()}} for w in WORDS
     ]  # fmt: skip
-    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "images").mkdir()
-    for word in WORDS:
-        (tmp_path / "images" / f"{word}.jpg").touch()
+    file = written(tmp_path / "captions.jsonl", "\n".join(map(json.dumps, rows)), [f"{word}.jpg" for word in WORDS])
     everyone = BenchmarkOptions(name="xm", kind="retrieval", path="captions.jsonl")
-    measured = prepare(everyone, tmp_path / "captions.jsonl").measure(WordEncoder())
+    measured = prepare(everyone, file).measure(WordEncoder())
     alone = {
-        name: prepare(everyone.model_copy(update={"options": {"language": name}}), tmp_path / "captions.jsonl")
-        .measure(WordEncoder()).metrics
+        name: prepare(everyone.model_copy(update={"options": {"language": name}}), file).measure(WordEncoder()).metrics
         for name in templates
-    }  # fmt: skip
+    }
     recalls = {name: np.mean([alone[name][f"text_to_image_recall@{k}"] for k in (1, 5, 10)]) for name in templates}
     assert len(set(recalls.values())) > 1
     mean = retrieval.MEAN_RECALL
@@ -189,13 +188,8 @@ def test_all_languages_and_their_mean(tmp_path: Path) -> None:
     assert compared_rows([Outcome("xm", "retrieval", measured, measured)])[-1].metric == f"{mean}@sw"
 
 
-def test_a_language_that_is_not_there_is_reported(tmp_path: Path) -> None:
-    path = tmp_path / "captions.jsonl"
-    path.write_text(LANGUAGES["captions.jsonl"])
-    benchmark = BenchmarkOptions(name="x", kind="retrieval", path="captions.jsonl")
-    with pytest.raises(BenchmarkError, match=r"row 1: no captions of language 'ko'; it has de, fr"):
-        prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), path)
-    rows = tmp_path / "rows.jsonl"
-    rows.write_text(LANGUAGES["rows.jsonl"])
-    with pytest.raises(BenchmarkError, match=r"rows\.jsonl has no captions of language 'ko'; it has de, fr"):
-        prepare(benchmark.model_copy(update={"options": {"language": "ko"}}), rows)
+@pytest.mark.parametrize(("file", "message"), [("captions.jsonl", "row 1: no"), ("rows.jsonl", "has no")])
+def test_a_language_that_is_not_there_is_reported(tmp_path: Path, file: str, message: str) -> None:
+    korean = BenchmarkOptions(name="x", kind="retrieval", path=file, options={"language": "ko"})
+    with pytest.raises(BenchmarkError, match=f"{file}.* {message} captions of language 'ko'; it has de, fr"):
+        prepare(korean, written(tmp_path / file, LANGUAGES[file], ()))

@@ -22,7 +22,7 @@ from paraclip_core.evaluation.verdict.evidence import Evidence
 KIND, METRIC, RECALL = "paraphrased_retrieval", "corrected_ao@10", "paraphrased_query_text_to_image_recall@10"
 CHANGES: dict[str, list[float]] = json.loads(Path("tests/data/query_changes.json").read_text("utf-8"))
 """By metric, the change of each query, as fractions."""
-YEARS, NIGHTS = 200, 365
+YEARS, NIGHTS = 60, 365
 BLOCK = 100
 """Nights that are drawn at once."""
 
@@ -79,7 +79,7 @@ def test_a_gain_of_three_points_is_taken_within_three_nights() -> None:
 
 @pytest.mark.parametrize("queries", [100, 750, 20_000])
 def test_guards_pass_a_model_that_loses_nothing_and_hold_a_real_loss(queries: int) -> None:
-    rng, tries = np.random.default_rng(2), 400
+    rng, tries = np.random.default_rng(2), 200
     nights = drawn(rng, tries, queries, [*CHANGES])
 
     def held(lost: float) -> float:

@@ -65,6 +65,7 @@ MARGIN = row("query_pairs/margin", -3.0, -4.0, "sick")
 MORE_FOUND = row(f"{PARAPHRASED}/paraphrased_query_{RECALL}", 2.0, 0.5)
 LOST_TOGETHER = [row(f"retrieval/text_to_image_recall@{k}", delta, low) for k, delta, low in
                  ((1, 0.0, -2.0), (5, 0.0, -2.0), (10, -2.0, -3.9))]  # fmt: skip
+CLICKS = row(f"query_log/caption_{RECALL}", -30, -31)
 HEADLINE = row(f"{PARAPHRASED}/paraphrased_query_{RECALL}", 10.3, 8.0, base=19.9)
 CLOSER = "sugarcrepe/text_only_closeness@add_obj"
 
@@ -95,33 +96,18 @@ TABLE: list[tuple[Evidence, str, str, str]] = [
     (seen(GAIN, *LOST_TOGETHER), "small_losses", "warns", "what chance gives one of 3 figures"),
     (seen(GAIN, row(f"retrieval/{RECALL}", -0.5, -0.9)), "small_losses", "warns", "-0.50 [-0.90, -0.10]"),
     # Clicks on what the base showed guard nothing.
-    (seen(GAIN, row(f"query_log/caption_{RECALL}", -30, -31)), "beyond_max_drop", "", ""),
-    (
-        seen(GAIN, row(f"query_log/caption_{RECALL}", -30, -31), independent_clicks=True),
-        "beyond_max_drop",
-        "blocks",
-        "clicked",
-    ),
+    (seen(GAIN, CLICKS), "beyond_max_drop", "", ""),
+    (seen(GAIN, CLICKS, independent_clicks=True), "beyond_max_drop", "blocks", "clicked"),
     (COLLAPSED, "beyond_max_drop", "blocks", f"{FELL.name} fell by 15.50 (-15.50 [-17.00, -14.00]), at most 1 is"),
     (COLLAPSED, "remedy", "explains", "a smaller α"),
     (seen(NO_GAIN), "no_gain", "blocks", "is not clear of zero"),
     (seen(row(AO, -2.8, -4.9)), "loss", "blocks", "-2.80 [-4.90, -0.70] lies below zero"),
-    (
-        seen(row("sts/spearman", 1, 0.5)),
-        "metric_not_measured",
-        "blocks",
-        "shows a gain; measured: spearman of the kind",
-    ),
+    (seen(row("sts/spearman", 1, 0.5)), "metric_not_measured", "blocks", "gain; measured: spearman of the kind"),
     (LOG, "metric_stand_in", "", ""),
     (LOG, "metric_not_measured", "blocks", "measured: JS@10 of the kind query_log"),
     (seen(), "metric_not_measured", "blocks", "measured: nothing"),
     (seen(), "remedy", "explains", "a benchmark of the kind paraphrased_retrieval"),
-    (
-        seen(row("query_pairs/corrected_ao@10", 1, 0.4)),
-        "metric_stand_in",
-        "notes",
-        "query_pairs/corrected_ao@10 stands in for the gate's",
-    ),
+    (seen(row("query_pairs/corrected_ao@10", 1, 0.4)), "metric_stand_in", "notes", "corrected_ao@10 stands in for"),
     (seen(GAIN, row("retrieval/recall@10", 0, -1)), "rule_without_metric", "blocks", "names no measured metric"),
     (ALONE, "rule_not_applied", "notes", f"the rule on retrieval/{RECALL} was not applied: it was not measured"),
     (seen(GAIN, CAPTIONS_FELL), "rule_stand_in", "notes", f"was applied to {PARAPHRASED}/caption_{RECALL}"),
@@ -135,18 +121,8 @@ TABLE: list[tuple[Evidence, str, str, str]] = [
     (seen(row(f"query_log/paraphrased_query_{RECALL}", 1, 0)), "found_images", "explains", "which guard nothing"),
     (seen(GAIN, first_image_changes=44.4), "first_images", "explains", "44 of 100 queries show another first image"),
     (seen(GAIN, different_images={"q": (90, 80)}), "different_images", "notes", "hold 80 different images (90 with"),
-    (
-        seen(GAIN, row("sts/accuracy", -10, -11)),
-        "significant_losses",
-        "warns",
-        "accuracy of sts -10.00 [-11.00, -9.00]",
-    ),
-    (
-        seen(row("query_pairs/hard_negative_ao@10", 5, 4)),
-        "significant_losses",
-        "warns",
-        "hard negatives of query_pairs",
-    ),
+    (seen(GAIN, row("sts/accuracy", -10, -11)), "significant_losses", "warns", "of sts -10.00 [-11.00, -9.00]"),
+    (seen(row("query_pairs/hard_negative_ao@10", 5, 4)), "significant_losses", "warns", "hard negatives of"),
     (seen(GAIN, skipped={"stsb": "it is absent"}), "left_out", "notes", "stsb was left out: it is absent"),
     (seen(GAIN, SAME, alpha=0.0), "tuned_is_base", "explains", "the tuned model is the base (α = 0)"),
     (seen(GAIN, SAME, images={"pool": 19}), "few_images", "blocks", "the 19 images of pool prove nothing; use a split"),
@@ -218,11 +194,8 @@ def test_no_more_first_images_change_than_are_allowed(changes: float | None, mos
 def test_of_a_metric_that_is_better_when_lower_a_rise_is_a_loss() -> None:
     fell, rose = row(CLOSER, -2.0, -2.5), row(CLOSER, 2.0, 1.5)
     drop, gate = GateRule(max_drop={CLOSER: 1.0}), GateRule(metric=CLOSER, max_drop={})
-    lost = AGAINST_BASE.judge(Evidence((GAIN, rose), drop))[1]
-    assert any(
-        "closeness@add_obj of sugarcrepe rose by 2.00 (+2.00 [+1.50, +2.50]), at most 1" in finding.text
-        for finding in lost
-    )
+    lost = line(AGAINST_BASE.judge(Evidence((GAIN, rose), drop))[1])
+    assert "closeness@add_obj of sugarcrepe rose by 2.00 (+2.00 [+1.50, +2.50]), at most 1" in lost
     for judge in (AGAINST_BASE, AGAINST_CHAMPION):
         assert [judge.judge(Evidence((figure,), gate))[0] for figure in (fell, rose)] == ["promote", "hold"]
     assert AGAINST_BASE.judge(Evidence((GAIN, fell), drop))[0] == "promote"
