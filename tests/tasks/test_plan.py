@@ -138,14 +138,15 @@ def asked(settings: Settings, planned: Mapping[str, StagePlan]) -> tuple[int, ..
 
 def test_filters_ask_for_what_passes_now_and_with_attempts_for_what_they_reject(tmp_path: Path) -> None:
     # Of the writer's answers 10 are good, of which 5 are one text; 3 are copies, and 7 are empty.
-    strict, loose = ({"filters": OFF | {"extra": extra}} for extra in (["tests.kit.scripted_filters:copy"], []))
+    loose: dict[str, Any] = {}
+    strict: dict[str, Any] = {"filters": OFF | {"extra": ["tests.kit.scripted_filters:copy"]}}
     for changes, planned_requests, requests in (
         (strict, (20, None), (20, 6)),
         # The plan, which judges nothing, knows that three answers are new to step 2; half of all passed so far.
         (loose, (0, 2), (0, 3)),
         (strict, (0, 0), (0, 0)),
         # Captions whose answers were rejected are asked about again.
-        (strict | {"attempts": 2}, (10, None), (10, None)),
+        ({**strict, "attempts": 2}, (10, None), (10, None)),
     ):
         settings = settings_of(tmp_path, "Writer", **changes)
         _, stages = plan_of(settings)
