@@ -9,27 +9,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 
 from paraclip.flows.cli import run_cli
 from paraclip.tasks.push import published_card
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.model import ClipModel
-from tests.kit.drawn_clip import drawn
+from tests.kit.drawn_clip import drawn_clip
 from tests.kit.hub_server import HubServer
+from tests.kit.search_home import CONFIG
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 CARD = """---
 library_name: open_clip
 license: other
@@ -73,9 +66,7 @@ def paraclip(hub: HubServer, home: Path, *arguments: str, token: str | None = No
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    clip: Any = drawn(CONFIG)
-    save_release(ClipModel(clip.eval(), CONFIG, dict(clip.visual.preprocess_cfg), "test"), tmp_path / "model", CARD)
+    save_release(drawn_clip(CONFIG), tmp_path / "model", CARD)
     return tmp_path / "model"
 
 

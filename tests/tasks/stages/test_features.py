@@ -36,6 +36,7 @@ from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.clip.options import FeatureOptions, ModelOptions
 from paraclip_core.config import RunOptions, Settings
 from paraclip_core.errors import ConfigError, InputError, ModelError
+from tests.tasks.builders import captions_of
 
 SMALL = ModelOptions(embed_dim=16, text_width=64, text_layers=1)
 
@@ -73,13 +74,10 @@ def _settings(root: Path, images: str = "photos.tar", batch: int = 3, **model: A
 
 def _ingested(folder: Path, rows: Sequence[tuple[str | None, str | None, str | None]], parts: int = 1) -> Artifact:
     """An ingest artifact whose captions have these image_id, image_path and images."""
-    same = {"caption_tokens": [49406, 49407], "split": "train", "license": "unknown", "source": "captions.jsonl"}
-    filled = [
-        {"caption_id": tables.text_hash(str(n)), "image_id": image_id, "image_path": name, "images": images}
-        | {"caption": f"caption {n}", "caption_raw": f"caption {n}", "source_row": n, **same}
+    table = captions_of(
+        {"image_id": image_id, "image_path": name, "images": images, "caption": f"caption {n}"}
         for n, (image_id, name, images) in enumerate(rows)
-    ]
-    table = pa.Table.from_pylist(filled, schema=tables.CAPTIONS)
+    )
     size = max(1, -(-table.num_rows // parts))
     for part in range(parts):
         write_table(folder / "captions" / f"part-{part:05d}.parquet", table.slice(part * size, size))
