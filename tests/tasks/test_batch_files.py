@@ -175,13 +175,15 @@ def test_a_killed_import_loses_nothing_and_keeps_nothing_twice(tmp_path: Path, m
 
 
 def test_step_2_and_further_attempts_follow_from_what_is_judged(tmp_path: Path) -> None:
-    settings = settings_of(tmp_path, attempts=2)
+    # What is empty or a copy is rejected.
+    filters = {"preset": "off", "extra": ["tests.kit.scripted_filters:copy"]}
+    settings = settings_of(tmp_path, attempts=2, filters=filters)
     _, bodies = export(settings, tmp_path / "ask.jsonl")
 
     def some(body: Body) -> Body:
         caption = body["messages"][-1]["content"].split('"')[1]
         good = int(caption.split()[5]) < 5
-        return says("As an AI I cannot.", f"On a beach there is {caption}" if good else caption)(body)
+        return says("", f"On a beach there is {caption}" if good else caption)(body)
 
     take_back(settings, answered(bodies, tmp_path / "back.jsonl", some))
     exported, more = export(settings, tmp_path / "more.jsonl")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from prefect.runtime import flow_run
 
-from paraclip.storage.artifacts import ArtifactStore, Draft
+from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks.channels import (
     BY_PROMOTION,
@@ -27,6 +27,7 @@ from paraclip.tasks.channels import (
     withdrawn,
 )
 from paraclip_core.errors import ArtifactError, ConfigError, UnknownNameError
+from tests.tasks.builders import committed
 
 A, B, C, D, E = (letter * 32 for letter in "abcde")
 
@@ -42,17 +43,12 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def model(store: ArtifactStore, fingerprint: str) -> dict[str, str]:
     """A run whose model has this fingerprint; the fingerprints of its stages."""
     ingest, evaluation = "1" + fingerprint[1:], "2" + fingerprint[1:]
-    drafts = (
-        Draft("ingest", ingest, 1, {"source:captions.csv": "f" * 64}, {}),
-        Draft("finetune", fingerprint, 1, {"ingest": ingest}, {}),
-        Draft("evaluate", evaluation, 1, {"finetune": fingerprint}, {}),
-    )
-    for draft in drafts:
-        if store.find(draft.stage, draft.fingerprint):
-            continue
-        with store.writing(draft.stage, draft.fingerprint):
-            store.commit(draft, {}, 0.0)
-    return {"ingest": ingest, "finetune": fingerprint, "evaluate": evaluation}
+    stages = {"ingest": ingest, "finetune": fingerprint, "evaluate": evaluation}
+    inputs = ({"source:captions.csv": "f" * 64}, {"ingest": ingest}, {"finetune": fingerprint})
+    for (stage, name), read in zip(stages.items(), inputs, strict=True):
+        if not store.find(stage, name):
+            committed(store, stage, name, read)
+    return stages
 
 
 def promote(store: ArtifactStore, *fingerprints: str, by: str = BY_PROMOTION) -> None:

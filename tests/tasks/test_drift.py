@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,24 +18,18 @@ from paraclip.storage.parquet import write_table
 from paraclip.tasks.drift import BOUND, check_drift, measure_drift
 from paraclip.tasks.preflight import check_before_paying
 from paraclip.tasks.run.run import Run
-from paraclip_core import tables
 from paraclip_core.errors import InputError
 from paraclip_core.lifetime import TempDir
 from paraclip_core.settings import parse_settings
 from tests.kit.small_runs import made
+from tests.tasks.builders import captions_of
 
 Caption = tuple[str | None, str]
 """Image and text."""
 
 
 def written(path: Path, captions: Sequence[Caption]) -> list[str]:
-    rows = [
-        {name: None for name in tables.CAPTIONS.names}
-        | {"caption_id": tables.text_hash(image, text), "image_id": image, "caption": text, "caption_raw": text}
-        | {"caption_tokens": [], "split": "train", "license": "", "source": "x", "source_row": row}
-        for row, (image, text) in enumerate(captions)
-    ]
-    write_table(path, pa.Table.from_pylist(rows, schema=tables.CAPTIONS))
+    write_table(path, captions_of({"image_id": image, "caption": text} for image, text in captions))
     return [str(path)]
 
 

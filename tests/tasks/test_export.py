@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from paraclip.flows.cli import run_cli
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.tasks.export import export_model
 from paraclip_core.clip.encode import encode_images, encode_texts
 from paraclip_core.clip.export import save_release
@@ -26,12 +25,9 @@ from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.thresholds import Spread
 from paraclip_core.training.card import release_card
 from tests.kit.drawn_clip import drawn_clip
+from tests.kit.search_home import CONFIG
+from tests.tasks.builders import committed
 
-CONFIG: dict[str, Any] = {
-    "embed_dim": 32,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
-}
 TEXTS = ["a dog", "two men on a boat"]
 ROW = {"benchmark": "paraphrased_queries", "kind": "paraphrased_retrieval", "metric": "ao@10", "n": 9, "clusters": 9}
 FIGURES = {"base": 11.0, "tuned": 14.0, "delta": 3.0, "low": 1.0, "high": 5.0}
@@ -60,7 +56,7 @@ def tuned(store: ArtifactStore) -> Artifact:
     def write(out: Path) -> None:
         save_release(clip, out / "release", card)
 
-    artifact = _commit(store, "finetune", "f" * 32, {}, write)
+    artifact = committed(store, "finetune", "f" * 32, write=write)
     own = {"finetune": artifact.fingerprint}
     of = {"a": own, "b": {"finetune": "0" * 32}, "c": own | {"built_in_base": "0" * 32}}
     for (name, inputs), delta in zip(of.items(), (2.0, 3.0, 4.0), strict=True):
@@ -73,17 +69,8 @@ def tuned(store: ArtifactStore) -> Artifact:
             (out / "comparison.json").write_text(text)
             (out / "churn.json").write_text(json.dumps(changes))
 
-        _commit(store, "evaluate", name * 32, inputs, evaluation)
+        committed(store, "evaluate", name * 32, inputs, evaluation)
     return artifact
-
-
-def _commit(
-    store: ArtifactStore, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], object]
-) -> Artifact:
-    draft = Draft(stage, name, 1, inputs, {})
-    with store.writing(stage, name) as work:
-        write(work.out)
-        return store.commit(draft, {}, 0.0)
 
 
 def test_an_open_clip_release_has_its_evaluation_in_its_card(

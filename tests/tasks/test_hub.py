@@ -7,29 +7,22 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 
 from paraclip.flows.cli import run_cli
 from paraclip.tasks.push import published_card
 from paraclip_core.clip.export import save_release
-from paraclip_core.clip.model import ClipModel
-from tests.kit.drawn_clip import drawn
+from tests.kit.drawn_clip import drawn_clip
 from tests.kit.hub_server import HubServer
+from tests.kit.search_home import CONFIG
 
 REPOSITORY = Path(__file__).parents[2]
-CONFIG: dict[str, Any] = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
-}
 CARD = """---
 library_name: open_clip
 license: other
@@ -66,16 +59,23 @@ def started(hub: HubServer, home: Path, *arguments: str, token: str | None = Non
     return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=300)
 
 
-def paraclip(hub: HubServer, home: Path, *arguments: str, token: str | None = None) -> subprocess.CompletedProcess[str]:
-    """The command."""
-    return started(hub, home, "-m", "paraclip.flows.cli", *arguments, token=token)
+COMMANDS = """
+import json, sys
+from paraclip.flows.cli import run_cli
+sys.exit(max(run_cli(command) for command in json.loads(sys.argv[1])))
+"""
+
+
+def paraclip(
+    hub: HubServer, home: Path, *commands: Sequence[str], token: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """The commands, one after the other."""
+    return started(hub, home, "-c", COMMANDS, json.dumps(commands), token=token)
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    clip: Any = drawn(CONFIG)
-    save_release(ClipModel(clip.eval(), CONFIG, dict(clip.visual.preprocess_cfg), "test"), tmp_path / "model", CARD)
+    save_release(drawn_clip(CONFIG), tmp_path / "model", CARD)
     return tmp_path / "model"
 
 
@@ -90,7 +90,9 @@ def secrets(hub: HubServer, folder: Path) -> list[str]:
 def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, model: Path, tmp_path: Path) -> None:
     options = ["--language", "en", "--dataset", "me/words", "--license", "cc-by-4.0"]
     assert run_cli(["export", str(model), str(tmp_path / "out"), *options]) == 0
-    done = paraclip(hub, tmp_path, "push", "out", "me/tuned")
+    back = ["export", "hf://me/tuned", "back", "--format", "hf"]
+    done = paraclip(hub, tmp_path, ["push", "out", "me/tuned"], back)
+    assert done.returncode == 0 and (tmp_path / "back" / "model.safetensors").is_file(), done.stderr
     assert f"pushed to {hub.url}/me/tuned" in done.stdout and len(hub.commits) == 1
     repo = hub.repos["model", "me/tuned"]
     assert set(repo) == {"README.md", "open_clip_config.json", "open_clip_model.safetensors"}
@@ -101,22 +103,19 @@ def test_an_export_is_pushed_in_one_commit_and_can_be_loaded(hub: HubServer, mod
     assert 'create_model("hf-hub:me/tuned")' in repo["README.md"].decode()
     assert 'create_model("local-dir:PATH_OF_THIS_FOLDER")' in (tmp_path / "out" / "README.md").read_text()
     assert hub.token not in done.stdout + done.stderr and secrets(hub, tmp_path) == []
-    back = paraclip(hub, tmp_path, "export", "hf://me/tuned", "back", "--format", "hf")
-    assert back.returncode == 0 and (tmp_path / "back" / "model.safetensors").is_file(), back.stderr
 
 
 def test_a_smaller_data_set_takes_the_place_of_the_one_before(hub: HubServer, tmp_path: Path) -> None:
     """Rows that were removed in between are no longer published."""
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    (tmp_path / "set" / "README.md").write_text("---\nlicense: other\n---\n# Captions\n")
     for count in (2, 1):
+        folder = tmp_path / f"{count} shards"
+        (folder / "data").mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlicense: other\n---\n# Captions\n")
         for number in range(count):
-            shard = tmp_path / "set" / "data" / f"train-{number:05}-of-{count:05}.parquet"
+            shard = folder / "data" / f"train-{number:05}-of-{count:05}.parquet"
             pq.write_table(pa.table({"caption": [f"a dog of {count}"]}), shard)
-        done = paraclip(hub, tmp_path, "push", "set", "me/words")
-        assert done.returncode == 0, done.stderr
-        for shard in (tmp_path / "set" / "data").iterdir():
-            shard.unlink()
+    done = paraclip(hub, tmp_path, ["push", "2 shards", "me/words"], ["push", "1 shards", "me/words"])
+    assert done.returncode == 0 and len(hub.commits) == 2, done.stderr
     assert set(hub.repos["dataset", "me/words"]) == {"README.md", "data/train-00000-of-00001.parquet"}
 
 
@@ -138,7 +137,7 @@ def test_what_cannot_be_pushed_is_refused(model: Path, tmp_path: Path, capsys: p
     ],
 )
 def test_a_login_is_needed(token: str, message: str, hub: HubServer, model: Path, tmp_path: Path) -> None:
-    done = paraclip(hub, tmp_path, "push", str(model), "me/x", token=token)
+    done = paraclip(hub, tmp_path, ["push", str(model), "me/x"], token=token)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert hub.commits == [] and "hf_wrong" not in done.stderr
 
@@ -178,7 +177,7 @@ def test_the_papers_small_recipe_is_planned_with_captions_and_images_from_the_hu
     pq.write_table(rows, file := io.BytesIO())
     shard = "data/train-00000-of-00010-45de7542ea7caa89.parquet"
     hub.repos["dataset", "sayakpaul/coco-30-val-2014"] = {shard: file.getvalue(), "ref_embs_coco_30k.npy": b"x"}
-    done = paraclip(hub, tmp_path, "plan", "-c", "paper-small", "--json")
+    done = paraclip(hub, tmp_path, ["plan", "-c", "paper-small", "--json"])
     assert done.returncode == 0, done.stderr
     stages = {stage["stage"]: stage for stage in json.loads(done.stdout)["stages"]}
     train = stages["paraphrase_1"]["rows"]

@@ -22,6 +22,7 @@ from paraclip_core.clip.reference import fixed_place
 from paraclip_core.clip.search import Searcher
 from paraclip_core.config import Settings
 from paraclip_core.errors import UnknownModelError, UnknownNameError
+from tests.tasks.builders import committed
 
 TUNED = "a" * 32
 
@@ -36,8 +37,7 @@ def _folder(folder: Path, weights: str = "weights") -> Path:
 def _tuned(tmp_path: Path, base: str, option: str) -> ArtifactStore:
     """A store with a tuned model as the stages leave it."""
     store = ArtifactStore(tmp_path / "runs")
-    with store.writing("features", "f" * 32):
-        store.commit(Draft("features", "f" * 32, 1, {}, {}), {}, 0.0)
+    committed(store, "features", "f" * 32)
     files = reference_sources(base, FileHashes(tmp_path / "hashes.json"))
     inputs = {"features": "f" * 32, **{f"source:{name}": value for name, value in files.items()}}
     with store.writing("finetune", TUNED):

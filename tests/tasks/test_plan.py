@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from paraclip.tasks.steps_left import ACCEPTED, Amount
 from paraclip_core.config import Settings
 from paraclip_core.demo.scenes import SEED, captions
 from paraclip_core.demo.scenes import plan as scene_plan
-from paraclip_core.errors import InputError
+from paraclip_core.errors import EngineError, InputError
 from paraclip_core.settings import load_settings, parse_settings
+from tests.kit.openai_server import OpenAIServer, status
 from tests.kit.small_runs import HERE, made
 
 TRAIN, HELD_OUT = 20, 5
@@ -61,76 +63,110 @@ def finish(settings: Settings, *names: str) -> None:
         made(name, settings)
 
 
-def files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".lock", ".duckdb"))
+def kept(root: Path) -> list[Path]:
+    """Files below a root but for locks and the cache's index."""
+    files = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return sorted(path for path in files if "cache" not in path.parts or "segments" in path.parts)
 
 
-WRITER = {"engine": "Writer"}
-REFUSING = {"engine": "Refusing"}
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that asked for everything once."""
+    folder = tmp_path_factory.mktemp("first")
+    finish(settings_of(folder))
+    return folder
+
+
+ALL = (20, 20, 20)
+PROMPT_1, PROMPT_2 = {"prompt_1": "Say {}!"}, {"prompt_2": "Say {}!"}
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "finished", "rows", "requests"),
+    ("again", "changes", "rows", "requests", "carried_out"),
     [
-        # What ran before, what is planned, the stages that are finished now; then rows of both steps and of
-        # fine-tuning, and requests of both steps.
-        (None, {}, (), (20, 20, 20), (20, 20)),
-        (None, {"keep": 3, "sampling": {"n": 4}}, (), (20, 60, 20), (20, 60)),
-        (None, {"keep": 9, "sampling": {"n": 4}}, (), (20, 80, 20), (20, 80)),
-        (None, {"filters": {"preset": "capable"}}, (), (20, 19, 18), (20, 19)),
-        (None, REFUSING, (), (20, 20, 20), (20, 20)),
-        ({}, {}, (), (20, 20, 20), (0, 0)),
-        ({}, {"train": 23}, (), (23, 23, 23), (3, 3)),
-        ({}, {"train": 12}, (), (12, 12, 12), (0, 0)),
-        ({}, {"prompt_2": "Say {}!"}, (), (20, 20, 20), (0, 20)),
-        ({}, {"prompt_1": "Say {}!", "prompt_2": "Say {}!"}, (), (20, 20, 20), (20, 20)),
-        ({}, {"prompt_2": "Say {}!"}, ("ingest", "paraphrase_1"), (20, 20, 20), (0, 20)),
+        # Whether a run came before, and what is other now; rows of both steps and of fine-tuning, requests of both
+        # steps, and whether the run is carried out to see that it asks for just those.
+        (False, {}, ALL, (20, 20), True),
+        (False, {"keep": 3, "sampling": {"n": 4}}, (20, 60, 20), (20, 60), False),
+        (False, {"keep": 9, "sampling": {"n": 4}}, (20, 80, 20), (20, 80), False),
+        (False, {"filters": {"preset": "capable"}}, (20, 19, 18), (20, 19), False),
+        (False, {"engine": "Refusing"}, ALL, (20, 20), False),
+        (True, {}, ALL, (0, 0), False),
+        (True, {"train": 23}, (23, 23, 23), (3, 3), True),
+        (True, {"train": 12}, (12, 12, 12), (0, 0), True),
+        (True, PROMPT_2, ALL, (0, 20), True),
+        (True, PROMPT_1 | PROMPT_2, ALL, (20, 20), True),
+        (True, {"sampling": {"temperature": 0.5}}, ALL, (20, 20), False),
+        # Ways of asking, and what is of account after a rejected answer alone.
+        (True, {"chunk": 3, "attempts": 3}, ALL, (0, 0), True),
         # Answers without a filter result lead to requests as far as they are new to step 2.
-        ({}, {"filters": SHORT}, (), (20, 20, 20), (0, 0)),
-        ({}, {"filters": SHORT, "train": 23}, (), (23, 23, 23), (3, 3)),
-        ({}, {"filters": SHORT, "prompt_2": "Say {}!"}, (), (20, 20, 20), (0, 20)),
-        # The engine has nothing for 7 rows, which another attempt asks about.
-        (WRITER, WRITER | {"attempts": 2}, (), (20, None, None), (7, None)),
+        (True, {"filters": SHORT}, ALL, (0, 0), False),
+        (True, {"filters": SHORT, "train": 23}, (23, 23, 23), (3, 3), True),
+        (True, {"filters": SHORT} | PROMPT_2, ALL, (0, 20), False),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_cached_is_what_a_run_asks(
     tmp_path: Path,
-    before: dict[str, Any] | None,
-    now: dict[str, Any],
-    finished: tuple[str, ...],
-    rows: tuple[int | None, ...],
-    requests: tuple[int | None, ...],
+    first_run: Path,
+    again: bool,
+    changes: dict[str, Any],
+    rows: tuple[int, ...],
+    requests: tuple[int, ...],
+    carried_out: bool,
 ) -> None:
-    if before is not None:
-        finish(settings_of(tmp_path, **before))
-    settings = settings_of(tmp_path, **now)
-    if finished:
-        finish(settings, *finished)
-    there = files(tmp_path / "root")
+    if again:
+        shutil.copytree(first_run, tmp_path, dirs_exist_ok=True)
+    settings = settings_of(tmp_path, **changes)
+    before = kept(tmp_path / "root")
     _, stages = plan_of(settings)
-    assert [file for file in files(tmp_path / "root") if "cache" not in file.parts or "segments" in file.parts] == [
-        file for file in there if "cache" not in file.parts or "segments" in file.parts
-    ], "a plan keeps nothing"
-    planned_rows = [stages[name].rows for name in (*ASKING[:2], "finetune")]
-    planned = [stages[name].requests for name in ASKING[:2]]
-    assert [row for row, expected in zip(planned_rows, rows, strict=True) if expected is not None] == [
-        expected for expected in rows if expected is not None
-    ]
-    assert planned[0] == requests[0] and requests[1] in (None, planned[1])
-    # What is counted is what is asked, unless the filters' share comes in.
-    if (
-        None not in requests
-        and now.get("filters", OFF)["preset"] == "off"
-        and now is not REFUSING
-        and "keep" not in now
-    ):
-        finish(settings)
-        asked = [
-            0 if stages[name].state == "cached" else made(name, settings).manifest.metrics["generated"]
-            for name in ASKING[:2]
-        ]
-        assert asked == planned
+    assert kept(tmp_path / "root") == before, "a plan keeps nothing"
+    assert tuple(stages[name].rows for name in (*ASKING[:2], "finetune")) == rows
+    assert tuple(stages[name].requests for name in ASKING[:2]) == requests
+    if carried_out:
+        assert asked(settings, stages) == requests
         assert [plan_of(settings)[1][name].state for name in ASKING[:2]] == ["cached"] * 2
+
+
+def asked(settings: Settings, planned: Mapping[str, StagePlan]) -> tuple[int, ...]:
+    """What a run that was planned asks for in both steps."""
+    artifacts = [made(name, settings) for name in ("ingest", *ASKING[:2])][1:]
+    return tuple(
+        0 if planned[name].state == "cached" else artifact.manifest.metrics["generated"]
+        for name, artifact in zip(ASKING[:2], artifacts, strict=True)
+    )
+
+
+def test_filters_ask_for_what_passes_now_and_with_attempts_for_what_they_reject(tmp_path: Path) -> None:
+    # Of the writer's answers 10 are good, of which 5 are one text; 3 are copies, and 7 are empty.
+    loose: dict[str, Any] = {}
+    strict: dict[str, Any] = {"filters": OFF | {"extra": ["tests.kit.scripted_filters:copy"]}}
+    for changes, planned_requests, requests in (
+        (strict, (20, None), (20, 6)),
+        # The plan, which judges nothing, knows that three answers are new to step 2; half of all passed so far.
+        (loose, (0, 2), (0, 3)),
+        (strict, (0, 0), (0, 0)),
+        # Captions whose answers were rejected are asked about again.
+        ({**strict, "attempts": 2}, (10, None), (10, None)),
+    ):
+        settings = settings_of(tmp_path, "Writer", **changes)
+        _, stages = plan_of(settings)
+        seen = asked(settings, stages)
+        for name, planned, expected, count in zip(ASKING, planned_requests, requests, seen, strict=False):
+            assert planned in (None, stages[name].requests) and expected in (None, count), (changes, name)
+
+
+def test_what_a_failure_left_undone(openai_server: OpenAIServer, tmp_path: Path) -> None:
+    server = {"base_url": openai_server.url, "api_key_env": "NO_KEY", "concurrency": 1}
+    settings = settings_of(tmp_path, "openai", model="smol", openai=server)
+    well = openai_server.answer
+    openai_server.answer = lambda body: well(body) if len(openai_server.asked) <= 3 else status(403)
+    with pytest.raises(EngineError, match="refuses"):
+        finish(settings)
+    openai_server.answer = well
+    _, stages = plan_of(settings)
+    planned = stages["paraphrase_1"]
+    assert (planned.state, planned.requests) == ("resumable", TRAIN - 3)
+    assert asked(settings, stages) == (TRAIN - 3, TRAIN)
 
 
 def test_a_finished_step_that_asked_in_the_same_way_says_the_rest(tmp_path: Path) -> None:
@@ -184,26 +220,23 @@ def test_requests_are_priced_and_a_cap_says_what_is_left(
     assert any(note.startswith(STOPPED) for note in planned.notes), "nobody listens there"
 
 
-@pytest.mark.parametrize(
-    ("changed", "prompts", "answers"),
-    [
-        ({"sampling": {"n": 1}}, 1, 1),
-        ({"sampling": {"n": 4}}, 1, 4),
-        ({"sampling": {"n": 4}, "openai": {"extra_body": {"n": None}}}, 4, 4),
-        ({"sampling": {"n": 4, "temperature": 0}, "openai": {"extra_body": {"n": None}}}, 1, 1),
-    ],
-)
-def test_tokens_grow_with_draws(tmp_path: Path, changed: dict[str, Any], prompts: int, answers: int) -> None:
+def test_tokens_grow_with_draws(tmp_path: Path) -> None:
     def cost(kind: str, sampling: dict[str, Any], openai: dict[str, Any] | None = None) -> float:
         price = {f"price_per_million_{kind}_tokens": 1_000_000}
-        asked = {"openai": NOWHERE | price | (openai or {}), "sampling": sampling, "prompts": "paper"}
-        return plan_of(settings_of(tmp_path, "openai", **asked))[1]["paraphrase_1"].spend or 0
+        options = {"openai": NOWHERE | price | (openai or {}), "sampling": sampling, "prompts": "paper"}
+        return plan_of(settings_of(tmp_path, "openai", **options))[1]["paraphrase_1"].spend or 0
 
-    once = {"n": 1}
+    prompt, completion = cost("prompt", {"n": 1}), cost("completion", {"n": 1})
     # Seven words are about eight tokens, and the instruction with them some thirty.
-    assert 12 < cost("prompt", once) / TRAIN < 60 and 7 < cost("completion", once) / TRAIN < 12
-    assert cost("prompt", **changed) == pytest.approx(prompts * cost("prompt", once))
-    assert cost("completion", **changed) == pytest.approx(answers * cost("completion", once))
+    assert 12 < prompt / TRAIN < 60 and 7 < completion / TRAIN < 12
+    one_by_one = {"extra_body": {"n": None}}
+    for changed, prompts, answers in (
+        ({"sampling": {"n": 4}}, 1, 4),
+        ({"sampling": {"n": 4}, "openai": one_by_one}, 4, 4),
+        ({"sampling": {"n": 4, "temperature": 0}, "openai": one_by_one}, 1, 1),
+    ):
+        assert cost("prompt", **changed) == pytest.approx(prompts * prompt)
+        assert cost("completion", **changed) == pytest.approx(answers * completion)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from paraclip.storage.artifacts import SOURCE, Artifact, ArtifactStore, Draft
-from paraclip.storage.features import write_shard
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.storage.parquet import write_table
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
@@ -40,8 +39,8 @@ from paraclip_core.evaluation.intervals import Sample
 from paraclip_core.evaluation.rows import Outcome
 from paraclip_core.evaluation.run import Evaluation
 from paraclip_core.evaluation.verdict.finding import Finding, Verdict, for_programs
-from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, text_hash
 from tests.kit.verdicts import judged
+from tests.tasks.builders import committed, write_captions, write_features
 
 QUERIES = np.random.default_rng(0).random((2, 200))
 ENCODER = "0" * 32
@@ -59,12 +58,9 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def model(store: ArtifactStore, name: str, encoder: str = ENCODER) -> Artifact:
-    draft = Draft("finetune", name, 1, {}, {})
-    artifact = store.find("finetune", name)
-    if artifact is not None:
-        return artifact
-    with store.writing("finetune", name):
-        return store.commit(draft, {"image_encoder_hash_after": encoder}, 0.0)
+    return store.find("finetune", name) or committed(
+        store, "finetune", name, metrics={"image_encoder_hash_after": encoder}
+    )
 
 
 def evaluated(
@@ -225,8 +221,7 @@ def test_a_champion_is_measured_beside_its_own_control(settings: Settings, store
     if gone:
         evaluated(store, settings, "aaa", 0.1)
     else:
-        with store.writing("control", stages["control"]):
-            store.commit(Draft("control", stages["control"], 1, {}, {}), {}, 0.0)
+        committed(store, "control", stages["control"])
         evaluated(store, settings, "aaa", 0.1, control=stages["control"])
     challengers = evaluated(store, settings, "bbb", 0.3, control="control of bbb")
     assert decide(Run(settings, store), "production", result("bbb", evaluation=challengers))["moved"]
@@ -301,20 +296,13 @@ def test_a_challenger_is_measured_on_all_that_promoted_the_champion(
 
 def test_what_a_challenger_changes_and_what_is_new_to_the_champion(store: ArtifactStore) -> None:
     def images(name: str, firsts: list[str]) -> Artifact:
-        with store.writing("evaluate", name) as work:
-            write_table(work.out / FIRST_IMAGES, pa.table([["a", "b", "c", "d"], firsts], schema=tables.FIRST_IMAGES))
-            return store.commit(Draft("evaluate", name, 1, {}, {}), {}, 0.0)
+        table = pa.table([["a", "b", "c", "d"], firsts], schema=tables.FIRST_IMAGES)
+        return committed(store, "evaluate", name, write=lambda out: write_table(out / FIRST_IMAGES, table))
 
     def captions(name: str, texts: list[str]) -> None:
-        same = {"images": "x", "caption_tokens": [1], "license": "x", "source": "x", "source_row": 0}
-        rows = [
-            {"caption_id": text_hash(text), "split": "val" if text == "held out" else "train", **same}
-            | dict.fromkeys(("image_id", "image_path", "caption", "caption_raw"), text)
-            for text in texts
-        ]
-        with store.writing("ingest", name) as work:
-            write_table(work.out / "captions" / "part-00000.parquet", pa.Table.from_pylist(rows, CAPTIONS))
-            store.commit(Draft("ingest", name, 1, {}, {}), {}, 0.0)
+        split = {"held out": "val"}
+        rows = [{"image_id": text, "caption": text, "split": split.get(text, "train")} for text in texts]
+        committed(store, "ingest", name, write=lambda out: write_captions(out, rows))
 
     before, after = images("champion", ["1", "2", "3", "4"]), images("challenger", ["1", "2", "9", "4"])
     assert promotion._first_image_changes(before, after) == 25
@@ -383,10 +371,8 @@ TEXTS = [
         ("red", "blue", "green", "black", "white"), ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird")
     )
 ]
-PAIRS = list(zip(TEXTS[::2], TEXTS[1::2], strict=True))
 HERE = replace(EVALUATE, isolated=False)
 """The stage in this process, which saves starting one for each evaluation."""
-GATE = {"metric": "retrieval/text_to_image_recall@10", "max_drop": {"sts/spearman": 0.5}}
 
 
 def clip_of(seed: int) -> ClipModel:
@@ -402,44 +388,20 @@ def clip_of(seed: int) -> ClipModel:
 class Nights:
     """Two nights with a base each, of which each night's model is a copy.
 
-    Images are what the first base says of their captions, so it finds them all; pairs have the scores that the second
-    base gives them, so it orders them all.
+    Images are what the first base says of their captions, so it finds them all.
     """
 
     def __init__(self, folder: Path, built_in: bool) -> None:
         self.folder, self.built_in, self.store = folder, built_in, ArtifactStore(folder / "root")
         self.clips = [clip_of(1), clip_of(2)]
         self.encoder = image_encoder_hash(self.clips[0])
-        first, second = (encode_texts(self.clips[1], texts) for texts in zip(*PAIRS, strict=True))
-        lines = [f"{score}\t{a}\t{b}" for score, (a, b) in zip((first * second).sum(axis=1), PAIRS, strict=True)]
-        (folder / "pairs.tsv").write_text("\n".join(["score\tsentence1\tsentence2", *lines]) + "\n")
-        self.commit("features", "features", {}, self._features)
-
-    def commit(
-        self, stage: str, name: str, inputs: dict[str, str], write: Callable[[Path], object], **metrics: Any
-    ) -> None:
-        with self.store.writing(stage, name) as work:
-            write(work.out)
-            self.store.commit(Draft(stage, name, 1, inputs, {}), metrics, 0.0)
-
-    def _features(self, out: Path) -> None:
-        write_shard(out, 0, encode_texts(self.clips[0], TEXTS))
-        rows = [{"image_id": text, "shard": 0, "row": n, "pixels": text_hash(text)} for n, text in enumerate(TEXTS)]
-        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
-
-    def _captions(self, out: Path) -> None:
-        same = {"images": "images.tar", "caption_tokens": [49406, 49407], "license": "x", "source": "x", "split": "val"}
-        names = ("image_id", "image_path", "caption", "caption_raw")
-        rows = [
-            {"caption_id": text_hash(text), "source_row": number, **dict.fromkeys(names, text), **same}
-            for number, text in enumerate(TEXTS)
-        ]
-        write_table(out / "captions" / "part-00000.parquet", pa.Table.from_pylist(rows, CAPTIONS))
+        features = encode_texts(self.clips[0], TEXTS)
+        committed(self.store, "features", "features", write=lambda out: write_features(out, TEXTS, features))
 
     def base(self, night: int) -> tuple[str, dict[str, str]]:
         """What `model.base` is that night, and what a model is made from."""
         if self.built_in:
-            self.commit("built_in_base", f"base-{night}", {}, self._release(night))
+            committed(self.store, "built_in_base", f"base-{night}", write=self._release(night))
             return "built-in", {"built_in_base": f"base-{night}"}
         self._release(night)(self.folder / f"base-{night}")
         place = f"local-dir:{self.folder / f'base-{night}/release'}"
@@ -453,8 +415,9 @@ class Nights:
         """A night's base, model and evaluation; the verdict against its own base is to promote."""
         base, inputs = self.base(night)
         facts = {"image_encoder_hash_after": self.encoder, "base": base}
-        self.commit("ingest", f"ingest-{night}", {}, self._captions)
-        self.commit("finetune", f"tuned-{night}", inputs, self._release(night), **facts)
+        captions = [{"image_id": text, "caption": text, "split": "val"} for text in TEXTS]
+        committed(self.store, "ingest", f"ingest-{night}", write=lambda out: write_captions(out, captions))
+        committed(self.store, "finetune", f"tuned-{night}", inputs, self._release(night), facts)
         run = Run(Settings.model_validate(self.settings(base)), self.store)
         stages = {name: value for name, value in inputs.items() if name == "built_in_base"}
         stages |= {"ingest": f"ingest-{night}", "features": "features", "finetune": f"tuned-{night}"}
@@ -463,12 +426,11 @@ class Nights:
         return run, result(f"tuned-{night}", evaluation=evaluation)
 
     def settings(self, base: str) -> dict[str, Any]:
-        pairs = {"name": "pairs", "kind": "sts", "path": "pairs.tsv"}
-        benchmarks = [{"name": "photos", "kind": "retrieval"}, pairs]
+        gate = {"metric": "retrieval/text_to_image_recall@10", "max_drop": {}}
         return {
             "model": {"base": base},
             "data": {"root": str(self.folder)},
-            "evaluate": {"benchmarks": benchmarks, "split": "val", "gate": GATE},
+            "evaluate": {"benchmarks": [{"name": "photos", "kind": "retrieval"}], "split": "val", "gate": gate},
             "run": {"root": str(self.store.root), "device": "cpu", "threads": 1},
         }
 
@@ -495,5 +457,4 @@ def test_each_model_is_held_against_its_own_base(
     inputs = {"ingest": "ingest-1", "finetune": "tuned-0"} | ({"built_in_base": "base-0"} if built_in else {})
     (evaluation,) = [one for one in nights.store.list("evaluate") if inputs.items() <= one.manifest.inputs.items()]
     rows = json.loads((evaluation.path / "comparison.json").read_text())["rows"]
-    assert {row["metric"] for row in rows} > {"text_to_image_recall@10", "spearman"}
-    assert all(row["base"] == row["tuned"] for row in rows)
+    assert rows and all(row["base"] == row["tuned"] for row in rows)

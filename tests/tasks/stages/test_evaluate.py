@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import read_table, write_table
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Node, Run
@@ -34,7 +33,8 @@ from paraclip_core.evaluation.churn import Churn
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.outcomes import from_table
 from paraclip_core.progress import Fact
-from paraclip_core.tables import CAPTIONS, FEATURE_INDEX, PER_QUERY, QUERIES, text_hash
+from paraclip_core.tables import PER_QUERY, QUERIES
+from tests.tasks.builders import captions_of, committed, write_features
 
 World = tuple[ArtifactStore, dict[str, Artifact]]
 IMAGES = 30
@@ -67,30 +67,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
     return folder
 
 
-def commit(store: ArtifactStore, stage: str, write: Callable[[Path], dict[str, Any]]) -> Artifact:
-    with store.writing(stage, stage) as work:
-        metrics = write(work.out)
-        return store.commit(Draft(stage, stage, 1, {}, {}), metrics, 0.0)
-
-
 def captions_table(data_root: Path) -> pa.Table:
     raw = json.loads((data_root / "flickr8k" / "dataset_flickr8k.json").read_bytes())
     images = [image for image in raw["images"] if image["split"] == "val"][:IMAGES]
-    same = {"images": "images.tar", "caption_tokens": [49406, 49407], "license": "x", "source": "x"}
-    rows = [
+    return captions_of(
         {
-            "caption_id": text_hash(image["filename"], sentence["raw"]),
             "image_id": None if number == 0 and position == 4 else image["filename"],
-            "image_path": image["filename"],
-            **dict.fromkeys(("caption", "caption_raw"), sentence["raw"]),
+            "caption": sentence["raw"],
             "split": "val" if number < IMAGES - 2 else "train",
-            "source_row": number,
-            **same,
         }
         for number, image in enumerate(images)
         for position, sentence in enumerate(image["sentences"])
-    ]
-    return pa.Table.from_pylist(rows, CAPTIONS)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -100,33 +88,31 @@ def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> World:
     table = captions_table(data_root)
     ids = list(dict.fromkeys(filter(None, table["image_id"].to_pylist())))
 
-    def ingest(out: Path) -> dict[str, Any]:
+    def ingest(out: Path) -> None:
         write_table(out / "captions" / "part-00000.parquet", table)
-        return {}
 
-    def features(out: Path) -> dict[str, Any]:
-        rng = np.random.default_rng(0)
-        matrix = rng.normal(size=(len(ids) - 1, 32))
-        write_shard(out, 0, matrix / np.linalg.norm(matrix, axis=1, keepdims=True))
-        rows = [{"image_id": i, "shard": 0, "row": n, "pixels": text_hash(i)} for n, i in enumerate(ids[:1] + ids[2:])]
-        write_table(out / "index.parquet", pa.Table.from_pylist(rows, FEATURE_INDEX))
-        return {"image_encoder_hash": image_encoder_hash(clip)}
+    def features(out: Path) -> None:
+        write_features(out, ids[:1] + ids[2:], np.random.default_rng(0).normal(size=(len(ids) - 1, 32)))
 
-    def release(out: Path) -> dict[str, Any]:
+    def release(out: Path) -> None:
         save_release(clip, out / "release", "card")
         points = [{"alpha": 0.0, "ao@10": 40.0}, {"alpha": 0.5, "ao@10": 42.0}]
         tried = {"recipe": "ranking", "learning_rate": 1e-3}
         chosen = {"candidates": [tried | {"alphas": points}], "chosen": tried | {"alpha": 0.5}}
         (out / "candidates.json").write_text(json.dumps(chosen))
-        return {}
 
-    artifacts = {"ingest": commit(store, "ingest", ingest), "features": commit(store, "features", features)}
-    artifacts["built_in_base"] = commit(store, "built_in_base", release)
+    def commit(stage: str, write: Callable[[Path], object], **metrics: str) -> None:
+        artifacts[stage] = committed(store, stage, stage, write=write, metrics=metrics)
+
+    artifacts: dict[str, Artifact] = {}
+    commit("ingest", ingest)
+    commit("features", features, image_encoder_hash=image_encoder_hash(clip))
+    commit("built_in_base", release)
     weight: Any = clip.model.token_embedding.weight  # pyright: ignore[reportAttributeAccessIssue]
     with torch.no_grad():
         torch.manual_seed(0)
         weight.add_(0.05 * torch.randn_like(weight))
-    artifacts["finetune"] = commit(store, "finetune", release)
+    commit("finetune", release)
     return store, artifacts
 
 
@@ -256,12 +242,10 @@ def held_out(world: World, name: str, count: int, **metrics: int) -> Artifact:
         for row in list(chosen.values())[:count]
     ]
 
-    def write(out: Path) -> dict[str, Any]:
+    def write(out: Path) -> None:
         write_table(out / "queries.parquet", pa.Table.from_pylist(queries, QUERIES))
-        return {"captions": count, "accepted": count} | metrics
 
-    with world[0].writing("queries", name) as work:
-        return world[0].commit(Draft("queries", name, 1, {}, {}), write(work.out), 0.0)
+    return committed(world[0], "queries", name, write=write, metrics={"captions": count, "accepted": count} | metrics)
 
 
 def test_held_out_queries_stand_beside_the_benchmarks_of_the_user(world: World, folder: Path) -> None:
@@ -400,27 +384,20 @@ def test_a_benchmark_whose_images_lie_beside_its_folder_has_a_fingerprint(tmp_pa
     assert one == other and len(one["coco"]) == 64
 
 
-def on_local_base(world: World, folder: Path, name: str, benchmark: dict[str, Any]) -> tuple[Path, Artifact]:
-    """The built-in base as one that lies in a folder, and the evaluation on it."""
+def test_a_base_in_a_folder_is_not_to_be_trained_longer_and_results_do_not_tell_where_it_lies(
+    world: World, whole: Artifact, folder: Path
+) -> None:
     store, artifacts = world
     base = artifacts["built_in_base"].path / "release"
-    settings = settings_with(folder, [{"name": name, **benchmark}])
+    settings = settings_with(folder)
     settings = settings.model_copy(update={"model": settings.model.model_copy(update={"base": f"local-dir:{base}"})})
     inputs = {name: artifact for name, artifact in artifacts.items() if name != "built_in_base"}
-    return base, execute(EVALUATE, Draft("evaluate", name, EVALUATE.version, {}, {}), Run(settings, store), inputs)
-
-
-def test_only_a_base_that_the_run_trains_is_to_be_trained_longer(world: World, whole: Artifact, folder: Path) -> None:
-    _, other = on_local_base(world, folder, "captions", {"kind": "paraphrased_retrieval"})
-    reasons = [artifact.manifest.metrics["reason"] for artifact in (whole, other)]
+    local = execute(EVALUATE, Draft("evaluate", "local", EVALUATE.version, {}, {}), Run(settings, store), inputs)
+    reasons = [artifact.manifest.metrics["reason"] for artifact in (whole, local)]
     assert all("the base is near chance" in reason and "take a pretrained one" in reason for reason in reasons)
     assert ["built_in_base.epochs" in reason for reason in reasons] == [True, False]
-
-
-def test_results_do_not_tell_where_a_local_base_lies(world: World, folder: Path) -> None:
-    base, evaluation = on_local_base(world, folder, "sts", {"kind": "sts", "path": "pairs.tsv"})
-    assert json.loads((evaluation.path / "results/base/sts.json").read_text())["pretrained"] == "local"
-    assert not any(str(base) in path.read_text() for path in evaluation.path.rglob("*.json"))
+    assert json.loads((local.path / "results/base/sts.json").read_text())["pretrained"] == "local"
+    assert not any(str(base) in path.read_text() for path in local.path.rglob("*.json"))
 
 
 OWN = """

@@ -92,9 +92,8 @@ def test_a_judge_that_the_server_does_not_have_is_named_before_anything_is_paid(
 ) -> None:
     settings = begun(openai_server, tmp_path, monkeypatch, 0)
     judged = settings.paraphrase.model_copy(update={"judge": {"model": "nope"}})
-    run = Run(settings.model_copy(update={"paraphrase": judged}))
     with pytest.raises(EngineError, match=r"no model 'nope', but smol, other; set paraphrase\.judge\.model"):
-        run_stage("paraphrase_1", run)
+        made("paraphrase_1", settings.model_copy(update={"paraphrase": judged}))
     assert not openai_server.asked
 
 
@@ -105,7 +104,7 @@ def test_a_judge_of_the_same_model_spends_under_the_same_cap(
     settings = settings_of(tmp_path, openai_server.url, max_spend=100)
     judged = settings.paraphrase.model_copy(update={"judge": {"model": "smol"}})
     with pytest.raises(BudgetError):
-        run_stage("paraphrase_1", Run(settings.model_copy(update={"paraphrase": judged})))
+        made("paraphrase_1", settings.model_copy(update={"paraphrase": judged}))
     # 2 an answer.
     assert len(openai_server.asked) <= 50
 

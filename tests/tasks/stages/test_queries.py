@@ -195,6 +195,8 @@ def test_a_run_without_pairs_of_its_own_has_a_verdict_on_held_out_queries(
 ) -> None:
     tree = tiny_run(tmp_path, served(openai_server.url))
     tree["evaluate"] = {"benchmarks": [{"name": "retrieval", "kind": "retrieval"}]}
+    for stage in ("built_in_base", "finetune"):
+        tree[stage]["epochs"] = 1
     openai_server.answer = written
     settings = parse_settings(tree)
     run = Run(settings, stages={name: HERE[name] for name in stages_of(settings)})

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.features import write_shard
 from paraclip.storage.parquet import write_table
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
@@ -27,6 +26,7 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
+from tests.tasks.builders import committed, write_captions, write_features
 
 COLOURS = ("red", "blue", "green", "black", "white", "yellow", "brown", "grey")
 THINGS = ("dog", "cat", "car", "boat", "tree", "house", "horse", "bird", "child", "ball")
@@ -76,12 +76,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ArtifactStore:
 @pytest.fixture(scope="session")
 def sources(store: ArtifactStore, encoder: str) -> dict[str, Artifact]:
     """The artifacts ingest, paraphrase_2 and features of 80 training images and some held-out ones."""
+
+    def paraphrases(out: Path) -> None:
+        write_table(out / "paraphrases/part-00000.parquet", _paraphrases())
+
+    def commit(stage: str, write: Callable[[Path], object], **metrics: str) -> Artifact:
+        return committed(store, stage, hashlib.md5(stage.encode()).hexdigest(), write=write, metrics=metrics)
+
     return {
-        "ingest": _commit(store, "ingest", lambda out: write_table(out / "captions/part-00000.parquet", _captions())),
-        "paraphrase_2": _commit(
-            store, "paraphrase_2", lambda out: write_table(out / "paraphrases/part-00000.parquet", _paraphrases())
-        ),
-        "features": _commit(store, "features", _write_features, {"image_encoder_hash": encoder}),
+        "ingest": commit("ingest", lambda out: write_captions(out, _captions())),
+        "paraphrase_2": commit("paraphrase_2", paraphrases),
+        "features": commit("features", _write_features, image_encoder_hash=encoder),
     }
 
 
@@ -135,26 +140,17 @@ def _split(number: int) -> str:
     return "val" if number % 10 == 9 else "train"
 
 
-def _captions() -> pa.Table:
+def _captions() -> list[dict[str, Any]]:
     rows = []
     for number, (image, colour, thing) in enumerate(_names()):
         rows += [(image, text, _split(number)) for text in (f"a {colour} {thing}", f"the {thing} is {colour}")]
     rows.append((None, "a caption without an image", "train"))
     rows.append(("not-there", "an image without features", "train"))
-    tokens = Tokenizer().encode_batch([text for _, text, _ in rows])
-    columns: dict[str, Any] = {
-        "caption_id": [tables.text_hash(image, text) for image, text, _ in rows],
-        "image_id": [image for image, _, _ in rows],
-        "caption": [text for _, text, _ in rows],
-        "caption_raw": [text for _, text, _ in rows],
-        "caption_tokens": tokens,
-        "split": [split for _, _, split in rows],
-        "license": ["CC0-1.0"] * len(rows),
-        "source": ["made"] * len(rows),
-        "source_row": range(len(rows)),
-    }
-    missing = dict.fromkeys(("image_path", "images"), [None] * len(rows))
-    return pa.table({**columns, **missing}).select(tables.CAPTIONS.names).cast(tables.CAPTIONS)
+    tokens = Tokenizer().encode_batch([text for _, text, _ in rows]).to_pylist()
+    return [
+        {"image_id": image, "caption": text, "caption_tokens": ids, "split": split, "license": "CC0-1.0"}
+        for (image, text, split), ids in zip(rows, tokens, strict=True)
+    ]
 
 
 def _paraphrases() -> pa.Table:
@@ -184,23 +180,4 @@ def _write_features(out: Path) -> None:
     random_state = np.random.RandomState(0)
     meaning = {word: random_state.randn(32) for word in (*COLOURS, *THINGS)}
     vectors = np.stack([meaning[colour] + meaning[thing] for _, colour, thing in _names()])
-    write_shard(out, 0, vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
-    images = [image for image, _, _ in _names()]
-    index = pa.table(
-        {
-            "image_id": images,
-            "shard": [0] * len(images),
-            "row": range(len(images)),
-            "pixels": [hashlib.blake2b(image.encode(), digest_size=16).digest() for image in images],
-        }
-    )
-    write_table(out / "index.parquet", index.cast(tables.FEATURE_INDEX))
-
-
-def _commit(
-    store: ArtifactStore, stage: str, write: Callable[[Path], None], metrics: dict[str, Any] | None = None
-) -> Artifact:
-    draft = Draft(stage, hashlib.md5(stage.encode()).hexdigest(), 1, {}, {})
-    with store.writing(stage, draft.fingerprint) as work:
-        write(work.out)
-        return store.commit(draft, metrics or {}, 0.0)
+    write_features(out, [image for image, _, _ in _names()], vectors)
