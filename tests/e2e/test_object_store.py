@@ -18,6 +18,7 @@ from paraclip.tasks.run.run import Run, Stage, StageContext
 from paraclip_core.config import Settings
 from paraclip_core.settings import load_settings
 from tests.kit.s3_server import bucket
+from tests.kit.small_runs import made
 from tests.kit.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -93,8 +94,8 @@ def test_a_second_machine_reuses_everything(
 
     # A new caption is all that has to be asked for, and its answer comes back to the first machine.
     write_captions(tmp_path, [*CAPTIONS, NEW])
-    run_stage("ingest", Run(settings))
-    assert run_stage("paraphrase_1", Run(settings)).manifest.metrics["generated"] == 1
+    made("ingest", settings)
+    assert made("paraphrase_1", settings).manifest.metrics["generated"] == 1
     machine("one")
     again = open_answers(one).stats()
     assert (again.keys, again.rows) == (asked.keys + 1, asked.rows + 1)

@@ -125,6 +125,9 @@ def own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree["run"]["stages"] = ["my_parts:COUNT"]
     odd = {"name": "odd", "kind": "my_parts:ODD", "path": str(tmp_path / "odd.txt"), "options": {"margin": 0.0}}
     tree["evaluate"]["benchmarks"].append(odd)
+    # Nothing is said of what the training reaches.
+    for training in ("built_in_base", "finetune"):
+        tree[training]["epochs"] = 1
     tree["evaluate"]["gate"] = {"max_drop": {"my_parts:ODD/odd_rank": 2}}
     (tmp_path / "odd.txt").write_text("a dog|a hound|a car\na red car|a blue car|two cats\n")
     path = tmp_path / "own.yaml"

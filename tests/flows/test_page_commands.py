@@ -73,13 +73,18 @@ SMALL = (
 CALLS = """
 import json, sys
 from paraclip.flows.cli import run_cli
+from paraclip.tasks.run import execute
+if "here" in sys.argv[2:]:
+    execute.run_in_child = lambda draft, run, *more: execute.execute(run.stages[draft.stage], draft, run, *more)
 for words in json.loads(sys.argv[1]):
     print("$ paraclip", *words, flush=True)
     ended = run_cli(words)
     if ended != (3 if "--require-work" in words else 0):
         sys.exit(f"ended with {ended}")
 """
-"""Calls the command line in one process."""
+"""Calls the command line in one process; with `here`, its stages share it, which saves starting one for each."""
+ISOLATED = ("README",)
+"""Pages whose stages have processes of their own, as their reader's have."""
 RUN_IN_PYTHON = ("README", "search")
 """Pages whose Python is run here, too; that of others is run by the tests of its subject."""
 
@@ -161,7 +166,8 @@ def test_the_commands_of_a_page_run(
     # The command line of paraclip is started once for all commands in a row: starting takes longer than most of them.
     for together, group in groupby(lines, lambda words: words[0] == "paraclip" and not served(words)):
         if together:
-            execute([sys.executable, "-c", CALLS, json.dumps([completed(words[1:]) for words in group])])
+            calls = json.dumps([completed(words[1:]) for words in group])
+            execute([sys.executable, "-c", CALLS, calls, *([] if page.stem in ISOLATED else ["here"])])
             continue
         for words in group:
             execute(process(words), served(words))

@@ -18,7 +18,7 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError
 from paraclip_core.tables import REJECTS
-from tests.kit.openai_server import OpenAIServer, well
+from tests.kit.openai_server import OpenAIServer, reply, well
 from tests.kit.small_runs import both_steps, contents, settings_of_texts
 
 CAPTIONS = [f"a red dog with number {n} on a beach" for n in range(12)]
@@ -66,8 +66,7 @@ def take_back(settings: Settings, *paths: Path) -> Imported:
 
 
 def says(*texts: str) -> Callable[[Body], Body]:
-    choices = [{"index": number, "message": {"content": text}} for number, text in enumerate(texts)]
-    return lambda body: {"choices": choices, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    return lambda body: reply(*texts)
 
 
 def both_ways(settings: Settings, folder: Path, answer: Callable[[Body], Body] = well) -> list[dict[str, Body]]:

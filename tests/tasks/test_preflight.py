@@ -94,27 +94,15 @@ CASES: dict[str, tuple[list[Row], dict[str, Any], list[str]]] = {
     "no caption of the split": ([*TRAIN, *rows("test", 20, first=50)], {}, [NO_IMAGE_OF_SPLIT, "look in ingest's log"]),
     "the split is named": ([*TRAIN, *rows("test", 20, first=50)], {"split": "test"}, []),
     "no caption to train on": (VAL, {}, ["captions is of split train (val 20)", "columns.split", "`split: train`"]),
-    "too few images": (
-        [*TRAIN, *rows("val", 7, first=50)],
-        {},
-        ["its pool has 7 images; expected at least 10"],
-    ),
+    "too few images": ([*TRAIN, *rows("val", 7, first=50)], {}, ["its pool has 7 images; expected at least 10"]),
     "single captions": ([*TRAIN, *SINGLE], {}, ["no image of split 'val' has two captions"]),
     "single captions suffice": ([*TRAIN, *SINGLE], {"benchmarks": [{"name": "r", "kind": "retrieval"}]}, []),
     "ids in both": ([*TRAIN, *SAME_IDS], {}, ["10 of 10 validation images are trained on, too, by their ids", ALIKE]),
     "captions in both": ([*TRAIN, *SAME_CAPTIONS], {}, ["20 of 20 validation captions are training captions", ALIKE]),
     "contents in both": ([*TRAIN, *VAL], {"copied": 10}, ["10 of 10 validation images have the contents of a", ALIKE]),
     "one id in both": ([*TRAIN, SAME_IDS[0], *rows("val", 30, first=60)], {}, ["1 of 31 validation images"]),
-    "one caption in both": (
-        [*TRAIN, SAME_CAPTIONS[0], *rows("val", 30, first=60)],
-        {},
-        ["1 of 61 validation capt"],
-    ),
-    "a missing image": (
-        TRAIN,
-        {"split": "train", "gone": 3},
-        ["1 of 50 images that were looked up in pics are"],
-    ),
+    "one caption in both": ([*TRAIN, SAME_CAPTIONS[0], *rows("val", 30, first=60)], {}, ["1 of 61 validation capt"]),
+    "a missing image": (TRAIN, {"split": "train", "gone": 3}, ["1 of 50 images that were looked up in pics are"]),
 }
 
 

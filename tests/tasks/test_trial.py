@@ -65,10 +65,9 @@ def complete(trial: Trial) -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("keep", [1, 3])
-def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int) -> None:
+def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
-    settings = settings_of(tmp_path, attempts=2, keep=keep)
+    settings = settings_of(tmp_path, attempts=2, keep=3)
     trial, messages = tried(settings)
     assert not (tmp_path / "root").exists(), "nothing is kept"
     asked = len(engine.asked)
@@ -78,7 +77,7 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     _, second = both_steps(settings)
     assert len(engine.asked) == 2 * asked
     assert complete(trial) == rows_of(second)
-    assert len(complete(trial)) == (9 if keep == 1 else 18)
+    assert len(complete(trial)) == 18
     rejected = trial.captions[7]
     tries = [(one.step, one.attempt, one.reason) for one in rejected.attempts]
     assert tries == [(1, 0, "echo"), (1, 1, "echo")] and rejected.paraphrases == []
@@ -93,29 +92,21 @@ def test_what_is_chosen_is_what_a_run_chooses(tmp_path: Path, monkeypatch: pytes
     ]
 
 
-def test_what_is_kept_is_asked_by_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = answering(monkeypatch, Scripted(uneven))
-    settings = settings_of(tmp_path)
-    trial, _ = tried(settings, keep=True)
-    assert trial.stored
-    assert open_answers(open_store(settings.run.root)).stats().keys == trial.asked
-    asked = len(engine.asked)
-    both_steps(settings)
-    assert len(engine.asked) == asked
-
-
-def test_answers_on_an_object_store_are_found_by_a_machine_that_has_none(
+def test_what_is_kept_on_an_object_store_is_asked_by_no_run_on_any_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = answering(monkeypatch, Scripted(uneven))
-    run = settings_of(tmp_path).run.model_copy(update={"root": f"memory://{tmp_path.name}-trial/root"})
-    settings = settings_of(tmp_path).model_copy(update={"run": run})
-    for machine, keep in (("one", True), ("two", False)):
-        monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / machine))
-        tried(settings, keep=keep)
-        asked = len(engine.asked)
-        monkeypatch.setattr(engine, "asked", engine.asked[:0])
-        assert (asked > 0) == keep
+    settings = settings_of(tmp_path, filters={"preset": "off"})
+    run = settings.run.model_copy(update={"root": f"memory://{tmp_path.name}-trial/root"})
+    settings = settings.model_copy(update={"run": run})
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "one"))
+    trial, _ = tried(settings, keep=True)
+    assert trial.stored
+    assert open_answers(open_store(settings.run.root)).stats().keys == trial.asked == len(engine.asked) > 0
+    monkeypatch.setenv(LOCAL_VARIABLE, str(tmp_path / "two"))
+    assert tried(settings)[0].asked == 0
+    both_steps(settings)
+    assert len(engine.asked) == trial.asked
 
 
 def test_every_filter_says_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ KEYS = st.lists(st.integers(0, 2**64 - 1) | st.sampled_from([0, 1, 2**60, 2**60 
 
 
 @given(st.lists(KEYS, max_size=8), KEYS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100)
 def test_as_a_set(batches: list[list[int]], asked: list[int]) -> None:
     keys, seen = KeySet(), set[int]()
     for batch in batches:

@@ -205,7 +205,7 @@ def test_restoring_is_as_having_read(tmp_path: Path) -> None:
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes_in_any_line_format(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
     folder = tmp_path_factory.mktemp("bytes")
     for name in ("a.txt", "a.csv", "a.tsv", "a.jsonl", "a.json", "a.parquet", "a.tar"):

@@ -39,7 +39,7 @@ def table(rows: list[tuple[str, str, int]]) -> str:
     return "query,image,count\n" + "".join(f"{query},{image},{count}\n" for query, image, count in rows)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ROWS, ROWS)
 def test_equal_queries_are_one_row_with_their_sum(
     tmp_path: Path, first: list[tuple[str, str, int]], second: list[tuple[str, str, int]]

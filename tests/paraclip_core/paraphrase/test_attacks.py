@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paraclip_core.captions.clean import clean
+from paraclip_core.demo.smollm2 import chatml
 from paraclip_core.demo.synonyms import THESAURUS
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import AnswerFilter, FilterSpec, Request
@@ -27,21 +30,37 @@ SECRET = "sk-proj-4f9a2c7d1e"
 FOREIGN = re.compile(r"<[|/A-Za-z_]|\[/?[A-Z_]+\]|<<SYS>>|<｜|｜>")
 
 
-@pytest.mark.parametrize("template", [*PAPER.values(), *FEW_SHOT.values(), THESAURUS], ids=lambda template: template.id)
+def check_structure(template: PromptTemplate, text: str) -> None:
+    """The text changes nothing of a prompt but the place that is left for it."""
+    harmless, messages = template.messages("a dog"), template.messages(text)
+    assert [role for role, _ in messages] == [role for role, _ in harmless]
+    assert messages[:-1] == harmless[:-1]
+    content = messages[-1][1]
+    assert content.startswith(template.before) and content.endswith(template.after)
+    inside = content[len(template.before) : len(content) - len(template.after)]
+    assert not FOREIGN.search(inside), inside[:200]
+    assert not [c for c in inside if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")]
+    assert not (template.quoted and '"' in inside)
+    for token in ("<|im_start|>", "<|im_end|>", "\n"):
+        assert chatml(messages).count(token) == chatml(harmless).count(token)
+
+
+TEMPLATES = pytest.mark.parametrize(
+    "template", [*PAPER.values(), *FEW_SHOT.values(), THESAURUS], ids=lambda template: template.id
+)
+
+
+@TEMPLATES
+@given(st.text(max_size=60) | st.text(alphabet="<|>im_startend/[]INST \n{}\"'", max_size=60))
+def test_no_text_changes_a_prompts_structure(template: PromptTemplate, text: str) -> None:
+    check_structure(template, text)
+
+
+@TEMPLATES
 def test_no_attack_changes_a_prompts_structure(template: PromptTemplate) -> None:
-    harmless = template.messages("a dog")
     # Captions are cleaned at ingest, which unescapes entities; other texts come as they are.
     for text in (*TEXTS.values(), *map(clean, TEXTS.values())):
-        messages = template.messages(text)
-        assert [role for role, _ in messages] == [role for role, _ in harmless]
-        assert messages[:-1] == harmless[:-1]
-        content = messages[-1][1]
-        assert content.startswith(template.before) and content.endswith(template.after)
-        inside = content[len(template.before) : len(content) - len(template.after)]
-        assert not FOREIGN.search(inside), inside[:200]
-        assert "\n" not in inside
-        assert not [c for c in inside if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn")]
-        assert not (template.quoted and '"' in inside)
+        check_structure(template, text)
 
 
 def obedient(attack: dict[str, Any]) -> list[str]:

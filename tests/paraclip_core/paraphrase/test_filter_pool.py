@@ -87,10 +87,21 @@ def whole(answer_filter: AnswerFilter, answers: pa.Table) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def two(spec: FilterSpec) -> Iterator[FilterPool]:
-    """Two processes, which take some seconds to start."""
-    with closing(FilterPool(spec, 2)) as pool:
+def quick(spec: FilterSpec) -> FilterSpec:
+    """Filters without an encoder, whose processes start at once."""
+    return replace(spec, filters=FilterOptions(preset="off", extra=("tests.kit.scripted_filters:blue_input",)))
+
+
+@pytest.fixture(scope="module")
+def two(quick: FilterSpec) -> Iterator[FilterPool]:
+    """Two processes with quick filters."""
+    with closing(FilterPool(quick, 2)) as pool:
         yield pool
+
+
+@pytest.fixture(scope="module")
+def whole_of_quick(quick: FilterSpec, answers: pa.Table) -> pa.Table:
+    return pa.Table.from_batches([AnswerFilter(quick).filter_block(answers.to_batches()[0])])
 
 
 def divided(answers: pa.Table, cuts: Sequence[int]) -> list[pa.RecordBatch]:
@@ -126,7 +137,7 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: FilterSpec, ans
     assert max(len(row["accepted"]) for row in whole.to_pylist()) > 1
 
 
-@settings(max_examples=15)
+@settings(max_examples=5)
 @given(cuts=st.lists(st.integers(1, ROWS - 1), max_size=8))
 def test_no_division_changes_a_byte(
     answer_filter: AnswerFilter, answers: pa.Table, whole: pa.Table, cuts: list[int]
@@ -135,10 +146,17 @@ def test_no_division_changes_a_byte(
     assert pa.Table.from_batches([answer_filter.filter_block(block) for block in blocks]).equals(whole)
 
 
+def test_an_encoder_in_another_process_changes_no_byte(spec: FilterSpec, answers: pa.Table, whole: pa.Table) -> None:
+    # Of two processes the second does not start for a single block.
+    with closing(FilterPool(spec, 2)) as pool:
+        blocks = answers.to_batches()
+        assert together(pool.filter(iter(blocks), MANY), blocks).equals(whole)
+
+
 @pytest.mark.parametrize("size", [7, 25])
-def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole: pa.Table, size: int) -> None:
+def test_two_processes_change_no_byte(two: FilterPool, answers: pa.Table, whole_of_quick: pa.Table, size: int) -> None:
     blocks = divided(answers, range(0, ROWS, size))
-    assert together(two.filter(iter(blocks), MANY), blocks).equals(whole)
+    assert together(two.filter(iter(blocks), MANY), blocks).equals(whole_of_quick)
 
 
 def test_few_rows_are_filtered_here(spec: FilterSpec, answers: pa.Table, whole: pa.Table) -> None:
@@ -149,16 +167,15 @@ def test_few_rows_are_filtered_here(spec: FilterSpec, answers: pa.Table, whole: 
         assert set(active_children()) == before
 
 
-def test_offered_blocks_come_back_in_order(two: FilterPool, answers: pa.Table, whole: pa.Table) -> None:
+def test_offered_blocks_come_back_in_order(two: FilterPool, answers: pa.Table, whole_of_quick: pa.Table) -> None:
     blocks = divided(answers, range(0, ROWS, 10))
     taken = [block for block in blocks if two.offer(block)]
     assert taken == blocks[:5]
     # No more are taken than processes have time for soon; none is lost.
-    filter_results = together(two.offered(wait=True), taken)
-    assert filter_results.equals(whole.slice(0, 50))
+    assert together(two.offered(wait=True), taken).equals(whole_of_quick.slice(0, 50))
     assert list(two.offered(wait=True)) == []
     assert two.offer(blocks[-1])
-    assert together(two.offered(wait=True), blocks[-1:]).equals(whole.slice(50))
+    assert together(two.offered(wait=True), blocks[-1:]).equals(whole_of_quick.slice(50))
 
 
 def test_a_killed_process_costs_no_result(paraphrasing: Any, rows_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,12 +200,6 @@ def test_a_killed_process_costs_no_result(paraphrasing: Any, rows_of: Any, monke
     assert outcome.answers == {text: f"well {text}" for text in captions}
     assert outcome.rounds.counts.generated == 0
     assert 0 < outcome.rounds.counts.filtered <= 200 - first - 30
-
-
-@pytest.fixture
-def quick(spec: FilterSpec) -> FilterSpec:
-    """Filters without an encoder, whose processes start at once."""
-    return replace(spec, filters=FilterOptions(preset="off", extra=("tests.kit.scripted_filters:blue_input",)))
 
 
 @pytest.mark.nightly

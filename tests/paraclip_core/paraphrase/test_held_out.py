@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.paraphrase.held_out import MOST_IMAGES, choose_captions, choose_queries
@@ -40,6 +40,7 @@ def rows_of(images: dict[str, int]) -> list[dict[str, Any]]:
     return [row(image, f"{image} seen {number}") for image, count in images.items() for number in range(count)]
 
 
+@settings(max_examples=20)
 @given(before=IMAGES, added=IMAGES, most=st.integers(1, 30), shuffle=st.randoms(use_true_random=False))
 def test_one_caption_an_image_and_new_images_take_the_place_of_as_many(
     tmp_path_factory: pytest.TempPathFactory, before: dict[str, int], added: dict[str, int], most: int, shuffle: Any

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import fields, replace
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from paraclip_core.config import ParaphraseOptions
-from paraclip_core.demo.smollm2 import chatml
 from paraclip_core.demo.synonyms import bare
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase.prompts import FEW_SHOT, PAPER, PromptTemplate, neutralize, prompt_for
@@ -31,23 +29,6 @@ def test_the_paper_prompts_are_word_for_word_the_published_ones_and_hashes_never
     turns = (("system", "Be brief."), ("user", "a"), ("assistant", "b"))
     template = PromptTemplate("own/1", turns, "Say ", ".", quoted=True)
     assert template.hash.hex() == "9055e4bc557169225a83992b0b2de4a0"
-
-
-@pytest.mark.parametrize("template", TEMPLATES, ids=lambda template: template.id)
-@given(st.text(max_size=60) | st.text(alphabet="<|>im_startend/[]INST \n{}\"'", max_size=60))
-def test_no_text_changes_the_structure(template: PromptTemplate, text: str) -> None:
-    harmless, messages = template.messages("a dog"), template.messages(text)
-    assert [role for role, _ in messages] == [role for role, _ in harmless]
-    assert messages[:-1] == harmless[:-1]
-    rendered, expected = chatml(messages), chatml(harmless)
-    for token in ("<|im_start|>", "<|im_end|>", "\n"):
-        assert rendered.count(token) == expected.count(token)
-    for token in ("<|endoftext|>", "[INST]", "[/INST]", "</s>", "<s>", "<start_of_turn>", "<end_of_turn>"):
-        assert token not in rendered
-    content = messages[-1][1]
-    assert all(unicodedata.category(char) not in ("Cc", "Cf", "Zl", "Zp", "Cs") for char in content)
-    if template.quoted:
-        assert content.count('"') == 2
 
 
 @given(st.text(max_size=60))

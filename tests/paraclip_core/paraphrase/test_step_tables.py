@@ -246,7 +246,7 @@ class Bench:
         self.tables.close()
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(step=steps(), keep=st.integers(1, 3))
 def test_rows_and_rejects_are_the_references(rows_of: Rows, reading: Reading, step: Step, keep: int) -> None:
     with tempfile.TemporaryDirectory() as folder, closing(Bench(step, rows_of, reading, Path(folder))) as bench:

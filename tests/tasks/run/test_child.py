@@ -21,6 +21,7 @@ from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, StageError, worth_a_retry
 from tests.kit.fake_stages import settings_at
+from tests.kit.processes import alive
 from tests.kit.waiting import eventually
 
 
@@ -30,13 +31,6 @@ def draft(stage: str) -> Draft:
 
 def run(root: Path, stage: str, **kwargs: Any) -> Artifact:
     return run_in_child(draft(stage), Run(settings_at(root)), {}, **kwargs)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_it_runs_elsewhere_without_prefect_and_tells_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from paraclip.tasks.run.status import (
-    StatusFile,
-    _new_bars,
-    read_failure,
-    relay_from,
-    shown_facts,
-    shown_progress,
-)
+from paraclip.tasks.run.status import StatusFile, _new_bars, read_failure, relay_from, shown_facts, shown_progress
 from paraclip_core.errors import ArtifactError, StageError
 
 

@@ -16,13 +16,12 @@ from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.ingest import INGEST
-from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, filter_spec, finished_samples
+from paraclip.tasks.stages.paraphrase import PARAPHRASE_1, PARAPHRASE_2, finished_samples
 from paraclip_core.captions.options import DataOptions, SourceOptions
 from paraclip_core.config import FileEngineOptions, ParaphraseOptions, Settings
 from paraclip_core.errors import InputError
 from paraclip_core.paraphrase.engines import SamplingOptions
 from paraclip_core.paraphrase.filter_options import FilterOptions
-from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.tables import PARAPHRASE_REJECTS, PARAPHRASES
 from tests.kit.tiny_encoder import tiny_encoder
 
@@ -180,7 +179,8 @@ def test_nothing_is_asked_or_judged_again(tmp_path: Path, encoder: Path) -> None
         assert [a.manifest.metrics[name] for a in again] == [a.manifest.metrics[name] for a in first]
     assert [a.manifest.metrics["cached"] for a in again] == [a.manifest.metrics["requested"] for a in again]
     # A filter of step 2 alone.
-    _, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
+    same, second = run_all(uneven(tmp_path / "data", encoder, min_caption_similarity=-0.9), store)
+    assert same.fingerprint == first[0].fingerprint
     assert figures([second]) == [(0, first[1].manifest.metrics["filtered"])]
 
 
@@ -209,18 +209,6 @@ def test_the_files_of_an_encoder_in_a_folder_count(tmp_path: Path, encoder: Path
     (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
     assert sources("capable") != before
     assert sources("off") == {}
-
-
-def test_a_digest_of_step_1_leaves_out_what_step_2_alone_looks_at(tmp_path: Path) -> None:
-    def spec(step: int, **filters: Any) -> FilterSpec:
-        settings = asking(tmp_path / "data", CARS, filters=FilterOptions(**filters))
-        return filter_spec(Run(settings).paraphraser, step)
-
-    capable, strict = {"preset": "capable"}, {"preset": "capable", "min_caption_similarity": 0.9}
-    assert spec(1, **capable) == spec(1, **strict)
-    assert spec(2, **capable) != spec(2, **strict)
-    # Words are asked for where a small model's filters judge what is made of them.
-    assert spec(1, preset="small-model").words and not spec(1, **capable).words
 
 
 UNUSED: dict[str, Any] = {

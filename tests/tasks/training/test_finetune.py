@@ -227,26 +227,23 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
     assert again.manifest.metrics["candidates"] == 6
 
 
-def test_the_control_trains_on_captions_alone(
-    run_stage: RunStage, inputs: dict[str, Artifact], tuned: Artifact
-) -> None:
-    control = run_stage(CONTROL, inputs)
-    assert control.path.parent.name == "control"
-    assert control.manifest.metrics["steps"] == tuned.manifest.metrics["steps"]
-    assert files(control)["training_log.jsonl"] != files(tuned)["training_log.jsonl"]
-    assert "captions and their paraphrases" in card_of(tuned)
-    assert "captions only, as a control" in card_of(control) and "repaired" not in card_of(control)
-
-
-def test_hard_negatives_are_of_captions_for_the_control_as_well(
+def test_the_control_trains_on_captions_alone_and_on_their_hard_negatives(
     run_stage: RunStage, inputs: dict[str, Artifact]
 ) -> None:
-    logs = []
-    for stage in (FINETUNE, CONTROL):
-        artifact = run_stage(stage, inputs, finetune={"recipe": ("contrast",), "epochs": 1.0})
+    changed = {"recipe": ("contrast",), "epochs": 1.0}
+    artifacts = [run_stage(stage, inputs, finetune=changed) for stage in (FINETUNE, CONTROL)]
+    assert [artifact.path.parent.name for artifact in artifacts] == ["finetune", "control"]
+    steps, other_steps = (artifact.manifest.metrics["steps"] for artifact in artifacts)
+    assert steps == other_steps
+    card, control_card = map(card_of, artifacts)
+    assert "captions and their paraphrases" in card
+    assert "captions only, as a control" in control_card and "repaired" not in control_card
+    logs = [
+        [json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()]
+        for artifact in artifacts
+    ]
+    for artifact, log in zip(artifacts, logs, strict=True):
         assert artifact.manifest.metrics["recipe"] == "contrast"
-        logs.append([json.loads(line) for line in (artifact.path / "training_log.jsonl").read_text().splitlines()])
-    for log in logs:
         assert set(log[0]["losses"]) == {
             "caption~paraphrase_1", "paraphrase_1~paraphrase_2", "feature_distillation", "ranking_distillation",
             "hard_negative_ranking",

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip_core.paraphrase.engines import Completion, Prompt, SamplingOptions
@@ -87,6 +87,7 @@ def test_other_lines_are_refused_with_a_reason(fields: dict[str, Any], reason: s
     assert text.isprintable()
 
 
+@settings(max_examples=25)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda one: st.lists(one) | st.dictionaries(
     st.sampled_from(["custom_id", "response", "error", "body", "choices", "usage", "status_code", "message"]), one)
 ))  # fmt: skip
