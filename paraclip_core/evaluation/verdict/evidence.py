@@ -97,11 +97,11 @@ class Evidence:
     @cached_property
     def recalls(self) -> list[Row]:
         """What users feel: how often a text finds its image, wherever this is known."""
-        return _recalls(self._counted(self.rows))
+        return _recalls(self.counted(self.rows))
 
     def guards_of(self, rows: Sequence[Row]) -> list[Guard]:
         """The guards among the figures of any model."""
-        counted, points = self._counted(rows), self.gate.max_drop
+        counted, points = self.counted(rows), self.gate.max_drop
         allowed = dict.fromkeys(_recalls(counted), RECALL_LOSS)
         allowed |= {row: points[rule] for rule in points for row in ruled(counted, rule, points)}
         return [Guard(row, allowed[row], len(allowed)) for row in rows if row in allowed]
@@ -124,7 +124,8 @@ class Evidence:
         """What is gained over the control; empty if that says nothing."""
         return () if self.fallen_control else self.over_control
 
-    def _counted(self, rows: Sequence[Row]) -> list[Row]:
+    def counted(self, rows: Sequence[Row]) -> list[Row]:
+        """The rows that judge a model: all but those of clicks on what the base showed."""
         return [row for row in rows if self.independent_clicks or not clicked(row)]
 
 

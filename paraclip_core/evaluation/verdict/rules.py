@@ -9,7 +9,7 @@ from paraclip_core.evaluation.benchmarks import RECALL_DEPTHS, find_benchmark, m
 from paraclip_core.evaluation.pairs import CORRECTED
 from paraclip_core.evaluation.power import GAIN, images_needed
 from paraclip_core.evaluation.rows import Row, listed, lower
-from paraclip_core.evaluation.verdict.evidence import Evidence, Guard, clicked, ruled
+from paraclip_core.evaluation.verdict.evidence import Evidence, Guard, ruled
 from paraclip_core.evaluation.verdict.finding import Finding
 
 Rule = Callable[[Evidence], Iterable[Finding]]
@@ -79,7 +79,7 @@ def found_images(evidence: Evidence) -> Iterable[Finding]:
     for row in [row for row in evidence.rows if row.metric == HEADLINE][:1]:
         text = f"{row.tuned:.1f} of 100 paraphrased queries of {row.benchmark} find their image among the first ten "
         text += f"({row.delta:+.1f})"
-        if clicked(row) and not evidence.independent_clicks:
+        if not evidence.counted([row]):
             text += ", counted by clicks on what the base showed, which guard nothing"
         yield Finding("found_images", "explains", text, (row,))
     if evidence.first_image_changes is not None:
@@ -261,10 +261,10 @@ def few_queries(evidence: Evidence) -> Iterable[Finding]:
 
 
 def significant_losses(evidence: Evidence) -> Iterable[Finding]:
-    """Every loss that no other finding names."""
+    """Every loss that judges the model and that no other finding names."""
     measured = {(row.benchmark, row.metric) for row in evidence.rows}
     guarded = [guard.row for guard in evidence.guards]
-    lost = [row for row in evidence.rows if row.side < 0]
+    lost = [row for row in evidence.counted(evidence.rows) if row.side < 0]
     rows = [
         row
         for row in lost

@@ -97,6 +97,7 @@ TABLE: list[tuple[Evidence, str, str, str]] = [
     (seen(GAIN, row(f"retrieval/{RECALL}", -0.5, -0.9)), "small_losses", "warns", "-0.50 [-0.90, -0.10]"),
     # Clicks on what the base showed guard nothing.
     (seen(GAIN, CLICKS), "beyond_max_drop", "", ""),
+    (seen(GAIN, CLICKS), "significant_losses", "", ""),
     (seen(GAIN, CLICKS, independent_clicks=True), "beyond_max_drop", "blocks", "clicked"),
     (COLLAPSED, "beyond_max_drop", "blocks", f"{FELL.name} fell by 15.50 (-15.50 [-17.00, -14.00]), at most 1 is"),
     (COLLAPSED, "remedy", "explains", "a smaller α"),
