@@ -24,7 +24,7 @@ from paraclip_core.errors import ArtifactError, InputError, ParaclipError
 from paraclip_core.evaluation.measured_gains import what_others_saw
 from paraclip_core.lifetime import TempDir
 from paraclip_core.paraphrase.engines import CheckedEngine, PaidEngine
-from paraclip_core.paraphrase.filters import known_wrong
+from paraclip_core.paraphrase.facts import Facts
 from paraclip_core.paraphrase.paraphraser import Paraphraser
 
 State = Literal["cached", "resumable", "to run", "damaged"]
@@ -106,6 +106,8 @@ def plan_run(run: Run) -> RunPlan:
     if captions.rejected:
         notes.append(f"ingest leaves out {listed_reasons(captions.rejected)} of {captions.read} rows")
     asking = [run.stages[stage.stage] for stage in stages if stage.requests]
+    if (second := artifacts.get("paraphrase_2")) is not None and (kept := second.manifest.metrics.get("facts")):
+        notes.append(f"the paraphrasing model {Facts(**kept)}")
     return RunPlan(stages, notes + _engine_notes(run, asking))
 
 
@@ -115,10 +117,6 @@ def _engine_notes(run: Run, asking: list[Stage]) -> list[str]:
     engine, chosen = paraphraser.options.engine, paraphraser.options.filters.preset
     why = f"suits the engine {engine}" if chosen == "auto" else "as set"
     notes = [f"filters: {paraphraser.filters.preset} ({why}; docs/filters.md)"]
-    if paraphraser.facts.asks and (wrong := known_wrong(paraphraser.filters.preset)):
-        judge = paraphraser.judge
-        after = "paraphrase.judge asks a model about each" if judge is None else f"{judge.model} judges what is left"
-        notes.append(f"what the filters do not see: {wrong}; {after}")
     asked = [stage.paraphraser(run) for stage in asking if stage.paraphraser is not None]
     asked += [judge for paraphraser in asked if (judge := paraphraser.judge) is not None]
     with closing(open_answers(run.store)) as answers:

@@ -18,6 +18,7 @@ from paraclip.tasks.stages.paraphrase import charge, filter_spec, held_batches, 
 from paraclip_core.captions.clean import clean
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.lifetime import TempDir
+from paraclip_core.paraphrase.facts import Facts, facts_behind
 from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import Candidate
 from paraclip_core.paraphrase.filters import filters_of
@@ -105,6 +106,8 @@ class Trial:
     filters: tuple[str, ...]
     """The filters that ran, in order."""
     captions: list[TriedCaption]
+    facts: Facts | None
+    """The facts that the paraphrases keep; None if there are none, or without the encoder that tells."""
     asked: int
     """Requests that the engine answered in this trial, those for single words included."""
     cached: int
@@ -199,12 +202,14 @@ def try_captions(run: Run, captions: Sequence[str], keep: bool, say: Say) -> Tri
             for name in ("generated", "cached", "prompt_tokens", "completion_tokens"):
                 setattr(counts, name, getattr(counts, name) + getattr(rounds.counts, name))
         filters = filters_of(filter_spec(run.paraphraser, 2).filters)
+        tried = [_caption(text, why, attempts) for text, why in zip(texts, left_out, strict=True)]
         return Trial(
             engine.name,
             engine.model,
             run.paraphraser.filters.preset,
             (*filters.text, *filters.meaning),
-            [_caption(text, why, attempts) for text, why in zip(texts, left_out, strict=True)],
+            tried,
+            facts_behind(run.paraphraser.filters, _pairs(tried)),
             counts.generated,
             counts.cached,
             counts.prompt_tokens,
@@ -243,6 +248,17 @@ def _attempts(rounds: Rounds, new: set[bytes], filtered: Explained) -> Attempts:
         )
         attempts.setdefault((asked["caption"], asked["source"]), []).append(attempt)
     return attempts
+
+
+def _pairs(captions: Sequence[TriedCaption]) -> list[tuple[str, str]]:
+    """Each caption with each paraphrase of either step."""
+    return [
+        (tried.caption, answer)
+        for tried in captions
+        for paraphrase in tried.paraphrases
+        for answer in (paraphrase.paraphrase_1, paraphrase.paraphrase_2)
+        if answer is not None
+    ]
 
 
 def _caption(text: str, left_out: str, steps: Mapping[int, Attempts]) -> TriedCaption:

@@ -65,6 +65,8 @@ def _print(trial: Trial) -> None:
         f"{trial.asked} requests asked ({trial.prompt_tokens} prompt tokens, {trial.completion_tokens} answered"
         f"{spend}), {trial.cached} cached"
     )
+    if trial.facts is not None:
+        say(f"the model {trial.facts}")
     if trial.asked:
         say("the answers are kept" if trial.stored else "nothing is kept; --keep puts the answers into the cache")
 

@@ -246,8 +246,6 @@ class Preset:
     at once."""
     words: Words | None = None
     """How further answers are made, for a model that is better at synonyms than at rephrasing."""
-    known_wrong: str = ""
-    """What is known to be wrong with accepted paraphrases (docs/filters.md): no filter catches everything."""
 
 
 CAPABLE = Preset(
@@ -255,8 +253,6 @@ CAPABLE = Preset(
     meaning=(several_answers, obeyed_order, low_caption_similarity),
     thresholds={"max_length_ratio": 3.0, "min_similarity": 0.6, "min_caption_similarity": 0.33},
     compared={"several_answers": alternatives},
-    known_wrong="of a 1.5 B model's paraphrases of photographs' captions that they let pass, 14 % of step 1's and "
-    "23 % of step 2's were wrong, read by hand",
 )
 """For models that can paraphrase."""
 
@@ -285,11 +281,6 @@ def resolved(options: FilterOptions, preset: PresetName) -> FilterOptions:
 
 NOT_OF_FILTERS = ("no_paraphrase", "judge")
 """Reason codes that no filter gives."""
-
-
-def known_wrong(preset: str) -> str:
-    """What is known to be wrong with paraphrases that a preset accepts; empty if nobody has checked."""
-    return preset_named(preset).known_wrong if preset in PRESETS else ""
 
 
 @dataclass(frozen=True)

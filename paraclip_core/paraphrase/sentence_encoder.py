@@ -24,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paraclip_core.errors import ConfigError, EngineError
+from paraclip_core.paraphrase.words import word_spans
 from paraclip_core.paths import expand
 from paraclip_core.text_safety import one_line
 
@@ -74,6 +75,26 @@ class SentenceEncoder:
                 self._words[texts[row]] = vectors[row].copy()
         return vectors
 
+    def word_vectors(self, texts: Sequence[str]) -> list[dict[str, np.ndarray]]:
+        """Each text's words in lower case, with the mean of their tokens' embeddings in that text, float32 [d], unit.
+
+        Of a word that comes twice the last one counts. The tokenizer has to know where its tokens are.
+        """
+        model, tokenizer, _ = self._load()
+        vectors: list[dict[str, np.ndarray]] = [{} for _ in texts]
+        lower = [text.lower() for text in texts]
+        encoded = tokenizer(lower, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True)
+        spans = encoded.pop("offset_mapping")
+        for part, filled in _of_one_length(encoded["input_ids"]):
+            batch = {name: [rows[n] for n in filled] for name, rows in encoded.items() if name != "attention_mask"}
+            for row, states in zip(part, _unit(_states(model, batch)), strict=False):
+                for begin, end in word_spans(lower[row]):
+                    tokens = [n for n, (first, last) in enumerate(spans[row]) if first < end and last > begin]
+                    if tokens:
+                        mean = states[tokens].mean(axis=0)
+                        vectors[row][lower[row][begin:end]] = mean / max(float(np.linalg.norm(mean)), 1e-12)
+        return vectors
+
     def _load(self) -> tuple[Any, Any, str]:
         if self._loaded is None:
             name = self._name or str(packaged_folder())
@@ -94,13 +115,22 @@ def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], l
 
 
 def _unit_vectors(model: Any, batch: Mapping[str, Any], pooling: str) -> np.ndarray:
+    states = _states(model, batch)
+    return _unit(states[:, 0] if pooling == "cls" else states.mean(1))
+
+
+def _states(model: Any, batch: Mapping[str, Any]) -> Any:
+    """The last layer's embeddings of the tokens, [n, tokens, d]."""
     import torch
 
     with torch.inference_mode():
         inputs = {name: torch.tensor(rows, device=model.device) for name, rows in batch.items()}
-        states = model(**inputs).last_hidden_state
-        vectors = states[:, 0] if pooling == "cls" else states.mean(1)
-        return (vectors / vectors.norm(dim=1, keepdim=True).clamp(min=1e-12)).float().cpu().numpy()
+        return model(**inputs).last_hidden_state
+
+
+def _unit(vectors: Any) -> np.ndarray:
+    """The vectors divided by their norms, float32 [..., d]."""
+    return (vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-12)).float().cpu().numpy()
 
 
 class Compare:

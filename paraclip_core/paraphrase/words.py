@@ -39,6 +39,11 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text.lower().replace("’", "'"))
 
 
+def word_spans(text: str) -> list[tuple[int, int]]:
+    """Where the :func:`words` of a lower-case text begin and end."""
+    return [match.span(1) for match in _WORD.finditer(text)]
+
+
 @lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
     """A crude stem that the forms of one English word share (`jumping`, `jumps`, `jumped` → `jump`)."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from functools import partial
+from heapq import nsmallest
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.engines import Engine, PaidEngine
+from paraclip_core.paraphrase.facts import SAMPLE, Facts, facts_behind
 from paraclip_core.paraphrase.filter_pool import FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
@@ -68,8 +72,20 @@ def _paraphrase(step: int, ctx: StageContext) -> dict[str, Any]:
         if counts.captions and not counts.accepted:
             raise _nothing(paraphraser, step, counts, ctx.work.out / "rejects")
         metrics = step_metrics(paraphraser, rounds)
+    if step == 2 and (facts := _facts(paraphraser, ctx.work.out)) is not None:
+        metrics["facts"] = asdict(facts)
     shutil.rmtree(scratch, ignore_errors=True)
     return metrics
+
+
+def _facts(paraphraser: Paraphraser, out: Path) -> Facts | None:
+    """The facts that both paraphrases of a sample of captions keep."""
+    columns = "caption_id", "caption", "paraphrase_1", "paraphrase_2"
+    rows = (row for batch in iter_batches(out / "paraphrases", columns) for row in batch.to_pylist())
+    sample = nsmallest(SAMPLE, rows, key=itemgetter("caption_id"))
+    return facts_behind(
+        paraphraser.filters, [(row["caption"], row[f"paraphrase_{step}"]) for row in sample for step in (1, 2)]
+    )
 
 
 def step_metrics(paraphraser: Paraphraser, rounds: Rounds) -> dict[str, Any]:

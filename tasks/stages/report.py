@@ -37,7 +37,7 @@ from paraclip_core.evaluation.compare import rows_from_json
 from paraclip_core.evaluation.verdict.finding import from_json, notes, paragraphs
 from paraclip_core.options import unusual
 from paraclip_core.paraphrase.engines import ENGINES
-from paraclip_core.paraphrase.filters import known_wrong
+from paraclip_core.paraphrase.facts import Facts
 from paraclip_core.report.churn import images_of
 from paraclip_core.report.counts import row_totals, trained_on
 from paraclip_core.report.data import (
@@ -135,12 +135,13 @@ def _facts(settings: Settings, inputs: Inputs, totals: Mapping[str, int]) -> dic
     rows = f" ({totals['paraphrases']:,} paraphrases)" if "paraphrases" in totals else ""
     about = inputs["paraphrase_1"].manifest.options
     preset, judge = about.get("filters", {}).get("preset", ""), about.get("judge", {}).get("model")
-    wrong = known_wrong(preset) if "sampling" in about else ""
+    kept = inputs["paraphrase_2"].manifest.metrics.get("facts")
     facts = {
         "trained on": (trained_on(totals) or "").removeprefix("trained on ") + rows,
         "paraphrases by": " ".join(filter(None, (settings.paraphrase.engine, settings.paraphrase.model))),
         "held-out queries by": _queries_by(settings, inputs),
-        "filters": "; ".join(filter(None, (preset, wrong, judge and f"then judged by {judge}"))),
+        "filters": "; ".join(filter(None, (preset, judge and f"then judged by {judge}"))),
+        "the paraphrasing model": str(Facts(**kept)) if kept else "",
         "base model": "a text encoder trained on these captions" if base == BUILT_IN else place_free_name(base),
         "date": inputs["finetune"].manifest.created[:10],
         "command": "paraclip run -c settings.yaml",
