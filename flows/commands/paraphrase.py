@@ -66,7 +66,7 @@ def _print(trial: Trial) -> None:
         f"{spend}), {trial.cached} cached"
     )
     if trial.facts is not None:
-        say(f"the model {trial.facts}")
+        say(f"the paraphrasing model {trial.facts}")
     if trial.asked:
         say("the answers are kept" if trial.stored else "nothing is kept; --keep puts the answers into the cache")
 

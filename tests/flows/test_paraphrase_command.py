@@ -86,8 +86,8 @@ def test_the_json_has_everything_under_stable_names(openai_server: OpenAIServer,
     document: dict[str, Any] = json.loads(out)
     assert "step 2: 1 texts, with openai" in err
     assert list(document) == [
-        "engine", "model", "preset", "filters", "captions", "facts", "asked", "cached", "prompt_tokens", "completion_tokens",
-        "spend", "stored",
+        "engine", "model", "preset", "filters", "captions", "facts", "asked", "cached", "prompt_tokens",
+        "completion_tokens", "spend", "stored",
     ]  # fmt: skip
     (caption,) = document["captions"]
     assert caption["paraphrases"] == [{"paraphrase_1": "a child", "paraphrase_2": "a child"}]
