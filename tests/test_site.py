@@ -23,7 +23,7 @@ def test_the_site_builds_and_its_references_are_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert "agreement.svg" in (tmp_path / "index.html").read_text() and (tmp_path / "tour.ipynb").is_file()
+    assert "recall.svg" in (tmp_path / "index.html").read_text() and (tmp_path / "tour.ipynb").is_file()
     pages = {name: text_of(tmp_path / "reference" / name / "index.html") for name in ("options", "commands", "python")}
     assert [path for path, *_ in describe_options() if path not in pages["options"]] == []
     assert [words for words in COMMANDS if words not in pages["commands"]] == []
