@@ -75,6 +75,11 @@ class TrainingRows:
         """The number of the caption that each of these rows is of, from 0, int64 [n]."""
         return indices if self.starts is None else np.searchsorted(self.starts, indices, "right") - 1
 
+    @property
+    def paraphrased(self) -> bool:
+        """Whether they have paraphrases; those of the caption-only control have none."""
+        return self.texts[TEXTS[1]] is not self.texts[CAPTION]
+
     def as_captions(self) -> TrainingRows:
         """The rows of the caption-only control: every text is the caption."""
         return replace(self, texts=dict.fromkeys(TEXTS, self.texts[CAPTION]))
@@ -376,14 +381,19 @@ def make_batch(
     kinds: Sequence[str],
     images: StepImages,
     hard_negatives: Ragged | None = None,
+    reworded: Mapping[str, Ragged] | None = None,
 ) -> Batch:
-    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any."""
-    n = len(indices)
+    """The rows at `indices` with the texts of these kinds, and with their n hard negatives, if there are any.
+
+    `reworded` has the n texts of kinds whose own are not used.
+    """
+    n, stored = len(indices), {kind: rows.texts[kind] for kind in kinds}
     # Kinds with the same texts share a slice, so that the texts are encoded once.
-    unique = list({id(rows.texts[kind]): rows.texts[kind] for kind in kinds}.values())
+    unique = list({id(texts): texts for texts in stored.values()}.values())
     places = {id(texts): slice(number * n, (number + 1) * n) for number, texts in enumerate(unique)}
-    parts = {kind: places[id(rows.texts[kind])] for kind in kinds}
-    texts = [texts.take(indices) for texts in unique]
+    parts = {kind: places[id(texts)] for kind, texts in stored.items()}
+    own = {id(stored[kind]): texts for kind, texts in (reworded or {}).items()}
+    texts = [own[id(texts)] if id(texts) in own else texts.take(indices) for texts in unique]
     if hard_negatives is not None:
         parts[HARD_NEGATIVE] = slice(len(texts) * n, (len(texts) + 1) * n)
         texts.append(hard_negatives)

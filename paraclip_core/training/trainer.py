@@ -42,6 +42,7 @@ from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import Anchor, Objective, Pair
 from paraclip_core.training.options import TrainingOptions
 from paraclip_core.training.process import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
+from paraclip_core.training.rewordings import Fillers, Rewordings
 from paraclip_core.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class TrainingJob:
     """Memory for the backward pass of a batch; None: a third of the free memory."""
     vocabulary: Vocabulary | None = None
     """The model's words of negations; hard negatives need it."""
+    fillers: Fillers | None = None
+    """The words that rewordings leave out; None: paraphrases are used as they are."""
     trackers: Trackers = field(default_factory=Trackers)
     """Receive the figures of every step and validation, and are closed at the end."""
 
@@ -124,6 +127,8 @@ class _Run:
         self.kinds = tuple(dict.fromkeys([*named, *(needed if anchored else ())]))
         hard = max((pair.hard_negatives for pair in job.pairs), default=0.0)
         self.hard_negatives = _hard_negatives(job) if hard else None
+        reworded = job.fillers is not None and job.rows.paraphrased
+        self.rewordings = Rewordings(job.fillers, self.options.seed) if reworded else None
         self.objective = Objective(
             clip,
             job.pairs,
@@ -176,12 +181,14 @@ class _Run:
 
     def _batch(self, step: int) -> Batch:
         """The batch of a step, a pure function of its number."""
-        job, indices, made = self.job, self.order.batch(step), None
+        job, indices, made, reworded = self.job, self.order.batch(step), None, None
         if self.hard_negatives is not None:
             captions, numbers = job.rows.texts[CAPTION].take(indices), job.rows.caption_numbers(indices)
             made = self.hard_negatives.of(captions, numbers, self.order.epoch(step))
+        if self.rewordings is not None:
+            reworded = self.rewordings.in_batch(job.rows, indices, self.order.epoch(step))
         images = job.images.of_step(indices, self.options.seed, step)
-        return make_batch(job.rows, indices, self.kinds, images, made)
+        return make_batch(job.rows, indices, self.kinds, images, made, reworded)
 
     def _step(self, step: int, batch: Batch) -> None:
         options, scale = self.options, self.job.clip.model.get_parameter("logit_scale")
@@ -269,7 +276,7 @@ class _Run:
     def _identity(self) -> str:
         """Digest that identifies the run; must be computed with the initial weights."""
         pairs = [[pair.name, pair.weight, pair.hard_negatives] for pair in self.job.pairs]
-        run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
+        run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best, self.rewordings is not None]
         run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.images)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 

@@ -57,7 +57,7 @@ BUILT_IN_BASE = Stage(
 
 FINETUNE = Stage(
     name="finetune",
-    version=12,
+    version=13,
     inputs=_finetune_inputs,
     options=lambda run: _options(run.settings),
     body="paraclip.tasks.training.bodies:finetune",

@@ -39,12 +39,30 @@ WRITTEN = (*PARAPHRASED, "query")
 HARD_NEGATIVES = ("hard_negative", "negative_caption")
 IMAGE = ("image_id", "filename", "image")
 
-_ARTICLE = re.compile(r"\b(?:an?|the) ", re.IGNORECASE)
-FUNCTION_WORD = re.compile(
-    r"\b(?:an?|the|is|are|was|were|be|being|of|in|on|at|to|by|for|from|with|and|or|that|which|while|as|its?|his|her|"
-    r"their|there|some|this|these)\b ?",
-    re.IGNORECASE,
+ARTICLES = ("a", "an", "the")
+FUNCTION_WORDS = (
+    *(*ARTICLES, "is", "are", "was", "were", "be", "being", "of", "in", "on", "at", "to", "by", "for", "from", "with"),
+    *(
+        "and",
+        "or",
+        "that",
+        "which",
+        "while",
+        "as",
+        "it",
+        "its",
+        "his",
+        "her",
+        "their",
+        "there",
+        "some",
+        "this",
+        "these",
+    ),
 )
+"""Words without content, which a search query lacks."""
+_ARTICLE = re.compile(rf"\b(?:{'|'.join(ARTICLES)}) ", re.IGNORECASE)
+FUNCTION_WORD = re.compile(rf"\b(?:{'|'.join(FUNCTION_WORDS)})\b ?", re.IGNORECASE)
 _PHRASE = re.compile(r"^(.+?) ((?:above|at|behind|beside|by|in|near|next to|on|under|with) .+)$", re.IGNORECASE)
 _SINGULAR = re.compile(
     r"(?:an? )?((?:[a-z-]+ ){0,2}?[a-z-]{2,}[a-rt-z])(?=$|[.,]| (?:and|at|behind|by|in|near|next|of|on|under|with) )",
@@ -89,6 +107,8 @@ RULES: Mapping[str, Callable[[str], str]] = {
     "keywords": lambda query: FUNCTION_WORD.sub("", query.rstrip(" .")).strip() or query,
 }
 """Common variations in English: each rule returns a paraphrase of a query, or the query itself."""
+TRAINED_ON = ("article", "keywords")
+"""The rules that training has, too (:mod:`paraclip_core.training.rewordings`), so that they prove no gain."""
 
 
 def by_rule(query: str) -> list[QueryPair]:
