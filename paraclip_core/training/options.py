@@ -62,7 +62,8 @@ class LossWeights(Options):
     """Weight of hard negatives made by rule, one for each caption: a negation of it, or the caption with another word
     in place of one. It is one more negative of its row in the losses between texts, and as heavy as the others if the
     weight is 1. With ranking distillation the text is also a third of a ranking term of its own: it keeps the base's
-    ranking. 0: none."""
+    ranking. In each epoch a rewording by rule, the caption without function words, also replaces one of its two
+    paraphrases. 0: neither."""
 
     @property
     def against_images(self) -> bool:
@@ -149,14 +150,14 @@ RECIPES = {
         "no losses against images, but ranking distillation from the mean of all texts",
         default=False,
     ),
-    # Hard negatives, so that paraphrases do not draw texts of different meaning together.
+    # Hard negatives, so that paraphrases do not draw texts of different meaning together; rewordings as people search.
     "contrast": Recipe(
         RecipeOptions(
             weights=LossWeights(image_paraphrase_2=0.0, hard_negatives=1.0),
             feature_distillation=300.0,
             ranking_distillation=RANKING,
         ),
-        "`ranking` with feature distillation and hard negatives made by rule",
+        "`ranking` with feature distillation, and hard negatives and rewordings made by rule",
     ),
     "captions": Recipe(
         RecipeOptions(
