@@ -26,7 +26,7 @@ from paraclip.tasks.models import base_held_out, base_reference, base_sources
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.training import BUILT_IN_BASE, CONTROL, FINETUNE
-from paraclip.tasks.training import bodies
+from paraclip.tasks.training import bodies, candidates
 from paraclip.tasks.training.bodies import paraphraser_of, provenance
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core import progress
@@ -34,10 +34,11 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
-from paraclip_core.progress import Fact
+from paraclip_core.progress import Fact, Progress
 from paraclip_core.training.choice import choose
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.options import LossWeights, RankingDistillation
+from paraclip_core.training.trainer import TrainingJob, TrainingResult, train
 from paraclip_core.training.validation import Validation, ValidationSet
 
 RunStage = Callable[..., Artifact]
@@ -252,6 +253,21 @@ def test_the_control_trains_on_captions_alone_and_on_their_hard_negatives(
     # The caption is its own paraphrase there, and its hard negative is the hardest of its negatives.
     tuned, control = (log[0]["losses"]["caption~paraphrase_1"] for log in logs)
     assert tuned > control > 0
+
+
+def test_the_default_recipes_train_on_rewordings_by_rule(
+    run_stage: RunStage, inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs: dict[str, TrainingJob] = {}
+
+    def seen(job: TrainingJob, progress: Progress) -> TrainingResult:
+        jobs["contrast" if job.pairs[0].hard_negatives else "other"] = job
+        return train(job, progress)
+
+    monkeypatch.setattr(candidates, "train", seen)
+    run_stage(FINETUNE, inputs, finetune={"epochs": 0.1, "learning_rate": (1e-3,), "recipe": None})
+    reworded = {name: job.fillers is not None and len(job.fillers.function_words) > 30 for name, job in jobs.items()}
+    assert reworded == {"contrast": True, "other": False}
 
 
 def with_paraphrases(count: int, text: str | None, table: pa.Table) -> pa.Table:
