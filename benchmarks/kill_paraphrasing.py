@@ -55,7 +55,7 @@ BEGINNING = ("table", "filter")
 """Kinds that are killed first, as soon as they exist."""
 CARRIED = 3
 """One part in this many of step 1's is in the cache from the start."""
-REQUESTS_PER_MINUTE = 12_000
+REQUESTS_PER_MINUTE = 3_000
 """Slow enough for kills to come in time."""
 
 
