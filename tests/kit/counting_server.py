@@ -41,7 +41,8 @@ class CountingServer:
         self.process = self._started()
 
     def _started(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([sys.executable, __file__, str(self.port), str(self.log)])
+        command = [sys.executable, "-m", "tests.kit.counting_server", str(self.port), str(self.log.absolute())]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
         while process.poll() is None:
             with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
                 return process
