@@ -127,8 +127,9 @@ class _Run:
         self.kinds = tuple(dict.fromkeys([*named, *(needed if anchored else ())]))
         hard = max((pair.hard_negatives for pair in job.pairs), default=0.0)
         self.hard_negatives = _hard_negatives(job) if hard else None
-        reworded = job.fillers is not None and job.rows.paraphrased
-        self.rewordings = Rewordings(job.fillers, self.options.seed) if reworded else None
+        self.rewordings = None
+        if job.fillers is not None and job.rows.paraphrased:
+            self.rewordings = Rewordings(job.fillers, self.options.seed)
         self.objective = Objective(
             clip,
             job.pairs,
