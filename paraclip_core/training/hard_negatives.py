@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paraclip_core.clip.ragged import Ragged
+from paraclip_core.evaluation.benchmarks import query_pairs
 from paraclip_core.training.data import CAPTION, TrainingRows, random_numbers
 
 NEGATIVE_DRAWS = 2**129
@@ -32,6 +33,7 @@ SWAP_CHUNK = 1 << 16
 """Captions in memory at a time while neighbors are collected."""
 TOKEN_BITS = 20
 """Bits of a token in a key of three; no vocabulary has a million tokens."""
+LEFT_OUT = (*query_pairs.FUNCTION_WORDS, ".", ",")
 VERBS, ARTICLES = ("is", "are"), ("a", "an", "some")
 PREPOSITIONS = ("with", "without")
 PHRASES = ("not", "no", "without", "with", "no", "No", "there is no", "There is no")
@@ -43,7 +45,7 @@ Draws: TypeAlias = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of negations as a model's tokenizer writes them.
+    """The words of negations and of rewordings as a model's tokenizer writes them.
 
     Many tokenizers write a word otherwise at the beginning of a text: without the mark of a space, or with a capital.
     """
@@ -58,6 +60,8 @@ class Vocabulary:
     """The articles at the beginning of a text, in small letters and with a capital."""
     phrases: Ragged
     """Tokens of :data:`PHRASES`."""
+    left_out: tuple[Ids, Ids]
+    """What rewordings leave out, anywhere in a text: articles, and all words of :data:`LEFT_OUT`."""
     begin: int
     """Number of special tokens at the beginning of a text."""
     end: int
@@ -67,7 +71,7 @@ class Vocabulary:
 
 
 def vocabulary(tokenize: Callable[[Sequence[str]], Ragged], context_length: int) -> Vocabulary:
-    """Ask a tokenizer for the words of negations; it truncates texts to at most `context_length` tokens."""
+    """Ask a tokenizer for these words; it truncates texts to at most `context_length` tokens."""
 
     def ids(texts: Sequence[str]) -> list[list[int]]:
         tokens = tokenize(texts)
@@ -90,12 +94,17 @@ def vocabulary(tokenize: Callable[[Sequence[str]], Ragged], context_length: int)
     def single(words: list[list[int]]) -> Ids:
         return np.array([word[0] for word in words if len(word) == 1], np.int64)
 
+    def anywhere(words: Sequence[str]) -> Ids:
+        forms = [*words, *(word.capitalize() for word in words)]
+        return np.unique(np.concatenate([single(at_beginning(forms)), single(within(forms))]))
+
     return Vocabulary(
         verbs=single(within(VERBS)),
         articles=single(within(ARTICLES)),
         prepositions=(single(within(PREPOSITIONS[:1])), single(within(PREPOSITIONS[1:]))),
         opening=(single(at_beginning(ARTICLES)), single(at_beginning([word.capitalize() for word in ARTICLES]))),
         phrases=Ragged.from_lists([*within(PHRASES[:OPENING_NO]), *at_beginning(PHRASES[OPENING_NO:])], np.int64),
+        left_out=(anywhere(query_pairs.ARTICLES), anywhere(LEFT_OUT)),
         begin=begin,
         end=end,
         longest=len(long),

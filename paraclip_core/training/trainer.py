@@ -42,7 +42,7 @@ from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import Anchor, Objective, Pair
 from paraclip_core.training.options import TrainingOptions
 from paraclip_core.training.process import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
-from paraclip_core.training.rewordings import Fillers, Rewordings
+from paraclip_core.training.rewordings import Rewordings
 from paraclip_core.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
@@ -78,9 +78,7 @@ class TrainingJob:
     memory_gib: float | None = None
     """Memory for the backward pass of a batch; None: a third of the free memory."""
     vocabulary: Vocabulary | None = None
-    """The model's words of negations; hard negatives need it."""
-    fillers: Fillers | None = None
-    """The words that rewordings leave out; None: paraphrases are used as they are."""
+    """The model's words of hard negatives and rewordings; the weight of hard negatives needs it."""
     trackers: Trackers = field(default_factory=Trackers)
     """Receive the figures of every step and validation, and are closed at the end."""
 
@@ -126,10 +124,7 @@ class _Run:
         needed = TEXTS if ranks.weight or ranks.teacher == "mean" else (CAPTION,)
         self.kinds = tuple(dict.fromkeys([*named, *(needed if anchored else ())]))
         hard = max((pair.hard_negatives for pair in job.pairs), default=0.0)
-        self.hard_negatives = _hard_negatives(job) if hard else None
-        self.rewordings = None
-        if job.fillers is not None and job.rows.paraphrased:
-            self.rewordings = Rewordings(job.fillers, self.options.seed)
+        self.hard_negatives, self.rewordings = _by_rule(job) if hard else (None, None)
         self.objective = Objective(
             clip,
             job.pairs,
@@ -185,9 +180,10 @@ class _Run:
         job, indices, made, reworded = self.job, self.order.batch(step), None, None
         if self.hard_negatives is not None:
             captions, numbers = job.rows.texts[CAPTION].take(indices), job.rows.caption_numbers(indices)
-            made = self.hard_negatives.of(captions, numbers, self.order.epoch(step))
-        if self.rewordings is not None:
-            reworded = self.rewordings.in_batch(job.rows, indices, self.order.epoch(step))
+            epoch = self.order.epoch(step)
+            made = self.hard_negatives.of(captions, numbers, epoch)
+            if self.rewordings is not None:
+                reworded = self.rewordings.in_batch(job.rows, indices, captions, numbers, epoch)
         images = job.images.of_step(indices, self.options.seed, step)
         return make_batch(job.rows, indices, self.kinds, images, made, reworded)
 
@@ -277,14 +273,16 @@ class _Run:
     def _identity(self) -> str:
         """Digest that identifies the run; must be computed with the initial weights."""
         pairs = [[pair.name, pair.weight, pair.hard_negatives] for pair in self.job.pairs]
-        run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best, self.rewordings is not None]
+        run = [list(self.parameters), pairs, meaning(self.options), self.job.keep_best]
         run += [weights_hash(self.job.clip), data_digest(self.job.rows, self.job.images)]
         return hashlib.blake2b(json.dumps(run, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _hard_negatives(job: TrainingJob) -> HardNegatives:
-    assert job.vocabulary is not None, "hard negatives need the model's words of negations"
-    return HardNegatives(job.vocabulary, neighbor_table(job.rows), job.options.seed)
+def _by_rule(job: TrainingJob) -> tuple[HardNegatives, Rewordings | None]:
+    """What makes texts by rule; captions alone are not reworded."""
+    assert job.vocabulary is not None, "texts by rule need the model's words for them"
+    rewordings = Rewordings(job.vocabulary, job.options.seed) if job.rows.paraphrased else None
+    return HardNegatives(job.vocabulary, neighbor_table(job.rows), job.options.seed), rewordings
 
 
 def build_optimizer(model: nn.Module, weight_decay: float) -> torch.optim.AdamW:

@@ -26,7 +26,6 @@ from paraclip_core.tensor_file import write_tensors
 from paraclip_core.training.hard_negatives import vocabulary
 from paraclip_core.training.losses import named_pairs
 from paraclip_core.training.options import Candidate
-from paraclip_core.training.rewordings import fillers
 from paraclip_core.training.trackers import TrackedRun, Trackers
 from paraclip_core.training.trainer import TrainingJob, train
 
@@ -83,7 +82,6 @@ def train_candidate(
             scratch=work.scratch / "checkpoints",
             log_path=work.out / LOG,
             vocabulary=vocabulary(partial(tokenize, clip), clip.context_length) if weights.hard_negatives else None,
-            fillers=fillers(partial(tokenize, clip)) if weights.hard_negatives else None,
             trackers=Trackers(ctx.settings.run.trackers, run),
         )
         result = train(job, report)

@@ -71,11 +71,12 @@ def tiny_rows(rows: int = 60, images: int = 30) -> tuple[TrainingRows, OwnImages
 
 
 def tiny_vocabulary() -> Vocabulary:
-    """A vocabulary in which the words of negations are the tokens from 400 to 479."""
-    ids = np.arange(400, 480).reshape(4, 20)
+    """A vocabulary in which the words of negations are the tokens from 400 to 479, and none is left out."""
+    ids, none = np.arange(400, 480).reshape(4, 20), np.zeros(0, np.int64)
     phrases = [[400], [401], [404], [405], [401], [401], [402, 403, 401], [402, 403, 401]]
+    prepositions, opening = (ids[1, :1], ids[1, 1:2]), (ids[2], ids[3])
     return Vocabulary(
-        ids[0], ids[1], (ids[1, :1], ids[1, 1:2]), (ids[2], ids[3]), Ragged.from_lists(phrases, np.int64), 1, 1, 24
+        ids[0], ids[1], prepositions, opening, Ragged.from_lists(phrases, np.int64), (none, none), 1, 1, 24
     )
 
 

@@ -42,23 +42,8 @@ IMAGE = ("image_id", "filename", "image")
 ARTICLES = ("a", "an", "the")
 FUNCTION_WORDS = (
     *(*ARTICLES, "is", "are", "was", "were", "be", "being", "of", "in", "on", "at", "to", "by", "for", "from", "with"),
-    *(
-        "and",
-        "or",
-        "that",
-        "which",
-        "while",
-        "as",
-        "it",
-        "its",
-        "his",
-        "her",
-        "their",
-        "there",
-        "some",
-        "this",
-        "these",
-    ),
+    *("and", "or", "that", "which", "while", "as", "it", "its", "his", "her", "their", "there", "some"),
+    *("this", "these"),
 )
 """Words without content, which a search query lacks."""
 _ARTICLE = re.compile(rf"\b(?:{'|'.join(ARTICLES)}) ", re.IGNORECASE)

@@ -13,8 +13,9 @@ from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.evaluation.benchmarks.query_pairs import ARTICLES, FUNCTION_WORDS, RULES, TRAINED_ON
 from paraclip_core.training.data import TEXTS, OwnImages, TrainingRows, make_batch
+from paraclip_core.training.hard_negatives import vocabulary
 from paraclip_core.training.options import RECIPES
-from paraclip_core.training.rewordings import Rewordings, fillers
+from paraclip_core.training.rewordings import Rewordings
 
 WORDS = ("a", "An", "the", "The", "is", "in", "with", "and", "its", "without", "not", "dog", "dogs", "snow", "hat")
 captions = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=12)
@@ -24,11 +25,15 @@ def clip_tokens(texts: list[str]) -> Ragged:
     return Ragged.from_arrow(Tokenizer(77).encode_batch(list(texts)))
 
 
-CLIP = fillers(lambda texts: clip_tokens(list(texts)))
+CLIP = vocabulary(lambda texts: clip_tokens(list(texts)), 77)
 
 
 def lists(tokens: Ragged) -> list[list[int]]:
     return [tokens.values[a:b].tolist() for a, b in pairwise(tokens.offsets)]
+
+
+def in_batch(maker: Rewordings, rows: TrainingRows, indices: np.ndarray, epoch: int) -> dict[str, Ragged]:
+    return maker.in_batch(rows, indices, rows.texts["caption"].take(indices), rows.caption_numbers(indices), epoch)
 
 
 @given(captions, st.integers(-3, 2**40), st.integers(0, 99))
@@ -55,7 +60,7 @@ def test_an_epoch_draws_what_is_replaced_and_how() -> None:
         {kind: clip_tokens([f"{kind} {text}" if kind != "caption" else text for text in texts]) for kind in TEXTS}
     )
     indices, maker = np.arange(400), Rewordings(CLIP, 3)
-    first, again, later = (maker.in_batch(rows, indices, epoch) for epoch in (0, 0, 1))
+    first, again, later = (in_batch(maker, rows, indices, epoch) for epoch in (0, 0, 1))
     assert all(lists(first[kind]) == lists(again[kind]) != lists(later[kind]) for kind in TEXTS[1:])
     stored = [lists(rows.texts[kind]) for kind in TEXTS[1:]]
     replaced = np.array(
@@ -75,8 +80,8 @@ def test_an_epoch_draws_what_is_replaced_and_how() -> None:
 
 def test_a_batch_does_not_matter() -> None:
     rows = TrainingRows({kind: clip_tokens([f"the {kind} {n}" for n in range(50)]) for kind in TEXTS})
-    whole = Rewordings(CLIP, 0).in_batch(rows, np.arange(50), 2)
-    part = Rewordings(CLIP, 0).in_batch(rows, np.array([41, 7]), 2)
+    whole = in_batch(Rewordings(CLIP, 0), rows, np.arange(50), 2)
+    part = in_batch(Rewordings(CLIP, 0), rows, np.array([41, 7]), 2)
     assert all(lists(part[kind]) == [lists(whole[kind])[n] for n in (41, 7)] for kind in TEXTS[1:])
 
 
@@ -100,7 +105,7 @@ def test_other_tokenizers(begin: list[int], mark: str, end: list[int]) -> None:
             [[*begin, *(number(*pair) for pair in enumerate(text.split())), *end] for text in texts]
         )
 
-    maker = Rewordings(fillers(lambda texts: tokenize(list(texts))), 0)
+    maker = Rewordings(vocabulary(lambda texts: tokenize(list(texts)), 77), 0)
     made, changed = maker.of(tokenize(["The dog on a beach", "dog beach", "the"]), np.arange(3), 0)
     known = {number: word.strip() for word, number in ids.items()}
     inner = [[known[n] for n in tokens[len(begin) : len(tokens) - len(end)]] for tokens in lists(made)]

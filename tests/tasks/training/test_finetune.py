@@ -266,7 +266,7 @@ def test_the_default_recipes_train_on_rewordings_by_rule(
 
     monkeypatch.setattr(candidates, "train", seen)
     run_stage(FINETUNE, inputs, finetune={"epochs": 0.1, "learning_rate": (1e-3,), "recipe": None})
-    reworded = {name: job.fillers is not None and len(job.fillers.function_words) > 30 for name, job in jobs.items()}
+    reworded = {name: job.vocabulary is not None and len(job.vocabulary.left_out[1]) > 30 for name, job in jobs.items()}
     assert reworded == {"contrast": True, "other": False}
 
 
