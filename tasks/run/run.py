@@ -343,5 +343,5 @@ def need(missing: Iterable[Missing], settings: Settings) -> None:
         raise ConfigError(
             "\n".join(["this run needs files and folders that are not there:", *lines])
             + f"\nCorrect data.root ({root}{'' if root.is_dir() else ', which is not a folder'}) or these options; a "
-            "benchmark may be left out, or marked `optional: true`. docs/paper.md#data says where public data is"
+            "benchmark may be left out, or marked `optional: true`. docs/benchmarks.md says where public data is"
         )
