@@ -1,16 +1,10 @@
-"""Filtering: how it scales with processes, and that no engine waits for it.
+"""Filtering: how it scales with processes.
 
-    python benchmarks/bench_filters.py [--captions 4000] [--presets capable,small-model] [--only scales|waits]
+    python benchmarks/bench_filters.py [--captions 4000] [--presets capable,small-model]
 
 `judging_scales`: this many captions with two answers each are filtered by one process and by two, with the filters of
 each preset, sentence encoder included; the target is 1.8 times as many captions per second. Processes are started and
 models loaded before the clock starts. The filter results must be the same bytes.
-
-`stage_over_instant` and `engine_busy`: the stage asks an engine (`instant.py`) while other processes judge with the
-first preset, and the engine keeps the time between its calls. One engine answers at once; what it waits is compared
-with the same stage where nothing is filtered before all is asked. The other takes half a second a call, as a GPU may,
-and should be busy for nearly all the time in which requests are left. Between the first 64 answers and the next call
-models are loaded and those answers filtered; that comes once a step and stands apart.
 """
 
 from __future__ import annotations
@@ -26,30 +20,28 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from instant import Instant, answer, caption, instant_run, stage_here, write_captions
+from instant import MODEL, answer, caption, instant_run
 from record import arguments, record, wait_as_stages_do
 
 from paraclip.tasks.run.run import Run
-from paraclip.tasks.stages.paraphrase import filter_spec, paraphrasing, step_batches
+from paraclip.tasks.stages.paraphrase import filter_spec
 from paraclip_core.config import Settings
 from paraclip_core.paraphrase.filter_pool import BLOCK_ROWS, FilterPool
 from paraclip_core.paraphrase.filtering import FilterSpec
 from paraclip_core.paraphrase.keys import step_requests
 from paraclip_core.paraphrase.step_tables import NO_PARENT
-from paraclip_core.progress import silent
 from paraclip_core.tables import ANSWERS
 
-SCALE, BUSY = 1.8, 0.98
+SCALE = 1.8
 PROCESSES = (1, 2)
 WARM_ROWS = 32
 ALL_ROWS = 1 << 30
 """More rows than a pool filters without processes."""
-SLOW_SECONDS, CHUNK = 0.5, 256
 
 
 def blocks_of(settings: Settings, start: int, rows: int, size: int) -> list[pa.RecordBatch]:
     """Made captions with their answers, cut into blocks as the stage cuts them."""
-    request = step_requests(settings.paraphrase, 1, Instant.model)
+    request = step_requests(settings.paraphrase, 1, MODEL)
     blocks = []
     for first in range(start, start + rows, size):
         texts = [caption(number) for number in range(first, min(first + size, start + rows))]
@@ -98,51 +90,18 @@ def scales(preset: str, captions: int, repeat: int) -> None:
     record("judging_scales", both, "captions/s", f"one process, {preset} filters, target {SCALE}", both / alone)
 
 
-def ask_all(captions: int, **options: float | bool | str) -> Instant:
-    """The engine after the stage's rounds over this many captions."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_captions(folder / "captions.txt", range(captions))
-        settings = instant_run(folder, options=options, chunk=CHUNK)
-        ingested = stage_here("ingest", settings)
-        run, batches = Run(settings), step_batches(ingested.path, 1, 1.0)
-        with paraphrasing(run, run.paraphraser, 1, batches, ingested.fingerprint, folder / "scratch", silent) as rounds:
-            rounds.run()
-            assert isinstance(rounds.engine, Instant) and rounds.counts.filtered == captions
-        return rounds.engine
-
-
-def waits(preset: str, captions: int) -> None:
-    """Record how long an engine waits for the stage while answers are filtered."""
-    beside = ask_all(captions, filters=preset)
-    after = ask_all(captions, filters=preset, shares_cores=True)
-    idle, idle_after = (sum(engine.idle[1:]) for engine in (beside, after))
-    asked = captions / (sum(beside.busy) + idle)
-    record(
-        "stage_over_instant", asked, "captions asked/s", "the same with nothing filtered meanwhile", idle_after / idle
-    )
-    slow = ask_all(captions, filters=preset, seconds=SLOW_SECONDS)
-    busy, idle = sum(slow.busy), sum(slow.idle[1:])
-    against = f"always, {SLOW_SECONDS:g} s for {CHUNK} requests, target {BUSY:g}"
-    record("engine_busy", 100 * busy / (busy + idle), "% of the time", against, busy / (busy + idle))
-
-
 def main() -> None:
     """Command line."""
     parser = arguments(__doc__)
     parser.add_argument("--captions", type=int, default=4000)
     parser.add_argument("--presets", default="capable,small-model")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--only", choices=("scales", "waits"))
     chosen = parser.parse_args()
     wait_as_stages_do()
     # For the process that filters alone: one core, as each of the others has.
     torch.set_num_threads(1)
-    presets = chosen.presets.split(",")
-    for preset in presets if chosen.only != "waits" else ():
+    for preset in chosen.presets.split(","):
         scales(preset, chosen.captions, chosen.repeat)
-    if chosen.only != "scales":
-        waits(presets[0], chosen.captions)
 
 
 if __name__ == "__main__":

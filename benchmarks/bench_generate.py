@@ -134,7 +134,7 @@ def compare(library: Library, captions: int, rounds: int, clock: Callable[[], fl
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             write_captions(folder / "captions.txt", range(turn * captions, (turn + 1) * captions))
-            common = {"chunk": max(1, captions // CHUNKS), "prompts": "few-shot", "sampling": {}}
+            common = {"model": "", "chunk": max(1, captions // CHUNKS), "prompts": "few-shot", "sampling": {}}
             settings = instant_run(folder, **common | library.engine)
             took, calls = run_stage_once(settings, clock)
         seconds["stage"].append(took)

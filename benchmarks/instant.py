@@ -1,29 +1,17 @@
-"""An engine that answers at once, or after a fixed time per call, and any number of generated captions.
-
-Settings name it as `paraphrase.engine: instant:Instant` if this folder is on Python's path.
-"""
+"""Any number of generated captions with answers to them, and a run over such captions."""
 
 from __future__ import annotations
 
-import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.run.execute import STAGES, run_stage
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
-from paraclip_core.paraphrase.engines import (
-    Completion,
-    EngineContext,
-    EngineFacts,
-    EngineOptions,
-    Prompt,
-    SamplingOptions,
-)
 from paraclip_core.settings import parse_settings
 
 SUBJECTS = ("a small boy", "two dogs", "an old man", "a young woman", "some kids", "a big horse", "a black car",
@@ -40,42 +28,9 @@ OTHER_WORDS = {
     "shop": "store", "hill": "slope", "beach": "shore", "river": "stream", "quiet": "calm", "gray": "cloudy",
     "near": "close to", "by": "beside", "behind": "at the back of", "people": "persons", "men": "guys",
 }  # fmt: skip
+MODEL = "instant-1"
 EMPTY = 3
 """One text in this many gets an empty answer."""
-
-
-class Instant:
-    """Answers with other words in another order; records the time of its calls, and between them."""
-
-    name, model = "instant", "instant-1"
-
-    def __init__(self, options: EngineOptions[Any], context: EngineContext) -> None:
-        """`options.options` may have `seconds`, the time of a call, and the facts `filters` and `shares_cores`."""
-        own = options.options
-        preset: Literal["off", "capable", "small-model"] = own.get("filters", "off")
-        self.seconds: float = own.get("seconds", 0.0)
-        self.facts = EngineFacts(filters=preset, shares_cores=own.get("shares_cores", False))
-        self.busy: list[float] = []
-        """Seconds of each call."""
-        self.idle: list[float] = []
-        """Seconds between each call and the next one."""
-        self._ended: float | None = None
-
-    def generate(self, prompts: Sequence[Prompt], sampling: SamplingOptions) -> list[Completion]:
-        """Answers to each prompt."""
-        began = time.perf_counter()
-        if self._ended is not None:
-            self.idle.append(began - self._ended)
-        completions = [
-            Completion(tuple(answer(prompt.text, draw) for draw in range(sampling.n)), 10, 5) for prompt in prompts
-        ]
-        time.sleep(self.seconds)
-        self._ended = time.perf_counter()
-        self.busy.append(self._ended - began)
-        return completions
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 def caption(number: int) -> str:
@@ -102,14 +57,14 @@ def write_captions(path: Path, numbers: Iterable[int]) -> None:
         file.writelines(f"{caption(number)}\n" for number in numbers)
 
 
-def instant_run(folder: Path, root: str = "root", judges: int = 0, **paraphrase: Any) -> Settings:
+def instant_run(folder: Path, **paraphrase: Any) -> Settings:
     """Settings of a run over `captions.txt` in `folder`, with its root there, too."""
-    common = {"engine": "instant:Instant", "prompts": "paper", "sampling": {"n": 1}, "chunk": 1024}
+    common = {"engine": "openai", "model": MODEL, "prompts": "paper", "sampling": {"n": 1}}
     return parse_settings(
         {
             "data": {"root": str(folder), "sources": [{"path": "captions.txt"}]},
             "paraphrase": common | paraphrase,
-            "run": {"root": str(folder / root), "threads": judges},
+            "run": {"root": str(folder / "root"), "threads": 0},
         }
     )
 

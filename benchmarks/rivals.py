@@ -23,12 +23,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from ablations import METRICS, run_until
 from numpy.typing import NDArray
 from record import arguments
 
 from paraclip.storage.artifacts import Artifact
 from paraclip.tasks.models import base_reference
+from paraclip.tasks.run.execute import run_stage
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, captions_of, stored_split
 from paraclip.tasks.training.data import Images, hold_out
@@ -44,6 +44,13 @@ from paraclip_core.evaluation.rows import Row, compared_rows
 from paraclip_core.evaluation.run import measure, paired
 from paraclip_core.settings import load_settings
 
+METRICS = {
+    "query_pairs/ao@10": "paraphrased queries AO@10", "query_pairs/hard_negative_ao@10": "hard negatives AO@10",
+    "query_pairs/margin": "margin",
+    "paraphrased_retrieval/ao@10": "captions AO@10", "retrieval/text_to_image_recall@10": "recall@10",
+    "sts/spearman": "STS",
+}  # fmt: skip
+"""Columns: a benchmark's kind and metric."""
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Ridges to try, in mean eigenvalues of the captions' features."""
 TIMED = 100
@@ -68,7 +75,9 @@ def main() -> None:
     parser.add_argument("--paraphrases", type=Path)
     chosen = parser.parse_args()
     settings = load_settings(chosen.config, chosen.overrides, os.environ)
-    inputs = run_until("control", Run(settings))
+    run = Run(settings)
+    stages = list(run.stages)
+    inputs = {name: run_stage(name, run) for name in stages[: stages.index("control") + 1]}
     base = ModelEncoder(base_reference(settings, inputs), settings.run.device)
     everything, others = stored_split(settings, inputs), read_paraphrases(chosen.paraphrases)
     stored = everything

@@ -5,7 +5,6 @@ The tests build on each other: what one run has made, the next ones find.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 import urllib.error
@@ -58,14 +57,9 @@ def test_nothing_runs_as_root_or_writes_beside_its_volume(services: Compose) -> 
     assert int(capabilities.split()[1], 16) == 0
 
 
-def test_the_image_is_small_and_lists_its_packages(services: Compose) -> None:
+def test_the_image_is_small(services: Compose) -> None:
     size = subprocess.run(["docker", "image", "inspect", "-f", "{{.Size}}", IMAGE], capture_output=True, check=True)
     assert int(size.stdout) < GIGABYTES * 1e9
-    bill = json.loads(services.in_worker("cat", "/usr/local/paraclip.cdx.json"))
-    installed = json.loads(services.in_worker("pip", "--disable-pip-version-check", "list", "--format", "json"))
-    listed = {one["name"]: one["version"] for one in bill["components"]}
-    absent = {one["name"] for one in installed if listed.get(one["name"].lower().replace("_", "-")) != one["version"]}
-    assert absent <= {"paraclip", "pip", "setuptools", "wheel"}
 
 
 def test_a_run_ends_well_and_outlives_its_containers(services: Compose) -> None:
