@@ -33,7 +33,6 @@ from paraclip.flows.pipeline import pipeline
 from paraclip.flows.places import CHANGE_FOLDER, PARENTS, Place, Target
 from paraclip.flows.regenerate import regenerate, rollback
 from paraclip.flows.stages import STAGE_FLOWS
-from paraclip.tasks.run.execute import built_in
 from paraclip.tasks.run.run import stages_of
 from paraclip.tasks.stages.queries import ASKING, QUERIES
 from paraclip_core.config import Settings
@@ -200,10 +199,9 @@ def _parts(settings: Settings) -> list[_Part]:
     local = {name: Paraphraser(queries if name == QUERIES.name else paraphrase).facts.local for name in ASKING}
     parts = []
     for name, stage in stages_of(settings).items():
-        # A custom stage has no deployment. A GPU worker would only wait for a server elsewhere.
-        if built_in(stage):
-            on_gpu = stage.pool == "gpu" and local.get(name, True)
-            parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in ASKING))
+        # A GPU worker would only wait for a server elsewhere.
+        on_gpu = stage.pool == "gpu" and local.get(name, True)
+        parts.append(_Part(STAGE_FLOWS[name], on_gpu, alone=name in ASKING))
     return [_Part(pipeline, queue=PARENTS), _Part(regenerate, queue=PARENTS, alone=True), _Part(rollback), *parts]
 
 

@@ -30,7 +30,6 @@ from paraclip.flows.stages import (
 )
 from paraclip.tasks.results import Result, Row
 from paraclip.tasks.run.drive import drive
-from paraclip.tasks.run.execute import built_in
 from paraclip.tasks.run.run import Node, Run
 from paraclip.tasks.run.slots import Slots
 from paraclip_core.settings import deployed_settings
@@ -96,20 +95,18 @@ class _Tasks:
     """A run's stages as Prefect futures; each is submitted when the device it computes on is free."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.slots = run, Slots()
+        self.run, self.slots, self.elsewhere = run, Slots(), run.settings.run.placement == "deployments"
         self.futures: dict[str, PrefectFuture[Any]] = {}
         self.working: dict[PrefectFuture[Any], tuple[str, tuple[str, ...]]] = {}
 
     def start(self, node: Node, inputs: Sequence[str]) -> bool:
-        # A custom stage has no deployment.
-        elsewhere = self.run.settings.run.placement == "deployments" and built_in(node.stage)
         # For deployments, the workers' limits decide how many run at once.
-        slots = () if elsewhere else self.slots.take(node.stage, self.run)
+        slots = () if self.elsewhere else self.slots.take(node.stage, self.run)
         if slots is None:
             return False
         # A child run retries by itself.
-        tries = 0 if elsewhere else retries()
-        task = stage_task(node, partial(_carry, elsewhere=elsewhere), self._placed(slots), tries)
+        tries = 0 if self.elsewhere else retries()
+        task = stage_task(node, partial(_carry, elsewhere=self.elsewhere), self._placed(slots), tries)
         future = task.submit(node.name, wait_for=[self.futures[name] for name in inputs])
         self.futures[node.name], self.working[future] = future, (node.name, slots)
         return True
@@ -134,6 +131,6 @@ class _Tasks:
         return placed
 
 
-def _carry(name: str, run: Run, elsewhere: bool = False) -> Row:
+def _carry(name: str, run: Run, elsewhere: bool) -> Row:
     let_own_logs_through()
     return run_child(run.node(name), run) if elsewhere else carry_stage(name, run)

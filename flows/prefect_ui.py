@@ -35,7 +35,7 @@ from paraclip_core.progress import Fact, Progress, silent
 log = logging.getLogger(__name__)
 
 EVENTS = (
-    "cap.near", "drift", "run.promote", "run.hold",
+    "cap.near", "run.promote", "run.hold",
     "channel.asks", "channel.moved", "channel.held", "channel.rolled_back",
 )  # fmt: skip
 """Events that runs emit."""

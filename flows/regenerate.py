@@ -50,7 +50,7 @@ def regenerate(
         overrides: any options, which win over both: `finetune.epochs=3`; `paraclip config schema` lists them.
         settings: the options that are set most often.
     """
-    run = run_of(_compared_with(channel, deployed_settings(settings, config, overrides, os.environ)))
+    run = run_of(deployed_settings(settings, config, overrides, os.environ))
     check_channel(run.settings.name, channel, run.store)
     asks = run.settings.run.promote == "ask"
     if asks and not deployment.id:
@@ -91,15 +91,6 @@ def _tell(event: str, ui: PrefectUi, decision: Mapping[str, Any], reason: str) -
         ui.table("champion", decision["against_champion"], f"{channel}: challenger against champion")
     ui.event(event, f"{channel}: {reason}", **{part: decision[part] for part in MOVE})
     return f"{channel}: {reason}"
-
-
-def _compared_with(channel: str, settings: Settings) -> Settings:
-    """The settings, by which a run compares its captions with the channel's unless they name another channel."""
-    drift = settings.run.drift
-    if drift.channel:
-        return settings
-    options = settings.run.model_copy(update={"drift": drift.model_copy(update={"channel": channel})})
-    return settings.model_copy(update={"run": options})
 
 
 @flow(name="rollback", flow_run_name="rollback-{channel}")

@@ -129,16 +129,6 @@ def _check(place: str, options: Callable[[], object]) -> None:
         raise ValueError(f"{place}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-class DriftOptions(Options):
-    """How far captions may drift from those of the model in use; beyond the limit a run fails before it costs money."""
-
-    channel: str = Field(default="", json_schema_extra=OPERATIONAL)
-    """Channel whose model's captions are the reference. Empty: the one that `regenerate` moves; other runs compare
-    nothing."""
-    limit: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, json_schema_extra=OPERATIONAL)
-    """Maximum share of those captions that changed or vanished, and maximum share of words that are new."""
-
-
 class RunOptions(Options):
     """How a run is executed; nothing here changes a result, except for rounding where noted."""
 
@@ -153,16 +143,11 @@ class RunOptions(Options):
     threads: Annotated[int, Field(ge=0, le=1024)] = Field(default=0, json_schema_extra=OPERATIONAL)
     """CPU threads, and processes that filter answers; 0: all cores. Another number may round image features and trained
     weights differently in their last bits; one and two train the same bytes if a step has more than 2,048 tokens."""
-    drift: DriftOptions = Field(default=DriftOptions(), json_schema_extra=OPERATIONAL)
-    """When new captions stop a run."""
     promote: Literal["auto", "ask"] = Field(default="auto", json_schema_extra=OPERATIONAL)
     """Who moves the channel of `regenerate`: the promotion gate (`auto`), or a person once the gate passes (`ask`)."""
     trackers: tuple[TrackerName, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
     """Where training curves are shown in addition to the training log: `tensorboard`, `trackio`, `wandb` (each needs
     its package)."""
-    stages: tuple[str, ...] = Field(default=(), json_schema_extra=OPERATIONAL)
-    """Stages of your own, as `package.module:STAGE`. Each runs when its inputs are finished; one with the name of a
-    built-in stage takes its place."""
 
 
 class Settings(Options):

@@ -1,6 +1,6 @@
 """The base of all option groups, which options affect an output, and options that name a custom component.
 
-A custom reader, engine, filter, benchmark or stage is named by its dotted path, `package.module:name`.
+A custom engine or filter is named by its dotted path, `package.module:name`.
 """
 
 from __future__ import annotations
@@ -135,6 +135,6 @@ def import_path(path: str, where: str, expected: str, *arguments: Any) -> Any:
 
 
 def module_source(part: Any) -> bytes:
-    """Source of a module, given by name or by a class or function defined in it; empty if it has none."""
-    file = getsourcefile(import_module(part) if isinstance(part, str) else part)
+    """Source of the module in which a class or function is defined; empty if it has none."""
+    file = getsourcefile(part)
     return Path(file).read_bytes() if file else b""

@@ -1,4 +1,4 @@
-"""How much work each built-in stage of a run is."""
+"""How much work each stage of a run is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paraclip.tasks.steps_left import Amount, asked_amounts
 
 
 def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
-    """The amount of work of every built-in stage; unknown amounts are None."""
+    """The amount of work of every stage; unknown amounts are None."""
     settings = run.settings
     result = {
         "ingest": Amount(captions.read, units=captions.read),
@@ -28,10 +28,9 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
     }
     if settings.data.scenes is not None:
         result["scenes"] = Amount(settings.data.scenes.images, units=settings.data.scenes.images)
-    pairs = Amount()
     if "paraphrase_2" in artifacts:
         pairs = Amount(artifacts["paraphrase_2"].manifest.metrics.get("accepted"))
-    elif _asks(run, "paraphrase_2"):
+    else:
         *steps, pairs = asked_amounts(run, "paraphrase_2", artifacts, captions)
         result |= zip(STEPS, steps, strict=True)
     tunings = {"finetune": settings} | ({"control": of_control(settings)} if settings.evaluate.control else {})
@@ -49,7 +48,7 @@ def amounts(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCapti
 
 def _query_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> dict[str, Amount]:
     """Both steps of held-out queries together; empty if they are finished, or if the run has none."""
-    if QUERIES in artifacts or not _asks(run, QUERIES):
+    if QUERIES in artifacts or QUERIES not in run.stages:
         return {}
     first, second, _ = asked_amounts(run, QUERIES, artifacts, captions)
     if not first.rows:
@@ -61,16 +60,11 @@ def _query_amount(run: Run, artifacts: Mapping[str, Artifact], captions: Ingeste
     return {QUERIES: Amount(first.rows, requests, tokens, units, spend, "; ".join(notes))}
 
 
-def _asks(run: Run, name: str) -> bool:
-    # A custom stage of this name may read anything.
-    return name in run.stages and run.stages[name].paraphraser is not None
-
-
 def _image_amount(run: Run, artifacts: Mapping[str, Artifact], captions: IngestedCaptions) -> Amount:
     if corpus_of(run.settings).links:
         return Amount(note="an existing index is checked and linked, no image is encoded")
     images = captions.images
-    if images and "features" in run.stages and "features" not in artifacts:
+    if images and "features" not in artifacts:
         new = images_to_encode(run, captions.folder / "captions")
         if new is not None:
             return Amount(new, units=new, note=f"{images - new} of {images} images were encoded before")

@@ -16,7 +16,7 @@ from paraclip.storage.files import write_atomic, write_json
 from paraclip.storage.fingerprint import FileHashes, fingerprint
 from paraclip.tasks.models import find_release, name_in
 from paraclip.tasks.run.run import software_versions
-from paraclip.tasks.stages.evaluate import benchmark_hash, own_benchmarks, write_evaluation
+from paraclip.tasks.stages.evaluate import benchmark_hash, write_evaluation
 from paraclip_core.clip.expansion import heads_model
 from paraclip_core.clip.reference import model_files
 from paraclip_core.errors import ConfigError, UnknownQueriesError
@@ -103,7 +103,6 @@ def compare_and_write(
         "benchmarks": [[b.name, b.kind, revisions[b.name], b.options] for b in benchmarks],
         "split": split,
         "weights": {name: list(hashes.of(model.files).values()) for name, model in resolved.items()},
-        "own": own_benchmarks(benchmarks),
     }
     # Named by its inputs: a comparison never overwrites another's results.
     own = store.root / "results" / "evaluate" / fingerprint("evaluate", RESULTS_VERSION, called, dict(names))[:12]

@@ -32,9 +32,9 @@ def missing_rounds(
     filter result are filtered first if `filtered`, and left out otherwise. There are no rounds if the stage is
     finished, or if the run has none.
     """
-    if stage in artifacts or (asked := run.stages.get(stage)) is None or asked.paraphraser is None:
+    paraphraser, first = run.query_paraphraser if stage == QUERIES else run.paraphraser, 1
+    if stage in artifacts or paraphraser is None:
         return
-    paraphraser, first = asked.paraphraser(run), 1
     with TempDir("requests-") as scratch, closing(open_answers(run.store)) as cache:
         if stage != QUERIES and "paraphrase_1" in artifacts:
             texts, first = step_batches(run.store.download(artifacts["paraphrase_1"]).path, 2, 1.0), 2

@@ -19,12 +19,11 @@ import duckdb
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.parquet import CONFIG, iter_batches, parquet_files
 from paraclip.tasks.corpus import corpus_of
-from paraclip.tasks.drift import check_drift
 from paraclip.tasks.run.run import Run, input_path
 from paraclip.tasks.stages.evaluate import benchmark_tasks
 from paraclip.tasks.stages.ingest import IngestedCaptions, ingested_captions
 from paraclip.tasks.stages.paraphrase import STEPS
-from paraclip.tasks.stages.queries import QUERIES, chosen_captions
+from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
 from paraclip_core.captions.counts import bare_rows
 from paraclip_core.captions.languages import is_english
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
@@ -121,7 +120,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
     `captions` are those of a run whose ingest is not finished; scenes that are not rendered are not checked. If the run
     is `planned`, the notices say what the validation can show. Returns notices for the user.
     """
-    if all(run.sound(name) is not None for name, stage in run.stages.items() if stage.paraphraser is not None):
+    if all(run.sound(name) is not None for name in ASKING if name in run.stages):
         return []
     unchecked = [warning] if (warning := unfiltered_warning(run.settings.paraphrase)) else []
     settings, ingested = run.settings, run.sound("ingest")
@@ -141,7 +140,7 @@ def check_before_paying(run: Run, captions: IngestedCaptions | None = None, plan
         notices = _language_notices(run, counts) + unchecked
         corpus = corpus_of(settings)
         notices += corpus.call(corpus.checks, run, folder, counts, planned)
-    return notices + check_drift(run)
+    return notices
 
 
 def caption_notices(run: Run, folder: Path, counts: CaptionCounts, planned: bool) -> list[str]:
@@ -163,7 +162,7 @@ def caption_notices(run: Run, folder: Path, counts: CaptionCounts, planned: bool
 
 def check_before_queries(run: Run) -> list[str]:
     """The same before held-out queries are paid for, unless the paraphrases, before which it was checked, are there."""
-    paraphrased = all(run.sound(name) is not None for name in STEPS if name in run.stages)
+    paraphrased = all(run.sound(name) is not None for name in STEPS)
     return [] if paraphrased else check_before_paying(run)
 
 

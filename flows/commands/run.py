@@ -200,10 +200,7 @@ def promote(
 
 
 def evaluate(
-    benchmark: Annotated[
-        list[str],
-        typer.Option(help="NAME=PATH or LABEL:KIND=PATH, KIND can be your own package.module:NAME; may be repeated."),
-    ],
+    benchmark: Annotated[list[str], typer.Option(help="NAME=PATH or LABEL:KIND=PATH; may be repeated.")],
     model: Annotated[
         list[str],
         typer.Option(

@@ -1,12 +1,11 @@
 """The format and reader of a caption file, from the option or from its name and first bytes.
 
-A custom reader is named as `package.module:function`. A file that cannot be read or recognized raises InputError, a
-wrong option ConfigError.
+A file that cannot be read or recognized raises InputError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from paraclip_core.captions.columns import table_format
@@ -15,10 +14,8 @@ from paraclip_core.captions.readers import READERS
 from paraclip_core.captions.readers.lines import numbered_lines, open_bytes, without_mark
 from paraclip_core.captions.rows import RowBatch
 from paraclip_core.errors import InputError
-from paraclip_core.options import import_path, module_source
+from paraclip_core.options import import_path
 
-Read = Callable[[Path, SourceOptions], Iterator[RowBatch]]
-"""Yields a file's rows. A bad row becomes one of the batch's rejects; an unreadable file raises `InputError`."""
 SUFFIXES = {suffix: name for name, reader in READERS.items() for suffix in reader.suffixes} | {".json": "json"}
 HEAD = 1 << 20
 
@@ -51,7 +48,7 @@ def detect(path: Path) -> str:
     if not start.startswith((b"[", b"{")):
         raise InputError(f"cannot tell the format of {path}; set data.sources[].format to one of {', '.join(READERS)}")
     for name, reader in READERS.items():
-        if reader.is_json and import_path(reader.is_json, f"the reader of {name}", "a function", start)(start):
+        if reader.is_json and import_path(reader.is_json, f"the reader of {name}", "a function")(start):
             return name
     raise InputError(f"cannot tell the format of {path}; set data.sources[].format to karpathy, coco or jsonl")
 
@@ -59,7 +56,7 @@ def detect(path: Path) -> str:
 def read(path: Path, options: SourceOptions, form: str) -> Iterator[RowBatch]:
     """Rows of a file in format `form`, batch by batch."""
     need_file(path)
-    return _reader(READERS[form].read if form in READERS else form)(path, options)
+    return import_path(READERS[form].read, f"the reader of {form}", "a function")(path, options)
 
 
 def need_file(path: Path) -> None:
@@ -70,13 +67,3 @@ def need_file(path: Path) -> None:
         raise InputError(
             f"{path} is not a file; expected captions in a file, or a folder that holds {', '.join(SUFFIXES)}"
         )
-
-
-def own_reader_source(form: str) -> bytes:
-    """The source code of the module with a custom reader, which determines what it reads from a file."""
-    return module_source(_reader(form))
-
-
-def _reader(form: str) -> Read:
-    expected = "package.module:function, called as function(path, options)"
-    return import_path(form, f"data.sources[].format={form}", expected, Path(), SourceOptions(path="."))

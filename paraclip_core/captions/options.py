@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from paraclip_core.captions.columns import ColumnNames
 from paraclip_core.captions.readers import FORMATS
-from paraclip_core.options import OPERATIONAL, NameOrPath, Options
+from paraclip_core.options import OPERATIONAL, Options
 
-SourceFormat = Annotated[str, NameOrPath("format", FORMATS, "a reader of your own as package.module:function")]
-
+if TYPE_CHECKING:
+    SourceFormat = str
+else:
+    SourceFormat = Literal[FORMATS]
 
 USUAL_WORDS = 15
 """The published limit of a caption's words."""
@@ -24,9 +26,7 @@ class SourceOptions(Options):
     """File or folder, relative to `data.root` (or to the rendered scenes, if `data.scenes` is set), or on the hub:
     `hf://datasets/ORG/NAME[@REVISION][/FILE]`. Any other data path may be on the hub, too."""
     format: SourceFormat = "auto"
-    """Format of the file; `auto` decides by its name and first bytes. Name a custom reader by its dotted path, such as
-    `my_package.module:read`: called with a path and these options, it yields batches of rows
-    (`paraclip_core/captions/rows.py`)."""
+    """Format of the file; `auto` decides by its name and first bytes."""
     images: str | None = None
     """Tar or folder with the images, relative to `data.root`; absent if a source has only captions, or contains its
     images, as do webdataset tars and Parquet with a column of pictures."""

@@ -91,7 +91,7 @@ def _files(root: Path, source: SourceOptions, own: Path | None) -> Iterator[Sour
     if source.format == "auto":
         texts = [p for p in files if named_format(p) == "text" and not p.name.lower().startswith(NOT_CAPTIONS)]
         files = _structured(files) or texts
-    elif ":" not in source.format:
+    else:
         expected = source.format if READERS[source.format].suffixes else "json"
         files = [file for file in files if named_format(file) == expected]
     for inner in files or [path]:

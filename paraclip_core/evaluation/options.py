@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from paraclip_core.evaluation.benchmarks import BENCHMARKS, check_metric, check_options, find_benchmark
-from paraclip_core.options import NameOrPath, Options, json_fields
+from paraclip_core.options import Options, json_fields
 
-BenchmarkKind = Annotated[str, NameOrPath("benchmark", BENCHMARKS, "a Benchmark of your own as package.module:NAME")]
+if TYPE_CHECKING:
+    BenchmarkKind = str
+else:
+    BenchmarkKind = Literal[tuple(BENCHMARKS)]
 
 HELD_OUT = "held_out_queries"
 BY_RULE = "held_out_by_rule"
@@ -27,8 +30,7 @@ class BenchmarkOptions(Options):
     name: str
     """Name in tables and results."""
     kind: BenchmarkKind
-    """What is measured: a kind, or a custom benchmark by its dotted path, such as `my_package.module:MINE`
-    (`paraclip_core/evaluation/benchmarks/__init__.py`)."""
+    """What is measured (docs/benchmarks.md)."""
     path: str | None = None
     """File or folder, relative to `data.root` (for retrieval benchmarks, if `data.scenes` is set: to the rendered
     scenes). Default: the captions of `evaluate.split`. Of several splits the test split is read, or else val. Parquet
@@ -39,12 +41,12 @@ class BenchmarkOptions(Options):
     """Folder, tar or Parquet with the benchmark's images, relative to `data.root`, if they are not next to its
     path."""
     options: dict[str, Any] = Field(default={})
-    """Options of the kind (docs/benchmarks.md), or of a custom benchmark, as it documents them."""
+    """Options of the kind (docs/benchmarks.md)."""
 
     @model_validator(mode="after")
     def _suits_kind(self) -> BenchmarkOptions:
         json_fields(self.options)
-        if self.options and self.kind in BENCHMARKS:
+        if self.options:
             check_options(self.kind, self.options)
         if self.images is not None and (self.path is None or not find_benchmark(self.kind).needs_images):
             raise ValueError(f"{self.kind} reads no images in addition to its path; leave out `images`")

@@ -108,8 +108,7 @@ def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:
     try:
         while waiting or working:
             for name, node in list(waiting.items()):
-                earlier = (*node.stage.inputs(run.settings), *node.stage.after(run.settings))
-                inputs = [upstream for upstream in earlier if upstream in run.stages]
+                inputs = (*node.stage.inputs(run.settings), *node.stage.after(run.settings))
                 if all(upstream in rows for upstream in inputs) and workers.start(node, inputs):
                     del waiting[name]
                     working.append(name)

@@ -14,24 +14,15 @@ from paraclip.storage.roots import open_store
 from paraclip.tasks.results import Row, stage_row
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.once import make_once
-from paraclip.tasks.run.run import (
-    BUILT_IN_STAGES,
-    Node,
-    Run,
-    Stage,
-    StageContext,
-    load_stages,
-    named_stages,
-    settings_of,
-)
+from paraclip.tasks.run.run import Node, Run, Stage, StageContext, all_stages, settings_of
 from paraclip.tasks.run.status import together
 from paraclip_core.errors import StageError
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)
 
-STAGES = named_stages(BUILT_IN_STAGES)
-"""A built-in stage of each name, inputs first."""
+STAGES = {stage.name: stage for stage in all_stages()}
+"""A stage of each name."""
 MAKE = f"{__name__}:make_artifact"
 TAKEN = "taken"
 """The progress fact for an artifact that another process made."""
@@ -52,11 +43,6 @@ def carry(
     how = "took another run's result after" if TAKEN in facts else f"{row['state']} in"
     say(f"{node.name}: {how} {row['seconds']:.1f} s, {artifact.path}")
     return artifact, row
-
-
-def built_in(stage: Stage) -> bool:
-    """Whether it is a stage of ours, so that the deployment of its name runs it."""
-    return any(stage is row for row in load_stages(BUILT_IN_STAGES))
 
 
 def run_stage(stage: str | Node, run: Run, progress: Progress = silent) -> Artifact:

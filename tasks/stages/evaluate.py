@@ -31,7 +31,7 @@ from paraclip_core.clip.reference import place_free_name
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError
 from paraclip_core.evaluation.base import Captions, ImagePool, Measured, stored_pool
-from paraclip_core.evaluation.benchmarks import BENCHMARKS, Stored, find_benchmark
+from paraclip_core.evaluation.benchmarks import Stored, find_benchmark
 from paraclip_core.evaluation.benchmarks.query_pairs import TRAINED_ON, by_rule
 from paraclip_core.evaluation.compare import compare
 from paraclip_core.evaluation.encoder import ModelEncoder
@@ -43,9 +43,8 @@ from paraclip_core.evaluation.result import Provenance, result_json
 from paraclip_core.evaluation.rows import compared_rows
 from paraclip_core.evaluation.run import Evaluation, OutcomeCache, changed_results, measure, paired, per_query
 from paraclip_core.evaluation.verdict.evidence import Evidence, different_images, searched_images
-from paraclip_core.options import meaning, module_source
+from paraclip_core.options import meaning
 from paraclip_core.paths import expand
-from paraclip_core.tables import text_hash
 
 if TYPE_CHECKING:
     from paraclip.tasks.run.run import Run
@@ -117,7 +116,7 @@ def _sources(run: Run) -> dict[str, str]:
     settings = run.settings
     check_names(settings.evaluate.benchmarks)
     need(_missing(run), settings)
-    contents = own_benchmarks(settings.evaluate.benchmarks)
+    contents = dict[str, str]()
     for benchmark in settings.evaluate.benchmarks:
         if benchmark.path is None or _from_scenes(settings, benchmark):
             continue
@@ -140,15 +139,6 @@ def _missing(run: Run) -> list[Missing]:
         if benchmark.images is not None:
             missing += find_missing(settings, f"{option}.images", benchmark.images, "images of benchmarks")
     return missing
-
-
-def own_benchmarks(benchmarks: Sequence[BenchmarkOptions]) -> dict[str, str]:
-    """Hash of the module of each custom benchmark, which decides how its files are read."""
-    own = {benchmark.kind for benchmark in benchmarks} - BENCHMARKS.keys()
-    for kind in own:
-        find_benchmark(kind)
-    modules = {kind: module_source(kind.partition(":")[0]) for kind in own}
-    return {f"benchmark {kind}": text_hash(code.hex()).hex() for kind, code in sorted(modules.items())}
 
 
 def benchmark_hash(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Stage, StageContext, find_missing, input_path
 from paraclip_core import tables
 from paraclip_core.captions.counts import Counts, Outcome, listed_reasons
-from paraclip_core.captions.formats import need_file, own_reader_source
+from paraclip_core.captions.formats import need_file
 from paraclip_core.captions.keys import KeySet, text_keys
 from paraclip_core.captions.pipeline import BY_CONTENT, UNIQUE, CaptionPipeline
 from paraclip_core.captions.query_log import QueryLog
@@ -93,8 +92,7 @@ def schemas(settings: Settings) -> dict[str, pa.Schema]:
 def need_rows(run: Run) -> None:
     """Refuse a run whose sources have no rows, before anything runs; reads no further than the first row."""
     settings, reasons = run.settings, []
-    # A custom stage may read anything.
-    if "ingest" not in run.stages or run.stages["ingest"].body is not _body or settings.data.scenes is not None:
+    if settings.data.scenes is not None:
         return
     try:
         if run.artifact("ingest") is not None:
@@ -209,10 +207,7 @@ def _options(run: Run) -> Mapping[str, Any]:
     data = meaning(settings.data)
     del data["scenes"]
     # The index is read by other stages; here it only says that the sources are logs of queries.
-    data = {**data, "index": True} if data.pop("index") else data
-    if own := {source.format for source in settings.data.sources if ":" in source.format}:
-        data["readers"] = {form: sha256(own_reader_source(form)).hexdigest() for form in sorted(own)}
-    return data
+    return {**data, "index": True} if data.pop("index") else data
 
 
 def _sources(run: Run) -> Mapping[str, str]:

@@ -63,7 +63,7 @@ def test_parameters_are_checked_before_a_run_is_made(flow: Any) -> None:
         ({"finetune": {"validation": 2}}, "2"),
         ({"finetune": {"validatoin": 0.2}}, "validatoin"),
         ({"featurse": {}}, "featurse"),
-        ({"run": {"drift": {"limit": "much"}}}, "much"),
+        ({"finetune": {"alpha": {"grid": "much"}}}, "much"),
     ):
         with pytest.raises(Exception, match=problem):
             check({"settings": settings})

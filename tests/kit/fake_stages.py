@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from paraclip.tasks.run import run
+from paraclip.tasks.run.execute import make_artifact
 from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
@@ -79,7 +81,7 @@ STAGES = {
     "second": _stage("second", _finish, ("first",)),
     "here": _stage("here", _finish, isolated=False),
 }
-TROUBLE = {
+TROUBLE = STAGES | {
     name: _stage(name, body)
     for name, body in {
         "refuse": _refuse,
@@ -91,10 +93,16 @@ TROUBLE = {
 }
 
 
-globals().update({name.upper(): stage for name, stage in (STAGES | TROUBLE).items()})
-OWN = [f"tests.kit.fake_stages:{name.upper()}" for name in STAGES | TROUBLE]
+MAKE = f"{__name__}:make_fake"
+"""What a child process calls in place of `execute.MAKE`, so that it has these stages."""
+
+
+def make_fake(request: Mapping[str, Any], progress: Progress) -> None:
+    """Make an artifact of a stage of this module in the child process that was started for it."""
+    run.stages_of = lambda settings: TROUBLE
+    make_artifact(request, progress)
 
 
 def settings_at(root: object, **changes: Any) -> Settings:
-    """Default settings with this root and with the stages of this module as custom stages."""
-    return Settings.model_validate({"run": {"root": str(root), "stages": OWN}, **changes})
+    """Default settings with this root."""
+    return Settings.model_validate({"run": {"root": str(root)}, **changes})

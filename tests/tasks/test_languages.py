@@ -19,7 +19,7 @@ from paraclip_core.config import Settings
 from paraclip_core.errors import InputError
 from paraclip_core.settings import parse_settings
 from tests.kit.openai_server import OpenAIServer, reply, words_of
-from tests.kit.small_runs import HERE, made
+from tests.kit.small_runs import made
 from tests.kit.tiny_encoder import LETTERS, tiny_encoder
 
 SUBJECTS = {
@@ -129,7 +129,7 @@ def test_captions_in_their_own_language_from_plan_to_report(
     expected = {row[0]: row for row in texts if row[0] in {*train} - bad[0] - bad[1]}
     assert {row["caption"]: (row["caption"], row["paraphrase_1"], row["paraphrase_2"]) for row in rows} == expected
     assert len(openai_server.asked) == len(train) + len(expected)
-    later = [name for name in list(HERE)[list(HERE).index("paraphrase_2") + 1 :] if name in Run(settings).nodes]
-    report = [made(name, settings) for name in later][-1]
+    names = list(Run(settings).stages)
+    report = [made(name, settings) for name in names[names.index("paraphrase_2") + 1 :]][-1]
     page = (report.path / "report.html").read_text("utf-8")
     assert "mean recall@de" in page and "mean recall@zh" in page

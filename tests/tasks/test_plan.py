@@ -12,7 +12,7 @@ import pytest
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
 from paraclip.tasks.plan import RunPlan, StagePlan, differences, estimate, plan_run
-from paraclip.tasks.run.run import Run
+from paraclip.tasks.run.run import Run, stages_of
 from paraclip.tasks.steps_left import ACCEPTED, Amount
 from paraclip_core.config import Settings
 from paraclip_core.demo.scenes import SEED, captions
@@ -55,7 +55,7 @@ def plan_of(settings: Settings) -> tuple[RunPlan, dict[str, StagePlan]]:
 
 
 def _stages(settings: Settings) -> Mapping[str, Any]:
-    return {name: stage for name, stage in HERE.items() if stage.applies(settings)}
+    return {name: HERE[name] for name in stages_of(settings)}
 
 
 def finish(settings: Settings, *names: str) -> None:

@@ -37,6 +37,6 @@ READERS = {
     "jsonl": Reader(f"{_IN}.json:read_jsonl", (".jsonl", ".ndjson", ".json"), is_json=f"{_IN}.json:is_jsonl"),
     "text": Reader(f"{_IN}.text:read_text", (".txt",)),
 }
-"""Reader of each `data.sources[].format`. To add one, add a row here, or name its dotted path in the settings."""
+"""Reader of each `data.sources[].format`. To add one, add a row here."""
 
 FORMATS = ("auto", *READERS)

@@ -1,7 +1,6 @@
 """The registry of benchmarks: what each one measures, and how its published files are loaded.
 
-A benchmark is a :class:`Benchmark` and a row of :data:`BENCHMARKS`; a custom one is a :class:`Benchmark` in a module,
-named in `evaluate.benchmarks[].kind` by its dotted path. All other code reads the row.
+A benchmark is a :class:`Benchmark` and a row of :data:`BENCHMARKS`. All other code reads the row.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.errors import BenchmarkError
 from paraclip_core.options import Options, import_path
 
 if TYPE_CHECKING:
@@ -168,7 +167,7 @@ class Benchmark:
     hub_task: str = "image-text-retrieval"
     """The Hugging Face hub's name for the task, for model cards."""
     options: type[Options] | None = None
-    """What `evaluate.benchmarks[].options` may hold; None: nothing, or anything for a custom benchmark."""
+    """What `evaluate.benchmarks[].options` may hold; None: nothing."""
     needs_images: bool = False
     """Whether it reads images in addition to its path, so that `images` may name their location."""
     citation: str = ""
@@ -191,42 +190,37 @@ class Benchmark:
 
 
 def find_benchmark(kind: str) -> Benchmark:
-    """The row of a kind, built-in or custom."""
-    where, expected = f"evaluate.benchmarks[].kind={kind}", "package.module:NAME, a Benchmark"
-    benchmark = import_path(BENCHMARKS.get(kind, kind), where, expected)
-    if not isinstance(benchmark, Benchmark):
-        raise ConfigError(f"{where} is not a Benchmark (paraclip_core/evaluation/benchmarks); expected {expected}")
-    return benchmark
+    """The row of a kind."""
+    return import_path(BENCHMARKS[kind], f"benchmark {kind}", "a Benchmark")
 
 
 def describe_benchmark(kind: str) -> Benchmark:
-    """The row of a kind measured earlier; a bare one if a custom benchmark is no longer available."""
-    try:
+    """The row of a kind measured earlier; a bare one if this version does not measure it."""
+    if kind in BENCHMARKS:
         return find_benchmark(kind)
-    except ConfigError:
-        return Benchmark(kind, (), lambda source: find_benchmark(kind).load(source))
+    return Benchmark(kind, (), lambda source: find_benchmark(kind).load(source))
 
 
 def metric_of(kind: str, name: str) -> Metric:
-    """The metric of this name; a bare one if its row does not list it or is no longer available."""
+    """The metric of this name; a bare one if this version does not measure it."""
     return describe_benchmark(kind).metric(name) or Metric(name)
 
 
 def arrow_of(name: str) -> str:
-    """An arrow for the better direction of built-in metrics of this name; empty if there is none or they disagree."""
+    """An arrow for the better direction of metrics of this name; empty if there is none or they disagree."""
     metrics = (find_benchmark(kind).metric(name) for kind in BENCHMARKS)
     arrows = {metric.arrow for metric in metrics if metric is not None}
     return arrows.pop() if len(arrows) == 1 else ""
 
 
 def headline_metrics() -> list[str]:
-    """Distinct names of the built-in benchmarks' headline metrics, the most important first."""
+    """Distinct names of the benchmarks' headline metrics, the most important first."""
     metrics = (metric for kind in BENCHMARKS for metric in find_benchmark(kind).metrics if metric.headline)
     return list(dict.fromkeys(metric.name for metric in metrics))
 
 
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
-    """Check that a built-in kind accepts these options; a ValueError names the one that it does not."""
+    """Check that a kind accepts these options; a ValueError names the one that it does not."""
     taken = find_benchmark(kind).options
     if taken is None:
         raise ValueError(f"{kind} has no options")
@@ -240,10 +234,9 @@ def check_options(kind: str, options: Mapping[str, Any]) -> None:
 def check_metric(name: str) -> str:
     """Return ``kind/metric`` unchanged; raises ValueError if no benchmark has such a metric."""
     kind, _, metric = name.partition("/")
-    if (kind in BENCHMARKS or ":" in kind) and find_benchmark(kind).metric(metric):
+    if kind in BENCHMARKS and find_benchmark(kind).metric(metric):
         return name
-    kinds = [*BENCHMARKS, *([kind] if ":" in kind else [])]
-    names = sorted(f"{kind}/{metric.name}" for kind in kinds for metric in find_benchmark(kind).metrics)
+    names = sorted(f"{kind}/{metric.name}" for kind in BENCHMARKS for metric in find_benchmark(kind).metrics)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     meant = f"did you mean {close[0]}?" if close else f"known are {', '.join(names)}"
     raise ValueError(f"no benchmark measures {name!r}, written kind/metric; {meant}")

@@ -15,14 +15,20 @@ from typing import Any
 import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
+from paraclip.tasks.run import execute
 from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.execute import TAKEN, run_in_child
 from paraclip.tasks.run.run import Run
 from paraclip_core.config import Settings
 from paraclip_core.errors import InputError, StageError, worth_a_retry
-from tests.kit.fake_stages import settings_at
+from tests.kit.fake_stages import MAKE, settings_at
 from tests.kit.processes import alive
 from tests.kit.waiting import eventually
+
+
+@pytest.fixture(autouse=True)
+def _a_child_has_the_fake_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execute, "MAKE", MAKE)
 
 
 def draft(stage: str) -> Draft:
@@ -134,9 +140,9 @@ def test_a_stubborn_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     code = (
-        "from tests.kit.fake_stages import settings_at; from paraclip.storage.artifacts import Draft;"
-        "from paraclip.tasks.run.execute import run_in_child; from paraclip.tasks.run.run import Run;"
-        f"run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
+        "from tests.kit.fake_stages import MAKE, settings_at; from paraclip.storage.artifacts import Draft;"
+        "from paraclip.tasks.run import execute; from paraclip.tasks.run.run import Run; execute.MAKE = MAKE;"
+        f"execute.run_in_child(Draft('hang', '0123abcd', 1, {{}}, {{}}), Run(settings_at({str(tmp_path)!r})), {{}})"
     )
     paths = str(Path(__file__).parents[3])
     parent = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths})

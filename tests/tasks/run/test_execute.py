@@ -23,7 +23,12 @@ from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_vers
 from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
 from paraclip_core.training.checkpoints import CheckpointFolder
-from tests.kit.fake_stages import STAGES, settings_at
+from tests.kit.fake_stages import MAKE, STAGES, settings_at
+
+
+@pytest.fixture(autouse=True)
+def _a_child_has_the_fake_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paraclip.tasks.run.execute.MAKE", MAKE)
 
 
 def run(name: str, root: Path, **changes: Any) -> Artifact:

@@ -13,7 +13,7 @@ from paraclip.storage import fingerprint as storage_fingerprint
 from paraclip.storage.artifacts import ArtifactStore
 from paraclip.storage.files import file_sha256
 from paraclip.tasks.run.execute import STAGES
-from paraclip.tasks.run.run import Run, Stage, stages_of
+from paraclip.tasks.run.run import Run, stages_of
 from paraclip_core.config import Settings
 from paraclip_core.errors import ConfigError, InputError, ModelError
 from paraclip_core.paraphrase.engines import SMALL_BYTES
@@ -39,12 +39,16 @@ def changed(tmp_path: Path, *overrides: str) -> set[str]:
 
 
 def test_every_stage_comes_after_its_inputs() -> None:
-    assert tuple(name for name in STAGES if name != "control") == ORDER
+    assert {*STAGES} == {*ORDER, "control"}
     settings = load_settings(DEMO, [QUERIES])
-    seen: set[str] = set()
-    for name in stages_of(settings):
-        assert set(STAGES[name].inputs(settings)) <= seen, name
-        seen.add(name)
+    of_log = [
+        "data.sources=[{path: log.csv}]", "data.index.features=index.npy", "model.base=ViT-B-32:laion2b_s34b_b79k",
+    ]  # fmt: skip
+    for each in (settings, load_settings(DEMO, [QUERIES, "evaluate.control=true"]), load_settings(None, of_log)):
+        seen: set[str] = set()
+        for name, stage in stages_of(each).items():
+            assert {*stage.inputs(each), *stage.after(each)} <= seen, name
+            seen.add(name)
     assert tuple(stages_of(settings)) == ORDER
     assert "scenes" not in stages_of(Settings())
     assert "built_in_base" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
@@ -146,10 +150,10 @@ def test_a_mistyped_base_is_found_before_anything_runs(tmp_path: Path, base: str
         fingerprints(tmp_path, f"model.base={base}")
 
 
-def lacking(settings: Settings, tmp_path: Path, stages: dict[str, Stage] | None = None) -> list[str]:
+def lacking(settings: Settings, tmp_path: Path) -> list[str]:
     """The lines of the error about what is missing: its places; none without an error."""
     try:
-        Run(settings, ArtifactStore(tmp_path / "root"), stages).need_files()
+        Run(settings, ArtifactStore(tmp_path / "root")).need_files()
     except ConfigError as error:
         return str(error).replace(f"{tmp_path}/", "").splitlines()[1:]
     return []
@@ -204,11 +208,9 @@ def test_files_of_every_kind_are_looked_for(tmp_path: Path) -> None:
     mine = "  mine.csv: paraphrases, or captions of the same images [paraphrase.file.path]"
     absent = "  b.txt: captions [data.sources[1].path]"
     assert lacking(parse_settings(given), tmp_path)[:-1] == [absent, mine, pics]
-    # Where bad files are skipped, some captions are enough; a stage of one's own reads what it likes.
+    # Where bad files are skipped, some captions are enough.
     given["data"]["on_error"] = "skip"
     assert lacking(parse_settings(given), tmp_path)[:-1] == [mine, pics]
-    own = {name: Stage(name, 1, lambda _: (), lambda _: {}, lambda _: {}) for name in ("ingest", "features")}
-    assert lacking(parse_settings(given), tmp_path, own) == []
     model = {"engine": "transformers", "model": str(tmp_path / "instruct")}
     told = lacking(parse_settings(given | {"paraphrase": model}), tmp_path)
     assert told[0] == "  instruct: the language model [paraphrase.model]"

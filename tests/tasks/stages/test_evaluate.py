@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -397,31 +396,18 @@ def test_a_base_in_a_folder_is_not_to_be_trained_longer_and_results_do_not_tell_
     assert not any(str(base) in path.read_text() for path in local.path.rglob("*.json"))
 
 
-OWN = """
-from paraclip_core.evaluation.benchmarks import Benchmark, Metric
-
-MINE = Benchmark("Mine", (Metric("share"),), lambda source: None)
-"""
-
-
-def test_the_code_and_the_options_of_an_own_benchmark_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_benchmark.py").write_text(OWN)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_benchmark", raising=False)
-    (tmp_path / "pairs.txt").write_text("a dog")
+def test_the_options_of_a_benchmark_count(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text("{}\n")
     store = ArtifactStore(tmp_path / "hashes")
 
     def seen(**options: Any) -> tuple[Any, Any]:
-        benchmark = {"name": "mine", "kind": "my_benchmark:MINE", "path": "pairs.txt", "options": options}
-        settings = settings_with(tmp_path, [benchmark])
-        run = Run(settings, store)
+        benchmark = {"name": "mine", "kind": "paraphrased_retrieval", "path": "pairs.jsonl", "options": options}
+        run = Run(settings_with(tmp_path, [benchmark]), store)
         return EVALUATE.options(run), EVALUATE.sources(run)
 
     before = seen()
-    assert set(before[1]) == {"benchmark my_benchmark:MINE", "mine"} and before[0]["benchmarks"][0]["options"] == {}
-    assert seen(margin=1)[0] != before[0] and seen(margin=1)[1] == before[1]
-    (tmp_path / "my_benchmark.py").write_text(OWN + "# other\n")
-    assert seen()[0] == before[0] and seen()[1] != before[1]
+    assert set(before[1]) == {"mine"} and before[0]["benchmarks"][0]["options"] == {}
+    assert seen(pool="all")[0] != before[0] and seen(pool="all")[1] == before[1]
 
 
 def test_the_gain_over_the_control_is_measured_on_the_same_queries(world: World, folder: Path) -> None:

@@ -8,7 +8,6 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +128,6 @@ def test_a_run_of_no_rows_is_told_from_one_of_any_row(tmp_path: Path) -> None:
     # A row that is left out is a row: ingest says why, as it does of a bad file that stops it.
     need_rows(Run(settings_of(tmp_path, "a.csv", "one.csv"), store))
     need_rows(Run(settings_of(tmp_path, "a.csv", "bad.parquet"), store))
-    own = {"ingest": replace(INGEST, body=lambda ctx: {})}
-    need_rows(Run(wrong, store, own))
     # What is ingested already is not looked at again.
     run = Run(wrong, store)
     with store.writing("ingest", run.node("ingest").fingerprint):
@@ -167,16 +164,6 @@ def test_a_missing_source(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigError, match=r"data\.sources is empty"):
         INGEST.sources(Run(Settings(), store))
-
-
-def test_the_code_of_a_reader_of_ones_own_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
-    code, source = tmp_path / "my_reader_of_nothing.py", SourceOptions(path="a", format="my_reader_of_nothing:read")
-    settings, readers = Settings(data=DataOptions(sources=(source,))), []
-    for rows in ("()", "[]"):
-        code.write_text(f"def read(path, options):\n    return iter({rows})\n")
-        readers.append(INGEST.options(Run(settings))["readers"])
-    assert list(readers[0]) == ["my_reader_of_nothing:read"] and readers[0] != readers[1]
 
 
 def test_sources_inside_the_scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from paraclip_core.errors import BenchmarkError, ConfigError
+from paraclip_core.errors import ConfigError
 from paraclip_core.evaluation.benchmarks import (
     BENCHMARKS,
     Metric,
@@ -20,9 +17,7 @@ from paraclip_core.evaluation.benchmarks import (
     metric_of,
 )
 from paraclip_core.evaluation.options import BenchmarkOptions
-from paraclip_core.evaluation.prepare import parse_benchmark, prepare
 from paraclip_core.settings import parse_settings
-from tests.kit.fake_encoder import WordEncoder
 
 GUIDE = Path(__file__).parents[4] / "docs" / "benchmarks.md"
 
@@ -66,10 +61,8 @@ def test_images_are_named_for_kinds_that_read_them_beside_a_path() -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (
-            "excel",
-            r"'excel' is not a known benchmark; expected paraphrased_retrieval, query_pairs, .* package\.module:NAME",
-        ),
+        ("excel", r"Input should be 'paraphrased_retrieval', 'query_pairs', "),
+        ("module:MINE", r"Input should be 'paraphrased_retrieval', 'query_pairs', "),
         ("sts", r"sts has no options"),
     ],
 )
@@ -84,39 +77,9 @@ def test_kinds_and_options_are_checked(kind: str, message: str) -> None:
         ({"metric": "paraphrased_retrieval/foo@10"}, r"did you mean paraphrased_retrieval/ao@10\?"),
         ({"metric": "ao@10"}, r"'ao@10', written kind/metric"),
         ({"max_drop": {"sts/spaerman": 1}}, r"did you mean sts/spearman\?"),
-        ({"metric": "no_such_module:MINE/score"}, r"no_such_module:MINE cannot be used"),
+        ({"metric": "no_such_module:MINE/score"}, r"no benchmark measures 'no_such_module:MINE/score'"),
     ],
 )
 def test_a_metric_that_nothing_measures_is_refused(gate: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_settings({"evaluate": {"gate": gate}})
-
-
-def example(language: str) -> str:
-    """The guide's last block of code."""
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text("utf-8"), re.S)[-1]
-
-
-def test_the_guides_benchmark_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_benchmark.py").write_text(example("python"))
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_benchmark", raising=False)
-    evaluate = parse_settings(yaml.safe_load(example("yaml"))).evaluate
-    assert evaluate.gate.max_drop == {"my_benchmark:NEARER/accuracy": 2}
-    path = tmp_path / "nearer.tsv"
-    path.write_text("a red dog\ta red hound\ttwo cats\na blue car\tthree dogs\ta blue bus\n")
-    measured = prepare(evaluate.benchmarks[0], path).measure(WordEncoder())
-    assert measured.metrics == {"accuracy": 50.0}
-    assert parse_benchmark(f"mine:my_benchmark:NEARER={path}").kind == "my_benchmark:NEARER"
-    path.write_text("a red dog\n")
-    with pytest.raises(BenchmarkError, match=r"benchmark 'nearer': .*nearer\.tsv: expected lines of text"):
-        prepare(evaluate.benchmarks[0], path)
-
-
-def test_a_metric_that_the_row_does_not_list_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "other_benchmark.py").write_text(example("python").replace('Metric("accuracy"', 'Metric("share"'))
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "a.tsv").write_text("a\tb\tc\nd\te\tf\n")
-    benchmark = prepare(BenchmarkOptions(name="mine", kind="other_benchmark:NEARER"), tmp_path / "a.tsv")
-    with pytest.raises(BenchmarkError, match=r"'mine' measured 'accuracy'; expected .* Benchmark, share"):
-        benchmark.measure(WordEncoder())
