@@ -34,7 +34,7 @@ from paraclip.storage.files import (
     sync_folder,
     write_json,
 )
-from paraclip.storage.locks import living_owner, lock, owner_name
+from paraclip.storage.locks import lock
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -44,8 +44,6 @@ log = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
 """Most bytes of a channel's name: file systems allow 255, and a file's ending and a draft's marks need some."""
-RUN = "run"
-"""Takes a stage's place in the marks of runs in progress; each mark is a lock that nobody else asks for."""
 MANIFEST = "manifest.json"
 SOURCE = "source:"
 """Prefix of the names of inputs from outside the store."""
@@ -119,26 +117,6 @@ class WorkFolder:
     """State for resuming; not part of the artifact."""
     push: Callable[[], None] = lambda: None
     """Call it now and then: it copies checkpoints to where they survive the loss of this machine."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A live process on this machine that makes an artifact, or executes the stages of a run."""
-
-    stage: str
-    """`run` for a run."""
-    fingerprint: str
-    reads: Mapping[str, str]
-    """Stage and fingerprint of the artifacts that it reads, or of all that a run consists of."""
-    who: str
-    """Its process and machine, for people."""
-
-    @property
-    def description(self) -> str:
-        """What it is doing, for people."""
-        if self.stage == RUN:
-            return f"a run under way needs it, {self.who}"
-        return f"{self.stage}/{self.fingerprint} is being made by {self.who}"
 
 
 class ArtifactStore:
@@ -275,19 +253,10 @@ class ArtifactStore:
     # Making
 
     @contextmanager
-    def writing(
-        self,
-        stage: str,
-        fingerprint: str,
-        poll: Callable[[], None] | None = None,
-        reads: Mapping[str, str] | None = None,
-    ) -> Iterator[WorkFolder]:
-        """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it.
-
-        Meanwhile :meth:`holders` reports the artifacts that it `reads`, by stage and fingerprint.
-        """
+    def writing(self, stage: str, fingerprint: str, poll: Callable[[], None] | None = None) -> Iterator[WorkFolder]:
+        """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it."""
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info={"reads": dict(reads or {})}):
+        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll):
             with self._shared_work(stage, fingerprint, poll) as push:
                 yield self._work_folder(stage, fingerprint, push)
             if self._finished(stage, fingerprint):
@@ -368,23 +337,6 @@ class ArtifactStore:
 
     def _delete_shared_work(self, stage: str, fingerprint: str) -> None:
         """Delete what other machines could resume from."""
-
-    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
-        """Mark a run that needs these artifacts, by stage and fingerprint; meanwhile :meth:`holders` reports it."""
-        folder = self.root / "work" / RUN
-        for path in folder.glob("*.lock"):  # of runs that were killed
-            if living_owner(path) is None:
-                path.unlink(missing_ok=True)
-        return lock(folder / f"{uuid.uuid4().hex}.lock", info={"reads": dict(needs)})
-
-    def holders(self) -> list[Holder]:
-        """Every live process on this machine that makes an artifact of this store, or executes a run on some."""
-        holders = []
-        for path in sorted((self.root / "work").glob("*/*.lock")):
-            if (owner := living_owner(path)) is not None:
-                reads = owner.get("reads", {})
-                holders.append(Holder(path.parent.name, path.stem, dict(reads), owner_name(owner)))
-        return holders
 
     # Channels
 

@@ -29,7 +29,7 @@ def make_once(
     if (artifact := store.find(draft.stage, draft.fingerprint)) is not None:
         return artifact, False
     waiting = partial(progress, 0, None, waiting="for another run of the same stage")
-    with store.writing(draft.stage, draft.fingerprint, waiting, draft.inputs) as work:
+    with store.writing(draft.stage, draft.fingerprint, waiting) as work:
         # Another process may have finished it while this one waited for the lock.
         if (artifact := store.find(draft.stage, draft.fingerprint)) is not None:
             return artifact, False
