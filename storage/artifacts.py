@@ -7,7 +7,7 @@ A commit writes the manifest into ``out/`` and then renames the folder, a remova
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 
 :class:`paraclip.storage.roots.RemoteStore` is the same store, shared through an object store. Every method raises
-ArtifactError if a disk or an object store fails, or what it reads is damaged.
+ArtifactError if an object store fails or what it reads is damaged; errors of the operating system pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from paraclip.storage.files import (
     parse_json,
     remove_temporary,
     safe_name,
-    storage_errors,
     sync_folder,
     write_json,
 )
@@ -273,36 +272,34 @@ class ArtifactStore:
     def _work_folder(self, stage: str, fingerprint: str, push: Callable[[], None]) -> WorkFolder:
         work, target = self.work_path(stage, fingerprint), self.path(stage, fingerprint)
         folder = WorkFolder(work / "out", work / "scratch", push)
-        with storage_errors(work):
-            if target.is_dir() and not (target / MANIFEST).exists():
-                # Somebody was deleting it, so it must not come back half deleted.
-                log.warning("%s has no manifest and is deleted", target)
-                shutil.rmtree(target)
-            folder.out.mkdir(parents=True, exist_ok=True)
-            folder.scratch.mkdir(parents=True, exist_ok=True)
-            # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
-            remove_temporary(folder.out)
+        if target.is_dir() and not (target / MANIFEST).exists():
+            # Somebody was deleting it, so it must not come back half deleted.
+            log.warning("%s has no manifest and is deleted", target)
+            shutil.rmtree(target)
+        folder.out.mkdir(parents=True, exist_ok=True)
+        folder.scratch.mkdir(parents=True, exist_ok=True)
+        # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
+        remove_temporary(folder.out)
         return folder
 
     def commit(self, draft: Draft, metrics: dict[str, Any], wall_seconds: float) -> Artifact:
         """Turn the work folder's ``out/`` into the finished artifact. Call it while holding the lock."""
         work, target = self.work_path(draft.stage, draft.fingerprint), self.path(draft.stage, draft.fingerprint)
         out = work / "out"
-        with storage_errors(target):
-            remove_temporary(out)
-            manifest = Manifest(
-                **vars(draft),
-                files={name: seal(out / name) for name in file_names(out)},
-                metrics=metrics,
-                wall_seconds=round(wall_seconds, 3),
-                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            )
-            for folder in {out / parent for name in manifest.files for parent in PurePath(name).parents} - {out}:
-                sync_folder(folder)
-            write_json(out / MANIFEST, asdict(manifest))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            out.rename(target)
-            sync_folder(target.parent)
+        remove_temporary(out)
+        manifest = Manifest(
+            **vars(draft),
+            files={name: seal(out / name) for name in file_names(out)},
+            metrics=metrics,
+            wall_seconds=round(wall_seconds, 3),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        for folder in {out / parent for name in manifest.files for parent in PurePath(name).parents} - {out}:
+            sync_folder(folder)
+        write_json(out / MANIFEST, asdict(manifest))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        out.rename(target)
+        sync_folder(target.parent)
         shutil.rmtree(work, ignore_errors=True)
         return Artifact(target, manifest)
 
@@ -320,9 +317,8 @@ class ArtifactStore:
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact; for everyone who looks, it disappears at once."""
         trash = self.root / "trash"
-        with storage_errors(artifact.path):
-            trash.mkdir(parents=True, exist_ok=True)
-            artifact.path.rename(trash / uuid.uuid4().hex)
+        trash.mkdir(parents=True, exist_ok=True)
+        artifact.path.rename(trash / uuid.uuid4().hex)
         # This also deletes what an earlier, interrupted removal has left.
         for folder in trash.iterdir():
             shutil.rmtree(folder, ignore_errors=True)
@@ -330,7 +326,7 @@ class ArtifactStore:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Delete unfinished work."""
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0), storage_errors(work):
+        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0):
             self._delete_shared_work(stage, fingerprint)
             if work.is_dir():
                 shutil.rmtree(work)
@@ -376,8 +372,6 @@ class ArtifactStore:
             return path.read_bytes(), str(path)
         except (FileNotFoundError, NotADirectoryError):
             return None, str(path)
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
 
     def _channel_names(self) -> list[str]:
         return sorted(path.stem for path in (self.root / "channels").glob("*.json"))
@@ -454,15 +448,12 @@ def differences(folder: Path, manifest: Manifest, contents: bool = False) -> lis
 
     With `contents`, every file is read, and files that the manifest does not name are reported.
     """
-    try:
-        committed = (folder / MANIFEST).stat().st_mtime_ns
-        checks = ((name, _problem(folder / name, entry, committed, contents)) for name, entry in manifest.files.items())
-        problems = [f"{name} {problem}" for name, problem in checks if problem]
-        if contents:
-            extra = set(file_names(folder)) - set(manifest.files)
-            problems += [f"{name} is not in the manifest" for name in sorted(extra)]
-    except OSError as error:
-        raise ArtifactError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+    committed = (folder / MANIFEST).stat().st_mtime_ns
+    checks = ((name, _problem(folder / name, entry, committed, contents)) for name, entry in manifest.files.items())
+    problems = [f"{name} {problem}" for name, problem in checks if problem]
+    if contents:
+        extra = set(file_names(folder)) - set(manifest.files)
+        problems += [f"{name} is not in the manifest" for name in sorted(extra)]
     return problems
 
 

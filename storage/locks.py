@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paraclip.storage.files import parse_json, storage_errors
+from paraclip.storage.files import parse_json
 from paraclip_core.errors import ArtifactError, LockedError
 
 if TYPE_CHECKING:
@@ -65,29 +65,28 @@ def lock(path: Path, wait_seconds: float | None = None, poll: Poll | None = None
 
 def _try_lock(path: Path) -> list[int]:
     """The descriptor in a list, which is empty if the lock is held."""
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return []
-            raise ArtifactError(
-                f"cannot lock {path}: {error.strerror}; the root needs a file system with flock, which a local disk "
-                "and most network folders have"
-            ) from error
-        if os.fstat(descriptor).st_nlink == 0:
-            # Its last owner has deleted it since it was opened, and somebody else may have made it again.
-            os.close(descriptor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
             return []
-        try:
-            os.truncate(descriptor, 0)
-            os.write(descriptor, json.dumps(_this_process()).encode())
-        except BaseException:
-            _free(path, descriptor)
-            raise
+        raise ArtifactError(
+            f"cannot lock {path}: {error.strerror}; the root needs a file system with flock, which a local disk "
+            "and most network folders have"
+        ) from error
+    if os.fstat(descriptor).st_nlink == 0:
+        # Its last owner has deleted it since it was opened, and somebody else may have made it again.
+        os.close(descriptor)
+        return []
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_this_process()).encode())
+    except BaseException:
+        _free(path, descriptor)
+        raise
     return [descriptor]
 
 

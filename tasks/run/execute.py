@@ -25,7 +25,7 @@ from paraclip.tasks.run.run import (
     settings_of,
 )
 from paraclip.tasks.run.status import together
-from paraclip_core.errors import StageError
+from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,12 @@ def execute(
     def body(work: WorkFolder, report: Progress) -> dict[str, Any]:
         return stage.call(StageContext(run, inputs, work, report))
 
-    artifact, made = make_once(run.store, draft, body, progress, partial(_changed_sources, stage, draft, run))
+    try:
+        artifact, made = make_once(run.store, draft, body, progress, partial(_changed_sources, stage, draft, run))
+    except OSError as error:
+        # If a write fails, Python's own text names no file.
+        folder = run.store.work_path(draft.stage, draft.fingerprint)
+        raise CrashedError(f"{error} (at work in {folder}); run again to go on from there") from error
     if not made:
         progress(1, 1, **{TAKEN: "from another run"})
     return artifact

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from paraclip.storage.arrays import stored_arrays
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.files import storage_error, write_json
+from paraclip.storage.files import write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import base_held_out, base_reference, candidates_of
@@ -316,10 +316,7 @@ def _release(ctx: StageContext, trained: Base, rows: TrainingRows, **about: Any)
         revision=clip.revision,
     )
     folder = ctx.work.out / "release"
-    try:
-        save_release(clip, folder, card)
-    except OSError as error:
-        raise storage_error(error, folder) from error
+    save_release(clip, folder, card)
     return after
 
 
