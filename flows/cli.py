@@ -11,13 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from paraclip.flows.command_table import command_group
-from paraclip.storage.files import DISK_ERRORS, storage_error
 from paraclip_core.errors import ParaclipError, with_notes
 from paraclip_core.text_safety import printable
 
@@ -122,15 +120,10 @@ def run_cli(arguments: Sequence[str]) -> int:
     except ParaclipError as error:
         typer.echo(printable(f"error: {with_notes(error)}"), err=True)
         return error.exit_code
-    except BrokenPipeError:
-        # The reader of our output went away.
-        _drop_output()
-        return 1
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-        # An error that no reader or writer has explained; one without a file name is mostly about our output.
-        typer.echo(printable(f"error: {storage_error(error, Path(error.filename or 'the output'))}"), err=True)
+        # A broken pipe: the reader of our output went away.
+        if not isinstance(error, BrokenPipeError):
+            typer.echo(printable(f"error: {error}"), err=True)
         _drop_output()
         return 1
     except (KeyboardInterrupt, typer.Abort):

@@ -33,7 +33,7 @@ from paraclip.flows.names import (
     SERVER_PASSWORD_VARIABLE,
     UNWATCHED,
 )
-from paraclip.storage.files import storage_errors, write_atomic
+from paraclip.storage.files import write_atomic
 from paraclip.storage.locks import lock
 from paraclip_core.errors import ConfigError, StageError
 from paraclip_core.paths import PACKAGES
@@ -260,8 +260,7 @@ def _password(root: Path, running: Sequence[Process]) -> str:
 
     if not path.exists():
         write_atomic(path, write)
-    with storage_errors(path):
-        return path.read_text().strip()
+    return path.read_text().strip()
 
 
 def _start(

@@ -20,7 +20,6 @@ from typing import Any, cast
 
 from paraclip.flows.local_stack import client_environment, client_variables, python_path, wait_for_server
 from paraclip.flows.names import HOST, OWN_LOGGERS, PASSWORD_VARIABLE, SERVER_PASSWORD_VARIABLE, UNWATCHED
-from paraclip.storage.files import storage_errors
 from paraclip_core.errors import ConfigError
 from paraclip_core.lifetime import TempDir
 
@@ -39,8 +38,7 @@ def prepare_prefect(root: Path) -> None:
     A server named by PREFECT_API_URL, or started by `paraclip serve` under the same root, is used, so that the run
     shows up there. Otherwise one is started for this run alone.
     """
-    with storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
     quiet, server = dict(QUIET), {}
     if "PREFECT_API_URL" not in os.environ and not (server := client_environment(root)):
         quiet["PREFECT_LOGGING_TO_API_ENABLED"] = "false"

@@ -145,7 +145,7 @@ class PrefectUi(Ui):
     def failure(self, rows: Sequence[Mapping[str, Any]], error: BaseException) -> None:
         """Show the table of the stages with what failed, what is finished, and what to do."""
         finished = ", ".join(row["stage"] for row in rows) or "nothing yet"
-        mend = "" if worth_a_retry(error, 1) else "Fix what it names. "
+        mend = "" if worth_a_retry(error) else "Fix what it names. "
         text = MARKUP.sub(r"\\\g<0>", with_notes(error))
         self.table(
             STAGE_TABLE,

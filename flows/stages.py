@@ -124,7 +124,7 @@ def _tried_again(error: object, attempt: int, run: Run) -> bool:
 
     Prefect's own delay would sleep through a cancel.
     """
-    if not worth_a_retry(error, attempt):
+    if not worth_a_retry(error):
         return False
     seconds = DELAYS[min(attempt, len(DELAYS)) - 1]
     log.warning("try %d failed, the next one starts in %g s: %s", attempt, seconds, error)

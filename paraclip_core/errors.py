@@ -5,13 +5,7 @@ A message says what was found, what was expected and how to fix it.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
-
-FULL = (errno.ENOSPC, errno.EDQUOT)
-"""Operating-system error numbers for a full disk or an exhausted quota."""
-FAILING = (errno.EIO, errno.ESTALE, errno.ENOTCONN)
-"""Operating-system error numbers for a failing disk or network folder; they say nothing about the file."""
 
 
 def with_notes(error: BaseException) -> str:
@@ -49,10 +43,6 @@ class ArtifactError(ParaclipError):
 
 class LockedError(ArtifactError):
     """Another running process holds the lock of this fingerprint."""
-
-
-class FullDiskError(ArtifactError):
-    """There is no space left on the disk."""
 
 
 class UnknownNameError(ArtifactError):
@@ -104,12 +94,9 @@ class StageError(ParaclipError):
 
 
 class CrashedError(StageError):
-    """A stage's process was killed or crashed."""
+    """A stage's process was killed or crashed, or the operating system refused it something, such as room on a disk."""
 
 
-def worth_a_retry(error: object, attempt: int) -> bool:
-    """Whether the same work may succeed if retried after this attempt, counted from 1."""
-    # A second try benefits from space freed meanwhile; a third would only fill the disk again.
-    return isinstance(error, CrashedError | AwayError | LockedError) or (
-        isinstance(error, FullDiskError) and attempt == 1
-    )
+def worth_a_retry(error: object) -> bool:
+    """Whether the same work may succeed if it is tried again."""
+    return isinstance(error, CrashedError | AwayError | LockedError)

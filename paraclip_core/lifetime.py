@@ -23,8 +23,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paraclip_core.errors import FULL, FullDiskError, StageError
-
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -57,19 +55,9 @@ class TempDir:
 
     def __init__(self, kind: str = "") -> None:
         """Delete abandoned folders, then make this one, named after `kind`."""
-        try:
-            sweep()
-            self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
-            try:
-                self._owner = os.open(self.path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
-            except OSError:
-                # Without its file it would never be swept.
-                shutil.rmtree(self.path, ignore_errors=True)
-                raise
-        except OSError as error:
-            raise (FullDiskError if error.errno in FULL else StageError)(
-                f"cannot make a temporary folder: {error}; free some space there, or choose another place with TMPDIR"
-            ) from error
+        sweep()
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{kind}"))
+        self._owner = os.open(self.path / OWNER, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._owner, fcntl.LOCK_EX)
 
     def remove(self) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import stat
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -38,12 +36,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
         # Otherwise a power failure could undo the rename, but not the removals after it.
         _flush(path.parent)
     except SafetensorError as error:  # which hides the OSError
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else 0, str(error), str(path)) from error
+        raise OSError(f"{error}: {path}") from error
     finally:
-        # On a failing disk even this fails, which must not hide the reason.
-        with suppress(OSError):
-            remove_draft(draft)
+        remove_draft(draft)
 
 
 def set_default_mode(path: Path) -> None:

@@ -22,10 +22,10 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from paraclip.storage.files import storage_errors, sweep_drafts
+from paraclip.storage.files import sweep_drafts
 from paraclip.storage.locks import lock
 from paraclip.storage.object_store import RemoteFolder
-from paraclip.storage.parquet import CONFIG, environment_error
+from paraclip.storage.parquet import CONFIG
 from paraclip.storage.parts import DamagedPart, PartFolder, PartMirror, check_columns, digest_of
 from paraclip_core import tables
 from paraclip_core.errors import ArtifactError, UnknownNameError
@@ -278,7 +278,7 @@ class AnswerStore:
         try:
             return con.sql(GENERATIONS.sql(query), params={"files": files, **values}).to_arrow_table()
         except duckdb.Error as error:
-            raise environment_error(error, self.folder) or ArtifactError(
+            raise ArtifactError(
                 f"{self.parts.folder} cannot be read: {error}; delete {self.file.path} and run again: it is "
                 "rebuilt from all sound parts"
             ) from error
@@ -386,13 +386,13 @@ class CacheFile:
             try:
                 self._follow_all()
             except duckdb.Error as error:
-                if environment_error(error, self.path) or LOCKED in str(error):
+                if LOCKED in str(error):
                     raise
                 log.warning("%s is damaged and rebuilt from its parts: %s", self.path, error)
                 self.delete()
                 self._follow_all()
         except duckdb.Error as error:
-            raise environment_error(error, self.path) or ArtifactError(f"{self.path} is unusable: {error}") from error
+            raise ArtifactError(f"{self.path} is unusable: {error}") from error
 
     @contextmanager
     def attached(self, con: duckdb.DuckDBPyConnection) -> Iterator[None]:
@@ -408,12 +408,11 @@ class CacheFile:
 
     def delete(self) -> None:
         """Delete the file, and what a kill left on disk of its memory."""
-        with storage_errors(self.path):
-            if (memory := self.path.with_name(f"{self.path.name}.tmp")).exists():
-                shutil.rmtree(memory)
-            # The log first: without its file it would be replayed.
-            for suffix in (".wal", ""):
-                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        if (memory := self.path.with_name(f"{self.path.name}.tmp")).exists():
+            shutil.rmtree(memory)
+        # The log first: without its file it would be replayed.
+        for suffix in (".wal", ""):
+            self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def create(self, con: duckdb.DuckDBPyConnection) -> None:
         """Create empty tables in the attached file if it has none."""

@@ -7,7 +7,7 @@ A commit writes the manifest into ``out/`` and then renames the folder, a remova
 it: under ``artifacts/`` there are whole artifacts or none, whenever a process is killed.
 
 :class:`paraclip.storage.roots.RemoteStore` is the same store, shared through an object store. Every method raises
-ArtifactError if a disk or an object store fails, or what it reads is damaged.
+ArtifactError if an object store fails or what it reads is damaged; errors of the operating system pass.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from paraclip.storage.files import (
     parse_json,
     remove_temporary,
     safe_name,
-    storage_errors,
     sync_folder,
     write_json,
 )
-from paraclip.storage.locks import living_owner, lock, owner_name
+from paraclip.storage.locks import lock
 from paraclip_core.errors import ArtifactError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -44,8 +43,6 @@ log = logging.getLogger(__name__)
 
 LONGEST_NAME = 200
 """Most bytes of a channel's name: file systems allow 255, and a file's ending and a draft's marks need some."""
-RUN = "run"
-"""Takes a stage's place in the marks of runs in progress; each mark is a lock that nobody else asks for."""
 MANIFEST = "manifest.json"
 SOURCE = "source:"
 """Prefix of the names of inputs from outside the store."""
@@ -119,26 +116,6 @@ class WorkFolder:
     """State for resuming; not part of the artifact."""
     push: Callable[[], None] = lambda: None
     """Call it now and then: it copies checkpoints to where they survive the loss of this machine."""
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A live process on this machine that makes an artifact, or executes the stages of a run."""
-
-    stage: str
-    """`run` for a run."""
-    fingerprint: str
-    reads: Mapping[str, str]
-    """Stage and fingerprint of the artifacts that it reads, or of all that a run consists of."""
-    who: str
-    """Its process and machine, for people."""
-
-    @property
-    def description(self) -> str:
-        """What it is doing, for people."""
-        if self.stage == RUN:
-            return f"a run under way needs it, {self.who}"
-        return f"{self.stage}/{self.fingerprint} is being made by {self.who}"
 
 
 class ArtifactStore:
@@ -275,19 +252,10 @@ class ArtifactStore:
     # Making
 
     @contextmanager
-    def writing(
-        self,
-        stage: str,
-        fingerprint: str,
-        poll: Callable[[], None] | None = None,
-        reads: Mapping[str, str] | None = None,
-    ) -> Iterator[WorkFolder]:
-        """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it.
-
-        Meanwhile :meth:`holders` reports the artifacts that it `reads`, by stage and fingerprint.
-        """
+    def writing(self, stage: str, fingerprint: str, poll: Callable[[], None] | None = None) -> Iterator[WorkFolder]:
+        """Hold the fingerprint's lock and get its work folder, with whatever an earlier try left in it."""
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll, info={"reads": dict(reads or {})}):
+        with lock(work.with_name(f"{fingerprint}.lock"), poll=poll):
             with self._shared_work(stage, fingerprint, poll) as push:
                 yield self._work_folder(stage, fingerprint, push)
             if self._finished(stage, fingerprint):
@@ -304,36 +272,34 @@ class ArtifactStore:
     def _work_folder(self, stage: str, fingerprint: str, push: Callable[[], None]) -> WorkFolder:
         work, target = self.work_path(stage, fingerprint), self.path(stage, fingerprint)
         folder = WorkFolder(work / "out", work / "scratch", push)
-        with storage_errors(work):
-            if target.is_dir() and not (target / MANIFEST).exists():
-                # Somebody was deleting it, so it must not come back half deleted.
-                log.warning("%s has no manifest and is deleted", target)
-                shutil.rmtree(target)
-            folder.out.mkdir(parents=True, exist_ok=True)
-            folder.scratch.mkdir(parents=True, exist_ok=True)
-            # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
-            remove_temporary(folder.out)
+        if target.is_dir() and not (target / MANIFEST).exists():
+            # Somebody was deleting it, so it must not come back half deleted.
+            log.warning("%s has no manifest and is deleted", target)
+            shutil.rmtree(target)
+        folder.out.mkdir(parents=True, exist_ok=True)
+        folder.scratch.mkdir(parents=True, exist_ok=True)
+        # A kill in the middle of a write leaves its temporary file, which must not become part of the artifact.
+        remove_temporary(folder.out)
         return folder
 
     def commit(self, draft: Draft, metrics: dict[str, Any], wall_seconds: float) -> Artifact:
         """Turn the work folder's ``out/`` into the finished artifact. Call it while holding the lock."""
         work, target = self.work_path(draft.stage, draft.fingerprint), self.path(draft.stage, draft.fingerprint)
         out = work / "out"
-        with storage_errors(target):
-            remove_temporary(out)
-            manifest = Manifest(
-                **vars(draft),
-                files={name: seal(out / name) for name in file_names(out)},
-                metrics=metrics,
-                wall_seconds=round(wall_seconds, 3),
-                created=datetime.now(UTC).isoformat(timespec="milliseconds"),
-            )
-            for folder in {out / parent for name in manifest.files for parent in PurePath(name).parents} - {out}:
-                sync_folder(folder)
-            write_json(out / MANIFEST, asdict(manifest))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            out.rename(target)
-            sync_folder(target.parent)
+        remove_temporary(out)
+        manifest = Manifest(
+            **vars(draft),
+            files={name: seal(out / name) for name in file_names(out)},
+            metrics=metrics,
+            wall_seconds=round(wall_seconds, 3),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        )
+        for folder in {out / parent for name in manifest.files for parent in PurePath(name).parents} - {out}:
+            sync_folder(folder)
+        write_json(out / MANIFEST, asdict(manifest))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        out.rename(target)
+        sync_folder(target.parent)
         shutil.rmtree(work, ignore_errors=True)
         return Artifact(target, manifest)
 
@@ -351,9 +317,8 @@ class ArtifactStore:
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact; for everyone who looks, it disappears at once."""
         trash = self.root / "trash"
-        with storage_errors(artifact.path):
-            trash.mkdir(parents=True, exist_ok=True)
-            artifact.path.rename(trash / uuid.uuid4().hex)
+        trash.mkdir(parents=True, exist_ok=True)
+        artifact.path.rename(trash / uuid.uuid4().hex)
         # This also deletes what an earlier, interrupted removal has left.
         for folder in trash.iterdir():
             shutil.rmtree(folder, ignore_errors=True)
@@ -361,30 +326,13 @@ class ArtifactStore:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Delete unfinished work."""
         work = self.work_path(stage, fingerprint)
-        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0), storage_errors(work):
+        with lock(work.with_name(f"{fingerprint}.lock"), wait_seconds=0):
             self._delete_shared_work(stage, fingerprint)
             if work.is_dir():
                 shutil.rmtree(work)
 
     def _delete_shared_work(self, stage: str, fingerprint: str) -> None:
         """Delete what other machines could resume from."""
-
-    def mark_run(self, needs: Mapping[str, str]) -> AbstractContextManager[None]:
-        """Mark a run that needs these artifacts, by stage and fingerprint; meanwhile :meth:`holders` reports it."""
-        folder = self.root / "work" / RUN
-        for path in folder.glob("*.lock"):  # of runs that were killed
-            if living_owner(path) is None:
-                path.unlink(missing_ok=True)
-        return lock(folder / f"{uuid.uuid4().hex}.lock", info={"reads": dict(needs)})
-
-    def holders(self) -> list[Holder]:
-        """Every live process on this machine that makes an artifact of this store, or executes a run on some."""
-        holders = []
-        for path in sorted((self.root / "work").glob("*/*.lock")):
-            if (owner := living_owner(path)) is not None:
-                reads = owner.get("reads", {})
-                holders.append(Holder(path.parent.name, path.stem, dict(reads), owner_name(owner)))
-        return holders
 
     # Channels
 
@@ -424,8 +372,6 @@ class ArtifactStore:
             return path.read_bytes(), str(path)
         except (FileNotFoundError, NotADirectoryError):
             return None, str(path)
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
 
     def _channel_names(self) -> list[str]:
         return sorted(path.stem for path in (self.root / "channels").glob("*.json"))
@@ -502,15 +448,12 @@ def differences(folder: Path, manifest: Manifest, contents: bool = False) -> lis
 
     With `contents`, every file is read, and files that the manifest does not name are reported.
     """
-    try:
-        committed = (folder / MANIFEST).stat().st_mtime_ns
-        checks = ((name, _problem(folder / name, entry, committed, contents)) for name, entry in manifest.files.items())
-        problems = [f"{name} {problem}" for name, problem in checks if problem]
-        if contents:
-            extra = set(file_names(folder)) - set(manifest.files)
-            problems += [f"{name} is not in the manifest" for name in sorted(extra)]
-    except OSError as error:
-        raise ArtifactError(f"cannot read {error.filename or folder}: {error.strerror or error}") from error
+    committed = (folder / MANIFEST).stat().st_mtime_ns
+    checks = ((name, _problem(folder / name, entry, committed, contents)) for name, entry in manifest.files.items())
+    problems = [f"{name} {problem}" for name, problem in checks if problem]
+    if contents:
+        extra = set(file_names(folder)) - set(manifest.files)
+        problems += [f"{name} is not in the manifest" for name in sorted(extra)]
     return problems
 
 

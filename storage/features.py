@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,14 +37,9 @@ def shard_path(folder: Path, shard: int) -> Path:
 
 def write_shard(folder: Path, shard: int, features: np.ndarray) -> None:
     """Write float16 [n, d] as one shard, atomically."""
-
-    def save(file: BinaryIO) -> None:
-        rows = np.ascontiguousarray(features, dtype=np.float16)
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-        # np.save would write the same, but its error on a full disk does not say that the disk is full.
-        file.write(rows.reshape(-1).view(np.uint8).data)
-
-    write_atomic(shard_path(folder, shard), save)
+    data = BytesIO()
+    np.save(data, np.ascontiguousarray(features, dtype=np.float16))
+    write_atomic(shard_path(folder, shard), lambda file: file.write(data.getbuffer()))
 
 
 def write_index(folder: Path, tables: Iterable[pa.Table]) -> None:

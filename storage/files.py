@@ -1,8 +1,7 @@
-"""Files and folders that appear whole or not at all, and what an operating-system error means for the user."""
+"""Files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -14,19 +13,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paraclip_core.errors import FAILING, FULL, ArtifactError, ConfigError, FullDiskError, ParaclipError
+from paraclip_core.errors import ArtifactError, ConfigError
 
 TEMPORARY = ".*.tmp"
 STALE_DRAFT_SECONDS = 24 * 3600
 SETTLED_NS = 100_000_000
-DISK_ERRORS = (*FULL, errno.EROFS, *FAILING)
-"""Error numbers that concern a disk, whatever the operation."""
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with a temporary file next to `path`, flush it to disk and rename it to `path`."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with storage_errors(path), _deleted_on_failure(temporary):
+    with _deleted_on_failure(temporary):
         write_flushed(temporary, write)
         temporary.replace(path)
         sync_folder(path.parent)
@@ -47,9 +44,7 @@ def _deleted_on_failure(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # On a read-only disk even deleting what is not there fails, which must not hide the reason.
-        with suppress(OSError):
-            path.unlink()
+        path.unlink(missing_ok=True)
         raise
 
 
@@ -70,11 +65,6 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)
-    except OSError as error:
-        if error.errno in FULL:
-            raise storage_error(error, folder) from error
-        # It lies where the user said, whatever the root is.
-        raise ArtifactError(f"cannot make {folder}: {error}; choose another folder") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -159,8 +149,6 @@ def read_json(path: Path) -> Any:
     """Read a JSON file."""
     try:
         return parse_json(path.read_bytes())
-    except OSError as error:
-        raise ArtifactError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise ArtifactError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
@@ -171,49 +159,3 @@ def parse_json(data: bytes) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError(str(error)) from error
-
-
-# Errors
-
-
-def storage_error(error: OSError, path: Path) -> ArtifactError:
-    """Describe what an operating-system error about `path` means for the user and how to fix it."""
-    if error.errno in FULL:
-        return FullDiskError(f"no space left while writing {path}; free some (`paraclip artifacts gc`) and run again")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return ArtifactError(f"cannot write {path}: {error.strerror}; choose a writable root with PARACLIP_ROOT")
-    if error.errno in FAILING:
-        return ArtifactError(
-            f"cannot read or write {path}: {error.strerror}; its disk or network folder is at fault (`dmesg` may say "
-            "more), run again when it is fixed"
-        )
-    return ArtifactError(
-        f"cannot write {path}: {error.strerror or error}; the root must be a folder that can be made and written, "
-        "choose it with run.root or PARACLIP_ROOT"
-    )
-
-
-@contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
-    """Turn every operating-system error of the block into an ArtifactError about `path`."""
-    try:
-        yield
-    except OSError as error:
-        raise storage_error(error, path) from error
-
-
-@contextmanager
-def convert_disk_errors(path: Path) -> Iterator[None]:
-    """Turn disk errors, and no others, into an ArtifactError; it names `path` if the error names no file."""
-    try:
-        yield
-    except FullDiskError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise storage_error(error, Path(error.filename2 or error.filename or path)) from error
-        # A library's error, or one of ours that says what could not be written, quotes the reason.
-        if any(os.strerror(code) in str(error) for code in FULL):
-            ours = isinstance(error, ParaclipError)
-            raise (FullDiskError(str(error)) if ours else storage_error(OSError(FULL[0], ""), path)) from error
-        raise

@@ -106,7 +106,7 @@ def _remembered(path: Path) -> dict[str, Entry]:
 
 def _remember(path: Path, entries: Mapping[str, Entry]) -> None:
     # In ASCII, because a name may not be text. If there is no room, the files are read again next time.
-    with suppress(ArtifactError):
+    with suppress(OSError):
         write_atomic(path, lambda file: file.write(json.dumps(entries).encode()))
 
 

@@ -1,7 +1,7 @@
 """One writer at a time, between the processes of a machine (`lock`) and between machines (`lease`).
 
 A lock is the kernel's, on a file (flock): it is free at once when its process ends, however that ends. The file names
-its owner, for people and to protect what must not be deleted meanwhile; nobody takes a lock because of what it says.
+its owner, for people; nobody takes a lock because of what it says.
 
 A lease is a folder of numbered objects: its holder is the owner of the highest number, who renews it. A number is taken
 by writing its object where there is none, which S3, Google Cloud Storage and Azure decide atomically; one whose holder
@@ -25,7 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paraclip.storage.files import parse_json, storage_errors
+from paraclip.storage.files import parse_json
 from paraclip_core.errors import ArtifactError, LockedError
 
 if TYPE_CHECKING:
@@ -45,17 +45,15 @@ Poll = Callable[[], None]
 
 
 @contextmanager
-def lock(
-    path: Path, wait_seconds: float | None = None, poll: Poll | None = None, info: Owner | None = None
-) -> Iterator[None]:
-    """Hold the lock file `path`, which also records `info` about its owner and is deleted at the end.
+def lock(path: Path, wait_seconds: float | None = None, poll: Poll | None = None) -> Iterator[None]:
+    """Hold the lock file `path`, which names its owner and is deleted at the end.
 
     It raises LockedError after `wait_seconds`. `poll` is called between two tries and may raise an error of its own.
     """
     descriptors: list[int] = []
 
     def attempt() -> Owner | None:
-        descriptors.extend(_try_lock(path, {**_this_process(), **(info or {})}))
+        descriptors.extend(_try_lock(path))
         return None if descriptors else _read_owner(path) or {"pid": "?"}
 
     _wait(attempt, str(path), wait_seconds, poll, PAUSES)
@@ -65,31 +63,30 @@ def lock(
         _free(path, descriptors[0])
 
 
-def _try_lock(path: Path, me: Owner) -> list[int]:
+def _try_lock(path: Path) -> list[int]:
     """The descriptor in a list, which is empty if the lock is held."""
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if isinstance(error, BlockingIOError):
-                return []
-            raise ArtifactError(
-                f"cannot lock {path}: {error.strerror}; the root needs a file system with flock, which a local disk "
-                "and most network folders have"
-            ) from error
-        if os.fstat(descriptor).st_nlink == 0:
-            # Its last owner has deleted it since it was opened, and somebody else may have made it again.
-            os.close(descriptor)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
             return []
-        try:
-            os.truncate(descriptor, 0)
-            os.write(descriptor, json.dumps(dict(me)).encode())
-        except BaseException:
-            _free(path, descriptor)
-            raise
+        raise ArtifactError(
+            f"cannot lock {path}: {error.strerror}; the root needs a file system with flock, which a local disk "
+            "and most network folders have"
+        ) from error
+    if os.fstat(descriptor).st_nlink == 0:
+        # Its last owner has deleted it since it was opened, and somebody else may have made it again.
+        os.close(descriptor)
+        return []
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_this_process()).encode())
+    except BaseException:
+        _free(path, descriptor)
+        raise
     return [descriptor]
 
 
@@ -112,7 +109,7 @@ def _wait(
     """Attempt until the lock is acquired (None) or the wait is over; an empty owner means another attempt."""
     (pause, longest), started, announced = pauses, time.monotonic(), False
     while (owner := attempt()) is not None:
-        # Once is not enough: a process that looks at a lock holds it for a moment.
+        # Once is not enough: its owner may just have deleted the file.
         if pause > pauses[0] and owner and wait_seconds is not None and time.monotonic() - started >= wait_seconds:
             raise LockedError(f"{name} is held by {owner_name(owner)}; wait for it to end")
         if owner and not announced and pause >= longest:
@@ -123,19 +120,6 @@ def _wait(
         # Two who keep getting in each other's way must not do so in step.
         time.sleep(pause * random.uniform(0.7, 1.3))
         pause = min(1.4 * pause, longest)
-
-
-def living_owner(path: Path) -> Owner | None:
-    """What the lock file `path` says about its owner; None if nobody holds it."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_owner(path)
-        finally:
-            os.close(descriptor)
-    return None
 
 
 @contextmanager

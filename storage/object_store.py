@@ -6,7 +6,6 @@ An object is written whole or not at all, and there is no rename. Concurrent wri
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from paraclip.storage.files import safe_name, storage_error
+from paraclip.storage.files import safe_name
 from paraclip_core.errors import ArtifactError, ConfigError, ParaclipError
 
 EXTRAS = {"s3": "pip install 'paraclip[s3]'", "s3a": "pip install 'paraclip[s3]'"}
 LOCAL = ("file", "local")
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 SECRET = re.compile(r"KEY|SECRET|TOKEN|PASSW|CREDENTIAL|CONNECTION_STRING", re.IGNORECASE)
 QUERY = re.compile(r"\?[^\s\"']+")
 
@@ -164,8 +162,6 @@ class RemoteFolder:
         except FileNotFoundError:
             raise ArtifactError(f"cannot {what} {self.name(path)}: there is no such object or bucket") from None
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in DISK:
-                raise storage_error(error, Path(error.filename or self.name(path))) from None
             hint = "check that it can be reached (AWS_ENDPOINT_URL, the network) and your credentials for it"
             # Not chained: the original text may hold a signed address.
             raise ArtifactError(f"cannot {what} {self.name(path)}: {_redacted(error)}; {hint}") from None

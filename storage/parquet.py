@@ -1,23 +1,17 @@
-"""Parquet files that appear whole, written and read in streams, and counted by DuckDB; what DuckDB's errors mean."""
+"""Parquet files that appear whole, written and read in streams, and counted by DuckDB."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip.storage.files import storage_error, write_atomic
+from paraclip.storage.files import write_atomic
 from paraclip_core.errors import ArtifactError
 from paraclip_core.tables import DUCKDB as CONFIG
 from paraclip_core.text_safety import one_line
-
-if TYPE_CHECKING:
-    # It takes a while to import, and most commands need none.
-    import duckdb
 
 # A folder above the files may be called `license=MIT` and is no column.
 MOST_FREQUENT = """
@@ -27,10 +21,6 @@ MOST_FREQUENT = """
     SELECT CASE WHEN place <= $limit THEN value END AS value, place > $limit AS rest, sum(rows), count(*)
     FROM ranked GROUP BY ALL ORDER BY rest, value NULLS FIRST
 """
-
-
-SIGNS = {"No space left": errno.ENOSPC, "Read-only file system": errno.EROFS, "Permission denied": errno.EACCES}
-"""What DuckDB's errors say about the machine, with the error numbers that mean the same."""
 
 
 class PartWriter:
@@ -117,17 +107,6 @@ def count_rows(folder: Path) -> int:
     return sum(pq.read_metadata(path).num_rows for path in parquet_files(folder))
 
 
-def environment_error(error: duckdb.Error, path: Path) -> ArtifactError | None:
-    """What a DuckDB error says about the machine; None if it is about the file."""
-    text = str(error)
-    for sign, code in SIGNS.items():
-        if sign in text:
-            return storage_error(OSError(code, sign), path)
-    if type(error).__name__ == "OutOfMemoryException":
-        return ArtifactError(f"too little memory or disk to use {path}: {text}")
-    return None
-
-
 def frequent_values(path: Path, column: str, limit: int = 30) -> dict[str, int]:
     """Rows of each of the `limit` most frequent values of a text column, by value; the others together at the end.
 
@@ -141,7 +120,7 @@ def frequent_values(path: Path, column: str, limit: int = 30) -> dict[str, int]:
         with duckdb.connect(":memory:", config=CONFIG) as connection:
             rows = connection.execute(query, {"parts": files, "limit": limit}).fetchall()
     except duckdb.Error as error:
-        raise environment_error(error, path) or ArtifactError(
+        raise ArtifactError(
             f"cannot count the values in {path}: {one_line(error)}; run again, or have its stage made again"
         ) from error
     counted: dict[str, int] = {}

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from paraclip.storage.files import storage_errors, sync_folder, write_flushed
+from paraclip.storage.files import sync_folder, write_flushed
 from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError
 
@@ -57,9 +57,8 @@ class PartFolder:
         pq.write_table(table, sink, compression="zstd", use_dictionary=repeated, write_statistics=repeated)
         data = memoryview(sink.getvalue())
         path = self.folder / f".{uuid.uuid4().hex}-{_digest(data)}.tmp"
-        with storage_errors(path):
-            # Directly under this name: `publish` renames it and flushes the folder.
-            write_flushed(path, lambda file: file.write(data))
+        # Directly under this name: `publish` renames it and flushes the folder.
+        write_flushed(path, lambda file: file.write(data))
         return path
 
     def publish(self, drafts: Iterable[Path], number: int = 0) -> list[str]:
@@ -71,25 +70,23 @@ class PartFolder:
         digests = {digest_of(name) for name in names}
         last = int(names[-1][:8]) if names else 0
         published = []
-        with storage_errors(self.folder):
-            for draft in drafts:
-                digest = digest_of(draft.name)
-                if digest in digests:
-                    draft.unlink()
-                    continue
-                last += 1
-                name = f"{number or last:08d}-{digest}.parquet"
-                draft.rename(self.folder / name)
-                digests.add(digest)
-                published.append(name)
-            sync_folder(self.folder)
+        for draft in drafts:
+            digest = digest_of(draft.name)
+            if digest in digests:
+                draft.unlink()
+                continue
+            last += 1
+            name = f"{number or last:08d}-{digest}.parquet"
+            draft.rename(self.folder / name)
+            digests.add(digest)
+            published.append(name)
+        sync_folder(self.folder)
         return published
 
     def delete(self, names: Iterable[str]) -> None:
         """Delete parts whose rows another one has."""
-        with storage_errors(self.folder):
-            for name in names:
-                (self.folder / name).unlink(missing_ok=True)
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """Names of all parts, first published first; files that are not parts are ignored."""
@@ -101,10 +98,7 @@ class PartFolder:
 
     def open(self, name: str) -> pq.ParquetFile:
         """Read a part into memory; its bytes must be those that were written, and it must have the columns."""
-        try:
-            data = (self.folder / name).read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"cannot read {self.folder / name}: {error.strerror}; run again") from error
+        data = (self.folder / name).read_bytes()
         if _digest(data) != digest_of(name):
             raise DamagedPart(name, f"its {len(data)} bytes are not those that were written")
         try:
@@ -118,16 +112,13 @@ class PartFolder:
         """Rename a damaged part, so that it is neither read again nor lost."""
         path = self.folder / damaged.name
         log.warning("part %s is damaged and set aside as %s.damaged: %s", path, damaged.name, damaged)
-        with storage_errors(path):
-            path.rename(path.with_name(f"{damaged.name}.damaged"))
+        path.rename(path.with_name(f"{damaged.name}.damaged"))
 
     def _listing(self) -> list[str]:
         try:
             return os.listdir(self.folder)  # noqa: PTH208 (names only; ten thousand of them in milliseconds)
         except FileNotFoundError:
             return []
-        except OSError as error:
-            raise ArtifactError(f"cannot read {self.folder}: {error.strerror}") from error
 
 
 class PartMirror:
@@ -184,17 +175,16 @@ class PartMirror:
         # A killed download leaves a draft, which the cache sweeps.
         drafts = {path: (self._folder / path).with_name(f".{uuid.uuid4().hex}.tmp") for path in paths}
         try:
-            with storage_errors(self._folder):
-                self._remote.download({f"cache/{path}": draft for path, draft in drafts.items()})
-                for path, draft in drafts.items():
-                    if _digest(draft.read_bytes()) == digest_of(Path(path).name):
-                        draft.replace(self._folder / path)
-                        continue
-                    self._damaged.add(path)
-                    address = self._remote.name(f"cache/{path}")
-                    log.warning("%s is damaged and left out; upload it again from a machine that has it", address)
-                for folder in {draft.parent for draft in drafts.values()}:
-                    sync_folder(folder)
+            self._remote.download({f"cache/{path}": draft for path, draft in drafts.items()})
+            for path, draft in drafts.items():
+                if _digest(draft.read_bytes()) == digest_of(Path(path).name):
+                    draft.replace(self._folder / path)
+                    continue
+                self._damaged.add(path)
+                address = self._remote.name(f"cache/{path}")
+                log.warning("%s is damaged and left out; upload it again from a machine that has it", address)
+            for folder in {draft.parent for draft in drafts.values()}:
+                sync_folder(folder)
         finally:
             for draft in drafts.values():
                 with suppress(OSError):

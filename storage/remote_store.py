@@ -30,7 +30,7 @@ from paraclip.storage.artifacts import (
     read_manifest,
     safe_channel,
 )
-from paraclip.storage.files import file_sha256, json_bytes, storage_errors, sync_folder, write_atomic, write_json
+from paraclip.storage.files import file_sha256, json_bytes, sync_folder, write_atomic, write_json
 from paraclip.storage.locks import Lease, lease, lock
 from paraclip.storage.object_store import RemoteFolder
 from paraclip_core.errors import ArtifactError, LockedError
@@ -148,13 +148,12 @@ class RemoteStore(ArtifactStore):
                 return True
             log.info("downloading %s (%s bytes)", self.remote.name(_base(manifest)), manifest.size())
             try:
-                with storage_errors(target):
-                    shutil.rmtree(draft, ignore_errors=True)  # of a download that was killed
-                    self._download_to(draft, manifest)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.rmtree(target, ignore_errors=True)
-                    draft.rename(target)
-                    sync_folder(target.parent)
+                shutil.rmtree(draft, ignore_errors=True)  # of a download that was killed
+                self._download_to(draft, manifest)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(target, ignore_errors=True)
+                draft.rename(target)
+                sync_folder(target.parent)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return True

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore
-from paraclip.storage.files import storage_errors
 from paraclip.tasks.channels import models
 from paraclip_core.errors import LockedError
 
@@ -24,7 +23,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Garbage:
-    """A folder that can be deleted, or could be if it were not in use."""
+    """A folder that can be deleted."""
 
     stage: str
     fingerprint: str
@@ -33,21 +32,17 @@ class Garbage:
     """Bytes."""
     artifact: Artifact | None
     """None for unfinished work."""
-    used: str = ""
-    """Who is using it."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        place = {"why": self.used} if self.used else {"path": str(self.path), "bytes": self.size}
-        return {"stage": self.stage, "fingerprint": self.fingerprint, **place}
+        return {"stage": self.stage, "fingerprint": self.fingerprint, "path": str(self.path), "bytes": self.size}
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Artifacts that can be deleted, and those that a running process still needs."""
+    """What can be deleted, and how much is kept only because of its age."""
 
     garbage: list[Garbage]
-    skipped: list[Garbage]
     young: int
     """Artifacts kept only because of their age, including those that they were made from."""
 
@@ -57,46 +52,39 @@ def collect(
 ) -> Collected:
     """Find artifacts that belong to no run of a channel's latest models, and from which no kept artifact was made.
 
-    Artifacts needed by a stage or run in progress on this machine, or younger than `keep_days`, are kept with
-    everything that they were made from. With `unfinished`, unfinished work that nobody has touched for `keep_days` is
-    collected, too.
+    Artifacts younger than `keep_days` are kept with everything that they were made from. With `unfinished`, unfinished
+    work that nobody has touched for `keep_days` is collected, too.
     """
-    # Read the work in progress first: whatever finishes meanwhile is then in the list of artifacts.
-    holders = store.holders()
     artifacts = {(artifact.stage, artifact.fingerprint): artifact for artifact in store.list()}
-    used = {(holder.stage, holder.fingerprint): holder.description for holder in holders}
-    for holder in holders:
-        # Including unfinished work of a run's later stages.
-        for key in {*holder.reads.items(), *_with_origins(holder.reads.items(), artifacts)}:
-            used.setdefault(key, holder.description)
     young = datetime.now(UTC) - timedelta(days=keep_days)
     needed = _of_channels(store, keep_models)
     recent = [key for key, a in artifacts.items() if datetime.fromisoformat(a.manifest.created) > young]
     staying = _with_origins([*needed, *recent], artifacts)
     garbage = [
-        Garbage(*key, artifact.path, artifact.manifest.size(), artifact, used.get(key, ""))
+        Garbage(*key, artifact.path, artifact.manifest.size(), artifact)
         for key, artifact in artifacts.items()
         if key not in staying
     ]
     garbage += [
-        Garbage(stage, name, path, sum(file.st_size for file in _files(path)), None, used.get((stage, name), ""))
+        Garbage(stage, name, path, sum(file.st_size for file in _files(path)), None)
         for stage, name, path in store.unfinished()
         # A commit that was killed at its very end leaves work that nothing resumes.
         if (unfinished and _touched(path) <= young) or (stage, name) in artifacts
     ]
-    skipped = sorted((item for item in garbage if item.used), key=lambda item: (item.stage, item.fingerprint))
-    free = [item for item in garbage if not item.used]
-    return Collected(free, skipped, len(staying) - len(_with_origins(needed, artifacts)))
+    return Collected(garbage, len(staying) - len(_with_origins(needed, artifacts)))
 
 
-def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> None:
-    """Delete what was collected, except unfinished work that has been resumed since."""
+def remove(garbage: Iterable[Garbage], store: ArtifactStore) -> list[Garbage]:
+    """Delete what was collected, except unfinished work that a stage holds; returns what was deleted."""
+    deleted = []
     for item in garbage:
-        with storage_errors(item.path), suppress(LockedError):
+        with suppress(LockedError):
             if item.artifact is not None:
                 store.remove(item.artifact)
             else:
                 store.discard(item.stage, item.fingerprint)
+            deleted.append(item)
+    return deleted
 
 
 def _with_origins(start: Iterable[Key], artifacts: Mapping[Key, Artifact]) -> set[Key]:

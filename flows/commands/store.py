@@ -95,27 +95,24 @@ def gc(
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Unfinished work as old, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete what no channel's models need and no stage in progress reads. The answers cache is never touched.
+    """Delete what no channel's models need. The answers cache is never touched.
 
     A channel's models are the one that it serves and some before, which `paraclip channel rollback` can go back to.
-    A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise.
+    A run's artifacts have no channel before it ends, so what is younger than a day is kept unless you say otherwise;
+    a Retry makes again what was deleted.
     """
     store = opened_root(root)
     collected = collect(store, keep_days, unfinished, keep_models)
-    if yes:
-        remove(collected.garbage, store)
+    items = remove(collected.garbage, store) if yes else collected.garbage
     if as_json:
-        items, in_use = ([item.as_json() for item in group] for group in (collected.garbage, collected.skipped))
-        print_json({"deleted": yes, "items": items, "in_use": in_use})
+        print_json({"deleted": yes, "items": [item.as_json() for item in items]})
         return
-    for item in collected.skipped:
-        say(f"skipped {item.stage}/{item.fingerprint}: {item.used}")
-    for item in collected.garbage:
+    for item in items:
         say(f"{'deleted' if yes else 'would delete'} {item.path} ({human_bytes(item.size)})")
     if collected.young:
         say(f"{collected.young} more stay because they, or what was made from them, are young; see --keep-days")
-    total = human_bytes(sum(item.size for item in collected.garbage))
-    say(f"{len(collected.garbage)} folders, {total}" + ("" if yes or not collected.garbage else "; --yes deletes them"))
+    total = human_bytes(sum(item.size for item in items))
+    say(f"{len(items)} folders, {total}" + ("" if yes or not items else "; --yes deletes them"))
 
 
 def stats(root: RootOption = DEFAULT_ROOT, as_json: JsonOption = False) -> None:

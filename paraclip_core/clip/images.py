@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
-from paraclip_core.errors import FAILING, InputError
+from paraclip_core.errors import InputError
 from paraclip_core.pictures import (
     PICTURE_ROWS,
     damaged_parquet,
@@ -63,8 +63,6 @@ class ImageArchive:
             self._file = self.path.open("rb")
             weakref.finalize(self, self._file.close)
         except OSError as error:
-            if error.errno in FAILING:
-                raise _named(error, self.path) from error
             raise InputError(f"cannot read images from {self.path}: {error.strerror or error}") from error
 
     def read(self, name: str) -> bytes:
@@ -80,13 +78,13 @@ class ImageArchive:
         try:
             return os.pread(self._file.fileno(), size, offset)
         except OSError as error:
-            raise _named(error, self.path) from error
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def size(self, name: str) -> int | None:
         """Size in bytes of an image in a tar or folder, without reading it; None if there is no such image."""
         key = _key(name)
         if self.path.is_dir():
-            return (self.path / key).stat().st_size if _is_file(self.path, key) and self._inside(key) else None
+            return (self.path / key).stat().st_size if _is_file(self.path / key) and self._inside(key) else None
         place = self._place(key)
         return None if place is None else place[1]
 
@@ -146,25 +144,17 @@ class ImageArchive:
 
     def _read_from_folder(self, key: str, name: str) -> bytes:
         path = self.path / key
-        try:
-            if not self._inside(key):
-                raise InputError(f"{self.path} has no image {name!r}: the name leads out of the folder")
-            return path.read_bytes()
-        except (OSError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in FAILING:
-                raise _named(error, path) from error
-            raise InputError(f"{self.path} has no readable image {name!r}: {error}") from error
+        if not _is_file(path):
+            raise InputError(f"{self.path} has no image {name!r}")
+        if not self._inside(key):
+            raise InputError(f"{self.path} has no image {name!r}: the name leads out of the folder")
+        return path.read_bytes()
 
 
 def missing_images(path: Path, names: Sequence[str]) -> list[str]:
     """The names that a folder, tar or Parquet file does not contain."""
     with ImageArchive(path) as archive:
         return [name for name in names if not archive.has(name)]
-
-
-def _named(error: OSError, path: Path) -> OSError:
-    """The same error with the file's name, which a read error lacks."""
-    return OSError(error.errno, error.strerror, str(path))
 
 
 def decode_image(data: bytes, name: str) -> Image.Image:
@@ -193,8 +183,6 @@ def _file_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in FAILING:
-            raise
         raise InputError(f"cannot read the image {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
@@ -220,13 +208,10 @@ def _key(name: str) -> str:
     return name.removeprefix("./").lstrip("/")
 
 
-def _is_file(folder: Path, key: str) -> bool:
+def _is_file(path: Path) -> bool:
     try:
-        return (folder / key).is_file()
-    except (OSError, ValueError) as error:
-        # Only a failing disk leaves it unknown whether the file exists: a name that is too long cannot exist.
-        if isinstance(error, OSError) and error.errno in FAILING:
-            raise
+        return path.is_file()
+    except OSError:  # its name is too long
         return False
 
 

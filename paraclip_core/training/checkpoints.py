@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from paraclip_core.clip.model import add_tensors
-from paraclip_core.errors import FAILING, TrainingError
+from paraclip_core.errors import TrainingError
 from paraclip_core.tensor_file import remove_draft, write_tensors
 
 log = logging.getLogger(__name__)
@@ -81,18 +81,11 @@ class CheckpointFolder:
         """Header and tensors; raises ValueError for a damaged file."""
         path = self._path(step)
         try:
-            with path.open("rb"):  # safetensors hides the reason of an OSError
-                pass
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["paraclip"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
             sound = meta.pop("digest") == _digest(meta, tensors)
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            if isinstance(error, OSError) and error.errno in FAILING:
-                raise TrainingError(
-                    f"cannot read the checkpoint {path}: {error.strerror}; its disk or network folder is at fault; run "
-                    "again when it is fixed, or delete the file to resume from the one before it"
-                ) from error
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(str(error)) from error
         if not sound:
             raise ValueError("its digest differs")

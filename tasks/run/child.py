@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from paraclip.storage.artifacts import ArtifactStore
-from paraclip.storage.files import convert_disk_errors, storage_errors
 from paraclip.tasks.run.run import Stop
 from paraclip.tasks.run.status import StatusFile, read_failure, relay_from
 from paraclip_core.config import Settings
@@ -56,13 +55,11 @@ def call_in_child(
     The calling thread starts the child and waits for it, so it outlives the child: the kernel ends the child when the
     thread that started it ends. The child's output is appended to the log file `path`; setting `stop` ends the child.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        log_file = path.open("a", encoding="utf-8", errors="replace")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log_file = path.open("a", encoding="utf-8", errors="replace")
     with TempDir() as folder, log_file as output:
         text = json.dumps({"parent": os.getpid(), "work": work, "request": dict(request)})
-        with convert_disk_errors(folder):
-            (folder / "request.json").write_text(text)
+        (folder / "request.json").write_text(text)
         began, status = output.tell(), folder / STATUS
         child = subprocess.Popen(
             [sys.executable, "-P", "-m", "paraclip.tasks.run.child", str(folder / "request.json")],
@@ -136,8 +133,7 @@ def _main(request_path: Path) -> int:
     module, _, function = call["work"].partition(":")
     try:
         work: Callable[[Mapping[str, Any], Progress], None] = getattr(import_module(module), function)
-        with convert_disk_errors(request_path.parent):
-            work(request, status.progress)
+        work(request, status.progress)
     except ParaclipError as error:
         log.exception("%s failed", name)
         status.fail(error)

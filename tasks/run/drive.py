@@ -43,11 +43,8 @@ def drive(run: Run, workers: Workers, show: Show = lambda rows, left: None) -> R
     check_run_name(run.settings.name, run.store)
     run.need_files()
     need_rows(run)
-    # Now: captions that arrive while it runs belong to the next run, and must not give this one a mix of two sets.
-    nodes = run.nodes
     run.check_trackers()
-    with run.store.mark_run({name: node.fingerprint for name, node in nodes.items()}):
-        return record_result(run, _rows(run, workers, show))
+    return record_result(run, _rows(run, workers, show))
 
 
 def finished(run: Run, start: str | None = None) -> Result | None:
@@ -104,6 +101,7 @@ class InTurn:
 
 
 def _rows(run: Run, workers: Workers, show: Show) -> list[Row]:
+    # Now: captions that arrive while it runs belong to the next run, and must not give this one a mix of two sets.
     waiting, working, rows = dict(run.nodes), list[str](), dict[str, Row]()
     try:
         while waiting or working:

@@ -16,7 +16,7 @@ from paraclip.tasks.run.child import call_in_child, log_path
 from paraclip.tasks.run.once import make_once
 from paraclip.tasks.run.run import Node, Run, Stage, StageContext, all_stages, settings_of
 from paraclip.tasks.run.status import together
-from paraclip_core.errors import StageError
+from paraclip_core.errors import CrashedError, StageError
 from paraclip_core.progress import Progress, silent
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,12 @@ def execute(
     def body(work: WorkFolder, report: Progress) -> dict[str, Any]:
         return stage.call(StageContext(run, inputs, work, report))
 
-    artifact, made = make_once(run.store, draft, body, progress, partial(_changed_sources, stage, draft, run))
+    try:
+        artifact, made = make_once(run.store, draft, body, progress, partial(_changed_sources, stage, draft, run))
+    except OSError as error:
+        # If a write fails, Python's own text names no file.
+        folder = run.store.work_path(draft.stage, draft.fingerprint)
+        raise CrashedError(f"{error} (at work in {folder}); run again to go on from there") from error
     if not made:
         progress(1, 1, **{TAKEN: "from another run"})
     return artifact

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft, WorkFolder
-from paraclip.storage.files import convert_disk_errors
 from paraclip_core.errors import InputError
 from paraclip_core.progress import Fact, Progress, silent
 
@@ -29,7 +28,7 @@ def make_once(
     if (artifact := store.find(draft.stage, draft.fingerprint)) is not None:
         return artifact, False
     waiting = partial(progress, 0, None, waiting="for another run of the same stage")
-    with store.writing(draft.stage, draft.fingerprint, waiting, draft.inputs) as work:
+    with store.writing(draft.stage, draft.fingerprint, waiting) as work:
         # Another process may have finished it while this one waited for the lock.
         if (artifact := store.find(draft.stage, draft.fingerprint)) is not None:
             return artifact, False
@@ -42,8 +41,7 @@ def make_once(
             progress(done, total, **facts)
             work.push()
 
-        with convert_disk_errors(work.out):
-            metrics = body(work, report)
+        metrics = body(work, report)
         if names := changed():
             # Otherwise its parts would be taken for the file's earlier contents if those return.
             for folder in (work.out, work.scratch):

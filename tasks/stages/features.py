@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from paraclip.storage.artifacts import SOURCE, Artifact, Draft
 from paraclip.storage.features import EarlierFeatures, FeatureStore
-from paraclip.storage.parquet import CONFIG, environment_error, parquet_files, read_table
+from paraclip.storage.parquet import CONFIG, parquet_files, read_table
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import BUILT_IN, base_sources
 from paraclip.tasks.run.run import Missing, Run, Stage, find_missing, input_path, need
@@ -117,9 +117,7 @@ def list_images(captions: Path, target: Path) -> int:
             with duckdb.connect(":memory:", config=CONFIG | limits) as connection:
                 connection.sql(UNIQUE_IMAGES, params={"parts": files}).write_parquet(str(temporary))
         except duckdb.Error as error:
-            raise environment_error(error, target) or ArtifactError(
-                f"cannot list the images of {captions}: {error}"
-            ) from error
+            raise ArtifactError(f"cannot list the images of {captions}: {error}") from error
         temporary.replace(target)
     return pq.read_metadata(target).num_rows
 

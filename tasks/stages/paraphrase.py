@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from paraclip.storage.answers import AnswerStore
 from paraclip.storage.artifacts import Artifact
 from paraclip.storage.locks import lock
-from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
+from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Run, Slot, Stage, StageContext, find_missing, input_path
@@ -164,7 +164,7 @@ def paraphrasing(
         try:
             yield rounds
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-            raise environment_error(error, scratch) or ArtifactError(
+            raise ArtifactError(
                 f"the step's tables in {scratch} cannot be used: {one_line(error)}; run again"
             ) from error
 

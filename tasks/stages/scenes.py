@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from paraclip.storage.files import storage_errors
 from paraclip.tasks.run.run import Stage, StageContext
 from paraclip_core.options import meaning
 
@@ -16,8 +15,7 @@ def _render_scenes(ctx: StageContext) -> dict[str, Any]:
 
     options = ctx.settings.data.scenes
     assert options is not None
-    with storage_errors(ctx.work.out):
-        return dict(write_scenes(options, ctx.work.out, ctx.progress))
+    return dict(write_scenes(options, ctx.work.out, ctx.progress))
 
 
 SCENES = Stage(

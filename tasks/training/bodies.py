@@ -12,7 +12,6 @@ import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from paraclip.storage.arrays import stored_arrays
 from paraclip.storage.artifacts import Artifact
-from paraclip.storage.files import storage_error, write_json
+from paraclip.storage.files import write_json
 from paraclip.storage.parquet import PartWriter, frequent_values, iter_batches
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.models import base_held_out, base_reference, candidates_of
@@ -175,9 +174,8 @@ def finetune(ctx: StageContext) -> dict[str, Any]:
     ``candidates.json``."""
     use_threads(ctx.settings)
     tuning = _load(ctx)
-    with ExitStack() as needed:
-        trained, points = _candidates(ctx, tuning, needed)
-        choice = _choose(ctx, tuning, trained, points)
+    trained, points = _candidates(ctx, tuning)
+    choice = _choose(ctx, tuning, trained, points)
     return _released(ctx, tuning, trained, points, choice)
 
 
@@ -191,11 +189,8 @@ def _load(ctx: StageContext) -> Tuning:
     return Tuning(clip, base.image_encoder, data, weights_hash(clip))
 
 
-def _candidates(ctx: StageContext, tuning: Tuning, needed: ExitStack) -> tuple[list[Trained], list[Point]]:
-    """Find or train every candidate, and measure each at every α; the model has the base's weights afterwards.
-
-    Garbage collection leaves the candidates until `needed` is closed.
-    """
+def _candidates(ctx: StageContext, tuning: Tuning) -> tuple[list[Trained], list[Point]]:
+    """Find or train every candidate, and measure each at every α; the model has the base's weights afterwards."""
     clip, validation, candidates = tuning.clip, tuning.data.validation, candidates_of(ctx.settings)
     parameters = trained_parameters(clip.model)
     base, of_base = copy_weights(parameters), _measured(ctx, clip, validation, "base", {})
@@ -203,7 +198,6 @@ def _candidates(ctx: StageContext, tuning: Tuning, needed: ExitStack) -> tuple[l
     for number, candidate in enumerate(candidates, 1):
         facts: dict[str, Fact] = {"candidate": f"{number} of {len(candidates)}, {candidate.name}"}
         draft = candidate_draft(ctx, candidate, tuning.weights)
-        needed.enter_context(ctx.store.mark_run({draft.stage: draft.fingerprint}))
         trained.append(train_candidate(ctx, candidate, draft, clip, tuning.data, partial(ctx.progress, **facts)))
         tuned = candidate_weights(trained[-1].artifact, clip)
         for alpha in sorted({0.0, *ctx.settings.finetune.alpha.grid}):
@@ -322,10 +316,7 @@ def _release(ctx: StageContext, trained: Base, rows: TrainingRows, **about: Any)
         revision=clip.revision,
     )
     folder = ctx.work.out / "release"
-    try:
-        save_release(clip, folder, card)
-    except OSError as error:
-        raise storage_error(error, folder) from error
+    save_release(clip, folder, card)
     return after
 
 

@@ -32,7 +32,6 @@ from paraclip_core.errors import (
     ConfigError,
     CrashedError,
     EngineError,
-    FullDiskError,
     InputError,
 )
 from paraclip_core.settings import parse_settings
@@ -130,7 +129,6 @@ def test_a_paused_run_stops_its_stages_and_says_so(
         (CrashedError("its process was killed by SIGKILL"), 1, "without a deployment"),
         (CrashedError("its process was killed by SIGKILL"), 3, "pipeline"),
         (AwayError("http://127.0.0.1:1 cannot be reached"), 3, "alone"),
-        (FullDiskError("no space left"), 2, "alone"),
         (EngineError("the server refuses the key"), 1, "alone"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,

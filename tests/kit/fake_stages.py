@@ -60,6 +60,14 @@ def _talk(context: StageContext) -> dict[str, Any]:
     return {}
 
 
+def _fill(context: StageContext) -> dict[str, Any]:
+    """Write half a megabyte, and report what an earlier try left in the scratch folder."""
+    before = [path.name for path in context.work.scratch.iterdir()]
+    (context.work.scratch / "first").touch()
+    (context.work.out / "made.bin").write_bytes(bytes(500_000))
+    return {"before": before}
+
+
 def end_and_crash(request: Mapping[str, Any], progress: Progress) -> None:
     """End well, and crash while the process exits."""
     atexit.register(os.kill, os.getpid(), signal.SIGSEGV)
@@ -89,6 +97,7 @@ TROUBLE = STAGES | {
         "killed": _killed,
         "hang": _hang,
         "talk": _talk,
+        "fill": _fill,
     }.items()
 }
 

@@ -293,9 +293,9 @@ def test_a_read_only_root_is_read_and_not_written(small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     assert make(store) == artifact
     assert store.verify(artifact) == []
-    with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
+    with pytest.raises(OSError, match="Read-only file system"):
         make(store, "f" * 32)
-    with pytest.raises(ArtifactError, match="choose a writable root with PARACLIP_ROOT"):
+    with pytest.raises(OSError, match="Read-only file system"):
         store.remove(artifact)
     assert store.find("ingest", FP) == artifact
 
@@ -307,12 +307,12 @@ def test_a_full_disk_keeps_the_work_for_when_there_is_room(small_disk: Path) -> 
         fill(work.out)
         with pytest.raises(OSError, match="No space"):
             ballast.write_bytes(bytes(2_000_000))
-        with pytest.raises(ArtifactError, match=r"no space left while writing .*paraclip artifacts gc"):
+        with pytest.raises(OSError, match="No space left"):
             store.commit(draft(), {"rows": 3}, 1.0)
     assert store.find("ingest", FP) is None
     with pytest.raises(OSError, match="No space"), ballast.open("ab") as file:
         file.write(bytes(2_000_000))
-    with pytest.raises(ArtifactError, match="no space left"), store.writing("ingest", "f" * 32):
+    with pytest.raises(OSError, match="No space left"), store.writing("ingest", "f" * 32):
         pass
     ballast.unlink()
     assert [p.name for p in (small_disk / "work" / "ingest").iterdir()] == [FP]

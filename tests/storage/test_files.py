@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and what is said when they cannot."""
+"""Files that appear whole or not at all, even on a full disk."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ def test_json_is_the_same_bytes_for_equal_values_and_what_is_not_json_is_refused
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b"}
 
 
-def test_reading_what_is_absent_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"cannot read .*nothing\.json: No such file"):
-        read_json(tmp_path / "nothing.json")
+def test_reading_what_is_damaged(tmp_path: Path) -> None:
     endless = b"[" * 100_000
     for content in (b"", b"{", b"\xff\xfe\xfa", b'{"a": 1}{', endless):
         (tmp_path / "bad.json").write_bytes(content)
@@ -127,10 +125,10 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_said_and_the_old_file_stays(small_disk: Path) -> None:
     write_json(small_disk / "a.json", "old")
-    with pytest.raises(ArtifactError, match=r"no space left while writing .*a\.json; free some"):
+    with pytest.raises(OSError, match="No space left on device"):
         write_atomic(small_disk / "a.json", lambda file: file.write(os.urandom(2_000_000)))
     table = pa.table({"x": [os.urandom(100) for _ in range(20_000)]})
-    with pytest.raises(ArtifactError, match="no space left"):
+    with pytest.raises(OSError, match="No space left on device"):
         write_table(small_disk / "t.parquet", table)
     assert [p.name for p in small_disk.iterdir()] == ["a.json"]
     assert json.loads((small_disk / "a.json").read_text()) == "old"

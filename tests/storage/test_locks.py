@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from paraclip.storage.locks import living_owner, lock
+from paraclip.storage.locks import lock
 from paraclip_core.errors import ArtifactError, LockedError
 from tests.kit.machines import AT_ONCE
 
@@ -76,35 +74,6 @@ def test_a_living_owner_is_named_and_a_killed_one_followed_at_once(tmp_path: Pat
         # Nobody has waited for the child, so it is a zombie.
         with lock(tmp_path / "x.lock"):
             assert time.monotonic() - started < AT_ONCE
-
-
-def test_whoever_holds_it_is_reported_and_no_one_else(tmp_path: Path) -> None:
-    path = tmp_path / "x.lock"
-    assert living_owner(path) is None
-    with lock(path, info={"reads": {"ingest": "0123"}}):
-        owner = living_owner(path) or {}
-        assert (owner["pid"], owner["reads"]) == (os.getpid(), {"ingest": "0123"})
-    # What a killed process left says nothing, whatever it says: not even that its process number is alive.
-    path.write_text(json.dumps({"pid": os.getpid(), "host": "this"}))
-    assert living_owner(path) is None
-
-
-def test_looking_keeps_nobody_out(tmp_path: Path) -> None:
-    path, over = tmp_path / "x.lock", threading.Event()
-
-    def look() -> None:
-        while not over.is_set():
-            living_owner(path)
-
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
-        for _ in range(200):
-            with lock(path, wait_seconds=0.5):
-                pass
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_processes_exclude_each_other(tmp_path: Path) -> None:

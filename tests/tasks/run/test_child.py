@@ -114,7 +114,7 @@ def test_settings_of_another_checkout_are_reported_once_and_not_as_a_crash(tmp_p
     later = Later.model_validate(settings_at(tmp_path).model_dump())
     with pytest.raises(StageError, match=r"settings of this run \(sharpness\): it has changed") as raised:
         run_in_child(draft("first"), Run(later), {})
-    assert not worth_a_retry(raised.value, 1)
+    assert not worth_a_retry(raised.value)
 
 
 @pytest.mark.parametrize("way", ["interrupt", "stop"])

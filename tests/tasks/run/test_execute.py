@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import torch
 
-from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.storage.files import convert_disk_errors
+from paraclip.storage.artifacts import Artifact, ArtifactStore
 from paraclip.storage.parquet import read_table
 from paraclip.tasks.run.execute import execute, run_stage
-from paraclip.tasks.run.run import Node, Run, Stage, StageContext, software_versions
-from paraclip_core.errors import ArtifactError, ConfigError, EngineError, FullDiskError, InputError, worth_a_retry
+from paraclip.tasks.run.run import Node, Run, software_versions
+from paraclip_core.errors import ArtifactError, ConfigError, CrashedError, InputError, worth_a_retry
 from paraclip_core.settings import load_settings
-from paraclip_core.training.checkpoints import CheckpointFolder
-from tests.kit.fake_stages import MAKE, STAGES, settings_at
+from tests.kit.fake_stages import MAKE, STAGES, TROUBLE, settings_at
 
 
 @pytest.fixture(autouse=True)
@@ -89,39 +83,17 @@ def test_sources_that_change_while_they_are_read_are_reported_and_nothing_of_it_
     assert set(captions["caption"].to_pylist()) == {"a cat on a mat", OLD}
 
 
-def test_a_disk_at_fault_is_said_not_shown_as_a_crash(tmp_path: Path) -> None:
-    def body(ctx: StageContext) -> dict[str, Any]:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), "/data/images.tar")
-
-    stage = Stage("first", 1, lambda settings: (), lambda settings: {}, body)
-    draft = Draft("first", "0123abcd", 1, {}, {})
-    with pytest.raises(ArtifactError, match=r"^cannot read or write /data/images\.tar: Input/output error; its disk"):
-        execute(stage, draft, Run(load_settings(None, []), ArtifactStore(tmp_path)), {})
-
-
-def write_checkpoint(folder: Path) -> None:
-    CheckpointFolder(folder / "checkpoints", "run").save({"step": 1}, {"w": torch.zeros(2**20)})
-
-
-def write_rows(folder: Path) -> None:
-    rows = pa.table({"x": pa.array(range(2**19))})
-    pq.write_table(rows, folder / "x.parquet", compression="NONE", use_dictionary=False)
-
-
-def copy_a_model(folder: Path) -> None:
-    try:
-        (folder / "model").write_bytes(b"x" * 2**21)
-    except OSError as error:
-        raise EngineError(f"cannot copy the model: {error}") from error
-
-
-@pytest.mark.parametrize("write", [write_checkpoint, write_rows, copy_a_model])
-def test_a_full_disk_is_reported_whoever_meets_it_and_worth_one_more_try(
-    small_disk: Path, write: Callable[[Path], None]
-) -> None:
-    with pytest.raises(FullDiskError, match=r"(?i)no space left") as raised, convert_disk_errors(small_disk):
-        write(small_disk)
-    assert worth_a_retry(raised.value, 1) and not worth_a_retry(raised.value, 2)
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_stage_fails_on_a_full_disk_and_goes_on_when_there_is_room(small_disk: Path, isolated: bool) -> None:
+    run = Run(settings_at(small_disk), stages={"fill": replace(TROUBLE["fill"], isolated=isolated)})
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(800_000))
+    folder = run.store.work_path("fill", run.node("fill").fingerprint)
+    with pytest.raises(CrashedError, match=rf"No space left on device.*{folder}.*run again") as raised:
+        run_stage("fill", run)
+    assert worth_a_retry(raised.value) and run.artifact("fill") is None
+    ballast.unlink()
+    assert run_stage("fill", run).manifest.metrics == {"before": ["first"]}
 
 
 def test_the_packages_behind_texts_images_and_filters_are_named() -> None:

@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
-from paraclip.tasks.gc import collect
 from paraclip.tasks.models import base_held_out, base_reference, base_sources
 from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
@@ -199,7 +198,6 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
     run = Run(settings.model_copy(update={"finetune": changed}), store)
     draft = Draft(FINETUNE.name, "f" * 32, FINETUNE.version, {}, {})
     seen: dict[str, int] = {}
-    needed: set[str] = set()
 
     def stop(done: int, total: int | None, **facts: Fact) -> None:
         if "measuring" in facts:
@@ -207,7 +205,6 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
         name = str(facts.get("candidate", ""))
         seen[name] = max(seen.get(name, 0), done)
         if name.startswith("2 of 4") and done == 5:
-            needed.update(one.fingerprint for one in collect(store).skipped if one.stage == "candidate")
             raise KeyboardInterrupt
 
     assert tuned.manifest.metrics["learning_rate"] == 1e-3
@@ -215,7 +212,6 @@ def test_several_candidates_are_trained_once_each_and_one_is_chosen(
     with pytest.raises(KeyboardInterrupt):
         execute(FINETUNE, draft, run, inputs, stop)
     assert list(seen) == ["2 of 4, published at 0.003"]  # the first one is that of `tuned`
-    assert len(needed) == 1 and needed <= before, "gc leaves the first candidate while the second is trained"
     whole = execute(FINETUNE, draft, run, inputs)
     made = {one.fingerprint for one in store.list("candidate")} - before
     assert len(made) == 3
