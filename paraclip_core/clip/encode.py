@@ -228,15 +228,6 @@ def encode_ragged(
     return F.normalize(features, dim=-1).index_select(0, back)
 
 
-def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
-    """Upper bound on the tokens computed to encode these texts, including padding and repeated prefixes."""
-    encoder = text_encoder(clip)
-    widths = np.sort(encoder.widths(tokens.lengths, clip.context_length))
-    if encoder.packed is not None:
-        return int(widths.sum())
-    return sum((chunk.stop - chunk.start) * int(widths[chunk.stop - 1]) for chunk in _chunks(widths, CHUNK_TOKENS))
-
-
 def encoding_order(clip: ClipModel, tokens: Ragged) -> NDArray[np.int64]:
     """Indices of the texts in encoding order: alphabetical if the encoder computes a common prefix once."""
     if text_encoder(clip).packed is None:
