@@ -32,9 +32,8 @@ from paraclip.tasks.models import base_reference, candidates_of
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.evaluate import benchmark_tasks, stored_split
 from paraclip.tasks.training.candidates import CANDIDATE, candidate_weights
-from paraclip.tasks.training.data import Images, hold_out, paraphrase_rows, tokens_for, validation_set
+from paraclip.tasks.training.data import Images, hold_out, paraphrase_rows, validation_set
 from paraclip.tasks.training.log_data import log_validation
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.model import freeze_image_encoder, trained_parameters
 from paraclip_core.evaluation.encoder import ModelEncoder
 from paraclip_core.evaluation.prepare import Prepared
@@ -108,16 +107,16 @@ def main() -> None:
     encoder = ModelEncoder(base_reference(settings, inputs), settings.run.device)
     clip, features = encoder.clip, inputs["features"].path
     captions, paraphrases = inputs["ingest"].path / "captions", inputs["paraphrase_2"].path / "paraphrases"
-    tokens, of_log = tokens_for(clip, CONTEXT_LENGTH), settings.data.index is not None
+    of_log = settings.data.index is not None
     if of_log:
-        validation = log_validation(paraphrases, FeatureStore(features), options.validation, tokens)
+        validation = log_validation(paraphrases, FeatureStore(features), options.validation, clip)
     else:
         images = Images(features)
         held_out = hold_out(captions, images, options.validation)
         with TemporaryDirectory() as folder:
-            stream = paraphrase_rows(paraphrases, images, keep=held_out.trains, tokens=tokens)
-            trained = spool_rows(Path(folder) / "rows", (CAPTION,), stream, dtype=tokens.dtype).texts[CAPTION]
-            validation = validation_set(captions, held_out, paraphrases, tokens, trained)
+            stream = paraphrase_rows(paraphrases, images, clip, keep=held_out.trains)
+            trained = spool_rows(Path(folder) / "rows", (CAPTION,), stream, dtype=clip.token_dtype).texts[CAPTION]
+            validation = validation_set(captions, held_out, clip, paraphrases, trained)
     labeled = Run(load_settings(chosen.labels, [], os.environ)) if chosen.labels else run
     of_labels = labeled.inputs(labeled.node("finetune"))
     split = stored_split(labeled.settings, of_labels)

@@ -63,17 +63,6 @@ def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
     return Ragged(ids[inside].astype(clip.token_dtype), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
 
 
-def shortened(tokens: Ragged, length: int) -> Ragged:
-    """CLIP token lists truncated to `length` as by its tokenizer: the end token still comes last."""
-    lengths = np.minimum(tokens.lengths, length)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    values = np.array(tokens.values[np.repeat(tokens.offsets[:-1], lengths) + within])
-    cut = tokens.lengths > length
-    values[offsets[1:][cut] - 1] = tokens.values[tokens.offsets[1:][cut] - 1]
-    return Ragged(values, offsets)
-
-
 def pad_token(clip: ClipModel) -> int:
     """The id that pads texts to the model's context."""
     if clip.reads_clip_tokens:

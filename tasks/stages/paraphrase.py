@@ -23,7 +23,7 @@ from paraclip.storage.parquet import PartWriter, environment_error, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Run, Slot, Stage, StageContext, find_missing, input_path
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.captions.pieces import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
@@ -258,7 +258,6 @@ def rows_of_texts(texts: Sequence[str]) -> pa.RecordBatch:
         "caption_id": [text_hash(text) for text in texts],
         "image_id": [None] * len(texts),
         "caption": texts,
-        "caption_tokens": [[]] * len(texts),
         "license": [""] * len(texts),
     }
     schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])
