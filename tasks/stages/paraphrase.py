@@ -44,7 +44,7 @@ from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import CAPTIONS, PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from paraclip_core.text_safety import one_line
 
-VERSION = 5
+VERSION = 6
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
 """The stages that request answers from a language model, with the number of their step."""
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
