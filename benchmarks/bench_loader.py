@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import tempfile
 import time
@@ -33,27 +34,7 @@ from paraclip_core.tables import FEATURE_INDEX
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 SHARD = 65_536
-WORDS = [
-    "a",
-    "the",
-    "man",
-    "woman",
-    "dog",
-    "child",
-    "in",
-    "on",
-    "with",
-    "red",
-    "blue",
-    "water",
-    "grass",
-    "street",
-    "two",
-    "running",
-    "playing",
-    "black",
-    "white",
-]
+COMMON_WORDS = "a the man woman dog child in on with red blue water grass street two running playing black"
 PART = 100_000
 
 
@@ -88,8 +69,8 @@ def _ids(numbers: np.ndarray) -> list[str]:
 def _texts(noise: np.random.Generator, n: int) -> list[str]:
     """Texts of 6 to 20 words."""
     ends = np.cumsum(noise.integers(6, 21, n))
-    words = noise.choice(WORDS.split(), ends[-1])
-    return [" ".join(text) for text in np.split(words, ends[:-1])]
+    words = np.array(re.findall(r"\w+", COMMON_WORDS))[noise.integers(0, 18, ends[-1])]
+    return [" ".join(text.tolist()) for text in np.split(words, ends[:-1])]
 
 
 def _clip() -> ClipModel:

@@ -39,7 +39,7 @@ FEW_TOKENS = 2048
 """Up to this many tokens form one group: a second one would cost more than it saves."""
 
 KEPT_TOKENS = 16_384
-"""Maximum of tokens whose first pass is kept for the backward pass, with padding: 8 GiB for ViT-L-14 in bf16."""
+"""Maximum of tokens whose first pass is kept for the backward pass, with padding: about 8 GiB for ViT-L-14 in bf16."""
 
 STREAMS = 2
 """Groups that run in parallel on a CPU. Each needs its own memory, and prefixes are not shared across groups."""
