@@ -1,11 +1,10 @@
-"""Speed of ingest and of the tokenizer against the obvious way of doing the same.
+"""Speed of ingest against the obvious way of doing the same.
 
     python benchmarks/bench_ingest.py [--rows 100000] [--rounds 3]
 
 The rows are generated like LAION's: words of a long-tailed vocabulary, some with accents, entities, mojibake or too
 many words, some repeated. Both sides run in turn in one process; times are CPU seconds, so that a busy machine does not
-bias them. The tokenizer gets cleaned captions in the batches of paraphrasing and of ingest, and open_clip's skips its
-own cleaning; in each round, nothing is cached on either side.
+bias them.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from open_clip.tokenizer import SimpleTokenizer, basic_clean, whitespace_clean
+from open_clip.tokenizer import basic_clean, whitespace_clean
 from record import arguments, in_turns, record
 
 from paraclip.storage.artifacts import ArtifactStore, Draft
@@ -28,9 +27,7 @@ from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run
 from paraclip.tasks.stages.ingest import INGEST
 from paraclip_core import tables
-from paraclip_core.captions.clean import clean
 from paraclip_core.captions.options import DataOptions, SourceOptions
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import Settings
 
 VOCABULARY = 200_000
@@ -39,8 +36,6 @@ ODD = (" é", " &amp; co", " caf\u00c3\u00a9", " \u2013 sale", " it\u2019s", " \
 TAILS = (*[""] * 90, *[" - 20"] * 15, *["!"] * 15, *ODD)
 """Ends of captions: 6 % hold other than ASCII and 1 % an entity, as in LAION's alt texts."""
 CHUNK = 100_000
-BATCHES = (4096, 8192)
-"""Texts that paraphrasing and ingest tokenize at once."""
 
 
 def captions(rows: int) -> Iterator[list[str]]:
@@ -84,20 +79,17 @@ def ours(source: Path, folder: Path) -> int:
 
 def obvious(source: Path, folder: Path) -> int:
     """The obvious implementation: open_clip's functions row by row, a set, lists, one table."""
-    tokenizer, seen, rows = SimpleTokenizer(), set(), []
+    seen, rows = set(), []
     for number, row in enumerate(pq.read_table(source).to_pylist()):
         text = whitespace_clean(basic_clean(row["TEXT"]))
         key = tables.text_hash(row["URL"], text)
         if not 2 <= len(text.split()) <= 15 or key in seen:
             continue
         seen.add(key)
-        ids = [49406, *tokenizer.encode(row["TEXT"]), 49407]
-        if len(ids) > 77:
-            ids = [*ids[:76], 49407]
         rows.append(
             {
                 "caption_id": key, "image_id": row["URL"], "image_path": None, "images": None, "caption": text,
-                "caption_raw": row["TEXT"], "caption_tokens": ids, "split": "train", "license": "unknown",
+                "caption_raw": row["TEXT"], "split": "train", "license": "unknown",
                 "source": source.name, "source_row": number,
             }
         )  # fmt: skip
@@ -119,29 +111,7 @@ def bench_ingest(rows: int, rounds: int, folder: Path) -> None:
     seconds = in_turns({name: partial(once, name) for name in sides}, rounds, time.process_time)
     assert accepted["ours"] == accepted["obvious"], accepted
     ratio = seconds["obvious"] / seconds["ours"]
-    record("ingest_rows", rows / seconds["ours"], "rows/CPU s", "open_clip clean + SimpleTokenizer row by row", ratio)
-
-
-def bench_tokenizer(rows: int, rounds: int) -> None:
-    """Measure ``tokenise_cleaned_<batch>``."""
-    texts = [clean(text) for chunk in captions(rows) for text in chunk]
-
-    def batched(size: int, number: int) -> None:
-        tokenizer = Tokenizer()
-        for start in range(0, rows, size):
-            tokenizer.encode_batch(texts[start : start + size])
-
-    def simple(number: int) -> None:
-        tokenizer = SimpleTokenizer()
-        tokenizer.clean_fn = lambda x: x.lower()
-        for text in texts:
-            tokenizer.encode(text)
-
-    sides = {str(size): partial(batched, size) for size in BATCHES} | {"simple": simple}
-    seconds = in_turns(sides, rounds, time.process_time)
-    for size in map(str, BATCHES):
-        against, ratio = "open_clip SimpleTokenizer.encode without its cleaning", seconds["simple"] / seconds[size]
-        record(f"tokenise_cleaned_{size}", rows / seconds[size], "captions/CPU s", against, ratio)
+    record("ingest_rows", rows / seconds["ours"], "rows/CPU s", "open_clip clean row by row", ratio)
 
 
 def main() -> None:
@@ -152,7 +122,6 @@ def main() -> None:
     chosen = parser.parse_args()
     gc.freeze()  # open_clip imports torch, whose objects the collector would look through; ingest imports none
     with tempfile.TemporaryDirectory() as folder:
-        bench_tokenizer(chosen.rows, chosen.rounds)
         bench_ingest(chosen.rows, chosen.rounds, Path(folder))
 
 

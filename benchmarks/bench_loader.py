@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import resource
 import tempfile
 import time
@@ -22,15 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pyarrow as pa
 import pyarrow.parquet as pq
 from record import arguments, in_fresh_process, record
 
 from paraclip.storage.features import write_index, write_shard
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.tables import FEATURE_INDEX
 
 KINDS = ("caption", "paraphrase_1", "paraphrase_2")
 SHARD = 65_536
+COMMON_WORDS = "a the man woman dog child in on with red blue water grass street two running playing black"
 PART = 100_000
 
 
@@ -50,7 +54,7 @@ def make(folder: Path, rows: int, dim: int) -> None:
     write_index(folder / "features", tables)
     for part, start in enumerate(range(0, rows, PART)):
         n = min(PART, rows - start)
-        table: dict[str, Any] = {f"{kind}_tokens": _tokens(noise, n) for kind in KINDS}
+        table: dict[str, Any] = {kind: _texts(noise, n) for kind in KINDS}
         table["image_id"] = _ids(noise.permutation(np.arange(start, start + n)))
         table["split"] = ["train"] * n
         table["caption_id"] = pa.array([value.tobytes() for value in noise.integers(0, 2**63, (n, 2))], pa.binary(16))
@@ -62,10 +66,20 @@ def _ids(numbers: np.ndarray) -> list[str]:
     return [f"http://example.org/images/{number:09d}.jpg" for number in numbers]
 
 
-def _tokens(noise: np.random.Generator, n: int) -> pa.ListArray:
-    offsets = np.concatenate([[0], np.cumsum(noise.integers(8, 23, n))]).astype(np.int32)
-    values = noise.integers(1, 49_406, offsets[-1]).astype(np.uint16)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+def _texts(noise: np.random.Generator, n: int) -> list[str]:
+    """Texts of 6 to 20 words."""
+    ends = np.cumsum(noise.integers(6, 21, n))
+    words = np.array(re.findall(r"\w+", COMMON_WORDS))[noise.integers(0, 18, ends[-1])]
+    return [" ".join(text.tolist()) for text in np.split(words, ends[:-1])]
+
+
+def _clip() -> ClipModel:
+    config: dict[str, Any] = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "patch_size": 32, "width": 64, "layers": 1},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1},
+    }
+    return ClipModel(open_clip.CLIP(**config), config, {"size": [32, 32]}, "small")
 
 
 def spool(folder: Path) -> dict[str, float]:
@@ -76,7 +90,7 @@ def spool(folder: Path) -> dict[str, float]:
     began = time.perf_counter()
     images = Images(folder / "features")
     held_out = hold_out(folder / "paraphrases", images, 0.01)
-    stream = paraphrase_rows(folder / "paraphrases", images, keep=held_out.trains)
+    stream = paraphrase_rows(folder / "paraphrases", images, _clip(), keep=held_out.trains)
     rows = spool_rows(folder / "rows", KINDS, stream)
     seconds = time.perf_counter() - began
     return {"rows": len(rows), "seconds": seconds, "rows_per_second": len(rows) / seconds}
@@ -109,7 +123,7 @@ def naive(folder: Path) -> dict[str, float]:
     rows = []
     for path in sorted((folder / "paraphrases").glob("*.parquet")):
         for row in pq.read_table(path).to_pylist():
-            rows.append(([row[f"{kind}_tokens"] for kind in KINDS], places[row["image_id"]]))
+            rows.append(([row[kind] for kind in KINDS], places[row["image_id"]]))
     np.random.default_rng(0).shuffle(rows)
     _ = rows[:512]
     return {"seconds": time.perf_counter() - began}

@@ -39,10 +39,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.clip.encode import tokenize
 from paraclip_core.clip.model import ClipModel, freeze_image_encoder, pick_device, trained_parameters
 from paraclip_core.clip.packed import weight_gradient
-from paraclip_core.clip.ragged import Ragged, alphabetical, prefix_trie
+from paraclip_core.clip.ragged import alphabetical, prefix_trie
 from paraclip_core.training.data import Batch, OwnImages, TrainingRows, make_batch
 from paraclip_core.training.losses import Anchor, Objective, named_pairs
 from paraclip_core.training.options import LossWeights, RankingDistillation
@@ -223,14 +223,13 @@ def set_up(
     """
     count = min(4 * batch, 8000)  # Flickr8k has hardly more; larger batches take rows again
     texts, images = flickr(folder, count) if folder else generated(count)
-    encode = Tokenizer().encode_batch
-    ragged = {kind: Ragged.from_arrow(encode(texts[kind])) for kind in KINDS}
     logging.disable(logging.WARNING)  # open_clip warns that the weights are random
     torch.manual_seed(0)
     model = open_clip.CLIP(**config).to(device) if config else open_clip.create_model(name, device=device)
     config = config or open_clip.get_model_config(name)
     assert config is not None
     clip = ClipModel(model, config, {"size": [config["vision_cfg"]["image_size"]] * 2}, name)
+    ragged = {kind: tokenize(clip, texts[kind]) for kind in KINDS}
     features = functional.normalize(torch.randn(len(images), clip.embed_dim), dim=-1).half().numpy()
     bench = Bench(clip, TrainingRows(ragged), texts, images, features, batch)
     return bench, float(np.mean([tokens.lengths.mean() for tokens in ragged.values()]))

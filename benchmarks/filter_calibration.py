@@ -26,7 +26,7 @@ from flickr8k_pairs import read_pairs
 from record import arguments
 
 from paraclip_core.captions.clean import clean
-from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine, Prompt, SamplingOptions
 from paraclip_core.paraphrase.engines.openai import OpenAIOptions
@@ -39,7 +39,6 @@ from paraclip_core.paraphrase.sentence_encoder import Encoder, SentenceEncoder
 from paraclip_core.paraphrase.words import words
 
 TEST_DATA = Path(__file__).parents[1] / "tests" / "data"
-WHOLE = Tokenizer(context_length=4096)
 FILTERED = "capable+judge"
 
 Texts = tuple[str, str, str]
@@ -75,7 +74,7 @@ class Presets:
         if key not in self._filters:
             options = FilterOptions.model_validate({"preset": name})
             spec = FilterSpec(options, key[1], FEW_SHOT[key[1]].examples)
-            self._filters[key] = AnswerFilter(spec, self._encoder, lambda text: len(WHOLE.encode(text)) - 2)
+            self._filters[key] = AnswerFilter(spec, self._encoder, pieces_of)
         if (*key, group.name) not in self._reasons:
             requests = [Request(caption, source, [answer]) for caption, source, answer in group.texts]
             self._reasons[*key, group.name] = [result.reason for result in self._filters[key].filter(requests)]

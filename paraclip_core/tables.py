@@ -1,6 +1,6 @@
 """Arrow schemas of the tables that stages pass on, and how DuckDB reads them.
 
-All ids are 16 bytes of blake2b. Token lists include the start and end tokens and are truncated to the context length.
+All ids are 16 bytes of blake2b.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ DUCKDB: dict[str, str | bool | int | float | list[str]] = {
     "python_enable_replacements": "false",
 }
 """Configuration of every connection: it downloads nothing and takes no Python variable for a table."""
-TOKENS = pa.list_(pa.uint16())
 
 CAPTIONS = pa.schema(
     [
@@ -26,7 +25,6 @@ CAPTIONS = pa.schema(
         pa.field("images", pa.string()),  # the source's `images`, relative to data.root
         pa.field("caption", pa.string(), nullable=False),  # cleaned
         pa.field("caption_raw", pa.string(), nullable=False),
-        pa.field("caption_tokens", TOKENS, nullable=False),
         pa.field("split", pa.string(), nullable=False),  # train, val or test
         pa.field("license", pa.string(), nullable=False),
         pa.field("source", pa.string(), nullable=False),  # file, relative to data.root
@@ -54,9 +52,6 @@ PARAPHRASES = pa.schema(
         pa.field("caption", pa.string(), nullable=False),
         pa.field("paraphrase_1", pa.string(), nullable=False),
         pa.field("paraphrase_2", pa.string()),  # null after step 1
-        pa.field("caption_tokens", TOKENS, nullable=False),
-        pa.field("paraphrase_1_tokens", TOKENS, nullable=False),
-        pa.field("paraphrase_2_tokens", TOKENS),
         pa.field("similarity_1", pa.float32()),  # sentence-encoder cosine, caption against paraphrase 1
         pa.field("similarity_2", pa.float32()),  # caption against paraphrase 2
         pa.field("license", pa.string(), nullable=False),
@@ -144,7 +139,6 @@ ANSWERS = pa.schema(
 ACCEPTED = pa.struct(
     [
         pa.field("answer", pa.string()),
-        pa.field("tokens", TOKENS),
         pa.field("similarity", pa.float32()),  # sentence-encoder cosine with the caption, null without an encoder
     ]
 )

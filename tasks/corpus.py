@@ -48,7 +48,7 @@ class Corpus:
     checked_first: tuple[str, ...]
     """Stages that take seconds and may save what the paraphrases would cost."""
     data: str
-    """What a fine-tuning trains on: ``(context, tokens)`` to a `TuningData`."""
+    """What a fine-tuning trains on: ``(context, model)`` to a `TuningData`."""
     recipes: tuple[str, ...]
     """The recipes that are tried if none is named."""
     retention: float | None

@@ -27,8 +27,8 @@ from paraclip.tasks.stages.queries import ASKING, QUERIES, chosen_captions
 from paraclip_core.captions.counts import bare_rows
 from paraclip_core.captions.languages import is_english
 from paraclip_core.captions.leakage import SHARED_COLUMNS, find_shared, shared_contents
+from paraclip_core.captions.pieces import CONTEXT_LENGTH, pieces_of
 from paraclip_core.captions.survey import named_images
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.images import ImageArchive, missing_images
 from paraclip_core.config import Settings
 from paraclip_core.errors import BenchmarkError, InputError
@@ -50,9 +50,7 @@ USABLE = """
     SELECT *, image_id IS NOT NULL AND image_path IS NOT NULL AND images IS NOT NULL AS usable FROM parts
 """
 COUNTS = """
-    SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable),
-           count(*) FILTER (WHERE split = 'train' AND len(caption_tokens) >= $context)
-    FROM captions GROUP BY ALL
+    SELECT source, split, count(*), count(*) FILTER (WHERE NOT usable) FROM captions GROUP BY ALL
 """
 SAMPLE = """
     WITH trained_on AS (SELECT caption_id, caption FROM captions WHERE split = 'train')
@@ -74,8 +72,6 @@ class CaptionCounts:
     """For each tar or folder, some of the images that captions name in it, with a source that names them."""
     stored: Stored
     """What benchmarks will find if every image can be read."""
-    cut: int
-    """Training captions that fill CLIP's context or are truncated to it."""
     sample: list[str]
     """Some training captions."""
 
@@ -87,14 +83,13 @@ class CaptionCounts:
 def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
     """Count the captions (schema `tables.CAPTIONS`) below a folder; memory grows with those of the evaluated split."""
     evaluate = settings.evaluate
-    rows, without, cut = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter), 0
+    rows, without = defaultdict[str, Counter[str]](Counter), defaultdict[str, Counter[str]](Counter)
     all_images = any(b.path is not None and find_benchmark(b.kind).searches_stored for b in evaluate.benchmarks)
     with duckdb.connect(":memory:", config=CONFIG) as con:
         con.read_parquet([str(path) for path in parquet_files(folder)], hive_partitioning=False).create_view("parts")
         con.execute(USABLE)
-        for source, split, count, bare, filled in con.execute(COUNTS, {"context": CONTEXT_LENGTH}).fetchall():
+        for source, split, count, bare in con.execute(COUNTS).fetchall():
             rows[split][source], without[split][source] = count, bare
-            cut += filled
         sample = [caption for (caption,) in con.execute(SAMPLE, {"about": LOOKED_AT}).fetchall()]
         evaluated = con.execute(EVALUATED, {"split": evaluate.split}).fetchall()
         images = {
@@ -111,7 +106,7 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
         return ImagePool(ids, _no_features)
 
     captions = Captions([image for image, _ in evaluated], [caption for _, caption in evaluated], evaluate.split)
-    return CaptionCounts(rows, without, named, Stored(captions, pool), cut, sample)
+    return CaptionCounts(rows, without, named, Stored(captions, pool), sample)
 
 
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
@@ -265,14 +260,16 @@ def _language_notices(run: Run, counts: CaptionCounts) -> list[str]:
     reads_english = bool(filters_of(filters).meaning) and (not filters.encoder or filters.preset == "small-model")
     answers_english = asks and not (options.prompt_1 and options.prompt_2)
     noticed = max(1, round(NOTICED_SHARE * rows))
-    if counts.cut >= noticed:
+    share = rows / max(1, len(counts.sample))
+    cut = round(share * sum(pieces_of(text) > CONTEXT_LENGTH - 2 for text in counts.sample))
+    if cut >= noticed:
         notices.append(
-            f"{counts.cut} of {rows} training captions have {CONTEXT_LENGTH} tokens of CLIP's own tokenizer or more: "
+            f"about {cut} of {rows} training captions have more than {CONTEXT_LENGTH} tokens of CLIP's own tokenizer: "
             "a text encoder that reads those does not see their ends; lower data.max_words (docs/own-captions.md)"
         )
     if not (reads_english or answers_english):
         return notices
-    foreign = round(rows * sum(not is_english(text) for text in counts.sample) / max(1, len(counts.sample)))
+    foreign = round(share * sum(not is_english(text) for text in counts.sample))
     if foreign < noticed:
         return notices
     found = f"about {foreign} of {rows} training captions are not in English"

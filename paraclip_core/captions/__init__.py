@@ -1,1 +1,1 @@
-"""Captions: readers for every source format, cleaning, filters, tokens, and the pipeline that connects them."""
+"""Captions: readers for every source format, cleaning, filters, and the pipeline that connects them."""

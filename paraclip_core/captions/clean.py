@@ -5,7 +5,7 @@ letters and line breaks, removes terminal escapes and control characters (NUL am
 entities are unescaped twice; runs of whitespace become one space. Tags and case are kept.
 
 Cleaning twice is not the same as cleaning once (``&amp;amp;amp;lt;`` loses two levels each time), so a caption is
-cleaned exactly once, at ingest, and the tokenizer does not clean it again.
+cleaned exactly once at ingest; a tokenizer of open_clip cleans its texts again, as it does a user's queries.
 """
 
 from __future__ import annotations

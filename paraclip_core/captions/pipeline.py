@@ -1,4 +1,4 @@
-"""Turns rows of source files into accepted captions and rejects, filtered, de-duplicated and tokenized in batches."""
+"""Turns rows of source files into accepted captions and rejects, filtered and de-duplicated in batches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from paraclip_core.captions.options import DataOptions
 from paraclip_core.captions.rows import Problem, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
 from paraclip_core.captions.splits import split_name
-from paraclip_core.captions.tokens import Tokenizer
 
 UNIQUE = "give one of the sources a data.sources[].image_prefix"
 """What fixes a clash of image ids."""
@@ -37,7 +36,6 @@ class CaptionPipeline:
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
         """Prepare for `files`; their image archives determine whether image ids can clash."""
         self._options = options
-        self._tokenizer = Tokenizer()
         self._captions, self._images, self._owned = KeySet(), KeySet(), KeySet()
         self._evaluated = {split: KeySet() for split in ("val", "test")}
         self._trains_images = any(file.images is not None for file in files)
@@ -168,7 +166,6 @@ class CaptionPipeline:
             pa.repeat(pa.scalar(file.images, pa.string()), count),
             pa.array(texts, pa.string()),
             pa.array(batch.captions, pa.string()),
-            self._tokenizer.encode_batch(texts),
             pa.array(batch.splits, pa.string()),
             pa.array([default if name is None or name.lower() in _NO_LICENSE else name for name in batch.licenses]),
             pa.repeat(pa.scalar(file.name, pa.string()), count),

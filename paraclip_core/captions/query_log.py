@@ -21,18 +21,17 @@ from paraclip_core.captions.columns import QueryColumnNames
 from paraclip_core.captions.counts import Outcome
 from paraclip_core.captions.filters import cleaned
 from paraclip_core.captions.options import DataOptions
+from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.captions.rows import Problem, Reject, RowBatch, reject_batch
 from paraclip_core.captions.sources import SourceFile, read_source
 from paraclip_core.captions.splits import configured_split, split_name
 from paraclip_core.captions.stems import stem_keys
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.lifetime import TempDir
 
 BATCH = 8192
 RARE_TOKENS = 5
 """Tokens of a single word from which it is a code or noise, unless several people asked for it: of the words of
 Flickr8k's captions one in a thousand has as many."""
-_SPECIAL = 2
 _EMAIL = regex.compile(r"\S+@\S+\.\w+")
 _NUMBER = regex.compile(r"(?<!\w)\+?\d(?:[\s().\p{Pd}/]{0,3}\d){6,}(?!\w)")
 _URL = regex.compile(r"(?i)\b(?:https?://|www\.)\S+|\b[\w.-]+\.(?:com|org|net|io|de|co|uk|fr)(?:/\S*)?$")
@@ -68,7 +67,6 @@ class QueryLog:
 
     def __init__(self, options: DataOptions, files: Sequence[SourceFile]) -> None:
         self._options, self._files = options, list(files)
-        self._tokenizer = Tokenizer()
         self._folder = TempDir("query-log-")
         # A stage's process ends without running exit handlers.
         weakref.finalize(self, self._folder.remove)
@@ -156,11 +154,10 @@ class QueryLog:
     def _outcome(self, batch: pa.RecordBatch, file: SourceFile, start: int) -> Outcome:
         texts: list[str] = batch["query"].to_pylist()
         rows = pa.array(np.asarray(batch["spot"]) - start, pa.int64())
-        counts = np.asarray(batch["count"])
-        tokens = self._tokenizer.encode_batch(texts)
-        single = np.array([" " not in text for text in texts])
-        unknown = np.asarray(tokens.value_lengths()) - _SPECIAL >= RARE_TOKENS
-        rare = single & (counts == 1) & unknown
+        rare = [
+            count == 1 and " " not in text and pieces_of(text) >= RARE_TOKENS
+            for text, count in zip(texts, batch["count"].to_pylist(), strict=True)
+        ]
         share = self._options.held_out
         held_out = stem_keys(texts, "held out") < share * 2.0**64
         splits = [
@@ -177,7 +174,7 @@ class QueryLog:
         nothing = pa.nulls(count, pa.string())
         columns = [
             pa.array([tables.text_hash(None, text) for text in texts], pa.binary(16)),
-            batch["image"], nothing, nothing, batch["query"], batch["query"], tokens,
+            batch["image"], nothing, nothing, batch["query"], batch["query"],
             pa.array(splits, pa.string()), batch["license"], pa.repeat(pa.scalar(file.name, pa.string()), count), rows,
             batch["count"],
         ]  # fmt: skip
@@ -185,7 +182,9 @@ class QueryLog:
             [column.cast(of.type) for column, of in zip(columns, tables.QUERY_LOG, strict=True)],
             schema=tables.QUERY_LOG,
         )
-        return Outcome(accepted.filter(pa.array(~rare)), reject_batch(rejects, file.name))
+        return Outcome(
+            accepted.filter(pa.array([not rejected for rejected in rare], pa.bool_())), reject_batch(rejects, file.name)
+        )
 
 
 def not_a_query(text: str) -> Problem | None:

@@ -63,17 +63,6 @@ def tokenize(clip: ClipModel, texts: Sequence[str]) -> Ragged:
     return Ragged(ids[inside].astype(clip.token_dtype), np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]))
 
 
-def shortened(tokens: Ragged, length: int) -> Ragged:
-    """CLIP token lists truncated to `length` as by its tokenizer: the end token still comes last."""
-    lengths = np.minimum(tokens.lengths, length)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
-    values = np.array(tokens.values[np.repeat(tokens.offsets[:-1], lengths) + within])
-    cut = tokens.lengths > length
-    values[offsets[1:][cut] - 1] = tokens.values[tokens.offsets[1:][cut] - 1]
-    return Ragged(values, offsets)
-
-
 def pad_token(clip: ClipModel) -> int:
     """The id that pads texts to the model's context."""
     if clip.reads_clip_tokens:
@@ -226,15 +215,6 @@ def encode_ragged(
     features = torch.cat([output.float() for output in outputs])
     back = torch.from_numpy(np.argsort(order, kind="stable")).to(clip.device)
     return F.normalize(features, dim=-1).index_select(0, back)
-
-
-def computed_tokens(clip: ClipModel, tokens: Ragged) -> int:
-    """Upper bound on the tokens computed to encode these texts, including padding and repeated prefixes."""
-    encoder = text_encoder(clip)
-    widths = np.sort(encoder.widths(tokens.lengths, clip.context_length))
-    if encoder.packed is not None:
-        return int(widths.sum())
-    return sum((chunk.stop - chunk.start) * int(widths[chunk.stop - 1]) for chunk in _chunks(widths, CHUNK_TOKENS))
 
 
 def encoding_order(clip: ClipModel, tokens: Ragged) -> NDArray[np.int64]:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from paraclip_core.captions.tokens import load_byte_pairs
 from paraclip_core.clip.encode import TextEncoder, model_tokenizer, pad_token, save_tokenizer, text_encoder
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.reference import CONFIG, WEIGHTS
@@ -228,10 +228,10 @@ def hf_tokenizer(clip: ClipModel) -> Any:
 def _clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
-    pairs = load_byte_pairs()
-    names = {pairs.start: START, pairs.end: END}  # which Hugging Face names differently
-    vocabulary = {names.get(number, symbol): number for symbol, number in pairs.ids.items()}
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs.merges)  # pyright: ignore[reportArgumentType]
+    ours = SimpleTokenizer()
+    names = {ours.sot_token_id: START, ours.eot_token_id: END}  # which Hugging Face names differently
+    vocabulary = {names.get(number, symbol): number for symbol, number in ours.encoder.items()}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(ours.bpe_ranks))  # pyright: ignore[reportArgumentType]
 
 
 def _save_hf_tokenizer(part: Any, folder: Path) -> None:

@@ -73,7 +73,7 @@ class ClipModel:
 
     @property
     def reads_clip_tokens(self) -> bool:
-        """Whether it uses CLIP's own tokenizer, so that stored caption tokens fit."""
+        """Whether it uses CLIP's own tokenizer."""
         text = self.model_cfg["text_cfg"]
         own = text.get("hf_tokenizer_name") or text.get("hf_model_name") or text.get("tokenizer_kwargs")
         return not own and int(text.get("vocab_size", CLIP_VOCABULARY)) >= CLIP_VOCABULARY

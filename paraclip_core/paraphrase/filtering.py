@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.options import meaning
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filters import extra_filters_source, filters_of
@@ -31,8 +31,6 @@ FILTERS_VERSION = "cf2e1b7f0b5dd968555bfdc0ac85c5f2"
 OVERLAP_WEIGHT = 0.3
 GOOD_LENGTH = 1.3
 UNSCORED = (True, 0.0)
-WHOLE_TEXT = 4096
-"""A token count that no text reaches."""
 
 Further = Callable[[str, str, Sequence[str], int], Sequence[str]]
 """Makes further answers for a request, from its source, its caption, the raw answers and the step."""
@@ -142,18 +140,17 @@ class AnswerFilter:
         they pass those on CLIP tokens.
         """
         self._spec, self._options, self._filters = spec, spec.filters, filters_of(spec.filters)
-        self._tokenizer = Tokenizer(spec.context_length)
         self.encoder, self.pieces = encoder, pieces
 
     @classmethod
     def with_models(cls, spec: FilterSpec) -> AnswerFilter:
         """An `AnswerFilter` with the models that the options name; they are loaded by the first answer."""
-        options, whole = spec.filters, Tokenizer(context_length=WHOLE_TEXT)
+        options = spec.filters
         device = "cpu" if options.device == "auto" else options.device
         return cls(
             spec,
             SentenceEncoder(options.encoder, device) if filters_of(options).meaning else None,
-            lambda text: len(whole.encode(text)) - 2,
+            pieces_of,
         )
 
     def filter(self, requests: Sequence[Request], further: Further | None = None) -> list[FilterResult]:
@@ -172,10 +169,7 @@ class AnswerFilter:
                 "generation": generation,
                 "parent": parent,
                 "filters": self._digest,
-                "accepted": [
-                    {"answer": text, "tokens": self._tokenizer.encode(text), "similarity": similarity}
-                    for text, similarity in result.accepted
-                ],
+                "accepted": [{"answer": text, "similarity": similarity} for text, similarity in result.accepted],
                 "answer": result.answer,
                 "reason": result.reason,
                 "detail": result.detail,

@@ -30,7 +30,7 @@ CHOSEN = """
     placed AS (
         SELECT *, row_number() OVER (ORDER BY md5(image_id), image_id) AS place, count(*) OVER () AS n FROM images
     )
-    SELECT caption_id, image_id, caption, caption_tokens, license FROM placed
+    SELECT caption_id, image_id, caption, license FROM placed
     WHERE (place + n - (SELECT count(*) FROM trained) % n) % n < $most
     ORDER BY place
 """
@@ -44,7 +44,7 @@ CHOSEN_OF_LOG = """
                sum(count) OVER () AS total
         FROM parts
     )
-    SELECT caption_id, image_id, caption, caption_tokens, license, count,
+    SELECT caption_id, image_id, caption, license, count,
            CASE WHEN 3 * before < total THEN 'head' WHEN 3 * before < 2 * total THEN 'body' ELSE 'tail' END AS frequency
     FROM counted WHERE split = $split AND lower(caption) NOT IN (SELECT caption FROM trained)
     ORDER BY -ln(1 - (CAST('0x' || substr(md5(caption), 1, 12) AS BIGINT) / 281474976710656.0

@@ -45,7 +45,6 @@ class Selection:
             columns = {name: inputs.column(name).take(of) for name in INPUT_COLUMNS[step]}
             columns |= {
                 f"paraphrase_{step}": answers.field("answer"),
-                f"paraphrase_{step}_tokens": answers.field("tokens"),
                 f"similarity_{step}": answers.field("similarity"),
                 f"generation_{step}": chosen.column("key").take(of),
             }

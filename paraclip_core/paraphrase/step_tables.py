@@ -26,12 +26,9 @@ NO_PARENT = bytes(16)
 Batches = Callable[[Sequence[str]], Iterable[pa.RecordBatch]]
 """Reads the named columns of a step's rows (`INPUT_COLUMNS[step]`), from first to last; may be called repeatedly."""
 INPUT_COLUMNS = {
-    1: ("caption_id", "image_id", "caption", "caption_tokens", "license"),
-    2: (
-        "caption_id", "image_id", "caption", "paraphrase_1", "caption_tokens", "paraphrase_1_tokens", "similarity_1",
-        "license", "generation_1",
-    ),
-}  # fmt: skip
+    1: ("caption_id", "image_id", "caption", "license"),
+    2: ("caption_id", "image_id", "caption", "paraphrase_1", "similarity_1", "license", "generation_1"),
+}
 """Columns that each step reads: of the captions at step 1, of step 1's output at step 2."""
 # `parent` is null at step 1; a constant of 16 bytes for each of ten million rows would be 300 MB.
 MACROS = """

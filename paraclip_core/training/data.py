@@ -174,7 +174,7 @@ def _write(folder: Path, kinds: Sequence[str], batches: Iterable[RowBatch], dtyp
             files[STARTS].write((rows + np.flatnonzero(begins(batch[CAPTION_ID]))).astype(np.int64).data)
             rows += len(batch[CAPTION_ID])
             for kind in kinds:
-                ragged = Ragged.from_arrow(batch[kind])
+                ragged = batch[kind]
                 files[f"{kind}.tokens"].write(np.ascontiguousarray(ragged.values, dtype).data)
                 files[f"{kind}.offsets"].write((ragged.offsets[1:] + ends[kind]).astype(np.int64).data)
                 ends[kind] += len(ragged.values)

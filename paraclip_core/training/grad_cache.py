@@ -1,9 +1,9 @@
 """Embeddings of any number of texts, with gradients, in fixed memory.
 
 Gradient caching (GradCache, arXiv 2101.06983): embed all texts without keeping anything for the backward pass, compute
-the loss's gradient with respect to the embeddings, then embed each group again and run it backward. If all groups fit
-into memory, the first pass is kept instead. Either way every group runs backward on its own and gradients are added in
-the same order, so the bytes are equal.
+the loss's gradient with respect to the embeddings, then embed each group again and run it backward. The first pass of
+a small batch is kept instead. Either way every group runs backward on its own and gradients are added in the same
+order, so the bytes are equal.
 
 On a CPU two groups run in parallel, each on half of the cores. A step is some ten thousand short operations; if all
 cores share each of them, they wait for one another ten thousand times.
@@ -15,21 +15,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from paraclip_core.clip.encode import CHUNK_TOKENS, Precision, encode_ragged, encoding_order, text_encoder
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
-from paraclip_core.training.process import anonymous_memory, free_heap
 
 T = TypeVar("T")
 
@@ -40,8 +38,8 @@ a group, and in fp32 across groups."""
 FEW_TOKENS = 2048
 """Up to this many tokens form one group: a second one would cost more than it saves."""
 
-NOT_COMPUTED = ("visual.", "text_decoder.")
-"""Parts of a model that texts do not pass through: the image encoder, and CoCa's caption decoder."""
+KEPT_TOKENS = 16_384
+"""Maximum of tokens whose first pass is kept for the backward pass, with padding: about 8 GiB for ViT-L-14 in bf16."""
 
 STREAMS = 2
 """Groups that run in parallel on a CPU. Each needs its own memory, and prefixes are not shared across groups."""
@@ -50,28 +48,18 @@ STREAMS = 2
 class CachedTexts:
     """The texts of one step."""
 
-    def __init__(
-        self,
-        clip: ClipModel,
-        tokens: Ragged,
-        *,
-        precision: Precision,
-        keep: bool,
-        most_bytes: float = 0,
-    ) -> None:
-        """`keep` keeps the first pass for the backward pass: more memory, less time, the same result.
-
-        Freed memory is kept until the process uses `most_bytes`.
-        """
-        self._clip, self._tokens, self._keep = clip, tokens, keep
+    def __init__(self, clip: ClipModel, tokens: Ragged, precision: Precision) -> None:
+        """Embed these texts."""
+        self._clip, self._tokens = clip, tokens
         self._precision: Precision = precision
-        self._most_bytes = most_bytes
         order = encoding_order(clip, tokens)
         encoder = text_encoder(clip)
+        widths = encoder.widths(tokens.lengths[order], clip.context_length)
+        self._keep = int(widths.sum()) <= KEPT_TOKENS
         # A packed encoder sums weight gradients in fp32 and pads nothing; the others' chunks are short, to save
         # padding.
         self._chunk_tokens = GROUP_TOKENS if encoder.packed is not None else CHUNK_TOKENS
-        self._groups = _groups(order, encoder.widths(tokens.lengths[order], clip.context_length))
+        self._groups = _groups(order, widths)
         # torch sets the attention kernel for the whole process; a packed encoder has its own.
         self._packed = encoder.packed is not None
         self._each = side_by_side if self._packed and clip.device.type == "cpu" else in_turn
@@ -84,7 +72,6 @@ class CachedTexts:
             if self._keep:
                 self._outputs.append(output)
             embeddings[torch.from_numpy(rows).to(embeddings.device)] = output.detach()
-            self._trim()
         return embeddings
 
     def backward(self, gradient: Tensor, parameters: Sequence[Tensor]) -> None:
@@ -101,11 +88,6 @@ class CachedTexts:
         for gradients in self._each(group_gradients, len(self._groups)):
             _add(parameters, gradients)
             del gradients
-            self._trim()
-
-    def _trim(self) -> None:
-        if not self._keep and anonymous_memory() >= self._most_bytes:
-            free_heap()
 
     def _first_pass(self, number: int) -> Tensor:
         with torch.set_grad_enabled(self._keep):
@@ -143,59 +125,6 @@ def _groups(rows: NDArray[np.int64], lengths: NDArray[np.int64]) -> list[NDArray
     count = STREAMS * -(-tokens // (STREAMS * GROUP_TOKENS)) if tokens > FEW_TOKENS else min(tokens, 1)
     cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) / count) if count else []
     return [group for group in np.split(rows, cuts) if len(group)]
-
-
-def activation_bytes(clip: ClipModel, precision: Precision) -> int:
-    """Estimated bytes that the backward pass needs per token: inputs and outputs of every matrix.
-
-    Accurate within a factor of 2.5 for every kind of encoder; the quadratic cost of attention is ignored.
-    """
-    embeddings = {id(module.weight) for module in clip.model.modules() if isinstance(module, nn.Embedding)}
-    numbers = sum(
-        sum(parameter.shape)
-        for name, parameter in clip.model.named_parameters()
-        if parameter.ndim == 2 and id(parameter) not in embeddings and not name.startswith(NOT_COMPUTED)
-    )
-    return numbers * (4 if precision == "fp32" else 3)
-
-
-@contextmanager
-def touched_vocabulary(clip: ClipModel, tokens: Ragged) -> Iterator[list[Tensor]]:
-    """Restrict the token embedding's gradients to the rows of these tokens; they are added to its own at the end.
-
-    Otherwise every chunk creates and adds a gradient of the whole vocabulary, which is most of the parameters. Yields
-    these rows as a parameter, or an empty list if the embedding is not trained.
-    """
-    module = _vocabulary(clip)
-    if module is None:
-        yield []
-        return
-    weight, device = module.weight, module.weight.device
-    used = np.union1d(tokens.values.astype(np.int64), [text_encoder(clip).pad])
-    rows = torch.from_numpy(used).to(device)
-    place = torch.full((len(weight),), -1, dtype=torch.int64, device=device)
-    place[rows] = torch.arange(len(used), device=device)
-    few = weight.detach()[rows].requires_grad_()
-    # Hooks run only when the module itself is called.
-    module.forward = lambda ids: functional.embedding(place[ids], few)  # pyright: ignore[reportAttributeAccessIssue]
-    try:
-        yield [few]
-    finally:
-        del module.forward
-    if few.grad is not None:
-        if module.padding_idx is not None and module.padding_idx in used:
-            few.grad[place[module.padding_idx]] = 0.0
-        if weight.grad is None:
-            weight.grad = torch.zeros_like(weight)
-        weight.grad[rows] += few.grad
-
-
-def _vocabulary(clip: ClipModel) -> nn.Embedding | None:
-    """The token embedding, the largest table of the text encoder, if it is a plain one and trained."""
-    tables = [m for n, m in clip.model.named_modules() if isinstance(m, nn.Embedding) and not n.startswith("visual.")]
-    largest = max(tables, key=lambda table: table.num_embeddings, default=None)
-    plain = largest is not None and type(largest) is nn.Embedding and largest.weight.requires_grad
-    return largest if plain else None
 
 
 def _attention(device: torch.device) -> AbstractContextManager[Any]:

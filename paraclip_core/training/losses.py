@@ -27,24 +27,23 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import normalize
+from torch.utils.checkpoint import checkpoint
 
-from paraclip_core.clip.encode import Precision, computed_tokens
+from paraclip_core.clip.encode import Precision
 from paraclip_core.clip.model import LOGITS, ClipModel, trained_parameters
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training.data import CAPTION, HARD_NEGATIVE, IMAGE, TEXTS, Batch
-from paraclip_core.training.grad_cache import CachedTexts, activation_bytes, touched_vocabulary
+from paraclip_core.training.grad_cache import CachedTexts
 from paraclip_core.training.options import LossWeights, RankingDistillation
-from paraclip_core.training.process import GIB, anonymous_memory
 
-CHUNK_ROWS = 1024
+BLOCK_ROWS = 4096
 """Rows of a cosine matrix in memory at a time."""
 RANKING_CELLS = 1 << 22
 """Similarities of one kind of text to images in memory at a time."""
@@ -52,8 +51,9 @@ RANKING_TEMPERATURE = 50.0
 """Factor of the cosines in the softmaxes of rankings: the larger it is, the more the first ranks count."""
 FEATURE_DISTILLATION, RANKING_DISTILLATION = "feature_distillation", "ranking_distillation"
 HARD_NEGATIVE_RANKING = "hard_negative_ranking"
-LeftOut = Callable[[int, int], Tensor]
-"""Mask of entries that are not negatives, bool [stop - start, n], for the matrix's rows from start to stop."""
+ALL = slice(None)
+LeftOut = Callable[[slice, slice], Tensor]
+"""Mask of entries that are not negatives, bool, for some rows and columns of the matrix."""
 
 
 @dataclass(frozen=True)
@@ -94,155 +94,80 @@ class OneMore:
     """What is added to the logits, [n]: 0 for a plain negative, -inf for a row that has none."""
 
 
+def in_blocks(part: Callable[[slice], Tensor], rows: int, block_rows: int) -> Tensor:
+    """Sum of `part` over blocks of rows.
+
+    If there are several, each is computed again for its gradients, so that the matrix of only one is in memory.
+    """
+    blocks = [slice(start, min(start + block_rows, rows)) for start in range(0, rows, block_rows)]
+    if len(blocks) == 1:
+        return part(blocks[0])
+    return torch.stack([checkpoint(part, block, use_reentrant=False) for block in blocks]).sum()
+
+
 def info_nce(
-    first: Tensor,
-    second: Tensor,
-    scale: Tensor,
-    left_out: LeftOut | None = None,
-    chunk_rows: int = CHUNK_ROWS,
-    one_more: OneMore | None = None,
+    first: Tensor, second: Tensor, scale: Tensor, left_out: LeftOut | None = None, one_more: OneMore | None = None
 ) -> Tensor:
     """Symmetric InfoNCE of two lists of L2-normalized embeddings, [n, d], whose corresponding rows belong together.
 
     The mean over rows of both directions' cross-entropies, a scalar; `scale` (``logit_scale.exp()``) multiplies the
     cosines. Where `left_out` is true, ``second[j]`` and ``first[i]`` are not negatives of each other; it must be
-    false on the diagonal. `one_more` has another negative of both ``first[i]`` and ``second[i]``. The matrix is
-    computed `chunk_rows` rows at a time, and gradients along with the value: memory is O(chunk_rows · n).
+    false on the diagonal. `one_more` has another negative of both ``first[i]`` and ``second[i]``.
     """
-    negatives = (None, None) if one_more is None else (one_more.embeddings, one_more.log_weights)
-    loss = _ChunkedInfoNce.apply(first, second, scale, negatives[0], left_out, chunk_rows, negatives[1])
-    assert isinstance(loss, Tensor)
-    return loss
 
+    def cross_entropy(texts: Tensor, others: Tensor, turned: bool, rows: slice) -> Tensor:
+        logits = scale * texts[rows] @ others.T
+        if left_out is not None:
+            logits = logits.masked_fill(left_out(ALL, rows).T if turned else left_out(rows, ALL), float("-inf"))
+        if one_more is not None:
+            more = scale * (texts * one_more.embeddings).sum(1) + one_more.log_weights
+            logits = torch.cat([logits, more[rows, None]], 1)
+        return F.cross_entropy(logits, torch.arange(rows.start, rows.stop, device=logits.device), reduction="sum")
 
-class _Precomputed(torch.autograd.Function):
-    """A function whose forward pass saves the gradients of its first arguments, None for one that is not there."""
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        gradients = [None if saved is None else gradient * saved for saved in ctx.saved_tensors]
-        return *gradients, *[None] * (len(ctx.needs_input_grad) - len(gradients))
-
-
-class _ChunkedInfoNce(_Precomputed):
-    """With S = scale · first · secondᵀ and its row and column log-sum-exps r and c, the gradient with respect to S is
-    (exp(S - r) + exp(S - c)) / 2n, minus 1/n on the diagonal. r and c include the logits h = scale · first · more and
-    k = scale · second · more of one more negative of each row, if there is one, whose gradients are exp(h - r) / 2n and
-    exp(k - c) / 2n."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any,
-        first: Tensor,
-        second: Tensor,
-        scale: Tensor,
-        more: Tensor | None,
-        left_out: LeftOut | None,
-        chunk_rows: int,
-        log_weights: Tensor | None,
-    ) -> Tensor:
-        n = len(first)
-        chunks = [(start, min(start + chunk_rows, n)) for start in range(0, n, chunk_rows)]
-
-        def logits(start: int, stop: int) -> Tensor:
-            part = scale * first[start:stop] @ second.T
-            return part if left_out is None else part.masked_fill_(left_out(start, stop), float("-inf"))
-
-        row_sums, diagonal = first.new_empty(n), first.new_empty(n)
-        column_sums = first.new_full((n,), float("-inf"))
-        part = first.new_empty(0)
-        for start, stop in chunks:
-            part = logits(start, stop)
-            diagonal[start:stop] = part.diagonal(start)
-            row_sums[start:stop] = part.logsumexp(1)
-            column_sums = torch.logaddexp(column_sums, part.logsumexp(0))
-        row_share = column_share = first.new_empty(0)
-        if more is not None and log_weights is not None:
-            row_more, column_more = (scale * (texts * more).sum(1) + log_weights for texts in (first, second))
-            row_sums, column_sums = torch.logaddexp(row_sums, row_more), torch.logaddexp(column_sums, column_more)
-            row_share, column_share = (row_more - row_sums).exp_()[:, None], (column_more - column_sums).exp_()[:, None]
-        if any(ctx.needs_input_grad):
-            grad_first, grad_second = torch.empty_like(first), torch.zeros_like(second)
-            for start, stop in chunks:
-                # The logits of a single chunk are still in memory.
-                part = part if len(chunks) == 1 else logits(start, stop)
-                grad_part = (part - row_sums[start:stop, None]).exp_()
-                grad_part += part.sub_(column_sums).exp_()
-                grad_part /= 2 * n
-                grad_part.diagonal(start).sub_(1 / n)
-                torch.mm(grad_part, second, out=grad_first[start:stop])
-                grad_second.addmm_(grad_part.T, first[start:stop])
-            grad_scale, grad_more = (grad_first * first).sum(), None
-            if more is not None:
-                grad_more = (row_share * first + column_share * second).div_(2 * n)
-                grad_scale += (grad_more * more).sum()
-                grad_first.addcmul_(row_share, more, value=1 / (2 * n))
-                grad_second.addcmul_(column_share, more, value=1 / (2 * n))
-                grad_more.mul_(scale)
-            ctx.save_for_backward(grad_first.mul_(scale), grad_second.mul_(scale), grad_scale, grad_more)
-        return ((row_sums - diagonal) + (column_sums - diagonal)).mean() / 2
+    n = len(first)
+    to_second = in_blocks(partial(cross_entropy, first, second, False), n, BLOCK_ROWS)
+    to_first = in_blocks(partial(cross_entropy, second, first, True), n, BLOCK_ROWS)
+    return (to_second + to_first) / (2 * n)
 
 
 def pairwise_sigmoid(
-    first: Tensor,
-    second: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    left_out: LeftOut | None = None,
-    chunk_rows: int = CHUNK_ROWS,
+    first: Tensor, second: Tensor, scale: Tensor, bias: Tensor, left_out: LeftOut | None = None
 ) -> Tensor:
     """SigLIP's loss: each entry of the matrix is classified independently as a pair or not.
 
     The sum of -log sigmoid(±(scale · cosine + bias)) over the matrix, + on its diagonal, divided by n; otherwise like
     :func:`info_nce`.
     """
-    loss = _ChunkedSigmoid.apply(first, second, scale, bias, left_out, chunk_rows)
-    assert isinstance(loss, Tensor)
-    return loss
+
+    def log_likelihood(rows: slice) -> Tensor:
+        logits = scale * first[rows] @ second.T + bias
+        if left_out is not None:
+            logits = logits.masked_fill(left_out(rows, ALL), float("-inf"))
+        labels = torch.full_like(logits, -1)
+        labels.diagonal(rows.start).fill_(1)
+        return F.logsigmoid(labels * logits).sum()
+
+    return -in_blocks(log_likelihood, len(first), BLOCK_ROWS) / len(first)
 
 
-class _ChunkedSigmoid(_Precomputed):
-    """With S = scale · first · secondᵀ + bias, the gradient of S is sigmoid(S) / n, minus 1/n on the diagonal."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, first: Tensor, second: Tensor, scale: Tensor, bias: Tensor, left_out: LeftOut | None, chunk_rows: int
-    ) -> Tensor:
-        n, total, grad_bias = len(first), first.new_zeros(()), first.new_zeros(())
-        grad_first, grad_second = torch.empty_like(first), torch.zeros_like(second)
-        for start in range(0, n, chunk_rows):
-            stop = min(start + chunk_rows, n)
-            part = (scale * first[start:stop] @ second.T).add_(bias)
-            if left_out is not None:
-                part.masked_fill_(left_out(start, stop), float("-inf"))
-            total += softplus(part).sum() - part.diagonal(start).sum()
-            part.sigmoid_().diagonal(start).sub_(1)
-            torch.mm(part, second, out=grad_first[start:stop])
-            grad_second.addmm_(part.T, first[start:stop])
-            grad_bias += part.sum()
-        grad_scale = (grad_first * first).sum()
-        gradients = (grad_first.mul_(scale), grad_second.mul_(scale), grad_scale, grad_bias)
-        ctx.save_for_backward(*(gradient.div_(n) for gradient in gradients))
-        return total / n
-
-
-def false_negatives(pair: Pair, keys: Mapping[str, Tensor], start: int = 0, stop: int | None = None) -> Tensor:
-    """Off-diagonal entries of a pair's matrix that are not negatives, bool [stop - start, n].
+def false_negatives(pair: Pair, keys: Mapping[str, Tensor], rows: slice = ALL, columns: slice = ALL) -> Tensor:
+    """Off-diagonal entries of a pair's matrix that are not negatives, bool, for some of its rows and columns.
 
     Rows i and j are not negatives of each other if they share their image or one of the pair's texts, and neither are
     ``first[i]`` and ``second[j]`` if both are the same text. Equal `keys`, int64 [n] per kind, mean equal texts or
     images.
     """
-    rows = slice(start, stop)
-    mask = keys[IMAGE][rows, None] == keys[IMAGE][None, :]
-    for name in (pair.first, pair.second):
-        if name != IMAGE:
-            mask |= keys[name][rows, None] == keys[name][None, :]
+
+    def equal(first: Tensor, second: Tensor) -> Tensor:
+        return first[rows, None] == second[None, columns]
+
+    mask = equal(keys[IMAGE], keys[IMAGE])
+    for name in {pair.first, pair.second} - {IMAGE}:
+        mask |= equal(keys[name], keys[name])
     if pair.first != IMAGE:
-        mask |= keys[pair.first][rows, None] == keys[pair.second][None, :]
-    mask.diagonal(start).fill_(False)
-    return mask
+        mask |= equal(keys[pair.first], keys[pair.second])
+    numbers = torch.arange(len(keys[IMAGE]), device=mask.device)
+    return mask & ~equal(numbers, numbers)
 
 
 def hard_negatives(embeddings: Tensor, weight: float, keys: Mapping[str, Tensor] | None = None) -> OneMore:
@@ -290,39 +215,17 @@ def ranking_divergence(texts: Sequence[Tensor], teacher: Tensor, gallery: Tensor
     """Mean of KL(the teacher's ranking ‖ that of a text) over rows and texts, in nats.
 
     `texts` and `teacher` are of the same n captions, float32 [n, d], `gallery` has image features, [m, d], all of
-    length 1. The larger `temperature`, a factor of the cosines, the more the first ranks count. Similarities are
-    computed some rows at a time, and gradients, only for the texts, along with the value.
+    length 1. The larger `temperature`, a factor of the cosines, the more the first ranks count.
     """
-    divergence = _RankingDivergence.apply(teacher, gallery, temperature, *texts)
-    assert isinstance(divergence, Tensor)
-    return divergence
+    images = temperature * gallery.T
 
+    def divergence(rows: slice) -> Tensor:
+        targets = torch.log_softmax(teacher[rows] @ images, 1)
+        logs = [torch.log_softmax(text[rows] @ images, 1) for text in texts]
+        return torch.stack([F.kl_div(log, targets, reduction="sum", log_target=True) for log in logs]).sum()
 
-class _RankingDivergence(torch.autograd.Function):
-    """The gradient with respect to a text's similarities T · text · images is (q - p) / (rows · texts)."""
-
-    @staticmethod
-    def forward(ctx: Any, teacher: Tensor, gallery: Tensor, temperature: float, *texts: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        rows, count = max(1, RANKING_CELLS // len(gallery)), len(teacher) * len(texts)
-        total = teacher.new_zeros(())
-        gradients = [torch.empty_like(text) for text in texts] if any(ctx.needs_input_grad) else []
-        scaled = temperature * gallery
-        for start in range(0, len(teacher), rows):
-            part = slice(start, start + rows)
-            targets = torch.log_softmax(teacher[part] @ scaled.T, 1)
-            shares = targets.exp()
-            for number, text in enumerate(texts):
-                logs = torch.log_softmax(text[part] @ scaled.T, 1)
-                total += (shares * (targets - logs)).sum()
-                if gradients:
-                    gradients[number][part] = logs.exp_().sub_(shares) @ scaled
-        ctx.save_for_backward(*(gradient.div_(count) for gradient in gradients))
-        return total / count
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        return None, None, None, *(gradient * saved for saved in ctx.saved_tensors)
+    n = len(teacher)
+    return in_blocks(divergence, n, max(1, RANKING_CELLS // len(gallery))) / (n * len(texts))
 
 
 class Anchor:
@@ -380,11 +283,7 @@ class Objective:
     clip: ClipModel
     pairs: Sequence[Pair]
     precision: Precision = "fp32"
-    memory_gib: float = 4.0
-    """Memory for the backward pass of a batch; batches that need more are embedded twice."""
     anchor: Anchor | None = None
-    taken: int = field(default_factory=anonymous_memory)
-    """Memory of this process before the first batch, in bytes."""
 
     def gradients(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Add the gradients of a batch's loss to the parameters' ``grad``.
@@ -395,22 +294,15 @@ class Objective:
         scale, bias = clip.model.get_parameter("logit_scale"), getattr(clip.model, "logit_bias", None)
         # The gradients of scale and bias come from the whole batch.
         encoder = [parameter for name, parameter in trained_parameters(clip.model).items() if name not in LOGITS]
-        cached = partial(CachedTexts, precision=self.precision, most_bytes=self.taken + self.memory_gib * GIB)
-        with touched_vocabulary(clip, batch.tokens) as vocabulary:
-            texts = cached(clip, batch.tokens, keep=self.fits(batch))
-            text_embeddings = texts.embed().requires_grad_()
-            embeddings = batch.embeddings(text_embeddings)
-            loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device), bias)
-            if anchor is not None:
-                base = anchor.embeddings(batch, lambda clip, texts: cached(clip, texts, keep=False).embed())
-                for name, (weight, value) in anchor.terms(batch, embeddings, base).items():
-                    loss, terms = loss + weight * value, terms | {name: value.detach()}
-            loss.backward()
-            assert text_embeddings.grad is not None
-            texts.backward(text_embeddings.grad, [*vocabulary, *encoder])
+        texts = CachedTexts(clip, batch.tokens, self.precision)
+        text_embeddings = texts.embed().requires_grad_()
+        embeddings = batch.embeddings(text_embeddings)
+        loss, terms = contrastive_loss(embeddings, scale, self.pairs, batch.key_tensors(clip.device), bias)
+        if anchor is not None:
+            base = anchor.embeddings(batch, lambda clip, texts: CachedTexts(clip, texts, self.precision).embed())
+            for name, (weight, value) in anchor.terms(batch, embeddings, base).items():
+                loss, terms = loss + weight * value, terms | {name: value.detach()}
+        loss.backward()
+        assert text_embeddings.grad is not None
+        texts.backward(text_embeddings.grad, encoder)
         return loss.detach(), terms
-
-    def fits(self, batch: Batch) -> bool:
-        """Whether the batch can be kept for the backward pass."""
-        tokens = computed_tokens(self.clip, batch.tokens)
-        return tokens * activation_bytes(self.clip, self.precision) <= self.memory_gib * GIB

@@ -9,30 +9,15 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-GIB = 2**30
-
-SHARE = 1 / 3
-"""Share of the free memory used for batches: their estimated size may be 2.5 times too low."""
-
-UNKNOWN_GIB = 4.0
-"""GiB for batches if the free memory is unknown."""
-
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Options of glibc's ``mallopt``, as ``malloc.h`` numbers them."""
 
-STATUS, MEMINFO, CGROUP = Path("/proc/self/status"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-
-
-def memory_for_batches(device: torch.device) -> float:
-    """GiB that this process may use for the backward pass: a third of the memory that is free now."""
-    free = free_memory(device)
-    return UNKNOWN_GIB if free is None else SHARE * free / GIB
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -51,32 +36,14 @@ def free_memory(device: torch.device) -> int | None:
     return max(0, min(available, int(limit) - int(used[1])))
 
 
-def anonymous_memory() -> int:
-    """Anonymous resident memory of this process in bytes; 0 if unknown."""
-    return _kib(STATUS, "RssAnon") or 0
-
-
-def free_heap() -> None:
-    """Return freed memory that the C library (glibc) keeps to the system.
-
-    Tensors of ever-changing shapes leave holes in the heap that the next ones do not fit into.
-    """
-    if (trim := getattr(_c_library(), "malloc_trim", None)) is not None:
-        trim(0)
-
-
-@cache
-def _c_library() -> ctypes.CDLL:
-    return ctypes.CDLL(None)
-
-
 def keep_freed_memory() -> None:
     """Let the C library (glibc) keep freed blocks up to 1 GiB, for the life of the process.
 
     Otherwise it returns large blocks at once, and the system clears every page again for the next tensor: writing a new
-    tensor of 32 MB took three times as long, and a step takes thousands of these.
+    tensor of 32 MB took three times as long, and a step takes thousands of these. A step of the built-in base took a
+    tenth to a quarter longer.
     """
-    set_option = getattr(_c_library(), "mallopt", None)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if sys.platform == "linux" and set_option is not None:
         set_option(TRIM_THRESHOLD, 1 << 30)
         set_option(MMAP_THRESHOLD, 1 << 28)

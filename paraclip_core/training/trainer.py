@@ -41,7 +41,7 @@ from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, nei
 from paraclip_core.training.log import TrainingLog, rounded
 from paraclip_core.training.losses import Anchor, Objective, Pair
 from paraclip_core.training.options import TrainingOptions
-from paraclip_core.training.process import deterministic, keep_freed_memory, memory_for_batches, sigterm_noticed
+from paraclip_core.training.process import deterministic, keep_freed_memory, sigterm_noticed
 from paraclip_core.training.rewordings import Rewordings
 from paraclip_core.training.trackers import Trackers
 
@@ -75,8 +75,6 @@ class TrainingJob:
     """Measures the current model once per epoch, and after the last step."""
     keep_best: str | None = None
     """The figure of `validate` that selects the weights; None: keep the last ones."""
-    memory_gib: float | None = None
-    """Memory for the backward pass of a batch; None: a third of the free memory."""
     vocabulary: Vocabulary | None = None
     """The model's words of hard negatives and rewordings; the weight of hard negatives needs it."""
     trackers: Trackers = field(default_factory=Trackers)
@@ -129,7 +127,6 @@ class _Run:
             clip,
             job.pairs,
             pick_precision(self.options.precision, clip.device),
-            job.memory_gib or memory_for_batches(clip.device),
             Anchor(clip, features, ranks, hard) if anchored else None,
         )
         self.checkpoints = CheckpointFolder(job.scratch, self._identity())

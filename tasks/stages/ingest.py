@@ -1,4 +1,4 @@
-"""Ingest: turns source files into clean, filtered, deduplicated and tokenized captions, and rejects with reasons.
+"""Ingest: turns source files into clean, filtered and deduplicated captions, and rejects with reasons.
 
 It resumes at file granularity: each finished file leaves its parts in the artifact and a marker with its counts in
 scratch. An interrupted file is read again; the duplicate filter is rebuilt from the finished parts.
@@ -244,12 +244,12 @@ def _missing(run: Run) -> list[Missing]:
 
 INGEST = Stage(
     name="ingest",
-    version=4,
+    version=5,
     inputs=lambda settings: () if settings.data.scenes is None else ("scenes",),
     options=_options,
     body=_body,
     sources=_sources,
     missing=_missing,
-    about="Read, clean, filter and tokenize captions from files of many formats.",
+    about="Read, clean and filter captions from files of many formats.",
     units=("read", "rows"),
 )

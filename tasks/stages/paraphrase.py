@@ -23,7 +23,7 @@ from paraclip.storage.parquet import PartWriter, iter_batches
 from paraclip.storage.roots import open_answers
 from paraclip.tasks.corpus import corpus_of
 from paraclip.tasks.run.run import Missing, Run, Slot, Stage, StageContext, find_missing, input_path
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
+from paraclip_core.captions.pieces import CONTEXT_LENGTH
 from paraclip_core.config import Settings
 from paraclip_core.errors import ArtifactError, EngineError, InputError, ParaclipError
 from paraclip_core.options import meaning
@@ -44,7 +44,7 @@ from paraclip_core.progress import Progress, silent
 from paraclip_core.tables import CAPTIONS, PARAPHRASE_REJECTS, PARAPHRASES, text_hash
 from paraclip_core.text_safety import one_line
 
-VERSION = 5
+VERSION = 6
 STEPS = {"paraphrase_1": 1, "paraphrase_2": 2}
 """The stages that request answers from a language model, with the number of their step."""
 UPSTREAM = {1: "ingest", 2: "paraphrase_1"}
@@ -258,7 +258,6 @@ def rows_of_texts(texts: Sequence[str]) -> pa.RecordBatch:
         "caption_id": [text_hash(text) for text in texts],
         "image_id": [None] * len(texts),
         "caption": texts,
-        "caption_tokens": [[]] * len(texts),
         "license": [""] * len(texts),
     }
     schema = pa.schema([CAPTIONS.field(name) for name in INPUT_COLUMNS[1]])

@@ -40,11 +40,9 @@ from paraclip.tasks.training.data import (
     rows_folder,
     same_image_encoder,
     spooled,
-    tokens_for,
     use_threads,
     validation_set,
 )
-from paraclip_core.captions.tokens import CONTEXT_LENGTH
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.encode import pick_precision
 from paraclip_core.clip.export import save_release
@@ -109,8 +107,9 @@ def built_in_base(ctx: StageContext) -> dict[str, Any]:
         clip.model.get_parameter("logit_scale").fill_(math.log(settings.built_in_base.logit_scale))
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
     held_out = hold_out(captions, images, base_held_out(settings))
-    validation = validation_set(captions, held_out)
-    rows = spooled(ctx, (CAPTION,), caption_rows(captions, images, counts=counts, keep=held_out.trains), counts)
+    validation = validation_set(captions, held_out, clip)
+    stream = caption_rows(captions, images, clip, counts, held_out.trains)
+    rows = spooled(ctx, (CAPTION,), stream, counts, clip)
     options = _base_options(settings)
     run = TrackedRun(
         f"{settings.name}-built_in_base-{ctx.work.out.parent.name[:12]}",
@@ -183,7 +182,7 @@ def _load(ctx: StageContext) -> Tuning:
     """The base, and captions with their paraphrases, or queries of a log with theirs."""
     clip = load_clip(base_reference(ctx.settings, ctx.inputs), pick_device(ctx.settings.run.device))
     base, corpus = _frozen(ctx, clip), corpus_of(ctx.settings)
-    data: TuningData = corpus.call(corpus.data, ctx, tokens_for(clip, CONTEXT_LENGTH))
+    data: TuningData = corpus.call(corpus.data, ctx, clip)
     if ctx.settings.finetune.texts == "captions":
         data = replace(data, rows=data.rows.as_captions())
     return Tuning(clip, base.image_encoder, data, weights_hash(clip))

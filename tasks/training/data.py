@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from paraclip.storage.artifacts import Artifact
 from paraclip.storage.features import FeatureRows, FeatureStore
 from paraclip.storage.parquet import iter_batches
 from paraclip.tasks.run.run import StageContext
-from paraclip_core.clip.encode import shortened, tokenize
+from paraclip_core.clip.encode import tokenize
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
@@ -43,10 +42,6 @@ from paraclip_core.training.validation import ValidationSet
 
 log = logging.getLogger(__name__)
 
-SUFFIX = "_tokens"
-TEXT_TOKENS = tuple(f"{kind}{SUFFIX}" for kind in TEXTS)
-"""The columns with the tokens of a row's texts."""
-Texts: TypeAlias = pa.Array | pa.ChunkedArray
 MAX_IMAGES = 2000
 MAX_QUERIES = 10_000
 ENOUGH_PAIRS = 100
@@ -55,41 +50,6 @@ BLOCK_ROWS = 1 << 16
 """Rows whose captions are compared at once."""
 Keep = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
 """Selects rows by the feature row of their image."""
-
-
-@dataclass(frozen=True)
-class TextTokens:
-    """How to get the tokens of a text column from a table."""
-
-    own: bool = False
-    """Whether tokens are computed from the texts instead of read."""
-    convert: Callable[[Texts], Texts] = lambda column: column
-    dtype: type[np.integer] = np.uint16
-
-    def columns(self, stored: Sequence[str]) -> list[str]:
-        """The columns to read in place of those that hold CLIP's tokens."""
-        return [column.removesuffix(SUFFIX) for column in stored] if self.own else list(stored)
-
-
-STORED = TextTokens()
-"""CLIP's tokens, as stored."""
-
-
-def tokens_for(clip: ClipModel, stored_length: int) -> TextTokens:
-    """The stored tokens if the model uses CLIP's, truncated to its context; otherwise those of its own tokenizer.
-
-    Stored texts have at most `stored_length` tokens, see :data:`paraclip_core.captions.tokens.CONTEXT_LENGTH`.
-    """
-    if not clip.reads_clip_tokens:
-        return TextTokens(True, lambda texts: _lists(tokenize(clip, texts.to_pylist()), clip), clip.token_dtype)
-    if clip.context_length < stored_length:
-        return TextTokens(convert=lambda lists: _lists(shortened(Ragged.from_arrow(lists), clip.context_length), clip))
-    return STORED
-
-
-def _lists(tokens: Ragged, clip: ClipModel) -> pa.ListArray:
-    values = pa.array(np.asarray(tokens.values, clip.token_dtype))
-    return pa.ListArray.from_arrays(pa.array(tokens.offsets.astype(np.int32)), values)
 
 
 class Images:
@@ -140,14 +100,10 @@ class TuningData:
 
 
 def spooled(
-    ctx: StageContext,
-    kinds: tuple[str, ...],
-    stream: Iterator[RowBatch],
-    counts: RowCounts,
-    tokens: TextTokens | None = None,
+    ctx: StageContext, kinds: tuple[str, ...], stream: Iterator[RowBatch], counts: RowCounts, clip: ClipModel
 ) -> TrainingRows:
     """The rows of a stream on disk, with their texts of these kinds; read once, however often the stage is stopped."""
-    return spool_rows(rows_folder(ctx), kinds, stream, lambda: asdict(counts), (tokens or STORED).dtype)
+    return spool_rows(rows_folder(ctx), kinds, stream, lambda: asdict(counts), clip.token_dtype)
 
 
 def rows_folder(ctx: StageContext) -> Path:
@@ -155,15 +111,15 @@ def rows_folder(ctx: StageContext) -> Path:
     return ctx.work.scratch / "rows"
 
 
-def caption_data(ctx: StageContext, tokens: TextTokens) -> TuningData:
+def caption_data(ctx: StageContext, clip: ClipModel) -> TuningData:
     """Captions of images with their paraphrases, and held-out images."""
     images, counts = Images(ctx.inputs["features"].path), RowCounts()
     captions, paraphrases = ctx.inputs["ingest"].path / "captions", ctx.inputs["paraphrase_2"].path / "paraphrases"
     held_out = hold_out(captions, images, ctx.settings.finetune.validation)
-    stream = paraphrase_rows(paraphrases, images, counts, held_out.trains, tokens)
-    rows = spooled(ctx, TEXTS, stream, counts, tokens)
+    stream = paraphrase_rows(paraphrases, images, clip, counts, held_out.trains)
+    rows = spooled(ctx, TEXTS, stream, counts, clip)
     own = enough(rows, images.of_rows(rows_folder(ctx)), "paraphrase_2")
-    return TuningData(rows, own, validation_set(captions, held_out, paraphrases, tokens, rows.texts[CAPTION]))
+    return TuningData(rows, own, validation_set(captions, held_out, clip, paraphrases, rows.texts[CAPTION]))
 
 
 @dataclass
@@ -213,8 +169,9 @@ def hold_out(captions: Path, images: Images, share: float) -> HeldOut:
     The gallery has the first 2,000 of them.
     """
     seen = np.zeros(len(images.keys), bool)
-    for batch in caption_rows(captions, images, ()):
-        seen[images.keys[batch[IMAGE_ROWS]]] = True
+    for batch in _training_captions(captions, ("image_id",)):
+        image_rows = images.find(batch["image_id"])
+        seen[images.keys[image_rows[image_rows >= 0]]] = True
     candidates = np.flatnonzero(seen)
     candidates = candidates[np.argsort(images.places[candidates], kind="stable")]
     chosen = candidates[images.places[candidates] < share]
@@ -259,53 +216,47 @@ def use_threads(settings: Settings) -> None:
 
 
 def caption_rows(
-    folder: Path,
-    images: Images,
-    columns: Sequence[str] = ("caption_tokens",),
-    counts: RowCounts | None = None,
-    keep: Keep | None = None,
-    tokens: TextTokens = STORED,
+    folder: Path, images: Images, clip: ClipModel, counts: RowCounts | None = None, keep: Keep | None = None
 ) -> Iterator[RowBatch]:
     """Rows of the ingested training captions with the feature row of their image, in the order of the table."""
-    wanted = tokens.columns(columns)
-    ids = (CAPTION_ID,) if wanted else ()
-    for batch in iter_batches(folder, [*wanted, *ids, "image_id", "split"]):
-        train = batch.filter(pc.call_function("equal", [batch["split"], pa.scalar("train")]))
-        yield from _rows(train, images, wanted, counts, keep, tokens)
+    for batch in _training_captions(folder, (CAPTION, CAPTION_ID, "image_id")):
+        yield from _rows(batch, images, clip, (CAPTION,), counts, keep)
+
+
+def _training_captions(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    for batch in iter_batches(folder, [*columns, "split"]):
+        yield batch.filter(pc.call_function("equal", [batch["split"], pa.scalar("train")]))
 
 
 def paraphrase_rows(
     folder: Path,
     images: Images,
+    clip: ClipModel,
     counts: RowCounts | None = None,
     keep: Keep | None = None,
-    tokens: TextTokens = STORED,
     first_only: bool = False,
 ) -> Iterator[RowBatch]:
     """Rows that have both paraphrases, with the feature row of their image, in the order of the table.
 
     A caption has a row for each of its paraphrases, the best first; with `first_only`, only the best.
     """
-    columns = tokens.columns(TEXT_TOKENS)
-    for whole in paraphrased(folder, tokens, first_only):
-        yield from _rows(whole, images, columns, counts, keep, tokens)
+    for whole in paraphrased(folder, first_only):
+        yield from _rows(whole, images, clip, TEXTS, counts, keep)
 
 
-def paraphrased(
-    folder: Path, tokens: TextTokens, first_only: bool, also: Sequence[str] = ()
-) -> Iterator[pa.RecordBatch]:
-    """The rows of a table of paraphrases that have both, with tokens, ``caption_id``, ``image_id`` and `also`."""
-    begins, columns = CaptionStarts(), tokens.columns(TEXT_TOKENS)
-    for batch in iter_batches(folder, list(dict.fromkeys([*columns, CAPTION_ID, "image_id", *also]))):
-        whole = batch.filter(batch[columns[-1]].is_valid())
+def paraphrased(folder: Path, first_only: bool) -> Iterator[pa.RecordBatch]:
+    """The rows of a table of paraphrases that have both, with their texts, ``caption_id`` and ``image_id``."""
+    begins = CaptionStarts()
+    for batch in iter_batches(folder, [*TEXTS, CAPTION_ID, "image_id"]):
+        whole = batch.filter(batch[TEXTS[-1]].is_valid())
         yield whole.filter(pa.array(begins(whole[CAPTION_ID]))) if first_only else whole
 
 
 def validation_set(
     captions: Path,
     held_out: HeldOut,
+    clip: ClipModel,
     paraphrases: Path | None = None,
-    tokens: TextTokens = STORED,
     trained: Ragged | None = None,
 ) -> ValidationSet:
     """Captions (and, with `paraphrases`, pairs) of the gallery's images; the first 10,000 of each in table order.
@@ -318,12 +269,12 @@ def validation_set(
         return held_out.position(image_rows) >= 0
 
     images = held_out.images
-    shown = caption_rows(captions, images, keep=keep, tokens=tokens)
+    shown = caption_rows(captions, images, clip, keep=keep)
     texts, targets = _queries(shown, held_out)
     gallery = np.asarray(images.matrix[held_out.gallery])
     if paraphrases is None:
         return ValidationSet(gallery, texts["caption"], targets)
-    rows = paraphrase_rows(paraphrases, images, keep=keep, tokens=tokens, first_only=True)
+    rows = paraphrase_rows(paraphrases, images, clip, keep=keep, first_only=True)
     pairs, pair_targets = _queries(rows, held_out, ("caption", "paraphrase_2"))
     first, second = pairs["caption"], pairs["paraphrase_2"]
     if trained is not None:
@@ -351,7 +302,7 @@ def _queries(
     wanted = MAX_QUERIES
     for batch in rows:
         for kind in kinds:
-            parts[kind].append(Ragged.from_arrow(batch[kind].slice(0, wanted)))
+            parts[kind].append(batch[kind].take(np.arange(min(wanted, len(batch[kind])))))
         targets.append(held_out.position(batch[IMAGE_ROWS])[:wanted])
         wanted -= len(targets[-1])
         if not wanted:
@@ -362,10 +313,10 @@ def _queries(
 def _rows(
     batch: pa.RecordBatch,
     images: Images,
-    columns: Sequence[str],
+    clip: ClipModel,
+    kinds: Sequence[str],
     counts: RowCounts | None,
     keep: Keep | None,
-    tokens: TextTokens,
 ) -> Iterator[RowBatch]:
     image_rows = images.find(batch["image_id"])
     usable = image_rows >= 0
@@ -379,10 +330,9 @@ def _rows(
     chosen = batch.filter(pa.array(wanted))
     if not chosen.num_rows:
         return
-    yield {**texts_of(chosen, columns, tokens), IMAGE_ROWS: image_rows[wanted]}
+    yield {**token_lists(chosen, kinds, clip), CAPTION_ID: chosen[CAPTION_ID], IMAGE_ROWS: image_rows[wanted]}
 
 
-def texts_of(rows: pa.RecordBatch, columns: Sequence[str], tokens: TextTokens) -> dict[str, pa.Array]:
-    """Token lists of these columns by kind of text and, if there is any column, the caption ids."""
-    texts = {column.removesuffix(SUFFIX): tokens.convert(rows[column]) for column in columns}
-    return {**texts, CAPTION_ID: rows[CAPTION_ID]} if columns else texts
+def token_lists(rows: pa.RecordBatch, kinds: Sequence[str], clip: ClipModel) -> dict[str, Ragged]:
+    """The texts of these kinds, as the model's own tokenizer reads them."""
+    return {kind: tokenize(clip, rows[kind].to_pylist()) for kind in kinds}

@@ -18,20 +18,17 @@ from paraclip.tasks.corpus import searched_images
 from paraclip.tasks.run.run import StageContext
 from paraclip.tasks.training.data import (
     MAX_QUERIES,
-    STORED,
-    SUFFIX,
-    TEXT_TOKENS,
     RowCounts,
-    TextTokens,
     TuningData,
     paraphrased,
     spooled,
-    texts_of,
+    token_lists,
 )
 from paraclip_core.captions.stems import stem_keys
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.errors import TrainingError
-from paraclip_core.training.data import CAPTION, TEXTS, DrawnImages, RowBatch
+from paraclip_core.training.data import CAPTION, CAPTION_ID, TEXTS, DrawnImages, RowBatch
 from paraclip_core.training.validation import ValidationSet
 
 SEARCHED = 20_000
@@ -47,44 +44,42 @@ def is_held_out(queries: pa.Array, share: float) -> NDArray[np.bool_]:
     return stem_keys(queries.to_pylist(), "held out for the choice") < share * 2.0**64
 
 
-def query_data(ctx: StageContext, tokens: TextTokens) -> TuningData:
+def query_data(ctx: StageContext, clip: ClipModel) -> TuningData:
     """Queries with their paraphrases, and images of the index."""
     paraphrases, store = ctx.inputs["paraphrase_2"].path / "paraphrases", FeatureStore(ctx.inputs["features"].path)
     share, counts = ctx.settings.finetune.validation, RowCounts()
-    rows = spooled(ctx, TEXTS, log_rows(paraphrases, share, counts, tokens), counts, tokens)
+    rows = spooled(ctx, TEXTS, log_rows(paraphrases, share, counts, clip), counts, clip)
     if len(rows) < FEWEST:
         raise TrainingError(
             f"{len(rows)} queries can be trained on, at least {FEWEST} are needed; add queries, or loosen the filters "
             "(paraphrase.filters)"
         )
-    validation = log_validation(paraphrases, store, share, tokens)
+    validation = log_validation(paraphrases, store, share, clip)
     return TuningData(rows, DrawnImages(store.view(), DRAWN), validation)
 
 
-def log_rows(folder: Path, share: float, counts: RowCounts, tokens: TextTokens = STORED) -> Iterator[RowBatch]:
+def log_rows(folder: Path, share: float, counts: RowCounts, clip: ClipModel) -> Iterator[RowBatch]:
     """Rows of the queries to train on that have both paraphrases, in table order."""
-    columns = tokens.columns(TEXT_TOKENS)
-    for whole in paraphrased(folder, tokens, first_only=False, also=(CAPTION,)):
+    for whole in paraphrased(folder, first_only=False):
         held_out = is_held_out(whole[CAPTION], share)
         counts.read += whole.num_rows
         counts.held_out += int(held_out.sum())
         if len(rows := whole.filter(pa.array(~held_out))):
-            yield texts_of(rows, columns, tokens)
+            yield {**token_lists(rows, TEXTS, clip), CAPTION_ID: rows[CAPTION_ID]}
 
 
-def log_validation(folder: Path, store: FeatureStore, share: float, tokens: TextTokens = STORED) -> ValidationSet:
+def log_validation(folder: Path, store: FeatureStore, share: float, clip: ClipModel) -> ValidationSet:
     """Held-out queries, at most 10,000, each with its best paraphrase, and images of the index that they search.
 
     The images are drawn at random, 20,000 at most.
     """
-    parts: dict[str, list[Ragged]] = {column: [] for column in TEXT_TOKENS}
-    wanted, columns = MAX_QUERIES, tokens.columns(TEXT_TOKENS)
-    for whole in paraphrased(folder, tokens, first_only=True, also=(CAPTION,)):
+    kinds, wanted = (CAPTION, TEXTS[-1]), MAX_QUERIES
+    parts: dict[str, list[Ragged]] = {kind: [] for kind in kinds}
+    for whole in paraphrased(folder, first_only=True):
         rows = whole.filter(pa.array(is_held_out(whole[CAPTION], share))).slice(0, wanted)
-        texts = texts_of(rows, columns, tokens)
-        for column in TEXT_TOKENS:
-            parts[column].append(Ragged.from_arrow(texts[column.removesuffix(SUFFIX)]))
+        for kind, tokens in token_lists(rows, kinds, clip).items():
+            parts[kind].append(tokens)
         wanted -= len(rows)
     gallery = searched_images(len(store), np.zeros(0, np.int64), SEARCHED)
-    captions, _, paraphrases = (Ragged.concatenate(lists) for lists in parts.values())
+    captions, paraphrases = map(Ragged.concatenate, parts.values())
     return ValidationSet(np.asarray(store.view()[gallery]), captions, first=captions, second=paraphrases)

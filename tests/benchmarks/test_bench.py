@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 RUNS = {
     "bench_cache --rows 2000 --batch 500 --repeat 1": {"cache_insert_vs_sqlite", "cache_lookup_vs_sqlite"},
     "bench_eval --images 20 --repeats 1": {"eval_vs_clip_benchmark"},
-    "bench_ingest --rows 2000 --rounds 1": {"ingest_rows", "tokenise_cleaned_4096", "tokenise_cleaned_8192"},
+    "bench_ingest --rows 2000 --rounds 1": {"ingest_rows"},
     "bench_filters --captions 700 --presets off --repeat 1": {"judging_scales"},
     "bench_index --rows 3000 --dim 32 --queries 400 --naive-rows 1000": {
         "index_link",

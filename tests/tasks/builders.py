@@ -31,7 +31,7 @@ def committed(
 
 def captions_of(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
     """Ingested captions from their `caption`, `image_id` and what else is said of them."""
-    usual = {"images": "images.tar", "caption_tokens": [49406, 49407], "split": "train", "license": "x", "source": "x"}
+    usual = {"images": "images.tar", "split": "train", "license": "x", "source": "x"}
     filled = [
         usual
         | {"caption_id": text_hash(row["image_id"], row["caption"]), "image_path": row["image_id"]}

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from paraclip.storage.answers import AnswerStore
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.config import ParaphraseOptions
 from paraclip_core.paraphrase.engines import Engine
 from paraclip_core.paraphrase.filter_options import FilterOptions
@@ -57,7 +56,6 @@ def captions_batch(texts: Sequence[str]) -> pa.RecordBatch:
         ids,
         pa.array([f"image{number}" for number in range(len(texts))]),
         pa.array(texts, pa.string()),
-        Tokenizer().encode_batch(texts),
         pa.array(["CC0"] * len(texts)),
     ]
     return pa.RecordBatch.from_arrays(columns, names=list(INPUT_COLUMNS[1]))

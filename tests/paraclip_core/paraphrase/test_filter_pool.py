@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paraclip.storage.answers import FILTER_RESULTS as STORED
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.errors import StageError
 from paraclip_core.paraphrase import filter_pool, rounds
 from paraclip_core.paraphrase.filter_options import FilterOptions
@@ -122,14 +121,14 @@ def test_verdicts_are_rows_of_their_table(whole: pa.Table, spec: FilterSpec, ans
         name: STORED.schema.field(name).type for name in STORED.columns
     }
     assert [whole.column(name) for name in KEYS] == [answers.column(name) for name in KEYS]
-    encode, reasons = Tokenizer().encode, set()
+    reasons = set()
     for row, asked in zip(whole.to_pylist(), answers.to_pylist(), strict=True):
         assert row["filters"] == spec.digest
         reasons.add(row["reason"])
         if row["reason"] is None:
             assert row["accepted"] and row["answer"] is None
             for one in row["accepted"]:
-                assert one["answer"] in asked["completions"] and one["tokens"] == encode(one["answer"])
+                assert one["answer"] in asked["completions"]
                 assert -1 <= one["similarity"] <= 1
         else:
             assert row["accepted"] == []

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.demo.synonyms import variants
 from paraclip_core.paraphrase.filter_options import FilterOptions
 from paraclip_core.paraphrase.filtering import (
@@ -184,14 +184,13 @@ PINNED = {"cf2e1b7f0b5dd968555bfdc0ac85c5f2": "31c905f815cc5c7e793293dfd6b2761f"
 
 def test_a_changed_verdict_needs_another_version() -> None:
     """Stored filter results count as long as `FILTERS_VERSION` stays: where this digest changes, change both."""
-    whole = Tokenizer(context_length=4096)
     lines = [line for path in sorted(DATA.glob("*/*.jsonl")) for line in path.read_text("utf-8").splitlines()]
     rows = [row for row in map(json.loads, lines) if "answer" in row and "caption" in row]
     texts = [(row["caption"], row.get("source") or row["caption"], row["answer"]) for row in rows]
     outcomes = []
     for preset, step in product(("capable", "small-model"), (1, 2)):
         spec = FilterSpec(FilterOptions(preset=preset, min_similarity=0.5), step, FEW_SHOT[step].examples)
-        judge = AnswerFilter(spec, WordVectors(), pieces=lambda text: len(whole.encode(text)) - 2)
+        judge = AnswerFilter(spec, WordVectors(), pieces=pieces_of)
         requests = [Request(caption, source, [answer]) for caption, source, answer in texts]
         for result in judge.filter(requests, partial(variants, table=SYNONYMS)):
             outcomes.append(json.dumps([[text for text, _ in result.accepted], result.reason]))

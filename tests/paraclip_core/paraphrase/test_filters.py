@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.captions.tokens import Tokenizer
+from paraclip_core.captions.pieces import pieces_of
 from paraclip_core.errors import ConfigError
 from paraclip_core.paraphrase import filters
 from paraclip_core.paraphrase.filter_options import PRESETS, FilterOptions
@@ -25,16 +25,11 @@ from paraclip_core.paraphrase.words import words
 from tests.kit.text_filters import first_failure
 
 OPTIONS = FilterOptions(preset="small-model")
-WHOLE = Tokenizer(context_length=4096)
 EXAMPLES = (("Two kids play.", "Two children have fun."), ("A coffee cup", "A mug of coffee"))
 
 
-def pieces(text: str) -> int:
-    return len(WHOLE.encode(text)) - 2
-
-
 def pair(source: str, answer: str, step: int = 1, caption: str | None = None) -> Pair:
-    return Pair(caption or source, source, answer, step, EXAMPLES, pieces)
+    return Pair(caption or source, source, answer, step, EXAMPLES, pieces_of)
 
 
 REJECTED = [
@@ -129,7 +124,7 @@ def test_thresholds_are_the_presets_or_as_set() -> None:
 
 @given(st.text(max_size=80), st.text(max_size=80), st.text(max_size=80), st.integers(1, 2))
 def test_no_text_breaks_a_filter(caption: str, source: str, answer: str, step: int) -> None:
-    example = Pair(caption, source, answer, step, EXAMPLES, pieces)
+    example = Pair(caption, source, answer, step, EXAMPLES, pieces_of)
     for check in {check for name in PRESETS for check in preset_named(name).text}:
         detail = check(example, OPTIONS)
         assert detail is None or detail
@@ -229,7 +224,7 @@ def test_what_people_reword_passes(judges: dict[int, AnswerFilter], data_root: P
     ],
 )
 def test_what_the_filters_of_a_capable_model_stop(stopped_by: str, source: str, answer: str) -> None:
-    pair = Pair(source, source, answer, 1, pieces=pieces)
+    pair = Pair(source, source, answer, 1, pieces=pieces_of)
     filters_and_parts = {**filters_of(CAPABLE).text, "alternatives": lambda pair, _: filters.alternatives(pair)}
     assert [name for name, check in filters_and_parts.items() if check(pair, CAPABLE)] == stopped_by.split()
     assert pair.content_overlap < 1 or source.isascii() or stopped_by == "echo"

@@ -18,7 +18,7 @@ from paraclip_core.tables import CAPTIONS, QUERY_LOG, text_hash
 
 
 def row(image: str | None, caption: str, split: str = "val", **changed: Any) -> dict[str, Any]:
-    same = {"caption_raw": caption, "caption_tokens": [1, 2], "license": "x", "source": "x", "source_row": 0}
+    same = {"caption_raw": caption, "license": "x", "source": "x", "source_row": 0}
     place = {"image_id": image, "image_path": image, "images": "images.tar"}
     return {"caption_id": text_hash(image, caption), "caption": caption, "split": split, **same, **place, **changed}
 

@@ -64,7 +64,7 @@ def judge(
     filters: bytes = FILTERS,
     parent: bytes = NO_PARENT,
 ) -> None:
-    same, accepted = {"parent": parent, "filters": filters}, [{"answer": "x", "tokens": [1], "similarity": None}]
+    same, accepted = {"parent": parent, "filters": filters}, [{"answer": "x", "similarity": None}]
     outcomes = [*((text, accepted, None) for text in passed), *((text, [], "echo") for text in failed)]
     rows = [same | {"generation": request.key(t), "accepted": a, "reason": reason} for t, a, reason in outcomes]
     cache.append_filter_results(pa.Table.from_pylist(rows, schema=FILTER_RESULTS))
@@ -226,7 +226,7 @@ class Bench:
         rows = []
         for key, place in self.keys.items():
             result = step.filter_results[place]
-            accepted = [{"answer": a, "tokens": list(map(ord, a)), "similarity": s} for a, s in result.accepted]
+            accepted = [{"answer": a, "similarity": s} for a, s in result.accepted]
             rows.append({"generation": key, "parent": NO_PARENT, "filters": FILTERS, "accepted": accepted})
             rows[-1] |= {"answer": result.answer, "reason": result.reason}
             if result.reason:
@@ -261,7 +261,6 @@ def test_rows_and_rejects_are_the_references(rows_of: Rows, reading: Reading, st
         for row in rows.to_pylist():
             same = bench.captions.slice(ids.index(row["caption_id"]), 1).to_pylist()[0]
             assert {name: row[name] for name in INPUT_COLUMNS[1]} == same
-            assert row["paraphrase_1_tokens"] == list(map(ord, row["paraphrase_1"]))
             assert (row["paraphrase_2"], row["generation_2"]) == (None, None)
             assert bench.keys[row["generation_1"]][0] == row["caption"]
         written = [(ids.index(r["caption_id"]), r["attempt"], r["reason"], r["answer"]) for r in rejects.to_pylist()]

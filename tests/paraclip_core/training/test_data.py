@@ -37,7 +37,7 @@ from tests.kit.tiny import tiny_rows
 
 def source(tokens: list[list[int]], images: list[int], captions: list[int] | None = None) -> RowBatch:
     ids = [bytes([n]) * 16 for n in captions or range(len(tokens))]
-    columns = {"caption": pa.array(tokens, pa.list_(pa.uint16())), "caption_id": pa.array(ids, pa.binary(16))}
+    columns = {"caption": Ragged.from_lists(tokens), "caption_id": pa.array(ids, pa.binary(16))}
     return {**columns, "image_rows": np.array(images, np.int64)}
 
 

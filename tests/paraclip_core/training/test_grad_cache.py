@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,17 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from paraclip_core.clip.encode import computed_tokens, encode_ragged, tokenize
+from paraclip_core.clip.encode import encode_ragged
 from paraclip_core.clip.model import ClipModel, freeze_image_encoder, trained_parameters
 from paraclip_core.training import grad_cache, losses
 from paraclip_core.training.data import TEXTS, Batch, make_batch
-from paraclip_core.training.grad_cache import STREAMS, in_turn, side_by_side
+from paraclip_core.training.grad_cache import STREAMS, side_by_side
 from paraclip_core.training.losses import Anchor, Objective, contrastive_loss, named_pairs
 from paraclip_core.training.options import LossWeights, RankingDistillation
 from paraclip_core.training.process import deterministic
 
-ENCODER_KINDS = ("clip", "pe", "coca", "roberta", "mt5", "siglip", "mobileclip-s")
-WORDS = "a dog runs on the beach with two men and small red car near old house under trees rain day photo"
 PAIRS = named_pairs(LossWeights())
 
 
@@ -80,26 +77,30 @@ def plain(clip: ClipModel, prepared: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return loss.detach(), gradients(clip)
 
 
-@pytest.mark.parametrize("memory", [4.0, 1e-9])
+@pytest.mark.parametrize("kept_tokens", [16_384, 0])
 @pytest.mark.parametrize(
     ("text", "noise"),
     # SigLIP's; an encoder that sees its padding sums many more terms.
     [({}, 1e-6), ({"no_causal_mask": True, "pool_type": "last"}, 2e-6)],
 )
-def test_equals_the_plain_gradient(tiny: ModuleType, memory: float, text: dict[str, object], noise: float) -> None:
+def test_equals_the_plain_gradient(
+    tiny: ModuleType, kept_tokens: int, text: dict[str, object], noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grad_cache, "KEPT_TOKENS", kept_tokens)
     clip, prepared = clip_of(tiny, **text), batch(tiny)
     expected, by_hand = plain(clip, prepared)
-    loss, terms = Objective(clip, PAIRS, memory_gib=memory).gradients(prepared)
+    loss, terms = Objective(clip, PAIRS).gradients(prepared)
     assert float(loss) == pytest.approx(float(expected), rel=1e-6) and set(terms) == {pair.name for pair in PAIRS}
     assert_near(gradients(clip), by_hand, noise)
 
 
 @pytest.mark.parametrize("negatives", [0.0, 0.5])
-@pytest.mark.parametrize(("memory", "teacher"), [(4.0, "caption"), (1e-9, "mean")])
+@pytest.mark.parametrize(("kept_tokens", "teacher"), [(16_384, "caption"), (0, "mean")])
 def test_rankings_and_hard_negatives_have_the_plain_gradient(
-    tiny: ModuleType, memory: float, teacher: str, negatives: float, monkeypatch: pytest.MonkeyPatch
+    tiny: ModuleType, kept_tokens: int, teacher: str, negatives: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(losses, "RANKING_TEMPERATURE", 20)
+    monkeypatch.setattr(grad_cache, "KEPT_TOKENS", kept_tokens)
     clip, prepared = clip_of(tiny), batch(tiny, hard_negatives=negatives > 0)
     pairs = named_pairs(LossWeights(hard_negatives=negatives))
     anchor = Anchor(clip, 0.0, RankingDistillation.model_validate({"weight": 6.0, "teacher": teacher}), negatives)
@@ -125,7 +126,7 @@ def test_rankings_and_hard_negatives_have_the_plain_gradient(
         expected = expected + weight * functional.kl_div(ours, theirs, reduction="batchmean")
     expected.backward()
     by_hand = gradients(clip)
-    loss, terms = Objective(clip, pairs, memory_gib=memory, anchor=anchor).gradients(prepared)
+    loss, terms = Objective(clip, pairs, anchor=anchor).gradients(prepared)
     assert float(loss) == pytest.approx(float(expected.detach()), rel=1e-6)
     rankings = {"ranking_distillation", "hard_negative_ranking"} if negatives else {"ranking_distillation"}
     assert set(terms) == {pair.name for pair in pairs} | rankings
@@ -134,80 +135,20 @@ def test_rankings_and_hard_negatives_have_the_plain_gradient(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_bytes_depend_on_no_memory_or_cores(tiny: ModuleType, precision: str, cores: Callable[[int], None]) -> None:
+def test_bytes_depend_on_no_memory_or_cores(
+    tiny: ModuleType, precision: str, cores: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clip, prepared = clip_of(tiny), batch(tiny, hard_negatives=True)
     anchor = Anchor(clip, 1.0, RankingDistillation(weight=1.0), 1.0)
     pairs = named_pairs(LossWeights(hard_negatives=1.0))
     runs = []
-    for memory, count in product((4.0, 1e-9), (1, 2)):
+    for kept_tokens, count in product((16_384, 0), (1, 2)):
         cores(count)
-        objective = Objective(clip, pairs, precision, memory, anchor)  # type: ignore[arg-type]
-        assert objective.fits(prepared) is (memory == 4.0)
-        loss, _ = objective.gradients(prepared)
+        monkeypatch.setattr(grad_cache, "KEPT_TOKENS", kept_tokens)
+        loss, _ = Objective(clip, pairs, precision, anchor).gradients(prepared)  # type: ignore[arg-type]
         runs.append({"loss": loss, **gradients(clip)})
     for other in runs[1:]:
         assert [name for name in runs[0] if not torch.equal(runs[0][name], other[name])] == []
-
-
-def test_freed_memory_is_kept_until_there_is_too_much(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    clip, prepared = clip_of(tiny), batch(tiny)
-    anchor = Anchor(clip, 1.0, RankingDistillation())
-    trimmed: list[bool] = []
-    monkeypatch.setattr(grad_cache, "free_heap", lambda: trimmed.append(True))
-    monkeypatch.setattr(grad_cache, "anonymous_memory", lambda: 2 * 2**30)
-    # A batch that fits never gives any back; others do when the process has grown by what batches may take.
-    for memory, taken in ((4.0, 0), (1e-9, 2**31)):
-        Objective(clip, PAIRS, memory_gib=memory, taken=taken, anchor=anchor).gradients(prepared)
-        assert not trimmed
-    Objective(clip, PAIRS, memory_gib=1e-9, taken=2**30).gradients(prepared)
-    groups = len(grad_cache.CachedTexts(clip, prepared.tokens, precision="fp32", keep=False)._groups)
-    assert len(trimmed) == 2 * groups > 2
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ENCODER_KINDS)
-def test_the_estimate_is_near(
-    kind: str, precision: str, encoders: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(grad_cache, "GROUP_TOKENS", 8192)
-    monkeypatch.setattr(grad_cache, "side_by_side", in_turn)  # hooks are a thread's own
-    clip = encoders.model_of(kind, tmp_path)
-    freeze_image_encoder(clip)
-    clip.model.train()
-    draw = np.random.RandomState(0)
-    tokens = tokenize(clip, [" ".join(draw.choice(WORDS.split(), draw.randint(3, 14))) for _ in range(48)])
-    weights = {parameter.untyped_storage().data_ptr() for parameter in clip.model.parameters()}
-    stored: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights:
-            stored[place] = tensor
-        return tensor
-
-    with (
-        grad_cache.touched_vocabulary(clip, tokens),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        grad_cache.CachedTexts(clip, tokens, precision=precision, keep=True).embed()  # type: ignore[arg-type]
-    needed = sum(tensor.untyped_storage().nbytes() for tensor in stored.values())
-    estimate = computed_tokens(clip, tokens) * grad_cache.activation_bytes(clip, precision)  # type: ignore[arg-type]
-    assert needed / 2.5 < estimate < needed * 2.5
-
-
-def test_only_the_vocabulary_in_use_takes_gradients(tiny: ModuleType) -> None:
-    clip, prepared = clip_of(tiny), batch(tiny)
-    table = clip.model.get_submodule("token_embedding")
-    with grad_cache.touched_vocabulary(clip, prepared.tokens):
-        encode_ragged(clip, prepared.tokens).sum().backward()
-        assert table.weight.grad is None
-    assert isinstance(table.weight.grad, Tensor)
-    used = np.unique(prepared.tokens.values)
-    assert set(np.flatnonzero(table.weight.grad.abs().sum(1).numpy())) <= set(used)
-    few = table.weight.grad.clone()
-    clip.model.zero_grad()
-    encode_ragged(clip, prepared.tokens).sum().backward()
-    torch.testing.assert_close(few, table.weight.grad)
 
 
 def test_two_run_at_once_on_half_the_cores_each(cores: Callable[[int], None]) -> None:

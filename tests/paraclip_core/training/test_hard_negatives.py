@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
 
-from paraclip_core.captions.tokens import CONTEXT_LENGTH, Tokenizer, load_byte_pairs
+from paraclip_core.captions.pieces import CONTEXT_LENGTH
 from paraclip_core.clip.encode import tokenize
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.training import hard_negatives
 from paraclip_core.training.data import TrainingRows
 from paraclip_core.training.hard_negatives import HardNegatives, Vocabulary, neighbor_table, vocabulary
+from tests.kit.clip_tokens import clip_tokens
 
 WORDS = ("a", "an", "some", "the", "is", "are", "not", "no", "there", "with", "without")
 WORDS += ("dog", "cat", "men", "running", "on", "zebra")
@@ -27,13 +29,9 @@ texts = st.lists(st.lists(st.sampled_from(WORDS), max_size=24).map(" ".join), mi
 seeds = st.integers(-3, 2**40)
 
 
-def clip_tokens(strings: list[str], length: int = CONTEXT_LENGTH) -> Ragged:
-    return Ragged.from_arrow(Tokenizer(length).encode_batch(strings))
-
-
 @cache
 def clip_words(length: int = CONTEXT_LENGTH) -> Vocabulary:
-    return vocabulary(lambda strings: clip_tokens(list(strings), length), length)
+    return vocabulary(partial(clip_tokens, length=length), length)
 
 
 def lists(tokens: Ragged) -> list[list[int]]:
@@ -42,7 +40,7 @@ def lists(tokens: Ragged) -> list[list[int]]:
 
 @cache
 def symbols() -> dict[int, str]:
-    return {number: symbol for symbol, number in load_byte_pairs().ids.items()}
+    return SimpleTokenizer().decoder
 
 
 def read(tokens: Ragged) -> list[str]:

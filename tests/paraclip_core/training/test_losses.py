@@ -51,11 +51,11 @@ def by_loop(first: Tensor, second: Tensor, scale: float, left_out: list[list[boo
 
 
 @given(
-    rows=st.integers(1, 9), chunk_rows=st.sampled_from((1, 4, 1024)), masked=st.booleans(), seed=st.integers(0, 99),
+    rows=st.integers(1, 9), block_rows=st.sampled_from((1, 4, 1024)), masked=st.booleans(), seed=st.integers(0, 99),
     weight=st.none() | st.floats(0.1, 9),
 )  # fmt: skip
-def test_the_loss_in_chunks_has_the_plain_value_and_gradient(
-    rows: int, chunk_rows: int, masked: bool, seed: int, weight: float | None
+def test_the_loss_in_blocks_has_the_plain_value_and_gradient(
+    rows: int, block_rows: int, masked: bool, seed: int, weight: float | None
 ) -> None:
     """With a weight each row has one more negative, or it has none if the logarithm is infinite."""
     generator = torch.Generator().manual_seed(seed)
@@ -63,12 +63,14 @@ def test_the_loss_in_chunks_has_the_plain_value_and_gradient(
     logs = torch.full((rows,), math.log(weight or 1), dtype=torch.float64)
     logs[torch.rand(rows, generator=generator) < (0.3 if weight else 2)] = float("-inf")
     results = []
-    for chunked in (False, True):
+    for in_blocks in (False, True):
         first, second, more = (unit(rows, seed + n, dtype=torch.float64).requires_grad_() for n in range(3))
         scale = torch.tensor(14.0, dtype=torch.float64, requires_grad=True)
-        if chunked:
-            left_out = (lambda start, stop: mask[start:stop]) if masked else None
-            loss = info_nce(first, second, scale, left_out, chunk_rows, OneMore(more, logs) if weight else None)
+        if in_blocks:
+            left_out = (lambda rows, columns: mask[rows, columns]) if masked else None
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(losses, "BLOCK_ROWS", block_rows)
+                loss = info_nce(first, second, scale, left_out, OneMore(more, logs) if weight else None)
         else:
             logits = scale * first @ second.T
             logits = logits.masked_fill(mask, float("-inf")) if masked else logits
@@ -107,7 +109,8 @@ def test_a_negative_of_weight_two_counts_as_two_and_one_that_is_a_text_of_its_ro
     }
 
 
-def test_the_whole_matrix_is_never_in_memory() -> None:
+def test_the_whole_matrix_is_never_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK_ROWS", 1024)
     rows, largest = 3000, 0
 
     class Watch(TorchDispatchMode):
@@ -139,8 +142,10 @@ def test_equals_open_clip_and_is_fp32_under_autocast() -> None:
     assert total.dtype == torch.float32
 
 
-@pytest.mark.parametrize("chunk_rows", [1, 16, 1024])
-def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(chunk_rows: int) -> None:
+@pytest.mark.parametrize("block_rows", [1, 16, 1024])
+def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(block_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "BLOCK_ROWS", block_rows)
+
     def inputs() -> list[Tensor]:
         vectors = embeddings(50)
         scalars = (torch.tensor(30.0), torch.tensor(-9.0))
@@ -148,7 +153,7 @@ def test_the_sigmoid_loss_and_its_gradients_equal_open_clips(chunk_rows: int) ->
 
     ours, theirs = inputs(), inputs()
     first, second, scale, bias = ours
-    loss = pairwise_sigmoid(first, second, scale, bias, chunk_rows=chunk_rows)
+    loss = pairwise_sigmoid(first, second, scale, bias)
     expected = SigLipLoss()(*theirs)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
     (3 * loss).backward()
@@ -189,7 +194,11 @@ def test_masked_loss_equals_a_loop(pair: Pair) -> None:
     left_out = [[i != j and equal(i, j) for j in range(7)] for i in range(7)]
     tensors = {kind: torch.tensor(values) for kind, values in keys.items()}
     assert false_negatives(pair, tensors).tolist() == left_out
-    assert false_negatives(pair, tensors, 2, 5).tolist() == left_out[2:5]
+    assert false_negatives(pair, tensors, slice(2, 5)).tolist() == left_out[2:5]
+    assert (
+        false_negatives(pair, tensors, columns=slice(2, 5)).T.tolist()
+        == [list(row) for row in zip(*left_out, strict=True)][2:5]
+    )
     ours, parts = contrastive_loss(vectors, torch.tensor(math.log(9.0)), [pair], tensors)
     expected = by_loop(vectors[pair.first], vectors[pair.second], 9.0, left_out)
     assert float(ours) == pytest.approx(expected, rel=1e-5)

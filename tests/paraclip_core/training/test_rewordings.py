@@ -9,23 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.evaluation.benchmarks.query_pairs import ARTICLES, FUNCTION_WORDS, RULES, TRAINED_ON
 from paraclip_core.training.data import TEXTS, OwnImages, TrainingRows, make_batch
 from paraclip_core.training.hard_negatives import vocabulary
 from paraclip_core.training.options import RECIPES
 from paraclip_core.training.rewordings import Rewordings
+from tests.kit.clip_tokens import clip_tokens
 
 WORDS = ("a", "An", "the", "The", "is", "in", "with", "and", "its", "without", "not", "dog", "dogs", "snow", "hat")
 captions = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map(" ".join), min_size=1, max_size=12)
 
 
-def clip_tokens(texts: list[str]) -> Ragged:
-    return Ragged.from_arrow(Tokenizer(77).encode_batch(list(texts)))
-
-
-CLIP = vocabulary(lambda texts: clip_tokens(list(texts)), 77)
+CLIP = vocabulary(clip_tokens, 77)
 
 
 def lists(tokens: Ragged) -> list[list[int]]:

@@ -142,16 +142,6 @@ def test_hard_negatives_are_of_the_seed_and_the_epoch(tiny: ModuleType, tmp_path
     assert trainer._Run(replace(job, vocabulary=None)).hard_negatives is None
 
 
-def test_batches_get_a_share_of_what_is_free(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[float] = []
-    of_class = trainer.Objective
-    monkeypatch.setattr(trainer, "Objective", lambda *args: given.append(args[3]) or of_class(*args))
-    monkeypatch.setattr(trainer, "memory_for_batches", lambda device: 1e-9)
-    for chosen in ({}, {"memory_gib": 3}):
-        weights(tiny, tmp_path, options={"epochs": 0.2}, **chosen)
-    assert given == [1e-9, 3.0]
-
-
 def test_best_weights_are_returned(tiny: ModuleType, tmp_path: Path) -> None:
     job = tiny.tiny_job(tmp_path)
     figures = iter([10.0, 40.0, 40.0, 20.0])

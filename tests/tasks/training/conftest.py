@@ -22,7 +22,6 @@ from paraclip.tasks.run.execute import execute
 from paraclip.tasks.run.run import Run, Stage
 from paraclip.tasks.stages.training import BUILT_IN_BASE, FINETUNE
 from paraclip_core import tables
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.built_in import built_in_clip
 from paraclip_core.clip.model import image_encoder_hash
 from paraclip_core.config import Settings
@@ -146,11 +145,7 @@ def _captions() -> list[dict[str, Any]]:
         rows += [(image, text, _split(number)) for text in (f"a {colour} {thing}", f"the {thing} is {colour}")]
     rows.append((None, "a caption without an image", "train"))
     rows.append(("not-there", "an image without features", "train"))
-    tokens = Tokenizer().encode_batch([text for _, text, _ in rows]).to_pylist()
-    return [
-        {"image_id": image, "caption": text, "caption_tokens": ids, "split": split, "license": "CC0-1.0"}
-        for (image, text, split), ids in zip(rows, tokens, strict=True)
-    ]
+    return [{"image_id": image, "caption": text, "split": split, "license": "CC0-1.0"} for image, text, split in rows]
 
 
 def _paraphrases() -> pa.Table:
@@ -161,7 +156,6 @@ def _paraphrases() -> pa.Table:
             rows.append((image, f"a {colour} {thing}", f"{thing}, {colour}", f"{colour} {other} in a picture"))
             rows.append((image, f"the {thing} is {colour}", f"{colour} {thing}", f"one {other}, all {colour}"))
     rows.append((None, "a caption without an image", "no image", "nothing to see"))
-    encode = Tokenizer().encode_batch
     texts = {"caption": 1, "paraphrase_1": 2, "paraphrase_2": 3}
     columns: dict[str, Any] = {
         "caption_id": [tables.text_hash(row[0], row[1]) for row in rows],
@@ -171,7 +165,7 @@ def _paraphrases() -> pa.Table:
         "generation_2": [bytes(16)] * len(rows),
     }
     for name, place in texts.items():
-        columns |= {name: [row[place] for row in rows], f"{name}_tokens": encode([row[place] for row in rows])}
+        columns[name] = [row[place] for row in rows]
     unmeasured = dict.fromkeys(("similarity_1", "similarity_2"), [0.9] * len(rows))
     return pa.table({**columns, **unmeasured}).select(tables.PARAPHRASES.names).cast(tables.PARAPHRASES)
 

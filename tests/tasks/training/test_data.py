@@ -14,16 +14,24 @@ from paraclip.storage.features import write_index
 from paraclip.tasks.models import base_held_out
 from paraclip.tasks.training.data import Images, caption_rows, hold_out, paraphrase_rows, validation_set
 from paraclip.tasks.training.log_data import searched_images
+from paraclip_core.clip.encode import tokenize
+from paraclip_core.clip.model import ClipModel
 from paraclip_core.clip.ragged import Ragged
 from paraclip_core.config import Settings
 from paraclip_core.tables import FEATURE_INDEX
 from paraclip_core.training.data import CAPTION, TEXTS, TrainingRows, spool_rows, token_keys
 from paraclip_core.training.validation import ValidationSet
+from tests.kit import encoders
 
 
 @pytest.fixture
 def captions(sources: dict[str, Artifact]) -> Path:
     return sources["ingest"].path / "captions"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipModel:
+    return encoders.model_of("clip", tmp_path_factory.mktemp("clip"))
 
 
 @pytest.fixture
@@ -32,27 +40,27 @@ def images(sources: dict[str, Artifact]) -> Images:
 
 
 def test_held_out_images_are_training_images_and_never_trained_on(
-    sources: dict[str, Artifact], captions: Path, images: Images
+    sources: dict[str, Artifact], captions: Path, images: Images, clip: ClipModel
 ) -> None:
     held_out = hold_out(captions, images, 0.3)
-    kept = caption_rows(captions, images, keep=held_out.trains)
+    kept = caption_rows(captions, images, clip, keep=held_out.trains)
     trained = {int(row) for batch in kept for row in batch["image_rows"]}
     assert len(held_out.gallery) > 5
     assert trained.isdisjoint(held_out.gallery.tolist())
     assert len(trained) + len(held_out.gallery) == 72  # the other 8 images are of the split `val`
-    validation = validation_set(captions, held_out, sources["paraphrase_2"].path / "paraphrases")
+    validation = validation_set(captions, held_out, clip, sources["paraphrase_2"].path / "paraphrases")
     assert validation.targets is not None and validation.pair_targets is not None
     assert len(validation.captions) == len(validation.pair_targets) == 2 * len(held_out.gallery)
     assert set(validation.targets.tolist()) == set(range(len(held_out.gallery)))
 
 
 def test_a_caption_that_is_trained_on_with_another_image_does_not_choose(
-    sources: dict[str, Artifact], captions: Path, images: Images, tmp_path: Path
+    sources: dict[str, Artifact], captions: Path, images: Images, clip: ClipModel, tmp_path: Path
 ) -> None:
     """Its paraphrases are trained on, too."""
     held_out, paraphrases = hold_out(captions, images, 0.3), sources["paraphrase_2"].path / "paraphrases"
-    rows = spool_rows(tmp_path / "rows", TEXTS, paraphrase_rows(paraphrases, images, keep=held_out.trains))
-    whole = validation_set(captions, held_out, paraphrases)
+    rows = spool_rows(tmp_path / "rows", TEXTS, paraphrase_rows(paraphrases, images, clip, keep=held_out.trains))
+    whole = validation_set(captions, held_out, clip, paraphrases)
     assert whole.first is not None and whole.second is not None
     every = len(whole.first)
 
@@ -60,7 +68,7 @@ def test_a_caption_that_is_trained_on_with_another_image_does_not_choose(
         """The pairs if the first `number` held-out captions are trained on as well."""
         assert whole.first is not None
         texts = Ragged.concatenate([rows.texts[CAPTION], whole.first.take(range(number))])
-        return validation_set(captions, held_out, paraphrases, trained=texts)
+        return validation_set(captions, held_out, clip, paraphrases, trained=texts)
 
     for number in (0, 5):
         left = pairs(number)
@@ -92,17 +100,17 @@ def names_of(rows: TrainingRows) -> list[str]:
 
 
 def test_rows_know_which_captions_they_are(
-    sources: dict[str, Artifact], captions: Path, images: Images, tmp_path: Path
+    sources: dict[str, Artifact], captions: Path, images: Images, clip: ClipModel, tmp_path: Path
 ) -> None:
     paraphrases, held_out = sources["paraphrase_2"].path / "paraphrases", hold_out(captions, images, 0.3)
     stored = {row["caption_id"].hex(): row for row in pq.read_table(paraphrases).to_pylist()}
-    stream = paraphrase_rows(paraphrases, images, keep=held_out.trains)
+    stream = paraphrase_rows(paraphrases, images, clip, keep=held_out.trains)
     rows = spool_rows(tmp_path / "rows", ("caption", "paraphrase_2"), stream)
     texts, names = rows.texts["paraphrase_2"], names_of(rows)
     assert len(set(names)) == len(rows) > 50
     for number, name in enumerate(names):
-        assert texts.take([number]).values.tolist() == stored[name]["paraphrase_2_tokens"]
-    base = spool_rows(tmp_path / "base", ("caption",), caption_rows(captions, images))
+        assert texts.take([number]).values.tolist() == tokenize(clip, [stored[name]["paraphrase_2"]]).values.tolist()
+    base = spool_rows(tmp_path / "base", ("caption",), caption_rows(captions, images, clip))
     assert {row["caption_id"].hex() for row in pq.read_table(captions).to_pylist()} > set(names_of(base))
 
 

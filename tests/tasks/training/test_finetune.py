@@ -29,7 +29,6 @@ from paraclip.tasks.training import bodies, candidates
 from paraclip.tasks.training.bodies import paraphraser_of, provenance
 from paraclip.tasks.training.data import Images, hold_out
 from paraclip_core import progress
-from paraclip_core.captions.tokens import Tokenizer
 from paraclip_core.clip.model import ClipModel
 from paraclip_core.config import Settings
 from paraclip_core.errors import TrainingError
@@ -270,7 +269,7 @@ def with_paraphrases(count: int, text: str | None, table: pa.Table) -> pa.Table:
     """Gives each row of the paraphrases `count` rows, all but the first with `text` as their second paraphrase."""
     others = {}
     if text is not None:
-        others = {"paraphrase_2": text, "paraphrase_2_tokens": Tokenizer().encode_batch([text]).to_pylist()[0]}
+        others = {"paraphrase_2": text}
     rows = [{**row, **(others if number else {})} for row in table.to_pylist() for number in range(count)]
     return pa.Table.from_pylist(rows, schema=table.schema)
 

@@ -13,19 +13,16 @@ import open_clip
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import AutoModel, AutoTokenizer
 
 from paraclip.storage.artifacts import Artifact, ArtifactStore, Draft
 from paraclip.storage.fingerprint import fingerprint
 from paraclip.tasks.stages.training import FINETUNE
-from paraclip.tasks.training.data import STORED, tokens_for
-from paraclip_core.clip.encode import encode_texts, shortened, tokenize
+from paraclip.tasks.training.data import token_lists
+from paraclip_core.clip.encode import encode_texts, tokenize
 from paraclip_core.clip.export import save_hf, save_release
 from paraclip_core.clip.load import load_clip
 from paraclip_core.clip.model import ClipModel, image_encoder_hash
-from paraclip_core.clip.ragged import Ragged
 from tests.kit import encoders
 
 RunStage = Callable[..., Artifact]
@@ -97,28 +94,14 @@ def test_it_is_tuned_and_released(
         np.testing.assert_allclose(queries.numpy(), encode_texts(tuned, TEXTS), atol=1e-5)
 
 
-def test_which_tokens_a_model_gets(make: Callable[[str], ClipModel]) -> None:
-    assert tokens_for(make("clip"), 77) is STORED
-    stored = pa.array([ids[: ids.index(49407) + 1] for ids in open_clip.SimpleTokenizer()(TEXTS).tolist()])
-    short = tokens_for(make("clip-short"), 77)
+def test_texts_are_read_by_the_models_own_tokenizer(make: Callable[[str], ClipModel]) -> None:
+    rows = pa.RecordBatch.from_pydict({"caption": TEXTS})
+    short = token_lists(rows, ("caption",), make("clip-short"))["caption"]
     expected = open_clip.SimpleTokenizer(context_length=16)(TEXTS)
-    tokens = Ragged.from_arrow(short.convert(stored.cast(pa.list_(pa.uint16()))))
-    np.testing.assert_array_equal(tokens.padded(16), expected.numpy())
-    assert short.columns(("caption_tokens",)) == ["caption_tokens"]
+    np.testing.assert_array_equal(short.padded(16), expected.numpy())
     for kind, dtype in (("roberta", np.uint16), ("xlm-roberta", np.int32)):
         clip = make(kind)
-        own = tokens_for(clip, 77)
-        assert own.columns(("caption_tokens", "paraphrase_1_tokens")) == ["caption", "paraphrase_1"]
-        tokens = Ragged.from_arrow(own.convert(pa.chunked_array([TEXTS])))
-        expected = tokenize(clip, TEXTS)
-        assert tokens.values.dtype == own.dtype == dtype
-        np.testing.assert_array_equal(tokens.values, expected.values)
-        np.testing.assert_array_equal(tokens.offsets, expected.offsets)
-
-
-@given(st.lists(st.lists(st.integers(0, 49_405), max_size=12), max_size=6), st.integers(2, 14))
-def test_cutting_is_what_the_tokenizer_does(texts: list[list[int]], length: int) -> None:
-    whole = [[49406, *ids, 49407] for ids in texts]
-    cut = [ids if len(ids) <= length else [*ids[: length - 1], 49407] for ids in whole]
-    tokens = shortened(Ragged.from_lists(whole), length)
-    assert [tokens.values[a:b].tolist() for a, b in zip(tokens.offsets, tokens.offsets[1:], strict=False)] == cut
+        tokens, of_model = token_lists(rows, ("caption",), clip)["caption"], tokenize(clip, TEXTS)
+        assert tokens.values.dtype == clip.token_dtype == dtype
+        np.testing.assert_array_equal(tokens.values, of_model.values)
+        np.testing.assert_array_equal(tokens.offsets, of_model.offsets)
