@@ -121,7 +121,7 @@ def main() -> None:
     labeled = Run(load_settings(chosen.labels, [], os.environ)) if chosen.labels else run
     of_labels = labeled.inputs(labeled.node("finetune"))
     split = stored_split(labeled.settings, of_labels)
-    tasks, _ = benchmark_tasks(labeled.settings, of_labels.get("scenes"), split)
+    tasks, _ = benchmark_tasks(labeled.settings, split)
     freeze_image_encoder(clip)
     parameters = trained_parameters(clip.model)
     weights, base = copy_weights(parameters), measure(clip, validation)

@@ -63,6 +63,7 @@ def write_scenes(folder: Path, images: int = 3000, side: int = 224) -> None:
     captions an image, split ``train`` or ``val``) and ``paraphrased_queries.jsonl`` (image_id, caption,
     paraphrased_query; held-out images only).
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with (
         tarfile.open(folder / "images.tar", "w", format=tarfile.USTAR_FORMAT) as archive,
         (folder / "captions.jsonl").open("w", encoding="utf-8", newline="\n") as texts,

@@ -32,7 +32,7 @@ PACKAGES = (
 BUILT_IN_STAGES = tuple(
     f"paraclip.tasks.stages.{name}"
     for name in (
-        "scenes:SCENES", "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "queries:QUERIES",
+        "ingest:INGEST", "paraphrase:PARAPHRASE_1", "paraphrase:PARAPHRASE_2", "queries:QUERIES",
         "index:LINKED", "features:FEATURES", "training:BUILT_IN_BASE", "training:FINETUNE", "training:CONTROL",
         "evaluate:EVALUATE", "report:REPORT",
     )

@@ -23,7 +23,7 @@ DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
 QUERIES = "evaluate.queries={}"
 """The demo has paraphrased queries of its own; with this it has every stage but the control."""
 ORDER = (
-    "scenes", "ingest", "paraphrase_1", "paraphrase_2", "queries", "features", "built_in_base", "finetune", "evaluate",
+    "ingest", "paraphrase_1", "paraphrase_2", "queries", "features", "built_in_base", "finetune", "evaluate",
     "report",
 )  # fmt: skip
 
