@@ -117,7 +117,8 @@ def count_captions(settings: Settings, folder: Path) -> CaptionCounts:
 def check_before_paying(run: Run, captions: IngestedCaptions | None = None, planned: bool = False) -> list[str]:
     """Check that a run's captions have what later stages need, unless its paraphrases are finished.
 
-    `captions` are those of a run whose ingest is not finished. If the run is `planned`, the notices say what the validation can show. Returns notices for the user.
+    `captions` are those of a run whose ingest is not finished. If the run is `planned`, the notices say what the
+    validation can show. Returns notices for the user.
     """
     if all(run.sound(name) is not None for name, stage in run.stages.items() if stage.paraphraser is not None):
         return []

@@ -31,7 +31,8 @@ class BenchmarkOptions(Options):
     (`paraclip_core/evaluation/benchmarks/__init__.py`)."""
     path: str | None = None
     """File or folder, relative to `data.root`. Default: the captions of `evaluate.split`. Of several splits the test
-    split is read, or else val. Parquet with pictures, a file or a folder of shards, works for both kinds of retrieval."""
+    split is read, or else val. Parquet with pictures, a file or a folder of shards, works for both kinds of
+    retrieval."""
     optional: bool = False
     """Skip the benchmark, with a notice, if its path is absent."""
     images: str | None = None

@@ -46,7 +46,6 @@ def test_every_stage_comes_after_its_inputs() -> None:
         assert set(STAGES[name].inputs(settings)) <= seen, name
         seen.add(name)
     assert tuple(stages_of(settings)) == ORDER
-    assert "scenes" not in stages_of(Settings())
     assert "built_in_base" not in stages_of(load_settings(DEMO, ["model.base=ViT-B-32:laion2b_s34b_b79k"]))
 
 
@@ -92,7 +91,6 @@ def test_an_option_changes_its_stage_and_what_follows_from_it_and_nothing_before
     )  # fmt: skip
     options = {f"paraphrase.{option}": "paraphrase_1" for option in asking}
     options |= {
-        "data.scenes.images=60": "scenes",
         "data.min_words=3": "ingest",
         "paraphrase.prompt_2='{}!'": "paraphrase_2",
         "paraphrase.filters.min_caption_similarity=0.1": "paraphrase_2",
