@@ -37,7 +37,7 @@ def test_every_kind_has_a_drawing_that_shows_its_color() -> None:
 def test_places_and_relations_all_render() -> None:
     for index, place in enumerate(PLACES):
         for relation in RELATIONS:
-            scene = Scene(Thing("cat", "black"), place, relation, Thing("table", "white", "large"))
+            scene = Scene(Thing("dog", "black"), place, relation, Thing("table", "white", "large"))
             image = render(SceneImage(index, 0, "train", scene), 64)
             assert (image.size, image.mode) == ((64, 64), "RGB")
 
